@@ -1,0 +1,40 @@
+"""Codec: the interface of everything that turns a state into bytes and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import Payload
+from headwater.state import AdapterState, StateSpec
+
+
+class Codec(ABC):
+    """Values to bytes and back.
+
+    Laws (``tests/laws/codec_laws.py``): decode(encode(x)) has x's spec; encode is a function of (x,
+    key); encode(decode(encode(x))) decodes to the same values; any bytes decode to a state or raise
+    ``DecodeError``, in memory bounded by the spec; no body is longer than ``max_bytes(spec)``.
+    """
+
+    id: str
+    """Stable id of the wire format, such as ``compeft.v1``: a change of format changes it."""
+
+    lossy: bool
+    """Whether decode(encode(x)) can differ from x; error feedback makes sense only then."""
+
+    @abstractmethod
+    def encode(self, state: AdapterState, *, key: Key) -> Payload:
+        """The payload of ``state``. Non-finite values raise ``TrainingError``."""
+
+    @abstractmethod
+    def decode(self, payload: Payload, spec: StateSpec) -> AdapterState:
+        """The state in ``payload``, of the receiver's ``spec`` whatever the bytes claim.
+
+        Raises:
+            DecodeError: another codec's payload, wrong length, impossible counts, non-finite values.
+        """
+
+    @abstractmethod
+    def max_bytes(self, spec: StateSpec) -> int:
+        """No body for ``spec`` is longer; a receiver refuses longer ones unread."""

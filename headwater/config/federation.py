@@ -1,0 +1,391 @@
+"""The federation file as frozen, typed settings. :class:`Federation` is the whole file.
+
+One table of the TOML file is one class here; tables with a ``kind`` are unions. Unknown keys and
+wrong types are errors. Units stand in the names. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every table: frozen, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FederationSettings(Settings):
+    """``[federation]``: what the whole run has in common."""
+
+    name: str = Field(min_length=1, max_length=80)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    rounds: int = Field(ge=1, le=100_000)
+    threads: int = Field(default=1, ge=1, le=256, description="CPU threads of one training")
+
+
+# --- [model] -----------------------------------------------------------------------------------
+
+
+class BaseModelSettings(Settings):
+    """What every pretrained base model has."""
+
+    path: str = Field(min_length=1, description="a folder (relative to the file) or a hub name")
+    revision: str | None = None
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    layers: int | None = Field(default=None, ge=1, description="keep only the first N layers")
+
+
+class EncoderModel(BaseModelSettings):
+    """An encoder (``AutoModel``) with a mean-pooled linear head."""
+
+    kind: Literal["encoder"]
+
+
+class SequenceClassificationModel(BaseModelSettings):
+    """Any ``AutoModelForSequenceClassification`` with its own head."""
+
+    kind: Literal["sequence-classification"]
+
+
+class CausalLMModel(BaseModelSettings):
+    """Any ``AutoModelForCausalLM``."""
+
+    kind: Literal["causal-lm"]
+
+
+class VectorModel(Settings):
+    """No base model: a bare vector of values, for transport and load experiments."""
+
+    kind: Literal["vector"]
+    size: int = Field(ge=1, le=2**31)
+
+
+Model = Annotated[
+    EncoderModel | SequenceClassificationModel | CausalLMModel | VectorModel, Field(discriminator="kind")
+]
+
+
+# --- [adapter] ---------------------------------------------------------------------------------
+
+
+class LoraAdapter(Settings):
+    """LoRA (arXiv 2106.09685), with rsLoRA (2312.03732) and DoRA (2402.09353) as flags."""
+
+    kind: Literal["lora"]
+    rank: int = Field(default=8, ge=1, le=1024)
+    alpha: float = Field(default=16.0, gt=0)
+    target_modules: tuple[str, ...] = ("query", "value")
+    layers: tuple[int, ...] | None = Field(default=None, description="only these layers; all if absent")
+    rslora: bool = False
+    dora: bool = False
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class PromptAdapter(Settings):
+    """Prompt tuning (arXiv 2104.08691): trained virtual tokens before the input."""
+
+    kind: Literal["prompt"]
+    tokens: int = Field(default=16, ge=1, le=4096)
+
+
+class PrefixAdapter(Settings):
+    """Prefix tuning (arXiv 2101.00190): trained keys and values in every layer."""
+
+    kind: Literal["prefix"]
+    tokens: int = Field(default=16, ge=1, le=4096)
+
+
+class Ia3Adapter(Settings):
+    """IA3 (arXiv 2205.05638): trained rescaling of activations."""
+
+    kind: Literal["ia3"]
+    target_modules: tuple[str, ...]
+    feedforward_modules: tuple[str, ...] = ()
+
+
+Adapter = Annotated[LoraAdapter | PromptAdapter | PrefixAdapter | Ia3Adapter, Field(discriminator="kind")]
+
+
+# --- [data] ------------------------------------------------------------------------------------
+
+
+class ColumnPartition(Settings):
+    """One client per value of a column."""
+
+    kind: Literal["column"]
+    column: str
+
+
+class FilesPartition(Settings):
+    """``data.path`` is a folder with one file per client, named after it."""
+
+    kind: Literal["files"]
+
+
+class IidPartition(Settings):
+    """Rows dealt at random into equal shares."""
+
+    kind: Literal["iid"]
+    clients: int = Field(ge=1, le=1_000_000)
+
+
+class DirichletPartition(Settings):
+    """For each label, shares of the clients from Dirichlet(alpha) (arXiv 1909.06335)."""
+
+    kind: Literal["dirichlet"]
+    clients: int = Field(ge=1, le=1_000_000)
+    alpha: float = Field(gt=0)
+    column: str | None = Field(default=None, description="the label column if absent")
+    min_examples: int = Field(default=10, ge=1)
+
+
+class QuantityPartition(Settings):
+    """Rows dealt at random into shares whose sizes follow Dirichlet(alpha)."""
+
+    kind: Literal["quantity"]
+    clients: int = Field(ge=1, le=1_000_000)
+    alpha: float = Field(gt=0)
+    min_examples: int = Field(default=10, ge=1)
+
+
+Partition = Annotated[
+    ColumnPartition | FilesPartition | IidPartition | DirichletPartition | QuantityPartition,
+    Field(discriminator="kind"),
+]
+
+
+class BaseData(Settings):
+    """What every kind of data has."""
+
+    path: str = Field(description="JSONL, CSV or Parquet file, a folder of them, or a `datasets` folder")
+    test: str | None = Field(default=None, description="the server's held-out file")
+    partition: Partition
+    max_tokens: int = Field(default=128, ge=2, le=1_048_576)
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    max_examples_per_client: int | None = Field(default=None, ge=1)
+
+
+class ClassificationData(BaseData):
+    """Text and label per row."""
+
+    kind: Literal["classification"]
+    text: str = "text"
+    label: str = "label"
+    labels: tuple[str, ...] = Field(min_length=2)
+
+
+class CausalLMData(BaseData):
+    """Running text per row; loss on every token; long texts are cut into windows."""
+
+    kind: Literal["causal-lm"]
+    text: str = "text"
+
+
+class InstructionData(BaseData):
+    """Prompt and answer per row (or a ``messages`` column) with the model's chat template.
+
+    The loss is on the answer only.
+    """
+
+    kind: Literal["instruction"]
+    prompt: str = "prompt"
+    answer: str = "answer"
+    messages: str | None = None
+    system: str | None = None
+
+
+class NoData(Settings):
+    """No data: names ``clients`` clients of ``examples`` examples, for the ``noop`` training."""
+
+    kind: Literal["none"]
+    clients: int = Field(ge=1, le=1_000_000)
+    examples: int = Field(default=1, ge=1)
+
+
+Data = Annotated[ClassificationData | CausalLMData | InstructionData | NoData, Field(discriminator="kind")]
+
+
+# --- [training], [codec], [strategy], … ----------------------------------------------------------
+
+
+class BackpropTraining(Settings):
+    """AdamW on the adapter and head of one client, starting afresh each round."""
+
+    kind: Literal["backprop"]
+    epochs: float = Field(default=1.0, gt=0, description="passes over the client's train split a round")
+    max_steps: int | None = Field(default=None, ge=1, description="never more optimiser steps a round")
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    final_learning_rate_fraction: float = Field(
+        default=1.0, ge=0, le=1, description="rates fall linearly over the rounds to this fraction"
+    )
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    proximal_mu: float = Field(default=0.0, ge=0, description="FedProx (arXiv 1812.06127)")
+    gradient_checkpointing: bool = False
+
+
+class NoopTraining(Settings):
+    """No training: a reproducible random change, for transport and load experiments."""
+
+    kind: Literal["noop"]
+    scale: float = Field(default=1e-3, gt=0)
+
+
+Training = Annotated[BackpropTraining | NoopTraining, Field(discriminator="kind")]
+
+
+class DenseCodec(Settings):
+    """Every value as fp32 or bf16."""
+
+    kind: Literal["dense"]
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+
+class CompeftCodec(Settings):
+    """ComPEFT (arXiv 2311.13171): sparse ternary values with one scale per tensor, entropy-coded."""
+
+    kind: Literal["compeft"]
+    density: float = Field(default=0.05, gt=0, le=1, description="fraction of values kept per tensor")
+    alpha: float | None = Field(
+        default=None, gt=0, description="scale = alpha·std as in the paper; the kept mean if absent"
+    )
+    error_feedback: bool = True
+
+
+Codec = Annotated[DenseCodec | CompeftCodec, Field(discriminator="kind")]
+
+
+class CodecSettings(Settings):
+    """``[codec]``: how states travel down (server to client) and updates travel up."""
+
+    up: Codec = CompeftCodec(kind="compeft")
+    down: DenseCodec = DenseCodec(kind="dense")
+
+
+class BaseStrategy(Settings):
+    """What every strategy has."""
+
+    space: Literal["factors", "ffa"]
+    weighting: Literal["examples", "equal"] = "examples"
+    server_learning_rate: float = Field(default=1.0, gt=0)
+    server_momentum: float = Field(default=0.0, ge=0, lt=1)
+    value_bound: float = Field(default=16.0, gt=0, le=2**16, description="an update beyond it is refused")
+
+
+class MeanStrategy(BaseStrategy):
+    """Weighted mean of the deltas (FedAvg, arXiv 1602.05629)."""
+
+    kind: Literal["mean"]
+    space: Literal["factors", "ffa"] = "factors"
+
+
+class TiesStrategy(BaseStrategy):
+    """TIES (arXiv 2306.01708): trim, elect signs, mean of those that agree."""
+
+    kind: Literal["ties"]
+    space: Literal["factors", "ffa"] = "ffa"
+    allow_factors: bool = False
+    density: float = Field(default=0.2, gt=0, le=1)
+
+
+class FisherStrategy(BaseStrategy):
+    """Fisher merging (arXiv 2111.09832) with diagonal Fishers from the clients."""
+
+    kind: Literal["fisher"]
+    space: Literal["factors", "ffa"] = "ffa"
+    allow_factors: bool = False
+    examples: int = Field(default=128, ge=1, description="examples of a client's Fisher estimate")
+    cap: float = Field(default=256.0, gt=1, le=2**20, description="bound after scaling to mean 1")
+
+
+Strategy = Annotated[MeanStrategy | TiesStrategy | FisherStrategy, Field(discriminator="kind")]
+
+
+class CohortSettings(Settings):
+    """``[cohort]``: who takes part in a round, and when a round ends."""
+
+    clients_per_round: int | None = Field(default=None, ge=1, description="all if absent")
+    min_clients: int = Field(default=1, ge=1, description="fewer accepted updates end the run")
+    deadline_s: float | None = Field(default=None, gt=0)
+
+
+class PrivacySettings(Settings):
+    """``[privacy]``: bounds on what an update may hold."""
+
+    clip_l2: float | None = Field(default=None, gt=0, description="L2 bound of a whole update")
+
+
+class EvaluationSettings(Settings):
+    """``[evaluation]``: what is measured, where, and what it decides."""
+
+    every: int = Field(default=1, ge=0, description="rounds between evaluations; 0 = never")
+    clients: bool = Field(default=True, description="evaluate on the clients' validation splits too")
+    metric: Literal["accuracy", "macro_f1", "loss", "perplexity"] | None = None
+    patience: int | None = Field(default=None, ge=1, description="evaluations without a better one")
+    min_client_examples: int = Field(default=10, ge=1, description="below it a client's own number is hidden")
+    batch_size: int = Field(default=64, ge=1)
+
+
+class BaselineSettings(Settings):
+    """``[baselines]``: what the summary compares the federation with."""
+
+    majority: bool = False
+    probe: bool = Field(default=False, description="logistic regression on frozen features")
+    alone: bool = Field(default=False, description="each client without the others, equal passes")
+    centralised: bool = Field(default=False, description="all data in one place, equal passes")
+
+
+class Federation(Settings):
+    """The whole federation file."""
+
+    federation: FederationSettings
+    model: Model
+    adapter: Adapter | None = None
+    data: Data
+    training: Training
+    codec: CodecSettings = CodecSettings()
+    strategy: Strategy = MeanStrategy(kind="mean")
+    cohort: CohortSettings = CohortSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    baselines: BaselineSettings = BaselineSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Federation:
+        vector = self.model.kind == "vector"
+        if vector != (self.training.kind == "noop" and self.data.kind == "none" and self.adapter is None):
+            if vector:
+                raise ValueError(
+                    "model.kind 'vector' needs data.kind 'none', training.kind 'noop' and no [adapter]"
+                )
+        if not vector and self.adapter is None:
+            raise ValueError('[adapter] is missing: add one, for example kind = "lora"')
+        if not vector and self.data.kind == "none":
+            raise ValueError("data.kind 'none' goes with model.kind 'vector' only")
+        if not vector and (self.model.kind == "causal-lm") != (
+            self.data.kind in ("causal-lm", "instruction")
+        ):
+            raise ValueError(
+                f"model.kind '{self.model.kind}' does not fit data.kind '{self.data.kind}': classification data "
+                "goes with 'encoder' or 'sequence-classification', text and instructions with 'causal-lm'"
+            )
+        strategy = self.strategy
+        if strategy.kind != "mean" and strategy.space == "factors" and not strategy.allow_factors:
+            raise ValueError(
+                f"strategy '{strategy.kind}' in space 'factors' merges A and B coordinate by coordinate, which is "
+                'noise of the basis: use space = "ffa", or set allow_factors = true if you mean it'
+            )
+        if (
+            strategy.space == "ffa"
+            and self.adapter is not None
+            and self.adapter.kind != "lora"
+            and (strategy.kind == "mean")
+        ):
+            raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{self.adapter.kind}'")
+        return self

@@ -1,0 +1,118 @@
+"""Read a federation file: :func:`load_federation`. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from headwater.config.federation import Federation
+from headwater.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoadedFederation:
+    """A federation and the folder that its relative paths start from."""
+
+    settings: Federation
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """``name`` as a path, relative to the federation file's folder."""
+        return (self.folder / Path(name).expanduser()).resolve()
+
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the resolved settings without the seed, as canonical JSON."""
+        content = self.settings.model_dump(mode="json")
+        del content["federation"]["seed"]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The resolved settings as TOML, every default spelled out."""
+        header = f"# resolved federation file, sha256 {self.sha256()}\n"
+        return header + tomli_w.dumps(self.settings.model_dump(mode="json", exclude_none=True))
+
+
+def load_federation(
+    path: Path, overrides: Iterable[str] = (), *, seed: int | None = None, folder: Path | None = None
+) -> LoadedFederation:
+    """Read, override and check a federation file.
+
+    Args:
+        path: the TOML file.
+        overrides: ``table.key=value`` strings; the value is TOML, or a bare string.
+        seed: replaces ``federation.seed``.
+        folder: where relative paths start; the file's own folder if absent.
+
+    Raises:
+        ConfigError: names the file, the key, what was expected and what was got.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"federation file {path}", expected="a file", got="nothing there", hint="Check the path."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"federation file {path}", expected="readable UTF-8 text", got=str(error)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"federation file {path}", expected="valid TOML", got=str(error)) from None
+    for text in overrides:
+        _override(raw, text)
+    if seed is not None:
+        raw.setdefault("federation", {})["seed"] = seed
+    try:
+        settings = Federation.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise _explain(path, error) from None
+    return LoadedFederation(settings, (folder or path.parent).resolve())
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    """Apply one ``a.b=c``."""
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(
+            f"--set {text}", expected="table.key=value", hint="For example --set federation.rounds=3"
+        )
+    try:
+        parsed: Any = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    table = raw
+    for part in parts[:-1]:
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {text}", expected=f"'{part}' to be a table", got=repr(inner))
+        table = inner
+    table[parts[-1]] = parsed
+
+
+def _explain(path: Path, error: ValidationError) -> ConfigError:
+    """The first problem in full and the number of the others."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(file)"
+    got = first.get("input")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        expected, shown = "no such key", repr(got)
+        hint = "Check its spelling and table against docs/reference/federation-file.md."
+    elif first["type"] == "missing":
+        expected, shown, hint = "this key", "nothing", "Add it."
+    else:
+        expected = message[0].lower() + message[1:]
+        shown, hint = ("" if isinstance(got, Mapping) else repr(got)), ""
+    more = len(problems) - 1
+    if more:
+        hint = f"{hint} ({more} more problem{'s' if more > 1 else ''} in this file.)".strip()
+    return ConfigError(f"{path}: {key}", expected=expected, got=shown, hint=hint)

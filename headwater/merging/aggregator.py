@@ -1,0 +1,63 @@
+"""Aggregator: the additive monoid at the centre of the product."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from headwater.protocol.messages import MergePlan, Update
+from headwater.state import AdapterState
+
+Acc = TypeVar("Acc")
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a rule made of a round: the merged delta, who is in it, and numbers for the report."""
+
+    delta: AdapterState
+    clients: tuple[str, ...]
+    weight: int
+    report: Mapping[str, float] = field(default_factory=dict)
+
+
+class Aggregator(ABC, Generic[Acc]):
+    """A merge rule as sums that add.
+
+    Laws (``tests/laws/aggregator_laws.py``), bit for bit: ``init`` is the identity of ``combine``;
+    ``combine`` is associative and commutative; ``add`` is ``combine`` with a singleton; any order of
+    updates gives the same :class:`Merged`. They hold because every accumulator is int64 fixed point
+    with scales that the plan fixes.
+    """
+
+    @abstractmethod
+    def init(self, plan: MergePlan) -> Acc:
+        """The empty accumulator."""
+
+    @abstractmethod
+    def add(self, acc: Acc, update: Update) -> Acc:
+        """One client more. Consumes ``acc``.
+
+        Raises:
+            UpdateRejected: unknown client, client already in, non-finite or out-of-bound values,
+                a missing or negative statistic. ``acc`` is then unchanged.
+            SpecMismatch: the delta has another spec than the plan.
+        """
+
+    @abstractmethod
+    def combine(self, left: Acc, right: Acc) -> Acc:
+        """Two disjoint groups of clients. Consumes both.
+
+        Raises:
+            UpdateRejected: the groups share a client.
+        """
+
+    @abstractmethod
+    def finalize(self, acc: Acc) -> Merged:
+        """The merged delta.
+
+        Raises:
+            EmptyRound: no update was added.
+        """

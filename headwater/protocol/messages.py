@@ -1,0 +1,196 @@
+"""What coordinator and clients say to each other, as frozen data.
+
+Requests travel down: :class:`ProfileRequest`, :class:`TrainRequest`, :class:`EvaluateRequest`.
+Replies travel up: :class:`ClientProfile`, :class:`EncodedUpdate`, :class:`Evaluation`.
+:class:`Update` is a decoded update as the aggregators take it; :class:`RoundPlan` says who trains
+what and how the result is merged. The bytes on the wire are the business of ``headwater.proto``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from headwater.config.federation import Codec, Training
+from headwater.errors import ConfigError
+from headwater.state import AdapterState, StateSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Encoded values and the stable id of the codec that wrote them."""
+
+    codec: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FisherPlan:
+    """How a client estimates its diagonal Fisher: on how many examples, capped at what."""
+
+    examples: int
+    cap: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClientPlan:
+    """What one client is asked to do in one round."""
+
+    training: Training
+    codec: Codec
+    learning_rate_factor: float = 1.0
+    clip_l2: float | None = None
+    fisher: FisherPlan | None = None
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Everything an aggregator must know before the first update arrives.
+
+    Args:
+        spec: the spec of every delta.
+        weights: integer weight (≥ 1) of every client that may contribute, by enrolled name.
+        value_bound: no value of a delta may be larger in magnitude; a power of two is exact.
+    """
+
+    spec: StateSpec
+    weights: Mapping[str, int]
+    value_bound: float
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights.values()) < 1:
+            raise ConfigError(
+                "merge plan", expected="integer weights of at least 1", got=f"{dict(self.weights)}"
+            )
+
+    @cached_property
+    def total_weight(self) -> int:
+        """The sum of all weights: the most that any accumulated weight can reach."""
+        return sum(self.weights.values())
+
+    def scale_bits(self, bound: float | None = None) -> int:
+        """The largest f such that Σ weight·round(x·2^f) cannot overflow int64 for |x| ≤ ``bound``.
+
+        |Σ w·round(x·2^f)| ≤ W·(bound·2^f + ½) ≤ 2^62 whenever W·bound·2^f ≤ 2^61 and W ≤ 2^61, so
+        two such sums may still be added before the check. Never more than 52, so that x·2^f of an
+        fp32 or fp64 x below 2^9 rounds once, exactly as in real arithmetic.
+
+        Raises:
+            ConfigError: the weights leave fewer than 8 fractional bits.
+        """
+        limit = self.value_bound if bound is None else bound
+        bits = min(52, 61 - math.ceil(math.log2(limit)) - self.total_weight.bit_length())
+        if bits < 8:
+            raise ConfigError(
+                "merge plan",
+                expected="weights and bounds that leave 8 bits of int64 for fractions",
+                got=f"total weight {self.total_weight}, bound {limit}",
+                hint='Use weighting = "equal" or a smaller value_bound.',
+            )
+        return bits
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One round: who takes part, what each is asked, how the result is merged."""
+
+    round: int
+    clients: Mapping[str, ClientPlan]
+    merge: MergePlan
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRequest:
+    """Who are you, what do you have?"""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientProfile:
+    """A client's answer before the first round: sizes only, never content."""
+
+    client: str
+    train_examples: int
+    validation_examples: int
+    model_sha256: str
+    spec: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """Train from this state.
+
+    Args:
+        run: id of the run; updates of another run are refused.
+        round: 1, 2, ….
+        client: enrolled name of the addressee.
+        spec: fingerprint of the state's spec.
+        state_sha256: :meth:`AdapterState.sha256` of the decoded state.
+        state: the encoded global state.
+        accepted_round: the last round whose update from this client was accepted; 0 if none. It
+            commits or rolls back the client's error feedback.
+        plan: what to do.
+    """
+
+    run: str
+    round: int
+    client: str
+    spec: str
+    state_sha256: str
+    state: Payload
+    accepted_round: int
+    plan: ClientPlan
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedUpdate:
+    """A client's update as it travels, before it is believed."""
+
+    run: str
+    round: int
+    client: str
+    spec: str
+    base_sha256: str
+    delta: Payload
+    statistics: Mapping[str, Payload]
+    examples: int
+    steps: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A decoded update: a delta relative to the state it started from, and named statistics."""
+
+    client: str
+    round: int
+    delta: AdapterState
+    examples: int
+    steps: int = 0
+    statistics: Mapping[str, AdapterState] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateRequest:
+    """Evaluate this state on your validation split."""
+
+    run: str
+    round: int
+    client: str
+    spec: str
+    state_sha256: str
+    state: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics over ``examples`` examples (for a causal model: of its tokens)."""
+
+    client: str
+    round: int
+    examples: int
+    metrics: Mapping[str, float]

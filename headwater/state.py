@@ -1,0 +1,213 @@
+"""AdapterState: the named tensors that travel, and the spec that says what each of them is.
+
+Entry points: :class:`AdapterState` (values) and :class:`StateSpec` (their description).
+Both are immutable. Arithmetic needs equal specs; nothing is broadcast, cast or skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from headwater.errors import SpecMismatch
+
+Role = Literal["lora_a", "lora_b", "dora_magnitude", "prompt", "prefix", "ia3", "head", "vector"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What one tensor of an adapter is.
+
+    Args:
+        name: its key; unique, and the order of everything that iterates.
+        shape: its shape.
+        dtype: always ``float32`` for values that are trained and merged.
+        role: what it does in the adapter.
+        pair: for ``lora_b`` the name of its ``lora_a``; empty otherwise. Set even where A is frozen
+            and does not travel.
+        scaling: s in ΔW = s·B·A (alpha/r, or alpha/√r with rsLoRA); 1.0 otherwise.
+        transposed: the base stores the weight as d_in × d_out (GPT-2's Conv1D).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    dtype: str = "float32"
+    pair: str = ""
+    scaling: float = 1.0
+    transposed: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of values."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """The sorted tensor specs of an adapter state."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        names = [t.name for t in self.tensors]
+        if names != sorted(set(names)):
+            raise SpecMismatch("state spec", expected="unique names in sorted order", got=f"{names[:4]}…")
+
+    @staticmethod
+    def of(tensors: Iterator[TensorSpec] | list[TensorSpec] | tuple[TensorSpec, ...]) -> StateSpec:
+        """A spec from tensor specs in any order."""
+        return StateSpec(tuple(sorted(tensors, key=lambda t: t.name)))
+
+    @cached_property
+    def by_name(self) -> Mapping[str, TensorSpec]:
+        """Tensor specs by name."""
+        return MappingProxyType({t.name: t for t in self.tensors})
+
+    @cached_property
+    def numel(self) -> int:
+        """Number of values over all tensors."""
+        return sum(t.numel for t in self.tensors)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the values as fp32: what a dense message carries."""
+        return 4 * self.numel
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        text = json.dumps([asdict(t) for t in self.tensors], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of the spec; rides in every message."""
+        return self._fingerprint
+
+    def __iter__(self) -> Iterator[TensorSpec]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+class AdapterState(Mapping[str, Tensor]):
+    """An immutable, sorted mapping from tensor name to fp32 tensor, with its spec.
+
+    The tensors are owned by the state: callers must not write into them.
+    """
+
+    __slots__ = ("_tensors", "spec")
+
+    def __init__(self, spec: StateSpec, tensors: Mapping[str, Tensor]) -> None:
+        """Check ``tensors`` against ``spec`` and take them over.
+
+        Raises:
+            SpecMismatch: a tensor is missing, unexpected, or of another shape or dtype.
+        """
+        if tensors.keys() != spec.by_name.keys():
+            missing = sorted(spec.by_name.keys() - tensors.keys())[:3]
+            extra = sorted(tensors.keys() - spec.by_name.keys())[:3]
+            raise SpecMismatch("adapter state", expected=f"tensors {missing} too", got=f"unknown {extra}")
+        for t in spec:
+            value = tensors[t.name]
+            if tuple(value.shape) != t.shape or value.dtype != getattr(torch, t.dtype):
+                raise SpecMismatch(
+                    f"tensor {t.name}",
+                    expected=f"{t.dtype} {t.shape}",
+                    got=f"{value.dtype} {tuple(value.shape)}",
+                )
+        self.spec = spec
+        self._tensors = {t.name: tensors[t.name].detach() for t in spec}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"AdapterState({len(self)} tensors, {self.spec.numel} values, {self.sha256()[:12]})"
+
+    @staticmethod
+    def zeros(spec: StateSpec) -> AdapterState:
+        """All zeros."""
+        return AdapterState(spec, {t.name: torch.zeros(t.shape) for t in spec})
+
+    @staticmethod
+    def from_vector(spec: StateSpec, vector: Tensor) -> AdapterState:
+        """The inverse of :meth:`vector`: split ``vector`` (float32 [numel]) in name order."""
+        if vector.dtype != torch.float32 or tuple(vector.shape) != (spec.numel,):
+            raise SpecMismatch(
+                "flat vector",
+                expected=f"float32 ({spec.numel},)",
+                got=f"{vector.dtype} {tuple(vector.shape)}",
+            )
+        parts = torch.split(vector, [t.numel for t in spec])
+        return AdapterState(spec, {t.name: p.reshape(t.shape) for t, p in zip(spec, parts, strict=True)})
+
+    def vector(self) -> Tensor:
+        """All values, concatenated in name order, row-major: float32 [numel]. A copy."""
+        if not self._tensors:
+            return torch.zeros(0)
+        return torch.cat([self._tensors[name].reshape(-1) for name in self])
+
+    def require_spec(self, spec: StateSpec, who: str) -> None:
+        """Raise :class:`SpecMismatch` for ``who`` unless this state has ``spec``."""
+        if self.spec is not spec and self.spec != spec:
+            raise SpecMismatch(
+                who, expected=f"spec {spec.fingerprint()[:12]}", got=self.spec.fingerprint()[:12]
+            )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> AdapterState:
+        """Apply ``function`` to every tensor."""
+        return AdapterState(self.spec, {name: function(value) for name, value in self.items()})
+
+    def __add__(self, other: AdapterState) -> AdapterState:
+        other.require_spec(self.spec, "sum of states")
+        return AdapterState(self.spec, {name: self[name] + other[name] for name in self})
+
+    def __sub__(self, other: AdapterState) -> AdapterState:
+        other.require_spec(self.spec, "difference of states")
+        return AdapterState(self.spec, {name: self[name] - other[name] for name in self})
+
+    def __mul__(self, factor: float) -> AdapterState:
+        return self.map(lambda value: value * factor)
+
+    def isfinite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        return all(bool(torch.isfinite(value).all()) for value in self.values())
+
+    def max_abs(self) -> float:
+        """The largest magnitude; 0.0 for an empty state."""
+        return max((float(value.abs().max()) for value in self.values() if value.numel()), default=0.0)
+
+    def norm(self) -> float:
+        """The L2 norm over all values, in float64."""
+        return float(sum(float(value.double().square().sum()) for value in self.values())) ** 0.5
+
+    def tobytes(self) -> bytes:
+        """All values in name order, little-endian fp32."""
+        return b"".join(
+            value.contiguous().numpy().astype("<f4", copy=False).tobytes() for value in self.values()
+        )
+
+    def sha256(self) -> str:
+        """SHA-256 (hex) over the spec's fingerprint and the values: ``adapter_sha256``."""
+        digest = hashlib.sha256(self.spec.fingerprint().encode())
+        for value in self.values():
+            digest.update(value.contiguous().numpy().astype("<f4", copy=False).tobytes())
+        return digest.hexdigest()
