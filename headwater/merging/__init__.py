@@ -1,0 +1,17 @@
+"""Merging: rules as sums that add. Entry points: the aggregators, and :class:`GapSketch`."""
+
+from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.fisher import FisherAggregator
+from headwater.merging.gap import GapReport, GapSketch
+from headwater.merging.mean import MeanAggregator
+from headwater.merging.ties import TiesAggregator
+
+__all__ = [
+    "Aggregator",
+    "FisherAggregator",
+    "GapReport",
+    "GapSketch",
+    "MeanAggregator",
+    "Merged",
+    "TiesAggregator",
+]

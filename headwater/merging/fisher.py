@@ -1,0 +1,146 @@
+"""FisherAggregator: average each coordinate by how much each client's loss depends on it.
+
+Fisher merging (Matena & Raffel 2022, arXiv 2111.09832, equation 5) with diagonal Fishers F_i that
+the clients estimate on their own data::
+
+    Δ = Σ w·(F + ε)·δ / Σ w·(F + ε) = (Σ wFδ + ε·Σ wδ) / (Σ wF + ε·Σ w)
+
+A client scales its F to mean 1 and then caps it, so that no client outweighs another through the
+size of its loss, and ε is ε times the mean Fisher. Where no client has information the result is
+the weighted mean. (The reference code scales F to L2 norm 1 and floors only the first model's.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.errors import ConfigError, EmptyRound, UpdateRejected
+from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.fixed_point import from_fixed, require_bounded, to_fixed
+from headwater.merging.roster import Roster
+from headwater.protocol.messages import MergePlan, Update
+from headwater.state import AdapterState
+
+MEAN_LIMIT = 1.01
+"""A Fisher of mean 1 may exceed it by this much through the rounding of its codec (bf16: 0.4 %)."""
+
+
+@dataclass(frozen=True)
+class FisherSums:
+    """Four int64 sums [numel].
+
+    ``product`` is Σ round(wFδ·2^product_bits); ``remainder`` is what that rounding left, in units
+    of 2^-(product_bits + remainder_bits). The product alone has so large a bound (cap·value_bound)
+    that one int64 would leave no digits to coordinates of small F.
+    """
+
+    roster: Roster
+    delta_bits: int
+    fisher_bits: int
+    product_bits: int
+    remainder_bits: int
+    delta: Tensor
+    fisher: Tensor
+    product: Tensor
+    remainder: Tensor
+
+
+class FisherAggregator(Aggregator[FisherSums]):
+    """Fisher merging with the clients' diagonal Fishers from ``update.statistics["fisher"]``.
+
+    Args:
+        cap: no value of a Fisher may be larger, after scaling to mean 1.
+        epsilon: added to every client's F; relative to F's mean of 1.
+    """
+
+    def __init__(self, cap: float = 256.0, epsilon: float = 1e-8) -> None:
+        if not (cap >= 1 and epsilon > 0):
+            raise ConfigError(
+                "fisher", expected="cap of at least 1 and epsilon above 0", got=f"{cap}, {epsilon}"
+            )
+        self.cap, self.epsilon = cap, epsilon
+
+    def init(self, plan: MergePlan) -> FisherSums:
+        """Zeros, 32 bytes a value."""
+        zeros = [torch.zeros(plan.spec.numel, dtype=torch.int64) for _ in range(4)]
+        return FisherSums(
+            Roster(plan),
+            plan.scale_bits(),
+            plan.scale_bits(self.cap),
+            plan.scale_bits(self.cap * plan.value_bound),
+            plan.scale_bits(0.5),
+            *zeros,
+        )
+
+    def add(self, acc: FisherSums, update: Update) -> FisherSums:
+        """Add w·δ, w·F and w·F·δ.
+
+        Raises:
+            UpdateRejected: also when the Fisher is missing, negative, above the cap, or its mean is
+                above 1: a client could otherwise multiply its own weight.
+        """
+        plan, who = acc.roster.plan, f"client {update.client}"
+        weight = acc.roster.weight_of(update)
+        statistic = update.statistics.get("fisher")
+        if statistic is None:
+            raise UpdateRejected(
+                who,
+                expected="a statistic 'fisher'",
+                got=f"{sorted(update.statistics) or 'no statistic'}",
+                hint="The client's training must estimate it; see the plan's fisher settings.",
+            )
+        statistic.require_spec(plan.spec, f"{who}, statistic fisher")
+        delta, fisher = update.delta.vector(), statistic.vector()
+        require_bounded(delta, plan.spec, bound=plan.value_bound, who=who)
+        require_bounded(fisher, plan.spec, bound=self.cap, who=f"{who}, fisher", non_negative=True)
+        mean = float(np.mean(fisher.numpy(), dtype=np.float64)) if fisher.numel() else 0.0
+        if mean > MEAN_LIMIT:
+            raise UpdateRejected(f"{who}, fisher", expected="values scaled to mean 1", got=f"mean {mean:.4g}")
+        # The product of two float32 is exact in float64, and so is what its rounding leaves.
+        product = delta.double().mul_(fisher).mul_(2.0**acc.product_bits)
+        whole = product.round()
+        product.sub_(whole)
+        acc.delta.add_(to_fixed(delta, acc.delta_bits), alpha=weight)
+        acc.fisher.add_(to_fixed(fisher, acc.fisher_bits), alpha=weight)
+        acc.product.add_(whole.long(), alpha=weight)
+        acc.remainder.add_(to_fixed(product, acc.remainder_bits), alpha=weight)
+        acc.roster.enter(update.client)
+        return acc
+
+    def combine(self, left: FisherSums, right: FisherSums) -> FisherSums:
+        """Add the sums of two groups."""
+        left.roster.require_disjoint(right.roster)
+        left.delta.add_(right.delta)
+        left.fisher.add_(right.fisher)
+        left.product.add_(right.product)
+        left.remainder.add_(right.remainder)
+        left.roster.join(right.roster)
+        return left
+
+    def finalize(self, acc: FisherSums) -> Merged:
+        """The quotient of the sums.
+
+        The report has ``mass`` (Σ wF over Σ w, averaged over coordinates: 1 unless capped),
+        ``uninformed`` (fraction of coordinates where every F is 0, merged by the plain mean) and
+        ``delta_norm`` (L2).
+        """
+        roster = acc.roster
+        if not roster.clients:
+            raise EmptyRound("fisher", expected="at least one accepted update", got="none")
+        fisher = from_fixed(acc.fisher, acc.fisher_bits)
+        mean = from_fixed(acc.delta, acc.delta_bits)
+        values = from_fixed(acc.remainder, acc.remainder_bits + acc.product_bits)
+        values.add_(from_fixed(acc.product, acc.product_bits)).add_(mean.mul_(self.epsilon))
+        values.div_(fisher + self.epsilon * roster.weight)
+        delta = AdapterState.from_vector(roster.plan.spec, values.float())
+        size = max(1, fisher.numel())
+        report = {
+            "mass": float(np.sum(fisher.numpy())) / roster.weight / size,
+            "uninformed": int((acc.fisher == 0).sum()) / size,
+            "delta_norm": delta.norm(),
+        }
+        return Merged(delta, tuple(sorted(roster.clients)), roster.weight, report)

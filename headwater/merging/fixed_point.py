@@ -1,0 +1,64 @@
+"""Fixed point: float values as int64 multiples of 2^-bits, so that sums do not depend on their order.
+
+Entry points: :func:`require_bounded`, then :func:`to_fixed`; :func:`from_fixed` at the end. The
+number of bits comes from :meth:`MergePlan.scale_bits`, which proves that no sum can overflow.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from headwater.errors import UpdateRejected
+from headwater.state import StateSpec
+
+
+def require_bounded(
+    vector: Tensor, spec: StateSpec, *, bound: float, who: str, non_negative: bool = False
+) -> None:
+    """Refuse a vector with a value that is not finite, too large or, if asked, negative.
+
+    Args:
+        vector: float [spec.numel], the values of ``spec`` in name order.
+        spec: names the tensor in the message.
+        bound: the largest magnitude that is allowed, itself included.
+        who: whose vector it is, for the message: ``client edge-7``.
+        non_negative: refuse values below zero too.
+
+    Raises:
+        UpdateRejected: names ``who``, the tensor, and the first value that is wrong.
+    """
+    if vector.numel() == 0:
+        return
+    low, high = torch.aminmax(vector)  # both are NaN if any value is
+    floor = 0.0 if non_negative else -bound
+    if float(low) >= floor and float(high) <= bound:
+        return
+    wrong = ~((vector >= floor) & (vector <= bound))
+    first = int(wrong.nonzero()[0])
+    end = 0
+    for tensor in spec:
+        end += tensor.numel
+        if first < end:
+            break
+    raise UpdateRejected(
+        f"{who}, tensor {tensor.name}",
+        expected=f"finite values in [{floor:g}, {bound:g}]",
+        got=f"{float(vector[first])!r} ({int(wrong.sum())} such values in the update)",
+        hint="The client is left out of this round. Look for a diverged training, or raise the bound.",
+    )
+
+
+def to_fixed(values: Tensor, bits: int) -> Tensor:
+    """round(values·2^bits) as int64, ties to even.
+
+    ``values`` must have passed :func:`require_bounded`. Scaling by a power of two is exact in
+    float32 and float64, and so is the conversion of a rounded value: there is one rounding, of at
+    most half a unit 2^-bits, and the result does not depend on dtype, threads or instruction set.
+    """
+    return values.mul(2.0**bits).round_().long()
+
+
+def from_fixed(sums: Tensor, bits: int) -> Tensor:
+    """sums·2^-bits as float64: exact up to 2^53 units, else rounded once."""
+    return sums.double().mul_(2.0**-bits)

@@ -1,0 +1,145 @@
+"""TiesAggregator: trim each delta, elect a sign per coordinate, average those that agree.
+
+TIES-Merging (Yadav et al. 2023, arXiv 2306.01708, section 4). With τ̂_i the trimmed delta of client i
+and w_i its weight, four sums are sufficient::
+
+    P = Σ w·max(τ̂, 0)   N = Σ w·max(−τ̂, 0)   c⁺ = Σ w·[τ̂ > 0]   c⁻ = Σ w·[τ̂ < 0]
+    result = P/c⁺ if P > N,  −N/c⁻ if N > P,  0 if P = N
+
+As in mergekit the sign is elected on the weighted sum and the mean is over the weights that agree;
+where the two signs weigh the same the result is 0 (mergekit and PEFT take the positive side, the
+reference code the majority sign of the whole vector). In floats an exact tie is decided by the
+order of arrival; in int64 it is a tie. Trimming is over the flat vector of all tensors, as in the
+paper. Left out: the paper's λ, which is the strategy's server learning rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.errors import ConfigError, EmptyRound
+from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.fixed_point import from_fixed, require_bounded, to_fixed
+from headwater.merging.roster import Roster
+from headwater.protocol.messages import MergePlan, Update
+from headwater.state import AdapterState
+
+
+@dataclass(frozen=True)
+class TiesSums:
+    """P and N in units of 2^-bits, and the weights c⁺ and c⁻ behind them: int64 [numel] each."""
+
+    roster: Roster
+    bits: int
+    positive: Tensor
+    negative: Tensor
+    positive_weight: Tensor
+    negative_weight: Tensor
+
+
+class TiesAggregator(Aggregator[TiesSums]):
+    """TIES with integer statistics.
+
+    Args:
+        density: fraction of a delta's values that is kept, 0 < density ≤ 1.
+    """
+
+    def __init__(self, density: float = 0.2) -> None:
+        if not 0 < density <= 1:
+            raise ConfigError("ties density", expected="a fraction in (0, 1]", got=repr(density))
+        self.density = density
+
+    def init(self, plan: MergePlan) -> TiesSums:
+        """Zeros, 32 bytes a value."""
+        zeros = [torch.zeros(plan.spec.numel, dtype=torch.int64) for _ in range(4)]
+        return TiesSums(Roster(plan), plan.scale_bits(), *zeros)
+
+    def add(self, acc: TiesSums, update: Update) -> TiesSums:
+        """Trim, and add to the four sums.
+
+        What is kept is a function of the update's own float values. A kept value that is zero in
+        fixed point (below half a unit) has no sign and is not counted.
+        """
+        plan = acc.roster.plan
+        weight = acc.roster.weight_of(update)
+        vector = update.delta.vector()
+        require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
+        kept = top_n(vector, max(1, int(self.density * vector.numel())))
+        values = to_fixed(vector[kept], acc.bits)
+        for sign, sums, weights in (
+            (1, acc.positive, acc.positive_weight),
+            (-1, acc.negative, acc.negative_weight),
+        ):
+            agrees = values * sign > 0
+            where = kept[agrees]
+            sums.index_add_(0, where, values[agrees], alpha=sign * weight)
+            weights.index_add_(0, where, torch.ones_like(where), alpha=weight)
+        acc.roster.enter(update.client)
+        return acc
+
+    def combine(self, left: TiesSums, right: TiesSums) -> TiesSums:
+        """Add the sums of two groups."""
+        left.roster.require_disjoint(right.roster)
+        left.positive.add_(right.positive)
+        left.negative.add_(right.negative)
+        left.positive_weight.add_(right.positive_weight)
+        left.negative_weight.add_(right.negative_weight)
+        left.roster.join(right.roster)
+        return left
+
+    def finalize(self, acc: TiesSums) -> Merged:
+        """Elect and average.
+
+        The report has fractions of all coordinates: ``kept`` (by at least one client), ``conflicts``
+        (kept with both signs) and ``ties`` (both signs weigh exactly the same, so the result is 0);
+        and ``delta_norm`` (L2).
+        """
+        roster = acc.roster
+        if not roster.clients:
+            raise EmptyRound("ties", expected="at least one accepted update", got="none")
+        up, down = acc.positive > acc.negative, acc.negative > acc.positive
+        total = torch.where(up, acc.positive, -acc.negative)
+        count = torch.where(up, acc.positive_weight, acc.negative_weight)
+        values = from_fixed(total, acc.bits).div_(count.clamp_(min=1))
+        values[~(up | down)] = 0.0
+        delta = AdapterState.from_vector(roster.plan.spec, values.float())
+        conflicts = (acc.positive_weight > 0) & (acc.negative_weight > 0)
+        size = max(1, values.numel())
+        report = {
+            "kept": int(((acc.positive_weight + acc.negative_weight) > 0).sum()) / size,
+            "conflicts": int(conflicts.sum()) / size,
+            "ties": int((conflicts & (acc.positive == acc.negative)).sum()) / size,
+            "delta_norm": delta.norm(),
+        }
+        return Merged(delta, tuple(sorted(roster.clients)), roster.weight, report)
+
+
+def top_n(vector: Tensor, n: int) -> Tensor:
+    """Ascending indices of the ``n`` largest magnitudes; of equal ones the lower index; never a zero.
+
+    Args:
+        vector: finite float [numel].
+        n: at least 1. Fewer indices come back where fewer values are non-zero.
+
+    Returns:
+        int64 [≤ n].
+    """
+    size = vector.numel()
+    magnitude = vector.abs()
+    if n >= size:
+        return magnitude.nonzero().squeeze(1)
+    threshold = float(np.partition(magnitude.numpy(), size - n)[size - n])
+    if threshold == 0.0:
+        return magnitude.nonzero().squeeze(1)
+    kept = (magnitude >= threshold).nonzero().squeeze(1)
+    surplus = kept.numel() - n
+    if surplus:
+        tied = (magnitude[kept] == threshold).nonzero().squeeze(1)
+        stays = torch.ones(kept.numel(), dtype=torch.bool)
+        stays[tied[-surplus:]] = False
+        kept = kept[stays]
+    return kept
