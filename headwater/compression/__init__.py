@@ -1,0 +1,1 @@
+"""Codecs: states to bytes and back; and error feedback for what a lossy one drops."""

@@ -1,0 +1,62 @@
+"""DenseCodec: every value, as fp32 or bf16."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from headwater.compression.codec import Codec
+from headwater.compression.wire import flat_finite, open_payload
+from headwater.errors import TrainingError
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import Payload
+from headwater.state import AdapterState, StateSpec
+
+
+class DenseCodec(Codec):
+    """All values in name order, little-endian, no header.
+
+    ``bf16`` rounds to nearest, ties to even: relative error at most 2⁻⁸ for normal values. A finite
+    value that would round to infinity (above 3.39e38) raises ``TrainingError``.
+
+    Args:
+        dtype: ``fp32`` (lossless, 4 bytes a value) or ``bf16`` (2 bytes a value).
+    """
+
+    def __init__(self, dtype: Literal["fp32", "bf16"] = "fp32") -> None:
+        self.id = f"dense-{dtype}.v1"
+        self.lossy = dtype == "bf16"
+        self._width = 2 if self.lossy else 4
+
+    def encode(self, state: AdapterState, *, key: Key) -> Payload:
+        """The values of ``state``; ``key`` is not used."""
+        flat_finite(state, self.id)
+        if not self.lossy:
+            return Payload(self.id, state.tobytes())
+        rounded = state.vector().to(torch.bfloat16)
+        if not bool(torch.isfinite(rounded).all()):
+            raise TrainingError(
+                "adapter state",
+                expected="values below 3.39e38, bf16's largest",
+                got=f"{state.max_abs():.4g}",
+                hint="The run diverged: lower the learning rate or set max_grad_norm.",
+            )
+        return Payload(self.id, rounded.view(torch.int16).numpy().astype("<i2", copy=False).tobytes())
+
+    def decode(self, payload: Payload, spec: StateSpec) -> AdapterState:
+        """The state; exactly ``max_bytes(spec)`` bytes of finite values or ``DecodeError``."""
+        reader = open_payload(payload, self, spec)
+        body = reader.take(self.max_bytes(spec), "values")
+        if self.lossy:
+            values = (np.frombuffer(body, "<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = np.frombuffer(body, "<f4").astype(np.float32)
+        if not np.isfinite(values).all():
+            raise reader.fail("finite values", f"{int((~np.isfinite(values)).sum())} NaN or infinite")
+        return AdapterState.from_vector(spec, torch.from_numpy(values))
+
+    def max_bytes(self, spec: StateSpec) -> int:
+        """Exactly the length of every body."""
+        return self._width * spec.numel

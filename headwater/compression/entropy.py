@@ -1,0 +1,94 @@
+"""Entropy coding of small-alphabet symbols with integer models: the same bytes on every platform.
+
+Entry points: :func:`pack` and :func:`unpack`. A *block* is a vector of symbols 0 … m−1 and the exact
+count of each; both sides derive the same integer probabilities from the transmitted counts. The coder
+is constriction's ANS coder (Bamler 2022, arXiv 2201.01741): 64-bit state, 32-bit words, 24-bit
+probabilities. ``docs/reference/codecs.md`` describes it so that it can be written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import constriction
+import numpy as np
+import numpy.typing as npt
+
+from headwater.compression.wire import Reader
+
+Symbols = npt.NDArray[np.int32]
+
+_TOTAL = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """How often each symbol occurs in one vector; their sum is its length."""
+
+    counts: tuple[int, ...]
+
+    @property
+    def constant(self) -> bool:
+        """Whether one symbol takes every place, so that there is nothing to code."""
+        return max(self.counts) == sum(self.counts)
+
+
+def weights(counts: Sequence[int]) -> list[int]:
+    """Integer probabilities in units of 2⁻²⁴: each ≥ 1, the sum 2²⁴.
+
+    With F = 2²⁴ − m and N = Σc: w_i = 1 + ⌊c_i·F/N⌋, and the most frequent symbol (the first of
+    them) takes what rounding left. A symbol so costs at most log2(N/c_i) + 9e-8·m bits.
+    """
+    total, free = sum(counts), _TOTAL - len(counts)
+    extra = [count * free // total for count in counts]
+    extra[counts.index(max(counts))] += free - sum(extra)
+    return [1 + value for value in extra]
+
+
+def pack(blocks: Sequence[tuple[Symbols, Block]]) -> bytes:
+    """All blocks as one ANS stream: little-endian u32 words, zero bytes at the very end dropped."""
+    coder = constriction.stream.stack.AnsCoder()
+    for symbols, block in reversed(blocks):
+        if not block.constant:
+            coder.encode_reverse(symbols, _model(block))
+    data: bytes = coder.get_compressed().astype("<u4").tobytes()
+    return data.rstrip(b"\0")
+
+
+def unpack(reader: Reader, blocks: Sequence[Block]) -> list[Symbols]:
+    """The symbols of ``blocks`` from the rest of ``reader``: the inverse of :func:`pack`.
+
+    ANS is a bijection between (start state, symbols) and words, so asking for the empty start state
+    at the end refuses every body but the one that :func:`pack` writes.
+
+    Raises:
+        DecodeError: the words do not hold these blocks with exactly these counts, and nothing else.
+    """
+    data = reader.rest()
+    if data.endswith(b"\0"):
+        raise reader.fail("no zero byte at the end", "one")
+    words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
+    coder = constriction.stream.stack.AnsCoder(words)
+    out = []
+    for index, block in enumerate(blocks):
+        length = sum(block.counts)
+        if block.constant:
+            symbol = block.counts.index(length)
+            out.append(np.full(length, symbol, dtype=np.int32))
+            continue
+        symbols: Symbols = coder.decode(_model(block), length)
+        counts = np.bincount(symbols, minlength=len(block.counts))
+        if counts.tolist() != list(block.counts):
+            raise reader.fail(f"the announced symbol counts in block {index}", "others")
+        out.append(symbols)
+    if not coder.is_empty():
+        raise reader.fail("an empty coder after the last symbol", "bits that are left")
+    return out
+
+
+def _model(block: Block) -> constriction.stream.model.Categorical:
+    # constriction computes each left cumulative as ⌊cumulative·F/Σp⌋ + index. Integers p = w − 1 that
+    # sum to F make the factor exactly 1.0 and every operation exact: no float rounding is left.
+    exact = np.array(weights(block.counts), dtype=np.float64) - 1.0
+    return constriction.stream.model.Categorical(exact, perfect=False)
