@@ -1,1 +1,1 @@
-"""Local data: formats, partitions, splits, tokenised examples. :mod:`headwater.data.federated` is the entry."""
+"""Local data: formats, partitions, splits, tokenised examples. :mod:`.federated` is the entry."""

@@ -7,6 +7,7 @@ read as the labels' names.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,8 +128,8 @@ def _first_line(error: Exception) -> str:
 
 def _pyarrow(path: Path) -> ModuleType:
     try:
-        import pyarrow
-        import pyarrow.ipc  # is not loaded by `import pyarrow`
+        importlib.import_module("pyarrow.ipc")
+        return importlib.import_module("pyarrow")
     except ImportError:
         raise MissingDependency(
             str(path),
@@ -136,4 +137,3 @@ def _pyarrow(path: Path) -> ModuleType:
             got="nothing",
             hint="Install it with `pip install headwater[simulation]`, or save the data as JSONL or CSV.",
         ) from None
-    return pyarrow
