@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -197,7 +198,7 @@ class AdapterState(Mapping[str, Tensor]):
 
     def norm(self) -> float:
         """The L2 norm over all values, in float64."""
-        return float(sum(float(value.double().square().sum()) for value in self.values())) ** 0.5
+        return math.sqrt(sum(float(value.double().square().sum()) for value in self.values()))
 
     def tobytes(self) -> bytes:
         """All values in name order, little-endian fp32."""

@@ -1,0 +1,1 @@
+"""The client's side. Entry point: :func:`headwater.client.execute.execute`."""

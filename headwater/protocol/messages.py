@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 from headwater.config.federation import Codec, Training
 from headwater.errors import ConfigError
@@ -194,3 +195,16 @@ class Evaluation:
     round: int
     examples: int
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFailure:
+    """A client could not do what it was asked, and why."""
+
+    client: str
+    round: int
+    reason: str
+
+
+Request: TypeAlias = ProfileRequest | TrainRequest | EvaluateRequest
+Reply: TypeAlias = ClientProfile | EncodedUpdate | Evaluation | ClientFailure

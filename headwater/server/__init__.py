@@ -1,0 +1,1 @@
+"""The server's side. Entry point: :class:`headwater.server.federation.FederationServer`."""

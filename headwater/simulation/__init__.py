@@ -1,0 +1,1 @@
+"""Engines that reproduce many clients. Entry point: :func:`headwater.simulation.simulate.simulate`."""

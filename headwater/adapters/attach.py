@@ -1,0 +1,131 @@
+"""Attach a PEFT adapter to a base model: :func:`attach`."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
+from transformers.pytorch_utils import Conv1D
+
+from headwater.adapters.base import Base
+from headwater.config.federation import Adapter, Ia3Adapter, LoraAdapter, PrefixAdapter, PromptAdapter
+from headwater.errors import ModelError
+
+ALL_LINEAR = "all-linear"
+
+_TASKS = {
+    "encoder": TaskType.FEATURE_EXTRACTION,
+    "sequence-classification": TaskType.SEQ_CLS,
+    "causal-lm": TaskType.CAUSAL_LM,
+}
+
+
+def attach(base: Base, adapter: Adapter) -> PeftModel:
+    """The PEFT model of ``adapter`` on ``base``. Its initial values are PEFT's; they are replaced later.
+
+    Raises:
+        ModelError: target modules or layers that the model does not have, or a combination that
+            computes something else than it says.
+    """
+    config = _peft_config(base, adapter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice about Conv1D and empty matches, both checked here
+        try:
+            return get_peft_model(base.model, config)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ModelError(
+                f"adapter '{adapter.kind}' on {base.settings.path}",
+                expected="an adapter that PEFT can attach to this architecture",
+                got=f"{type(error).__name__}: {error}",
+            ) from error
+
+
+def linear_modules(model: torch.nn.Module) -> list[str]:
+    """Full names of the modules that LoRA and IA3 can adapt, in the model's order."""
+    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+
+
+def _peft_config(base: Base, adapter: Adapter) -> PeftConfig:
+    common: dict[str, Any] = {"task_type": _TASKS[base.settings.kind]}
+    if isinstance(adapter, PromptAdapter):
+        if base.settings.kind == "sequence-classification" and hasattr(base.model, "score"):
+            # without input ids, transformers reads such a head at the last position: often padding
+            raise ModelError(
+                "adapter.kind 'prompt'",
+                expected="a model whose head does not look for the last token",
+                got=type(base.model).__name__,
+                hint='Use model.kind = "encoder", or a LoRA adapter.',
+            )
+        return PromptTuningConfig(num_virtual_tokens=adapter.tokens, **common)
+    if isinstance(adapter, PrefixAdapter):
+        return PrefixTuningConfig(num_virtual_tokens=adapter.tokens, **common)
+    if base.settings.kind == "sequence-classification":
+        # what the files lack (a new head, a pooler) starts at random, so it must be trained and saved
+        common["modules_to_save"] = sorted({name.rpartition(".")[0] for name in base.fresh}) or None
+    if isinstance(adapter, Ia3Adapter):
+        _check_targets(base, adapter.target_modules)
+        return IA3Config(
+            target_modules=list(adapter.target_modules),
+            feedforward_modules=list(adapter.feedforward_modules),
+            fan_in_fan_out=_transposed(base, adapter.target_modules),
+            **common,
+        )
+    _check_targets(base, adapter.target_modules)
+    _check_layers(base, adapter)
+    targets = adapter.target_modules
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
+        target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets),
+        layers_to_transform=None if adapter.layers is None else list(adapter.layers),
+        use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
+        lora_dropout=adapter.dropout,
+        fan_in_fan_out=_transposed(base, targets),
+        bias="none",
+        **common,
+    )
+
+
+def _matches(base: Base, target: str) -> list[str]:
+    names = linear_modules(base.model)
+    return names if target == ALL_LINEAR else [n for n in names if n == target or n.endswith(f".{target}")]
+
+
+def _check_targets(base: Base, targets: tuple[str, ...]) -> None:
+    for target in targets:
+        if not _matches(base, target):
+            existing = sorted({name.rpartition(".")[2] for name in linear_modules(base.model)})
+            raise ModelError(
+                f"adapter.target_modules of {base.settings.path}",
+                expected=f"names of linear modules: {', '.join(existing)}",
+                got=repr(target),
+                hint=f'Name those of this architecture, or ["{ALL_LINEAR}"].',
+            )
+
+
+def _check_layers(base: Base, adapter: LoraAdapter) -> None:
+    depth = base.model.config.num_hidden_layers
+    outside = [layer for layer in adapter.layers or () if not 0 <= layer < depth]
+    if outside or adapter.layers == ():
+        raise ModelError(
+            f"adapter.layers of {base.settings.path}",
+            expected=f"layers between 0 and {depth - 1}",
+            got=str(outside or "none"),
+        )
+
+
+def _transposed(base: Base, targets: tuple[str, ...]) -> bool:
+    modules = dict(base.model.named_modules())
+    return any(isinstance(modules[name], Conv1D) for t in targets for name in _matches(base, t))

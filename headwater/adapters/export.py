@@ -1,0 +1,125 @@
+"""Write an adapter that PEFT alone loads: :func:`export`, :func:`export_vector`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from headwater.adapters.card import readme
+from headwater.adapters.model import AdaptedModel
+from headwater.errors import StorageError
+from headwater.state import AdapterState
+
+FORMAT = "headwater.adapter.v1"
+WEIGHTS, HEAD, NOTES = "adapter_model.safetensors", "head.safetensors", "headwater.json"
+
+
+def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapping[str, object]) -> None:
+    """Write ``state`` as a folder for ``PeftModel.from_pretrained(base, folder)``.
+
+    ``adapter_config.json`` and ``adapter_model.safetensors`` are PEFT's own format and hold the frozen
+    tensors too. The mean-pooled head of an encoder, which PEFT has no place for, lies beside them as
+    ``head.safetensors`` (``weight``, ``bias``); ``README.md`` shows the five lines that apply it.
+    ``headwater.json`` has labels, pooling and hashes.
+
+    Args:
+        model: the model that ``state`` belongs to; it is not changed.
+        state: what to write.
+        folder: is made, or replaced as a whole; it is never half written.
+        card: what the README should tell about the run (JSON values).
+
+    Raises:
+        SpecMismatch: ``state`` is of another model.
+        StorageError: the folder cannot be written.
+    """
+    state.require_spec(model.spec, "state to export")
+    tensors = {**state, **model.frozen}
+    head = {n.removeprefix("head."): tensors.pop(n) for n in sorted(tensors) if n.startswith("head.")}
+    config = copy.copy(model.network.peft.active_peft_config)
+    config.base_model_name_or_path = model.base.settings.path
+    config.revision = model.base.settings.revision
+    config.inference_mode = True
+    notes = _notes(model, state, card)
+
+    def write(folder: Path) -> None:
+        config.save_pretrained(folder)
+        _save(tensors, folder / WEIGHTS)
+        if head:
+            _save(head, folder / HEAD)
+        _write_json(folder / NOTES, notes)
+        (folder / "README.md").write_text(readme(notes), encoding="utf-8")
+
+    _replace_folder(folder, write)
+
+
+def export_vector(state: AdapterState, folder: Path, *, card: Mapping[str, object]) -> None:
+    """Write the state of a federation without a base model: values and ``headwater.json``.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    notes = {"format": FORMAT, "kind": "vector", "adapter_sha256": state.sha256(), "card": dict(card)}
+
+    def write(folder: Path) -> None:
+        _save(dict(state), folder / WEIGHTS)
+        _write_json(folder / NOTES, notes)
+
+    _replace_folder(folder, write)
+
+
+def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object]) -> dict[str, Any]:
+    chat = model.chat
+    return {
+        "format": FORMAT,
+        "kind": model.network.kind,
+        "labels": None if model.labels is None else list(model.labels),
+        "pooling": "mean" if model.network.head is not None else None,
+        "base": {**model.base.settings.model_dump(mode="json"), "sha256": model.base_sha256},
+        "pad_token_id": model.base.tokenizer.pad,
+        "adapter": model.adapter.model_dump(mode="json"),
+        "adapter_sha256": state.sha256(),
+        "spec": model.spec.fingerprint(),
+        "chat": chat is not None,
+        "system": chat.system if chat is not None else None,
+        "card": dict(card),
+    }
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a folder beside ``folder``, then put it in its place.
+
+    A folder cannot be renamed over a full one: for an instant the old one is aside under ``.old``.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise StorageError(
+            f"export to {folder}", expected="a writable folder", got=error.strerror or str(error)
+        ) from error

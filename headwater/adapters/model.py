@@ -1,0 +1,234 @@
+"""AdaptedModel: a frozen base with one trainable adapter, as states in and losses out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+
+from headwater.adapters.attach import attach
+from headwater.adapters.base import Base
+from headwater.adapters.initial import initial_value
+from headwater.adapters.names import module_of, named_trainables
+from headwater.adapters.network import Network, new_head
+from headwater.config import LoadedFederation
+from headwater.config.federation import Adapter, InstructionData, LoraAdapter, VectorModel
+from headwater.errors import ModelError
+from headwater.protocol.keys import Key
+from headwater.state import AdapterState, StateSpec, TensorSpec
+
+IGNORED = -100  # equals headwater.data.batches.IGNORED, which this room may not import
+
+
+class Batch(Protocol):
+    """Padded examples, as ``headwater.data.batches`` makes them."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 [b, t]."""
+
+    @property
+    def mask(self) -> Tensor:
+        """int64 [b, t]: 1 where there is a token."""
+
+    @property
+    def targets(self) -> Tensor:
+        """int64 [b] label indices, or int64 [b, t] tokens aligned with ``tokens``, -100 without loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a forward pass gives.
+
+    Args:
+        logits: [b, labels], or [b, t, vocabulary].
+        losses: [b] loss of each example; for a causal model summed over its target tokens.
+        counts: int64 [b] targets of each example: 1, or its target tokens.
+    """
+
+    logits: Tensor
+    losses: Tensor
+    counts: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """The mean loss over all targets of the batch (0 if there are none)."""
+        return self.losses.sum() / self.counts.sum().clamp(min=1)
+
+
+class AdaptedModel:
+    """A frozen base with one adapter (and head). Build it with :meth:`build`.
+
+    The model is in evaluation mode except inside :meth:`training`; the base never drops units.
+
+    Attributes:
+        spec: the tensors that are trained and travel, under the names PEFT saves them by. A ``lora_b``
+            carries the pair, scaling and transposition of its product.
+        frozen: tensors of the adapter that are fixed by the key and do not travel (A in space "ffa").
+        base: the base model and its settings.
+        adapter: ``[adapter]``.
+        chat: the conversation settings if it is trained on instructions, else None.
+    """
+
+    def __init__(self, base: Base, adapter: Adapter, network: Network, chat: InstructionData | None) -> None:
+        self.base, self.adapter, self.network, self.chat = base, adapter, network, chat
+        self._parameters: list[tuple[TensorSpec, Parameter]] = []
+        self.spec = StateSpec(())
+        self.frozen = AdapterState(self.spec, {})
+        self._initial = self.frozen
+
+    @staticmethod
+    def build(loaded: LoadedFederation, base: Base, *, key: Key) -> AdaptedModel:
+        """Attach the federation's adapter to ``base`` (which is changed) in its initial state.
+
+        Args:
+            loaded: the federation.
+            base: its base model, fresh from ``load_base``.
+            key: where the initial values come from; every member must use the same.
+
+        Raises:
+            ModelError: target modules or layers that the model lacks, or no [adapter].
+        """
+        settings = loaded.settings
+        adapter = settings.adapter
+        if adapter is None or isinstance(settings.model, VectorModel):
+            raise ModelError("model", expected="a base model and an [adapter]", got=settings.model.kind)
+        peft = attach(base, adapter)
+        head = None
+        if settings.model.kind == "encoder":
+            head = new_head(peft.config.hidden_size, len(base.labels or ()), base.device)
+        network = Network(peft, settings.model.kind, head)
+        chat = settings.data if isinstance(settings.data, InstructionData) else None
+        model = AdaptedModel(base, adapter, network, chat)
+        freeze_a = settings.strategy.space == "ffa" and isinstance(adapter, LoraAdapter)
+        model._initialise(freeze_a, key)
+        return model
+
+    def _initialise(self, freeze_a: bool, key: Key) -> None:
+        named = named_trainables(self.network, self.adapter)
+        values = {name: self._initial_value(spec, p, key) for name, (spec, p) in named.items()}
+        self.network.requires_grad_(False)
+        self.network.eval()
+        fixed = {n for n, (spec, _) in named.items() if freeze_a and spec.role == "lora_a"}
+        self._parameters = [pair for name, pair in named.items() if name not in fixed]
+        for _, parameter in self._parameters:
+            parameter.requires_grad_(True)
+        self.spec = StateSpec(tuple(spec for spec, _ in self._parameters))
+        self.frozen = AdapterState(
+            StateSpec(tuple(named[n][0] for n in sorted(fixed))), {n: values[n] for n in fixed}
+        )
+        self._initial = AdapterState(self.spec, {n: v for n, v in values.items() if n not in fixed})
+        with torch.no_grad():
+            for name, (_, parameter) in named.items():
+                parameter.copy_(values[name])
+
+    def _initial_value(self, spec: TensorSpec, parameter: Tensor, key: Key) -> Tensor:
+        peft, embeddings, weight, loaded = self.network.peft, None, None, None
+        if spec.role == "prompt":
+            embeddings = peft.word_embeddings.weight
+        elif spec.role == "dora_magnitude":
+            layer = module_of(peft, spec.name)
+            weight = layer.get_base_layer().weight
+            weight = weight.T if layer.fan_in_fan_out else weight
+        elif spec.role == "head" and not spec.name.startswith("head."):
+            below = "base_model." if peft.active_peft_config.is_prompt_learning else "base_model.model."
+            loaded = None if spec.name.removeprefix(below) in self.base.fresh else parameter
+        return initial_value(spec, key=key, embeddings=embeddings, base_weight=weight, loaded=loaded)
+
+    @property
+    def base_sha256(self) -> str:
+        """SHA-256 (hex) of the base model's files."""
+        return self.base.sha256
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the classes; None for a causal model."""
+        return self.base.labels
+
+    @property
+    def language_model(self) -> bool:
+        """Whether targets are tokens."""
+        return self.network.kind == "causal-lm"
+
+    def initial_state(self) -> AdapterState:
+        """The state it was built in: a function of federation, base and key alone."""
+        return self._initial
+
+    def load(self, state: AdapterState) -> None:
+        """Set the trained tensors to ``state``.
+
+        Raises:
+            SpecMismatch: another spec.
+        """
+        state.require_spec(self.spec, "state to load into the model")
+        with torch.no_grad():
+            for spec, parameter in self._parameters:
+                parameter.copy_(state[spec.name])
+
+    def read(self) -> AdapterState:
+        """A copy of the trained tensors, on the CPU."""
+        return AdapterState(
+            self.spec, {s.name: p.detach().to("cpu", torch.float32, copy=True) for s, p in self._parameters}
+        )
+
+    def parameters(self) -> list[tuple[TensorSpec, Parameter]]:
+        """What is trained, in the order of :attr:`spec`."""
+        return list(self._parameters)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits and losses of ``batch``; gradients flow if enabled by the caller."""
+        tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
+        targets = batch.targets.to(self.base.device)
+        logits = self.network(tokens, mask)
+        return self.output(logits, targets)
+
+    def output(self, logits: Tensor, targets: Tensor) -> Output:
+        """The losses of ``logits`` against ``targets``, shapes as in :class:`Batch`."""
+        if not self.language_model:
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            return Output(logits, losses, torch.ones_like(targets))
+        following = targets[:, 1:]
+        kept = following != IGNORED
+        each = F.cross_entropy(logits[:, :-1][kept], following[kept], reduction="none")
+        rows = kept.nonzero()[:, 0]
+        losses = logits.new_zeros(len(logits)).index_add(0, rows, each)
+        return Output(logits, losses, kept.sum(1))
+
+    @contextlib.contextmanager
+    def training(self, *, checkpointing: bool = False) -> Iterator[None]:
+        """Inside, the adapter's dropout is on, and activations are recomputed if ``checkpointing``.
+
+        The base stays without dropout. Masks come from torch's global generator: seed it.
+
+        Raises:
+            ModelError: checkpointing with prefix tuning, which transformers computes wrongly.
+        """
+        if checkpointing and self.adapter.kind == "prefix":
+            raise ModelError(
+                "training.gradient_checkpointing",
+                expected="an adapter other than 'prefix', whose cache and checkpointing exclude each other",
+                got="adapter.kind 'prefix'",
+                hint="Switch checkpointing off, or use prompt tuning.",
+            )
+        body = self.network.peft.get_base_model()
+        active = []
+        if checkpointing:
+            body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            active += [m for m in body.modules() if getattr(m, "gradient_checkpointing", False)]
+        if isinstance(self.adapter, LoraAdapter) and self.adapter.dropout:
+            active += [m for m in body.modules() if isinstance(m, torch.nn.Dropout)]
+        try:
+            for module in active:
+                module.training = True  # not train(): their children stay as they are
+            yield
+        finally:
+            for module in active:
+                module.training = False
+            if checkpointing:
+                body.gradient_checkpointing_disable()

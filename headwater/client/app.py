@@ -1,0 +1,54 @@
+"""One request in, one reply out: :func:`answer` for every transport, :func:`client_app` for Flower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from headwater.client.execute import evaluate, execute
+from headwater.client.runtime import ClientRuntime
+from headwater.client.store import ClientStore
+from headwater.flower import pack, unpack
+from headwater.proto.wire import decode_request, encode_reply
+from headwater.protocol.messages import ProfileRequest, TrainRequest
+
+
+def answer(envelope: bytes, state: bytes, client: str, store: ClientStore, runtime: ClientRuntime) -> bytes:
+    """The encoded reply to one encoded request: a cohort of one.
+
+    Args:
+        envelope: the request.
+        state: the state's body beside it.
+        client: whose node it came to; a request that names its client may come to any.
+        store: the client's error feedback.
+        runtime: model and data.
+
+    Raises:
+        DecodeError: the bytes are not a request.
+        DataError: the client's data cannot be used.
+    """
+    request = decode_request(envelope, state)
+    if isinstance(request, ProfileRequest):
+        return encode_reply(runtime.profile(client))
+    if isinstance(request, TrainRequest):
+        (result,) = execute([request], store, runtime)
+    else:
+        (result,) = evaluate([request], runtime)
+    return result.data
+
+
+def client_app(open_node: Callable[[Context], tuple[str, ClientStore, ClientRuntime]]) -> ClientApp:
+    """A ClientApp whose node is opened by ``open_node``: its client's name, store and runtime."""
+
+    def handle(message: Message, context: Context) -> Message:
+        client, store, runtime = open_node(context)
+        envelope, state = unpack(message.content, "envelope", "state")
+        return Message(pack(reply=answer(envelope, state, client, store, runtime)), reply_to=message)
+
+    app = ClientApp()
+    app.train()(handle)
+    app.evaluate()(handle)
+    app.query()(handle)
+    return app

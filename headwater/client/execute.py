@@ -1,0 +1,145 @@
+"""execute: the one client path, for a device's cohort of one and a simulation's cohort of many.
+
+For each task: settle the error feedback of earlier rounds, train, clip, feed back, encode, keep the
+new residual, answer. A failure of one client is that client's answer; the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from headwater.client.runtime import ClientRuntime
+from headwater.client.store import ClientStore
+from headwater.compression.feedback import compensate, is_stale, repeat, sent, settle
+from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.table import codec_for
+from headwater.errors import DecodeError, HeadwaterError
+from headwater.privacy.clip import clip_l2
+from headwater.proto.wire import encode_reply
+from headwater.protocol.messages import (
+    ClientFailure,
+    EncodedUpdate,
+    EvaluateRequest,
+    Evaluation,
+    TrainRequest,
+)
+from headwater.training.cohort import TrainResult, TrainTask
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A client's encoded reply: an update, an evaluation, or the failure that came instead."""
+
+    client: str
+    data: bytes
+
+
+def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRuntime) -> Iterator[Answer]:
+    """Train every task's client; yield one answer per task, as each is ready.
+
+    A task that was answered before is answered with the same bytes, without training. All tasks
+    must be of one round.
+    """
+    ready: list[tuple[TrainRequest, TrainTask]] = []
+    for request in tasks:
+        try:
+            runtime.check(request)
+            if request.round != tasks[0].round:
+                raise DecodeError("cohort", expected=f"round {tasks[0].round}", got=f"{request.round}")
+            if (data := _answered(request, store, runtime)) is not None:
+                yield Answer(request.client, data)
+                continue
+            examples = runtime.data.client(request.client).train
+            ready.append((request, TrainTask(request.client, runtime.state(request), examples, request.plan)))
+        except HeadwaterError as error:
+            yield _failure(request, error)
+    if not ready:
+        return
+    trainer = runtime.bench.trainer(ready[0][0].plan.training)
+    started = time.perf_counter()
+    key = runtime.root.child("round", tasks[0].round)
+    for (request, _), result in zip(ready, trainer.train([t for _, t in ready], key=key), strict=True):
+        try:
+            seconds = time.perf_counter() - started
+            yield Answer(request.client, _update(request, result, seconds, store, runtime))
+        except HeadwaterError as error:
+            yield _failure(request, error)
+        started = time.perf_counter()
+
+
+def _failure(request: TrainRequest | EvaluateRequest, error: HeadwaterError) -> Answer:
+    failure = ClientFailure(request.client, request.round, str(error))
+    return Answer(request.client, encode_reply(failure))
+
+
+def _keeps_residual(request: TrainRequest) -> bool:
+    return request.plan.codec.kind == "compeft" and request.plan.codec.error_feedback
+
+
+def _answered(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> bytes | None:
+    """The bytes this task was answered with before, if it was."""
+    if not _keeps_residual(request):
+        return None  # nothing is kept: training again gives the same update
+    feedback = store.load(request.client, runtime.bench.spec)
+    if is_stale(feedback, request.round):
+        raise DecodeError(
+            f"client {request.client}", expected="a round after those answered", got=f"round {request.round}"
+        )
+    return repeat(feedback, request.round)
+
+
+def _update(
+    request: TrainRequest, result: TrainResult, seconds: float, store: ClientStore, runtime: ClientRuntime
+) -> bytes:
+    """Clip, feed back, encode; the store has the new residual before the update leaves."""
+    if result.error is not None or result.delta is None:
+        raise result.error or DecodeError(f"client {request.client}", expected="a delta", got="none")
+    codec = codec_for(request.plan.codec)
+    key = runtime.root.child("round", request.round, "client", request.client, "codec")
+    delta = result.delta
+    if request.plan.clip_l2 is not None:
+        delta, _ = clip_l2(delta, request.plan.clip_l2)
+    feedback = None
+    if _keeps_residual(request):
+        feedback = settle(store.load(request.client, runtime.bench.spec), request.accepted_round)
+        delta = compensate(feedback, delta)
+    payload = codec.encode(delta, key=key)
+    statistics = {
+        name: LogQuantCodec().encode(values, key=key.child(name))
+        for name, values in result.statistics.items()
+    }
+    data = encode_reply(
+        EncodedUpdate(
+            run=request.run,
+            round=request.round,
+            client=request.client,
+            spec=request.spec,
+            base_sha256=request.state_sha256,
+            delta=payload,
+            statistics=statistics,
+            examples=result.examples,
+            steps=result.steps,
+            metrics={**result.metrics, "seconds": seconds},
+        )
+    )
+    if feedback is not None:
+        decoded = codec.decode(payload, runtime.bench.spec)
+        store.save(request.client, sent(feedback, request.round, delta, decoded, data))
+    return data
+
+
+def evaluate(tasks: Sequence[EvaluateRequest], runtime: ClientRuntime) -> Iterator[Answer]:
+    """Evaluate every task's state on its client's validation split; 0 examples where it has none."""
+    for request in tasks:
+        try:
+            runtime.check(request)
+            examples = runtime.data.client(request.client).validation
+            count, metrics = 0, dict[str, float]()
+            if examples:
+                count, metrics = runtime.bench.evaluate(runtime.state(request), examples)
+            reply = Evaluation(request.client, request.round, count, metrics)
+            yield Answer(request.client, encode_reply(reply))
+        except HeadwaterError as error:
+            yield _failure(request, error)

@@ -1,0 +1,83 @@
+"""ClientRuntime: what a process needs to work for clients: the model, their data, the root key."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from headwater.compression.table import codec_by_id
+from headwater.config import LoadedFederation
+from headwater.data.federated import FederatedData
+from headwater.errors import DecodeError
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import ClientProfile, EvaluateRequest, TrainRequest
+from headwater.state import AdapterState
+from headwater.training.build import Workbench
+
+
+def run_id(loaded: LoadedFederation) -> str:
+    """The id of a run of this federation with its seed: 32 hex digits."""
+    text = f"{loaded.sha256()}:{loaded.settings.federation.seed}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass
+class ClientRuntime:
+    """One per process, for any number of clients."""
+
+    run: str
+    bench: Workbench
+    data: FederatedData
+    root: Key
+
+    def __post_init__(self) -> None:
+        self._last: tuple[str, bytes, AdapterState] | None = None
+
+    @staticmethod
+    def open(loaded: LoadedFederation, bench: Workbench | None = None) -> ClientRuntime:
+        """Load the base model (unless ``bench`` has it) and the data."""
+        bench = bench or Workbench.open(loaded)
+        root = Key.root(loaded.settings.federation.seed)
+        data = FederatedData.open(loaded, bench.tokenizer, root)
+        return ClientRuntime(run_id(loaded), bench, data, root)
+
+    def profile(self, client: str) -> ClientProfile:
+        """What the server may know about ``client`` before the first round."""
+        data = self.data.client(client)
+        return ClientProfile(
+            client=client,
+            train_examples=len(data.train),
+            validation_examples=len(data.validation),
+            model_sha256=self.bench.base_sha256,
+            spec=self.bench.spec.fingerprint(),
+        )
+
+    def check(self, request: TrainRequest | EvaluateRequest) -> None:
+        """Raise ``DecodeError`` unless the request is of this run, this adapter and a known client."""
+        if request.run != self.run:
+            raise DecodeError(f"client {request.client}", expected=f"run {self.run}", got=request.run)
+        if request.spec != self.bench.spec.fingerprint():
+            raise DecodeError(
+                f"client {request.client}",
+                expected=f"adapter spec {self.bench.spec.fingerprint()[:12]}",
+                got=request.spec[:12],
+                hint="Server and client must use the same model and [adapter] table.",
+            )
+        if request.client not in self.data.clients:
+            raise DecodeError(
+                f"client {request.client}", expected="a client with data here", got="an unknown name"
+            )
+
+    def state(self, request: TrainRequest | EvaluateRequest) -> AdapterState:
+        """The request's global state, checked against its hash. The last one is kept decoded."""
+        if self._last and self._last[0] == request.state_sha256 and self._last[1] == request.state.body:
+            return self._last[2]
+        state = codec_by_id(request.state.codec).decode(request.state, self.bench.spec)
+        if state.sha256() != request.state_sha256:
+            raise DecodeError(
+                f"client {request.client}: global state",
+                expected=f"sha256 {request.state_sha256[:12]}",
+                got=state.sha256()[:12],
+            )
+        self._last = (request.state_sha256, request.state.body, state)
+        return state

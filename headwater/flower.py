@@ -1,0 +1,47 @@
+"""How Headwater rides on Flower: :func:`pack` and :func:`unpack`, and the one use of its internals.
+
+Flower carries bytes and looks after nodes; it does no arithmetic here. Everything that is not in
+Flower's documented interface is touched in this module only (``tests/test_flower.py`` names it).
+"""
+
+from __future__ import annotations
+
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from headwater.errors import DecodeError
+
+RECORD = "headwater"
+STYPE = "headwater.v1"
+
+
+def pack(**parts: bytes) -> RecordDict:
+    """Named bytes as the content of a Flower message.
+
+    They travel as arrays, which Flower cuts into chunks and stores once where they are equal: the
+    global state of a round goes up to the SuperLink once, whatever the number of clients.
+    """
+    arrays = {n: Array(dtype="uint8", shape=(len(b),), stype=STYPE, data=b) for n, b in parts.items()}
+    return RecordDict({RECORD: ArrayRecord(arrays)})
+
+
+def unpack(content: RecordDict, *names: str) -> tuple[bytes, ...]:
+    """The inverse of :func:`pack`.
+
+    Raises:
+        DecodeError: the content is not one of ours.
+    """
+    record = content.get(RECORD)
+    if not isinstance(record, ArrayRecord) or set(record) != set(names):
+        raise DecodeError("Flower message", expected=f"record {RECORD!r} with {names}", got="another content")
+    return tuple(record[name].data for name in names)
+
+
+def count_bytes(content: RecordDict) -> int:
+    """Bytes of all arrays in a message as it is handed to Flower."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def assume_task_identity(run_id: int, node_id: int) -> None:
+    """Let this process make Flower messages without a Flower task around it (internal in 1.41)."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node_id, 1

@@ -1,0 +1,154 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Payload(_message.Message):
+    __slots__ = ("codec", "body")
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    codec: str
+    body: bytes
+    def __init__(self, codec: _Optional[str] = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class NamedPayload(_message.Message):
+    __slots__ = ("name", "payload")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    payload: Payload
+    def __init__(self, name: _Optional[str] = ..., payload: _Optional[_Union[Payload, _Mapping]] = ...) -> None: ...
+
+class Metric(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+
+class ProfileRequest(_message.Message):
+    __slots__ = ("run",)
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class ClientProfile(_message.Message):
+    __slots__ = ("client", "train_examples", "validation_examples", "model_sha256", "spec")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    train_examples: int
+    validation_examples: int
+    model_sha256: str
+    spec: str
+    def __init__(self, client: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., model_sha256: _Optional[str] = ..., spec: _Optional[str] = ...) -> None: ...
+
+class TrainRequest(_message.Message):
+    __slots__ = ("run", "round", "client", "spec", "state_codec", "state_sha256", "accepted_round", "plan")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    STATE_CODEC_FIELD_NUMBER: _ClassVar[int]
+    STATE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_ROUND_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    client: str
+    spec: str
+    state_codec: str
+    state_sha256: bytes
+    accepted_round: int
+    plan: str
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., client: _Optional[str] = ..., spec: _Optional[str] = ..., state_codec: _Optional[str] = ..., state_sha256: _Optional[bytes] = ..., accepted_round: _Optional[int] = ..., plan: _Optional[str] = ...) -> None: ...
+
+class EvaluateRequest(_message.Message):
+    __slots__ = ("run", "round", "client", "spec", "state_codec", "state_sha256")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    STATE_CODEC_FIELD_NUMBER: _ClassVar[int]
+    STATE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    client: str
+    spec: str
+    state_codec: str
+    state_sha256: bytes
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., client: _Optional[str] = ..., spec: _Optional[str] = ..., state_codec: _Optional[str] = ..., state_sha256: _Optional[bytes] = ...) -> None: ...
+
+class Update(_message.Message):
+    __slots__ = ("run", "round", "client", "spec", "base_sha256", "delta", "statistics", "examples", "steps", "metrics")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    BASE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    client: str
+    spec: str
+    base_sha256: bytes
+    delta: Payload
+    statistics: _containers.RepeatedCompositeFieldContainer[NamedPayload]
+    examples: int
+    steps: int
+    metrics: _containers.RepeatedCompositeFieldContainer[Metric]
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., client: _Optional[str] = ..., spec: _Optional[str] = ..., base_sha256: _Optional[bytes] = ..., delta: _Optional[_Union[Payload, _Mapping]] = ..., statistics: _Optional[_Iterable[_Union[NamedPayload, _Mapping]]] = ..., examples: _Optional[int] = ..., steps: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
+
+class Evaluation(_message.Message):
+    __slots__ = ("client", "round", "examples", "metrics")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    round: int
+    examples: int
+    metrics: _containers.RepeatedCompositeFieldContainer[Metric]
+    def __init__(self, client: _Optional[str] = ..., round: _Optional[int] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("client", "round", "reason")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    round: int
+    reason: str
+    def __init__(self, client: _Optional[str] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Reply(_message.Message):
+    __slots__ = ("profile", "update", "evaluation", "failure")
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    profile: ClientProfile
+    update: Update
+    evaluation: Evaluation
+    failure: Failure
+    def __init__(self, profile: _Optional[_Union[ClientProfile, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Request(_message.Message):
+    __slots__ = ("profile", "train", "evaluate")
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    profile: ProfileRequest
+    train: TrainRequest
+    evaluate: EvaluateRequest
+    def __init__(self, profile: _Optional[_Union[ProfileRequest, _Mapping]] = ..., train: _Optional[_Union[TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,320 @@
+"""Messages to bytes and back: :func:`encode_request`, :func:`decode_reply` and their mates.
+
+A request is an *envelope* (protobuf) and a *state* body beside it, so that one copy of the state
+serves every client; a reply is one protobuf. ``docs/reference/wire-format.md`` describes both.
+Decoding takes hostile bytes: the size is checked before parsing, every field after it, and anything
+wrong is a ``DecodeError``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+
+from google.protobuf.message import DecodeError as ProtobufDecodeError
+from google.protobuf.message import Message
+from pydantic import TypeAdapter, ValidationError
+
+from headwater.config.federation import Codec, Training
+from headwater.errors import DecodeError
+from headwater.proto.v1 import messages_pb2 as pb
+from headwater.protocol.messages import (
+    ClientFailure,
+    ClientPlan,
+    ClientProfile,
+    EncodedUpdate,
+    EvaluateRequest,
+    Evaluation,
+    FisherPlan,
+    Payload,
+    ProfileRequest,
+    Reply,
+    Request,
+    TrainRequest,
+)
+
+MAX_ENVELOPE = 64 * 1024
+"""Bytes of a request's envelope, and of everything in a reply but its payloads."""
+MAX_NAME = 64
+MAX_METRICS = 64
+MAX_STATISTICS = 8
+MAX_REASON = 2000
+MAX_COUNT = 2**40
+
+_TRAINING: TypeAdapter[Training] = TypeAdapter(Training)
+_CODEC: TypeAdapter[Codec] = TypeAdapter(Codec)
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def encode_request(request: Request) -> tuple[bytes, bytes]:
+    """``(envelope, state body)``; the body is empty for a profile request. Deterministic."""
+    message = pb.Request()
+    body = b""
+    match request:
+        case ProfileRequest():
+            message.profile.run = request.run
+        case TrainRequest():
+            body = request.state.body
+            message.train.CopyFrom(
+                pb.TrainRequest(
+                    run=request.run,
+                    round=request.round,
+                    client=request.client,
+                    spec=request.spec,
+                    state_codec=request.state.codec,
+                    state_sha256=bytes.fromhex(request.state_sha256),
+                    accepted_round=request.accepted_round,
+                    plan=_plan_to_json(request.plan),
+                )
+            )
+        case EvaluateRequest():
+            body = request.state.body
+            message.evaluate.CopyFrom(
+                pb.EvaluateRequest(
+                    run=request.run,
+                    round=request.round,
+                    client=request.client,
+                    spec=request.spec,
+                    state_codec=request.state.codec,
+                    state_sha256=bytes.fromhex(request.state_sha256),
+                )
+            )
+    return message.SerializeToString(deterministic=True), body
+
+
+def decode_request(envelope: bytes, body: bytes) -> Request:
+    """The inverse of :func:`encode_request`.
+
+    Raises:
+        DecodeError: too large, not a request, or a field out of range.
+    """
+    message = pb.Request()
+    _parse(message, envelope, MAX_ENVELOPE, "request")
+    kind = message.WhichOneof("body")
+    if kind == "profile":
+        return ProfileRequest(_name(message.profile.run, "request.run"))
+    if kind == "train":
+        t = message.train
+        return TrainRequest(
+            run=_name(t.run, "request.run"),
+            round=t.round,
+            client=_name(t.client, "request.client"),
+            spec=_hex(t.spec, "request.spec"),
+            state_sha256=_digest(t.state_sha256, "request.state_sha256"),
+            state=Payload(_name(t.state_codec, "request.state_codec"), body),
+            accepted_round=t.accepted_round,
+            plan=_plan_from_json(t.plan),
+        )
+    if kind == "evaluate":
+        e = message.evaluate
+        return EvaluateRequest(
+            run=_name(e.run, "request.run"),
+            round=e.round,
+            client=_name(e.client, "request.client"),
+            spec=_hex(e.spec, "request.spec"),
+            state_sha256=_digest(e.state_sha256, "request.state_sha256"),
+            state=Payload(_name(e.state_codec, "request.state_codec"), body),
+        )
+    raise DecodeError("request", expected="profile, train or evaluate", got="none of them")
+
+
+# --- replies --------------------------------------------------------------------------------------
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """The reply as one protobuf. Deterministic: lists are sorted by name."""
+    message = pb.Reply()
+    match reply:
+        case ClientProfile():
+            message.profile.CopyFrom(
+                pb.ClientProfile(
+                    client=reply.client,
+                    train_examples=reply.train_examples,
+                    validation_examples=reply.validation_examples,
+                    model_sha256=reply.model_sha256,
+                    spec=reply.spec,
+                )
+            )
+        case EncodedUpdate():
+            message.update.CopyFrom(
+                pb.Update(
+                    run=reply.run,
+                    round=reply.round,
+                    client=reply.client,
+                    spec=reply.spec,
+                    base_sha256=bytes.fromhex(reply.base_sha256),
+                    delta=pb.Payload(codec=reply.delta.codec, body=reply.delta.body),
+                    statistics=[
+                        pb.NamedPayload(name=name, payload=pb.Payload(codec=p.codec, body=p.body))
+                        for name, p in sorted(reply.statistics.items())
+                    ],
+                    examples=reply.examples,
+                    steps=reply.steps,
+                    metrics=_metrics_to_pb(reply.metrics),
+                )
+            )
+        case Evaluation():
+            message.evaluation.CopyFrom(
+                pb.Evaluation(
+                    client=reply.client,
+                    round=reply.round,
+                    examples=reply.examples,
+                    metrics=_metrics_to_pb(reply.metrics),
+                )
+            )
+        case ClientFailure():
+            message.failure.CopyFrom(
+                pb.Failure(client=reply.client, round=reply.round, reason=reply.reason[:MAX_REASON])
+            )
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
+    """The inverse of :func:`encode_reply`.
+
+    Args:
+        data: bytes from a client.
+        max_bytes: what all payloads of the reply may take together.
+
+    Raises:
+        DecodeError: too large, not a reply, or a field out of range.
+    """
+    message = pb.Reply()
+    _parse(message, data, MAX_ENVELOPE + max_bytes, "reply")
+    kind = message.WhichOneof("body")
+    if kind == "profile":
+        p = message.profile
+        return ClientProfile(
+            client=_name(p.client, "profile.client"),
+            train_examples=_count(p.train_examples, "profile.train_examples"),
+            validation_examples=_count(p.validation_examples, "profile.validation_examples"),
+            model_sha256=_hex(p.model_sha256, "profile.model_sha256"),
+            spec=_hex(p.spec, "profile.spec"),
+        )
+    if kind == "update":
+        u = message.update
+        statistics = {_name(s.name, "update.statistics"): s.payload for s in u.statistics}
+        if len(statistics) != len(u.statistics) or len(statistics) > MAX_STATISTICS:
+            raise DecodeError(
+                "update.statistics", expected=f"at most {MAX_STATISTICS} of distinct names", got="others"
+            )
+        return EncodedUpdate(
+            run=_name(u.run, "update.run"),
+            round=u.round,
+            client=_name(u.client, "update.client"),
+            spec=_hex(u.spec, "update.spec"),
+            base_sha256=_digest(u.base_sha256, "update.base_sha256"),
+            delta=Payload(_name(u.delta.codec, "update.delta.codec"), u.delta.body),
+            statistics={
+                name: Payload(_name(p.codec, "update.statistics.codec"), p.body)
+                for name, p in statistics.items()
+            },
+            examples=_count(u.examples, "update.examples"),
+            steps=_count(u.steps, "update.steps"),
+            metrics=_metrics_from_pb(u.metrics),
+        )
+    if kind == "evaluation":
+        e = message.evaluation
+        return Evaluation(
+            client=_name(e.client, "evaluation.client"),
+            round=e.round,
+            examples=_count(e.examples, "evaluation.examples"),
+            metrics=_metrics_from_pb(e.metrics),
+        )
+    if kind == "failure":
+        f = message.failure
+        return ClientFailure(_name(f.client, "failure.client"), f.round, _printable(f.reason[:MAX_REASON]))
+    raise DecodeError("reply", expected="profile, update, evaluation or failure", got="none of them")
+
+
+# --- fields ---------------------------------------------------------------------------------------
+
+
+def _parse(message: Message, data: bytes, limit: int, who: str) -> None:
+    if len(data) > limit:
+        raise DecodeError(who, expected=f"at most {limit} bytes", got=f"{len(data)}")
+    try:
+        message.ParseFromString(data)
+    except ProtobufDecodeError as error:
+        raise DecodeError(who, expected="a protobuf of headwater.v1", got=str(error)) from None
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def _name(text: str, who: str) -> str:
+    if not 0 < len(text) <= MAX_NAME or not text.isprintable():
+        raise DecodeError(who, expected=f"1 to {MAX_NAME} printable characters", got=f"{text[:80]!r}")
+    return text
+
+
+def _hex(text: str, who: str) -> str:
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise DecodeError(who, expected="64 lower-case hex digits", got=f"{text[:80]!r}")
+    return text
+
+
+def _digest(data: bytes, who: str) -> str:
+    if len(data) != 32:
+        raise DecodeError(who, expected="32 bytes", got=f"{len(data)}")
+    return data.hex()
+
+
+def _count(value: int, who: str) -> int:
+    if value > MAX_COUNT:
+        raise DecodeError(who, expected=f"at most {MAX_COUNT}", got=str(value))
+    return value
+
+
+def _metrics_to_pb(metrics: Mapping[str, float]) -> list[pb.Metric]:
+    return [pb.Metric(name=name, value=value) for name, value in sorted(metrics.items())]
+
+
+def _metrics_from_pb(metrics: Iterable[pb.Metric]) -> dict[str, float]:
+    items = list(metrics)
+    result = {_name(m.name, "metric name"): m.value for m in items}
+    if len(items) > MAX_METRICS or len(result) != len(items):
+        raise DecodeError("metrics", expected=f"at most {MAX_METRICS} of distinct names", got=f"{len(items)}")
+    for name, value in result.items():
+        if not math.isfinite(value):
+            raise DecodeError(f"metric {name}", expected="a finite number", got=str(value))
+    return result
+
+
+def _plan_to_json(plan: ClientPlan) -> str:
+    content: dict[str, object] = {
+        "training": plan.training.model_dump(mode="json"),
+        "codec": plan.codec.model_dump(mode="json"),
+        "learning_rate_factor": plan.learning_rate_factor,
+    }
+    if plan.clip_l2 is not None:
+        content["clip_l2"] = plan.clip_l2
+    if plan.fisher is not None:
+        content["fisher"] = {"examples": plan.fisher.examples, "cap": plan.fisher.cap}
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def _plan_from_json(text: str) -> ClientPlan:
+    try:
+        content = json.loads(text)
+        fisher = content.pop("fisher", None)
+        clip_l2 = content.pop("clip_l2", None)
+        factor = float(content.pop("learning_rate_factor"))
+        training = _TRAINING.validate_json(json.dumps(content.pop("training")))
+        codec = _CODEC.validate_json(json.dumps(content.pop("codec")))
+        plan = ClientPlan(
+            training=training,
+            codec=codec,
+            learning_rate_factor=factor,
+            clip_l2=None if clip_l2 is None else float(clip_l2),
+            fisher=None if fisher is None else FisherPlan(int(fisher["examples"]), float(fisher["cap"])),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
+        raise DecodeError("request.plan", expected="a client plan as JSON", got=str(error)[:200]) from None
+    if content:
+        raise DecodeError("request.plan", expected="no other keys", got=f"{sorted(content)[:3]}")
+    return plan

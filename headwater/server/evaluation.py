@@ -1,0 +1,81 @@
+"""What evaluations mean: :class:`Tracker` (best round, patience) and :func:`over_clients`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from headwater.config.federation import Federation
+from headwater.protocol.messages import Evaluation
+
+_LOWER_IS_BETTER = {"loss", "perplexity"}
+
+
+def metric_name(federation: Federation) -> str:
+    """The metric that decides: the file's, else accuracy, or perplexity for a causal model."""
+    default = "perplexity" if federation.model.kind == "causal-lm" else "accuracy"
+    return federation.evaluation.metric or default
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """The best evaluation so far, and how many came since.
+
+    Args:
+        metric: name of the deciding metric.
+        best_round: round of the best value; None before the first.
+        best_value: its value.
+        since: evaluations after the best one.
+    """
+
+    metric: str
+    best_round: int | None = None
+    best_value: float = math.nan
+    since: int = 0
+
+    def better(self, value: float) -> bool:
+        """Whether ``value`` beats the best. The first finite one does; a tie does not."""
+        if not math.isfinite(value):
+            return False
+        if self.best_round is None:
+            return True
+        return value < self.best_value if self.metric in _LOWER_IS_BETTER else value > self.best_value
+
+    def after(self, round: int, value: float) -> Tracker:
+        """The tracker with one evaluation more."""
+        if self.better(value):
+            return replace(self, best_round=round, best_value=value, since=0)
+        return replace(self, since=self.since + 1)
+
+
+def over_clients(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Metrics of all clients' validation splits together, weighted by examples.
+
+    Accuracy and loss are those of the pooled examples; perplexity is exp of the pooled loss;
+    macro_f1 is the weighted mean of the clients' own (the pooled one would need their confusions).
+    """
+    rows = sorted((e for e in evaluations if e.examples), key=lambda e: e.client)
+    total = sum(e.examples for e in rows)
+    if not total:
+        return {}
+    names = sorted(set.intersection(*(set(e.metrics) for e in rows)))
+    pooled = {n: math.fsum(e.metrics[n] * e.examples for e in rows) / total for n in names}
+    if "perplexity" in pooled and "loss" in pooled:
+        pooled["perplexity"] = math.exp(min(pooled["loss"], 700.0))
+    return pooled
+
+
+def per_client(evaluations: Sequence[Evaluation], min_examples: int) -> dict[str, dict[str, float]]:
+    """Each client's own metrics, without the clients too small to be shown."""
+    shown: dict[str, dict[str, float]] = {}
+    for e in sorted(evaluations, key=lambda e: e.client):
+        if e.examples >= min_examples:
+            shown[e.client] = {**e.metrics, "examples": float(e.examples)}
+    return shown
+
+
+def decisive(metric: str, test: Mapping[str, float] | None, clients: Mapping[str, float]) -> float:
+    """The deciding value: on the server's file if there is one, else over the clients; else NaN."""
+    source = test if test is not None else clients
+    return source.get(metric, math.nan)

@@ -1,0 +1,70 @@
+"""What a running federation tells those who watch it. An observer takes events and returns nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """Profiles are in; training begins after ``done`` of ``rounds`` rounds."""
+
+    rounds: int
+    done: int
+    clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted:
+    """Tasks are on their way to ``clients`` clients."""
+
+    round: int
+    clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientDone:
+    """An update was folded."""
+
+    round: int
+    client: str
+    bytes_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFailed:
+    """A client is out of this round, and why."""
+
+    round: int
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluating:
+    """The new global adapter is being evaluated."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEnded:
+    """A round is on disk; ``record`` is its line in ``rounds.jsonl``, ``value`` the deciding metric."""
+
+    round: int
+    record: Mapping[str, Any]
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person should know."""
+
+    text: str
+
+
+Event: TypeAlias = RunStarted | RoundStarted | ClientDone | ClientFailed | Evaluating | RoundEnded | Notice
+Observer: TypeAlias = Callable[[Event], None]

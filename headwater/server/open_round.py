@@ -1,0 +1,156 @@
+"""OpenRound: what the server holds while a round is open: accumulators, sizes, one row per client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from headwater.compression.dense import DenseCodec
+from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.table import codec_for
+from headwater.errors import DecodeError, UpdateRejected
+from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.gap import GapSketch
+from headwater.proto.wire import decode_reply
+from headwater.protocol.coordinator import Close
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import (
+    ClientFailure,
+    ClientProfile,
+    EncodedUpdate,
+    Payload,
+    RoundPlan,
+    TrainRequest,
+    Update,
+)
+from headwater.server.exchange import Incoming
+from headwater.state import AdapterState
+
+
+class OpenRound:
+    """One round from the first request to the merge. Memory does not grow with clients but for rows.
+
+    Args:
+        plan: who is asked what.
+        base: the state that the clients start from, as they decode it.
+        encoded: that state's payload.
+        run: id of the run.
+        profiles: what the clients said of themselves.
+        rule: the merge rule.
+        root: the federation's root key.
+    """
+
+    def __init__(
+        self,
+        plan: RoundPlan,
+        base: AdapterState,
+        encoded: Payload,
+        run: str,
+        profiles: Mapping[str, ClientProfile],
+        rule: Aggregator[Any],
+        root: Key,
+    ) -> None:
+        self.plan, self.base, self.sent = plan, base, dict[str, int]()
+        self._encoded, self._run, self._profiles, self._rule = encoded, run, profiles, rule
+        self._base_sha256 = base.sha256()
+        self._acc = rule.init(plan.merge)
+        self._gap = GapSketch(base, key=root.child("gap", plan.round))
+        self._gap_acc = self._gap.init(plan.merge)
+        self._dense_bytes = len(DenseCodec("fp32").encode(base, key=root).body)
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def request(self, client: str, accepted_round: int) -> TrainRequest:
+        """The client's task."""
+        return TrainRequest(
+            run=self._run,
+            round=self.plan.round,
+            client=client,
+            spec=self.base.spec.fingerprint(),
+            state_sha256=self._base_sha256,
+            state=self._encoded,
+            accepted_round=accepted_round,
+            plan=self.plan.clients[client],
+        )
+
+    def fold(self, incoming: Incoming) -> None:
+        """Decode, check and add one reply; nothing of it is kept but a row of numbers.
+
+        Raises:
+            DecodeError: not this client's update of this round, or bytes that are not a state.
+            UpdateRejected: the client reports a failure, or its values must not be merged.
+        """
+        client, plan = incoming.address, self.plan.clients[incoming.address]
+        row = self._rows[client] = {"bytes_up": incoming.bytes_up}
+        if incoming.error:
+            raise DecodeError(f"client {client}", expected="an update", got=incoming.error)
+        codec, fisher = codec_for(plan.codec), LogQuantCodec()
+        spec = self.base.spec
+        limit = codec.max_bytes(spec) + (fisher.max_bytes(spec) if plan.fisher else 0)
+        reply = decode_reply(incoming.data, max_bytes=limit)
+        if isinstance(reply, ClientFailure):
+            raise UpdateRejected(f"client {client}", expected="an update", got=f"failure: {reply.reason}")
+        if not isinstance(reply, EncodedUpdate):
+            raise DecodeError(f"client {client}", expected="an update", got=type(reply).__name__)
+        self._check(client, reply)
+        statistics = {n: fisher.decode(p, spec) for n, p in reply.statistics.items()}
+        delta = codec.decode(reply.delta, spec)
+        update = Update(
+            client, reply.round, delta, reply.examples, reply.steps, statistics, dict(reply.metrics)
+        )
+        self._acc = self._rule.add(self._acc, update)
+        self._gap_acc = self._gap.add(self._gap_acc, update)
+        row |= {"examples": reply.examples, "steps": reply.steps, **reply.metrics}
+        row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
+        row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
+
+    def _check(self, client: str, reply: EncodedUpdate) -> None:
+        wanted = {"fisher"} if self.plan.clients[client].fisher else set()
+        for what, expected, got in (
+            ("run", self._run, reply.run),
+            ("round", self.plan.round, reply.round),
+            ("client", client, reply.client),
+            ("spec", self.base.spec.fingerprint(), reply.spec),
+            ("base state", self._base_sha256, reply.base_sha256),
+            ("examples", self._profiles[client].train_examples, reply.examples),
+            ("statistics", wanted, set(reply.statistics)),
+        ):
+            if expected != got:
+                raise DecodeError(f"client {client}: {what}", expected=str(expected), got=str(got))
+
+    def merge(self) -> Merged:
+        """The rule's result.
+
+        Raises:
+            EmptyRound: nothing was folded.
+        """
+        return self._rule.finalize(self._acc)
+
+    def record(self, end: Close, merged: Merged, after: AdapterState) -> dict[str, Any]:
+        """The round's line for ``rounds.jsonl``: per client, bytes, gap, the rule's report."""
+        failed = dict(end.failed)
+        rows = {}
+        for client in sorted(self.plan.clients):
+            rows[client] = {"bytes_down": self.sent[client], **self._rows.get(client, {})}
+            if client in failed:
+                rows[client]["failed"] = failed[client]
+        gap = self._gap.finalize(self._gap_acc, after)
+        return {
+            "round": self.plan.round,
+            "clients": rows,
+            "bytes": {
+                "up": sum(r.get("bytes_up", 0) for r in rows.values()),
+                "down": sum(r["bytes_down"] for r in rows.values()),
+                "up_dense": sum(r.get("bytes_up_dense", r.get("bytes_up", 0)) for r in rows.values()),
+                "down_dense": sum(
+                    r["bytes_down"] - len(self._encoded.body) + self._dense_bytes for r in rows.values()
+                ),
+            },
+            "gap": {
+                "exact": gap.exact,
+                "absolute": gap.total.gap,
+                "relative": gap.total.relative,
+                "saturated": gap.saturated,
+                "modules": {name: m.relative for name, m in gap.modules.items()},
+            },
+            "merge": dict(merged.report),
+        }

@@ -1,0 +1,142 @@
+"""RunFolder: the one folder that a run writes, and the checkpoint in it.
+
+::
+
+    adapter/          the result; loads with PeftModel.from_pretrained
+    federation.toml   the resolved federation file, with its hash
+    rounds.jsonl      one line per round, from round 0 (before training)
+    summary.json      written at the end
+    report.html       written at the end
+    state/            what --resume needs: checkpoint, origin, clients' error feedback, a lock
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headwater.config import LoadedFederation, load_federation
+from headwater.errors import ConfigError, StorageError
+from headwater.files import write_atomically
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and whole-file writes of a run."""
+
+    path: Path
+
+    @property
+    def adapter(self) -> Path:
+        """The exported adapter."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The server's checkpoint."""
+        return self.path / "state" / "checkpoint.safetensors"
+
+    @property
+    def clients(self) -> Path:
+        """The clients' stores, where the run simulates them."""
+        return self.path / "state" / "clients"
+
+    @property
+    def rounds(self) -> Path:
+        """One JSON object per round."""
+        return self.path / "rounds.jsonl"
+
+    @staticmethod
+    def create(path: Path, loaded: LoadedFederation, origin: Mapping[str, Any]) -> RunFolder:
+        """A new run in ``path``, which must be absent or empty.
+
+        Args:
+            path: the folder.
+            loaded: the resolved federation.
+            origin: what a resume must know besides: engine, folder of the federation file.
+
+        Raises:
+            ConfigError: there is something in ``path``.
+        """
+        if path.exists() and any(path.iterdir()):
+            raise ConfigError(
+                f"run folder {path}",
+                expected="a new or empty folder",
+                got="one with files in it",
+                hint=f"Choose another --out, or continue that run: headwater simulate --resume {path}",
+            )
+        folder = RunFolder(path)
+        write_atomically(path / "federation.toml", loaded.to_toml().encode())
+        folder.write_json("state/origin.json", {"folder": str(loaded.folder), **origin})
+        return folder
+
+    @staticmethod
+    def open(path: Path) -> tuple[RunFolder, LoadedFederation, dict[str, Any]]:
+        """A run to resume: its folder, its federation and its origin.
+
+        Raises:
+            ConfigError: ``path`` is not a run folder.
+        """
+        try:
+            origin = json.loads((path / "state" / "origin.json").read_text())
+        except (OSError, ValueError):
+            raise ConfigError(
+                f"run folder {path}", expected="a folder made by headwater simulate", got="another one"
+            ) from None
+        loaded = load_federation(path / "federation.toml", folder=Path(origin["folder"]))
+        return RunFolder(path), loaded, origin
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: two processes must not write one run."""
+        lock = self.path / "state" / "lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    f"run folder {self.path}", expected="to be free", got="a process that is running it"
+                ) from None
+            yield
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write ``name`` as indented JSON, atomically."""
+        write_atomically(self.path / name, json.dumps(content, indent=2).encode() + b"\n")
+
+    def append_round(self, record: Mapping[str, Any]) -> None:
+        """Add a line to ``rounds.jsonl``."""
+        try:
+            with self.rounds.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"writing {self.rounds}",
+                expected="room on the disk",
+                got=error.strerror or str(error),
+                hint="The last checkpoint is intact; free space, then --resume.",
+            ) from error
+
+    def read_rounds(self) -> list[dict[str, Any]]:
+        """All whole lines of ``rounds.jsonl``; a torn last line is left out."""
+        if not self.rounds.exists():
+            return []
+        records = []
+        for line in self.rounds.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def keep_rounds(self, last: int) -> list[dict[str, Any]]:
+        """Drop lines of rounds after ``last`` (and a torn one); return the others."""
+        records = [r for r in self.read_rounds() if r["round"] <= last]
+        text = "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records)
+        write_atomically(self.rounds, text.encode())
+        return records
