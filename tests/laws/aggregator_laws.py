@@ -177,8 +177,10 @@ class AggregatorLaws:
         ]
         if self.refuses_values:
             above = np.nextafter(np.float32(BOUND), np.float32(9))
-            for value in (np.nan, np.inf, -np.inf, above, -above):
-                refused.append((update_of(SPEC, "late", [*zeros[:-1], value], zeros), UpdateRejected))
+            refused += [
+                (update_of(SPEC, "late", [*zeros[:-1], value], zeros), UpdateRejected)
+                for value in (np.nan, np.inf, -np.inf, above, -above)
+            ]
         for update, error in refused:
             with pytest.raises(error, match=update.client):
                 rule.add(acc, update)
