@@ -26,8 +26,10 @@ def convert_gguf(source: Path, out: Path) -> None:
         )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
     from transformers.utils.quantization_config import GgufConfig
 
+    logging.disable_progress_bar()
     try:
         # without the config, transformers keeps a marker of quantisation and save_pretrained fails
         model = AutoModelForCausalLM.from_pretrained(
