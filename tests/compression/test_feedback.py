@@ -1,0 +1,184 @@
+import hashlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headwater.compression.compeft import CompeftCodec
+from headwater.compression.feedback import (
+    FeedbackState,
+    compensate,
+    from_bytes,
+    is_stale,
+    repeat,
+    sent,
+    settle,
+    to_bytes,
+)
+from headwater.errors import SpecMismatch, StorageError
+from headwater.protocol.keys import Key
+from headwater.state import AdapterState, StateSpec, TensorSpec
+
+SPEC = StateSpec.of([TensorSpec("a", (5, 4), "lora_a"), TensorSpec("b", (7,), "vector")])
+CODEC = CompeftCodec(0.2)
+
+
+def delta(seed):
+    values = torch.randn(SPEC.numel, generator=torch.Generator().manual_seed(seed))
+    return AdapterState.from_vector(SPEC, values)
+
+
+def answer(state, round):
+    """One trained round: the new state and what the server would decode."""
+    compensated = compensate(state, delta(round))
+    payload = CODEC.encode(compensated, key=Key.root(round))
+    decoded = CODEC.decode(payload, SPEC)
+    return sent(state, round, compensated, decoded, b"envelope %d " % round + payload.body), decoded
+
+
+def held_back(state):
+    if state.pending is not None:
+        return state.pending.residual_if_accepted + state.pending.sent
+    return state.residual or AdapterState.zeros(SPEC)
+
+
+FATES = st.lists(st.sampled_from(["accept", "refuse", "lose", "repeat", "crash"]), max_size=25)
+
+
+@settings(max_examples=100, deadline=None)
+@given(fates=FATES)
+def test_nothing_is_lost_over_any_sequence(fates):
+    state, accepted_round, round = FeedbackState(), 0, 0
+    accepted, given_up = AdapterState.zeros(SPEC), AdapterState.zeros(SPEC)
+    for fate in fates:
+        if fate == "repeat":
+            assert repeat(state, round) == (state.pending.envelope if round else None)
+            continue
+        if fate == "crash":
+            state = from_bytes(to_bytes(state), SPEC)
+            continue
+        round += 1  # rounds in which the client is not asked count too
+        assert repeat(state, round) is None
+        state = settle(state, accepted_round)
+        assert state.pending is None
+        state, decoded = answer(state, round)
+        given_up = given_up + delta(round)
+        if fate == "accept":
+            accepted, accepted_round = accepted + decoded, round
+    pending_accepted = state.pending is not None and state.pending.round == accepted_round
+    rest = state.pending.residual_if_accepted if pending_accepted else held_back(state)
+    assert torch.allclose((accepted + rest).vector(), given_up.vector(), atol=1e-4)
+    settled = settle(state, accepted_round)
+    if settled.residual is not None:
+        assert torch.equal(settled.residual.vector(), rest.vector())
+
+
+def test_accepted_commits_and_refused_rolls_back():
+    state, decoded = answer(FeedbackState(), 3)
+    kept_back = delta(3) - decoded
+    assert torch.equal(settle(state, 3).residual.vector(), kept_back.vector())
+    assert torch.allclose(settle(state, 2).residual.vector(), delta(3).vector(), atol=1e-6)
+    assert settle(state, 3).pending is None
+    assert torch.equal(settle(state, 4).residual.vector(), kept_back.vector())  # store restored from older
+
+
+def test_repeat_gives_the_same_bytes_and_only_for_its_round():
+    state, _ = answer(FeedbackState(), 3)
+    assert repeat(state, 3) is state.pending.envelope
+    assert repeat(state, 2) is None
+    assert repeat(state, 4) is None
+    assert repeat(FeedbackState(), 3) is None
+
+
+def test_stale_rounds_are_recognised():
+    state, _ = answer(FeedbackState(), 3)
+    assert is_stale(state, 2)
+    assert not is_stale(state, 3)
+    assert not is_stale(state, 4)
+    assert not is_stale(FeedbackState(), 1)
+
+
+def test_feedback_sends_what_was_dropped():
+    # a constant delta at density 0.2: without feedback four of five coordinates never travel
+    values = AdapterState(SPEC, {"a": torch.linspace(0.1, 0.2, 20).reshape(5, 4), "b": torch.full((7,), 0.3)})
+    state, total = FeedbackState(), AdapterState.zeros(SPEC)
+    for round in range(1, 41):
+        state = settle(state, round - 1)
+        compensated = compensate(state, values)
+        decoded = CODEC.decode(CODEC.encode(compensated, key=Key.root(0)), SPEC)
+        state, total = sent(state, round, compensated, decoded, b"x"), total + decoded
+    assert float((total * (1 / 40) - values).max_abs()) < 0.05
+
+
+def test_forgetting_to_settle_is_refused():
+    state, decoded = answer(FeedbackState(), 1)
+    with pytest.raises(StorageError, match="round 1 still pending"):
+        compensate(state, delta(2))
+    with pytest.raises(StorageError, match="round 1 still pending"):
+        sent(state, 2, decoded, decoded, b"")
+
+
+def test_another_adapters_residual_is_refused():
+    state, _ = answer(FeedbackState(), 1)
+    other = AdapterState.zeros(StateSpec.of([TensorSpec("a", (5, 4), "lora_a")]))
+    with pytest.raises(SpecMismatch):
+        compensate(settle(state, 1), other)
+
+
+# --- bytes --------------------------------------------------------------------------------------------
+
+
+def full_state():
+    state, _ = answer(FeedbackState(), 1)
+    return answer(settle(state, 1), 2)[0]
+
+
+@pytest.mark.parametrize(
+    "state", [FeedbackState(), FeedbackState(delta(1)), answer(FeedbackState(), 1)[0], full_state()]
+)
+def test_bytes_round_trip(state):
+    data = to_bytes(state)
+    again = from_bytes(data, SPEC)
+    assert to_bytes(again) == data
+    assert (again.residual is None) == (state.residual is None)
+    if state.residual is not None:
+        assert again.residual.sha256() == state.residual.sha256()
+    if state.pending is None:
+        assert again.pending is None
+    else:
+        assert again.pending.round == state.pending.round
+        assert again.pending.envelope == state.pending.envelope
+        assert again.pending.sent.sha256() == state.pending.sent.sha256()
+        assert again.pending.residual_if_accepted.sha256() == state.pending.residual_if_accepted.sha256()
+
+
+DATA = to_bytes(full_state())
+
+
+@settings(max_examples=150, deadline=None)
+@given(cut=st.integers(0, len(DATA) - 1))
+def test_torn_file(cut):
+    with pytest.raises(StorageError, match="SHA-256"):
+        from_bytes(DATA[:cut], SPEC)
+
+
+@settings(max_examples=150, deadline=None)
+@given(at=st.integers(0, len(DATA) - 1), bit=st.integers(0, 7))
+def test_one_flipped_bit(at, bit):
+    data = bytearray(DATA)
+    data[at] ^= 1 << bit
+    with pytest.raises(StorageError):
+        from_bytes(bytes(data), SPEC)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\2\0\0\0\0\0\0\0{}", DATA[38:100], DATA[38:] + b"x"])
+def test_intact_checksum_over_foreign_content(content):
+    data = b"HWFB1\n" + hashlib.sha256(content).digest() + content
+    with pytest.raises(StorageError, match="of this version"):
+        from_bytes(data, SPEC)
+
+
+def test_intact_file_of_another_adapter():
+    with pytest.raises(SpecMismatch, match="error feedback"):
+        from_bytes(DATA, StateSpec.of([TensorSpec("a", (5, 4), "lora_a")]))
