@@ -1,0 +1,1 @@
+"""Local training: cohorts of clients over one frozen base, their Fishers and their evaluation."""

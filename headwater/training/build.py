@@ -1,0 +1,115 @@
+"""Workbench: everything one process needs to train, measure and export a federation's adapter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from headwater.adapters.base import load_base
+from headwater.adapters.export import export, export_vector
+from headwater.adapters.model import AdaptedModel
+from headwater.adapters.tokenizer import TextTokenizer
+from headwater.config import LoadedFederation
+from headwater.config.federation import ClassificationData, Training, VectorModel
+from headwater.data.batches import Example
+from headwater.errors import ConfigError
+from headwater.protocol.keys import Key
+from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.training.backprop import BackpropTrainer
+from headwater.training.cohort import CohortTrainer
+from headwater.training.evaluate import evaluate
+from headwater.training.noop import NoopTrainer
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Base, tokenizer, adapter and trainers of one process. Make it with :meth:`open`.
+
+    Args:
+        loaded: the federation.
+        model: its adapted model; None with model.kind 'vector'.
+        spec: of every state of the federation.
+        base_sha256: of the base model's files (of ``b"vector"`` without one).
+    """
+
+    loaded: LoadedFederation
+    model: AdaptedModel | None
+    spec: StateSpec
+    base_sha256: str
+
+    @staticmethod
+    def open(loaded: LoadedFederation) -> Workbench:
+        """Load the base model and attach the adapter. Sets this process's CPU threads to the file's.
+
+        Raises:
+            ModelError: the base or the adapter is wrong.
+            MissingDependency: quantisation without its library.
+        """
+        settings = loaded.settings
+        torch.set_num_threads(settings.federation.threads)
+        if isinstance(settings.model, VectorModel):
+            spec = StateSpec((TensorSpec("vector", (settings.model.size,), "vector"),))
+            return Workbench(loaded, None, spec, hashlib.sha256(b"vector").hexdigest())
+        labels = settings.data.labels if isinstance(settings.data, ClassificationData) else None
+        base = load_base(settings.model, loaded.folder, labels=labels)
+        model = AdaptedModel.build(loaded, base, key=Key.root(settings.federation.seed).child("adapter"))
+        return Workbench(loaded, model, model.spec, model.base_sha256)
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """The base model's tokenizer; None without a base model."""
+        return None if self.model is None else self.model.base.tokenizer
+
+    @property
+    def pad(self) -> int:
+        """Token id that fills a batch."""
+        return 0 if self.tokenizer is None else self.tokenizer.pad
+
+    @property
+    def language_model(self) -> bool:
+        """Whether targets are tokens."""
+        return self.model is not None and self.model.language_model
+
+    def initial_state(self) -> AdapterState:
+        """The state of round 0: a function of the federation's seed, base and adapter."""
+        return AdapterState.zeros(self.spec) if self.model is None else self.model.initial_state()
+
+    def trainer(self, training: Training) -> CohortTrainer:
+        """The trainer of plans with this training.
+
+        Raises:
+            ConfigError: training that needs a base model, without one.
+        """
+        if training.kind == "noop":
+            return NoopTrainer()
+        if self.model is None:
+            raise ConfigError("training.kind", expected="'noop' with model.kind 'vector'", got=training.kind)
+        return BackpropTrainer(self.model, self.pad, language_model=self.language_model)
+
+    def evaluate(self, state: AdapterState, examples: Sequence[Example]) -> tuple[int, dict[str, float]]:
+        """Weight and metrics of ``state`` on ``examples``: see :mod:`headwater.training.evaluate`.
+
+        Without a base model ``loss`` is the mean square of the values.
+        """
+        if self.model is None:
+            norm = state.norm()
+            return max(1, len(examples)), {"loss": norm * norm / max(1, self.spec.numel)}
+        return evaluate(
+            self.model,
+            state,
+            examples,
+            batch_size=self.loaded.settings.evaluation.batch_size,
+            pad=self.pad,
+            language_model=self.language_model,
+        )
+
+    def export(self, state: AdapterState, folder: Path, card: Mapping[str, object]) -> None:
+        """Write ``state`` as a folder: see :func:`headwater.adapters.export.export`."""
+        if self.model is None:
+            export_vector(state, folder, card=card)
+        else:
+            export(self.model, state, folder, card=card)

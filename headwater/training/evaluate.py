@@ -1,0 +1,75 @@
+"""Measure an adapter on examples: :func:`evaluate`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headwater.adapters.model import AdaptedModel
+from headwater.data.batches import Example, batches
+from headwater.errors import DataError, TrainingError
+from headwater.state import AdapterState
+
+
+def evaluate(
+    model: AdaptedModel,
+    state: AdapterState,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    pad: int,
+    language_model: bool,
+) -> tuple[int, dict[str, float]]:
+    """Measure ``state`` on ``examples``. Deterministic; the model keeps ``state``.
+
+    Returns:
+        For a classifier, the number of examples and ``accuracy``, ``macro_f1`` (the mean F1 over labels
+        that occur among truths or predictions) and ``loss``; for a causal model the number of target
+        tokens, ``loss`` per token (nats) and ``perplexity``.
+
+    Raises:
+        DataError: no example, or no target token.
+        TrainingError: the loss is not finite.
+        SpecMismatch: a state of another spec.
+    """
+    if not examples:
+        raise DataError("evaluation", expected="at least one example", got="none")
+    model.load(state)
+    total, count = 0.0, 0
+    truths: list[npt.NDArray[np.int64]] = []
+    predictions: list[npt.NDArray[np.int64]] = []
+    with torch.inference_mode():
+        for batch in batches(examples, batch_size, pad, language_model=language_model, generator=None):
+            output = model.forward(batch)
+            total += output.losses.sum(dtype=torch.float64).item()
+            count += int(output.counts.sum())
+            if not language_model:
+                truths.append(batch.targets.numpy())
+                predictions.append(output.logits.argmax(-1).cpu().numpy())
+    if not count:
+        raise DataError("evaluation", expected="at least one token with a loss", got="none")
+    loss = total / count
+    if not math.isfinite(loss):
+        raise TrainingError(
+            "evaluation",
+            expected="a finite loss",
+            got=str(loss),
+            hint="The adapter has diverged: lower the learning rates.",
+        )
+    if language_model:
+        return count, {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # e^710 overflows
+    truth, predicted = np.concatenate(truths), np.concatenate(predictions)
+    accuracy = float((truth == predicted).mean())
+    return count, {"accuracy": accuracy, "macro_f1": macro_f1(truth, predicted), "loss": loss}
+
+
+def macro_f1(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> float:
+    """The mean of F1 = 2·TP / (truths + predictions) over labels in ``truth`` or ``predicted``."""
+    size = int(max(truth.max(), predicted.max())) + 1
+    hits = np.bincount(truth[truth == predicted], minlength=size)
+    seen = np.bincount(truth, minlength=size) + np.bincount(predicted, minlength=size)
+    return float((2 * hits[seen > 0] / seen[seen > 0]).mean())

@@ -1,0 +1,136 @@
+"""A client's diagonal Fisher: :func:`client_fisher`.
+
+F = E_x E_{y ~ p(y|x)} [∇ log p(y|x)]², value by value (Matena & Raffel, arXiv 2111.09832, §3), with
+one drawn label for each example and the square taken of each example's own gradient: squaring a
+batch's gradient would mix examples. A causal model's log p is the sum over its target positions, each
+next token drawn given the true ones before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.adapters.model import AdaptedModel
+from headwater.data.batches import IGNORED, Batch, Example, collate
+from headwater.errors import TrainingError
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import FisherPlan
+from headwater.state import AdapterState
+from headwater.training.per_example import SquaredGradients, can_hook
+
+
+def client_fisher(
+    model: AdaptedModel,
+    examples: Sequence[Example],
+    plan: FisherPlan,
+    *,
+    who: str,
+    batch_size: int,
+    pad: int,
+    key: Key,
+) -> AdapterState:
+    """The diagonal Fisher at the model's present values, scaled to mean 1 and capped.
+
+    Args:
+        model: the adapted model; its values stay as they are.
+        examples: at least one; if more than ``plan.examples``, that many are drawn with ``key``.
+        plan: how many examples, and the cap.
+        who: for the error.
+        batch_size: examples in one backward pass, where the adapter allows more than one.
+        pad: token id that fills a batch.
+        key: draws examples and labels.
+
+    Returns:
+        Non-negative values of the model's spec: mean 1 over all tensors before the cap; all zero if
+        every gradient is.
+
+    Raises:
+        TrainingError: a gradient is not finite.
+    """
+    order = key.child("examples").numpy().permutation(len(examples))[: plan.examples]
+    chosen = sorted((examples[i] for i in order), key=lambda e: len(e.tokens))
+    mean = fisher_diagonal(model, chosen, batch_size=batch_size, pad=pad, key=key)
+    if not mean.isfinite():
+        raise TrainingError(who, expected="a finite Fisher", got="non-finite gradients")
+    total = sum(float(value.sum(dtype=torch.float64)) for value in mean.values())
+    if total == 0.0:
+        return mean
+    factor = mean.spec.numel / total
+    return mean.map(lambda value: (value * factor).clamp_(max=plan.cap))
+
+
+def fisher_diagonal(
+    model: AdaptedModel, examples: Sequence[Example], *, batch_size: int, pad: int, key: Key
+) -> AdapterState:
+    """The mean over ``examples`` of squared gradients of their drawn labels, as is.
+
+    Where every trained tensor belongs to a linear layer, hooks give the gradients of a whole batch;
+    otherwise one example follows another (:func:`fisher_by_loop`, which is also the oracle).
+    """
+    if not can_hook(model):
+        return fisher_by_loop(model, examples, pad=pad, key=key)
+    parameters = [p for _, p in model.parameters()]
+    with SquaredGradients(model) as squares:
+        for start in range(0, len(examples), batch_size):
+            part = examples[start : start + batch_size]
+            loss = _drawn_losses(model, part, start, pad, key).sum()
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+        return _mean(model, squares.totals(), len(examples))
+
+
+def fisher_by_loop(model: AdaptedModel, examples: Sequence[Example], *, pad: int, key: Key) -> AdapterState:
+    """:func:`fisher_diagonal` for any adapter: one backward pass for each example."""
+    parameters = [p for _, p in model.parameters()]
+    totals = [torch.zeros_like(p) for p in parameters]
+    for i, example in enumerate(examples):
+        loss = _drawn_losses(model, [example], i, pad, key).sum()
+        for total, gradient in zip(
+            totals, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+        ):
+            if gradient is not None:
+                total.addcmul_(gradient, gradient)
+    return _mean(model, totals, len(examples))
+
+
+def _mean(model: AdaptedModel, totals: Iterable[Tensor], count: int) -> AdapterState:
+    named = zip(model.spec, totals, strict=True)
+    return AdapterState(model.spec, {spec.name: (total / count).cpu() for spec, total in named})
+
+
+def _drawn_losses(model: AdaptedModel, examples: Sequence[Example], first: int, pad: int, key: Key) -> Tensor:
+    """−log p of drawn labels, [b]: the draw of example i depends on i and its own logits alone."""
+    batch = collate(examples, pad, language_model=model.language_model)
+    logits = model.forward(batch).logits
+    uniforms = _uniforms(batch, first, model.language_model, key)
+    return model.output(logits, _draw(logits.detach(), batch.targets, uniforms)).losses
+
+
+def _uniforms(batch: Batch, first: int, language_model: bool, key: Key) -> Tensor:
+    """float64 of the shape of ``batch.targets``; column t of row i is draw t of example ``first + i``."""
+    generators: Iterator[np.random.Generator] = (
+        key.child("label", first + i).numpy() for i in range(len(batch))
+    )
+    width = batch.targets.shape[1] if language_model else 1
+    rows = np.stack([generator.random(width) for generator in generators])
+    return torch.from_numpy(rows if language_model else rows[:, 0])
+
+
+def _draw(logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
+    """Labels by inversion: the first whose cumulated probability exceeds the uniform."""
+    if targets.ndim == 1:
+        return _invert(logits, uniforms.to(logits.device))
+    drawn = torch.full_like(targets, IGNORED)
+    kept = targets[:, 1:] != IGNORED  # the token at t + 1 is drawn from the logits at t
+    drawn[:, 1:][kept] = _invert(logits[:, :-1][kept], uniforms[:, 1:][kept].to(logits.device)).cpu()
+    return drawn.to(logits.device)
+
+
+def _invert(logits: Tensor, uniforms: Tensor) -> Tensor:
+    cumulated = logits.double().softmax(-1).cumsum(-1)
+    # the last sum may fall short of 1 by rounding
+    drawn: Tensor = torch.searchsorted(cumulated, uniforms.unsqueeze(-1), right=True).squeeze(-1)
+    return drawn.clamp_(max=logits.shape[-1] - 1)

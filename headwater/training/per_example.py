@@ -1,0 +1,73 @@
+"""Per-example squared gradients of linear layers from one backward pass: :class:`SquaredGradients`.
+
+For y = x·Wᵀ + b the gradient of example i is Σ_t gᵢₜ xᵢₜᵀ (and Σ_t gᵢₜ), with g the gradient of the
+summed losses at y: one batched product gives those of all examples (Goodfellow, arXiv 1510.01799, for
+norms; here with the sum over positions before the square).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headwater.adapters.model import AdaptedModel
+from headwater.config.federation import LoraAdapter
+
+
+def can_hook(model: AdaptedModel) -> bool:
+    """Whether every trained tensor is the weight or bias of a linear layer that sees the batch once.
+
+    DoRA is out: it also sends the identity matrix through A and B, to measure their product.
+    """
+    if not isinstance(model.adapter, LoraAdapter) or model.adapter.dora:
+        return False
+    owned = {id(p) for layer in _layers(model) for p in (layer.weight, layer.bias)}
+    return all(id(p) in owned for _, p in model.parameters())
+
+
+class SquaredGradients:
+    """While entered, every backward pass adds each example's squared gradients.
+
+    Only for models for which :func:`can_hook` holds, and losses summed over independent examples.
+    """
+
+    def __init__(self, model: AdaptedModel) -> None:
+        self._parameters = [p for _, p in model.parameters()]
+        self._squares = {id(p): torch.zeros_like(p) for p in self._parameters}
+        self._layers = _layers(model)
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> SquaredGradients:
+        self._handles = [layer.register_forward_hook(self._seen) for layer in self._layers]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def totals(self) -> list[Tensor]:
+        """Sums over all examples so far, in the order of the model's parameters."""
+        return [self._squares[id(p)] for p in self._parameters]
+
+    def _seen(self, layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        values = inputs[0].detach()
+        output.register_hook(lambda g: self._add(layer, values, g))  # type: ignore[no-untyped-call]  # torch
+
+    def _add(self, layer: nn.Linear, inputs: Tensor, gradient: Tensor) -> None:
+        x = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
+        g = gradient.reshape(gradient.shape[0], -1, gradient.shape[-1])
+        if layer.weight.requires_grad:
+            self._squares[id(layer.weight)] += torch.bmm(g.transpose(1, 2), x).square_().sum(0)
+        if layer.bias is not None and layer.bias.requires_grad:
+            self._squares[id(layer.bias)] += g.sum(1).square_().sum(0)
+
+
+def _layers(model: AdaptedModel) -> list[nn.Linear]:
+    """Linear layers with a trained weight or bias."""
+    return [
+        layer
+        for layer in model.network.modules()
+        if isinstance(layer, nn.Linear) and any(p.requires_grad for p in layer.parameters(recurse=False))
+    ]

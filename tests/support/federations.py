@@ -1,0 +1,69 @@
+"""Federations over tiny models for tests: :func:`federation`, :func:`adapted`, :func:`examples`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headwater.adapters.base import load_base
+from headwater.adapters.model import AdaptedModel
+from headwater.config import Federation, LoadedFederation
+from headwater.data.batches import IGNORED, Example
+from headwater.protocol.keys import Key
+from tests.support.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
+
+LABELS = ("negative", "neutral", "positive")
+MAKERS = {"bert": tiny_bert, "llama": tiny_llama, "gpt2": tiny_gpt2}
+TARGETS = {"bert": ("query", "value"), "llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",)}
+FEEDFORWARD = {"bert": ("output.dense",), "llama": ("down_proj",), "gpt2": ("mlp.c_proj",)}
+
+
+def adapter(kind: str, base: str, **changes: Any) -> dict[str, Any]:
+    """The ``[adapter]`` table of a kind ('dora' and 'rslora' are LoRA with that flag)."""
+    if kind in ("prompt", "prefix"):
+        return {"kind": kind, "tokens": 3, **changes}
+    if kind == "ia3":
+        both = (*TARGETS[base], *FEEDFORWARD[base])
+        return {"kind": "ia3", "target_modules": both, "feedforward_modules": FEEDFORWARD[base], **changes}
+    flags = {} if kind == "lora" else {kind: True}
+    return {"kind": "lora", "rank": 2, "alpha": 4.0, "target_modules": TARGETS[base], **flags, **changes}
+
+
+def federation(folder: Path, kind: str, base: str, table: dict[str, Any], **changes: Any) -> LoadedFederation:
+    """A federation over ``folder/base``, which is written if absent."""
+    if not (folder / base).is_dir():
+        MAKERS[base](folder / base)
+    data: dict[str, Any] = {"kind": "causal-lm", "path": "x", "partition": {"kind": "iid", "clients": 2}}
+    if kind != "causal-lm":
+        data |= {"kind": "classification", "labels": LABELS}
+    settings: dict[str, Any] = {
+        "federation": {"name": "test", "rounds": 1, "seed": 7},
+        "model": {"kind": kind, "path": base},
+        "adapter": table,
+        "data": data,
+        "training": {"kind": "backprop"},
+    }
+    return LoadedFederation(Federation.model_validate({**settings, **changes}), folder)
+
+
+def adapted(loaded: LoadedFederation, *, seed: int = 0) -> AdaptedModel:
+    """The federation's model."""
+    labels = getattr(loaded.settings.data, "labels", None)
+    base = load_base(loaded.settings.model, loaded.folder, labels=labels)
+    return AdaptedModel.build(loaded, base, key=Key.root(seed))
+
+
+def examples(count: int, *, language_model: bool, seed: int = 0) -> list[Example]:
+    """Random examples of 4 to 12 tokens; a language model's first two tokens have no loss."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        tokens = rng.integers(5, 140, rng.integers(4, 13)).astype(np.int32)
+        targets = np.array([tokens[0] % len(LABELS)], dtype=np.int64)
+        if language_model:
+            targets = tokens.astype(np.int64)
+            targets[:2] = IGNORED
+        found.append(Example(tokens, targets))
+    return found
