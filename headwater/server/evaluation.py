@@ -13,8 +13,8 @@ _LOWER_IS_BETTER = {"loss", "perplexity"}
 
 
 def metric_name(federation: Federation) -> str:
-    """The metric that decides: the file's, else accuracy, or perplexity for a causal model."""
-    default = "perplexity" if federation.model.kind == "causal-lm" else "accuracy"
+    """The metric that decides: the file's, else accuracy, perplexity for a causal model."""
+    default = {"causal-lm": "perplexity", "vector": "loss"}.get(federation.model.kind, "accuracy")
     return federation.evaluation.metric or default
 
 

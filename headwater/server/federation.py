@@ -158,7 +158,9 @@ class FederationServer:
         profiles: dict[str, ClientProfile] = {}
         nodes: dict[str, int] = {}
         while exchange.waiting(ProfileRequest, 0):
+            quiet = True
             for incoming in exchange.poll():
+                quiet = False
                 try:
                     profile = self._profile(incoming)
                     if profile.client in profiles:
@@ -166,7 +168,7 @@ class FederationServer:
                     profiles[profile.client], nodes[profile.client] = profile, int(incoming.address)
                 except HeadwaterError as error:
                     self._observer(ClientFailed(0, f"node {incoming.address}", str(error)))
-            if exchange.waiting(ProfileRequest, 0):
+            if quiet:
                 time.sleep(POLL_S)
         if len(profiles) < self._federation.cohort.min_clients:
             raise FederationStopped(
@@ -248,7 +250,7 @@ class FederationServer:
                 f"round {plan.round}",
                 expected=f"at least {self._federation.cohort.min_clients} updates",
                 got=f"{len(end.accepted)} ({self._reasons(end)})",
-                hint=f"The state after round {checkpoint.server.round} is kept; mend the clients and --resume.",
+                hint=f"The state after round {checkpoint.server.round} is kept; mend that, then --resume.",
             )
         merged = open_round.merge()
         server = self._strategy.update(checkpoint.server, merged)

@@ -50,6 +50,7 @@ class InProcessGrid(Grid):
         self._queued: dict[str, Message] = {}
         self._running: Iterator[tuple[str, bytes | Error]] = iter(())
         self._sent: dict[str, Message] = {}
+        self._ready: dict[str, tuple[Message, bytes | Error]] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes: they are always there."""
@@ -68,26 +69,25 @@ class InProcessGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The next reply among ``message_ids``, executing what is queued; at most one."""
         wanted = set(message_ids)
-        if not wanted & (self._queued.keys() | self._sent.keys()):
-            return []
         while True:
-            for message_id, result in self._running:
-                message = self._sent.pop(message_id)
-                if message_id not in wanted:
-                    continue
-                if isinstance(result, Error):
-                    return [Message(result, reply_to=message)]
-                return [Message(pack(reply=result), reply_to=message)]
-            if not self._queued:
+            for message_id in wanted & self._ready.keys():
+                message, result = self._ready.pop(message_id)
+                content = result if isinstance(result, Error) else pack(reply=result)
+                return [Message(content, reply_to=message)]
+            if not wanted & (self._queued.keys() | self._sent.keys()):
                 return []
-            self._sent, self._queued = self._queued, {}
-            self._running = self._execute(self._sent)
+            answered = next(self._running, None)
+            if answered is None:
+                self._sent, self._queued = self._queued, {}
+                self._running = self._execute(dict(self._sent))
+            else:
+                self._ready[answered[0]] = self._sent.pop(answered[0]), answered[1]
 
     def _execute(self, messages: dict[str, Message]) -> Iterator[tuple[str, bytes | Error]]:
         """Decode all messages, then answer them as cohorts: ``(message id, reply)``."""
         if self._pool is not None:
             yield from self._pool.run(
-                (i, self._names[m.metadata.dst_node_id], *unpack(m.content, "envelope", "state"))
+                (i, self._names[m.metadata.dst_node_id], unpack(m.content, "envelope", "state"))
                 for i, m in messages.items()
             )
             return

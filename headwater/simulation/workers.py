@@ -10,10 +10,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TypeVar
 
 from flwr.app import Error
 
@@ -21,7 +22,10 @@ from headwater.client.app import answer
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
+from headwater.config.federation import Federation
 from headwater.errors import HeadwaterError, TrainingError
+
+T = TypeVar("T")
 
 
 class WorkerPool:
@@ -41,15 +45,17 @@ class WorkerPool:
             initargs=(loaded, store, os.getpid()),
         )
 
-    def run(self, requests: Iterable[tuple[str, str, bytes, bytes]]) -> Iterator[tuple[str, bytes | Error]]:
-        """Execute ``(id, client, envelope, state)`` requests; yield ``(id, reply)`` as each is ready.
+    def run(
+        self, requests: Iterable[tuple[str, str, tuple[bytes, ...]]]
+    ) -> Iterator[tuple[str, bytes | Error]]:
+        """Execute ``(id, client, (envelope, state))`` requests; yield ``(id, reply)`` as each is ready.
 
         Raises:
             TrainingError: a worker process died.
         """
         futures: dict[Future[bytes], str] = {
-            self._executor.submit(_answer, client, envelope, state): message_id
-            for message_id, client, envelope, state in requests
+            self._executor.submit(_answer, client, *parts): message_id
+            for message_id, client, parts in requests
         }
         for future in as_completed(futures):
             message_id = futures.pop(future)
@@ -64,6 +70,16 @@ class WorkerPool:
                     got="a sudden end, often for want of memory",
                     hint="Use fewer --workers, then --resume.",
                 ) from error
+
+    def call(
+        self,
+        function: Callable[[ClientRuntime, str, Federation], T],
+        names: Sequence[str],
+        settings: Federation,
+    ) -> list[T]:
+        """``function(runtime, name, settings)`` for every name, in order."""
+        futures = [self._executor.submit(_call, function, name, settings) for name in names]
+        return [future.result() for future in futures]
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -87,6 +103,11 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
+
+
+def _call(function: Callable[[ClientRuntime, str, Federation], T], name: str, settings: Federation) -> T:
+    assert _process is not None
+    return function(_process[0], name, settings)
 
 
 def _answer(client: str, envelope: bytes, state: bytes) -> bytes:

@@ -50,7 +50,7 @@ class FederatedStrategy(Strategy):
         task = ClientPlan(
             training=federation.training,
             codec=federation.codec.up,
-            learning_rate_factor=_learning_rate_factor(
+            learning_rate_factor=learning_rate_factor(
                 federation.training, number, federation.federation.rounds
             ),
             clip_l2=federation.privacy.clip_l2,
@@ -81,7 +81,7 @@ def _sample(names: Sequence[str], size: int | None, key: Key) -> list[str]:
     return [names[i] for i in sorted(chosen.tolist())]
 
 
-def _learning_rate_factor(training: Training, number: int, rounds: int) -> float:
+def learning_rate_factor(training: Training, number: int, rounds: int) -> float:
     """Linear from 1 in round 1 to ``final_learning_rate_fraction`` in the last round."""
     if training.kind != "backprop" or rounds == 1:
         return 1.0

@@ -1,0 +1,50 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+
+def result_table(summary: Mapping[str, Any]) -> Table:
+    """Baselines beside the federation, on the same held-out examples, and what it cost in bytes."""
+    metric = summary["metric"]
+    table = Table(title=f"{summary['name']}: {metric['name']} on {_where(metric)}", title_justify="left")
+    table.add_column("trained how")
+    table.add_column(metric["name"], justify="right")
+    baselines = summary["baselines"]
+    if "majority" in baselines:
+        table.add_row("not at all (majority label)", _number(baselines["majority"]))
+    if "probe" in baselines:
+        table.add_row("probe on frozen features, all data pooled", _number(baselines["probe"]))
+    for client, value in baselines.get("alone", {}).items():
+        table.add_row(Text(f"{client} alone"), _number(value))
+    if "centralised" in baselines:
+        table.add_row("all data in one place", _number(baselines["centralised"]))
+    if metric["final"] is not None:
+        table.add_section()
+        table.add_row("before the first round", _number(metric["start"]))
+        table.add_row("federated, last round", _number(metric["final"]))
+        table.add_row(
+            f"federated, best round ({metric['best_round']})", _number(metric["best"]), style="bold"
+        )
+    sizes = summary["bytes"]
+    table.caption = (
+        f"{summary['clients']} clients, {summary['rounds']} rounds, {summary['seconds']:.0f} s; "
+        f"up {sizes['up']:,} bytes (dense: {sizes['up_dense']:,}), "
+        f"down {sizes['down']:,} (dense: {sizes['down_dense']:,}); "
+        f"adapter of round {summary['adapter_round']}, sha256 {summary['adapter_sha256'][:16]}…"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _where(metric: Mapping[str, Any]) -> str:
+    return "the held-out test" if metric["on"] == "test" else "the clients' validation splits"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,101 @@
+"""``headwater simulate``: run a federation on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from headwater.config import load_federation
+from headwater.errors import ConfigError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("file", nargs="?", type=Path, metavar="FEDERATION.toml")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME-TIME)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+    parser.add_argument("--seed", type=int, metavar="N", help="replaces federation.seed")
+    parser.add_argument("--engine", choices=["inprocess", "ray"], help="default: inprocess")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="training processes of engine inprocess"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key")
+    parser.add_argument("--quiet", action="store_true", help="print only failures and the result's path")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Start or resume; print the result's table and, last, the run folder."""
+    if (options.file is None) == (options.resume is None):
+        raise ConfigError(
+            "headwater simulate", expected="a federation file, or --resume DIR", got="both or none"
+        )
+    if options.workers < 1:
+        raise ConfigError("--workers", expected="at least 1", got=str(options.workers))
+    if options.resume is not None and (options.out or options.set or options.seed is not None):
+        raise ConfigError(
+            "headwater simulate --resume",
+            expected="no --out, --set or --seed: the run folder has them",
+            got="one of them",
+        )
+    if options.file is not None:
+        loaded = load_federation(options.file, options.set, seed=options.seed)  # before torch is imported
+    console = Console(stderr=True)
+
+    from headwater.cli.progress import make_observer
+    from headwater.server.run_folder import RunFolder
+    from headwater.simulation.simulate import simulate
+
+    if options.resume is not None:
+        folder, loaded, origin = RunFolder.open(options.resume)
+        engine = options.engine or origin["engine"]
+    else:
+        engine = options.engine or "inprocess"
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        out = options.out or Path("runs") / f"{loaded.settings.federation.name}-{stamp}"
+        folder = RunFolder.create(out, loaded, {"engine": engine})
+    with _stop_on_interrupt(console) as stopping, make_observer(console, options.quiet) as observer:
+        summary = simulate(
+            loaded,
+            folder,
+            engine=engine,
+            workers=options.workers,
+            observer=observer,
+            should_stop=lambda: bool(stopping),
+        )
+    if not options.quiet:
+        from headwater.cli.result import result_table
+
+        Console().print(result_table(summary))
+    if summary["stopped"] == "stopped":
+        console.print(
+            f"Stopped after round {summary['rounds']}. Go on with: headwater simulate --resume {folder.path}"
+        )
+    print(folder.path)
+    return 0
+
+
+@contextmanager
+def _stop_on_interrupt(console: Console) -> Iterator[list[int]]:
+    """The first Ctrl-C (or SIGTERM) asks to end after the round; the second ends at once."""
+    stopping: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stopping:
+            raise KeyboardInterrupt
+        stopping.append(number)
+        print("\nEnding after this round; press Ctrl-C again to end now.", file=sys.stderr)
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

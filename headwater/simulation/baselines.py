@@ -1,0 +1,125 @@
+"""run_baselines: what the federation is compared with, on the same held-out examples.
+
+*majority* answers with the most frequent training label; *probe* is logistic regression on the base
+model's frozen mean-pooled features of all training data; *alone* trains each client without the
+others, and *centralised* all data in one place, both with the federation's passes and settings.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from headwater.client.runtime import ClientRuntime
+from headwater.config.federation import Federation
+from headwater.data.batches import Example
+from headwater.errors import ConfigError, MissingDependency
+from headwater.protocol.messages import ClientPlan
+from headwater.server.evaluation import metric_name
+from headwater.server.events import Notice, Observer
+from headwater.simulation.workers import WorkerPool
+from headwater.strategies.federated import learning_rate_factor
+from headwater.training.cohort import TrainTask
+
+CENTRALISED = "(all clients)"
+
+
+def run_baselines(
+    settings: Federation,
+    runtime: ClientRuntime,
+    pool: WorkerPool | None,
+    test: Sequence[Example] | None,
+    observer: Observer,
+) -> dict[str, Any]:
+    """The baselines that the file asks for, each as the deciding metric's value.
+
+    Raises:
+        ConfigError: the baseline makes no sense for this model.
+        MissingDependency: scikit-learn is missing.
+    """
+    wanted, metric = settings.baselines, metric_name(settings)
+    results: dict[str, Any] = {}
+    if (wanted.majority or wanted.probe) and (settings.data.kind != "classification" or metric != "accuracy"):
+        raise ConfigError(
+            "baselines.majority, baselines.probe",
+            expected="classification judged by accuracy",
+            got=f"data.kind '{settings.data.kind}' judged by {metric}",
+            hint="Set both to false.",
+        )
+    names = runtime.data.clients
+    if wanted.majority or wanted.probe:
+        held_out = held_out_examples(runtime, test)
+        train = [e for name in names for e in runtime.data.client(name).train]
+        truth = np.array([e.targets[0] for e in held_out])
+        if wanted.majority:
+            observer(Notice("baseline: majority"))
+            counts = Counter(int(e.targets[0]) for e in train)
+            label = min(counts, key=lambda value: (-counts[value], value))
+            results["majority"] = float((truth == label).mean())
+        if wanted.probe:
+            observer(Notice("baseline: probe on frozen features"))
+            results["probe"] = _probe(runtime, train, held_out, truth)
+    jobs = ([*names] if wanted.alone else []) + ([CENTRALISED] if wanted.centralised else [])
+    if jobs:
+        observer(Notice(f"baseline: {len(jobs)} trainings without federation"))
+        values = (
+            pool.call(train_apart, jobs, settings)
+            if pool
+            else (train_apart(runtime, j, settings) for j in jobs)
+        )
+        by_job = dict(zip(jobs, values, strict=True))
+        if wanted.centralised:
+            results["centralised"] = by_job.pop(CENTRALISED)
+        if wanted.alone:
+            results["alone"] = by_job
+    return results
+
+
+def held_out_examples(runtime: ClientRuntime, test: Sequence[Example] | None) -> Sequence[Example]:
+    """The server's test examples; without them every client's validation split."""
+    if test is not None:
+        return test
+    return [e for name in runtime.data.clients for e in runtime.data.client(name).validation]
+
+
+def train_apart(runtime: ClientRuntime, who: str, settings: Federation) -> float:
+    """Train one client alone, or all data in one place, as often as the federation does."""
+    names = runtime.data.clients if who == CENTRALISED else (who,)
+    examples = [e for name in names for e in runtime.data.client(name).train]
+    state = runtime.bench.initial_state()
+    trainer = runtime.bench.trainer(settings.training)
+    rounds = settings.federation.rounds
+    for number in range(1, rounds + 1):
+        factor = learning_rate_factor(settings.training, number, rounds)
+        plan = ClientPlan(settings.training, settings.codec.up, factor)
+        key = runtime.root.child("baseline", number)
+        (result,) = trainer.train([TrainTask(who, state, examples, plan)], key=key)
+        if result.delta is None:
+            return float("nan")
+        state = state + result.delta
+    held_out = held_out_examples(runtime, runtime.data.test())
+    _, metrics = runtime.bench.evaluate(state, held_out)
+    return metrics[metric_name(settings)]
+
+
+def _probe(
+    runtime: ClientRuntime, train: Sequence[Example], held_out: Sequence[Example], truth: np.ndarray[Any, Any]
+) -> float:
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise MissingDependency(
+            "baselines.probe",
+            expected="scikit-learn",
+            got=str(error),
+            hint='Install it: pip install "headwater[simulation]"',
+        ) from None
+    labels = np.array([e.targets[0] for e in train])
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    model.fit(runtime.bench.features(train), labels)
+    return float((model.predict(runtime.bench.features(held_out)) == truth).mean())

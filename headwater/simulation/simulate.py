@@ -1,0 +1,130 @@
+"""simulate: a whole federation on one box, from its file to its run folder."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+from headwater.client.runtime import ClientRuntime
+from headwater.client.store import DirectoryStore
+from headwater.config import LoadedFederation
+from headwater.data.batches import Example
+from headwater.server.events import Notice, Observer
+from headwater.server.federation import FederationServer, Outcome
+from headwater.server.report import write_report
+from headwater.server.run_folder import RunFolder
+from headwater.server.summary import summarise
+from headwater.simulation.baselines import run_baselines
+from headwater.simulation.grid import InProcessGrid
+from headwater.simulation.workers import WorkerPool
+from headwater.training.build import Workbench
+
+Engine = Literal["inprocess", "ray"]
+
+
+def simulate(
+    loaded: LoadedFederation,
+    folder: RunFolder,
+    *,
+    engine: Engine = "inprocess",
+    workers: int = 1,
+    observer: Observer = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Run what is left of a federation and write its run folder.
+
+    Args:
+        loaded: the federation file.
+        folder: a new run folder, or one to go on with.
+        engine: ``inprocess``, or ``ray`` for Flower's own simulation.
+        workers: processes that train; 1 trains in this one. Ray decides by its own CPUs.
+        observer: is told what happens.
+        should_stop: asked often; True ends the run after the open round, with everything written.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        HeadwaterError: what is wrong with file, data or model, or that the federation cannot go on.
+    """
+    with folder.locked(), ExitStack() as stack:
+        bench = Workbench.open(loaded)
+        runtime = ClientRuntime.open(loaded, bench)
+        for warning in runtime.data.warnings:
+            observer(Notice(warning))
+        test = runtime.data.test()
+        server = FederationServer(
+            loaded, runtime.run, bench, folder, test=test, observer=observer, should_stop=should_stop
+        )
+        pool = None
+        if engine == "ray":
+            from headwater.simulation.ray_engine import run_on_ray  # Ray is an extra
+
+            outcome = run_on_ray(server, loaded, runtime.data.clients, folder.clients)
+        else:
+            count = min(workers, len(runtime.data.clients))
+            if count > 1:
+                pool = stack.enter_context(WorkerPool(count, loaded, folder.clients))
+            store = DirectoryStore(folder.clients, durable=False)
+            outcome = server.run(
+                InProcessGrid(runtime.data.clients, runtime, store, pool), len(runtime.data.clients)
+            )
+        baselines = _baselines(loaded, folder, runtime, pool, test, outcome, observer)
+    return _finish(loaded, folder, bench, outcome, engine, baselines)
+
+
+def _baselines(
+    loaded: LoadedFederation,
+    folder: RunFolder,
+    runtime: ClientRuntime,
+    pool: WorkerPool | None,
+    test: Sequence[Example] | None,
+    outcome: Outcome,
+    observer: Observer,
+) -> dict[str, Any]:
+    """What the file's [baselines] ask for, once per run folder; nothing for a run that was stopped."""
+    path = folder.path / "state" / "baselines.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    if not outcome.finished:
+        return {}
+    baselines = run_baselines(loaded.settings, runtime, pool, test, observer)
+    folder.write_json("state/baselines.json", baselines)
+    return baselines
+
+
+def _finish(
+    loaded: LoadedFederation,
+    folder: RunFolder,
+    bench: Workbench,
+    outcome: Outcome,
+    engine: Engine,
+    baselines: dict[str, Any],
+) -> dict[str, Any]:
+    """Export the adapter, write summary and report."""
+    checkpoint = outcome.checkpoint
+    best = checkpoint.best is not None
+    state = checkpoint.best if checkpoint.best is not None else checkpoint.server.state
+    number = checkpoint.tracker.best_round if best else checkpoint.server.round
+    summary = summarise(loaded, folder, outcome)
+    summary |= {
+        "engine": engine,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "adapter_sha256": state.sha256(),
+        "adapter_round": number,
+        "baselines": baselines,
+    }
+    bench.export(state, folder.adapter, card=summary)
+    folder.write_json("summary.json", summary)
+    write_report(folder)
+    return summary
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set of this process so far, or of any of its children that ended."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return 1024 * max(own, children)
