@@ -1,0 +1,69 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.data.split import sample, split
+from headwater.protocol.keys import Key
+
+KEY = Key.root(1).child("split", "clinic")
+LABELS = st.lists(st.sampled_from("abc"), min_size=1, max_size=60)
+
+
+@given(labels=LABELS, fraction=st.floats(0, 0.99), seed=st.integers(0, 50))
+def test_a_split_is_a_partition_of_the_right_size(labels, fraction, seed):
+    rows = [10 * i for i in range(len(labels))]
+    train, validation = split(rows, fraction, Key.root(seed), labels)
+    assert sorted(train + validation) == rows
+    assert train == sorted(train)
+    assert train
+    assert len(validation) == min(len(rows) - 1, int(fraction * len(rows) + 0.5))
+    assert (train, validation) == split(rows, fraction, Key.root(seed), labels)
+
+
+@given(labels=LABELS, fraction=st.floats(0.05, 0.95))
+def test_each_label_has_its_share_to_within_a_row(labels, fraction):
+    _, validation = split(range(len(labels)), fraction, KEY, labels)
+    taken = Counter(labels[i] for i in validation)
+    for label, count in Counter(labels).items():
+        assert abs(taken[label] - count * len(validation) / len(labels)) < 1
+
+
+@given(
+    positions=st.lists(st.integers(0, 10**6), min_size=1, max_size=40, unique=True),
+    shift=st.integers(0, 1000),
+)
+def test_where_the_rows_stand_in_the_whole_table_does_not_matter(positions, shift):
+    """A device that has only its own file splits as the simulation does."""
+    own = split(range(len(positions)), 0.3, KEY)
+    there = split([p + shift for p in positions], 0.3, KEY)
+    assert there == tuple([positions[i] + shift for i in part] for part in own)
+
+
+def test_labels_with_one_row_stay_in_train_while_they_can():
+    labels = ["common"] * 8 + ["rare"]
+    for seed in range(20):
+        train, _ = split(range(9), 0.3, Key.root(seed), labels)
+        assert 8 in train
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "expected"), [(0, 0.5, 0), (1, 0.9, 0), (2, 0.99, 1), (10, 0.0, 0), (10, 0.25, 3)]
+)
+def test_sizes_of_small_clients(count, fraction, expected):
+    train, validation = split(range(count), fraction, KEY)
+    assert (len(train), len(validation)) == (count - expected, expected)
+
+
+def test_the_key_decides():
+    assert split(range(50), 0.5, KEY) != split(range(50), 0.5, Key.root(2))
+
+
+def test_a_sample_is_some_of_the_rows_in_their_order():
+    rows = list(range(100, 160))
+    found = sample(rows, 20, KEY)
+    assert len(found) == 20
+    assert found == sorted(set(found) & set(rows))
+    assert found != rows[:20]
+    assert sample(rows, None, KEY) == sample(rows, 60, KEY) == rows

@@ -1,0 +1,135 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.config.federation import CausalLMData, ClassificationData, IidPartition, InstructionData
+from headwater.data.batches import IGNORED
+from headwater.data.tokenise import (
+    messages_of,
+    tokenise_causal,
+    tokenise_classification,
+    tokenise_instruction,
+)
+from headwater.errors import DataError, ModelError
+from tests.data.toys import Bare, Letters, table
+
+IID = IidPartition(kind="iid", clients=1)
+
+
+def classification(**more):
+    return ClassificationData(kind="classification", path="x", partition=IID, labels=("no", "yes"), **more)
+
+
+def causal(max_tokens):
+    return CausalLMData(kind="causal-lm", path="x", partition=IID, max_tokens=max_tokens)
+
+
+def instruction(**more):
+    return InstructionData(kind="instruction", path="x", partition=IID, **more)
+
+
+def test_classification_gives_tokens_and_the_labels_index():
+    rows = table([{"text": "abc", "label": "yes"}, {"text": "abcdefgh", "label": "no"}])
+    first, second = tokenise_classification(rows, [0, 1], classification(max_tokens=5), Letters())
+    assert first.tokens.tolist() == [1, 97, 98, 99, 2]
+    assert (first.tokens.dtype, first.targets.dtype) == (np.int32, np.int64)
+    assert first.targets.tolist() == [1]
+    assert len(second.tokens) == 5
+    assert second.targets.tolist() == [0]
+
+
+def test_an_unknown_label_is_named_with_its_line_and_the_known_ones():
+    rows = table([{"text": "a", "label": "yes"}, {"text": "b", "label": "Yes"}])
+    with pytest.raises(DataError, match=r"rows.jsonl:2: expected one of the labels 'no', 'yes'.*got 'Yes'"):
+        tokenise_classification(rows, [0, 1], classification(), Letters())
+
+
+def test_labels_may_be_numbers():
+    settings = classification().model_copy(update={"labels": ("0", "1")})
+    rows = table([{"text": "a", "label": 1}, {"text": "b", "label": "0"}])
+    found = tokenise_classification(rows, [0, 1], settings, Letters())
+    assert [e.targets.tolist() for e in found] == [[1], [0]]
+
+
+@given(
+    texts=st.lists(st.text("abcdef", min_size=1, max_size=60), min_size=1, max_size=4),
+    max_tokens=st.integers(2, 20),
+    tokenizer=st.sampled_from([Letters(), Bare()]),
+)
+def test_windows_predict_every_token_but_a_documents_first_exactly_once(texts, max_tokens, tokenizer):
+    wraps = [1] if tokenizer.bos else []
+    for text in texts:
+        document = [*wraps, *map(ord, text), *([2] if wraps else [])]
+        windows = tokenise_causal(table([{"text": text}]), [0], causal(max_tokens), tokenizer)
+        assert all(2 <= len(w.tokens) == len(w.targets) <= max_tokens for w in windows)
+        assert all(w.targets[0] == IGNORED and (w.targets[1:] == w.tokens[1:]).all() for w in windows)
+        predicted = [t for w in windows for t in w.targets[1:].tolist()]
+        assert predicted == document[1:]
+        assert not windows or windows[0].tokens[0] == document[0]
+        assert all(left.tokens[-1] == right.tokens[0] for left, right in pairwise(windows))
+
+
+def test_documents_are_not_mixed():
+    rows = table([{"text": "aaaa"}, {"text": "bbbb"}])
+    windows = tokenise_causal(rows, [0, 1], causal(3), Bare())
+    assert all(len(set(w.tokens.tolist())) == 1 for w in windows)
+
+
+def test_instruction_has_loss_on_the_answer_only():
+    rows = table([{"prompt": "hi", "answer": "yo"}])
+    (example,) = tokenise_instruction(rows, [0], instruction(), Letters())
+    assert example.tokens.tolist() == [3, 104, 105, 2, 3, 121, 111, 2]
+    assert example.targets.tolist() == [IGNORED] * 5 + [121, 111, 2]
+
+
+def test_an_answer_beyond_max_tokens_is_refused_by_line():
+    rows = table([{"prompt": "hello", "answer": "yo"}])
+    with pytest.raises(DataError, match=r"rows.jsonl:1: expected an answer.*max_tokens = 6"):
+        tokenise_instruction(rows, [0], instruction(max_tokens=6), Letters())
+
+
+def test_messages_keep_their_system_message_or_get_ours():
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    own = [{"role": "system", "content": "theirs"}, *said]
+    rows = table([{"m": said}, {"m": own}])
+    settings = instruction(messages="m", system="ours")
+    assert messages_of(rows, 0, settings) == [{"role": "system", "content": "ours"}, *said]
+    assert messages_of(rows, 1, settings) == own
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("text", "a list.*got str.*CSV cannot hold lists"),
+        ([], "a list"),
+        (["text"], "role one of"),
+        ([{"role": "robot", "content": "a"}], "role one of"),
+        ([{"role": "user", "content": ""}], "role one of"),
+        ([{"role": "user", "content": 3}], "role one of"),
+        ([{"role": "user", "content": "q"}], "an answer of the assistant"),
+    ],
+)
+def test_messages_that_are_none(value, message):
+    with pytest.raises(DataError, match=f"rows.jsonl:1: .*{message}"):
+        messages_of(table([{"m": value}]), 0, instruction(messages="m"))
+
+
+def test_a_text_of_no_tokens_is_refused():
+    class Deaf(Letters):
+        def encode(self, text, max_tokens):
+            return []
+
+    with pytest.raises(DataError, match=r"at least one token"):
+        tokenise_classification(table([{"text": "a", "label": "no"}]), [0], classification(), Deaf())
+
+
+def test_a_template_whose_flags_do_not_fit_is_the_models_fault():
+    class Wrong(Letters):
+        def chat(self, messages, max_tokens):
+            return [1, 2], [True]
+
+    with pytest.raises(ModelError, match=r"2 loss flags, got 1"):
+        tokenise_instruction(table([{"prompt": "q", "answer": "a"}]), [0], instruction(), Wrong())

@@ -1,0 +1,47 @@
+"""A tokenizer of letters and tables of made-up rows, for the tests of this room."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from headwater.data.table import Table
+
+
+class Letters:
+    """One id per character, its code point; specials below 32."""
+
+    pad, bos, eos = 0, 1, 2
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        return [1, *map(ord, text[: max_tokens - 2]), 2]
+
+    def encode_plain(self, text: str) -> list[int]:
+        return list(map(ord, text))
+
+    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> tuple[list[int], list[bool]]:
+        tokens: list[int] = []
+        loss: list[bool] = []
+        for message in messages:
+            said = [*map(ord, message["content"]), 2]
+            tokens += [3, *said]
+            loss += [False] + [message["role"] == "assistant"] * len(said)
+        return tokens[:max_tokens], loss[:max_tokens]
+
+
+class Bare(Letters):
+    """Without tokens around a running text."""
+
+    bos = eos = None
+
+
+def table(rows: list[dict[str, object]], file: str = "rows.jsonl") -> Table:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return Table(columns, (Path(file),), [0] * len(rows), list(range(1, len(rows) + 1)), ["line"])
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
