@@ -219,7 +219,9 @@ class AdaptedModel:
         body = self.network.peft.get_base_model()
         active = []
         if checkpointing:
-            body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            # only reentrant checkpoints need inputs with gradients, and transformers never takes them back
+            body.disable_input_require_grads()
             active += [m for m in body.modules() if getattr(m, "gradient_checkpointing", False)]
         if isinstance(self.adapter, LoraAdapter) and self.adapter.dropout:
             active += [m for m in body.modules() if isinstance(m, torch.nn.Dropout)]
@@ -231,4 +233,4 @@ class AdaptedModel:
             for module in active:
                 module.training = False
             if checkpointing:
-                body.gradient_checkpointing_disable()
+                body.activation_checkpointing_disable()

@@ -1,0 +1,66 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from headwater.data.batches import collate
+from headwater.errors import DataError, TrainingError
+from headwater.training.evaluate import evaluate, macro_f1
+from tests.support import federations
+
+labels = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
+
+
+@given(pairs=labels)
+def test_macro_f1_is_that_of_scikit_learn(pairs):
+    truth, predicted = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
+    assert macro_f1(truth, predicted) == pytest.approx(f1_score(truth, predicted, average="macro"))
+
+
+def test_a_classifier_by_hand(tmp_path):
+    loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter("lora", "bert"))
+    model = federations.adapted(loaded)
+    examples = federations.examples(11, language_model=False)
+    kwargs = {"pad": 0, "language_model": False}
+    count, metrics = evaluate(model, model.initial_state(), examples, batch_size=4, **kwargs)
+    logits = torch.cat(
+        [model.forward(collate([e], 0, language_model=False)).logits for e in examples]
+    ).detach()
+    truth = torch.tensor([int(e.targets[0]) for e in examples])
+    assert count == 11
+    assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == truth).float().mean().item())
+    assert metrics["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, truth).item(), rel=1e-5)
+    assert evaluate(model, model.initial_state(), examples, batch_size=4, **kwargs) == (count, metrics)
+
+
+def test_a_language_model_as_transformers_counts(tmp_path):
+    loaded = federations.federation(tmp_path, "causal-lm", "llama", federations.adapter("lora", "llama"))
+    model = federations.adapted(loaded)
+    examples = federations.examples(5, language_model=True)
+    count, metrics = evaluate(
+        model, model.initial_state(), examples, batch_size=2, pad=0, language_model=True
+    )
+    total, tokens = 0.0, 0
+    for example in examples:
+        batch = collate([example], 0, language_model=True)
+        own = model.network.peft(input_ids=batch.tokens, attention_mask=batch.mask, labels=batch.targets)
+        n = int((batch.targets[:, 1:] != -100).sum())
+        total, tokens = total + own.loss.item() * n, tokens + n
+    assert count == tokens
+    assert metrics["loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)
+
+
+def test_refusals(tmp_path):
+    loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter("lora", "bert"))
+    model = federations.adapted(loaded)
+    kwargs = {"batch_size": 2, "pad": 0, "language_model": False}
+    with pytest.raises(DataError, match="at least one example"):
+        evaluate(model, model.initial_state(), [], **kwargs)
+    broken = model.initial_state().map(lambda v: torch.full_like(v, float("nan")))
+    with pytest.raises(TrainingError, match="finite loss"):
+        evaluate(model, broken, federations.examples(2, language_model=False), **kwargs)

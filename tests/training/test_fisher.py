@@ -1,0 +1,126 @@
+import math
+
+import pytest
+import torch
+
+from headwater.errors import TrainingError
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import FisherPlan
+from headwater.training import fisher as room
+from headwater.training.fisher import client_fisher, fisher_by_loop, fisher_diagonal
+from headwater.training.per_example import can_hook
+from tests.support import federations
+
+CASES = [
+    ("encoder", "bert", "lora"),
+    ("sequence-classification", "bert", "lora"),
+    ("sequence-classification", "llama", "rslora"),
+    ("causal-lm", "llama", "lora"),
+    ("causal-lm", "gpt2", "lora"),
+]
+
+
+def model_of(tmp_path, kind, base, adapter, **changes):
+    loaded = federations.federation(tmp_path, kind, base, federations.adapter(adapter, base), **changes)
+    model = federations.adapted(loaded)
+    state = model.initial_state()
+    noise = torch.randn(state.spec.numel, generator=torch.Generator().manual_seed(3))
+    model.load(type(state).from_vector(state.spec, state.vector() + 0.1 * noise))  # B = 0 hides A
+    return model
+
+
+@pytest.mark.parametrize(("kind", "base", "adapter"), CASES)
+@pytest.mark.parametrize("space", ["factors", "ffa"])
+def test_hooks_equal_the_loop(tmp_path, kind, base, adapter, space):
+    model = model_of(tmp_path, kind, base, adapter, strategy={"kind": "mean", "space": space})
+    assert can_hook(model)
+    examples = federations.examples(7, language_model=model.language_model)
+    fast = fisher_diagonal(model, examples, batch_size=3, pad=0, key=Key.root(1))
+    slow = fisher_by_loop(model, examples, pad=0, key=Key.root(1))
+    assert slow.max_abs() > 0
+    for name, value in slow.items():
+        assert bool((value > 0).any())
+        torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-5 * slow.max_abs())
+
+
+@pytest.mark.parametrize("adapter", ["dora", "prompt", "prefix", "ia3"])
+def test_other_adapters_take_the_loop(tmp_path, adapter):
+    model = model_of(tmp_path, "encoder", "bert", adapter)
+    assert not can_hook(model)
+    examples = federations.examples(3, language_model=False)
+    fisher = fisher_diagonal(model, examples, batch_size=3, pad=0, key=Key.root(1))
+    assert all(bool((v > 0).any()) for v in fisher.values())
+
+
+def test_the_head_bias_has_the_softmax_variance(tmp_path):
+    """For a bias of logits, E_y (1[y=c] − p_c)² = p_c(1 − p_c): known without any gradient."""
+    model = model_of(tmp_path, "encoder", "bert", "lora")
+    (example,) = federations.examples(1, language_model=False)
+    fisher = fisher_diagonal(model, [example] * 1200, batch_size=400, pad=0, key=Key.root(2))
+    batch = room.collate([example], 0, language_model=False)
+    p = model.forward(batch).logits.detach().softmax(-1)[0]
+    torch.testing.assert_close(fisher["head.bias"], p * (1 - p), rtol=0, atol=4 * 0.5 / math.sqrt(1200))
+
+
+def test_drawn_tokens_follow_the_model_and_keep_the_gaps():
+    logits = torch.log(torch.tensor([0.5, 0.2, 0.3])).repeat(1, 3001, 1)
+    targets = torch.zeros(1, 3001, dtype=torch.int64)
+    targets[0, 5] = -100
+    uniforms = torch.from_numpy(Key.root(0).numpy().random((1, 3001)))
+    drawn = room._draw(logits, targets, uniforms)[0]
+    assert drawn[0] == drawn[5] == -100  # nothing predicts the first token; the fifth had no loss
+    shares = torch.bincount(drawn[drawn >= 0], minlength=3) / 2999
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.2, 0.3]), rtol=0, atol=0.04)
+    assert room._invert(logits[0, :2], torch.tensor([0.0, 1.0 - 1e-17])).tolist() == [0, 2]
+
+
+def test_scaled_to_mean_one_and_capped(tmp_path):
+    model = model_of(tmp_path, "encoder", "bert", "lora")
+    kwargs = {"who": "client a", "batch_size": 4, "pad": 0, "key": Key.root(0)}
+    examples = federations.examples(9, language_model=False)
+    free = client_fisher(model, examples, FisherPlan(100, 2.0**20), **kwargs)
+    assert free.vector().double().mean().item() == pytest.approx(1, rel=1e-5)
+    capped = client_fisher(model, examples, FisherPlan(100, 1.5), **kwargs)
+    assert torch.equal(capped.vector(), free.vector().clamp(max=1.5))
+    few = client_fisher(model, examples, FisherPlan(2, 2.0**20), **kwargs)
+    assert few.tobytes() != free.tobytes()
+    assert few.tobytes() == client_fisher(model, examples, FisherPlan(2, 2.0**20), **kwargs).tobytes()
+
+
+def test_all_zero_gradients_give_zeros(tmp_path):
+    model = model_of(tmp_path, "encoder", "bert", "lora")
+    state = model.read()
+    # a certain model: every drawn label is the first, and its gradient is exactly zero
+    model.load(state.map(torch.zeros_like) + bias(state, [1e4, 0.0, 0.0]))
+    fisher = client_fisher(
+        model,
+        federations.examples(3, language_model=False),
+        FisherPlan(8, 4.0),
+        who="client a",
+        batch_size=2,
+        pad=0,
+        key=Key.root(0),
+    )
+    assert fisher.max_abs() == 0
+
+
+def test_non_finite_gradients_name_the_client(tmp_path):
+    model = model_of(tmp_path, "encoder", "bert", "lora")
+    model.load(model.read().map(lambda v: torch.full_like(v, float("nan"))))
+    with pytest.raises(TrainingError, match="client a"):
+        client_fisher(
+            model,
+            federations.examples(3, language_model=False),
+            FisherPlan(8, 4.0),
+            who="client a",
+            batch_size=2,
+            pad=0,
+            key=Key.root(0),
+        )
+
+
+def bias(state, values):
+    return type(state)(
+        state.spec,
+        {n: torch.tensor(values) if n == "head.bias" else torch.zeros_like(v) for n, v in state.items()},
+    )
