@@ -1,0 +1,109 @@
+"""Numbers and hostile text as a person reads them. Shared by the report and the progress lines; no torch."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+NOTHING = "–"
+LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+_UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_JOINERS = "\u200c\u200d"  # scripts and emoji need them, and they reorder nothing
+
+
+def plain(value: object, limit: int = 300) -> str:
+    """``value`` as one line without control, surrogate or direction-changing characters.
+
+    It says nothing about markup: HTML and terminals escape that themselves.
+    """
+    text = " ".join(str(value).split())
+    return visible(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def visible(text: str) -> str:
+    """``text`` with every control, surrogate or direction-changing character replaced."""
+    return "".join(
+        c if c in _JOINERS or unicodedata.category(c) not in _HIDDEN else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )
+
+
+def finite(value: object) -> float | None:
+    """``value`` as a float; None if it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def number(value: object) -> str:
+    """Three decimals below 10, fewer above, exponents where that would lose it; – for no number."""
+    if isinstance(value, float) and math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    known = finite(value)
+    if known is None:
+        return NOTHING
+    size = abs(known)
+    if size and (size < 5e-4 or size >= 1e7):
+        mantissa, exponent = f"{known:.1e}".split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    else:
+        text = f"{known:,.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
+    return text.replace("-", "−")
+
+
+def signed(value: object) -> str:
+    """:func:`number` with its sign."""
+    known = finite(value)
+    return f"+{number(known)}" if known is not None and known > 0 else number(value)
+
+
+def percent(value: object) -> str:
+    """A fraction in percent; – for no number."""
+    known = finite(value)
+    return number(value) if known is None else f"{number(known * 100)} %"
+
+
+def count(value: object) -> str:
+    """An integer with thousands apart; – for no number."""
+    known = finite(value)
+    return NOTHING if known is None else f"{round(known):,}"
+
+
+def human_bytes(value: object) -> str:
+    """Bytes in decimal units with three digits: ``12.3 KB``; – for no number."""
+    known = finite(value)
+    if known is None:
+        return NOTHING
+    unit = 0
+    while abs(known) >= 999.5 and unit < len(_UNITS) - 1:
+        known, unit = known / 1000, unit + 1
+    digits = 0 if not unit or abs(known) >= 99.95 else 1 if abs(known) >= 9.995 else 2
+    return f"{known:.{digits}f} {_UNITS[unit]}"
+
+
+def human_seconds(value: object) -> str:
+    """Seconds as ``2.1 s``, ``3 min 20 s`` or ``2 h 05 min``; – for no number."""
+    known = finite(value)
+    if known is None or known < 0:
+        return NOTHING
+    if known < 99.95:
+        return f"{known:.1f} s" if known < 9.95 else f"{known:.0f} s"
+    minutes, seconds = divmod(round(known), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def times(more: object, less: object) -> str:
+    """How many times ``less`` fits in ``more``: ``48×``; – where that is no number."""
+    above, below = finite(more), finite(less)
+    if above is None or not below or below < 0:
+        return NOTHING
+    ratio = above / below
+    return f"{ratio:,.0f}×" if ratio >= 20 else f"{ratio:.1f}×"
