@@ -72,7 +72,7 @@ def load_federation(
     try:
         settings = Federation.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise _explain(path, error) from None
+        raise _explain(path, raw, error) from None
     return LoadedFederation(settings, (folder or path.parent).resolve())
 
 
@@ -97,16 +97,30 @@ def _override(raw: dict[str, Any], text: str) -> None:
     table[parts[-1]] = parsed
 
 
-def _explain(path: Path, error: ValidationError) -> ConfigError:
+def _key(raw: Mapping[str, Any], location: tuple[int | str, ...]) -> str:
+    """The key as it stands in the file: pydantic's location without the names of union members."""
+    parts: list[str] = []
+    table: Any = raw
+    for part in location:
+        if isinstance(table, Mapping) and part not in table and table.get("kind") == part:
+            continue
+        parts.append(str(part))
+        table = table.get(part) if isinstance(table, Mapping) else None
+    return ".".join(parts) or "(file)"
+
+
+def _explain(path: Path, raw: Mapping[str, Any], error: ValidationError) -> ConfigError:
     """The first problem in full and the number of the others."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"]) or "(file)"
+    key = _key(raw, first["loc"])
     got = first.get("input")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         expected, shown = "no such key", repr(got)
         hint = "Check its spelling and table against docs/reference/federation-file.md."
+    elif first["type"] == "union_tag_not_found":
+        key, expected, shown, hint = f"{key}.kind", "this key", "nothing", "Say which kind this table is."
     elif first["type"] == "missing":
         expected, shown, hint = "this key", "nothing", "Add it."
     else:

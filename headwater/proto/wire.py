@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 from google.protobuf.message import Message
@@ -298,6 +299,7 @@ def _plan_to_json(plan: ClientPlan) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
+@lru_cache(maxsize=64)
 def _plan_from_json(text: str) -> ClientPlan:
     try:
         content = json.loads(text)

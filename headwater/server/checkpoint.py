@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.numpy import save
 
 from headwater.errors import StorageError
 from headwater.files import write_atomically
@@ -42,12 +42,15 @@ class Checkpoint:
         """
         groups = {"state": self.server.state, "momentum": self.server.momentum, "best": self.best}
         present = {g: s for g, s in groups.items() if s is not None}
-        tensors = {f"{g}/{n}": t.contiguous() for g, s in present.items() for n, t in s.items()}
+        digests = {g: s.sha256() for g, s in present.items()}
+        if digests.get("best") == digests["state"]:
+            del present["best"]  # the same values: kept once
+        arrays = {f"{g}/{n}": t.contiguous().numpy() for g, s in present.items() for n, t in s.items()}
         meta = {
             "run": self.run,
             "round": self.server.round,
             "spec": self.server.state.spec.fingerprint(),
-            "sha256": {g: s.sha256() for g, s in present.items()},
+            "sha256": digests,
             "tracker": [
                 self.tracker.metric,
                 self.tracker.best_round,
@@ -56,7 +59,7 @@ class Checkpoint:
             ],
             "accepted": self.accepted,
         }
-        write_atomically(path, save(tensors, metadata={"headwater": json.dumps(meta)}))
+        write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
 
     @staticmethod
     def load(path: Path, spec: StateSpec, run: str) -> Checkpoint | None:
@@ -73,6 +76,9 @@ class Checkpoint:
                 groups: dict[str, AdapterState] = {}
                 if meta["spec"] == spec.fingerprint() and meta["run"] == run:
                     for group, digest in meta["sha256"].items():
+                        if group == "best" and digest == meta["sha256"]["state"]:
+                            groups[group] = groups["state"]
+                            continue
                         state = AdapterState(spec, {n: file.get_tensor(f"{group}/{n}") for n in spec.by_name})
                         if state.sha256() != digest:
                             raise ValueError(f"{group} does not match its hash")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from headwater.config.federation import Federation
@@ -49,7 +49,7 @@ class Tracker:
         return replace(self, since=self.since + 1)
 
 
-def over_clients(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+def over_clients(evaluations: Iterable[Evaluation]) -> dict[str, float]:
     """Metrics of all clients' validation splits together, weighted by examples.
 
     Accuracy and loss are those of the pooled examples; perplexity is exp of the pooled loss;
@@ -66,7 +66,7 @@ def over_clients(evaluations: Sequence[Evaluation]) -> dict[str, float]:
     return pooled
 
 
-def per_client(evaluations: Sequence[Evaluation], min_examples: int) -> dict[str, dict[str, float]]:
+def per_client(evaluations: Iterable[Evaluation], min_examples: int) -> dict[str, dict[str, float]]:
     """Each client's own metrics, without the clients too small to be shown."""
     shown: dict[str, dict[str, float]] = {}
     for e in sorted(evaluations, key=lambda e: e.client):

@@ -1,0 +1,75 @@
+# Headwater. `make demo` and `make test` set up what they need; nothing else has to be installed first.
+# Needs: Python 3.11 or 3.12, make, a network to the Python package index. No GPU.
+
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+CORPORA := .cache/headwater
+WORKERS ?= 2
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test test-slow check lint types layers docs bench bench-baselines bench-simulation bench-codec \
+        bench-aggregation stubs clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+$(VENV)/.demo: pyproject.toml constraints.txt scripts/setup.sh
+	@scripts/setup.sh "$(PYTHON)" $(VENV) "simulation"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@scripts/setup.sh "$(PYTHON)" $(VENV) "simulation,datasets,gguf,ray,dev"
+	@touch $@
+
+$(CORPORA)/.sentiment: $(VENV)/.demo
+	@$(BIN)/headwater fetch minilm sentiment --out $(CORPORA)
+	@touch $@
+
+demo: $(CORPORA)/.sentiment ## set up, fetch model and corpus, federate four owners' data, show the result
+	@rm -rf runs/demo
+	@$(BIN)/headwater simulate examples/sentiment/federation.toml --out runs/demo --workers $(WORKERS)
+
+test: $(VENV)/.dev ## set up and run the tests
+	@$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(VENV)/.dev ## the tests that run for minutes: every example on real models
+	@$(BIN)/headwater fetch all --out $(CORPORA)
+	@$(BIN)/python -m pytest -m slow -n $(WORKERS)
+
+check: lint types layers docs ## everything that needs no test run
+
+lint: $(VENV)/.dev ## ruff
+	@$(BIN)/ruff format --check headwater tests benchmarks scripts
+	@$(BIN)/ruff check headwater tests benchmarks scripts
+
+types: $(VENV)/.dev ## mypy, strict
+	@$(BIN)/mypy
+
+layers: $(VENV)/.dev ## rooms import downward only
+	@$(BIN)/lint-imports
+
+docs: $(VENV)/.dev ## build the documentation, strictly
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: bench-codec bench-aggregation bench-simulation bench-baselines ## every benchmark; the last takes an hour
+
+bench-codec: $(VENV)/.dev
+	@$(BIN)/python benchmarks/codec.py
+
+bench-aggregation: $(VENV)/.dev
+	@$(BIN)/python benchmarks/aggregation.py
+
+bench-simulation: $(VENV)/.dev ## 1,000 clients x 3 rounds
+	@$(BIN)/python benchmarks/simulation.py
+
+bench-baselines: $(VENV)/.dev ## federated against centralised and dense, 3 seeds, two corpora
+	@$(BIN)/headwater fetch minilm sentiment glosses --out $(CORPORA)
+	@$(BIN)/python benchmarks/baselines.py --workers $(WORKERS)
+
+stubs: ## regenerate the protobuf code, in an environment of its own
+	@scripts/stubs.sh "$(PYTHON)"
+
+clean: ## remove what was built, but not the runs
+	@rm -rf $(VENV) build site *.egg-info

@@ -1,0 +1,293 @@
+"""A whole federation on a tiny model: what it writes, and that the same bits come out every way."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from headwater.errors import FederationStopped, StorageError
+from headwater.server.events import ClientDone, ClientFailed, RoundEnded
+from headwater.training.backprop import BackpropTrainer
+from tests.support.runs import OWNERS, resume, run, tiny_federation
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tiny_federation(tmp_path / "fed")
+
+
+def rounds(folder):
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def test_run_folder_has_what_it_promises(file, tmp_path):
+    summary, events = run(file, tmp_path / "run")
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {"adapter", "federation.toml", "rounds.jsonl", "summary.json", "report.html", "state"}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    records = rounds(tmp_path / "run")
+    assert [r["round"] for r in records] == [0, 1, 2, 3]
+    assert set(records[1]["clients"]) == set(OWNERS)
+    assert summary["clients"] == 3
+    assert summary["rounds"] == 3
+    assert summary["metric"]["name"] == "accuracy"
+    assert summary["metric"]["on"] == "test"
+    assert summary["metric"]["best"] == max(r["test"]["accuracy"] for r in records)
+    assert summary["metric"]["best"] > summary["metric"]["start"]
+    assert 0 < summary["bytes"]["up"] < summary["bytes"]["up_dense"] / 4
+    assert [e.round for e in events if isinstance(e, RoundEnded)] == [0, 1, 2, 3]
+    best = max(records, key=lambda r: (r["test"]["accuracy"], -r["round"]))
+    assert summary["adapter_round"] == best["round"]
+    assert summary["adapter_sha256"] == best["state_sha256"]
+
+
+def test_bytes_are_those_of_the_messages(file, tmp_path, monkeypatch):
+    from headwater.server import exchange
+
+    seen = {"up": 0, "down": 0}
+
+    class Counting(exchange.Exchange):
+        def send(self, requests, round):
+            sizes = super().send(requests, round)
+            if round:
+                seen["down"] += sum(sizes.values())
+            return sizes
+
+        def poll(self):
+            for incoming in super().poll():
+                if incoming.round:
+                    seen["up"] += len(incoming.data)
+                yield incoming
+
+    monkeypatch.setattr("headwater.server.federation.Exchange", Counting)
+    summary, _ = run(file, tmp_path / "run", "evaluation.clients=false")
+    assert summary["bytes"]["up"] == seen["up"]
+    assert summary["bytes"]["down"] == seen["down"]
+
+
+def test_same_file_and_seed_same_adapter(file, tmp_path):
+    first, _ = run(file, tmp_path / "a")
+    second, _ = run(file, tmp_path / "b")
+    other, _ = run(file, tmp_path / "c", "federation.seed=6")
+    assert first["adapter_sha256"] == second["adapter_sha256"] != other["adapter_sha256"]
+    assert first["federation_sha256"] == other["federation_sha256"]
+
+
+def test_workers_change_no_bit(file, tmp_path):
+    alone, _ = run(file, tmp_path / "a")
+    spread, _ = run(file, tmp_path / "b", workers=2)
+    assert [r["state_sha256"] for r in rounds(tmp_path / "a")] == [
+        r["state_sha256"] for r in rounds(tmp_path / "b")
+    ]
+    assert alone["adapter_sha256"] == spread["adapter_sha256"]
+
+
+def test_ray_gives_the_same_adapter(file, tmp_path):
+    pytest.importorskip("ray")
+    here, _ = run(file, tmp_path / "a")
+    command = [sys.executable, "-m", "headwater", "simulate", str(file), "--engine", "ray"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "b"), "--quiet"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    there = json.loads((tmp_path / "b" / "summary.json").read_text())
+    assert there["engine"] == "ray"
+    assert there["adapter_sha256"] == here["adapter_sha256"]
+    assert there["bytes"] == {
+        **here["bytes"],
+        "up": there["bytes"]["up"],
+        "up_dense": there["bytes"]["up_dense"],
+    }
+
+
+def test_stop_after_a_round_then_resume(file, tmp_path):
+    whole, _ = run(file, tmp_path / "a")
+    asked = []
+    stopped, events = run(file, tmp_path / "b", should_stop=lambda: bool(asked) or asked.append(1))
+    assert stopped["stopped"] == "stopped"
+    assert stopped["rounds"] < 3
+    assert (tmp_path / "b" / "adapter" / "adapter_config.json").exists()
+    finished, _ = resume(tmp_path / "b")
+    assert finished["stopped"] == "rounds"
+    assert finished["adapter_sha256"] == whole["adapter_sha256"]
+    assert [r["state_sha256"] for r in rounds(tmp_path / "a")] == [
+        r["state_sha256"] for r in rounds(tmp_path / "b")
+    ]
+
+
+class Crash(BaseException):
+    """Stands for kill -9 at this very moment: nothing may clean up after it."""
+
+
+@pytest.mark.parametrize("moment", range(1, 9))
+def test_crash_at_any_reply_then_resume(file, tmp_path, moment):
+    whole, _ = run(file, tmp_path / "a")
+    seen = []
+
+    def crash(event):
+        if isinstance(event, ClientDone):
+            seen.append(event)
+            if len(seen) == moment:
+                raise Crash
+
+    from headwater.config import load_federation
+    from headwater.server.run_folder import RunFolder
+    from headwater.simulation.simulate import simulate
+
+    loaded = load_federation(file)
+    folder = RunFolder.create(tmp_path / "b", loaded, {"engine": "inprocess"})
+    with pytest.raises(Crash):
+        simulate(loaded, folder, observer=crash)
+    finished, _ = resume(tmp_path / "b")
+    assert finished["adapter_sha256"] == whole["adapter_sha256"]
+    assert [r["state_sha256"] for r in rounds(tmp_path / "a")] == [
+        r["state_sha256"] for r in rounds(tmp_path / "b")
+    ]
+
+
+def test_kill_9_in_the_middle_of_a_round_then_resume(file, tmp_path):
+    whole, _ = run(file, tmp_path / "a", "federation.rounds=6", "training.epochs=20.0")
+    command = [sys.executable, "-m", "headwater", "simulate", str(file), "--out", str(tmp_path / "b")]
+    sets = ["--set", "federation.rounds=6", "--set", "training.epochs=20.0"]
+    process = subprocess.Popen([*command, *sets], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    clients = tmp_path / "b" / "state" / "clients"
+    ends = time.monotonic() + 120
+    while not clients.exists() and time.monotonic() < ends:  # a first client of round 1 has answered
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "b" / "summary.json").exists()
+    finished, _ = resume(tmp_path / "b")
+    assert finished["adapter_sha256"] == whole["adapter_sha256"]
+
+
+def test_a_diverged_client_is_named_and_left_out(file, tmp_path, monkeypatch):
+    original = BackpropTrainer.train
+
+    def poisoned(self, tasks, *, key):
+        from dataclasses import replace
+
+        changed = [
+            replace(t, state=t.state.map(lambda v: torch.full_like(v, math.nan))) if t.client == "ben" else t
+            for t in tasks
+        ]
+        return original(self, changed, key=key)
+
+    monkeypatch.setattr(BackpropTrainer, "train", poisoned)
+    summary, events = run(file, tmp_path / "run")
+    assert {(e.client) for e in events if isinstance(e, ClientFailed)} == {"ben"}
+    assert summary["failures_total"] == 3
+    assert "ben" in summary["failures"][0]["reason"]
+    assert summary["metric"]["best"] > summary["metric"]["start"]
+    assert set(rounds(tmp_path / "run")[1]["clients"]) == set(OWNERS)
+
+
+def test_all_clients_failing_stops_with_the_state_kept(file, tmp_path, monkeypatch):
+    original = BackpropTrainer.train
+    calls = []
+
+    def poisoned(self, tasks, *, key):
+        from dataclasses import replace
+
+        calls.append(1)
+        if len(calls) < 2:
+            return original(self, tasks, key=key)
+        broken = [replace(t, state=t.state.map(lambda v: torch.full_like(v, math.nan))) for t in tasks]
+        return original(self, broken, key=key)
+
+    monkeypatch.setattr(BackpropTrainer, "train", poisoned)
+    with pytest.raises(FederationStopped, match="round 2.*resume"):
+        run(file, tmp_path / "run")
+    monkeypatch.setattr(BackpropTrainer, "train", original)
+    finished, _ = resume(tmp_path / "run")
+    whole, _ = run(file, tmp_path / "whole")
+    assert finished["adapter_sha256"] == whole["adapter_sha256"]
+
+
+def test_disk_full_keeps_the_old_checkpoint(file, tmp_path, monkeypatch):
+    from headwater.server import checkpoint
+
+    whole, _ = run(file, tmp_path / "a")
+    original = checkpoint.write_atomically
+
+    def full(path, data, **options):
+        if json.loads(checkpoint_round(data)) == 2:
+            raise StorageError(f"writing {path}", expected="room", got="No space left on device")
+        original(path, data, **options)
+
+    def checkpoint_round(data):
+        size = int.from_bytes(data[:8], "little")
+        return str(json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["headwater"])["round"])
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    with pytest.raises(StorageError, match="No space left"):
+        run(file, tmp_path / "b")
+    monkeypatch.setattr(checkpoint, "write_atomically", original)
+    finished, _ = resume(tmp_path / "b")
+    assert finished["adapter_sha256"] == whole["adapter_sha256"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["strategy.kind=ties"],
+        ["strategy.kind=fisher", "strategy.examples=8"],
+        ["strategy.space=ffa"],
+        ["strategy.server_momentum=0.5", "cohort.clients_per_round=2"],
+        ["codec.up.kind=dense", "codec.up.dtype=bf16", "codec.down.dtype=bf16"],
+        ["privacy.clip_l2=0.05"],
+        ["adapter.kind=prompt", "adapter.tokens=4"],
+    ],
+    ids=lambda o: o[0],
+)
+def test_every_part_in_a_whole_run(tmp_path, overrides):
+    tables = {}
+    if overrides[0].startswith("codec.up"):
+        tables["codec"] = {"up": {"kind": "dense"}}
+    if overrides[0].startswith("adapter"):
+        tables["adapter"] = {"kind": "prompt", "tokens": 4}
+    file = tiny_federation(tmp_path / "fed", **tables)
+    if tables.get("adapter"):
+        text = file.read_text()
+        file.write_text(text.replace("rank = 2\n", "").replace("alpha = 4.0\n", ""))
+    summary, events = run(file, tmp_path / "run", *overrides)
+    assert not summary["failures"]
+    assert summary["rounds"] == 3
+    record = rounds(tmp_path / "run")[-1]
+    if "strategy.space=ffa" in overrides or "strategy.kind=ties" in overrides:
+        assert record["gap"]["exact"]
+    if "strategy.kind=fisher" in overrides:
+        assert record["clients"]["ann"]["bytes_fisher"] > 0
+        assert record["clients"]["ann"]["fisher_seconds"] >= 0
+
+
+def test_patience_ends_the_run(file, tmp_path):
+    summary, _ = run(
+        file, tmp_path / "run", "federation.rounds=50", "evaluation.patience=2", "training.learning_rate=1e-9"
+    )
+    assert summary["stopped"] == "patience"
+    assert summary["rounds"] < 50
+
+
+def test_small_clients_own_numbers_are_hidden(file, tmp_path):
+    run(file, tmp_path / "run", "evaluation.min_client_examples=4")
+    record = rounds(tmp_path / "run")[1]
+    assert set(record["clients_each"]) == {"ann"}
+    assert record["clients_pooled"]
+
+
+def test_baselines_are_measured(tmp_path):
+    wanted = {"majority": True, "probe": True, "alone": True, "centralised": True}
+    file = tiny_federation(tmp_path / "fed", baselines=wanted)
+    summary, _ = run(file, tmp_path / "run")
+    assert summary["baselines"]["majority"] == 0.5
+    assert set(summary["baselines"]["alone"]) == set(OWNERS)
+    assert all(0 <= summary["baselines"][name] <= 1 for name in ("probe", "centralised"))
