@@ -1,0 +1,150 @@
+"""The one client path: repeats, refusals, strangers, and cohorts that change no bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from headwater.client.execute import evaluate, execute
+from headwater.client.runtime import ClientRuntime
+from headwater.client.store import DirectoryStore, MemoryStore
+from headwater.compression.compeft import CompeftCodec
+from headwater.compression.dense import DenseCodec
+from headwater.config import load_federation
+from headwater.config.federation import DenseCodec as DenseSettings
+from headwater.errors import StorageError
+from headwater.proto.wire import decode_reply
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import ClientFailure, ClientPlan, EncodedUpdate, EvaluateRequest, TrainRequest
+from headwater.state import AdapterState
+from tests.support.runs import OWNERS, tiny_federation
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory):
+    return ClientRuntime.open(load_federation(tiny_federation(tmp_path_factory.mktemp("fed"))))
+
+
+def request(runtime, client="ann", round=1, accepted=0, **changes):
+    state = runtime.bench.initial_state()
+    settings = runtime.bench.loaded.settings
+    whole = TrainRequest(
+        run=runtime.run,
+        round=round,
+        client=client,
+        spec=runtime.bench.spec.fingerprint(),
+        state_sha256=state.sha256(),
+        state=DenseCodec("fp32").encode(state, key=Key.root(0)),
+        accepted_round=accepted,
+        plan=ClientPlan(settings.training, settings.codec.up),
+    )
+    return replace(whole, **changes)
+
+
+def one(answers):
+    (answer,) = answers
+    return answer.data
+
+
+def decoded(data):
+    return decode_reply(data, max_bytes=10**6)
+
+
+def delta(runtime, data):
+    return CompeftCodec(0.2).decode(decoded(data).delta, runtime.bench.spec)
+
+
+@pytest.mark.parametrize("kind", ["memory", "directory"])
+def test_a_repeated_task_gives_the_same_bytes(runtime, tmp_path, kind):
+    store = MemoryStore() if kind == "memory" else DirectoryStore(tmp_path)
+    first = one(execute([request(runtime)], store, runtime))
+    assert isinstance(decoded(first), EncodedUpdate)
+    assert one(execute([request(runtime)], store, runtime)) == first
+    other = DirectoryStore(tmp_path) if kind == "directory" else store  # as after a restart
+    assert one(execute([request(runtime)], other, runtime)) == first
+
+
+def test_what_is_sent_plus_what_is_held_back_is_what_was_learned(runtime):
+    """Over accepted and refused rounds: nothing is lost, nothing is counted twice."""
+    store = MemoryStore()
+    plain = replace(request(runtime), plan=replace(request(runtime).plan, codec=DenseSettings(kind="dense")))
+    learned = AdapterState.zeros(runtime.bench.spec)
+    arrived = AdapterState.zeros(runtime.bench.spec)
+    accepted = 0
+    for number, taken in enumerate([True, False, True, True, False], start=1):
+        dense = one(execute([replace(plain, round=number)], MemoryStore(), runtime))
+        learned = learned + DenseCodec("fp32").decode(decoded(dense).delta, runtime.bench.spec)
+        data = one(execute([request(runtime, round=number, accepted=accepted)], store, runtime))
+        if taken:
+            arrived, accepted = arrived + delta(runtime, data), number
+    last = store.load("ann", runtime.bench.spec)
+    held = last.pending.residual_if_accepted + last.pending.sent  # the last one was refused
+    assert (arrived + held - learned).max_abs() < 1e-6
+    assert held.max_abs() > 0
+
+
+def test_an_older_round_than_the_pending_one_is_refused(runtime):
+    store = MemoryStore()
+    one(execute([request(runtime, round=2)], store, runtime))
+    assert "round 1" in decoded(one(execute([request(runtime, round=1)], store, runtime))).reason
+
+
+def test_a_cohort_gives_the_bits_of_cohorts_of_one(runtime):
+    together = execute([request(runtime, c) for c in OWNERS], MemoryStore(), runtime)
+    apart = [one(execute([request(runtime, c)], MemoryStore(), runtime)) for c in OWNERS]
+    for data, other in zip(together, apart, strict=True):
+        assert decoded(data.data).delta == decoded(other).delta
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"run": "another"}, "expected run"),
+        ({"spec": "0" * 64}, "adapter spec"),
+        ({"client": "zoe"}, "unknown name"),
+        ({"state_sha256": "0" * 64}, "global state"),
+        ({"round": 2}, "expected round 1"),
+    ],
+)
+def test_a_wrong_task_fails_alone(runtime, changes, match):
+    tasks = [request(runtime, "ben"), request(runtime, **changes)]
+    answers = [decoded(a.data) for a in execute(tasks, MemoryStore(), runtime)]
+    failures = [a for a in answers if isinstance(a, ClientFailure)]
+    assert len(answers) == 2
+    assert len(failures) == 1
+    assert match in failures[0].reason
+
+
+def test_hostile_state_bytes_are_a_failure(runtime):
+    bad = request(runtime)
+    bad = replace(bad, state=replace(bad.state, body=bad.state.body[:-1]))
+    assert isinstance(decoded(one(execute([bad], MemoryStore(), runtime))), ClientFailure)
+    bad = replace(bad, state=replace(bad.state, codec="nonsense.v9"))
+    assert isinstance(decoded(one(execute([bad], MemoryStore(), runtime))), ClientFailure)
+
+
+def test_a_damaged_store_is_a_failure_by_name(runtime, tmp_path):
+    store = DirectoryStore(tmp_path)
+    one(execute([request(runtime)], store, runtime))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(StorageError):
+        store.load("ann", runtime.bench.spec)
+    answer = decoded(one(execute([request(runtime, round=2)], store, runtime)))
+    assert isinstance(answer, ClientFailure)
+
+
+def test_evaluation(runtime):
+    train = request(runtime)
+    task = EvaluateRequest(train.run, 3, "ann", train.spec, train.state_sha256, train.state)
+    good, bad = (decoded(a.data) for a in evaluate([task, replace(task, client="zoe")], runtime))
+    assert good.examples == len(runtime.data.client("ann").validation) > 0
+    assert 0 <= good.metrics["accuracy"] <= 1
+    assert isinstance(bad, ClientFailure)
+
+
+def test_profile_tells_sizes_only(runtime):
+    profile = runtime.profile("ann")
+    assert profile.train_examples + profile.validation_examples == OWNERS["ann"]
+    assert profile.model_sha256 == runtime.bench.base_sha256
