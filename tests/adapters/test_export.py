@@ -1,0 +1,201 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from headwater.adapters import export as room
+from headwater.adapters.card import loading_code
+from headwater.adapters.export import export, export_vector
+from headwater.adapters.predict import Predictor
+from headwater.errors import ModelError, SpecMismatch, StorageError
+from headwater.state import AdapterState, StateSpec, TensorSpec
+from tests.support import federations
+
+CASES = [
+    (kind, base, adapter)
+    for kind, base in [("encoder", "bert"), ("sequence-classification", "bert"), ("causal-lm", "llama")]
+    for adapter in ("lora", "dora", "prompt", "prefix", "ia3")
+] + [
+    ("encoder", "llama", "lora"),
+    ("sequence-classification", "llama", "rslora"),
+    ("sequence-classification", "llama", "prefix"),
+    ("causal-lm", "gpt2", "lora"),
+]
+
+# Runs each README's own code in the exported folder; headwater must stay unknown.
+READER = """
+import contextlib, json, os, sys, torch
+class Refuse:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] == "headwater":
+            raise AssertionError("an export must load without headwater")
+sys.meta_path.insert(0, Refuse())
+found = {}
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    code = open("README.md", encoding="utf-8").read().split("```python\\n")[1].split("```")[0]
+    scope = {}
+    with contextlib.redirect_stdout(sys.stderr):
+        exec(code, scope)
+    found[folder] = scope["logits"].tolist()
+print(json.dumps(found))
+"""
+
+
+def build(folder, kind, base, adapter, **settings):
+    loaded = federations.federation(folder, kind, base, federations.adapter(adapter, base), **settings)
+    absolute = loaded.settings.model.model_copy(update={"path": str(folder / base)})
+    loaded = type(loaded)(loaded.settings.model_copy(update={"model": absolute}), folder)
+    model = federations.adapted(loaded)
+    noise = torch.Generator().manual_seed(5)
+    return model, model.initial_state().map(lambda v: v + 0.2 * torch.randn(v.shape, generator=noise))
+
+
+def logits_of(model, state, text="a text"):
+    model.load(state)
+    tokens = torch.tensor([model.base.tokenizer.encode(text, 99)])
+    with torch.no_grad():
+        return model.network(tokens, torch.ones_like(tokens))
+
+
+def test_every_export_loads_without_headwater(tmp_path):
+    expected = {}
+    for kind, base, adapter in CASES:
+        for space in ("factors", "ffa") if adapter == "lora" else ("factors",):
+            model, state = build(tmp_path, kind, base, adapter, strategy={"kind": "mean", "space": space})
+            folder = tmp_path / f"{kind}-{base}-{adapter}-{space}"
+            export(model, state, folder, card={"rounds": 3})
+            expected[str(folder)] = logits_of(model, state)
+    command = [sys.executable, "-c", READER, *expected]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    for folder, logits in expected.items():
+        read = torch.tensor(found[folder])
+        width = logits.shape[1]  # PEFT keeps the virtual tokens' logits, at the front
+        read = read[:, -width:] if read.ndim == 3 else read
+        torch.testing.assert_close(read, logits, rtol=1e-5, atol=1e-5, msg=lambda m, f=folder: f"{f}: {m}")
+
+
+def test_a_slice_and_its_card(tmp_path):
+    model, state = build(tmp_path, "encoder", "bert", "lora")
+    export(model, state, tmp_path / "out", card={"accuracy": 0.5, "note": "a|b"})
+    notes = json.loads((tmp_path / "out/headwater.json").read_text())
+    assert notes["labels"] == list(federations.LABELS)
+    assert (notes["kind"], notes["pooling"], notes["base"]["sha256"]) == (
+        "encoder",
+        "mean",
+        model.base_sha256,
+    )
+    assert notes["adapter_sha256"] == state.sha256()
+    text = (tmp_path / "out/README.md").read_text()
+    assert model.base_sha256 in text
+    assert "| accuracy | 0.5 |" in text
+    assert "a\\|b" in text
+    sliced = loading_code({**notes, "base": {**notes["base"], "layers": 1, "revision": "v2"}})
+    assert "num_hidden_layers=1" in sliced
+    assert "revision='v2'" in sliced
+
+
+def test_export_replaces_as_a_whole_and_changes_no_model(tmp_path, monkeypatch):
+    model, state = build(tmp_path, "encoder", "bert", "lora")
+    out = tmp_path / "deep" / "out"
+    export(model, state, out, card={})
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    held = model.read().tobytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "_write_json", full)
+        with pytest.raises(StorageError, match="No space left"):
+            export(model, state.map(torch.zeros_like), out, card={})
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    export(model, state.map(torch.zeros_like), out, card={})
+    assert (out / "adapter_model.safetensors").read_bytes() != before["adapter_model.safetensors"]
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+    assert model.read().tobytes() == held
+    with pytest.raises(SpecMismatch):
+        export(model, AdapterState(StateSpec(()), {}), out, card={})
+
+
+class TestPredictor:
+    def test_classify(self, tmp_path):
+        model, state = build(tmp_path, "encoder", "bert", "lora")
+        export(model, state, tmp_path / "out", card={})
+        predictor = Predictor.open(tmp_path / "out", base=None)
+        texts = ["good movie", "the movie was not good", "x"]
+        found = predictor.classify(texts, batch_size=2)
+        for text, result in zip(texts, found, strict=True):
+            scores = logits_of(model, state, text).softmax(-1)[0]
+            assert list(result["scores"]) == list(federations.LABELS)
+            torch.testing.assert_close(
+                torch.tensor(list(result["scores"].values())), scores, rtol=1e-4, atol=1e-5
+            )
+            assert result["label"] == federations.LABELS[int(scores.argmax())]
+            assert result["score"] == max(result["scores"].values())
+        with pytest.raises(ModelError, match="causal"):
+            predictor.generate(["x"], 3)
+
+    @pytest.mark.parametrize("adapter", ["lora", "prompt", "prefix"])
+    def test_generate_is_greedy_by_default(self, tmp_path, adapter):
+        model, state = build(tmp_path, "causal-lm", "llama", adapter)
+        export(model, state, tmp_path / "out", card={})
+        predictor = Predictor.open(tmp_path / "out")
+        tokenizer = model.base.tokenizer
+        model.load(state)
+        row = tokenizer.encode("to be", 99)
+        start = len(row)
+        for _ in range(6):
+            tokens = torch.tensor([row])
+            row.append(int(model.network(tokens, torch.ones_like(tokens))[0, -1].argmax()))
+        assert tokenizer.eos not in row[start:]  # or the answer would be shorter
+        assert predictor.generate(["to be"], 6) == [tokenizer.decode(row[start:]).strip()]
+        assert predictor.generate(["to be"], 8) == predictor.generate(["to be"], 8)
+        before = torch.get_rng_state()
+        drawn = [predictor.generate(["to be"], 8, temperature=5.0, seed=s)[0] for s in (1, 1, 2)]
+        assert drawn[0] == drawn[1] != drawn[2]
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_instructions_are_asked_in_the_chat_template(self, tmp_path, monkeypatch):
+        data = {
+            "kind": "instruction",
+            "path": "x",
+            "partition": {"kind": "iid", "clients": 2},
+            "system": "Brief.",
+        }
+        model, state = build(tmp_path, "causal-lm", "llama", "lora", data=data)
+        export(model, state, tmp_path / "out", card={})
+        predictor = Predictor.open(tmp_path / "out")
+        seen = []
+        monkeypatch.setattr(
+            predictor.network.peft, "generate", lambda **kw: seen.append(kw["input_ids"]) or kw["input_ids"]
+        )
+        predictor.generate(["Why?"], 1)
+        text = predictor.base.tokenizer._tokenizer.decode(seen[0][0])
+        expected = (
+            "<|im_start|>system\nBrief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+        )
+        assert text.replace(" ", "") == expected.replace(" ", "")
+
+    def test_another_base_is_refused_and_a_moved_one_found(self, tmp_path):
+        model, state = build(tmp_path, "encoder", "bert", "lora")
+        export(model, state, tmp_path / "out", card={})
+        moved = (tmp_path / "bert").rename(tmp_path / "moved")
+        with pytest.raises(ModelError, match="bert"):
+            Predictor.open(tmp_path / "out")
+        assert Predictor.open(tmp_path / "out", base=str(moved)).labels == federations.LABELS
+        other = federations.tiny_bert(tmp_path / "other", seed=1)
+        with pytest.raises(ModelError, match="expected sha256"):
+            Predictor.open(tmp_path / "out", base=str(other))
+        with pytest.raises(ModelError, match=r"headwater\.json"):
+            Predictor.open(tmp_path / "moved")
+
+    def test_a_vector_has_nothing_to_predict(self, tmp_path):
+        spec = StateSpec((TensorSpec("vector", (3,), "vector"),))
+        export_vector(AdapterState.zeros(spec), tmp_path / "out", card={})
+        with pytest.raises(ModelError, match="vector"):
+            Predictor.open(tmp_path / "out")
