@@ -190,6 +190,8 @@ def _run(command: list[str], pin: Pin, folder: Path) -> None:
             got="none for this Python",
             hint=f"Run `python -m ensurepip`, or put {pin.file} into a folder and name it with --downloads.",
         )
+    if any("connection broken" in line.lower() for line in lines):
+        raise _unreachable(pin, "no connection to the package index")
     errors = [line for line in lines if line.startswith(("ERROR", "E:"))] or lines or ["no message"]
     raise _unreachable(pin, errors[0])
 

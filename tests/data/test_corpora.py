@@ -86,10 +86,10 @@ def deb(files: dict[str, bytes]) -> bytes:
 def test_glosses_are_balanced_and_have_no_examples(tmp_path):
     lines = ["  1 This is the licence | not a gloss"]
     for number, count in ((5, 30), (13, 40), (26, 20), (3, 2)):
-        for i in range(count):
-            lines.append(
-                f'{i:08} {number:02} n 01 w 0 000 | {LEXICOGRAPHER[number]} {i}; it is; "an example"  '
-            )
+        lines += [
+            f'{i:08} {number:02} n 01 w 0 000 | {LEXICOGRAPHER[number]} {i}; it is; "an example"  '
+            for i in range(count)
+        ]
     lines += ["1 05 n 01 w 0 000 | a variety of thing  ", "2 13 n 01 w 0 000 | a variety of thing  "]
     (tmp_path / "w.deb").write_bytes(deb({"./usr/share/wordnet/data.noun": "\n".join(lines).encode()}))
     build_glosses(tmp_path / "w.deb", tmp_path, domains=3, train_per_domain=12, test_per_domain=5)

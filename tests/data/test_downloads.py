@@ -65,10 +65,12 @@ def test_pip_gets_the_hash_before_anything_is_built(tmp_path, index, source, fla
 
 
 def test_no_network_is_one_line_with_a_next_step(tmp_path, index):
-    index["stderr"] = "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution\n"
-    with pytest.raises(DataError, match=r"fetch toy==1: .*Could not find a version.*--downloads") as caught:
-        obtain(WHEEL, tmp_path, quiet)
-    assert "\n" not in str(caught.value)
+    lost = "WARNING: Retrying after connection broken by 'NewConnectionError'\n"
+    for stderr, shown in ((lost, "no connection"), ("", "Could not find a version")):
+        index["stderr"] = stderr + "ERROR: Could not find a version\nERROR: No matching distribution\n"
+        with pytest.raises(DataError, match=rf"fetch toy==1: .*{shown}.*--downloads") as caught:
+            obtain(WHEEL, tmp_path, quiet)
+        assert "\n" not in str(caught.value)
 
 
 def test_without_pip_it_says_so(tmp_path, index):

@@ -86,6 +86,12 @@ def test_small_alpha_separates_labels_and_large_alpha_mixes_them():
     assert purity(1e4) < 0.37 < 0.6 < purity(0.1)
 
 
+def test_the_order_of_the_file_does_not_decide_who_gets_which_rows_of_a_label():
+    rule = DirichletPartition(kind="dirichlet", clients=2, alpha=1e4, min_examples=1)
+    parts = partition(rows("a" * 100), rule, "label", KEY)
+    assert all(any(row < 50 for row in part) and any(row >= 50 for row in part) for part in parts.values())
+
+
 def test_large_alpha_in_quantity_is_even_and_small_is_not():
     def spread(alpha):
         rule = QuantityPartition(kind="quantity", clients=4, alpha=alpha, min_examples=1)

@@ -85,6 +85,15 @@ def test_instruction_has_loss_on_the_answer_only():
     assert example.targets.tolist() == [IGNORED] * 5 + [121, 111, 2]
 
 
+def test_the_first_token_never_has_loss():
+    class Blunt(Letters):
+        def chat(self, messages, max_tokens):
+            return [7, 8, 9], [True, True, True]
+
+    (example,) = tokenise_instruction(table([{"prompt": "q", "answer": "a"}]), [0], instruction(), Blunt())
+    assert example.targets.tolist() == [IGNORED, 8, 9]
+
+
 def test_an_answer_beyond_max_tokens_is_refused_by_line():
     rows = table([{"prompt": "hello", "answer": "yo"}])
     with pytest.raises(DataError, match=r"rows.jsonl:1: expected an answer.*max_tokens = 6"):
