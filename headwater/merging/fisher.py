@@ -20,7 +20,7 @@ from torch import Tensor
 
 from headwater.errors import ConfigError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.fixed_point import from_fixed, require_bounded, to_fixed
+from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
 from headwater.merging.roster import Roster
 from headwater.protocol.messages import MergePlan, Update
 from headwater.state import AdapterState
@@ -100,14 +100,15 @@ class FisherAggregator(Aggregator[FisherSums]):
         mean = float(np.mean(fisher.numpy(), dtype=np.float64)) if fisher.numel() else 0.0
         if mean > MEAN_LIMIT:
             raise UpdateRejected(f"{who}, fisher", expected="values scaled to mean 1", got=f"mean {mean:.4g}")
-        # The product of two float32 is exact in float64, and so is what its rounding leaves.
-        product = delta.double().mul_(fisher).mul_(2.0**acc.product_bits)
-        whole = product.round()
-        product.sub_(whole)
-        acc.delta.add_(to_fixed(delta, acc.delta_bits), alpha=weight)
-        acc.fisher.add_(to_fixed(fisher, acc.fisher_bits), alpha=weight)
-        acc.product.add_(whole.long(), alpha=weight)
-        acc.remainder.add_(to_fixed(product, acc.remainder_bits), alpha=weight)
+        for part in blocks(delta.numel()):
+            d, f = delta[part], fisher[part]
+            # The product of two float32 is exact in float64, and so is what its rounding leaves.
+            product = d.double().mul_(f).mul_(2.0**acc.product_bits)
+            whole = product.round()
+            acc.product[part].add_(whole.long(), alpha=weight)
+            acc.remainder[part].add_(to_fixed(product.sub_(whole), acc.remainder_bits), alpha=weight)
+            acc.delta[part].add_(to_fixed(d, acc.delta_bits), alpha=weight)
+            acc.fisher[part].add_(to_fixed(f, acc.fisher_bits), alpha=weight)
         acc.roster.enter(update.client)
         return acc
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headwater.errors import EmptyRound
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.fixed_point import from_fixed, require_bounded, to_fixed
+from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
 from headwater.merging.roster import Roster
 from headwater.protocol.messages import MergePlan, Update
 from headwater.state import AdapterState
@@ -41,7 +41,8 @@ class MeanAggregator(Aggregator[MeanSums]):
         weight = acc.roster.weight_of(update)
         vector = update.delta.vector()
         require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
-        acc.total.add_(to_fixed(vector, acc.bits), alpha=weight)
+        for part in blocks(vector.numel()):
+            acc.total[part].add_(to_fixed(vector[part], acc.bits), alpha=weight)
         acc.roster.enter(update.client)
         return acc
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from headwater.errors import ConfigError, EmptyRound
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.fixed_point import from_fixed, require_bounded, to_fixed
+from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
 from headwater.merging.roster import Roster
 from headwater.protocol.messages import MergePlan, Update
 from headwater.state import AdapterState
@@ -68,16 +68,13 @@ class TiesAggregator(Aggregator[TiesSums]):
         weight = acc.roster.weight_of(update)
         vector = update.delta.vector()
         require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
-        kept = top_n(vector, max(1, int(self.density * vector.numel())))
-        values = to_fixed(vector[kept], acc.bits)
-        for sign, sums, weights in (
-            (1, acc.positive, acc.positive_weight),
-            (-1, acc.negative, acc.negative_weight),
-        ):
-            agrees = values * sign > 0
-            where = kept[agrees]
-            sums.index_add_(0, where, values[agrees], alpha=sign * weight)
-            weights.index_add_(0, where, torch.ones_like(where), alpha=weight)
+        trim(vector, max(1, int(self.density * vector.numel())))
+        for part in blocks(vector.numel()):
+            values = to_fixed(vector[part], acc.bits)
+            acc.positive[part].add_(values.clamp(min=0), alpha=weight)
+            acc.negative[part].sub_(values.clamp(max=0), alpha=weight)
+            acc.positive_weight[part].add_(values > 0, alpha=weight)
+            acc.negative_weight[part].add_(values < 0, alpha=weight)
         acc.roster.enter(update.client)
         return acc
 
@@ -118,28 +115,20 @@ class TiesAggregator(Aggregator[TiesSums]):
         return Merged(delta, tuple(sorted(roster.clients)), roster.weight, report)
 
 
-def top_n(vector: Tensor, n: int) -> Tensor:
-    """Ascending indices of the ``n`` largest magnitudes; of equal ones the lower index; never a zero.
+def trim(vector: Tensor, n: int) -> None:
+    """Set to zero, in place, all but the ``n`` largest magnitudes; of equal ones the lower index stays.
 
     Args:
         vector: finite float [numel].
-        n: at least 1. Fewer indices come back where fewer values are non-zero.
-
-    Returns:
-        int64 [≤ n].
+        n: at least 1.
     """
     size = vector.numel()
-    magnitude = vector.abs()
     if n >= size:
-        return magnitude.nonzero().squeeze(1)
+        return
+    magnitude = vector.abs()
     threshold = float(np.partition(magnitude.numpy(), size - n)[size - n])
-    if threshold == 0.0:
-        return magnitude.nonzero().squeeze(1)
-    kept = (magnitude >= threshold).nonzero().squeeze(1)
-    surplus = kept.numel() - n
-    if surplus:
-        tied = (magnitude[kept] == threshold).nonzero().squeeze(1)
-        stays = torch.ones(kept.numel(), dtype=torch.bool)
-        stays[tied[-surplus:]] = False
-        kept = kept[stays]
-    return kept
+    vector.masked_fill_(magnitude < threshold, 0.0)
+    surplus = int((magnitude >= threshold).sum()) - n
+    if surplus and threshold:
+        tied = (magnitude == threshold).nonzero().squeeze(1)
+        vector[tied[-surplus:]] = 0.0

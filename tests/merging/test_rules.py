@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from headwater.errors import ConfigError, SpecMismatch, UpdateRejected
 from headwater.merging import FisherAggregator, MeanAggregator, Merged, TiesAggregator
-from headwater.merging.ties import top_n
+from headwater.merging.fixed_point import BLOCK
+from headwater.merging.ties import trim
 from headwater.protocol.messages import MergePlan
 from headwater.state import StateSpec, TensorSpec
 from tests.laws.aggregator_laws import update_of
@@ -57,11 +58,13 @@ def test_mean_matches_exact_arithmetic(cohort: Any) -> None:
     assert merged.clients == tuple(sorted(merged.clients))
 
 
-def test_one_client_comes_back_unchanged() -> None:
-    row = np.float32([0.1, -7.3, 1e-3, 0.0, 15.99])
-    assert merge(MeanAggregator(), [row], [977]).delta.vector().tolist() == pytest.approx(
-        row.tolist(), abs=2.0**-44
-    )
+@pytest.mark.parametrize("rule", [MeanAggregator(), TiesAggregator(1.0), FisherAggregator()])
+@pytest.mark.parametrize("size", [1, BLOCK, 2 * BLOCK + 1])
+def test_one_client_comes_back_unchanged(rule: Any, size: int) -> None:
+    """Whole blocks and odd ends: every coordinate is folded, once."""
+    row = np.float32(np.random.default_rng(size).uniform(0.5, 15.0, size=size))
+    got = merge(rule, [row], [977], [np.full(size, 0.75)]).delta.vector().numpy()
+    np.testing.assert_allclose(got, row, rtol=2.0**-22)
 
 
 # --- TIES ---
@@ -121,11 +124,11 @@ def test_ties_matches_exact_arithmetic(cohort: Any, density: float) -> None:
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=40), st.data())
-def test_top_n_orders_by_magnitude_then_index_and_skips_zeros(values: list[float], data: Any) -> None:
+def test_trimming_orders_by_magnitude_then_index(values: list[float], data: Any) -> None:
     n = data.draw(st.integers(1, len(values)))
-    order = sorted(range(len(values)), key=lambda j: (-abs(values[j]), j))
-    expected = sorted(j for j in order[:n] if values[j] != 0)
-    assert top_n(torch.tensor(values, dtype=torch.float32), n).tolist() == expected
+    vector = torch.tensor(values, dtype=torch.float32)
+    trim(vector, n)
+    assert vector.tolist() == [float(v) for v in trimmed(values, n)]
 
 
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan")])

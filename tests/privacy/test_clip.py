@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headwater.errors import ConfigError, TrainingError
@@ -30,6 +30,7 @@ FLOATS = st.one_of(st.floats(-1e3, 1e3, width=32), st.floats(width=32, allow_nan
 
 
 @given(st.lists(FLOATS, min_size=2, max_size=20), st.floats(1e-12, 1e6))
+@example([1.0, 2.0**-30], 1.0)  # its norm is 1.0 in float64, and above 1 in truth
 def test_the_norm_never_exceeds_the_bound_in_exact_arithmetic(values: list[float], bound: float) -> None:
     state = state_of(values)
     clipped, norm = clip_l2(state, bound)
