@@ -134,7 +134,7 @@ def _decode(reader: Reader, total: int) -> Codes:
     for _ in range(257 - first):
         counts.append(reader.varint(left, "count of a code"))
         left -= counts[-1]
-    if left or not total or not counts[1]:
+    if left or not counts[1]:
         raise reader.fail(f"counts of {total} codes that begin with a used one", f"{left} uncounted")
     symbols = unpack(reader, [Block(tuple(counts))])[0]
     return np.where(symbols == 0, 0, symbols + (first - 1))

@@ -1,4 +1,5 @@
 import struct
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.compression.logquant import FLOOR, RELATIVE_ERROR, LogQuantCodec
+from headwater.compression.logquant import _TWELFTHS, FLOOR, RELATIVE_ERROR, LogQuantCodec
 from headwater.errors import DecodeError, TrainingError
 from headwater.protocol.messages import Payload
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -79,6 +80,11 @@ def test_levels_against_exact_powers():
         Payload(CODEC.id, bytes([1, 0]) + struct.pack("<f", 1.0) + bytes(range(255, 0, -1))), spec
     )["t"].numpy()
     assert np.array_equal(sent, exact)
+
+
+def test_constants_are_correctly_rounded():
+    with localcontext(prec=50):
+        assert [float(Decimal(2) ** (Decimal(-i) / 12)) for i in range(12)] == list(_TWELFTHS)
 
 
 def test_coding_pays_for_a_fisher_like_tensor():
