@@ -70,15 +70,11 @@ def fetch(name: str, folder: Path, *, quiet: bool = False, downloads: Path | Non
         raise StorageError(str(error.filename or target), expected="to write there", got=str(error)) from None
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``fetch`` to the command line."""
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
     listing = "\n".join(f"  {name:<11} {item.about}" for name, item in ITEMS.items())
-    parser = subparsers.add_parser(
-        "fetch",
-        help="download small models and corpora for demos",
-        description=f"Download and prepare small models and corpora, by pinned SHA-256.\n\n{listing}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = f"Download and prepare small models and corpora, by pinned SHA-256.\n\n{listing}"
     parser.add_argument(
         "names", nargs="+", choices=[*ITEMS, "all"], metavar="NAME", help="what to fetch, or all"
     )
@@ -93,16 +89,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=f"archives that are already here, and where new ones are kept (default: ${DOWNLOADS})",
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Fetch what the command line names; the exit code."""
-    downloads = args.downloads
+    downloads = options.downloads
     if downloads is None and os.environ.get(DOWNLOADS):
         downloads = Path(os.environ[DOWNLOADS])
-    for name in args.names:
-        fetch(name, args.out, quiet=args.quiet, downloads=downloads)
+    for name in options.names:
+        fetch(name, options.out, quiet=options.quiet, downloads=downloads)
     return 0
 
 

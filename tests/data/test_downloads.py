@@ -1,4 +1,3 @@
-import argparse
 import hashlib
 import json
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from headwater.cli import fetch as cli
+from headwater.cli.main import main
 from headwater.data.downloads import MANIFEST, Pin, obtain, prepare
 from headwater.errors import DataError, MissingDependency, StorageError
 
@@ -128,10 +128,7 @@ def test_other_peoples_files_are_left_alone(tmp_path):
 
 
 def command_line(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    cli.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["fetch", *words])
-    return args.run(args)
+    return main(["fetch", *words])
 
 
 @pytest.fixture
