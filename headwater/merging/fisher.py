@@ -25,8 +25,8 @@ from headwater.merging.roster import Roster
 from headwater.protocol.messages import MergePlan, Update
 from headwater.state import AdapterState
 
-MEAN_LIMIT = 1.01
-"""A Fisher of mean 1 may exceed it by this much through the rounding of its codec (bf16: 0.4 %)."""
+MEAN_LIMIT = 1.06
+"""A Fisher of mean 1 may exceed it by this much through the rounding of its codec (2^(1/12) = 1.0595)."""
 
 
 @dataclass(frozen=True)
