@@ -39,6 +39,14 @@ class Network(nn.Module):
         # prompt tuning lengthens the hidden states by its virtual tokens, at the front
         return self.head(mean_pool(out.last_hidden_state[:, -width:], mask))  # type: ignore[no-any-return]
 
+    def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The base's own mean-pooled last hidden states, as if there were no adapter: [b, d]."""
+        with self.peft.disable_adapter():
+            out = self.peft(
+                input_ids=tokens, attention_mask=mask, output_hidden_states=True, return_dict=True
+            )
+        return mean_pool(out.hidden_states[-1][:, -tokens.shape[1] :], mask)
+
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """The mean of ``hidden`` [b, t, d] over the positions where ``mask`` [b, t] is 1: [b, d]."""

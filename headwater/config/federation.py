@@ -243,7 +243,7 @@ Training = Annotated[BackpropTraining | NoopTraining, Field(discriminator="kind"
 class DenseCodec(Settings):
     """Every value as fp32 or bf16."""
 
-    kind: Literal["dense"]
+    kind: Literal["dense"] = "dense"
     dtype: Literal["fp32", "bf16"] = "fp32"
 
 
@@ -359,11 +359,11 @@ class Federation(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Federation:
         vector = self.model.kind == "vector"
-        if vector != (self.training.kind == "noop" and self.data.kind == "none" and self.adapter is None):
-            if vector:
-                raise ValueError(
-                    "model.kind 'vector' needs data.kind 'none', training.kind 'noop' and no [adapter]"
-                )
+        bare = self.training.kind == "noop" and self.data.kind == "none" and self.adapter is None
+        if vector and not bare:
+            raise ValueError(
+                "model.kind 'vector' needs data.kind 'none', training.kind 'noop' and no [adapter]"
+            )
         if not vector and self.adapter is None:
             raise ValueError('[adapter] is missing: add one, for example kind = "lora"')
         if not vector and self.data.kind == "none":
@@ -372,14 +372,14 @@ class Federation(Settings):
             self.data.kind in ("causal-lm", "instruction")
         ):
             raise ValueError(
-                f"model.kind '{self.model.kind}' does not fit data.kind '{self.data.kind}': classification data "
+                f"model.kind '{self.model.kind}' does not fit data.kind '{self.data.kind}': classification "
                 "goes with 'encoder' or 'sequence-classification', text and instructions with 'causal-lm'"
             )
         strategy = self.strategy
         if strategy.kind != "mean" and strategy.space == "factors" and not strategy.allow_factors:
             raise ValueError(
-                f"strategy '{strategy.kind}' in space 'factors' merges A and B coordinate by coordinate, which is "
-                'noise of the basis: use space = "ffa", or set allow_factors = true if you mean it'
+                f"strategy '{strategy.kind}' in space 'factors' merges A and B coordinate by coordinate, "
+                'which is noise of the basis: use space = "ffa", or set allow_factors = true if you mean it'
             )
         if (
             strategy.space == "ffa"

@@ -69,6 +69,8 @@ def load_federation(
         _override(raw, text)
     if seed is not None:
         raw.setdefault("federation", {})["seed"] = seed
+    if isinstance(strategy := raw.get("strategy"), dict):
+        strategy.setdefault("kind", "mean")
     try:
         settings = Federation.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from headwater.adapters.base import load_base
@@ -21,7 +23,7 @@ from headwater.protocol.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.cohort import CohortTrainer
-from headwater.training.evaluate import evaluate
+from headwater.training.evaluate import evaluate, features
 from headwater.training.noop import NoopTrainer
 
 
@@ -101,6 +103,22 @@ class Workbench:
         return evaluate(
             self.model,
             state,
+            examples,
+            batch_size=self.loaded.settings.evaluation.batch_size,
+            pad=self.pad,
+            language_model=self.language_model,
+        )
+
+    def features(self, examples: Sequence[Example]) -> npt.NDArray[np.float32]:
+        """The frozen base's features: see :func:`headwater.training.evaluate.features`.
+
+        Raises:
+            ConfigError: there is no base model.
+        """
+        if self.model is None:
+            raise ConfigError("features", expected="a base model", got="model.kind 'vector'")
+        return features(
+            self.model,
             examples,
             batch_size=self.loaded.settings.evaluation.batch_size,
             pad=self.pad,

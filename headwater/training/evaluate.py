@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from headwater.adapters.model import AdaptedModel
-from headwater.data.batches import Example, batches
+from headwater.data.batches import Example, batches, collate
 from headwater.errors import DataError, TrainingError
 from headwater.state import AdapterState
 
@@ -65,6 +65,22 @@ def evaluate(
     truth, predicted = np.concatenate(truths), np.concatenate(predictions)
     accuracy = float((truth == predicted).mean())
     return count, {"accuracy": accuracy, "macro_f1": macro_f1(truth, predicted), "loss": loss}
+
+
+def features(
+    model: AdaptedModel, examples: Sequence[Example], *, batch_size: int, pad: int, language_model: bool
+) -> npt.NDArray[np.float32]:
+    """The frozen base's mean-pooled features, float32 [examples, d], in the order of ``examples``."""
+    order = np.argsort([len(e.tokens) for e in examples], kind="stable")
+    rows: list[npt.NDArray[np.float32]] = []
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            group = [examples[i] for i in order[start : start + batch_size]]
+            batch = collate(group, pad, language_model=language_model)
+            device = model.base.device
+            found = model.network.features(batch.tokens.to(device), batch.mask.to(device))
+            rows.append(found.float().cpu().numpy())
+    return np.concatenate(rows)[np.argsort(order)]
 
 
 def macro_f1(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> float:

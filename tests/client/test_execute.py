@@ -16,7 +16,13 @@ from headwater.config.federation import DenseCodec as DenseSettings
 from headwater.errors import StorageError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.keys import Key
-from headwater.protocol.messages import ClientFailure, ClientPlan, EncodedUpdate, EvaluateRequest, TrainRequest
+from headwater.protocol.messages import (
+    ClientFailure,
+    ClientPlan,
+    EncodedUpdate,
+    EvaluateRequest,
+    TrainRequest,
+)
 from headwater.state import AdapterState
 from tests.support.runs import OWNERS, tiny_federation
 

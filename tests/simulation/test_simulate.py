@@ -111,7 +111,7 @@ def test_ray_gives_the_same_adapter(file, tmp_path):
 def test_stop_after_a_round_then_resume(file, tmp_path):
     whole, _ = run(file, tmp_path / "a")
     asked = []
-    stopped, events = run(file, tmp_path / "b", should_stop=lambda: bool(asked) or asked.append(1))
+    stopped, _ = run(file, tmp_path / "b", should_stop=lambda: bool(asked) or asked.append(1))
     assert stopped["stopped"] == "stopped"
     assert stopped["rounds"] < 3
     assert (tmp_path / "b" / "adapter" / "adapter_config.json").exists()
@@ -186,8 +186,9 @@ def test_a_diverged_client_is_named_and_left_out(file, tmp_path, monkeypatch):
     assert {(e.client) for e in events if isinstance(e, ClientFailed)} == {"ben"}
     assert summary["failures_total"] == 3
     assert "ben" in summary["failures"][0]["reason"]
-    assert summary["metric"]["best"] > summary["metric"]["start"]
-    assert set(rounds(tmp_path / "run")[1]["clients"]) == set(OWNERS)
+    records = rounds(tmp_path / "run")
+    assert {c for c, row in records[1]["clients"].items() if "failed" in row} == {"ben"}
+    assert len({r["state_sha256"] for r in records}) == 4  # every round moved the adapter
 
 
 def test_all_clients_failing_stops_with_the_state_kept(file, tmp_path, monkeypatch):
@@ -204,7 +205,7 @@ def test_all_clients_failing_stops_with_the_state_kept(file, tmp_path, monkeypat
         return original(self, broken, key=key)
 
     monkeypatch.setattr(BackpropTrainer, "train", poisoned)
-    with pytest.raises(FederationStopped, match="round 2.*resume"):
+    with pytest.raises(FederationStopped, match=r"round 2.*resume"):
         run(file, tmp_path / "run")
     monkeypatch.setattr(BackpropTrainer, "train", original)
     finished, _ = resume(tmp_path / "run")
@@ -258,7 +259,7 @@ def test_every_part_in_a_whole_run(tmp_path, overrides):
     if tables.get("adapter"):
         text = file.read_text()
         file.write_text(text.replace("rank = 2\n", "").replace("alpha = 4.0\n", ""))
-    summary, events = run(file, tmp_path / "run", *overrides)
+    summary, _ = run(file, tmp_path / "run", *overrides)
     assert not summary["failures"]
     assert summary["rounds"] == 3
     record = rounds(tmp_path / "run")[-1]

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
+from transformers import AutoModel
 
 from headwater.data.batches import collate
 from headwater.errors import DataError, TrainingError
-from headwater.training.evaluate import evaluate, macro_f1
+from headwater.training.evaluate import evaluate, features, macro_f1
 from tests.support import federations
 
 labels = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
@@ -64,3 +65,17 @@ def test_refusals(tmp_path):
     broken = model.initial_state().map(lambda v: torch.full_like(v, float("nan")))
     with pytest.raises(TrainingError, match="finite loss"):
         evaluate(model, broken, federations.examples(2, language_model=False), **kwargs)
+
+
+def test_features_are_those_of_the_bare_base(tmp_path):
+    """In the order of the examples, whatever the adapter is; against transformers itself."""
+    loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter("lora", "bert"))
+    model = federations.adapted(loaded)
+    model.load(model.initial_state().map(lambda value: value + 0.5))
+    rows = federations.examples(9, language_model=False)
+    found = features(model, rows, batch_size=4, pad=0, language_model=False)
+    base = AutoModel.from_pretrained(tmp_path / "bert").eval()
+    for example, row in zip(rows, found, strict=True):
+        with torch.no_grad():
+            hidden = base(torch.tensor(example.tokens)[None].long()).last_hidden_state[0]
+        assert np.allclose(hidden.mean(0).numpy(), row, atol=1e-5)
