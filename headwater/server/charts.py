@@ -78,7 +78,10 @@ def log_ticks(lo: float, hi: float, wanted: int) -> list[float]:
 
 
 def extent(values: Iterable[float], *, floor: float | None = None, ceiling: float | None = None) -> Scale:
-    """A vertical scale (0 to 1) with 6 % air around ``values``; logarithmic beyond a factor of 30."""
+    """A vertical scale (0 to 1) with 6 % air around ``values``; logarithmic beyond a factor of 30.
+
+    The values are 0 or between 1e-30 and 1e30 in size, as ``report_text.finite`` gives them.
+    """
     known = sorted(values) or [0.0, 1.0]
     lo, hi = known[0], known[-1]
     if lo > 0 and hi / lo > 30:

@@ -7,9 +7,10 @@ hostile text: the template escapes everything, and control characters are replac
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from headwater.files import write_atomically
 from headwater.server import report_charts, report_tables, report_text
@@ -58,14 +59,7 @@ def write_report(folder: RunFolder) -> Path:
 
 def render(run: Run) -> str:
     """The page's HTML."""
-    page = Environment(
-        loader=PackageLoader("headwater.server"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("report.html.jinja")
-    return page.render(
+    return _template().render(
         run=run,
         name=plain(run.get("name") or "unnamed federation", 120),
         lead=lead(run),
@@ -90,6 +84,17 @@ def render(run: Run) -> str:
         spreads={s.round: s for s in run.spreads("metric")},
         losses={s.round: s for s in run.spreads("loss")},
     )
+
+
+@cache
+def _template() -> Template:
+    return Environment(
+        loader=PackageLoader("headwater.server"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("report.html.jinja")
 
 
 def lead(run: Run) -> str:

@@ -101,9 +101,9 @@ def _bytes_chart(run: Run, direction: str, title: str) -> Markup | None:
     plot = _half(title, _x(run, room=0.6), y)
     ticks = [v for v in log_ticks(low, top * 1.4, 6) if v >= low] if log else y.ticks(5)
     note = f"{title}, bytes a round" + (" (log scale)" if log else "")
-    plot.axes("round", [(v, human_bytes(v)) for v in ticks], note)
+    plot.axes("round", [(v, human_bytes(v).replace(".00 ", " ").replace(".0 ", " ")) for v in ticks], note)
     step = (plot.x.end - plot.x.start) / (plot.x.hi - plot.x.lo) * run.every
-    width = max(1.0, min(26.0, step * 0.72))
+    width = step if step < 4 else min(26.0, step * 0.72)
     for number_, sent, dense in rows:
         at = plot.x(number_) - width / 2
         for class_, size in (("ghost", dense), ("bar", sent)):

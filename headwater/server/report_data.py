@@ -91,6 +91,11 @@ class Run:
         return "test" if any("test" in r for r in self.rounds) else "clients_pooled"
 
     @property
+    def evaluated(self) -> bool:
+        """Whether any round was evaluated, whatever came of it."""
+        return any(table(r, "test") or table(r, "clients_pooled") for r in self.rounds)
+
+    @property
     def exported_value(self) -> float | None:
         """The deciding metric of the adapter that was exported."""
         best = self.get("metric", "best_round")
@@ -101,7 +106,7 @@ class Run:
     def shown(self) -> list[Mapping[str, Any]]:
         """At most about :data:`MOST_COLUMNS` records: first, last, best, exported, every k-th."""
         step = -(-len(self.rounds) // MOST_COLUMNS)
-        kept = {self.get("metric", "best_round"), self.get("adapter_round")}
+        kept = [self.get("metric", "best_round"), self.get("adapter_round")]
         last = len(self.rounds) - 1
         return [
             r

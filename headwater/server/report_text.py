@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 
 NOTHING = "–"
@@ -30,23 +29,21 @@ def visible(text: str) -> str:
 
 
 def finite(value: object) -> float | None:
-    """``value`` as a float; None if it is no finite number."""
+    """``value`` as a float that can be drawn and summed: 0 below 1e-30; None beyond 1e30 or if no number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        number = float(value)
-    except OverflowError:
+    if not -1e30 <= value <= 1e30:  # NaN is not within either
         return None
-    return number if math.isfinite(number) else None
+    return 0.0 if abs(value) < 1e-30 else float(value)
 
 
 def number(value: object) -> str:
     """Three decimals below 10, fewer above, exponents where that would lose it; – for no number."""
-    if isinstance(value, float) and math.isinf(value):
-        return "∞" if value > 0 else "−∞"
     known = finite(value)
     if known is None:
-        return NOTHING
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            return NOTHING
+        return "∞" if value > 0 else "−∞"
     size = abs(known)
     if size and (size < 5e-4 or size >= 1e7):
         mantissa, exponent = f"{known:.1e}".split("e")
