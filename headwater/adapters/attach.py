@@ -24,6 +24,8 @@ from headwater.errors import ModelError
 
 ALL_LINEAR = "all-linear"
 
+_PEFT_HEADS = ("classifier", "score")
+
 _TASKS = {
     "encoder": TaskType.FEATURE_EXTRACTION,
     "sequence-classification": TaskType.SEQ_CLS,
@@ -67,12 +69,19 @@ def _peft_config(base: Base, adapter: Adapter) -> PeftConfig:
                 got=type(base.model).__name__,
                 hint='Use model.kind = "encoder", or a LoRA adapter.',
             )
-        return PromptTuningConfig(num_virtual_tokens=adapter.tokens, **common)
+        shape = base.model.config  # PEFT guesses these from names that not every architecture uses
+        return PromptTuningConfig(
+            num_virtual_tokens=adapter.tokens,
+            token_dim=base.model.get_input_embeddings().embedding_dim,
+            num_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads,
+            **common,
+        )
     if isinstance(adapter, PrefixAdapter):
         return PrefixTuningConfig(num_virtual_tokens=adapter.tokens, **common)
     if base.settings.kind == "sequence-classification":
         # what the files lack (a new head, a pooler) starts at random, so it must be trained and saved
-        common["modules_to_save"] = sorted({name.rpartition(".")[0] for name in base.fresh}) or None
+        common["modules_to_save"] = _fresh_modules(base) or None
     if isinstance(adapter, Ia3Adapter):
         _check_targets(base, adapter.target_modules)
         return IA3Config(
@@ -96,6 +105,15 @@ def _peft_config(base: Base, adapter: Adapter) -> PeftConfig:
         bias="none",
         **common,
     )
+
+
+def _fresh_modules(base: Base) -> list[str]:
+    """Modules that the files lack, without those in PEFT's own ``classifier`` or ``score``.
+
+    A module that is saved inside another that is saved would be saved under two names.
+    """
+    modules = {name.rpartition(".")[0] for name in base.fresh}
+    return sorted(m for m in modules if not any(p.endswith(_PEFT_HEADS) for p in m.split(".")))
 
 
 def _matches(base: Base, target: str) -> list[str]:

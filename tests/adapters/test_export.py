@@ -21,6 +21,7 @@ CASES = [
     ("encoder", "llama", "lora"),
     ("sequence-classification", "llama", "rslora"),
     ("sequence-classification", "llama", "prefix"),
+    ("sequence-classification", "roberta", "lora"),
     ("causal-lm", "gpt2", "lora"),
 ]
 

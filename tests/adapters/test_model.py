@@ -13,10 +13,11 @@ from headwater.protocol.keys import Key
 from headwater.state import AdapterState
 from tests.support import federations
 
-KINDS = ("lora", "rslora", "dora", "prompt", "prefix", "ia3")
+KINDS = ("lora", "dora", "prompt", "prefix", "ia3")
 BASES = [
     ("encoder", "bert"),
     ("sequence-classification", "bert"),
+    ("sequence-classification", "roberta"),
     ("causal-lm", "llama"),
     ("causal-lm", "gpt2"),
 ]

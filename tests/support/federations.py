@@ -12,12 +12,22 @@ from headwater.adapters.model import AdaptedModel
 from headwater.config import Federation, LoadedFederation
 from headwater.data.batches import IGNORED, Example
 from headwater.protocol.keys import Key
-from tests.support.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
+from tests.support.tiny_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_roberta
 
 LABELS = ("negative", "neutral", "positive")
-MAKERS = {"bert": tiny_bert, "llama": tiny_llama, "gpt2": tiny_gpt2}
-TARGETS = {"bert": ("query", "value"), "llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",)}
-FEEDFORWARD = {"bert": ("output.dense",), "llama": ("down_proj",), "gpt2": ("mlp.c_proj",)}
+MAKERS = {"bert": tiny_bert, "roberta": tiny_roberta, "llama": tiny_llama, "gpt2": tiny_gpt2}
+TARGETS = {
+    "bert": ("query", "value"),
+    "roberta": ("query", "value"),
+    "llama": ("q_proj", "v_proj"),
+    "gpt2": ("c_attn",),
+}
+FEEDFORWARD = {
+    "bert": ("output.dense",),
+    "roberta": ("output.dense",),
+    "llama": ("down_proj",),
+    "gpt2": ("mlp.c_proj",),
+}
 
 
 def adapter(kind: str, base: str, **changes: Any) -> dict[str, Any]:

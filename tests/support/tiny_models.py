@@ -1,7 +1,8 @@
 """Tiny random base models on disk, with tokenizers, so that no test needs a download.
 
-:func:`tiny_bert`, :func:`tiny_llama` and :func:`tiny_gpt2` write a folder that ``from_pretrained``
-reads (two layers, hidden size 32, safetensors), in milliseconds, with the same weights every time.
+:func:`tiny_bert`, :func:`tiny_roberta`, :func:`tiny_llama` and :func:`tiny_gpt2` write a folder that
+``from_pretrained`` reads (two layers, hidden size 32, safetensors), in milliseconds, with the same weights
+every time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
 )
 
 CHAT_TEMPLATE = (
@@ -30,25 +33,9 @@ CHAT_TEMPLATE = (
 
 def tiny_bert(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
     """A random BERT encoder with a WordPiece tokenizer that spells any lower-case text."""
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "movie", "the", "was", "not"]
-    letters = string.ascii_lowercase + string.digits + string.punctuation
-    pieces += list(letters) + [f"##{letter}" for letter in letters]
-    tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.decoder = decoders.WordPiece()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-    )
+    fast = _word_tokenizer()
     config = BertConfig(
-        vocab_size=len(pieces),
+        vocab_size=len(fast),
         hidden_size=32,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -57,6 +44,22 @@ def tiny_bert(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
         initializer_range=0.1,
     )
     return _save(folder, seed, lambda: BertModel(config), fast)
+
+
+def tiny_roberta(folder: Path, *, seed: int = 0) -> Path:
+    """A random RoBERTa as pretraining leaves it: no pooler, and a classifier of two layers to be made."""
+    fast = _word_tokenizer()
+    config = RobertaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=130,
+        pad_token_id=fast.pad_token_id,
+        initializer_range=0.1,
+    )
+    return _save(folder, seed, lambda: RobertaForMaskedLM(config), fast)
 
 
 def tiny_llama(
@@ -94,6 +97,26 @@ def tiny_gpt2(folder: Path, *, seed: int = 0) -> Path:
         initializer_range=0.1,
     )
     return _save(folder, seed, lambda: GPT2LMHeadModel(config), fast)
+
+
+def _word_tokenizer() -> PreTrainedTokenizerFast:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "movie", "the", "was", "not"]
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    pieces += list(letters) + [f"##{letter}" for letter in letters]
+    tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
 
 
 def _byte_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:

@@ -14,6 +14,7 @@ from tests.support import federations
 CASES = [
     ("encoder", "bert", "lora"),
     ("sequence-classification", "bert", "lora"),
+    ("sequence-classification", "roberta", "lora"),
     ("sequence-classification", "llama", "rslora"),
     ("causal-lm", "llama", "lora"),
     ("causal-lm", "gpt2", "lora"),

@@ -92,7 +92,7 @@ class TestBackprop(TrainerLaws):
 
     def test_error_names_client_and_step(self):
         error = self.result(learning_rate=1e38, max_grad_norm=None).error
-        assert "client a, step" in str(error)
+        assert "client a, step 2: expected a finite loss" in str(error)
         assert "learning_rate" in str(error)
 
     def test_a_nan_gradient_is_caught_by_the_final_check(self):
