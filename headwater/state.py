@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -74,7 +73,7 @@ class StateSpec:
     @cached_property
     def by_name(self) -> Mapping[str, TensorSpec]:
         """Tensor specs by name."""
-        return MappingProxyType({t.name: t for t in self.tensors})
+        return {t.name: t for t in self.tensors}
 
     @cached_property
     def numel(self) -> int:
@@ -139,6 +138,13 @@ class AdapterState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AdapterState):
+            return NotImplemented
+        return self.spec == other.spec and all(torch.equal(self[name], other[name]) for name in self)
+
+    __hash__ = None  # type: ignore[assignment]  # as for every mapping; sha256() names a state
 
     def __repr__(self) -> str:
         return f"AdapterState({len(self)} tensors, {self.spec.numel} values, {self.sha256()[:12]})"

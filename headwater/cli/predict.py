@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     from headwater.adapters.predict import Predictor
 
     predictor = Predictor.open(options.adapter, base=options.base)
-    if predictor.generates:
+    if predictor.labels is None:
         answers = predictor.generate(texts, max_new_tokens=options.max_new_tokens)
         for text, answer in zip(texts, answers, strict=True):
             print(

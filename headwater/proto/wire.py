@@ -41,7 +41,7 @@ MAX_NAME = 64
 MAX_METRICS = 64
 MAX_STATISTICS = 8
 MAX_REASON = 2000
-MAX_COUNT = 2**40
+MAX_COUNT = 2**32
 
 _TRAINING: TypeAdapter[Training] = TypeAdapter(Training)
 _CODEC: TypeAdapter[Codec] = TypeAdapter(Codec)

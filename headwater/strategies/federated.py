@@ -20,6 +20,9 @@ from headwater.state import AdapterState
 from headwater.strategies.rules import rule_for
 from headwater.strategies.strategy import ServerState, Strategy
 
+MAX_WEIGHT = 2**24
+"""Examples beyond this count no more: a client's claim must not use up the accumulators' bits."""
+
 
 class FederatedStrategy(Strategy):
     """Synchronous rounds as the federation file describes them."""
@@ -46,7 +49,9 @@ class FederatedStrategy(Strategy):
         names = _sample(names, federation.cohort.clients_per_round, key.child("cohort", number))
         strategy = federation.strategy
         by_examples = strategy.weighting == "examples"
-        weights = {name: profiles[name].train_examples if by_examples else 1 for name in names}
+        weights = {
+            name: min(profiles[name].train_examples, MAX_WEIGHT) if by_examples else 1 for name in names
+        }
         task = ClientPlan(
             training=federation.training,
             codec=federation.codec.up,

@@ -1,0 +1,88 @@
+"""States and specs: strict arithmetic, stable hashes, values that pickle."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from headwater.errors import SpecMismatch
+from headwater.state import AdapterState, StateSpec, TensorSpec
+
+SPEC = StateSpec.of(
+    [TensorSpec("b", (2, 3), "lora_b", pair="a", scaling=2.0), TensorSpec("a", (3,), "lora_a")]
+)
+
+
+def state(start=0.0):
+    return AdapterState.from_vector(SPEC, torch.arange(9, dtype=torch.float32) + start)
+
+
+def test_golden_hashes():
+    """What rides in every message must not change silently."""
+    assert SPEC.fingerprint() == "ba52c723557177971724973eddb3238cae575424b9c827b2f46c43d449d3453b"
+    assert state().sha256() == "20cace9a7624ca40bb734fa67aa75adbf792d8e43f15881199d0d61c5b32bcaf"
+
+
+def test_order_is_by_name_and_vector_is_its_inverse():
+    assert list(state()) == ["a", "b"]
+    assert torch.equal(state().vector(), torch.arange(9, dtype=torch.float32))
+    assert SPEC.numel == 9
+    assert SPEC.nbytes == len(state().tobytes()) == 36
+
+
+def test_arithmetic():
+    assert (state(2.0) - state(1.0)).vector().tolist() == [1.0] * 9
+    assert state() + AdapterState.zeros(SPEC) == state()
+    assert (state() * 2.0)["a"].tolist() == [0.0, 2.0, 4.0]
+    assert state(1.0).max_abs() == 9.0
+    assert AdapterState.zeros(SPEC).norm() == 0.0
+    assert state() != state(1.0)
+    assert state() != "state"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        StateSpec.of([TensorSpec("a", (3,), "lora_a"), TensorSpec("b", (2, 3), "lora_b")]),  # other meaning
+        StateSpec.of([TensorSpec("a", (3,), "lora_a")]),
+        StateSpec.of(
+            [TensorSpec("a", (1,), "lora_a"), TensorSpec("b", (2, 3), "lora_b", "float32", "a", 2.0)]
+        ),
+    ],
+)
+def test_other_specs_are_never_broadcast(other):
+    with pytest.raises(SpecMismatch):
+        state() + AdapterState.zeros(other)
+    assert other.fingerprint() != SPEC.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": torch.zeros(3)},
+        {"a": torch.zeros(3), "b": torch.zeros(2, 3), "c": torch.zeros(1)},
+        {"a": torch.zeros(3), "b": torch.zeros(3, 2)},
+        {"a": torch.zeros(3), "b": torch.zeros(2, 3, dtype=torch.float64)},
+    ],
+)
+def test_tensors_must_fit_the_spec(tensors):
+    with pytest.raises(SpecMismatch):
+        AdapterState(SPEC, tensors)
+
+
+def test_names_must_be_unique():
+    with pytest.raises(SpecMismatch, match="unique"):
+        StateSpec.of([TensorSpec("a", (1,), "head"), TensorSpec("a", (1,), "head")])
+
+
+def test_states_and_specs_pickle():
+    assert SPEC.by_name["b"].pair == "a"  # fills the cache
+    assert pickle.loads(pickle.dumps(SPEC)) == SPEC
+    assert pickle.loads(pickle.dumps(state())) == state()
+
+
+def test_finite():
+    assert state().isfinite()
+    assert not state().map(lambda v: v / 0).isfinite()
