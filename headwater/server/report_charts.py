@@ -63,7 +63,7 @@ def loss_chart(run: Run) -> Markup | None:
         return None
     y = extent([v for s in spreads for v in (s.least, s.greatest)], floor=0.0)
     plot = Plot("training loss by round", _x(run), y, height=280)
-    plot.axes("round", _number_ticks(y, 5), "mean training loss of the round" + _log_note(y))
+    plot.axes("round", _number_ticks(y, 7), "mean training loss of the round" + _log_note(y))
     tips = [
         f"round {s.round}: median {number(s.median)}, {number(s.least)} to {number(s.greatest)}"
         for s in spreads
