@@ -21,13 +21,14 @@ class TextTokenizer:
 
     Attributes:
         pad: id that fills short rows; the end-of-sequence id where the model has no own (it is masked).
-        bos: id that begins a sequence, if the model has one.
+        bos: id that the model's own encoding puts before a sequence, if it does.
         eos: id that ends a sequence, if the model has one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self._tokenizer, self._name = tokenizer, name
-        self.bos: int | None = tokenizer.bos_token_id
+        begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self.bos: int | None = tokenizer.bos_token_id if begins else None
         self.eos: int | None = tokenizer.eos_token_id
         pad = tokenizer.pad_token_id
         self.pad: int = int(pad if pad is not None else self.eos if self.eos is not None else 0)

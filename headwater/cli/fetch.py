@@ -158,7 +158,6 @@ ITEMS = {
             "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
             "wordnet-base=1:3.0-37",
             "deb",
-            "https://deb.debian.org/debian/pool/main/w/wordnet/wordnet-base_3.0-37_all.deb",
         ),
         build_glosses,
         "glosses 1",

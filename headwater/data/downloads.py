@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +31,12 @@ class Pin:
         sha256: its hash, hex.
         requirement: ``name==version`` on the Python package index, or a Debian package.
         source: build from the source archive (``sdist``), a ``wheel``, or a Debian package (``deb``).
-        url: where a Debian package is besides the machine's own mirrors.
     """
 
     file: str
     sha256: str
     requirement: str
     source: str
-    url: str = ""
 
 
 def obtain(pin: Pin, folder: Path, say: Callable[[str], None]) -> Path:
@@ -160,22 +156,22 @@ def _pip(pin: Pin, folder: Path) -> None:
 
 
 def _deb(pin: Pin, folder: Path) -> None:
-    """``apt-get download`` (needs no root) where there is apt, else the archive's own server."""
-    if shutil.which("apt-get"):
-        try:
-            return _run(["apt-get", "--quiet", "download", pin.requirement], pin, folder)
-        except DataError:
-            pass  # package lists may be absent or of another release
+    """``apt-get download``, which needs no root; root may refresh the package lists first."""
+    if not shutil.which("apt-get"):
+        raise MissingDependency(
+            f"fetch {pin.requirement}",
+            expected="apt-get, since this corpus comes as a Debian package",
+            got="none on this system",
+            hint=f"Put {pin.file} into a folder and name it with --downloads.",
+        )
+    command = ["apt-get", "--quiet", "download", pin.requirement]
     try:
-        with (
-            urllib.request.urlopen(pin.url, timeout=60) as answer,
-            _replacing(folder / pin.file) as partial,
-            partial.open("wb") as out,
-        ):
-            shutil.copyfileobj(answer, out)
-    except (urllib.error.URLError, OSError) as error:
-        raise _unreachable(pin, str(error)) from None
-    return None
+        _run(command, pin, folder)
+    except DataError:
+        if os.geteuid() != 0:
+            raise
+        subprocess.run(["apt-get", "--quiet", "update"], capture_output=True, check=False)
+        _run(command, pin, folder)
 
 
 def _run(command: list[str], pin: Pin, folder: Path) -> None:
@@ -203,14 +199,3 @@ def _unreachable(pin: Pin, reason: str) -> DataError:
         got=reason[:300],
         hint=f"Check the network, or put {pin.file} into a folder and name it with --downloads.",
     )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A partial file that takes its place only when it is whole."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,8 +1,6 @@
 import hashlib
 import json
 import subprocess
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from headwater.errors import DataError, MissingDependency, StorageError
 CONTENT = b"an archive"
 SHA = hashlib.sha256(CONTENT).hexdigest()
 WHEEL = Pin("toy-1-py3-none-any.whl", SHA, "toy==1", "wheel")
-DEB = Pin("toy_1_all.deb", SHA, "toy=1", "deb", "https://example.invalid/toy.deb")
+DEB = Pin("toy_1_all.deb", SHA, "toy=1", "deb")
 
 
 def quiet(_: str) -> None:
@@ -28,18 +26,13 @@ def index(monkeypatch):
     calls: list[list[str]] = []
     state: dict[str, object] = {"calls": calls, "writes": {}, "stderr": ""}
 
-    def run(command, *, cwd, **_):
+    def run(command, *, cwd=None, **_):
         calls.append(command)
         for name, content in state["writes"].items():
             (Path(cwd) / name).write_bytes(content)
         return subprocess.CompletedProcess(command, 1, "", state["stderr"])
 
-    def urlopen(url, timeout):
-        calls.append([url])
-        raise urllib.error.URLError("no route to host")
-
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     return state
 
 
@@ -79,13 +72,23 @@ def test_without_pip_it_says_so(tmp_path, index):
         obtain(WHEEL, tmp_path, quiet)
 
 
-@pytest.mark.parametrize("apt", [None, "/usr/bin/apt-get"])
-def test_a_debian_package_comes_from_apt_or_else_from_its_archive(tmp_path, index, monkeypatch, apt):
-    monkeypatch.setattr("shutil.which", lambda _: apt)
-    with pytest.raises(DataError, match=r"no route to host"):
+@pytest.mark.parametrize(("user", "commands"), [(1000, 1), (0, 3)])
+def test_a_debian_package_comes_from_apt(tmp_path, index, monkeypatch, user, commands):
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/apt-get")
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    index["stderr"] = "E: Unable to locate package toy"
+    with pytest.raises(DataError, match=r"Unable to locate.*--downloads"):
         obtain(DEB, tmp_path, quiet)
-    assert [call[0] for call in index["calls"]] == (["apt-get"] if apt else []) + [DEB.url]
-    assert not list(tmp_path.iterdir())
+    assert len(index["calls"]) == commands  # root refreshes the package lists and tries again
+    index["writes"] = {DEB.file: CONTENT}
+    assert obtain(DEB, tmp_path, quiet).read_bytes() == CONTENT
+
+
+def test_a_debian_package_without_apt(tmp_path, index, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(MissingDependency, match=r"apt-get.*--downloads"):
+        obtain(DEB, tmp_path, quiet)
+    assert not index["calls"]
 
 
 def build(out: Path) -> None:
