@@ -89,6 +89,8 @@ class _Watch:
         match event:
             case RunStarted():
                 self.rounds, self.done, self.first = event.rounds, event.done, event.done
+                if event.done:  # a resumed run
+                    self.best, self.up, self.down = event.best, event.bytes_up, event.bytes_down
                 self.started = self.clock()
             case RoundStarted():
                 self.open, self.clients, self.ok, self.failed = event.round, event.clients, 0, 0

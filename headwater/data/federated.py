@@ -40,14 +40,14 @@ CACHED_TOKENS = 64_000_000
 """Tokens kept over all clients (an example costs 12 bytes a token in language modelling)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ClientData:
     """One client's own split, tokenised."""
 
     train: Sequence[Example]
     validation: Sequence[Example]
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Tokens in both."""
         return sum(len(e.tokens) for part in (self.train, self.validation) for e in part)
@@ -77,6 +77,7 @@ class FederatedData:
         self._settings, self._tokenizer = settings, tokenizer
         self._table, self._splits, self._test = table, MappingProxyType(splits), test
         self._cache: OrderedDict[str, ClientData] = OrderedDict()
+        self._cached_tokens = 0
 
     @staticmethod
     def open(loaded: LoadedFederation, tokenizer: Tokenizer | None, key: Key) -> FederatedData:
@@ -138,7 +139,9 @@ class FederatedData:
             DataError: no such client, or nothing to train on is left of its texts.
         """
         found = self._cache.pop(name, None)
-        if found is None:
+        if found is not None:
+            self._cached_tokens -= found.tokens
+        else:
             train, validation = self._of(name)
             found = ClientData(self._examples(self._table, train), self._examples(self._table, validation))
             if not found.train:
@@ -146,8 +149,9 @@ class FederatedData:
                     f"client {name!r}", expected="a train split with something to predict", got="none"
                 )
         self._cache[name] = found
-        while len(self._cache) > 1 and sum(c.tokens for c in self._cache.values()) > CACHED_TOKENS:
-            self._cache.popitem(last=False)
+        self._cached_tokens += found.tokens
+        while len(self._cache) > 1 and self._cached_tokens > CACHED_TOKENS:
+            self._cached_tokens -= self._cache.popitem(last=False)[1].tokens
         return found
 
     def test(self) -> Sequence[Example] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -9,11 +10,14 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class RunStarted:
-    """Profiles are in; training begins after ``done`` of ``rounds`` rounds."""
+    """Profiles are in; training begins after ``done`` of ``rounds`` rounds, which had come to this."""
 
     rounds: int
     done: int
     clients: int
+    best: float = math.nan
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,6 @@ from headwater.protocol.messages import (
     ClientProfile,
     EvaluateRequest,
     Evaluation,
-    Payload,
     ProfileRequest,
     TrainRequest,
 )
@@ -131,7 +130,17 @@ class FederationServer:
         exchange = Exchange(grid, nodes)
         checkpoint = self._start(exchange, profiles)
         settings = self._federation
-        self._observer(RunStarted(settings.federation.rounds, checkpoint.server.round, len(profiles)))
+        sizes = [record["bytes"] for record in self._folder.read_rounds()]
+        self._observer(
+            RunStarted(
+                settings.federation.rounds,
+                checkpoint.server.round,
+                len(profiles),
+                best=checkpoint.tracker.best_value,
+                bytes_up=sum(size["up"] for size in sizes),
+                bytes_down=sum(size["down"] for size in sizes),
+            )
+        )
         coordinator = Coordinator(
             settings.federation.rounds,
             min_clients=settings.cohort.min_clients,
@@ -329,41 +338,43 @@ class FederationServer:
             return checkpoint, {"evaluation_bytes": sizes}, math.nan
         number, state = checkpoint.server.round, checkpoint.server.state
         self._observer(Evaluating(number))
-        record: dict[str, Any] = {}
+        record: dict[str, Any] = {"evaluation_bytes": sizes}
+        asked = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
+        self._send_evaluations(number, state, asked, exchange, sizes)  # workers begin while we test
         test: dict[str, float] | None = None
         if self._test:
             count, test = self._bench.evaluate(state, self._test)
             record["test"] = {**test, "examples": count}
-        evaluations: list[Evaluation] = []
-        asked = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
         if asked:
-            evaluations = self._ask_evaluations(number, state, asked, exchange, sizes)
+            evaluations = self._collect_evaluations(number, exchange, sizes)
             record["clients_pooled"] = over_clients(evaluations)
             record["clients_each"] = per_client(evaluations, settings.min_client_examples)
-        record["evaluation_bytes"] = sizes
         value = decisive(self._metric, test, record.get("clients_pooled", {}))
         tracker = checkpoint.tracker.after(number, value)
         best = state if tracker.best_round == number else checkpoint.best
         return replace(checkpoint, tracker=tracker, best=best), record, value
 
-    def _ask_evaluations(
+    def _send_evaluations(
         self,
         number: int,
         state: AdapterState,
         asked: Sequence[str],
         exchange: Exchange,
         sizes: dict[str, int],
-    ) -> list[Evaluation]:
-        """Have clients evaluate; one that fails, or is late, is left out and named."""
+    ) -> None:
         encoded = self._down.encode(state, key=self._root.child("down", number + 1))
         digest = self._down.decode(encoded, self._bench.spec).sha256()
         spec = self._bench.spec.fingerprint()
-        payload = Payload(encoded.codec, encoded.body)
         sent = exchange.send(
-            [(c, EvaluateRequest(self._run, number, c, spec, digest, payload)) for c in asked], number
+            [(c, EvaluateRequest(self._run, number, c, spec, digest, encoded)) for c in asked], number
         )
         sizes["down"] += sum(sent.values())
         sizes["down_dense"] += sum(n - len(encoded.body) + self._bench.spec.nbytes for n in sent.values())
+
+    def _collect_evaluations(
+        self, number: int, exchange: Exchange, sizes: dict[str, int]
+    ) -> list[Evaluation]:
+        """What the clients answer; one that fails, or is late, is left out and named."""
         found: list[Evaluation] = []
         deadline_s = self._federation.cohort.deadline_s
         ends_s = math.inf if deadline_s is None else self._clock() + deadline_s

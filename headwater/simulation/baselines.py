@@ -65,11 +65,7 @@ def run_baselines(
     jobs = ([*names] if wanted.alone else []) + ([CENTRALISED] if wanted.centralised else [])
     if jobs:
         observer(Notice(f"baseline: {len(jobs)} trainings without federation"))
-        values = (
-            pool.call(train_apart, jobs, settings)
-            if pool
-            else (train_apart(runtime, j, settings) for j in jobs)
-        )
+        values = pool.call(train_apart, jobs) if pool else [train_apart(runtime, job) for job in jobs]
         by_job = dict(zip(jobs, values, strict=True))
         if wanted.centralised:
             results["centralised"] = by_job.pop(CENTRALISED)
@@ -85,8 +81,9 @@ def held_out_examples(runtime: ClientRuntime, test: Sequence[Example] | None) ->
     return [e for name in runtime.data.clients for e in runtime.data.client(name).validation]
 
 
-def train_apart(runtime: ClientRuntime, who: str, settings: Federation) -> float:
+def train_apart(runtime: ClientRuntime, who: str) -> float:
     """Train one client alone, or all data in one place, as often as the federation does."""
+    settings = runtime.bench.loaded.settings
     names = runtime.data.clients if who == CENTRALISED else (who,)
     examples = [e for name in names for e in runtime.data.client(name).train]
     state = runtime.bench.initial_state()

@@ -1,13 +1,14 @@
-"""InProcessGrid: a Flower Grid without sockets, processes or Ray.
+"""Flower Grids without sockets or Ray: :class:`InProcessGrid` and :class:`WorkersGrid`.
 
-Messages that are pushed wait; a pull executes them, as cohorts through the one client path
-(:func:`headwater.client.execute.execute`), and hands back one reply at a time, so that replies never
-pile up. With ``workers`` the cohorts are spread over processes, and the bits stay the same.
+Both answer through the one client path (:mod:`headwater.client.execute`), with the same bytes. The
+first runs whole cohorts in this process, the second spreads messages over worker processes.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from itertools import count
 
 from flwr.app import Error, Message, RecordDict
@@ -26,54 +27,98 @@ FIRST_NODE = 2
 """Flower's node 1 is the server."""
 
 
-class InProcessGrid(Grid):
-    """Nodes of one process: node ``FIRST_NODE + k`` is the k-th client in sorted order.
+class LocalGrid(Grid):
+    """Nodes of one box: node ``FIRST_NODE + k`` is the k-th client in sorted order.
 
     Args:
         clients: client names, sorted.
-        runtime: model and data of the clients.
-        store: their error feedback.
-        pool: processes that execute; this process does if None.
     """
 
-    def __init__(
-        self,
-        clients: Sequence[str],
-        runtime: ClientRuntime,
-        store: ClientStore,
-        pool: WorkerPool | None = None,
-    ) -> None:
+    def __init__(self, clients: Sequence[str]) -> None:
         assume_task_identity(run_id=1, node_id=1)
         self._names = {FIRST_NODE + k: name for k, name in enumerate(clients)}
-        self._runtime, self._store, self._pool = runtime, store, pool
         self._ids = count()
-        self._queued: dict[str, Message] = {}
-        self._running: Iterator[tuple[str, bytes | Error]] = iter(())
-        self._sent: dict[str, Message] = {}
-        self._ready: dict[str, tuple[Message, bytes | Error]] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes: they are always there."""
         return list(self._names)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Queue messages; nothing is executed yet."""
+        """Take messages in; return an id for each."""
         ids = []
         for message in messages:
             message_id = f"m{next(self._ids)}"
             message.metadata.__dict__["_message_id"] = message_id  # Flower's own links set it so
-            self._queued[message_id] = message
+            self._take(message_id, message)
             ids.append(message_id)
         return ids
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, then pull until every message is answered."""
+        ids = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while len(replies) < len(ids):
+            replies.extend(self.pull_messages(ids))
+        return replies
+
+    @abstractmethod
+    def _take(self, message_id: str, message: Message) -> None:
+        """One message more."""
+
+    # What Flower's interface asks for besides; the server uses none of it.
+
+    def set_run(self, run: object) -> None:
+        """Nothing: there is one run."""
+
+    @property
+    def run(self) -> None:  # type: ignore[override]  # Flower's Run is internal and has no meaning here
+        """No Flower run."""
+        return
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Deprecated by Flower; kept because the interface demands it."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+def _reply(message: Message, result: bytes | Error) -> Message:
+    return Message(result if isinstance(result, Error) else pack(reply=result), reply_to=message)
+
+
+class InProcessGrid(LocalGrid):
+    """Messages wait until a pull executes them, training tasks as one cohort, one reply at a time.
+
+    Args:
+        clients: client names, sorted.
+        runtime: model and data of the clients.
+        store: their error feedback.
+    """
+
+    def __init__(self, clients: Sequence[str], runtime: ClientRuntime, store: ClientStore) -> None:
+        super().__init__(clients)
+        self._runtime, self._store = runtime, store
+        self._queued: dict[str, Message] = {}
+        self._running: Iterator[tuple[str, bytes | Error]] = iter(())
+        self._sent: dict[str, Message] = {}
+        self._ready: dict[str, Message] = {}
+
+    def _take(self, message_id: str, message: Message) -> None:
+        self._queued[message_id] = message
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The next reply among ``message_ids``, executing what is queued; at most one."""
         wanted = set(message_ids)
         while True:
-            for message_id in wanted & self._ready.keys():
-                message, result = self._ready.pop(message_id)
-                content = result if isinstance(result, Error) else pack(reply=result)
-                return [Message(content, reply_to=message)]
+            if ready := wanted & self._ready.keys():
+                return [self._ready.pop(min(ready))]
             if not wanted & (self._queued.keys() | self._sent.keys()):
                 return []
             answered = next(self._running, None)
@@ -81,16 +126,11 @@ class InProcessGrid(Grid):
                 self._sent, self._queued = self._queued, {}
                 self._running = self._execute(dict(self._sent))
             else:
-                self._ready[answered[0]] = self._sent.pop(answered[0]), answered[1]
+                message_id, result = answered
+                self._ready[message_id] = _reply(self._sent.pop(message_id), result)
 
     def _execute(self, messages: dict[str, Message]) -> Iterator[tuple[str, bytes | Error]]:
-        """Decode all messages, then answer them as cohorts: ``(message id, reply)``."""
-        if self._pool is not None:
-            yield from self._pool.run(
-                (i, self._names[m.metadata.dst_node_id], unpack(m.content, "envelope", "state"))
-                for i, m in messages.items()
-            )
-            return
+        """Decode all messages, then answer them: ``(message id, reply)``."""
         train: dict[str, tuple[str, TrainRequest]] = {}
         for message_id, message in messages.items():
             request = decode_request(*unpack(message.content, "envelope", "state"))
@@ -110,32 +150,30 @@ class InProcessGrid(Grid):
         except HeadwaterError as error:
             return Error(code=2, reason=str(error))
 
-    # What Flower's interface asks for besides; the server uses none of it.
 
-    def set_run(self, run: object) -> None:
-        """Nothing: there is one run."""
+class WorkersGrid(LocalGrid):
+    """Messages go to worker processes at once; a pull hands back what is done.
 
-    @property
-    def run(self) -> None:  # type: ignore[override]  # Flower's Run is internal and has no meaning here
-        """No Flower run."""
-        return
+    Args:
+        clients: client names, sorted.
+        pool: the processes.
+    """
 
-    def create_message(  # noqa: D102 - deprecated by Flower; kept because the interface demands it
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+    def __init__(self, clients: Sequence[str], pool: WorkerPool) -> None:
+        super().__init__(clients)
+        self._pool = pool
+        self._sent: dict[str, tuple[Message, Future[bytes]]] = {}
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push, then pull until every message is answered."""
-        ids = set(self.push_messages(messages))
-        replies: list[Message] = []
-        while len(replies) < len(ids):
-            replies.extend(self.pull_messages(ids))
+    def _take(self, message_id: str, message: Message) -> None:
+        name = self._names[message.metadata.dst_node_id]
+        future = self._pool.submit(name, *unpack(message.content, "envelope", "state"))
+        self._sent[message_id] = message, future
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies among ``message_ids`` that are there."""
+        replies = []
+        for message_id in message_ids:
+            if message_id in self._sent and self._sent[message_id][1].done():
+                message, future = self._sent.pop(message_id)
+                replies.append(_reply(message, self._pool.result(future)))
         return replies

@@ -18,7 +18,7 @@ from headwater.server.report import write_report
 from headwater.server.run_folder import RunFolder
 from headwater.server.summary import summarise
 from headwater.simulation.baselines import run_baselines
-from headwater.simulation.grid import InProcessGrid
+from headwater.simulation.grid import InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
 from headwater.training.build import Workbench
 
@@ -65,13 +65,14 @@ def simulate(
 
             outcome = run_on_ray(server, loaded, runtime.data.clients, folder.clients)
         else:
-            count = min(workers, len(runtime.data.clients))
-            if count > 1:
+            names = runtime.data.clients
+            grid: InProcessGrid | WorkersGrid
+            if (count := min(workers, len(names))) > 1:
                 pool = stack.enter_context(WorkerPool(count, loaded, folder.clients))
-            store = DirectoryStore(folder.clients, durable=False)
-            outcome = server.run(
-                InProcessGrid(runtime.data.clients, runtime, store, pool), len(runtime.data.clients)
-            )
+                grid = WorkersGrid(names, pool)
+            else:
+                grid = InProcessGrid(names, runtime, DirectoryStore(folder.clients, durable=False))
+            outcome = server.run(grid, len(names))
         baselines = _baselines(loaded, folder, runtime, pool, test, outcome, observer)
     return _finish(loaded, folder, bench, outcome, engine, baselines)
 

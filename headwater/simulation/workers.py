@@ -1,4 +1,4 @@
-"""WorkerPool: processes that execute requests side by side, each with its own model and data.
+"""WorkerPool: processes that work for clients side by side, each with its own model and data.
 
 A training fixes its thread count, so which process runs it does not change a bit of the result.
 """
@@ -10,8 +10,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,6 @@ from headwater.client.app import answer
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
-from headwater.config.federation import Federation
 from headwater.errors import HeadwaterError, TrainingError
 
 T = TypeVar("T")
@@ -33,7 +32,7 @@ class WorkerPool:
 
     Args:
         count: processes.
-        loaded: the federation whose clients they execute.
+        loaded: the federation whose clients they work for.
         store: folder of the clients' error feedback.
     """
 
@@ -45,41 +44,33 @@ class WorkerPool:
             initargs=(loaded, store, os.getpid()),
         )
 
-    def run(
-        self, requests: Iterable[tuple[str, str, tuple[bytes, ...]]]
-    ) -> Iterator[tuple[str, bytes | Error]]:
-        """Execute ``(id, client, (envelope, state))`` requests; yield ``(id, reply)`` as each is ready.
+    def submit(self, client: str, envelope: bytes, state: bytes) -> Future[bytes]:
+        """Have a request to ``client`` answered."""
+        return self._executor.submit(_answer, client, envelope, state)
+
+    def result(self, future: Future[bytes]) -> bytes | Error:
+        """The reply of a finished :meth:`submit`; Flower's error where the client raised one of ours.
 
         Raises:
             TrainingError: a worker process died.
         """
-        futures: dict[Future[bytes], str] = {
-            self._executor.submit(_answer, client, *parts): message_id
-            for message_id, client, parts in requests
-        }
-        for future in as_completed(futures):
-            message_id = futures.pop(future)
-            try:
-                yield message_id, future.result()
-            except HeadwaterError as error:
-                yield message_id, Error(code=2, reason=str(error))
-            except BrokenProcessPool as error:
-                raise TrainingError(
-                    "worker process",
-                    expected="to live as long as the run",
-                    got="a sudden end, often for want of memory",
-                    hint="Use fewer --workers, then --resume.",
-                ) from error
+        try:
+            return future.result()
+        except HeadwaterError as error:
+            return Error(code=2, reason=str(error))
+        except BrokenProcessPool as error:
+            raise _died() from error
 
-    def call(
-        self,
-        function: Callable[[ClientRuntime, str, Federation], T],
-        names: Sequence[str],
-        settings: Federation,
-    ) -> list[T]:
-        """``function(runtime, name, settings)`` for every name, in order."""
-        futures = [self._executor.submit(_call, function, name, settings) for name in names]
-        return [future.result() for future in futures]
+    def call(self, function: Callable[[ClientRuntime, str], T], names: Sequence[str]) -> list[T]:
+        """``function(runtime, name)`` for every name, in order.
+
+        Raises:
+            TrainingError: a worker process died.
+        """
+        try:
+            return [f.result() for f in [self._executor.submit(_call, function, n) for n in names]]
+        except BrokenProcessPool as error:
+            raise _died() from error
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -87,6 +78,17 @@ class WorkerPool:
     def __exit__(self, *exc: object) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
+
+def _died() -> TrainingError:
+    return TrainingError(
+        "worker process",
+        expected="to live as long as the run",
+        got="a sudden end, often for want of memory",
+        hint="Use fewer --workers, then --resume.",
+    )
+
+
+# --- in the worker --------------------------------------------------------------------------------
 
 _process: tuple[ClientRuntime, ClientStore] | None = None
 
@@ -100,17 +102,22 @@ def _start(loaded: LoadedFederation, store: Path, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
+    """A killed parent cannot end its workers: they look after it."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
-def _call(function: Callable[[ClientRuntime, str, Federation], T], name: str, settings: Federation) -> T:
-    assert _process is not None
-    return function(_process[0], name, settings)
+def _opened() -> tuple[ClientRuntime, ClientStore]:
+    if _process is None:
+        raise TrainingError("worker process", expected="to be started by a pool", got="no model and data")
+    return _process
 
 
 def _answer(client: str, envelope: bytes, state: bytes) -> bytes:
-    assert _process is not None
-    runtime, store = _process
+    runtime, store = _opened()
     return answer(envelope, state, client, store, runtime)
+
+
+def _call(function: Callable[[ClientRuntime, str], T], name: str) -> T:
+    return function(_opened()[0], name)

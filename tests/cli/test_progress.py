@@ -96,8 +96,9 @@ def test_the_best_perplexity_is_the_lowest():
 
 
 def test_a_resumed_run_counts_only_its_own_rounds_into_the_eta():
-    events: list[Event] = [RunStarted(10, 7, 4), RoundStarted(8, 4), ended(8, 0.5)]
+    events: list[Event] = [RunStarted(10, 7, 4, 0.75, 2048, 4096), RoundStarted(8, 4), ended(8, 0.5)]
     assert "round 8/10" in show(events)[0]
+    assert "(best 0.750)" in show(events)[0]
     assert show(events)[0].rstrip().endswith("ETA 20 s")
 
 
