@@ -32,6 +32,7 @@ _CLASSES = {
     "sequence-classification": AutoModelForSequenceClassification,
     "causal-lm": AutoModelForCausalLM,
 }
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ class Base:
     labels: tuple[str, ...] | None
     fresh: frozenset[str]
     device: torch.device
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens that a row may have where each position has learned values; None for rotary and the like."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
+                first = 0 if module.padding_idx is None else module.padding_idx + 1  # as RoBERTa counts
+                return module.num_embeddings - max(first, getattr(module, "offset", 0))
+        return None
 
 
 def load_base(settings: PretrainedSettings, folder: Path, *, labels: tuple[str, ...] | None) -> Base:

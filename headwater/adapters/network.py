@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
 import torch
@@ -41,10 +42,11 @@ class Network(nn.Module):
 
     def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The base's own mean-pooled last hidden states, as if there were no adapter: [b, d]."""
-        with self.peft.disable_adapter():
-            out = self.peft(
-                input_ids=tokens, attention_mask=mask, output_hidden_states=True, return_dict=True
-            )
+        # a prompt sits beside its base, and PEFT's disable_adapter fails for one on an encoder
+        prompted = self.peft.active_peft_config.is_prompt_learning
+        network = self.peft.get_base_model() if prompted else self.peft
+        with contextlib.nullcontext() if prompted else self.peft.disable_adapter():
+            out = network(input_ids=tokens, attention_mask=mask, output_hidden_states=True, return_dict=True)
         return mean_pool(out.hidden_states[-1][:, -tokens.shape[1] :], mask)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class Predictor:
         chat: whether it was trained on instructions.
         system: the system message of that training, if any.
         labels: names of the classes; None for a causal model.
+        room: tokens that a text and its answer may have together; None where the base sets no bound.
     """
 
     base: Base
@@ -39,6 +41,7 @@ class Predictor:
     chat: bool
     system: str | None
     labels: tuple[str, ...] | None
+    room: int | None
 
     @staticmethod
     def open(folder: Path, *, base: str | None = None) -> Predictor:
@@ -61,6 +64,8 @@ class Predictor:
             settings = _SETTINGS.validate_json(json.dumps({**notes["base"], **changes}))
             labels = None if notes["labels"] is None else tuple(notes["labels"])
             chat, system = bool(notes["chat"]), notes["system"]
+            adapter = notes["adapter"]
+            virtual = int(adapter["tokens"]) if adapter["kind"] in ("prompt", "prefix") else 0
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise ModelError(
                 who,
@@ -70,7 +75,8 @@ class Predictor:
             ) from error
         loaded = load_base(settings, Path.cwd(), labels=labels)
         try:
-            with quiet_transformers():
+            with quiet_transformers(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations between peft and transformers
                 peft = PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=False)
             head = None
             if notes["pooling"] == "mean":
@@ -83,12 +89,13 @@ class Predictor:
             ) from error
         network = Network(peft, settings.kind, head).eval()
         network.requires_grad_(False)
-        return Predictor(loaded, network, chat, system, labels)
+        room = None if loaded.positions is None else loaded.positions - virtual
+        return Predictor(loaded, network, chat, system, labels, room)
 
     def classify(
         self, texts: Sequence[str], *, batch_size: int = 32, max_tokens: int = 512
     ) -> list[dict[str, Any]]:
-        """The label of each text.
+        """The label of each text, of which no more than ``max_tokens`` are read.
 
         Returns:
             For each text ``label``, its ``score`` (probability), and ``scores`` of all labels.
@@ -98,6 +105,7 @@ class Predictor:
         """
         if self.labels is None:
             raise ModelError("classify", expected="a classifier", got="a causal model", hint="Use generate.")
+        max_tokens = max_tokens if self.room is None else min(max_tokens, self.room)
         results: list[dict[str, Any]] = []
         for start in range(0, len(texts), batch_size):
             rows = [self.base.tokenizer.encode(t, max_tokens) for t in texts[start : start + batch_size]]
@@ -123,7 +131,7 @@ class Predictor:
             seed: of the draws; torch's global generator is left as it was.
 
         Raises:
-            ModelError: the adapter is of a classifier.
+            ModelError: the adapter is of a classifier, or prompt and answer are more than the base takes.
         """
         if self.labels is not None:
             raise ModelError("generate", expected="a causal model", got="a classifier", hint="Use classify.")
@@ -136,6 +144,13 @@ class Predictor:
             row = tokenizer.chat_prompt([*system, {"role": "user", "content": prompt}])
         else:
             row = tokenizer.encode(prompt, 1 << 30)
+        if self.room is not None and len(row) + max_new_tokens > self.room:
+            raise ModelError(
+                f"prompt {prompt[:40]!r}",
+                expected=f"at most {self.room} tokens with the answer",
+                got=f"{len(row)} and {max_new_tokens} new ones",
+                hint="Shorten the prompt, or ask for a shorter answer.",
+            )
         tokens, mask = _padded([row], tokenizer.pad, self.base.device)
         sampling = (
             {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}

@@ -166,7 +166,11 @@ class BaseData(Settings):
     partition: Partition
     max_tokens: int = Field(default=128, ge=2, le=1_048_576)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    max_examples_per_client: int | None = Field(default=None, ge=1)
+    fraction: float = Field(default=1.0, gt=0, le=1, description="of each client's rows, drawn once")
+    max_examples_per_client: int | None = Field(default=None, ge=1, description="rows, drawn once")
+    max_test_examples: int | None = Field(
+        default=None, ge=1, description="of the tokenised test file (a causal model's windows), drawn once"
+    )
 
 
 class ClassificationData(BaseData):

@@ -68,7 +68,7 @@ def load_federation(
     for text in overrides:
         _override(raw, text)
     if seed is not None:
-        raw.setdefault("federation", {})["seed"] = seed
+        _override(raw, f"federation.seed={seed}")
     if isinstance(strategy := raw.get("strategy"), dict):
         strategy.setdefault("kind", "mean")
     try:

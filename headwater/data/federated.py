@@ -7,6 +7,7 @@ middle of it. Tokenising waits until a client's turn comes.
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class FederatedData:
         *,
         table: Table | None = None,
         splits: dict[str, tuple[list[int], list[int]]],
-        test: Table | None = None,
+        test: tuple[Table, Key] | None = None,
         warnings: tuple[str, ...] = (),
     ) -> None:
         """Use :meth:`open` or :meth:`own`."""
@@ -105,7 +106,14 @@ class FederatedData:
         splits = {name: _split(name, table, rows, settings, key) for name, rows in parts.items()}
         test = _read(loaded, settings.test, settings) if settings.test is not None else None
         warnings = _single_class(table, splits, settings) + _shared(table, test, settings)
-        return FederatedData(settings, tokenizer, table=table, splits=splits, test=test, warnings=warnings)
+        return FederatedData(
+            settings,
+            tokenizer,
+            table=table,
+            splits=splits,
+            test=None if test is None else (test, key.child("test")),
+            warnings=warnings,
+        )
 
     @staticmethod
     def own(
@@ -160,7 +168,12 @@ class FederatedData:
 
     @cached_property
     def _test_examples(self) -> Sequence[Example] | None:
-        return None if self._test is None else self._examples(self._test, range(len(self._test)))
+        if self._test is None or isinstance(self._settings, NoData):
+            return None
+        table, key = self._test
+        found = self._examples(table, range(len(table)))
+        chosen = sample(range(len(found)), self._settings.max_test_examples, key)
+        return [found[i] for i in chosen]
 
     def _of(self, name: str) -> tuple[list[int], list[int]]:
         if name not in self._splits:
@@ -211,7 +224,9 @@ def _split(
 ) -> tuple[list[int], list[int]]:
     if not rows:
         raise DataError(f"client {name!r}", expected="at least one row", got="none")
-    kept = sample(rows, settings.max_examples_per_client, key.child("subsample", name))
+    share = max(1, math.ceil(settings.fraction * len(rows)))
+    limit = min(share, settings.max_examples_per_client or share)
+    kept = sample(rows, limit, key.child("subsample", name))
     labels = None
     if isinstance(settings, ClassificationData):
         labels = [table.name(settings.label, row) for row in kept]

@@ -58,6 +58,32 @@ def test_clients_have_their_own_rows_tokenised_when_asked(tmp_path):
     assert data.client("x") is own
 
 
+def test_a_fraction_keeps_clients_unequal_and_the_cap_holds(tmp_path):
+    write_jsonl(tmp_path / "data.jsonl", labelled(20, "y") + labelled(50, "x"))
+
+    def sizes(**more):
+        data = FederatedData.open(federation(tmp_path, classes(validation_fraction=0.0, **more)), None, KEY)
+        return data.rows("x")[0], data.rows("y")[0]
+
+    assert sizes(fraction=0.31) == (16, 7)  # rounded up: a client keeps at least one row
+    assert sizes(max_examples_per_client=30) == (30, 20)
+    assert sizes(fraction=0.5, max_examples_per_client=12) == (12, 10)
+    assert sizes(fraction=0.001) == (1, 1)
+
+
+def test_a_sample_of_the_test_file_is_drawn_once(tmp_path):
+    write_jsonl(tmp_path / "data.jsonl", labelled(20, "x"))
+    write_jsonl(tmp_path / "test.jsonl", labelled(30, "z"))
+    settings = federation(tmp_path, classes(test="test.jsonl", max_test_examples=7))
+    whole = federation(tmp_path, classes(test="test.jsonl"))
+    drawn = [FederatedData.open(settings, Letters(), KEY).test() for _ in range(2)]
+    every = {tuple(e.tokens) for e in FederatedData.open(whole, Letters(), KEY).test()}
+    assert len(drawn[0]) == 7
+    assert [tuple(e.tokens) for e in drawn[0]] == [tuple(e.tokens) for e in drawn[1]]
+    assert {tuple(e.tokens) for e in drawn[0]} < every
+    assert len(every) == 30
+
+
 def test_sizes_need_no_tokenizer(tmp_path):
     write_jsonl(tmp_path / "data.jsonl", labelled(20, "x"))
     data = FederatedData.open(federation(tmp_path, classes()), None, KEY)

@@ -67,9 +67,10 @@ def test_refusals(tmp_path):
         evaluate(model, broken, federations.examples(2, language_model=False), **kwargs)
 
 
-def test_features_are_those_of_the_bare_base(tmp_path):
+@pytest.mark.parametrize("kind", ["lora", "prompt", "ia3"])
+def test_features_are_those_of_the_bare_base(tmp_path, kind):
     """In the order of the examples, whatever the adapter is; against transformers itself."""
-    loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter("lora", "bert"))
+    loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter(kind, "bert"))
     model = federations.adapted(loaded)
     model.load(model.initial_state().map(lambda value: value + 0.5))
     rows = federations.examples(9, language_model=False)
