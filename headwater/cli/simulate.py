@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
 from headwater.config import load_federation
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, StorageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +61,9 @@ def run(options: argparse.Namespace) -> int:
         engine = options.engine or origin["engine"]
     else:
         engine = options.engine or "inprocess"
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        out = options.out or Path("runs") / f"{loaded.settings.federation.name}-{stamp}"
+        out = options.out or _new_folder(Path("runs"), loaded.settings.federation.name)
         folder = RunFolder.create(out, loaded, {"engine": engine})
-    with _stop_on_interrupt(console) as stopping, make_observer(console, options.quiet) as observer:
+    with _stop_on_interrupt() as stopping, make_observer(console, options.quiet) as observer:
         summary = simulate(
             loaded,
             folder,
@@ -75,15 +77,38 @@ def run(options: argparse.Namespace) -> int:
 
         Console().print(result_table(summary))
     if summary["stopped"] == "stopped":
-        console.print(
-            f"Stopped after round {summary['rounds']}. Go on with: headwater simulate --resume {folder.path}"
-        )
+        command = f"headwater simulate --resume {shlex.quote(str(folder.path))}"
+        # not through rich: it would break the line that is there to be copied
+        print(f"Stopped after round {summary['rounds']}. Go on with: {command}", file=sys.stderr)
     print(folder.path)
     return 0
 
 
+def _new_folder(parent: Path, name: str) -> Path:
+    """Make ``parent/NAME-TIME``, or the next free name where another run began in this second."""
+    stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"  # a name may hold a slash
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for number in count(1):
+        path = parent / (f"{stem}-{stamp}" if number == 1 else f"{stem}-{stamp}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise ConfigError(str(parent), expected="a folder", got="a file", hint="Use --out.") from None
+        except OSError as error:
+            raise StorageError(
+                f"run folder {path}",
+                expected="a folder that can be written",
+                got=error.strerror or str(error),
+                hint="Name another with --out.",
+            ) from None
+        else:
+            return path
+    raise AssertionError
+
+
 @contextmanager
-def _stop_on_interrupt(console: Console) -> Iterator[list[int]]:
+def _stop_on_interrupt() -> Iterator[list[int]]:
     """The first Ctrl-C (or SIGTERM) asks to end after the round; the second ends at once."""
     stopping: list[int] = []
 

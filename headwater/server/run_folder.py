@@ -53,7 +53,10 @@ class RunFolder:
 
     @staticmethod
     def create(path: Path, loaded: LoadedFederation, origin: Mapping[str, Any]) -> RunFolder:
-        """A new run in ``path``, which must be absent or empty.
+        """A new run in ``path``, which must be absent, empty, or left by a run that never began.
+
+        A run that stops before round 0 is written (wrong data, no such model) has nothing to lose, so
+        the mended federation may be started with the same folder.
 
         Args:
             path: the folder.
@@ -61,18 +64,25 @@ class RunFolder:
             origin: what a resume must know besides: engine, folder of the federation file.
 
         Raises:
-            ConfigError: there is something in ``path``.
+            ConfigError: there is something in ``path``, or another process is at work in it.
+            StorageError: ``path`` cannot be written.
         """
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"run folder {path}", expected="a folder", got="a file", hint="Choose another.")
+        folder = RunFolder(path)
+        if _never_began(path):
+            with folder.locked():
+                pass  # nobody is about to begin it
+        elif _names(path):
             raise ConfigError(
                 f"run folder {path}",
                 expected="a new or empty folder",
                 got="one with files in it",
                 hint=f"Choose another --out, or continue that run: headwater simulate --resume {path}",
             )
-        folder = RunFolder(path)
-        write_atomically(path / "federation.toml", loaded.to_toml().encode())
+        # the origin first: it is what tells a run that never began from somebody's own files
         folder.write_json("state/origin.json", {"folder": str(loaded.folder), **origin})
+        write_atomically(path / "federation.toml", loaded.to_toml().encode())
         return folder
 
     @staticmethod
@@ -84,24 +94,45 @@ class RunFolder:
         """
         try:
             origin = json.loads((path / "state" / "origin.json").read_text())
-        except (OSError, ValueError):
+            source = Path(origin["folder"])
+        except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(
-                f"run folder {path}", expected="a folder made by headwater simulate", got="another one"
+                f"run folder {path}",
+                expected="a folder made by headwater simulate",
+                got="another one" if path.is_dir() else "no folder",
+                hint="Give the folder that the run printed last.",
             ) from None
-        loaded = load_federation(path / "federation.toml", folder=Path(origin["folder"]))
+        loaded = load_federation(path / "federation.toml", folder=source)
         return RunFolder(path), loaded, origin
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder: two processes must not write one run."""
+        """Hold the folder: two processes must not write one run.
+
+        Raises:
+            ConfigError: another process holds it.
+            StorageError: the folder cannot be written.
+        """
         lock = self.path / "state" / "lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("w")
+        except OSError as error:
+            raise StorageError(
+                f"run folder {self.path}",
+                expected="a folder that can be written",
+                got=error.strerror or str(error),
+                hint="Mend the rights, or choose another folder.",
+            ) from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ConfigError(
-                    f"run folder {self.path}", expected="to be free", got="a process that is running it"
+                    f"run folder {self.path}",
+                    expected="to be free",
+                    got="a process that is running it",
+                    hint="Wait for that run to end, or stop it.",
                 ) from None
             yield
 
@@ -140,3 +171,14 @@ class RunFolder:
         text = "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records)
         write_atomically(self.rounds, text.encode())
         return records
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _never_began(path: Path) -> bool:
+    """Whether ``path`` holds a run without a checkpoint, or the first step towards one, and nothing else."""
+    top, state = _names(path), _names(path / "state")
+    ours = "origin.json" in state or top == {"state"}
+    return ours and top <= {"state", "federation.toml", "rounds.jsonl"} and state <= {"origin.json", "lock"}
