@@ -23,6 +23,23 @@ VERBS = {
 }
 
 
+class _VerbParser(argparse.ArgumentParser):
+    """Takes options between positional arguments too: ``predict ADAPTER --json TEXT``."""
+
+    _inside = False
+
+    def parse_known_args(  # type: ignore[override]  # typeshed's overloads, of which argparse uses this one
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if self._inside:
+            return super().parse_known_args(args, namespace)
+        self._inside = True  # parse_known_intermixed_args comes back here twice
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -31,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Fine-tune one foundation model from many data owners without moving their data.",
     )
     parser.add_argument("--version", action="version", version=f"headwater {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_VerbParser)
     chosen = next((a for a in arguments if not a.startswith("-")), None)
     for verb, about in VERBS.items():
         sub = verbs.add_parser(verb, help=about, description=about[0].upper() + about[1:] + ".")
@@ -41,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()  # here, where a closed pipe is understood, and not at exit
+        return code
     except HeadwaterError as error:
         print(f"headwater: error {error.code}: {error}", file=sys.stderr)
         return error.exit_code
