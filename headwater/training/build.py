@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from headwater.adapters.base import load_base
+from headwater.adapters.base import Base, load_base
 from headwater.adapters.export import export, export_vector
 from headwater.adapters.model import AdaptedModel
 from headwater.adapters.tokenizer import TextTokenizer
 from headwater.config import LoadedFederation
-from headwater.config.federation import ClassificationData, Training, VectorModel
+from headwater.config.federation import ClassificationData, Federation, NoData, Training, VectorModel
 from headwater.data.batches import Example
 from headwater.errors import ConfigError
 from headwater.protocol.keys import Key
@@ -49,6 +49,7 @@ class Workbench:
 
         Raises:
             ModelError: the base or the adapter is wrong.
+            ConfigError: ``data.max_tokens`` is more than the base has positions for.
             MissingDependency: quantisation without its library.
         """
         settings = loaded.settings
@@ -58,6 +59,7 @@ class Workbench:
             return Workbench(loaded, None, spec, hashlib.sha256(b"vector").hexdigest())
         labels = settings.data.labels if isinstance(settings.data, ClassificationData) else None
         base = load_base(settings.model, loaded.folder, labels=labels)
+        _require_positions(base, settings)
         model = AdaptedModel.build(loaded, base, key=Key.root(settings.federation.seed).child("adapter"))
         return Workbench(loaded, model, model.spec, model.base_sha256)
 
@@ -131,3 +133,18 @@ class Workbench:
             export_vector(state, folder, card=card)
         else:
             export(self.model, state, folder, card=card)
+
+
+def _require_positions(base: Base, settings: Federation) -> None:
+    """Refuse rows that the base cannot take now, not in the round where the first long text comes up."""
+    adapter, data, positions = settings.adapter, settings.data, base.positions
+    virtual = adapter.tokens if adapter is not None and adapter.kind in ("prompt", "prefix") else 0
+    if positions is None or isinstance(data, NoData) or data.max_tokens + virtual <= positions:
+        return
+    left = f", of which the adapter takes {virtual}" if virtual else ""
+    raise ConfigError(
+        "data.max_tokens",
+        expected=f"at most {positions - virtual}: {base.settings.path} has {positions} positions{left}",
+        got=str(data.max_tokens),
+        hint="Lower it; longer texts are cut or divided.",
+    )

@@ -245,7 +245,7 @@ def test_disk_full_keeps_the_old_checkpoint(file, tmp_path, monkeypatch):
         ["strategy.server_momentum=0.5", "cohort.clients_per_round=2"],
         ["codec.up.kind=dense", "codec.up.dtype=bf16", "codec.down.dtype=bf16"],
         ["privacy.clip_l2=0.05"],
-        ["adapter.kind=prompt", "adapter.tokens=4"],
+        ["adapter.kind=prompt", "adapter.tokens=4", "data.max_tokens=64"],
     ],
     ids=lambda o: o[0],
 )
