@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test test-slow check lint types layers docs bench bench-baselines bench-simulation bench-codec \
-        bench-aggregation stubs clean
+        bench-aggregation lock stubs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -67,6 +67,9 @@ bench-simulation: $(VENV)/.dev ## 1,000 clients x 3 rounds
 bench-baselines: $(VENV)/.dev ## federated against centralised and dense, 3 seeds, two corpora
 	@$(BIN)/headwater fetch minilm sentiment glosses --out $(CORPORA)
 	@$(BIN)/python benchmarks/baselines.py --workers $(WORKERS)
+
+lock: ## resolve every version afresh and write constraints.txt
+	@scripts/lock.sh "$(PYTHON)"
 
 stubs: ## regenerate the protobuf code, in an environment of its own
 	@scripts/stubs.sh "$(PYTHON)"
