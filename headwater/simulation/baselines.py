@@ -37,18 +37,11 @@ def run_baselines(
     """The baselines that the file asks for, each as the deciding metric's value.
 
     Raises:
-        ConfigError: the baseline makes no sense for this model.
-        MissingDependency: scikit-learn is missing.
+        HeadwaterError: as :func:`check_baselines`.
     """
-    wanted, metric = settings.baselines, metric_name(settings)
+    check_baselines(settings)
+    wanted = settings.baselines
     results: dict[str, Any] = {}
-    if (wanted.majority or wanted.probe) and (settings.data.kind != "classification" or metric != "accuracy"):
-        raise ConfigError(
-            "baselines.majority, baselines.probe",
-            expected="classification judged by accuracy",
-            got=f"data.kind '{settings.data.kind}' judged by {metric}",
-            hint="Set both to false.",
-        )
     names = runtime.data.clients
     if wanted.majority or wanted.probe:
         held_out = held_out_examples(runtime, test)
@@ -72,6 +65,41 @@ def run_baselines(
         if wanted.alone:
             results["alone"] = by_job
     return results
+
+
+def check_baselines(settings: Federation) -> None:
+    """Refuse, before hours of training, baselines that could not be measured after it.
+
+    Raises:
+        ConfigError: a baseline makes no sense for this model.
+        MissingDependency: scikit-learn is missing.
+    """
+    wanted, metric, data = settings.baselines, metric_name(settings), settings.data
+    asked = wanted.majority or wanted.probe or wanted.alone or wanted.centralised
+    if asked and data.kind != "none" and data.test is None and not data.validation_fraction:
+        raise ConfigError(
+            "baselines",
+            expected="something held out to compare on",
+            got="no data.test and data.validation_fraction 0",
+            hint="Name a test file, or set a validation_fraction.",
+        )
+    if (wanted.majority or wanted.probe) and (settings.data.kind != "classification" or metric != "accuracy"):
+        raise ConfigError(
+            "baselines.majority, baselines.probe",
+            expected="classification judged by accuracy",
+            got=f"data.kind '{settings.data.kind}' judged by {metric}",
+            hint="Set both to false.",
+        )
+    if wanted.probe:
+        try:
+            import sklearn.linear_model  # noqa: F401 - only to say early and clearly that it is missing
+        except ImportError as error:
+            raise MissingDependency(
+                "baselines.probe",
+                expected="scikit-learn",
+                got=str(error),
+                hint='Install it: pip install "headwater[simulation]"',
+            ) from None
 
 
 def held_out_examples(runtime: ClientRuntime, test: Sequence[Example] | None) -> Sequence[Example]:
@@ -105,17 +133,10 @@ def train_apart(runtime: ClientRuntime, who: str) -> float:
 def _probe(
     runtime: ClientRuntime, train: Sequence[Example], held_out: Sequence[Example], truth: np.ndarray[Any, Any]
 ) -> float:
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError as error:
-        raise MissingDependency(
-            "baselines.probe",
-            expected="scikit-learn",
-            got=str(error),
-            hint='Install it: pip install "headwater[simulation]"',
-        ) from None
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     labels = np.array([e.targets[0] for e in train])
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(runtime.bench.features(train), labels)
