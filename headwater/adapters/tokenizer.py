@@ -41,7 +41,11 @@ class TextTokenizer:
             ModelError: there is none, or it needs code of its own.
         """
         try:
-            return TextTokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), name)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+                # transformers 5 makes one that knows no word where the files are missing
+                raise ValueError(f"a vocabulary of {len(tokenizer)} special tokens alone")
+            return TextTokenizer(tokenizer, name)
         except Exception as error:  # the tokenizer libraries raise bare exceptions of many types
             raise ModelError(
                 f"tokenizer of {name}", expected="tokenizer files beside the weights", got=str(error)
