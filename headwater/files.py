@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
             finally:
                 os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where even that fails, nothing was written
+            temporary.unlink(missing_ok=True)
         raise StorageError(
             f"writing {path}",
             expected=f"room for {len(data)} bytes",

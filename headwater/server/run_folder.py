@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.config import LoadedFederation, load_federation
-from headwater.errors import ConfigError, StorageError
+from headwater.errors import ConfigError, ModelError, StorageError
 from headwater.files import write_atomically
 
 
@@ -135,6 +135,24 @@ class RunFolder:
                     hint="Wait for that run to end, or stop it.",
                 ) from None
             yield
+
+    def keep_base(self, sha256: str) -> None:
+        """Note the base model that the run begins with; a resume must have the same.
+
+        Raises:
+            ModelError: it has changed since the checkpoint was written.
+        """
+        origin = json.loads((self.path / "state" / "origin.json").read_text())
+        before = origin.get("base_sha256", sha256)
+        if before != sha256 and self.checkpoint.exists():
+            raise ModelError(
+                f"run folder {self.path}",
+                expected=f"the base model that the run began with, sha256 {before[:12]}",
+                got=sha256[:12],
+                hint="Put that model back where model.path says, or start a new run.",
+            )
+        if "base_sha256" not in origin or before != sha256:
+            self.write_json("state/origin.json", {**origin, "base_sha256": sha256})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write ``name`` as indented JSON, atomically."""

@@ -17,7 +17,7 @@ from headwater.server.federation import FederationServer, Outcome
 from headwater.server.report import write_report
 from headwater.server.run_folder import RunFolder
 from headwater.server.summary import summarise
-from headwater.simulation.baselines import run_baselines
+from headwater.simulation.baselines import check_baselines, run_baselines
 from headwater.simulation.grid import InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
 from headwater.training.build import Workbench
@@ -51,7 +51,9 @@ def simulate(
         HeadwaterError: what is wrong with file, data or model, or that the federation cannot go on.
     """
     with folder.locked(), ExitStack() as stack:
+        check_baselines(loaded.settings)
         bench = Workbench.open(loaded)
+        folder.keep_base(bench.base_sha256)
         runtime = ClientRuntime.open(loaded, bench)
         for warning in runtime.data.warnings:
             observer(Notice(warning))
