@@ -137,6 +137,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "max_tokens": "longer texts are cut; running text is cut into windows",
         "validation_fraction": "of each client's rows, drawn once",
         "max_examples_per_client": "keep so many of a client's rows, drawn once; all if absent",
+        "max_test_examples": "keep so many of the test file's examples (of a causal model: windows), "
+        "drawn once; all if absent",
         "fraction": "keep this share of each client's rows, drawn once",
     },
     f.ClassificationData: {
@@ -188,7 +190,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "batch_size": "examples at once",
     },
     f.PrivacySettings: {
-        "clip_l2": "a client scales its whole update down to this L2 norm; no noise is added"
+        "clip_l2": "bound on a whole update's L2 norm; clients keep it, the server checks; no noise is added"
     },
     f.BaselineSettings: {"majority": "always the most frequent training label"},
 }
