@@ -1,0 +1,105 @@
+"""Every example: its file is right, and it does what it says. The real models run under -m slow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headwater.cli.main import main
+from headwater.config import load_federation
+from tests.support.tiny_models import tiny_bert
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(p.parent.name for p in (ROOT / "examples").glob("*/federation.toml"))
+CORPORA = ROOT / ".cache" / "headwater"
+
+
+def file(name):
+    return ROOT / "examples" / name / "federation.toml"
+
+
+def simulate(name, out, *arguments):
+    """The summary of a run in a fresh process."""
+    command = [sys.executable, "-m", "headwater", "simulate", str(file(name)), "--out", str(out), "--quiet"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "summary.json").read_text())
+
+
+def test_all_that_the_documentation_names_are_there():
+    assert EXAMPLES == ["glosses", "own-data", "presidents", "prompt-tuning", "sentiment"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_file_is_right(name):
+    assert load_federation(file(name)).settings.federation.name == name
+
+
+def test_own_data_on_a_tiny_model(tmp_path, capsys):
+    """The real folder of clients in two formats; only the base model is a small random one."""
+    tiny_bert(tmp_path / "bert")
+    out = tmp_path / "run"
+    arguments = ["--out", str(out), "--quiet", "--set", f"model.path={tmp_path / 'bert'}"]
+    arguments += ["--set", "adapter.layers=[0, 1]", "--set", "federation.rounds=2"]
+    assert main(["simulate", str(file("own-data")), *arguments]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["baselines"]["alone"]) == {"clinic", "library", "workshop"}
+    assert capsys.readouterr().out.splitlines()[-1] == str(out)
+
+
+needs = pytest.mark.skipif(
+    not CORPORA.is_dir(), reason="no corpora: run `make test-slow`, which fetches them"
+)
+
+
+@pytest.mark.slow
+@needs
+@pytest.mark.parametrize("name", ["sentiment", "glosses"])
+def test_federated_beats_the_probe_and_every_client_alone(name, tmp_path):
+    summary = simulate(name, tmp_path / "run", "--set", "baselines.alone=true", "--workers", "2")
+    final, baselines = summary["metric"]["final"], summary["baselines"]
+    assert final > baselines["probe"] > baselines["majority"]
+    assert final > max(baselines["alone"].values())
+    assert summary["bytes"]["up_dense"] > 20 * summary["bytes"]["up"]
+
+
+@pytest.mark.slow
+@needs
+def test_prompt_tuning_learns(tmp_path):
+    summary = simulate("prompt-tuning", tmp_path / "run", "--workers", "2")
+    assert summary["metric"]["final"] > summary["metric"]["start"] + 0.15
+    assert summary["metric"]["final"] > summary["baselines"]["majority"] + 0.1
+
+
+@pytest.mark.slow
+@needs
+def test_own_data_learns(tmp_path):
+    summary = simulate("own-data", tmp_path / "run")
+    assert summary["metric"]["final"] > max(summary["baselines"]["alone"].values()) - 0.05
+    assert summary["metric"]["final"] > summary["baselines"]["majority"] + 0.3
+
+
+@pytest.mark.slow
+@needs
+def test_presidents_lower_the_perplexity_of_held_out_speeches(tmp_path):
+    summary = simulate("presidents", tmp_path / "run", "--workers", "2")
+    assert summary["metric"]["name"] == "perplexity"
+    assert summary["metric"]["final"] < 0.95 * summary["metric"]["start"]
+    assert summary["clients"] == 45
+
+
+@pytest.mark.slow
+@needs
+def test_no_speech_is_in_both_files():
+    folder = CORPORA / "presidents"
+    train = {json.loads(x)["text"] for p in (folder / "train").iterdir() for x in p.read_text().splitlines()}
+    test = {json.loads(x)["text"] for x in (folder / "test.jsonl").read_text().splitlines()}
+    assert test
+    assert train
+    assert not train & test
