@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,15 +26,21 @@ def blocks(size: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, size))
 
 
+def float32_at_most(bound: float) -> float:
+    """The largest float32 ≤ ``bound``, which is not negative: what fp32 values can be held to."""
+    nearest = np.float32(min(bound, float(np.finfo(np.float32).max)))
+    return float(np.nextafter(nearest, np.float32(0)) if float(nearest) > bound else nearest)
+
+
 def require_bounded(
     vector: Tensor, spec: StateSpec, *, bound: float, who: str, non_negative: bool = False
 ) -> None:
     """Refuse a vector with a value that is not finite, too large or, if asked, negative.
 
     Args:
-        vector: float [spec.numel], the values of ``spec`` in name order.
+        vector: float32 [spec.numel], the values of ``spec`` in name order.
         spec: names the tensor in the message.
-        bound: the largest magnitude that is allowed, itself included.
+        bound: the largest magnitude that is allowed, itself included where float32 has it.
         who: whose vector it is, for the message: ``client edge-7``.
         non_negative: refuse values below zero too.
 
@@ -42,11 +49,13 @@ def require_bounded(
     """
     if vector.numel() == 0:
         return
+    # torch compares tensors with a bound as float32, Python numbers with it as float64
+    limit = float32_at_most(bound)
     low, high = torch.aminmax(vector)  # both are NaN if any value is
-    floor = 0.0 if non_negative else -bound
-    if float(low) >= floor and float(high) <= bound:
+    floor = 0.0 if non_negative else -limit
+    if float(low) >= floor and float(high) <= limit:
         return
-    wrong = ~((vector >= floor) & (vector <= bound))
+    wrong = ~((vector >= floor) & (vector <= limit))
     first = int(wrong.nonzero()[0])
     end = 0
     for tensor in spec:
@@ -55,7 +64,7 @@ def require_bounded(
             break
     raise UpdateRejected(
         f"{who}, tensor {tensor.name}",
-        expected=f"finite values in [{floor:g}, {bound:g}]",
+        expected=f"finite values in [{0.0 if non_negative else -bound:g}, {bound:g}]",
         got=f"{float(vector[first])!r} ({int(wrong.sum())} such values in the update)",
         hint="The client is left out of this round. Look for a diverged training, or raise the bound.",
     )

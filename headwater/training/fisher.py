@@ -17,6 +17,7 @@ from torch import Tensor
 from headwater.adapters.model import AdaptedModel
 from headwater.data.batches import IGNORED, Batch, Example, collate
 from headwater.errors import TrainingError
+from headwater.merging.fixed_point import float32_at_most
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import FisherPlan
 from headwater.state import AdapterState
@@ -59,8 +60,9 @@ def client_fisher(
     total = sum(float(value.sum(dtype=torch.float64)) for value in mean.values())
     if total == 0.0:
         return mean
-    factor = mean.spec.numel / total
-    return mean.map(lambda value: (value * factor).clamp_(max=plan.cap))
+    factor = mean.spec.numel / total  # beyond float32 where a sure model's gradients hardly are within it
+    cap = float32_at_most(plan.cap)  # the nearest may be larger: the server would refuse it
+    return mean.map(lambda value: value.double().mul_(factor).clamp_(max=cap).float())
 
 
 def fisher_diagonal(

@@ -5,12 +5,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headwater.errors import ConfigError, UpdateRejected
 from headwater.merging import FisherAggregator, MeanAggregator
-from headwater.merging.fixed_point import from_fixed, require_bounded, to_fixed
+from headwater.merging.fixed_point import float32_at_most, from_fixed, require_bounded, to_fixed
 from headwater.protocol.messages import MergePlan
 from headwater.state import StateSpec, TensorSpec
 from tests.laws.aggregator_laws import update_of
@@ -115,6 +115,37 @@ def test_refusals_name_client_and_tensor(index: int, tensor: str, value: float) 
     vector[index] = value
     with pytest.raises(UpdateRejected, match=rf"client edge-7, {tensor}: .*\[-4, 4\]"):
         require_bounded(vector, SPEC, bound=4.0, who="client edge-7")
+
+
+@given(st.one_of(st.floats(2.0**-160, 2.0**130), st.floats(2.0**-8, 2.0**20)))
+@example(0.1)  # the nearest fp32 is larger
+@example(300.1)
+@example(2.0**-149)
+@example(2.0**-150)  # half the smallest fp32
+@example(2.0**129)  # above the largest
+def test_bounds_that_float32_cannot_hold(bound: float) -> None:
+    limit = float32_at_most(bound)
+    with np.errstate(over="ignore"):
+        above = np.nextafter(np.float32(limit), np.float32(np.inf))
+    assert Fraction(limit) <= Fraction(bound)
+    assert limit == np.float32(limit)
+    assert above == np.inf or Fraction(float(above)) > Fraction(bound)  # no larger fp32 would do
+    inside = torch.tensor([limit, -limit, 0.0, limit, -limit])
+    require_bounded(inside, SPEC, bound=bound, who="x")
+    require_bounded(inside.abs(), SPEC, bound=bound, who="x", non_negative=True)
+    for value in (float(above), -float(above)):
+        outside = torch.tensor([0.0, value, 0.0, 0.0, limit])
+        for non_negative in (False, True):
+            with pytest.raises(UpdateRejected, match=r"x, tensor a: .*\(1 such"):
+                require_bounded(outside, SPEC, bound=bound, who="x", non_negative=non_negative)
+
+
+@pytest.mark.parametrize("bound", [0.1, 300.1, 1.0000001])
+def test_the_float32_nearest_to_a_bound_never_ends_the_server(bound: float) -> None:
+    vector = torch.tensor([0.0, 0.0, bound, 0.0, 0.0])  # 0.1, rounded to fp32, is above 0.1
+    assert float(vector[2]) > bound
+    with pytest.raises(UpdateRejected, match="x, tensor b"):
+        require_bounded(vector, SPEC, bound=bound, who="x")
 
 
 def test_negative_values_are_refused_on_request() -> None:

@@ -2,10 +2,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from headwater.compression.logquant import LogQuantCodec
 from headwater.errors import TrainingError
+from headwater.merging import FisherAggregator
 from headwater.protocol.keys import Key
-from headwater.protocol.messages import FisherPlan
+from headwater.protocol.messages import FisherPlan, MergePlan, Update
+from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training import fisher as room
 from headwater.training.fisher import client_fisher, fisher_by_loop, fisher_diagonal
 from headwater.training.per_example import can_hook
@@ -86,6 +91,52 @@ def test_scaled_to_mean_one_and_capped(tmp_path):
     few = client_fisher(model, examples, FisherPlan(2, 2.0**20), **kwargs)
     assert few.tobytes() != free.tobytes()
     assert few.tobytes() == client_fisher(model, examples, FisherPlan(2, 2.0**20), **kwargs).tobytes()
+
+
+@pytest.mark.parametrize("cap", [1.0000001, 1.5000001, 2.1, 300.1])
+def test_the_server_takes_what_an_honest_client_sends(tmp_path, cap):
+    model = model_of(tmp_path, "encoder", "bert", "lora")
+    examples = federations.examples(4, language_model=False)
+    kwargs = {"who": "client a", "batch_size": 4, "pad": 0, "key": Key.root(0)}
+    fisher = client_fisher(model, examples, FisherPlan(100, cap), **kwargs)
+    assert fold(fisher, cap).tobytes() == through_the_codec(fisher).tobytes()
+
+
+@settings(deadline=None)
+@given(
+    cap=st.floats(1, 2.0**20, exclude_min=True),
+    scale=st.sampled_from([1e-45, 1e-38, 1e-20, 1.0, 1e20]),
+    heavy=st.floats(0, 12),
+    seed=st.integers(0, 9),
+)
+@example(cap=300.1, scale=1.0, heavy=9.0, seed=0)
+def test_the_server_takes_any_capped_fisher(cap, scale, heavy, seed):
+    """Any cap, squares of any size and spread; as far down as squares that fp32 hardly holds."""
+    spec = StateSpec.of([TensorSpec("a", (40, 10), "lora_a"), TensorSpec("b", (30,), "vector")])
+    values = torch.randn(spec.numel, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    raw = AdapterState.from_vector(spec, ((heavy * values).exp() * scale).clamp_(max=1e38).float())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "fisher_diagonal", lambda *args, **kwargs: raw)
+        one = [federations.examples(1, language_model=False)[0]]
+        fisher = client_fisher(
+            None, one, FisherPlan(1, cap), who="client a", batch_size=1, pad=0, key=Key.root(0)
+        )
+    assert fisher.isfinite()
+    assert fisher.max_abs() <= cap
+    fold(fisher, cap)
+
+
+def through_the_codec(fisher):
+    codec = LogQuantCodec()
+    return codec.decode(codec.encode(fisher, key=Key.root(0)), fisher.spec)
+
+
+def fold(fisher, cap):
+    """What the server folds, after the codec; raises if it refuses."""
+    received, rule = through_the_codec(fisher), FisherAggregator(cap=cap)
+    update = Update("a", 1, AdapterState.zeros(fisher.spec), 1, statistics={"fisher": received})
+    rule.add(rule.init(MergePlan(fisher.spec, {"a": 1}, 16.0)), update)
+    return received
 
 
 def test_all_zero_gradients_give_zeros(tmp_path):
