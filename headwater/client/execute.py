@@ -1,7 +1,7 @@
 """execute: the one client path, for a device's cohort of one and a simulation's cohort of many.
 
-For each task: settle the error feedback of earlier rounds, train, clip, feed back, encode, keep the
-new residual, answer. A failure of one client is that client's answer; the others go on.
+For each task: train, settle the error feedback of earlier rounds and add it, clip, encode, keep the new
+residual, answer. A failure of one client is that client's answer; the others go on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore
-from headwater.compression.feedback import compensate, is_stale, repeat, sent, settle
+from headwater.compression.feedback import FeedbackState, compensate, is_stale, repeat, sent, settle
 from headwater.compression.logquant import LogQuantCodec
 from headwater.compression.table import codec_for
 from headwater.errors import DecodeError, HeadwaterError
@@ -83,28 +83,35 @@ def _answered(request: TrainRequest, store: ClientStore, runtime: ClientRuntime)
     if not _keeps_residual(request):
         return None  # nothing is kept: training again gives the same update
     feedback = store.load(request.client, runtime.bench.spec)
+    _require_current(feedback, request)
+    return repeat(feedback, request.round)
+
+
+def _require_current(feedback: FeedbackState, request: TrainRequest) -> None:
     if is_stale(feedback, request.round):
         raise DecodeError(
             f"client {request.client}", expected="a round after those answered", got=f"round {request.round}"
         )
-    return repeat(feedback, request.round)
 
 
 def _update(
     request: TrainRequest, result: TrainResult, seconds: float, store: ClientStore, runtime: ClientRuntime
 ) -> bytes:
-    """Clip, feed back, encode; the store has the new residual before the update leaves."""
+    """Feed back, clip, encode; the store has the new residual before the update leaves."""
     if result.error is not None or result.delta is None:
         raise result.error or DecodeError(f"client {request.client}", expected="a delta", got="none")
     codec = codec_for(request.plan.codec)
     key = runtime.root.child("round", request.round, "client", request.client, "codec")
     delta = result.delta
-    if request.plan.clip_l2 is not None:
-        delta, _ = clip_l2(delta, request.plan.clip_l2)
     feedback = None
     if _keeps_residual(request):
-        feedback = settle(store.load(request.client, runtime.bench.spec), request.accepted_round)
+        stored = store.load(request.client, runtime.bench.spec)
+        _require_current(stored, request)  # a newer task may have been answered while this one trained
+        feedback = settle(stored, request.accepted_round)
         delta = compensate(feedback, delta)
+    learned = delta
+    if request.plan.clip_l2 is not None:
+        delta, _ = clip_l2(delta, request.plan.clip_l2)  # after feedback: what is sent is within the bound
     payload = codec.encode(delta, key=key)
     statistics = {
         name: LogQuantCodec().encode(values, key=key.child(name))
@@ -126,7 +133,7 @@ def _update(
     )
     if feedback is not None:
         decoded = codec.decode(payload, runtime.bench.spec)
-        store.save(request.client, sent(feedback, request.round, delta, decoded, data))
+        store.save(request.client, sent(feedback, request.round, learned, decoded, data))
     return data
 
 

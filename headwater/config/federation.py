@@ -379,6 +379,12 @@ class Federation(Settings):
                 f"model.kind '{self.model.kind}' does not fit data.kind '{self.data.kind}': classification "
                 "goes with 'encoder' or 'sequence-classification', text and instructions with 'causal-lm'"
             )
+        self._check_measurable()
+        per_round, least = self.cohort.clients_per_round, self.cohort.min_clients
+        if per_round is not None and per_round < least:
+            raise ValueError(f"cohort.clients_per_round {per_round} is below cohort.min_clients {least}")
+        if self.privacy.clip_l2 is not None and self.codec.up.kind == "compeft" and self.codec.up.alpha:
+            raise ValueError("codec.up.alpha may lift an update above privacy.clip_l2: leave one of them out")
         strategy = self.strategy
         if strategy.kind != "mean" and strategy.space == "factors" and not strategy.allow_factors:
             raise ValueError(
@@ -393,3 +399,23 @@ class Federation(Settings):
         ):
             raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{self.adapter.kind}'")
         return self
+
+    def _check_measurable(self) -> None:
+        """What is to be measured can be: found out here, not after the last round."""
+        data, wanted, metric = self.data, self.baselines, self.evaluation.metric
+        tokens = self.model.kind in ("causal-lm", "vector")
+        if metric in ("accuracy", "macro_f1") and tokens:
+            raise ValueError(f"evaluation.metric '{metric}' needs classification: use 'loss' or 'perplexity'")
+        if metric == "perplexity" and self.model.kind != "causal-lm":
+            raise ValueError("evaluation.metric 'perplexity' needs a causal model")
+        if (wanted.majority or wanted.probe) and (tokens or metric not in (None, "accuracy")):
+            raise ValueError("baselines.majority and probe need classification judged by accuracy")
+        held_out = data.kind != "none" and (data.test is not None or data.validation_fraction > 0)
+        if any(value for _, value in wanted) and not held_out:
+            raise ValueError("[baselines] need data.test, or data.validation_fraction above 0")
+        measured = held_out and self.evaluation.every > 0
+        by_clients = data.kind != "none" and data.validation_fraction > 0 and self.evaluation.clients
+        if self.evaluation.patience is not None and not (
+            measured and (by_clients or (data.kind != "none" and data.test is not None))
+        ):
+            raise ValueError("evaluation.patience needs evaluations: data.test, or clients that evaluate")

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from headwater.config.federation import Federation
-from headwater.protocol.messages import Evaluation
-
-_LOWER_IS_BETTER = {"loss", "perplexity"}
+from headwater.errors import DecodeError
+from headwater.protocol.messages import ClientProfile, Evaluation
+from headwater.server.report_text import LOWER_IS_BETTER
 
 
 def metric_name(federation: Federation) -> str:
@@ -40,13 +40,45 @@ class Tracker:
             return False
         if self.best_round is None:
             return True
-        return value < self.best_value if self.metric in _LOWER_IS_BETTER else value > self.best_value
+        return value < self.best_value if self.metric in LOWER_IS_BETTER else value > self.best_value
 
     def after(self, round: int, value: float) -> Tracker:
-        """The tracker with one evaluation more."""
+        """The tracker with one evaluation more; one that measured nothing (NaN) does not count."""
+        if not math.isfinite(value):
+            return self
         if self.better(value):
             return replace(self, best_round=round, best_value=value, since=0)
         return replace(self, since=self.since + 1)
+
+
+MAX_LOSS = 1e6
+"""A client's loss beyond it is refused: sums must stay finite whatever a client claims."""
+
+
+def checked(evaluation: Evaluation, profile: ClientProfile, federation: Federation) -> Evaluation:
+    """The evaluation, if this client may have measured it.
+
+    Raises:
+        DecodeError: other metrics than the task's, values or counts out of range.
+    """
+    who = f"client {evaluation.client}: evaluation"
+    language_model = federation.model.kind == "causal-lm"
+    names = {"loss", "perplexity"} if language_model else {"accuracy", "macro_f1", "loss"}
+    if federation.model.kind == "vector":
+        names = {"loss"}
+    if set(evaluation.metrics) != names:
+        raise DecodeError(who, expected=f"metrics {sorted(names)}", got=f"{sorted(evaluation.metrics)[:9]}")
+    most = profile.validation_examples
+    if language_model and federation.data.kind != "none":
+        most *= federation.data.max_tokens  # counted in tokens
+    exact = not language_model and evaluation.examples != most
+    if exact or not 0 < evaluation.examples <= most:
+        raise DecodeError(who, expected=f"{most} examples", got=str(evaluation.examples))
+    for name, value in evaluation.metrics.items():
+        top = 1.0 if name in ("accuracy", "macro_f1") else MAX_LOSS if name == "loss" else math.inf
+        if not 0 <= value <= top:
+            raise DecodeError(f"{who}, {name}", expected=f"a value from 0 to {top:g}", got=str(value))
+    return evaluation
 
 
 def over_clients(evaluations: Iterable[Evaluation]) -> dict[str, float]:
@@ -66,11 +98,13 @@ def over_clients(evaluations: Iterable[Evaluation]) -> dict[str, float]:
     return pooled
 
 
-def per_client(evaluations: Iterable[Evaluation], min_examples: int) -> dict[str, dict[str, float]]:
-    """Each client's own metrics, without the clients too small to be shown."""
+def per_client(
+    evaluations: Iterable[Evaluation], profiles: Mapping[str, ClientProfile], min_examples: int
+) -> dict[str, dict[str, float]]:
+    """Each client's own metrics, without the clients whose validation split is too small to be shown."""
     shown: dict[str, dict[str, float]] = {}
     for e in sorted(evaluations, key=lambda e: e.client):
-        if e.examples >= min_examples:
+        if profiles[e.client].validation_examples >= min_examples:
             shown[e.client] = {**e.metrics, "examples": float(e.examples)}
     return shown
 

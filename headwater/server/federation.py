@@ -19,7 +19,7 @@ from headwater.compression.table import codec_for
 from headwater.config import LoadedFederation
 from headwater.config.federation import Federation
 from headwater.data.batches import Example
-from headwater.errors import DecodeError, FederationStopped, HeadwaterError
+from headwater.errors import DecodeError, FederationStopped, HeadwaterError, TrainingError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.coordinator import (
     Action,
@@ -45,7 +45,7 @@ from headwater.protocol.messages import (
     TrainRequest,
 )
 from headwater.server.checkpoint import Checkpoint
-from headwater.server.evaluation import Tracker, decisive, metric_name, over_clients, per_client
+from headwater.server.evaluation import Tracker, checked, decisive, metric_name, over_clients, per_client
 from headwater.server.events import (
     ClientDone,
     ClientFailed,
@@ -75,11 +75,13 @@ class Outcome:
         checkpoint: the last one.
         finished: whether every round was run, or patience ended the run; False after a stop.
         reason: ``rounds``, ``patience`` or ``stopped``.
+        clients: how many clients the federation has.
     """
 
     checkpoint: Checkpoint
     finished: bool
     reason: str
+    clients: int
 
 
 class FederationServer:
@@ -150,23 +152,28 @@ class FederationServer:
         patience = settings.evaluation.patience
         while checkpoint.server.round < settings.federation.rounds:
             if patience is not None and checkpoint.tracker.since >= patience:
-                return Outcome(checkpoint, True, "patience")
+                return Outcome(checkpoint, True, "patience", len(profiles))
             if coordinator.stopping or self._should_stop():
-                return Outcome(checkpoint, False, "stopped")
+                return Outcome(checkpoint, False, "stopped", len(profiles))
             checkpoint = self._round(checkpoint, coordinator, exchange, profiles)
-        return Outcome(checkpoint, True, "rounds")
+        return Outcome(checkpoint, True, "rounds", len(profiles))
 
     # --- before the first round -------------------------------------------------------------------
 
     def _profiles(self, grid: Grid, expected: int) -> tuple[dict[str, ClientProfile], dict[str, int]]:
         """Ask every node who it is; keep those that fit this federation."""
         while len(ids := sorted(grid.get_node_ids())) < expected:
+            if self._should_stop():
+                raise FederationStopped(
+                    "federation", expected=f"{expected} nodes", got=f"{len(ids)}, then a stop"
+                )
             time.sleep(POLL_S)
         exchange = Exchange(grid, {str(i): i for i in ids})
         exchange.send([(str(i), ProfileRequest(self._run)) for i in ids], 0)
         profiles: dict[str, ClientProfile] = {}
         nodes: dict[str, int] = {}
-        while exchange.waiting(ProfileRequest, 0):
+        ends_s = self._deadline()
+        while exchange.waiting(ProfileRequest, 0) and self._clock() < ends_s and not self._should_stop():
             quiet = True
             for incoming in exchange.poll():
                 quiet = False
@@ -179,6 +186,7 @@ class FederationServer:
                     self._observer(ClientFailed(0, f"node {incoming.address}", str(error)))
             if quiet:
                 time.sleep(POLL_S)
+        exchange.forget(ProfileRequest, 0)
         if len(profiles) < self._federation.cohort.min_clients:
             raise FederationStopped(
                 "federation",
@@ -187,6 +195,11 @@ class FederationServer:
                 hint="The reasons are printed above.",
             )
         return dict(sorted(profiles.items())), nodes
+
+    def _deadline(self) -> float:
+        """When a wait that begins now ends."""
+        deadline_s = self._federation.cohort.deadline_s
+        return math.inf if deadline_s is None else self._clock() + deadline_s
 
     def _profile(self, incoming: Incoming) -> ClientProfile:
         if incoming.error:
@@ -258,7 +271,7 @@ class FederationServer:
             raise FederationStopped(
                 f"round {plan.round}",
                 expected=f"at least {self._federation.cohort.min_clients} updates",
-                got=f"{len(end.accepted)} ({self._reasons(end)})",
+                got=f"{len(end.accepted)}{self._reasons(end)}",
                 hint=f"The state after round {checkpoint.server.round} is kept; mend that, then --resume.",
             )
         merged = open_round.merge()
@@ -295,11 +308,17 @@ class FederationServer:
                     end = self._act(action, incoming, open_round, coordinator)
                     if end is not None:
                         return end
-            for action in coordinator.receive(Tick(self._clock())):
-                if isinstance(action, Close | Halt):
-                    return action
+                if (end := self._tick(coordinator)) is not None:
+                    return end
+            if (end := self._tick(coordinator)) is not None:
+                return end
             if quiet:
                 time.sleep(POLL_S)
+
+    def _tick(self, coordinator: Coordinator) -> Close | Halt | None:
+        """Tell the coordinator the time."""
+        actions = coordinator.receive(Tick(self._clock()))
+        return next((a for a in actions if isinstance(a, Close | Halt)), None)
 
     def _act(
         self, action: Action, incoming: Incoming, open_round: OpenRound, coordinator: Coordinator
@@ -323,8 +342,9 @@ class FederationServer:
 
     @staticmethod
     def _reasons(end: Halt) -> str:
-        shown = "; ".join(f"{client}: {reason}" for client, reason in end.failed[:3])
-        return f"{shown}; and {len(end.failed) - 3} more" if len(end.failed) > 3 else shown
+        shown = [f"{client}: {reason}" for client, reason in end.failed[:3]]
+        more = [f"and {len(end.failed) - 3} more"] if len(end.failed) > 3 else []
+        return f" ({'; '.join(shown + more)})" if shown else ""
 
     # --- evaluation -------------------------------------------------------------------------------
 
@@ -343,12 +363,16 @@ class FederationServer:
         self._send_evaluations(number, state, asked, exchange, sizes)  # workers begin while we test
         test: dict[str, float] | None = None
         if self._test:
-            count, test = self._bench.evaluate(state, self._test)
-            record["test"] = {**test, "examples": count}
+            test = {}
+            try:
+                count, test = self._bench.evaluate(state, self._test)
+                record["test"] = {**test, "examples": count}
+            except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
+                self._observer(Notice(f"round {number}: {error}"))
         if asked:
-            evaluations = self._collect_evaluations(number, exchange, sizes)
+            evaluations = self._collect_evaluations(number, exchange, profiles, sizes)
             record["clients_pooled"] = over_clients(evaluations)
-            record["clients_each"] = per_client(evaluations, settings.min_client_examples)
+            record["clients_each"] = per_client(evaluations, profiles, settings.min_client_examples)
         value = decisive(self._metric, test, record.get("clients_pooled", {}))
         tracker = checkpoint.tracker.after(number, value)
         best = state if tracker.best_round == number else checkpoint.best
@@ -372,12 +396,15 @@ class FederationServer:
         sizes["down_dense"] += sum(n - len(encoded.body) + self._bench.spec.nbytes for n in sent.values())
 
     def _collect_evaluations(
-        self, number: int, exchange: Exchange, sizes: dict[str, int]
+        self,
+        number: int,
+        exchange: Exchange,
+        profiles: Mapping[str, ClientProfile],
+        sizes: dict[str, int],
     ) -> list[Evaluation]:
         """What the clients answer; one that fails, or is late, is left out and named."""
         found: list[Evaluation] = []
-        deadline_s = self._federation.cohort.deadline_s
-        ends_s = math.inf if deadline_s is None else self._clock() + deadline_s
+        ends_s = self._deadline()
         while exchange.waiting(EvaluateRequest, number) and self._clock() < ends_s:
             quiet = True
             for incoming in exchange.poll():
@@ -387,7 +414,8 @@ class FederationServer:
                 sizes["up"] += incoming.bytes_up
                 sizes["up_dense"] += incoming.bytes_up
                 try:
-                    found.append(_evaluation(incoming, number))
+                    evaluation = _evaluation(incoming, number)
+                    found.append(checked(evaluation, profiles[incoming.address], self._federation))
                 except HeadwaterError as error:
                     self._observer(ClientFailed(number, incoming.address, str(error)))
             if quiet:

@@ -26,6 +26,11 @@ from headwater.protocol.messages import (
 from headwater.server.exchange import Incoming
 from headwater.state import AdapterState
 
+SHOWN_METRICS = ("loss", "first_loss", "last_loss", "seconds", "fisher_seconds")
+"""What of a client's metrics is written down; a client may send others, under any names."""
+CLIP_SLACK = 1 + 2**-7
+"""A codec's rounding (bf16: 2^-8) may lift a norm this far above the bound it was clipped to."""
+
 
 class OpenRound:
     """One round from the first request to the merge. Memory does not grow with clients but for rows.
@@ -92,14 +97,17 @@ class OpenRound:
         if not isinstance(reply, EncodedUpdate):
             raise DecodeError(f"client {client}", expected="an update", got=type(reply).__name__)
         self._check(client, reply)
+        metrics = {name: reply.metrics[name] for name in SHOWN_METRICS if name in reply.metrics}
         statistics = {n: fisher.decode(p, spec) for n, p in reply.statistics.items()}
         delta = codec.decode(reply.delta, spec)
-        update = Update(
-            client, reply.round, delta, reply.examples, reply.steps, statistics, dict(reply.metrics)
-        )
+        update = Update(client, reply.round, delta, reply.examples, reply.steps, statistics, metrics)
+        if plan.clip_l2 is not None and (norm := delta.norm()) > plan.clip_l2 * CLIP_SLACK:
+            raise UpdateRejected(
+                f"client {client}", expected=f"an L2 norm of at most {plan.clip_l2:g}", got=f"{norm:g}"
+            )
         self._acc = self._rule.add(self._acc, update)
         self._gap_acc = self._gap.add(self._gap_acc, update)
-        row |= {"examples": reply.examples, "steps": reply.steps, **reply.metrics}
+        row |= {**metrics, "examples": reply.examples, "steps": reply.steps}
         row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
         row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,13 +157,13 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write ``name`` as indented JSON, atomically."""
-        write_atomically(self.path / name, json.dumps(content, indent=2).encode() + b"\n")
+        write_atomically(self.path / name, json.dumps(finite(content), indent=2).encode() + b"\n")
 
     def append_round(self, record: Mapping[str, Any]) -> None:
         """Add a line to ``rounds.jsonl``."""
         try:
             with self.rounds.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+                file.write(json.dumps(finite(record), separators=(",", ":")) + "\n")
         except OSError as error:
             raise StorageError(
                 f"writing {self.rounds}",
@@ -200,3 +201,14 @@ def _never_began(path: Path) -> bool:
     top, state = _names(path), _names(path / "state")
     ours = "origin.json" in state or top == {"state"}
     return ours and top <= {"state", "federation.toml", "rounds.jsonl"} and state <= {"origin.json", "lock"}
+
+
+def finite(content: Any) -> Any:  # noqa: ANN401 - JSON is any of six types, nested
+    """``content`` with null for what JSON has no number for: NaN and the infinities."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content

@@ -25,13 +25,12 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: Outcome) -> 
         for client, row in r["clients"].items()
         if "failed" in row
     ]
-    names = {client for r in rounds for client in r["clients"]}
     return {
         "name": loaded.settings.federation.name,
         "federation_sha256": loaded.sha256(),
         "seed": loaded.settings.federation.seed,
         "rounds": outcome.checkpoint.server.round,
-        "clients": len(names),
+        "clients": outcome.clients,
         "stopped": outcome.reason,
         "metric": {
             "name": tracker.metric,

@@ -2,7 +2,8 @@
 
 *majority* answers with the most frequent training label; *probe* is logistic regression on the base
 model's frozen mean-pooled features of all training data; *alone* trains each client without the
-others, and *centralised* all data in one place, both with the federation's passes and settings.
+others, and *centralised* all data in one place, both for as many rounds, each with as many passes, as
+the federation (where it asks all clients in every round).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from headwater.simulation.workers import WorkerPool
 from headwater.strategies.federated import learning_rate_factor
 from headwater.training.cohort import TrainTask
 
-CENTRALISED = "(all clients)"
+CENTRALISED = ""
+"""No client's name is empty."""
 
 
 def run_baselines(
@@ -116,10 +118,12 @@ def train_apart(runtime: ClientRuntime, who: str) -> float:
     examples = [e for name in names for e in runtime.data.client(name).train]
     state = runtime.bench.initial_state()
     trainer = runtime.bench.trainer(settings.training)
-    rounds = settings.federation.rounds
+    rounds, training = settings.federation.rounds, settings.training
+    if training.kind == "backprop" and training.max_steps:  # a cap for each client, here for all at once
+        training = training.model_copy(update={"max_steps": training.max_steps * len(names)})
     for number in range(1, rounds + 1):
         factor = learning_rate_factor(settings.training, number, rounds)
-        plan = ClientPlan(settings.training, settings.codec.up, factor)
+        plan = ClientPlan(training, settings.codec.up, factor)
         key = runtime.root.child("baseline", number)
         (result,) = trainer.train([TrainTask(who, state, examples, plan)], key=key)
         if result.delta is None:

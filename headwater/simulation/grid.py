@@ -7,7 +7,7 @@ first runs whole cohorts in this process, the second spreads messages over worke
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import count
 
@@ -25,6 +25,8 @@ from headwater.simulation.workers import WorkerPool
 
 FIRST_NODE = 2
 """Flower's node 1 is the server."""
+COHORT = 32
+"""Clients that train as one cohort: what bounds how many clients' examples are held at once."""
 
 
 class LocalGrid(Grid):
@@ -67,6 +69,10 @@ class LocalGrid(Grid):
     def _take(self, message_id: str, message: Message) -> None:
         """One message more."""
 
+    @abstractmethod
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Nobody waits for these any more: work that has not begun is not done."""
+
     # What Flower's interface asks for besides; the server uses none of it.
 
     def set_run(self, run: object) -> None:
@@ -106,7 +112,7 @@ class InProcessGrid(LocalGrid):
         super().__init__(clients)
         self._runtime, self._store = runtime, store
         self._queued: dict[str, Message] = {}
-        self._running: Iterator[tuple[str, bytes | Error]] = iter(())
+        self._running = self._execute({})
         self._sent: dict[str, Message] = {}
         self._ready: dict[str, Message] = {}
 
@@ -127,22 +133,33 @@ class InProcessGrid(LocalGrid):
                 self._running = self._execute(dict(self._sent))
             else:
                 message_id, result = answered
-                self._ready[message_id] = _reply(self._sent.pop(message_id), result)
+                if message_id in self._sent:  # else it was cancelled
+                    self._ready[message_id] = _reply(self._sent.pop(message_id), result)
 
-    def _execute(self, messages: dict[str, Message]) -> Iterator[tuple[str, bytes | Error]]:
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Drop the messages; a cohort of which nothing is wanted ends where it is."""
+        for message_id in message_ids:
+            for held in (self._queued, self._sent, self._ready):
+                held.pop(message_id, None)
+        if not self._sent:
+            self._running.close()
+
+    def _execute(self, messages: dict[str, Message]) -> Generator[tuple[str, bytes | Error], None, None]:
         """Decode all messages, then answer them: ``(message id, reply)``."""
-        train: dict[str, tuple[str, TrainRequest]] = {}
+        train: list[tuple[str, TrainRequest]] = []
         for message_id, message in messages.items():
             request = decode_request(*unpack(message.content, "envelope", "state"))
             if isinstance(request, TrainRequest):
-                train[request.client] = message_id, request
+                train.append((message_id, request))
             elif isinstance(request, EvaluateRequest):
                 (result,) = evaluate([request], self._runtime)
                 yield message_id, result.data
             else:
                 yield message_id, self._profile(self._names[message.metadata.dst_node_id])
-        for answer in execute([request for _, request in train.values()], self._store, self._runtime):
-            yield train[answer.client][0], answer.data
+        for start in range(0, len(train), COHORT):
+            cohort = {r.client: (i, r) for i, r in train[start : start + COHORT] if i in self._sent}
+            for answer in execute([r for _, r in cohort.values()], self._store, self._runtime):
+                yield cohort[answer.client][0], answer.data
 
     def _profile(self, name: str) -> bytes | Error:
         try:
@@ -168,6 +185,12 @@ class WorkersGrid(LocalGrid):
         name = self._names[message.metadata.dst_node_id]
         future = self._pool.submit(name, *unpack(message.content, "envelope", "state"))
         self._sent[message_id] = message, future
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Drop the messages; one that a worker has begun ends unheard."""
+        for message_id in message_ids:
+            if message_id in self._sent:
+                self._sent.pop(message_id)[1].cancel()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies among ``message_ids`` that are there."""

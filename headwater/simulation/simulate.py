@@ -75,8 +75,9 @@ def simulate(
             else:
                 grid = InProcessGrid(names, runtime, DirectoryStore(folder.clients, durable=False))
             outcome = server.run(grid, len(names))
+        _finish(loaded, folder, bench, outcome, engine, {})  # whatever becomes of the baselines
         baselines = _baselines(loaded, folder, runtime, pool, test, outcome, observer)
-    return _finish(loaded, folder, bench, outcome, engine, baselines)
+        return _finish(loaded, folder, bench, outcome, engine, baselines)
 
 
 def _baselines(

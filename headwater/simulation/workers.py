@@ -45,8 +45,15 @@ class WorkerPool:
         )
 
     def submit(self, client: str, envelope: bytes, state: bytes) -> Future[bytes]:
-        """Have a request to ``client`` answered."""
-        return self._executor.submit(_answer, client, envelope, state)
+        """Have a request to ``client`` answered.
+
+        Raises:
+            TrainingError: a worker process died.
+        """
+        try:
+            return self._executor.submit(_answer, client, envelope, state)
+        except BrokenProcessPool as error:
+            raise _died() from error
 
     def result(self, future: Future[bytes]) -> bytes | Error:
         """The reply of a finished :meth:`submit`; Flower's error where the client raised one of ours.

@@ -124,6 +124,7 @@ def test_rounds_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path, loaded
 
 def test_a_folder_in_use_is_not_overwritten(tmp_path, loaded):
     folder = RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
+    folder.checkpoint.write_bytes(b"a run that began")
     with pytest.raises(ConfigError, match="--resume"):
         RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
     with folder.locked(), pytest.raises(ConfigError, match="to be free"), folder.locked():
