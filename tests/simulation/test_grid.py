@@ -1,0 +1,241 @@
+"""Both local grids keep Flower's Grid contract and give the same replies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from flwr.app import Message, MessageType
+
+from headwater.client import execute as client_path
+from headwater.client.runtime import ClientRuntime
+from headwater.client.store import DirectoryStore, MemoryStore
+from headwater.compression.dense import DenseCodec
+from headwater.config import load_federation
+from headwater.errors import DataError
+from headwater.flower import pack, unpack
+from headwater.proto.wire import decode_reply, encode_request
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import (
+    ClientPlan,
+    EncodedUpdate,
+    EvaluateRequest,
+    Evaluation,
+    ProfileRequest,
+    TrainRequest,
+)
+from headwater.simulation.grid import FIRST_NODE, InProcessGrid, WorkersGrid
+from headwater.simulation.workers import WorkerPool
+from tests.support.runs import OWNERS, tiny_federation
+
+NAMES = tuple(sorted(OWNERS))
+TYPES = {
+    ProfileRequest: MessageType.QUERY,
+    TrainRequest: MessageType.TRAIN,
+    EvaluateRequest: MessageType.EVALUATE,
+}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load_federation(tiny_federation(tmp_path_factory.mktemp("fed")))
+
+
+@pytest.fixture(scope="module")
+def runtime(loaded):
+    return ClientRuntime.open(loaded)
+
+
+@pytest.fixture(scope="module")
+def pool(loaded, tmp_path_factory):
+    with WorkerPool(2, loaded, tmp_path_factory.mktemp("store")) as pool:
+        yield pool
+
+
+@pytest.fixture(params=["inprocess", "workers"])
+def grid(request, runtime):
+    if request.param == "inprocess":
+        return InProcessGrid(NAMES, runtime, MemoryStore())
+    return WorkersGrid(NAMES, request.getfixturevalue("pool"))
+
+
+@pytest.fixture
+def inprocess(runtime):
+    return InProcessGrid(NAMES, runtime, MemoryStore())
+
+
+def message(request, node):
+    envelope, state = encode_request(request)
+    return Message(pack(envelope=envelope, state=state), node, TYPES[type(request)])
+
+
+def node(client):
+    return FIRST_NODE + NAMES.index(client)
+
+
+def profile(runtime, client):
+    return message(ProfileRequest(runtime.run), node(client))
+
+
+def train(runtime, client, round=1, *, feedback=True):
+    state, settings = runtime.bench.initial_state(), runtime.bench.loaded.settings
+    encoded = DenseCodec("fp32").encode(state, key=Key.root(0))
+    codec = settings.codec.up.model_copy(update={"error_feedback": feedback})
+    plan = ClientPlan(settings.training, codec)
+    spec = runtime.bench.spec.fingerprint()
+    task = TrainRequest(runtime.run, round, client, spec, state.sha256(), encoded, 0, plan)
+    return message(task, node(client))
+
+
+def evaluation(runtime, client):
+    state = runtime.bench.initial_state()
+    encoded = DenseCodec("fp32").encode(state, key=Key.root(0))
+    spec = runtime.bench.spec.fingerprint()
+    return message(EvaluateRequest(runtime.run, 1, client, spec, state.sha256(), encoded), node(client))
+
+
+def content(reply):
+    return decode_reply(unpack(reply.content, "reply")[0], max_bytes=10**6)
+
+
+def timeless(found):
+    """A reply without the seconds it took."""
+    if isinstance(found, EncodedUpdate):
+        return replace(found, metrics={n: v for n, v in found.metrics.items() if "seconds" not in n})
+    return found
+
+
+def pull_all(grid, ids):
+    """Replies by the id they answer."""
+    left, found = set(ids), {}
+    while left:
+        for reply in grid.pull_messages(left):
+            answered = reply.metadata.reply_to_message_id
+            assert answered in left
+            left.remove(answered)
+            found[answered] = reply
+    return found
+
+
+def test_nodes_are_there_from_the_start(grid):
+    assert list(grid.get_node_ids()) == [node(client) for client in NAMES]
+
+
+def test_every_reply_says_which_message_it_answers(grid, runtime):
+    messages = [profile(runtime, "cleo"), train(runtime, "ann"), evaluation(runtime, "ben")]
+    ids = list(grid.push_messages(messages))
+    assert len(set(ids)) == 3
+    found = pull_all(grid, ids)
+    for message_id, asked in zip(ids, messages, strict=True):
+        reply = found[message_id]
+        assert reply.metadata.reply_to_message_id == message_id == asked.metadata.message_id
+        assert reply.metadata.src_node_id == asked.metadata.dst_node_id
+        assert reply.metadata.message_type == asked.metadata.message_type
+        assert not reply.has_error()
+    assert content(found[ids[0]]).client == "cleo"
+    assert isinstance(content(found[ids[1]]), EncodedUpdate)
+    assert isinstance(content(found[ids[2]]), Evaluation)
+
+
+def test_a_pull_gives_only_what_was_asked_for_and_only_once(grid, runtime):
+    ids = list(grid.push_messages([profile(runtime, client) for client in NAMES]))
+    for message_id, client in reversed(list(zip(ids, NAMES, strict=True))):
+        (reply,) = pull_all(grid, [message_id]).values()
+        assert content(reply).client == client
+    assert list(grid.pull_messages(ids)) == []
+    assert list(grid.pull_messages(["unheard-of"])) == []
+    assert list(grid.pull_messages([])) == []
+
+
+def test_nothing_is_executed_before_a_pull(inprocess, runtime, monkeypatch):
+    done = []
+    original = runtime.bench.trainer
+
+    def trainer(training):
+        done.append(training)
+        return original(training)
+
+    monkeypatch.setattr(
+        "headwater.training.build.Workbench.trainer", lambda self, training: trainer(training)
+    )
+    ids = list(inprocess.push_messages([train(runtime, client) for client in NAMES]))
+    assert done == []
+    assert len(list(inprocess.pull_messages(ids))) == 1  # one at a time, so that replies never pile up
+    assert len(done) == 1
+
+
+def test_a_failure_to_profile_is_an_error_message(inprocess, runtime, monkeypatch):
+    def refuse(self, name):
+        raise DataError(f"client {name}", expected="rows", got="none")
+
+    monkeypatch.setattr(ClientRuntime, "profile", refuse)
+    (message_id,) = inprocess.push_messages([profile(runtime, "ann")])
+    (reply,) = inprocess.pull_messages([message_id])
+    assert reply.has_error()
+    assert reply.error.reason == "client ann: expected rows, got none"
+    assert reply.metadata.reply_to_message_id == message_id
+
+
+def test_send_and_receive_waits_for_all(grid, runtime):
+    replies = list(grid.send_and_receive([profile(runtime, client) for client in NAMES]))
+    assert sorted(content(reply).client for reply in replies) == list(NAMES)
+    assert list(grid.send_and_receive([])) == []
+
+
+def test_a_thousand_messages_in_the_order_of_pulling(inprocess, runtime):
+    clients = [NAMES[i % 3] for i in range(1000)]
+    ids = list(inprocess.push_messages([profile(runtime, client) for client in clients]))
+    assert len(set(ids)) == 1000
+    for message_id, client in reversed(list(zip(ids, clients, strict=True))):
+        (reply,) = inprocess.pull_messages([message_id])
+        assert reply.metadata.reply_to_message_id == message_id
+        assert content(reply).client == client
+
+
+def test_workers_reply_what_this_process_replies(inprocess, runtime, pool):
+    spread = WorkersGrid(NAMES, pool)
+    for make in (profile, partial(train, feedback=False), evaluation):
+        replies = []
+        for grid in (inprocess, spread):
+            ids = list(grid.push_messages([make(runtime, client) for client in NAMES]))
+            found = pull_all(grid, ids)
+            replies.append([timeless(content(found[i])) for i in ids])
+        assert replies[0] == replies[1]
+
+
+def test_what_is_cancelled_is_not_done(inprocess, runtime, monkeypatch):
+    trained = []
+    original = client_path._update
+
+    def update(request, *rest):
+        trained.append(request.client)
+        return original(request, *rest)
+
+    monkeypatch.setattr(client_path, "_update", update)
+    ids = list(inprocess.push_messages([train(runtime, client) for client in NAMES]))
+    inprocess.cancel(ids[1:])
+    assert len(pull_all(inprocess, ids[:1])) == 1
+    assert list(inprocess.pull_messages(ids)) == []
+    assert trained == [NAMES[0]]
+
+
+def test_a_cancelled_round_leaves_nothing_to_the_next(grid, runtime):
+    first = list(grid.push_messages([train(runtime, client) for client in NAMES]))
+    answered = []
+    while not answered:
+        answered = [reply.metadata.reply_to_message_id for reply in grid.pull_messages(first)]
+    grid.cancel(set(first) - set(answered))
+    second = list(grid.push_messages([train(runtime, client, round=2) for client in NAMES]))
+    found = pull_all(grid, second)
+    assert {content(reply).round for reply in found.values()} == {2}
+    assert list(grid.pull_messages(first)) == []
+
+
+def test_a_store_outlives_its_grid(runtime, tmp_path):
+    replies = []
+    for _ in range(2):  # as after a restart: the same task, the same bytes
+        grid = InProcessGrid(NAMES, runtime, DirectoryStore(tmp_path, durable=False))
+        (reply,) = grid.send_and_receive([train(runtime, "ann")])
+        replies.append(unpack(reply.content, "reply"))
+    assert replies[0] == replies[1]
