@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from urllib.parse import quote
 
 from headwater.compression.feedback import FeedbackState, from_bytes, to_bytes
+from headwater.errors import StorageError
 from headwater.files import write_atomically
 from headwater.state import StateSpec
+
+_LONGEST = 180
+"""Bytes of a quoted name, of the 255 that file systems allow: suffixes and a temporary name's come on top."""
 
 
 class ClientStore(ABC):
@@ -19,7 +24,8 @@ class ClientStore(ABC):
         """The state last saved; the empty one for a new client.
 
         Raises:
-            StorageError: what is stored is damaged or of another spec.
+            StorageError: what is stored is damaged or cannot be read.
+            SpecMismatch: it is of another spec.
         """
 
     @abstractmethod
@@ -56,11 +62,26 @@ class DirectoryStore(ClientStore):
         self._folder, self._durable = folder, durable
 
     def _path(self, client: str) -> Path:
-        return self._folder / f"{quote(client, safe='')}.feedback"
+        name = quote(client, safe="")  # up to 12 bytes a character
+        if len(name) > _LONGEST:
+            # "+" keeps it apart from every quoted name
+            name = f"{name[:90]}+{hashlib.sha256(client.encode()).hexdigest()}"
+        return self._folder / f"{name}.feedback"
 
     def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
         path = self._path(client)
-        return from_bytes(path.read_bytes(), spec) if path.exists() else FeedbackState()
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return FeedbackState()
+        except OSError as error:
+            raise StorageError(
+                f"reading {path}",
+                expected=f"the error feedback of client {client}",
+                got=error.strerror or str(error),
+                hint="Fix the rights or the disk; without the file, what this client held back is lost.",
+            ) from error
+        return from_bytes(data, spec)
 
     def save(self, client: str, state: FeedbackState) -> None:  # noqa: D102 - inherited
         write_atomically(self._path(client), to_bytes(state), durable=self._durable)
