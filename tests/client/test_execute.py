@@ -11,7 +11,9 @@ from headwater.client.runtime import ClientRuntime
 from headwater.client.store import DirectoryStore, MemoryStore
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
+from headwater.compression.table import codec_for
 from headwater.config import load_federation
+from headwater.config.federation import CompeftCodec as CompeftSettings
 from headwater.config.federation import DenseCodec as DenseSettings
 from headwater.errors import StorageError
 from headwater.proto.wire import decode_reply
@@ -94,6 +96,42 @@ def test_an_older_round_than_the_pending_one_is_refused(runtime):
     store = MemoryStore()
     one(execute([request(runtime, round=2)], store, runtime))
     assert "round 1" in decoded(one(execute([request(runtime, round=1)], store, runtime))).reason
+
+
+def test_a_task_that_ends_after_a_newer_one_was_answered_is_refused(runtime, monkeypatch):
+    """Past a deadline two tasks of one client may train at once; the older must not undo the newer."""
+    store = MemoryStore()
+    trainer = runtime.bench.trainer(request(runtime).plan.training)
+    newer = []
+
+    class Slow(type(trainer)):
+        def train(self, tasks, *, key):
+            results = list(super().train(tasks, key=key))
+            if tasks[0].plan == request(runtime).plan and not newer:
+                newer.append(None)
+                newer[0] = one(execute([request(runtime, round=2)], store, runtime))
+            yield from results
+
+    slow = Slow(runtime.bench.model, runtime.bench.pad, language_model=False)
+    monkeypatch.setattr(type(runtime.bench), "trainer", lambda self, training: slow)
+    late = decoded(one(execute([request(runtime, round=1)], store, runtime)))
+    assert isinstance(late, ClientFailure)
+    assert "after those answered" in late.reason
+    assert one(execute([request(runtime, round=2)], store, runtime)) == newer[0]
+
+
+CODECS = (CompeftSettings(kind="compeft", density=0.05), DenseSettings(kind="dense"))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_is_sent_is_within_the_clip_in_every_round(runtime, codec):
+    """The residual grows while updates are refused; the bound holds for what leaves all the same."""
+    store, bound = MemoryStore(), 0.02
+    plan = replace(request(runtime).plan, codec=codec, clip_l2=bound)
+    for number in range(1, 8):
+        data = one(execute([request(runtime, round=number, plan=plan)], store, runtime))
+        update = codec_for(codec).decode(decoded(data).delta, runtime.bench.spec)
+        assert 0 < update.norm() <= bound * (1 + 1e-6)
 
 
 def test_a_cohort_gives_the_bits_of_cohorts_of_one(runtime):
