@@ -48,6 +48,21 @@ settings without the seed.
 In the tables below, a key without a default must be given.
 """
 
+TAIL = """\
+## What does not fit together
+
+Refused when the file is read:
+
+- model kind `vector` with anything but data kind `none`, training kind `noop` and no `[adapter]`; another
+  model without an `[adapter]`, or with data kind `none`
+- classification with a causal model; running text or instructions with another kind
+- `ties` or `fisher` in space `factors` without `allow_factors = true`
+- `mean` in space `ffa` with an adapter other than LoRA
+- `privacy.clip_l2` with `codec.up.alpha`, which may lift an update above the bound
+- `cohort.clients_per_round` below `cohort.min_clients`
+- a metric that the model does not have; baselines or `evaluation.patience` with nothing to measure them on
+"""
+
 TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "federation": ("What the whole run has in common.", (f.FederationSettings,)),
     "model": (
@@ -204,6 +219,7 @@ def page() -> str:
     for name, (about, classes) in TABLES.items():
         parts.append(f"## `[{name}]` {{ #{anchor(name)} }}\n\n{about}\n")
         parts.extend(table(classes))
+    parts.append(TAIL)
     return "\n".join(parts)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from headwater.config import load_federation
+from headwater.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -95,3 +96,43 @@ def test_settings_that_pages_speak_of_exist():
                 assert key in keys[table], (path.name, f"{table}.{key}")
                 checked += 1
     assert checked > 5
+
+
+FITTING = """
+[federation]
+name = "t"
+rounds = 1
+[model]
+kind = "encoder"
+path = "m"
+[adapter]
+kind = "lora"
+[data]
+kind = "classification"
+path = "d"
+labels = ["a", "b"]
+partition = { kind = "files" }
+[training]
+kind = "noop"
+"""
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model={ kind = 'vector', size = 3 }"],
+        ["data={ kind = 'none', clients = 2 }"],
+        ["model.kind=causal-lm"],
+        ["strategy={ kind = 'ties', space = 'factors' }"],
+        ["strategy.space=ffa", "adapter={ kind = 'prompt' }"],
+        ["privacy.clip_l2=1.0", "codec.up={ kind = 'compeft', alpha = 2.0 }"],
+        ["cohort={ clients_per_round = 2, min_clients = 3 }"],
+        ["evaluation.metric=perplexity"],
+        ["baselines.alone=true", "data.validation_fraction=0.0"],
+    ],
+)
+def test_what_the_page_says_does_not_fit_is_refused(overrides, tmp_path):
+    (tmp_path / "f.toml").write_text(FITTING)
+    load_federation(tmp_path / "f.toml")
+    with pytest.raises(ConfigError):
+        load_federation(tmp_path / "f.toml", overrides)
