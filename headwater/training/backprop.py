@@ -38,8 +38,8 @@ class BackpropTrainer(CohortTrainer):
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
         """Train each task by itself, in order.
 
-        A loss, gradient or value that is not finite, or a client without examples, ends that task
-        with an error; a task of another training or spec raises.
+        A loss, gradient or value that is not finite, a client without examples, or what torch cannot do
+        (want of memory), ends that task with an error; a task of another training or spec raises.
 
         Raises:
             TrainingError: a plan of another kind of training.
@@ -79,6 +79,14 @@ class BackpropTrainer(CohortTrainer):
                 metrics["fisher_seconds"] = time.perf_counter() - began
         except TrainingError as error:
             return TrainResult(task.client, None, count, error=error)
+        except (RuntimeError, MemoryError) as error:  # torch's own, out of memory above all
+            mapped = TrainingError(
+                f"client {task.client}",
+                expected="a training that this machine can do",
+                got=(str(error) or type(error).__name__).splitlines()[0][:300],
+                hint="If it is memory: a smaller batch_size or max_tokens, or gradient_checkpointing.",
+            )
+            return TrainResult(task.client, None, count, error=mapped)
         return TrainResult(task.client, trained - task.state, count, len(losses), statistics, metrics)
 
     def _descend(self, task: TrainTask, training: BackpropTraining, key: Key) -> list[float]:

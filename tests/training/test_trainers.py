@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -38,12 +36,6 @@ class TestNoop(TrainerLaws):
         (result,) = self.run([self.task("a")])
         draw = Key.root(0).child("client", "a").numpy().standard_normal(50, dtype=np.float32)
         assert np.array_equal(result.delta["vector"].numpy(), np.float32(0.5) * draw)
-
-    def test_a_thousand_clients_in_a_second(self):
-        tasks = [self.task(f"client-{i}") for i in range(1000)]
-        began = time.perf_counter()
-        assert len(self.run(tasks)) == 1000
-        assert time.perf_counter() - began < 5  # 0.1 s alone; the machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +92,22 @@ class TestBackprop(TrainerLaws):
         result = self.result(learning_rate=3e38, epochs=0.1, learning_rate_factor=10.0)
         assert result.delta is None
         assert "step 1" in str(result.error)
+
+    def test_want_of_memory_ends_one_client_not_the_cohort(self, monkeypatch):
+        forward, calls = type(self.model).forward, []
+
+        def short_of_memory(model, batch):
+            calls.append(1)
+            if len(calls) == 1:
+                raise RuntimeError("out of memory\nby 3 GiB")
+            return forward(model, batch)
+
+        monkeypatch.setattr(type(self.model), "forward", short_of_memory)
+        first, second = self.run([self.task("a"), self.task("b")])
+        assert first.delta is None
+        assert "client a: " in str(first.error)
+        assert "out of memory" in str(first.error)
+        assert second.delta is not None
 
     def test_heads_have_their_own_rate(self):
         delta = self.result(head_learning_rate=1e-9).delta
