@@ -37,20 +37,42 @@ def attach(base: Base, adapter: Adapter) -> PeftModel:
     """The PEFT model of ``adapter`` on ``base``. Its initial values are PEFT's; they are replaced later.
 
     Raises:
-        ModelError: target modules or layers that the model does not have, or a combination that
-            computes something else than it says.
+        ModelError: target modules or layers that the model does not have, a combination that
+            computes something else than it says, or a random layer that would not be trained.
     """
     config = _peft_config(base, adapter)
+    fresh = [name for name, _ in base.model.named_parameters() if name in base.fresh]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about Conv1D and empty matches, both checked here
         try:
-            return get_peft_model(base.model, config)
+            peft = get_peft_model(base.model, config)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise ModelError(
                 f"adapter '{adapter.kind}' on {base.settings.path}",
                 expected="an adapter that PEFT can attach to this architecture",
                 got=f"{type(error).__name__}: {error}",
             ) from error
+    if base.settings.kind == "sequence-classification":
+        _require_trained(base, adapter, peft, fresh)
+    return peft
+
+
+def _require_trained(base: Base, adapter: Adapter, peft: PeftModel, fresh: list[str]) -> None:
+    """Refuse what the files lack and nobody trains: random values that are neither shared nor saved."""
+    below = "base_model." if peft.active_peft_config.is_prompt_learning else "base_model.model."
+    trained = {
+        name.removeprefix(below).replace(".modules_to_save.default", "")
+        for name, parameter in peft.named_parameters()
+        if parameter.requires_grad
+    }
+    frozen = sorted({name.rpartition(".")[0] for name in fresh if name not in trained})
+    if frozen:
+        raise ModelError(
+            f"adapter '{adapter.kind}' on {base.settings.path}",
+            expected="every layer that the files lack to be trained",
+            got=f"{', '.join(frozen)} frozen at random values",
+            hint='Use a LoRA or IA3 adapter, model.kind = "encoder", or a base that has them.',
+        )
 
 
 def linear_modules(model: torch.nn.Module) -> list[str]:

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from headwater.adapters import attach as room
 from headwater.adapters.attach import linear_modules
 from headwater.adapters.base import load_base
 from headwater.data.batches import collate
@@ -222,6 +224,14 @@ def test_a_batch_without_targets_has_no_loss(folder):
     assert model.forward(nothing).loss.item() == 0
 
 
+def without_pooler(folder):
+    """The base "bare": a BERT as masked-language pretraining leaves it."""
+    path = federations.tiny_bert(folder / "bare") / "model.safetensors"
+    weights = {name: value for name, value in load_file(path).items() if "pooler" not in name}
+    save_file(weights, path, metadata={"format": "pt"})
+    federations.TARGETS["bare"], federations.FEEDFORWARD["bare"] = ("query", "value"), ("output.dense",)
+
+
 class TestRefusals:
     def test_unknown_targets_list_what_exists(self, folder):
         with pytest.raises(ModelError, match=r"dense, key, query, value.*'q_proj'"):
@@ -242,6 +252,22 @@ class TestRefusals:
     def test_prompt_on_a_last_token_head(self, folder):
         with pytest.raises(ModelError, match="last token"):
             build(folder, "sequence-classification", "llama", "prompt")
+
+    @pytest.mark.parametrize("adapter", ["prompt", "prefix"])
+    def test_layers_that_the_files_lack_and_the_adapter_cannot_train(self, folder, adapter):
+        without_pooler(folder)
+        with pytest.raises(ModelError, match=rf"{adapter}.*lack.*trained.*got bert\.pooler\.dense frozen"):
+            build(folder, "sequence-classification", "bare", adapter)
+        assert build(folder, "encoder", "bare", adapter)  # mean pooling passes the pooler by
+
+    @pytest.mark.parametrize("adapter", ["lora", "dora", "ia3"])
+    def test_layers_that_the_files_lack_are_trained_or_refused(self, folder, adapter, monkeypatch):
+        without_pooler(folder)
+        spec = build(folder, "sequence-classification", "bare", adapter).spec
+        assert "base_model.model.bert.pooler.dense.weight" in spec.by_name
+        monkeypatch.setattr(room, "_fresh_modules", lambda base: [])
+        with pytest.raises(ModelError, match=r"got bert\.pooler\.dense frozen"):
+            build(folder, "sequence-classification", "bare", adapter)
 
     def test_a_foreign_state(self, folder):
         model = build(folder, "encoder", "bert", "lora")
