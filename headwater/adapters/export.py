@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -116,10 +117,13 @@ def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
             folder.rename(old)
         temporary.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
         raise StorageError(
-            f"export to {folder}", expected="a writable folder", got=error.strerror or str(error)
+            f"export to {folder}",
+            expected="room in a folder that can be written",
+            got=getattr(error, "strerror", None) or str(error),
+            hint="What was there before is intact; free space or fix the rights, then resume.",
         ) from error
