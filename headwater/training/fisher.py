@@ -70,18 +70,23 @@ def fisher_diagonal(
 ) -> AdapterState:
     """The mean over ``examples`` of squared gradients of their drawn labels, as is.
 
-    Where every trained tensor belongs to a linear layer, hooks give the gradients of a whole batch;
-    otherwise one example follows another (:func:`fisher_by_loop`, which is also the oracle).
+    Where every trained tensor belongs to a linear layer that sees the examples apart, hooks give the
+    gradients of a whole batch; otherwise one example follows another (:func:`fisher_by_loop`, which is
+    also the oracle).
     """
-    if not can_hook(model):
-        return fisher_by_loop(model, examples, pad=pad, key=key)
-    parameters = [p for _, p in model.parameters()]
-    with SquaredGradients(model) as squares:
-        for start in range(0, len(examples), batch_size):
-            part = examples[start : start + batch_size]
-            loss = _drawn_losses(model, part, start, pad, key).sum()
-            torch.autograd.grad(loss, parameters, allow_unused=True)
-        return _mean(model, squares.totals(), len(examples))
+    if can_hook(model):
+        parameters = [p for _, p in model.parameters()]
+        with SquaredGradients(model) as squares:
+            for start in range(0, len(examples), batch_size):
+                part = examples[start : start + batch_size]
+                squares.expect(len(part))
+                loss = _drawn_losses(model, part, start, pad, key).sum()
+                if not squares.apart:
+                    break
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+            else:
+                return _mean(model, squares.totals(), len(examples))
+    return fisher_by_loop(model, examples, pad=pad, key=key)
 
 
 def fisher_by_loop(model: AdaptedModel, examples: Sequence[Example], *, pad: int, key: Key) -> AdapterState:

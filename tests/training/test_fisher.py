@@ -1,9 +1,16 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from headwater.compression.logquant import LogQuantCodec
 from headwater.errors import TrainingError
@@ -13,8 +20,9 @@ from headwater.protocol.messages import FisherPlan, MergePlan, Update
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training import fisher as room
 from headwater.training.fisher import client_fisher, fisher_by_loop, fisher_diagonal
-from headwater.training.per_example import can_hook
+from headwater.training.per_example import SquaredGradients, can_hook
 from tests.support import federations
+from tests.support.tiny_models import _save, _word_tokenizer
 
 CASES = [
     ("encoder", "bert", "lora"),
@@ -28,7 +36,10 @@ CASES = [
 
 def model_of(tmp_path, kind, base, adapter, **changes):
     loaded = federations.federation(tmp_path, kind, base, federations.adapter(adapter, base), **changes)
-    model = federations.adapted(loaded)
+    return noisy(federations.adapted(loaded))
+
+
+def noisy(model):
     state = model.initial_state()
     noise = torch.randn(state.spec.numel, generator=torch.Generator().manual_seed(3))
     model.load(type(state).from_vector(state.spec, state.vector() + 0.1 * noise))  # B = 0 hides A
@@ -37,16 +48,79 @@ def model_of(tmp_path, kind, base, adapter, **changes):
 
 @pytest.mark.parametrize(("kind", "base", "adapter"), CASES)
 @pytest.mark.parametrize("space", ["factors", "ffa"])
-def test_hooks_equal_the_loop(tmp_path, kind, base, adapter, space):
+def test_hooks_equal_the_loop(tmp_path, kind, base, adapter, space, monkeypatch):
     model = model_of(tmp_path, kind, base, adapter, strategy={"kind": "mean", "space": space})
     assert can_hook(model)
     examples = federations.examples(7, language_model=model.language_model)
+    monkeypatch.setattr(room, "fisher_by_loop", None)
     fast = fisher_diagonal(model, examples, batch_size=3, pad=0, key=Key.root(1))
     slow = fisher_by_loop(model, examples, pad=0, key=Key.root(1))
     assert slow.max_abs() > 0
     for name, value in slow.items():
         assert bool((value > 0).any())
         torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-5 * slow.max_abs())
+
+
+def tiny_opt(folder):
+    """Its feed-forward layers see [b·t, d]."""
+    shape = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    config = OPTConfig(**SIZES, **shape, bos_token_id=1, eos_token_id=2, init_std=0.2)
+    return _save(folder, 0, lambda: OPTForCausalLM(config), _word_tokenizer())
+
+
+def tiny_albert(folder):
+    """One layer, passed through twice."""
+    shape = {"embedding_size": 16, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = AlbertConfig(**SIZES, **shape, num_hidden_groups=1, initializer_range=0.2)
+    return _save(folder, 0, lambda: AlbertModel(config), _word_tokenizer())
+
+
+SIZES = {
+    "vocab_size": len(_word_tokenizer()),
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+UNUSUAL = {
+    "opt": ("causal-lm", tiny_opt, ("fc1", "fc2", "q_proj")),
+    "albert": ("encoder", tiny_albert, ("query", "ffn")),
+}
+
+
+@pytest.mark.parametrize("base", UNUSUAL)
+def test_layers_that_do_not_see_examples_apart_take_the_loop(tmp_path, base, monkeypatch):
+    kind, make, targets = UNUSUAL[base]
+    make(tmp_path / base)
+    loaded = federations.federation(
+        tmp_path, kind, base, {"kind": "lora", "rank": 2, "alpha": 4.0, "target_modules": targets}
+    )
+    model = noisy(federations.adapted(loaded))
+    assert can_hook(model)
+    examples = federations.examples(7, language_model=model.language_model)
+    loop = []
+    monkeypatch.setattr(room, "fisher_by_loop", lambda *a, **k: loop.append(1) or fisher_by_loop(*a, **k))
+    fast = fisher_diagonal(model, examples, batch_size=3, pad=0, key=Key.root(1))
+    slow = fisher_by_loop(model, examples, pad=0, key=Key.root(1))
+    assert loop == [1]
+    assert slow.max_abs() > 0
+    assert fast.tobytes() == slow.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "apart"),
+    [((3, 5, 4), True), ((15, 4), False), ((3, 4), False), ((5, 3, 4), False), ((4,), False)],
+)
+def test_what_a_layer_may_see(shape, apart):
+    """Three rows of a routed expert are three tokens of any examples; of a head, three examples."""
+    layers = torch.nn.ModuleList([torch.nn.Linear(4, 2)])
+    model = SimpleNamespace(network=torch.nn.ModuleDict({"layers": layers, "head": torch.nn.Linear(4, 2)}))
+    model.parameters = lambda: [(None, p) for p in model.network.parameters()]
+    with SquaredGradients(model) as squares:
+        squares.expect(3)
+        model.network["head"](torch.ones(3, 4))
+        assert squares.apart
+        model.network["layers"][0](torch.ones(shape))
+        assert squares.apart == apart
 
 
 @pytest.mark.parametrize("adapter", ["dora", "prompt", "prefix", "ia3"])
