@@ -36,10 +36,18 @@ def result_table(summary: Mapping[str, Any]) -> Table:
         f"{summary['clients']} clients, {summary['rounds']} rounds, {summary['seconds']:.0f} s; "
         f"up {sizes['up']:,} bytes (dense: {sizes['up_dense']:,}), "
         f"down {sizes['down']:,} (dense: {sizes['down_dense']:,}); "
+        f"{_fisher(summary)}"
         f"adapter of round {summary['adapter_round']}, sha256 {summary['adapter_sha256'][:16]}…"
     )
     table.caption_justify = "left"
     return table
+
+
+def _fisher(summary: Mapping[str, Any]) -> str:
+    if "fisher" not in summary:
+        return ""
+    cost = summary["fisher"]
+    return f"of it {cost['bytes_up']:,} up and {cost['seconds']:.1f} s of the clients for Fishers; "
 
 
 def _where(metric: Mapping[str, Any]) -> str:

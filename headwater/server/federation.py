@@ -7,7 +7,6 @@ the strategy; nothing of Flower's own aggregation is used.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,7 @@ from headwater.compression.table import codec_for
 from headwater.config import LoadedFederation
 from headwater.config.federation import Federation
 from headwater.data.batches import Example
-from headwater.errors import DecodeError, FederationStopped, HeadwaterError, TrainingError
-from headwater.proto.wire import decode_reply
+from headwater.errors import FederationStopped, HeadwaterError
 from headwater.protocol.coordinator import (
     Action,
     Arrived,
@@ -37,19 +35,12 @@ from headwater.protocol.coordinator import (
     Tick,
 )
 from headwater.protocol.keys import Key
-from headwater.protocol.messages import (
-    ClientProfile,
-    EvaluateRequest,
-    Evaluation,
-    ProfileRequest,
-    TrainRequest,
-)
+from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.checkpoint import Checkpoint
-from headwater.server.evaluation import Tracker, checked, decisive, metric_name, over_clients, per_client
+from headwater.server.evaluation import Tracker, metric_name
 from headwater.server.events import (
     ClientDone,
     ClientFailed,
-    Evaluating,
     Notice,
     Observer,
     RoundEnded,
@@ -57,14 +48,13 @@ from headwater.server.events import (
     RunStarted,
 )
 from headwater.server.exchange import Exchange, Incoming
+from headwater.server.handshake import introduce
+from headwater.server.measurement import Measurement
 from headwater.server.open_round import OpenRound
 from headwater.server.run_folder import RunFolder
-from headwater.state import AdapterState
+from headwater.server.watch import Watch
 from headwater.strategies.federated import FederatedStrategy
 from headwater.training.build import Workbench
-
-POLL_S = 0.02
-"""Pause between two looks at the grid when nothing came."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +101,14 @@ class FederationServer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._federation: Federation = loaded.settings
-        self._run, self._bench, self._folder, self._test = run, bench, folder, test
+        self._run, self._bench, self._folder = run, bench, folder
+        self._watch = Watch(observer, should_stop, clock, self._federation.cohort.deadline_s)
         self._observer, self._should_stop, self._clock = observer, should_stop, clock
         self._strategy = FederatedStrategy(self._federation)
         self._root = Key.root(self._federation.federation.seed)
         self._metric = metric_name(self._federation)
         self._down = codec_for(self._federation.codec.down)
+        self._measure = Measurement(self._federation, run, bench, test, self._down, self._root, self._watch)
 
     def run(self, grid: Grid, expected_clients: int | None = None) -> Outcome:
         """Run all rounds that are left.
@@ -128,7 +120,15 @@ class FederationServer:
         Raises:
             FederationStopped: too few clients; the last checkpoint stays.
         """
-        profiles, nodes = self._profiles(grid, expected_clients or self._federation.cohort.min_clients)
+        least = self._federation.cohort.min_clients
+        profiles, nodes = introduce(
+            grid,
+            self._run,
+            self._bench,
+            self._watch,
+            expected=expected_clients or least,
+            min_clients=least,
+        )
         exchange = Exchange(grid, nodes)
         checkpoint = self._start(exchange, profiles)
         settings = self._federation
@@ -160,61 +160,6 @@ class FederationServer:
 
     # --- before the first round -------------------------------------------------------------------
 
-    def _profiles(self, grid: Grid, expected: int) -> tuple[dict[str, ClientProfile], dict[str, int]]:
-        """Ask every node who it is; keep those that fit this federation."""
-        while len(ids := sorted(grid.get_node_ids())) < expected:
-            if self._should_stop():
-                raise FederationStopped(
-                    "federation", expected=f"{expected} nodes", got=f"{len(ids)}, then a stop"
-                )
-            time.sleep(POLL_S)
-        exchange = Exchange(grid, {str(i): i for i in ids})
-        exchange.send([(str(i), ProfileRequest(self._run)) for i in ids], 0)
-        profiles: dict[str, ClientProfile] = {}
-        nodes: dict[str, int] = {}
-        ends_s = self._deadline()
-        while exchange.waiting(ProfileRequest, 0) and self._clock() < ends_s and not self._should_stop():
-            quiet = True
-            for incoming in exchange.poll():
-                quiet = False
-                try:
-                    profile = self._profile(incoming)
-                    if profile.client in profiles:
-                        raise DecodeError(f"client {profile.client}", expected="one node", got="two")
-                    profiles[profile.client], nodes[profile.client] = profile, int(incoming.address)
-                except HeadwaterError as error:
-                    self._observer(ClientFailed(0, f"node {incoming.address}", str(error)))
-            if quiet:
-                time.sleep(POLL_S)
-        exchange.forget(ProfileRequest, 0)
-        if len(profiles) < self._federation.cohort.min_clients:
-            raise FederationStopped(
-                "federation",
-                expected=f"at least {self._federation.cohort.min_clients} clients",
-                got=f"{len(profiles)}",
-                hint="The reasons are printed above.",
-            )
-        return dict(sorted(profiles.items())), nodes
-
-    def _deadline(self) -> float:
-        """When a wait that begins now ends."""
-        deadline_s = self._federation.cohort.deadline_s
-        return math.inf if deadline_s is None else self._clock() + deadline_s
-
-    def _profile(self, incoming: Incoming) -> ClientProfile:
-        if incoming.error:
-            raise DecodeError(f"node {incoming.address}", expected="a profile", got=incoming.error)
-        reply = decode_reply(incoming.data, max_bytes=0)
-        if not isinstance(reply, ClientProfile):
-            raise DecodeError(f"node {incoming.address}", expected="a profile", got=str(reply)[:200])
-        for what, theirs, ours in (
-            ("base model sha256", reply.model_sha256, self._bench.base_sha256),
-            ("adapter spec", reply.spec, self._bench.spec.fingerprint()),
-        ):
-            if theirs != ours:
-                raise DecodeError(f"client {reply.client}", expected=f"{what} {ours[:12]}", got=theirs[:12])
-        return reply
-
     def _start(self, exchange: Exchange, profiles: Mapping[str, ClientProfile]) -> Checkpoint:
         """The checkpoint to go on from: the saved one, or round 0, evaluated and saved."""
         saved = Checkpoint.load(self._folder.checkpoint, self._bench.spec, self._run)
@@ -225,14 +170,13 @@ class FederationServer:
         server = self._strategy.init(self._bench.initial_state())
         checkpoint = Checkpoint(self._run, server, Tracker(self._metric))
         started = self._clock()
-        checkpoint, evaluation, value = self._evaluate(checkpoint, exchange, profiles)
-        record = {
+        record: dict[str, Any] = {
             "round": 0,
             "clients": {},
             "bytes": {"up": 0, "down": 0, "up_dense": 0, "down_dense": 0},
             "state_sha256": server.state.sha256(),
         }
-        _add_evaluation(record, evaluation)
+        checkpoint, value = self._measure.after(checkpoint, exchange, profiles, record)
         record["seconds"] = round(self._clock() - started, 3)
         self._commit(checkpoint, record, value)
         return checkpoint
@@ -279,13 +223,7 @@ class FederationServer:
         accepted = {**checkpoint.accepted, **dict.fromkeys(end.accepted, plan.round)}
         checkpoint = replace(checkpoint, server=server, accepted=accepted)
         record = open_round.record(end, merged, base + merged.delta)
-        due = self._federation.evaluation.every
-        last = end.last or server.round == self._federation.federation.rounds
-        if due and (server.round % due == 0 or last):
-            checkpoint, evaluation, value = self._evaluate(checkpoint, exchange, profiles)
-            _add_evaluation(record, evaluation)
-        else:
-            value = math.nan
+        checkpoint, value = self._measure.after(checkpoint, exchange, profiles, record)
         record["state_sha256"] = server.state.sha256()
         record["seconds"] = round(self._clock() - started, 3)
         self._commit(checkpoint, record, value)
@@ -313,7 +251,7 @@ class FederationServer:
             if (end := self._tick(coordinator)) is not None:
                 return end
             if quiet:
-                time.sleep(POLL_S)
+                self._watch.pause()
 
     def _tick(self, coordinator: Coordinator) -> Close | Halt | None:
         """Tell the coordinator the time."""
@@ -345,99 +283,3 @@ class FederationServer:
         shown = [f"{client}: {reason}" for client, reason in end.failed[:3]]
         more = [f"and {len(end.failed) - 3} more"] if len(end.failed) > 3 else []
         return f" ({'; '.join(shown + more)})" if shown else ""
-
-    # --- evaluation -------------------------------------------------------------------------------
-
-    def _evaluate(
-        self, checkpoint: Checkpoint, exchange: Exchange, profiles: Mapping[str, ClientProfile]
-    ) -> tuple[Checkpoint, dict[str, Any], float]:
-        """Evaluate the global adapter; return the tracker's checkpoint, the record's part, the value."""
-        settings = self._federation.evaluation
-        sizes = {"up": 0, "down": 0, "up_dense": 0, "down_dense": 0}
-        if not settings.every:
-            return checkpoint, {"evaluation_bytes": sizes}, math.nan
-        number, state = checkpoint.server.round, checkpoint.server.state
-        self._observer(Evaluating(number))
-        record: dict[str, Any] = {"evaluation_bytes": sizes}
-        asked = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
-        self._send_evaluations(number, state, asked, exchange, sizes)  # workers begin while we test
-        test: dict[str, float] | None = None
-        if self._test:
-            test = {}
-            try:
-                count, test = self._bench.evaluate(state, self._test)
-                record["test"] = {**test, "examples": count}
-            except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
-                self._observer(Notice(f"round {number}: {error}"))
-        if asked:
-            evaluations = self._collect_evaluations(number, exchange, profiles, sizes)
-            record["clients_pooled"] = over_clients(evaluations)
-            record["clients_each"] = per_client(evaluations, profiles, settings.min_client_examples)
-        value = decisive(self._metric, test, record.get("clients_pooled", {}))
-        tracker = checkpoint.tracker.after(number, value)
-        best = state if tracker.best_round == number else checkpoint.best
-        return replace(checkpoint, tracker=tracker, best=best), record, value
-
-    def _send_evaluations(
-        self,
-        number: int,
-        state: AdapterState,
-        asked: Sequence[str],
-        exchange: Exchange,
-        sizes: dict[str, int],
-    ) -> None:
-        encoded = self._down.encode(state, key=self._root.child("down", number + 1))
-        digest = self._down.decode(encoded, self._bench.spec).sha256()
-        spec = self._bench.spec.fingerprint()
-        sent = exchange.send(
-            [(c, EvaluateRequest(self._run, number, c, spec, digest, encoded)) for c in asked], number
-        )
-        sizes["down"] += sum(sent.values())
-        sizes["down_dense"] += sum(n - len(encoded.body) + self._bench.spec.nbytes for n in sent.values())
-
-    def _collect_evaluations(
-        self,
-        number: int,
-        exchange: Exchange,
-        profiles: Mapping[str, ClientProfile],
-        sizes: dict[str, int],
-    ) -> list[Evaluation]:
-        """What the clients answer; one that fails, or is late, is left out and named."""
-        found: list[Evaluation] = []
-        ends_s = self._deadline()
-        while exchange.waiting(EvaluateRequest, number) and self._clock() < ends_s:
-            quiet = True
-            for incoming in exchange.poll():
-                quiet = False
-                if incoming.kind is not EvaluateRequest or incoming.round != number:
-                    continue
-                sizes["up"] += incoming.bytes_up
-                sizes["up_dense"] += incoming.bytes_up
-                try:
-                    evaluation = _evaluation(incoming, number)
-                    found.append(checked(evaluation, profiles[incoming.address], self._federation))
-                except HeadwaterError as error:
-                    self._observer(ClientFailed(number, incoming.address, str(error)))
-            if quiet:
-                time.sleep(POLL_S)
-        exchange.forget(EvaluateRequest, number)
-        return found
-
-
-def _add_evaluation(record: dict[str, Any], evaluation: dict[str, Any]) -> None:
-    """Put an evaluation into its round's line; its messages count among the round's bytes."""
-    sizes = evaluation.pop("evaluation_bytes")
-    record["bytes"] = {direction: count + sizes[direction] for direction, count in record["bytes"].items()}
-    record.update(evaluation)
-
-
-def _evaluation(incoming: Incoming, number: int) -> Evaluation:
-    """The reply to an evaluation, believed only for the client and round it was asked of."""
-    if incoming.error:
-        raise DecodeError(f"client {incoming.address}", expected="an evaluation", got=incoming.error)
-    reply = decode_reply(incoming.data, max_bytes=0)
-    if not isinstance(reply, Evaluation) or (reply.client, reply.round) != (incoming.address, number):
-        raise DecodeError(
-            f"client {incoming.address}", expected=f"its evaluation of round {number}", got=str(reply)[:200]
-        )
-    return reply

@@ -74,6 +74,7 @@ def render(run: Run) -> str:
         saturated=[str(r["round"]) for r in run.rounds if finite(get(r, "gap", "saturated"))],
         legend=[(plain(c, 80), report_charts.colour_of(run, c)) for c in report_tables.legend_clients(run)],
         traffic=report_tables.traffic(run),
+        fisher=report_tables.fisher(run),
         baselines=report_tables.baselines(run),
         clients=report_tables.shown_clients(run),
         most_failures=report_tables.MOST_FAILURES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from headwater.server.report_data import MOST_LINES, Client, Run, get
-from headwater.server.report_text import finite, human_bytes, percent, plain, signed, times
+from headwater.server.report_text import finite, human_bytes, human_seconds, percent, plain, signed, times
 
 MOST_CLIENTS = 50
 MOST_FAILURES = 100
@@ -28,6 +28,12 @@ def traffic(run: Run) -> list[tuple[str, str, str, str, float]]:
             share = min(sent / dense, 1.0)
             rows.append((title, human_bytes(sent), human_bytes(dense), times(dense, sent), share))
     return rows
+
+
+def fisher(run: Run) -> tuple[str, str] | None:
+    """What the clients' Fishers took, in bytes and in seconds of all clients; None without any."""
+    size, seconds = finite(run.get("fisher", "bytes_up")), finite(run.get("fisher", "seconds"))
+    return (human_bytes(size), human_seconds(seconds)) if size and seconds is not None else None
 
 
 def gap_modules(run: Run) -> list[tuple[str, str]]:

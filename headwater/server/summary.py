@@ -25,6 +25,11 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: Outcome) -> 
         for client, row in r["clients"].items()
         if "failed" in row
     ]
+    rows = [row for r in rounds for row in r["clients"].values() if "bytes_fisher" in row]
+    fisher = {
+        "bytes_up": sum(row["bytes_fisher"] for row in rows),
+        "seconds": round(sum(row.get("fisher_seconds", 0.0) for row in rows), 3),
+    }
     return {
         "name": loaded.settings.federation.name,
         "federation_sha256": loaded.sha256(),
@@ -47,4 +52,5 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: Outcome) -> 
         "seconds": round(sum(r["seconds"] for r in rounds), 3),
         "failures": failures[:SHOWN_FAILURES],
         "failures_total": len(failures),
+        **({"fisher": fisher} if rows else {}),
     }

@@ -13,8 +13,11 @@ import time
 import pytest
 import torch
 
+from headwater.config import load_federation
 from headwater.errors import FederationStopped, StorageError
 from headwater.server.events import ClientDone, ClientFailed, RoundEnded
+from headwater.server.run_folder import RunFolder
+from headwater.simulation.simulate import simulate
 from headwater.training.backprop import BackpropTrainer
 from tests.support.runs import OWNERS, resume, run, tiny_federation
 
@@ -123,6 +126,24 @@ def test_stop_after_a_round_then_resume(file, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("rounds_before_stop", [1, 2, 3])
+def test_a_stop_between_evaluations_changes_neither_best_nor_patience(file, tmp_path, rounds_before_stop):
+    sets = ["federation.rounds=6", "evaluation.every=3", "evaluation.patience=2"]
+    whole, _ = run(file, tmp_path / "a", *sets)
+    done = []
+    loaded = load_federation(file, sets)
+    folder = RunFolder.create(tmp_path / "b", loaded, {"engine": "inprocess"})
+    simulate(
+        loaded,
+        folder,
+        observer=lambda event: done.append(event) if isinstance(event, RoundEnded) else None,
+        should_stop=lambda: len(done) > rounds_before_stop,
+    )
+    finished, _ = resume(tmp_path / "b")
+    assert finished["adapter_sha256"] == whole["adapter_sha256"]
+    assert finished["metric"] == whole["metric"]
+
+
 class Crash(BaseException):
     """Stands for kill -9 at this very moment: nothing may clean up after it."""
 
@@ -137,10 +158,6 @@ def test_crash_at_any_reply_then_resume(file, tmp_path, moment):
             seen.append(event)
             if len(seen) == moment:
                 raise Crash
-
-    from headwater.config import load_federation
-    from headwater.server.run_folder import RunFolder
-    from headwater.simulation.simulate import simulate
 
     loaded = load_federation(file)
     folder = RunFolder.create(tmp_path / "b", loaded, {"engine": "inprocess"})
@@ -268,6 +285,8 @@ def test_every_part_in_a_whole_run(tmp_path, overrides):
     if "strategy.kind=fisher" in overrides:
         assert record["clients"]["ann"]["bytes_fisher"] > 0
         assert record["clients"]["ann"]["fisher_seconds"] >= 0
+        assert 0 < summary["fisher"]["bytes_up"] < summary["bytes"]["up"]
+        assert "diagonal Fishers" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_patience_ends_the_run(file, tmp_path):

@@ -1,0 +1,83 @@
+"""introduce: the handshake before the first round, in which every node says who it is and what it has."""
+
+from __future__ import annotations
+
+from flwr.serverapp import Grid
+
+from headwater.errors import DecodeError, FederationStopped, HeadwaterError
+from headwater.proto.wire import decode_reply
+from headwater.protocol.messages import ClientProfile, ProfileRequest
+from headwater.server.events import ClientFailed
+from headwater.server.exchange import Exchange, Incoming
+from headwater.server.watch import Watch
+from headwater.training.build import Workbench
+
+
+def introduce(
+    grid: Grid, run: str, bench: Workbench, watch: Watch, *, expected: int, min_clients: int
+) -> tuple[dict[str, ClientProfile], dict[str, int]]:
+    """Ask every node who it is; keep those that fit this federation.
+
+    Args:
+        grid: Flower's grid.
+        run: the run's id.
+        bench: the base model and spec that clients must share.
+        watch: time, stop and observer.
+        expected: wait until so many nodes are there.
+        min_clients: how many must fit.
+
+    Returns:
+        Profiles by client name, sorted, and Flower's node id by client name.
+
+    Raises:
+        FederationStopped: too few clients, or a stop.
+    """
+    while len(ids := sorted(grid.get_node_ids())) < expected:
+        if watch.should_stop():
+            raise FederationStopped(
+                "federation", expected=f"{expected} nodes", got=f"{len(ids)}, then a stop"
+            )
+        watch.pause()
+    exchange = Exchange(grid, {str(i): i for i in ids})
+    exchange.send([(str(i), ProfileRequest(run)) for i in ids], 0)
+    profiles: dict[str, ClientProfile] = {}
+    nodes: dict[str, int] = {}
+    ends_s = watch.ends_s()
+    while exchange.waiting(ProfileRequest, 0) and watch.clock() < ends_s and not watch.should_stop():
+        quiet = True
+        for incoming in exchange.poll():
+            quiet = False
+            try:
+                profile = _profile(incoming, bench)
+                if profile.client in profiles:
+                    raise DecodeError(f"client {profile.client}", expected="one node", got="two")
+                profiles[profile.client], nodes[profile.client] = profile, int(incoming.address)
+            except HeadwaterError as error:
+                watch.observer(ClientFailed(0, f"node {incoming.address}", str(error)))
+        if quiet:
+            watch.pause()
+    exchange.forget(ProfileRequest, 0)
+    if len(profiles) < min_clients:
+        raise FederationStopped(
+            "federation",
+            expected=f"at least {min_clients} clients",
+            got=f"{len(profiles)}",
+            hint="The reasons are printed above.",
+        )
+    return dict(sorted(profiles.items())), nodes
+
+
+def _profile(incoming: Incoming, bench: Workbench) -> ClientProfile:
+    """The node's profile, if it has this base model and adapter."""
+    if incoming.error:
+        raise DecodeError(f"node {incoming.address}", expected="a profile", got=incoming.error)
+    reply = decode_reply(incoming.data, max_bytes=0)
+    if not isinstance(reply, ClientProfile):
+        raise DecodeError(f"node {incoming.address}", expected="a profile", got=str(reply)[:200])
+    for what, theirs, ours in (
+        ("base model sha256", reply.model_sha256, bench.base_sha256),
+        ("adapter spec", reply.spec, bench.spec.fingerprint()),
+    ):
+        if theirs != ours:
+            raise DecodeError(f"client {reply.client}", expected=f"{what} {ours[:12]}", got=theirs[:12])
+    return reply

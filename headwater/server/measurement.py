@@ -1,0 +1,152 @@
+"""Measurement: the global adapter on the server's test file and on the clients' validation splits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from headwater.compression.codec import Codec
+from headwater.config.federation import Federation
+from headwater.data.batches import Example
+from headwater.errors import DecodeError, HeadwaterError, TrainingError
+from headwater.proto.wire import decode_reply
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import ClientProfile, EvaluateRequest, Evaluation
+from headwater.server.checkpoint import Checkpoint
+from headwater.server.evaluation import checked, decisive, metric_name, over_clients, per_client
+from headwater.server.events import ClientFailed, Evaluating, Notice
+from headwater.server.exchange import Exchange, Incoming
+from headwater.server.watch import Watch
+from headwater.state import AdapterState
+from headwater.training.build import Workbench
+
+
+class Measurement:
+    """Evaluates after a round.
+
+    Args:
+        federation: the federation file.
+        run: the run's id.
+        bench: the base model.
+        test: the server's held-out examples, if any.
+        down: codec of what goes to the clients.
+        root: the federation's root key.
+        watch: time and observer.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        run: str,
+        bench: Workbench,
+        test: Sequence[Example] | None,
+        down: Codec,
+        root: Key,
+        watch: Watch,
+    ) -> None:
+        self._federation, self._run, self._bench, self._test = federation, run, bench, test
+        self._down, self._root, self._watch = down, root, watch
+
+    def due(self, round: int) -> bool:
+        """Whether this round is evaluated: every k-th, and the federation's last.
+
+        A round after which someone stops the run is no exception: its resume must see the same
+        evaluations, hence the same best round and patience, as a run that nobody stopped.
+        """
+        every = self._federation.evaluation.every
+        return bool(every) and (round % every == 0 or round == self._federation.federation.rounds)
+
+    def after(
+        self,
+        checkpoint: Checkpoint,
+        exchange: Exchange,
+        profiles: Mapping[str, ClientProfile],
+        record: dict[str, Any],
+    ) -> tuple[Checkpoint, float]:
+        """Evaluate the checkpoint's adapter if it is due, and add what was found to the round's record.
+
+        Returns:
+            The checkpoint with the best round brought up to date, and the deciding value (or NaN).
+        """
+        number, state = checkpoint.server.round, checkpoint.server.state
+        if not self.due(number):
+            return checkpoint, math.nan
+        self._watch.observer(Evaluating(number))
+        settings = self._federation.evaluation
+        asked = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
+        self._send(number, state, asked, exchange, record["bytes"])  # workers begin while we test
+        test: dict[str, float] | None = None
+        if self._test:
+            test = {}
+            try:
+                count, test = self._bench.evaluate(state, self._test)
+                record["test"] = {**test, "examples": count}
+            except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
+                self._watch.observer(Notice(f"round {number}: {error}"))
+        if asked:
+            evaluations = self._collect(number, exchange, profiles, record["bytes"])
+            record["clients_pooled"] = over_clients(evaluations)
+            record["clients_each"] = per_client(evaluations, profiles, settings.min_client_examples)
+        value = decisive(metric_name(self._federation), test, record.get("clients_pooled", {}))
+        tracker = checkpoint.tracker.after(number, value)
+        best = state if tracker.best_round == number else checkpoint.best
+        return replace(checkpoint, tracker=tracker, best=best), value
+
+    def _send(
+        self,
+        number: int,
+        state: AdapterState,
+        asked: Sequence[str],
+        exchange: Exchange,
+        sizes: dict[str, int],
+    ) -> None:
+        encoded = self._down.encode(state, key=self._root.child("down", number + 1))
+        digest = self._down.decode(encoded, self._bench.spec).sha256()
+        spec = self._bench.spec.fingerprint()
+        sent = exchange.send(
+            [(c, EvaluateRequest(self._run, number, c, spec, digest, encoded)) for c in asked], number
+        )
+        sizes["down"] += sum(sent.values())
+        sizes["down_dense"] += sum(n - len(encoded.body) + self._bench.spec.nbytes for n in sent.values())
+
+    def _collect(
+        self,
+        number: int,
+        exchange: Exchange,
+        profiles: Mapping[str, ClientProfile],
+        sizes: dict[str, int],
+    ) -> list[Evaluation]:
+        """What the clients answer; one that fails, or is late, is left out and named."""
+        found: list[Evaluation] = []
+        ends_s = self._watch.ends_s()
+        while exchange.waiting(EvaluateRequest, number) and self._watch.clock() < ends_s:
+            quiet = True
+            for incoming in exchange.poll():
+                quiet = False
+                if incoming.kind is not EvaluateRequest or incoming.round != number:
+                    continue
+                sizes["up"] += incoming.bytes_up
+                sizes["up_dense"] += incoming.bytes_up
+                try:
+                    evaluation = _evaluation(incoming, number)
+                    found.append(checked(evaluation, profiles[incoming.address], self._federation))
+                except HeadwaterError as error:
+                    self._watch.observer(ClientFailed(number, incoming.address, str(error)))
+            if quiet:
+                self._watch.pause()
+        exchange.forget(EvaluateRequest, number)
+        return found
+
+
+def _evaluation(incoming: Incoming, number: int) -> Evaluation:
+    """The reply to an evaluation, believed only for the client and round it was asked of."""
+    if incoming.error:
+        raise DecodeError(f"client {incoming.address}", expected="an evaluation", got=incoming.error)
+    reply = decode_reply(incoming.data, max_bytes=0)
+    if not isinstance(reply, Evaluation) or (reply.client, reply.round) != (incoming.address, number):
+        raise DecodeError(
+            f"client {incoming.address}", expected=f"its evaluation of round {number}", got=str(reply)[:200]
+        )
+    return reply

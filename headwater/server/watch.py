@@ -1,0 +1,38 @@
+"""Watch: what everything that waits has in common: the time, a wish to stop, and someone to tell."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headwater.server.events import Observer
+
+POLL_S = 0.02
+"""Pause between two looks at the grid when nothing came."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Passed to whoever waits for clients.
+
+    Args:
+        observer: is told what happens.
+        should_stop: asked often; True ends the run after the open round.
+        clock: seconds that only go forward.
+        deadline_s: how long a wait for clients may take; for ever if None.
+    """
+
+    observer: Observer
+    should_stop: Callable[[], bool] = lambda: False
+    clock: Callable[[], float] = time.monotonic
+    deadline_s: float | None = None
+
+    def ends_s(self) -> float:
+        """When a wait that begins now ends."""
+        return math.inf if self.deadline_s is None else self.clock() + self.deadline_s
+
+    def pause(self) -> None:
+        """Let time pass."""
+        time.sleep(POLL_S)
