@@ -1,4 +1,6 @@
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 
@@ -121,6 +123,58 @@ def test_export_replaces_as_a_whole_and_changes_no_model(tmp_path, monkeypatch):
     assert model.read().tobytes() == held
     with pytest.raises(SpecMismatch):
         export(model, AdapterState(StateSpec(()), {}), out, card={})
+
+
+SPEC = StateSpec((TensorSpec("v", (50_000,), "vector"),))
+
+
+@contextlib.contextmanager
+def no_file_beyond(size):
+    """As on a full disk, writing more fails: in safetensors' own code, with an error of its own."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_leaves_the_old_adapter_and_nothing_else(tmp_path):
+    out = tmp_path / "adapter"
+    export_vector(AdapterState.zeros(SPEC), out, card={})
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with no_file_beyond(100_000), pytest.raises(StorageError, match=r"export to .*adapter"):
+        export_vector(AdapterState.zeros(SPEC).map(torch.ones_like), out, card={})
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    with no_file_beyond(100_000), pytest.raises(StorageError):
+        export_vector(AdapterState.zeros(SPEC), tmp_path / "new" / "adapter", card={})
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_what_a_killed_export_left_is_cleared(tmp_path):
+    out = tmp_path / "adapter"
+    neighbours = [".adapter.7.tmp.d", ".adapter2.7.tmp", "adapter.7.old", ".adapter.x.old"]
+    for name in (".adapter.1.tmp", ".adapter.2.tmp", ".adapter.3.old", *neighbours):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    export_vector(AdapterState.zeros(SPEC), out, card={})
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["adapter", *neighbours])
+
+
+def test_an_adapter_that_a_killed_export_put_aside_comes_back(tmp_path):
+    """Killed between its two renames, it left the only good adapter under another name."""
+    out = tmp_path / "adapter"
+    export_vector(AdapterState.zeros(SPEC), out, card={})
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    out.rename(tmp_path / ".adapter.99999.old")
+    with no_file_beyond(100_000), pytest.raises(StorageError):
+        export_vector(AdapterState.zeros(SPEC).map(torch.ones_like), out, card={})
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
 class TestPredictor:
