@@ -216,7 +216,8 @@ class FederationServer:
                 f"round {plan.round}",
                 expected=f"at least {self._federation.cohort.min_clients} updates",
                 got=f"{len(end.accepted)}{self._reasons(end)}",
-                hint=f"The state after round {checkpoint.server.round} is kept; mend that, then --resume.",
+                hint=f"The state after round {checkpoint.server.round} is kept: mend the "
+                "clients, then --resume, or mend the file and start anew.",
             )
         merged = open_round.merge()
         server = self._strategy.update(checkpoint.server, merged)

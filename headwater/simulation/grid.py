@@ -148,7 +148,11 @@ class InProcessGrid(LocalGrid):
         """Decode all messages, then answer them: ``(message id, reply)``."""
         train: list[tuple[str, TrainRequest]] = []
         for message_id, message in messages.items():
-            request = decode_request(*unpack(message.content, "envelope", "state"))
+            try:
+                request = decode_request(*unpack(message.content, "envelope", "state"))
+            except HeadwaterError as error:
+                yield message_id, Error(code=2, reason=str(error))
+                continue
             if isinstance(request, TrainRequest):
                 train.append((message_id, request))
             elif isinstance(request, EvaluateRequest):

@@ -82,7 +82,10 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is not None:  # nobody waits for what is running: a second Ctrl-C, an error
+            for process in multiprocessing.active_children():
+                process.kill()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 

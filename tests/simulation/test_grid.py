@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -239,3 +240,27 @@ def test_a_store_outlives_its_grid(runtime, tmp_path):
         (reply,) = grid.send_and_receive([train(runtime, "ann")])
         replies.append(unpack(reply.content, "reply"))
     assert replies[0] == replies[1]
+
+
+def test_bytes_that_are_no_request_are_an_error_not_a_crash(grid, runtime):
+    broken = Message(pack(envelope=b"\xff" * 9, state=b""), node("ann"), MessageType.TRAIN)
+    replies = {
+        r.metadata.reply_to_message_id: r for r in grid.send_and_receive([broken, profile(runtime, "ben")])
+    }
+    assert sorted(r.has_error() for r in replies.values()) == [False, True]
+
+
+def test_an_error_does_not_wait_for_running_work(loaded, tmp_path):
+    """As after a second Ctrl-C: the workers are gone, whatever they were doing."""
+    began = []
+
+    def interrupted():
+        with WorkerPool(1, loaded, tmp_path) as pool:
+            began.append(pool._executor.submit(time.sleep, 600))
+            while not began[0].running():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert began[0].exception() is not None
