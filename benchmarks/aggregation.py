@@ -1,4 +1,4 @@
-"""What a merge costs: ``python -m benchmarks.aggregation`` writes benchmarks/results/aggregation.json.
+"""What a merge costs: ``python benchmarks/aggregation.py`` writes benchmarks/results/aggregation.json.
 
 Two questions, one thread each:
 
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from picture import bars
 
 from headwater.merging import FisherAggregator, GapSketch, MeanAggregator, TiesAggregator
 from headwater.protocol.keys import Key
@@ -132,7 +133,7 @@ def peak_mib() -> float:
 def measure_memory(name: str) -> dict[str, float]:
     result = {}
     for clients in CLIENTS:
-        command = [sys.executable, "-m", "benchmarks.aggregation", "--stream", name, str(clients)]
+        command = [sys.executable, __file__, "--stream", name, str(clients)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         result[f"peak_mib_{clients}_clients"] = round(float(done.stdout), 1)
     return result
@@ -149,7 +150,7 @@ def main() -> None:
         return
     spec = million()
     report = {
-        "command": "python -m benchmarks.aggregation",
+        "command": "python benchmarks/aggregation.py",
         "values": spec.numel,
         "threads": 1,
         "machine": {"cpus": os.cpu_count(), "arch": platform.machine(), "python": platform.python_version()},
@@ -161,6 +162,8 @@ def main() -> None:
         report["rules"][name] |= measure_memory(name)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    times = {name: [row["add_cpu_ms"]] for name, row in report["rules"].items()}
+    RESULT.with_suffix(".svg").write_text(bars("one update of a million values: CPU ms to add", times, " ms"))
     print(json.dumps(report["rules"], indent=2))
 
 

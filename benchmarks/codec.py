@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from picture import bars
 
 from headwater.compression.codec import Codec
 from headwater.compression.compeft import CompeftCodec
@@ -38,6 +39,8 @@ def main() -> None:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    sizes = {str(row["codec"]): [float(str(row["bytes"]))] for row in result["minilm_lora"]}
+    RESULTS.with_suffix(".svg").write_text(bars("MiniLM's LoRA, 73,728 values: bytes of one update", sizes))
     for title, rows in result.items():
         if isinstance(rows, list):
             print(f"\n{title}")

@@ -1,4 +1,4 @@
-"""1,000 clients x 3 rounds without training: what the machinery costs. JSON and a table.
+"""1,000 clients x 3 rounds without training: what the machinery costs. JSON, a picture and a table.
 
     python benchmarks/simulation.py [--clients 1000] [--rounds 3]
 
@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from picture import bars
 
 RESULTS = Path(__file__).parent / "results"
 FEDERATION = """
@@ -41,7 +43,16 @@ def measure(size: int, codec: str, clients: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "federation.toml"
         file.write_text(FEDERATION.format(size=size, codec=codec, clients=clients, rounds=rounds))
-        command = [sys.executable, "-m", "headwater", "simulate", str(file), "--out", f"{scratch}/run", "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "headwater",
+            "simulate",
+            str(file),
+            "--out",
+            f"{scratch}/run",
+            "--quiet",
+        ]
         started = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         wall = time.perf_counter() - started
@@ -70,6 +81,9 @@ def main() -> None:
     rows = [measure(size, codec, options.clients, options.rounds) for size, codec in shapes]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "simulation.json").write_text(json.dumps(rows, indent=2) + "\n")
+    times = {f"{row['values']:,} {row['codec']}": [row["wall_s"]] for row in rows}
+    title = f"{options.clients:,} clients x {options.rounds} rounds without training: seconds of the process"
+    (RESULTS / "simulation.svg").write_text(bars(title, times, " s"))
     for row in rows:
         print(
             f"{row['clients']} clients x {row['rounds']} rounds, {row['values']:,} values, {row['codec']}: "

@@ -6,6 +6,7 @@ import json
 import resource
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Literal
 
 from headwater.client.runtime import ClientRuntime
@@ -129,6 +130,9 @@ def _finish(
 
 def peak_rss_bytes() -> int:
     """The largest resident set of this process so far, or of any of its children that ended."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return 1024 * max(own, children)
+    children = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins at the peak of whoever started this process; VmHWM does not
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return max(1024 * int(line.split()[1]), children)
+    return max(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)
