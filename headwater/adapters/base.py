@@ -88,7 +88,7 @@ def load_base(settings: PretrainedSettings, folder: Path, *, labels: tuple[str, 
             who,
             expected=f"sha256 {settings.sha256}",
             got=sha256,
-            hint="These are not the weights of this federation: fetch them again, or correct model.sha256.",
+            hint="These are not the files of this federation: fetch them again, or correct model.sha256.",
         )
     quantisation = _quantisation(settings)
     with quiet_transformers():

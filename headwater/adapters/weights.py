@@ -11,7 +11,20 @@ from headwater.errors import ModelError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-_VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version")
+_TOKENIZER_FILES = (
+    "added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model",
+)  # fmt: skip
+_VOLATILE_KEYS = {
+    "config.json": ("_name_or_path", "transformers_version"),
+    # how the tokenizer was last called; a call says it anew
+    "tokenizer.json": ("padding", "truncation"),
+    "tokenizer_config.json": (
+        "_name_or_path", "is_local", "local_files_only", "name_or_path", "special_tokens_map_file",
+        "tokenizer_file", "transformers_version",
+    ),
+}  # fmt: skip
+"""JSON files that are hashed in canonical form, and their keys that name a place, a version or a call."""
 
 
 def resolve_base(path: str, revision: str | None, folder: Path) -> Path:
@@ -80,25 +93,36 @@ def weight_files(folder: Path) -> list[Path]:
 def hash_base(folder: Path) -> str:
     """SHA-256 (hex) of a base model: what every member of a federation must share.
 
-    Over config.json as canonical JSON, without the keys that name a place or a library version
-    (``_name_or_path``, ``transformers_version``), then over name, size and bytes of each weight file
-    in order of name. Where the folder lies, its tokenizer and its other files do not matter; the
-    same weights cut into other shards hash differently.
+    Over config.json, then name, size and bytes of each weight file in order of name, then the same of
+    each tokenizer file. config.json, tokenizer.json and tokenizer_config.json count as canonical JSON,
+    without the keys of ``_VOLATILE_KEYS``. Where the folder lies and its other files do not matter. The
+    same weights cut into other shards hash differently, and so does one tokenizer written in other files.
 
     Raises:
-        ModelError: no config.json, or no safetensors weights.
+        ModelError: no config.json, a damaged JSON file, or no safetensors weights.
     """
     files = weight_files(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"base model {folder}", expected="a config.json", got=str(error)) from error
-    for key in _VOLATILE_CONFIG_KEYS:
-        config.pop(key, None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
+    digest = hashlib.sha256(_canonical(folder / "config.json"))
     for file in files:
         digest.update(f"\n{file.name} {file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
+    for file in sorted(file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)):
+        content = _canonical(file) if file.name in _VOLATILE_KEYS else file.read_bytes()
+        digest.update(f"\n{file.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def _canonical(file: Path) -> bytes:
+    """A JSON object: keys sorted, no white space, without its volatile keys."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON {type(content).__name__}")
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"base model {file.parent}", expected=f"a {file.name} that holds a JSON object", got=str(error)
+        ) from error
+    kept = {key: value for key, value in content.items() if key not in _VOLATILE_KEYS[file.name]}
+    return json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()

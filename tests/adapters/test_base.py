@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from headwater.adapters.base import load_base
 from headwater.adapters.weights import hash_base
@@ -36,6 +37,62 @@ def test_the_hash_is_portable_and_sees_every_weight(tmp_path, bert):
     weights[-1] ^= 1
     (bert / "model.safetensors").write_bytes(weights)
     assert hash_base(bert) != before
+
+
+def edited(path, **changes):
+    """The JSON file with other layout and keys; a key set to None is taken out."""
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    content = {k: v for k, v in reversed(content.items()) if v is not None}
+    path.write_text(json.dumps(content, indent=None), encoding="utf-8")
+
+
+def test_the_hash_sees_the_tokenizer(tmp_path):
+    """Two members whose tokenizers differ would train on different tokens, and never know."""
+    folder = tiny_llama(tmp_path / "llama")
+    seen = {hash_base(folder)}
+
+    def is_new():
+        found = hash_base(folder)
+        return found not in seen and not seen.add(found)
+
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    edited(folder / "tokenizer.json", model=tokenizer["model"])
+    assert is_new()
+    edited(folder / "tokenizer_config.json", eos_token="<|bos|>")
+    assert is_new()
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert is_new()
+    edited(folder / "tokenizer_config.json", chat_template="{{ messages }}")
+    assert is_new()
+    for name in ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"):
+        (folder / name).write_bytes(b"one")
+        assert is_new()
+        (folder / name).write_bytes(b"two")
+        assert is_new()
+
+
+def test_the_hash_passes_by_what_changes_no_token(tmp_path):
+    folder = tiny_llama(tmp_path / "llama")
+    before = hash_base(folder)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    assert hash_base(folder) == before
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer("a text", truncation=True, max_length=3, padding="max_length")
+    tokenizer.save_pretrained(folder)  # keeps how it was last called
+    edited(folder / "tokenizer.json")
+    edited(folder / "tokenizer_config.json", name_or_path="/home/somebody", transformers_version="4.1")
+    (folder / "generation_config.json").write_text("{}")
+    assert hash_base(folder) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_damaged_json_file_is_named(bert, name, content):
+    (bert / name).write_bytes(content)
+    with pytest.raises(ModelError, match=rf"expected a {name}"):
+        hash_base(bert)
 
 
 def test_shards_are_those_of_the_index(tmp_path):
