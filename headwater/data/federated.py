@@ -20,7 +20,7 @@ import numpy as np
 from headwater.config.federation import CausalLMData, ClassificationData, InstructionData, NoData
 from headwater.config.load import LoadedFederation
 from headwater.data.batches import Example
-from headwater.data.formats import read_rows
+from headwater.data.formats import files_sha256, read_rows
 from headwater.data.partition import partition
 from headwater.data.split import sample, split
 from headwater.data.table import Table, check_name
@@ -60,6 +60,7 @@ class FederatedData:
     Attributes:
         clients: the clients' names, sorted.
         warnings: what is allowed but worth a look, one sentence each.
+        sha256: of the files that were read (hex); empty without files.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class FederatedData:
         splits: dict[str, tuple[list[int], list[int]]],
         test: tuple[Table, Key] | None = None,
         warnings: tuple[str, ...] = (),
+        sha256: str = "",
     ) -> None:
         """Use :meth:`open` or :meth:`own`."""
         self.clients = tuple(sorted(splits))
         self.warnings = warnings
+        self.sha256 = sha256
         self._settings, self._tokenizer = settings, tokenizer
         self._table, self._splits, self._test = table, MappingProxyType(splits), test
         self._cache: OrderedDict[str, ClientData] = OrderedDict()
@@ -113,6 +116,7 @@ class FederatedData:
             splits=splits,
             test=None if test is None else (test, key.child("test")),
             warnings=warnings,
+            sha256=files_sha256([loaded.path(p) for p in (settings.path, settings.test) if p is not None]),
         )
 
     @staticmethod

@@ -6,9 +6,10 @@ Every row keeps its file and line, so that whatever is wrong with it later can b
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from headwater.data.arrow import read_datasets_folder, read_parquet
@@ -51,6 +52,19 @@ def read_rows(path: Path) -> Table:
     for column in columns.values():
         column.extend([None] * (len(line) - len(column)))
     return Table(columns, tuple(files), file, line, units)
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """SHA-256 (hex) over the names and contents of files, and of the files below folders, in order."""
+    whole = hashlib.sha256()
+    for path in paths:
+        below = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in below:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            whole.update(f"{name}\0{digest}\n".encode())
+    return whole.hexdigest()
 
 
 def _files(path: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.config import LoadedFederation, load_federation
-from headwater.errors import ConfigError, ModelError, StorageError
+from headwater.errors import ConfigError, StorageError
 from headwater.files import write_atomically
 
 
@@ -137,23 +137,24 @@ class RunFolder:
                 ) from None
             yield
 
-    def keep_base(self, sha256: str) -> None:
-        """Note the base model that the run begins with; a resume must have the same.
+    def keep_inputs(self, **sha256: str) -> None:
+        """Note what the run begins with, by name (``base``, ``data``); a resume must have the same.
 
         Raises:
-            ModelError: it has changed since the checkpoint was written.
+            ConfigError: one of them has changed since the checkpoint was written.
         """
         origin = json.loads((self.path / "state" / "origin.json").read_text())
-        before = origin.get("base_sha256", sha256)
-        if before != sha256 and self.checkpoint.exists():
-            raise ModelError(
-                f"run folder {self.path}",
-                expected=f"the base model that the run began with, sha256 {before[:12]}",
-                got=sha256[:12],
-                hint="Put that model back where model.path says, or start a new run.",
-            )
-        if "base_sha256" not in origin or before != sha256:
-            self.write_json("state/origin.json", {**origin, "base_sha256": sha256})
+        before = origin.get("inputs", {})
+        for name, digest in sha256.items():
+            if self.checkpoint.exists() and before.get(name, digest) != digest:
+                raise ConfigError(
+                    f"run folder {self.path}",
+                    expected=f"the {name} that the run began with, sha256 {before[name][:12]}",
+                    got=digest[:12],
+                    hint="Put it back as it was, or start a new run.",
+                )
+        if before != sha256:
+            self.write_json("state/origin.json", {**origin, "inputs": sha256})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write ``name`` as indented JSON, atomically."""

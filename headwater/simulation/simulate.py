@@ -54,8 +54,8 @@ def simulate(
     with folder.locked(), ExitStack() as stack:
         check_baselines(loaded.settings)
         bench = Workbench.open(loaded)
-        folder.keep_base(bench.base_sha256)
         runtime = ClientRuntime.open(loaded, bench)
+        folder.keep_inputs(base=bench.base_sha256, data=runtime.data.sha256)
         for warning in runtime.data.warnings:
             observer(Notice(warning))
         test = runtime.data.test()

@@ -343,10 +343,20 @@ def test_no_room_for_the_result_keeps_the_old_one(good, tmp_path):
     assert headwater("simulate", "--resume", run, "--quiet").code == 0
 
 
-def test_a_changed_model_is_noticed_on_resume(fed, tmp_path):
-    assert headwater("simulate", fed / "federation.toml", "--out", tmp_path / "run", *ONE_ROUND).code == 0
+def change_base(fed):
     shutil.rmtree(fed / "bert")
     tiny_bert(fed / "bert", seed=3)
+
+
+def change_data(fed):
+    with (fed / "train.jsonl").open("a") as file:
+        file.write('{"text": "the movie was bad", "label": "bad", "owner": "ann"}\n')
+
+
+@pytest.mark.parametrize(("what", "change"), [("base", change_base), ("data", change_data)])
+def test_changed_inputs_are_noticed_on_resume(fed, tmp_path, what, change):
+    assert headwater("simulate", fed / "federation.toml", "--out", tmp_path / "run", *ONE_ROUND).code == 0
+    change(fed)
     done = headwater("simulate", "--resume", tmp_path / "run")
-    assert done.code == 4
-    assert "the base model that the run began with" in done.error
+    assert done.code == 2
+    assert f"the {what} that the run began with" in done.error
