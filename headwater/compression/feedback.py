@@ -55,7 +55,8 @@ class FeedbackState:
     """A client's error feedback.
 
     Args:
-        residual: what no accepted update has carried yet, before ``pending``; ``None`` is all zero.
+        residual: what no accepted update has carried yet; ``None`` is all zero, and while an update is
+            pending, whose two outcomes hold it.
         pending: the last update, until the server says whether it was accepted.
     """
 
@@ -111,7 +112,7 @@ def sent(
         StorageError: an update is still pending.
     """
     _settled(state)
-    return FeedbackState(state.residual, Pending(round, envelope, compensated - decoded, decoded))
+    return FeedbackState(pending=Pending(round, envelope, compensated - decoded, decoded))
 
 
 def _settled(state: FeedbackState) -> None:
@@ -128,8 +129,8 @@ def to_bytes(state: FeedbackState) -> bytes:
     """``state`` as a self-checking file content; the same state gives the same bytes.
 
     Layout: ``HWFB1`` and a line feed, the SHA-256 of all that follows (32 bytes), a safetensors
-    container. Its one metadata entry, JSON, holds the spec's fingerprint, whether there is a residual,
-    and the pending round.
+    container with the residual or the pending update. Its one metadata entry, JSON, holds the spec's
+    fingerprint, whether there is a residual, and the pending round.
     """
     pending = state.pending
     states: dict[str, AdapterState] = {}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load
 
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.feedback import (
@@ -109,6 +110,17 @@ def test_feedback_sends_what_was_dropped():
         decoded = CODEC.decode(CODEC.encode(compensated, key=Key.root(0)), SPEC)
         state, total = sent(state, round, compensated, decoded, b"x"), total + decoded
     assert float((total * (1 / 40) - values).max_abs()) < 0.05
+
+
+def test_a_pending_update_needs_two_states_and_no_third():
+    """What was held back before it lies in both outcomes: a third copy would serve nothing."""
+    state = full_state()
+    assert state.residual is None
+    arrays = load(to_bytes(state)[38:])
+    dense = sum(array.nbytes for name, array in arrays.items() if name != "envelope")
+    assert dense == 2 * SPEC.nbytes
+    assert settle(state, 2).residual == state.pending.residual_if_accepted
+    assert settle(state, 1).residual == state.pending.residual_if_accepted + state.pending.sent
 
 
 def test_forgetting_to_settle_is_refused():
