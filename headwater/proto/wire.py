@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 from google.protobuf.message import Message
@@ -53,37 +54,17 @@ _CODEC: TypeAdapter[Codec] = TypeAdapter(Codec)
 def encode_request(request: Request) -> tuple[bytes, bytes]:
     """``(envelope, state body)``; the body is empty for a profile request. Deterministic."""
     message = pb.Request()
-    body = b""
     match request:
         case ProfileRequest():
             message.profile.run = request.run
+            return message.SerializeToString(deterministic=True), b""
         case TrainRequest():
-            body = request.state.body
-            message.train.CopyFrom(
-                pb.TrainRequest(
-                    run=request.run,
-                    round=request.round,
-                    client=request.client,
-                    spec=request.spec,
-                    state_codec=request.state.codec,
-                    state_sha256=bytes.fromhex(request.state_sha256),
-                    accepted_round=request.accepted_round,
-                    plan=_plan_to_json(request.plan),
-                )
-            )
+            plan = _plan_to_json(request.plan)
+            train = pb.TrainRequest(**_task(request), accepted_round=request.accepted_round, plan=plan)
+            message.train.CopyFrom(train)
         case EvaluateRequest():
-            body = request.state.body
-            message.evaluate.CopyFrom(
-                pb.EvaluateRequest(
-                    run=request.run,
-                    round=request.round,
-                    client=request.client,
-                    spec=request.spec,
-                    state_codec=request.state.codec,
-                    state_sha256=bytes.fromhex(request.state_sha256),
-                )
-            )
-    return message.SerializeToString(deterministic=True), body
+            message.evaluate.CopyFrom(pb.EvaluateRequest(**_task(request)))
+    return message.SerializeToString(deterministic=True), request.state.body
 
 
 def decode_request(envelope: bytes, body: bytes) -> Request:
@@ -99,27 +80,35 @@ def decode_request(envelope: bytes, body: bytes) -> Request:
         return ProfileRequest(_name(message.profile.run, "request.run"))
     if kind == "train":
         t = message.train
-        return TrainRequest(
-            run=_name(t.run, "request.run"),
-            round=t.round,
-            client=_name(t.client, "request.client"),
-            spec=_hex(t.spec, "request.spec"),
-            state_sha256=_digest(t.state_sha256, "request.state_sha256"),
-            state=Payload(_name(t.state_codec, "request.state_codec"), body),
-            accepted_round=t.accepted_round,
-            plan=_plan_from_json(t.plan),
-        )
+        plan = _plan_from_json(t.plan)
+        return TrainRequest(**_checked_task(t, body), accepted_round=t.accepted_round, plan=plan)
     if kind == "evaluate":
-        e = message.evaluate
-        return EvaluateRequest(
-            run=_name(e.run, "request.run"),
-            round=e.round,
-            client=_name(e.client, "request.client"),
-            spec=_hex(e.spec, "request.spec"),
-            state_sha256=_digest(e.state_sha256, "request.state_sha256"),
-            state=Payload(_name(e.state_codec, "request.state_codec"), body),
-        )
+        return EvaluateRequest(**_checked_task(message.evaluate, body))
     raise DecodeError("request", expected="profile, train or evaluate", got="none of them")
+
+
+def _task(request: TrainRequest | EvaluateRequest) -> dict[str, Any]:
+    """What training and evaluation have in common: to whom, of which run, from which state."""
+    return {
+        "run": request.run,
+        "round": request.round,
+        "client": request.client,
+        "spec": request.spec,
+        "state_codec": request.state.codec,
+        "state_sha256": bytes.fromhex(request.state_sha256),
+    }
+
+
+def _checked_task(message: pb.TrainRequest | pb.EvaluateRequest, body: bytes) -> dict[str, Any]:
+    """The inverse of :func:`_task`."""
+    return {
+        "run": _name(message.run, "request.run"),
+        "round": message.round,
+        "client": _name(message.client, "request.client"),
+        "spec": _hex(message.spec, "request.spec"),
+        "state_sha256": _digest(message.state_sha256, "request.state_sha256"),
+        "state": Payload(_name(message.state_codec, "request.state_codec"), body),
+    }
 
 
 # --- replies --------------------------------------------------------------------------------------
