@@ -11,8 +11,9 @@ with m random sign vectors V [d_in, m] that all clients share, E‖G·V‖²/m =
 is a sum of d_out × m numbers. It adds like an :class:`Aggregator`, in int64, in any order, and its
 size does not depend on the number of clients.
 
-A diagnosis, never a reason to refuse: values beyond its bound are clamped and counted. Left out:
-DoRA's magnitudes, which make the change of weight non-linear; the report is about s·B·A alone.
+A diagnosis, never a reason to refuse: values beyond its bound are clamped and counted, the bound shrinks
+where the weights leave it too few bits, and every number of the report is finite. Left out: DoRA's
+magnitudes, which make the change of weight non-linear; the report is about s·B·A alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.errors import EmptyRound
+from headwater.errors import ConfigError, EmptyRound
 from headwater.merging.fixed_point import from_fixed, to_fixed
 from headwater.merging.roster import Roster
 from headwater.protocol.keys import Key
@@ -43,8 +44,11 @@ class ModuleGap:
 
     @property
     def relative(self) -> float:
-        """The gap as a fraction of the product's norm; 0.0 where both are zero."""
-        return self.gap / self.product if self.product else (math.inf if self.gap else 0.0)
+        """The gap as a fraction of the product's norm; finite.
+
+        Where the product is zero: 0.0 without a gap, else 1.0, for all that was merged is gap.
+        """
+        return self.gap / self.product if self.product else float(self.gap > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,11 @@ class GapReport:
     Args:
         total: all modules together (root of the summed squares).
         modules: by the name of the module's ``lora_b``.
-        saturated: values that were clamped; above 0 the estimates are too low.
+        saturated: values of clients and of the merged state that were clamped; above 0 the estimates
+            are too low.
         probes: m; the squared norms have a relative standard deviation of at most √(2/m) each.
-        exact: no module's A travels, so the gap is 0 by algebra and nothing was measured.
+        exact: no module's A travels, or there is no LoRA at all, so the gap is 0 by algebra and nothing
+            was measured.
     """
 
     total: ModuleGap
@@ -72,6 +78,7 @@ class GapSums:
 
     roster: Roster
     bits: int
+    bound: float
     products: dict[str, Tensor] = field(default_factory=dict)
     saturated: int = 0
 
@@ -83,7 +90,8 @@ class GapSketch:
         base: the decoded state that the round's clients started from.
         key: randomness of the probes, such as ``root.child("gap", round)``.
         probes: m, the number of sign vectors per module.
-        bound: values of s·B·A·V beyond it are clamped.
+        bound: values of s·B·A·V beyond it are clamped; in :attr:`GapSums.bound` is what the weights of
+            a round leave of it.
     """
 
     def __init__(self, base: AdapterState, *, key: Key, probes: int = 8, bound: float = 1024.0) -> None:
@@ -93,7 +101,8 @@ class GapSketch:
         """Zeros, 8·m·d_out bytes a module."""
         self.base.require_spec(plan.spec, "gap sketch, base state")
         zeros = {b.name: torch.zeros(b.shape[0], self.probes, dtype=torch.int64) for b in self._modules}
-        return GapSums(Roster(plan), plan.scale_bits(self.bound), zeros)
+        bound, bits = self._scale(plan)
+        return GapSums(Roster(plan), bits, bound, zeros)
 
     def add(self, acc: GapSums, update: Update) -> GapSums:
         """Add w·s·B·(A·V) of the client's state, base + delta. Consumes ``acc``.
@@ -104,9 +113,8 @@ class GapSketch:
         """
         weight = acc.roster.weight_of(update)
         for b in self._modules:
-            values = self._project(b, self.base, update.delta)
-            inside = values.clamp(-self.bound, self.bound).nan_to_num_(nan=0.0)
-            acc.saturated += int((inside != values).sum())
+            inside, outside = _clamp(self._project(b, self.base, update.delta), acc.bound)
+            acc.saturated += outside
             acc.products[b.name].add_(to_fixed(inside, acc.bits), alpha=weight)
         acc.roster.enter(update.client)
         return acc
@@ -125,7 +133,9 @@ class GapSketch:
         return left
 
     def finalize(self, acc: GapSums, merged: AdapterState) -> GapReport:
-        """Compare with ``merged``, the state that the round's rule and optimiser arrived at.
+        """Compare with ``merged``, the base plus the delta of the round's rule.
+
+        Not the server's next state: its optimiser's rate and momentum would count as a gap.
 
         Raises:
             EmptyRound: no update was added.
@@ -135,17 +145,26 @@ class GapSketch:
             raise EmptyRound("gap sketch", expected="at least one accepted update", got="none")
         merged.require_spec(acc.roster.plan.spec, "gap sketch, merged state")
         modules: dict[str, ModuleGap] = {}
+        saturated = acc.saturated
         for b in self._modules:
             ideal = from_fixed(acc.products[b.name], acc.bits).div_(acc.roster.weight)
-            modules[b.name] = ModuleGap(
-                self._norm(ideal - self._project(b, merged)),
-                self._norm(ideal),
-            )
+            found, outside = _clamp(self._project(b, merged), acc.bound)
+            saturated += outside
+            modules[b.name] = ModuleGap(self._norm(ideal - found), self._norm(ideal))
         total = ModuleGap(
             math.hypot(*(m.gap for m in modules.values())),
             math.hypot(*(m.product for m in modules.values())),
         )
-        return GapReport(total, modules, acc.saturated, self.probes, exact=not modules)
+        return GapReport(total, modules, saturated, self.probes, exact=not modules)
+
+    def _scale(self, plan: MergePlan) -> tuple[float, int]:
+        """Bound and bits: a smaller bound rather than fewer bits, for what it clamps is counted."""
+        bound = self.bound
+        while True:
+            try:
+                return bound, plan.scale_bits(bound)
+            except ConfigError:
+                bound /= 2
 
     @cached_property
     def _modules(self) -> tuple[TensorSpec, ...]:
@@ -173,3 +192,9 @@ class GapSketch:
     def _norm(self, projected: Tensor) -> float:
         """√(‖projected‖²/m)."""
         return float(projected.square().sum().div_(self.probes).sqrt())
+
+
+def _clamp(values: Tensor, bound: float) -> tuple[Tensor, int]:
+    """``values`` within ±``bound``, NaN as 0, and how many were not."""
+    inside = values.clamp(-bound, bound).nan_to_num_(nan=0.0)
+    return inside, int((inside != values).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from headwater.merging import GapReport, GapSketch, MeanAggregator
+from headwater.merging.gap import ModuleGap
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import MergePlan, Update
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -140,6 +142,68 @@ def test_where_a_does_not_travel_the_gap_is_zero_by_algebra() -> None:
     assert report.exact
     assert report.total.gap == report.total.relative == 0.0
     assert report.modules == {}
+
+
+def test_without_any_lora_nothing_is_measured() -> None:
+    spec = StateSpec.of([TensorSpec("head", (3,), "head")])
+    sketch = GapSketch(AdapterState.zeros(spec), key=Key.root(1))
+    acc = sketch.add(
+        sketch.init(MergePlan(spec, {"a": 1}, 1.0)), Update("a", 1, state_of(spec, [1.0] * 3), 1)
+    )
+    assert sketch.finalize(acc, AdapterState.zeros(spec)) == GapReport(ModuleGap(0.0, 0.0), {}, 0, 8, True)
+
+
+def test_where_the_products_cancel_all_that_was_merged_is_error() -> None:
+    """One client has A alone, the other B alone: neither changes a weight, their mean does."""
+    base = AdapterState.zeros(SPEC)
+    only_a, only_b = np.zeros(SPEC.numel), np.zeros(SPEC.numel)
+    only_a[3:17], only_b[17:] = 1.0, 1.0
+    updates = [Update("a", 1, state_of(SPEC, only_a), 1), Update("b", 1, state_of(SPEC, only_b), 1)]
+    report = run(GapSketch(base, key=Key.root(1)), updates, state_of(SPEC, (only_a + only_b) / 2))
+    assert report.total.product == 0.0
+    assert report.total.gap > 0.0
+    assert report.total.relative == 1.0
+    assert ModuleGap(0.0, 0.0).relative == 0.0
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e30, float("inf"), float("nan")])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e38])
+def test_every_report_is_json(value: float, scale: float) -> None:
+    base, updates, merged = cohort()
+    updates = [Update(u.client, 1, u.delta * scale, 1) for u in updates]
+    base = base * scale
+    wild = merged.vector()
+    wild[5] = value
+    for after in (merged * scale, AdapterState.from_vector(SPEC, wild)):
+        report = run(GapSketch(base, key=Key.root(1)), updates, after)
+        parts = [report.total, *report.modules.values()]
+        json.dumps([(p.gap, p.product, p.relative, report.saturated) for p in parts], allow_nan=False)
+
+
+@pytest.mark.parametrize("value", [1e6, float("inf"), float("nan")])
+def test_a_merged_state_beyond_the_bound_saturates_too(value: float) -> None:
+    base, updates, merged = cohort()
+    wild = merged.vector()
+    wild[3] = value  # a value of A: all five rows of B carry it
+    report = run(GapSketch(base, key=Key.root(1), probes=4), updates, AdapterState.from_vector(SPEC, wild))
+    assert report.saturated == 5 * 4
+    assert 0.0 < report.total.gap < 5000.0
+
+
+@pytest.mark.parametrize("weight", [2**40, 2**45, 2**49 - 1])
+def test_weights_that_leave_it_few_bits_shrink_its_bound(weight: int) -> None:
+    """Where the rule itself has room, the sketch is no reason to refuse the round."""
+    base, updates, _ = cohort()
+    plan = MergePlan(SPEC, {"a": weight}, 16.0)
+    assert plan.scale_bits() >= 8
+    sketch = GapSketch(base, key=Key.root(1), probes=4)
+    acc = sketch.init(plan)
+    assert acc.bits >= 8
+    assert acc.bound == min(1024.0, 2.0 ** (61 - 8 - weight.bit_length()))  # no smaller than it must be
+    report = sketch.finalize(sketch.add(acc, updates[0]), base + updates[0].delta)
+    values = sketch._project(SPEC.by_name["q.lora_B"], base, updates[0].delta)
+    assert report.saturated == 2 * int((values.abs() > acc.bound).sum())  # the client's, and the merged
+    assert report.total.gap <= 2.0**-8 * math.sqrt(5)  # one client has no gap; what is left is rounding
 
 
 @pytest.mark.parametrize("value", [1e30, float("inf"), float("nan")])
