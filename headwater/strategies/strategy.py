@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from headwater.errors import StorageError
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, RoundPlan
-from headwater.state import AdapterState, StateSpec
+from headwater.state import AdapterState
 
 
 @dataclass(frozen=True)
@@ -29,34 +26,6 @@ class ServerState:
     round: int
     state: AdapterState
     momentum: AdapterState | None = None
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Flat tensors for a file: ``state/NAME``, and ``momentum/NAME`` if there is a momentum."""
-        tensors = {f"state/{name}": value for name, value in self.state.items()}
-        if self.momentum is not None:
-            tensors |= {f"momentum/{name}": value for name, value in self.momentum.items()}
-        return tensors
-
-    @staticmethod
-    def from_tensors(spec: StateSpec, round_: int, tensors: Mapping[str, Tensor]) -> ServerState:
-        """The inverse of :meth:`to_tensors`, for the spec and round that were stored beside them.
-
-        Raises:
-            SpecMismatch: a tensor is missing or has another shape or dtype.
-            StorageError: a tensor belongs to neither state nor momentum.
-        """
-        parts: dict[str, dict[str, Tensor]] = {"state": {}, "momentum": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition("/")
-            if part not in parts:
-                raise StorageError(
-                    f"server state, tensor {key}", expected="a name under state/ or momentum/", got=key
-                )
-            parts[part][name] = value
-        state = AdapterState(spec, parts["state"])
-        return ServerState(
-            round_, state, AdapterState(spec, parts["momentum"]) if parts["momentum"] else None
-        )
 
 
 class Strategy(ABC):

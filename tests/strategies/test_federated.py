@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headwater.config import Federation
-from headwater.errors import ConfigError, FederationStopped, SpecMismatch, StorageError
+from headwater.errors import ConfigError, FederationStopped, SpecMismatch
 from headwater.merging import FisherAggregator, MeanAggregator, Merged, TiesAggregator
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, FisherPlan
@@ -123,26 +123,6 @@ def test_another_spec_is_refused() -> None:
     strategy = FederatedStrategy(federation())
     with pytest.raises(SpecMismatch):
         strategy.update(after(strategy), Merged(other, ("a",), 1))
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_checkpoint_restores_the_same_bits(momentum: float) -> None:
-    settings = {"kind": "mean", "server_momentum": momentum}
-    server = after(FederatedStrategy(federation(strategy=settings)), vector(0.1, 0.3))
-    restored = ServerState.from_tensors(SPEC, server.round, server.to_tensors())
-    assert restored.round == 1
-    assert restored.state.sha256() == server.state.sha256()
-    assert (restored.momentum is None) == (momentum == 0.0)
-    if server.momentum is not None and restored.momentum is not None:
-        assert restored.momentum.sha256() == server.momentum.sha256()
-
-
-def test_a_damaged_checkpoint_is_refused() -> None:
-    tensors = ServerState(1, vector(0, 0), vector(1, 1)).to_tensors()
-    with pytest.raises(StorageError, match="junk/v"):
-        ServerState.from_tensors(SPEC, 1, {**tensors, "junk/v": torch.zeros(2)})
-    with pytest.raises(SpecMismatch):
-        ServerState.from_tensors(SPEC, 1, {"momentum/v": torch.zeros(2)})
 
 
 def test_every_rule_of_the_file_has_an_aggregator() -> None:
