@@ -35,6 +35,7 @@ def simulate(corpus: str, seed: int, workers: int, *overrides: str) -> dict[str,
         file = HERE.parent / "examples" / corpus / "federation.toml"
         command = [sys.executable, "-m", "headwater", "simulate", str(file), "--seed", str(seed)]
         command += ["--workers", str(workers), "--quiet", "--out", f"{scratch}/run"]
+        command += ["--set", "evaluation={every=100000}"]  # before the first round and after the last
         for override in overrides:
             command += ["--set", override]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
