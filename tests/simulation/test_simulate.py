@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from headwater.config import load_federation
-from headwater.errors import FederationStopped, StorageError
-from headwater.server.events import ClientDone, ClientFailed, RoundEnded
+from headwater.errors import FederationStopped, StorageError, TrainingError
+from headwater.server.events import ClientDone, ClientFailed, Notice, RoundEnded
 from headwater.server.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from headwater.training.backprop import BackpropTrainer
+from headwater.training.build import Workbench
 from tests.support.runs import OWNERS, resume, run, tiny_federation
 
 
@@ -311,3 +312,19 @@ def test_baselines_are_measured(tmp_path):
     assert summary["baselines"]["majority"] == 0.5
     assert set(summary["baselines"]["alone"]) == set(OWNERS)
     assert all(0 <= summary["baselines"][name] <= 1 for name in ("probe", "centralised"))
+
+
+def test_a_test_loss_that_is_not_finite_is_told_and_the_run_goes_on(file, tmp_path, monkeypatch):
+    original, calls = Workbench.evaluate, []
+
+    def diverged_in_round_2(self, state, examples):
+        calls.append(1)
+        if len(calls) == 3:  # rounds 0, 1, 2
+            raise TrainingError("evaluation", expected="a finite loss", got="nan")
+        return original(self, state, examples)
+
+    monkeypatch.setattr(Workbench, "evaluate", diverged_in_round_2)
+    summary, events = run(file, tmp_path / "run", "evaluation.clients=false")
+    assert summary["rounds"] == 3
+    assert ["test" in r for r in rounds(tmp_path / "run")] == [True, True, False, True]
+    assert any(isinstance(e, Notice) and "round 2" in e.text for e in events)
