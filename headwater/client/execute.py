@@ -70,7 +70,7 @@ def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRu
 
 
 def _failure(request: TrainRequest | EvaluateRequest, error: HeadwaterError) -> Answer:
-    failure = ClientFailure(request.client, request.round, str(error))
+    failure = ClientFailure(request.client, request.round, str(error), request.run)
     return Answer(request.client, encode_reply(failure))
 
 
@@ -146,7 +146,7 @@ def evaluate(tasks: Sequence[EvaluateRequest], runtime: ClientRuntime) -> Iterat
             count, metrics = 0, dict[str, float]()
             if examples:
                 count, metrics = runtime.bench.evaluate(runtime.state(request), examples)
-            reply = Evaluation(request.client, request.round, count, metrics)
+            reply = Evaluation(request.client, request.round, count, metrics, request.run)
             yield Answer(request.client, encode_reply(reply))
         except HeadwaterError as error:
             yield _failure(request, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from headwater import __version__
 from headwater.compression.table import codec_by_id
 from headwater.config import LoadedFederation
 from headwater.data.federated import FederatedData
@@ -50,6 +51,8 @@ class ClientRuntime:
             validation_examples=len(data.validation),
             model_sha256=self.bench.base_sha256,
             spec=self.bench.spec.fingerprint(),
+            run=self.run,
+            version=__version__,
         )
 
     def check(self, request: TrainRequest | EvaluateRequest) -> None:

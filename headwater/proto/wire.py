@@ -56,7 +56,14 @@ def encode_request(request: Request) -> tuple[bytes, bytes]:
     message = pb.Request()
     match request:
         case ProfileRequest():
-            message.profile.run = request.run
+            message.profile.CopyFrom(
+                pb.ProfileRequest(
+                    run=request.run,
+                    federation=request.federation,
+                    model_sha256=request.model_sha256,
+                    version=request.version,
+                )
+            )
             return message.SerializeToString(deterministic=True), b""
         case TrainRequest():
             plan = _plan_to_json(request.plan)
@@ -77,7 +84,13 @@ def decode_request(envelope: bytes, body: bytes) -> Request:
     _parse(message, envelope, MAX_ENVELOPE, "request")
     kind = message.WhichOneof("body")
     if kind == "profile":
-        return ProfileRequest(_name(message.profile.run, "request.run"))
+        p = message.profile
+        return ProfileRequest(
+            run=_name(p.run, "request.run"),
+            federation=p.federation,
+            model_sha256=_hex(p.model_sha256, "request.model_sha256") if p.model_sha256 else "",
+            version=_name(p.version, "request.version") if p.version else "",
+        )
     if kind == "train":
         t = message.train
         plan = _plan_from_json(t.plan)
@@ -126,6 +139,8 @@ def encode_reply(reply: Reply) -> bytes:
                     validation_examples=reply.validation_examples,
                     model_sha256=reply.model_sha256,
                     spec=reply.spec,
+                    run=reply.run,
+                    version=reply.version,
                 )
             )
         case EncodedUpdate():
@@ -153,11 +168,17 @@ def encode_reply(reply: Reply) -> bytes:
                     round=reply.round,
                     examples=reply.examples,
                     metrics=_metrics_to_pb(reply.metrics),
+                    run=reply.run,
                 )
             )
         case ClientFailure():
             message.failure.CopyFrom(
-                pb.Failure(client=reply.client, round=reply.round, reason=reply.reason[:MAX_REASON])
+                pb.Failure(
+                    client=reply.client,
+                    round=reply.round,
+                    reason=reply.reason[:MAX_REASON],
+                    run=reply.run,
+                )
             )
     return message.SerializeToString(deterministic=True)
 
@@ -183,6 +204,8 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
             validation_examples=_count(p.validation_examples, "profile.validation_examples"),
             model_sha256=_hex(p.model_sha256, "profile.model_sha256"),
             spec=_hex(p.spec, "profile.spec"),
+            run=_run(p.run, "profile.run"),
+            version=_name(p.version, "profile.version") if p.version else "",
         )
     if kind == "update":
         u = message.update
@@ -213,11 +236,35 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
             round=e.round,
             examples=_count(e.examples, "evaluation.examples"),
             metrics=_metrics_from_pb(e.metrics),
+            run=_run(e.run, "evaluation.run"),
         )
     if kind == "failure":
         f = message.failure
-        return ClientFailure(_name(f.client, "failure.client"), f.round, _printable(f.reason[:MAX_REASON]))
+        return ClientFailure(
+            _name(f.client, "failure.client"),
+            f.round,
+            _printable(f.reason[:MAX_REASON]),
+            _run(f.run, "failure.run"),
+        )
     raise DecodeError("reply", expected="profile, update, evaluation or failure", got="none of them")
+
+
+def encode_signed(reply: bytes, signature: bytes) -> bytes:
+    """A reply and the client's signature over it, as an agent sends them."""
+    return pb.SignedReply(reply=reply, signature=signature).SerializeToString(deterministic=True)
+
+
+def decode_signed(data: bytes, *, max_bytes: int) -> tuple[bytes, bytes]:
+    """The inverse of :func:`encode_signed`; ``max_bytes`` as in :func:`decode_reply`.
+
+    Raises:
+        DecodeError: too large, not a signed reply, or a signature of another length.
+    """
+    message = pb.SignedReply()
+    _parse(message, data, MAX_ENVELOPE + max_bytes + 128, "signed reply")
+    if len(message.signature) != 64:
+        raise DecodeError("signed reply", expected="a signature of 64 bytes", got=f"{len(message.signature)}")
+    return message.reply, message.signature
 
 
 # --- fields ---------------------------------------------------------------------------------------
@@ -240,6 +287,10 @@ def _name(text: str, who: str) -> str:
     if not 0 < len(text) <= MAX_NAME or not text.isprintable():
         raise DecodeError(who, expected=f"1 to {MAX_NAME} printable characters", got=f"{text[:80]!r}")
     return text
+
+
+def _run(text: str, who: str) -> str:
+    return _name(text, who) if text else ""
 
 
 def _hex(text: str, who: str) -> str:

@@ -104,9 +104,19 @@ class RoundPlan:
 
 @dataclass(frozen=True, slots=True)
 class ProfileRequest:
-    """Who are you, what do you have?"""
+    """Who are you, what do you have?
+
+    Args:
+        run: id of the run.
+        federation: the federation's settings as JSON, for a device that does not have the file.
+        model_sha256: of the base model; empty without ``federation``.
+        version: of the server's software; empty without ``federation``.
+    """
 
     run: str
+    federation: str = ""
+    model_sha256: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +128,8 @@ class ClientProfile:
     validation_examples: int
     model_sha256: str
     spec: str
+    run: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +207,7 @@ class Evaluation:
     round: int
     examples: int
     metrics: Mapping[str, float]
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +217,7 @@ class ClientFailure:
     client: str
     round: int
     reason: str
+    run: str = ""
 
 
 Request: TypeAlias = ProfileRequest | TrainRequest | EvaluateRequest

@@ -30,24 +30,34 @@ class Metric(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class ProfileRequest(_message.Message):
-    __slots__ = ("run",)
+    __slots__ = ("run", "federation", "model_sha256", "version")
     RUN_FIELD_NUMBER: _ClassVar[int]
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: _Optional[str] = ...) -> None: ...
+    federation: str
+    model_sha256: str
+    version: str
+    def __init__(self, run: _Optional[str] = ..., federation: _Optional[str] = ..., model_sha256: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ClientProfile(_message.Message):
-    __slots__ = ("client", "train_examples", "validation_examples", "model_sha256", "spec")
+    __slots__ = ("client", "train_examples", "validation_examples", "model_sha256", "spec", "run", "version")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     TRAIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     client: str
     train_examples: int
     validation_examples: int
     model_sha256: str
     spec: str
-    def __init__(self, client: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., model_sha256: _Optional[str] = ..., spec: _Optional[str] = ...) -> None: ...
+    run: str
+    version: str
+    def __init__(self, client: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., model_sha256: _Optional[str] = ..., spec: _Optional[str] = ..., run: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
     __slots__ = ("run", "round", "client", "spec", "state_codec", "state_sha256", "accepted_round", "plan")
@@ -110,26 +120,30 @@ class Update(_message.Message):
     def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., client: _Optional[str] = ..., spec: _Optional[str] = ..., base_sha256: _Optional[bytes] = ..., delta: _Optional[_Union[Payload, _Mapping]] = ..., statistics: _Optional[_Iterable[_Union[NamedPayload, _Mapping]]] = ..., examples: _Optional[int] = ..., steps: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
 
 class Evaluation(_message.Message):
-    __slots__ = ("client", "round", "examples", "metrics")
+    __slots__ = ("client", "round", "examples", "metrics", "run")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     client: str
     round: int
     examples: int
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
-    def __init__(self, client: _Optional[str] = ..., round: _Optional[int] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
+    run: str
+    def __init__(self, client: _Optional[str] = ..., round: _Optional[int] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., run: _Optional[str] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("client", "round", "reason")
+    __slots__ = ("client", "round", "reason", "run")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     client: str
     round: int
     reason: str
-    def __init__(self, client: _Optional[str] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    run: str
+    def __init__(self, client: _Optional[str] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("profile", "update", "evaluation", "failure")
@@ -152,3 +166,11 @@ class Request(_message.Message):
     train: TrainRequest
     evaluate: EvaluateRequest
     def __init__(self, profile: _Optional[_Union[ProfileRequest, _Mapping]] = ..., train: _Optional[_Union[TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ...) -> None: ...
+
+class SignedReply(_message.Message):
+    __slots__ = ("reply", "signature")
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    reply: bytes
+    signature: bytes
+    def __init__(self, reply: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...

@@ -1,7 +1,7 @@
-"""How Headwater rides on Flower: :func:`pack` and :func:`unpack`, and the one use of its internals.
+"""Our bytes as the content of a Flower message: :func:`pack` and :func:`unpack`.
 
 Flower carries bytes and looks after nodes; it does no arithmetic here. Everything that is not in
-Flower's documented interface is touched in this module only (``tests/test_flower.py`` names it).
+Flower's documented interface is touched in this package only (``tests/test_flower.py`` names it).
 """
 
 from __future__ import annotations

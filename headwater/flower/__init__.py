@@ -1,0 +1,9 @@
+"""How Headwater rides on Flower. Everything outside Flower's documented interface is touched here only.
+
+:mod:`.records`: our bytes as the content of a Flower message. :mod:`.link`: the server's end of
+Flower's Fleet API. :mod:`.fleet`: a device's end. ``tests/test_flower.py`` names what they rely on.
+"""
+
+from headwater.flower.records import assume_task_identity, count_bytes, pack, unpack
+
+__all__ = ["assume_task_identity", "count_bytes", "pack", "unpack"]
