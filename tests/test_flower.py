@@ -10,8 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 
 import headwater
 from headwater.errors import DecodeError
-from headwater.flower import assume_task_identity, count_bytes, pack, unpack
-from headwater.flower.records import RECORD
+from headwater.flower import RECORD, assume_task_identity, count_bytes, pack, unpack
 
 
 def test_pack_and_unpack():

@@ -4,6 +4,6 @@
 Flower's Fleet API. :mod:`.fleet`: a device's end. ``tests/test_flower.py`` names what they rely on.
 """
 
-from headwater.flower.records import assume_task_identity, count_bytes, pack, unpack
+from headwater.flower.records import RECORD, assume_task_identity, count_bytes, pack, unpack
 
-__all__ = ["assume_task_identity", "count_bytes", "pack", "unpack"]
+__all__ = ["RECORD", "assume_task_identity", "count_bytes", "pack", "unpack"]
