@@ -6,38 +6,25 @@ Verbs are listed with their help here so that ``headwater --help`` imports none 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from headwater import __version__
+from headwater.cli.verbs import Verb, add_verbs
 from headwater.errors import HeadwaterError
 
 VERBS = {
-    "simulate": "run a federation on this machine, from its file to its run folder",
-    "config": "check a federation file",
-    "predict": "answer for texts with a trained adapter",
-    "report": "write a run folder's report.html again",
-    "fetch": "download the models and corpora of the examples",
+    "simulate": Verb(
+        "run a federation on this machine, from its file to its run folder", "headwater.cli.simulate"
+    ),
+    "server": Verb("a federation's server: set it up, run it, watch and steer it", "headwater.cli.server"),
+    "client": Verb("a data owner's agent: enrol this device, run it", "headwater.cli.client"),
+    "config": Verb("check a federation file", "headwater.cli.config"),
+    "predict": Verb("answer for texts with a trained adapter", "headwater.cli.predict"),
+    "report": Verb("write a run folder's report.html again", "headwater.cli.report"),
+    "fetch": Verb("download the models and corpora of the examples", "headwater.cli.fetch"),
 }
-
-
-class _VerbParser(argparse.ArgumentParser):
-    """Takes options between positional arguments too: ``predict ADAPTER --json TEXT``."""
-
-    _inside = False
-
-    def parse_known_args(  # type: ignore[override]  # typeshed's overloads, of which argparse uses this one
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        if self._inside:
-            return super().parse_known_args(args, namespace)
-        self._inside = True  # parse_known_intermixed_args comes back here twice
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._inside = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,14 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Fine-tune one foundation model from many data owners without moving their data.",
     )
     parser.add_argument("--version", action="version", version=f"headwater {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_VerbParser)
-    chosen = next((a for a in arguments if not a.startswith("-")), None)
-    for verb, about in VERBS.items():
-        sub = verbs.add_parser(verb, help=about, description=about[0].upper() + about[1:] + ".")
-        if verb == chosen:
-            module = importlib.import_module(f"headwater.cli.{verb}")
-            module.configure(sub)
-            sub.set_defaults(run=module.run)
+    add_verbs(parser, VERBS)
     options = parser.parse_args(arguments)
     try:
         code = int(options.run(options))

@@ -1,0 +1,180 @@
+"""The server's settings, ``server.toml``: :class:`DaemonSettings`, :func:`load_daemon`. No torch.
+
+Every key but ``name`` and ``listen.names`` has a default; :func:`daemon_toml` writes a file that says
+what each is for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from headwater.config.federation import Settings
+from headwater.errors import ConfigError
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port`` as host and port.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]\s/]+)):([0-9]{1,5})", address)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError("HOST:PORT, for example 127.0.0.1:8443 or [::1]:8443")
+    return match[1] or match[2], int(match[3])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(text: str) -> str:
+    split_address(text)
+    return text
+
+
+def _loopback(text: str) -> str:
+    if not is_loopback(split_address(text)[0]):
+        raise ValueError("a loopback address such as 127.0.0.1:8445: reach it through ssh -L")
+    return text
+
+
+def _host_name(text: str) -> str:
+    """A DNS name or an IP address, as it may stand in a certificate."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        pass
+    label = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+    if len(text) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", text):
+        raise ValueError("a DNS name such as fl.example.org, or an IP address")
+    return text.lower()
+
+
+Address = Annotated[str, AfterValidator(_address)]
+HostName = Annotated[str, AfterValidator(_host_name)]
+
+
+class Listen(Settings):
+    """``[listen]``: where the daemon listens, and under which names agents reach it."""
+
+    fleet: Address = Field(default="0.0.0.0:8443", description="agents (TLS); the only port others need")
+    control: Address = Field(default="127.0.0.1:8444", description="the organiser's commands (mutual TLS)")
+    web: Annotated[str, AfterValidator(_loopback)] = Field(
+        default="127.0.0.1:8445", description="status page and Prometheus; loopback only, with a token"
+    )
+    names: tuple[HostName, ...] = Field(
+        min_length=1, max_length=64, description="DNS names and IP addresses in the server's certificate"
+    )
+
+    def certificate_names(self) -> tuple[str, ...]:
+        """``names``, and those under which this machine reaches itself."""
+        hosts = [*self.names, "localhost", "127.0.0.1"]
+        control = split_address(self.control)[0]
+        if control not in ("0.0.0.0", "::"):
+            hosts.append(_host_name(control))
+        return tuple(dict.fromkeys(hosts))
+
+
+class Limits(Settings):
+    """``[limits]``: what one client may ask of the server. Beyond them it is refused, and no other is."""
+
+    request_bytes: int = Field(
+        default=2 * 2**20, ge=64 * 1024, le=2**31, description="body of one request; agents send ≤ 1 MiB"
+    )
+    reply_bytes: int = Field(
+        default=2**30, ge=2**20, le=2**34, description="one client's replies that wait on the server"
+    )
+    bytes_per_hour: int = Field(default=2**34, ge=2**20, le=2**44, description="bodies of one client")
+    requests_in_flight: int = Field(default=4, ge=1, le=256, description="of one client")
+    connections: int = Field(default=4096, ge=16, le=2**20, description="of all together")
+    clock_s: int = Field(default=300, ge=10, le=3600, description="oldest and newest request that is taken")
+    headers_s: float = Field(default=10.0, gt=0, le=600, description="time for a request's head")
+    body_s: float = Field(default=60.0, gt=0, le=3600, description="longest pause inside a request's body")
+
+
+class Retention(Settings):
+    """``[retention]``: what is kept on disk, so that weeks do not fill it."""
+
+    adapters: int = Field(default=64, ge=1, le=100_000, description="a run's latest adapter versions")
+    log_bytes: int = Field(default=16 * 2**20, ge=2**16, le=2**34, description="size of one log file")
+    logs: int = Field(default=8, ge=1, le=1000, description="number of log files")
+
+
+class DaemonSettings(Settings):
+    """All of ``server.toml``."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    listen: Listen
+    limits: Limits = Limits()
+    retention: Retention = Retention()
+
+
+def load_daemon(path: Path) -> DaemonSettings:
+    """Read and check ``server.toml``.
+
+    Raises:
+        ConfigError: names the file, the key, what was expected and what was got.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = f"Is this the right folder? A new one is made by: headwater server init {path.parent}"
+        raise ConfigError(f"server file {path}", expected="a file", got="nothing there", hint=hint) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"server file {path}", expected="readable UTF-8 text", got=str(error)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"server file {path}", expected="valid TOML", got=str(error)) from None
+    return check_daemon(raw, str(path))
+
+
+def check_daemon(raw: dict[str, object], who: str) -> DaemonSettings:
+    """The settings in ``raw``, which came from ``who``.
+
+    Raises:
+        ConfigError: names the key, what was expected and what was got.
+    """
+    try:
+        return DaemonSettings.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        first = problems[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(file)"
+        message = first["msg"].removeprefix("Value error, ")
+        expected, got = message[0].lower() + message[1:], repr(first.get("input"))
+        if first["type"] == "extra_forbidden":
+            expected, got = "no such key", got if len(got) < 80 else "one"
+        elif first["type"] == "missing":
+            expected, got = "this key", "nothing"
+        more = f"({len(problems) - 1} more in this file.)" if len(problems) > 1 else ""
+        raise ConfigError(f"{who}: {key}", expected=expected, got=got, hint=more) from None
+
+
+def daemon_toml(settings: DaemonSettings) -> str:
+    """``settings`` as a commented ``server.toml``, every key in it."""
+    lines = [
+        "# Headwater's server. Changes take effect when the daemon starts again, but for listen.names:",
+        "# those stand in its certificate, so also run: headwater server renew DIR",
+        "",
+        f"name = {json.dumps(settings.name)}  # of the authority that signs the certificates",
+    ]
+    for table in ("listen", "limits", "retention"):
+        section: Settings = getattr(settings, table)
+        lines += ["", f"[{table}]"]
+        for key, field in type(section).model_fields.items():
+            value = json.dumps(section.model_dump(mode="json")[key])
+            lines.append(f"{key} = {value}  # {field.description}")
+    return "\n".join(lines) + "\n"
