@@ -1,12 +1,24 @@
-"""Files that are whole or absent: :func:`write_atomically`."""
+"""Files that survive a crash: :func:`write_atomically` (whole or absent), :func:`append_line` (line by line).
+
+*Durable* means: also after a power cut, which keeps of a file only what was fsynced, and of a folder only
+the names that were there at the folder's last fsync. A killed process loses nothing that was written.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
 
 from headwater.errors import StorageError
+
+_LONGEST = 180
+"""Bytes of a quoted name, of the 255 that file systems allow: suffixes and a temporary name's come on top."""
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -18,11 +30,12 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         durable: also survive a power cut (fsync of file and folder), not only a killed process.
 
     Raises:
-        StorageError: the disk is full or not writable; the old file is intact.
+        StorageError: the disk is full or not writable; ``path`` is whole: the old content, or the new
+            where only the folder's fsync failed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, durable=durable)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
@@ -30,17 +43,127 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
                 os.fsync(file.fileno())
         temporary.replace(path)
         if durable:
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):  # where even that fails, nothing was written
             temporary.unlink(missing_ok=True)
+        raise _cannot_write(path, len(data), error) from error
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add ``line`` and a line feed to ``path``, durably. A line is there once its line feed is.
+
+    What an earlier crash left of a line is removed first; what a full disk took of this one, after.
+
+    Args:
+        path: the file; made, with its folder, if absent.
+        line: without a line feed in it.
+
+    Raises:
+        StorageError: the disk is full or not writable; the lines before are intact.
+    """
+    try:
+        make_folder(path.parent)
+        with path.open("a+b", buffering=0) as file:  # no buffer: close() must not write what failed
+            size = _whole(file)
+            try:
+                rest = memoryview(line + b"\n")
+                while rest:
+                    rest = rest[file.write(rest) or 0 :]
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):  # else the next call, or a reader, leaves it out
+                    file.truncate(size)
+                raise
+        if size == 0:  # it may be new
+            sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, len(line) + 1, error) from error
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """The whole lines of ``path``, without line feeds; a torn last one is left out. None if absent.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    try:
+        return path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
         raise StorageError(
-            f"writing {path}",
-            expected=f"room for {len(data)} bytes",
-            got=error.strerror or str(error),
-            hint="What was there before is intact; free space or fix the rights, then resume.",
+            f"reading {path}", expected="a readable file", got=error.strerror or str(error)
         ) from error
+
+
+def make_folder(path: Path, *, durable: bool = True) -> None:
+    """Make ``path`` and the folders above it; if ``durable``, a power cut does not take them away.
+
+    Raises:
+        OSError: one of them cannot be made.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent, durable=durable)
+    path.mkdir(exist_ok=True)
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Let a power cut not undo what was made, renamed or removed in ``path``.
+
+    Raises:
+        OSError: the disk says no.
+    """
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what :func:`write_atomically` left in ``folder`` when it was killed.
+
+    Call it only where no other process writes. What cannot be removed does no harm and stays.
+    """
+    with contextlib.suppress(OSError):
+        for path in [p for p in folder.iterdir() if _TEMPORARY.fullmatch(p.name)]:
+            with contextlib.suppress(OSError):  # an export's folder, which it clears itself
+                path.unlink()
+
+
+def file_name(name: str) -> str:
+    """A file name of at most 180 bytes for any ``name``: no two names have the same one."""
+    quoted = quote(name, safe="")  # up to 12 bytes a character
+    if len(quoted) > _LONGEST:
+        # "+" keeps it apart from every quoted name
+        return f"{quoted[:90]}+{hashlib.sha256(name.encode()).hexdigest()}"
+    return quoted
+
+
+def _whole(file: BinaryIO) -> int:
+    """Remove a torn last line; bytes that are left."""
+    size = end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65536)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
+    return end
+
+
+def _cannot_write(path: Path, size: int, error: OSError) -> StorageError:
+    return StorageError(
+        f"writing {path}",
+        expected=f"room for {size} bytes",
+        got=error.strerror or str(error),
+        hint="What was there before is intact; free space or fix the rights, then resume.",
+    )

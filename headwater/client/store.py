@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
-from urllib.parse import quote
 
 from headwater.compression.feedback import FeedbackState, from_bytes, to_bytes
 from headwater.errors import StorageError
-from headwater.files import write_atomically
+from headwater.files import clear_temporaries, file_name, write_atomically
 from headwater.state import StateSpec
-
-_LONGEST = 180
-"""Bytes of a quoted name, of the 255 that file systems allow: suffixes and a temporary name's come on top."""
 
 
 class ClientStore(ABC):
@@ -55,18 +50,17 @@ class DirectoryStore(ClientStore):
 
     Args:
         folder: made when first written to.
-        durable: survive a power cut, as a device must; a simulation need only survive a kill.
+        durable: survive a power cut, as a device must; a simulation need only survive a kill. A durable
+            store is one process's own, and removes the temporary files that this process's death left.
     """
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self._folder, self._durable = folder, durable
+        if durable:
+            clear_temporaries(folder)
 
     def _path(self, client: str) -> Path:
-        name = quote(client, safe="")  # up to 12 bytes a character
-        if len(name) > _LONGEST:
-            # "+" keeps it apart from every quoted name
-            name = f"{name[:90]}+{hashlib.sha256(client.encode()).hexdigest()}"
-        return self._folder / f"{name}.feedback"
+        return self._folder / f"{file_name(client)}.feedback"
 
     def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
         path = self._path(client)

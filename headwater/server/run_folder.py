@@ -23,7 +23,7 @@ from typing import Any
 
 from headwater.config import LoadedFederation, load_federation
 from headwater.errors import ConfigError, StorageError
-from headwater.files import write_atomically
+from headwater.files import append_line, clear_temporaries, make_folder, read_lines, write_atomically
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class RunFolder:
         """
         lock = self.path / "state" / "lock"
         try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(lock.parent)
             file = lock.open("w")
         except OSError as error:
             raise StorageError(
@@ -135,6 +135,8 @@ class RunFolder:
                     got="a process that is running it",
                     hint="Wait for that run to end, or stop it.",
                 ) from None
+            for folder in (self.path, self.path / "state", self.clients):
+                clear_temporaries(folder)  # of a process that was killed: nobody else writes here now
             yield
 
     def keep_inputs(self, **sha256: str) -> None:
@@ -161,24 +163,17 @@ class RunFolder:
         write_atomically(self.path / name, json.dumps(finite(content), indent=2).encode() + b"\n")
 
     def append_round(self, record: Mapping[str, Any]) -> None:
-        """Add a line to ``rounds.jsonl``."""
-        try:
-            with self.rounds.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(finite(record), separators=(",", ":")) + "\n")
-        except OSError as error:
-            raise StorageError(
-                f"writing {self.rounds}",
-                expected="room on the disk",
-                got=error.strerror or str(error),
-                hint="The last checkpoint is intact; free space, then --resume.",
-            ) from error
+        """Add a line to ``rounds.jsonl``; on disk before this returns, as the checkpoint is after it.
+
+        Raises:
+            StorageError: the disk is full or not writable; the lines before are intact.
+        """
+        append_line(self.rounds, json.dumps(finite(record), separators=(",", ":")).encode())
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """All whole lines of ``rounds.jsonl``; a torn last line is left out."""
-        if not self.rounds.exists():
-            return []
         records = []
-        for line in self.rounds.read_text(encoding="utf-8").splitlines():
+        for line in read_lines(self.rounds):
             try:
                 records.append(json.loads(line))
             except ValueError:
