@@ -1,1 +1,1 @@
-"""Privacy: bounds on what an update may hold. Entry point: :func:`headwater.privacy.clip.clip_l2`."""
+"""Privacy: what an update may hold (:func:`headwater.privacy.clip.clip_l2`), who says so (:mod:`.signing`)."""
