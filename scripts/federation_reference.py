@@ -59,7 +59,9 @@ Refused when the file is read:
 - `ties` or `fisher` in space `factors` without `allow_factors = true`
 - `mean` in space `ffa` with an adapter other than LoRA
 - `privacy.clip_l2` with `codec.up.alpha`, which may lift an update above the bound
-- `cohort.clients_per_round` below `cohort.min_clients`
+- `cohort.clients_per_round` or `cohort.target_clients` below `cohort.min_clients`;
+  `cohort.target_clients` above `cohort.clients_per_round`
+- schedule `buffered` with `cohort.target_clients`, or with `cohort.min_clients` above `schedule.buffer`
 - a metric that the model does not have; baselines or `evaluation.patience` with nothing to measure them on
 """
 
@@ -98,6 +100,10 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         (f.MeanStrategy, f.TiesStrategy, f.FisherStrategy),
     ),
     "cohort": ("Who takes part in a round, and when it ends. May be left out.", (f.CohortSettings,)),
+    "schedule": (
+        "Whether clients work in rounds. May be left out: `synchronous`.",
+        (f.SynchronousSchedule, f.BufferedSchedule),
+    ),
     "privacy": ("Bounds on what an update may hold. May be left out.", (f.PrivacySettings,)),
     "evaluation": (
         "What is measured, where, and what it decides. May be left out.",
@@ -194,8 +200,10 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     f.FisherStrategy: {"allow_factors": "permit space `factors`, where it merges noise of the basis"},
     f.CohortSettings: {
-        "clients_per_round": "how many are asked, drawn anew each round; all if absent",
-        "min_clients": "a round with fewer accepted updates stops the run; its state is kept",
+        "clients_per_round": "how many are asked, drawn anew each round; all if absent. "
+        "Schedule `buffered`: at most so many work at once",
+        "min_clients": "a round with fewer accepted updates does not close: on a server it waits, "
+        "a simulation stops; the state is kept",
         "deadline_s": "seconds after which a round closes with who answered; never if absent",
     },
     f.EvaluationSettings: {

@@ -315,8 +315,43 @@ class CohortSettings(Settings):
     """``[cohort]``: who takes part in a round, and when a round ends."""
 
     clients_per_round: int | None = Field(default=None, ge=1, description="all if absent")
+    target_clients: int | None = Field(
+        default=None,
+        ge=1,
+        description="a round closes as soon as so many updates are in: over-selection, with more "
+        "`clients_per_round`",
+    )
     min_clients: int = Field(default=1, ge=1, description="fewer accepted updates end the run")
     deadline_s: float | None = Field(default=None, gt=0)
+    retry_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="on a server: how long after a failure a client is asked again while the round waits; "
+        "doubled each time, up to 16-fold",
+    )
+
+
+class SynchronousSchedule(Settings):
+    """Rounds: all start from the same version, and the next begins when this one has closed."""
+
+    kind: Literal["synchronous"] = "synchronous"
+
+
+class BufferedSchedule(Settings):
+    """FedBuff (arXiv 2106.06639): whoever is free works; so many updates make a new version."""
+
+    kind: Literal["buffered"]
+    buffer: int = Field(ge=1, description="updates that make a new version")
+    staleness_exponent: float = Field(
+        default=0.5,
+        ge=0,
+        le=8,
+        description="a in an update's weight · (1+s)⁻ᵃ, where s new versions were made since it started",
+    )
+    max_staleness: int = Field(default=20, ge=0, description="older updates are dropped")
+
+
+Schedule = Annotated[SynchronousSchedule | BufferedSchedule, Field(discriminator="kind")]
 
 
 class PrivacySettings(Settings):
@@ -356,6 +391,7 @@ class Federation(Settings):
     codec: CodecSettings = CodecSettings()
     strategy: Strategy = MeanStrategy(kind="mean")
     cohort: CohortSettings = CohortSettings()
+    schedule: Schedule = SynchronousSchedule()
     privacy: PrivacySettings = PrivacySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     baselines: BaselineSettings = BaselineSettings()
@@ -380,9 +416,7 @@ class Federation(Settings):
                 "goes with 'encoder' or 'sequence-classification', text and instructions with 'causal-lm'"
             )
         self._check_measurable()
-        per_round, least = self.cohort.clients_per_round, self.cohort.min_clients
-        if per_round is not None and per_round < least:
-            raise ValueError(f"cohort.clients_per_round {per_round} is below cohort.min_clients {least}")
+        self._check_cohort()
         if self.privacy.clip_l2 is not None and self.codec.up.kind == "compeft" and self.codec.up.alpha:
             raise ValueError("codec.up.alpha may lift an update above privacy.clip_l2: leave one of them out")
         strategy = self.strategy
@@ -399,6 +433,26 @@ class Federation(Settings):
         ):
             raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{self.adapter.kind}'")
         return self
+
+    def _check_cohort(self) -> None:
+        """A round, or a version, can end as the file asks."""
+        cohort, schedule = self.cohort, self.schedule
+        per_round, target, least = cohort.clients_per_round, cohort.target_clients, cohort.min_clients
+        if target is not None and schedule.kind == "buffered":
+            raise ValueError("cohort.target_clients goes with rounds: set schedule.buffer instead")
+        if schedule.kind == "buffered":
+            if least > schedule.buffer:
+                raise ValueError(
+                    f"cohort.min_clients {least} is above schedule.buffer {schedule.buffer}, "
+                    "with which a version closes"
+                )
+            return  # clients_per_round is how many work at once, and may be fewer than either
+        if per_round is not None and per_round < least:
+            raise ValueError(f"cohort.clients_per_round {per_round} is below cohort.min_clients {least}")
+        if target is not None and target < least:
+            raise ValueError(f"cohort.target_clients {target} is below cohort.min_clients {least}")
+        if target is not None and per_round is not None and target > per_round:
+            raise ValueError(f"cohort.target_clients {target} is above cohort.clients_per_round {per_round}")
 
     def _check_measurable(self) -> None:
         """What is to be measured can be: found out here, not after the last round."""
