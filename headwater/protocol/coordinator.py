@@ -41,8 +41,9 @@ class Begin:
     """Open ``round`` with these clients at time ``now_s``.
 
     ``accepted``: whose updates an earlier process had accepted into this round. They are not asked;
-    they count even if they are not among ``clients`` any more. ``started``: the version that such an
-    update started from, where it is not this one (buffered only).
+    they count even if they are not among ``clients`` any more. Buffered only: ``started``, the version
+    that such an update started from, where it is not this one; ``absent``, who may be asked after
+    ``Joined``.
     """
 
     round: int
@@ -50,6 +51,7 @@ class Begin:
     now_s: float
     accepted: tuple[str, ...] = ()
     started: tuple[tuple[str, int], ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
