@@ -49,6 +49,9 @@ def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapp
     config.base_model_name_or_path = model.base.settings.path
     config.revision = model.base.settings.revision
     config.inference_mode = True
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # PEFT would write it in the order of this process's hashes
+            setattr(config, name, sorted(value))
     notes = _notes(model, state, card)
 
     def write(folder: Path) -> None:
