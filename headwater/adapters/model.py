@@ -141,6 +141,16 @@ class AdaptedModel:
             loaded = None if spec.name.removeprefix(below) in self.base.fresh else parameter
         return initial_value(spec, key=key, embeddings=embeddings, base_weight=weight, loaded=loaded)
 
+    def release(self) -> Base | None:
+        """The base model without the adapter, bit for bit as it was loaded; this object is then used up.
+
+        None for adapters of virtual tokens: PEFT cannot take a head that it saves off again there.
+        """
+        if self.network.peft.active_peft_config.is_prompt_learning:
+            return None
+        self.network.peft.unload()
+        return self.base
+
     @property
     def base_sha256(self) -> str:
         """SHA-256 (hex) of the base model's files."""

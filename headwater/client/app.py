@@ -1,4 +1,4 @@
-"""One request in, one reply out: :func:`answer` for every transport, :func:`client_app` for Flower."""
+"""Headwater's client path as Flower's ClientApp: :func:`client_app`."""
 
 from __future__ import annotations
 
@@ -7,36 +7,10 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from headwater.client.execute import evaluate, execute
+from headwater.client.answer import answer
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore
 from headwater.flower import pack, unpack
-from headwater.proto.wire import decode_request, encode_reply
-from headwater.protocol.messages import ProfileRequest, TrainRequest
-
-
-def answer(envelope: bytes, state: bytes, client: str, store: ClientStore, runtime: ClientRuntime) -> bytes:
-    """The encoded reply to one encoded request: a cohort of one.
-
-    Args:
-        envelope: the request.
-        state: the state's body beside it.
-        client: whose node it came to; a request that names its client may come to any.
-        store: the client's error feedback.
-        runtime: model and data.
-
-    Raises:
-        DecodeError: the bytes are not a request.
-        DataError: the client's data cannot be used.
-    """
-    request = decode_request(envelope, state)
-    if isinstance(request, ProfileRequest):
-        return encode_reply(runtime.profile(client))
-    if isinstance(request, TrainRequest):
-        (result,) = execute([request], store, runtime)
-    else:
-        (result,) = evaluate([request], runtime)
-    return result.data
 
 
 def client_app(open_node: Callable[[Context], tuple[str, ClientStore, ClientRuntime]]) -> ClientApp:

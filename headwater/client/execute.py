@@ -128,7 +128,7 @@ def _update(
             statistics=statistics,
             examples=result.examples,
             steps=result.steps,
-            metrics={**result.metrics, "seconds": seconds},
+            metrics={**result.metrics, **runtime.metrics, "seconds": seconds},
         )
     )
     if feedback is not None:

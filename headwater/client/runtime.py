@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from headwater import __version__
 from headwater.compression.table import codec_by_id
@@ -24,12 +25,21 @@ def run_id(loaded: LoadedFederation) -> str:
 
 @dataclass
 class ClientRuntime:
-    """One per process, for any number of clients."""
+    """One per process, for any number of clients.
+
+    Args:
+        run: id of the run.
+        bench: model and trainers.
+        data: of the clients.
+        root: the federation's root key.
+        metrics: what every update of this process says besides; nothing in a simulation.
+    """
 
     run: str
     bench: Workbench
     data: FederatedData
     root: Key
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._last: tuple[str, bytes, AdapterState] | None = None

@@ -12,11 +12,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from headwater.config.federation import Codec, Training
 from headwater.errors import ConfigError
-from headwater.state import AdapterState, StateSpec
+
+if TYPE_CHECKING:  # a device's agent reads messages without torch
+    from headwater.state import AdapterState, StateSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from flwr.app import Error
 
-from headwater.client.app import answer
+from headwater.client.answer import answer
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation

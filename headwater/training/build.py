@@ -44,8 +44,12 @@ class Workbench:
     base_sha256: str
 
     @staticmethod
-    def open(loaded: LoadedFederation) -> Workbench:
+    def open(loaded: LoadedFederation, base: Base | None = None) -> Workbench:
         """Load the base model and attach the adapter. Sets this process's CPU threads to the file's.
+
+        Args:
+            loaded: the federation.
+            base: its base model, where this process has it: from :meth:`AdaptedModel.release`.
 
         Raises:
             ModelError: the base or the adapter is wrong.
@@ -58,7 +62,7 @@ class Workbench:
             spec = StateSpec((TensorSpec("vector", (settings.model.size,), "vector"),))
             return Workbench(loaded, None, spec, hashlib.sha256(b"vector").hexdigest())
         labels = settings.data.labels if isinstance(settings.data, ClassificationData) else None
-        base = load_base(settings.model, loaded.folder, labels=labels)
+        base = base or load_base(settings.model, loaded.folder, labels=labels)
         _require_positions(base, settings)
         model = AdaptedModel.build(loaded, base, key=Key.root(settings.federation.seed).child("adapter"))
         return Workbench(loaded, model, model.spec, model.base_sha256)

@@ -1,0 +1,156 @@
+"""``headwater client``: what the owner of a device does. init, enroll, run, status. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from datetime import datetime
+from pathlib import Path
+
+from headwater.config.agent import NAME, TEMPLATE, AgentSettings, load_agent
+from headwater.errors import ConfigError, StorageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "action",
+        choices=["init", "enroll", "run", "status"],
+        help="init writes a commented agent file; enroll makes this device's keys and prints the line for "
+        "the organiser; run is the agent; status tells what it does",
+    )
+    parser.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG", help="the agent file, such as agent.toml"
+    )
+    parser.add_argument("--name", help="init, enroll: the name of this device")
+    parser.add_argument("--server", metavar="HOST:PORT", help="init: the organiser's server")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="enroll without CONFIG: the state folder")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what is asked."""
+    action = {"init": _init, "enroll": _enroll, "run": _run, "status": _status}[options.action]
+    return action(options)
+
+
+def _config(options: argparse.Namespace) -> AgentSettings:
+    if options.config is None:
+        raise ConfigError(
+            f"headwater client {options.action}", expected="CONFIG, the agent file", got="nothing"
+        )
+    return load_agent(options.config)
+
+
+def _init(options: argparse.Namespace) -> int:
+    """Write a commented agent file; print what to do next."""
+    path = options.config or Path("agent.toml")
+    name = options.name or "device-1"
+    server = options.server or "federation.example.org:8443"
+    if not NAME.fullmatch(name):
+        raise ConfigError("--name", expected="letters, digits, '.', '_' and '-'", got=repr(name))
+    text = TEMPLATE.format(name=name, server=server)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(
+            str(path), expected="no such file yet", got="one", hint="It is not written over."
+        ) from None
+    except OSError as error:
+        raise StorageError(f"writing {path}", got=error.strerror or str(error)) from None
+    try:
+        load_agent(path)
+    except ConfigError:
+        path.unlink()
+        raise
+    print(f"{path}: written. Fill it in, put the organiser's ca.pem beside it, then:")
+    print(f"  headwater client enroll {path}")
+    print(f"  headwater client run {path}")
+    return 0
+
+
+def _enroll(options: argparse.Namespace) -> int:
+    """Make keys if there are none; print the request line and the fingerprint."""
+    from headwater.privacy.enrolment import make_request
+    from headwater.privacy.signing import Identity
+
+    if options.config is not None:
+        if options.name or options.state:
+            raise ConfigError("headwater client enroll", expected="CONFIG, or --name and --state", got="both")
+        settings = load_agent(options.config)
+        name, state = settings.file.name, settings.state
+    elif options.name:
+        name, state = options.name, options.state or Path("state")
+    else:
+        raise ConfigError("headwater client enroll", expected="CONFIG, or --name NAME", got="neither")
+    keys = state / "keys"
+    if (keys / "identity.json").exists():
+        identity = Identity.load(keys)
+        if identity.name != name:
+            raise ConfigError(
+                f"keys in {keys}",
+                expected=f"those of {name!r}",
+                got=f"those of {identity.name!r}",
+                hint="A device has one name: use it, or another state folder.",
+            )
+    else:
+        identity = Identity.create(name)
+        identity.save(keys)
+    print(make_request(identity))
+    print("\nGive this line to the organiser. It holds no secret.")
+    print(f"Compare the fingerprint over another channel: {identity.public.fingerprint()}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    """The agent, until SIGTERM or Ctrl-C."""
+    from headwater.client.agent import run_agent
+
+    return run_agent(_config(options))
+
+
+def _status(options: argparse.Namespace) -> int:
+    """What the agent's files say."""
+    from headwater.client.agent import is_running
+    from headwater.client.joined import JoinedRuns
+    from headwater.client.usage import Usage
+
+    settings = _config(options)
+    state, policy = settings.state, settings.file.policy
+    try:
+        content = json.loads((state / "status.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        print(f"{settings.file.name}: the agent has not run yet in {state}")
+        return 0
+    except (OSError, ValueError) as error:
+        raise StorageError(f"status file {state / 'status.json'}", got=str(error)) from None
+    running = is_running(state)
+    contact = content.get("contact")
+    print(f"{settings.file.name} -> {content['server']}")
+    pid = content["pid"]
+    print(f"  agent         {f'running, process {pid}' if running else 'not running'}")
+    print(f"  connection    {content['state'] if running else 'none'}")
+    print(f"  last contact  {'never' if contact is None else _ago(contact)}")
+    print(f"  doing         {content['doing'] if running else 'nothing'}")
+    today = Usage(state / "usage.json").today(datetime.now())
+    megabytes, seconds = _of(policy.max_mb_per_day), _of(policy.max_work_s_per_day)
+    print(f"  today         {today.bytes / 1e6:.1f} MB{megabytes}, {today.work_s:.0f} s of work{seconds}")
+    joined = JoinedRuns(state / "runs")
+    for run_id in joined.runs():
+        found = joined.get(run_id)
+        if found is not None:
+            examples = "not profiled yet" if found.examples is None else f"{found.examples} examples"
+            print(f"  run           {run_id}: {found.settings.federation.name}, {examples}")
+    return 0
+
+
+def _ago(moment: float) -> str:
+    seconds = max(0, int(time.time() - moment))
+    when = datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{when} ({seconds} s ago)"
+
+
+def _of(cap: float | None) -> str:
+    return "" if cap is None else f" of {cap:g}"

@@ -1,0 +1,163 @@
+"""Joined: the runs a device has been told of, on disk, so that a restarted agent knows them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from headwater.config.federation import Federation, VectorModel
+from headwater.config.load import LoadedFederation
+from headwater.errors import DecodeError, StorageError
+from headwater.files import write_atomically
+from headwater.protocol.messages import ProfileRequest
+
+KEPT_RUNS = 3
+"""Runs whose folders stay: the one that was last worked for, and the two before it."""
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FILE = "federation.json"
+
+
+@dataclass(frozen=True)
+class JoinedRun:
+    """One run as its server described it.
+
+    Args:
+        run: its id.
+        federation: the server's settings, as JSON.
+        model_sha256: of the base model.
+        folder: what the device keeps for this run: this file and the residuals.
+        examples: the owner's training examples in it; None before the first profile.
+    """
+
+    run: str
+    federation: str
+    model_sha256: str
+    folder: Path
+    examples: int | None = None
+
+    @property
+    def settings(self) -> Federation:
+        """The server's settings.
+
+        Raises:
+            DecodeError: they are not a federation that this version knows.
+        """
+        try:
+            return Federation.model_validate_json(self.federation)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise DecodeError(
+                f"run {self.run}: federation settings",
+                expected="those of this version of headwater",
+                got=f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300],
+                hint="Server and device must run the same minor version.",
+            ) from None
+
+    def loaded(self, model: Path | None) -> LoadedFederation:
+        """The federation as this device runs it: its own base model in ``model``, no path of the server's."""
+        settings = self.settings
+        if not isinstance(settings.model, VectorModel):
+            local = {"path": str(model), "revision": None, "sha256": self.model_sha256}
+            settings = settings.model_copy(update={"model": settings.model.model_copy(update=local)})
+        return LoadedFederation(settings, self.folder)
+
+    def sha256(self) -> str:
+        """SHA-256 (hex) of what the server said."""
+        return hashlib.sha256(f"{self.run}\n{self.model_sha256}\n{self.federation}".encode()).hexdigest()
+
+
+class JoinedRuns:
+    """Folders of runs below ``folder``; only the last :data:`KEPT_RUNS` stay."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def join(self, request: ProfileRequest) -> JoinedRun:
+        """Remember the run of this request, and forget the oldest runs.
+
+        Raises:
+            DecodeError: no federation in it, one that is not understood, or a run id that names no folder.
+            StorageError: it could not be written.
+        """
+        if not request.federation or not request.model_sha256:
+            raise DecodeError(
+                f"run {request.run}", expected="the federation's settings", got="a request without them"
+            )
+        folder = self._path(request.run)
+        old = self.get(request.run)
+        joined = JoinedRun(request.run, request.federation, request.model_sha256, folder)
+        _ = joined.settings  # refused here if it is not understood
+        if old is not None and old.sha256() == joined.sha256():
+            joined = old
+        else:
+            self._write(joined)
+        self.use(joined)
+        return joined
+
+    def get(self, run: str) -> JoinedRun | None:
+        """The run, if this device was told of it.
+
+        Raises:
+            DecodeError: a run id that names no folder.
+            StorageError: its file is damaged.
+        """
+        path = self._path(run) / _FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return JoinedRun(
+                run, content["federation"], content["model_sha256"], path.parent, content["examples"]
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"joined run {path}",
+                expected="what the server said of the run",
+                got=str(error)[:100],
+                hint="Delete the file: the server tells it again.",
+            ) from None
+
+    def learn(self, joined: JoinedRun, examples: int) -> JoinedRun:
+        """Remember how many training examples the owner has in this run."""
+        if joined.examples != examples:
+            joined = replace(joined, examples=examples)
+            self._write(joined)
+        return joined
+
+    def use(self, joined: JoinedRun) -> None:
+        """This run is worked for now: it is the last to be forgotten."""
+        now = time.time_ns()
+        with contextlib.suppress(OSError):  # the order of forgetting is no reason to refuse work
+            os.utime(joined.folder / _FILE, ns=(now, now))
+        for run in self.runs()[KEPT_RUNS:]:
+            shutil.rmtree(self._folder / run, ignore_errors=True)
+
+    def runs(self) -> list[str]:
+        """Ids of the runs, the last used first."""
+        times: list[tuple[int, str]] = []
+        for path in self._folder.glob(f"*/{_FILE}"):
+            with contextlib.suppress(OSError):
+                times.append((path.stat().st_mtime_ns, path.parent.name))
+        return [run for _, run in sorted(times, reverse=True)]
+
+    def _path(self, run: str) -> Path:
+        if not _RUN.fullmatch(run):
+            raise DecodeError("run id", expected="letters, digits, '.', '_' and '-'", got=repr(run[:80]))
+        return self._folder / run
+
+    def _write(self, joined: JoinedRun) -> None:
+        content = {
+            "federation": joined.federation,
+            "model_sha256": joined.model_sha256,
+            "examples": joined.examples,
+        }
+        write_atomically(joined.folder / _FILE, json.dumps(content).encode())

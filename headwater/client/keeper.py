@@ -1,0 +1,135 @@
+"""Keeper: keeps a device's connection up for ever: activates, sends heartbeats, backs off."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from headwater.errors import ConnectionLost, HeadwaterError, Refused
+
+HEARTBEAT_S = 10.0
+LONGEST_S = 60.0
+"""Of a pause between attempts, which are drawn from 0 to 1, 2, 4 … seconds (full jitter)."""
+ENDED_FOR_NOW = {
+    403: (60.0, "revoked or not yet accepted: give the organiser the line of `headwater client enroll`"),
+    409: (300.0, "another agent runs with this device's key: end one of them"),
+    426: (300.0, "another version of headwater is needed"),
+}
+"""Refusals that only a person can end: how long to wait, and what the owner should know."""
+
+
+def for_a_person(error: HeadwaterError) -> bool:
+    """Whether the server refuses this device as a whole, until a person does something."""
+    return isinstance(error, Refused) and status_of(error) in ENDED_FOR_NOW
+
+
+def status_of(error: HeadwaterError) -> int:
+    """The HTTP status with which a refusal's ``got`` begins; 0 without one."""
+    first = error.got.partition(" ")[0]
+    return int(first) if first.isascii() and first.isdigit() else 0
+
+
+class Beats(Protocol):
+    """The part of a connection that a keeper uses."""
+
+    def activate(self) -> None:
+        """Say that this device is there."""
+
+    def heartbeat(self) -> None:
+        """Say that it still is."""
+
+
+class Keeper:
+    """Runs in a thread of its own, so that a training of an hour misses no heartbeat.
+
+    Args:
+        connection: to the server.
+        say: takes a line for the owner's log.
+        stop: ends it.
+        guard: held while the connection is used for anything but heartbeats, which only one thread may do.
+        draw: uniform on (0, 1).
+        heartbeat_s: between heartbeats.
+
+    Attributes:
+        up: set while the server knows that this device is there.
+        state: one line for ``headwater client status``.
+    """
+
+    def __init__(
+        self,
+        connection: Beats,
+        say: Callable[[str], None],
+        stop: threading.Event,
+        guard: threading.Lock,
+        *,
+        draw: Callable[[], float] = random.random,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        self._connection, self._say, self._stop, self._guard = connection, say, stop, guard
+        self._draw, self._heartbeat_s = draw, heartbeat_s
+        self._wake, self._lock = threading.Event(), threading.Lock()
+        self._failures = 0
+        self._pause = 0.0
+        self.up = threading.Event()
+        self.state = "starting"
+
+    def run(self, contact: Callable[[], None] = lambda: None) -> None:
+        """Until stopped; ``contact`` is called after each answer of the server."""
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                if self.up.is_set():
+                    self._connection.heartbeat()
+                else:
+                    self._wait(self._pause)
+                    if self._stop.is_set():
+                        return
+                    with self._guard:
+                        self._connection.activate()
+                    self._came_up()
+                contact()
+            except HeadwaterError as error:
+                self._failed(error)
+                continue
+            self._wait(self._heartbeat_s)
+
+    def lost(self, error: HeadwaterError) -> None:
+        """Another thread found that the connection does not work; this one is to activate again."""
+        if self.up.is_set():
+            self._failed(error)
+            self._wake.set()
+
+    def _failed(self, error: HeadwaterError) -> None:
+        """Try again, later each time."""
+        with self._lock:
+            self.up.clear()
+            self._pause, why = self._judge(error)
+            self._failures += 1
+            line = f"{why}; trying again in {self._pause:.0f} s"
+            if why != self.state:  # the same reason once, not every minute for weeks
+                self._say(line)
+            self.state = why
+
+    def wake(self) -> None:
+        """End a pause: the agent is to stop."""
+        self._wake.set()
+
+    def _came_up(self) -> None:
+        with self._lock:
+            self._failures, self._pause, self.state = 0, 0.0, "connected"
+            self.up.set()
+        self._say("connected")
+
+    def _judge(self, error: HeadwaterError) -> tuple[float, str]:
+        if for_a_person(error):
+            seconds, meaning = ENDED_FOR_NOW[status_of(error)]
+            return seconds * (0.9 + 0.2 * self._draw()), f"{meaning} ({error})"
+        longest = min(LONGEST_S, 2.0 ** min(self._failures, 10))
+        kind = "no connection" if isinstance(error, ConnectionLost) else "the connection failed"
+        return longest * self._draw(), f"{kind}: {error}"
+
+    def _wait(self, seconds: float) -> None:
+        if not self._stop.is_set():
+            self._wake.wait(seconds)

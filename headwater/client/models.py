@@ -1,0 +1,85 @@
+"""LocalModels: the owner's base models by hash. A federation asks for a hash, never for a path."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from headwater.adapters.weights import hash_base
+from headwater.errors import ModelError, StorageError
+from headwater.files import write_atomically
+
+
+class LocalModels:
+    """Base models in some folders.
+
+    Args:
+        folders: each a base model's folder, or a folder of such folders.
+        allow: only these hashes; all if None.
+        cache: file that keeps hashes by path, size and time of the files, so that each is read once.
+    """
+
+    def __init__(self, folders: Sequence[Path], allow: Sequence[str] | None, cache: Path) -> None:
+        self._folders, self._allow, self._cache = folders, allow, cache
+        self.hashed = 0
+
+    def find(self, sha256: str) -> Path:
+        """The folder of the base model with this hash.
+
+        Raises:
+            ModelError: the owner does not allow it, or it is not here.
+        """
+        if self._allow is not None and sha256 not in self._allow:
+            raise ModelError(
+                f"policy models.allow: base model sha256 {sha256}",
+                expected=f"one of the {len(self._allow)} that the owner allows",
+                got="another",
+            )
+        known = self._known()
+        seen: dict[str, list[str]] = {}
+        found: Path | None = None
+        for folder in self._candidates():
+            stamp = _stamp(folder)
+            entry = known.get(str(folder))
+            if entry is None or entry[0] != stamp:
+                try:
+                    self.hashed += 1
+                    entry = [stamp, hash_base(folder)]
+                except (ModelError, OSError):
+                    continue  # another folder may hold it; this one is no base model
+            seen[str(folder)] = entry
+            if entry[1] == sha256 and found is None:
+                found = folder
+        if seen != known:
+            with contextlib.suppress(StorageError):  # a cache: without it, it is read again
+                write_atomically(self._cache, json.dumps(seen).encode())
+        if found is None:
+            raise ModelError(
+                f"base model sha256 {sha256}",
+                expected="in one of the device's models.folders",
+                got=f"{len(seen)} other base models there",
+                hint="Copy the model that the organiser names into one of them.",
+            )
+        return found
+
+    def _known(self) -> dict[str, list[str]]:
+        try:
+            content = json.loads(self._cache.read_text(encoding="utf-8"))
+            return {str(path): [str(stamp), str(sha256)] for path, (stamp, sha256) in content.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+    def _candidates(self) -> list[Path]:
+        found = []
+        for folder in self._folders:
+            inner = sorted(folder.iterdir()) if folder.is_dir() else []
+            found += [f for f in (folder, *inner) if (f / "config.json").is_file()]
+        return found
+
+
+def _stamp(folder: Path) -> str:
+    """Name, size and time of every file directly in ``folder``."""
+    files = sorted(f for f in folder.iterdir() if f.is_file())
+    return json.dumps([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files])

@@ -1,0 +1,85 @@
+"""What the owner can read: a log of one line per event, and a status file for ``headwater client status``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from headwater import __version__
+from headwater.errors import StorageError
+from headwater.files import write_atomically
+
+LOG_BYTES, LOG_FILES = 1_000_000, 3
+_LONGEST = 2000
+_CONTACT_S = 10.0
+
+
+class OwnerLog:
+    """Lines with the local time, to stderr and to a file that rotates: 1 MB, three of them."""
+
+    def __init__(self, path: Path) -> None:
+        self._logger = logging.Logger("headwater.agent")
+        handlers: list[logging.Handler] = [
+            logging.StreamHandler(sys.stderr),
+            RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8"),
+        ]
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            handler.handleError = _drop  # type: ignore[method-assign]  # a full disk must not end the agent
+            self._logger.addHandler(handler)
+
+    def say(self, text: str) -> None:
+        """Write one line; what a server sent can neither break nor colour it."""
+        self._logger.info("%s", "".join(c if c.isprintable() else "·" for c in text[:_LONGEST]))
+
+
+def _drop(record: logging.LogRecord) -> None:
+    """Nothing: the line is lost."""
+
+
+class StatusFile:
+    """What the agent is doing, in a small file that is replaced whole."""
+
+    def __init__(self, path: Path, server: str) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._content: dict[str, str | int | float | None] = {
+            "pid": os.getpid(),
+            "version": __version__,
+            "server": server,
+            "started": time.time(),
+            "contact": None,
+            "state": "starting",
+            "doing": "idle",
+        }
+        self._written = 0.0
+
+    def contact(self, state: str) -> None:
+        """The server answered."""
+        self._change(contact=time.time(), state=state)
+
+    def note(self, state: str) -> None:
+        """How the connection is."""
+        self._change(state=state)
+
+    def doing(self, what: str) -> None:
+        """What the worker is busy with."""
+        self._change(doing=what)
+
+    def _change(self, **changes: str | float) -> None:
+        with self._lock:
+            words = {k: v for k, v in changes.items() if k != "contact"}
+            fresh = any(self._content[k] != v for k, v in words.items())
+            self._content |= changes
+            late = time.monotonic() - self._written >= _CONTACT_S
+            if not fresh and not ("contact" in changes and late):
+                return
+            self._written = time.monotonic()
+            with contextlib.suppress(StorageError):  # nothing is lost but this view
+                write_atomically(self._path, json.dumps(self._content).encode(), durable=False)

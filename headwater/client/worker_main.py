@@ -1,0 +1,144 @@
+"""worker_main: the process that has model and data. ``python -P -m headwater.client.worker_main FD``.
+
+It imports the installed headwater and nothing else, gets bytes over a socket it inherits, and ends at
+once when the agent does: the kernel closes the agent's end, however the agent died. Torch is imported
+after the owner's limits are set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import resource
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headwater.client import frames
+from headwater.client.joined import JoinedRun
+from headwater.errors import DecodeError, HeadwaterError, StorageError
+
+if TYPE_CHECKING:
+    from headwater.client.device_runtime import DeviceRuntimes
+
+LOCK_S = 60.0
+"""How long to wait for a dying predecessor to let go of the store."""
+_WANT_OF_MEMORY = ("allocate", "bad_alloc", "out of memory", "not enough memory")
+
+
+def worker_main(arguments: list[str]) -> int:
+    """Answer the agent's requests until it is gone."""
+    connection = socket.socket(fileno=int(arguments[0]))
+    inbox: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    options = json.loads(inbox.get()[0])
+    _limit(options)
+    with _lock(Path(options["state"])):
+        from headwater.client.device_runtime import DeviceRuntimes
+
+        devices = DeviceRuntimes(options["name"], Path(options["data"]), options["threads"])
+        frames.send(connection, [b'{"ready": true}'])
+        while True:
+            head, envelope, state = inbox.get()
+            frames.send(connection, _serve(devices, options, json.loads(head), envelope, state))
+
+
+def _read(connection: socket.socket, inbox: queue.SimpleQueue[list[bytes]]) -> None:
+    """Pass frames on; end the process when the agent is gone, in the middle of a training too."""
+    with contextlib.suppress(BaseException):  # whatever it is, there is nobody left to work for
+        while True:
+            inbox.put(frames.receive(connection))
+    os._exit(0)
+
+
+def _limit(options: dict[str, Any]) -> None:
+    """The owner's limits on this process."""
+    with contextlib.suppress(OSError):
+        os.nice(options["nice"])
+    with contextlib.suppress(OSError):  # where memory ends, this process goes, and not the agent
+        Path("/proc/self/oom_score_adj").write_text("500")
+    if options["memory_mb"] is not None:
+        limit = options["memory_mb"] << 20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+@contextlib.contextmanager
+def _lock(state: Path) -> Iterator[None]:
+    """Hold the store: two workers must never write one client's residuals."""
+    path = state / "worker.lock"
+    with path.open("w") as file:
+        ends = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > ends:
+                    raise StorageError(
+                        f"worker lock {path}", expected="one worker", got=f"another one for {LOCK_S:.0f} s"
+                    ) from None
+                time.sleep(0.05)
+        yield
+
+
+def _serve(
+    devices: DeviceRuntimes, options: dict[str, Any], head: dict[str, Any], envelope: bytes, state: bytes
+) -> list[bytes]:
+    """The frame that answers one request."""
+    from headwater.client.answer import answer
+    from headwater.client.store import DirectoryStore
+
+    try:
+        joined = JoinedRun(head["run"], head["federation"], head["model_sha256"], Path(head["folder"]))
+        runtime = devices.open(joined, None if head["model"] is None else Path(head["model"]))
+        reply = answer(envelope, state, options["name"], DirectoryStore(joined.folder), runtime)
+    except HeadwaterError as error:
+        return [_head(devices, error=_explain(str(error), options))]
+    except MemoryError as error:
+        return [_head(devices, error=_explain(f"out of memory: {error}", options))]
+    except Exception as error:  # libraries raise what they like; the agent must get an answer
+        traceback.print_exc()
+        return [_head(devices, error=_explain(f"{type(error).__name__}: {error}", options))]
+    return [_head(devices), _name_the_rule(reply, options)]
+
+
+def _head(devices: DeviceRuntimes, error: str = "") -> bytes:
+    return json.dumps({"loads": devices.loads, "notice": devices.notice, "error": error}).encode()
+
+
+def _explain(reason: str, options: dict[str, Any]) -> str:
+    """``reason``, after the owner's rule if it is the cap on memory."""
+    cap = options["memory_mb"]
+    if cap is None or not any(sign in reason.lower() for sign in _WANT_OF_MEMORY):
+        return reason
+    return f"policy memory_mb {cap}: the task wants more ({reason})"
+
+
+def _name_the_rule(reply: bytes, options: dict[str, Any]) -> bytes:
+    """A training that met the cap says so in torch's words: put the owner's before them."""
+    from dataclasses import replace
+
+    from headwater.proto.wire import decode_reply, encode_reply
+    from headwater.protocol.messages import ClientFailure
+
+    if len(reply) > 4096:  # not a failure
+        return reply
+    try:
+        decoded = decode_reply(reply, max_bytes=len(reply))
+    except DecodeError:
+        return reply
+    if not isinstance(decoded, ClientFailure):
+        return reply
+    return encode_reply(replace(decoded, reason=_explain(decoded.reason, options)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(worker_main(sys.argv[1:]))

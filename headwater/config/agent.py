@@ -1,0 +1,219 @@
+"""The device owner's file, agent.toml, as frozen, typed settings: :func:`load_agent`. No torch.
+
+It says where the server is, where the owner's data is, and what the owner allows. What the federation
+is, the server says: nothing of this file ever leaves the device.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from datetime import time
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from headwater.config.federation import Settings
+from headwater.errors import ConfigError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a device may be enrolled as."""
+_HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(\d{1,5})")
+
+
+class DataFolder(Settings):
+    """``[data]``: the owner's data."""
+
+    path: str = Field(min_length=1, description="JSONL, CSV or Parquet file, or a folder of them")
+
+
+class ModelFolders(Settings):
+    """``[models]``: base models on this device. None is ever downloaded."""
+
+    folders: list[str] = Field(default=[], description="folders of base models, or folders of such folders")
+    allow: list[str] | None = Field(default=None, description="only base models of these sha256")
+
+    @field_validator("allow")
+    @classmethod
+    def _hashes(cls, value: list[str] | None) -> list[str] | None:
+        for text in value or ():
+            if not re.fullmatch(r"[0-9a-f]{64}", text):
+                raise ValueError(f"a base model's sha256 is 64 lower-case hex digits, not {text[:80]!r}")
+        return value
+
+
+class PolicySettings(Settings):
+    """``[policy]``: what the owner allows. What is absent is not limited."""
+
+    memory_mb: int | None = Field(default=None, ge=512, description="of the worker process")
+    threads: int | None = Field(default=None, ge=1, le=256)
+    nice: int = Field(default=10, ge=0, le=19, description="19 yields to everything else")
+    hours: str | None = Field(default=None, description='"22:00-06:00", local time')
+    metered: bool = Field(default=False, description="ask the server less often; needs max_mb_per_day")
+    max_mb_per_day: float | None = Field(default=None, gt=0)
+    max_work_s_per_day: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, ge=1, description="optimiser steps of one task")
+    max_rank: int | None = Field(default=None, ge=1, description="of a LoRA adapter")
+    max_examples: int | None = Field(default=None, ge=1, description="training examples of one task")
+    allow_evaluate: bool = True
+    training: list[Literal["backprop", "noop"]] = Field(default=["backprop", "noop"])
+
+    @field_validator("hours")
+    @classmethod
+    def _hours(cls, value: str | None) -> str | None:
+        if value is not None and not _HOURS.fullmatch(value):
+            raise ValueError('hours look like "22:00-06:00"')
+        return value
+
+    @model_validator(mode="after")
+    def _metered_has_a_cap(self) -> PolicySettings:
+        if self.metered and self.max_mb_per_day is None:
+            raise ValueError("a metered link needs max_mb_per_day")
+        return self
+
+    def window(self) -> tuple[time, time] | None:
+        """Start and end of ``hours``; equal ones mean the whole day."""
+        if self.hours is None or (found := _HOURS.fullmatch(self.hours)) is None:
+            return None
+        h, m, h2, m2 = (int(part) for part in found.groups())
+        return time(h, m), time(h2, m2)
+
+
+class AgentFile(Settings):
+    """The whole file."""
+
+    name: str = Field(description="the name this device is enrolled under")
+    server: str = Field(description="host:port of the organiser's server")
+    ca: str = Field(default="ca.pem", min_length=1, description="the organiser's certificate authority")
+    state: str = Field(default="state", min_length=1, description="folder of keys, residuals, logs")
+    data: DataFolder
+    models: ModelFolders = ModelFolders()
+    policy: PolicySettings = PolicySettings()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not NAME.fullmatch(value):
+            raise ValueError(
+                "a name is 1 to 64 of letters, digits, '.', '_' and '-', and starts with a letter or digit"
+            )
+        return value
+
+    @field_validator("server")
+    @classmethod
+    def _server(cls, value: str) -> str:
+        found = _SERVER.fullmatch(value)
+        if not found or not 0 < int(found.group(2)) < 65536:
+            raise ValueError('a server is "host:port", without https://')
+        return value
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """The file and the folder that its relative paths start from."""
+
+    file: AgentFile
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """``name`` as a path, relative to the file's folder."""
+        return (self.folder / Path(name).expanduser()).resolve()
+
+    @property
+    def state(self) -> Path:
+        """Where the agent keeps what must survive it."""
+        return self.path(self.file.state)
+
+    @property
+    def data(self) -> Path:
+        """The owner's data."""
+        return self.path(self.file.data.path)
+
+    @property
+    def ca(self) -> Path:
+        """The organiser's certificate authority."""
+        return self.path(self.file.ca)
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """Where base models may be."""
+        return tuple(self.path(folder) for folder in self.file.models.folders)
+
+
+def load_agent(path: Path) -> AgentSettings:
+    """Read and check agent.toml.
+
+    Raises:
+        ConfigError: names the file, the key, what was expected and what was got.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"agent file {path}",
+            expected="a file",
+            got="nothing there",
+            hint="Write one with: headwater client init FILE",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"agent file {path}", expected="readable UTF-8 text", got=str(error)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"agent file {path}", expected="valid TOML", got=str(error)) from None
+    try:
+        file = AgentFile.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(path, error) from None
+    return AgentSettings(file, path.parent.resolve())
+
+
+def _explain(path: Path, error: ValidationError) -> ConfigError:
+    """The first problem in full and the number of the others."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(file)"
+    hint = "See docs/reference/agent-file.md."
+    if len(problems) > 1:
+        hint += f" ({len(problems) - 1} more problem(s) in this file.)"
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{path}: {key}", expected="no such key", got=repr(first["input"])[:80], hint=hint)
+    if first["type"] == "missing":
+        return ConfigError(f"{path}: {key}", expected="this key", got="nothing", hint=hint)
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict) else repr(first["input"])[:80]
+    return ConfigError(f"{path}: {key}", expected=message[0].lower() + message[1:], got=shown, hint=hint)
+
+
+TEMPLATE = """\
+# What this device does for a federation. Paths are relative to this file. Nothing of it leaves the device.
+# Every key: docs/reference/agent-file.md. After a change: end the agent and start it again.
+
+name = "{name}"                 # the name you are enrolled under
+server = "{server}"  # where the organiser's server is
+ca = "ca.pem"                   # the organiser's certificate authority: ask for the file
+state = "state"                 # keys, what is held back between rounds, logs: back it up, keep it private
+
+[data]
+path = "data.jsonl"             # JSONL, CSV or Parquet, or a folder of them; it never leaves this device
+
+[models]
+folders = ["models"]            # where base models are; a federation asks for one by its hash
+# allow = ["0123…"]             # only these, by sha256
+
+[policy]                        # a task outside it is refused with the reason; what is absent is not limited
+# memory_mb = 4000              # of the worker process
+# threads = 2
+# nice = 10                     # 19 yields to everything else on this device
+# hours = "22:00-06:00"         # local time
+# metered = false               # true: ask the server less often; needs max_mb_per_day
+# max_mb_per_day = 500
+# max_work_s_per_day = 7200
+# max_steps = 1000              # of one task
+# max_rank = 16                 # of a LoRA adapter
+# max_examples = 100000
+# allow_evaluate = true
+# training = ["backprop"]       # kinds of training
+"""
+"""A commented agent.toml with ``{{name}}`` and ``{{server}}`` to fill in."""
