@@ -6,7 +6,5 @@ environment=$(mktemp -d)
 trap 'rm -rf "$environment"' EXIT
 "$1" -m venv "$environment"
 "$environment/bin/pip" install --quiet grpcio-tools==1.71.2
-"$environment/bin/python" -m grpc_tools.protoc -I. --python_out=. --pyi_out=. \
-    --grpc_python_out=. headwater/proto/v1/*.proto
-# messages.proto has no service
-rm -f headwater/proto/v1/messages_pb2_grpc.py
+# no --grpc_python_out: the control service's methods are read from its descriptor, where they have types
+"$environment/bin/python" -m grpc_tools.protoc -I. --python_out=. --pyi_out=. headwater/proto/v1/*.proto

@@ -6,7 +6,7 @@ nothing else of it. Frozen data, no I/O. Times are Unix seconds, ages are second
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -122,8 +122,12 @@ class Organiser(Protocol):
     def status(self) -> Status:
         """Everything at a glance."""
 
-    def watch(self, after: int = 0) -> Iterator[WatchEvent]:
-        """Events after ``after`` (0: from now on; -1: all that are remembered), until the caller closes."""
+    def watch(self, after: int = 0, ended: Callable[[], bool] = lambda: False) -> Iterator[WatchEvent]:
+        """Events after ``after`` (0: from now on; -1: all that are remembered), one by one.
+
+        Ends within a second after ``ended`` says so, also while nothing happens: a thread that waits for
+        the next event cannot be told otherwise.
+        """
 
     def submit(self, toml: str, folder: Path) -> RunRow:
         """Queue a federation; paths in ``toml`` are relative to ``folder`` on the daemon's machine."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -169,24 +167,3 @@ def test_golden_bytes():
         "111111111111111111111111111111111132120a0d64656e73652d667033322e76311201783a110a0666697368657212"
         "070a026c7112010140014801520f0a046c6f737311000000000000e03f"
     )
-
-
-def test_generated_code_matches_the_proto_file():
-    """Every message, field, number and type of the .proto is in the generated descriptor, and no other."""
-    text = (Path(wire.__file__).parent / "v1" / "messages.proto").read_text()
-    text = re.sub(r"//.*", "", text)
-    written = {}
-    for name, body in re.findall(r"message (\w+) \{((?:[^{}]|\{[^{}]*\})*)\}", text):
-        fields = re.findall(r"(repeated )?(\w+) (\w+) = (\d+);", body)
-        written[name] = {(f, int(n), t, bool(r)) for r, t, f, n in fields}
-    generated = {}
-    for name, message in pb.DESCRIPTOR.message_types_by_name.items():
-        fields = set()
-        for f in message.fields:
-            kind = f.message_type.name if f.message_type else _TYPES[f.type]
-            fields.add((f.name, f.number, kind, f.is_repeated))
-        generated[name] = fields
-    assert written == generated
-
-
-_TYPES = {1: "double", 4: "uint64", 9: "string", 12: "bytes", 13: "uint32"}
