@@ -199,6 +199,19 @@ def days_left(pem: bytes) -> float:
     return (_load(pem).not_valid_after_utc - profile.now()) / profile.DAY
 
 
+def names_of(pem: bytes) -> tuple[str, ...]:
+    """The DNS names and addresses that the certificate is for; none if it is not a server's.
+
+    Raises:
+        StorageError: no certificate.
+    """
+    try:
+        names = _load(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(str(name.value) for name in names)
+
+
 def describe(pem: bytes) -> str:
     """One line for people: role, holder, names, end, and the SHA-256 to compare.
 
@@ -207,11 +220,8 @@ def describe(pem: bytes) -> str:
     """
     certificate = _load(pem)
     left = days_left(pem)
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        what = f"for {', '.join(str(name.value) for name in names)}"
-    except x509.ExtensionNotFound:
-        what = f"of {_common_name(certificate)}"
+    names = names_of(pem)
+    what = f"for {', '.join(names)}" if names else f"of {_common_name(certificate)}"
     digest = certificate.fingerprint(hashes.SHA256()).hex()
     until = certificate.not_valid_after_utc.strftime("%Y-%m-%d")
     state = f"{int(left)} days left" if left >= 0 else "EXPIRED"

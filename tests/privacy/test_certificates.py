@@ -9,6 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from headwater.errors import ConfigError, StorageError
 from headwater.privacy import certificates, x509_profile
@@ -209,9 +210,10 @@ def test_what_is_no_certificate(function, pem):
         function(pem)
 
 
-def test_a_strangers_certificate_has_no_role():
+@pytest.mark.parametrize("units", [[], ["Organiser"], ["organiser", "server"], ["organiser", "organiser"]])
+def test_a_strangers_certificate_has_no_role(units):
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([])
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit) for unit in units])
     stranger = x509_profile.builder(name, name, key.public_key(), x509_profile.expiry(9))
     pem = Authority(stranger.sign(key, hashes.SHA256()), key).certificate_pem
     with pytest.raises(StorageError, match="Headwater"):
@@ -219,12 +221,27 @@ def test_a_strangers_certificate_has_no_role():
     assert holder(pem) == ""
 
 
+def test_the_extensions():
+    """Two of them keep a leaf from issuing; TLS would pass over the loss of either."""
+    for pem in (SERVER[0], ORGANISER[0]):
+        extensions = x509.load_pem_x509_certificate(pem).extensions
+        basic = extensions.get_extension_for_class(x509.BasicConstraints)
+        usage = extensions.get_extension_for_class(x509.KeyUsage)
+        assert (basic.critical, basic.value.ca) == (True, False)
+        assert (usage.critical, usage.value) == (True, x509_profile.key_usage(digital_signature=True))
+    extensions = OURS.certificate.extensions
+    basic = extensions.get_extension_for_class(x509.BasicConstraints)
+    usage = extensions.get_extension_for_class(x509.KeyUsage)
+    assert (basic.critical, basic.value.ca, basic.value.path_length) == (True, True, 0)
+    assert (usage.critical, usage.value) == (True, x509_profile.key_usage(key_cert_sign=True, crl_sign=True))
+
+
 @pytest.mark.parametrize(
     "names",
     [
         [], "localhost", [""], ["a b"], ["*.example"], ["a..b"], ["-a"], ["a-"], ["127.0.0.1:80"],
-        ["[::1]"], ["https://a"], ["1.2.3"], ["1.2.3.256"], ["é.example"], ["a" * 64], [".".join(["a" * 60] * 5)],
-        ["a\0"],        ["localhost", "a_b"], ["a."],
+        ["[::1]"], ["https://a"], ["1.2.3"], ["1.2.3.256"], ["é.example"], ["a" * 64], 
+        [".".join(["a" * 60] * 5)], ["a\0"], ["localhost", "a_b"], ["a."],
     ],
 )  # fmt: skip
 def test_other_server_names_are_refused(names):
@@ -306,6 +323,12 @@ def test_key_and_certificate_of_two_authorities(folder):
 def test_files_that_others_could_read_are_refused(folder, name):
     (folder / name).chmod(0o644)
     with pytest.raises(StorageError, match=rf"{name}: expected rights 0600.*got 0644"):
+        Authority.load(folder)
+
+
+def test_a_folder_that_others_can_write_into_is_refused(folder):
+    folder.chmod(0o777)
+    with pytest.raises(StorageError, match=r"expected rights 0700.*got 0777"):
         Authority.load(folder)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.errors import DecodeError, UpdateRejected
+from headwater.privacy import public_keys
 from headwater.privacy.enrolment import PREFIX, make_request, read_request
 from headwater.privacy.signing import Identity
 from tests.privacy.people import ANN, BOB
@@ -107,6 +108,11 @@ def test_other_lines_are_refused(line):
     assert len(str(caught.value)) < 500
 
 
+def test_a_line_is_bounded_before_it_is_decoded():
+    with pytest.raises(DecodeError, match="more than 2048 characters"):
+        read_request(PREFIX + "A" * 2048)
+
+
 def test_one_alphabet():
     other = base64.b64encode(body_of(GOLDEN)).decode().rstrip("=")
     assert PREFIX + other != GOLDEN
@@ -158,6 +164,8 @@ def test_weak_or_foreign_keys():
     compressed = ANN.node_key.public_key().public_bytes(
         serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
     )
+    with pytest.raises(DecodeError, match="a point of P-384 in 97 bytes"):
+        public_keys.pem_of_point(compressed, "a key")
     with pytest.raises((DecodeError, UpdateRejected)):
         read_request(by_hand(b"eve", ANN_KEY, compressed, ann_signs, ann_node))
 

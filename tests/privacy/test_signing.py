@@ -357,6 +357,11 @@ def test_a_fingerprint_depends_on_name_and_both_keys():
     assert all(len(text) == 39 and text.count("-") == 7 for text in prints)
 
 
+def test_a_long_node_key_is_not_parsed():
+    with pytest.raises(DecodeError, match="got something else"):
+        PublicIdentity("ann", ANN.public.signing_key, b"-" * 257)
+
+
 def pem(key, form=serialization.PublicFormat.SubjectPublicKeyInfo) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, form)
 
@@ -545,6 +550,13 @@ def test_missing_or_damaged_keys(folder, name, damage):
         Identity.load(folder)
 
 
+def test_a_huge_file_is_not_read(folder):
+    with (folder / "node.key").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(StorageError, match=r"node\.key: expected at most 65536 bytes"):
+        Identity.load(folder)
+
+
 def test_a_pipe_in_place_of_a_key_does_not_hang(folder):
     (folder / "node.key").unlink()
     os.mkfifo(folder / "node.key", 0o600)
@@ -559,6 +571,12 @@ def test_a_key_of_another_kind_or_device_is_refused(folder, tmp_path):
         Identity.load(folder)
     (folder / "signing.key").write_bytes(signing)
     (folder / "node.key").write_bytes(signing)
+    with pytest.raises(StorageError, match=r"node\.key: expected a P-384 key"):
+        Identity.load(folder)
+    other_curve = ec.derive_private_key(3, ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "node.key").write_bytes(other_curve)
     with pytest.raises(StorageError, match=r"node\.key: expected a P-384 key"):
         Identity.load(folder)
     BOB.save(tmp_path / "bob")
