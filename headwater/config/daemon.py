@@ -31,24 +31,14 @@ def split_address(address: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _address(text: str) -> str:
     split_address(text)
     return text
 
 
 def _loopback(text: str) -> str:
-    if not is_loopback(split_address(text)[0]):
-        raise ValueError("a loopback address such as 127.0.0.1:8445: reach it through ssh -L")
+    if split_address(text)[0] not in ("127.0.0.1", "localhost"):
+        raise ValueError("127.0.0.1:PORT: the page is for this machine, reach it from others by ssh -L")
     return text
 
 
@@ -92,18 +82,11 @@ class Listen(Settings):
 class Limits(Settings):
     """``[limits]``: what one client may ask of the server. Beyond them it is refused, and no other is."""
 
-    request_bytes: int = Field(
-        default=2 * 2**20, ge=64 * 1024, le=2**31, description="body of one request; agents send ≤ 1 MiB"
+    bytes_per_hour: int = Field(default=2**34, ge=2**20, le=2**44, description="of one client, both ways")
+    requests_at_once: int = Field(default=8, ge=1, le=256, description="of one client")
+    body_s: float = Field(
+        default=120.0, gt=0, le=3600, description="for one request's body, at most 1 MiB: slower links fail"
     )
-    reply_bytes: int = Field(
-        default=2**30, ge=2**20, le=2**34, description="one client's replies that wait on the server"
-    )
-    bytes_per_hour: int = Field(default=2**34, ge=2**20, le=2**44, description="bodies of one client")
-    requests_in_flight: int = Field(default=4, ge=1, le=256, description="of one client")
-    connections: int = Field(default=4096, ge=16, le=2**20, description="of all together")
-    clock_s: int = Field(default=300, ge=10, le=3600, description="oldest and newest request that is taken")
-    headers_s: float = Field(default=10.0, gt=0, le=600, description="time for a request's head")
-    body_s: float = Field(default=60.0, gt=0, le=3600, description="longest pause inside a request's body")
 
 
 class Retention(Settings):
@@ -111,7 +94,7 @@ class Retention(Settings):
 
     adapters: int = Field(default=64, ge=1, le=100_000, description="a run's latest adapter versions")
     log_bytes: int = Field(default=16 * 2**20, ge=2**16, le=2**34, description="size of one log file")
-    logs: int = Field(default=8, ge=1, le=1000, description="number of log files")
+    logs: int = Field(default=8, ge=2, le=1000, description="number of log files")
 
 
 class DaemonSettings(Settings):
