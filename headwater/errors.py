@@ -13,7 +13,9 @@
     ├── EmptyRound                            9   no update was accepted
     ├── FederationStopped                    10   too few clients are left; the state is kept
     ├── StorageError                         11   a file that could not be written or read back
-    └── MissingDependency                    12   an extra that is not installed
+    ├── MissingDependency                    12   an extra that is not installed
+    ├── ConnectionLost                       13   the server was not reached, or asks to come back later
+    └── Refused                              14   the server was reached and says no
 
 A message answers four questions, in this order: who, expected, got, next step.
 """
@@ -117,3 +119,15 @@ class MissingDependency(HeadwaterError):
     """A package that an optional feature needs is not installed."""
 
     code, exit_code = "HW12", 12
+
+
+class ConnectionLost(HeadwaterError):
+    """The server was not reached, restarted, or asks to come back: activate again, later."""
+
+    code, exit_code = "HW13", 13
+
+
+class Refused(HeadwaterError):
+    """The server was reached and says no; asking again will not change it."""
+
+    code, exit_code = "HW14", 14

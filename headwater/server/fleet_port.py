@@ -1,0 +1,96 @@
+"""The port that strangers reach: uvicorn, set up so that a connection costs little until it is known.
+
+The gate judges requests; this keeps a connection from lasting without one. uvicorn has no deadline for a
+request's head: whoever sends it a byte a minute holds a connection for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from headwater.server.gate import App
+
+HEAD_S = 10.0
+"""Seconds from a connection's start to the end of its first request's head."""
+IDLE_S = 75
+"""Seconds between the requests of a connection: agents keep theirs between polls and heartbeats."""
+HEAD_BYTES = 2**14
+CONNECTIONS = 1024
+"""At once; more are answered 503."""
+
+
+class DeadlineProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 with a deadline for the head of each request."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._wait(HEAD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._wait(None)
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        """A head that is whole ends the wait."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self._wait(None)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next head."""
+        self._wait(IDLE_S + HEAD_S)  # before: a pipelined request begins inside
+        super().on_response_complete()
+
+    def _wait(self, seconds: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        # abort: closing would wait for the peer's TLS goodbye
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+
+
+def fleet_port(app: App, *, host: str, port: int, certificate: Path, key: Path) -> uvicorn.Config:
+    """Settings for ``uvicorn.Server``: TLS 1.3, HTTP/1.1, no WebSockets, no proxies, no access log.
+
+    Args:
+        app: a :class:`headwater.server.gate.Gate`.
+        host: to listen on.
+        port: to listen on.
+        certificate: PEM, of the server.
+        key: PEM.
+    """
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=DeadlineProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=CONNECTIONS,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        ssl_context_factory=_tls,
+    )
+
+
+def _tls(config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    context = default()
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
