@@ -1,0 +1,184 @@
+"""The owner's rules: each refuses by its name and numbers, and only what it should."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date, datetime, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.client.policy import Policy, count_steps
+from headwater.client.usage import DayUsage, Usage
+from headwater.config.agent import PolicySettings
+from headwater.config.federation import BackpropTraining, Federation
+from headwater.data.batches import Example
+from headwater.errors import StorageError
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import ClientPlan, ProfileRequest
+from headwater.training.backprop import BackpropTrainer
+from tests.client.devices import RUN, evaluation_of, profile_request, vector_federation, vector_train
+
+NOON = datetime(2026, 3, 1, 12, 0)
+TODAY = DayUsage(NOON.date())
+
+
+def lora(rank: int = 16, **training) -> Federation:
+    return Federation.model_validate(
+        {
+            "federation": {"name": "t", "rounds": 1},
+            "model": {"kind": "encoder", "path": "m"},
+            "adapter": {"kind": "lora", "rank": rank},
+            "data": {
+                "kind": "classification",
+                "path": "d",
+                "labels": ("a", "b"),
+                "partition": {"kind": "files"},
+            },
+            "training": {"kind": "backprop", "batch_size": 8, **training},
+        }
+    )
+
+
+def train(federation: Federation):
+    plan = ClientPlan(federation.training, federation.codec.up)
+    return replace(vector_train(vector_federation()), plan=plan)
+
+
+def check(policy: dict, request=None, federation=None, usage=TODAY, now=NOON, **more) -> str | None:
+    federation = federation or lora()
+    request = request or train(federation)
+    return Policy(PolicySettings(**policy)).check(request, federation, usage, now, **{"examples": 100} | more)
+
+
+def test_without_rules_everything_is_allowed():
+    assert check({}, usage=DayUsage(NOON.date(), 10**15, 1e9)) is None
+    assert check({}, evaluation_of(vector_train(vector_federation()))) is None
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        ({"max_rank": 8}, "policy max_rank 8: the task wants 16"),
+        ({"max_steps": 12}, "policy max_steps 12: the task wants 13"),
+        ({"max_examples": 99}, "policy max_examples 99: the task takes all 100 of this device"),
+        ({"training": ["noop"]}, "policy training ['noop']: the task wants 'backprop'"),
+        ({"hours": "22:00-06:00"}, "policy hours 22:00-06:00: it is 12:00 here"),
+    ],
+)
+def test_a_rule_names_itself_and_the_numbers(policy, says):
+    assert check(policy) == says
+    assert check(policy, profile_request(lora()), lora()) == says
+
+
+@pytest.mark.parametrize(
+    "policy", [{"max_rank": 16}, {"max_steps": 13}, {"max_examples": 100}, {"hours": "12:00-12:01"}]
+)
+def test_a_rule_allows_its_own_number(policy):
+    assert check(policy) is None
+
+
+def test_a_profile_before_examples_are_known_is_not_refused_for_them():
+    assert check({"max_steps": 1, "max_examples": 1}, profile_request(lora()), examples=None) is None
+
+
+def test_a_train_task_of_unknown_length_is_refused():
+    assert "does not say" in check({"max_steps": 5}, examples=None)
+    assert check({"max_steps": 5}, federation=lora(max_steps=5), examples=None) is None
+
+
+def test_the_plan_counts_and_not_what_the_run_said_at_first():
+    longer = replace(train(lora(max_steps=2)), plan=ClientPlan(lora(epochs=9.0).training, lora().codec.up))
+    assert check({"max_steps": 13}, longer, lora(max_steps=2)) == "policy max_steps 13: the task wants 117"
+
+
+def test_evaluation():
+    task = evaluation_of(vector_train(vector_federation()))
+    assert "allow_evaluate" in check({"allow_evaluate": False}, task)
+    assert check({"allow_evaluate": False}) is None
+
+
+def test_bytes_and_work_of_the_day():
+    used = DayUsage(NOON.date(), 9_500_000, 100.0)
+    assert check({"max_mb_per_day": 10}, usage=used, size=500_000) is None
+    assert check({"max_mb_per_day": 10}, usage=used, size=500_001).startswith(
+        "policy max_mb_per_day 10: 9.5 MB"
+    )
+    assert check({"max_work_s_per_day": 100}, usage=used).startswith("policy max_work_s_per_day 100: 100 s")
+    assert check({"max_work_s_per_day": 100.5}, usage=used) is None
+    assert Policy(PolicySettings(max_mb_per_day=9.5)).exhausted(used)
+    assert not Policy(PolicySettings(max_mb_per_day=9.6)).exhausted(used)
+
+
+def minutes_awake(hours: str, now: datetime) -> bool:
+    """The oracle: walk the window minute by minute."""
+    (h1, m1), (h2, m2) = ([int(x) for x in part.split(":")] for part in hours.split("-"))
+    minute, end, at = h1 * 60 + m1, h2 * 60 + m2, now.hour * 60 + now.minute
+    if minute == end:
+        return True
+    while minute != end:
+        if minute == at:
+            return True
+        minute = (minute + 1) % 1440
+    return False
+
+
+TIMES = st.tuples(st.integers(0, 23), st.integers(0, 59)).map(lambda t: f"{t[0]:02}:{t[1]:02}")
+
+
+@given(TIMES, TIMES, st.datetimes(datetime(2026, 1, 1), datetime(2026, 12, 31)))
+def test_hours_may_span_midnight(start, end, now):
+    hours = f"{start}-{end}"
+    policy = Policy(PolicySettings(hours=hours))
+    assert (policy.asleep(now) is None) == minutes_awake(hours, now)
+    left, _ = policy.seconds_left(TODAY, now)
+    if policy.asleep(now) is None and start != end:
+        assert 0 < left <= 86_400
+        assert policy.asleep(now + timedelta(seconds=left)) is not None
+        assert policy.asleep(now + timedelta(seconds=left) - timedelta(microseconds=1)) is None
+
+
+def test_what_is_left_of_the_day():
+    policy = Policy(PolicySettings(hours="10:00-13:00", max_work_s_per_day=5000))
+    assert policy.seconds_left(TODAY, NOON)[0] == 3600
+    left, rule = policy.seconds_left(DayUsage(NOON.date(), 0, 4990.0), NOON)
+    assert left == 10
+    assert "max_work_s_per_day 5000" in rule
+
+
+@given(st.integers(1, 500), st.integers(1, 64), st.floats(0.1, 4), st.none() | st.integers(1, 50))
+def test_steps_are_those_that_the_trainer_takes(examples, size, epochs, most):
+    training = BackpropTraining(kind="backprop", epochs=epochs, batch_size=size, max_steps=most)
+    trainer = BackpropTrainer(model=None, pad=0, language_model=False)
+    rows = [Example(np.ones(1, np.int32), np.zeros(1, np.int64))] * examples
+    taken = sum(1 for _ in trainer._batches(rows, training, Key.root(0)))
+    assert count_steps(training, examples) == taken
+
+
+def test_usage_survives_a_restart_and_starts_again_with_the_day(tmp_path):
+    path = tmp_path / "usage.json"
+    usage = Usage(path)
+    usage.add(NOON, bytes=10)
+    usage.add(NOON, work_s=2.5)
+    again = Usage(path)
+    assert again.today(NOON) == DayUsage(NOON.date(), 10, 2.5)
+    tomorrow = NOON + timedelta(days=1)
+    assert again.today(tomorrow) == DayUsage(date(2026, 3, 2))
+    again.add(tomorrow, bytes=1)
+    assert Usage(path).today(tomorrow).bytes == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"day": "x"}', '{"day": "2026-03-01", "bytes": -1, "work_s": 0}', "[]"]
+)
+def test_a_damaged_usage_file_is_an_error_by_name(tmp_path, text):
+    (tmp_path / "usage.json").write_text(text)
+    with pytest.raises(StorageError, match=r"usage\.json"):
+        Usage(tmp_path / "usage.json")
+
+
+def test_a_profile_request_without_training_is_judged_by_the_run():
+    request = ProfileRequest(RUN, "", "", "")
+    assert "training" in check({"training": ["noop"]}, request, lora())
