@@ -12,10 +12,10 @@ def staleness_weight(weight: int, staleness: int, exponent: float) -> int:
     """max(1, round(weight · 2¹⁰ · (1+s)⁻ᵃ)), the integer weight of an update s versions old.
 
     The factor is FedAsync's polynomial s_a (arXiv 1903.03934, section 5.2), with a = ½ the 1/√(1+s) of
-    FedBuff's experiments (arXiv 2106.06639). Weights are integers since accumulators are; the factor 2¹⁰
-    is the same for every update, so it cancels in a mean, and leaves a weight of 1 at s = 20, a = ½ an
-    error of 0.3 %. FedBuff's Algorithm 1 divides by the number of updates, a mean here by the sum of
-    the weights: a buffer of stale updates only moves the model as far as one of fresh updates.
+    FedBuff's experiments (arXiv 2106.06639). Weights are integers since accumulators are. The factor 2¹⁰
+    is the same for every update, so it cancels in a mean; with it even a weight of 1 is rounded by at
+    most 0.21 % for s ≤ 20, a = ½. FedBuff divides the buffer's sum by the number of updates, a mean here
+    by the sum of the weights: a buffer of stale updates moves the model as far as one of fresh ones.
 
     Args:
         weight: what the update weighs at s = 0, at least 1.

@@ -84,6 +84,209 @@ def test_begin_while_open_is_refused():
         begin(machine, round=2)
 
 
+# --- enough, retries, revoked and returning clients, accepted ones ---------------------------------
+
+
+def fold(machine, name, round=1):
+    assert machine.receive(c.Arrived(name, round)) == [c.Fold(name, round)]
+    return machine.receive(c.Folded(name, round))
+
+
+def test_enough_updates_close_the_round():
+    machine = c.Coordinator(5, target=2)
+    begin(machine)
+    assert fold(machine, "cleo") == []
+    needless = (("ben", "not needed: enough updates were in"),)
+    assert fold(machine, "ann") == [c.Close(1, ("ann", "cleo"), needless, last=False)]
+
+
+def test_enough_updates_wait_for_a_reply_being_folded():
+    machine = c.Coordinator(5, target=1, retry_s=1)
+    begin(machine)
+    machine.receive(c.Arrived("ben", 1))
+    assert fold(machine, "ann") == []
+    assert machine.receive(c.Arrived("cleo", 1)) == [c.Discard("cleo", 1, "answered already")]
+    (close,) = machine.receive(c.Failed("ben", 1, "garbage"))
+    assert close.accepted == ("ann",)
+    assert dict(close.failed) == {"ben": "garbage", "cleo": "not needed: enough updates were in"}
+
+
+def test_accepted_updates_of_an_earlier_process_count_and_are_not_asked_for():
+    machine = c.Coordinator(5, min_clients=3, retry_s=1)
+    assert machine.receive(c.Begin(1, CLIENTS, 0, ("ben",))) == [c.Ask("ann", 1), c.Ask("cleo", 1)]
+    assert machine.receive(c.Arrived("ben", 1)) == [c.Discard("ben", 1, "answered already")]
+    assert fold(machine, "ann") == []
+    assert fold(machine, "cleo") == [c.Close(1, CLIENTS, (), last=False)]
+
+
+@pytest.mark.parametrize(
+    ("target", "failed"), [(None, ()), (2, (("cleo", "not needed: enough updates were in"),))]
+)
+def test_a_round_may_close_as_it_begins(target, failed):
+    machine = c.Coordinator(1, target=target)
+    clients = CLIENTS if target else CLIENTS[:2]
+    assert machine.receive(c.Begin(1, clients, 0, ("ben", "ann"))) == [
+        c.Close(1, ("ann", "ben"), failed, last=True)
+    ]
+
+
+def test_an_accepted_update_of_a_client_that_is_revoked_by_now_counts():
+    machine = c.Coordinator(1, min_clients=2, retry_s=1)
+    assert machine.receive(c.Begin(1, ("ben",), 0, ("ann",))) == [c.Ask("ben", 1)]
+    assert fold(machine, "ben") == [c.Close(1, ("ann", "ben"), (), last=True)]
+
+
+def test_a_client_named_twice_is_asked_once():
+    assert begin(c.Coordinator(1), clients=("ann", "ann")) == [c.Ask("ann", 1)]
+
+
+def test_a_failed_client_is_asked_again_with_doubled_pauses():
+    machine = c.Coordinator(1, min_clients=3, retry_s=10)
+    begin(machine)
+    now = 0
+    for pause in (10, 20, 40, 80, 160, 160, 160):
+        assert machine.receive(c.Failed("ann", 1, "no network")) == []
+        assert machine.receive(c.Tick(now + pause - 0.1)) == []
+        now += pause
+        assert machine.receive(c.Tick(now)) == [c.Ask("ann", 1)]
+        assert machine.receive(c.Tick(now)) == []
+    fold(machine, "ann")
+    fold(machine, "ben")
+    assert fold(machine, "cleo") == [c.Close(1, CLIENTS, (), last=True)]
+
+
+def test_a_persistent_round_stays_open_until_enough_were_accepted():
+    machine = c.Coordinator(1, min_clients=2, deadline_s=100, retry_s=10)
+    begin(machine)
+    fold(machine, "ann")
+    machine.receive(c.Failed("ben", 1, "disk full"))
+    assert machine.receive(c.Failed("cleo", 1, "gone")) == []
+    assert set(machine.receive(c.Tick(100))) == {c.Ask("ben", 1), c.Ask("cleo", 1)}  # and 100 s more
+    machine.receive(c.Failed("cleo", 1, "still gone"))
+    assert machine.receive(c.Tick(119)) == []
+    assert machine.receive(c.Tick(120)) == [c.Ask("cleo", 1)]
+    assert fold(machine, "ben") == []
+    assert machine.receive(c.Tick(199.9)) == []
+    (close,) = machine.receive(c.Tick(200))
+    assert close == c.Close(
+        1, ("ann", "ben"), (("cleo", "no answer within 200 s; before: still gone"),), last=True
+    )
+
+
+def test_nobody_is_asked_again_once_enough_have_answered():
+    machine = c.Coordinator(2, min_clients=2, retry_s=10)
+    begin(machine)
+    machine.receive(c.Failed("cleo", 1, "gone"))
+    fold(machine, "ann")
+    assert fold(machine, "ben") == [c.Close(1, ("ann", "ben"), (("cleo", "gone"),), last=False)]
+    assert machine.receive(c.Tick(1000)) == []
+
+
+def test_time_that_goes_back_brings_nothing_forward():
+    machine = c.Coordinator(1, min_clients=3, retry_s=10)
+    begin(machine, now_s=100)
+    machine.receive(c.Tick(50))
+    machine.receive(c.Failed("ann", 1, "x"))
+    assert machine.receive(c.Tick(109)) == []
+    assert machine.receive(c.Tick(110)) == [c.Ask("ann", 1)]
+
+
+def test_a_revoked_client_is_not_asked_again_and_its_accepted_update_stays():
+    machine = c.Coordinator(1, min_clients=1, retry_s=10)
+    begin(machine)
+    fold(machine, "ann")
+    assert machine.receive(c.Gone("ann", 1, "revoked")) == []
+    machine.receive(c.Failed("ben", 1, "no network"))
+    assert machine.receive(c.Gone("ben", 1, "revoked")) == []
+    assert machine.receive(c.Joined("ben", 1)) == machine.receive(c.Tick(1000)) == []
+    assert machine.receive(c.Gone("cleo", 0, "revoked")) == []  # of another round
+    (close,) = machine.receive(c.Gone("cleo", 1, "revoked"))
+    assert close == c.Close(1, ("ann",), (("ben", "revoked"), ("cleo", "revoked")), last=True)
+
+
+def test_an_update_being_folded_when_its_client_is_revoked_stays_or_fails_for_good():
+    machine = c.Coordinator(1, min_clients=1, retry_s=10)
+    begin(machine, clients=("ann", "ben", "cleo"))
+    for name in ("ann", "ben"):
+        machine.receive(c.Arrived(name, 1))
+        assert machine.receive(c.Gone(name, 1, "revoked")) == []
+    machine.receive(c.Folded("ann", 1))
+    machine.receive(c.Failed("ben", 1, "garbage"))
+    assert machine.receive(c.Tick(1000)) == []
+    assert fold(machine, "cleo") == [c.Close(1, ("ann", "cleo"), (("ben", "garbage"),), last=True)]
+
+
+def test_a_client_that_comes_back_is_asked_at_once():
+    machine = c.Coordinator(1, min_clients=3, retry_s=1000)
+    begin(machine)
+    assert machine.receive(c.Joined("ann", 1)) == []  # it was asked and has not failed
+    machine.receive(c.Failed("ann", 1, "not there"))
+    assert machine.receive(c.Joined("ann", 2)) == machine.receive(c.Joined("stranger", 1)) == []
+    assert machine.receive(c.Joined("ann", 1)) == [c.Ask("ann", 1)]
+    assert machine.receive(c.Joined("ann", 1)) == []
+    assert fold(machine, "ann") == []
+    assert machine.receive(c.Joined("ann", 1)) == []
+
+
+def test_reachable_says_when_too_many_are_revoked():
+    machine = c.Coordinator(1, min_clients=2, retry_s=10)
+    begin(machine)
+    assert machine.reachable == 3
+    fold(machine, "ann")
+    machine.receive(c.Failed("ben", 1, "x"))
+    machine.receive(c.Gone("ann", 1, "revoked"))
+    assert machine.reachable == 3
+    machine.receive(c.Gone("ben", 1, "revoked"))
+    machine.receive(c.Gone("cleo", 1, "revoked"))
+    assert machine.phase is c.Phase.OPEN
+    assert machine.reachable == 1
+    once = c.Coordinator(1, min_clients=3)
+    begin(once)
+    once.receive(c.Failed("ben", 1, "x"))
+    assert once.reachable == 2
+
+
+def test_a_persistent_round_does_not_begin_with_too_few():
+    machine = c.Coordinator(1, min_clients=3, retry_s=10)
+    with pytest.raises(ConfigError, match="at least 3 clients"):
+        begin(machine, clients=("ann", "ben"))
+    assert machine.phase is c.Phase.IDLE
+    assert machine.receive(c.Begin(1, ("ann", "ben"), 0, ("cleo",)))
+
+
+def test_rules_change_between_rounds_only():
+    machine = c.Coordinator(5, min_clients=1)
+    begin(machine)
+    with pytest.raises(ConfigError, match="close before rules change"):
+        machine.reconfigure(rounds=6)
+    for name in CLIENTS:
+        fold(machine, name)
+    machine.reconfigure(rounds=2, min_clients=2, target=2, deadline_s=7.0)
+    begin(machine, round=2, now_s=50)
+    fold(machine, "ann", 2)
+    (halt,) = machine.receive(c.Tick(57))
+    assert isinstance(halt, c.Halt)
+    machine.reconfigure(rounds=3, deadline_s=None, retry_s=5.0)
+    begin(machine, round=3)
+    fold(machine, "ann", 3)
+    (close,) = fold(machine, "ben", 3)
+    assert close.last
+    assert machine.receive(c.Stop("asked")) == []
+    with pytest.raises(ConfigError, match="at least 3: they are done"):
+        machine.reconfigure(rounds=2)
+    machine.reconfigure(rounds=3)
+
+
+@pytest.mark.parametrize(
+    "rules", [{"min_clients": 0}, {"min_clients": 3, "target": 2}, {"deadline_s": 0.0}, {"retry_s": -1.0}]
+)
+def test_rules_that_do_not_fit_are_refused(rules):
+    with pytest.raises(ConfigError, match="min_clients ≤ target"):
+        c.Coordinator(5, **rules)
+    with pytest.raises(ConfigError, match="min_clients ≤ target"):
+        c.Coordinator(5).reconfigure(**rules)
+
+
 def test_every_cell_of_the_table_is_filled():
     events = c.Event.__args__
     assert set(c._TRANSITIONS) == set(itertools.product(c.Phase, events))
@@ -93,13 +296,15 @@ EVENTS = st.one_of(
     st.builds(c.Arrived, st.sampled_from((*CLIENTS, "stranger")), st.integers(0, 3)),
     st.builds(c.Folded, st.sampled_from((*CLIENTS, "stranger")), st.integers(0, 3)),
     st.builds(c.Failed, st.sampled_from((*CLIENTS, "stranger")), st.integers(0, 3), st.just("why")),
+    st.builds(c.Gone, st.sampled_from((*CLIENTS, "stranger")), st.integers(0, 3), st.just("revoked")),
+    st.builds(c.Joined, st.sampled_from((*CLIENTS, "stranger")), st.integers(0, 3)),
     st.builds(c.Tick, st.floats(0, 50)),
     st.builds(c.Stop, st.just("asked")),
 )
 
 
 @given(st.lists(EVENTS, max_size=60), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_each_client_is_folded_once_and_every_round_ends(events, deadline):
     machine = c.Coordinator(3, deadline_s=40.0 if deadline else None)
     number, folds, ends = 1, set(), 0
@@ -126,3 +331,57 @@ def test_each_client_is_folded_once_and_every_round_ends(events, deadline):
                 ends += isinstance(action, c.Close | c.Halt)
     assert machine.phase is c.Phase.IDLE
     assert ends == number
+
+
+@given(
+    st.lists(EVENTS, max_size=60),
+    st.sampled_from((None, 15.0)),
+    st.integers(1, 3),
+    st.sampled_from((None, 3)),
+    st.sampled_from((None, 4.0)),
+)
+@settings(max_examples=500, deadline=None)
+def test_no_event_sequence_breaks_a_round(events, deadline_s, least, target, retry_s):
+    """Any events at all: who is folded was asked, nobody is accepted twice, ends add up."""
+    machine = c.Coordinator(3, min_clients=least, target=target, deadline_s=deadline_s, retry_s=retry_s)
+    number, asked, open_folds, accepted, gone = 0, set(), set(), set(), set()
+
+    def check(actions, event):
+        nonlocal open_folds
+        for action in actions:
+            if isinstance(action, c.Ask):
+                assert action.client not in asked | open_folds | accepted | gone
+                assert isinstance(event, c.Begin | c.Tick | c.Joined)
+                assert retry_s is not None or isinstance(event, c.Begin)
+                asked.add(action.client)
+            elif isinstance(action, c.Fold):
+                assert action.client in asked
+                asked.discard(action.client)
+                open_folds.add(action.client)
+            elif isinstance(action, c.Close | c.Halt):
+                assert not open_folds
+                assert set(action.accepted) == accepted
+                failed = [name for name, reason in action.failed if reason]
+                assert sorted([*action.accepted, *failed]) == sorted(CLIENTS)
+                assert isinstance(action, c.Close) == (len(accepted) >= least)
+                assert retry_s is None or isinstance(action, c.Close)
+
+    for event in events:
+        if machine.phase is c.Phase.IDLE:
+            if number == 3:
+                break
+            number += 1
+            asked, open_folds, accepted, gone = set(), set(), set(), set()
+            start = c.Begin(number, CLIENTS, 0.0)
+            check(machine.receive(start), start)
+        current = getattr(event, "round", number) == number
+        if current and isinstance(event, c.Folded) and event.client in open_folds:
+            open_folds.discard(event.client)
+            accepted.add(event.client)
+        if current and isinstance(event, c.Failed | c.Gone):
+            asked.discard(event.client)
+        if current and isinstance(event, c.Failed):
+            open_folds.discard(event.client)
+        if current and isinstance(event, c.Gone):
+            gone.add(event.client)
+        check(machine.receive(event), event)

@@ -1,0 +1,382 @@
+"""Asynchronous versions: whose update goes into which, and who is asked when."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headwater.errors import ConfigError
+from headwater.protocol import buffered
+from headwater.protocol import coordinator as c
+from headwater.protocol.buffered import BufferedCoordinator
+
+CLIENTS = ("ann", "ben", "cleo", "dora")
+
+
+def begin(machine, version=1, clients=CLIENTS, now_s=0.0, **more):
+    return machine.receive(c.Begin(version, clients, now_s, **more))
+
+
+def fold(machine, name, version=1):
+    assert machine.receive(c.Arrived(name, version)) == [c.Fold(name, version)]
+    return machine.receive(c.Folded(name, version))
+
+
+def test_the_first_updates_make_a_version_and_the_others_go_into_the_next():
+    machine = BufferedCoordinator(3, buffer=2)
+    assert begin(machine) == [c.Ask(name, 1) for name in CLIENTS]
+    assert fold(machine, "cleo") == []
+    started = (("ann", 1), ("cleo", 1))
+    assert fold(machine, "ann") == [c.Close(1, ("ann", "cleo"), (), False, started)]
+    assert machine.working == {"ben": 1, "dora": 1}
+    assert begin(machine, 2) == [c.Ask("ann", 2), c.Ask("cleo", 2)]
+    assert fold(machine, "ben", 1) == []
+    assert fold(machine, "ann", 2) == [c.Close(2, ("ann", "ben"), (), False, (("ann", 2), ("ben", 1)))]
+    assert begin(machine, 3) == [c.Ask("ann", 3), c.Ask("ben", 3)]
+    assert fold(machine, "dora", 1) == []
+    (close,) = fold(machine, "cleo", 2)
+    assert close.last
+    assert close.started == (("cleo", 2), ("dora", 1))
+
+
+def test_a_client_is_once_in_a_buffer():
+    machine = BufferedCoordinator(3, buffer=3, retry_s=5)
+    begin(machine)
+    fold(machine, "ann")
+    assert machine.receive(c.Arrived("ann", 1)) == [c.Discard("ann", 1, "answered already")]
+    assert machine.receive(c.Tick(1000)) == machine.receive(c.Joined("ann", 1)) == []
+    assert "ann" not in machine.working
+
+
+def test_what_is_not_waited_for_is_dropped_by_name():
+    machine = BufferedCoordinator(9, buffer=1, max_staleness=1)
+    begin(machine, clients=("ann", "ben"))
+    fold(machine, "ann")
+    begin(machine, 2, ("ann", "ben"))
+    assert machine.receive(c.Arrived("stranger", 2)) == [c.Discard("stranger", 2, "was not asked")]
+    assert machine.receive(c.Arrived("ben", 2)) == [
+        c.Discard("ben", 2, "not what it was asked: it works from version 1")
+    ]
+    fold(machine, "ann", 2)
+    assert begin(machine, 3, ("ann", "ben")) == [c.Ask("ann", 3), c.Ask("ben", 3)]  # ben's would be too old
+    assert machine.receive(c.Arrived("ben", 1)) == [
+        c.Discard("ben", 1, "too stale: version 3 is open, at most 1 older is taken")
+    ]
+    assert machine.receive(c.Arrived("ben", 2)) == [
+        c.Discard("ben", 2, "not what it was asked: it works from version 3")
+    ]
+    (close,) = fold(machine, "ben", 3)
+    assert close.started == (("ben", 3),)
+
+
+def test_between_versions_a_reply_is_dropped_and_its_client_is_free():
+    machine = BufferedCoordinator(3, buffer=1)
+    begin(machine, clients=("ann", "ben", "cleo"))
+    fold(machine, "ann")
+    (dropped,) = machine.receive(c.Arrived("ben", 1))
+    assert dropped == c.Discard("ben", 1, "between versions: no buffer is open")
+    assert machine.receive(c.Failed("cleo", 0, "of another")) == machine.receive(c.Folded("cleo", 1)) == []
+    assert machine.working == {"cleo": 1}
+    machine.receive(c.Failed("cleo", 1, "x"))
+    assert machine.working == {}
+    assert begin(machine, 2, ("ben", "cleo")) == [c.Ask("ben", 2), c.Ask("cleo", 2)]
+    fold(machine, "ben", 2)
+    machine.receive(c.Gone("cleo", 2, "revoked"))
+    assert machine.working == {}
+
+
+def test_no_more_work_at_once_than_allowed():
+    machine = BufferedCoordinator(2, buffer=4, at_once=2)
+    assert begin(machine) == [c.Ask("ann", 1), c.Ask("ben", 1)]
+    assert machine.receive(c.Arrived("ben", 1)) == [c.Fold("ben", 1)]
+    assert machine.receive(c.Tick(1)) == []  # it is at work until it is folded
+    assert machine.receive(c.Folded("ben", 1)) == [c.Ask("cleo", 1)]
+    assert machine.receive(c.Failed("ann", 1, "x")) == [c.Ask("dora", 1)]
+    fold(machine, "cleo")
+    (close,) = fold(machine, "dora")
+    assert close == c.Close(
+        1, ("ben", "cleo", "dora"), (("ann", "x"),), False, (("ben", 1), ("cleo", 1), ("dora", 1))
+    )
+
+
+def test_dead_clients_do_not_keep_the_others_out():
+    machine = BufferedCoordinator(2, buffer=2, at_once=2, deadline_s=10, retry_s=99)
+    begin(machine)
+    assert machine.receive(c.Tick(9.9)) == []
+    assert machine.receive(c.Tick(10)) == [c.Ask("cleo", 1), c.Ask("dora", 1)]
+    assert fold(machine, "cleo") == []
+    (close,) = fold(machine, "ann")  # late, but still of use
+    assert close.accepted == ("ann", "cleo")
+
+
+def test_the_deadline_makes_a_version_of_what_is_there_and_is_else_extended():
+    machine = BufferedCoordinator(2, buffer=4, min_clients=2, deadline_s=10, retry_s=99)
+    begin(machine)
+    fold(machine, "ann")
+    assert machine.receive(c.Tick(10)) == []
+    fold(machine, "ben")
+    assert machine.receive(c.Tick(19)) == []
+    machine.receive(c.Failed("dora", 1, "x"))
+    machine.receive(c.Arrived("cleo", 1))
+    assert machine.receive(c.Tick(20)) == []  # a fold is open
+    machine.receive(c.Failed("cleo", 1, "garbage"))
+    assert machine.phase is c.Phase.IDLE
+
+
+def test_a_client_still_at_work_has_not_failed():
+    machine = BufferedCoordinator(2, buffer=4, deadline_s=10, retry_s=2)
+    begin(machine)
+    fold(machine, "ann")
+    machine.receive(c.Failed("ben", 1, "x"))
+    machine.receive(c.Failed("cleo", 1, "y"))
+    assert machine.receive(c.Tick(2)) == [c.Ask("ben", 1), c.Ask("cleo", 1)]
+    machine.receive(c.Failed("cleo", 1, "z"))
+    (close,) = machine.receive(c.Tick(10))
+    assert close.failed == (("cleo", "z"),)
+    assert machine.working == {"ben": 1, "dora": 1}
+
+
+def test_a_version_is_made_when_nobody_is_left():
+    machine = BufferedCoordinator(2, buffer=9, retry_s=5)
+    begin(machine)
+    for name in CLIENTS[:3]:
+        assert fold(machine, name) == []
+    (close,) = fold(machine, "dora")
+    assert close.accepted == CLIENTS
+
+
+def test_a_failed_client_is_asked_again_after_a_while_or_with_the_next_version():
+    machine = BufferedCoordinator(2, buffer=2, min_clients=2, retry_s=10)
+    begin(machine, clients=CLIENTS[:2])
+    fold(machine, "ann")
+    assert machine.receive(c.Failed("ben", 1, "x")) == []
+    assert machine.receive(c.Tick(10)) == [c.Ask("ben", 1)]
+    machine.receive(c.Failed("ben", 1, "x"))
+    assert machine.receive(c.Tick(29)) == []
+    assert machine.receive(c.Joined("ben", 1)) == [c.Ask("ben", 1)]
+    fold(machine, "ben")
+    begin(machine, 2)
+    machine.receive(c.Failed("ann", 2, "x"))
+    machine.receive(c.Gone("ann", 2, "revoked"))
+    assert machine.receive(c.Joined("ann", 2)) == machine.receive(c.Tick(1000)) == []
+
+
+def test_who_fails_at_an_older_version_is_asked_anew_with_this_one():
+    machine = BufferedCoordinator(3, buffer=1, retry_s=10)
+    begin(machine, clients=("ann", "ben"))
+    fold(machine, "ann")
+    begin(machine, 2, ("ann", "ben"))
+    machine.receive(c.Failed("ben", 2, "it was not asked at that version"))
+    assert machine.working == {"ben": 1, "ann": 2}
+    machine.receive(c.Failed("ben", 1, "x"))
+    assert machine.receive(c.Tick(10)) == [c.Ask("ben", 2)]
+
+
+def test_absent_clients_are_asked_when_they_come():
+    machine = BufferedCoordinator(2, buffer=3, min_clients=3, retry_s=10)
+    assert begin(machine, clients=("ann", "ben"), absent=("cleo", "ann")) == [
+        c.Ask("ann", 1),
+        c.Ask("ben", 1),
+    ]
+    assert machine.reachable == 3
+    assert machine.receive(c.Joined("ann", 1)) == machine.receive(c.Joined("stranger", 1)) == []
+    fold(machine, "ann")
+    assert fold(machine, "ben") == []
+    assert machine.receive(c.Joined("cleo", 1)) == [c.Ask("cleo", 1)]
+    assert machine.receive(c.Joined("cleo", 1)) == []
+    (close,) = fold(machine, "cleo")
+    assert close.accepted == ("ann", "ben", "cleo")
+
+
+def test_accepted_updates_of_an_earlier_process_keep_the_version_they_started_from():
+    machine = BufferedCoordinator(9, buffer=3, done=6, retry_s=1)
+    actions = begin(machine, 7, accepted=("ann", "ben"), started=(("ben", 5),))
+    assert actions == [c.Ask("cleo", 7), c.Ask("dora", 7)]
+    (close,) = fold(machine, "dora", 7)
+    assert close.started == (("ann", 7), ("ben", 5), ("dora", 7))
+    full = BufferedCoordinator(9, buffer=2, done=6)
+    (close,) = begin(full, 7, accepted=("ann", "ben"))
+    assert close == c.Close(7, ("ann", "ben"), (), False, (("ann", 7), ("ben", 7)))
+    assert full.working == {}
+
+
+def test_a_buffer_that_is_full_waits_for_a_fold_and_takes_it_too():
+    machine = BufferedCoordinator(2, buffer=1, at_once=2, retry_s=5)
+    begin(machine)
+    machine.receive(c.Arrived("ben", 1))
+    machine.receive(c.Arrived("ann", 1))
+    assert machine.receive(c.Folded("ann", 1)) == []
+    (close,) = machine.receive(c.Folded("ben", 1))
+    assert close.accepted == ("ann", "ben")
+
+
+def test_a_simulation_halts_where_a_daemon_waits():
+    machine = BufferedCoordinator(2, buffer=2, min_clients=2, deadline_s=10)
+    begin(machine, clients=("ann", "ben"))
+    fold(machine, "ann")
+    assert machine.receive(c.Failed("ben", 1, "x")) == [c.Halt(1, ("ann",), (("ben", "x"),))]
+    late = BufferedCoordinator(2, buffer=2, min_clients=2, deadline_s=10)
+    begin(late, clients=("ann", "ben"))
+    assert late.reachable == 2
+    fold(late, "ann")
+    assert late.receive(c.Tick(10)) == [c.Halt(1, ("ann",), (("ben", "no answer within 10 s"),))]
+
+
+def test_revoked_clients_are_out_but_for_what_is_in_the_buffer():
+    machine = BufferedCoordinator(2, buffer=4, min_clients=3, retry_s=5)
+    begin(machine)
+    fold(machine, "ann")
+    machine.receive(c.Arrived("ben", 1))
+    for name in ("ann", "ben", "cleo"):
+        assert machine.receive(c.Gone(name, 1, "revoked")) == []
+    assert machine.reachable == 3
+    machine.receive(c.Folded("ben", 1))
+    assert machine.receive(c.Arrived("cleo", 1)) == [c.Discard("cleo", 1, "answered already")]
+    assert machine.receive(c.Tick(99)) == []
+    (close,) = fold(machine, "dora")
+    assert close.accepted == ("ann", "ben", "dora")
+    assert close.failed == (("cleo", "revoked"),)
+
+
+def test_a_revoked_client_in_the_queue_is_never_asked():
+    machine = BufferedCoordinator(2, buffer=4, at_once=1, retry_s=5)
+    begin(machine)
+    machine.receive(c.Gone("ben", 1, "revoked"))
+    assert fold(machine, "ann") == [c.Ask("cleo", 1)]
+
+
+def test_stop_makes_the_open_version_the_last():
+    machine = BufferedCoordinator(9, buffer=1)
+    begin(machine)
+    assert machine.receive(c.Stop("asked")) == []
+    (close,) = fold(machine, "ann")
+    assert close.last
+    assert machine.stopping
+
+
+def test_rules_change_between_versions_and_who_works_goes_on():
+    machine = BufferedCoordinator(9, buffer=1)
+    begin(machine)
+    with pytest.raises(ConfigError, match="made before rules change"):
+        machine.reconfigure(buffer=2)
+    fold(machine, "ann")
+    with pytest.raises(ConfigError, match="at least 1: they are done"):
+        machine.reconfigure(rounds=0)
+    machine.reconfigure(buffer=2, rounds=2, max_staleness=5)
+    assert begin(machine, 2) == [c.Ask("ann", 2)]
+    assert fold(machine, "ben", 1) == []
+    (close,) = fold(machine, "cleo", 1)
+    assert close.last
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"buffer": 0, "min_clients": 0},
+        {"buffer": 2, "min_clients": 3},
+        {"buffer": 2, "max_staleness": -1},
+        {"buffer": 2, "deadline_s": 0.0},
+        {"buffer": 2, "at_once": 0},
+    ],
+)
+def test_rules_that_do_not_fit_are_refused(rules):
+    with pytest.raises(ConfigError, match="min_clients ≤ buffer"):
+        BufferedCoordinator(5, **rules)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        c.Begin(3, CLIENTS, 0),
+        c.Begin(0, CLIENTS, 0),
+        c.Begin(1, (), 0),
+        c.Begin(1, ("ann",), 0),
+        c.Begin(1, CLIENTS, 0, ("ann",), (("ann", 2),)),
+    ],
+)
+def test_begin_out_of_order_is_refused(event):
+    machine = BufferedCoordinator(2, buffer=2, min_clients=2, retry_s=1)
+    with pytest.raises(ConfigError):
+        machine.receive(event)
+    begin(machine)
+    with pytest.raises(ConfigError, match="before another"):
+        begin(machine, 2)
+
+
+def test_every_cell_of_the_table_is_filled():
+    assert set(buffered._TRANSITIONS) == set(itertools.product(c.Phase, c.Event.__args__))
+
+
+NAMES = st.sampled_from((*CLIENTS, "stranger"))
+EVENTS = st.one_of(
+    st.builds(c.Arrived, NAMES, st.integers(0, 4)),
+    st.builds(c.Folded, NAMES, st.integers(0, 4)),
+    st.builds(c.Failed, NAMES, st.integers(0, 4), st.just("why")),
+    st.builds(c.Gone, NAMES, st.integers(0, 4), st.just("revoked")),
+    st.builds(c.Joined, NAMES, st.integers(0, 4)),
+    st.builds(c.Tick, st.floats(0, 50)),
+    st.builds(c.Stop, st.just("asked")),
+    st.just(None),
+)
+
+
+@given(
+    st.lists(EVENTS, max_size=80),
+    st.integers(1, 4),
+    st.integers(0, 2),
+    st.sampled_from((None, 15.0)),
+    st.sampled_from((None, 4.0)),
+    st.sampled_from((None, 1, 2)),
+)
+@settings(max_examples=500, deadline=None)
+def test_no_event_sequence_breaks_a_version(events, buffer, max_staleness, deadline_s, retry_s, at_once):
+    """Any events at all: who is folded was asked at that version, and is at most once in a buffer."""
+    machine = BufferedCoordinator(
+        4, buffer=buffer, max_staleness=max_staleness, deadline_s=deadline_s, retry_s=retry_s, at_once=at_once
+    )
+    version, working, folding, accepted = 0, {}, {}, {}
+    for event in events:
+        if event is None:  # begin, if that is possible
+            if machine.phase is c.Phase.OPEN or version == 4:
+                continue
+            version += 1
+            working = {n: v for n, v in working.items() if version - v <= max_staleness}
+            folding, accepted = {}, {}
+            event = c.Begin(version, CLIENTS, 0.0)
+        name, number = getattr(event, "client", ""), getattr(event, "round", version)
+        is_open = machine.phase is c.Phase.OPEN
+        if isinstance(event, c.Folded) and folding.get(name) == number:
+            accepted[name] = folding.pop(name)
+        if isinstance(event, c.Gone) or (isinstance(event, c.Failed) and working.get(name) == number):
+            working.pop(name, None)
+        if isinstance(event, c.Failed) and folding.get(name) == number:
+            folding.pop(name)
+        expected = working.get(name) == number
+        if isinstance(event, c.Arrived) and expected:
+            del working[name]
+        for action in machine.receive(event):
+            if isinstance(action, c.Ask):
+                assert action.round == version
+                assert action.client not in working.keys() | folding.keys() | accepted.keys()
+                working[action.client] = version
+            elif isinstance(action, c.Fold):
+                assert is_open
+                assert expected
+                assert version - number <= max_staleness
+                assert name not in accepted
+                folding[name] = number
+            elif isinstance(action, c.Discard):
+                assert not (is_open and expected)
+            elif isinstance(action, c.Close):
+                assert not folding
+                assert dict(action.started) == accepted
+                assert action.accepted == tuple(sorted(accepted))
+                assert not dict(action.failed).keys() & (accepted.keys() | working.keys())
+            else:
+                assert isinstance(action, c.Halt)
+                assert retry_s is None
+                working = {}
+        assert machine.working == working
