@@ -33,7 +33,7 @@ __all__ = [
 REPLY_DOMAIN = b"headwater reply v1\0"
 IDENTITY_DOMAIN = b"headwater identity v1\0"
 
-_TIMESTAMP = re.compile(r"[0-9T:.+Z-]{1,64}")
+_TIMESTAMP = re.compile(r"[0-9][0-9T:.+Z-]{0,63}")
 _LOST = (
     "Restore the folder from a backup of this device, or make new keys with `headwater client enroll` "
     "in another folder and have the organiser revoke the old name's keys and accept the new ones."

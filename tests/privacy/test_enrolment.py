@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
@@ -14,6 +15,7 @@ from headwater.privacy import public_keys
 from headwater.privacy.enrolment import PREFIX, make_request, read_request
 from headwater.privacy.signing import Identity
 from tests.privacy.people import ANN, BOB
+from tests.privacy.test_signing import CLAIM, REPLY, REPLY_SIGNATURE
 
 # ECDSA draws a nonce, so a golden line is read, not made
 GOLDEN = (
@@ -43,6 +45,18 @@ SIGNED = 1 + 3 + 32 + 97
 
 def test_golden():
     assert read_request(GOLDEN) == ANN.public
+
+
+def test_the_pages_vectors_are_these():
+    page = (Path(__file__).parents[2] / "docs/reference/identity.md").read_text(encoding="utf-8")
+    lines = set(page.splitlines())
+    for start in range(0, len(GOLDEN), 96):
+        assert GOLDEN[start : start + 96] in lines
+    assert {f"{name}: {value}" for name, value in CLAIM.headers().items()} <= lines
+    assert {REPLY.hex(), REPLY_SIGNATURE[:64], REPLY_SIGNATURE[64:]} <= lines
+    assert f"signing key  {ANN.public.signing_key.hex()}" in lines
+    assert f"fingerprint  {ANN.public.fingerprint()}" in lines
+    assert ANN.public.node_key.decode() in page
 
 
 def test_round_trip_in_one_line():
