@@ -74,7 +74,7 @@ class FederatedData:
         warnings: tuple[str, ...] = (),
         sha256: str = "",
     ) -> None:
-        """Use :meth:`open` or :meth:`own`."""
+        """Use :meth:`open`, :meth:`own` or :meth:`held_out`."""
         self.clients = tuple(sorted(splits))
         self.warnings = warnings
         self.sha256 = sha256
@@ -138,6 +138,25 @@ class FederatedData:
         splits = {name: _split(name, table, list(range(len(table))), settings, key)}
         warnings = _single_class(table, splits, settings)
         return FederatedData(settings, tokenizer, table=table, splits=splits, warnings=warnings)
+
+    @staticmethod
+    def held_out(loaded: LoadedFederation, tokenizer: Tokenizer | None, key: Key) -> FederatedData:
+        """The server's test file alone: no client, and the clients' file is not even looked for.
+
+        Raises:
+            DataError: as in :meth:`open`.
+        """
+        settings = loaded.settings.data
+        if isinstance(settings, NoData) or settings.test is None:
+            return FederatedData(settings, tokenizer, splits={})
+        test = _read(loaded, settings.test, settings)
+        return FederatedData(
+            settings,
+            tokenizer,
+            splits={},
+            test=(test, key.child("test")),
+            sha256=files_sha256([loaded.path(settings.test)]),
+        )
 
     def rows(self, name: str) -> tuple[int, int]:
         """Rows in the client's train and validation split. Nothing is tokenised."""

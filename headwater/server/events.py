@@ -29,6 +29,24 @@ class RoundStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """No round can begin, or the open one cannot end: ``have`` clients of ``need``; over when equal."""
+
+    have: int
+    need: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAsked:
+    """A request is on its way: ``profile``, ``train`` or ``evaluate``."""
+
+    round: int
+    client: str
+    kind: str
+    bytes_down: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientDone:
     """An update was folded."""
 
@@ -70,5 +88,15 @@ class Notice:
     text: str
 
 
-Event: TypeAlias = RunStarted | RoundStarted | ClientDone | ClientFailed | Evaluating | RoundEnded | Notice
+Event: TypeAlias = (
+    RunStarted
+    | RoundStarted
+    | Waiting
+    | ClientAsked
+    | ClientDone
+    | ClientFailed
+    | Evaluating
+    | RoundEnded
+    | Notice
+)
 Observer: TypeAlias = Callable[[Event], None]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from headwater.errors import DecodeError
+from headwater.errors import DecodeError, HeadwaterError
 from headwater.flower import count_bytes, pack, unpack
 from headwater.proto.wire import encode_request
 from headwater.protocol.messages import EvaluateRequest, ProfileRequest, Request, TrainRequest
+from headwater.server.events import ClientAsked, Observer
 
 PULL_AT_ONCE = 16
 """Replies asked for in one pull: what bounds the memory of replies that wait to be folded."""
@@ -24,9 +25,15 @@ _TYPES = {
 }
 
 
+_KINDS = {ProfileRequest: "profile", TrainRequest: "train", EvaluateRequest: "evaluate"}
+
+
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One reply: whose task it answers (not who claims to be), and its bytes or Flower's error."""
+    """One reply: whose task it answers (not who claims to be), and its bytes or what is wrong with it.
+
+    ``data`` is the reply; ``raw`` is what arrived, for who wants to open it again.
+    """
 
     address: str
     kind: type[Request]
@@ -34,6 +41,7 @@ class Incoming:
     data: bytes
     error: str
     bytes_up: int
+    raw: bytes = b""
 
 
 @runtime_checkable
@@ -44,30 +52,47 @@ class Cancels(Protocol):
         """Drop the messages, their work and their replies."""
 
 
+def unsigned(address: str, data: bytes) -> bytes:
+    """How replies are opened where transport and clients are our own: they are not signed."""
+    return data
+
+
 class Exchange:
     """Outstanding messages by id.
 
     Args:
         grid: Flower's, or one of ours.
         nodes: Flower's node id by address (a client's name).
+        open_reply: from an address and what arrived there to the reply; raises ``HeadwaterError``.
+        tell: is told what is asked of whom.
     """
 
-    def __init__(self, grid: Grid, nodes: Mapping[str, int]) -> None:
-        self._grid, self._nodes = grid, nodes
+    def __init__(
+        self,
+        grid: Grid,
+        nodes: Mapping[str, int],
+        open_reply: Callable[[str, bytes], bytes] = unsigned,
+        tell: Observer = lambda event: None,
+    ) -> None:
+        self._grid, self._nodes, self._open, self._tell = grid, nodes, open_reply, tell
         self._outstanding: dict[str, tuple[str, type[Request], int]] = {}
         self._unsent: list[Incoming] = []
 
     def send(self, requests: Iterable[tuple[str, Request]], round: int) -> dict[str, int]:
         """Push requests; return the bytes that went to each address."""
-        rows = list(requests)
-        messages, sizes = [], {}
-        for address, request in rows:
+        rows, messages, sizes = [], [], {}
+        for address, request in requests:
             envelope, state = encode_request(request)
             content = pack(envelope=envelope, state=state)
             sizes[address] = count_bytes(content)
-            messages.append(
-                Message(content, self._nodes[address], _TYPES[type(request)], group_id=str(round))
-            )
+            kind = _TYPES[type(request)]
+            node = self._nodes.get(address)
+            if node is None:
+                self._unsent.append(Incoming(address, type(request), round, b"", "it has no node", 0))
+                continue
+            rows.append((address, request))
+            messages.append(Message(content, node, kind, group_id=str(round)))
+            self._tell(ClientAsked(round, address, _KINDS[type(request)], sizes[address]))
         # Flower gives None for a message that it could not push, and no ids where all were too large
         ids: list[str | None] = list(self._grid.push_messages(messages))
         ids += [None] * (len(rows) - len(ids))
@@ -85,35 +110,56 @@ class Exchange:
             i.kind is kind and i.round == round for i in self._unsent
         )
 
-    def poll(self) -> Iterator[Incoming]:
-        """Every reply that is there now, a few at a time, late ones of earlier rounds too."""
-        while self._unsent:
-            yield self._unsent.pop()
-        ids = list(self._outstanding)
+    def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:
+        """Every reply to requests of these kinds that is there now, a few at a time, late ones too.
+
+        Replies of other kinds stay where they are; without kinds, all are taken.
+        """
+        unsent = [i for i in self._unsent if not kinds or i.kind in kinds]
+        self._unsent = [i for i in self._unsent if i not in unsent]
+        yield from unsent
+        ids = [i for i, (_, kind, _) in self._outstanding.items() if not kinds or kind in kinds]
         for start in range(0, len(ids), PULL_AT_ONCE):
             while group := [i for i in ids[start : start + PULL_AT_ONCE] if i in self._outstanding]:
                 messages = list(self._grid.pull_messages(group))
                 for message in messages:
                     sent = self._outstanding.pop(message.metadata.reply_to_message_id, None)
                     if sent is not None:
-                        yield _incoming(message, *sent)
+                        yield self._incoming(message, *sent)
                 if not messages:
                     break
 
     def forget(self, kind: type[Request], round: int) -> None:
         """Stop waiting for replies of this kind and round."""
-        gone = [i for i, (_, k, r) in self._outstanding.items() if k is kind and r == round]
+        self._drop([i for i, (_, k, r) in self._outstanding.items() if k is kind and r == round])
+
+    def forget_address(self, kind: type[Request], address: str) -> None:
+        """Stop waiting for replies of this kind from this address, of any round."""
+        self._drop([i for i, (a, k, _) in self._outstanding.items() if k is kind and a == address])
+
+    def forget_all(self) -> None:
+        """Stop waiting for anything."""
+        self._drop(list(self._outstanding))
+        self._unsent.clear()
+
+    def _drop(self, gone: list[str]) -> None:
         for message_id in gone:
             del self._outstanding[message_id]
         if gone and isinstance(self._grid, Cancels):
             self._grid.cancel(gone)
 
+    def opened(self, address: str, kind: type[Request], round: int, raw: bytes) -> Incoming:
+        """What arrived at an address, opened: now, or again when it comes from the spool."""
+        try:
+            return Incoming(address, kind, round, self._open(address, raw), "", len(raw), raw)
+        except HeadwaterError as error:
+            return Incoming(address, kind, round, b"", str(error), len(raw))
 
-def _incoming(message: Message, address: str, kind: type[Request], round: int) -> Incoming:
-    if message.has_error():
-        return Incoming(address, kind, round, b"", f"Flower: {message.error.reason}"[:2000], 0)
-    try:
-        (data,) = unpack(message.content, "reply")
-    except DecodeError as error:
-        return Incoming(address, kind, round, b"", str(error), count_bytes(message.content))
-    return Incoming(address, kind, round, data, "", len(data))
+    def _incoming(self, message: Message, address: str, kind: type[Request], round: int) -> Incoming:
+        if message.has_error():
+            return Incoming(address, kind, round, b"", f"Flower: {message.error.reason}"[:2000], 0)
+        try:
+            (raw,) = unpack(message.content, "reply")
+        except DecodeError as error:
+            return Incoming(address, kind, round, b"", str(error), count_bytes(message.content))
+        return self.opened(address, kind, round, raw)

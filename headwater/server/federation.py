@@ -2,7 +2,7 @@
 
 It does what the coordinator says: sends plans, folds each reply the moment it arrives, merges,
 evaluates, writes the round and the checkpoint. Which client, which rule and which state come from
-the strategy; nothing of Flower's own aggregation is used.
+the strategy; nothing of Flower's own aggregation is used. :mod:`.rounds` has the two kinds of rounds.
 """
 
 from __future__ import annotations
@@ -14,46 +14,26 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from headwater.compression.table import codec_for
 from headwater.config import LoadedFederation
 from headwater.config.federation import Federation
 from headwater.data.batches import Example
-from headwater.errors import FederationStopped, HeadwaterError
-from headwater.protocol.coordinator import (
-    Action,
-    Arrived,
-    Ask,
-    Begin,
-    Close,
-    Coordinator,
-    Discard,
-    Failed,
-    Fold,
-    Folded,
-    Halt,
-    Stop,
-    Tick,
-)
+from headwater.errors import FederationStopped
 from headwater.protocol.keys import Key
-from headwater.protocol.messages import ClientProfile, TrainRequest
+from headwater.protocol.messages import ClientProfile, ProfileRequest
 from headwater.server.checkpoint import Checkpoint
+from headwater.server.deployment import Deployment
 from headwater.server.evaluation import Tracker, metric_name
-from headwater.server.events import (
-    ClientDone,
-    ClientFailed,
-    Notice,
-    Observer,
-    RoundEnded,
-    RoundStarted,
-    RunStarted,
-)
-from headwater.server.exchange import Exchange, Incoming
+from headwater.server.events import Notice, Observer, RoundEnded, RunStarted, Waiting
+from headwater.server.exchange import Exchange
 from headwater.server.handshake import introduce
 from headwater.server.measurement import Measurement
-from headwater.server.open_round import OpenRound
+from headwater.server.members import Introduced, Members
+from headwater.server.rounds import BufferedRounds, Finished, Rounds, SynchronousRounds
 from headwater.server.run_folder import RunFolder
 from headwater.server.watch import Watch
+from headwater.state import AdapterState
 from headwater.strategies.federated import FederatedStrategy
+from headwater.strategies.strategy import ServerState
 from headwater.training.build import Workbench
 
 
@@ -86,6 +66,7 @@ class FederationServer:
         observer: is told what happens.
         should_stop: asked often; True ends the run after the open round.
         clock: seconds that only go forward.
+        deployment: what a daemon adds; without it too few clients end the run.
     """
 
     def __init__(
@@ -99,19 +80,26 @@ class FederationServer:
         observer: Observer,
         should_stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        deployment: Deployment | None = None,
     ) -> None:
-        self._federation: Federation = loaded.settings
-        self._run, self._bench, self._folder = run, bench, folder
-        self._watch = Watch(observer, should_stop, clock, self._federation.cohort.deadline_s)
-        self._observer, self._should_stop, self._clock = observer, should_stop, clock
-        self._strategy = FederatedStrategy(self._federation)
-        self._root = Key.root(self._federation.federation.seed)
-        self._metric = metric_name(self._federation)
-        self._down = codec_for(self._federation.codec.down)
-        self._measure = Measurement(self._federation, run, bench, test, self._down, self._root, self._watch)
+        self._loaded, self._run, self._bench, self._folder, self._test = loaded, run, bench, folder, test
+        self._observer, self._should_stop = observer, should_stop
+        self._deployment = deployment
+        self._root = Key.root(loaded.settings.federation.seed)
+        interrupted = deployment.interrupted if deployment else lambda: False
+        self.watch = Watch(observer, should_stop, clock, None, interrupted)
+        self._use(loaded.settings)
+
+    def _use(self, settings: Federation) -> None:
+        """Go on under these settings."""
+        self._settings = settings
+        self.watch = replace(self.watch, deadline_s=settings.cohort.deadline_s)
+        self._strategy = FederatedStrategy(settings)
+        self._metric = metric_name(settings)
+        self._measure = Measurement(settings, self._run, self._bench, self._test, self._root, self.watch)
 
     def run(self, grid: Grid, expected_clients: int | None = None) -> Outcome:
-        """Run all rounds that are left.
+        """Run all rounds that are left, with the clients that are there now: a simulation.
 
         Args:
             grid: Flower's grid.
@@ -120,167 +108,212 @@ class FederationServer:
         Raises:
             FederationStopped: too few clients; the last checkpoint stays.
         """
-        least = self._federation.cohort.min_clients
+        least = self._settings.cohort.min_clients
         profiles, nodes = introduce(
-            grid,
-            self._run,
-            self._bench,
-            self._watch,
-            expected=expected_clients or least,
-            min_clients=least,
+            grid, self._run, self._bench, self.watch, expected=expected_clients or least, min_clients=least
         )
-        exchange = Exchange(grid, nodes)
-        checkpoint = self._start(exchange, profiles)
-        settings = self._federation
-        sizes = [record["bytes"] for record in self._folder.read_rounds()]
-        self._observer(
-            RunStarted(
-                settings.federation.rounds,
-                checkpoint.server.round,
-                len(profiles),
-                best=checkpoint.tracker.best_value,
-                bytes_up=sum(size["up"] for size in sizes),
-                bytes_down=sum(size["down"] for size in sizes),
+        return self.serve(Introduced(Exchange(grid, nodes), profiles))
+
+    def serve(self, members: Members) -> Outcome:
+        """Run all rounds that are left, with whoever is there.
+
+        Raises:
+            FederationStopped: too few clients, without a deployment; the last checkpoint stays.
+            Interrupted: the deployment says so.
+        """
+        checkpoint = self._start(members)
+        if checkpoint is None:
+            raise FederationStopped(
+                "federation", expected=f"{self._need()} clients", got=f"{len(members.ready())}, then a stop"
             )
-        )
-        coordinator = Coordinator(
-            settings.federation.rounds,
-            min_clients=settings.cohort.min_clients,
-            deadline_s=settings.cohort.deadline_s,
-            done=checkpoint.server.round,
-        )
-        patience = settings.evaluation.patience
-        while checkpoint.server.round < settings.federation.rounds:
-            if patience is not None and checkpoint.tracker.since >= patience:
-                return Outcome(checkpoint, True, "patience", len(profiles))
-            if coordinator.stopping or self._should_stop():
-                return Outcome(checkpoint, False, "stopped", len(profiles))
-            checkpoint = self._round(checkpoint, coordinator, exchange, profiles)
-        return Outcome(checkpoint, True, "rounds", len(profiles))
+        self._tell_started(checkpoint, members)
+        rounds: Rounds | None = None
+        while True:
+            checkpoint = self._heed_organiser(checkpoint)
+            if rounds is None or rounds.kind != self._settings.schedule.kind:
+                rounds = self._rounds(checkpoint, members)
+            rounds.reconfigure(self._settings, self._strategy, self.watch)
+            reason = self._over(checkpoint)
+            if reason is None and not self._gather(members):
+                reason = "stopped"
+            finished = None if reason else rounds.run(checkpoint)
+            if finished is None:
+                return Outcome(
+                    checkpoint, reason in ("rounds", "patience"), reason or "stopped", len(members.profiles())
+                )
+            checkpoint = self._close(checkpoint, finished, members)
 
-    # --- before the first round -------------------------------------------------------------------
+    def _over(self, checkpoint: Checkpoint) -> str | None:
+        """Why no round follows; None if one does."""
+        patience = self._settings.evaluation.patience
+        if checkpoint.server.round >= self._settings.federation.rounds:
+            return "rounds"
+        if patience is not None and checkpoint.tracker.since >= patience:
+            return "patience"
+        return "stopped" if self._should_stop() else None
 
-    def _start(self, exchange: Exchange, profiles: Mapping[str, ClientProfile]) -> Checkpoint:
-        """The checkpoint to go on from: the saved one, or round 0, evaluated and saved."""
+    def _rounds(self, checkpoint: Checkpoint, members: Members) -> Rounds:
+        kind = BufferedRounds if self._settings.schedule.kind == "buffered" else SynchronousRounds
+        done = checkpoint.server.round
+        return kind(self._settings, self._run, self._bench, members, self._root, self._deployment, done=done)
+
+    # --- between rounds ---------------------------------------------------------------------------
+
+    def _start(self, members: Members) -> Checkpoint | None:
+        """The checkpoint to go on from: the saved one, or round 0, evaluated and saved.
+
+        None if a stop was asked for before there were clients to evaluate it.
+        """
         saved = Checkpoint.load(self._folder.checkpoint, self._bench.spec, self._run)
         if saved is not None:
             self._folder.keep_rounds(saved.server.round)
+            if self._deployment is not None:
+                self._deployment.versions.keep_through(saved.server.round)
             return saved
         self._folder.keep_rounds(-1)
+        if self._deployment is not None:
+            self._deployment.versions.keep_through(-1)
+        if not self._gather(members):
+            return None
         server = self._strategy.init(self._bench.initial_state())
         checkpoint = Checkpoint(self._run, server, Tracker(self._metric))
-        started = self._clock()
+        started = self.watch.clock()
         record: dict[str, Any] = {
             "round": 0,
             "clients": {},
             "bytes": {"up": 0, "down": 0, "up_dense": 0, "down_dense": 0},
             "state_sha256": server.state.sha256(),
         }
-        checkpoint, value = self._measure.after(checkpoint, exchange, profiles, record)
-        record["seconds"] = round(self._clock() - started, 3)
-        self._commit(checkpoint, record, value)
+        checkpoint, value = self._measure.after(checkpoint, members, members.ready(), record)
+        record["seconds"] = round(self.watch.clock() - started, 3)
+        self._commit(checkpoint, record, value, ())
         return checkpoint
 
-    def _commit(self, checkpoint: Checkpoint, record: dict[str, Any], value: float) -> None:
+    def _tell_started(self, checkpoint: Checkpoint, members: Members) -> None:
+        sizes = [record["bytes"] for record in self._folder.read_rounds()]
+        self._observer(
+            RunStarted(
+                self._settings.federation.rounds,
+                checkpoint.server.round,
+                len(members.profiles()),
+                best=checkpoint.tracker.best_value,
+                bytes_up=sum(size["up"] for size in sizes),
+                bytes_down=sum(size["down"] for size in sizes),
+            )
+        )
+
+    def _need(self) -> int:
+        """How many clients must be there for a round."""
+        schedule, least = self._settings.schedule, self._settings.cohort.min_clients
+        return max(least, schedule.buffer) if schedule.kind == "buffered" else least
+
+    def _gather(self, members: Members) -> bool:
+        """Wait until a round can begin; False if a stop is asked for first.
+
+        An open round that a crash left behind goes on at once: who was asked is known.
+        """
+        waiting = False
+        while (have := _trainable(members.ready())) < self._need() and not self._has_open_round():
+            if self._should_stop():
+                return False
+            if self._deployment is None:
+                raise FederationStopped(
+                    "federation", expected=f"at least {self._need()} clients with data", got=f"{have}"
+                )
+            if not waiting:
+                waiting = True
+                self._observer(Waiting(have, self._need()))
+            for _ in members.poll(ProfileRequest):
+                pass  # introductions are dealt with on the way; updates wait where they are
+            self.watch.pause()
+        if waiting:
+            self._observer(Waiting(self._need(), self._need()))
+        return True
+
+    def _has_open_round(self) -> bool:
+        return self._deployment is not None and self._deployment.roster.exists()
+
+    def _heed_organiser(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Apply what the organiser changed, or go back to an earlier version's values."""
+        if self._deployment is None:
+            return checkpoint
+        settings = self._deployment.settings()
+        if settings != self._settings:
+            self._use(settings)
+            self._observer(Notice("the organiser's new settings hold from here"))
+        version = self._deployment.rollback()
+        if version is None:
+            return checkpoint
+        versions = self._deployment.versions
+        state = versions.state(version, self._bench.spec)
+        momentum = None if checkpoint.server.momentum is None else AdapterState.zeros(state.spec)
+        checkpoint = replace(checkpoint, server=ServerState(checkpoint.server.round, state, momentum))
+        self._add_version(checkpoint, (), float("nan"), parent=version, note=f"rollback to version {version}")
+        checkpoint.save(self._folder.checkpoint)
+        self._observer(Notice(f"going on from version {version}"))
+        return checkpoint
+
+    # --- after a round ----------------------------------------------------------------------------
+
+    def _close(self, checkpoint: Checkpoint, finished: Finished, members: Members) -> Checkpoint:
+        """Move the model, evaluate, write the round; only then is the open round forgotten."""
+        server = self._strategy.update(checkpoint.server, finished.merged)
+        accepted = {**checkpoint.accepted, **finished.accepted}
+        checkpoint = replace(checkpoint, server=server, accepted=accepted)
+        record = finished.record
+        known = members.profiles()
+        # whoever took part is waited for: the same clients evaluate after a crash as before it
+        asked = {n: p for n, p in known.items() if n in finished.accepted or n in members.ready()}
+        checkpoint, value = self._measure.after(checkpoint, members, asked, record)
+        record["state_sha256"] = server.state.sha256()
+        record["seconds"] = round(self.watch.clock() - finished.started_s, 3)
+        self._commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
+        if self._deployment is not None:
+            self._deployment.roster.unlink(missing_ok=True)
+            self._deployment.spool.drop_through(checkpoint.server.round)
+        return checkpoint
+
+    def _commit(
+        self, checkpoint: Checkpoint, record: dict[str, Any], value: float, cohort: tuple[str, ...]
+    ) -> None:
         """The round's line first, then the checkpoint: a resume drops a line without its checkpoint."""
         self._folder.append_round(record)
+        number = checkpoint.server.round
+        self._add_version(checkpoint, cohort, value, note=f"round {number}" if number else "initial")
         checkpoint.save(self._folder.checkpoint)
+        if self._deployment is not None:
+            self._deployment.versions.prune()
         self._observer(RoundEnded(record["round"], record, self._metric, value))
 
-    # --- one round --------------------------------------------------------------------------------
-
-    def _round(
+    def _add_version(
         self,
         checkpoint: Checkpoint,
-        coordinator: Coordinator,
-        exchange: Exchange,
-        profiles: Mapping[str, ClientProfile],
-    ) -> Checkpoint:
-        started = self._clock()
-        plan = self._strategy.plan(checkpoint.server, profiles, key=self._root)
-        encoded = self._down.encode(checkpoint.server.state, key=self._root.child("down", plan.round))
-        base = self._down.decode(encoded, self._bench.spec)
-        open_round = OpenRound(
-            plan, base, encoded, self._run, profiles, self._strategy.aggregator(plan), self._root
+        cohort: tuple[str, ...],
+        value: float,
+        *,
+        note: str,
+        parent: int | None = None,
+    ) -> None:
+        if self._deployment is None:
+            return
+        versions = self._deployment.versions
+        if parent is None:
+            rows = versions.rows()
+            parent = rows[-1].version if rows else 0
+        versions.add(
+            checkpoint.server.state,
+            run=self._run,
+            round=checkpoint.server.round,
+            parent=parent,
+            config_sha256=replace(self._loaded, settings=self._settings).sha256(),
+            cohort=cohort,
+            metric=self._metric,
+            value=value,
+            best=checkpoint.tracker.best_round == checkpoint.server.round,
+            note=note,
+            created=time.time(),
         )
-        self._observer(RoundStarted(plan.round, len(plan.clients)))
-        actions = coordinator.receive(Begin(plan.round, tuple(plan.clients), self._clock()))
-        asks = [a.client for a in actions if isinstance(a, Ask)]
-        open_round.sent = exchange.send(
-            [(c, open_round.request(c, checkpoint.accepted.get(c, 0))) for c in asks], plan.round
-        )
-        end = self._collect(open_round, coordinator, exchange)
-        exchange.forget(TrainRequest, plan.round)
-        if isinstance(end, Halt):
-            raise FederationStopped(
-                f"round {plan.round}",
-                expected=f"at least {self._federation.cohort.min_clients} updates",
-                got=f"{len(end.accepted)}{self._reasons(end)}",
-                hint=f"The state after round {checkpoint.server.round} is kept: mend the "
-                "clients, then --resume, or mend the file and start anew.",
-            )
-        merged = open_round.merge()
-        server = self._strategy.update(checkpoint.server, merged)
-        accepted = {**checkpoint.accepted, **dict.fromkeys(end.accepted, plan.round)}
-        checkpoint = replace(checkpoint, server=server, accepted=accepted)
-        record = open_round.record(end, merged, base + merged.delta)
-        checkpoint, value = self._measure.after(checkpoint, exchange, profiles, record)
-        record["state_sha256"] = server.state.sha256()
-        record["seconds"] = round(self._clock() - started, 3)
-        self._commit(checkpoint, record, value)
-        return checkpoint
 
-    def _collect(self, open_round: OpenRound, coordinator: Coordinator, exchange: Exchange) -> Close | Halt:
-        """Take replies until the coordinator ends the round."""
-        number = open_round.plan.round
-        while True:
-            if self._should_stop() and not coordinator.stopping:
-                self._observer(Notice(f"stopping after round {number}"))
-                coordinator.receive(Stop("asked to"))
-            quiet = True
-            for incoming in exchange.poll():
-                quiet = False
-                if incoming.kind is not TrainRequest:
-                    continue
-                actions = coordinator.receive(Arrived(incoming.address, incoming.round))
-                for action in actions:
-                    end = self._act(action, incoming, open_round, coordinator)
-                    if end is not None:
-                        return end
-                if (end := self._tick(coordinator)) is not None:
-                    return end
-            if (end := self._tick(coordinator)) is not None:
-                return end
-            if quiet:
-                self._watch.pause()
 
-    def _tick(self, coordinator: Coordinator) -> Close | Halt | None:
-        """Tell the coordinator the time."""
-        actions = coordinator.receive(Tick(self._clock()))
-        return next((a for a in actions if isinstance(a, Close | Halt)), None)
-
-    def _act(
-        self, action: Action, incoming: Incoming, open_round: OpenRound, coordinator: Coordinator
-    ) -> Close | Halt | None:
-        number = open_round.plan.round
-        if isinstance(action, Discard):
-            self._observer(ClientFailed(action.round, action.client, f"reply dropped: {action.reason}"))
-        if not isinstance(action, Fold):
-            return None
-        try:
-            open_round.fold(incoming)
-            self._observer(ClientDone(number, action.client, incoming.bytes_up))
-            after = coordinator.receive(Folded(action.client, number))
-        except HeadwaterError as error:
-            self._observer(ClientFailed(number, action.client, str(error)))
-            after = coordinator.receive(Failed(action.client, number, str(error)))
-        for next_action in after:
-            if isinstance(next_action, Close | Halt):
-                return next_action
-        return None
-
-    @staticmethod
-    def _reasons(end: Halt) -> str:
-        shown = [f"{client}: {reason}" for client, reason in end.failed[:3]]
-        more = [f"and {len(end.failed) - 3} more"] if len(end.failed) > 3 else []
-        return f" ({'; '.join(shown + more)})" if shown else ""
+def _trainable(profiles: Mapping[str, ClientProfile]) -> int:
+    return sum(profile.train_examples > 0 for profile in profiles.values())

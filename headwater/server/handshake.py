@@ -6,7 +6,7 @@ from flwr.serverapp import Grid
 
 from headwater.errors import DecodeError, FederationStopped, HeadwaterError
 from headwater.proto.wire import decode_reply
-from headwater.protocol.messages import ClientProfile, ProfileRequest
+from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest
 from headwater.server.events import ClientFailed
 from headwater.server.exchange import Exchange, Incoming
 from headwater.server.watch import Watch
@@ -48,7 +48,7 @@ def introduce(
         for incoming in exchange.poll():
             quiet = False
             try:
-                profile = _profile(incoming, bench)
+                profile = profile_of(incoming, bench, run)
                 if profile.client in profiles:
                     raise DecodeError(f"client {profile.client}", expected="one node", got="two")
                 profiles[profile.client], nodes[profile.client] = profile, int(incoming.address)
@@ -67,16 +67,31 @@ def introduce(
     return dict(sorted(profiles.items())), nodes
 
 
-def _profile(incoming: Incoming, bench: Workbench) -> ClientProfile:
-    """The node's profile, if it has this base model and adapter."""
+def profile_of(incoming: Incoming, bench: Workbench, run: str, client: str = "") -> ClientProfile:
+    """The node's profile, if it has this base model and adapter.
+
+    Args:
+        incoming: the reply.
+        bench: what the profile must fit.
+        run: the run that was asked about.
+        client: whose node it is, where that is known beforehand.
+
+    Raises:
+        DecodeError: no profile, or one that does not fit.
+    """
+    who = f"client {client}" if client else f"node {incoming.address}"
     if incoming.error:
-        raise DecodeError(f"node {incoming.address}", expected="a profile", got=incoming.error)
+        raise DecodeError(who, expected="a profile", got=incoming.error)
     reply = decode_reply(incoming.data, max_bytes=0)
+    if isinstance(reply, ClientFailure):
+        raise DecodeError(who, expected="a profile", got=f"failure: {reply.reason}")
     if not isinstance(reply, ClientProfile):
-        raise DecodeError(f"node {incoming.address}", expected="a profile", got=str(reply)[:200])
+        raise DecodeError(who, expected="a profile", got=type(reply).__name__)
     for what, theirs, ours in (
         ("base model sha256", reply.model_sha256, bench.base_sha256),
         ("adapter spec", reply.spec, bench.spec.fingerprint()),
+        ("run", reply.run, run),
+        ("name", reply.client, client or reply.client),
     ):
         if theirs != ours:
             raise DecodeError(f"client {reply.client}", expected=f"{what} {ours[:12]}", got=theirs[:12])

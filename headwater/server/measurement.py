@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from headwater.compression.codec import Codec
+from headwater.compression.table import codec_for
 from headwater.config.federation import Federation
 from headwater.data.batches import Example
 from headwater.errors import DecodeError, HeadwaterError, TrainingError
@@ -18,6 +18,7 @@ from headwater.server.checkpoint import Checkpoint
 from headwater.server.evaluation import checked, decisive, metric_name, over_clients, per_client
 from headwater.server.events import ClientFailed, Evaluating, Notice
 from headwater.server.exchange import Exchange, Incoming
+from headwater.server.members import Members
 from headwater.server.watch import Watch
 from headwater.state import AdapterState
 from headwater.training.build import Workbench
@@ -31,7 +32,6 @@ class Measurement:
         run: the run's id.
         bench: the base model.
         test: the server's held-out examples, if any.
-        down: codec of what goes to the clients.
         root: the federation's root key.
         watch: time and observer.
     """
@@ -42,12 +42,12 @@ class Measurement:
         run: str,
         bench: Workbench,
         test: Sequence[Example] | None,
-        down: Codec,
         root: Key,
         watch: Watch,
     ) -> None:
         self._federation, self._run, self._bench, self._test = federation, run, bench, test
-        self._down, self._root, self._watch = down, root, watch
+        self._root, self._watch = root, watch
+        self._down = codec_for(federation.codec.down)
 
     def due(self, round: int) -> bool:
         """Whether this round is evaluated: every k-th, and the federation's last.
@@ -61,11 +61,17 @@ class Measurement:
     def after(
         self,
         checkpoint: Checkpoint,
-        exchange: Exchange,
+        members: Members,
         profiles: Mapping[str, ClientProfile],
         record: dict[str, Any],
     ) -> tuple[Checkpoint, float]:
         """Evaluate the checkpoint's adapter if it is due, and add what was found to the round's record.
+
+        Args:
+            checkpoint: after the round.
+            members: the clients.
+            profiles: of those among them that are asked, where they have a validation split.
+            record: the round's.
 
         Returns:
             The checkpoint with the best round brought up to date, and the deciding value (or NaN).
@@ -76,7 +82,7 @@ class Measurement:
         self._watch.observer(Evaluating(number))
         settings = self._federation.evaluation
         asked = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
-        self._send(number, state, asked, exchange, record["bytes"])  # workers begin while we test
+        self._send(number, state, asked, members.exchange, record["bytes"])  # workers begin while we test
         test: dict[str, float] | None = None
         if self._test:
             test = {}
@@ -86,7 +92,7 @@ class Measurement:
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
                 self._watch.observer(Notice(f"round {number}: {error}"))
         if asked:
-            evaluations = self._collect(number, exchange, profiles, record["bytes"])
+            evaluations = self._collect(number, members, profiles, record["bytes"])
             record["clients_pooled"] = over_clients(evaluations)
             record["clients_each"] = per_client(evaluations, profiles, settings.min_client_examples)
         value = decisive(metric_name(self._federation), test, record.get("clients_pooled", {}))
@@ -114,23 +120,23 @@ class Measurement:
     def _collect(
         self,
         number: int,
-        exchange: Exchange,
+        members: Members,
         profiles: Mapping[str, ClientProfile],
         sizes: dict[str, int],
     ) -> list[Evaluation]:
         """What the clients answer; one that fails, or is late, is left out and named."""
         found: list[Evaluation] = []
-        ends_s = self._watch.ends_s()
+        exchange, ends_s = members.exchange, self._watch.ends_s()
         while exchange.waiting(EvaluateRequest, number) and self._watch.clock() < ends_s:
             quiet = True
-            for incoming in exchange.poll():
+            for incoming in members.poll(EvaluateRequest):
                 quiet = False
-                if incoming.kind is not EvaluateRequest or incoming.round != number:
+                if incoming.round != number:
                     continue
                 sizes["up"] += incoming.bytes_up
                 sizes["up_dense"] += incoming.bytes_up
                 try:
-                    evaluation = _evaluation(incoming, number)
+                    evaluation = _evaluation(incoming, number, self._run)
                     found.append(checked(evaluation, profiles[incoming.address], self._federation))
                 except HeadwaterError as error:
                     self._watch.observer(ClientFailed(number, incoming.address, str(error)))
@@ -140,12 +146,14 @@ class Measurement:
         return found
 
 
-def _evaluation(incoming: Incoming, number: int) -> Evaluation:
+def _evaluation(incoming: Incoming, number: int, run: str) -> Evaluation:
     """The reply to an evaluation, believed only for the client and round it was asked of."""
     if incoming.error:
         raise DecodeError(f"client {incoming.address}", expected="an evaluation", got=incoming.error)
     reply = decode_reply(incoming.data, max_bytes=0)
-    if not isinstance(reply, Evaluation) or (reply.client, reply.round) != (incoming.address, number):
+    if not isinstance(reply, Evaluation) or (
+        (reply.client, reply.round, reply.run) != (incoming.address, number, run)
+    ):
         raise DecodeError(
             f"client {incoming.address}", expected=f"its evaluation of round {number}", got=str(reply)[:200]
         )

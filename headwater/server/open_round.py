@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from headwater.compression.dense import DenseCodec
@@ -43,6 +44,11 @@ class OpenRound:
         profiles: what the clients said of themselves.
         rule: the merge rule.
         root: the federation's root key.
+        origins: for a client that started from an older version: its number and its base's hash.
+
+    Attributes:
+        roster: the profiles of the clients in the plan.
+        sent: bytes that went to each client so far.
     """
 
     def __init__(
@@ -54,10 +60,13 @@ class OpenRound:
         profiles: Mapping[str, ClientProfile],
         rule: Aggregator[Any],
         root: Key,
+        origins: Mapping[str, tuple[int, str]] = MappingProxyType({}),
     ) -> None:
         self.plan, self.base, self.sent = plan, base, dict[str, int]()
-        self._encoded, self._run, self._profiles, self._rule = encoded, run, profiles, rule
-        self._base_sha256 = base.sha256()
+        self.roster = {client: profiles[client] for client in plan.clients}
+        self._origins, self._root = origins, root
+        self._encoded, self._run, self._rule = encoded, run, rule
+        self.base_sha256 = base.sha256()
         self._acc = rule.init(plan.merge)
         self._gap = GapSketch(base, key=root.child("gap", plan.round))
         self._gap_acc = self._gap.init(plan.merge)
@@ -71,11 +80,19 @@ class OpenRound:
             round=self.plan.round,
             client=client,
             spec=self.base.spec.fingerprint(),
-            state_sha256=self._base_sha256,
+            state_sha256=self.base_sha256,
             state=self._encoded,
             accepted_round=accepted_round,
             plan=self.plan.clients[client],
         )
+
+    def again(
+        self, plan: RoundPlan, origins: Mapping[str, tuple[int, str]], rule: Aggregator[Any]
+    ) -> OpenRound:
+        """The same round with another plan for some of its clients, nothing folded yet."""
+        other = OpenRound(plan, self.base, self._encoded, self._run, self.roster, rule, self._root, origins)
+        other.sent = self.sent
+        return other
 
     def fold(self, incoming: Incoming) -> None:
         """Decode, check and add one reply; nothing of it is kept but a row of numbers.
@@ -84,8 +101,28 @@ class OpenRound:
             DecodeError: not this client's update of this round, or bytes that are not a state.
             UpdateRejected: the client reports a failure, or its values must not be merged.
         """
-        client, plan = incoming.address, self.plan.clients[incoming.address]
+        client = incoming.address
         row = self._rows[client] = {"bytes_up": incoming.bytes_up}
+        update, reply = self.check(incoming, self._origins.get(client))
+        self._acc = self._rule.add(self._acc, update)
+        self._gap_acc = self._gap.add(self._gap_acc, update)
+        row |= {**update.metrics, "examples": reply.examples, "steps": reply.steps}
+        row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
+        row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
+
+    def check(
+        self, incoming: Incoming, origin: tuple[int, str] | None = None
+    ) -> tuple[Update, EncodedUpdate]:
+        """Decode and check one reply, without adding it.
+
+        Args:
+            incoming: the reply.
+            origin: number and base hash of the version it must have started from; this one's if absent.
+
+        Raises:
+            DecodeError, UpdateRejected: as :meth:`fold`.
+        """
+        client, plan = incoming.address, self.plan.clients[incoming.address]
         if incoming.error:
             raise DecodeError(f"client {client}", expected="an update", got=incoming.error)
         codec, fisher = codec_for(plan.codec), LogQuantCodec()
@@ -96,30 +133,27 @@ class OpenRound:
             raise UpdateRejected(f"client {client}", expected="an update", got=f"failure: {reply.reason}")
         if not isinstance(reply, EncodedUpdate):
             raise DecodeError(f"client {client}", expected="an update", got=type(reply).__name__)
-        self._check(client, reply)
+        self._check(client, reply, origin or (self.plan.round, self.base_sha256))
         metrics = {name: reply.metrics[name] for name in SHOWN_METRICS if name in reply.metrics}
         statistics = {n: fisher.decode(p, spec) for n, p in reply.statistics.items()}
         delta = codec.decode(reply.delta, spec)
-        update = Update(client, reply.round, delta, reply.examples, reply.steps, statistics, metrics)
         if plan.clip_l2 is not None and (norm := delta.norm()) > plan.clip_l2 * CLIP_SLACK:
             raise UpdateRejected(
                 f"client {client}", expected=f"an L2 norm of at most {plan.clip_l2:g}", got=f"{norm:g}"
             )
-        self._acc = self._rule.add(self._acc, update)
-        self._gap_acc = self._gap.add(self._gap_acc, update)
-        row |= {**metrics, "examples": reply.examples, "steps": reply.steps}
-        row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
-        row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
+        update = Update(client, reply.round, delta, reply.examples, reply.steps, statistics, metrics)
+        return update, reply
 
-    def _check(self, client: str, reply: EncodedUpdate) -> None:
+    def _check(self, client: str, reply: EncodedUpdate, origin: tuple[int, str]) -> None:
         wanted = {"fisher"} if self.plan.clients[client].fisher else set()
+        number, base_sha256 = origin
         for what, expected, got in (
             ("run", self._run, reply.run),
-            ("round", self.plan.round, reply.round),
+            ("round", number, reply.round),
             ("client", client, reply.client),
             ("spec", self.base.spec.fingerprint(), reply.spec),
-            ("base state", self._base_sha256, reply.base_sha256),
-            ("examples", self._profiles[client].train_examples, reply.examples),
+            ("base state", base_sha256, reply.base_sha256),
+            ("examples", self.roster[client].train_examples, reply.examples),
             ("statistics", wanted, set(reply.statistics)),
         ):
             if expected != got:
@@ -138,7 +172,7 @@ class OpenRound:
         failed = dict(end.failed)
         rows = {}
         for client in sorted(self.plan.clients):
-            rows[client] = {"bytes_down": self.sent[client], **self._rows.get(client, {})}
+            rows[client] = {"bytes_down": self.sent.get(client, 0), **self._rows.get(client, {})}
             if client in failed:
                 rows[client]["failed"] = failed[client]
         gap = self._gap.finalize(self._gap_acc, after)

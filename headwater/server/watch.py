@@ -22,17 +22,33 @@ class Watch:
         should_stop: asked often; True ends the run after the open round.
         clock: seconds that only go forward.
         deadline_s: how long a wait for clients may take; for ever if None.
+        interrupted: asked often; True ends the run now, in the middle of whatever it waits for.
     """
 
     observer: Observer
     should_stop: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.monotonic
     deadline_s: float | None = None
+    interrupted: Callable[[], bool] = lambda: False
 
     def ends_s(self) -> float:
         """When a wait that begins now ends."""
         return math.inf if self.deadline_s is None else self.clock() + self.deadline_s
 
     def pause(self) -> None:
-        """Let time pass."""
+        """Let time pass.
+
+        Raises:
+            Interrupted: the run is to end now.
+        """
+        self.check()
         time.sleep(POLL_S)
+
+    def check(self) -> None:
+        """Raise ``Interrupted`` if the run is to end now."""
+        if self.interrupted():
+            raise Interrupted
+
+
+class Interrupted(Exception):
+    """The run ends now; what it had accepted is on disk. Not an error: nobody did anything wrong."""

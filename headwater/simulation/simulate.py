@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Literal
 
 from headwater.client.runtime import ClientRuntime
@@ -15,9 +13,8 @@ from headwater.config import LoadedFederation
 from headwater.data.batches import Example
 from headwater.server.events import Notice, Observer
 from headwater.server.federation import FederationServer, Outcome
-from headwater.server.report import write_report
+from headwater.server.finish import finish
 from headwater.server.run_folder import RunFolder
-from headwater.server.summary import summarise
 from headwater.simulation.baselines import check_baselines, run_baselines
 from headwater.simulation.grid import InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
@@ -76,9 +73,9 @@ def simulate(
             else:
                 grid = InProcessGrid(names, runtime, DirectoryStore(folder.clients, durable=False))
             outcome = server.run(grid, len(names))
-        _finish(loaded, folder, bench, outcome, engine, {})  # whatever becomes of the baselines
+        finish(loaded, folder, bench, outcome, engine=engine)  # whatever becomes of the baselines
         baselines = _baselines(loaded, folder, runtime, pool, test, outcome, observer)
-        return _finish(loaded, folder, bench, outcome, engine, baselines)
+        return finish(loaded, folder, bench, outcome, engine=engine, baselines=baselines)
 
 
 def _baselines(
@@ -99,40 +96,3 @@ def _baselines(
     baselines = run_baselines(loaded.settings, runtime, pool, test, observer)
     folder.write_json("state/baselines.json", baselines)
     return baselines
-
-
-def _finish(
-    loaded: LoadedFederation,
-    folder: RunFolder,
-    bench: Workbench,
-    outcome: Outcome,
-    engine: Engine,
-    baselines: dict[str, Any],
-) -> dict[str, Any]:
-    """Export the adapter, write summary and report."""
-    checkpoint = outcome.checkpoint
-    best = checkpoint.best is not None
-    state = checkpoint.best if checkpoint.best is not None else checkpoint.server.state
-    number = checkpoint.tracker.best_round if best else checkpoint.server.round
-    summary = summarise(loaded, folder, outcome)
-    summary |= {
-        "engine": engine,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "adapter_sha256": state.sha256(),
-        "adapter_round": number,
-        "baselines": baselines,
-    }
-    bench.export(state, folder.adapter, card=summary)
-    folder.write_json("summary.json", summary)
-    write_report(folder)
-    return summary
-
-
-def peak_rss_bytes() -> int:
-    """The largest resident set of this process so far, or of any of its children that ended."""
-    children = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss begins at the peak of whoever started this process; VmHWM does not
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return max(1024 * int(line.split()[1]), children)
-    return max(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)

@@ -25,7 +25,7 @@ MAX_WEIGHT = 2**24
 
 
 class FederatedStrategy(Strategy):
-    """Synchronous rounds as the federation file describes them."""
+    """Rounds as the federation file describes them."""
 
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
@@ -36,7 +36,7 @@ class FederatedStrategy(Strategy):
         return ServerState(0, state, momentum)
 
     def plan(self, server: ServerState, profiles: Mapping[str, ClientProfile], *, key: Key) -> RoundPlan:
-        """All clients with training examples, or a sample of ``cohort.clients_per_round`` of them."""
+        """All clients with training examples; in a synchronous round ``cohort.clients_per_round`` of them."""
         federation, number = self.federation, server.round + 1
         names = sorted(name for name, profile in profiles.items() if profile.train_examples > 0)
         if not names:
@@ -46,7 +46,8 @@ class FederatedStrategy(Strategy):
                 got=f"{len(profiles)} clients, none with any",
                 hint="Check the clients' data and their validation_fraction.",
             )
-        names = _sample(names, federation.cohort.clients_per_round, key.child("cohort", number))
+        if federation.schedule.kind == "synchronous":  # a buffered version takes whoever is first
+            names = _sample(names, federation.cohort.clients_per_round, key.child("cohort", number))
         strategy = federation.strategy
         by_examples = strategy.weighting == "examples"
         weights = {

@@ -65,8 +65,8 @@ def test_bytes_are_those_of_the_messages(file, tmp_path, monkeypatch):
                 seen["down"] += sum(sizes.values())
             return sizes
 
-        def poll(self):
-            for incoming in super().poll():
+        def poll(self, *kinds):
+            for incoming in super().poll(*kinds):
                 if incoming.round:
                     seen["up"] += len(incoming.data)
                 yield incoming

@@ -1,0 +1,184 @@
+"""converse: one open round, from its first requests to its end, as the coordinator says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from headwater.errors import HeadwaterError
+from headwater.protocol.coordinator import (
+    Action,
+    Arrived,
+    Ask,
+    Close,
+    Discard,
+    Event,
+    Failed,
+    Fold,
+    Folded,
+    Gone,
+    Halt,
+    Joined,
+    Stop,
+    Tick,
+)
+from headwater.protocol.messages import TrainRequest
+from headwater.server.events import ClientDone, ClientFailed, Notice, Waiting
+from headwater.server.exchange import Incoming
+from headwater.server.members import Members
+from headwater.server.watch import Watch
+
+STOP_PATIENCE_S = 60.0
+"""An open round that too few answer is left open this long after a stop was asked for."""
+LOOK_S = 1.0
+"""Pause between two looks at who came and who was revoked."""
+
+
+class Machine(Protocol):
+    """What a coordinator is to a conversation; both kinds have it."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was asked for."""
+
+    def receive(self, event: Event) -> list[Action]:
+        """Take one event; return what to do, in order."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One round's talk.
+
+    Args:
+        coordinator: has taken ``Begin``; decides.
+        members: the clients.
+        watch: time, stop and observer.
+        round: its number.
+        clients: who may take part.
+        there: those of them who could be reached at ``Begin``.
+        need: below so many accepted updates the round cannot end.
+        ask: sends these clients their task.
+        fold: takes one reply, or raises ``HeadwaterError``.
+    """
+
+    coordinator: Machine
+    members: Members
+    watch: Watch
+    round: int
+    clients: Sequence[str]
+    there: Sequence[str]
+    need: int
+    ask: Callable[[Sequence[str]], None]
+    fold: Callable[[Incoming], None]
+
+    def run(self, first: Iterable[Action], accepted: int = 0) -> Close | Halt | None:
+        """Until the coordinator ends the round; None if a stop was asked for and too few answer.
+
+        Raises:
+            Interrupted: the run is to end now.
+        """
+        talk = _Talk(self, accepted)
+        end = talk.do(first)
+        while end is None:
+            end = talk.step()
+            if end is None and talk.gave_up():
+                return None
+        talk.tell_waiting(False)
+        return end
+
+
+class _Talk:
+    """The state of a conversation."""
+
+    def __init__(self, conversation: Conversation, accepted: int) -> None:
+        self._with = conversation
+        self._accepted = accepted
+        self._looked_s = -1e18
+        self._there: set[str] = set(conversation.there)
+        self._gone: set[str] = set()
+        self._give_up_s: float | None = None
+        self._waiting = False
+
+    def step(self) -> Close | Halt | None:
+        with_, watch = self._with, self._with.watch
+        watch.check()
+        if watch.should_stop() and not with_.coordinator.stopping:
+            watch.observer(Notice(f"stopping after round {with_.round}"))
+            with_.coordinator.receive(Stop("asked to"))
+            self._give_up_s = watch.clock() + STOP_PATIENCE_S
+        quiet = True
+        for incoming in with_.members.poll(TrainRequest):
+            quiet = False
+            event = Arrived(incoming.address, incoming.round)
+            end = self.do(with_.coordinator.receive(event), incoming) or self._tick()
+            if end is not None:
+                return end
+        end = self._look() or self._tick()
+        if end is None and quiet:
+            watch.pause()
+        return end
+
+    def gave_up(self) -> bool:
+        """Whether a stop has waited long enough for a round that too few answer."""
+        late = self._give_up_s is not None and self._with.watch.clock() > self._give_up_s
+        return late and self._accepted < self._with.need
+
+    def do(self, actions: Iterable[Action], incoming: Incoming | None = None) -> Close | Halt | None:
+        """Do what the coordinator says, in order; the end of the round, if it is one."""
+        ask: list[str] = []
+        end: Close | Halt | None = None
+        for action in actions:
+            match action:
+                case Ask():
+                    ask.append(action.client)
+                case Discard():
+                    self._failed(action.round, action.client, f"reply dropped: {action.reason}")
+                case Fold() if incoming is not None:
+                    end = self.do(self._fold(incoming))
+                case Close() | Halt():
+                    end = action
+        if ask:
+            self._with.ask(ask)
+        return end
+
+    def _fold(self, incoming: Incoming) -> list[Action]:
+        receive, client, round = self._with.coordinator.receive, incoming.address, incoming.round
+        try:
+            self._with.fold(incoming)
+        except HeadwaterError as error:
+            self._failed(round, client, str(error))
+            return receive(Failed(client, round, str(error)))
+        self._accepted += 1
+        self._with.watch.observer(ClientDone(self._with.round, client, incoming.bytes_up))
+        return receive(Folded(client, round))
+
+    def _failed(self, round: int, client: str, reason: str) -> None:
+        self._with.watch.observer(ClientFailed(round, client, reason))
+
+    def _tick(self) -> Close | Halt | None:
+        return self.do(self._with.coordinator.receive(Tick(self._with.watch.clock())))
+
+    def _look(self) -> Close | Halt | None:
+        """Who came back, and who is enrolled no more?"""
+        now = self._with.watch.clock()
+        if now < self._looked_s + LOOK_S:
+            return None
+        self._looked_s = now
+        receive, number, end = self._with.coordinator.receive, self._with.round, None
+        ready, known = set(self._with.members.ready()), set(self._with.members.profiles())
+        for client in sorted(ready - self._there):
+            end = end or self.do(receive(Joined(client, number)))
+        self._there = ready
+        for client in sorted(set(self._with.clients) - known - self._gone):
+            self._gone.add(client)
+            end = end or self.do(receive(Gone(client, number, "no longer enrolled")))
+        reachable = len(ready & set(self._with.clients))
+        self.tell_waiting(max(self._accepted, reachable) < self._with.need, reachable)
+        return end
+
+    def tell_waiting(self, waiting: bool, reachable: int = 0) -> None:
+        """Tell that the round waits for clients, and when it does no more."""
+        if waiting != self._waiting:
+            self._waiting, need = waiting, self._with.need
+            self._with.watch.observer(Waiting(reachable if waiting else need, need))

@@ -1,0 +1,82 @@
+"""Deployment: what a run needs to last for weeks and over crashes; a simulation needs none of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from headwater.config.federation import Federation
+from headwater.errors import StorageError
+from headwater.files import write_atomically
+from headwater.protocol.messages import ClientProfile
+from headwater.server.spool import Spool
+from headwater.server.versions import Versions
+
+
+@dataclass(frozen=True)
+class OpenRoster:
+    """Who was asked in the open round, so that a restart plans the same round again.
+
+    Args:
+        round: its number.
+        profiles: of the clients in its plan.
+        bases: for buffered rounds: hash of the base that each version's clients started from.
+    """
+
+    round: int
+    profiles: Mapping[str, ClientProfile]
+    bases: Mapping[int, str]
+
+    def save(self, path: Path) -> None:
+        """Write it, atomically."""
+        content = {
+            "round": self.round,
+            "profiles": [asdict(p) for _, p in sorted(self.profiles.items())],
+            "bases": {str(n): digest for n, digest in self.bases.items()},
+        }
+        write_atomically(path, json.dumps(content, indent=1).encode())
+
+    @staticmethod
+    def load(path: Path) -> OpenRoster | None:
+        """The roster in ``path``; None if there is none.
+
+        Raises:
+            StorageError: it is damaged.
+        """
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            profiles = {row["client"]: ClientProfile(**row) for row in content["profiles"]}
+            bases = {int(n): str(digest) for n, digest in content["bases"].items()}
+            return OpenRoster(int(content["round"]), profiles, bases)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise StorageError(
+                f"{path}",
+                expected="the open round's clients",
+                got=str(error),
+                hint="Delete the file: the round is planned afresh.",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What only a daemon gives a run.
+
+    Args:
+        spool: where accepted updates of the open round wait for its end.
+        versions: where every round's adapter goes.
+        roster: file of the open round's clients.
+        settings: the federation with the organiser's changes, asked between rounds.
+        rollback: the version to go on from, if the organiser wishes it; each wish is told once.
+        interrupted: asked often; True ends the run now.
+    """
+
+    spool: Spool
+    versions: Versions
+    roster: Path
+    settings: Callable[[], Federation]
+    rollback: Callable[[], int | None]
+    interrupted: Callable[[], bool]

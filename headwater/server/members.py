@@ -1,0 +1,52 @@
+"""Who can take part: :class:`Members`, and :class:`Introduced` for those who were asked once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+
+from headwater.protocol.messages import ClientProfile, Request
+from headwater.server.exchange import Exchange, Incoming
+
+
+class Members(ABC):
+    """The clients of a run and the way to them.
+
+    Attributes:
+        exchange: requests go out and replies come in here.
+    """
+
+    exchange: Exchange
+
+    @abstractmethod
+    def profiles(self) -> Mapping[str, ClientProfile]:
+        """Every client that has said what it has and may take part, by name, sorted."""
+
+    @abstractmethod
+    def ready(self) -> Mapping[str, ClientProfile]:
+        """Those of them that can be reached now."""
+
+    @abstractmethod
+    def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:
+        """Replies to requests of these kinds that are there now. Introductions are dealt with on the way."""
+
+
+class Introduced(Members):
+    """Clients that were there at the start and stay: a simulation's.
+
+    Args:
+        exchange: with their nodes.
+        profiles: by name.
+    """
+
+    def __init__(self, exchange: Exchange, profiles: Mapping[str, ClientProfile]) -> None:
+        self.exchange, self._profiles = exchange, dict(sorted(profiles.items()))
+
+    def profiles(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
+        return self._profiles
+
+    def ready(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
+        return self._profiles
+
+    def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:  # noqa: D102 - inherited
+        return self.exchange.poll(*kinds)

@@ -1,0 +1,164 @@
+"""Office: the organiser's side of a running daemon, for gRPC, the web page and the command line."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from headwater.errors import ConfigError
+from headwater.privacy.enrolment import read_request
+from headwater.protocol.control import AdapterRow, ClientRow, RunRow, RunState, Status, WatchEvent
+from headwater.server.monitor import Monitor
+from headwater.server.registry import ClientRegistry
+from headwater.server.run_book import ENDED, RunBook, RunEntry
+from headwater.server.run_job import RunJob, open_versions
+from headwater.server.versions import Versions
+from headwater.training.build import Workbench
+
+
+class Office:
+    """Implements :class:`headwater.protocol.control.Organiser`. Thread-safe; nothing here waits for a round.
+
+    Args:
+        book: the runs.
+        registry: the clients.
+        monitor: what has happened.
+        job: the run that the daemon works on, if any.
+        keep: how many adapter versions a run keeps.
+        wake: tells the daemon that there may be something to do.
+    """
+
+    def __init__(
+        self,
+        book: RunBook,
+        registry: ClientRegistry,
+        monitor: Monitor,
+        job: Callable[[], RunJob | None],
+        *,
+        keep: int,
+        wake: Callable[[], None],
+    ) -> None:
+        self._book, self._registry, self._monitor = book, registry, monitor
+        self._job, self._keep, self._wake = job, keep, wake
+        self._export = threading.Lock()  # one base model at a time beside the run's own
+
+    def status(self) -> Status:  # noqa: D102 - the protocol says what each method does
+        return self._monitor.status()
+
+    def watch(self, after: int = 0) -> Iterator[WatchEvent]:  # noqa: D102
+        return self._monitor.watch(after)
+
+    # --- runs -------------------------------------------------------------------------------------
+
+    def submit(self, toml: str, folder: Path) -> RunRow:  # noqa: D102
+        entry = self._book.submit(toml, folder)
+        self.announce(entry)
+        self._wake()
+        return self._row(entry.run)
+
+    def announce(self, entry: RunEntry) -> None:
+        """Tell the monitor of a run in the book."""
+        rounds = self._book.settings(entry).federation.rounds
+        self._monitor.run_queued(entry.run, entry.name, rounds, submitted=entry.submitted)
+        if entry.state not in ("queued", "running"):
+            self._monitor.run_state(entry.run, entry.state, entry.reason)
+
+    def pause(self, run: str) -> RunRow:  # noqa: D102
+        return self._end(run, "paused")
+
+    def stop(self, run: str) -> RunRow:  # noqa: D102
+        return self._end(run, "stopped")
+
+    def _end(self, run: str, state: RunState) -> RunRow:
+        entry = self._book.get(run)
+        if entry.state in ENDED:
+            raise ConfigError(
+                f"run {entry.run}", expected="a run that goes on", got=f"one that is {entry.state}"
+            )
+        job = self._job()
+        if job is not None and job.entry.run == entry.run:
+            job.wish("pause" if state == "paused" else "stop")
+        else:
+            self._set(entry.run, state, "by the organiser")
+        return self._row(entry.run)
+
+    def resume(self, run: str) -> RunRow:  # noqa: D102
+        entry = self._book.get(run)
+        if entry.state in ("queued", "running"):
+            raise ConfigError(f"run {entry.run}", expected="one that has ended or waits", got=entry.state)
+        self._set(entry.run, "queued", "")
+        self._wake()
+        return self._row(entry.run)
+
+    def change(self, run: str, changes: Mapping[str, str]) -> RunRow:  # noqa: D102
+        entry = self._book.get(run)
+        rounds = self._book.settings(self._book.change(entry.run, changes)).federation.rounds
+        self._monitor.run_changed(entry.run, rounds=rounds)
+        return self._row(entry.run)
+
+    def _set(self, run: str, state: RunState, reason: str) -> None:
+        self._book.set_state(run, state, reason)
+        self._monitor.run_state(run, state, reason)
+
+    def _row(self, run: str) -> RunRow:
+        return next(row for row in self._monitor.status().runs if row.run == run)
+
+    # --- clients ----------------------------------------------------------------------------------
+
+    def accept(self, request: str) -> ClientRow:  # noqa: D102
+        record = self._registry.accept(read_request(request))
+        self._monitor.client_changed(record.public.name, "accepted")
+        return self._client(record.public.name)
+
+    def revoke(self, client: str) -> ClientRow:  # noqa: D102
+        self._registry.revoke(client)
+        self._monitor.client_changed(client, "revoked")
+        return self._client(client)
+
+    def _client(self, name: str) -> ClientRow:
+        return next(row for row in self._monitor.status().clients if row.client == name)
+
+    # --- adapters ---------------------------------------------------------------------------------
+
+    def adapters(self, run: str = "") -> tuple[AdapterRow, ...]:  # noqa: D102
+        return self._versions(self._book.get(run).run).rows()
+
+    def export(self, run: str = "", version: int = 0) -> Iterator[bytes]:  # noqa: D102
+        entry = self._book.get(run)
+        versions, rows = self._versions(entry.run), self.adapters(entry.run)
+        if not rows:
+            raise ConfigError(f"run {entry.run}", expected="an adapter", got="none yet")
+        chosen = version or next((r.version for r in reversed(rows) if r.best), rows[-1].version)
+        versions.pin(chosen)
+        card = {"run": entry.run, "version": chosen, "federation": entry.name}
+        with self._export:
+            yield from versions.tar(chosen, self._bench(entry.run), card)
+
+    def rollback(self, run: str, version: int) -> AdapterRow:  # noqa: D102
+        entry = self._book.get(run)
+        versions = self._versions(entry.run)
+        row = next((r for r in versions.rows() if r.version == version), None)
+        if row is None or not row.kept:
+            raise ConfigError(
+                f"run {entry.run}: version {version}",
+                expected="a version whose values are kept",
+                got="one that is not" if row else "no such version",
+                hint="See: headwater server adapters list DIR",
+            )
+        versions.pin(version)
+        self._book.wish_rollback(entry.run, version)
+        return row
+
+    def _versions(self, run: str) -> Versions:
+        job = self._job()
+        if job is not None and job.entry.run == run:
+            return job.versions
+        folder, _ = self._book.open(run)
+        return open_versions(folder.path, self._keep)
+
+    def _bench(self, run: str) -> Workbench:
+        job = self._job()
+        if job is not None and job.entry.run == run and job.bench is not None:
+            return job.bench
+        return Workbench.open(self._book.open(run)[1])

@@ -1,0 +1,132 @@
+"""RollCall: the members of a run on a network, where clients come, go, and come back with other data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from headwater import __version__
+from headwater.config.federation import Federation
+from headwater.errors import HeadwaterError, StorageError
+from headwater.files import write_atomically
+from headwater.protocol.messages import ClientProfile, ProfileRequest, Request
+from headwater.server.events import ClientFailed, Observer
+from headwater.server.exchange import Exchange, Incoming
+from headwater.server.handshake import profile_of
+from headwater.server.members import Members
+from headwater.server.watch import Watch
+from headwater.training.build import Workbench
+
+ASK_AGAIN_S = 60.0
+"""A client whose profile was refused is asked again after this long: its owner may have mended it."""
+
+
+class RollCall(Members):
+    """Asks every client that comes online who it is; what it said is kept in a file.
+
+    Args:
+        exchange: addresses are enrolled names.
+        run: id of the run.
+        settings: of the federation, sent to the clients.
+        bench: the base model and spec that clients must share.
+        sessions: for every enrolled client that is online, a number that changes when it comes back.
+        enrolled: whether a name may take part.
+        path: the file.
+        watch: time and observer.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        run: str,
+        settings: Federation,
+        bench: Workbench,
+        sessions: Callable[[], Mapping[str, int]],
+        enrolled: Callable[[str], bool],
+        path: Path,
+        watch: Watch,
+    ) -> None:
+        self.exchange = exchange
+        self._bench, self._sessions, self._enrolled, self._path, self._watch = (
+            bench,
+            sessions,
+            enrolled,
+            path,
+            watch,
+        )
+        self._observer: Observer = watch.observer
+        federation = settings.model_dump_json(exclude_none=True)
+        self._request = ProfileRequest(run, federation, bench.base_sha256, __version__)
+        self._known = load_profiles(path)
+        self._greeted: dict[str, int] = {}  # the session in which a client was last asked
+        self._again_s: dict[str, float] = {}  # when to ask a client that did not fit once more
+
+    def profiles(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
+        return {name: p for name, p in sorted(self._known.items()) if self._enrolled(name)}
+
+    def ready(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
+        online = self._sessions()
+        return {
+            name: profile
+            for name, profile in self.profiles().items()
+            if name in online and self._greeted.get(name) == online[name]
+        }
+
+    def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:  # noqa: D102 - inherited
+        self._greet()
+        for incoming in self.exchange.poll(ProfileRequest, *kinds):
+            if incoming.kind is ProfileRequest:
+                self._take(incoming)
+            else:
+                yield incoming
+
+    def _greet(self) -> None:
+        now = self._watch.clock()
+        for name, session in self._sessions().items():
+            again = self._again_s.get(name)
+            if self._greeted.get(name) != session or (again is not None and now >= again):
+                self._greeted[name] = session
+                self._again_s.pop(name, None)
+                self.exchange.forget_address(ProfileRequest, name)
+                self.exchange.send([(name, self._request)], 0)
+
+    def _take(self, incoming: Incoming) -> None:
+        name = incoming.address
+        try:
+            profile = profile_of(incoming, self._bench, self._request.run, client=name)
+        except HeadwaterError as error:
+            self._again_s[name] = self._watch.clock() + ASK_AGAIN_S
+            self._known.pop(name, None)
+            self._observer(ClientFailed(0, name, str(error)))
+            return
+        if self._known.get(name) != profile:
+            self._known[name] = profile
+            save_profiles(self._path, self._known)
+
+
+def load_profiles(path: Path) -> dict[str, ClientProfile]:
+    """What :func:`save_profiles` wrote; empty if there is no file.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return {row["client"]: ClientProfile(**row) for row in rows}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StorageError(
+            f"{path}",
+            expected="the clients' profiles",
+            got=str(error),
+            hint="Delete the file: the clients are asked again.",
+        ) from error
+
+
+def save_profiles(path: Path, profiles: Mapping[str, ClientProfile]) -> None:
+    """Write the profiles, sorted by name, atomically."""
+    rows = [asdict(profile) for _, profile in sorted(profiles.items())]
+    write_atomically(path, json.dumps(rows, indent=1).encode())

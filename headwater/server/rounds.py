@@ -1,0 +1,339 @@
+"""One round, planned, talked through and merged: :class:`SynchronousRounds` and :class:`BufferedRounds`.
+
+A synchronous round folds each update the moment it arrives, so memory does not grow with clients. A
+buffered one (FedBuff, arXiv 2106.06639) merges the first ``buffer`` updates, whichever version they
+started from; their weights depend on their staleness, which is known when the buffer is full, so
+they wait in the spool and are folded then. Both merge with the same additive rules.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from headwater.compression.table import codec_for
+from headwater.config.federation import BufferedSchedule, Federation
+from headwater.errors import FederationStopped, HeadwaterError
+from headwater.merging.aggregator import Merged
+from headwater.protocol.buffered import BufferedCoordinator, staleness_weight
+from headwater.protocol.coordinator import Begin, Close, Coordinator, Halt
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import ClientProfile, MergePlan, RoundPlan, TrainRequest
+from headwater.server.checkpoint import Checkpoint
+from headwater.server.conversation import Conversation
+from headwater.server.deployment import Deployment, OpenRoster
+from headwater.server.events import ClientFailed, RoundStarted
+from headwater.server.exchange import Incoming
+from headwater.server.members import Members
+from headwater.server.open_round import OpenRound
+from headwater.server.watch import Watch
+from headwater.strategies.federated import FederatedStrategy
+from headwater.training.build import Workbench
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A round that ended.
+
+    Args:
+        merged: the rule's result.
+        record: its line in ``rounds.jsonl``, without what comes after the merge.
+        accepted: for every client whose update is in it, the round that the update answered.
+        started_s: when it began, on the watch's clock.
+    """
+
+    merged: Merged
+    record: dict[str, Any]
+    accepted: Mapping[str, int]
+    started_s: float
+
+
+class Rounds(ABC):
+    """What both kinds have in common; :meth:`run` is the way in.
+
+    Args:
+        settings: of the federation.
+        run: id of the run.
+        bench: the base model.
+        members: the clients.
+        root: the federation's root key.
+        deployment: where what was accepted outlives a crash; None in a simulation.
+        done: rounds that are finished.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        settings: Federation,
+        run: str,
+        bench: Workbench,
+        members: Members,
+        root: Key,
+        deployment: Deployment | None,
+        *,
+        done: int,
+    ) -> None:
+        self._run, self._bench, self._members = run, bench, members
+        self._root, self._deployment = root, deployment
+        self._begin(settings, done)
+
+    def reconfigure(self, settings: Federation, strategy: FederatedStrategy, watch: Watch) -> None:
+        """Go on under these settings, between rounds; call it before the first one too."""
+        self._settings, self._strategy, self._watch = settings, strategy, watch
+        self._down = codec_for(settings.codec.down)
+        self._take(settings)
+
+    @abstractmethod
+    def _begin(self, settings: Federation, done: int) -> None:
+        """Make the coordinator."""
+
+    @abstractmethod
+    def _take(self, settings: Federation) -> None:
+        """Tell it other rules."""
+
+    @abstractmethod
+    def run(self, checkpoint: Checkpoint) -> Finished | None:
+        """The round after the checkpoint's; None if a stop was asked for and too few answered.
+
+        Raises:
+            FederationStopped: too few updates, in a simulation.
+            Interrupted: the run is to end now; what was accepted is in the spool.
+        """
+
+    def _open(self, checkpoint: Checkpoint, roster: Mapping[str, ClientProfile]) -> OpenRound:
+        """Plan the next round for these clients."""
+        plan = self._strategy.plan(checkpoint.server, roster, key=self._root)
+        encoded = self._down.encode(checkpoint.server.state, key=self._root.child("down", plan.round))
+        base = self._down.decode(encoded, self._bench.spec)
+        rule = self._strategy.aggregator(plan)
+        return OpenRound(plan, base, encoded, self._run, roster, rule, self._root)
+
+    def _left_open(self, number: int) -> OpenRoster | None:
+        """The roster of this round, if an earlier process had begun it."""
+        roster = OpenRoster.load(self._deployment.roster) if self._deployment else None
+        return roster if roster is not None and roster.round == number else None
+
+    def _spooled(self, number: int, clients: Mapping[str, Any]) -> list[Incoming]:
+        """What an earlier process had accepted into this round."""
+        if self._deployment is None:
+            return []
+        spool, opened = self._deployment.spool, self._members.exchange.opened
+        started = spool.started(number)
+        found = []
+        for client in spool.clients(number):
+            raw = spool.read(number, client) if client in clients else None
+            if raw is not None:  # else it is damaged: the client is asked again, and sends the same bytes
+                found.append(opened(client, TrainRequest, started.get(client, number), raw))
+        return found
+
+    def _ask(self, open_round: OpenRound, checkpoint: Checkpoint, clients: Sequence[str]) -> None:
+        for client in clients:
+            self._members.exchange.forget_address(TrainRequest, client)
+        requests = [(c, open_round.request(c, checkpoint.accepted.get(c, 0))) for c in clients]
+        for client, size in self._members.exchange.send(requests, open_round.plan.round).items():
+            open_round.sent[client] = open_round.sent.get(client, 0) + size
+
+    def _refused(self, incoming: Incoming, error: HeadwaterError) -> None:
+        """An update from the spool that cannot be folded after all: asked for again."""
+        assert self._deployment is not None
+        self._deployment.spool.remove(incoming.round, incoming.address)
+        self._watch.observer(ClientFailed(incoming.round, incoming.address, f"from the spool: {error}"))
+
+
+class SynchronousRounds(Rounds):
+    """One version at a time."""
+
+    kind = "synchronous"
+
+    def _begin(self, settings: Federation, done: int) -> None:
+        self._coordinator = Coordinator(settings.federation.rounds, done=done)
+
+    def _take(self, settings: Federation) -> None:
+        cohort = settings.cohort
+        self._coordinator.reconfigure(
+            rounds=settings.federation.rounds,
+            min_clients=cohort.min_clients,
+            target=cohort.target_clients,
+            deadline_s=cohort.deadline_s,
+            retry_s=cohort.retry_s if self._deployment else None,
+        )
+
+    def run(self, checkpoint: Checkpoint) -> Finished | None:  # noqa: D102 - inherited
+        number, started_s = checkpoint.server.round + 1, self._watch.clock()
+        left = self._left_open(number)
+        open_round = self._open(checkpoint, self._members.ready() if left is None else left.profiles)
+        clients = open_round.plan.clients
+        if self._deployment is not None and left is None:
+            OpenRoster(number, open_round.roster, {}).save(self._deployment.roster)
+        self._watch.observer(RoundStarted(number, len(clients)))
+        accepted = self._refold(open_round)
+        actions = self._coordinator.receive(Begin(number, tuple(clients), self._watch.clock(), accepted))
+        conversation = Conversation(
+            self._coordinator,
+            self._members,
+            self._watch,
+            number,
+            tuple(clients),
+            tuple(clients),
+            self._settings.cohort.min_clients,
+            ask=lambda names: self._ask(open_round, checkpoint, names),
+            fold=lambda incoming: self._fold(open_round, incoming),
+        )
+        end = conversation.run(actions, len(accepted))
+        self._members.exchange.forget(TrainRequest, number)
+        if end is None:
+            return None
+        if isinstance(end, Halt):
+            raise FederationStopped(
+                f"round {number}",
+                expected=f"at least {self._settings.cohort.min_clients} updates",
+                got=f"{len(end.accepted)}{_reasons(end)}",
+                hint=f"The state after round {checkpoint.server.round} is kept: mend the "
+                "clients, then --resume, or mend the file and start anew.",
+            )
+        merged = open_round.merge()
+        record = open_round.record(end, merged, open_round.base + merged.delta)
+        return Finished(merged, record, dict.fromkeys(end.accepted, number), started_s)
+
+    def _refold(self, open_round: OpenRound) -> tuple[str, ...]:
+        accepted = []
+        for incoming in self._spooled(open_round.plan.round, open_round.plan.clients):
+            try:
+                open_round.fold(incoming)
+                accepted.append(incoming.address)
+            except HeadwaterError as error:
+                self._refused(incoming, error)
+        return tuple(accepted)
+
+    def _fold(self, open_round: OpenRound, incoming: Incoming) -> None:
+        """To disk, then into the accumulator: once it is said to be accepted, a crash cannot lose it."""
+        spool = self._deployment.spool if self._deployment else None
+        if spool is not None and not incoming.error:
+            spool.put(incoming.round, incoming.address, incoming.raw)
+        try:
+            open_round.fold(incoming)
+        except HeadwaterError:
+            if spool is not None:
+                spool.remove(incoming.round, incoming.address)
+            raise
+
+
+class BufferedRounds(Rounds):
+    """Asynchronous rounds: a version is the merge of the first ``buffer`` updates."""
+
+    kind = "buffered"
+
+    def _begin(self, settings: Federation, done: int) -> None:
+        buffer = _schedule(settings).buffer
+        self._coordinator = BufferedCoordinator(settings.federation.rounds, buffer=buffer, done=done)
+        self._bases: dict[int, str] = {}
+        self._waiting: dict[str, Incoming] = {}  # accepted updates, where no spool keeps them
+
+    def _take(self, settings: Federation) -> None:
+        self._schedule, cohort = _schedule(settings), settings.cohort
+        self._coordinator.reconfigure(
+            rounds=settings.federation.rounds,
+            buffer=self._schedule.buffer,
+            max_staleness=self._schedule.max_staleness,
+            min_clients=cohort.min_clients,
+            deadline_s=cohort.deadline_s,
+            retry_s=cohort.retry_s if self._deployment else None,
+            at_once=cohort.clients_per_round,
+        )
+
+    def run(self, checkpoint: Checkpoint) -> Finished | None:  # noqa: D102 - inherited
+        number, started_s = checkpoint.server.round + 1, self._watch.clock()
+        left = self._left_open(number)
+        known = dict(self._members.profiles()) if left is None else dict(left.profiles)
+        open_round = self._open(checkpoint, known)
+        self._bases |= {} if left is None else left.bases
+        self._bases[number] = open_round.base_sha256
+        oldest = number - self._schedule.max_staleness
+        self._bases = {n: digest for n, digest in self._bases.items() if n >= oldest}
+        if self._deployment is not None:
+            OpenRoster(number, open_round.roster, self._bases).save(self._deployment.roster)
+        ready, clients = self._members.ready(), tuple(open_round.plan.clients)
+        there = tuple(c for c in clients if c in ready)
+        self._watch.observer(RoundStarted(number, len(there)))
+        self._waiting = {i.address: i for i in self._spooled(number, open_round.plan.clients)}
+        begin = Begin(
+            number,
+            there,
+            self._watch.clock(),
+            accepted=tuple(self._waiting),
+            started=tuple((client, i.round) for client, i in self._waiting.items()),
+            absent=tuple(c for c in clients if c not in ready),
+        )
+        actions = self._coordinator.receive(begin)
+        conversation = Conversation(
+            self._coordinator,
+            self._members,
+            self._watch,
+            number,
+            clients,
+            there,
+            self._settings.cohort.min_clients,
+            ask=lambda names: self._ask(open_round, checkpoint, names),
+            fold=lambda incoming: self._keep(open_round, incoming),
+        )
+        end = conversation.run(actions, len(begin.accepted))
+        if end is None or isinstance(end, Halt):
+            return None
+        return self._merge(checkpoint, open_round, end, started_s)
+
+    def _keep(self, open_round: OpenRound, incoming: Incoming) -> None:
+        """Check the update as if it were folded now; keep it until the buffer is full."""
+        open_round.check(incoming, self._origin(incoming.round))
+        if self._deployment is not None:
+            number = open_round.plan.round
+            self._deployment.spool.put(number, incoming.address, incoming.raw, started=incoming.round)
+            incoming = replace(incoming, data=b"", raw=b"")  # read back when it is folded
+        self._waiting[incoming.address] = incoming
+
+    def _kept(self, number: int, client: str) -> Incoming:
+        incoming = self._waiting.pop(client)
+        if self._deployment is None:
+            return incoming
+        raw = self._deployment.spool.read(number, client) or b""
+        return self._members.exchange.opened(client, TrainRequest, incoming.round, raw)
+
+    def _origin(self, number: int) -> tuple[int, str]:
+        return number, self._bases.get(number, "")
+
+    def _merge(self, checkpoint: Checkpoint, open_round: OpenRound, end: Close, started_s: float) -> Finished:
+        """Fold what is in the buffer, each update with its weight."""
+        plan, number = open_round.plan, open_round.plan.round
+        started = {client: self._waiting[client].round for client in end.accepted}
+        weights = {
+            client: staleness_weight(
+                plan.merge.weights[client], number - origin, self._schedule.staleness_exponent
+            )
+            for client, origin in started.items()
+        }
+        merge = MergePlan(plan.merge.spec, weights, plan.merge.value_bound)
+        folding = open_round.again(
+            RoundPlan(number, {c: plan.clients[c] for c in end.accepted}, merge),
+            {client: self._origin(origin) for client, origin in started.items()},
+            self._strategy.aggregator(plan),
+        )
+        for client in end.accepted:
+            folding.fold(self._kept(number, client))
+        merged = folding.merge()
+        record = folding.record(end, merged, folding.base + merged.delta)
+        for client, origin in started.items():
+            record["clients"][client]["staleness"] = number - origin
+        return Finished(merged, record, started, started_s)
+
+
+def _schedule(settings: Federation) -> BufferedSchedule:
+    assert isinstance(settings.schedule, BufferedSchedule)
+    return settings.schedule
+
+
+def _reasons(end: Halt) -> str:
+    shown = [f"{client}: {reason}" for client, reason in end.failed[:3]]
+    more = [f"and {len(end.failed) - 3} more"] if len(end.failed) > 3 else []
+    return f" ({'; '.join(shown + more)})" if shown else ""

@@ -1,0 +1,185 @@
+"""RunJob: one submitted run from its folder to its result, under a daemon."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from flwr.serverapp import Grid
+
+from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.table import codec_for
+from headwater.config.federation import Federation
+from headwater.data.federated import FederatedData
+from headwater.errors import HeadwaterError
+from headwater.proto.wire import MAX_ENVELOPE
+from headwater.protocol.keys import Key
+from headwater.server.deployment import Deployment
+from headwater.server.evaluation import metric_name
+from headwater.server.events import Observer
+from headwater.server.exchange import Exchange
+from headwater.server.federation import FederationServer, Outcome
+from headwater.server.finish import finish
+from headwater.server.monitor import Monitor
+from headwater.server.roll_call import RollCall
+from headwater.server.run_book import RunBook, RunEntry
+from headwater.server.spool import Spool
+from headwater.server.versions import Versions
+from headwater.training.build import Workbench
+
+SIGNATURE_BYTES = 1024
+"""What the signed envelope adds to a reply, with room."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a job needs of the daemon's network.
+
+    Args:
+        grid: messages to the enrolled clients' nodes.
+        nodes: Flower's node id by name; live.
+        open_reply: from an address and what arrived there to the reply.
+        sessions: clients that are online, each with a number that changes when it comes back.
+        enrolled: whether a name may take part.
+    """
+
+    grid: Grid
+    nodes: Mapping[str, int]
+    open_reply: Callable[[str, bytes], bytes]
+    sessions: Callable[[], Mapping[str, int]]
+    enrolled: Callable[[str], bool]
+
+
+class RunJob:
+    """The daemon's current work. :meth:`run` in one thread, wishes from any.
+
+    Args:
+        entry: the run.
+        book: where its state and its changes stand.
+        network: the way to the clients.
+        monitor: is told everything.
+        keep: how many adapter versions stay.
+        interrupted: True ends the job now, to go on after a restart.
+    """
+
+    def __init__(
+        self,
+        entry: RunEntry,
+        book: RunBook,
+        network: Network,
+        monitor: Monitor,
+        *,
+        keep: int,
+        interrupted: Callable[[], bool],
+    ) -> None:
+        self.entry = entry
+        self._book, self._network, self._monitor = book, network, monitor
+        self._keep, self._interrupted = keep, interrupted
+        self.folder, self.loaded = book.open(entry.run)
+        self.bench: Workbench | None = None
+        self.versions = open_versions(self.folder.path, keep)
+        self.max_reply_bytes = 2**20
+        self._wish: Literal["", "pause", "stop"] = ""
+        self._lock = threading.Lock()
+
+    def wish(self, what: Literal["pause", "stop"]) -> None:
+        """End the open round, then pause or stop."""
+        with self._lock:
+            self._wish = what
+
+    def run(self) -> None:
+        """Until the run ends, is paused, or the daemon is interrupted.
+
+        Raises:
+            Interrupted: the daemon ends.
+            HeadwaterError: the run cannot go on.
+        """
+        self._set("running")
+        settings = self._book.settings(self.entry)
+        with self.folder.locked():
+            bench = self.bench = Workbench.open(self.loaded)
+            self.max_reply_bytes = reply_bound(settings, bench)
+            root = Key.root(settings.federation.seed)
+            data = FederatedData.held_out(self.loaded, bench.tokenizer, root)
+            self.folder.keep_inputs(base=bench.base_sha256, data=data.sha256)
+            self._monitor.run_restored(self.entry.run, self.folder.read_rounds(), metric_name(settings))
+            server = FederationServer(
+                replace(self.loaded, settings=settings),
+                self.entry.run,
+                bench,
+                self.folder,
+                test=data.test(),
+                observer=self._observer,
+                should_stop=lambda: bool(self._wish),
+                deployment=self._deployment(),
+            )
+            network = self._network
+            members = RollCall(
+                Exchange(network.grid, network.nodes, network.open_reply, self._observer),
+                self.entry.run,
+                self.loaded.settings,
+                bench,
+                network.sessions,
+                network.enrolled,
+                self.folder.path / "state" / "profiles.json",
+                server.watch,
+            )
+            try:
+                outcome = server.serve(members)
+            finally:
+                members.exchange.forget_all()
+            self._finish(outcome, bench)
+
+    @property
+    def _observer(self) -> Observer:
+        return self._monitor.observer(self.entry.run)
+
+    def _deployment(self) -> Deployment:
+        state = self.folder.path / "state"
+        return Deployment(
+            spool=Spool(state / "spool", notice=lambda text: self._monitor.error(text, run=self.entry.run)),
+            versions=self.versions,
+            roster=state / "open_round.json",
+            settings=lambda: self._book.settings(self._book.get(self.entry.run)),
+            rollback=self._take_rollback,
+            interrupted=self._interrupted,
+        )
+
+    def _take_rollback(self) -> int | None:
+        version = self._book.get(self.entry.run).rollback
+        if version is not None:
+            self._book.wish_rollback(self.entry.run, None)
+        return version
+
+    def _finish(self, outcome: Outcome, bench: Workbench) -> None:
+        if outcome.reason == "stopped" and self._wish == "pause":
+            self._set("paused", "by the organiser")
+            return
+        finish(self.loaded, self.folder, bench, outcome, engine="server")
+        ends = {"rounds": "all rounds are done", "patience": "no better adapter came"}
+        self._set("finished" if outcome.finished else "stopped", ends.get(outcome.reason, "by the organiser"))
+
+    def fail(self, error: HeadwaterError | Exception) -> None:
+        """Write down why the run cannot go on."""
+        with suppress(HeadwaterError):  # the disk may be full: then the book cannot say so either
+            self._book.set_state(self.entry.run, "failed", str(error))
+        self._monitor.run_state(self.entry.run, "failed", str(error))
+
+    def _set(self, state: Literal["running", "paused", "finished", "stopped"], reason: str = "") -> None:
+        self._book.set_state(self.entry.run, state, reason)
+        self._monitor.run_state(self.entry.run, state, reason)
+
+
+def open_versions(run_folder: Path, keep: int) -> Versions:
+    """The adapter versions in a run's folder."""
+    return Versions(run_folder / "versions", keep=keep)
+
+
+def reply_bound(settings: Federation, bench: Workbench) -> int:
+    """Bytes that one client's reply may have in this federation."""
+    fisher = LogQuantCodec().max_bytes(bench.spec) if settings.strategy.kind == "fisher" else 0
+    return codec_for(settings.codec.up).max_bytes(bench.spec) + fisher + MAX_ENVELOPE + SIGNATURE_BYTES
