@@ -26,7 +26,7 @@ from headwater.proto.control_errors import ANSWERS
 from headwater.proto.v1 import control_pb2 as pb
 from headwater.protocol.control import AdapterRow, ClientRow, RunRow, Status, WatchEvent
 from tests.support.control_certificates import certificates
-from tests.support.organisers import (
+from tests.support.control_port import (
     ANN,
     BO,
     FAILURES,
