@@ -1,104 +1,180 @@
-"""A daemon's face without a daemon: :class:`ToyOrganiser`, fed by hand through its Monitor."""
+"""A control port in front of an organiser that only remembers: for tests of the port and the command line."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import math
-import tarfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
 
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, StorageError
+from headwater.proto.control import ControlClient, serve
 from headwater.protocol.control import AdapterRow, ClientRow, RunRow, Status, WatchEvent
-from headwater.server.events import ClientAsked, ClientDone, ClientFailed, RoundEnded, RoundStarted
-from headwater.server.monitor import Monitor
-from headwater.server.run_folder import finite
-from headwater.server.tallies import ClientFacts
+from tests.support.control_certificates import certificates
 
-TOKEN = "t0ken-" + "x" * 40
-RUN = "20260301-0915-a1b2"
-
-
-class ToyOrganiser:
-    """Answers what a page asks; the rest is refused."""
-
-    def __init__(self, folder: Path, clients: tuple[str, ...] = ("ann", "ben", "cleo"), **monitor: Any) -> None:
-        self.folder, self.clients = folder, clients
-        self.rounds_file = folder / "rounds.jsonl"
-        self.adapter_folder: Path | None = None
-        self.facts = {c: ClientFacts(c, f"{i:04x} 71c0 55ae 09d2", online=True, seen_s_ago=2.0 + i) for i, c in enumerate(clients)}
-        self.monitor = Monitor(version="0.1.0", clients=lambda: self.facts.values(), certificate_days=lambda: 397, **monitor)
-        self.versions: list[AdapterRow] = []
-
-    def rounds(self, run: str) -> Path | None:
-        return self.rounds_file if run == RUN else None
-
-    def begin(self, rounds: int = 10, name: str = "sentiment") -> None:
-        self.monitor.run_queued(RUN, name, rounds, metric="accuracy")
-        self.monitor.run_state(RUN, "running")
-        self.end_round(0, 0.5, {})
-
-    def start_round(self, number: int) -> None:
-        tell = self.monitor.observer(RUN)
-        tell(RoundStarted(number, len(self.clients)))
-        for client in self.clients:
-            tell(ClientAsked(number, client, "train", 45_000))
-
-    def end_round(self, number: int, value: float, failed: Mapping[str, str] | None = None) -> None:
-        """One whole round, as the daemon would have it."""
-        failed, tell = failed or {}, self.monitor.observer(RUN)
-        rows: dict[str, Any] = {}
-        if number:
-            self.start_round(number)
-            for i, client in enumerate(self.clients):
-                rows[client] = {"bytes_down": 45_000, "examples": 800 + i, "loss": 1 / (number + i + 1)}
-                if client in failed:
-                    rows[client]["failed"] = failed[client]
-                    tell(ClientFailed(number, client, failed[client]))
-                else:
-                    rows[client]["bytes_up"] = 12_000 + 37 * i + 211 * (number % 5)
-                    tell(ClientDone(number, client, rows[client]["bytes_up"]))
-        sizes = {"up": sum(r.get("bytes_up", 0) for r in rows.values()), "down": 45_000 * len(rows)}
-        record = {"round": number, "clients": rows, "bytes": sizes, "seconds": 2.0 + 0.1 * number}
-        if math.isfinite(value):
-            record["test"] = {"accuracy": value, "loss": 1.2 - value, "examples": 200}
-        with self.rounds_file.open("a") as file:
-            file.write(json.dumps(finite(record)) + "\n")
-        digest = hashlib.sha256(str(number).encode()).hexdigest()
-        best = max([value, *(v.value for v in self.versions)]) == value
-        kept = [AdapterRow(**{**_fields(v), "best": v.best and not best}) for v in self.versions]
-        cohort = tuple(c for c in rows if c not in failed)
-        row = AdapterRow(RUN, number + 1, number, number, digest, digest, cohort, "accuracy", value, best, True,
-                         1_772_356_502.0 + 60 * number, f"round {number}" if number else "initial")  # fmt: skip
-        self.versions = [*kept, row]
-        tell(RoundEnded(number, record, "accuracy", value))
-
-    def status(self) -> Status:
-        return self.monitor.status()
-
-    def watch(self, after: int = 0) -> Iterator[WatchEvent]:
-        return self.monitor.watch(after)
-
-    def adapters(self, run: str = "") -> tuple[AdapterRow, ...]:
-        return tuple(self.versions)
-
-    def export(self, run: str = "", version: int = 0) -> Iterator[bytes]:
-        if version > len(self.versions) or self.adapter_folder is None:
-            raise ConfigError(f"version {version}", expected="a version that is kept", got="none")
-        out = io.BytesIO()
-        with tarfile.open(fileobj=out, mode="w") as tar:
-            tar.add(self.adapter_folder, "adapter")
-        data = out.getvalue()
-        yield from (data[at : at + (1 << 20)] for at in range(0, len(data), 1 << 20))
-
-    def _no(self, *arguments: object) -> Any:
-        raise ConfigError("toy organiser", expected="a question", got="an order")
-
-    submit = pause = resume = stop = change = accept = revoke = rollback = _no
+RUN = RunRow(
+    run="r1", name="sentiment", state="running", reason="", round=3, rounds=20, accepted=2, asked=4,
+    metric="accuracy", value=0.8125, best_round=2, best_value=0.825, bytes_up=1_234_567, bytes_down=2_500,
+    submitted=1_700_000_000.25, seconds_per_round=12.5,
+)  # fmt: skip
+PAUSED = replace(RUN, run="r0", name="glosses", state="paused", value=math.nan, seconds_per_round=math.nan)
+ANN = ClientRow(
+    client="ann", state="online", fingerprint="ab12", seen_s_ago=1.5, doing="train 4", examples=120,
+    accepted_rounds=3, failed_rounds=0, bytes_up=1_000_000, bytes_down=2_000, version="0.1.0", last_error="",
+)  # fmt: skip
+BO = replace(ANN, client="bo", state="offline", seen_s_ago=None, doing="idle", last_error="no answer in 60 s")
+FIRST = AdapterRow(
+    run="r1", version=1, round=0, parent=0, sha256="1" * 64, config_sha256="2" * 64, cohort=(),
+    metric="accuracy", value=math.nan, best=False, kept=True, created=1_700_000_000.0, note="initial",
+)  # fmt: skip
+SECOND = replace(
+    FIRST, version=2, round=1, parent=1, cohort=("ann", "bo"), value=0.75, best=True, note="round 1"
+)
 
 
-def _fields(row: AdapterRow | ClientRow | RunRow) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in row.__slots__}
+class FakeOrganiser:
+    """Answers from constants, notes every call in ``calls``; ``tell`` makes an event."""
+
+    def __init__(self):
+        self.calls = []
+        self.runs = (RUN, PAUSED)
+        self.archive = [b"piece"]
+        self.error = None
+        self.watching = 0
+        self._events = []
+        self._news = threading.Condition()
+
+    def tell(self, text, kind="notice", **data):
+        with self._news:
+            seq = len(self._events) + 1
+            self._events.append(WatchEvent(seq, 1_700_000_000.0 + seq, kind, "r1", text, data))
+            self._news.notify_all()
+
+    def status(self):
+        self._note("status")
+        events = (WatchEvent(7, 1_700_000_000.0, "error", "r1", "disk is full", {"free": 0}),)
+        return Status(
+            "0.1.0", 1_700_000_000.0, 123_000_000, 390, self.runs, (ANN, BO), {"unknown key": 12}, events
+        )
+
+    def watch(self, after=0, ended=lambda: False):
+        self._note("watch", after)
+        with self._news:
+            seen = len(self._events) if after == 0 else max(after, 0)
+            self.watching += 1
+        try:
+            while not ended():
+                with self._news:
+                    if len(self._events) <= seen:
+                        self._news.wait(0.05)
+                    new = self._events[seen:]
+                for event in new:
+                    seen = event.seq
+                    yield event
+        finally:
+            with self._news:
+                self.watching -= 1
+
+    def submit(self, toml, folder):
+        self._note("submit", toml, folder)
+        return replace(RUN, state="queued", round=0)
+
+    def pause(self, run):
+        self._note("pause", run)
+        return replace(RUN, run=run, state="paused")
+
+    def resume(self, run):
+        self._note("resume", run)
+        return replace(RUN, run=run)
+
+    def stop(self, run):
+        self._note("stop", run)
+        return replace(RUN, run=run, state="stopped", reason="by the organiser")
+
+    def change(self, run, changes):
+        self._note("change", run, changes)
+        return replace(RUN, run=run)
+
+    def accept(self, request):
+        self._note("accept", request)
+        return BO
+
+    def revoke(self, client):
+        self._note("revoke", client)
+        return replace(ANN, client=client, state="revoked")
+
+    def adapters(self, run=""):
+        self._note("adapters", run)
+        return (FIRST, SECOND)
+
+    def export(self, run="", version=0):
+        self._note("export", run, version)
+        yield from self.archive
+
+    def rollback(self, run, version):
+        self._note("rollback", run, version)
+        return replace(SECOND, version=3, parent=version, note=f"rollback to version {version}")
+
+    def _note(self, *call):
+        self.calls.append(call)
+        if self.error is not None:
+            raise self.error
+
+
+@contextmanager
+def serving(organiser, address="127.0.0.1:0"):
+    """A control port in front of ``organiser``."""
+    known = certificates()
+    server = serve(
+        organiser, address, server_cert=known.server.cert, server_key=known.server.key,
+        ca=known.authority.pem,
+    )  # fmt: skip
+    try:
+        yield server
+    finally:
+        server.stop(0.5)
+
+
+def client_of(address, pair=None):
+    """An organiser's client of the control port at ``address``."""
+    known = certificates()
+    pair = pair or known.organiser
+    return ControlClient(address, known.authority.pem, pair.cert, pair.key)
+
+
+def write_folder(folder, address):
+    """A daemon's folder, as far as its organiser's commands need it."""
+    secrets = write_identity(folder / "secrets")
+    secrets.chmod(0o700)
+    (folder / "server.toml").write_text(
+        f'name = "test"\n[listen]\nnames = ["localhost"]\ncontrol = "{address}"\n', encoding="utf-8"
+    )
+    return folder
+
+
+def write_identity(folder):
+    """An organiser's identity, for a daemon elsewhere."""
+    known = certificates()
+    folder.mkdir(parents=True)
+    for name, data in {
+        "ca.pem": known.authority.pem, "organiser.pem": known.organiser.cert,
+        "organiser.key": known.organiser.key,
+    }.items():  # fmt: skip
+        (folder / name).write_bytes(data)
+        (folder / name).chmod(0o600)
+    return folder
+
+
+def until(condition, seconds=5.0):
+    """Wait for something that happens in another thread."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+FAILURES = (
+    ConfigError("run r9", expected="a run of this daemon", got="none", hint="See: headwater server status"),
+    StorageError("writing ü", expected="room", got="disk full – " + "x" * 3000),
+)
