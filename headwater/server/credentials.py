@@ -169,6 +169,15 @@ class Credentials:
         return tuple(lines)
 
     def _authority(self) -> Authority:
+        key = self.folder / "ca.key"
+        if self.folder.exists() and not key.exists():
+            raise StorageError(
+                str(key),
+                expected="the authority's key, which signs certificates",
+                got="no such file",
+                hint="Put your copy back. If there is none: headwater server renew DIR --authority, and every "
+                "agent needs the new ca.pem.",
+            )
         return Authority.load(self.folder)
 
     def _read(self, name: str) -> bytes:

@@ -23,18 +23,16 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from headwater.config.daemon import DaemonSettings, check_daemon, daemon_toml, load_daemon, split_address
+from headwater.config.daemon import DaemonSettings, check_daemon, daemon_toml, load_daemon
 from headwater.errors import ConfigError, StorageError
 from headwater.privacy.keyfiles import write_secret
 from headwater.server.credentials import Credentials
 from headwater.server.lock import FolderLock
 from headwater.server.registry import ClientRegistry
 
-if TYPE_CHECKING:
-    from headwater.proto.control import ControlClient
-
+_OF_THE_DISK = "lost+found"
+"""In the root of a file system that is empty."""
 TEMPLATE = Path(__file__).parent / "templates" / "federation.toml"
 
 
@@ -128,7 +126,7 @@ class Workspace:
             write_secret(workspace.federation, text.encode())
             write_secret(workspace.settings_file, daemon_toml(settings).encode())
         except BaseException:
-            _empty(path)
+            empty_folder(path)
             if new:
                 with suppress(OSError):
                     path.rmdir()
@@ -185,20 +183,6 @@ class Workspace:
         """The process id of this folder's daemon; None if none is running, 0 if it has just begun."""
         return FolderLock(self.path).holder()
 
-    def connect(self) -> ControlClient:
-        """The running daemon, as :class:`headwater.protocol.control.Organiser`. Close it after use.
-
-        Raises:
-            StorageError: the organiser's key is missing or others may read it.
-        """
-        from headwater.proto.control import ControlClient  # grpc
-
-        host, port = split_address(self.settings.listen.control)
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        certificate, key = self.credentials.organiser()
-        start = f"headwater server run {self.path}"
-        return ControlClient(f"{host}:{port}", self.credentials.ca(), certificate, key, start=start)
-
 
 def make_private_folder(path: Path) -> None:
     """Make ``path`` with the rights 0700, whatever the umask; an empty one gets them.
@@ -212,7 +196,7 @@ def make_private_folder(path: Path) -> None:
             parent.mkdir(exist_ok=True)
             parent.chmod(0o755)  # nobody else may put another folder in its place
         path.mkdir(mode=0o700, exist_ok=True)
-        names = sorted(entry.name for entry in path.iterdir() if entry.name != "lost+found")
+        names = sorted(entry.name for entry in path.iterdir() if entry.name != _OF_THE_DISK)
         if names:
             raise ConfigError(
                 f"folder {path}",
@@ -231,10 +215,12 @@ def make_private_folder(path: Path) -> None:
         ) from error
 
 
-def _empty(path: Path) -> None:
-    """Remove what an :meth:`Workspace.init` that failed has made; ``path`` was empty before."""
+def empty_folder(path: Path) -> None:
+    """Remove what has been made in a folder that was empty; as much of it as can be removed."""
     for entry in path.iterdir():
         if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
+            if entry.name != _OF_THE_DISK:
+                shutil.rmtree(entry, ignore_errors=True)
         else:
-            entry.unlink(missing_ok=True)
+            with suppress(OSError):
+                entry.unlink(missing_ok=True)
