@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 
 from headwater.errors import ConfigError, StorageError
 from headwater.privacy import certificates, x509_profile
-from headwater.privacy.certificates import Authority, days_left, describe, holder, role
+from headwater.privacy.certificates import Authority, days_left, describe, holder, names_of, role
 
 OURS = Authority.create("ours")
 NAMES = ["Edge.Example", "localhost", "127.0.0.1", "::1"]
@@ -189,6 +189,11 @@ def test_openssl_reads_them(tmp_path):
             assert (done.returncode == 0) == (asked == purpose), (name, asked, done.stderr)
 
 
+def test_the_names_it_is_for():
+    assert names_of(SERVER[0]) == ("edge.example", "localhost", "127.0.0.1", "::1")
+    assert names_of(ORGANISER[0]) == ()
+
+
 def test_describe():
     digest = x509.load_pem_x509_certificate(SERVER[0]).fingerprint(hashes.SHA256()).hex()
     text = describe(SERVER[0])
@@ -203,7 +208,7 @@ def test_describe():
     assert days_left(OURS.certificate_pem) == pytest.approx(3652, abs=0.01)
 
 
-@pytest.mark.parametrize("function", [role, holder, days_left, describe])
+@pytest.mark.parametrize("function", [role, holder, days_left, describe, names_of])
 @pytest.mark.parametrize("pem", [b"", b"x", SERVER[1], SERVER[0][:-60]])
 def test_what_is_no_certificate(function, pem):
     with pytest.raises(StorageError, match=r"certificate: expected a certificate in PEM.*headwater server"):
