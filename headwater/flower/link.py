@@ -90,6 +90,7 @@ class FleetLink:
         self._keys: dict[str, str] = {}
         self._seen: dict[str, float] = {}
         self._active: set[str] = set()
+        self._begun: dict[str, int] = {}
         self._lock = threading.RLock()
         self._max_reply_bytes = max_reply_bytes
         self._mail = Mail(lambda node: max_reply_bytes(self.name_of(node)))
@@ -128,6 +129,7 @@ class FleetLink:
             self._mail.remove_node(node)
             del self._names[node], self._keys[name]
             self._seen.pop(name, None)
+            self._begun.pop(name, None)
             self._active.discard(name)
 
     def name_of(self, node_id: int) -> str:
@@ -147,6 +149,10 @@ class FleetLink:
         with self._lock:
             since = self._clock() - self._online_s
             return frozenset(name for name in self._active if self._seen.get(name, since) > since)
+
+    def sessions(self) -> dict[str, int]:
+        """The clients that are online, each with a number that changes when it comes back."""
+        return {name: self._begun[name] for name in sorted(self.online())}
 
     def stored_bytes(self, name: str) -> int:
         """Bytes of this client's replies that wait here."""
@@ -170,6 +176,7 @@ class FleetLink:
         with self._lock:
             if status == 200 and path == ACTIVATE and name in self._nodes:
                 self._active.add(name)
+                self._begun[name] = self._begun.get(name, 0) + 1
             if path == DEACTIVATE:
                 self._active.discard(name)
 

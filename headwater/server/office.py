@@ -6,12 +6,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from headwater.config import LoadedFederation
 from headwater.errors import ConfigError
 from headwater.privacy.enrolment import read_request
 from headwater.protocol.control import AdapterRow, ClientRow, RunRow, RunState, Status, WatchEvent
+from headwater.server.evaluation import metric_name
 from headwater.server.monitor import Monitor
 from headwater.server.registry import ClientRegistry
 from headwater.server.run_book import ENDED, RunBook, RunEntry
+from headwater.server.run_folder import RunFolder
 from headwater.server.run_job import RunJob, open_versions
 from headwater.server.versions import Versions
 from headwater.training.build import Workbench
@@ -46,8 +49,10 @@ class Office:
     def status(self) -> Status:  # noqa: D102 - the protocol says what each method does
         return self._monitor.status()
 
-    def watch(self, after: int = 0) -> Iterator[WatchEvent]:  # noqa: D102
-        return self._monitor.watch(after)
+    def watch(  # noqa: D102
+        self, after: int = 0, ended: Callable[[], bool] = lambda: False
+    ) -> Iterator[WatchEvent]:
+        return self._monitor.watch(after, ended)
 
     # --- runs -------------------------------------------------------------------------------------
 
@@ -63,6 +68,10 @@ class Office:
         self._monitor.run_queued(entry.run, entry.name, rounds, submitted=entry.submitted)
         if entry.state not in ("queued", "running"):
             self._monitor.run_state(entry.run, entry.state, entry.reason)
+
+    def recall(self, entry: RunEntry, folder: RunFolder, loaded: LoadedFederation) -> None:
+        """Tell the monitor what a run that does not go on had come to."""
+        self._monitor.run_restored(entry.run, folder.read_rounds(), metric_name(loaded.settings))
 
     def pause(self, run: str) -> RunRow:  # noqa: D102
         return self._end(run, "paused")

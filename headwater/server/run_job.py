@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,6 @@ from headwater.compression.logquant import LogQuantCodec
 from headwater.compression.table import codec_for
 from headwater.config.federation import Federation
 from headwater.data.federated import FederatedData
-from headwater.errors import HeadwaterError
 from headwater.proto.wire import MAX_ENVELOPE
 from headwater.protocol.keys import Key
 from headwater.server.deployment import Deployment
@@ -162,12 +160,6 @@ class RunJob:
         finish(self.loaded, self.folder, bench, outcome, engine="server")
         ends = {"rounds": "all rounds are done", "patience": "no better adapter came"}
         self._set("finished" if outcome.finished else "stopped", ends.get(outcome.reason, "by the organiser"))
-
-    def fail(self, error: HeadwaterError | Exception) -> None:
-        """Write down why the run cannot go on."""
-        with suppress(HeadwaterError):  # the disk may be full: then the book cannot say so either
-            self._book.set_state(self.entry.run, "failed", str(error))
-        self._monitor.run_state(self.entry.run, "failed", str(error))
 
     def _set(self, state: Literal["running", "paused", "finished", "stopped"], reason: str = "") -> None:
         self._book.set_state(self.entry.run, state, reason)

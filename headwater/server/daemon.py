@@ -1,0 +1,340 @@
+"""The organiser's daemon, ``headwater server run DIR``: :func:`run`.
+
+One process with three ports::
+
+    fleet    TLS       Gate ─ FleetLink          agents; the only port that others must reach
+    control  mutual TLS   gRPC ─ Office          the organiser's commands
+    web      loopback, token   web ─ Office      status page, Prometheus
+
+and one thread, this one, that works on the runs, one after the other. All that must last is in the
+workspace's files; what Flower holds of it is rebuilt at each start. So a kill at any moment costs at
+most what was not yet accepted, and nothing grows with the rounds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from headwater import __version__
+from headwater.config.daemon import split_address
+from headwater.errors import ConfigError, HeadwaterError, StorageError
+from headwater.flower.link import FleetLink
+from headwater.privacy.certificates import days_left
+from headwater.proto.control import serve
+from headwater.server.door import Door
+from headwater.server.fleet_port import fleet_port
+from headwater.server.gate import Gate, Limits
+from headwater.server.logs import log_to
+from headwater.server.monitor import Monitor
+from headwater.server.office import Office
+from headwater.server.registry import ClientRecord, ClientRegistry
+from headwater.server.run_book import RunBook, RunEntry
+from headwater.server.run_folder import RunFolder
+from headwater.server.run_job import Network, RunJob
+from headwater.server.tallies import ClientFacts
+from headwater.server.watch import Interrupted
+from headwater.server.web import make_app
+from headwater.server.web_serve import serving
+from headwater.server.workspace import Workspace
+
+LOG = logging.getLogger("headwater.server")
+AGAIN_S = 60.0
+"""A run that a full disk stopped is tried again after this long."""
+GRACE_S = 15.0
+"""A daemon that was told to end and is still at work (evaluating) after this long ends all the same."""
+QUIET_S = 0.25
+
+
+def run(workspace: Workspace) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code.
+
+    Raises:
+        HeadwaterError: the workspace is not in order, or a port is taken.
+    """
+    settings = workspace.settings
+    with (
+        workspace.locked(),
+        log_to(workspace.log, most_bytes=settings.retention.log_bytes, files=settings.retention.logs),
+    ):
+        daemon = Daemon(workspace)
+        with daemon.serving(), _told_to_end(daemon):
+            LOG.info("headwater %s serves %s, pid %d", __version__, workspace.path, os.getpid())
+            for name, address in daemon.addresses.items():
+                LOG.info("%s port: %s", name, address)
+            for notice in workspace.notices():
+                LOG.warning("%s", notice)
+            daemon.work()
+        LOG.info("ended")
+    return 0
+
+
+class Daemon:
+    """One start of the daemon.
+
+    Args:
+        workspace: open and locked.
+
+    Attributes:
+        addresses: of the three ports, once :meth:`serving`.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        limits, self._keep = workspace.settings.limits, workspace.settings.retention.adapters
+        self._ending, self._awake = threading.Event(), threading.Event()
+        self._job: RunJob | None = None
+        self._again_s: dict[str, float] = {}
+        self.addresses: dict[str, str] = {}
+        self._registry: ClientRegistry = workspace.registry()
+        self._link = FleetLink(max_reply_bytes=lambda name: self._job.max_reply_bytes if self._job else 2**20)
+        for record in self._registry.by_name().values():
+            self._enrol(record)
+        self._registry.on_change(self._enrol)
+        self._gate = Gate(
+            self._link.app,
+            self._link,
+            self._registry,
+            Limits(
+                bytes_per_hour=limits.bytes_per_hour,
+                requests_at_once=limits.requests_at_once,
+                body_s=limits.body_s,
+            ),
+        )
+        certificate, _ = workspace.credentials.server()
+        self._monitor = Monitor(
+            version=__version__,
+            clients=self._facts,
+            refused=lambda: self._gate.refused,
+            certificate_days=lambda: int(days_left(certificate)),
+        )
+        self._book = RunBook(workspace.runs_book, workspace.runs)
+        self._office = Office(
+            self._book,
+            self._registry,
+            self._monitor,
+            lambda: self._job,
+            keep=self._keep,
+            wake=self._awake.set,
+        )
+        door = Door(self._registry, self._monitor.refused)
+        self._network = Network(
+            self._link.grid, _Nodes(self._link), door, self._link.sessions, self._is_enrolled
+        )
+
+    def end(self) -> None:
+        """Finish nothing, lose nothing: :meth:`work` returns soon."""
+        self._ending.set()
+        self._awake.set()
+
+    # --- ports ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Open the three ports; close them at the end.
+
+        Raises:
+            ConfigError: one is taken.
+        """
+        listen, credentials = self._workspace.settings.listen, self._workspace.credentials
+        for entry in self._book.entries():
+            self._restore(entry)
+        certificate, key = credentials.server()
+        with ExitStack() as stack:
+            host, port = split_address(listen.fleet)
+            folder = credentials.folder
+            config = fleet_port(
+                self._gate,
+                host=host,
+                port=port,
+                certificate=folder / "server.pem",
+                key=folder / "server.key",
+            )
+            self.addresses["fleet"] = stack.enter_context(_listening(config))
+            control = serve(
+                self._office,
+                listen.control,
+                server_cert=certificate,
+                server_key=key,
+                ca=credentials.ca(),
+            )
+            stack.callback(control.stop)
+            self.addresses["control"] = control.address
+            app = make_app(
+                self._office, self._monitor, token=credentials.web_token(), rounds=self._rounds_file
+            )
+            web = stack.enter_context(serving(app, split_address(listen.web)[1]))
+            self.addresses["web"] = f"http://127.0.0.1:{web}"
+            stack.callback(self._monitor.close)  # first: it ends those who watch
+            yield
+
+    def _rounds_file(self, run: str) -> Path | None:
+        path = RunFolder(self._workspace.runs / run).rounds
+        return path if path.exists() else None
+
+    def _restore(self, entry: RunEntry) -> None:
+        """Tell the monitor of a run of an earlier start."""
+        try:
+            self._office.announce(entry)
+            if entry.state not in ("queued", "running"):  # those tell it themselves
+                folder, loaded = self._book.open(entry.run)
+                self._office.recall(entry, folder, loaded)
+        except HeadwaterError as error:
+            self._monitor.error(f"run {entry.run}: {error}", run=entry.run)
+
+    # --- clients ----------------------------------------------------------------------------------
+
+    def _enrol(self, record: ClientRecord) -> None:
+        if record.revoked_at is None:
+            self._link.register(record.public.name, record.public.node_key)
+        else:
+            self._link.unregister(record.public.name)
+
+    def _is_enrolled(self, name: str) -> bool:
+        record = self._registry.get(name)
+        return record is not None and record.revoked_at is None
+
+    def _facts(self) -> Iterator[ClientFacts]:
+        online, now = self._link.online(), time.monotonic()
+        for name, record in self._registry.by_name().items():
+            seen = self._link.seen(name)
+            yield ClientFacts(
+                name,
+                record.public.fingerprint(),
+                revoked=record.revoked_at is not None,
+                online=name in online,
+                seen_s_ago=None if seen is None else now - seen,
+            )
+
+    # --- runs -------------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Work on the runs until told to end."""
+        while not self._ending.is_set():
+            self._registry.refresh()
+            entry = self._next()
+            if entry is None:
+                self._awake.wait(QUIET_S)
+                self._awake.clear()
+            else:
+                self._do(entry)
+
+    def _next(self) -> RunEntry | None:
+        """The oldest run that can go on."""
+        now = time.monotonic()
+        for entry in self._book.entries():
+            tries_again = entry.state == "failed" and now >= self._again_s.get(entry.run, float("inf"))
+            if entry.state in ("queued", "running") or tries_again:
+                return entry
+        return None
+
+    def _do(self, entry: RunEntry) -> None:
+        job: RunJob | None = None
+        self._again_s.pop(entry.run, None)
+        try:
+            job = self._job = RunJob(
+                entry,
+                self._book,
+                self._network,
+                self._monitor,
+                keep=self._keep,
+                interrupted=self._ending.is_set,
+            )
+            job.run()
+        except Interrupted:
+            LOG.info("run %s goes on when the daemon is started again", entry.run)
+        except StorageError as error:
+            self._failed(entry, error)
+            self._again_s[entry.run] = time.monotonic() + AGAIN_S
+        except HeadwaterError as error:
+            self._failed(entry, error)
+        except Exception as error:  # a defect of ours: the daemon stays, with the other runs
+            LOG.exception("run %s", entry.run)
+            self._failed(entry, error)
+        finally:
+            self._job = None
+
+    def _failed(self, entry: RunEntry, error: Exception) -> None:
+        LOG.error("run %s: %s", entry.run, error)
+        self._monitor.run_state(entry.run, "failed", str(error))
+        try:
+            self._book.set_state(entry.run, "failed", str(error))
+        except StorageError:  # a full disk: the book cannot say so either
+            self._again_s[entry.run] = time.monotonic() + AGAIN_S
+
+
+class _Nodes(Mapping[str, int]):
+    """Flower's node id by client name, as it is now."""
+
+    def __init__(self, link: FleetLink) -> None:
+        self._link = link
+
+    def __getitem__(self, name: str) -> int:
+        node = self._link.node_of(name)
+        if node is None:
+            raise KeyError(name)
+        return node
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._link.online())
+
+    def __len__(self) -> int:
+        return len(self._link.online())
+
+
+@contextmanager
+def _listening(config: uvicorn.Config) -> Iterator[str]:
+    """Run uvicorn in a thread; yields the address that was really taken."""
+    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"fleet port {config.host}:{config.port}",
+            expected="a free port",
+            got=error.strerror or str(error),
+            hint="Stop what uses it, or choose another in server.toml: [listen] fleet.",
+        ) from None
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="fleet", daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield "{}:{}".format(*listener.getsockname()[:2])
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+@contextmanager
+def _told_to_end(daemon: Daemon) -> Iterator[None]:
+    """SIGTERM and SIGINT end the daemon; what it cannot interrupt is left after a while."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        daemon.end()
+        timer = threading.Timer(GRACE_S, os._exit, (0,))  # as safe as a kill: nothing depends on an end
+        timer.daemon = True
+        timer.start()
+
+    old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {
+        number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
