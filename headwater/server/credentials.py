@@ -175,7 +175,7 @@ class Credentials:
                 str(key),
                 expected="the authority's key, which signs certificates",
                 got="no such file",
-                hint="Put your copy back. If there is none: headwater server renew DIR --authority, and every "
+                hint="Put your copy back. If there is none: headwater server renew DIR --authority; every "
                 "agent needs the new ca.pem.",
             )
         return Authority.load(self.folder)
