@@ -58,7 +58,7 @@ class StatusFile:
             "state": "starting",
             "doing": "idle",
         }
-        self._written = 0.0
+        self._write()
 
     def contact(self, state: str) -> None:
         """The server answered."""
@@ -80,6 +80,9 @@ class StatusFile:
             late = time.monotonic() - self._written >= _CONTACT_S
             if not fresh and not ("contact" in changes and late):
                 return
-            self._written = time.monotonic()
-            with contextlib.suppress(StorageError):  # nothing is lost but this view
-                write_atomically(self._path, json.dumps(self._content).encode(), durable=False)
+            self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        with contextlib.suppress(StorageError):  # nothing is lost but this view
+            write_atomically(self._path, json.dumps(self._content).encode(), durable=False)
