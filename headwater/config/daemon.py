@@ -136,8 +136,9 @@ def check_daemon(raw: dict[str, object], who: str) -> DaemonSettings:
         problems = error.errors(include_url=False)
         first = problems[0]
         key = ".".join(str(part) for part in first["loc"]) or "(file)"
-        message = first["msg"].removeprefix("Value error, ")
-        expected, got = message[0].lower() + message[1:], repr(first.get("input"))
+        ours, message = first["type"] == "value_error", first["msg"].removeprefix("Value error, ")
+        expected = message if ours else message[0].lower() + message[1:]
+        got = repr(first.get("input"))
         if first["type"] == "extra_forbidden":
             expected, got = "no such key", got if len(got) < 80 else "one"
         elif first["type"] == "missing":
