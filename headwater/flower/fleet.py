@@ -21,6 +21,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
     get_all_nested_objects,
     get_object_id,
     get_object_tree,
@@ -168,28 +169,9 @@ class FleetConnection:
         """
         asked = delivery.origin
         if asked is None:
-            raise DecodeError("reply", expected="a delivery that came over this connection", got="another")
-        with no_object_id_recompute():
-            # time and life are the request's: the same reply has the same hash whenever it is sent
-            metadata = Metadata(
-                run_id=asked.run_id,
-                message_id="",
-                src_node_id=asked.dst_node_id,
-                dst_node_id=asked.src_node_id,
-                reply_to_message_id=delivery.message_id,
-                group_id=asked.group_id,
-                created_at=asked.created_at,
-                ttl=asked.ttl,
-                message_type=asked.message_type,
-            )
-            message = make_message(metadata, content=seal(pack(reply=data), {}))
-            metadata.__dict__["_message_id"] = message.object_id
-            objects, tree = get_all_nested_objects(message), get_object_tree(message)
-        announce = fleet_pb2.PushMessagesRequest(
-            node=self._me(),
-            messages_list=[message_to_proto(remove_content_from_message(message))],
-            message_object_trees=[tree],
-        )
+            raise DecodeError("reply", expected="a delivery that came over a connection", got="another")
+        announce, objects = sealed_reply(asked, data)
+        announce.node.CopyFrom(self._me())
         try:
             for _ in range(_ATTEMPTS):
                 answer = self._call("push-messages", announce, fleet_pb2.PushMessagesResponse)
@@ -264,6 +246,35 @@ class FleetConnection:
 
 class _NotStored(Exception):
     """The server dropped this upload: another one took its place, or nobody waits for it."""
+
+
+def sealed_reply(
+    asked: Metadata, data: bytes
+) -> tuple[fleet_pb2.PushMessagesRequest, dict[str, InflatableObject]]:
+    """The announcement of a reply, and its objects by id.
+
+    The same data gives the same ids whenever it is sent: time and life are the request's.
+    """
+    metadata = Metadata(
+        run_id=asked.run_id,
+        message_id="",
+        src_node_id=asked.dst_node_id,
+        dst_node_id=asked.src_node_id,
+        reply_to_message_id=asked.message_id,
+        group_id=asked.group_id,
+        created_at=asked.created_at,
+        ttl=asked.ttl,
+        message_type=asked.message_type,
+    )
+    with no_object_id_recompute():
+        message = make_message(metadata, content=seal(pack(reply=data), {}))
+        metadata.__dict__["_message_id"] = message.object_id  # as Flower's own nodes do
+        objects, tree = get_all_nested_objects(message), get_object_tree(message)
+    announce = fleet_pb2.PushMessagesRequest(
+        messages_list=[message_to_proto(remove_content_from_message(message))],
+        message_object_trees=[tree],
+    )
+    return announce, objects
 
 
 def _all_sent(ids: list[str], send: Callable[[str], None]) -> bool:

@@ -20,6 +20,8 @@ HEAD_S = 10.0
 """Seconds from a connection's start to the end of its first request's head."""
 IDLE_S = 75
 """Seconds between the requests of a connection: agents keep theirs between polls and heartbeats."""
+CLOSE_S = 1.0
+"""Seconds for a peer to hear the last answer before a closed connection is dropped."""
 HEAD_BYTES = 2**14
 CONNECTIONS = 1024
 """At once; more are answered 503."""
@@ -48,14 +50,19 @@ class DeadlineProtocol(H11Protocol):
             self._wait(None)
 
     def on_response_complete(self) -> None:
-        """Wait for the next head."""
-        self._wait(IDLE_S + HEAD_S)  # before: a pipelined request begins inside
-        super().on_response_complete()
+        """Wait for the next head, or for the end."""
+        self._wait(CLOSE_S if self.transport.is_closing() else IDLE_S + HEAD_S)
+        super().on_response_complete()  # last: a pipelined request begins inside
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is closed on."""
+        super().send_400_response(msg)
+        self._wait(CLOSE_S)
 
     def _wait(self, seconds: float | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        # abort: closing would wait for the peer's TLS goodbye
+        # abort: closing waits for the peer's TLS goodbye, and throws away what it sends until then
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
 
