@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -255,16 +256,28 @@ def test_a_full_disk_leaves_nothing_half_restored(made, tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def hostile(name="runs/x", data=b"data", **fields):
-    """A tar with one member, otherwise as a backup is."""
+def entry(name, data=b"data", **fields):
+    """A member of a tar."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     for key, value in fields.items():
         setattr(member, key, value)
-    buffer = io.BytesIO()
-    buffer.write(member.tobuf(fields.pop("format", tarfile.GNU_FORMAT)))
-    buffer.write(data + bytes(-len(data) % 512) + bytes(1024))
-    return buffer.getvalue()
+    return member.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def hostile(name, data=b"data", **fields):
+    """A tar that is a backup but for one member: were that taken, all of it would be."""
+    listed = {"server.toml": b"x = 1", name: data}
+    hashes = {n: (len(d), hashlib.sha256(d).hexdigest()) for n, d in listed.items()}
+    content = {"format": 1, "created": "", "version": "", "secrets": False, "files": hashes}
+    last = entry(LIST, json.dumps(content).encode())
+    return entry("server.toml", b"x = 1") + entry(name, data, **fields) + last + bytes(1024)
+
+
+def test_such_a_tar_with_a_plain_member_is_taken(tmp_path):
+    (tmp_path / "b.tar").write_bytes(hostile("runs/x"))
+    restore(tmp_path / "new", tmp_path / "b.tar")
+    assert files(tmp_path / "new") == {"server.toml": b"x = 1", "runs/x": b"data"}
 
 
 @pytest.mark.parametrize(
@@ -290,12 +303,14 @@ def hostile(name="runs/x", data=b"data", **fields):
         hostile("runs/sparse", type=tarfile.GNUTYPE_SPARSE),
         hostile("runs/" + "n" * 300),  # a long name in a head of its own
         hostile("runs/big", size=2**40),
+        hostile("runs/short", size=3),
+        hostile("server.toml"),  # twice
         hostile("runs/negative", size=-512),
-        hostile(LIST, b"{}"),
-        hostile(LIST, b'{"format": 9, "files": {}}'),
-        hostile(LIST, b'{"format": 1, "files": {}}'),
-        hostile(LIST, b'{"format": 1, "files": {"server.toml": [1, "x"]}}'),
-        hostile("server.toml"),  # and no list
+        entry(LIST, b"{}") + bytes(1024),
+        entry(LIST, b'{"format": 9, "files": {}}') + bytes(1024),
+        entry(LIST, b'{"format": 1, "files": {}}') + bytes(1024),
+        entry(LIST, b'{"format": 1, "files": {"server.toml": [1, "x"]}}') + bytes(1024),
+        entry("server.toml") + bytes(1024),  # and no list
         b"",
         b"not a tar",
         bytes(1024),
