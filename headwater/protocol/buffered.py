@@ -239,7 +239,8 @@ class BufferedCoordinator:
     def _why_not(self, client: str, origin: int) -> str:
         """Why a reply is not one that is waited for."""
         if self._version - origin > self._rules.max_staleness:
-            return f"too stale: version {self._version} is open, at most {self._rules.max_staleness} older is taken"
+            most = self._rules.max_staleness
+            return f"too stale: version {self._version} is open, at most {most} older is taken"
         if client in self._working:
             return f"not what it was asked: it works from version {self._working[client]}"
         known = client in self._accepted or client in self._folding or client in self._failed

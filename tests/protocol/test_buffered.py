@@ -213,6 +213,61 @@ def test_a_buffer_that_is_full_waits_for_a_fold_and_takes_it_too():
     assert close.accepted == ("ann", "ben")
 
 
+def test_nobody_is_put_to_work_for_a_version_that_only_waits_for_a_fold():
+    machine = BufferedCoordinator(2, buffer=1, at_once=3, retry_s=5)
+    begin(machine)
+    machine.receive(c.Arrived("ben", 1))
+    assert machine.receive(c.Failed("ann", 1, "x")) == machine.receive(c.Tick(1)) == []
+    assert machine.receive(c.Failed("ben", 1, "garbage")) == [c.Ask("dora", 1)]
+
+
+def test_reports_about_another_version_change_nothing():
+    machine = BufferedCoordinator(3, buffer=1)
+    begin(machine, 2, ("ann",))
+    machine.receive(c.Arrived("ann", 2))
+    assert machine.receive(c.Folded("ann", 1)) == machine.receive(c.Failed("ann", 1, "x")) == []
+    (close,) = machine.receive(c.Folded("ann", 2))
+    assert close.accepted == ("ann",)
+
+
+def test_time_that_goes_back_brings_nothing_forward():
+    machine = BufferedCoordinator(1, buffer=4, min_clients=4, retry_s=10)
+    begin(machine, now_s=100)
+    machine.receive(c.Tick(50))
+    machine.receive(c.Failed("ann", 1, "x"))
+    assert machine.receive(c.Tick(109)) == []
+    assert machine.receive(c.Tick(110)) == [c.Ask("ann", 1)]
+
+
+def test_who_is_not_in_this_version_is_not_asked_again_for_it():
+    machine = BufferedCoordinator(3, buffer=1, retry_s=10)
+    begin(machine, clients=("ann", "ben"))
+    fold(machine, "ann")
+    begin(machine, 2, ("ann",))
+    assert machine.working == {"ann": 2, "ben": 1}
+    machine.receive(c.Failed("ben", 1, "x"))
+    assert machine.receive(c.Tick(1000)) == machine.receive(c.Joined("ben", 2)) == []
+
+
+def test_whose_update_is_in_the_buffer_is_not_at_work():
+    machine = BufferedCoordinator(3, buffer=2)
+    begin(machine, clients=("ann", "ben", "cleo"))
+    fold(machine, "ann")
+    fold(machine, "ben")
+    assert begin(machine, 2, CLIENTS[:3], accepted=("cleo",)) == [c.Ask("ann", 2), c.Ask("ben", 2)]
+    assert machine.receive(c.Arrived("cleo", 1)) == [c.Discard("cleo", 1, "answered already")]
+
+
+def test_absent_clients_are_waited_for_and_a_revoked_one_never_asked():
+    machine = BufferedCoordinator(2, buffer=2, min_clients=2)
+    begin(machine, clients=("ann",), absent=("ben", "cleo"))
+    machine.receive(c.Gone("cleo", 1, "revoked"))
+    assert machine.reachable == 2
+    assert machine.receive(c.Joined("cleo", 1)) == []
+    assert fold(machine, "ann") == []  # although it is a simulation, and nobody is at work
+    assert machine.receive(c.Joined("ben", 1)) == [c.Ask("ben", 1)]
+
+
 def test_a_simulation_halts_where_a_daemon_waits():
     machine = BufferedCoordinator(2, buffer=2, min_clients=2, deadline_s=10)
     begin(machine, clients=("ann", "ben"))
@@ -227,18 +282,21 @@ def test_a_simulation_halts_where_a_daemon_waits():
 
 def test_revoked_clients_are_out_but_for_what_is_in_the_buffer():
     machine = BufferedCoordinator(2, buffer=4, min_clients=3, retry_s=5)
-    begin(machine)
+    begin(machine, clients=(*CLIENTS, "eve"))
     fold(machine, "ann")
     machine.receive(c.Arrived("ben", 1))
     for name in ("ann", "ben", "cleo"):
         assert machine.receive(c.Gone(name, 1, "revoked")) == []
-    assert machine.reachable == 3
+    assert machine.reachable == 4
+    machine.receive(c.Arrived("eve", 1))
+    machine.receive(c.Gone("eve", 1, "revoked"))
+    machine.receive(c.Failed("eve", 1, "garbage"))
     machine.receive(c.Folded("ben", 1))
     assert machine.receive(c.Arrived("cleo", 1)) == [c.Discard("cleo", 1, "answered already")]
     assert machine.receive(c.Tick(99)) == []
     (close,) = fold(machine, "dora")
     assert close.accepted == ("ann", "ben", "dora")
-    assert close.failed == (("cleo", "revoked"),)
+    assert close.failed == (("cleo", "revoked"), ("eve", "garbage"))
 
 
 def test_a_revoked_client_in_the_queue_is_never_asked():

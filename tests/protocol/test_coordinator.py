@@ -228,6 +228,35 @@ def test_a_client_that_comes_back_is_asked_at_once():
     assert machine.receive(c.Joined("ann", 1)) == []
 
 
+def test_reports_about_another_round_change_nothing():
+    machine = c.Coordinator(2, retry_s=10)
+    begin(machine, round=2, clients=("ann",))
+    assert machine.receive(c.Failed("ann", 1, "x")) == machine.receive(c.Tick(1000)) == []
+    machine.receive(c.Arrived("ann", 2))
+    assert machine.receive(c.Folded("ann", 1)) == []
+    assert machine.receive(c.Folded("ann", 2)) == [c.Close(2, ("ann",), (), last=True)]
+
+
+def test_a_deadline_is_not_extended_for_a_fold_that_may_be_enough():
+    machine = c.Coordinator(1, deadline_s=10, retry_s=99)
+    begin(machine)
+    machine.receive(c.Arrived("ann", 1))
+    assert machine.receive(c.Tick(10)) == []
+    assert machine.receive(c.Folded("ann", 1)) == []
+    (close,) = machine.receive(c.Tick(10))
+    assert close.accepted == ("ann",)
+
+
+def test_nobody_is_asked_again_for_a_round_that_only_waits_for_a_fold():
+    machine = c.Coordinator(1, target=1, retry_s=10)
+    begin(machine)
+    machine.receive(c.Failed("ann", 1, "x"))
+    machine.receive(c.Arrived("ben", 1))
+    fold(machine, "cleo")
+    assert machine.receive(c.Joined("ann", 1)) == machine.receive(c.Tick(1000)) == []
+    assert machine.receive(c.Folded("ben", 1)) == [c.Close(1, ("ben", "cleo"), (("ann", "x"),), last=True)]
+
+
 def test_reachable_says_when_too_many_are_revoked():
     machine = c.Coordinator(1, min_clients=2, retry_s=10)
     begin(machine)

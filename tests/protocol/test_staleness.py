@@ -30,6 +30,10 @@ def test_golden_weights_of_fedbuff():
     assert [staleness_weight(1000, s, 1.0) for s in (0, 1, 3)] == [1_024_000, 512_000, 256_000]
 
 
+def test_an_update_never_weighs_nothing():
+    assert staleness_weight(1, 10**6, 8.0) == 1
+
+
 @given(WEIGHTS, AGES, EXPONENTS)
 def test_it_is_the_formula_rounded(weight, age, exponent):
     with localcontext() as context:
