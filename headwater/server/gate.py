@@ -44,8 +44,8 @@ class Limits:
     """Body of push-object: one chunk of a MiB and its wrapping, or the index of a large array."""
     bytes_per_hour: int = 2**34
     """Per client, both ways."""
-    requests_at_once: int = 8
-    """Per client."""
+    requests_at_once: int = 16
+    """Per client; an agent has five, and those of a line that broke end only with their time."""
     requests_in_window: int = 2**16
     """Per client in 10 minutes, the time for which its nonces are remembered."""
     body_s: float = 120.0
@@ -142,13 +142,22 @@ class Gate:
             await self._refuse(refusal, proven, scope, receive, send)
             return
         caller.at_once += 1
+        held = [caller]
+
+        async def release_and_send(message: MutableMapping[str, Any]) -> None:
+            # before the last byte leaves: the next request may be here before this one is put away
+            if held and message["type"] == "http.response.body" and not message.get("more_body", False):
+                held.pop().at_once -= 1
+            await send(message)
+
         try:
             body = await self._body(claim, receive)
-            await self._pass(claim, caller, body, scope, receive, send)
+            await self._pass(claim, caller, body, scope, receive, release_and_send)
         except _Refusal as refusal:
-            await self._refuse(refusal, proven, scope, None, send)
+            await self._refuse(refusal, proven, scope, None, release_and_send)
         finally:
-            caller.at_once -= 1
+            if held:
+                held.pop().at_once -= 1
 
     def _identify(self, scope: Scope) -> RequestClaim:
         """Path, claim, key, signature: whose request this is."""
@@ -245,7 +254,7 @@ class Gate:
                 caller.former.append(caller.instance)
             caller.instance = claim.instance
         self._link.before(name, path)
-        unread, status = True, 500
+        unread = True
 
         async def receive_body() -> MutableMapping[str, Any]:
             nonlocal unread
@@ -255,17 +264,13 @@ class Gate:
             return await receive()
 
         async def count(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                self._link.after(name, path, message["status"])  # before the client can know
             else:
                 caller.bytes += len(message.get("body", b""))
             await send(message)
 
-        try:
-            await self._app({**scope, CLIENT: name}, receive_body, count)
-        finally:
-            self._link.after(name, path, status)
+        await self._app({**scope, CLIENT: name}, receive_body, count)
 
     async def _refuse(
         self, refusal: _Refusal, proven: str, scope: Scope, receive: Receive | None, send: Send
