@@ -87,6 +87,7 @@ class Desk:
         self.models = LocalModels(settings.model_folders, models.allow, settings.state / "models.json")
         self._name, self._worker, self._sign = settings.file.name, worker, sign
         self._say, self._should_stop, self._now = say, should_stop, now
+        self._told = ""
 
     def answer(self, parts: Mapping[str, bytes]) -> bytes:
         """The signed reply to one delivery.
@@ -175,6 +176,7 @@ class Desk:
                 if last:
                     return self._failure(request, str(error))
             except TrainingError as error:
+                self._tell()
                 return self._failure(request, str(error))
             finally:
                 clock.stop()
@@ -196,9 +198,14 @@ class Desk:
                 self._say(str(error))
         elif isinstance(reply, ClientFailure):
             self._say(f"{_what(request)}: {reply.reason}")
-        if self._worker.notice:
-            self._say(self._worker.notice)
+        self._tell()
         return data
+
+    def _tell(self) -> None:
+        """What the worker has for the owner only; the same sentence once."""
+        if self._worker.notice and self._worker.notice != self._told:
+            self._say(self._worker.notice)
+        self._told = self._worker.notice
 
     def _failure(self, request: Request | None, reason: str) -> bytes:
         self._say(f"{_what(request)}: refused: {reason}")

@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from headwater.client import frames
 from headwater.client.joined import JoinedRun
-from headwater.errors import DecodeError, HeadwaterError, StorageError
+from headwater.errors import DataError, DecodeError, HeadwaterError, StorageError
 
 if TYPE_CHECKING:
     from headwater.client.device_runtime import DeviceRuntimes
 
 LOCK_S = 60.0
 """How long to wait for a dying predecessor to let go of the store."""
+_LOG = "the owner's log has the reason"
+_DATA = f"the owner's data does not fit this federation: {_LOG}"
 _WANT_OF_MEMORY = ("allocate", "bad_alloc", "out of memory", "not enough memory")
 
 
@@ -99,19 +101,27 @@ def _serve(
     try:
         joined = JoinedRun(head["run"], head["federation"], head["model_sha256"], Path(head["folder"]))
         runtime = devices.open(joined, None if head["model"] is None else Path(head["model"]))
+        runtime.data.client(options["name"])  # what is wrong with the data shows here and nowhere later
         reply = answer(envelope, state, options["name"], DirectoryStore(joined.folder), runtime)
+    except DataError as error:  # such a message quotes rows, and the server chooses what is read as what
+        return [_head(devices, error=_DATA, notice=str(error))]
     except HeadwaterError as error:
         return [_head(devices, error=_explain(str(error), options))]
     except MemoryError as error:
         return [_head(devices, error=_explain(f"out of memory: {error}", options))]
     except Exception as error:  # libraries raise what they like; the agent must get an answer
         traceback.print_exc()
-        return [_head(devices, error=_explain(f"{type(error).__name__}: {error}", options))]
+        shown = _explain(f"{type(error).__name__}: {error}", options)
+        if shown.startswith("policy"):
+            return [_head(devices, error=shown)]
+        return [_head(devices, error=f"{type(error).__name__} in the worker: {_LOG}", notice=shown)]
     return [_head(devices), _name_the_rule(reply, options)]
 
 
-def _head(devices: DeviceRuntimes, error: str = "") -> bytes:
-    return json.dumps({"loads": devices.loads, "notice": devices.notice, "error": error}).encode()
+def _head(devices: DeviceRuntimes, error: str = "", notice: str = "") -> bytes:
+    """``error`` goes to the server, ``notice`` to the owner only."""
+    content = {"loads": devices.loads, "notice": notice or devices.notice, "error": error}
+    return json.dumps(content).encode()
 
 
 def _explain(reason: str, options: dict[str, Any]) -> str:

@@ -221,7 +221,7 @@ def test_every_point_of_a_save(tmp_path, power):
     kept = []
 
     def save(home):
-        kept[:] = [DirectoryStore(home)]
+        kept[:] = [DirectoryStore(home)]  # which writes nothing and cannot fail
         kept[0].save("ann", new)
 
     operations = []

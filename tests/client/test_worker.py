@@ -120,14 +120,29 @@ def test_what_the_worker_cannot_do_is_an_error_and_the_worker_lives(worker, devi
     settings.rename(settings.with_suffix(".away"))
     try:
         other = replace(device.joined(), run="another")
-        with pytest.raises(TrainingError, match=r"ann\.jsonl"):
+        with pytest.raises(TrainingError) as error:
             worker.answer(other, device.theirs / "bert", p["envelope"], p["state"])
+        assert "ann.jsonl" in worker.notice
+        assert "ann.jsonl" not in str(error.value)
     finally:
         settings.with_suffix(".away").rename(settings)
     with pytest.raises(TrainingError, match="request"):
         worker.answer(device.joined(), device.theirs / "bert", b"\xff\xff", b"")
     assert worker.pid == pid
     assert isinstance(serve(worker, device, device.profile()), ClientProfile)
+
+
+def test_no_row_of_the_data_reaches_the_server_in_an_error(worker, device):
+    """A server chooses columns and labels: an error that quotes a value would hand it over."""
+    data = device.federation.data.model_copy(update={"label": "text", "labels": ("x", "y")})
+    federation = device.federation.model_copy(update={"data": data})
+    joined = JoinedRuns(device.settings.state / "probe").join(profile_request(federation, device.sha256))
+    p = parts(device.profile())
+    with pytest.raises(TrainingError) as error:
+        worker.answer(joined, device.theirs / "bert", p["envelope"], p["state"])
+    assert "the movie was" in worker.notice
+    reason = str(error.value)
+    assert reason == "the owner's data does not fit this federation: the owner's log has the reason"
 
 
 def test_a_worker_killed_in_the_middle_of_a_task_is_started_again(worker, tmp_path):
