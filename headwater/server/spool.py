@@ -145,16 +145,16 @@ class Spool:
         """Forget a reply, durably.
 
         Raises:
-            StorageError: it could not be removed.
+            StorageError: it could not be removed, or a power cut may bring it back.
         """
         path = self._path(round, client)
         try:
             path.unlink(missing_ok=True)
+            self._sizes.pop(path.name, None)
+            self._rounds.get(round, {}).pop(client, None)
             sync_folder(self._folder)
         except OSError as error:
             raise self._failed("removing", path, error) from error
-        self._sizes.pop(path.name, None)
-        self._rounds.get(round, {}).pop(client, None)
 
     def drop_through(self, round: int) -> None:
         """Delete everything of rounds up to ``round``, damaged files too.

@@ -105,29 +105,10 @@ class Versions:
             SpecMismatch: they are of another adapter.
         """
         row = self._row(version)
-        path = self._path(version)
         try:
-            with safe_open(path, framework="pt") as file:
-                made_of = str(json.loads(file.metadata()["headwater"])["spec"])
-                if made_of != spec.fingerprint():
-                    raise SpecMismatch(
-                        f"adapter version {version}",
-                        expected=f"spec {spec.fingerprint()[:12]}",
-                        got=made_of[:12],
-                    )
-                state = AdapterState(spec, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
-            if state.sha256() != row.sha256:
-                raise ValueError("values that do not match the sha256 of the row")
+            return _load(self._path(version), row, spec)
         except FileNotFoundError:
             raise self._absent(version, "one whose values were pruned") from None
-        except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-            raise StorageError(
-                f"adapter version {version} in {path}",
-                expected="what was written",
-                got=f"damage ({error})",
-                hint="Choose another version, or restore the file from a backup.",
-            ) from error
-        return state
 
     # --- what a run does --------------------------------------------------------------------------
 
@@ -361,7 +342,7 @@ class Versions:
     def _write(self, version: int, state: AdapterState, digest: str) -> None:
         arrays = {name: value.contiguous().numpy() for name, value in state.items()}
         # one entry only: safetensors writes its metadata map in no fixed order
-        note = json.dumps({"version": version, "sha256": digest, "spec": state.spec.fingerprint()})
+        note = _values_note(version, digest, state.spec.fingerprint())
         write_atomically(self._path(version), save(arrays, metadata={"headwater": note}))
 
     def _forget_after(self, version: int) -> None:
@@ -389,6 +370,36 @@ class Versions:
     def _write_pins(self, pinned: set[int]) -> None:
         write_atomically(self._pins_path, json.dumps(sorted(pinned)).encode() + b"\n")
         self._pinned = pinned
+
+
+def _load(path: Path, row: AdapterRow, spec: StateSpec) -> AdapterState:
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = file.metadata()["headwater"]
+            made_of = str(json.loads(note)["spec"])
+            if note != _values_note(row.version, row.sha256, made_of):
+                raise ValueError("values of another version")
+            if made_of == spec.fingerprint():
+                state = AdapterState(spec, {name: file.get_tensor(name) for name in spec.by_name})
+                if state.sha256() != row.sha256:
+                    raise ValueError("values that do not match the sha256 of the row")
+                return state
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, SpecMismatch, ValueError, KeyError, TypeError, OSError) as error:
+        raise StorageError(
+            f"adapter version {row.version} in {path}",
+            expected="what was written",
+            got=f"damage ({error})",
+            hint="Choose another version, or restore the file from a backup.",
+        ) from error
+    raise SpecMismatch(
+        f"adapter version {row.version}", expected=f"spec {spec.fingerprint()[:12]}", got=made_of[:12]
+    )
+
+
+def _values_note(version: int, sha256: str, spec: str) -> str:
+    return json.dumps({"version": version, "sha256": sha256, "spec": spec})
 
 
 def _line(row: AdapterRow) -> bytes:
