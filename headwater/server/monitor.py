@@ -123,7 +123,7 @@ class Monitor:
             self._ring.add("run", run, f"run {name}: queued, {rounds} rounds")
 
     def run_restored(self, run: str, records: Iterable[Mapping[str, Any]], metric: str) -> None:
-        """Take over the rounds that an earlier daemon wrote: the lines of ``rounds.jsonl``. No event."""
+        """Take over the rounds that an earlier daemon wrote: ``rounds.jsonl``. Once or often; no event."""
         with self._lock:
             for client, row in self._run(run).restore(records, metric):
                 self._client(client).take(row)
@@ -232,7 +232,7 @@ class Monitor:
         up, down = tally.bytes_up, tally.bytes_down
         tally.take(event.record, event.metric, event.value)
         rows = dict(client_rows(event.record))
-        for name, row in rows.items():
+        for name, row in tally.uncounted(event.record):
             self._client(name).take(row)
         for client in self._clients.values():  # evaluating ends without a word
             client.doing = "idle"

@@ -77,7 +77,7 @@ class ClientTally:
             state=facts.state,
             fingerprint=facts.fingerprint,
             seen_s_ago=facts.seen_s_ago,
-            doing=self.doing,
+            doing="idle" if facts.revoked else self.doing,
             examples=self.examples,
             accepted_rounds=self.accepted,
             failed_rounds=self.failed,
@@ -106,6 +106,8 @@ class RunTally:
     best: Tracker = field(default_factory=lambda: Tracker(""))
     bytes_up: int = 0
     bytes_down: int = 0
+    counted: int = 0
+    """The last round whose clients' rows were counted: a run may be restored more than once."""
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_ROUNDS))
 
     @property
@@ -129,11 +131,18 @@ class RunTally:
             self._seconds.append(seconds)
 
     def restore(self, records: Iterable[Mapping[str, Any]], metric: str) -> Iterator[tuple[str, Any]]:
-        """Take a run's lines of ``rounds.jsonl``; gives (client, row) of each round, for the clients."""
+        """Take a run's lines of ``rounds.jsonl``; gives (client, row) where those were not counted yet."""
         self.bytes_up = self.bytes_down = 0
         self.metric, self.best = metric, Tracker(metric)
         for record in records:
             self.take(record, metric, deciding(record, metric))
+            yield from self.uncounted(record)
+
+    def uncounted(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """(client, row) of a round, the first time it is asked."""
+        number = whole(record.get("round"))
+        if number > self.counted:
+            self.counted = number
             yield from client_rows(record)
 
     def row(self) -> RunRow:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
-"""What Host may say, with any port: behind an ssh tunnel the port is another one."""
+_LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+"""What Host may say; any port: behind an ssh tunnel it is another one."""
 HEADERS = {
     "content-security-policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'",
@@ -66,7 +66,7 @@ class Guard:
     def _refusal(self, scope: Scope) -> int:
         """The status of a refusal; 0 lets the request through."""
         host = _one(scope, b"host")
-        if host is None or not _is_loopback(host):
+        if host is None or not _LOOPBACK.fullmatch(host):
             return 421
         origin = _one(scope, b"origin", "")
         if origin is None or (origin and origin != f"http://{host}"):
@@ -100,13 +100,3 @@ def _one(scope: Scope, name: bytes, default: str | None = None) -> str | None:
     if not found:
         return default
     return str(found[0], "latin-1") if len(found) == 1 else None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        parts = urlsplit(f"http://{host}")
-        port = parts.port
-    except ValueError:
-        return False
-    name = host if port is None else host.rpartition(":")[0]
-    return name.lower() in LOOPBACK_NAMES

@@ -2,7 +2,7 @@
 
 uvicorn by itself keeps a connection that says nothing for ever; a local user without a token could take all
 of the daemon's file descriptors. Here a connection that has not asked within :data:`ASK_WITHIN_S` is closed,
-and where there are too many, the oldest (of those that ask nothing, if there is one) makes room for the newest.
+and where there are too many, the oldest (one that asks nothing, if there is one) makes room for the newest.
 """
 
 from __future__ import annotations

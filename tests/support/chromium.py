@@ -20,11 +20,22 @@ from typing import Any
 
 import pytest
 
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-default-apps --disable-extensions --no-proxy-server "
-    "--disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe"
-).split()
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--no-proxy-server",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+]
 
 
 def find_chromium() -> str:
@@ -89,7 +100,7 @@ class Page:
         ends = time.monotonic() + timeout_s
         while time.monotonic() < ends:
             with contextlib.suppress(AssertionError):  # the page may be just coming
-                if value := self.run(script):
+                if value := self.run(f"!!({script})"):
                     return value
             time.sleep(0.05)
         shown = self.run("document.body?.innerText")
@@ -117,9 +128,15 @@ class Page:
     def problems(self) -> list[str]:
         """Console errors and warnings, uncaught exceptions, violations of the content policy."""
         logged = [e["entry"] for e in self.events("Log.entryAdded")]
-        said = [e for e in self.events("Runtime.consoleAPICalled") if e["type"] in ("error", "warning", "assert")]
+        said = [
+            e for e in self.events("Runtime.consoleAPICalled") if e["type"] in ("error", "warning", "assert")
+        ]
         return [
-            *(f"{e['level']}: {e['text']} {e.get('url', '')}" for e in logged if e["level"] in ("error", "warning")),
+            *(
+                f"{e['level']}: {e['text']} {e.get('url', '')}"
+                for e in logged
+                if e["level"] in ("error", "warning")
+            ),
             *(f"console: {[a.get('value') for a in e['args']]}" for e in said),
             *(str(e["exceptionDetails"]) for e in self.events("Runtime.exceptionThrown")),
         ]

@@ -25,12 +25,19 @@ RUN = "20260301-0915-a1b2"
 class ToyOrganiser:
     """Answers what a page asks; the rest is refused."""
 
-    def __init__(self, folder: Path, clients: tuple[str, ...] = ("ann", "ben", "cleo"), **monitor: Any) -> None:
+    def __init__(
+        self, folder: Path, clients: tuple[str, ...] = ("ann", "ben", "cleo"), **monitor: Any
+    ) -> None:
         self.folder, self.clients = folder, clients
         self.rounds_file = folder / "rounds.jsonl"
         self.adapter_folder: Path | None = None
-        self.facts = {c: ClientFacts(c, f"{i:04x} 71c0 55ae 09d2", online=True, seen_s_ago=2.0 + i) for i, c in enumerate(clients)}
-        self.monitor = Monitor(version="0.1.0", clients=lambda: self.facts.values(), certificate_days=lambda: 397, **monitor)
+        self.facts = {
+            c: ClientFacts(c, f"{i:04x} 71c0 55ae 09d2", online=True, seen_s_ago=2.0 + i)
+            for i, c in enumerate(clients)
+        }
+        self.monitor = Monitor(
+            version="0.1.0", clients=lambda: self.facts.values(), certificate_days=lambda: 397, **monitor
+        )
         self.versions: list[AdapterRow] = []
 
     def rounds(self, run: str) -> Path | None:
@@ -71,8 +78,11 @@ class ToyOrganiser:
         best = max([value, *(v.value for v in self.versions)]) == value
         kept = [AdapterRow(**{**_fields(v), "best": v.best and not best}) for v in self.versions]
         cohort = tuple(c for c in rows if c not in failed)
-        row = AdapterRow(RUN, number + 1, number, number, digest, digest, cohort, "accuracy", value, best, True,
-                         1_772_356_502.0 + 60 * number, f"round {number}" if number else "initial")  # fmt: skip
+        row = AdapterRow(
+            run=RUN, version=number + 1, round=number, parent=number, sha256=digest, config_sha256=digest,
+            cohort=cohort, metric="accuracy", value=value, best=best, kept=True,
+            created=1_772_356_502.0 + 60 * number, note=f"round {number}" if number else "initial",
+        )  # fmt: skip
         self.versions = [*kept, row]
         tell(RoundEnded(number, record, "accuracy", value))
 

@@ -15,7 +15,7 @@ export function ticks(lo, hi, wanted) {
   const raw = 10 ** Math.floor(Math.log10((hi - lo) / wanted));
   const step = raw * ([1, 2, 5, 10].find((f) => (hi - lo) / (raw * f) <= wanted) ?? 10);
   const found = [];
-  for (let i = Math.ceil(lo / step - 1e-9); i <= Math.floor(hi / step + 1e-9); i += 1) found.push(i * step);
+  for (let i = Math.ceil(lo / step - 1e-9); i <= Math.floor(hi / step + 1e-9); i += 1) found.push(i * step + 0); // + 0: no negative zero
   return found;
 }
 
@@ -79,9 +79,9 @@ class Chart {
     this.layer.append(node("line", { class: "cursor", x1: x, x2: x, y1: this.top, y2: this.bottom }));
   }
 
-  frame(height, left) {
+  frame(height, left, top = 8) {
     this.width = Math.max(this.box.clientWidth, 200);
-    [this.left, this.right, this.top, this.bottom] = [left, this.width - 14, 12, height - 24];
+    [this.left, this.right, this.top, this.bottom] = [left, this.width - 14, top, height - 24];
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${height}`);
     this.svg.setAttribute("height", height);
     this.svg.replaceChildren();
@@ -146,7 +146,7 @@ export class MetricChart extends Chart {
     let marks = log ? [] : ticks(lo, hi, 5);
     if (log) for (let p = Math.floor(Math.log10(lo)); p <= Math.log10(hi); p += 1) for (const f of hi / lo > 1000 ? [1] : [1, 3]) if (f * 10 ** p >= lo && f * 10 ** p <= hi) marks.push(f * 10 ** p);
     const texts = log ? marks.map(number) : labels(marks);
-    this.frame(height, 16 + 7 * Math.max(...texts.map((t) => t.length), 3));
+    this.frame(height, 16 + 7 * Math.max(...texts.map((t) => t.length), 3), 26); // room for the best one's label
     const y = (v) => this.bottom - ((map(v) - map(lo)) / (map(hi) - map(lo))) * (this.bottom - this.top);
     const [first, last] = [this.points[0].round, Math.max(this.points.at(-1).round, this.points[0].round + 1)];
     this.x = (round) => this.left + 6 + ((round - first) / (last - first)) * (this.right - this.left - 12);
@@ -166,9 +166,8 @@ export class MetricChart extends Chart {
     const { best, metric } = this;
     const [x, v] = [this.x(best.round), best.metrics[metric]];
     this.svg.append(node("circle", { class: "best", cx: x, cy: y(v), r: 5.5 }));
-    const above = y(v) > this.top + 22;
     const anchor = x > this.right - 70 ? "end" : x < this.left + 70 ? "start" : "middle";
-    this.svg.append(node("text", { class: "strong", x, y: above ? y(v) - 12 : y(v) + 22, "text-anchor": anchor }, `best ${number(v)}`));
+    this.svg.append(node("text", { class: "strong", x, y: y(v) - 12, "text-anchor": anchor }, `best ${number(v)}`));
   }
 
   cursor(p) {
@@ -178,6 +177,11 @@ export class MetricChart extends Chart {
 }
 
 export class BytesChart extends Chart {
+  constructor(box, name, readout, note) {
+    super(box, name, readout);
+    this.note = note;
+  }
+
   show(rows) {
     this.points = rows.filter((row) => row.up || row.down);
     this.at = Math.min(this.at, this.points.length - 1);
@@ -195,14 +199,15 @@ export class BytesChart extends Chart {
     const top = ticks(0, up, 2).filter(Boolean).slice(-1);
     const below = ticks(0, down, 2).filter(Boolean).slice(-1);
     this.frame(height, 76);
-    const unit = (this.bottom - this.top) / (up + down);
-    const share = Math.min(Math.max((up * unit) / (this.bottom - this.top), 0.25), 0.75);
+    const share = Math.min(Math.max(up / (up + down), 0.25), 0.75); // one scale, unless one would vanish
+    this.note.textContent = share === up / (up + down) ? "" : "each on its own scale";
     const zero = this.top + share * (this.bottom - this.top);
     const y = (v) => (v >= 0 ? zero - (v / up) * (zero - this.top) : zero + (-v / down) * (this.bottom - zero));
     const [first, last] = [this.points[0].round, this.points.at(-1).round];
     const span = Math.max(last - first, 1);
-    this.x = (round) => this.left + 6 + ((round - first) / span) * (this.right - this.left - 12);
     const wide = Math.min(Math.max((0.7 * (this.right - this.left - 12)) / (span + 1), 1), 16);
+    const pad = 4 + wide / 2;
+    this.x = (round) => this.left + pad + ((round - first) / span) * (this.right - this.left - 2 * pad);
     const marks = [...top, ...below.map((v) => -v)];
     this.grid(marks, marks.map((v) => bytes(Math.abs(v))), y);
     this.rounds(first, first === last ? first + 1 : last);

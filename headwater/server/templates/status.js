@@ -9,7 +9,8 @@ const MOODS = { running: "good", finished: "main", waiting: "warn", paused: "war
 const $ = (id) => document.getElementById(id);
 const state = { token: "", status: null, got: 0, run: "", rows: new Map(), every: 1, chart: "", metric: "", after: -1, events: [], adapters: "", said: 0, started: 0 };
 const metricChart = new MetricChart($("metric-chart"), "metric by round", $("readout"));
-const bytesChart = new BytesChart($("bytes-chart"), "bytes by round; arrow keys move between rounds", $("readout"));
+const bytesChart = new BytesChart($("bytes-chart"), "bytes by round; arrow keys move between rounds", $("readout"), $("bytes-note"));
+bytesChart.resting = () => metricChart.resting();
 let wake = () => {};
 
 class Locked extends Error {}

@@ -1,0 +1,244 @@
+"""The monitor: what events add up to, who waits for them, and that nothing grows."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import math
+import threading
+import time
+
+import pytest
+
+from headwater.server.event_ring import MOST_AT_ONCE, MOST_ERRORS, MOST_EVENTS
+from headwater.server.events import ClientAsked, ClientFailed, Notice, RoundEnded, RunStarted, Waiting
+from headwater.server.monitor import MOST_ENDED, Monitor, rss_bytes
+from headwater.server.refusals import MOST_REASONS, TELL_EVERY_S
+from headwater.server.tallies import ClientFacts
+from tests.support.organisers import RUN, ToyOrganiser
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return ToyOrganiser(tmp_path)
+
+
+def test_a_run_adds_up(toy):
+    toy.begin(10)
+    toy.end_round(1, 0.7)
+    toy.end_round(2, 0.6, {"ben": "no answer"})
+    (run,) = toy.status().runs
+    assert (run.state, run.round, run.rounds, run.metric) == ("running", 2, 10, "accuracy")
+    assert (run.value, run.best_round, run.best_value) == (0.6, 1, 0.7)
+    assert (run.asked, run.accepted) == (0, 0)
+    assert run.bytes_down == 2 * 3 * 45_000
+    assert run.bytes_up == (12_000 * 3 + 37 * 3 + 211 * 3) + (12_000 * 2 + 37 * 2 + 422 * 2)
+    assert run.seconds_per_round == pytest.approx(2.15)  # of rounds 1 and 2, not of the measurement before
+    ann, ben, _ = toy.status().clients
+    assert (ann.accepted_rounds, ann.failed_rounds, ann.doing, ann.examples) == (2, 0, "idle", 800)
+    assert (ben.accepted_rounds, ben.failed_rounds, ben.last_error) == (1, 1, "no answer")
+
+
+def test_an_open_round_shows_who_is_in(toy):
+    toy.begin()
+    toy.start_round(1)
+    assert [c.doing for c in toy.status().clients] == ["train 1"] * 3
+    tell = toy.monitor.observer(RUN)
+    tell(ClientFailed(1, "ben", "client ben: diverged"))
+    assert [c.doing for c in toy.status().clients] == ["train 1", "idle", "train 1"]
+    assert toy.status().runs[0].asked == 3
+    tell(ClientAsked(1, "ann", "evaluate", 5))
+    assert toy.status().clients[0].doing == "evaluate 1"
+    toy.monitor.run_state(RUN, "paused")
+    assert {c.doing for c in toy.status().clients} == {"idle"}
+
+
+def test_nothing_is_known_before_the_first_round(tmp_path):
+    toy = ToyOrganiser(tmp_path)
+    toy.monitor.run_queued(RUN, "x", 3)
+    (run,) = toy.status().runs
+    assert math.isnan(run.value)
+    assert math.isnan(run.best_value)
+    assert math.isnan(run.seconds_per_round)
+    assert run.state == "queued"
+
+
+def test_waiting_is_a_state_and_ends(toy):
+    toy.begin()
+    tell = toy.monitor.observer(RUN)
+    tell(Waiting(1, 3))
+    tell(Waiting(1, 3))
+    assert (toy.status().runs[0].state, toy.status().runs[0].reason) == ("waiting", "1 of 3 clients are here")
+    tell(Waiting(3, 3))
+    assert (toy.status().runs[0].state, toy.status().runs[0].reason) == ("running", "")
+    assert sum("waiting" in e.text for e in toy.monitor.events(-1)) == 1  # not once per Waiting
+
+
+def test_restored_rounds_are_what_was_watched(toy, tmp_path):
+    toy.begin(10)
+    for number in range(1, 6):
+        toy.end_round(number, 0.5 + 0.1 * (number % 3), {"cleo": "late"} if number == 2 else {})
+    other = ToyOrganiser(tmp_path)
+    other.monitor.run_queued(RUN, "sentiment", 10, submitted=toy.status().runs[0].submitted)
+    lines = [json.loads(line) for line in toy.rounds_file.read_text().splitlines()]
+    other.monitor.run_restored(RUN, lines, "accuracy")
+    other.monitor.run_restored(RUN, lines, "accuracy")  # paused, then resumed: nothing counts twice
+    other.monitor.observer(RUN)(RunStarted(10, 5, 3, 0.7, toy.status().runs[0].bytes_up, 0))
+    before, after = toy.status(), other.status()
+    assert after.runs[0].bytes_up == before.runs[0].bytes_up
+    assert after.runs[0].bytes_down == 0  # what the run itself says at its start wins
+    assert after.runs[0].best_round == before.runs[0].best_round == 2
+    assert after.runs[0].seconds_per_round == before.runs[0].seconds_per_round
+    assert [c.accepted_rounds for c in after.clients] == [c.accepted_rounds for c in before.clients]
+
+
+def test_memory_does_not_grow_with_rounds(tmp_path):
+    toy = ToyOrganiser(tmp_path)
+    toy.monitor.run_queued(RUN, "long", 10**6, metric="loss")
+    tell = toy.monitor.observer(RUN)
+
+    def rounds(first: int, last: int) -> tuple[int, int]:
+        for n in range(first, last):
+            rows = {"ann": {"bytes_up": n}, "ben": {"failed": f"reason {n}"}}
+            record = {"round": n, "clients": rows, "bytes": {"up": n, "down": 1}, "seconds": 1.0}
+            tell(RoundEnded(n, record, "loss", 1 / n))
+            if n % 10 == 0:
+                tell(ClientFailed(n, "ben", f"reason {n}"))
+        gc.collect()
+        return len(gc.get_objects()), rss_bytes()
+
+    logging.disable()  # pytest keeps every line
+    try:
+        objects, memory = rounds(1, 5_000)  # every ring is full now
+        more_objects, more_memory = rounds(5_000, 105_000)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert more_objects - objects < 200
+    assert more_memory - memory < 3_000_000
+    assert toy.status().runs[0].round == 104_999
+    assert len(toy.status().errors) == MOST_ERRORS
+
+
+def test_ended_runs_reasons_and_events_are_bounded(toy):
+    for i in range(MOST_ENDED + 50):
+        toy.monitor.run_queued(f"run{i}", "x", 1)
+        toy.monitor.run_state(f"run{i}", "finished")
+    assert len(toy.status().runs) <= MOST_ENDED + 1
+    assert toy.status().runs[-1].run == f"run{MOST_ENDED + 49}"
+    for i in range(10_000):
+        toy.monitor.refused(f"reason {i}", f"client {i}")
+    refused = toy.status().refused
+    assert len(refused) == MOST_REASONS + 1
+    assert sum(refused.values()) == 10_000
+    toy.monitor.notice("long " * 1000)
+    assert len(toy.monitor.events(toy.monitor.last_seq - 1)[0].text) <= 500
+
+
+def test_a_flood_of_refusals_is_counted_but_told_once_a_minute(tmp_path):
+    now = [0.0]
+    monitor = Monitor(version="1", clock=lambda: now[0])
+    for _ in range(5_000):
+        monitor.refused("unknown key")
+    assert monitor.last_seq == 1
+    now[0] = TELL_EVERY_S
+    monitor.refused("unknown key")
+    assert monitor.events(1)[0].text == "refused 5,000: unknown key"
+    now[0] = 0.0  # the clock was set back: told, not silent for ever
+    monitor.refused("unknown key")
+    assert monitor.last_seq == 3
+    assert monitor.status().refused == {"unknown key": 5_002}
+
+
+def test_refusals_of_the_port_are_added(tmp_path):
+    monitor = Monitor(version="1", refused=lambda: {"a": 2, "b": 1})
+    monitor.refused("a")
+    assert monitor.status().refused == {"a": 3, "b": 1}
+
+
+def test_failures_of_clients_do_not_push_out_errors_of_the_daemon(toy):
+    toy.begin()
+    toy.monitor.error("the disk is full")
+    for i in range(500):
+        toy.monitor.observer(RUN)(ClientFailed(1, "ann", f"late {i}"))
+    texts = [e.text for e in toy.status().errors]
+    assert "the disk is full" in texts
+    assert texts[-1] == "round 1: client ann: late 499"
+    toy.monitor.run_state(RUN, "failed", "no space")
+    assert toy.status().errors[-1].kind == "error"
+
+
+def test_hostile_text_is_one_visible_line(toy):
+    toy.monitor.observer(RUN)(Notice("a\nb\x1b[31m\u202ec"))
+    text = toy.monitor.events(-1)[-1].text
+    assert text == "a b�[31m�c"
+
+
+def test_events_are_numbered_and_none_is_lost_or_doubled(toy):
+    for i in range(MOST_EVENTS + 700):
+        toy.monitor.notice(str(i))
+    found, after = [], -1
+    while batch := toy.monitor.events(after):
+        assert len(batch) <= MOST_AT_ONCE
+        found += batch
+        after = batch[-1].seq
+    assert [e.seq for e in found] == list(range(701, MOST_EVENTS + 701))
+    assert toy.monitor.events(10**9)[0].seq == 701  # a number of an earlier daemon
+
+
+def test_waiting_for_an_event(toy):
+    threading.Timer(0.15, lambda: toy.monitor.notice("now")).start()
+    began = time.monotonic()
+    (event,) = toy.monitor.events(0, 5.0)
+    assert event.text == "now"
+    assert 0.1 < time.monotonic() - began < 3
+    assert toy.monitor.events(event.seq, 0.05) == []
+
+
+def test_watch_begins_now_or_with_all_and_ends(toy):
+    toy.monitor.notice("old")
+    everything = toy.monitor.watch(-1)
+    assert next(everything).text == "old"
+    seen: list[str] = []
+    watcher = threading.Thread(target=lambda: seen.extend(e.text for e in toy.monitor.watch(0)))
+    watcher.start()
+    time.sleep(0.1)
+    toy.monitor.notice("new")
+    time.sleep(0.1)
+    toy.monitor.close()
+    watcher.join(3)
+    assert not watcher.is_alive()
+    assert seen == ["new"]
+    assert list(Monitor(version="1").watch(0, ended=lambda: True)) == []
+
+
+def test_many_threads_tell_and_ask_at_once(toy):
+    toy.begin(10**6)
+    failures: list[BaseException] = []
+
+    def tell(client: str) -> None:
+        try:
+            for i in range(300):
+                toy.monitor.observer(RUN)(ClientAsked(i, client, "train", 1))
+                toy.monitor.refused("x")
+                toy.status()
+                toy.monitor.events(-1)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=tell, args=(c,)) for c in toy.clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert toy.status().refused == {"x": 900}
+
+
+def test_a_client_that_is_not_enrolled_has_no_row(toy):
+    toy.begin()
+    toy.facts.pop("ben")
+    toy.end_round(1, 0.6)
+    assert [c.client for c in toy.status().clients] == ["ann", "cleo"]
+    toy.facts["ann"] = ClientFacts("ann", revoked=True, online=True)
+    assert toy.status().clients[0].state == "revoked"
