@@ -1,0 +1,29 @@
+"""The product as its users run it: a daemon and agents as processes, TLS and gRPC on real sockets."""
+
+from __future__ import annotations
+
+import json
+
+from headwater.config import load_federation
+from headwater.simulation.network import LocalNetwork
+from tests.support.runs import run, tiny_federation
+
+
+def test_three_agents_and_a_daemon_reach_the_simulations_adapter(tmp_path):
+    file = tiny_federation(
+        tmp_path / "fed", federation={"rounds": 2}, cohort={"min_clients": 3, "deadline_s": 240}
+    )
+    simulated, _ = run(file, tmp_path / "simulated")
+    loaded = load_federation(file)
+    with LocalNetwork(tmp_path / "net") as network:
+        network.add_owners(loaded)
+        network.start_daemon()
+        for agent in network.agents.values():
+            agent.start()
+        name = network.submit(loaded)
+        *_, row = network.watch(name, 240)
+        assert row.state == "finished", network.daemon.tail(40)
+        summary = json.loads((network.run_folder(name) / "summary.json").read_text())
+    assert summary["adapter_sha256"] == simulated["adapter_sha256"]
+    assert summary["metric"] == simulated["metric"]
+    assert not summary["failures"]
