@@ -539,7 +539,7 @@ def peak_kib(pid, *, reset=False):
 
 
 def stream_zeros(connection, head, *, chunked, seconds=3.0):
-    """Send zeros until refused; the bytes that were taken."""
+    """Send zeros until the server hangs up: whether it did, within 1 GB and ``seconds``."""
     connection.sendall(head)
     zeros, sent = bytes(2**16), 0
     frame = b"10000\r\n" + zeros + b"\r\n" if chunked else zeros
@@ -548,9 +548,9 @@ def stream_zeros(connection, head, *, chunked, seconds=3.0):
         while sent < 10**9 and time.monotonic() < until:
             connection.sendall(frame)
             sent += len(zeros)
-    except (OSError, ssl.SSLError):
-        pass
-    return sent
+    except OSError:
+        return True
+    return False
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
@@ -581,8 +581,7 @@ def test_a_gigabyte_is_not_taken_in(tmp_path):
         before = peak_kib(process.pid, reset=True)
         for name, head in heads.items():
             with raw(port, tmp_path / "ca.pem") as connection:
-                sent = stream_zeros(connection, head, chunked="chunked" in name)
-            assert sent < 10**9, f"{name}: all of it was taken"
+                assert stream_zeros(connection, head, chunked="chunked" in name), name
         grown = peak_kib(process.pid) - before
         assert grown < 20 * 1024, f"{grown} KiB"
     finally:
