@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import shlex
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,17 +86,16 @@ def _run(options: argparse.Namespace) -> int:
     from headwater.server.workspace import Workspace
 
     workspace = Workspace.open(options.folder)
-    for line in workspace.notices():
-        print(f"headwater: notice: {line}", file=sys.stderr)
-    daemon = importlib.import_module("headwater.server.daemon")  # torch, only once the folder is in order
-    return int(daemon.run(workspace))
+    from headwater.server.daemon import run as run_daemon  # loads torch: once the folder is in order
+
+    return run_daemon(workspace)
 
 
 def _backup(options: argparse.Namespace) -> int:
     from headwater.server.backup import backup
     from headwater.server.workspace import Workspace
 
-    workspace = Workspace.open(options.folder)
+    workspace = Workspace(options.folder)  # not opened: what is out of order must not keep it from a backup
     facts = backup(workspace, options.archive, with_secrets=options.with_secrets)
     print(f"{options.archive}: {facts.files} files, {facts.bytes / 1e6:.1f} MB, read back and compared.")
     if facts.secrets:

@@ -50,12 +50,13 @@ def backup(workspace: Workspace, target: Path, *, with_secrets: bool = False) ->
         with_secrets: put the private keys in, too.
 
     Raises:
-        ConfigError: ``target`` exists.
+        ConfigError: ``target`` exists, or the folder is no server's.
         StorageError: something cannot be read or written, or a checkpoint is damaged; there is no
             ``target`` then.
     """
     if target.exists():
         raise ConfigError(f"backup {target}", expected="a new file", got="one that exists")
+    _ = workspace.settings
     top = {*_TOP, *(["secrets"] if with_secrets else [])}
 
     def wanted(name: str) -> bool:

@@ -96,8 +96,8 @@ class ClientRegistry:
     def on_change(self, callback: Callable[[ClientRecord], None]) -> None:
         """Call ``callback`` with each record that is accepted or revoked from now on.
 
-        Also for changes of other processes, once this one looks: see :meth:`refresh`. A client that has
-        vanished from the file counts as revoked. One call at a time, in order, in a thread that noticed a
+        Also for changes of other processes, once this one looks: see :meth:`refresh`. Keys that have
+        vanished from the file count as revoked. One call at a time, in order, in a thread that noticed a
         change, which holds no lock of the registry.
         """
         with self._lock:
@@ -140,9 +140,11 @@ class ClientRegistry:
         """Make ``after`` the content and note what is new in it."""
         self.problem = ""
         before, self._content = self._content, after
+        for name, old in before.clients.items():
+            new = after.clients.get(name)
+            if new is None or (new.public != old.public and old.revoked_at is None):
+                self._news.append(replace(old, revoked_at=old.revoked_at or _now()))
         self._news += [r for name, r in after.clients.items() if before.clients.get(name) != r]
-        gone = [r for name, r in before.clients.items() if name not in after.clients]
-        self._news += [replace(r, revoked_at=r.revoked_at or _now()) for r in gone]
 
     def _tell(self) -> None:
         """Tell the callbacks what is new; never waits: a thread that is telling takes on what comes."""

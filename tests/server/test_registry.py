@@ -199,6 +199,17 @@ def test_a_client_who_vanishes_from_the_file_counts_as_revoked(path):
     assert [(r.public.name, r.revoked_at is None) for r in heard] == [("ann", False)]
 
 
+def test_new_keys_under_a_name_are_told_after_the_end_of_the_old_ones(path):
+    """Also when both happened between two looks."""
+    here, there, heard = ClientRegistry(path), ClientRegistry(path), []
+    here.accept(device("ann", 0))
+    here.on_change(lambda record: heard.append((record.public, record.revoked_at is None)))
+    there.revoke("ann")
+    there.accept(device("ann", 1))
+    here.refresh()
+    assert heard == [(device("ann", 0), False), (device("ann", 1), True)]
+
+
 ACCEPT = """
 import sys
 from pathlib import Path
