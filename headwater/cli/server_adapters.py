@@ -1,0 +1,146 @@
+"""``headwater server adapters list|export|rollback``: the versions of a run's global adapter."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headwater.cli.server_connect import add_daemon, connect
+from headwater.cli.server_run import as_json, take_words
+from headwater.errors import ConfigError, DecodeError, StorageError
+
+if TYPE_CHECKING:
+    from headwater.proto.control import ControlClient
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of all three."""
+    parser.add_argument("action", choices=["list", "export", "rollback"], help="what to do")
+    add_daemon(parser, "[RUN] [VERSION]", what="the run (default: the latest); rollback needs both")
+    which = "(DIR | --server HOST:PORT --identity FOLDER)"
+    parser.usage = (
+        f"{parser.prog} list {which} [RUN] [--json]\n"
+        f"       {parser.prog} export {which} [RUN] [--version N] --out FOLDER\n"
+        f"       {parser.prog} rollback {which} RUN VERSION"
+    )
+    parser.add_argument("--version", type=int, default=0, metavar="N", help="to export (default: the best)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the export goes: new, or empty")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what ``options.action`` says; the exit code."""
+    with connect(options) as client:
+        match options.action:
+            case "list":
+                return _list(client, options)
+            case "export":
+                return _export(client, options)
+            case _:
+                return _rollback(client, options)
+
+
+def _list(client: ControlClient, options: argparse.Namespace) -> int:
+    from headwater.cli.tables import adapters_table, show
+
+    names = take_words(options, 0, 1)
+    rows = client.adapters(names[0] if names else "")
+    if options.json:
+        print(as_json(rows))
+    elif rows:
+        print(f"run {rows[0].run}")
+        show(adapters_table(rows, time.time()), sys.stdout)
+    else:
+        print("no adapter yet")
+    return 0
+
+
+def _export(client: ControlClient, options: argparse.Namespace) -> int:
+    names = take_words(options, 0, 1)
+    if options.out is None:
+        raise ConfigError("headwater server adapters export", expected="--out FOLDER", got="none")
+    if options.version < 0:
+        raise ConfigError("--version", expected="at least 1", got=str(options.version))
+    size = unpack(client.export(names[0] if names else "", options.version), options.out)
+    print(f"{options.out}: {size:,} bytes")
+    return 0
+
+
+def _rollback(client: ControlClient, options: argparse.Namespace) -> int:
+    from headwater.cli.tables import adapters_table, show
+
+    run, version = take_words(options, 2, 2)
+    if not (version.isascii() and version.isdigit()):
+        raise ConfigError(
+            "VERSION", expected="a number", got=ascii(version), hint="See: headwater server adapters list"
+        )
+    row = client.rollback(run, int(version))
+    if options.json:
+        print(as_json(row))
+    else:
+        print(f"run {run} goes on from version {version}:")
+        show(adapters_table((row,), time.time()), sys.stdout)
+    return 0
+
+
+def unpack(pieces: Iterable[bytes], folder: Path) -> int:
+    """Write the files of a tar into ``folder``, all or none; the bytes they have.
+
+    Args:
+        pieces: the tar, in order.
+        folder: must not exist, or be empty.
+
+    Raises:
+        StorageError: it holds something, or cannot be written.
+        DecodeError: no tar, or one with anything but plain files below its root.
+    """
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise StorageError(
+                str(folder), expected="a new or an empty folder", got="one that holds something",
+                hint="Name another one: nothing is written over.",
+            )  # fmt: skip
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            archive, files = Path(scratch, "tar"), Path(scratch, "files")
+            with archive.open("wb") as file:
+                file.writelines(pieces)
+            files.mkdir()
+            size = _extract(archive, files)
+            if folder.exists():
+                folder.rmdir()
+            shutil.move(files, folder)
+    except OSError as error:
+        raise StorageError(
+            str(folder), expected="to write there", got=error.strerror or str(error),
+            hint="Nothing was left behind: free space or fix the rights, then try again.",
+        ) from error  # fmt: skip
+    return size
+
+
+def _extract(archive: Path, folder: Path) -> int:
+    size = 0
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            for member in tar:
+                path = Path(member.name)
+                if not (member.isfile() or member.isdir()) or path.is_absolute() or ".." in path.parts:
+                    raise DecodeError(
+                        "exported adapter", expected="plain files", got=ascii(member.name[:80]),
+                        hint="This is not what a Headwater daemon sends: nothing was written.",
+                    )  # fmt: skip
+                member.mode = 0o755 if member.isdir() else 0o644
+                tar.extract(member, folder, filter="data")
+                size += member.size
+    except tarfile.TarError as error:
+        raise DecodeError("exported adapter", expected="a whole tar", got=str(error)) from error
+    if not any(folder.iterdir()):
+        raise DecodeError("exported adapter", expected="files", got="none")
+    return size
