@@ -70,6 +70,7 @@ class FleetLink:
 
     Args:
         max_reply_bytes: by name: bytes of replies that may wait here (Flower's wrapping comes on top).
+            Called under a lock, once for each object that comes in: it should look up, not wait.
         online_s: how long after its last request a client counts as there; agents send a heartbeat
             every 30 s.
         clock: monotonic seconds.
@@ -95,7 +96,7 @@ class FleetLink:
         self._max_reply_bytes = max_reply_bytes
         self._mail = Mail(lambda node: max_reply_bytes(self.name_of(node)))
         assume_task_identity(self._mail.run_id, SUPERLINK_NODE_ID)
-        self._grid = LinkGrid(self._mail, lambda: [self._nodes[name] for name in sorted(self.online())])
+        self._grid = LinkGrid(self._mail, self._online_nodes)
         self._api = _api(self._mail)
 
     @property
@@ -153,6 +154,10 @@ class FleetLink:
     def sessions(self) -> dict[str, int]:
         """The clients that are online, each with a number that changes when it comes back."""
         return {name: self._begun[name] for name in sorted(self.online())}
+
+    def _online_nodes(self) -> list[int]:
+        with self._lock:
+            return [self._nodes[name] for name in sorted(self.online())]
 
     def stored_bytes(self, name: str) -> int:
         """Bytes of this client's replies that wait here."""

@@ -23,8 +23,8 @@ IDLE_S = 75
 CLOSE_S = 1.0
 """Seconds for a peer to hear the last answer before a closed connection is dropped."""
 HEAD_BYTES = 2**14
-CONNECTIONS = 1024
-"""At once; more are answered 503."""
+CONNECTIONS = 512
+"""At once; more are dropped. A process may have 1,024 files open where nobody has changed that."""
 
 
 class DeadlineProtocol(H11Protocol):
@@ -35,7 +35,10 @@ class DeadlineProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin to wait for the first head."""
         super().connection_made(transport)
-        self._wait(HEAD_S)
+        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
+            transport.abort()  # uvicorn would wait for its request, to answer 503
+        else:
+            self._wait(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""

@@ -357,6 +357,28 @@ def test_requests_at_once():
     assert door.ask()[0] == 200
 
 
+def test_a_request_is_done_before_its_answer_leaves():
+    """Else an agent that goes on at once would find its own last request in its way."""
+    door = Door(Limits(requests_at_once=1))
+    door.activate()
+
+    async def lingering(scope, receive, send):
+        await door.app(scope, receive, send)
+        await asyncio.sleep(0.3)
+
+    door.gate._app = lingering
+
+    async def one_after_the_other():
+        asking = []
+        for _ in range(2):
+            headers = door.headers(door.a, PULL, b"")
+            asking.append(asyncio.create_task(door.ask_async(PULL, b"", headers)))
+            await asyncio.sleep(0.05)
+        return [(await task)[0] for task in asking]
+
+    assert asyncio.run(one_after_the_other()) == [200, 200]
+
+
 def test_a_body_that_does_not_come(door):
     started = time.monotonic()
     assert door.ask(pieces=[b"bo", b"d"])[0] == 403  # it ended early: not what was signed
@@ -626,6 +648,19 @@ def test_a_slow_head_is_cut(tmp_path, monkeypatch):
         connection.heartbeat()
         wait_for(lambda: len(server.uvicorn.server_state.connections) == 1)
         connection.close()
+
+
+def test_connections_beyond_the_limit_are_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet_port, "CONNECTIONS", 4)
+    with running(tmp_path) as server, contextlib.ExitStack() as stack:
+        authority = server.certificate_of_authority(tmp_path)
+        held = [stack.enter_context(raw(server.port, authority)) for _ in range(3)]
+        wait_for(lambda: len(server.uvicorn.server_state.connections) == 3)
+        for _ in range(3):
+            more = stack.enter_context(raw(server.port, authority))
+            assert drip(more) < 1
+        held[0].sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert held[0].recv(1000).startswith(b"HTTP/1.1 403")
 
 
 def test_old_tls_is_refused(server):
