@@ -563,6 +563,26 @@ def test_heartbeats_go_on_while_a_task_is_worked_for(make, tmp_path):
     assert "activate" in middle, "and the server may restart in the middle of it"
 
 
+def test_the_keeper_waits_with_activating_while_a_download_is_under_way(make, tmp_path):
+    found = make()
+    connection = FakeConnection(script={"heartbeat": deque([LOST])})
+    slow = connection.receive
+
+    def receive():
+        connection._alone = lambda name: (_ for _ in ()).throw(AssertionError("two threads at once"))
+        time.sleep(0.5)
+        del connection._alone
+        return slow()
+
+    connection.receive = receive
+    connection.inbox.put(train_delivery(1))
+    running = Running(found, connection, tmp_path)
+    running.agent.keeper._heartbeat_s = 0.05
+    with running:
+        until(lambda: connection.replies)
+        until(lambda: connection.calls.count("activate") == 2)
+
+
 # --- files ------------------------------------------------------------------------------------------
 
 
