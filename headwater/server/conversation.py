@@ -30,7 +30,7 @@ from headwater.server.members import Members
 from headwater.server.watch import Watch
 
 STOP_PATIENCE_S = 60.0
-"""An open round that too few answer is left open this long after a stop was asked for."""
+"""After a stop was asked for, a round in which nobody is at work any more is left open this long."""
 LOOK_S = 1.0
 """Pause between two looks at who came and who was revoked."""
 
@@ -41,6 +41,10 @@ class Machine(Protocol):
     @property
     def stopping(self) -> bool:
         """Whether a stop was asked for."""
+
+    @property
+    def reachable(self) -> int:
+        """With how many updates the open round can still end."""
 
     def receive(self, event: Event) -> list[Action]:
         """Take one event; return what to do, in order."""
@@ -72,8 +76,10 @@ class Conversation:
     ask: Callable[[Sequence[str]], None]
     fold: Callable[[Incoming], None]
 
-    def run(self, first: Iterable[Action], accepted: int = 0) -> Close | Halt | None:
-        """Until the coordinator ends the round; None if a stop was asked for and too few answer.
+    def run(self, first: Iterable[Action], accepted: Iterable[str] = ()) -> Close | Halt | None:
+        """Until the coordinator ends the round.
+
+        None if that cannot be: a stop was asked for and nobody is at work, or too many were revoked.
 
         Raises:
             Interrupted: the run is to end now.
@@ -82,7 +88,7 @@ class Conversation:
         end = talk.do(first)
         while end is None:
             end = talk.step()
-            if end is None and talk.gave_up():
+            if end is None and (talk.gave_up() or self.coordinator.reachable < self.need):
                 return None
         talk.tell_waiting(False)
         return end
@@ -91,9 +97,10 @@ class Conversation:
 class _Talk:
     """The state of a conversation."""
 
-    def __init__(self, conversation: Conversation, accepted: int) -> None:
+    def __init__(self, conversation: Conversation, accepted: Iterable[str]) -> None:
         self._with = conversation
-        self._accepted = accepted
+        self._accepted = set(accepted)
+        self._failed_ones: set[str] = set()
         self._looked_s = -1e18
         self._there: set[str] = set(conversation.there)
         self._gone: set[str] = set()
@@ -120,9 +127,13 @@ class _Talk:
         return end
 
     def gave_up(self) -> bool:
-        """Whether a stop has waited long enough for a round that too few answer."""
-        late = self._give_up_s is not None and self._with.watch.clock() > self._give_up_s
-        return late and self._accepted < self._with.need
+        """Whether a stop has waited long enough for a round in which nobody is at work."""
+        if self._give_up_s is None:
+            return False
+        now = self._with.watch.clock()
+        if (self._there & set(self._with.clients)) - self._accepted - self._failed_ones:
+            self._give_up_s = now + STOP_PATIENCE_S
+        return now > self._give_up_s
 
     def do(self, actions: Iterable[Action], incoming: Incoming | None = None) -> Close | Halt | None:
         """Do what the coordinator says, in order; the end of the round, if it is one."""
@@ -132,6 +143,7 @@ class _Talk:
             match action:
                 case Ask():
                     ask.append(action.client)
+                    self._failed_ones.discard(action.client)
                 case Discard():
                     self._failed(action.round, action.client, f"reply dropped: {action.reason}")
                 case Fold() if incoming is not None:
@@ -147,9 +159,10 @@ class _Talk:
         try:
             self._with.fold(incoming)
         except HeadwaterError as error:
+            self._failed_ones.add(client)
             self._failed(round, client, str(error))
             return receive(Failed(client, round, str(error)))
-        self._accepted += 1
+        self._accepted.add(client)
         self._with.watch.observer(ClientDone(self._with.round, client, incoming.bytes_up))
         return receive(Folded(client, round))
 
@@ -174,7 +187,7 @@ class _Talk:
             self._gone.add(client)
             end = end or self.do(receive(Gone(client, number, "no longer enrolled")))
         reachable = len(ready & set(self._with.clients))
-        self.tell_waiting(max(self._accepted, reachable) < self._with.need, reachable)
+        self.tell_waiting(max(len(self._accepted), reachable) < self._with.need, reachable)
         return end
 
     def tell_waiting(self, waiting: bool, reachable: int = 0) -> None:

@@ -37,6 +37,15 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientKnown:
+    """A client has said what it has."""
+
+    client: str
+    version: str
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientAsked:
     """A request is on its way: ``profile``, ``train`` or ``evaluate``."""
 
@@ -92,6 +101,7 @@ Event: TypeAlias = (
     RunStarted
     | RoundStarted
     | Waiting
+    | ClientKnown
     | ClientAsked
     | ClientDone
     | ClientFailed

@@ -137,6 +137,11 @@ class FederationServer:
             if reason is None and not self._gather(members):
                 reason = "stopped"
             finished = None if reason else rounds.run(checkpoint)
+            if finished is None and not reason and self._deployment and not self._should_stop():
+                self._observer(Notice("too many clients were revoked: the round is planned anew"))
+                self._deployment.roster.unlink(missing_ok=True)
+                rounds = None
+                continue
             if finished is None:
                 return Outcome(
                     checkpoint, reason in ("rounds", "patience"), reason or "stopped", len(members.profiles())

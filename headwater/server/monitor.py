@@ -22,6 +22,7 @@ from headwater.server.events import (
     ClientAsked,
     ClientDone,
     ClientFailed,
+    ClientKnown,
     Evaluating,
     Event,
     Notice,
@@ -196,6 +197,9 @@ class Monitor:
                 case RoundStarted():
                     tally.asked, tally.accepted = event.clients, 0
                     self._ring.add("round", run, f"round {event.round}: {event.clients} clients are asked")
+                case ClientKnown():
+                    self.client_seen(event.client, version=event.version, examples=event.examples)
+                    self._client(event.client).doing = "idle"
                 case ClientAsked():
                     what = event.kind if event.kind == "profile" else f"{event.kind} {event.round}"
                     self._client(event.client).doing = what

@@ -59,6 +59,11 @@ class Office:
     def submit(self, toml: str, folder: Path) -> RunRow:  # noqa: D102
         entry = self._book.submit(toml, folder)
         self.announce(entry)
+        if self._book.settings(entry).cohort.deadline_s is None:
+            self._monitor.notice(
+                "there is no cohort.deadline_s: a client that never answers holds its round open",
+                run=entry.run,
+            )
         self._wake()
         return self._row(entry.run)
 

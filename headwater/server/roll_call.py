@@ -12,7 +12,7 @@ from headwater.config.federation import Federation
 from headwater.errors import HeadwaterError, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.messages import ClientProfile, ProfileRequest, Request
-from headwater.server.events import ClientFailed, Observer
+from headwater.server.events import ClientFailed, ClientKnown, Observer
 from headwater.server.exchange import Exchange, Incoming
 from headwater.server.handshake import profile_of
 from headwater.server.members import Members
@@ -101,6 +101,7 @@ class RollCall(Members):
             self._known.pop(name, None)
             self._observer(ClientFailed(0, name, str(error)))
             return
+        self._observer(ClientKnown(name, profile.version, profile.train_examples))
         if self._known.get(name) != profile:
             self._known[name] = profile
             save_profiles(self._path, self._known)

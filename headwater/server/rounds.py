@@ -18,7 +18,7 @@ from headwater.config.federation import BufferedSchedule, Federation
 from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Merged
 from headwater.protocol.buffered import BufferedCoordinator, staleness_weight
-from headwater.protocol.coordinator import Begin, Close, Coordinator, Halt
+from headwater.protocol.coordinator import Begin, Close, Coordinator, Gone, Halt
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, MergePlan, RoundPlan, TrainRequest
 from headwater.server.checkpoint import Checkpoint
@@ -96,7 +96,9 @@ class Rounds(ABC):
 
     @abstractmethod
     def run(self, checkpoint: Checkpoint) -> Finished | None:
-        """The round after the checkpoint's; None if a stop was asked for and too few answered.
+        """The round after the checkpoint's.
+
+        None if it cannot end: a stop was asked for, or too many clients were revoked. It stays open.
 
         Raises:
             FederationStopped: too few updates, in a simulation.
@@ -182,7 +184,7 @@ class SynchronousRounds(Rounds):
             ask=lambda names: self._ask(open_round, checkpoint, names),
             fold=lambda incoming: self._fold(open_round, incoming),
         )
-        end = conversation.run(actions, len(accepted))
+        end = conversation.run(actions, accepted)
         self._members.exchange.forget(TrainRequest, number)
         if end is None:
             return None
@@ -267,6 +269,8 @@ class BufferedRounds(Rounds):
             started=tuple((client, i.round) for client, i in self._waiting.items()),
             absent=tuple(c for c in clients if c not in ready),
         )
+        for client in self._coordinator.working.keys() - open_round.plan.clients.keys():
+            self._coordinator.receive(Gone(client, number, "no longer enrolled"))
         actions = self._coordinator.receive(begin)
         conversation = Conversation(
             self._coordinator,
@@ -279,7 +283,7 @@ class BufferedRounds(Rounds):
             ask=lambda names: self._ask(open_round, checkpoint, names),
             fold=lambda incoming: self._keep(open_round, incoming),
         )
-        end = conversation.run(actions, len(begin.accepted))
+        end = conversation.run(actions, begin.accepted)
         if end is None or isinstance(end, Halt):
             return None
         return self._merge(checkpoint, open_round, end, started_s)

@@ -137,7 +137,14 @@ class Stranger:
             model = hashlib.sha256(b"vector").hexdigest()
             return message(
                 1,
-                write((1, self.name), (2, self.examples), (3, 0), (4, model), (5, self.spec)),
+                write(
+                    (1, self.name),
+                    (2, self.examples),
+                    (3, 0),
+                    (4, model),
+                    (5, self.spec),
+                    (6, text(read(content), 1)),
+                ),  # fmt: skip
             )
         fields = read(content)
         run, round_, base = text(fields, 1), number(fields, 2), fields[6][0]
@@ -146,7 +153,7 @@ class Stranger:
         values = np.frombuffer(state, "<f4")
         assert state_sha256(self.spec, [values]) == base
         if kind == 3:
-            return message(4, write((1, self.name), (2, round_), (3, "nothing to evaluate on")))
+            return message(4, write((1, self.name), (2, round_), (3, "nothing to evaluate on"), (4, run)))
         plan = json.loads(text(fields, 8))
         assert canonical(plan) == text(fields, 8)
         assert plan["training"]["kind"] == "noop"
