@@ -18,7 +18,7 @@ from headwater.errors import StorageError
 
 _LONGEST = 180
 """Bytes of a quoted name, of the 255 that file systems allow: suffixes and a temporary name's come on top."""
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -130,9 +130,14 @@ def clear_temporaries(folder: Path) -> None:
     Call it only where no other process writes. What cannot be removed does no harm and stays.
     """
     with contextlib.suppress(OSError):
-        for path in [p for p in folder.iterdir() if _TEMPORARY.fullmatch(p.name)]:
+        for path in [p for p in folder.iterdir() if is_temporary(p.name)]:
             with contextlib.suppress(OSError):  # an export's folder, which it clears itself
                 path.unlink()
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that :func:`write_atomically` had not finished."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def file_name(name: str) -> str:

@@ -23,7 +23,14 @@ from typing import Any
 
 from headwater.config import LoadedFederation, load_federation
 from headwater.errors import ConfigError, StorageError
-from headwater.files import append_line, clear_temporaries, make_folder, read_lines, write_atomically
+from headwater.files import (
+    append_line,
+    clear_temporaries,
+    is_temporary,
+    make_folder,
+    read_lines,
+    write_atomically,
+)
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,9 @@ class RunFolder:
 
 
 def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    """What is in ``folder``, without what a killed process had not finished."""
+    names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
+    return {name for name in names if not is_temporary(name)}
 
 
 def _never_began(path: Path) -> bool:
