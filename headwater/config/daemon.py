@@ -83,7 +83,7 @@ class Limits(Settings):
     """``[limits]``: what one client may ask of the server. Beyond them it is refused, and no other is."""
 
     bytes_per_hour: int = Field(default=2**34, ge=2**20, le=2**44, description="of one client, both ways")
-    requests_at_once: int = Field(default=8, ge=1, le=256, description="of one client")
+    requests_at_once: int = Field(default=16, ge=1, le=256, description="of one client")
     body_s: float = Field(
         default=120.0, gt=0, le=3600, description="for one request's body, at most 1 MiB: slower links fail"
     )
