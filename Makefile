@@ -9,7 +9,7 @@ WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test test-slow check lint types layers docs bench bench-baselines bench-simulation bench-codec \
+.PHONY: help demo federation test test-slow check lint types layers docs bench bench-baselines bench-simulation bench-codec \
         bench-aggregation lock stubs clean
 
 help: ## what there is
@@ -30,6 +30,11 @@ $(CORPORA)/.sentiment: $(VENV)/.demo
 demo: $(CORPORA)/.sentiment ## set up, fetch model and corpus, federate four owners' data, show the result
 	@rm -rf runs/demo
 	@$(BIN)/headwater simulate examples/sentiment/federation.toml --out runs/demo --workers $(WORKERS)
+
+federation: $(CORPORA)/.sentiment ## a TLS server and four agents on this machine as processes, on the demo's data
+	@rm -rf runs/federation
+	@$(BIN)/headwater simulate examples/sentiment/federation.toml --engine network --out runs/federation \
+	    --set baselines.alone=false
 
 test: $(VENV)/.dev ## set up and run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS)

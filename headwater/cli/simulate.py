@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/NAME-TIME)")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
     parser.add_argument("--seed", type=int, metavar="N", help="replaces federation.seed")
-    parser.add_argument("--engine", choices=["inprocess", "ray"], help="default: inprocess")
+    parser.add_argument("--engine", choices=["inprocess", "ray", "network"], help="default: inprocess")
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="training processes of engine inprocess"
     )
@@ -59,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     if options.resume is not None:
         folder, loaded, origin = RunFolder.open(options.resume)
         engine = options.engine or origin["engine"]
+        if engine == "network":
+            raise ConfigError("--resume", expected="a run of another engine", got="one of engine network")
     else:
         engine = options.engine or "inprocess"
         out = options.out or _new_folder(Path("runs"), loaded.settings.federation.name)

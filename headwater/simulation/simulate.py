@@ -20,7 +20,7 @@ from headwater.simulation.grid import InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
 from headwater.training.build import Workbench
 
-Engine = Literal["inprocess", "ray"]
+Engine = Literal["inprocess", "ray", "network"]
 
 
 def simulate(
@@ -37,7 +37,8 @@ def simulate(
     Args:
         loaded: the federation file.
         folder: a new run folder, or one to go on with.
-        engine: ``inprocess``, or ``ray`` for Flower's own simulation.
+        engine: ``inprocess``, ``ray`` for Flower's own simulation, or ``network`` for a daemon and an
+            agent per client as processes with TLS between them, without the file's baselines.
         workers: processes that train; 1 trains in this one. Ray decides by its own CPUs.
         observer: is told what happens.
         should_stop: asked often; True ends the run after the open round, with everything written.
@@ -48,6 +49,10 @@ def simulate(
     Raises:
         HeadwaterError: what is wrong with file, data or model, or that the federation cannot go on.
     """
+    if engine == "network":
+        from headwater.simulation.network_engine import run_on_network  # certificates, gRPC
+
+        return run_on_network(loaded, folder, observer, should_stop)
     with folder.locked(), ExitStack() as stack:
         check_baselines(loaded.settings)
         bench = Workbench.open(loaded)
