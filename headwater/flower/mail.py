@@ -228,7 +228,6 @@ class Mail(InMemoryLinkState):
             upload.missing -= 1
             self._stored[upload.node] = self.stored_bytes(upload.node) + size
             if upload.missing == 0:
-                self._sessions.pop(upload.session, None)
                 self.object_store.delete(request_id)  # the request will not be asked for again
             return True
 

@@ -147,6 +147,17 @@ def test_a_broken_download_goes_on(server, agent, where, answered):
     assert agent.receive() is None
 
 
+def test_an_object_that_is_not_its_hash(server, agent):
+    message_id = server.send(agent.name, envelope=b"e", state=b"right")
+    entry = next(e for e in server.link._mail.object_store.store.values() if e.content.endswith(b"\0right"))
+    right, entry.content = entry.content, entry.content.replace(b"right", b"wrong")
+    with pytest.raises(ConnectionLost, match="other bytes"):
+        agent.receive()
+    entry.content = right
+    assert agent.receive().parts["state"] == b"right"
+    server.link.grid.cancel([message_id])
+
+
 def test_a_request_that_is_cancelled_while_it_is_fetched(server, agent):
     first = server.send(agent.name, envelope=b"e", state=os.urandom(4 * CHUNK_BYTES))
     line = Line(agent, PATHS["pull"], whole=2)
@@ -202,10 +213,12 @@ def test_too_large_a_request_is_refused_and_does_not_come_again(server, agent):
     small._http._identity, small._http._node_key = agent._http._identity, agent._http._node_key
     small._node_key = agent._node_key
     small.activate()
-    server.send(agent.name, envelope=b"e", state=os.urandom(2 * CHUNK_BYTES))
+    server.send(agent.name, envelope=b"e", state=os.urandom(24 * CHUNK_BYTES))
     server.send(agent.name, envelope=b"e", state=b"s")
+    line = Line(small, "", whole=0)
     with pytest.raises(DecodeError, match="expected at most"):
         small.receive()
+    assert line.calls.count(PATHS["pull"]) < 16  # not all of it was fetched first
     assert small.receive().parts["state"] == b"s"
     small.close()
 

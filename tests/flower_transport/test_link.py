@@ -225,6 +225,7 @@ def test_a_request_comes_until_it_is_confirmed_and_again_after_a_restart(link, d
     assert after.message_id == second
     device.answer(after, b"done")
     assert device.fetch() is None
+    assert len(pull(link, second)) == 1
     link._mail.activate_node(device.node, 30)
     asked, objects = device.fetch()
     assert asked.message_id == first
@@ -410,6 +411,20 @@ def test_nobody_answers_confirms_or_fills_for_another(link, device):
     device.answer(asked, b"answer")
     (reply,) = pull(link, message_id)
     assert unpack(reply.content, "reply") == (b"answer",)
+
+
+def test_a_message_of_an_earlier_start_is_gone(link, device):
+    send(link, device.node, envelope=b"e", state=b"s")
+    asked, objects = device.fetch()
+    node = Node(node_id=device.node)
+    for request in (
+        PullObjectRequest(node=node, run_id=asked.run_id + 1, object_id=next(iter(objects))),
+        PushObjectRequest(node=node, run_id=asked.run_id + 1),
+        ConfirmMessageReceivedRequest(node=node, run_id=asked.run_id + 1),
+    ):
+        with pytest.raises(HTTPException) as refused:
+            link_module._check(device.mail, request)
+        assert refused.value.status_code == 410
 
 
 def test_an_object_is_what_its_hash_says(link, device):
