@@ -60,10 +60,10 @@ class ControlServer:
         self._server, self._pool, self._closing = server, pool, closing
 
     def stop(self, grace_s: float = 2.0) -> None:
-        """Refuse new calls, end every watch, give the others ``grace_s``, and return when all have ended."""
+        """Refuse new calls, end every watch, give the others ``grace_s``; then all are cut off."""
         self._closing.set()
         self._server.stop(grace_s).wait()
-        self._pool.shutdown()
+        self._pool.shutdown(wait=False)
 
 
 def serve(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import socket
 import ssl
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -137,6 +139,17 @@ def test_the_tests_know_every_method():
     }
 
 
+def test_the_page_describes_every_method_and_its_fields():
+    page = (Path(__file__).parents[2] / "docs/reference/control-api.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)$", page, re.MULTILINE))
+    assert set(rows) == {m.name for m in control_server.SERVICE.methods}
+    for method in control_server.SERVICE.methods:
+        request, answer = rows[method.name].split("|")[:2]
+        assert re.findall(r"`(\w+)`", request) == [f.name for f in method.input_type.fields]
+        assert f"`{method.output_type.name}`" in answer
+        assert ("stream" in answer) == method.server_streaming
+
+
 def test_large_exports_come_in_pieces(organiser, client):
     organiser.archive = [b"x" * (5 << 20), b"", b"y"]
     pieces = list(client.export())
@@ -166,7 +179,7 @@ def test_a_submission_is_at_most_one_mebibyte(organiser, client, tmp_path, monke
 
 def test_a_submission_says_where_its_paths_start(client):
     with pytest.raises(ConfigError, match="an absolute path"):
-        client.submit("", control_client.Path("here"))
+        client.submit("", Path("here"))
 
 
 def test_what_no_message_can_hold_is_refused_here(organiser, client):
