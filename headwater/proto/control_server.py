@@ -33,6 +33,7 @@ MAX_PIECE = 1 << 20
 MOST_STREAMS = 24
 """Watches and exports at once; each holds a thread of the pool."""
 THREADS = 32
+MOST_CONNECTIONS = 256
 DAEMON = "headwater-daemon"
 """Initial metadata of a watch: an identifier of this daemon process, whose event numbers are its own."""
 SERVICE = pb.DESCRIPTOR.services_by_name["Control"]
@@ -40,7 +41,9 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Control"]
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second daemon would share the port without a word
     ("grpc.max_receive_message_length", MAX_SUBMIT + (64 << 10)),
-    ("grpc.server_handshake_timeout_ms", 10_000),
+    # who never shows a certificate must not use up the files that agents' connections need
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_allowed_incoming_connections", MOST_CONNECTIONS),
     ("grpc.keepalive_time_ms", 20_000),  # a watcher whose machine vanished is noticed
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

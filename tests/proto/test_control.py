@@ -551,6 +551,30 @@ def test_a_bare_tls_client_reads_nothing(guarded):
     assert read == b""
 
 
+def test_silent_connections_are_few_and_do_not_disturb(organiser, server, client):
+    assert client.status().runs[0] == RUN
+    host, port = server.address.split(":")
+    silent = [
+        socket.create_connection((host, int(port))) for _ in range(control_server.MOST_CONNECTIONS + 30)
+    ]
+    try:
+        until(lambda: sum(map(_is_closed, silent)) >= 30)
+        assert client.status().runs[0] == RUN
+    finally:
+        for each in silent:
+            each.close()
+
+
+def _is_closed(connection):
+    connection.setblocking(False)
+    try:
+        return connection.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
 def test_certificates_as_the_authority_of_a_federation_issues_them(organiser):
     authority = Authority.create("test")
     cert, key = authority.issue_server(["127.0.0.1"])
