@@ -74,6 +74,7 @@ def page(tmp_path):
 def site(toy):
     with serving(make_app(toy, toy.monitor, token=TOKEN, rounds=toy.rounds), 0) as port:
         yield f"http://127.0.0.1:{port}"
+        toy.monitor.close()  # first, as the daemon does: nobody waits any more
 
 
 def enter(page, site):
@@ -175,6 +176,7 @@ def test_hostile_names_and_reasons_are_text(tmp_path, page):
         assert "owned" not in page.run("document.title").replace(HOSTILE, "")
         assert page.run("document.querySelectorAll('#clients tbody tr').length") == 3
         assert page.problems() == []
+        toy.monitor.close()
 
 
 def test_the_policy_forbids_what_would_go_wrong(page, site):
@@ -192,6 +194,7 @@ def test_it_lives_through_the_daemon_s_restart(toy, page):
     app = make_app(toy, toy.monitor, token=TOKEN, rounds=toy.rounds)
     with serving(app, 0) as port:
         enter(page, f"http://127.0.0.1:{port}")
+        toy.monitor.close()
     page.until("document.querySelector('#link').innerText.includes('connection lost')")
     fresh = ToyOrganiser(toy.folder, ("ann", "dora"))
     fresh.rounds_file.unlink()
@@ -205,19 +208,21 @@ def test_it_lives_through_the_daemon_s_restart(toy, page):
         ]
         page.until("document.querySelector('#events').innerText.includes('round 0 of 3')")
         page.until("!document.querySelector('#events').innerText.includes('round 4 of 10')")
+        fresh.monitor.close()
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1240, 768, 390, 320])
-def test_readable_at_any_width_light_and_dark(toy, page, site, width, dark):
+def test_readable_at_any_width_light_and_dark(toy, page, site):
     long = "client ben: tensor base_model.model.encoder.layer.0.attention.self.query.lora_A: " + "x" * 200
     toy.end_round(5, 0.66, {"ben": long})
-    page.look(width=width, height=800, dark=dark)
     enter(page, site)
     page.until("document.querySelector('#adapters tbody tr') && document.querySelector('#events li')")
-    assert page.run("document.documentElement.scrollWidth") <= width  # nothing sticks out
-    assert page.run(CONTRAST) == []
-    assert page.run(UNNAMED) == []
+    for width in (1240, 768, 390, 320):
+        for dark in (False, True):
+            page.look(width=width, height=800, dark=dark)
+            page.until(f"innerWidth == {width} && document.querySelector('svg').clientWidth < {width}")
+            assert page.run("document.documentElement.scrollWidth") <= width  # nothing sticks out
+            assert page.run(CONTRAST) == [], (width, dark)
+            assert page.run(UNNAMED) == []
 
 
 def test_keys_move_through_the_rounds(page, site):
@@ -254,3 +259,4 @@ def test_a_long_run_is_decimated_and_fast(tmp_path, page):
         enter(page, f"http://127.0.0.1:{port}")
         assert "Best: round 7,777" in page.text("#readout")
         assert "every 32" in page.text("#decimated")
+        toy.monitor.close()

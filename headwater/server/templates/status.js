@@ -276,6 +276,7 @@ async function following() {
       await rest(LEAST_MS);
     } catch (error) {
       if (error instanceof Locked) return;
+      wake(); // the other loop finds out what is wrong, and says so
       await rest(2000);
     }
   }

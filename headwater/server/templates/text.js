@@ -34,7 +34,8 @@ export function seconds(value) {
 
 export function ago(value) {
   if (!known(value)) return "never";
-  return value < 5 ? "now" : `${seconds(value < 99.95 ? Math.round(value) : Math.floor(value / 60) * 60).replace(" 00 s", "")} ago`;
+  if (value < 5) return "now";
+  return `${value < 99.5 ? `${Math.round(value)} s` : seconds(Math.floor(value / 60) * 60).replace(" 00 s", "")} ago`;
 }
 
 export const clock = (unix) => new Date(unix * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
