@@ -23,6 +23,7 @@ from headwater import __version__
 from headwater.errors import ConfigError, DecodeError, StorageError
 from headwater.files import sync_folder
 from headwater.server.archive import LIST, MAX_LIST_BYTES, Writer, parse_list, read_members
+from headwater.server.run_book import RunBook
 from headwater.server.snapshot import Pinned, snapshot
 from headwater.server.workspace import Workspace, empty_folder, make_private_folder
 
@@ -215,6 +216,8 @@ def _unpack(path: Path, file: IO[bytes]) -> BackupFacts:
         (path / inner).mkdir(mode=0o700, exist_ok=True)
     for folder, _, _ in os.walk(path):
         sync_folder(Path(folder))
+    if (path / "runs.json").exists():
+        RunBook(path / "runs.json", path / "runs").mark_restored()
     (path / ".server.toml.restored").rename(path / "server.toml")
     sync_folder(path)
     size = sum(size for size, _ in found.values())

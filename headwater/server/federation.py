@@ -67,6 +67,7 @@ class FederationServer:
         should_stop: asked often; True ends the run after the open round.
         clock: seconds that only go forward.
         deployment: what a daemon adds; without it too few clients end the run.
+        known_as: the run's id among the clients, where it is another one.
     """
 
     def __init__(
@@ -81,7 +82,9 @@ class FederationServer:
         should_stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         deployment: Deployment | None = None,
+        known_as: str = "",
     ) -> None:
+        self._known_as = known_as or run
         self._loaded, self._run, self._bench, self._folder, self._test = loaded, run, bench, folder, test
         self._observer, self._should_stop = observer, should_stop
         self._deployment = deployment
@@ -96,7 +99,7 @@ class FederationServer:
         self.watch = replace(self.watch, deadline_s=settings.cohort.deadline_s)
         self._strategy = FederatedStrategy(settings)
         self._metric = metric_name(settings)
-        self._measure = Measurement(settings, self._run, self._bench, self._test, self._root, self.watch)
+        self._measure = Measurement(settings, self._known_as, self._bench, self._test, self._root, self.watch)
 
     def run(self, grid: Grid, expected_clients: int | None = None) -> Outcome:
         """Run all rounds that are left, with the clients that are there now: a simulation.
@@ -160,7 +163,9 @@ class FederationServer:
     def _rounds(self, checkpoint: Checkpoint, members: Members) -> Rounds:
         kind = BufferedRounds if self._settings.schedule.kind == "buffered" else SynchronousRounds
         done = checkpoint.server.round
-        return kind(self._settings, self._run, self._bench, members, self._root, self._deployment, done=done)
+        return kind(
+            self._settings, self._known_as, self._bench, members, self._root, self._deployment, done=done
+        )
 
     # --- between rounds ---------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from headwater.server.watch import Watch
 from headwater.training.build import Workbench
 
 ASK_AGAIN_S = 60.0
-"""A client whose profile was refused is asked again after this long: its owner may have mended it."""
+"""A client that is silent, or refused, or does not fit, is asked again after this long: that may change."""
 
 
 class RollCall(Members):
@@ -61,7 +61,7 @@ class RollCall(Members):
         self._request = ProfileRequest(run, federation, bench.base_sha256, __version__)
         self._known = load_profiles(path)
         self._greeted: dict[str, int] = {}  # the session in which a client was last asked
-        self._again_s: dict[str, float] = {}  # when to ask a client that did not fit once more
+        self._again_s: dict[str, float] = {}  # when to ask a client once more that has not answered well
 
     def profiles(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
         return {name: p for name, p in sorted(self._known.items()) if self._enrolled(name)}
@@ -71,7 +71,7 @@ class RollCall(Members):
         return {
             name: profile
             for name, profile in self.profiles().items()
-            if name in online and self._greeted.get(name) == online[name]
+            if name in online and self._greeted.get(name) == online[name] and name not in self._again_s
         }
 
     def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:  # noqa: D102 - inherited
@@ -88,7 +88,7 @@ class RollCall(Members):
             again = self._again_s.get(name)
             if self._greeted.get(name) != session or (again is not None and now >= again):
                 self._greeted[name] = session
-                self._again_s.pop(name, None)
+                self._again_s[name] = now + ASK_AGAIN_S
                 self.exchange.forget_address(ProfileRequest, name)
                 self.exchange.send([(name, self._request)], 0)
 
@@ -97,10 +97,10 @@ class RollCall(Members):
         try:
             profile = profile_of(incoming, self._bench, self._request.run, client=name)
         except HeadwaterError as error:
-            self._again_s[name] = self._watch.clock() + ASK_AGAIN_S
-            self._known.pop(name, None)
+            self._again_s[name] = self._watch.clock() + ASK_AGAIN_S  # until then it is not ready
             self._observer(ClientFailed(0, name, str(error)))
             return
+        self._again_s.pop(name, None)
         self._observer(ClientKnown(name, profile.version, profile.train_examples))
         if self._known.get(name) != profile:
             self._known[name] = profile

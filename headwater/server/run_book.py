@@ -47,6 +47,7 @@ class RunEntry:
         submitted: Unix seconds.
         changes: the organiser's, by full key; TOML values.
         rollback: the version to go on from; taken between rounds.
+        restored: how often it was restored from a backup.
     """
 
     run: str
@@ -56,6 +57,12 @@ class RunEntry:
     submitted: float
     changes: Mapping[str, str] = field(default_factory=dict)
     rollback: int | None = None
+    restored: int = 0
+
+    @property
+    def known_as(self) -> str:
+        """What clients know it as: another run after a restore, since they may be rounds ahead of it."""
+        return f"{self.run}~{self.restored}" if self.restored else self.run
 
 
 class RunBook:
@@ -169,6 +176,12 @@ class RunBook:
             entry = replace(self.get(run), rollback=version)
             self._put(entry)
             return entry
+
+    def mark_restored(self) -> None:
+        """All runs were put back to an earlier moment: clients are to take them for new ones."""
+        with self._lock:
+            for entry in self.entries():
+                self._put(replace(entry, restored=entry.restored + 1))
 
     def _put(self, entry: RunEntry) -> None:
         entries = {**self._entries, entry.run: entry}

@@ -79,7 +79,7 @@ class RunJob:
         self._keep, self._interrupted = keep, interrupted
         self.folder, self.loaded = book.open(entry.run)
         self.bench: Workbench | None = None
-        self.versions = open_versions(self.folder.path, keep)
+        self.versions = Versions.of_run(self.folder.path, keep)
         self.max_reply_bytes = 2**20
         self._wish: Literal["", "pause", "stop"] = ""
         self._lock = threading.Lock()
@@ -114,11 +114,12 @@ class RunJob:
                 observer=self._observer,
                 should_stop=lambda: bool(self._wish),
                 deployment=self._deployment(),
+                known_as=self.entry.known_as,
             )
             network = self._network
             members = RollCall(
                 Exchange(network.grid, network.nodes, network.open_reply, self._observer),
-                self.entry.run,
+                self.entry.known_as,
                 self.loaded.settings,
                 bench,
                 network.sessions,
@@ -164,11 +165,6 @@ class RunJob:
     def _set(self, state: Literal["running", "paused", "finished", "stopped"], reason: str = "") -> None:
         self._book.set_state(self.entry.run, state, reason)
         self._monitor.run_state(self.entry.run, state, reason)
-
-
-def open_versions(run_folder: Path, keep: int) -> Versions:
-    """The adapter versions in a run's folder."""
-    return Versions(run_folder / "versions", keep=keep)
 
 
 def reply_bound(settings: Federation, bench: Workbench) -> int:
