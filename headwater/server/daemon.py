@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -33,6 +34,7 @@ from headwater.flower.link import FleetLink
 from headwater.privacy.certificates import days_left
 from headwater.proto.control import serve
 from headwater.server.door import Door
+from headwater.server.doorman import FleetServer
 from headwater.server.fleet_port import fleet_port
 from headwater.server.gate import Gate, Limits
 from headwater.server.logs import log_to
@@ -41,12 +43,14 @@ from headwater.server.office import Office
 from headwater.server.registry import ClientRecord, ClientRegistry
 from headwater.server.run_book import RunBook, RunEntry
 from headwater.server.run_folder import RunFolder
-from headwater.server.run_job import Network, RunJob
 from headwater.server.tallies import ClientFacts
 from headwater.server.watch import Interrupted
 from headwater.server.web import make_app
 from headwater.server.web_serve import serving
 from headwater.server.workspace import Workspace
+
+if TYPE_CHECKING:  # torch and transformers: not before the first run
+    from headwater.server.run_job import RunJob
 
 LOG = logging.getLogger("headwater.server")
 AGAIN_S = 60.0
@@ -127,10 +131,7 @@ class Daemon:
             keep=self._keep,
             wake=self._awake.set,
         )
-        door = Door(self._registry, self._monitor.refused)
-        self._network = Network(
-            self._link.grid, _Nodes(self._link), door, self._link.sessions, self._is_enrolled
-        )
+        self._door = Door(self._registry, self._monitor.refused)
 
     def end(self) -> None:
         """Finish nothing, lose nothing: :meth:`work` returns soon."""
@@ -242,10 +243,14 @@ class Daemon:
         job: RunJob | None = None
         self._again_s.pop(entry.run, None)
         try:
+            from headwater.server.run_job import Network, RunJob
+
+            link = self._link
+            network = Network(link.grid, _Nodes(link), self._door, link.sessions, self._is_enrolled)
             job = self._job = RunJob(
                 entry,
                 self._book,
-                self._network,
+                network,
                 self._monitor,
                 keep=self._keep,
                 interrupted=self._ending.is_set,
@@ -307,7 +312,7 @@ def _listening(config: uvicorn.Config) -> Iterator[str]:
             got=error.strerror or str(error),
             hint="Stop what uses it, or choose another in server.toml: [listen] fleet.",
         ) from None
-    server = uvicorn.Server(config)
+    server = FleetServer(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="fleet", daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

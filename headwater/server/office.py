@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headwater.config import LoadedFederation
 from headwater.errors import ConfigError
@@ -15,9 +16,11 @@ from headwater.server.monitor import Monitor
 from headwater.server.registry import ClientRegistry
 from headwater.server.run_book import ENDED, RunBook, RunEntry
 from headwater.server.run_folder import RunFolder
-from headwater.server.run_job import RunJob, open_versions
 from headwater.server.versions import Versions
-from headwater.training.build import Workbench
+
+if TYPE_CHECKING:  # torch and transformers: an idle daemon has neither
+    from headwater.server.run_job import RunJob
+    from headwater.training.build import Workbench
 
 
 class Office:
@@ -169,10 +172,12 @@ class Office:
         if job is not None and job.entry.run == run:
             return job.versions
         folder, _ = self._book.open(run)
-        return open_versions(folder.path, self._keep)
+        return Versions.of_run(folder.path, self._keep)
 
     def _bench(self, run: str) -> Workbench:
         job = self._job()
         if job is not None and job.entry.run == run and job.bench is not None:
             return job.bench
+        from headwater.training.build import Workbench
+
         return Workbench.open(self._book.open(run)[1])

@@ -23,6 +23,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -38,8 +39,10 @@ from headwater.files import (
 )
 from headwater.protocol.control import AdapterRow
 from headwater.server.tar import tar
-from headwater.state import AdapterState, StateSpec
-from headwater.training.build import Workbench
+
+if TYPE_CHECKING:  # torch and transformers: who only lists versions needs neither
+    from headwater.state import AdapterState, StateSpec
+    from headwater.training.build import Workbench
 
 _NAME = re.compile(r"v(\d{6,})\.safetensors")
 _SCRATCH = ".export-"
@@ -81,6 +84,11 @@ class Versions:
             self._note(row)
         self._pinned = self._read_pins()
         self._forget_after(self._count)
+
+    @staticmethod
+    def of_run(run_folder: Path, keep: int) -> Versions:
+        """The versions of the run that this folder is of."""
+        return Versions(run_folder / "versions", keep=keep)
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -373,6 +381,8 @@ class Versions:
 
 
 def _load(path: Path, row: AdapterRow, spec: StateSpec) -> AdapterState:
+    from headwater.state import AdapterState
+
     try:
         with safe_open(path, framework="pt") as file:
             note = file.metadata()["headwater"]
