@@ -1,0 +1,213 @@
+"""A run that lasts: interrupted anywhere and begun again, it comes to the same bits and asks nobody twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import tomli_w
+
+from headwater.client.runtime import ClientRuntime
+from headwater.client.store import DirectoryStore
+from headwater.config import load_federation
+from headwater.protocol.messages import TrainRequest
+from headwater.server.deployment import Deployment
+from headwater.server.events import ClientDone, RoundEnded
+from headwater.server.exchange import Exchange
+from headwater.server.federation import FederationServer
+from headwater.server.handshake import introduce
+from headwater.server.members import Introduced
+from headwater.server.run_folder import RunFolder
+from headwater.server.spool import Spool
+from headwater.server.versions import Versions
+from headwater.server.watch import Interrupted
+from headwater.simulation.grid import InProcessGrid
+from headwater.training.build import Workbench
+
+CLIENTS, ROUNDS = 4, 3
+
+
+class Site:
+    """A server's and the clients' files; every ``go`` is a new process's life."""
+
+    def __init__(self, folder, *, schedule=None, name="run", **cohort):
+        content = {
+            "federation": {"name": "lasting", "rounds": ROUNDS, "seed": 3},
+            "model": {"kind": "vector", "size": 500},
+            "data": {"kind": "none", "clients": CLIENTS, "examples": 5},
+            "training": {"kind": "noop", "scale": 0.01},
+            "codec": {"up": {"kind": "compeft", "density": 0.1}},
+            "cohort": {"min_clients": CLIENTS, **cohort},
+            "evaluation": {"every": 0},
+        }
+        if schedule:
+            content["schedule"] = schedule
+        file = folder / f"{name}.toml"
+        file.write_text(tomli_w.dumps(content))
+        self.loaded = load_federation(file)
+        self.folder = RunFolder.create(folder / name, self.loaded, {"engine": "test"})
+        self.asked: Counter[tuple[str, int]] = Counter()
+        self.changes = self.loaded.settings
+        self.rollback = None
+
+    def go(self, crash_at=None, kinds=object):
+        """Serve until the end, or until the ``crash_at``-th event of these kinds."""
+        seen = []
+        dead = []
+
+        def observe(event):
+            if isinstance(event, kinds):
+                seen.append(event)
+                if crash_at is not None and len(seen) >= crash_at:
+                    dead.append(event)
+                    raise Interrupted
+
+        site = self
+
+        class Counting(Exchange):
+            def send(self, requests, round):
+                rows = list(requests)
+                for name, request in rows:
+                    if isinstance(request, TrainRequest):
+                        site.asked[name, request.round] += 1
+                return super().send(rows, round)
+
+        bench = Workbench.open(self.loaded)
+        runtime = ClientRuntime.open(self.loaded, bench)
+        grid = InProcessGrid(
+            runtime.data.clients, runtime, DirectoryStore(self.folder.clients, durable=False)
+        )
+        state = self.folder.path / "state"
+
+        def take_rollback():
+            wish, self.rollback = self.rollback, None
+            return wish
+
+        versions = Versions(self.folder.path / "versions", keep=64)
+        server = FederationServer(
+            self.loaded,
+            runtime.run,
+            bench,
+            self.folder,
+            test=None,
+            observer=observe,
+            deployment=Deployment(
+                spool=Spool(state / "spool"),
+                versions=versions,
+                roster=state / "open_round.json",
+                settings=lambda: self.changes,
+                rollback=take_rollback,
+                interrupted=lambda: bool(dead),
+            ),
+        )
+        profiles, nodes = introduce(
+            grid, runtime.run, bench, server.watch, expected=CLIENTS, min_clients=CLIENTS
+        )
+        outcome = server.serve(Introduced(Counting(grid, nodes), profiles))
+        self.versions = versions
+        return outcome
+
+    @property
+    def records(self):
+        return [json.loads(line) for line in self.folder.rounds.read_text().splitlines()]
+
+    @property
+    def states(self):
+        return [record["state_sha256"] for record in self.records]
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    site = Site(tmp_path_factory.mktemp("calm"))
+    site.go()
+    return site
+
+
+def test_interrupted_after_any_event_it_comes_to_the_same_bits(calm, tmp_path):
+    """Every event of an undisturbed run is one moment at which the process may die."""
+    events = 0
+    while True:
+        site = Site(tmp_path, name=f"crash{events}")
+        try:
+            site.go(crash_at=events + 1)
+            break
+        except Interrupted:
+            site.go()
+        assert site.states == calm.states, f"after event {events}"
+        events += 1
+    assert events > ROUNDS * (CLIENTS + 2)
+
+
+def test_accepted_updates_of_an_open_round_are_not_asked_for_again(tmp_path):
+    site = Site(tmp_path)
+    with pytest.raises(Interrupted):
+        site.go(crash_at=3, kinds=ClientDone)  # two are in the spool for sure, the third as well
+    before = dict(site.asked)
+    assert set(before.values()) == {1}
+    assert len(before) == CLIENTS
+    site.go()
+    again = [name for (name, round), count in site.asked.items() if round == 1 and count == 2]
+    assert len(again) == CLIENTS - 3
+
+
+def test_it_dies_over_and_over(calm, tmp_path):
+    site, lives = Site(tmp_path), 0
+    while True:
+        lives += 1
+        try:
+            site.go(crash_at=2, kinds=(ClientDone, RoundEnded))
+            break
+        except Interrupted:
+            continue
+    assert site.states == calm.states
+    assert lives > ROUNDS
+
+
+def test_nothing_is_left_of_finished_rounds(calm):
+    state = calm.folder.path / "state"
+    assert not list((state / "spool").iterdir())
+    assert not (state / "open_round.json").exists()
+    rows = calm.versions.rows()
+    assert [r.round for r in rows] == list(range(ROUNDS + 1))
+    assert [r.sha256 for r in rows] == calm.states
+    assert [r.parent for r in rows] == [0, 1, 2, 3]
+    assert rows[-1].cohort == tuple(f"client-{i:04}" for i in range(CLIENTS))
+
+
+def test_the_organiser_goes_back_and_on(tmp_path):
+    site = Site(tmp_path)
+    site.go()
+    more = site.loaded.settings.federation.model_copy(update={"rounds": ROUNDS + 1})
+    site.changes = site.loaded.settings.model_copy(update={"federation": more})
+    site.rollback = 2
+    site.go()
+    rows = site.versions.rows()
+    assert [r.note for r in rows[-2:]] == ["rollback to version 2", f"round {ROUNDS + 1}"]
+    assert rows[-2].sha256 == rows[1].sha256
+    assert (rows[-2].parent, rows[-1].parent) == (2, rows[-2].version)
+    assert len(site.records) == ROUNDS + 2
+
+
+def test_a_buffer_is_filled_by_the_first_and_merged_once(tmp_path):
+    schedule = {"kind": "buffered", "buffer": 2}
+    calm = Site(tmp_path, schedule=schedule, name="calm", min_clients=1)
+    calm.go()
+    for record in calm.records[1:]:
+        rows = [row for row in record["clients"].values() if "failed" not in row]
+        assert 1 <= len(rows) <= 2
+        assert all(row["staleness"] >= 0 for row in rows)
+    assert any(row.get("staleness") for r in calm.records for row in r["clients"].values())
+    assert len(calm.records) == ROUNDS + 1
+
+
+def test_a_buffered_run_survives_deaths(tmp_path):
+    schedule = {"kind": "buffered", "buffer": 3}
+    for moment in range(1, 12):
+        site = Site(tmp_path, schedule=schedule, name=f"b{moment}", min_clients=1)
+        try:
+            site.go(crash_at=moment, kinds=(ClientDone, RoundEnded))
+        except Interrupted:
+            site.go()
+        assert [r["round"] for r in site.records] == list(range(ROUNDS + 1))
+        assert not list((site.folder.path / "state" / "spool").iterdir())
