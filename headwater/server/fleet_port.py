@@ -11,10 +11,11 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from headwater.server.gate import App
+from headwater.server.gate import PROVEN, App
 
 HEAD_S = 10.0
 """Seconds from a connection's start to the end of its first request's head."""
@@ -23,33 +24,41 @@ IDLE_S = 75
 CLOSE_S = 1.0
 """Seconds for a peer to hear the last answer before a closed connection is dropped."""
 HEAD_BYTES = 2**14
-CONNECTIONS = 512
-"""At once; more are dropped. A process may have 1,024 files open where nobody has changed that."""
+
+
+NOT_HTTP = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class DeadlineProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with a deadline for the head of each request."""
+    """uvicorn's HTTP/1.1 with a deadline for the head of each request, and no answer to what is no HTTP.
 
+    Attributes:
+        proven: is told whose a request is, when the gate knows.
+        ended: is told when the connection ends.
+    """
+
+    proven: Callable[[str], None] | None = None
+    ended: Callable[[], None] | None = None
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin to wait for the first head."""
         super().connection_made(transport)
-        if self.limit_concurrency is not None and len(self.connections) >= self.limit_concurrency:
-            transport.abort()  # uvicorn would wait for its request, to answer 503
-        else:
-            self._wait(HEAD_S)
+        self._wait(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         self._wait(None)
         super().connection_lost(exc)
+        if self.ended is not None:
+            self.ended()
 
     def handle_events(self) -> None:
         """A head that is whole ends the wait."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
+            self.scope[PROVEN] = self.proven  # type: ignore[literal-required]  # ours; the app starts later
             self._wait(None)
 
     def on_response_complete(self) -> None:
@@ -58,8 +67,10 @@ class DeadlineProtocol(H11Protocol):
         super().on_response_complete()  # last: a pipelined request begins inside
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is closed on."""
-        super().send_400_response(msg)
+        """What is no HTTP is refused like everything else."""
+        if self.conn.our_state is h11.IDLE:  # no answer to an earlier request is on its way
+            self.transport.write(NOT_HTTP)
+        self.transport.close()
         self._wait(CLOSE_S)
 
     def _wait(self, seconds: float | None) -> None:
@@ -92,7 +103,6 @@ def fleet_port(app: App, *, host: str, port: int, certificate: Path, key: Path) 
         proxy_headers=False,
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=5,
-        limit_concurrency=CONNECTIONS,
         h11_max_incomplete_event_size=HEAD_BYTES,
         ssl_certfile=certificate,
         ssl_keyfile=key,

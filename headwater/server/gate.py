@@ -28,6 +28,8 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 WINDOW_S = 300
 """How far a request's time may be from ours."""
+PROVEN = "headwater.proven"
+"""Key of the ASGI scope under which a port puts whom to tell the name behind a request, once it is proven."""
 _FORMER = 16
 _HOUR_S = 3600
 
@@ -138,6 +140,8 @@ class Gate:
             claim = self._identify(scope)
             proven = claim.client
             caller = self._admit(claim, scope)
+            if (tell := scope.get(PROVEN)) is not None:
+                tell(proven)
         except _Refusal as refusal:
             await self._refuse(refusal, proven, scope, receive, send)
             return

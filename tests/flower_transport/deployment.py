@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import uvicorn
 from flwr.app import Message
 
 from headwater import __version__
@@ -18,6 +17,7 @@ from headwater.flower.fleet import FleetConnection
 from headwater.flower.link import FleetLink
 from headwater.privacy.certificates import Authority
 from headwater.privacy.signing import Identity, PublicIdentity
+from headwater.server.doorman import FleetServer
 from headwater.server.fleet_port import fleet_port
 from headwater.server.gate import Gate, Limits
 
@@ -71,7 +71,7 @@ class Server:
         config = fleet_port(
             self.gate, host="127.0.0.1", port=self.port, certificate=self.certificate, key=self.key
         )
-        self.uvicorn = uvicorn.Server(config)
+        self.uvicorn = FleetServer(config)
         self.thread = threading.Thread(target=self.uvicorn.run, args=([listener],), daemon=True)
         self.thread.start()
         wait_for(lambda: self.uvicorn.started)

@@ -23,7 +23,7 @@ from flwr.superlink.main import create_app
 from headwater import __version__
 from headwater.flower.link import ACTIVATE, PATHS, PUSH_OBJECT, FleetLink
 from headwater.privacy.signing import Identity, RequestClaim
-from headwater.server import fleet_port
+from headwater.server import doorman, fleet_port
 from headwater.server.gate import WINDOW_S, Gate, Limits
 from tests.flower_transport.deployment import Registry, running, wait_for
 
@@ -650,17 +650,52 @@ def test_a_slow_head_is_cut(tmp_path, monkeypatch):
         connection.close()
 
 
-def test_connections_beyond_the_limit_are_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(fleet_port, "CONNECTIONS", 4)
+def test_strangers_make_room_for_each_other_and_never_take_an_agents(tmp_path, monkeypatch):
+    monkeypatch.setattr(doorman, "STRANGERS", 3)
     with running(tmp_path) as server, contextlib.ExitStack() as stack:
         authority = server.certificate_of_authority(tmp_path)
+        agent = server.connect(server.enrol("a"))
+        agent.activate()  # proven: no place of a stranger's
+        (first,) = agent._http._http._transport._pool.connections
+        open_ones = server.uvicorn.server_state.connections
         held = [stack.enter_context(raw(server.port, authority)) for _ in range(3)]
-        wait_for(lambda: len(server.uvicorn.server_state.connections) == 3)
-        for _ in range(3):
-            more = stack.enter_context(raw(server.port, authority))
-            assert drip(more) < 1
-        held[0].sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert held[0].recv(1000).startswith(b"HTTP/1.1 403")
+        wait_for(lambda: len(open_ones) == 4)
+        silent = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        assert drip(held[0]) < 1  # the oldest makes room, also for one that does not even speak TLS
+        newest = [stack.enter_context(raw(server.port, authority)) for _ in range(3)]
+        assert silent.recv(1) == b""
+        newest[-1].sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert newest[-1].recv(1000).startswith(b"HTTP/1.1 403")
+        other = server.connect(server.enrol("b"))
+        other.activate()
+        agent.heartbeat()
+        assert agent._http._http._transport._pool.connections == [first]
+        other.close()
+        agent.close()
+
+
+def test_a_client_has_a_fixed_number_of_connections(tmp_path, monkeypatch):
+    monkeypatch.setattr(doorman, "EACH", 2)
+    with running(tmp_path) as server, contextlib.ExitStack() as stack:
+        connections = [server.connect(server.enrol("a"))]
+        connections += [server.connect(connections[0]._http._identity) for _ in range(3)]
+        for connection in connections:
+            stack.callback(connection.close)
+            connection.activate()
+        wait_for(lambda: len(server.uvicorn.server_state.connections) == 2)
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7", "::ffff:192.0.2.7"),
+    ],
+)
+def test_whom_addresses_belong_to(host, network):
+    assert doorman.network_of(host) == network
 
 
 def test_old_tls_is_refused(server):
