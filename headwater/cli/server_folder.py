@@ -86,7 +86,9 @@ def _run(options: argparse.Namespace) -> int:
     from headwater.server.workspace import Workspace
 
     workspace = Workspace.open(options.folder)
-    from headwater.server.daemon import run as run_daemon  # loads torch: once the folder is in order
+    # before grpc is imported: a stranger's failed handshakes would fill standard error
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from headwater.server.daemon import run as run_daemon  # loads much: once the folder is in order
 
     return run_daemon(workspace)
 

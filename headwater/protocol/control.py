@@ -157,4 +157,4 @@ class Organiser(Protocol):
         """A tar of the adapter's folder (the best version, if 0), in pieces of at most 1 MiB."""
 
     def rollback(self, run: str, version: int) -> AdapterRow:
-        """Go on from an earlier version's values, as a new version."""
+        """Go on from an earlier version's values, as a new one made between rounds; the earlier's row."""

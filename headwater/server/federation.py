@@ -133,23 +133,22 @@ class FederationServer:
         rounds: Rounds | None = None
         while True:
             checkpoint = self._heed_organiser(checkpoint)
+            reason = self._over(checkpoint)
+            if reason is None:
+                reason = self._over(checkpoint) if self._gather(members) else "stopped"
+            if reason is not None:
+                finished = reason in ("rounds", "patience")
+                return Outcome(checkpoint, finished, reason, len(members.profiles()))
             if rounds is None or rounds.kind != self._settings.schedule.kind:
                 rounds = self._rounds(checkpoint, members)
             rounds.reconfigure(self._settings, self._strategy, self.watch)
-            reason = self._over(checkpoint)
-            if reason is None and not self._gather(members):
-                reason = "stopped"
-            finished = None if reason else rounds.run(checkpoint)
-            if finished is None and not reason and self._deployment and not self._should_stop():
+            closed = rounds.run(checkpoint)
+            if closed is not None:
+                checkpoint = self._close(checkpoint, closed, members)
+            elif self._deployment is not None and not self._should_stop():
                 self._observer(Notice("too many clients were revoked: the round is planned anew"))
                 self._deployment.roster.unlink(missing_ok=True)
                 rounds = None
-                continue
-            if finished is None:
-                return Outcome(
-                    checkpoint, reason in ("rounds", "patience"), reason or "stopped", len(members.profiles())
-                )
-            checkpoint = self._close(checkpoint, finished, members)
 
     def _over(self, checkpoint: Checkpoint) -> str | None:
         """Why no round follows; None if one does."""
@@ -230,6 +229,7 @@ class FederationServer:
                 raise FederationStopped(
                     "federation", expected=f"at least {self._need()} clients with data", got=f"{have}"
                 )
+            self._take_settings()
             if not waiting:
                 waiting = True
                 self._observer(Waiting(have, self._need()))
@@ -247,10 +247,7 @@ class FederationServer:
         """Apply what the organiser changed, or go back to an earlier version's values."""
         if self._deployment is None:
             return checkpoint
-        settings = self._deployment.settings()
-        if settings != self._settings:
-            self._use(settings)
-            self._observer(Notice("the organiser's new settings hold from here"))
+        self._take_settings()
         version = self._deployment.rollback()
         if version is None:
             return checkpoint
@@ -262,6 +259,12 @@ class FederationServer:
         checkpoint.save(self._folder.checkpoint)
         self._observer(Notice(f"going on from version {version}"))
         return checkpoint
+
+    def _take_settings(self) -> None:
+        settings = self._settings if self._deployment is None else self._deployment.settings()
+        if settings != self._settings:
+            self._use(settings)
+            self._observer(Notice("the organiser's new settings hold from here"))
 
     # --- after a round ----------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class Office:
     ) -> None:
         self._book, self._registry, self._monitor = book, registry, monitor
         self._job, self._keep, self._wake = job, keep, wake
-        self._export = threading.Lock()  # one base model at a time beside the run's own
+        self._loading = threading.Lock()
 
     def status(self) -> Status:  # noqa: D102 - the protocol says what each method does
         return self._monitor.status()
@@ -149,8 +149,7 @@ class Office:
         chosen = version or next((r.version for r in reversed(rows) if r.best), rows[-1].version)
         versions.pin(chosen)
         card = {"run": entry.run, "version": chosen, "federation": entry.name}
-        with self._export:
-            yield from versions.tar(chosen, self._bench(entry.run), card)
+        yield from versions.tar(chosen, self._bench(entry.run), card)
 
     def rollback(self, run: str, version: int) -> AdapterRow:  # noqa: D102
         entry = self._book.get(run)
@@ -180,4 +179,5 @@ class Office:
             return job.bench
         from headwater.training.build import Workbench
 
-        return Workbench.open(self._book.open(run)[1])
+        with self._loading:  # one at a time: a base model may be large
+            return Workbench.open(self._book.open(run)[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from flwr.serverapp import Grid
@@ -83,6 +82,7 @@ class RunJob:
         self.max_reply_bytes = 2**20
         self._wish: Literal["", "pause", "stop"] = ""
         self._lock = threading.Lock()
+        self._changed: tuple[Mapping[str, str], Federation] | None = None
 
     def wish(self, what: Literal["pause", "stop"]) -> None:
         """End the open round, then pause or stop."""
@@ -97,7 +97,7 @@ class RunJob:
             HeadwaterError: the run cannot go on.
         """
         self._set("running")
-        settings = self._book.settings(self.entry)
+        settings = self._settings()
         with self.folder.locked():
             bench = self.bench = Workbench.open(self.loaded)
             self.max_reply_bytes = reply_bound(settings, bench)
@@ -143,10 +143,17 @@ class RunJob:
             spool=Spool(state / "spool", notice=lambda text: self._monitor.error(text, run=self.entry.run)),
             versions=self.versions,
             roster=state / "open_round.json",
-            settings=lambda: self._book.settings(self._book.get(self.entry.run)),
+            settings=self._settings,
             rollback=self._take_rollback,
             interrupted=self._interrupted,
         )
+
+    def _settings(self) -> Federation:
+        """The federation with the organiser's changes; asked often, so read only when they change."""
+        changes = self._book.get(self.entry.run).changes
+        if self._changed is None or self._changed[0] != changes:
+            self._changed = changes, self._book.settings(self._book.get(self.entry.run))
+        return self._changed[1]
 
     def _take_rollback(self) -> int | None:
         version = self._book.get(self.entry.run).rollback
