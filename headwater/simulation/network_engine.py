@@ -1,4 +1,4 @@
-"""Engine ``network``: the federation as its users run it: a daemon and an agent per client, on one machine."""
+"""Engine ``network``: a federation as its users run it, a daemon and an agent per client, on one machine."""
 
 from __future__ import annotations
 
