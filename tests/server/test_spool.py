@@ -269,6 +269,6 @@ def test_random_use_with_crashes(tmp_path, power):
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [False, True])
 def test_random_use_with_thousands_of_crashes(tmp_path, power, capsys):
-    crashes, full = games(tmp_path, 10_000, 2000, power)
+    crashes, full = games(tmp_path, 10_000, 1000, power)
     with capsys.disabled():
-        print(f"\n2000 games of 30 steps: {crashes} crashes, {full} full disks")
+        print(f"\n1000 games of 30 steps: {crashes} crashes, {full} full disks")

@@ -96,6 +96,9 @@ def test_only_one_version_is_the_best(tmp_path):
     assert versions.best_version() == 4
     versions.keep_through(2)
     assert versions.best_version() == 2
+    versions.keep_through(0)
+    assert versions.best_version() == 1  # the last one: none that is left was measured as best
+    assert not any(row.best for row in versions.rows())
 
 
 def test_the_same_round_again_is_the_same_version(tmp_path):
@@ -182,15 +185,14 @@ def test_a_row_that_an_append_tore_is_left_out_and_overwritten(tmp_path):
     path = tmp_path / "versions.jsonl"
     whole = path.read_bytes()
     cut = whole.index(b"\n") + 1
-    for end in range(cut, len(whole)):
+    for end in {*range(cut, len(whole), 25), len(whole) - 1}:
         path.write_bytes(whole[:end])
         (tmp_path / "v000002.safetensors").write_bytes(b"of the torn row")
         versions = Versions(tmp_path, keep=5)
         assert len(versions.rows()) == 1
         assert numbers(versions) == [1]
-        if end % 50 == 0:
-            add(versions, 1)
-            assert path.read_bytes() == whole
+        add(versions, 1)
+        assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("damage", [b"{}\n", b"zz\n", b"\xff\xfe\n", b"null\n", b"\n"])
@@ -251,6 +253,8 @@ def test_readers_see_whole_rows_while_a_run_writes(tmp_path):
                 assert [row.version for row in rows] == list(range(1, len(rows) + 1))
                 versions.state(1, SPEC)
                 versions.state(rows[-1].version, SPEC)
+            except ConfigError as error:
+                wrong.extend([] if "were pruned" in str(error) else [error])  # while this thread slept
             except Exception as error:
                 wrong.append(error)
 
@@ -301,7 +305,7 @@ def test_every_point_of_adding(tmp_path, power):
     assert outcomes == {2, 3}
 
 
-@pytest.mark.parametrize("power", [None, random.Random(1), random.Random(2)])
+@pytest.mark.parametrize("power", [None, random.Random(1)])
 @pytest.mark.parametrize("what", ["keep_through", "pin", "prune"])
 def test_every_point_of_the_rest(tmp_path, power, what):
     def act(home):
