@@ -89,6 +89,11 @@ class Monitor:
             )
 
     @property
+    def started(self) -> float:
+        """When it was made, Unix time: events are numbered anew from there."""
+        return self._started
+
+    @property
     def last_seq(self) -> int:
         """Number of the latest event; 0 before the first."""
         return self._ring.last

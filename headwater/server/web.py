@@ -146,7 +146,7 @@ def _events(monitor: Monitor) -> Callable[..., Awaitable[Response]]:
                 left -= _SLICE_S
         finally:
             waiting -= 1
-        return JSONResponse(finite({"events": [asdict(e) for e in found], "last": monitor.last_seq}))
+        return JSONResponse(finite({"events": [asdict(e) for e in found], "started": monitor.started}))
 
     return events
 

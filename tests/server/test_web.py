@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import select
 import socket
 import threading
 import time
@@ -322,6 +323,15 @@ def test_silent_connections_cannot_shut_out_the_organiser(app, monkeypatch):
             connection.settimeout(2)
             with contextlib.suppress(ConnectionResetError):
                 assert connection.recv(1) == b""  # closed
+
+
+def test_at_most_so_many_connections_are_held(app):
+    with serving(app, 0) as port, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(200)]
+        assert httpx.get(f"http://127.0.0.1:{port}/api/status", headers=BEARER).status_code == 200
+        closed, _, _ = select.select(idle, [], [], 0)
+        assert len(closed) >= 200 - web_serve.MOST_CONNECTIONS  # long before their time to ask is over
+        assert idle[-1] not in closed
 
 
 def test_a_stranger_s_body_is_not_taken(app):

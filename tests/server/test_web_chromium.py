@@ -108,7 +108,9 @@ def test_open_see_a_round_arrive_download_and_load(toy, page, site, tmp_path):
     toy.end_round(5, 0.9)
     page.until("document.querySelector('#progress-text').innerText.includes('Round 5 of 10')")
     page.until("document.querySelectorAll('#metric-chart .dot').length == 6")
-    page.until("document.querySelector('#adapters tbody tr').innerText.includes('6 · best')")
+    toy.end_round(6, 0.8)  # just after it looked: told by the event, not found by looking every 5 s
+    page.until("document.querySelector('#progress-text').innerText.includes('Round 6 of 10')", timeout_s=4)
+    page.until("document.querySelector('#adapters tbody').innerText.includes('6 · best')")
     assert "best 0.900" in page.text("#metric-chart")
     assert page.run("window.sameDocument") is True  # it was not loaded again
     # rows keep their elements: who reads or has the focus is not interrupted

@@ -7,7 +7,7 @@ const REFRESH_MS = 5000, LEAST_MS = 400, MOST_EVENTS = 200;
 const LOWER = new Set(["loss", "perplexity", "training loss"]);
 const MOODS = { running: "good", finished: "main", waiting: "warn", paused: "warn", failed: "bad", stopped: "", queued: "", online: "good", offline: "", revoked: "bad" };
 const $ = (id) => document.getElementById(id);
-const state = { token: "", status: null, got: 0, run: "", rows: new Map(), every: 1, chart: "", metric: "", after: -1, events: [], adapters: "", said: 0, started: 0 };
+const state = { token: "", status: null, got: 0, run: "", rows: new Map(), every: 1, chart: "", metric: "", after: -1, events: [], adapters: "", said: 0, started: 0, since: 0 };
 const metricChart = new MetricChart($("metric-chart"), "metric by round", $("readout"));
 const bytesChart = new BytesChart($("bytes-chart"), "bytes by round; arrow keys move between rounds", $("readout"), $("bytes-note"));
 bytesChart.resting = () => metricChart.resting();
@@ -125,7 +125,7 @@ function showClients() {
 }
 
 function showLog(list, events) {
-  keyed(list, events, (e) => `${state.started}-${e.seq}`, (e) => {
+  keyed(list, events, (e) => `${e.time}-${e.seq}`, (e) => {
     const item = make("li", `${e.kind}${e.data.failed ? " failed" : ""}${e.data.ended ? " ended" : ""}`);
     const time = make("time", "", clock(e.time));
     time.dateTime = new Date(e.time * 1000).toISOString();
@@ -207,7 +207,7 @@ async function download(button, run, version) {
 
 async function refresh() {
   const status = await json("/api/status");
-  if (status.started !== state.started) Object.assign(state, { started: status.started, after: -1, events: [], adapters: "" });
+  if (status.started !== state.started) Object.assign(state, { started: status.started, adapters: "" });
   Object.assign(state, { status, got: Date.now() });
   const run = current();
   if (run) {
@@ -264,9 +264,13 @@ async function refreshing() {
 async function following() {
   for (;;) {
     try {
-      const { events, last } = await json(`/api/events?after=${state.after}&wait=20`);
-      if (last < state.after) state.events = []; // another daemon
-      state.after = events.length ? events.at(-1).seq : Math.min(state.after, last);
+      const { events, started } = await json(`/api/events?after=${state.after}&wait=20`);
+      if (started !== state.since) { // another daemon, which numbers anew
+        const asked = state.after;
+        Object.assign(state, { since: started, events: [], after: -1 });
+        if (asked >= 0) continue;
+      }
+      if (events.length) state.after = events.at(-1).seq;
       state.events = [...events.reverse(), ...state.events].slice(0, MOST_EVENTS);
       showLog($("events"), state.events);
       $("events-none").hidden = Boolean(state.events.length);
