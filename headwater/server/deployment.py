@@ -80,3 +80,17 @@ class Deployment:
     settings: Callable[[], Federation]
     rollback: Callable[[], int | None]
     interrupted: Callable[[], bool]
+
+    def forget_through(self, round: int) -> None:
+        """Rounds up to ``round`` are in the checkpoint: their roster and their replies are needed no more.
+
+        Also the first thing after a start: a crash right after the checkpoint leaves a roster that would
+        pass for an open round's.
+
+        Raises:
+            StorageError: the roster is damaged.
+        """
+        roster = OpenRoster.load(self.roster)
+        if roster is not None and roster.round <= round:
+            self.roster.unlink(missing_ok=True)
+        self.spool.drop_through(round)

@@ -177,7 +177,8 @@ class FederationServer:
         if saved is not None:
             self._folder.keep_rounds(saved.server.round)
             if self._deployment is not None:
-                self._deployment.versions.keep_through(saved.server.round)
+                self._deployment.versions.keep_through(saved.server.round, saved.server.state.sha256())
+                self._deployment.forget_through(saved.server.round)
             return saved
         self._folder.keep_rounds(-1)
         if self._deployment is not None:
@@ -282,8 +283,7 @@ class FederationServer:
         record["seconds"] = round(self.watch.clock() - finished.started_s, 3)
         self._commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
         if self._deployment is not None:
-            self._deployment.roster.unlink(missing_ok=True)
-            self._deployment.spool.drop_through(checkpoint.server.round)
+            self._deployment.forget_through(checkpoint.server.round)
         return checkpoint
 
     def _commit(

@@ -41,18 +41,20 @@ class LocalProcess:
         command: after ``python -m headwater``.
         log: appended to at every start.
         environment: on top of this process's.
+        prefix: of the whole command, to run it elsewhere: ``ip netns exec NAME``.
     """
 
     command: Sequence[str]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    prefix: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; a group of its own, so that its children can be counted and ended."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "headwater", *self.command],
+                [*self.prefix, sys.executable, "-m", "headwater", *self.command],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -107,14 +109,17 @@ class LocalNetwork:
     Args:
         folder: new or empty; holds ``server/`` and one folder per device.
         ports: fleet, control and web; free ones if absent.
+        names: further ones under which devices reach the server.
     """
 
-    def __init__(self, folder: Path, ports: tuple[int, int, int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, ports: tuple[int, int, int] | None = None, names: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
         self.ports = ports or _free_ports()
         fleet, control, web = (f"127.0.0.1:{port}" for port in self.ports)
         self.workspace = Workspace.init(
-            folder / "server", names=["localhost", "127.0.0.1"], fleet=fleet, control=control, web=web
+            folder / "server", names=["localhost", "127.0.0.1", *names], fleet=fleet, control=control, web=web
         )
         self.daemon = LocalProcess(["server", "run", str(self.workspace.path)], folder / "daemon.log")
         self.agents: dict[str, LocalProcess] = {}
