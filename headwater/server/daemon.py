@@ -119,7 +119,7 @@ class Daemon:
         self._monitor = Monitor(
             version=__version__,
             clients=self._facts,
-            refused=lambda: self._gate.refused,
+            refused=self._gate.refusals,
             certificate_days=lambda: int(days_left(certificate)),
         )
         self._book = RunBook(workspace.runs_book, workspace.runs)

@@ -31,6 +31,14 @@ WINDOW_S = 300
 PROVEN = "headwater.proven"
 """Key of the ASGI scope under which a port puts whom to tell the name behind a request, once it is proven."""
 _FORMER = 16
+_ANSWERS = {
+    403: "another's message",
+    410: "earlier start",
+    413: "reply too large",
+    422: "garbled",
+    429: "full",
+}
+"""What a refusal behind the gate is counted as."""
 _HOUR_S = 3600
 
 
@@ -128,6 +136,19 @@ class Gate:
         """Refusals by reason."""
         self.refused_by: Counter[tuple[str, str]] = Counter()
         """Refusals by client and reason, where the client was proven."""
+
+    def refusals(self) -> dict[str, int]:
+        """Every refusal once: by reason, and with the client behind it where one was proven."""
+        counts = Counter(self.refused)
+        for (name, reason), count in list(self.refused_by.items()):
+            counts[reason] -= count
+            counts[f"{reason} ({name})"] = count
+        return {reason: count for reason, count in counts.items() if count > 0}
+
+    def _count(self, reason: str, proven: str) -> None:
+        self.refused[reason] += 1
+        if proven:
+            self.refused_by[proven, reason] += 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -270,6 +291,8 @@ class Gate:
         async def count(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 self._link.after(name, path, message["status"])  # before the client can know
+                if message["status"] >= 400:
+                    self._count(_ANSWERS.get(message["status"], "not answered"), name)
             else:
                 caller.bytes += len(message.get("body", b""))
             await send(message)
@@ -280,9 +303,7 @@ class Gate:
         self, refusal: _Refusal, proven: str, scope: Scope, receive: Receive | None, send: Send
     ) -> None:
         """Say no. A proven caller's short body is read first: closed on, it would not hear the answer."""
-        self.refused[refusal.reason] += 1
-        if proven:
-            self.refused_by[proven, refusal.reason] += 1
+        self._count(refusal.reason, proven)
         text = f"{refusal.text}\n".encode() if proven and refusal.text else b""
         headers = [(b"content-length", str(len(text)).encode())]
         length = _content_length(scope)
