@@ -15,6 +15,7 @@ VERBS = {
     "submit": Verb("queue a federation", _RUN),
     "status": Verb("show runs and clients", _RUN),
     "watch": Verb("follow what happens", _RUN),
+    "page": Verb("print the status page's link, with the token that opens it", _FOLDER),
     "pause": Verb("pause a run after its open round", _RUN),
     "resume": Verb("go on with a paused run", _RUN),
     "stop": Verb("end a run after its open round", _RUN),

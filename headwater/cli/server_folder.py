@@ -41,7 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Do what the verb says."""
     os.umask(0o077)  # whatever is written from here on is nobody else's
-    verbs = {"init": _init, "run": _run, "backup": _backup, "restore": _restore, "renew": _renew}
+    verbs = {
+        "init": _init,
+        "run": _run,
+        "page": _page,
+        "backup": _backup,
+        "restore": _restore,
+        "renew": _renew,
+    }
     return verbs[options.verb](options)
 
 
@@ -91,6 +98,15 @@ def _run(options: argparse.Namespace) -> int:
     from headwater.server.daemon import run as run_daemon  # loads much: once the folder is in order
 
     return run_daemon(workspace)
+
+
+def _page(options: argparse.Namespace) -> int:
+    """Print the status page's link; the token in it is what opens the page."""
+    from headwater.server.workspace import Workspace
+
+    workspace = Workspace.open(options.folder)
+    print(f"http://{workspace.settings.listen.web}/#token={workspace.credentials.web_token()}")
+    return 0
 
 
 def _backup(options: argparse.Namespace) -> int:
