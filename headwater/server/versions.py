@@ -49,7 +49,10 @@ _SCRATCH = ".export-"
 
 
 class Versions:
-    """The versions of one run. Threads may share it; processes may not.
+    """The versions of one run.
+
+    Threads may share it. A second one over the same folder must not be opened while the first adds: it
+    would take values that have no row yet for what a crash left.
 
     Values are kept of the last ``keep`` versions, the best one, the first one, and those pinned;
     :meth:`prune` deletes the others. Rows are kept for ever. In memory is what is kept, not the rows.
@@ -99,6 +102,10 @@ class Versions:
             return tuple(
                 replace(row, best=row.version == self._best, kept=row.version in kept) for row in self._read()
             )
+
+    def last_version(self) -> int:
+        """The newest version; 0 where there is none. Reads no file, as :meth:`rows` does."""
+        return self._count
 
     def best_version(self) -> int:
         """The best version, or the last one where none was measured; 0 where there is none."""

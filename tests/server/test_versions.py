@@ -53,7 +53,7 @@ def numbers(versions):
 def test_rows_tell_all_and_survive_a_restart(tmp_path):
     versions = Versions(tmp_path / "made" / "adapters", keep=5)
     assert versions.rows() == ()
-    assert versions.best_version() == 0
+    assert (versions.best_version(), versions.last_version()) == (0, 0)
     first = add(versions, 0, value=math.nan, cohort=(), note="initial")
     second = add(versions, 1, best=True, value=math.inf)
     third = add(versions, 2, fill=1.0, parent=1)
@@ -79,7 +79,7 @@ def test_rows_tell_all_and_survive_a_restart(tmp_path):
         assert [row.best for row in rows] == [False, True, False]
         assert math.isnan(rows[0].value)
         assert math.isnan(rows[1].value)  # JSON has no infinity
-        assert found.best_version() == 2
+        assert (found.best_version(), found.last_version()) == (2, 3)
         assert found.state(3, SPEC) == state(1.0)
         assert found.state(1, SPEC) == state(0.0)
     lines = (tmp_path / "made/adapters/versions.jsonl").read_text().splitlines()
