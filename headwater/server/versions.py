@@ -15,20 +15,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
-
-from headwater.errors import ConfigError, SpecMismatch, StorageError
+from headwater.errors import ConfigError, StorageError
 from headwater.files import (
     append_line,
     clear_temporaries,
@@ -39,6 +35,7 @@ from headwater.files import (
 )
 from headwater.protocol.control import AdapterRow
 from headwater.server.tar import tar
+from headwater.server.version_files import load_values, row_line, row_of, save_values
 
 if TYPE_CHECKING:  # torch and transformers: who only lists versions needs neither
     from headwater.state import AdapterState, StateSpec
@@ -121,7 +118,7 @@ class Versions:
         """
         row = self._row(version)
         try:
-            return _load(self._path(version), row, spec)
+            return load_values(self._path(version), row, spec)
         except FileNotFoundError:
             raise self._absent(version, "one whose values were pruned") from None
 
@@ -174,7 +171,7 @@ class Versions:
                 note,
             )
             if again and last is not None:
-                self._write(last.version, state, digest)  # the same bytes; mends a damaged file
+                save_values(self._path(last.version), last, state)  # the same bytes; mends a damaged file
                 return self._shown(last)
             if not 0 <= parent <= self._count:
                 raise ConfigError(
@@ -195,8 +192,8 @@ class Versions:
                 created=created,
                 note=note,
             )
-            self._write(row.version, state, digest)
-            append_line(self._rows_path, _line(row))
+            save_values(self._path(row.version), row, state)
+            append_line(self._rows_path, row_line(row))
             self._note(row)
             return self._shown(row)
 
@@ -218,7 +215,7 @@ class Versions:
             kept = same[-1] + 1 if same else kept
             if kept == len(rows):
                 return
-            write_atomically(self._rows_path, b"".join(_line(row) + b"\n" for row in rows[:kept]))
+            write_atomically(self._rows_path, b"".join(row_line(row) + b"\n" for row in rows[:kept]))
             self._last, self._best = None, 0
             for row in rows[:kept]:
                 self._note(row)
@@ -325,7 +322,7 @@ class Versions:
     def _read(self) -> Iterator[AdapterRow]:
         for number, line in enumerate(read_lines(self._rows_path), start=1):
             try:
-                row = _row(line)
+                row = row_of(line)
                 if row.version != number:
                     raise ValueError(f"version {row.version}")
             except (ValueError, TypeError, KeyError) as error:
@@ -354,12 +351,6 @@ class Versions:
             hint="List them: headwater server adapters list.",
         )
 
-    def _write(self, version: int, state: AdapterState, digest: str) -> None:
-        arrays = {name: value.contiguous().numpy() for name, value in state.items()}
-        # one entry only: safetensors writes its metadata map in no fixed order
-        note = _values_note(version, digest, state.spec.fingerprint())
-        write_atomically(self._path(version), save(arrays, metadata={"headwater": note}))
-
     def _forget_after(self, version: int) -> None:
         """Delete what belongs to no row; where that fails, the next version overwrites it."""
         for left in self._kept():
@@ -385,55 +376,3 @@ class Versions:
     def _write_pins(self, pinned: set[int]) -> None:
         write_atomically(self._pins_path, json.dumps(sorted(pinned)).encode() + b"\n")
         self._pinned = pinned
-
-
-def _load(path: Path, row: AdapterRow, spec: StateSpec) -> AdapterState:
-    from headwater.state import AdapterState
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            note = file.metadata()["headwater"]
-            made_of = str(json.loads(note)["spec"])
-            if note != _values_note(row.version, row.sha256, made_of):
-                raise ValueError("values of another version")
-            if made_of == spec.fingerprint():
-                state = AdapterState(spec, {name: file.get_tensor(name) for name in spec.by_name})
-                if state.sha256() != row.sha256:
-                    raise ValueError("values that do not match the sha256 of the row")
-                return state
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, SpecMismatch, ValueError, KeyError, TypeError, OSError) as error:
-        raise StorageError(
-            f"adapter version {row.version} in {path}",
-            expected="what was written",
-            got=f"damage ({error})",
-            hint="Choose another version, or restore the file from a backup.",
-        ) from error
-    raise SpecMismatch(
-        f"adapter version {row.version}", expected=f"spec {spec.fingerprint()[:12]}", got=made_of[:12]
-    )
-
-
-def _values_note(version: int, sha256: str, spec: str) -> str:
-    return json.dumps({"version": version, "sha256": sha256, "spec": spec})
-
-
-def _line(row: AdapterRow) -> bytes:
-    content = asdict(row)
-    del content["kept"]  # what is on disk says so
-    content["value"] = row.value if math.isfinite(row.value) else None
-    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _row(line: bytes) -> AdapterRow:
-    content = json.loads(line)
-    value = content["value"]
-    return AdapterRow(
-        **{
-            **content,
-            "cohort": tuple(content["cohort"]),
-            "value": math.nan if value is None else float(value),
-            "kept": False,
-        }
-    )
