@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from flwr.supercore.constant import (
     HEAD_BODY_DIVIDER,
     HEAD_VALUE_DIVIDER,
 )
+from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_id,
@@ -75,7 +77,7 @@ def test_messages_outside_a_flower_task():
     assert not reply.has_error()
 
 
-MODULES = {"records", "objects", "mail", "grid", "link", "fleet", "fleet_http"}
+MODULES = {"records", "calls", "objects", "mail", "grid", "link", "fleet", "fleet_http"}
 
 
 def test_internals_are_imported_in_one_package_only():
@@ -156,25 +158,15 @@ def test_a_run_needs_no_heartbeat(monkeypatch):
     assert mail.get_run_status({mail.run_id})[mail.run_id].status == "running"
 
 
-def test_the_routes_that_the_link_mounts():
-    """Internal: Flower's Fleet routes and the protobufs that the translation expects on their paths."""
-    assert {("POST", path) for path in PATHS} <= set(PROTOBUF_REQUEST_TYPES)
-    endpoints = {route.path: route.endpoint for route in fleet_router.routes}
-    assert set(endpoints) >= set(PATHS)
-    link = FleetLink(max_reply_bytes=lambda name: 0)
-
-    def walk(routes):
-        for route in routes:
-            if hasattr(route, "path"):
-                yield route.path
-            original = getattr(route, "original_router", None)
-            if original is not None:
-                yield from walk(original.routes)
-
-    assert set(walk(link._api.routes)) == set(PATHS)
-    middleware = [entry.cls.__name__ for entry in link._api.user_middleware]
-    assert middleware == ["BaseHTTPMiddleware", "ProtobufTranslationMiddleware", "NodeAuthMiddleware"]
-    assert link._api.openapi_url is link._api.docs_url is link._api.redoc_url is None
+def test_the_calls_that_the_link_answers():
+    """Internal: Flower's handlers, the protobufs of their paths, and the errors they raise."""
+    routes = {route.path: route for route in fleet_router.routes}
+    calls = {call.path: call for call in FleetLink(max_reply_bytes=lambda name: 0)._api.routes}
+    assert set(calls) == set(PATHS)
+    for path, call in calls.items():
+        hints = typing.get_type_hints(routes[path].endpoint)
+        assert call.request is PROTOBUF_REQUEST_TYPES["POST", path] is hints["request"]
+    assert all(error.http_status_code >= 400 and error.public_message for error in API_ERROR_MAP.values())
 
 
 def test_how_a_node_signs():

@@ -38,6 +38,8 @@ from headwater.privacy.signing import Identity
 HEARTBEAT_S = float(HEARTBEAT_DEFAULT_INTERVAL)
 """How often an agent should call :meth:`FleetConnection.heartbeat`."""
 _AT_ONCE = 4
+_FEW = 8
+"""So many objects go one after the other: a small message is not worth three more connections."""
 _ANSWER_BYTES = 2**23
 """More than any answer has: an object of a MiB, or the ids of 100,000 objects."""
 _ATTEMPTS = 3
@@ -286,7 +288,11 @@ def _all_sent(ids: list[str], send: Callable[[str], None]) -> bool:
 
 
 def _each(ids: list[str], act: Callable[[str], None]) -> None:
-    """``act`` on each, a few at once; the first error ends it, and what was done stays done."""
+    """``act`` on each, of many a few at once; the first error ends it, and what was done stays done."""
+    if len(ids) <= _FEW:
+        for one in ids:
+            act(one)
+        return
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="headwater-fleet") as pool:
         futures = [pool.submit(act, i) for i in ids]
         try:

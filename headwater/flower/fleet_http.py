@@ -30,6 +30,11 @@ GONE = 410
 _COME_BACK = {408, 425, 428, 429}
 _REASON_BYTES = 2**10
 _CLOCK_SLACK_S = 30.0
+_STAMP_S = 60.0
+"""How long a time that the node key has signed is used again: it proves the key, the request has its own
+signature. Flower takes 300 s."""
+_KEPT_S = 60.0
+"""How long an idle connection is kept; the server keeps it 75 s. A handshake costs both more than a poll."""
 
 T = TypeVar("T", bound=Protobuf)
 
@@ -75,8 +80,13 @@ class SignedHttp:
         self._instance = secrets.token_hex(16)
         self._node_key = base64.b64encode(identity.public.node_key).decode("ascii")
         self._ahead_s = 0.0
+        self._stamp: tuple[float, str, str] = (-_STAMP_S, "", "")
         self._http = httpx.Client(
-            base_url=f"https://{server}", verify=context, timeout=timeout_s, trust_env=False
+            base_url=f"https://{server}",
+            verify=context,
+            timeout=timeout_s,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=8, keepalive_expiry=_KEPT_S),
         )
 
     def close(self) -> None:
@@ -107,7 +117,7 @@ class SignedHttp:
 
     def _post(self, path: str, body: bytes, max_bytes: int) -> tuple[int, str, bytes]:
         now = self._clock() + self._ahead_s
-        stamp = datetime.datetime.fromtimestamp(now, tz=datetime.UTC).isoformat()
+        stamp, signature = self._signed_time(now)
         headers = self._identity.request_headers(
             method="POST",
             path=path,
@@ -117,7 +127,7 @@ class SignedHttp:
             now_ms=int(now * 1000),
         ) | {
             FLEET_HTTP_PUBLIC_KEY_HEADER: self._node_key,
-            FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(self._identity.sign_timestamp(stamp)).decode(),
+            FLEET_HTTP_SIGNATURE_HEADER: signature,
             TIMESTAMP_HEADER: stamp,
             "content-type": PROTOBUF_MEDIA_TYPE,
             "accept-encoding": "identity",
@@ -139,6 +149,15 @@ class SignedHttp:
                 got=f"{type(error).__name__}: {error}"[:300],
                 hint="Is the server running, is the address right, and this device's clock?",
             ) from error
+
+    def _signed_time(self, now: float) -> tuple[str, str]:
+        """A time not long ago and the node key's signature over it."""
+        since, stamp, signature = self._stamp
+        if not 0 <= now - since < _STAMP_S:
+            stamp = datetime.datetime.fromtimestamp(now, tz=datetime.UTC).isoformat()
+            signature = base64.b64encode(self._identity.sign_timestamp(stamp)).decode()
+            self._stamp = now, stamp, signature  # replaced whole: other threads read it
+        return stamp, signature
 
     def _correct_clock(self, date: str) -> bool:
         """Whether the server's ``Date`` (one second's resolution) moved our idea of its clock."""

@@ -9,39 +9,22 @@ Its ``grid`` is what a ServerApp would see.
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi import HTTPException
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.proto.fleet_pb2 import PushMessagesRequest
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    ConfirmMessageReceivedResponse,
-    PushObjectRequest,
-)
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PushObjectRequest
 from flwr.serverapp import Grid
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
-from flwr.supercore.error import http_error_translator
-from flwr.supercore.protobuf.routing import ProtobufRoute
-from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_DEPENDENCY, ProtobufTranslationMiddleware
-from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
-from flwr.superlink.routers.fleet.router import (
-    fleet_activate_node,
-    fleet_deactivate_node,
-    fleet_pull_messages,
-    fleet_pull_object,
-    fleet_push_messages,
-    fleet_push_object,
-    fleet_send_node_heartbeat,
-)
 from google.protobuf.message import Message as Protobuf
-from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
 
+from headwater.flower.calls import FleetCalls
 from headwater.flower.grid import LinkGrid
 from headwater.flower.mail import Mail
 from headwater.flower.objects import wrapped
@@ -97,7 +80,7 @@ class FleetLink:
         self._mail = Mail(lambda node: max_reply_bytes(self.name_of(node)))
         assume_task_identity(self._mail.run_id, SUPERLINK_NODE_ID)
         self._grid = LinkGrid(self._mail, self._online_nodes)
-        self._api = _api(self._mail)
+        self._api = FleetCalls(self._mail, functools.partial(_check, self._mail))
 
     @property
     def grid(self) -> Grid:
@@ -128,6 +111,7 @@ class FleetLink:
             if node is None:
                 return
             self._mail.remove_node(node)
+            self._api.forget(base64.b64decode(self._keys[name]))
             del self._names[node], self._keys[name]
             self._seen.pop(name, None)
             self._begun.pop(name, None)
@@ -196,59 +180,6 @@ class FleetLink:
                 await send({"type": "http.response.body", "body": b""})
                 return
             await self._api(scope, receive, send)
-
-
-def _api(mail: Mail) -> FastAPI:
-    """Eight calls of Flower's Fleet API over ``mail``."""
-
-    async def check(request: Request) -> None:
-        _check(mail, request.state.protobuf_request)
-
-    def confirm(
-        request: Annotated[ConfirmMessageReceivedRequest, PROTOBUF_REQUEST_DEPENDENCY],
-    ) -> ConfirmMessageReceivedResponse:
-        # Flower deletes the message here; ours is kept for an agent that comes back from a crash
-        mail.confirm(request.message_object_id)
-        return ConfirmMessageReceivedResponse()
-
-    router = APIRouter(prefix="/v1/fleet", route_class=ProtobufRoute, dependencies=[Depends(check)])
-    endpoints: dict[str, Callable[..., object]] = {
-        "/activate-node": fleet_activate_node,
-        "/deactivate-node": fleet_deactivate_node,
-        "/send-node-heartbeat": fleet_send_node_heartbeat,
-        "/pull-messages": fleet_pull_messages,
-        "/push-messages": fleet_push_messages,
-        "/push-object": fleet_push_object,
-        "/pull-object": fleet_pull_object,
-        "/confirm-message-received": confirm,
-    }
-    for path, endpoint in endpoints.items():
-        router.add_api_route(path, endpoint, methods=["POST"])
-    app = FastAPI(
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        middleware=[  # outermost first, as in Flower's own app
-            Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
-            Middleware(ProtobufTranslationMiddleware),
-            Middleware(NodeAuthMiddleware),
-        ],
-    )
-    app.state.linkstate_factory = _Factory(mail)
-    app.state.enable_supernode_auth = True
-    app.include_router(router)
-    return app
-
-
-class _Factory:
-    """What Flower's routes ask for their state."""
-
-    def __init__(self, mail: Mail) -> None:
-        self._mail = mail
-
-    def state(self) -> Mail:
-        return self._mail
 
 
 def _check(mail: Mail, request: Protobuf) -> None:
