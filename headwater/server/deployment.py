@@ -70,7 +70,8 @@ class Deployment:
         versions: where every round's adapter goes.
         roster: file of the open round's clients.
         settings: the federation with the organiser's changes, asked between rounds.
-        rollback: the version to go on from, if the organiser wishes it; each wish is told once.
+        rollback: the version to go on from, if the organiser wishes it.
+        rolled_back: told when that is done and on disk.
         interrupted: asked often; True ends the run now.
     """
 
@@ -79,6 +80,7 @@ class Deployment:
     roster: Path
     settings: Callable[[], Federation]
     rollback: Callable[[], int | None]
+    rolled_back: Callable[[], None]
     interrupted: Callable[[], bool]
 
     def forget_through(self, round: int) -> None:

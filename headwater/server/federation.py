@@ -258,6 +258,7 @@ class FederationServer:
         checkpoint = replace(checkpoint, server=ServerState(checkpoint.server.round, state, momentum))
         self._add_version(checkpoint, (), float("nan"), parent=version, note=f"rollback to version {version}")
         checkpoint.save(self._folder.checkpoint)
+        self._deployment.rolled_back()
         self._observer(Notice(f"going on from version {version}"))
         return checkpoint
 
@@ -310,19 +311,19 @@ class FederationServer:
         if self._deployment is None:
             return
         versions = self._deployment.versions
-        if parent is None:
-            rows = versions.rows()
-            parent = rows[-1].version if rows else 0
+        number = checkpoint.server.round
+        # the values of a rollback are another round's, whatever this one measured
+        best = parent is None and checkpoint.tracker.best_round == number
         versions.add(
             checkpoint.server.state,
             run=self._run,
-            round=checkpoint.server.round,
-            parent=parent,
+            round=number,
+            parent=versions.last_version() if parent is None else parent,
             config_sha256=replace(self._loaded, settings=self._settings).sha256(),
             cohort=cohort,
             metric=self._metric,
             value=value,
-            best=checkpoint.tracker.best_round == checkpoint.server.round,
+            best=best,
             note=note,
             created=time.time(),
         )

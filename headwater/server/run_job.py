@@ -144,7 +144,8 @@ class RunJob:
             versions=self.versions,
             roster=state / "open_round.json",
             settings=self._settings,
-            rollback=self._take_rollback,
+            rollback=lambda: self._book.get(self.entry.run).rollback,
+            rolled_back=self._rolled_back,
             interrupted=self._interrupted,
         )
 
@@ -155,11 +156,8 @@ class RunJob:
             self._changed = changes, self._book.settings(self._book.get(self.entry.run))
         return self._changed[1]
 
-    def _take_rollback(self) -> int | None:
-        version = self._book.get(self.entry.run).rollback
-        if version is not None:
-            self._book.wish_rollback(self.entry.run, None)
-        return version
+    def _rolled_back(self) -> None:
+        self._book.wish_rollback(self.entry.run, None)
 
     def _finish(self, outcome: Outcome, bench: Workbench) -> None:
         if outcome.reason == "stopped" and self._wish == "pause":

@@ -80,9 +80,8 @@ class Site:
         )
         state = self.folder.path / "state"
 
-        def take_rollback():
-            wish, self.rollback = self.rollback, None
-            return wish
+        def rolled_back():
+            self.rollback = None
 
         versions = Versions(self.folder.path / "versions", keep=64)
         server = FederationServer(
@@ -97,7 +96,8 @@ class Site:
                 versions=versions,
                 roster=state / "open_round.json",
                 settings=lambda: self.changes,
-                rollback=take_rollback,
+                rollback=lambda: self.rollback,
+                rolled_back=rolled_back,
                 interrupted=lambda: bool(dead),
             ),
         )
