@@ -60,6 +60,7 @@ class RollCall(Members):
         federation = settings.model_dump_json(exclude_none=True)
         self._request = ProfileRequest(run, federation, bench.base_sha256, __version__)
         self._known = load_profiles(path)
+        self._unsaved = False
         self._greeted: dict[str, int] = {}  # the session in which a client was last asked
         self._again_s: dict[str, float] = {}  # when to ask a client once more that has not answered well
 
@@ -81,6 +82,9 @@ class RollCall(Members):
                 self._take(incoming)
             else:
                 yield incoming
+        if self._unsaved:  # once for all that came: with hundreds the file is long
+            save_profiles(self._path, self._known)
+            self._unsaved = False
 
     def _greet(self) -> None:
         now = self._watch.clock()
@@ -104,7 +108,7 @@ class RollCall(Members):
         self._observer(ClientKnown(name, profile.version, profile.train_examples))
         if self._known.get(name) != profile:
             self._known[name] = profile
-            save_profiles(self._path, self._known)
+            self._unsaved = True
 
 
 def load_profiles(path: Path) -> dict[str, ClientProfile]:
