@@ -61,8 +61,11 @@ class RunEntry:
 
     @property
     def known_as(self) -> str:
-        """What clients know it as: another run after a restore, since they may be rounds ahead of it."""
-        return f"{self.run}~{self.restored}" if self.restored else self.run
+        """What clients know it as: another run after a restore, since they may be rounds ahead of it.
+
+        No run has such an id, which ends in ``-N``; and a device can make a folder of it.
+        """
+        return f"{self.run}.{self.restored}" if self.restored else self.run
 
 
 class RunBook:
