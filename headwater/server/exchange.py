@@ -77,6 +77,7 @@ class Exchange:
         self._grid, self._nodes, self._open, self._tell = grid, nodes, open_reply, tell
         self._outstanding: dict[str, tuple[str, type[Request], int]] = {}
         self._unsent: list[Incoming] = []
+        self._pulled: dict[str, Message] = {}  # taken from the grid, not handed on yet
 
     def send(self, requests: Iterable[tuple[str, Request]], round: int) -> dict[str, int]:
         """Push requests; return the bytes that went to each address."""
@@ -113,21 +114,27 @@ class Exchange:
     def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:
         """Every reply to requests of these kinds that is there now, a few at a time, late ones too.
 
-        Replies of other kinds stay where they are; without kinds, all are taken.
+        Replies of other kinds stay where they are; without kinds, all are taken. Whoever stops in the
+        middle, because a buffer is full, finds the others at the next call.
         """
-        unsent = [i for i in self._unsent if not kinds or i.kind in kinds]
-        self._unsent = [i for i in self._unsent if i not in unsent]
-        yield from unsent
+        for incoming in [i for i in self._unsent if not kinds or i.kind in kinds]:
+            if incoming in self._unsent:
+                self._unsent.remove(incoming)
+                yield incoming
         ids = [i for i, (_, kind, _) in self._outstanding.items() if not kinds or kind in kinds]
         for start in range(0, len(ids), PULL_AT_ONCE):
             while group := [i for i in ids[start : start + PULL_AT_ONCE] if i in self._outstanding]:
-                messages = list(self._grid.pull_messages(group))
-                for message in messages:
-                    sent = self._outstanding.pop(message.metadata.reply_to_message_id, None)
-                    if sent is not None:
-                        yield self._incoming(message, *sent)
-                if not messages:
+                if not self._pulled.keys() & set(group):
+                    for message in self._grid.pull_messages(group):
+                        if (answered := message.metadata.reply_to_message_id) in self._outstanding:
+                            self._pulled.setdefault(answered, message)
+                here = [i for i in group if i in self._pulled]
+                if not here:
                     break
+                for message_id in here:
+                    sent = self._outstanding.pop(message_id, None)  # None: forgotten meanwhile
+                    if sent is not None:
+                        yield self._incoming(self._pulled.pop(message_id), *sent)
 
     def forget(self, kind: type[Request], round: int) -> None:
         """Stop waiting for replies of this kind and round."""
@@ -145,6 +152,7 @@ class Exchange:
     def _drop(self, gone: list[str]) -> None:
         for message_id in gone:
             del self._outstanding[message_id]
+            self._pulled.pop(message_id, None)
         if gone and isinstance(self._grid, Cancels):
             self._grid.cancel(gone)
 

@@ -411,3 +411,26 @@ def test_flowers_reason_is_kept_short(scripted):
     assert incoming.data == b""
     assert incoming.error.startswith("Flower: xxx")
     assert len(incoming.error) == 2000
+
+
+def test_who_stops_in_the_middle_loses_no_reply(scripted):
+    """A buffer is full after the first of three that came together: the others are for the next version."""
+    exchange = Exchange(scripted, {"a": 2, "b": 3, "c": 4})
+    exchange.send([(name, ProfileRequest("r")) for name in "abc"], 1)
+    for index in range(3):
+        scripted.answer(index, b"%d" % index)
+    for incoming in exchange.poll():
+        assert incoming.data == b"0"
+        break
+    exchange.forget_address(ProfileRequest, "b")
+    assert exchange.waiting(ProfileRequest, 1)
+    assert [i.data for i in exchange.poll()] == [b"2"]
+    assert not exchange.waiting(ProfileRequest, 1)
+    assert not exchange._pulled
+
+
+def test_who_stops_in_the_middle_hears_of_every_request_that_had_no_node(scripted):
+    exchange = Exchange(scripted, {})
+    exchange.send([(name, ProfileRequest("r")) for name in "abc"], 1)
+    assert next(exchange.poll()).address == "a"
+    assert [i.address for i in exchange.poll()] == ["b", "c"]
