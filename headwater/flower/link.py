@@ -114,8 +114,7 @@ class FleetLink:
             self._api.forget(base64.b64decode(self._keys[name]))
             del self._names[node], self._keys[name]
             self._seen.pop(name, None)
-            self._begun.pop(name, None)
-            self._active.discard(name)
+            self._active.discard(name)  # its sessions are counted on: the next device of that name is new
 
     def name_of(self, node_id: int) -> str:
         """The client behind a node; KeyError if there is none."""
@@ -137,7 +136,8 @@ class FleetLink:
 
     def sessions(self) -> dict[str, int]:
         """The clients that are online, each with a number that changes when it comes back."""
-        return {name: self._begun[name] for name in sorted(self.online())}
+        with self._lock:
+            return {name: self._begun[name] for name in sorted(self.online())}
 
     def _online_nodes(self) -> list[int]:
         with self._lock:

@@ -548,6 +548,20 @@ def test_a_name_has_one_node_until_its_key_changes(link):
     assert link.register("a", keys[0]) not in (node, other)
 
 
+def test_a_device_enrolled_anew_has_a_session_of_its_own(link):
+    """Else a run that greeted the device before it would never greet this one."""
+    link.register("a", Identity.create("a").public.node_key)
+    seen = []
+    for _ in range(2):
+        link.before("a", link_module.ACTIVATE)
+        link.after("a", link_module.ACTIVATE, 200)
+        seen.append(link.sessions()["a"])
+        link.unregister("a")
+        assert link.sessions() == {}
+        link.register("a", Identity.create("a").public.node_key)
+    assert seen[0] != seen[1]
+
+
 def test_who_is_online():
     now = [100.0]
     link = FleetLink(max_reply_bytes=lambda name: MAX, online_s=90, clock=lambda: now[0])
