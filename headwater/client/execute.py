@@ -17,7 +17,7 @@ from headwater.compression.logquant import LogQuantCodec
 from headwater.compression.table import codec_for
 from headwater.errors import DecodeError, HeadwaterError
 from headwater.privacy.clip import clip_l2
-from headwater.proto.wire import encode_reply
+from headwater.proto.wire import decode_reply, encode_reply
 from headwater.protocol.messages import (
     ClientFailure,
     EncodedUpdate,
@@ -84,7 +84,13 @@ def _answered(request: TrainRequest, store: ClientStore, runtime: ClientRuntime)
         return None  # nothing is kept: training again gives the same update
     feedback = store.load(request.client, runtime.bench.spec)
     _require_current(feedback, request)
-    return repeat(feedback, request.round)
+    data = repeat(feedback, request.round)
+    if data is None:
+        return None
+    before = decode_reply(data, max_bytes=len(data))
+    if isinstance(before, EncodedUpdate) and before.base_sha256 == request.state_sha256:
+        return data
+    return None  # the organiser went back in the middle of the round: that update is of no use any more
 
 
 def _require_current(feedback: FeedbackState, request: TrainRequest) -> None:

@@ -79,6 +79,8 @@ def is_stale(state: FeedbackState, round: int) -> bool:
 def settle(state: FeedbackState, accepted_round: int) -> FeedbackState:
     """Commit or roll back the pending update. Only for a request of a *later* round.
 
+    Or of the same round from another base: then the pending update cannot have been accepted.
+
     ``accepted_round`` is :attr:`TrainRequest.accepted_round`, the last round accepted from this client.
     Equal to the pending round: committed. Earlier: refused or lost, its delta returns to the residual.
     Later (this store was restored from an older copy): committed, since sending a delta twice would

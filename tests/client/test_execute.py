@@ -92,6 +92,28 @@ def test_what_is_sent_plus_what_is_held_back_is_what_was_learned(runtime):
     assert held.max_abs() > 0
 
 
+def test_the_same_round_from_another_base_is_trained_anew(runtime):
+    """The organiser went back in the middle of the round: the old bytes would be refused for ever."""
+    store, spec = MemoryStore(), runtime.bench.spec
+    first = one(execute([request(runtime)], store, runtime))
+    pending = store.load("ann", spec).pending
+    back = runtime.bench.initial_state().map(lambda tensor: tensor + 0.25)
+    state = {"state_sha256": back.sha256(), "state": DenseCodec("fp32").encode(back, key=Key.root(0))}
+    again = one(execute([request(runtime, **state)], store, runtime))
+    assert again != first
+    assert decoded(again).base_sha256 == back.sha256()
+    assert one(execute([request(runtime, **state)], store, runtime)) == again
+    plain = replace(
+        request(runtime, **state),
+        plan=ClientPlan(request(runtime).plan.training, DenseSettings(kind="dense")),
+    )
+    dense = DenseCodec("fp32").decode(decoded(one(execute([plain], MemoryStore(), runtime))).delta, spec)
+    held = store.load("ann", spec).pending
+    # what was learned from the first base is not lost: it was held back, and is now among what is
+    learned = pending.residual_if_accepted + pending.sent + dense
+    assert (held.residual_if_accepted + held.sent - learned).max_abs() < 1e-6
+
+
 def test_an_older_round_than_the_pending_one_is_refused(runtime):
     store = MemoryStore()
     one(execute([request(runtime, round=2)], store, runtime))
