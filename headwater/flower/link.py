@@ -2,7 +2,7 @@
 
 Its ``app`` speaks eight of Flower's calls and nothing else: no registration, no Control API, no Runtime
 API, no documentation pages. It answers only requests that a gate has put a proven name on (:data:`CLIENT`
-in the ASGI scope), and checks once more by Flower's own node authentication that the node is that name's.
+in the ASGI scope), and checks once more, as Flower does, that the node is that name's.
 Its ``grid`` is what a ServerApp would see.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import os
 import re
 import socket
@@ -408,6 +409,25 @@ def test_the_node_key_of_another_is_no_use(server, agent):
     agent._node_key = other.public.node_key
     with pytest.raises(Refused, match="403"):
         agent.activate()
+
+
+def test_a_signed_time_counts_for_its_key_and_its_minutes_only(server, agent):
+    """What was verified once is not verified again: another signature, or the same one too late, is."""
+    agent.heartbeat()
+    http = agent._http
+    since, stamp, signature = kept = http._stamp
+    agent.heartbeat()
+    assert http._stamp is kept
+    forged = base64.b64encode(Identity.create("x").sign_timestamp(stamp)).decode()
+    old = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=400)).isoformat()
+    signed_old = base64.b64encode(http._identity.sign_timestamp(old)).decode()
+    for wrong in ((stamp, forged), (old, signature), (old, signed_old), ("", signature), (stamp, "")):
+        http._stamp = (since, *wrong)
+        with pytest.raises(Refused, match="401"):
+            agent.heartbeat()
+    http._stamp = (since - 60, *wrong)  # a minute old: signed afresh
+    agent.heartbeat()
+    assert http._stamp[2] not in ("", signature)
 
 
 @pytest.mark.parametrize("body", [b"\xff\xff", b"", b"\x0a\x00"])
