@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo federation test test-slow check lint types layers docs bench bench-baselines bench-simulation bench-codec \
-        bench-aggregation lock stubs clean
+        bench-aggregation bench-network bench-load lock stubs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -61,7 +61,7 @@ layers: $(VENV)/.dev ## rooms import downward only
 docs: $(VENV)/.dev ## build the documentation, strictly
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: bench-codec bench-aggregation bench-simulation bench-baselines ## every benchmark; the last takes an hour
+bench: bench-codec bench-aggregation bench-simulation bench-network bench-load bench-baselines ## every benchmark; the last takes an hour
 
 bench-codec: $(VENV)/.dev
 	@$(BIN)/python benchmarks/codec.py
@@ -71,6 +71,12 @@ bench-aggregation: $(VENV)/.dev
 
 bench-simulation: $(VENV)/.dev ## 1,000 clients x 3 rounds
 	@$(BIN)/python benchmarks/simulation.py
+
+bench-network: $(VENV)/.dev ## latency, MB/s and memory beside Flower's own stack; a thousand rounds
+	@$(BIN)/python benchmarks/network.py
+
+bench-load: $(VENV)/.dev ## 50, 200 and 500 agents against one daemon
+	@$(BIN)/python benchmarks/load.py
 
 bench-baselines: $(VENV)/.dev ## federated against centralised and dense, 3 seeds, two corpora
 	@$(BIN)/headwater fetch minilm sentiment glosses --out $(CORPORA)
