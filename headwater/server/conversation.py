@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from headwater.errors import HeadwaterError
+from headwater.errors import HeadwaterError, StorageError
 from headwater.protocol.coordinator import (
     Action,
     Arrived,
@@ -23,7 +23,7 @@ from headwater.protocol.coordinator import (
     Stop,
     Tick,
 )
-from headwater.protocol.messages import TrainRequest
+from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.events import ClientDone, ClientFailed, Notice, Waiting
 from headwater.server.exchange import Incoming
 from headwater.server.members import Members
@@ -59,18 +59,18 @@ class Conversation:
         members: the clients.
         watch: time, stop and observer.
         round: its number.
-        clients: who may take part.
+        clients: who may take part, with the profiles that the round was planned with.
         there: those of them who could be reached at ``Begin``.
         need: below so many accepted updates the round cannot end.
         ask: sends these clients their task.
-        fold: takes one reply, or raises ``HeadwaterError``.
+        fold: takes one reply, or raises ``HeadwaterError``: the client's fault, but for ``StorageError``.
     """
 
     coordinator: Machine
     members: Members
     watch: Watch
     round: int
-    clients: Sequence[str]
+    clients: Mapping[str, ClientProfile]
     there: Sequence[str]
     need: int
     ask: Callable[[Sequence[str]], None]
@@ -79,9 +79,11 @@ class Conversation:
     def run(self, first: Iterable[Action], accepted: Iterable[str] = ()) -> Close | Halt | None:
         """Until the coordinator ends the round.
 
-        None if that cannot be: a stop was asked for and nobody is at work, or too many were revoked.
+        None if that cannot be: a stop was asked for and nobody is at work, or too many were revoked or have
+        other data now.
 
         Raises:
+            StorageError: an update could not be kept.
             Interrupted: the run is to end now.
         """
         talk = _Talk(self, accepted)
@@ -158,6 +160,8 @@ class _Talk:
         receive, client, round = self._with.coordinator.receive, incoming.address, incoming.round
         try:
             self._with.fold(incoming)
+        except StorageError:  # our disk, not the client: the update is asked for again when there is room
+            raise
         except HeadwaterError as error:
             self._failed_ones.add(client)
             self._failed(round, client, str(error))
@@ -173,19 +177,21 @@ class _Talk:
         return self.do(self._with.coordinator.receive(Tick(self._with.watch.clock())))
 
     def _look(self) -> Close | Halt | None:
-        """Who came back, and who is enrolled no more?"""
+        """Who came back, who is enrolled no more, and who has other data than the round counts on?"""
         now = self._with.watch.clock()
         if now < self._looked_s + LOOK_S:
             return None
         self._looked_s = now
         receive, number, end = self._with.coordinator.receive, self._with.round, None
-        ready, known = set(self._with.members.ready()), set(self._with.members.profiles())
+        ready, known = set(self._with.members.ready()), self._with.members.profiles()
         for client in sorted(ready - self._there):
             end = end or self.do(receive(Joined(client, number)))
         self._there = ready
-        for client in sorted(set(self._with.clients) - known - self._gone):
-            self._gone.add(client)
-            end = end or self.do(receive(Gone(client, number, "no longer enrolled")))
+        for client, planned in sorted(self._with.clients.items()):
+            reason = _why_gone(planned, known.get(client))
+            if reason and client not in self._gone:
+                self._gone.add(client)
+                end = end or self.do(receive(Gone(client, number, reason)))
         reachable = len(ready & set(self._with.clients))
         self.tell_waiting(max(len(self._accepted), reachable) < self._with.need, reachable)
         return end
@@ -195,3 +201,12 @@ class _Talk:
         if waiting != self._waiting:
             self._waiting, need = waiting, self._with.need
             self._with.watch.observer(Waiting(reachable if waiting else need, need))
+
+
+def _why_gone(planned: ClientProfile, now: ClientProfile | None) -> str:
+    """Why a client can give no update to a round planned with an earlier profile; empty if it can."""
+    if now is None:
+        return "no longer enrolled"
+    if now.train_examples != planned.train_examples:  # its weight is fixed: whatever it sends is refused
+        return f"it has other data now: {now.train_examples} examples, not {planned.train_examples}"
+    return ""

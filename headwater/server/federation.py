@@ -146,7 +146,8 @@ class FederationServer:
             if closed is not None:
                 checkpoint = self._close(checkpoint, closed, members)
             elif self._deployment is not None and not self._should_stop():
-                self._observer(Notice("too many clients were revoked: the round is planned anew"))
+                why = "too many clients were revoked or have other data"
+                self._observer(Notice(f"{why}: the round is planned anew"))
                 self._deployment.roster.unlink(missing_ok=True)
                 rounds = None
 

@@ -138,11 +138,11 @@ class Rounds(ABC):
         for client, size in self._members.exchange.send(requests, open_round.plan.round).items():
             open_round.sent[client] = open_round.sent.get(client, 0) + size
 
-    def _refused(self, incoming: Incoming, error: HeadwaterError) -> None:
-        """An update from the spool that cannot be folded after all: asked for again."""
+    def _refused(self, number: int, incoming: Incoming, error: HeadwaterError) -> None:
+        """An update from the spool of this round that cannot be folded after all: asked for again."""
         assert self._deployment is not None
-        self._deployment.spool.remove(incoming.round, incoming.address)
-        self._watch.observer(ClientFailed(incoming.round, incoming.address, f"from the spool: {error}"))
+        self._deployment.spool.remove(number, incoming.address)
+        self._watch.observer(ClientFailed(number, incoming.address, f"from the spool: {error}"))
 
 
 class SynchronousRounds(Rounds):
@@ -178,7 +178,7 @@ class SynchronousRounds(Rounds):
             self._members,
             self._watch,
             number,
-            tuple(clients),
+            open_round.roster,
             tuple(clients),
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
@@ -207,7 +207,7 @@ class SynchronousRounds(Rounds):
                 open_round.fold(incoming)
                 accepted.append(incoming.address)
             except HeadwaterError as error:
-                self._refused(incoming, error)
+                self._refused(open_round.plan.round, incoming, error)
         return tuple(accepted)
 
     def _fold(self, open_round: OpenRound, incoming: Incoming) -> None:
@@ -260,7 +260,7 @@ class BufferedRounds(Rounds):
         ready, clients = self._members.ready(), tuple(open_round.plan.clients)
         there = tuple(c for c in clients if c in ready)
         self._watch.observer(RoundStarted(number, len(there)))
-        self._waiting = {i.address: i for i in self._spooled(number, open_round.plan.clients)}
+        self._waiting = self._rechecked(open_round)
         begin = Begin(
             number,
             there,
@@ -277,7 +277,7 @@ class BufferedRounds(Rounds):
             self._members,
             self._watch,
             number,
-            clients,
+            open_round.roster,
             there,
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
@@ -287,6 +287,21 @@ class BufferedRounds(Rounds):
         if end is None or isinstance(end, Halt):
             return None
         return self._merge(checkpoint, open_round, end, started_s)
+
+    def _rechecked(self, open_round: OpenRound) -> dict[str, Incoming]:
+        """What an earlier process had accepted, as far as it can be folded still.
+
+        Not what started from a base that is forgotten (the round was planned anew, or the organiser takes
+        less stale updates now), or what was signed with keys that the client has no more.
+        """
+        kept, number = {}, open_round.plan.round
+        for incoming in self._spooled(number, open_round.plan.clients):
+            try:
+                open_round.check(incoming, self._origin(incoming.round))
+                kept[incoming.address] = replace(incoming, data=b"", raw=b"")
+            except HeadwaterError as error:
+                self._refused(number, incoming, error)
+        return kept
 
     def _keep(self, open_round: OpenRound, incoming: Incoming) -> None:
         """Check the update as if it were folded now; keep it until the buffer is full."""
@@ -324,7 +339,14 @@ class BufferedRounds(Rounds):
             self._strategy.aggregator(plan),
         )
         for client in end.accepted:
-            folding.fold(self._kept(number, client))
+            incoming = self._kept(number, client)
+            try:
+                folding.fold(incoming)
+            except HeadwaterError as error:  # the spool is damaged, or the client has other keys since
+                self._refused(number, incoming, error)
+                del started[client]
+                failed = tuple(sorted({**dict(end.failed), client: str(error)}.items()))
+                end = replace(end, accepted=tuple(started), failed=failed)
         merged = folding.merge()
         record = folding.record(end, merged, folding.base + merged.delta)
         for client, origin in started.items():

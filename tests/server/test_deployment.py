@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 
@@ -211,3 +212,44 @@ def test_a_buffered_run_survives_deaths(tmp_path):
             site.go()
         assert [r["round"] for r in site.records] == list(range(ROUNDS + 1))
         assert not list((site.folder.path / "state" / "spool").iterdir())
+
+
+def test_an_update_in_the_spool_whose_base_is_forgotten_is_asked_for_again(tmp_path):
+    """A buffered round that is planned anew forgets the older bases; the run must not end of that."""
+    schedule, found = {"kind": "buffered", "buffer": 3}, 0
+    for moment in range(4, 12):
+        site = Site(tmp_path, schedule=schedule, name=f"b{moment}", min_clients=1)
+        with contextlib.suppress(Interrupted):
+            site.go(crash_at=moment, kinds=(ClientDone, RoundEnded))
+        state = site.folder.path / "state"
+        spool = Spool(state / "spool")
+        if not any(started < n for n in spool.rounds() for started in spool.started(n).values()):
+            continue
+        found += 1
+        (state / "open_round.json").unlink()
+        site.go()
+        assert [r["round"] for r in site.records] == list(range(ROUNDS + 1))
+        assert not list((state / "spool").iterdir())
+    assert found
+
+
+def test_an_update_that_cannot_be_read_back_is_left_out_of_its_version(tmp_path, monkeypatch):
+    """The spool is damaged, or the client was enrolled anew with other keys: the version is made without."""
+    site = Site(tmp_path, schedule={"kind": "buffered", "buffer": 3}, min_clients=1)
+    read, damaged = Spool.read, []
+
+    def fails_once(self, round, client):
+        if not damaged:
+            damaged.append(client)
+            return None
+        return read(self, round, client)
+
+    monkeypatch.setattr(Spool, "read", fails_once)
+    site.go()
+    row = site.records[1]["clients"][damaged[0]]
+    assert "failed" in row
+    assert "staleness" not in row
+    assert site.versions.rows()[1].cohort == tuple(
+        c for c, row in sorted(site.records[1]["clients"].items()) if "staleness" in row
+    )
+    assert len(site.records) == ROUNDS + 1
