@@ -68,7 +68,7 @@ labels = ["good", "bad"]
 partition = {{ kind = "column", column = "owner" }}
 [training]
 kind = "backprop"
-steps = 2
+epochs = 1.0
 batch_size = 4
 [cohort]
 min_clients = 2
