@@ -152,13 +152,15 @@ def long(folder: Path, rounds: int, within_s: float) -> dict[str, Any]:
                 lines = sum(
                     p.stat().st_size for n in ("rounds", "versions") for p in runs.rglob(f"{n}.jsonl")
                 )
+                logs = disk_bytes(network.workspace.log.parent)
                 disk = disk_bytes(network.workspace.path)
                 seen[mark] = {
                     "round": done,
                     "daemon_rss_mib": round(rss_mib(network.daemon.pid), 1),
                     "disk_bytes": disk,
                     "of_it_lines_bytes": lines,
-                    "rest_bytes": disk - lines,
+                    "logs_bytes": logs,
+                    "rest_bytes": disk - lines - logs,
                 }
 
     result = run(folder, VECTOR.format(rounds=rounds, size=1000), within_s, look)
