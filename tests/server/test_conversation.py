@@ -1,96 +1,52 @@
-"""One open round's talk: what happens to it when a client changes under it, or the server's disk is full."""
+"""What goes wrong while a reply is folded is the client's failure, unless it is this machine's disk."""
 
 from __future__ import annotations
 
-from itertools import count
+import time
 
 import pytest
 
-from headwater.errors import DecodeError, StorageError
-from headwater.protocol.coordinator import Begin, Close, Coordinator
-from headwater.protocol.messages import ClientProfile, TrainRequest
+from headwater.errors import StorageError, UpdateRejected
+from headwater.protocol.coordinator import Begin, Coordinator
+from headwater.protocol.messages import TrainRequest
 from headwater.server.conversation import Conversation
+from headwater.server.events import ClientFailed
 from headwater.server.exchange import Incoming
-from headwater.server.members import Members
 from headwater.server.watch import Watch
 
 
-def profile(name, examples=5):
-    return ClientProfile(name, examples, 0, "model", "spec")
-
-
-class Fleet(Members):
-    """Clients that are all there; ``answers`` come one at a time."""
-
-    def __init__(self, *answers, **examples):
-        self.known = {name: profile(name, n) for name, n in examples.items()}
-        self.answers = [Incoming(a, TrainRequest, 1, b"update", "", 6) for a in answers]
-
-    def profiles(self):
-        return self.known
+class One:
+    """Members of which one has answered."""
 
     def ready(self):
-        return self.known
+        return {"ann": None}
+
+    profiles = ready
 
     def poll(self, *kinds):
-        if self.answers:
-            yield self.answers.pop(0)
+        yield Incoming("ann", TrainRequest, 1, b"", "", 0)
 
 
-def talk(members, planned, *, need, fold=lambda incoming: None):
-    """A round of these clients, each planned with 5 examples; its end and who was asked."""
-    clock = count()
-    coordinator = Coordinator(1, min_clients=need, retry_s=1)
-    asked = []
+def talk(error):
+    coordinator, told = Coordinator(1), []
+
+    def fold(incoming):
+        raise error
+
+    watch = Watch(told.append, lambda: False, time.monotonic, None, lambda: False)
+    begun = coordinator.receive(Begin(1, ("ann",), 0.0))
     conversation = Conversation(
-        coordinator,
-        members,
-        Watch(lambda event: None, clock=lambda: float(next(clock))),
-        1,
-        {name: profile(name) for name in planned},
-        tuple(planned),
-        need,
-        ask=asked.extend,
-        fold=fold,
+        coordinator, One(), watch, 1, ("ann",), ("ann",), 1, ask=lambda names: None, fold=fold
     )
-    actions = coordinator.receive(Begin(1, tuple(planned), 0.0))
-    return conversation.run(actions), asked
+    conversation.run(begun)
+    return [event for event in told if isinstance(event, ClientFailed)]
 
 
-def test_a_round_does_not_wait_for_a_client_that_has_other_data_now():
-    """Its weight is fixed, so whatever it sends is refused: it would be asked again for ever."""
-
-    def fold(incoming):
-        if incoming.address == "b":
-            raise DecodeError("client b: examples", expected="5", got="7")
-
-    end, asked = talk(Fleet("b", "a", a=5, b=7), "ab", need=1, fold=fold)
-    assert isinstance(end, Close)
-    assert end.accepted == ("a",)
-    assert "it has other data now: 7 examples, not 5" in dict(end.failed)["b"]
-    assert asked == ["a", "b"]
+def test_a_bad_reply_is_the_clients_failure():
+    (failed,) = talk(UpdateRejected("client ann", expected="an update", got="noise"))
+    assert failed.client == "ann"
 
 
-def test_a_round_that_other_data_made_impossible_is_planned_anew():
-    end, _ = talk(Fleet("a", a=5, b=7), "ab", need=2)
-    assert end is None
-
-
-def test_what_was_accepted_before_the_data_changed_counts():
-    members = Fleet("b", "a", a=5, b=5)
-
-    def fold(incoming):
-        members.known["b"] = profile("b", 7)
-
-    end, _ = talk(members, "ab", need=2, fold=fold)
-    assert end.accepted == ("a", "b")
-
-
-def test_a_full_disk_of_the_server_is_no_clients_failure():
-    """A round that dropped whoever came while the disk was full would merge others than were asked."""
-
-    def fold(incoming):
-        raise StorageError("writing the spool", got="No space left on device")
-
-    with pytest.raises(StorageError, match="No space left"):
-        talk(Fleet("a", a=5, b=5), "ab", need=1, fold=fold)
+def test_a_full_disk_is_not():
+    with pytest.raises(StorageError):
+        talk(StorageError("writing spool", expected="room", got="No space left on device"))
