@@ -240,8 +240,10 @@ class Daemon:
         """The oldest run that can go on."""
         now = time.monotonic()
         for entry in self._book.entries():
-            tries_again = entry.state == "failed" and now >= self._again_s.get(entry.run, float("inf"))
-            if entry.state in ("queued", "running") or tries_again:
+            goes_on = entry.state in ("queued", "running") or (entry.state == "failed" and entry.again)
+            # a disk so full that the book says "running" still must not be tried without a pause
+            rests = entry.state != "queued" and now < self._again_s.get(entry.run, now)
+            if goes_on and not rests:
                 return entry
         return None
 
@@ -265,7 +267,7 @@ class Daemon:
         except Interrupted:
             LOG.info("run %s goes on when the daemon is started again", entry.run)
         except StorageError as error:
-            self._failed(entry, error)
+            self._failed(entry, error, again=True)
             self._again_s[entry.run] = time.monotonic() + AGAIN_S
         except HeadwaterError as error:
             self._failed(entry, error)
@@ -275,11 +277,12 @@ class Daemon:
         finally:
             self._job = None
 
-    def _failed(self, entry: RunEntry, error: Exception) -> None:
+    def _failed(self, entry: RunEntry, error: Exception, *, again: bool = False) -> None:
         LOG.error("run %s: %s", entry.run, error)
         self._monitor.run_state(entry.run, "failed", str(error))
         try:
-            self._book.set_state(entry.run, "failed", str(error))
+            wished = bool(self._book.get(entry.run).wish)  # then it was to end anyway
+            self._book.set_state(entry.run, "failed", str(error), again=again and not wished)
         except StorageError:  # a full disk: the book cannot say so either
             self._again_s[entry.run] = time.monotonic() + AGAIN_S
 
@@ -327,6 +330,14 @@ def _listening(config: uvicorn.Config) -> Iterator[str]:
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)
+    if not server.started:
+        listener.close()
+        raise ConfigError(
+            f"fleet port {config.host}:{config.port}",
+            expected="to be served",
+            got="an error, which the log has",
+            hint="See logs/daemon.log; most likely secrets/ is at fault: headwater server renew.",
+        )
     try:
         yield "{}:{}".format(*listener.getsockname()[:2])
     finally:

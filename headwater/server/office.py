@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from headwater.config import LoadedFederation
 from headwater.errors import ConfigError
@@ -93,12 +93,20 @@ class Office:
             raise ConfigError(
                 f"run {entry.run}", expected="a run that goes on", got=f"one that is {entry.state}"
             )
-        job = self._job()
-        if job is not None and job.entry.run == entry.run:
-            job.wish("pause" if state == "paused" else "stop")
-        else:
+        job = self._job_of(entry.run)
+        if job is None:
             self._set(entry.run, state, "by the organiser")
+            job = self._job_of(entry.run)  # it may have begun in between
+        if job is not None:
+            wish: Literal["pause", "stop"] = "pause" if state == "paused" else "stop"
+            self._book.wish_end(entry.run, wish)
+            job.wish(wish)
         return self._row(entry.run)
+
+    def _job_of(self, run: str) -> RunJob | None:
+        """The daemon's work on this run, if that is what it works on."""
+        job = self._job()
+        return job if job is not None and job.entry.run == run else None
 
     def resume(self, run: str) -> RunRow:  # noqa: D102
         entry = self._book.get(run)
@@ -167,15 +175,13 @@ class Office:
         return row
 
     def _versions(self, run: str) -> Versions:
-        job = self._job()
-        if job is not None and job.entry.run == run:
+        if (job := self._job_of(run)) is not None:
             return job.versions
         folder, _ = self._book.open(run)
         return Versions.of_run(folder.path, self._keep)
 
     def _bench(self, run: str) -> Workbench:
-        job = self._job()
-        if job is not None and job.entry.run == run and job.bench is not None:
+        if (job := self._job_of(run)) is not None and job.bench is not None:
             return job.bench
         from headwater.training.build import Workbench
 

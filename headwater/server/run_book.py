@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from headwater.config import LoadedFederation, load_federation
 from headwater.config.federation import Federation
@@ -32,6 +32,7 @@ CHANGEABLE = {
     "staleness_exponent": "schedule.staleness_exponent",
 }
 """What an organiser may change between rounds, by its short name."""
+Wish: TypeAlias = Literal["", "pause", "stop"]
 ENDED: tuple[RunState, ...] = ("finished", "stopped")
 
 
@@ -48,6 +49,8 @@ class RunEntry:
         changes: the organiser's, by full key; TOML values.
         rollback: the version to go on from; taken between rounds.
         restored: how often it was restored from a backup.
+        wish: what is to become of it after its open round; a restart does not forget it.
+        again: it failed for want of room, and is tried again by itself.
     """
 
     run: str
@@ -58,6 +61,8 @@ class RunEntry:
     changes: Mapping[str, str] = field(default_factory=dict)
     rollback: int | None = None
     restored: int = 0
+    wish: Wish = ""
+    again: bool = False
 
     @property
     def known_as(self) -> str:
@@ -135,10 +140,26 @@ class RunBook:
         folder, loaded, _ = RunFolder.open(self._runs / run)
         return folder, loaded
 
-    def set_state(self, run: str, state: RunState, reason: str = "") -> RunEntry:
-        """Write down how the run stands."""
+    def begin(self, run: str) -> bool:
+        """Write down that the run is worked on; False if it was paused or stopped since it was chosen."""
         with self._lock:
-            entry = replace(self.get(run), state=state, reason=reason)
+            entry = self.get(run)
+            if entry.state not in ("queued", "running", "failed"):
+                return False
+            self._put(replace(entry, state="running", reason="", again=False))
+            return True
+
+    def set_state(self, run: str, state: RunState, reason: str = "", *, again: bool = False) -> RunEntry:
+        """Write down how the run stands; what was wished before is done with."""
+        with self._lock:
+            entry = replace(self.get(run), state=state, reason=reason, again=again, wish="")
+            self._put(entry)
+            return entry
+
+    def wish_end(self, run: str, wish: Wish) -> RunEntry:
+        """Note what is to become of the run after its open round."""
+        with self._lock:
+            entry = replace(self.get(run), wish=wish)
             self._put(entry)
             return entry
 

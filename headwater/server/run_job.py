@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,6 +12,7 @@ from headwater.compression.logquant import LogQuantCodec
 from headwater.compression.table import codec_for
 from headwater.config.federation import Federation
 from headwater.data.federated import FederatedData
+from headwater.errors import FederationStopped
 from headwater.proto.wire import MAX_ENVELOPE
 from headwater.protocol.keys import Key
 from headwater.server.deployment import Deployment
@@ -23,7 +23,7 @@ from headwater.server.federation import FederationServer, Outcome
 from headwater.server.finish import finish
 from headwater.server.monitor import Monitor
 from headwater.server.roll_call import RollCall
-from headwater.server.run_book import RunBook, RunEntry
+from headwater.server.run_book import RunBook, RunEntry, Wish
 from headwater.server.spool import Spool
 from headwater.server.versions import Versions
 from headwater.training.build import Workbench
@@ -80,14 +80,12 @@ class RunJob:
         self.bench: Workbench | None = None
         self.versions = Versions.of_run(self.folder.path, keep)
         self.max_reply_bytes = 2**20
-        self._wish: Literal["", "pause", "stop"] = ""
-        self._lock = threading.Lock()
+        self._wish: Wish = entry.wish
         self._changed: tuple[Mapping[str, str], Federation] | None = None
 
     def wish(self, what: Literal["pause", "stop"]) -> None:
         """End the open round, then pause or stop."""
-        with self._lock:
-            self._wish = what
+        self._wish = what
 
     def run(self) -> None:
         """Until the run ends, is paused, or the daemon is interrupted.
@@ -96,7 +94,9 @@ class RunJob:
             Interrupted: the daemon ends.
             HeadwaterError: the run cannot go on.
         """
-        self._set("running")
+        if not self._book.begin(self.entry.run):
+            return
+        self._monitor.run_state(self.entry.run, "running")
         settings = self._settings()
         with self.folder.locked():
             bench = self.bench = Workbench.open(self.loaded)
@@ -129,6 +129,12 @@ class RunJob:
             )
             try:
                 outcome = server.serve(members)
+            except FederationStopped:
+                if not self._wish:
+                    raise
+                state: Literal["paused", "stopped"] = "paused" if self._wish == "pause" else "stopped"
+                self._set(state, "by the organiser, before round 0")  # nothing to export
+                return
             finally:
                 members.exchange.forget_all()
             self._finish(outcome, bench)
@@ -167,7 +173,7 @@ class RunJob:
         ends = {"rounds": "all rounds are done", "patience": "no better adapter came"}
         self._set("finished" if outcome.finished else "stopped", ends.get(outcome.reason, "by the organiser"))
 
-    def _set(self, state: Literal["running", "paused", "finished", "stopped"], reason: str = "") -> None:
+    def _set(self, state: Literal["paused", "finished", "stopped"], reason: str) -> None:
         self._book.set_state(self.entry.run, state, reason)
         self._monitor.run_state(self.entry.run, state, reason)
 

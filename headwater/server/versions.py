@@ -19,6 +19,7 @@ import re
 import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,8 @@ if TYPE_CHECKING:  # torch and transformers: who only lists versions needs neith
 
 _NAME = re.compile(r"v(\d{6,})\.safetensors")
 _SCRATCH = ".export-"
+_OPEN: weakref.WeakValueDictionary[Path, Versions] = weakref.WeakValueDictionary()
+_OPENING = threading.Lock()
 
 
 class Versions:
@@ -87,8 +90,17 @@ class Versions:
 
     @staticmethod
     def of_run(run_folder: Path, keep: int) -> Versions:
-        """The versions of the run that this folder is of."""
-        return Versions(run_folder / "versions", keep=keep)
+        """The versions of the run that this folder is of; the same object to all who have it at a time.
+
+        A second one would clear away the first one's exports as if a crash had left them, and know
+        nothing of what the first one pins.
+        """
+        folder = (run_folder / "versions").resolve()
+        with _OPENING:
+            found = _OPEN.get(folder)
+            if found is None:
+                found = _OPEN[folder] = Versions(folder, keep=keep)
+            return found
 
     # --- what there is ----------------------------------------------------------------------------
 

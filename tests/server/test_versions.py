@@ -415,3 +415,28 @@ def test_a_real_adapter_comes_out_whole_and_in_an_order_of_its_own(tmp_path):
         notes = json.load(archive.extractfile("headwater.json"))
     assert config["target_modules"] == sorted(targets)  # a set's order would differ between processes
     assert notes["adapter_sha256"] == made.sha256()
+
+
+def test_who_lists_the_versions_of_a_run_does_not_end_anothers_export(tmp_path):
+    """The page lists them every few seconds, while an export may take minutes."""
+    bench = vector_bench(tmp_path, 5_000_000)  # tar reads it a piece at a time
+    versions = Versions.of_run(tmp_path / "run", keep=2)
+    made = versions.add(
+        bench.initial_state(),
+        run="r",
+        round=0,
+        parent=0,
+        config_sha256="c",
+        cohort=(),
+        metric="loss",
+        value=1.0,
+        best=True,
+        note="initial",
+        created=0.0,
+    )
+    pieces = versions.tar(made.version, bench, {})
+    first = next(pieces)
+    other = Versions.of_run(tmp_path / "x" / ".." / "run", keep=2)
+    assert [row.version for row in other.rows()] == [1]
+    with tarfile.open(fileobj=io.BytesIO(b"".join([first, *pieces]))) as found:
+        assert sorted(found.getnames()) == ["adapter_model.safetensors", "headwater.json"]
