@@ -21,7 +21,7 @@ from headwater.errors import FederationStopped
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, ProfileRequest
 from headwater.server.checkpoint import Checkpoint
-from headwater.server.deployment import Deployment
+from headwater.server.deployment import Deployment, OpenRoster
 from headwater.server.evaluation import Tracker, metric_name
 from headwater.server.events import Notice, Observer, RoundEnded, RunStarted, Waiting
 from headwater.server.exchange import Exchange
@@ -133,6 +133,7 @@ class FederationServer:
         rounds: Rounds | None = None
         while True:
             checkpoint = self._heed_organiser(checkpoint)
+            self._drop_small_round()
             reason = self._over(checkpoint)
             if reason is None:
                 reason = self._over(checkpoint) if self._gather(members) else "stopped"
@@ -146,7 +147,7 @@ class FederationServer:
             if closed is not None:
                 checkpoint = self._close(checkpoint, closed, members)
             elif self._deployment is not None and not self._should_stop():
-                why = "too many clients were revoked or have other data"
+                why = "too many clients left, were revoked or have other data"
                 self._observer(Notice(f"{why}: the round is planned anew"))
                 self._deployment.roster.unlink(missing_ok=True)
                 rounds = None
@@ -241,6 +242,18 @@ class FederationServer:
         if waiting:
             self._observer(Waiting(self._need(), self._need()))
         return True
+
+    def _drop_small_round(self) -> None:
+        """Plan an open round anew that has fewer clients than the organiser wants by now.
+
+        It could never end. What was accepted into it stays in the spool and is folded all the same.
+        """
+        if self._deployment is None:
+            return
+        left = OpenRoster.load(self._deployment.roster)
+        if left is not None and (have := _trainable(left.profiles)) < self._need():
+            self._observer(Notice(f"round {left.round} had {have} clients: it is planned anew with more"))
+            self._deployment.roster.unlink()
 
     def _has_open_round(self) -> bool:
         return self._deployment is not None and self._deployment.roster.exists()

@@ -98,12 +98,27 @@ class Rounds(ABC):
     def run(self, checkpoint: Checkpoint) -> Finished | None:
         """The round after the checkpoint's.
 
-        None if it cannot end: a stop was asked for, or too many clients were revoked. It stays open.
+        None if it cannot end: a stop was asked for, or too many clients are gone. It stays open.
 
         Raises:
             FederationStopped: too few updates, in a simulation.
             Interrupted: the run is to end now; what was accepted is in the spool.
         """
+
+    def _too_few(self, known: Mapping[str, ClientProfile]) -> bool:
+        """Whether clients have left since they were counted, so that the round could never end."""
+        there = sum(profile.train_examples > 0 for profile in known.values())
+        return self._deployment is not None and there < self._settings.cohort.min_clients
+
+    def _halted(self, end: Halt) -> FederationStopped:
+        """Too few updates, and nobody is asked again: a simulation ends."""
+        return FederationStopped(
+            f"round {end.round}",
+            expected=f"at least {self._settings.cohort.min_clients} updates",
+            got=f"{len(end.accepted)}{_reasons(end)}",
+            hint=f"The state after round {end.round - 1} is kept: mend the clients, then --resume, or mend "
+            "the file and start anew.",
+        )
 
     def _open(self, checkpoint: Checkpoint, roster: Mapping[str, ClientProfile]) -> OpenRound:
         """Plan the next round for these clients."""
@@ -166,7 +181,10 @@ class SynchronousRounds(Rounds):
     def run(self, checkpoint: Checkpoint) -> Finished | None:  # noqa: D102 - inherited
         number, started_s = checkpoint.server.round + 1, self._watch.clock()
         left = self._left_open(number)
-        open_round = self._open(checkpoint, self._members.ready() if left is None else left.profiles)
+        known = self._members.ready() if left is None else left.profiles
+        if self._too_few(known):
+            return None
+        open_round = self._open(checkpoint, known)
         clients = open_round.plan.clients
         if self._deployment is not None and left is None:
             OpenRoster(number, open_round.roster, {}).save(self._deployment.roster)
@@ -189,13 +207,7 @@ class SynchronousRounds(Rounds):
         if end is None:
             return None
         if isinstance(end, Halt):
-            raise FederationStopped(
-                f"round {number}",
-                expected=f"at least {self._settings.cohort.min_clients} updates",
-                got=f"{len(end.accepted)}{_reasons(end)}",
-                hint=f"The state after round {checkpoint.server.round} is kept: mend the "
-                "clients, then --resume, or mend the file and start anew.",
-            )
+            raise self._halted(end)
         merged = open_round.merge()
         record = open_round.record(end, merged, open_round.base + merged.delta)
         return Finished(merged, record, dict.fromkeys(end.accepted, number), started_s)
@@ -250,6 +262,8 @@ class BufferedRounds(Rounds):
         number, started_s = checkpoint.server.round + 1, self._watch.clock()
         left = self._left_open(number)
         known = dict(self._members.profiles()) if left is None else dict(left.profiles)
+        if self._too_few(known):
+            return None
         open_round = self._open(checkpoint, known)
         self._bases |= {} if left is None else left.bases
         self._bases[number] = open_round.base_sha256
@@ -284,8 +298,10 @@ class BufferedRounds(Rounds):
             fold=lambda incoming: self._keep(open_round, incoming),
         )
         end = conversation.run(actions, begin.accepted)
-        if end is None or isinstance(end, Halt):
+        if end is None:
             return None
+        if isinstance(end, Halt):
+            raise self._halted(end)
         return self._merge(checkpoint, open_round, end, started_s)
 
     def _rechecked(self, open_round: OpenRound) -> dict[str, Incoming]:

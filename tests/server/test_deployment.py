@@ -13,7 +13,7 @@ from headwater.client.runtime import ClientRuntime
 from headwater.client.store import DirectoryStore
 from headwater.config import load_federation
 from headwater.protocol.messages import TrainRequest
-from headwater.server.deployment import Deployment
+from headwater.server.deployment import Deployment, OpenRoster
 from headwater.server.events import ClientDone, RoundEnded
 from headwater.server.exchange import Exchange
 from headwater.server.federation import FederationServer
@@ -253,3 +253,35 @@ def test_an_update_that_cannot_be_read_back_is_left_out_of_its_version(tmp_path,
         c for c, row in sorted(site.records[1]["clients"].items()) if "staleness" in row
     )
     assert len(site.records) == ROUNDS + 1
+
+
+def test_an_open_round_with_fewer_clients_than_are_wanted_now_is_planned_anew(tmp_path):
+    """The organiser raised the minimum while the round was open, and the daemon was started again."""
+    site = Site(tmp_path)
+    with pytest.raises(Interrupted):
+        site.go(crash_at=2, kinds=ClientDone)
+    roster = site.folder.path / "state" / "open_round.json"
+    left = OpenRoster.load(roster)
+    first = dict(list(left.profiles.items())[:2])
+    OpenRoster(left.round, first, left.bases).save(roster)  # a round of two of the four
+    site.go()
+    assert len(site.records) == ROUNDS + 1
+    assert [len(r["clients"]) for r in site.records[1:]] == [CLIENTS] * ROUNDS
+    assert sum(count == 2 for (_, round), count in site.asked.items() if round == 1) == CLIENTS - 2
+
+
+def test_clients_that_leave_as_a_round_is_planned_end_no_run(calm, tmp_path, monkeypatch):
+    """They were counted a moment before; the round that waits for them is planned when they are back."""
+    ready = Introduced.ready
+    for moment in range(1, 10):
+        calls = []
+
+        def blinking(self, calls=calls, moment=moment):
+            calls.append(None)
+            there = ready(self)
+            return dict(list(there.items())[:1]) if len(calls) == moment else there
+
+        monkeypatch.setattr(Introduced, "ready", blinking)
+        site = Site(tmp_path, name=f"blink{moment}")
+        site.go()
+        assert site.states == calm.states

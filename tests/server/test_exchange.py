@@ -320,6 +320,13 @@ def test_too_few_honest_ones_stop_the_run(federate):
         federate("tampered", lambda d, r: b"", "cohort.min_clients=3")
 
 
+@pytest.mark.parametrize("kind", ["synchronous", "buffered"])
+def test_a_simulation_with_too_few_updates_says_whose_are_missing(federate, kind):
+    schedule = [f'schedule.kind="{kind}"'] + (["schedule.buffer=3"] if kind == "buffered" else [])
+    with pytest.raises(FederationStopped, match=r"round 1.*ben.*--resume"):
+        federate("few", failing, "cohort.min_clients=3", *schedule)
+
+
 # --- the exchange alone ---------------------------------------------------------------------------
 
 
