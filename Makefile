@@ -44,7 +44,7 @@ test-slow: $(VENV)/.dev ## the tests that run for minutes: every example on real
 	@$(BIN)/python -m pytest -m slow -n $(WORKERS)
 
 test-faults: $(VENV)/.dev ## disturb a real federation in every way we know; writes docs/fault-table.md
-	@HEADWATER_FAULT_TABLE=1 $(BIN)/python -m pytest -m faults -v tests/faults
+	@HEADWATER_FAULT_TABLE=new $(BIN)/python -m pytest -m faults -v tests/faults
 
 check: lint types layers docs ## everything that needs no test run
 

@@ -115,7 +115,16 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """With HEADWATER_FAULT_TABLE (``make test-faults``) the results become files."""
-    if os.environ.get("HEADWATER_FAULT_TABLE") and _ROWS:
-        (_HERE / "results.json").write_text(json.dumps(_ROWS, indent=1) + "\n")
-        (_HERE.parent.parent / "docs" / "fault-table.md").write_text(write_table(_ROWS))
+    """With HEADWATER_FAULT_TABLE (``make test-faults``) the results become files.
+
+    ``new`` writes them afresh; ``merge`` replaces the rows of the tests that ran.
+    """
+    mode = os.environ.get("HEADWATER_FAULT_TABLE")
+    if not mode or not _ROWS:
+        return
+    path = _HERE / "results.json"
+    ran = {row["test"] for row in _ROWS}
+    before = json.loads(path.read_text()) if mode == "merge" and path.exists() else []
+    rows = sorted([r for r in before if r["test"] not in ran] + _ROWS, key=lambda r: r["test"].split("::")[0])
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    (_HERE.parent.parent / "docs" / "fault-table.md").write_text(write_table(rows))

@@ -256,7 +256,7 @@ class Trial:
         status = self.fleet.status()
         return None if status is None else next((r for r in status.runs if r.run == self.run), None)
 
-    def reach(self, number: int, within_s: float = 60.0) -> None:
+    def reach(self, number: int, within_s: float = 120.0) -> None:
         """Wait for the end of this round."""
         eventually(lambda: self.round >= number, within_s, f"round {number}")
 

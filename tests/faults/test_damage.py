@@ -119,11 +119,18 @@ def test_a_devices_files(fleet: Fleet, note, outcome):
         for path in (state / "outbox").glob("*.reply"):
             flip(path)
         (state / "status.json").write_text("{")
-        (state / "usage.json").write_text('{"half')
         fleet.restart(agent)
         trial.reach(trial.round + 1)
     note("a device's kept replies are damaged while its agent is dead: trained again, same bytes", times=3)
-    note("a device's status.json and usage.json are damaged", times=3)
+    note("a device's status.json is damaged", times=3)
+    agent.kill()
+    (state / "usage.json").write_text('{"half')
+    fleet.restart(agent)
+    eventually(lambda: not agent.alive, 30, "the agent's end", 0.1)
+    assert "usage.json" in agent.tail(2)
+    (state / "usage.json").unlink()
+    fleet.restart(agent)
+    note("a device's usage.json, which caps its day, is damaged: the agent names it; deleted, it goes on")
     outcome(trial.ends_right())
 
 

@@ -145,7 +145,7 @@ def test_lost_packets_in_a_namespace(fleet, far, note, outcome):
     trial = Trial(fleet, vector(6, codec="dense"))
     found = trial.ends_right()
     note("every 16th packet is lost, both ways", f"{far.lost()} lost", times=far.lost())
-    assert far.lost() > 10
+    assert far.lost() > 3
     outcome(found)
 
 
