@@ -186,4 +186,5 @@ class Office:
         from headwater.training.build import Workbench
 
         with self._loading:  # one at a time: a base model may be large
-            return Workbench.open(self._book.open(run)[1])
+            # the run at work computes with its own threads, on which its last bits depend
+            return Workbench.open(self._book.open(run)[1], threads=False)

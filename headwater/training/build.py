@@ -44,12 +44,13 @@ class Workbench:
     base_sha256: str
 
     @staticmethod
-    def open(loaded: LoadedFederation, base: Base | None = None) -> Workbench:
+    def open(loaded: LoadedFederation, base: Base | None = None, *, threads: bool = True) -> Workbench:
         """Load the base model and attach the adapter. Sets this process's CPU threads to the file's.
 
         Args:
             loaded: the federation.
             base: its base model, where this process has it: from :meth:`AdaptedModel.release`.
+            threads: False leaves the threads as they are: another federation computes in this process.
 
         Raises:
             ModelError: the base or the adapter is wrong.
@@ -57,7 +58,8 @@ class Workbench:
             MissingDependency: quantisation without its library.
         """
         settings = loaded.settings
-        torch.set_num_threads(settings.federation.threads)
+        if threads:
+            torch.set_num_threads(settings.federation.threads)
         if isinstance(settings.model, VectorModel):
             spec = StateSpec((TensorSpec("vector", (settings.model.size,), "vector"),))
             return Workbench(loaded, None, spec, hashlib.sha256(b"vector").hexdigest())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 from flwr.serverapp import Grid
 
 from headwater.errors import FederationStopped
@@ -15,8 +16,10 @@ from headwater.server.office import Office
 from headwater.server.registry import ClientRegistry
 from headwater.server.run_book import RunBook
 from headwater.server.run_job import Network, RunJob
+from headwater.server.versions import Versions
 from headwater.server.watch import Interrupted
 from headwater.server.workspace import Workspace
+from headwater.training.build import Workbench
 
 FEDERATION = """
 [federation]
@@ -123,6 +126,23 @@ def test_a_restart_forgets_no_wish(site):
     assert site.state == "stopped"
     site.office.resume(site.run)
     assert site.book.get(site.run).wish == ""
+
+
+def test_an_export_leaves_the_threads_of_the_run_at_work(site):
+    """With other threads its evaluations round differently, and another round may be the best."""
+    folder, loaded = site.book.open(site.run)
+    bench = Workbench.open(loaded, threads=False)
+    Versions.of_run(folder.path, 3).add(
+        bench.initial_state(), run=site.run, round=0, parent=0, config_sha256="", cohort=(),
+        metric="loss", value=1.0, best=True, note="initial", created=0.0,
+    )  # fmt: skip
+    before = torch.get_num_threads()
+    torch.set_num_threads(loaded.settings.federation.threads + 1)
+    try:
+        assert b"".join(site.office.export(site.run))
+        assert torch.get_num_threads() == loaded.settings.federation.threads + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_full_disk_is_tried_again_with_pauses_and_after_a_restart(tmp_path):
