@@ -144,7 +144,7 @@ class Stranger:
                     (4, model),
                     (5, self.spec),
                     (6, text(read(content), 1)),
-                ),  # fmt: skip
+                ),
             )
         fields = read(content)
         run, round_, base = text(fields, 1), number(fields, 2), fields[6][0]
