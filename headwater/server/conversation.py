@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -107,6 +108,7 @@ class _Talk:
         self._there: set[str] = set(conversation.there)
         self._gone: set[str] = set()
         self._give_up_s: float | None = None
+        self._at_the_latest_s = math.inf
         self._waiting = False
 
     def step(self) -> Close | Halt | None:
@@ -116,6 +118,7 @@ class _Talk:
             watch.observer(Notice(f"stopping after round {with_.round}"))
             with_.coordinator.receive(Stop("asked to"))
             self._give_up_s = watch.clock() + STOP_PATIENCE_S
+            self._at_the_latest_s = watch.ends_s()
         quiet = True
         for incoming in with_.members.poll(TrainRequest):
             quiet = False
@@ -129,13 +132,16 @@ class _Talk:
         return end
 
     def gave_up(self) -> bool:
-        """Whether a stop has waited long enough for a round in which nobody is at work."""
+        """Whether a stop has waited long enough: for a round in which nobody is at work, or for a deadline.
+
+        A client that is there and never answers must not keep the organiser from stopping.
+        """
         if self._give_up_s is None:
             return False
         now = self._with.watch.clock()
         if (self._there & set(self._with.clients)) - self._accepted - self._failed_ones:
             self._give_up_s = now + STOP_PATIENCE_S
-        return now > self._give_up_s
+        return now > min(self._give_up_s, self._at_the_latest_s)
 
     def do(self, actions: Iterable[Action], incoming: Incoming | None = None) -> Close | Halt | None:
         """Do what the coordinator says, in order; the end of the round, if it is one."""

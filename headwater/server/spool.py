@@ -101,7 +101,7 @@ class Spool:
                 f"spool {self._folder}",
                 expected=f"at most {self._max_bytes} bytes",
                 got=f"{used}, and {len(content)} more from client {client}",
-                hint="Raise the limit in server.toml, or ask fewer clients a round.",
+                hint="Ask fewer clients a round: headwater server set DIR clients_per_round=N",
             )
         try:
             write_atomically(path, content)
