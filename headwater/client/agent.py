@@ -235,6 +235,7 @@ def only_agent(state: Path) -> Iterator[None]:
     """
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state.chmod(0o700)  # enrolling may have made it: updates that wait in it are nobody else's
         file = (state / "lock").open("w")
     except OSError as error:
         raise StorageError(

@@ -32,6 +32,7 @@ PROVEN = "headwater.proven"
 """Key of the ASGI scope under which a port puts whom to tell the name behind a request, once it is proven."""
 _FORMER = 16
 _ANSWERS = {
+    401: "another's node",
     403: "another's message",
     410: "earlier start",
     413: "reply too large",

@@ -51,7 +51,6 @@ kind = "mean"
 value_bound = 1.0
 [cohort]
 min_clients = 2
-target_clients = {target}
 deadline_s = {deadline_s}
 """
 
@@ -162,17 +161,17 @@ class Grounds:
         clients = tuple(replace(c, seen_s_ago=None, state="") for c in status.clients)
         registry = (self.network.workspace.path / "clients.json").read_bytes()
         runs = (self.network.workspace.path / "runs.json").read_text() if status.runs else ""
-        return status.runs, clients, status.errors, registry, runs
+        return repr(status.runs), clients, status.errors, registry, runs  # NaN is not itself
 
     # --- runs -------------------------------------------------------------------------------------
 
     def federation(
-        self, rounds: int, deadline_s: float = 60, size: int = 1024, codec: str = "dense", target: int = 3
+        self, rounds: int, deadline_s: float = 20, size: int = 1024, codec: str = "dense"
     ) -> LoadedFederation:
         """A federation of the three clients without model or data."""
         folder = self.folder / f"fed-{time.monotonic_ns()}"
         folder.mkdir()
-        text = FEDERATION.format(rounds=rounds, deadline_s=deadline_s, size=size, codec=codec, target=target)
+        text = FEDERATION.format(rounds=rounds, deadline_s=deadline_s, size=size, codec=codec)
         (folder / "federation.toml").write_text(text)
         return load_federation(folder / "federation.toml")
 
