@@ -63,7 +63,7 @@ QUIET_S = 0.25
 
 
 def run(workspace: Workspace) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code.
+    """Serve until SIGTERM or SIGINT; the exit code, 1 if the fleet port died.
 
     Raises:
         HeadwaterError: the workspace is not in order, or a port is taken.
@@ -82,7 +82,7 @@ def run(workspace: Workspace) -> int:
                 LOG.warning("%s", notice)
             daemon.work()
         LOG.info("ended")
-    return 0
+    return 1 if daemon.failed else 0
 
 
 class Daemon:
@@ -93,6 +93,7 @@ class Daemon:
 
     Attributes:
         addresses: of the three ports, once :meth:`serving`.
+        failed: whether it ended by itself, for want of a port.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -102,6 +103,8 @@ class Daemon:
         self._job: RunJob | None = None
         self._again_s: dict[str, float] = {}
         self.addresses: dict[str, str] = {}
+        self.failed = False
+        self._fleet: threading.Thread | None = None
         self._registry: ClientRegistry = workspace.registry()
         self._link = FleetLink(max_reply_bytes=lambda name: self._job.max_reply_bytes if self._job else 2**20)
         for record in self._registry.by_name().values():
@@ -163,7 +166,8 @@ class Daemon:
                 certificate=folder / "server.pem",
                 key=folder / "server.key",
             )
-            self.addresses["fleet"] = stack.enter_context(_listening(config))
+            self._fleet, self.addresses["fleet"] = stack.enter_context(_listening(config))
+            stack.callback(self.end)  # first of all that ends: then the port may
             control = serve(
                 self._office,
                 listen.control,
@@ -209,6 +213,10 @@ class Daemon:
 
     def _is_ending(self) -> bool:
         self._registry.refresh()  # the job asks this all the time: what another process revoked counts soon
+        if self._fleet is not None and not self._fleet.is_alive():
+            LOG.error("the fleet port has died: the daemon ends, to be started again")
+            self.failed = True
+            self._ending.set()
         return self._ending.is_set()
 
     def _facts(self) -> Iterator[ClientFacts]:
@@ -227,8 +235,7 @@ class Daemon:
 
     def work(self) -> None:
         """Work on the runs until told to end."""
-        while not self._ending.is_set():
-            self._registry.refresh()
+        while not self._is_ending():
             entry = self._next()
             if entry is None:
                 self._awake.wait(QUIET_S)
@@ -311,8 +318,8 @@ class _Nodes(Mapping[str, int]):
 
 
 @contextmanager
-def _listening(config: uvicorn.Config) -> Iterator[str]:
-    """Run uvicorn in a thread; yields the address that was really taken."""
+def _listening(config: uvicorn.Config) -> Iterator[tuple[threading.Thread, str]]:
+    """Run uvicorn in a thread; yields it and the address that was really taken."""
     listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -339,7 +346,7 @@ def _listening(config: uvicorn.Config) -> Iterator[str]:
             hint="See logs/daemon.log; most likely secrets/ is at fault: headwater server renew.",
         )
     try:
-        yield "{}:{}".format(*listener.getsockname()[:2])
+        yield thread, "{}:{}".format(*listener.getsockname()[:2])
     finally:
         server.should_exit = True
         thread.join(10)

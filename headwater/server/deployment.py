@@ -23,17 +23,21 @@ class OpenRoster:
         round: its number.
         profiles: of the clients in its plan.
         bases: for buffered rounds: hash of the base that each version's clients started from.
+        rounds: of the federation, on which the learning rate depends, when the round was planned; 0 if
+            that is not known.
     """
 
     round: int
     profiles: Mapping[str, ClientProfile]
     bases: Mapping[int, str]
+    rounds: int = 0
 
     def save(self, path: Path) -> None:
         """Write it, atomically."""
         content = {
             "round": self.round,
             "profiles": [asdict(p) for _, p in sorted(self.profiles.items())],
+            "rounds": self.rounds,
             "bases": {str(n): digest for n, digest in self.bases.items()},
         }
         write_atomically(path, json.dumps(content, indent=1).encode())
@@ -51,7 +55,7 @@ class OpenRoster:
             content = json.loads(path.read_text(encoding="utf-8"))
             profiles = {row["client"]: ClientProfile(**row) for row in content["profiles"]}
             bases = {int(n): str(digest) for n, digest in content["bases"].items()}
-            return OpenRoster(int(content["round"]), profiles, bases)
+            return OpenRoster(int(content["round"]), profiles, bases, int(content.get("rounds", 0)))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise StorageError(
                 f"{path}",

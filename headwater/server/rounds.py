@@ -120,9 +120,12 @@ class Rounds(ABC):
             "the file and start anew.",
         )
 
-    def _open(self, checkpoint: Checkpoint, roster: Mapping[str, ClientProfile]) -> OpenRound:
-        """Plan the next round for these clients."""
-        plan = self._strategy.plan(checkpoint.server, roster, key=self._root)
+    def _open(
+        self, checkpoint: Checkpoint, roster: Mapping[str, ClientProfile], left: OpenRoster | None
+    ) -> OpenRound:
+        """Plan the next round for these clients; one that was left open, as it was planned then."""
+        strategy = self._strategy if left is None else FederatedStrategy(_as_then(self._settings, left))
+        plan = strategy.plan(checkpoint.server, roster, key=self._root)
         encoded = self._down.encode(checkpoint.server.state, key=self._root.child("down", plan.round))
         base = self._down.decode(encoded, self._bench.spec)
         rule = self._strategy.aggregator(plan)
@@ -132,6 +135,15 @@ class Rounds(ABC):
         """The roster of this round, if an earlier process had begun it."""
         roster = OpenRoster.load(self._deployment.roster) if self._deployment else None
         return roster if roster is not None and roster.round == number else None
+
+    def _write_down(
+        self, open_round: OpenRound, bases: Mapping[int, str], left: OpenRoster | None = None
+    ) -> None:
+        """Who is in the round, for a process that has to go on with it."""
+        if self._deployment is not None:
+            rounds = self._settings.federation.rounds if left is None else left.rounds
+            number = open_round.plan.round
+            OpenRoster(number, open_round.roster, bases, rounds).save(self._deployment.roster)
 
     def _spooled(self, number: int, clients: Mapping[str, Any]) -> list[Incoming]:
         """What an earlier process had accepted into this round."""
@@ -184,10 +196,10 @@ class SynchronousRounds(Rounds):
         known = self._members.ready() if left is None else left.profiles
         if self._too_few(known):
             return None
-        open_round = self._open(checkpoint, known)
+        open_round = self._open(checkpoint, known, left)
         clients = open_round.plan.clients
-        if self._deployment is not None and left is None:
-            OpenRoster(number, open_round.roster, {}).save(self._deployment.roster)
+        if left is None:
+            self._write_down(open_round, {})
         self._watch.observer(RoundStarted(number, len(clients)))
         accepted = self._refold(open_round)
         actions = self._coordinator.receive(Begin(number, tuple(clients), self._watch.clock(), accepted))
@@ -264,13 +276,12 @@ class BufferedRounds(Rounds):
         known = dict(self._members.profiles()) if left is None else dict(left.profiles)
         if self._too_few(known):
             return None
-        open_round = self._open(checkpoint, known)
+        open_round = self._open(checkpoint, known, left)
         self._bases |= {} if left is None else left.bases
         self._bases[number] = open_round.base_sha256
         oldest = number - self._schedule.max_staleness
         self._bases = {n: digest for n, digest in self._bases.items() if n >= oldest}
-        if self._deployment is not None:
-            OpenRoster(number, open_round.roster, self._bases).save(self._deployment.roster)
+        self._write_down(open_round, self._bases, left)
         ready, clients = self._members.ready(), tuple(open_round.plan.clients)
         there = tuple(c for c in clients if c in ready)
         self._watch.observer(RoundStarted(number, len(there)))
@@ -373,6 +384,13 @@ class BufferedRounds(Rounds):
 def _schedule(settings: Federation) -> BufferedSchedule:
     assert isinstance(settings.schedule, BufferedSchedule)
     return settings.schedule
+
+
+def _as_then(settings: Federation, left: OpenRoster) -> Federation:
+    """The settings under which a round that was left open is planned again to the same plan."""
+    federation = settings.federation.model_copy(update={"rounds": left.rounds or settings.federation.rounds})
+    cohort = settings.cohort.model_copy(update={"clients_per_round": None})  # its clients are known
+    return settings.model_copy(update={"federation": federation, "cohort": cohort})
 
 
 def _reasons(end: Halt) -> str:

@@ -310,7 +310,9 @@ def test_a_save_that_was_cut_short_can_be_repeated(folder):
 
 @pytest.mark.parametrize("name", ["ca.key", "ca.pem"])
 @pytest.mark.parametrize(
-    "damage", [None, b"", b"\xff" * 100, b"x" * 70_000, SERVER[0][:100], SERVER[1][:100]]
+    "damage",
+    [None, b"", b"\xff" * 100, b"x" * 70_000, SERVER[0][:100], SERVER[1][:100]],
+    ids=["absent", "empty", "binary", "long", "half a certificate", "half a key"],  # keys differ by process
 )
 def test_missing_or_damaged(folder, name, damage):
     (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
