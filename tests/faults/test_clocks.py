@@ -1,7 +1,10 @@
-"""Clocks that jump: the wall clock of one process, by libfaketime; monotonic time goes on, as it does."""
+"""Clocks that jump: the wall clock of one process; monotonic time goes on, as when somebody sets a clock."""
 
 from __future__ import annotations
 
+import shutil
+import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,48 +12,52 @@ import pytest
 from tests.faults.fleet import Trial, vector
 
 pytestmark = pytest.mark.faults
-_FOUND = [
-    *Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"),
-    *Path("/usr/lib").glob("faketime/*MT.so.1"),
-]
-LIBRARY = _FOUND[0] if _FOUND else None
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """``clock.c``, compiled."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler here")
+    built = tmp_path_factory.mktemp("clock") / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(built), str(source), "-ldl"], check=True)
+    return built
+
+
+class Clock:
+    """Of one process, which has ``environment``."""
+
+    def __init__(self, library: Path, file: Path) -> None:
+        self._file = file
+        file.write_bytes(struct.pack("q", 0))
+        self.environment = {"LD_PRELOAD": str(library), "HW_CLOCK": str(file)}
+
+    def jump(self, days: int) -> None:
+        """To so many days from now."""
+        with self._file.open("r+b") as file:  # in place: it is mapped
+            file.write(struct.pack("q", days * 86400))
 
 
 @pytest.fixture
-def clock(tmp_path):
-    if LIBRARY is None:
-        pytest.skip("libfaketime is not installed")
-    file = tmp_path / "clock"
-    file.write_text("+0\n")
-    return file
+def clock(library, tmp_path):
+    return Clock(library, tmp_path / "clock")
 
 
-def faked(file: Path) -> dict[str, str]:
-    return {
-        "LD_PRELOAD": str(LIBRARY),
-        "FAKETIME_TIMESTAMP_FILE": str(file),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-    }
-
-
-def set_clock(file: Path, offset: str) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(offset + "\n")
-    new.replace(file)
+def where(days: int) -> str:
+    return f"{days:+d} day" if days else "the right time"
 
 
 def test_of_the_server(fleet, clock, note, outcome):
     fleet.daemon.end()
-    fleet.daemon.environment = faked(clock)
+    fleet.daemon.environment = clock.environment
     try:
         fleet.network.start_daemon()
         trial = Trial(fleet, vector(14))
-        for number, offset in ((3, "+1d"), (6, "-1d"), (9, "+0")):
+        for number, days in ((3, 1), (6, -1), (9, 0)):
             trial.reach(number)
-            set_clock(clock, offset)
-            note(f"the server's clock jumps to {offset if offset != '+0' else 'the right time'} in a round")
+            clock.jump(days)
+            note(f"the server's clock jumps to {where(days)} in a round")
         outcome(trial.ends_right())
     finally:
         fleet.daemon.end()
@@ -61,17 +68,17 @@ def test_of_the_server(fleet, clock, note, outcome):
 def test_of_a_device(fleet, clock, note, outcome):
     agent = fleet.agents[0]
     agent.end()
-    agent.environment = faked(clock)
+    agent.environment = clock.environment
     try:
         agent.start()
         trial = Trial(fleet, vector(14))
-        for number, offset in ((3, "+1d"), (7, "+0")):
+        for number, days in ((3, 1), (7, 0)):
             trial.reach(number)
-            set_clock(clock, offset)
-            note(f"a device's clock jumps to {offset if offset != '+0' else 'the right time'} in a round")
+            clock.jump(days)
+            note(f"a device's clock jumps to {where(days)} in a round")
         trial.reach(9)
-        set_clock(clock, "-1d")
-        note("a device's clock jumps to -1d in a round: the open connection lives on")
+        clock.jump(-1)
+        note("a device's clock jumps to -1 day in a round: the open connection lives on")
         found = trial.ends_right()
         outcome(found)
     finally:
@@ -83,8 +90,8 @@ def test_of_a_device(fleet, clock, note, outcome):
 def test_a_device_that_starts_with_a_wrong_clock(fleet, clock, note, outcome):
     agent = fleet.agents[0]
     agent.end()
-    agent.environment = faked(clock)
-    set_clock(clock, "+1d")
+    agent.environment = clock.environment
+    clock.jump(1)
     try:
         agent.start()
         note("a device starts with a clock that is a day ahead; the server's Date corrects it")

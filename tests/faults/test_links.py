@@ -78,8 +78,8 @@ def test_half_open_connections(fleet, line, note, outcome):
 
 
 def test_a_long_way(fleet, line, note, outcome):
-    line.weather.delay_s = 0.25
-    note("each piece of 16 kB takes 250 ms longer, both ways")
+    line.weather.delay_s = 0.08
+    note("each piece of 16 kB takes 80 ms longer, both ways")
     outcome(Trial(fleet, vector(3)).ends_right())
 
 

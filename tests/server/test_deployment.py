@@ -285,3 +285,15 @@ def test_clients_that_leave_as_a_round_is_planned_end_no_run(calm, tmp_path, mon
         site = Site(tmp_path, name=f"blink{moment}")
         site.go()
         assert site.states == calm.states
+
+
+def test_a_round_left_open_is_planned_as_it_was(calm, tmp_path):
+    """What the organiser changed meanwhile holds from the next round on."""
+    site = Site(tmp_path)
+    with pytest.raises(Interrupted):
+        site.go(crash_at=2, kinds=ClientDone)
+    cohort = site.changes.cohort.model_copy(update={"clients_per_round": 2, "min_clients": 1})
+    site.changes = site.changes.model_copy(update={"cohort": cohort})
+    site.go()
+    assert [len(record["clients"]) for record in site.records] == [0, CLIENTS, 2, 2]
+    assert site.states[:2] == calm.states[:2]

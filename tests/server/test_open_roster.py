@@ -14,7 +14,7 @@ def left_behind(folder, number):
     roster, spool = folder / "open_round.json", Spool(folder / "spool")
     OpenRoster(number, {}, {}).save(roster)
     spool.put(number, "ann", b"reply")
-    deployment = Deployment(spool, None, roster, lambda: None, lambda: None, lambda: False)
+    deployment = Deployment(spool, None, roster, lambda: None, lambda: None, lambda: None, lambda: False)
     return deployment, roster, spool
 
 
