@@ -63,7 +63,7 @@ class Namespace:
             run(f"tc qdisc replace dev {device} root handle 1: htb default 10")
             run(f"tc class add dev {device} parent 1: classid 1:10 htb rate 1gbit")
             run(f"tc class add dev {device} parent 1: classid 1:20 htb rate 8bit burst 1 cburst 1")
-            run(f"tc qdisc add dev {device} parent 1:20 handle 20: pfifo limit 1")
+            run(f"tc qdisc add dev {device} parent 1:20 handle 20: pfifo limit 0")
             match = "u32 match u16 0x0005 0x000f at 4"
             run(f"tc filter add dev {device} parent 1: protocol ip {match} flowid 1:20")
 

@@ -57,8 +57,9 @@ class Impostor:
         self.connection.reply(delivery, self.signed(encode_reply(self.profile())))
 
     def profile(self) -> ClientProfile:
-        rows = json.loads((self._trial.state / "profiles.json").read_text())
-        return ClientProfile(**next(row for row in rows if row["client"] == self.name))
+        """As its own agent would say it: all three have nothing but the vector."""
+        row = json.loads((self._trial.state / "profiles.json").read_text())[0]
+        return ClientProfile(**{**row, "client": self.name})
 
     def signed(self, reply: bytes) -> bytes:
         return encode_signed(reply, self.identity.sign_reply(reply))
