@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import struct
+import threading
 import time
 from dataclasses import replace
 
@@ -25,6 +27,24 @@ from tests.attacks.grounds import EVIL, HONEST, Device, disk, memory
 MB = 2**20
 
 
+class Patient(Device):
+    """Honest; answers its first task when it is told to.
+
+    A round of just as many clients as must answer waits for an evil one among them, whoever else is there.
+    So the first round is the honest ones' own, and lasts until the evil one is known.
+    """
+
+    def __init__(self, grounds, name, folder) -> None:
+        super().__init__(grounds, name, folder)
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def handle(self, delivery) -> None:
+        if delivery.kind == "train":
+            self.asked.set()
+            self.go.wait(15)
+        super().handle(delivery)
+
+
 class EvilDevice(Device):
     """Answers the n-th task with the n-th of its attacks; tells who it is as it should."""
 
@@ -33,11 +53,13 @@ class EvilDevice(Device):
         self.attacks, self.victim = list(attacks), victim
         self.used: dict[int, str] = {}
         self.kept: bytes = b""
+        self.known = threading.Event()
 
     def handle(self, delivery) -> None:
         request = decode_request(delivery.parts["envelope"], delivery.parts["state"])
         if not isinstance(request, TrainRequest):
             super().handle(delivery)
+            self.known.set()
             return
         name, attack = self.attacks[min(len(self.used), len(self.attacks) - 1)]
         self.used.setdefault(request.round, name)
@@ -181,18 +203,17 @@ def wait_for(condition, seconds=20.0):
 def federated(grounds, folder, rounds, codec, attacks=()):
     """(summary, rounds as written, the evil device) of a run with the attacks, or without an attacker."""
     folder.mkdir()
-    honest = [Device(grounds, name, folder) for name in HONEST]
+    honest = [Patient(grounds, name, folder) for name in HONEST]
     evil = EvilDevice(grounds, folder, [a[:2] for a in attacks], honest[0])
-    with honest[0].working(), honest[1].working():
-        wait_for(lambda: online(grounds) >= set(HONEST))
+    with honest[0].working(), honest[1].working(), contextlib.ExitStack() as stack:
+        run = grounds.network.submit(grounds.federation(rounds, codec=codec))
+        assert all(one.asked.wait(60) for one in honest)
         if attacks:
-            with evil.working():
-                wait_for(lambda: EVIL in online(grounds))
-                run = grounds.network.submit(grounds.federation(rounds, codec=codec))
-                grounds.finish(run, 120)
-        else:
-            run = grounds.network.submit(grounds.federation(rounds, codec=codec))
-            grounds.finish(run, 120)
+            stack.enter_context(evil.working())
+            assert evil.known.wait(15)
+        for one in honest:
+            one.go.set()
+        grounds.finish(run, 120)
     path = grounds.network.run_folder(run)
     rows = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
     return json.loads((path / "summary.json").read_text()), rows, evil
@@ -204,7 +225,7 @@ def online(grounds):
 
 @pytest.mark.parametrize(("codec", "attacks"), [("dense", DENSE), ("compeft", STREAMS)])
 def test_no_reply_of_a_malicious_client_moves_the_adapter(grounds, tmp_path, codec, attacks):
-    rounds = len(attacks) + 1
+    rounds = len(attacks) + 2
     quiet, _, _ = federated(grounds, tmp_path / "without", rounds, codec)  # first: the daemon warms up
     before = memory(grounds.pid, reset=True)[0]
     summary, rows, evil = federated(grounds, tmp_path / "with", rounds, codec, attacks)
@@ -231,16 +252,16 @@ def test_no_reply_of_a_malicious_client_moves_the_adapter(grounds, tmp_path, cod
 
 def test_the_transport_cannot_be_filled(grounds, tmp_path):
     """Trees of a million ids, uploads that never end, thousands of activations, new keys by oneself."""
-    honest = [Device(grounds, name, tmp_path) for name in HONEST]
+    honest = [Patient(grounds, name, tmp_path) for name in HONEST]
     with honest[0].working(), honest[1].working():
-        wait_for(lambda: online(grounds) >= set(HONEST))
         evil = Device(grounds, EVIL, tmp_path)
         call = evil.connection
-        run = grounds.network.submit(grounds.federation(12, deadline_s=10, size=2**16))
-        # a round of as many as must answer would wait for the evil one for ever: it comes to the second
-        wait_for(lambda: grounds.status().runs[-1].round >= 1, 60)
+        run = grounds.network.submit(grounds.federation(3, size=2**16))
+        assert all(one.asked.wait(60) for one in honest)
         call.activate()
-        wait_for(lambda: evil.step(), 30)  # its profile: now it is in the cohort
+        wait_for(lambda: evil.step(), 15)  # its profile: now it is in the cohort
+        for one in honest:
+            one.go.set()
         delivery = None
 
         def asked():
@@ -287,10 +308,11 @@ def test_the_transport_cannot_be_filled(grounds, tmp_path):
                 call._call("push-object", request, message_pb2.PushObjectResponse)
         for _ in range(300):
             call.activate()
+        call.reply(delivery, b"garbage")  # or the round waits for its deadline
         call.deactivate()
         call.close()
         row = grounds.finish(run, 90)
-        assert row.round == 12
+        assert row.round == 3
         grown = memory(grounds.pid)[1] - before
         # honest replies are taken, decoded and merged meanwhile
         assert grown < 64 * 1024, f"{grown / 1024:.0f} MiB"
