@@ -12,6 +12,8 @@ from headwater.errors import ConnectionLost, HeadwaterError, Refused
 HEARTBEAT_S = 10.0
 LONGEST_S = 60.0
 """Of a pause between attempts, which are drawn from 0 to 1, 2, 4 … seconds (full jitter)."""
+SOON_S = 3.0
+"""After the first 403: a server whose clock was set names its new time with its next answers."""
 ENDED_FOR_NOW = {
     403: (60.0, "revoked or not yet accepted: give the organiser the line of `headwater client enroll`"),
     409: (300.0, "another agent runs with this device's key: end one of them"),
@@ -125,6 +127,8 @@ class Keeper:
     def _judge(self, error: HeadwaterError) -> tuple[float, str]:
         if for_a_person(error):
             seconds, meaning = ENDED_FOR_NOW[status_of(error)]
+            if status_of(error) == 403 and self._failures == 0:
+                seconds = SOON_S
             return seconds * (0.9 + 0.2 * self._draw()), f"{meaning} ({error})"
         longest = min(LONGEST_S, 2.0 ** min(self._failures, 10))
         kind = "no connection" if isinstance(error, ConnectionLost) else "the connection failed"

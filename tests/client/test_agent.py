@@ -531,11 +531,18 @@ def test_jitter_is_full():
     ],
 )
 def test_refusals_for_a_person(status, seconds, says):
-    keeper, pauses, calls, log = kept(None, no(status), None)
-    assert pauses == [10, seconds, 10]
-    assert calls == ["activate", "heartbeat", "activate"]
+    keeper, pauses, calls, log = kept(None, LOST, no(status), None)
+    assert pauses == [10, 1, seconds, 10]
+    assert calls == ["activate", "heartbeat", "activate", "activate"]
     assert any(says in line and f"{status} because" in line for line in log)
     assert keeper.state == "connected"
+
+
+def test_a_403_out_of_the_blue_is_asked_again_soon():
+    """A server whose clock was set says so a second later; a device that is revoked is told so again."""
+    _, pauses, _, log = kept(None, no(403), no(403), None)
+    assert pauses == pytest.approx([10, 3.3, 66, 10])
+    assert len([line for line in log if "revoked" in line]) == 1
 
 
 def test_other_refusals_back_off_like_a_lost_connection():

@@ -335,6 +335,24 @@ def test_a_clock_that_jumps_while_connected(server):
     agent.close()
 
 
+def test_a_clock_that_another_thread_has_corrected_meanwhile(server, monkeypatch):
+    """This thread's 403 tells it nothing new, and it asks again all the same."""
+    shift = [0.0]
+    agent = server.connect(server.enrol("meanwhile"), clock=lambda: time.time() + shift[0])
+    agent.activate()
+    shift[0] = 7200.0
+    post = agent._http._post
+
+    def slow(*arguments):
+        found = post(*arguments)
+        agent._http._correct_clock(found[1])
+        return found
+
+    monkeypatch.setattr(agent._http, "_post", slow)
+    agent.heartbeat()
+    agent.close()
+
+
 def test_two_threads(server, agent):
     """A heartbeat while the main thread fetches and replies."""
     failures, stop = [], threading.Event()
