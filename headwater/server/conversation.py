@@ -65,6 +65,7 @@ class Conversation:
         need: below so many accepted updates the round cannot end.
         ask: sends these clients their task.
         fold: takes one reply, or raises ``HeadwaterError``: the client's fault, but for ``StorageError``.
+        replaceable: whether others may be asked in place of clients that cannot be had.
     """
 
     coordinator: Machine
@@ -76,12 +77,13 @@ class Conversation:
     need: int
     ask: Callable[[Sequence[str]], None]
     fold: Callable[[Incoming], None]
+    replaceable: bool = False
 
     def run(self, first: Iterable[Action], accepted: Iterable[str] = ()) -> Close | Halt | None:
         """Until the coordinator ends the round.
 
-        None if that cannot be: a stop was asked for and nobody is at work, or too many were revoked or have
-        other data now.
+        None if that cannot be: a stop was asked for and nobody is at work, too many were revoked or have
+        other data now, or others are there in place of those who fail or are silent beyond the deadline.
 
         Raises:
             StorageError: an update could not be kept.
@@ -91,7 +93,8 @@ class Conversation:
         end = talk.do(first)
         while end is None:
             end = talk.step()
-            if end is None and (talk.gave_up() or self.coordinator.reachable < self.need):
+            lost = talk.gave_up() or talk.replan or self.coordinator.reachable < self.need
+            if end is None and lost:
                 return None
         talk.tell_waiting(False)
         return end
@@ -104,12 +107,15 @@ class _Talk:
         self._with = conversation
         self._accepted = set(accepted)
         self._failed_ones: set[str] = set()
+        self._failed_once: set[str] = set()  # and may be at work again
         self._looked_s = -1e18
         self._there: set[str] = set(conversation.there)
         self._gone: set[str] = set()
         self._give_up_s: float | None = None
         self._at_the_latest_s = math.inf
         self._waiting = False
+        self._late_s = conversation.watch.ends_s()
+        self.replan = False
 
     def step(self) -> Close | Halt | None:
         with_, watch = self._with, self._with.watch
@@ -170,6 +176,7 @@ class _Talk:
             raise
         except HeadwaterError as error:
             self._failed_ones.add(client)
+            self._failed_once.add(client)
             self._failed(round, client, str(error))
             return receive(Failed(client, round, str(error)))
         self._accepted.add(client)
@@ -198,9 +205,20 @@ class _Talk:
             if reason and client not in self._gone:
                 self._gone.add(client)
                 end = end or self.do(receive(Gone(client, number, reason)))
+        self.replan = self._with.replaceable and self._lacks(now) and self._others()
         reachable = len(ready & set(self._with.clients))
         self.tell_waiting(max(len(self._accepted), reachable) < self._with.need, reachable)
         return end
+
+    def _lacks(self, now: float) -> bool:
+        """Whether the round has too few updates, and no hope of more soon."""
+        left = set(self._with.clients) - self._accepted - self._failed_once - self._gone
+        return len(self._accepted) < self._with.need and (not left or now > self._late_s)
+
+    def _others(self) -> bool:
+        """Whether somebody is there who was not asked."""
+        ready = self._with.members.ready()
+        return any(p.train_examples and name not in self._with.clients for name, p in ready.items())
 
     def tell_waiting(self, waiting: bool, reachable: int = 0) -> None:
         """Tell that the round waits for clients, and when it does no more."""

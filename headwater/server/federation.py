@@ -147,7 +147,7 @@ class FederationServer:
             if closed is not None:
                 checkpoint = self._close(checkpoint, closed, members)
             elif self._deployment is not None and not self._should_stop():
-                why = "too many clients left, were revoked or have other data"
+                why = "too many of its clients are lost to it"
                 self._observer(Notice(f"{why}: the round is planned anew"))
                 self._deployment.roster.unlink(missing_ok=True)
                 rounds = None

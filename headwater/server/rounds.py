@@ -193,7 +193,7 @@ class SynchronousRounds(Rounds):
     def run(self, checkpoint: Checkpoint) -> Finished | None:  # noqa: D102 - inherited
         number, started_s = checkpoint.server.round + 1, self._watch.clock()
         left = self._left_open(number)
-        known = self._members.ready() if left is None else left.profiles
+        known = self._planned_anew(number) if left is None else left.profiles
         if self._too_few(known):
             return None
         open_round = self._open(checkpoint, known, left)
@@ -213,6 +213,7 @@ class SynchronousRounds(Rounds):
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
             fold=lambda incoming: self._fold(open_round, incoming),
+            replaceable=self._deployment is not None,
         )
         end = conversation.run(actions, accepted)
         self._members.exchange.forget(TrainRequest, number)
@@ -223,6 +224,12 @@ class SynchronousRounds(Rounds):
         merged = open_round.merge()
         record = open_round.record(end, merged, open_round.base + merged.delta)
         return Finished(merged, record, dict.fromkeys(end.accepted, number), started_s)
+
+    def _planned_anew(self, number: int) -> Mapping[str, ClientProfile]:
+        """Who is there, and whose update was accepted before the round had to be planned anew."""
+        ready, known = self._members.ready(), self._members.profiles()
+        spooled = self._deployment.spool.clients(number) if self._deployment else ()
+        return dict(sorted({**{c: known[c] for c in spooled if c in known}, **ready}.items()))
 
     def _refold(self, open_round: OpenRound) -> tuple[str, ...]:
         accepted = []

@@ -33,7 +33,9 @@ class Fleet(Members):
             yield self.answers.pop(0)
 
 
-def talk(members, planned, *, need, fold=lambda incoming: None, stop=False, deadline_s=None):
+def talk(
+    members, planned, *, need, fold=lambda incoming: None, stop=False, deadline_s=None, replaceable=False
+):
     """A round of these clients, each planned with 5 examples; its end and who was asked."""
     clock = iter(range(5000))
     coordinator = Coordinator(1, min_clients=need, retry_s=1, deadline_s=deadline_s)
@@ -48,6 +50,7 @@ def talk(members, planned, *, need, fold=lambda incoming: None, stop=False, dead
         need,
         ask=asked.extend,
         fold=fold,
+        replaceable=replaceable,
     )
     actions = coordinator.receive(Begin(1, tuple(planned), 0.0))
     return conversation.run(actions), asked
@@ -86,3 +89,34 @@ def test_a_silent_client_does_not_keep_the_organiser_from_stopping():
     """It is there, so it may be at work; but not for longer than the round's deadline."""
     end, _ = talk(Fleet("a", a=5, b=5), "ab", need=2, stop=True, deadline_s=200.0)
     assert end is None
+
+
+def failing(incoming):
+    if incoming.address == "b":
+        raise DecodeError("client b", expected="an update", got="garbage")
+
+
+def test_another_client_takes_the_place_of_one_that_fails():
+    """Else an enrolled client that only sends garbage would hold a round that needs it."""
+    end, asked = talk(Fleet("a", "b", a=5, b=5, c=5), ["a", "b"], need=2, fold=failing, replaceable=True)
+    assert end is None
+    assert asked == ["a", "b"]
+
+
+def test_another_client_takes_the_place_of_one_that_is_silent_beyond_the_deadline():
+    end, _ = talk(Fleet("a", a=5, b=5, c=5), ["a", "b"], need=2, deadline_s=100, replaceable=True)
+    assert end is None
+
+
+def test_without_others_the_round_goes_on_asking():
+    members = Fleet("a", "b", "b", a=5, b=5, c=0)  # c has nothing to train on
+    failures = iter([True])
+
+    def fold(incoming):
+        if incoming.address == "b" and next(failures, False):
+            raise DecodeError("client b", expected="an update", got="garbage")
+
+    end, asked = talk(members, ["a", "b"], need=2, fold=fold, replaceable=True)
+    assert isinstance(end, Close)
+    assert end.accepted == ("a", "b")
+    assert asked == ["a", "b", "b"]
