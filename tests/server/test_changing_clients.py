@@ -100,7 +100,7 @@ def test_another_client_takes_the_place_of_one_that_fails():
     """Else an enrolled client that only sends garbage would hold a round that needs it."""
     end, asked = talk(Fleet("a", "b", a=5, b=5, c=5), ["a", "b"], need=2, fold=failing, replaceable=True)
     assert end is None
-    assert asked == ["a", "b"]
+    assert set(asked) == {"a", "b"}
 
 
 def test_another_client_takes_the_place_of_one_that_is_silent_beyond_the_deadline():
