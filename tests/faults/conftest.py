@@ -107,6 +107,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         {
             "test": report.nodeid.rpartition("/")[2],
             "passed": report.passed,
+            "known": getattr(report, "wasxfail", "") if report.skipped else "",
             "seconds": round(report.duration, 1),
             "faults": faults,
             "outcomes": outcomes,
@@ -127,4 +128,4 @@ def pytest_sessionfinish() -> None:
     before = json.loads(path.read_text()) if mode == "merge" and path.exists() else []
     rows = sorted([r for r in before if r["test"] not in ran] + _ROWS, key=lambda r: r["test"].split("::")[0])
     path.write_text(json.dumps(rows, indent=1) + "\n")
-    (_HERE.parent.parent / "docs" / "fault-table.md").write_text(write_table(rows))
+    (_HERE.parent.parent / "docs" / "fault-table.md").write_text(write_table(rows, whole=mode == "new"))

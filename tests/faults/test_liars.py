@@ -158,14 +158,14 @@ def test_answering_twice(fleet, note, outcome):
 def test_one_that_never_answers(fleet, note, outcome):
     """It is asked in every round from the moment it is there; each round ends at its deadline."""
     agent, name = fleet.agents[2], fleet.names[2]
+    trial = Trial(fleet, vector(60, least=2, more="deadline_s = 3.0"))
+    trial.reach(1)
     agent.kill()
-    trial = Trial(fleet, vector(40, least=2, more="deadline_s = 3.0"), wait=False)
-    eventually(lambda: (trial.state / "profiles.json").exists(), 60, "who the others are")
     liar = Impostor(fleet, name, trial)
     liar.task()
     begun, held, asked = time.monotonic(), trial.round, 1
     while trial.round < held + 3:
-        assert time.monotonic() < begun + 40
+        assert time.monotonic() < begun + 40, fleet.daemon.tail(40)
         liar.connection.heartbeat()
         delivery = liar.connection.receive()
         if delivery is not None and delivery.kind == "query":
@@ -182,7 +182,29 @@ def test_one_that_never_answers(fleet, note, outcome):
     assert asked >= 3
     assert took_s > 5
     trial.end()
-    outcome({"said": "40 rounds, none waits longer"})
+    outcome({"said": "60 rounds, none waits longer"})
+
+
+@pytest.mark.xfail(strict=True, reason="such a round is not planned anew when others come: it stays open")
+def test_one_that_never_answers_in_a_round_of_the_fewest(fleet, note):
+    """Two are needed and two are there when the round begins; one is mute, and a third comes."""
+    note(
+        "a client that never answers in a round that began with no more clients than it needs; a third comes"
+    )
+    first, _, last = fleet.agents
+    first.kill()
+    last.kill()
+    trial = Trial(fleet, vector(4, least=2, more="deadline_s = 3.0"), wait=False)
+    eventually(lambda: (trial.state / "profiles.json").exists(), 60, "who the other one is")
+    liar = Impostor(fleet, fleet.names[2], trial)
+    try:
+        liar.task()
+        fleet.restart(first)
+        trial.reach(1, 25)
+    finally:
+        liar.connection.close()
+        fleet.restart(first)
+        fleet.restart(last)
 
 
 def test_revoked_in_the_middle(fleet, note, outcome):

@@ -144,7 +144,7 @@ def test_lost_packets_in_a_namespace(fleet, far, note, outcome):
     far.lose()
     trial = Trial(fleet, vector(6, codec="dense"))
     found = trial.ends_right()
-    note("every 16th packet is lost, both ways", f"{far.lost()} lost", times=far.lost())
+    note("every 16th packet is lost, both ways", f"{far.lost()} lost")
     assert far.lost() > 3
     outcome(found)
 
