@@ -12,8 +12,8 @@ between them; the tests disturb them in the ways below. Where the result is *equ
 every round and the adapter of the disturbed run have the hashes that `headwater simulate` gives on the
 same federation file.
 
-{count} kinds of faults, {times} injections, {runs} tests, {minutes:.0f} minutes, {failed} failed, {known} with
-a known defect.
+{count} kinds of faults, {times} injections, {runs} tests, {minutes:.0f} minutes, {failed} failed, {known}
+with a known defect.
 *Sent again* counts updates that agents sent beyond one for each client and round: work that was asked for
 twice, not a loss.
 
