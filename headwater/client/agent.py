@@ -27,7 +27,7 @@ from headwater.client.keeper import Beats, Keeper, for_a_person
 from headwater.client.owner_log import OwnerLog, StatusFile
 from headwater.client.worker import Worker, WorkerOptions
 from headwater.config.agent import AgentSettings
-from headwater.errors import ConfigError, ConnectionLost, HeadwaterError, Refused, StorageError
+from headwater.errors import ConfigError, ConnectionLost, DecodeError, HeadwaterError, Refused, StorageError
 
 if TYPE_CHECKING:
     from headwater.flower.fleet import Delivery
@@ -162,6 +162,8 @@ class Agent:
             if for_a_person(error):
                 raise
             self._say(f"{delivery.kind}: the server does not want the reply any more: {error}")
+        except DecodeError as error:  # again would be the same for ever; the outbox has it if it is asked for
+            self._say(f"{delivery.kind}: what came back is no answer of a server's: {error}")
         else:
             self._say(f"{delivery.kind}: answered, {len(data):,} bytes")
         self._undelivered = None

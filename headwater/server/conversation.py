@@ -1,4 +1,4 @@
-"""converse: one open round, from its first requests to its end, as the coordinator says."""
+"""Conversation: one open round, from its first requests to its end, as the coordinator says."""
 
 from __future__ import annotations
 

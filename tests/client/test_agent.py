@@ -17,7 +17,7 @@ from headwater.client.keeper import Keeper, for_a_person, status_of
 from headwater.client.outbox import KEPT_REPLIES, Outbox, request_digest
 from headwater.client.owner_log import LOG_BYTES, OwnerLog, StatusFile
 from headwater.client.worker import WorkerDied
-from headwater.errors import ConnectionLost, Refused, StorageError, TrainingError
+from headwater.errors import ConnectionLost, DecodeError, Refused, StorageError, TrainingError
 from headwater.proto.wire import decode_request, decode_signed, encode_reply
 from headwater.protocol.messages import (
     ClientFailure,
@@ -416,6 +416,17 @@ def test_the_server_may_come_later_and_go_at_any_call(make, tmp_path):
         until(lambda: connection.replies)
     assert found.worker.asked == ["TrainRequest"], "trained once, however often the delivery failed"
     assert any("no connection" in line for line in found.log)
+
+
+def test_a_reply_that_is_answered_with_garbage_is_not_sent_for_ever(make, tmp_path):
+    found = make()
+    garbled = DecodeError("server:1", expected="an answer", got="garbage")
+    connection = FakeConnection(script={"reply": deque([garbled])})
+    connection.inbox.put(train_delivery(1))
+    connection.inbox.put(train_delivery(2))
+    with Running(found, connection, tmp_path):
+        until(lambda: connection.replies)
+    assert [opened(data).round for _, data in connection.replies] == [2]
 
 
 def test_a_reply_that_nobody_wants_is_dropped_and_one_that_is_refused_for_now_is_kept(make, tmp_path):
