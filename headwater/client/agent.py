@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from headwater import __version__
 from headwater.client.desk import Desk, OwnerStops
-from headwater.client.keeper import Beats, Keeper, for_a_person
+from headwater.client.keeper import Beats, Keeper, for_a_person, status_of
 from headwater.client.owner_log import OwnerLog, StatusFile
 from headwater.client.worker import Worker, WorkerOptions
 from headwater.config.agent import AgentSettings
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 BUSY_S, IDLE_S, METERED_S = 0.1, 2.0, 30.0
 """Between two questions for a task: right after one, after a while, and after a while on a metered link."""
+UNFIT = frozenset({400, 411, 413, 415, 422})
+"""With these the server refuses a reply by its size or form: the same bytes will never do."""
 FAREWELL_S = 3.0
 """How long the server may take to hear that the agent ends."""
 
@@ -153,7 +155,12 @@ class Agent:
         self._undelivered = replace(delivery, parts={}), data
 
     def _deliver(self, delivery: Delivery, data: bytes) -> None:
-        """Send a reply; keep it if the connection is at fault, drop it if this message is over."""
+        """Send a reply; keep it if the connection is at fault, drop it if this message is over.
+
+        One that the server refuses by its size or form gives way to a failure that says so: the server
+        waits for something. What the reply carried returns to the residual with the next task, which
+        names the last update that was accepted, as after any other refusal.
+        """
         self._desk.count(len(data))
         try:
             with self._guard:
@@ -161,6 +168,9 @@ class Agent:
         except Refused as error:
             if for_a_person(error):
                 raise
+            if status_of(error) in UNFIT and (failure := self._desk.instead_of(data, error.got)) is not None:
+                self._undelivered = delivery, failure
+                return
             self._say(f"{delivery.kind}: the server does not want the reply any more: {error}")
         except DecodeError as error:  # again would be the same for ever; the outbox has it if it is asked for
             self._say(f"{delivery.kind}: what came back is no answer of a server's: {error}")

@@ -20,7 +20,7 @@ from headwater.client.worker import WorkerDied
 from headwater.config.agent import AgentSettings
 from headwater.config.federation import VectorModel
 from headwater.errors import DecodeError, HeadwaterError, StorageError, TrainingError
-from headwater.proto.wire import decode_reply, decode_request, encode_reply, encode_signed
+from headwater.proto.wire import decode_reply, decode_request, decode_signed, encode_reply, encode_signed
 from headwater.protocol.messages import (
     ClientFailure,
     ClientProfile,
@@ -109,6 +109,21 @@ class Desk:
             reply = self._failure(request, str(error))
         self.count(size)
         return encode_signed(reply, self._sign(reply))
+
+    def instead_of(self, signed: bytes, reason: str) -> bytes | None:
+        """The signed failure that takes the place of a reply which the server refuses for ``reason``.
+
+        None if that reply was a failure itself: then there is nothing smaller to say.
+        """
+        reply = decode_reply(decode_signed(signed, max_bytes=len(signed))[0], max_bytes=len(signed))
+        if isinstance(reply, ClientFailure):
+            return None
+        number = 0 if isinstance(reply, ClientProfile) else reply.round
+        what = "profile" if isinstance(reply, ClientProfile) else f"round {number}"
+        reason = f"the server refused the reply of {len(signed):,} bytes: {reason}"
+        self._say(f"run {reply.run}: {what}: {reason}; it is told so")
+        failure = encode_reply(ClientFailure(self._name, number, reason, reply.run))
+        return encode_signed(failure, self._sign(failure))
 
     def count(self, size: int) -> None:
         """Count the bytes of a message against the day."""

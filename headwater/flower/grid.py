@@ -71,14 +71,20 @@ class LinkGrid(Grid):
         sealed = make_message(metadata, content=seal(message.content, shared))
         metadata.__dict__["_message_id"] = sealed.object_id  # as Flower's own grids do
         objects, tree = get_all_nested_objects(sealed), get_object_tree(sealed)
-        with self._mail.lock:
-            if asked.dst_node_id not in self._mail.outbox:
-                return None
-            store = self._mail.object_store
-            for object_id in store.preregister(self._mail.run_id, tree):
-                store.put(object_id, objects[object_id].deflate())
-            self._mail.post(remove_content_from_message(sealed))
-        return metadata.message_id
+        store, ready = self._mail.object_store, dict[str, bytes]()
+        while asked.dst_node_id in self._mail.outbox:
+            # a state of hundreds of MB takes seconds, and every request of every client needs the lock
+            ready |= {i: objects[i].deflate() for i in objects if i not in ready and i not in store}
+            with self._mail.lock:
+                if asked.dst_node_id not in self._mail.outbox:
+                    break
+                if any(i not in ready and i not in store for i in objects):
+                    continue  # another message that held them too was dropped meanwhile
+                for object_id in store.preregister(self._mail.run_id, tree):
+                    store.put(object_id, ready[object_id])
+                self._mail.post(remove_content_from_message(sealed))
+                return metadata.message_id
+        return None
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies to these that are here whole; each leaves with its request and all objects.

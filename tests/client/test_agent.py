@@ -29,6 +29,7 @@ from headwater.protocol.messages import (
     TrainRequest,
 )
 from tests.client.devices import (
+    RUN,
     VECTOR_SHA256,
     agent_file,
     ask,
@@ -442,6 +443,42 @@ def test_a_reply_that_nobody_wants_is_dropped_and_one_that_is_refused_for_now_is
         until(lambda: connection.replies)
     assert [opened(data).round for _, data in connection.replies] == [2]
     assert any("does not want the reply any more" in line for line in found.log)
+
+
+@pytest.mark.parametrize("status", [413, 422])
+def test_a_reply_refused_by_size_or_form_is_answered_with_a_failure(make, tmp_path, status):
+    """Silence would keep the server waiting for ever."""
+    found = make()
+    connection = FakeConnection(script={"reply": deque([no(status), LOST])})
+    connection.inbox.put(train_delivery(3))
+    with Running(found, connection, tmp_path):
+        until(lambda: connection.replies)
+    ((delivery, data),) = connection.replies
+    failure = opened(data)
+    assert isinstance(failure, ClientFailure)
+    assert (delivery.message_id, failure.run, failure.round) == ("m3", RUN, 3)
+    assert f"{status} because" in failure.reason
+    assert decode_signed(data, max_bytes=10**6)[1] == sign(b"")
+    assert any(failure.reason in line for line in found.log)
+
+
+def test_every_kind_of_reply_has_a_failure_for_it_and_a_failure_has_none(make):
+    found = make()
+    requests = profile_request(FEDERATION), evaluation_of(vector_train(FEDERATION)), vector_train(FEDERATION)
+    for request, number in zip(requests, (0, 1, 1), strict=True):
+        failure = found.desk.instead_of(found.desk.answer(parts(request)), "413")
+        assert (opened(failure).run, opened(failure).round) == (RUN, number)
+        assert found.desk.instead_of(failure, "413") is None
+
+
+def test_a_failure_that_is_refused_too_is_dropped(make, tmp_path):
+    found = make()
+    connection = FakeConnection(script={"reply": deque([no(413), no(422)])})
+    connection.inbox.put(train_delivery(1))
+    connection.inbox.put(train_delivery(2))
+    with Running(found, connection, tmp_path):
+        until(lambda: connection.replies)
+    assert [opened(data).round for _, data in connection.replies] == [2]
 
 
 def test_a_task_in_the_middle_of_a_stop_is_dropped_within_seconds(make, tmp_path):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from fastapi import HTTPException
 from flwr.app import Message
+from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.serde import message_from_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import (
@@ -598,6 +599,56 @@ def test_the_state_of_a_round_is_stored_and_hashed_once(link):
     _, objects = devices[1].fetch()
     assert open_objects(ids[1], objects, max_bytes=10**8)["state"] == state
     link.grid.cancel(ids)
+    assert len(link._mail.object_store) == 0
+
+
+def test_the_lock_is_free_while_a_state_is_copied(link, device, monkeypatch):
+    """Every request of every client needs it, heartbeats too; 300 MB took seconds."""
+    free, deflate = [], ArrayChunk.deflate
+
+    def watched(chunk):
+        def look():
+            if link._mail.lock.acquire(blocking=False):
+                link._mail.lock.release()
+                free.append(True)
+            else:
+                free.append(False)
+
+        thread = threading.Thread(target=look)  # the lock is reentrant: another one must ask
+        thread.start()
+        thread.join()
+        return deflate(chunk)
+
+    monkeypatch.setattr(ArrayChunk, "deflate", watched)
+    send(link, device.node, envelope=b"e", state=blocks(3))
+    assert len(free) >= 4
+    assert all(free)
+
+
+def test_a_state_that_leaves_while_another_message_with_it_is_sealed(link, device, monkeypatch):
+    other, state, deflate = Device(link, "b"), blocks(3), ArrayChunk.deflate
+    first = send(link, other.node, envelope=b"first", state=state)
+
+    def meanwhile(chunk):
+        link.grid.cancel([first])
+        return deflate(chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayChunk, "deflate", meanwhile)
+        second = send(link, device.node, envelope=b"second", state=state)
+    _, objects = device.fetch()
+    assert open_objects(second, objects, max_bytes=10**8) == {"envelope": b"second", "state": state}
+
+
+def test_a_client_that_leaves_while_its_message_is_sealed(link, device, monkeypatch):
+    deflate = ArrayChunk.deflate
+
+    def meanwhile(chunk):
+        link.unregister("a")
+        return deflate(chunk)
+
+    monkeypatch.setattr(ArrayChunk, "deflate", meanwhile)
+    assert send(link, device.node, envelope=b"e", state=blocks(1)) is None
     assert len(link._mail.object_store) == 0
 
 
