@@ -1,4 +1,4 @@
-"""``headwater server adapters list|export|rollback``: the versions of a run's global adapter."""
+"""``headwater server adapters list|export|rollback|unpin``: the versions of a run's global adapter."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from headwater.errors import ConfigError, DecodeError, StorageError
 
 if TYPE_CHECKING:
     from headwater.proto.control import ControlClient
+    from headwater.protocol.control import AdapterRow
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of all three."""
-    parser.add_argument("action", choices=["list", "export", "rollback"], help="what to do")
-    add_daemon(parser, "[RUN] [VERSION]", what="the run (default: the latest); rollback needs both")
+    """Declare the arguments of all four."""
+    parser.add_argument("action", choices=["list", "export", "rollback", "unpin"], help="what to do")
+    add_daemon(parser, "[RUN] [VERSION]", what="the run (default: the latest); rollback, unpin need both")
     which = "(DIR | --server HOST:PORT --identity FOLDER)"
     parser.usage = (
         f"{parser.prog} list {which} [RUN] [--json]\n"
         f"       {parser.prog} export {which} [RUN] [--version N] --out FOLDER\n"
-        f"       {parser.prog} rollback {which} RUN VERSION"
+        f"       {parser.prog} rollback {which} RUN VERSION\n"
+        f"       {parser.prog} unpin {which} RUN VERSION"
     )
     parser.add_argument("--version", type=int, default=0, metavar="N", help="to export (default: the best)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the export goes: new, or empty")
@@ -43,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
                 return _list(client, options)
             case "export":
                 return _export(client, options)
+            case "unpin":
+                return _unpin(client, options)
             case _:
                 return _rollback(client, options)
 
@@ -74,20 +78,34 @@ def _export(client: ControlClient, options: argparse.Namespace) -> int:
 
 
 def _rollback(client: ControlClient, options: argparse.Namespace) -> int:
-    from headwater.cli.tables import adapters_table, show
+    run, version = _take_version(options)
+    _show(client.rollback(run, version), f"run {run} goes on from version {version}:", options)
+    return 0
 
+
+def _unpin(client: ControlClient, options: argparse.Namespace) -> int:
+    run, version = _take_version(options)
+    _show(client.unpin(run, version), f"version {version} is kept no longer than others:", options)
+    return 0
+
+
+def _take_version(options: argparse.Namespace) -> tuple[str, int]:
     run, version = take_words(options, 2, 2)
     if not (version.isascii() and version.isdigit()):
         raise ConfigError(
             "VERSION", expected="a number", got=ascii(version), hint="See: headwater server adapters list"
         )
-    row = client.rollback(run, int(version))
+    return run, int(version)
+
+
+def _show(row: AdapterRow, said: str, options: argparse.Namespace) -> None:
+    from headwater.cli.tables import adapters_table, show
+
     if options.json:
         print(as_json(row))
     else:
-        print(f"run {run} goes on from version {version}:")
+        print(said)
         show(adapters_table((row,), time.time()), sys.stdout)
-    return 0
 
 
 def unpack(pieces: Iterable[bytes], folder: Path) -> int:

@@ -188,6 +188,12 @@ class ControlClient:
             self._ask("Rollback", _message(pb.RollbackRequest, run=run, version=version), pb.AdapterRow)
         )
 
+    def unpin(self, run: str, version: int) -> AdapterRow:
+        """No longer keep a version's values for ever."""
+        return rows.adapter_from_message(
+            self._ask("Unpin", _message(pb.UnpinRequest, run=run, version=version), pb.AdapterRow)
+        )
+
     def _ask(self, method: str, request: Message, kind: type[_M]) -> _M:
         with self._explained():
             answer = self._calls[method](request, timeout=TIMEOUT_S)

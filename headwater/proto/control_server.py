@@ -138,6 +138,7 @@ class _Control:
             "Rollback": lambda request: rows.adapter_to_message(
                 organiser.rollback(request.run, request.version)
             ),
+            "Unpin": lambda request: rows.adapter_to_message(organiser.unpin(request.run, request.version)),
         }
         handlers = {}
         for method in SERVICE.methods:

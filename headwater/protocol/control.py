@@ -154,7 +154,13 @@ class Organiser(Protocol):
         """All versions of a run (of the latest run, if empty)."""
 
     def export(self, run: str = "", version: int = 0) -> Iterator[bytes]:
-        """A tar of the adapter's folder (the best version, if 0), in pieces of at most 1 MiB."""
+        """A tar of the adapter's folder (the best version, if 0), in pieces of at most 1 MiB.
+
+        Its values are kept for ever from then on, until :meth:`unpin`.
+        """
 
     def rollback(self, run: str, version: int) -> AdapterRow:
         """Go on from an earlier version's values, as a new one made between rounds; the earlier's row."""
+
+    def unpin(self, run: str, version: int) -> AdapterRow:
+        """Keep a version that was exported or gone back to only as long as any other; its row."""

@@ -174,6 +174,21 @@ class Office:
         self._book.wish_rollback(entry.run, version)
         return row
 
+    def unpin(self, run: str, version: int) -> AdapterRow:  # noqa: D102
+        entry = self._book.get(run)
+        if entry.rollback == version:
+            raise ConfigError(
+                f"run {entry.run}: version {version}",
+                expected="a version that nobody needs",
+                got="the one that the run is about to go on from",
+                hint="Unpin it after that: headwater server adapters list DIR shows the rollback.",
+            )
+        versions = self._versions(entry.run)
+        versions.unpin(version)
+        if entry.state in ENDED and self._job_of(entry.run) is None:
+            versions.prune()  # no further round does it
+        return next(row for row in versions.rows() if row.version == version)
+
     def _versions(self, run: str) -> Versions:
         if (job := self._job_of(run)) is not None:
             return job.versions

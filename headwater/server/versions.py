@@ -247,6 +247,22 @@ class Versions:
             if version not in self._pinned:
                 self._write_pins(self._pinned | {version})
 
+    def unpin(self, version: int) -> None:
+        """Keep the values of ``version`` only as long as any other's; the next :meth:`prune` may delete them.
+
+        Raises:
+            ConfigError: nobody pinned it.
+            StorageError: the note could not be written.
+        """
+        with self._lock:
+            if version not in self._pinned:
+                raise ConfigError(
+                    f"adapter version {version}",
+                    expected=f"a pinned one: {', '.join(map(str, sorted(self._pinned))) or 'there are none'}",
+                    got="one that nobody exported or went back to",
+                )
+            self._write_pins(self._pinned - {version})
+
     def prune(self) -> tuple[int, ...]:
         """Delete the values of all versions but the last ``keep``, the best, the first and pinned ones.
 

@@ -160,6 +160,7 @@ def test_a_run_need_not_be_named_if_only_one_can_be_meant(folder, organiser):
         (["set", "DIR", "r1", "=2"], "once"),
         (["adapters", "rollback", "DIR", "r1"], "2 arguments"),
         (["adapters", "rollback", "DIR", "r1", "-"], "a number"),
+        (["adapters", "unpin", "DIR", "r1", "x"], "a number"),
         (["adapters", "export", "DIR"], "--out FOLDER"),
         (["adapters", "export", "DIR", "--version", "-1", "--out", "o"], "at least 1"),
     ],
@@ -241,6 +242,12 @@ def test_rollback(folder, organiser):
     done = headwater("server", "adapters", "rollback", folder, "r1", "1")
     assert "from version 1" in done.out
     assert organiser.calls == [("rollback", "r1", 1)]
+
+
+def test_unpin(folder, organiser):
+    done = headwater("server", "adapters", "unpin", folder, "r1", "2")
+    assert "version 2 is kept no longer" in done.out
+    assert organiser.calls == [("unpin", "r1", 2)]
 
 
 def test_an_export_is_unpacked(folder, organiser, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.serverapp import Grid
 
-from headwater.errors import FederationStopped
+from headwater.errors import ConfigError, FederationStopped
 from headwater.flower.link import FleetLink
 from headwater.server.daemon import Daemon
 from headwater.server.monitor import Monitor
@@ -143,6 +143,28 @@ def test_an_export_leaves_the_threads_of_the_run_at_work(site):
         assert torch.get_num_threads() == loaded.settings.federation.threads + 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_unpinned_version_goes_at_once_where_no_round_follows(site):
+    folder, loaded = site.book.open(site.run)
+    bench = Workbench.open(loaded, threads=False)
+    versions = Versions.of_run(folder.path, 3)
+    for number in range(6):
+        versions.add(
+            bench.initial_state(), run=site.run, round=number, parent=number, config_sha256="", cohort=(),
+            metric="loss", value=1.0, best=not number, note=f"round {number}", created=0.0,
+        )  # fmt: skip
+    site.office.rollback(site.run, 2)
+    with pytest.raises(ConfigError, match="about to go on from"):
+        site.office.unpin(site.run, 2)
+    site.book.wish_rollback(site.run, None)
+    versions.prune()
+    versions.pin(4)
+    assert site.office.unpin(site.run, 2).kept  # the run is queued: the next round deletes it
+    site.office.stop(site.run)
+    versions.pin(2)
+    assert not site.office.unpin(site.run, 2).kept
+    assert [row.version for row in versions.rows() if row.kept] == [1, 4, 5, 6]
 
 
 def test_a_full_disk_is_tried_again_with_pauses_and_after_a_restart(tmp_path):

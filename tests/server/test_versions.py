@@ -178,6 +178,23 @@ def test_pruning_keeps_the_last_the_best_the_first_and_the_pinned(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4 + 2  # values; rows and pins
 
 
+def test_what_is_unpinned_is_kept_as_long_as_any_other(tmp_path):
+    versions = Versions(tmp_path, keep=1)
+    for number in range(4):
+        add(versions, number)
+    versions.pin(2)
+    versions.pin(3)
+    versions.prune()
+    versions.unpin(2)
+    assert numbers(versions) == [1, 2, 3, 4]  # the next pruning does it
+    assert Versions(tmp_path, keep=1).prune() == (2,)
+    with pytest.raises(ConfigError, match=r"version 2: .*a pinned one: 3, got one that nobody"):
+        versions.unpin(2)
+    versions.unpin(3)
+    with pytest.raises(ConfigError, match="there are none"):
+        versions.unpin(9)
+
+
 def test_a_row_that_an_append_tore_is_left_out_and_overwritten(tmp_path):
     versions = Versions(tmp_path, keep=5)
     add(versions, 0)

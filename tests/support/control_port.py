@@ -116,6 +116,10 @@ class FakeOrganiser:
         self._note("rollback", run, version)
         return replace(SECOND, version=3, parent=version, note=f"rollback to version {version}")
 
+    def unpin(self, run, version):
+        self._note("unpin", run, version)
+        return replace(SECOND, version=version)
+
     def _note(self, *call):
         self.calls.append(call)
         if self.error is not None:

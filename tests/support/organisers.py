@@ -107,7 +107,7 @@ class ToyOrganiser:
     def _no(self, *arguments: object) -> Any:
         raise ConfigError("toy organiser", expected="a question", got="an order")
 
-    submit = pause = resume = stop = change = accept = revoke = rollback = _no
+    submit = pause = resume = stop = change = accept = revoke = rollback = unpin = _no
 
 
 def _fields(row: AdapterRow | ClientRow | RunRow) -> dict[str, Any]:

@@ -239,3 +239,11 @@ class RollbackRequest(_message.Message):
     run: str
     version: int
     def __init__(self, run: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class UnpinRequest(_message.Message):
+    __slots__ = ("run", "version")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    version: int
+    def __init__(self, run: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
