@@ -113,7 +113,7 @@ class _Talk:
         self._gone: set[str] = set()
         self._give_up_s: float | None = None
         self._at_the_latest_s = math.inf
-        self._waiting = False
+        self._have = conversation.need
         self._late_s = conversation.watch.ends_s()
         self.replan = False
 
@@ -221,10 +221,12 @@ class _Talk:
         return any(p.train_examples and name not in self._with.clients for name, p in ready.items())
 
     def tell_waiting(self, waiting: bool, reachable: int = 0) -> None:
-        """Tell that the round waits for clients, and when it does no more."""
-        if waiting != self._waiting:
-            self._waiting, need = waiting, self._with.need
-            self._with.watch.observer(Waiting(reachable if waiting else need, need))
+        """Tell that the round waits for clients, how many are here, and when it waits no more."""
+        need = self._with.need
+        have = reachable if waiting else need
+        if have != self._have:
+            self._have = have
+            self._with.watch.observer(Waiting(have, need))
 
 
 def _why_gone(planned: ClientProfile, now: ClientProfile | None) -> str:

@@ -224,7 +224,7 @@ class FederationServer:
 
         An open round that a crash left behind goes on at once: who was asked is known.
         """
-        waiting = False
+        told: tuple[int, int] | None = None
         while (have := _trainable(members.ready())) < self._need() and not self._has_open_round():
             if self._should_stop():
                 return False
@@ -233,13 +233,13 @@ class FederationServer:
                     "federation", expected=f"at least {self._need()} clients with data", got=f"{have}"
                 )
             self._take_settings()
-            if not waiting:
-                waiting = True
-                self._observer(Waiting(have, self._need()))
+            if told != (have, self._need()):
+                told = have, self._need()
+                self._observer(Waiting(*told))
             for _ in members.poll(ProfileRequest):
                 pass  # introductions are dealt with on the way; updates wait where they are
             self.watch.pause()
-        if waiting:
+        if told is not None:
             self._observer(Waiting(self._need(), self._need()))
         return True
 

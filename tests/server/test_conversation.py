@@ -8,9 +8,9 @@ import pytest
 
 from headwater.errors import StorageError, UpdateRejected
 from headwater.protocol.coordinator import Begin, Coordinator
-from headwater.protocol.messages import TrainRequest
+from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.conversation import Conversation
-from headwater.server.events import ClientFailed
+from headwater.server.events import ClientFailed, Waiting
 from headwater.server.exchange import Incoming
 from headwater.server.watch import Watch
 
@@ -50,3 +50,43 @@ def test_a_bad_reply_is_the_clients_failure():
 def test_a_full_disk_is_not():
     with pytest.raises(StorageError):
         talk(StorageError("writing spool", expected="room", got="No space left on device"))
+
+
+class Few:
+    """Members of whom one more is there with every look, and who answer once all of them are."""
+
+    names = ("ann", "ben", "cleo")
+
+    def __init__(self):
+        self.looks = 0
+
+    def profiles(self):
+        return dict.fromkeys(self.names, ClientProfile("x", 7, 0, "", "", "", ""))
+
+    def ready(self):
+        self.looks += 1
+        return dict(list(self.profiles().items())[: (self.looks + 1) // 2])
+
+    def poll(self, *kinds):
+        if self.looks > 6:
+            yield from (Incoming(name, TrainRequest, 1, b"", "", 0) for name in self.names)
+
+
+def test_a_round_that_waits_tells_how_many_are_here_each_time_it_changes():
+    coordinator, told, few = Coordinator(3), [], Few()
+    times = iter(range(0, 10**6, 2))
+    watch = Watch(told.append, lambda: False, lambda: float(next(times)), None, lambda: False)
+    begun = coordinator.receive(Begin(1, few.names, 0.0))
+    Conversation(
+        coordinator,
+        few,
+        watch,
+        1,
+        few.profiles(),
+        few.names,
+        3,
+        ask=lambda names: None,
+        fold=lambda incoming: None,
+    ).run(begun)
+    waits = [(event.have, event.need) for event in told if isinstance(event, Waiting)]
+    assert waits == [(1, 3), (2, 3), (3, 3)]

@@ -14,7 +14,7 @@ from headwater.client.store import DirectoryStore
 from headwater.config import load_federation
 from headwater.protocol.messages import TrainRequest
 from headwater.server.deployment import Deployment, OpenRoster
-from headwater.server.events import ClientDone, RoundEnded
+from headwater.server.events import ClientDone, RoundEnded, Waiting
 from headwater.server.exchange import Exchange
 from headwater.server.federation import FederationServer
 from headwater.server.handshake import introduce
@@ -52,12 +52,13 @@ class Site:
         self.changes = self.loaded.settings
         self.rollback = None
 
-    def go(self, crash_at=None, kinds=object):
+    def go(self, crash_at=None, kinds=object, tell=lambda event: None):
         """Serve until the end, or until the ``crash_at``-th event of these kinds."""
         seen = []
         dead = []
 
         def observe(event):
+            tell(event)
             if isinstance(event, kinds):
                 seen.append(event)
                 if crash_at is not None and len(seen) >= crash_at:
@@ -285,6 +286,21 @@ def test_clients_that_leave_as_a_round_is_planned_end_no_run(calm, tmp_path, mon
         site = Site(tmp_path, name=f"blink{moment}")
         site.go()
         assert site.states == calm.states
+
+
+def test_whoever_waits_is_told_each_time_the_count_changes(tmp_path, monkeypatch):
+    ready, calls, told = Introduced.ready, [], []
+
+    def growing(self):
+        """One more every other look."""
+        calls.append(None)
+        return dict(list(ready(self).items())[: (len(calls) - 1) // 2])
+
+    monkeypatch.setattr(Introduced, "ready", growing)
+    monkeypatch.setattr("headwater.server.watch.POLL_S", 0.0)
+    Site(tmp_path).go(tell=told.append)
+    waits = [(event.have, event.need) for event in told if isinstance(event, Waiting)]
+    assert waits[: CLIENTS + 1] == [(have, CLIENTS) for have in range(CLIENTS + 1)]
 
 
 def test_a_round_left_open_is_planned_as_it_was(calm, tmp_path):
