@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from headwater.compression.table import codec_for
 from headwater.config.federation import BufferedSchedule, Federation
-from headwater.errors import FederationStopped, HeadwaterError
+from headwater.errors import FederationStopped, HeadwaterError, UpdateRejected
 from headwater.merging.aggregator import Merged
 from headwater.protocol.buffered import BufferedCoordinator, staleness_weight
 from headwater.protocol.coordinator import Begin, Close, Coordinator, Gone, Halt
@@ -287,7 +287,7 @@ class BufferedRounds(Rounds):
         self._bases |= {} if left is None else left.bases
         self._bases[number] = open_round.base_sha256
         oldest = number - self._schedule.max_staleness
-        self._bases = {n: digest for n, digest in self._bases.items() if n >= oldest}
+        self._bases = {n: digest for n, digest in self._bases.items() if n >= oldest and self._stands(n)}
         self._write_down(open_round, self._bases, left)
         ready, clients = self._members.ready(), tuple(open_round.plan.clients)
         there = tuple(c for c in clients if c in ready)
@@ -303,6 +303,7 @@ class BufferedRounds(Rounds):
         )
         for client in self._coordinator.working.keys() - open_round.plan.clients.keys():
             self._coordinator.receive(Gone(client, number, "no longer enrolled"))
+        self._free_the_given_up()
         actions = self._coordinator.receive(begin)
         conversation = Conversation(
             self._coordinator,
@@ -322,15 +323,30 @@ class BufferedRounds(Rounds):
             raise self._halted(end)
         return self._merge(checkpoint, open_round, end, started_s)
 
+    def _stands(self, origin: int) -> bool:
+        """Whether what clients started from in this version is behind the adapter as it is now."""
+        return self._deployment is None or self._deployment.versions.descends_from(origin - 1)
+
+    def _free_the_given_up(self) -> None:
+        """Who works from what a rollback gave up is asked anew; its reply is not waited for."""
+        for client, origin in sorted(self._coordinator.working.items()):
+            if not self._stands(origin):
+                self._watch.observer(ClientFailed(origin, client, str(_given_up(client, origin))))
+                self._coordinator.receive(Gone(client, origin, "a rollback"))
+                self._members.exchange.forget_address(TrainRequest, client)
+
     def _rechecked(self, open_round: OpenRound) -> dict[str, Incoming]:
         """What an earlier process had accepted, as far as it can be folded still.
 
         Not what started from a base that is forgotten (the round was planned anew, or the organiser takes
-        less stale updates now), or what was signed with keys that the client has no more.
+        less stale updates now, or went back to an earlier version), or what was signed with keys that the
+        client has no more.
         """
         kept, number = {}, open_round.plan.round
         for incoming in self._spooled(number, open_round.plan.clients):
             try:
+                if not self._stands(incoming.round):
+                    raise _given_up(incoming.address, incoming.round)
                 open_round.check(incoming, self._origin(incoming.round))
                 kept[incoming.address] = replace(incoming, data=b"", raw=b"")
             except HeadwaterError as error:
@@ -386,6 +402,15 @@ class BufferedRounds(Rounds):
         for client, origin in started.items():
             record["clients"][client]["staleness"] = number - origin
         return Finished(merged, record, started, started_s)
+
+
+def _given_up(client: str, origin: int) -> UpdateRejected:
+    return UpdateRejected(
+        f"client {client}",
+        expected="an update of the adapter that the run goes on from",
+        got=f"one that started from version {origin}, which a rollback gave up",
+        hint="Nothing needs to be done: the client is asked anew.",
+    )
 
 
 def _schedule(settings: Federation) -> BufferedSchedule:

@@ -70,6 +70,7 @@ class Versions:
         self._lock = threading.RLock()
         self._last: AdapterRow | None = None
         self._best = 0
+        self._turns: list[tuple[int, int]] = []  # of each rollback: its version, and its parent
         try:
             make_folder(folder)
             sync_folder(folder)
@@ -115,6 +116,20 @@ class Versions:
     def last_version(self) -> int:
         """The newest version; 0 where there is none. Reads no file, as :meth:`rows` does."""
         return self._count
+
+    def descends_from(self, round: int) -> bool:
+        """Whether the newest version was made, in however many steps, from one of this round.
+
+        Not from those that a rollback gave up. Reads no file.
+        """
+        with self._lock:
+            newest = self._count
+            while newest:
+                turn, parent = next((t for t in reversed(self._turns) if t[0] <= newest), (1, 0))
+                if self._round_of(turn) <= round <= self._round_of(newest):
+                    return True
+                newest = parent
+            return False
 
     def best_version(self) -> int:
         """The best version, or the last one where none was measured; 0 where there is none."""
@@ -228,7 +243,7 @@ class Versions:
             if kept == len(rows):
                 return
             write_atomically(self._rows_path, b"".join(row_line(row) + b"\n" for row in rows[:kept]))
-            self._last, self._best = None, 0
+            self._last, self._best, self._turns = None, 0, []
             for row in rows[:kept]:
                 self._note(row)
             self._forget_after(kept)
@@ -336,9 +351,14 @@ class Versions:
         return self._folder / f"v{version:06d}.safetensors"
 
     def _note(self, row: AdapterRow) -> None:
+        if self._last is not None and row.round == self._last.round:  # only a rollback makes no new round
+            self._turns.append((row.version, row.parent))
         self._last = row
         if row.best:
             self._best = row.version
+
+    def _round_of(self, version: int) -> int:
+        return version - 1 - sum(turn <= version for turn, _ in self._turns)
 
     def _shown(self, row: AdapterRow) -> AdapterRow:
         return replace(row, best=row.version == self._best, kept=True)

@@ -215,6 +215,29 @@ def test_a_buffered_run_survives_deaths(tmp_path):
         assert not list((site.folder.path / "state" / "spool").iterdir())
 
 
+def test_no_update_of_what_a_rollback_gave_up_is_merged(tmp_path):
+    """Three rounds done, two updates of the fourth in the spool: the run goes on from the first version."""
+    schedule, spooled = {"kind": "buffered", "buffer": 3}, 0
+    for moment in range(8, 12):
+        site = Site(tmp_path, schedule=schedule, name=f"r{moment}", min_clients=1)
+        more = site.loaded.settings.federation.model_copy(update={"rounds": ROUNDS + 2})
+        site.changes = site.loaded.settings.model_copy(update={"federation": more})
+        with contextlib.suppress(Interrupted):
+            site.go(crash_at=moment, kinds=(ClientDone, RoundEnded))
+        done = site.records[-1]["round"]
+        spool = Spool(site.folder.path / "state" / "spool")
+        given_up = {c for n in spool.rounds() for c, s in spool.started(n).items() if 1 < s <= done}
+        spooled += len(given_up)
+        site.rollback = 1
+        site.go()
+        for record in site.records[done + 1 :]:
+            for row in record["clients"].values():
+                origin = record["round"] - row.get("staleness", 0)
+                assert not 1 < origin <= done, (moment, record["round"])
+        assert len(site.records) == ROUNDS + 3
+    assert spooled
+
+
 def test_an_update_in_the_spool_whose_base_is_forgotten_is_asked_for_again(tmp_path):
     """A buffered round that is planned anew forgets the older bases; the run must not end of that."""
     schedule, found = {"kind": "buffered", "buffer": 3}, 0

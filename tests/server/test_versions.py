@@ -178,6 +178,27 @@ def test_pruning_keeps_the_last_the_best_the_first_and_the_pinned(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4 + 2  # values; rows and pins
 
 
+def test_what_a_rollback_gave_up_is_no_ancestor(tmp_path):
+    versions = Versions(tmp_path, keep=9)
+    assert not versions.descends_from(0)
+
+    def rounds(found):
+        return [n for n in range(9) if found.descends_from(n)]
+
+    for number in range(5):
+        add(versions, number, parent=number)
+    assert rounds(versions) == [0, 1, 2, 3, 4]
+    add(versions, 4, fill=1.0, parent=2, note="rollback to version 2")
+    assert rounds(versions) == [0, 1, 4]  # 4: the rollback itself
+    add(versions, 5, parent=6)
+    assert rounds(versions) == [0, 1, 4, 5]
+    add(versions, 5, fill=3.0, parent=4, note="rollback to version 4")
+    for found in (versions, Versions(tmp_path, keep=9)):
+        assert rounds(found) == [0, 1, 2, 3, 5]
+    versions.keep_through(4)
+    assert rounds(versions) == [0, 1, 4]
+
+
 def test_what_is_unpinned_is_kept_as_long_as_any_other(tmp_path):
     versions = Versions(tmp_path, keep=1)
     for number in range(4):
