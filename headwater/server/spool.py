@@ -136,11 +136,6 @@ class Spool:
             return None
         return found[1]
 
-    def get(self, round: int) -> dict[str, bytes]:
-        """All replies of ``round`` by client, sorted, without damaged ones. Holds all of them at once."""
-        found = ((client, self.read(round, client)) for client in self.clients(round))
-        return {client: data for client, data in found if data is not None}
-
     def remove(self, round: int, client: str) -> None:
         """Forget a reply, durably.
 

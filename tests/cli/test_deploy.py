@@ -54,6 +54,12 @@ def test_commands_in_the_units_the_image_and_the_page_exist():
         assert set(words) & {*VERBS, "server"}
 
 
+def test_no_service_imports_from_where_it_stands():
+    for path in UNITS:
+        assert "\nEnvironment=PYTHONSAFEPATH=1\n" in path.read_text()
+    assert "PYTHONSAFEPATH=1" in (ROOT / "deploy/Dockerfile").read_text()
+
+
 def test_the_image_s_context_has_what_is_copied_and_no_more():
     ignore = [
         line for line in (ROOT / "deploy/Dockerfile.dockerignore").read_text().splitlines()
