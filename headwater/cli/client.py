@@ -48,7 +48,12 @@ def _init(options: argparse.Namespace) -> int:
     name = options.name or "device-1"
     server = options.server or "federation.example.org:8443"
     if not NAME.fullmatch(name):
-        raise ConfigError("--name", expected="letters, digits, '.', '_' and '-'", got=repr(name))
+        raise ConfigError(
+            "--name",
+            expected="1 to 64 letters, digits, '.', '_' and '-'",
+            got=repr(name),
+            hint="For example: --name edge-7",
+        )
     text = TEMPLATE.format(name=name, server=server)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,14 +78,21 @@ def _init(options: argparse.Namespace) -> int:
 
 def _enroll(options: argparse.Namespace) -> int:
     """Make keys if there are none; print the request line and the fingerprint."""
+    from headwater.client.premises import read_authority
+    from headwater.privacy.certificates import describe
     from headwater.privacy.enrolment import make_request
     from headwater.privacy.signing import Identity
 
+    authority = ""
     if options.config is not None:
         if options.name or options.state:
             raise ConfigError("headwater client enroll", expected="CONFIG, or --name and --state", got="both")
         settings = load_agent(options.config)
         name, state = settings.file.name, settings.state
+        if settings.ca.exists():
+            authority = describe(read_authority(settings.ca))
+        else:
+            authority = f"not at {settings.ca} yet: ask the organiser for ca.pem"
     elif options.name:
         name, state = options.name, options.state or Path("state")
     else:
@@ -101,6 +113,8 @@ def _enroll(options: argparse.Namespace) -> int:
     print(make_request(identity))
     print("\nGive this line to the organiser. It holds no secret.")
     print(f"Compare the fingerprint over another channel: {identity.public.fingerprint()}")
+    if authority:
+        print(f"Compare this, too, with what the organiser's server shows: {authority}")
     return 0
 
 
@@ -136,7 +150,9 @@ def _status(options: argparse.Namespace) -> int:
     print(f"  doing         {content['doing'] if running else 'nothing'}")
     today = Usage(state / "usage.json").today(datetime.now())
     megabytes, seconds = _of(policy.max_mb_per_day), _of(policy.max_work_s_per_day)
-    print(f"  today         {today.bytes / 1e6:.1f} MB{megabytes}, {today.work_s:.0f} s of work{seconds}")
+    unknown = ", and what a damaged usage.json had counted" if today.unknown else ""
+    counted = f"{today.bytes / 1e6:.1f} MB{megabytes}, {today.work_s:.0f} s of work{seconds}"
+    print(f"  today         {counted}{unknown}")
     joined = JoinedRuns(state / "runs")
     for run_id in joined.runs():
         found = joined.get(run_id)

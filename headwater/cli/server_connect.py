@@ -76,7 +76,10 @@ def _client(address: str, identity: Path, start: str) -> ControlClient:
     from headwater.privacy.keyfiles import read_secret
     from headwater.proto.control import ControlClient
 
-    hint = "It takes ca.pem, organiser.pem and organiser.key of the server's secrets/."
+    hint = (
+        "It takes ca.pem, organiser.pem and organiser.key of the server's secrets/. "
+        "If the key is lost, make another: headwater server renew DIR --organiser"
+    )
     ca, cert = (_read(identity / name, hint) for name in ("ca.pem", "organiser.pem"))
     key = read_secret(identity / "organiser.key", hint=hint)
     return ControlClient(address, ca, cert, key, start=start)

@@ -25,6 +25,7 @@ from headwater import __version__
 from headwater.client.desk import Desk, OwnerStops
 from headwater.client.keeper import Beats, Keeper, for_a_person, status_of
 from headwater.client.owner_log import OwnerLog, StatusFile
+from headwater.client.premises import absent, read_authority
 from headwater.client.worker import Worker, WorkerOptions
 from headwater.config.agent import AgentSettings
 from headwater.errors import ConfigError, ConnectionLost, DecodeError, HeadwaterError, Refused, StorageError
@@ -191,15 +192,7 @@ def run_agent(settings: AgentSettings) -> int:
     from headwater.privacy.signing import Identity
 
     file, state = settings.file, settings.state
-    try:
-        ca = settings.ca.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"ca {settings.ca}",
-            expected="the organiser's certificate authority",
-            got=error.strerror or str(error),
-            hint="Ask the organiser for ca.pem.",
-        ) from None
+    ca = read_authority(settings.ca)
     if not (state / "keys").is_dir():
         raise ConfigError(
             f"keys {state / 'keys'}",
@@ -229,6 +222,8 @@ def run_agent(settings: AgentSettings) -> int:
         connection = FleetConnection(file.server, ca, identity, version=__version__)
         status = StatusFile(state / "status.json", file.server)
         log.say(f"agent {__version__} of {file.name} for {file.server}, process {os.getpid()}")
+        for line in absent(settings):
+            log.say(line)
         try:
             Agent(connection, desk, log.say, stop, status).run()
         finally:

@@ -15,7 +15,11 @@ LONGEST_S = 60.0
 SOON_S = 3.0
 """After the first 403: a server whose clock was set names its new time with its next answers."""
 ENDED_FOR_NOW = {
-    403: (60.0, "revoked or not yet accepted: give the organiser the line of `headwater client enroll`"),
+    403: (
+        60.0,
+        "revoked or not yet accepted: give the organiser the line of `headwater client enroll`; "
+        "if you were revoked, move state/keys away before, which makes new keys",
+    ),
     409: (300.0, "another agent runs with this device's key: end one of them"),
     426: (300.0, "another version of headwater is needed"),
 }

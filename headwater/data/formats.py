@@ -74,7 +74,7 @@ def _files(path: Path) -> list[Path]:
             str(path),
             expected=_KNOWN,
             got="nothing there",
-            hint="Check data.path; it starts from the federation file.",
+            hint="Check data.path; it starts at the folder of the file that names it.",
         )
     if path.is_file() or _is_datasets_folder(path):
         return [path]

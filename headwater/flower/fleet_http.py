@@ -145,11 +145,9 @@ class SignedHttp:
                         )
                 return response.status_code, response.headers.get("date", ""), bytes(content)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            got = f"{type(error).__name__}: {error}"[:300]
             raise ConnectionLost(
-                self._server,
-                expected="an answer over TLS",
-                got=f"{type(error).__name__}: {error}"[:300],
-                hint="Is the server running, is the address right, and this device's clock?",
+                self._server, expected="an answer over TLS", got=got, hint=_next_step(got)
             ) from error
 
     def _signed_time(self, now: float) -> tuple[str, str]:
@@ -183,3 +181,20 @@ class SignedHttp:
         kind = Gone if status == GONE else Refused
         hint = "" if reason else f"Is {self._identity.name} accepted there, with this device's keys?"
         return kind(self._server, expected="to be let in", got=got, hint=hint)
+
+
+def _next_step(got: str) -> str:
+    """What an owner can do about a connection that failed in the words of ``got``."""
+    if "CERTIFICATE_VERIFY_FAILED" not in got:
+        return "Is the server running, is the address right, and this device's clock?"
+    if "mismatch" in got:
+        return (
+            "Use an address that is in the server's certificate, or ask the organiser to add this one: "
+            "[listen] names in server.toml, then headwater server renew DIR and a restart."
+        )
+    if "expired" in got or "not yet valid" in got:
+        return "Is this device's clock right? Else the organiser must renew: headwater server renew DIR"
+    return (
+        "Another authority vouches for that server: is the address right, and is ca.pem the organiser's "
+        "latest? Its SHA-256, by voice, says so: headwater client enroll CONFIG"
+    )

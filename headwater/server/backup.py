@@ -8,6 +8,7 @@ Secrets are left out unless asked for.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -101,7 +102,10 @@ def restore(path: Path, archive: Path) -> BackupFacts:
     except OSError as error:
         got = error.strerror or str(error)
         raise StorageError(
-            f"restoring {archive} to {path}", expected="to read and write them", got=got
+            f"restoring {archive} to {path}",
+            expected="to read and write them",
+            got=got,
+            hint="Check both paths.",
         ) from error
 
 
@@ -160,7 +164,9 @@ def _new_file(target: Path) -> Iterator[IO[bytes]]:
             f"writing {target}",
             expected="room for the backup",
             got=error.strerror or str(error),
-            hint="Free space, or write it to another disk.",
+            hint="Make that folder first."
+            if error.errno == errno.ENOENT
+            else "Free space, or write it to another disk.",
         ) from error
 
 

@@ -164,10 +164,17 @@ class ClientRegistry:
 def _require_new(public: PublicIdentity, content: Enrolled) -> None:
     """Raise :class:`ConfigError` unless name and keys of ``public`` may be enrolled."""
     digests = _digests(public)
-    new_keys = "Let the owner make new keys: headwater client enroll"
+    new_keys = "Let the owner move state/keys away and make new ones: headwater client enroll CONFIG"
     for record in content.clients.values():
         other = record.public
         same = other.name.casefold() == public.name.casefold()  # names that differ in case confuse people
+        if other == public and record.revoked_at is None:
+            raise ConfigError(
+                f"client {public.name}",
+                expected="a device that is not enrolled yet",
+                got=f"the one with the same keys, enrolled {record.accepted_at}",
+                hint="Nothing is left to do: it may take part.",
+            )
         if same and (record.revoked_at is None or other.name != public.name):
             raise ConfigError(
                 f"client {public.name}",

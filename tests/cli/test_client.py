@@ -11,9 +11,10 @@ import time
 
 import pytest
 
+from headwater.client.premises import absent
 from headwater.config.agent import load_agent
 from headwater.errors import ConfigError
-from headwater.privacy.certificates import Authority
+from headwater.privacy.certificates import Authority, describe
 from headwater.privacy.enrolment import read_request
 from headwater.privacy.signing import Identity
 from tests.client.devices import agent_file
@@ -86,6 +87,36 @@ def test_enroll_makes_keys_once_and_prints_a_request_that_holds_no_secret(tmp_pa
     assert read_request(again.out.splitlines()[0]) == public
     assert Identity.load(tmp_path / "state" / "keys").public == public
     assert (tmp_path / "state" / "keys").stat().st_mode & 0o077 == 0
+
+
+def test_enroll_shows_the_authority_to_compare_with_what_the_organiser_sees(tmp_path):
+    agent_file(tmp_path)
+    assert "ask the organiser for ca.pem" in headwater("client", "enroll", tmp_path / "agent.toml").out
+    pem = Authority.create("t").certificate_pem
+    (tmp_path / "ca.pem").write_bytes(pem)
+    assert describe(pem) in headwater("client", "enroll", tmp_path / "agent.toml").out
+
+
+def test_a_file_that_is_not_the_authority_is_named(tmp_path):
+    agent_file(tmp_path)
+    authority = Authority.create("t")
+    certificate, key = authority.issue_server(["127.0.0.1"])
+    for wrong, got in [(certificate, "a certificate of the server"), (key, "something else")]:
+        (tmp_path / "ca.pem").write_bytes(wrong)
+        for verb in ("run", "enroll"):
+            error = headwater("client", verb, tmp_path / "agent.toml").error
+            assert f"ca {tmp_path / 'ca.pem'}: expected the certificate of the organiser's authority" in error
+            assert got in error
+
+
+def test_what_is_absent_is_said_before_any_task(tmp_path):
+    settings = agent_file(tmp_path, models={"folders": ["models"]})
+    data, models = absent(settings)
+    assert data.startswith(f"data.path {tmp_path / 'ann.jsonl'}: nothing there")
+    assert models.startswith(f"models.folders {tmp_path / 'models'}: nothing there")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "ann.jsonl").touch()
+    assert list(absent(settings)) == []
 
 
 def test_enroll_without_a_file(tmp_path):

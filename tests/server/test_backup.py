@@ -343,6 +343,11 @@ def test_a_backup_that_was_altered_or_cut_off_anywhere_is_refused(made, tmp_path
     assert len(outcomes) < len(flips) / 2
 
 
+def test_a_backup_into_a_folder_that_is_not_there_says_so(made, tmp_path):
+    with pytest.raises(StorageError, match=r"No such file.*Make that folder first"):
+        backup(made, tmp_path / "nightly" / "b.tar")
+
+
 def test_without_the_archive_nothing_is_made(tmp_path):
     with pytest.raises(StorageError, match="No such file"):
         restore(tmp_path / "new", tmp_path / "b.tar")

@@ -60,6 +60,14 @@ def test_a_name_is_taken_once_whatever_its_case(path, name):
     assert list(registry.by_name()) == ["ann"]
 
 
+def test_the_same_device_once_more_is_told_that_it_is_enrolled_not_to_be_revoked(path):
+    registry = ClientRegistry(path)
+    registry.accept(device("ann"))
+    with pytest.raises(ConfigError, match=r"same keys, enrolled .* Nothing is left to do") as caught:
+        registry.accept(device("ann"))
+    assert "revoke" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("keys", "node"), [(0, 0), (0, 1), (1, 0)])
 def test_either_key_is_taken_once(path, keys, node):
     registry = ClientRegistry(path)
@@ -73,7 +81,7 @@ def test_a_revoked_name_comes_back_with_new_keys_and_its_old_keys_never_do(path)
     registry.accept(device("ann", 0))
     registry.revoke("ann")
     for keys, node in [(0, 0), (0, 1), (1, 0)]:
-        with pytest.raises(ConfigError, match="revoked"):
+        with pytest.raises(ConfigError, match=r"revoked.*move state/keys away"):
             registry.accept(device("ann", keys, node))
     assert registry.accept(device("ann", 1)).revoked_at is None
     for name in ("bob", "ann"):  # now the file no longer has those keys under any name
