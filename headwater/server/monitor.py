@@ -204,7 +204,8 @@ class Monitor:
                     self._ring.add("round", run, f"round {event.round}: {event.clients} clients are asked")
                 case ClientKnown():
                     self.client_seen(event.client, version=event.version, examples=event.examples)
-                    self._client(event.client).doing = "idle"
+                    client = self._client(event.client)
+                    client.doing, client.last_error = "idle", ""  # it fits again
                 case ClientAsked():
                     what = event.kind if event.kind == "profile" else f"{event.kind} {event.round}"
                     self._client(event.client).doing = what

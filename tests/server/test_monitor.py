@@ -12,7 +12,15 @@ import time
 import pytest
 
 from headwater.server.event_ring import MOST_AT_ONCE, MOST_ERRORS, MOST_EVENTS
-from headwater.server.events import ClientAsked, ClientFailed, Notice, RoundEnded, RunStarted, Waiting
+from headwater.server.events import (
+    ClientAsked,
+    ClientFailed,
+    ClientKnown,
+    Notice,
+    RoundEnded,
+    RunStarted,
+    Waiting,
+)
 from headwater.server.monitor import MOST_ENDED, Monitor, rss_bytes
 from headwater.server.refusals import MOST_REASONS, TELL_EVERY_S
 from headwater.server.tallies import ClientFacts
@@ -62,6 +70,14 @@ def test_nothing_is_known_before_the_first_round(tmp_path):
     assert math.isnan(run.best_value)
     assert math.isnan(run.seconds_per_round)
     assert run.state == "queued"
+
+
+def test_a_client_that_fits_again_has_no_problem_any_more(toy):
+    tell = toy.monitor.observer(RUN)
+    tell(ClientFailed(0, "ben", "no such model"))
+    assert {c.client: c.last_error for c in toy.monitor.status().clients}["ben"] == "no such model"
+    tell(ClientKnown("ben", "0.1.0", 7))
+    assert {c.client: c.last_error for c in toy.monitor.status().clients}["ben"] == ""
 
 
 def test_waiting_is_a_state_and_ends(toy):
