@@ -208,6 +208,9 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     f.EvaluationSettings: {
         "every": "rounds between evaluations; 0: never. The last round is always evaluated otherwise",
+        "deadline_s": "seconds after which an evaluation ends with who answered; if absent, "
+        "`cohort.deadline_s`; if that is absent too, 3600 on a server. A round's adapter does not depend on "
+        "who evaluates it; which round is the best, and `patience`, may",
         "patience": "end the run after so many evaluations without a better one",
         "metric": "the one that decides; `perplexity` for a causal model, else `accuracy`",
         "batch_size": "examples at once",

@@ -360,9 +360,18 @@ class PrivacySettings(Settings):
     clip_l2: float | None = Field(default=None, gt=0, description="L2 bound of a whole update")
 
 
+EVALUATION_S = 3600.0
+"""How long a server waits for evaluations where the file names no deadline."""
+
+
 class EvaluationSettings(Settings):
     """``[evaluation]``: what is measured, where, and what it decides."""
 
+    deadline_s: float | None = Field(
+        default=None,
+        gt=0,
+        description=f"cohort.deadline_s if absent; if that is absent too, {EVALUATION_S:g} on a server",
+    )
     every: int = Field(default=1, ge=0, description="rounds between evaluations; 0 = never")
     clients: bool = Field(default=True, description="evaluate on the clients' validation splits too")
     metric: Literal["accuracy", "macro_f1", "loss", "perplexity"] | None = None

@@ -30,10 +30,14 @@ class RoundStarted:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """No round can begin, or the open one cannot end: ``have`` clients of ``need``; over when equal."""
+    """No round can begin, or the open one cannot end: ``have`` clients of ``need``; over when equal.
+
+    ``missing``: who is away, where the wait is for certain clients.
+    """
 
     have: int
     need: int
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from headwater.data.batches import Example
 from headwater.errors import FederationStopped
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, ProfileRequest
+from headwater.server.answers import Unmeasured
 from headwater.server.checkpoint import Checkpoint
 from headwater.server.deployment import Deployment, OpenRoster
 from headwater.server.evaluation import Tracker, metric_name
@@ -99,7 +100,15 @@ class FederationServer:
         self.watch = replace(self.watch, deadline_s=settings.cohort.deadline_s)
         self._strategy = FederatedStrategy(settings)
         self._metric = metric_name(settings)
-        self._measure = Measurement(settings, self._known_as, self._bench, self._test, self._root, self.watch)
+        self._measure = Measurement(
+            settings,
+            self._known_as,
+            self._bench,
+            self._test,
+            self._root,
+            self.watch,
+            lasting=self._deployment is not None,
+        )
 
     def run(self, grid: Grid, expected_clients: int | None = None) -> Outcome:
         """Run all rounds that are left, with the clients that are there now: a simulation.
@@ -145,7 +154,10 @@ class FederationServer:
             rounds.reconfigure(self._settings, self._strategy, self.watch)
             closed = rounds.run(checkpoint)
             if closed is not None:
-                checkpoint = self._close(checkpoint, closed, members)
+                try:
+                    checkpoint = self._close(checkpoint, closed, members)
+                except Unmeasured:  # as after a crash: the next start closes it from the spool
+                    return Outcome(checkpoint, False, "stopped", len(members.profiles()))
             elif self._deployment is not None and not self._should_stop():
                 why = "too many of its clients are lost to it"
                 self._observer(Notice(f"{why}: the round is planned anew"))
@@ -173,7 +185,7 @@ class FederationServer:
     def _start(self, members: Members) -> Checkpoint | None:
         """The checkpoint to go on from: the saved one, or round 0, evaluated and saved.
 
-        None if a stop was asked for before there were clients to evaluate it.
+        None if a stop was asked for before there were clients to evaluate it, or before they had.
         """
         saved = Checkpoint.load(self._folder.checkpoint, self._bench.spec, self._run)
         if saved is not None:
@@ -196,7 +208,10 @@ class FederationServer:
             "bytes": {"up": 0, "down": 0, "up_dense": 0, "down_dense": 0},
             "state_sha256": server.state.sha256(),
         }
-        checkpoint, value = self._measure.after(checkpoint, members, members.ready(), record)
+        try:
+            checkpoint, value = self._measure.after(checkpoint, members, members.ready(), record)
+        except Unmeasured:
+            return None
         record["seconds"] = round(self.watch.clock() - started, 3)
         self._commit(checkpoint, record, value, ())
         return checkpoint

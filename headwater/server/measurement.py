@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from headwater.compression.table import codec_for
-from headwater.config.federation import Federation
+from headwater.config.federation import EVALUATION_S, Federation
 from headwater.data.batches import Example
 from headwater.errors import DecodeError, HeadwaterError, TrainingError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, EvaluateRequest, Evaluation
+from headwater.server.answers import Answers
 from headwater.server.checkpoint import Checkpoint
 from headwater.server.evaluation import checked, decisive, metric_name, over_clients, per_client
 from headwater.server.events import ClientFailed, Evaluating, Notice
@@ -34,6 +35,7 @@ class Measurement:
         test: the server's held-out examples, if any.
         root: the federation's root key.
         watch: time and observer.
+        lasting: whether clients may go away, and a round that is left open goes on at the next start.
     """
 
     def __init__(
@@ -44,16 +46,20 @@ class Measurement:
         test: Sequence[Example] | None,
         root: Key,
         watch: Watch,
+        *,
+        lasting: bool = False,
     ) -> None:
         self._federation, self._run, self._bench, self._test = federation, run, bench, test
-        self._root, self._watch = root, watch
+        self._root, self._watch, self._lasting = root, watch, lasting
         self._down = codec_for(federation.codec.down)
 
     def due(self, round: int) -> bool:
         """Whether this round is evaluated: every k-th, and the federation's last.
 
         A round after which someone stops the run is no exception: its resume must see the same
-        evaluations, hence the same best round and patience, as a run that nobody stopped.
+        evaluations, hence the same best round and patience, as a run that nobody stopped. Where a client
+        is away, so that the stop would have to wait for it, the round is left open and is closed and
+        evaluated by the resume.
         """
         every = self._federation.evaluation.every
         return bool(every) and (round % every == 0 or round == self._federation.federation.rounds)
@@ -75,6 +81,9 @@ class Measurement:
 
         Returns:
             The checkpoint with the best round brought up to date, and the deciding value (or NaN).
+
+        Raises:
+            Unmeasured: a stop was asked for and a client is away: the round has not ended.
         """
         number, state = checkpoint.server.round, checkpoint.server.state
         if not self.due(number):
@@ -92,7 +101,7 @@ class Measurement:
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
                 self._watch.observer(Notice(f"round {number}: {error}"))
         if asked:
-            evaluations = self._collect(number, members, profiles, record["bytes"])
+            evaluations = self._collect(number, asked, members, profiles, record["bytes"])
             record["clients_pooled"] = over_clients(evaluations)
             record["clients_each"] = per_client(evaluations, profiles, settings.min_client_examples)
         value = decisive(metric_name(self._federation), test, record.get("clients_pooled", {}))
@@ -120,19 +129,22 @@ class Measurement:
     def _collect(
         self,
         number: int,
+        asked: Sequence[str],
         members: Members,
         profiles: Mapping[str, ClientProfile],
         sizes: dict[str, int],
     ) -> list[Evaluation]:
         """What the clients answer; one that fails, or is late, is left out and named."""
         found: list[Evaluation] = []
-        exchange, ends_s = members.exchange, self._watch.ends_s()
-        while exchange.waiting(EvaluateRequest, number) and self._watch.clock() < ends_s:
+        exchange, deadline_s = members.exchange, self._deadline_s()
+        answers = Answers(number, asked, members, self._watch, deadline_s, lasting=self._lasting)
+        while exchange.waiting(EvaluateRequest, number) and not answers.over():
             quiet = True
             for incoming in members.poll(EvaluateRequest):
                 quiet = False
                 if incoming.round != number:
                     continue
+                answers.heard(incoming.address)
                 sizes["up"] += incoming.bytes_up
                 sizes["up_dense"] += incoming.bytes_up
                 try:
@@ -143,7 +155,14 @@ class Measurement:
             if quiet:
                 self._watch.pause()
         exchange.forget(EvaluateRequest, number)
+        answers.end()
         return found
+
+    def _deadline_s(self) -> float:
+        """How long the clients are waited for."""
+        own, rounds = self._federation.evaluation.deadline_s, self._federation.cohort.deadline_s
+        set_s = own if own is not None else rounds
+        return set_s if set_s is not None else EVALUATION_S if self._lasting else math.inf
 
 
 def _evaluation(incoming: Incoming, number: int, run: str) -> Evaluation:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from headwater.server.tallies import ClientFacts, ClientTally, RunTally, client_
 
 MOST_ENDED = 100
 MOST_CLIENTS = 10_000
+MOST_NAMED = 6
 
 
 class Monitor:
@@ -198,6 +199,7 @@ class Monitor:
                 case Waiting():
                     waits = event.have < event.need
                     text = f"{event.have} of {event.need} clients are here" if waits else ""
+                    text += f", missing: {name_some(event.missing)}" if event.missing else ""
                     self.run_state(run, "waiting" if waits else "running", text)
                 case RoundStarted():
                     tally.asked, tally.accepted = event.clients, 0
@@ -264,6 +266,12 @@ class Monitor:
         if name not in self._clients and len(self._clients) >= MOST_CLIENTS:
             return ClientTally()
         return self._clients.setdefault(name, ClientTally())
+
+
+def name_some(clients: Sequence[str]) -> str:
+    """The first few names, and how many there are beside them."""
+    more = f" and {len(clients) - MOST_NAMED:,} more" if len(clients) > MOST_NAMED else ""
+    return ", ".join(clients[:MOST_NAMED]) + more
 
 
 def rss_bytes() -> int:

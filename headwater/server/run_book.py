@@ -26,6 +26,7 @@ CHANGEABLE = {
     "target_clients": "cohort.target_clients",
     "retry_s": "cohort.retry_s",
     "every": "evaluation.every",
+    "evaluation_deadline_s": "evaluation.deadline_s",
     "patience": "evaluation.patience",
     "buffer": "schedule.buffer",
     "max_staleness": "schedule.max_staleness",

@@ -13,11 +13,13 @@ from headwater.client.runtime import ClientRuntime
 from headwater.client.store import DirectoryStore
 from headwater.config import load_federation
 from headwater.protocol.messages import TrainRequest
+from headwater.server.answers import Unmeasured
 from headwater.server.deployment import Deployment, OpenRoster
 from headwater.server.events import ClientDone, RoundEnded, Waiting
 from headwater.server.exchange import Exchange
 from headwater.server.federation import FederationServer
 from headwater.server.handshake import introduce
+from headwater.server.measurement import Measurement
 from headwater.server.members import Introduced
 from headwater.server.run_folder import RunFolder
 from headwater.server.spool import Spool
@@ -236,6 +238,26 @@ def test_no_update_of_what_a_rollback_gave_up_is_merged(tmp_path):
                 assert not 1 < origin <= done, (moment, record["round"])
         assert len(site.records) == ROUNDS + 3
     assert spooled
+
+
+def test_a_round_whose_evaluation_a_stop_cut_short_is_closed_by_the_resume(calm, tmp_path, monkeypatch):
+    after = Measurement.after
+
+    def cut_short(self, checkpoint, *rest):
+        if checkpoint.server.round == 2:
+            raise Unmeasured
+        return after(self, checkpoint, *rest)
+
+    site = Site(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Measurement, "after", cut_short)
+        outcome = site.go()
+    assert (outcome.reason, outcome.finished, outcome.checkpoint.server.round) == ("stopped", False, 1)
+    assert [r["round"] for r in site.records] == [0, 1]
+    asked = dict(site.asked)
+    site.go()
+    assert site.states == calm.states
+    assert {n: c for n, c in site.asked.items() if n[1] <= 2} == asked  # nobody trained again
 
 
 def test_an_update_in_the_spool_whose_base_is_forgotten_is_asked_for_again(tmp_path):
