@@ -44,7 +44,7 @@ test-slow: $(VENV)/.dev ## the tests that run for minutes: every example on real
 	@$(BIN)/python -m pytest -m slow -n $(WORKERS)
 
 test-faults: $(VENV)/.dev ## disturb a real federation in every way we know; writes docs/fault-table.md
-	@HEADWATER_FAULT_TABLE=new $(BIN)/python -m pytest -m faults -v tests/faults
+	@HEADWATER_FAULT_TABLE=1 $(BIN)/python -m pytest -m faults -vv tests/faults
 
 check: lint types layers docs ## everything that needs no test run
 
@@ -72,7 +72,7 @@ bench-aggregation: $(VENV)/.dev
 bench-simulation: $(VENV)/.dev ## 1,000 clients x 3 rounds
 	@$(BIN)/python benchmarks/simulation.py
 
-bench-network: $(VENV)/.dev ## latency, MB/s and memory beside Flower's own stack; a thousand rounds
+bench-network: $(VENV)/.dev ## latency, MB/s and memory beside Flower's own stack; 300 rounds
 	@$(BIN)/python benchmarks/network.py
 
 bench-load: $(VENV)/.dev ## 50, 200 and 500 agents against one daemon

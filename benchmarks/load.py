@@ -1,10 +1,11 @@
 """Many agents against one daemon process, without training: rounds/minute, MB/s, requests/s, memory.
 
-    python benchmarks/load.py [--agents 50 200 500] [--rounds 10] [--speakers 2] [--no-payloads]
+    python benchmarks/load.py [--agents 50 200 500] [--rounds 10] [--speakers 2] [--no-payloads] [--attribute]
 
 Agents speak over TLS with keys and signatures of their own, from a few processes (:mod:`load_agents`). First
-the number of agents grows with an adapter of 20,000 values sent with compeft; then four agents send large
-dense ones. JSON, a picture and a table.
+the number of agents grows with an adapter of 20,000 values sent with compeft; then a few agents send large
+dense ones. JSON, a picture and a table. With ``--attribute`` the daemon's objects and the gate's nonces are
+counted after rounds 2 and the last too, which costs time: its timings are not those of a plain run.
 """
 
 from __future__ import annotations
@@ -52,11 +53,14 @@ min_clients = {agents}
 [baselines]
 alone = false
 """
-PAYLOADS = {"10 KB": 2_500, "1 MB": 250_000, "10 MB": 2_500_000}
+PAYLOADS = {2_500: 16, 250_000: 8, 2_500_000: 4}
+"""Values (10 KB, 1 MB, 10 MB dense) and how many agents send them."""
 WITHIN_S = 280.0
 
 
-def measure(agents: int, rounds: int, size: int, codec: str, speakers: int) -> dict[str, Any]:
+def measure(
+    agents: int, rounds: int, size: int, codec: str, speakers: int, *, attribute: bool = False
+) -> dict[str, Any]:
     """One run of a fresh daemon."""
     with tempfile.TemporaryDirectory() as scratch, LocalNetwork(Path(scratch) / "net") as network:
         folder = network.folder
@@ -72,6 +76,10 @@ def measure(agents: int, rounds: int, size: int, codec: str, speakers: int) -> d
         (folder / "load.json").write_text(json.dumps(facts))
         file = folder / "federation.toml"
         file.write_text(FEDERATION.format(rounds=rounds, size=size, agents=agents, codec=codec))
+        probe = folder / "probe.json" if attribute else None
+        if probe is not None:
+            path = str(Path(__file__).with_name("probe"))
+            network.daemon.environment = {"PYTHONPATH": path, "HEADWATER_PROBE": str(probe)}
         began = time.perf_counter()
         network.start_daemon()
         start_s, start_rss = time.perf_counter() - began, rss_mib(network.daemon.pid)
@@ -91,7 +99,7 @@ def measure(agents: int, rounds: int, size: int, codec: str, speakers: int) -> d
             for a, b in itertools.pairwise(edges)
         ]
         try:
-            seen = _follow(network, run, generators)
+            seen = _follow(network, run, generators, rounds, probe)
             if os.environ.get("LOAD_HOLD"):
                 time.sleep(float(os.environ["LOAD_HOLD"]))
         finally:
@@ -107,11 +115,18 @@ def measure(agents: int, rounds: int, size: int, codec: str, speakers: int) -> d
     }
 
 
-def _follow(network: LocalNetwork, run: str, generators: list[subprocess.Popen[bytes]]) -> dict[str, Any]:
+def _follow(
+    network: LocalNetwork,
+    run: str,
+    generators: list[subprocess.Popen[bytes]],
+    rounds: int,
+    probe: Path | None,
+) -> dict[str, Any]:
     """Wait for the run's end; when each round ended, and the daemon's memory and CPU at that moment."""
     rounds_file, pid = network.run_folder(run) / "rounds.jsonl", network.daemon.pid
     ends: list[tuple[float, float, float, float]] = []
     peak = [0.0]
+    inside: dict[str, Any] = {}
 
     def look() -> None:
         peak[0] = max(peak[0], rss_mib(pid))
@@ -120,13 +135,28 @@ def _follow(network: LocalNetwork, run: str, generators: list[subprocess.Popen[b
             busy = sum(cpu_s(g.pid) for g in generators)
             now = (time.monotonic(), rss_mib(pid), cpu_s(pid), busy)
             ends.extend([now] * (done - len(ends)))
+            if probe is not None:
+                for mark in (2, rounds):
+                    if len(ends) > mark and str(mark) not in inside:
+                        inside[str(mark)] = _ask(pid, probe) | {"rss_mib": round(rss_mib(pid), 1)}
 
     with Sampler(look, 0.1):
         *_, row = network.watch(run, WITHIN_S)
     look()
     if row.state != "finished":
         raise SystemExit(f"{row.state}: {row.reason}\n{network.daemon.tail(30)}")
-    return {"ends": ends, "peak": peak[0], "records": [json.loads(line) for line in read_lines(rounds_file)]}
+    records = [json.loads(line) for line in read_lines(rounds_file)]
+    return {"ends": ends, "peak": peak[0], "records": records, "inside": inside}
+
+
+def _ask(pid: int, probe: Path) -> dict[str, Any]:
+    """What the daemon says lives in it; empty if it does not answer."""
+    probe.unlink(missing_ok=True)
+    os.kill(pid, signal.SIGUSR1)
+    ends_s = time.monotonic() + 10
+    while not probe.exists() and time.monotonic() < ends_s:
+        time.sleep(0.05)
+    return dict(json.loads(probe.read_text())) if probe.exists() else {}
 
 
 def _row(
@@ -163,6 +193,7 @@ def _row(
         "daemon_cpu_ms_per_update": round(1e3 * (cpu1 - cpu0) / (agents * rounds), 2),
         "rss_mib_after_round": {str(n): round(ends[n][1]) for n in (1, 2, rounds) if n < len(ends)},
         "rss_mib_peak": round(seen["peak"]),
+        **({"inside_after_round": seen["inside"]} if seen["inside"] else {}),
         "failures": summary["failures_total"],
         "refused": refused,
         "connections_lost": sum(s["losses"] for s in said),
@@ -180,11 +211,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--speakers", type=int, default=2)
     parser.add_argument("--no-payloads", action="store_true")
+    parser.add_argument("--attribute", action="store_true", help="count what lives in the daemon")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
-    load = [measure(n, options.rounds, 20_000, "compeft", options.speakers) for n in options.agents]
+    load = [
+        measure(n, options.rounds, 20_000, "compeft", options.speakers, attribute=options.attribute)
+        for n in options.agents
+    ]
     _print(load)
-    payloads = [] if options.no_payloads else [measure(4, 6, n, "dense", 1) for n in PAYLOADS.values()]
+    payloads = (
+        []
+        if options.no_payloads
+        else [measure(agents, 6, size, "dense", 1) for size, agents in PAYLOADS.items()]
+    )
     _print(payloads)
     if options.no_write:
         return
@@ -209,6 +248,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
             f"failures {row['failures']}, lost {row['connections_lost']}, refused {row['refused']}",
             flush=True,
         )
+        for mark, inside in row.get("inside_after_round", {}).items():
+            print(f"    after round {mark}: {inside}")
         for text, count in row["said"]:
             print(f"    {count} x {text}")
 

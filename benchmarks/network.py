@@ -1,6 +1,6 @@
-"""Headwater's daemon and agents beside Flower's own stack: latency, MB/s, memory; and a thousand rounds.
+"""Headwater's daemon and agents beside Flower's own stack: latency, MB/s, memory; and hundreds of rounds.
 
-    python benchmarks/network.py [--rounds 10] [--long 1000] [--skip flower large memory long]
+    python benchmarks/network.py [--rounds 10] [--long 300] [--skip flower large memory long]
 
 Real processes, TLS on Headwater's side, two clients without training. Flower's stack runs in the same
 minutes on the same machine, in memory and without TLS. JSON, pictures and a table.
@@ -192,7 +192,7 @@ def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--long", type=int, default=1000)
+    parser.add_argument("--long", type=int, default=300)
     parser.add_argument("--skip", nargs="*", default=[], choices=["flower", "large", "memory", "long"])
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()

@@ -38,7 +38,7 @@ class LocalProcess:
     """A process of a command; its output goes to ``log``.
 
     Args:
-        command: after ``python -m headwater``.
+        command: after ``python -P -m headwater``.
         log: appended to at every start.
         environment: on top of this process's.
         prefix: of the whole command, to run it elsewhere: ``ip netns exec NAME``.
@@ -54,7 +54,8 @@ class LocalProcess:
         """Start it; a group of its own, so that its children can be counted and ended."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.prefix, sys.executable, "-m", "headwater", *self.command],
+                # -P: a folder called headwater where the user stands is not what is to run
+                [*self.prefix, sys.executable, "-P", "-m", "headwater", *self.command],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -110,16 +111,26 @@ class LocalNetwork:
         folder: new or empty; holds ``server/`` and one folder per device.
         ports: fleet, control and web; free ones if absent.
         names: further ones under which devices reach the server.
+        host: this machine's address, as in ``host:port``: ``[::1]`` for IPv6.
     """
 
     def __init__(
-        self, folder: Path, ports: tuple[int, int, int] | None = None, names: Sequence[str] = ()
+        self,
+        folder: Path,
+        ports: tuple[int, int, int] | None = None,
+        names: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         self.folder = folder
         self.ports = ports or _free_ports()
-        fleet, control, web = (f"127.0.0.1:{port}" for port in self.ports)
+        self._fleet, self._control = (f"{host}:{port}" for port in self.ports[:2])
+        self._reached_as = f"localhost:{self.ports[0]}" if host == "127.0.0.1" else self._fleet
         self.workspace = Workspace.init(
-            folder / "server", names=["localhost", "127.0.0.1", *names], fleet=fleet, control=control, web=web
+            folder / "server",
+            names=["localhost", "127.0.0.1", host.strip("[]"), *names],
+            fleet=self._fleet,
+            control=self._control,
+            web=f"127.0.0.1:{self.ports[2]}",
         )
         self.daemon = LocalProcess(["server", "run", str(self.workspace.path)], folder / "daemon.log")
         self.agents: dict[str, LocalProcess] = {}
@@ -160,7 +171,7 @@ class LocalNetwork:
         (home / "ca.pem").write_bytes(self.workspace.credentials.ca())
         (home / "agent.toml").write_text(
             f"name = {json.dumps(name)}\n"
-            f"server = {json.dumps(server or f'localhost:{self.ports[0]}')}\n"
+            f"server = {json.dumps(server or self._reached_as)}\n"
             f"[data]\npath = {json.dumps(str(data.resolve()))}\n"
             f"[models]\nfolders = {json.dumps([str(m.resolve()) for m in models])}\n"
             f"[policy]\nnice = 0\n{policy}\n"
@@ -186,7 +197,7 @@ class LocalNetwork:
         """The organiser's side; close it."""
         credentials = self.workspace.credentials
         certificate, key = credentials.organiser()
-        return ControlClient(f"127.0.0.1:{self.ports[1]}", credentials.ca(), certificate, key)
+        return ControlClient(self._control, credentials.ca(), certificate, key)
 
     def start_daemon(self) -> None:
         """Start it, and wait until it answers.

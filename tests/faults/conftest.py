@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 
 from tests.faults.fleet import Fleet, tiny_rows
+from tests.faults.namespace import Namespace, allowed
 from tests.faults.table import write_table
 
 _ROWS: list[dict[str, Any]] = []
+_STARTED: dict[str, Any] = {}
+_ENDED: set[str] = set()
 _HERE = Path(__file__).parent
 
 
@@ -71,6 +75,14 @@ def _lend(fleets: Fleets, kind: str, request: pytest.FixtureRequest) -> Iterator
         fleets.end()
 
 
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[Namespace]:
+    if not allowed():
+        pytest.skip("no network namespaces here")
+    with Namespace() as made:
+        yield made
+
+
 Note = Callable[..., None]
 
 
@@ -100,7 +112,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     faults = [value for key, value in report.user_properties if key == "fault"]
-    if report.when != "call" or not faults:
+    if report.when == "teardown":
+        _ENDED.add(report.nodeid)
+    if (
+        report.when == "teardown"
+        or not (faults or report.failed)
+        or (report.when == "setup" and report.passed)
+    ):
         return
     outcomes = [value for key, value in report.user_properties if key == "outcome"]
     _ROWS.append(
@@ -109,23 +127,47 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             "passed": report.passed,
             "known": getattr(report, "wasxfail", "") if report.skipped else "",
             "seconds": round(report.duration, 1),
-            "faults": faults,
+            "faults": faults or [{"fault": "before any was made", "seen": report.when, "times": 0}],
             "outcomes": outcomes,
         }
     )
 
 
-def pytest_sessionfinish() -> None:
-    """With HEADWATER_FAULT_TABLE (``make test-faults``) the results become files.
+def _is_whole(config: pytest.Config) -> bool:
+    """Whether this session was told to run all of this folder."""
+    told = [Path(config.invocation_params.dir, word).resolve() for word in config.args]
+    return told == [_HERE] and not config.option.keyword and config.option.markexpr == "faults"
 
-    ``new`` writes them afresh; ``merge`` replaces the rows of the tests that ran.
+
+def commit() -> str:
+    """What is checked out, and whether it was changed since."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=_HERE, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "../../headwater", ".", ":!results.json")
+    return f"`{git('rev-parse', '--short', 'HEAD') or 'unknown'}`" + (", changed since," if changed else "")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _STARTED.update(commit=commit(), tests=len(session.items))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the table; with HEADWATER_FAULT_TABLE (``make test-faults``) write it into the documentation.
+
+    A run of every test replaces the page, and names the commit it began on. A run of some, or one that was
+    broken off, replaces the rows of the tests that ran.
     """
-    mode = os.environ.get("HEADWATER_FAULT_TABLE")
-    if not mode or not _ROWS:
+    if not _ROWS:
         return
+    whole = _is_whole(config) and len(_ENDED) == _STARTED["tests"]
     path = _HERE / "results.json"
     ran = {row["test"] for row in _ROWS}
-    before = json.loads(path.read_text()) if mode == "merge" and path.exists() else []
+    before = [] if whole or not path.exists() else json.loads(path.read_text())
     rows = sorted([r for r in before if r["test"] not in ran] + _ROWS, key=lambda r: r["test"].split("::")[0])
-    path.write_text(json.dumps(rows, indent=1) + "\n")
-    (_HERE.parent.parent / "docs" / "fault-table.md").write_text(write_table(rows, whole=mode == "new"))
+    name = _STARTED["commit"] if whole else ""
+    terminalreporter.write_line("\n" + write_table(_ROWS, commit=name))
+    if os.environ.get("HEADWATER_FAULT_TABLE"):
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+        (_HERE.parent.parent / "docs" / "fault-table.md").write_text(write_table(rows, commit=name))

@@ -34,10 +34,10 @@ rounds = {rounds}
 seed = 3
 [model]
 kind = "vector"
-size = 200000
+size = {size}
 [data]
 kind = "none"
-clients = 3
+clients = {clients}
 [training]
 kind = "noop"
 [codec.up]
@@ -49,9 +49,19 @@ retry_s = 1.0
 """
 
 
-def vector(rounds: int = 12, *, codec: str = "compeft", least: int = 3, more: str = "") -> str:
-    """A federation of three clients without data: 800 kB go down, 14 kB up (800 kB if dense)."""
-    return VECTOR.format(name="faults", rounds=rounds, codec=codec, least=least, more=more)
+def vector(
+    rounds: int = 12,
+    *,
+    codec: str = "compeft",
+    least: int = 3,
+    more: str = "",
+    clients: int = 3,
+    size: int = 200_000,
+) -> str:
+    """A federation of clients without data: 800 kB go down, 14 kB up (800 kB if dense)."""
+    return VECTOR.format(
+        name="faults", rounds=rounds, codec=codec, least=least, more=more, clients=clients, size=size
+    )
 
 
 @cache
@@ -86,27 +96,37 @@ class Fleet:
         folder: new.
         rows: the folder of a tiny federation whose owners' rows the devices have; none if absent.
         disk_mb: the server's folder is a file system of its own of this size, where that is allowed.
+        toml: the federation, if not that of ``rows`` or a small one without data.
+        host: the server's address; with one of one's own no traffic goes through ``proxy``.
     """
 
-    def __init__(self, folder: Path, rows: Path | None = None, disk_mb: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rows: Path | None = None,
+        disk_mb: int = 0,
+        toml: str = "",
+        host: str = "",
+    ) -> None:
         self.folder, self.rows = folder, rows
         self._mounts: list[Path] = []
         folder.mkdir(parents=True)
         if disk_mb:
             (folder / "server").mkdir()
             self.mount(folder / "server", disk_mb)
-        self.network = LocalNetwork(folder, names=[FAR_HOST])
+        self.network = LocalNetwork(folder, names=[FAR_HOST], host=host or "127.0.0.1")
         file = self.network.workspace.settings_file
         file.write_text(file.read_text().replace("adapters = 64", "adapters = 3"))
         self.proxy = Proxy(self.network.ports[0])
-        self.federation = (rows / "federation.toml").read_text() if rows else vector()
+        self.federation = toml or ((rows / "federation.toml").read_text() if rows else vector())
         source = folder / "source" if rows is None else rows
         source.mkdir(exist_ok=True)
         self.source = source
         (source / "enrol.toml").write_text(self.federation)
         self.network.add_owners(load_federation(source / "enrol.toml"))
         self.names = sorted(self.network.agents)
-        self.readdress(self.names[-1], f"localhost:{self.proxy.port}")
+        if not host:
+            self.readdress(self.names[-1], f"localhost:{self.proxy.port}")
 
     def start(self) -> None:
         self.network.start_daemon()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 
-from tests.faults.fleet import FAR_HOST
+from tests.faults.fleet import FAR_HOST, Fleet
+from tests.faults.proxy import Proxy
 
 NAME, NEAR, FAR = "hw-faults", "hwf0", "hwf1"
 FAR_DEVICE = "10.219.77.2"
@@ -88,6 +91,28 @@ class Namespace:
 
     def _inside(self, command: str) -> None:
         _do(" ".join((*self.prefix, command)))
+
+
+@contextlib.contextmanager
+def in_namespace(fleet: Fleet, number: int, namespace: Namespace) -> Iterator[Proxy]:
+    """This device of the fleet lives there; it is ended before and after, and not started.
+
+    Yields:
+        What counts its bytes.
+    """
+    door = Proxy(fleet.network.ports[0], FAR_HOST)
+    name, agent = fleet.names[number], fleet.agents[number]
+    before = (fleet.device(name) / "agent.toml").read_text()
+    namespace.clear()
+    agent.end()
+    fleet.readdress(name, f"{FAR_HOST}:{door.port}")
+    agent.prefix = namespace.prefix
+    yield door
+    namespace.clear()
+    agent.end()
+    agent.prefix = ()
+    (fleet.device(name) / "agent.toml").write_text(before)
+    door.close()
 
 
 def _do(command: str) -> None:

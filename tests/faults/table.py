@@ -22,18 +22,18 @@ twice, not a loss.
 """
 
 
-_WHOLE = "One run of `make test-faults` wrote this page."
+_WHOLE = "One run of `make test-faults` on commit {commit} wrote this page."
 _PARTS = (
     "This page is put together from runs of parts of the suite, at different commits and on a machine that "
     "was busy with other work; each row is a test's latest run. One run of `make test-faults` replaces it."
 )
 
 
-def write_table(rows: Sequence[dict[str, Any]], *, whole: bool) -> str:
-    """Markdown; ``whole`` if the rows are of one run of the whole suite."""
+def write_table(rows: Sequence[dict[str, Any]], *, commit: str) -> str:
+    """Markdown; ``commit`` if the rows are of one run of the whole suite, else empty."""
     faults = [(row, fault) for row in rows for fault in row["faults"]]
     text = _HEAD.format(
-        origin=_WHOLE if whole else _PARTS,
+        origin=_WHOLE.format(commit=commit) if commit else _PARTS,
         count=len(faults),
         times=sum(fault["times"] for _, fault in faults),
         runs=len(rows),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.fleet import Trial, vector
+from tests.faults.fleet import Trial, eventually, vector
 
 pytestmark = pytest.mark.faults
 
@@ -96,6 +96,30 @@ def test_a_device_that_starts_with_a_wrong_clock(fleet, clock, note, outcome):
         agent.start()
         note("a device starts with a clock that is a day ahead; the server's Date corrects it")
         outcome(Trial(fleet, vector(6)).ends_right())
+    finally:
+        agent.end()
+        agent.environment = {}
+        agent.start()
+
+
+def test_a_device_that_starts_with_a_clock_behind(fleet, clock, note, outcome):
+    """The server's certificate is valid from a day before it was made."""
+    agent, log = fleet.agents[0], fleet.device(fleet.names[0]) / "state" / "agent.log"
+    agent.end()
+    agent.environment = clock.environment
+    clock.jump(-3)
+    try:
+        log.unlink(missing_ok=True)
+        agent.start()
+        trial = Trial(fleet, vector(6), wait=False)
+        eventually(
+            lambda: log.exists() and b"not yet valid" in log.read_bytes(), 60, "the reason, named", 0.1
+        )
+        note("a device starts with a clock that is 3 days behind: it names the certificate and the clock")
+        assert trial.round < 1
+        clock.jump(-1)
+        note("… then 1 day behind: it comes in by itself, and the server's Date corrects it")
+        outcome(trial.ends_right())
     finally:
         agent.end()
         agent.environment = {}

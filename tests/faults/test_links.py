@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.fleet import FAR_HOST, Fleet, Trial, eventually, lines, vector
-from tests.faults.namespace import Namespace, allowed
+from tests.faults.fleet import Fleet, Trial, eventually, lines, vector
+from tests.faults.namespace import Namespace, in_namespace
 from tests.faults.proxy import Proxy
 
 pytestmark = pytest.mark.faults
@@ -97,32 +97,14 @@ def test_a_slow_line_delays_its_own_client_only(fleet, line, note, outcome):
     outcome({"said": "8 rounds, nobody waits"})
 
 
-@pytest.fixture(scope="module")
-def namespace() -> Iterator[Namespace]:
-    if not allowed():
-        pytest.skip("no network namespaces here")
-    with Namespace() as made:
-        yield made
-
-
 @pytest.fixture
 def far(fleet: Fleet, namespace: Namespace) -> Iterator[Namespace]:
     """The second device lives in the namespace."""
-    namespace.clear()
-    door = Proxy(fleet.network.ports[0], FAR_HOST)
-    name, agent = fleet.names[1], fleet.agents[1]
-    before = (fleet.device(name) / "agent.toml").read_text()
-    agent.end()
-    fleet.readdress(name, f"{FAR_HOST}:{door.port}")
-    agent.prefix = namespace.prefix
+    agent = fleet.agents[1]
+    with in_namespace(fleet, 1, namespace):
+        agent.start()
+        yield namespace
     agent.start()
-    yield namespace
-    namespace.clear()
-    agent.end()
-    agent.prefix = ()
-    (fleet.device(name) / "agent.toml").write_text(before)
-    agent.start()
-    door.close()
 
 
 def test_cut_in_a_namespace(fleet, far, note, outcome):

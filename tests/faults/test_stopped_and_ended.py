@@ -44,6 +44,34 @@ def test_an_agent_stands_still(fleet, note, outcome):
     outcome(trial.ends_right())
 
 
+def state_of(fleet, name: str) -> str:
+    status = fleet.status()
+    return "" if status is None else next(c.state for c in status.clients if c.client == name)
+
+
+def test_an_agent_stands_still_beyond_its_time(fleet, note, outcome):
+    """After 90 s without a word it is offline; then it goes on as if nothing had been."""
+    trial = Trial(fleet)
+    trial.reach(3)
+    with stopped(fleet.agents[0].pid):
+        eventually(lambda: state_of(fleet, fleet.names[0]) == "offline", 110, "offline", 0.5)
+        time.sleep(3)
+        held = trial.round
+    note("SIGSTOP of an agent until it is offline, after 90 s, and 3 s more", f"in round {held + 1}")
+    assert held < 12
+    outcome(trial.ends_right(60))
+
+
+def test_the_daemon_stands_still_for_100_s(fleet, note, outcome):
+    """Longer than the agents' timeout and than the time after which they count as offline."""
+    trial = Trial(fleet)
+    trial.reach(3)
+    with stopped(fleet.daemon.pid):
+        time.sleep(100)
+    note("SIGSTOP of the daemon for 100 s")
+    outcome(trial.ends_right(75))
+
+
 def test_a_worker_stands_still(tiny, note, outcome):
     trial = Trial(tiny)
     trial.reach(1)
