@@ -20,7 +20,9 @@ import annotated_types as at
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from headwater.config import assignment as a
 from headwater.config import federation as f
+from headwater.config import training as t
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "federation-file.md"
 
@@ -62,6 +64,11 @@ Refused when the file is read:
 - `cohort.clients_per_round` or `cohort.target_clients` below `cohort.min_clients`;
   `cohort.target_clients` above `cohort.clients_per_round`
 - schedule `buffered` with `cohort.target_clients`, or with `cohort.min_clients` above `schedule.buffer`
+- `[methods]` without `[assignment]`; an `[assignment]` that names a method that is not there
+- methods that send scalars (`kseed`, `decomfl`, `blackbox`), `spry`, and methods with `rank` or
+  `last_layers`, with another strategy than `mean`; `fisher` with a method other than `backprop`
+- two methods that send scalars of different seeds; scalars with `privacy.clip_l2`, `rank` or `last_layers`
+- `spry` or `decomfl` with schedule `buffered`; `blackbox` with an adapter other than `prompt`
 - a metric that the model does not have; baselines or `evaluation.patience` with nothing to measure them on
 """
 
@@ -85,8 +92,31 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         (f.ColumnPartition, f.FilesPartition, f.IidPartition, f.DirichletPartition, f.QuantityPartition),
     ),
     "training": (
-        "What a client does in a round. [More](adapters.md#training).",
-        (f.BackpropTraining, f.NoopTraining),
+        "What a client does in a round. [More](adapters.md#training). "
+        "[Which method?](../guides/low-memory.md)",
+        (
+            t.BackpropTraining,
+            t.ForwardGradientTraining,
+            t.SpryTraining,
+            t.MezoTraining,
+            t.KseedTraining,
+            t.DecomflTraining,
+            t.BlackboxTraining,
+            t.NoopTraining,
+        ),
+    ),
+    "methods": (
+        "Ways to train beside `[training]`, which is the method `default`: one table `[methods.NAME]` each. "
+        "May be left out.",
+        (a.Method,),
+    ),
+    "assignment": (
+        "Who uses which method. May be left out: everybody uses `[training]`.",
+        (a.AssignedByShare, a.AssignedByClient, a.AssignedByPlanner),
+    ),
+    "assignment.devices": (
+        "One table `[assignment.devices.NAME]` for each kind of device of a simulation, with kind `planner`.",
+        (a.Device,),
     ),
     "codec.up": (
         "How updates travel. May be left out: `compeft` with its defaults. "
@@ -175,15 +205,32 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "system": "a system message before every prompt",
     },
     f.NoData: {"clients": "how many", "examples": "of each"},
-    f.BackpropTraining: {
-        "batch_size": "examples of one optimiser step",
-        "learning_rate": "of the adapter",
+    a.Method: {"training": "as `[training]`"},
+    t.Passes: {"batch_size": "examples of one step", "learning_rate": "of the adapter"},
+    t.ForwardGradientTraining: {
+        "distribution": "of the directions",
+        "max_directions": "of a step, with `variance_target`",
+        "optimizer": "what takes the estimate for a gradient",
+    },
+    t.SpryTraining: {
+        "distribution": "of the directions",
+        "directions": "of a step",
+        "optimizer": "what takes the estimate for a gradient",
+    },
+    t.MezoTraining: {"distribution": "of the directions"},
+    t.ScalarPasses: {"distribution": "of the directions"},
+    t.BlackboxTraining: {
+        "population": "points of a generation",
+        "batch_size": "examples that judge a generation",
+        "distribution": "of the projection",
+    },
+    t.BackpropTraining: {
         "head_learning_rate": "of the head; `learning_rate` if absent",
         "weight_decay": "AdamW's",
         "max_grad_norm": "gradients are scaled down to this L2 norm; a huge one switches it off",
         "gradient_checkpointing": "less memory, more time, the same bits",
     },
-    f.NoopTraining: {"scale": "standard deviation of the random change"},
+    t.NoopTraining: {"scale": "standard deviation of the random change"},
     f.DenseCodec: {"dtype": "4 or 2 bytes a value"},
     f.CompeftCodec: {
         "error_feedback": "a client adds to its next update what this one dropped",
@@ -259,7 +306,7 @@ def table(classes: tuple[type[BaseModel], ...]) -> Iterator[str]:
         kind = get_args(cls.model_fields["kind"].annotation)[0]
         own = set(cls.model_fields) - {"kind"}
         if shared is not None and issubclass(cls, shared):
-            own = {k for k in own if declared_in(cls, k) is cls}
+            own = {k for k in own if declared_in(cls, k) is not shared}
         yield f'### `kind = "{kind}"`\n\n{doc(cls)}\n\n{keys(cls, own)}'.rstrip() + "\n"
 
 

@@ -10,7 +10,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headwater.adapters.attach import attach
 from headwater.adapters.base import Base
@@ -187,6 +189,14 @@ class AdaptedModel:
             self.spec, {s.name: p.detach().to("cpu", torch.float32, copy=True) for s, p in self._parameters}
         )
 
+    def write(self, vector: Tensor) -> None:
+        """Set the trained tensors, in the order of :attr:`spec`, to ``vector``: float32 [spec.numel]."""
+        start = 0
+        with torch.no_grad():
+            for spec, parameter in self._parameters:
+                parameter.copy_(vector[start : start + spec.numel].view(spec.shape))
+                start += spec.numel
+
     def parameters(self) -> list[tuple[TensorSpec, Parameter]]:
         """What is trained, in the order of :attr:`spec`."""
         return list(self._parameters)
@@ -197,6 +207,30 @@ class AdaptedModel:
         targets = batch.targets.to(self.base.device)
         logits = self.network(tokens, mask)
         return self.output(logits, targets)
+
+    def slope(self, batch: Batch, direction: Tensor) -> tuple[float, float]:
+        """The loss, and its derivative along ``direction``: ∇L·v, exact, by forward-mode AD.
+
+        One pass that carries a tangent beside every value and keeps neither: no graph, no activations.
+
+        Args:
+            batch: the examples.
+            direction: v, float32 [spec.numel] in the order of :attr:`spec`.
+        """
+        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        start, duals = 0, dict[str, Tensor]()
+        # forward mode exists for the mathematical attention only; inference_mode would drop the tangents
+        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+            for spec, parameter in self._parameters:
+                tangent = direction[start : start + spec.numel].view(spec.shape).to(parameter)
+                dual = forward_ad.make_dual(parameter.detach(), tangent)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                duals[names[id(parameter)]] = dual
+                start += spec.numel
+            arguments = (batch.tokens.to(self.base.device), batch.mask.to(self.base.device))
+            logits = torch.func.functional_call(self.network, duals, arguments)
+            loss = self.output(logits, batch.targets.to(self.base.device)).loss
+            primal, slope = forward_ad.unpack_dual(loss)  # type: ignore[no-untyped-call]  # likewise
+            return float(primal), 0.0 if slope is None else float(slope)
 
     def output(self, logits: Tensor, targets: Tensor) -> Output:
         """The losses of ``logits`` against ``targets``, shapes as in :class:`Batch`."""

@@ -80,7 +80,7 @@ class Desk:
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self.policy = Policy(settings.file.policy)
-        self.usage = Usage(settings.state / "usage.json")
+        self.usage = Usage(settings.state / "usage.json", say, now=now)
         self.runs = JoinedRuns(settings.state / "runs")
         self.outbox = Outbox(settings.state / "outbox")
         models = settings.file.models

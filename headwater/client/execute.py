@@ -25,6 +25,7 @@ from headwater.protocol.messages import (
     Evaluation,
     TrainRequest,
 )
+from headwater.state import AdapterState
 from headwater.training.cohort import TrainResult, TrainTask
 
 
@@ -104,7 +105,7 @@ def _update(
     request: TrainRequest, result: TrainResult, seconds: float, store: ClientStore, runtime: ClientRuntime
 ) -> bytes:
     """Feed back, clip, encode; the store has the new residual before the update leaves."""
-    if result.error is not None or result.delta is None:
+    if result.error is not None or not isinstance(result.delta, AdapterState):
         raise result.error or DecodeError(f"client {request.client}", expected="a delta", got="none")
     codec = codec_for(request.plan.codec)
     key = runtime.root.child("round", request.round, "client", request.client, "codec")

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 
 from headwater.client.usage import DayUsage
 from headwater.config.agent import PolicySettings
-from headwater.config.federation import BackpropTraining, Federation, LoraAdapter, Training
+from headwater.config.federation import Federation, LoraAdapter
+from headwater.config.training import BlackboxTraining, Passes, Training
 from headwater.protocol.messages import EvaluateRequest, Request, TrainRequest
 
 MB = 1_000_000
@@ -82,6 +83,9 @@ class Policy:
 
     def _spent(self, usage: DayUsage, size: int) -> str | None:
         limit, work = self.settings.max_mb_per_day, self.settings.max_work_s_per_day
+        if usage.unknown and (limit is not None or work is not None):
+            rule = f"max_work_s_per_day {work:g}" if limit is None else f"max_mb_per_day {limit:g}"
+            return f"policy {rule}: what today has cost is not known here, so it counts as used up"
         if limit is not None and usage.bytes + size > limit * MB:
             return (
                 f"policy max_mb_per_day {limit:g}: {usage.bytes / MB:.1f} MB are used today "
@@ -117,7 +121,9 @@ class Policy:
 
 def count_steps(training: Training, examples: int | None) -> int | None:
     """Optimiser steps of one task, as the trainer takes them; None if they cannot be known."""
-    if not isinstance(training, BackpropTraining):
+    if isinstance(training, BlackboxTraining):
+        return training.generations
+    if not isinstance(training, Passes):
         return 0
     if examples is None:
         return training.max_steps

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from headwater.config.federation import Settings
+from headwater.config.settings import Settings
 from headwater.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -59,7 +59,11 @@ class PolicySettings(Settings):
     max_rank: int | None = Field(default=None, ge=1, description="of a LoRA adapter")
     max_examples: int | None = Field(default=None, ge=1, description="training examples of one task")
     allow_evaluate: bool = True
-    training: list[Literal["backprop", "noop"]] = Field(default=["backprop", "noop"])
+    training: list[
+        Literal["backprop", "forward_gradient", "spry", "mezo", "kseed", "decomfl", "blackbox", "noop"]
+    ] = Field(
+        default=["backprop", "forward_gradient", "spry", "mezo", "kseed", "decomfl", "blackbox", "noop"]
+    )
 
     @field_validator("hours")
     @classmethod

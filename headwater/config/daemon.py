@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from headwater.config.federation import Settings
+from headwater.config.settings import Settings
 from headwater.errors import ConfigError
 
 

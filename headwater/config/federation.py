@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Settings(BaseModel):
-    """Base of every table: frozen, no unknown keys, no silent conversion of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+from headwater.config.assignment import DEFAULT, Assignment, Method
+from headwater.config.settings import Settings
+from headwater.config.training import SCALAR_KINDS, Training
 
 
 class FederationSettings(Settings):
@@ -213,35 +211,7 @@ class NoData(Settings):
 Data = Annotated[ClassificationData | CausalLMData | InstructionData | NoData, Field(discriminator="kind")]
 
 
-# --- [training], [codec], [strategy], … ----------------------------------------------------------
-
-
-class BackpropTraining(Settings):
-    """AdamW on the adapter and head of one client, starting afresh each round."""
-
-    kind: Literal["backprop"]
-    epochs: float = Field(default=1.0, gt=0, description="passes over the client's train split a round")
-    max_steps: int | None = Field(default=None, ge=1, description="never more optimiser steps a round")
-    batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    head_learning_rate: float | None = Field(default=None, gt=0)
-    final_learning_rate_fraction: float = Field(
-        default=1.0, ge=0, le=1, description="rates fall linearly over the rounds to this fraction"
-    )
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float | None = Field(default=1.0, gt=0)
-    proximal_mu: float = Field(default=0.0, ge=0, description="FedProx (arXiv 1812.06127)")
-    gradient_checkpointing: bool = False
-
-
-class NoopTraining(Settings):
-    """No training: a reproducible random change, for transport and load experiments."""
-
-    kind: Literal["noop"]
-    scale: float = Field(default=1e-3, gt=0)
-
-
-Training = Annotated[BackpropTraining | NoopTraining, Field(discriminator="kind")]
+# --- [codec], [strategy], … ----------------------------------------------------------
 
 
 class DenseCodec(Settings):
@@ -287,6 +257,11 @@ class MeanStrategy(BaseStrategy):
 
     kind: Literal["mean"]
     space: Literal["factors", "ffa"] = "factors"
+    noise: Literal["weigh", "ignore"] = Field(
+        default="weigh",
+        description="an update made along random directions weighs less, by how noisy it is against how "
+        "far clients differ (random-effects weights); without such updates nothing changes",
+    )
 
 
 class TiesStrategy(BaseStrategy):
@@ -397,6 +372,8 @@ class Federation(Settings):
     adapter: Adapter | None = None
     data: Data
     training: Training
+    methods: dict[str, Method] = Field(default={})
+    assignment: Assignment | None = None
     codec: CodecSettings = CodecSettings()
     strategy: Strategy = MeanStrategy(kind="mean")
     cohort: CohortSettings = CohortSettings()
@@ -426,6 +403,7 @@ class Federation(Settings):
             )
         self._check_measurable()
         self._check_cohort()
+        self._check_methods()
         if self.privacy.clip_l2 is not None and self.codec.up.kind == "compeft" and self.codec.up.alpha:
             raise ValueError("codec.up.alpha may lift an update above privacy.clip_l2: leave one of them out")
         strategy = self.strategy
@@ -442,6 +420,59 @@ class Federation(Settings):
         ):
             raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{self.adapter.kind}'")
         return self
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """The methods that clients may be told to use, by name."""
+        return {DEFAULT: self.training} | {name: m.training for name, m in self.methods.items()}
+
+    def _check_methods(self) -> None:
+        """Every method can be used, and be merged with the others."""
+        if bad := [name for name in self.methods if name == DEFAULT or not name.isidentifier()]:
+            raise ValueError(f"methods.{bad[0]}: a name of letters, digits and _ other than '{DEFAULT}'")
+        named = set[str]()
+        if self.assignment is not None:
+            match self.assignment.kind:
+                case "shares":
+                    named = set(self.assignment.shares)
+                case "clients":
+                    named = set(self.assignment.clients.values())
+                case "planner":
+                    named = set(self.assignment.prefer)
+        if unknown := sorted(named - self.trainings.keys()):
+            raise ValueError(
+                f"assignment: there is no method '{unknown[0]}'; there are {', '.join(self.trainings)}"
+            )
+        if self.methods and self.assignment is None:
+            raise ValueError("[methods] without [assignment]: nobody would use them")
+        mean, buffered = self.strategy.kind == "mean", self.schedule.kind == "buffered"
+        scalar = [t for t in self.trainings.values() if t.kind in SCALAR_KINDS]
+        partial = any(m.rank or m.last_layers for m in self.methods.values())
+        for training in self.trainings.values():
+            kind = training.kind
+            if kind == "noop" and self.methods:
+                raise ValueError("training kind 'noop' goes with no other method")
+            if not mean and (kind in SCALAR_KINDS or kind == "spry" or partial):
+                raise ValueError(
+                    f"method '{kind}' and methods with rank or last_layers need strategy 'mean', "
+                    f"not '{self.strategy.kind}'"
+                )
+            if self.strategy.kind == "fisher" and kind not in ("backprop", "noop"):
+                raise ValueError(f"strategy 'fisher' needs gradients, which '{kind}' does not have")
+            if buffered and kind in ("spry", "decomfl"):
+                raise ValueError(f"method '{kind}' needs rounds: a buffered version has updates of several")
+            if kind == "blackbox" and (self.adapter is None or self.adapter.kind != "prompt"):
+                raise ValueError("method 'blackbox' searches a soft prompt: use [adapter] kind = \"prompt\"")
+        if scalar and self.privacy.clip_l2 is not None:
+            raise ValueError("privacy.clip_l2 goes with deltas; bound scalars by gradient_bound instead")
+        for name, method in self.methods.items():
+            if method.training.kind in SCALAR_KINDS and (method.rank or method.last_layers):
+                raise ValueError(f"methods.{name}: seeds move the whole adapter: no rank, no last_layers")
+        if len({_span(t) for t in scalar}) > 1:
+            raise ValueError(
+                "methods that send scalars must share kind, seeds, distribution, learning_rate and "
+                "gradient_bound: one set of seeds serves a round"
+            )
 
     def _check_cohort(self) -> None:
         """A round, or a version, can end as the file asks."""
@@ -482,3 +513,11 @@ class Federation(Settings):
             measured and (by_clients or (data.kind != "none" and data.test is not None))
         ):
             raise ValueError("evaluation.patience needs evaluations: data.test, or clients that evaluate")
+
+
+def _span(training: Training) -> tuple[object, ...]:
+    """What makes two methods' scalars mean the same."""
+    names = ["kind", "seeds", "dimensions", "directions", "max_steps", "distribution"]
+    names += ["learning_rate", "gradient_bound", "scale", "sigma"]
+    kseed = training.kind == "kseed"
+    return tuple(getattr(training, name, None) for name in names if not (kseed and name == "max_steps"))

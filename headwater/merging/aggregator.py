@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from headwater.protocol.messages import MergePlan, Update
+from headwater.protocol.directions import Integers
+from headwater.protocol.messages import MergePlan, NoisePlan, Update
 from headwater.state import AdapterState
 
 Acc = TypeVar("Acc")
@@ -15,12 +16,24 @@ Acc = TypeVar("Acc")
 
 @dataclass(frozen=True)
 class Merged:
-    """What a rule made of a round: the merged delta, who is in it, and numbers for the report."""
+    """What a rule made of a round.
+
+    Args:
+        delta: the merged delta.
+        clients: who is in it, sorted.
+        weight: their weight.
+        report: numbers for people.
+        coefficients: the delta as the mean coefficient of each seed of the plan, int64, in units of
+            2^-(unit_bits + FINE_BITS); None if values were merged too.
+        scatter: how far the updates lie apart, and why; None where the rule does not say.
+    """
 
     delta: AdapterState
     clients: tuple[str, ...]
     weight: int
     report: Mapping[str, float] = field(default_factory=dict)
+    coefficients: Integers | None = None
+    scatter: NoisePlan | None = None
 
 
 class Aggregator(ABC, Generic[Acc]):

@@ -94,7 +94,7 @@ class FisherAggregator(Aggregator[FisherSums]):
                 hint="The client's training must estimate it; see the plan's fisher settings.",
             )
         statistic.require_spec(plan.spec, f"{who}, statistic fisher")
-        delta, fisher = update.delta.vector(), statistic.vector()
+        delta, fisher = acc.roster.values_of(update).vector(), statistic.vector()
         require_bounded(delta, plan.spec, bound=plan.value_bound, who=who)
         require_bounded(fisher, plan.spec, bound=self.cap, who=f"{who}, fisher", non_negative=True)
         mean = float(np.mean(fisher.numpy(), dtype=np.float64)) if fisher.numel() else 0.0

@@ -111,9 +111,9 @@ class GapSketch:
             UpdateRejected: the client is not in the plan, or already in; never for its values.
             SpecMismatch: the delta has another spec than the plan.
         """
-        weight = acc.roster.weight_of(update)
+        weight, delta = acc.roster.weight_of(update), acc.roster.values_of(update)
         for b in self._modules:
-            inside, outside = _clamp(self._project(b, self.base, update.delta), acc.bound)
+            inside, outside = _clamp(self._project(b, self.base, delta), acc.bound)
             acc.saturated += outside
             acc.products[b.name].add_(to_fixed(inside, acc.bits), alpha=weight)
         acc.roster.enter(update.client)

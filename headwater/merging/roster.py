@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from headwater.errors import SpecMismatch, UpdateRejected
 from headwater.protocol.messages import MergePlan, Update
+from headwater.state import AdapterState
 
 
 @dataclass
@@ -38,13 +39,29 @@ class Roster:
                 got="a second one",
                 hint="The first one counts.",
             )
-        update.delta.require_spec(self.plan.spec, f"client {update.client}, delta")
+        if isinstance(update.delta, AdapterState):
+            update.delta.require_spec(self.plan.spec, f"client {update.client}, delta")
         return weight
 
-    def enter(self, client: str) -> None:
-        """Note that ``client`` is in, after its values were added."""
+    def values_of(self, update: Update) -> AdapterState:
+        """The delta of an update that must have one.
+
+        Raises:
+            UpdateRejected: it has scalars.
+        """
+        if not isinstance(update.delta, AdapterState):
+            raise UpdateRejected(
+                f"client {update.client}",
+                expected="a delta",
+                got="coefficients of seeds",
+                hint="Only strategy 'mean' merges both.",
+            )
+        return update.delta
+
+    def enter(self, client: str, weight: int | None = None) -> None:
+        """Note that ``client`` is in, after its values were added, with its planned weight or a lower one."""
         self.clients.add(client)
-        self.weight += self.plan.weights[client]
+        self.weight += self.plan.weights[client] if weight is None else weight
 
     def require_disjoint(self, other: Roster) -> None:
         """Check that ``other`` may be combined with this one; changes nothing.

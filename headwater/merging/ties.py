@@ -66,7 +66,7 @@ class TiesAggregator(Aggregator[TiesSums]):
         """
         plan = acc.roster.plan
         weight = acc.roster.weight_of(update)
-        vector = update.delta.vector()
+        vector = acc.roster.values_of(update).vector()
         require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
         trim(vector, max(1, int(self.density * vector.numel())))
         for part in blocks(vector.numel()):

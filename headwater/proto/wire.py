@@ -18,7 +18,8 @@ from google.protobuf.message import DecodeError as ProtobufDecodeError
 from google.protobuf.message import Message
 from pydantic import TypeAdapter, ValidationError
 
-from headwater.config.federation import Codec, Training
+from headwater.config.federation import Codec
+from headwater.config.training import Training
 from headwater.errors import DecodeError
 from headwater.proto.v1 import messages_pb2 as pb
 from headwater.protocol.messages import (

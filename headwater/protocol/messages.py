@@ -12,12 +12,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from headwater.config.federation import Codec, Training
+from headwater.config.federation import Codec
+from headwater.config.training import Training
 from headwater.errors import ConfigError
 
 if TYPE_CHECKING:  # a device's agent reads messages without torch
+    from headwater.protocol.directions import Directions
+    from headwater.protocol.scalars import Scalars
     from headwater.state import AdapterState, StateSpec
 
 
@@ -38,14 +41,67 @@ class FisherPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedPlan:
+    """Which seeds a round's scalars may name, and what a coefficient of 1 is worth.
+
+    Args:
+        first: the first seed.
+        count: seeds ``first`` … ``first + count − 1`` may be named.
+        distribution: of the directions; see :mod:`headwater.protocol.directions`.
+        unit_bits: a coefficient is an integer times 2^-unit_bits, ±32,767 at most.
+        entries: at most so many coefficients in one update.
+        implied: the update has exactly one coefficient for each seed, in order, and names none.
+    """
+
+    first: int
+    count: int
+    distribution: Literal["rademacher", "gaussian"]
+    unit_bits: int
+    entries: int
+    implied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ClientPlan:
-    """What one client is asked to do in one round."""
+    """What one client is asked to do in one round.
+
+    Args:
+        training: the local method and its settings.
+        codec: of the delta; a method that sends scalars does not use it.
+        learning_rate_factor: the learning rates are multiplied by it.
+        clip_l2: L2 bound of the update.
+        fisher: whether, and how, a diagonal Fisher is estimated.
+        seeds: the seeds whose coefficients the client sends; None for a method that sends a delta.
+        tensors: train these tensors only, the others' delta is zero; all if None.
+        rank: train the first so many components of each LoRA pair only; all if None.
+        method: name of the method in the federation file, for people.
+    """
 
     training: Training
     codec: Codec
     learning_rate_factor: float = 1.0
     clip_l2: float | None = None
     fisher: FisherPlan | None = None
+    seeds: SeedPlan | None = None
+    tensors: tuple[str, ...] | None = None
+    rank: int | None = None
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NoisePlan:
+    """What the last rounds told of the updates' scatter: the random-effects weights of this one.
+
+    An update δ_i = Δ + (what is its client's own, variance h) + (noise of its random directions, variance
+    v_i) gets its weight times (h + v_ref)/(h + v_i), at most 1; all as squared L2 norms of a whole update.
+
+    Args:
+        between: h, how far clients differ.
+        reference: v_ref, the least noise of an update.
+    """
+
+    between: float
+    reference: float
 
 
 @dataclass(frozen=True)
@@ -56,11 +112,22 @@ class MergePlan:
         spec: the spec of every delta.
         weights: integer weight (≥ 1) of every client that may contribute, by enrolled name.
         value_bound: no value of a delta may be larger in magnitude; a power of two is exact.
+        seeds: the seeds that scalars may use; None if every update is a delta.
+        directions: what those seeds stand for; given with ``seeds``.
+        tensors: for clients that train some tensors only: which. Others' values must be zero, and a
+            tensor's mean is taken over the clients that train it.
+        ranks: for clients that train the first components of each LoRA pair only: how many. Likewise.
+        noise: how the updates' noise lowers their weight; None: not at all.
     """
 
     spec: StateSpec
     weights: Mapping[str, int]
     value_bound: float
+    seeds: SeedPlan | None = None
+    directions: Directions | None = None
+    tensors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    noise: NoisePlan | None = None
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) < 1:
@@ -122,6 +189,36 @@ class ProfileRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class MethodCost:
+    """What one of the federation's methods costs on a device.
+
+    Args:
+        peak_bytes: resident memory of the process at its highest, predicted.
+        step_s: seconds of one step; 0 if nobody measured.
+        batch_size: the largest batch that fits the device's memory, at most the method's; 0 if none does.
+    """
+
+    peak_bytes: int
+    step_s: float = 0.0
+    batch_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """What a device can do, in its own words.
+
+    Args:
+        memory_bytes: what a training may use.
+        threads: CPU threads.
+        costs: by the method's name in the federation file.
+    """
+
+    memory_bytes: int
+    threads: int
+    costs: Mapping[str, MethodCost]
+
+
+@dataclass(frozen=True, slots=True)
 class ClientProfile:
     """A client's answer before the first round: sizes only, never content."""
 
@@ -132,6 +229,7 @@ class ClientProfile:
     spec: str
     run: str = ""
     version: str = ""
+    device: DeviceProfile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +276,28 @@ class EncodedUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A decoded update: a delta relative to the state it started from, and named statistics."""
+    """A decoded update.
+
+    Args:
+        client: enrolled name.
+        round: which it answers.
+        delta: what changed, relative to the state it started from: values, or coefficients of seeds.
+        examples: that the client trains on.
+        steps: taken.
+        statistics: named statistics that the plan asked for.
+        metrics: numbers for people.
+        noise: v, the expected squared L2 distance of the delta from its own mean over the random
+            directions it was made with; 0 for a method without any.
+    """
 
     client: str
     round: int
-    delta: AdapterState
+    delta: AdapterState | Scalars
     examples: int
     steps: int = 0
     statistics: Mapping[str, AdapterState] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

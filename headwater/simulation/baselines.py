@@ -22,6 +22,7 @@ from headwater.protocol.messages import ClientPlan
 from headwater.server.evaluation import metric_name
 from headwater.server.events import Notice, Observer
 from headwater.simulation.workers import WorkerPool
+from headwater.state import AdapterState
 from headwater.strategies.federated import learning_rate_factor
 from headwater.training.cohort import TrainTask
 
@@ -109,7 +110,7 @@ def train_apart(runtime: ClientRuntime, who: str) -> float:
         plan = ClientPlan(training, settings.codec.up, factor)
         key = runtime.root.child("baseline", number)
         (result,) = trainer.train([TrainTask(who, state, examples, plan)], key=key)
-        if result.delta is None:
+        if not isinstance(result.delta, AdapterState):
             return float("nan")
         state = state + result.delta
     held_out = held_out_examples(runtime, runtime.data.test())

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headwater.config.federation import Federation, Training
+from headwater.config.federation import Federation
+from headwater.config.training import Training
 from headwater.errors import FederationStopped
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.protocol.keys import Key

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headwater.adapters.model import AdaptedModel
-from headwater.config.federation import BackpropTraining
+from headwater.config.training import BackpropTraining
 from headwater.data.batches import Batch, Example, batches
 from headwater.errors import HeadwaterError, TrainingError
 from headwater.protocol.keys import Key

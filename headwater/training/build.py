@@ -16,7 +16,8 @@ from headwater.adapters.export import export, export_vector
 from headwater.adapters.model import AdaptedModel
 from headwater.adapters.tokenizer import TextTokenizer
 from headwater.config import LoadedFederation
-from headwater.config.federation import ClassificationData, Federation, NoData, Training, VectorModel
+from headwater.config.federation import ClassificationData, Federation, NoData, VectorModel
+from headwater.config.training import Training
 from headwater.data.batches import Example
 from headwater.errors import ConfigError
 from headwater.protocol.keys import Key
@@ -98,6 +99,8 @@ class Workbench:
             return NoopTrainer()
         if self.model is None:
             raise ConfigError("training.kind", expected="'noop' with model.kind 'vector'", got=training.kind)
+        if training.kind != "backprop":
+            raise ConfigError("training.kind", expected="'backprop'", got=training.kind)
         return BackpropTrainer(self.model, self.pad, language_model=self.language_model)
 
     def evaluate(self, state: AdapterState, examples: Sequence[Example]) -> tuple[int, dict[str, float]]:

@@ -8,19 +8,30 @@ from dataclasses import dataclass, field
 
 from headwater.data.batches import Example
 from headwater.errors import TrainingError
+from headwater.protocol.directions import Directions
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan
+from headwater.protocol.scalars import Scalars
 from headwater.state import AdapterState
 
 
 @dataclass(frozen=True)
 class TrainTask:
-    """One client's share of a cohort: its state to start from, its examples, its plan."""
+    """One client's share of a cohort.
+
+    Args:
+        client: its name.
+        state: to start from.
+        examples: its own.
+        plan: what to do.
+        directions: what the plan's seeds stand for; None if it has none.
+    """
 
     client: str
     state: AdapterState
     examples: Sequence[Example]
     plan: ClientPlan
+    directions: Directions | None = None
 
 
 @dataclass(frozen=True)
@@ -29,21 +40,25 @@ class TrainResult:
 
     Args:
         client: its name.
-        delta: trained state − started state; None if the training failed.
+        delta: trained state − started state, or the same as coefficients of the plan's seeds; None if
+            the training failed.
         statistics: named statistics that the plan asked for, such as ``fisher``.
         examples: examples the client trains on (its weight).
         steps: optimiser steps taken.
         metrics: at least ``loss``, the mean training loss.
         error: why there is no delta.
+        noise: the expected squared L2 distance of the delta from its mean over the random directions it
+            was made with; 0 for gradients.
     """
 
     client: str
-    delta: AdapterState | None
+    delta: AdapterState | Scalars | None
     examples: int
     steps: int = 0
     statistics: Mapping[str, AdapterState] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: TrainingError | None = None
+    noise: float = 0.0
 
 
 class CohortTrainer(ABC):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from headwater.config.federation import NoopTraining
+from headwater.config.training import NoopTraining
 from headwater.errors import TrainingError
 from headwater.protocol.keys import Key
 from headwater.state import AdapterState

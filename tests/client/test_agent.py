@@ -246,6 +246,14 @@ def test_bytes_are_counted_and_stop_the_fetching(make):
     assert "policy max_mb_per_day" in refused(found, vector_train(FEDERATION))
 
 
+def test_a_damaged_usage_file_ends_no_agent(make):
+    found = make()
+    (found.settings.state / "usage.json").write_text('{"half')
+    again = make({"max_mb_per_day": 100}, joined=False)
+    assert "usage.json" in again.log[0]
+    assert "max_mb_per_day 100" in again.desk.paused()
+
+
 def test_out_of_hours_the_worker_is_let_go(make):
     clock = [datetime(2026, 3, 1, 23, 0)]
     found = make({"hours": "22:00-06:00"}, now=lambda: clock[0])

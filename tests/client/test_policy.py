@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from headwater.client.policy import Policy, count_steps
 from headwater.client.usage import DayUsage, Usage
 from headwater.config.agent import PolicySettings
-from headwater.config.federation import BackpropTraining, Federation
+from headwater.config.federation import Federation
+from headwater.config.training import BackpropTraining
 from headwater.data.batches import Example
 from headwater.errors import StorageError
 from headwater.protocol.keys import Key
@@ -170,13 +171,50 @@ def test_usage_survives_a_restart_and_starts_again_with_the_day(tmp_path):
     assert Usage(path).today(tomorrow).bytes == 1
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", '{"day": "x"}', '{"day": "2026-03-01", "bytes": -1, "work_s": 0}', "[]"]
+DAMAGED = (
+    "",
+    "{}",
+    '{"day": "x"}',
+    '{"day": "2026-03-01", "bytes": -1, "work_s": 0}',
+    '{"day": "2026-03-01", "bytes": Infinity, "work_s": 0}',
+    "[]",
+    "[" * 100_000,
+    "\0" * 40,
 )
-def test_a_damaged_usage_file_is_an_error_by_name(tmp_path, text):
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_usage_file_is_an_error_by_name_for_who_only_looks(tmp_path, text):
     (tmp_path / "usage.json").write_text(text)
     with pytest.raises(StorageError, match=r"usage\.json"):
         Usage(tmp_path / "usage.json")
+    assert (tmp_path / "usage.json").read_text() == text
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_usage_file_is_set_aside_and_its_day_counts_as_used_up(tmp_path, text):
+    path, log = tmp_path / "usage.json", []
+    path.write_text(text)
+    usage = Usage(path, log.append, now=lambda: NOON)
+    assert "until midnight" in "".join(log)
+    assert (tmp_path / "usage.json.damaged").read_text() == text
+    usage.add(NOON, bytes=10)
+    for found in (usage, Usage(path, log.append, now=lambda: NOON)):  # a restart gives nothing back
+        for cap in ("max_mb_per_day", "max_work_s_per_day"):
+            reason = check({cap: 1000}, usage=found.today(NOON))
+            assert reason.startswith(f"policy {cap} 1000: ")
+            assert "not known" in reason
+        assert check({}, usage=found.today(NOON)) is None, "who caps nothing is not stopped"
+        assert found.today(NOON + timedelta(days=1)) == DayUsage(date(2026, 3, 2))
+    assert len(log) == 1
+
+
+def test_a_usage_file_that_cannot_be_set_aside_is_told_and_counts_as_used_up_all_the_same(tmp_path):
+    path, log = tmp_path / "usage.json", []
+    path.mkdir()  # not even readable
+    usage = Usage(path, log.append, now=lambda: NOON)
+    assert usage.today(NOON).unknown
+    assert "could not be set aside" in log[-1]
 
 
 def test_a_profile_request_without_training_is_judged_by_the_run():

@@ -10,7 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headwater.config.federation import DenseCodec, Training
+from headwater.config.federation import DenseCodec
+from headwater.config.training import Training
 from headwater.data.batches import Example
 from headwater.errors import TrainingError
 from headwater.protocol.keys import Key

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater.config.federation import BackpropTraining, CompeftCodec, DenseCodec, NoopTraining
+from headwater.config.federation import CompeftCodec, DenseCodec
+from headwater.config.training import BackpropTraining, NoopTraining
 from headwater.errors import DecodeError
 from headwater.proto import wire
 from headwater.proto.v1 import messages_pb2 as pb

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headwater.config import Federation, LoadedFederation
-from headwater.config.federation import BackpropTraining, NoopTraining
+from headwater.config.training import BackpropTraining, NoopTraining
 from headwater.errors import ConfigError
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.build import Workbench

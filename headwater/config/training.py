@@ -1,0 +1,197 @@
+"""The local methods of the federation file: ``[training]`` and what ``[methods]`` offers besides.
+
+A method either descends along gradients (``backprop``), or along random directions whose slope two
+forward passes, or one in forward mode, tell it. The latter keep no activations: their memory is that of
+inference. ``kseed``, ``decomfl`` and ``blackbox`` send coefficients of seeds instead of a delta.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from headwater.config.settings import Settings
+
+Distribution = Literal["rademacher", "gaussian"]
+
+
+class Passes(Settings):
+    """What every method over batches has: how much it works, and how fast its rate falls."""
+
+    epochs: float = Field(default=1.0, gt=0, description="passes over the client's train split a round")
+    max_steps: int | None = Field(default=None, ge=1, description="never more steps a round")
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(gt=0)
+    final_learning_rate_fraction: float = Field(
+        default=1.0, ge=0, le=1, description="rates fall linearly over the rounds to this fraction"
+    )
+
+
+class BackpropTraining(Passes):
+    """AdamW on the adapter and head of one client, starting afresh each round."""
+
+    kind: Literal["backprop"]
+    learning_rate: float = Field(default=1e-3, gt=0)
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    proximal_mu: float = Field(default=0.0, ge=0, description="FedProx (arXiv 1812.06127)")
+    gradient_checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        default="adamw", description="adamw8bit keeps its moments in 8 bits and needs bitsandbytes"
+    )
+
+
+class ForwardGradientTraining(Passes):
+    """Forward gradients (FwdLLM, arXiv 2308.13894): mean of (∇L·v)v over K directions, by exact JVPs.
+
+    The optimiser sees that estimate as if it were the gradient.
+    """
+
+    kind: Literal["forward_gradient"]
+    learning_rate: float = Field(default=1e-3, gt=0)
+    directions: int = Field(default=1, ge=1, description="K, directions of a step")
+    distribution: Distribution = "rademacher"
+    candidates: int = Field(
+        default=1,
+        ge=1,
+        description="of so many random directions the one most aligned with the gradient estimate so far "
+        "is taken (discriminative sampling)",
+    )
+    variance_target: float | None = Field(
+        default=None,
+        gt=0,
+        description="draw more directions, up to `max_directions`, until the variance of their mean falls "
+        "below this multiple of its squared norm",
+    )
+    max_directions: int = Field(default=16, ge=1)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="of sgd")
+
+    @model_validator(mode="after")
+    def _enough(self) -> ForwardGradientTraining:
+        if self.variance_target is not None and self.max_directions < max(2, self.directions):
+            raise ValueError("max_directions is below 2, or below directions")
+        return self
+
+
+class SpryTraining(Passes):
+    """SPRY (arXiv 2405.15551): forward gradients of the few layers that this client was given."""
+
+    kind: Literal["spry"]
+    learning_rate: float = Field(default=1e-3, gt=0)
+    layers_per_client: int = Field(default=1, ge=1, description="layers that the server gives a client")
+    directions: int = Field(default=1, ge=1)
+    distribution: Distribution = "rademacher"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="of sgd")
+
+
+class MezoTraining(Passes):
+    """MeZO (arXiv 2305.17333): n-SPSA with seeds instead of stored directions; sends a delta."""
+
+    kind: Literal["mezo"]
+    learning_rate: float = Field(default=1e-4, gt=0)
+    epsilon: float = Field(default=1e-3, gt=0, description="how far a loss is probed")
+    directions: int = Field(default=1, ge=1, description="n, averaged in a step")
+    distribution: Distribution = "rademacher"
+    sparsity: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="this fraction of each tensor, the largest magnitudes, stays (Sparse-MeZO, 2402.15751)",
+    )
+    low_rank: int | None = Field(
+        default=None, ge=1, description="directions of matrices are U·Vᵀ of this rank (LOZO, 2410.07698)"
+    )
+    resample_every: int = Field(default=50, ge=1, description="steps that share V, with low_rank")
+    gradient_bound: float = Field(default=64.0, gt=0, description="a slope beyond it counts as this much")
+
+
+class ScalarPasses(Passes):
+    """What the methods that send coefficients of seeds have."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    epsilon: float = Field(default=5e-4, gt=0, description="how far a loss is probed")
+    distribution: Distribution = "rademacher"
+    gradient_bound: float = Field(default=64.0, gt=0, description="a slope beyond it counts as this much")
+
+
+class KseedTraining(ScalarPasses):
+    """FedKSeed (arXiv 2312.06353): steps along K seeds that all clients share; sends their coefficients.
+
+    ``pro`` draws a seed with a probability that grows with the slopes found along it.
+    """
+
+    kind: Literal["kseed"]
+    epochs: float = Field(default=1e9, gt=0, description="passes over the train split; `max_steps` counts")
+    max_steps: int | None = Field(default=200, ge=1, le=65_535, description="τ, steps a round")
+    seeds: int = Field(default=4096, ge=8, le=2**20, description="K")
+    pro: bool = Field(
+        default=False, description="draw seeds more often the steeper the loss was along them (FedKSeed-Pro)"
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> KseedTraining:
+        if self.max_steps is None:
+            raise ValueError("max_steps must be given: it bounds the update's size")
+        return self
+
+
+class DecomflTraining(ScalarPasses):
+    """DeComFL (arXiv 2405.15861): all clients step along the round's seeds; sends one scalar for each.
+
+    Forward differences: one loss more than directions. An absent client catches up by scalars.
+    """
+
+    kind: Literal["decomfl"]
+    epsilon: float = Field(default=1e-3, gt=0, description="how far a loss is probed")
+    epochs: float = Field(default=1e9, gt=0, description="passes over the train split; `max_steps` counts")
+    max_steps: int | None = Field(default=20, ge=1, le=65_535, description="local steps a round")
+    directions: int = Field(default=5, ge=1, le=1024, description="P, directions of a step")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> DecomflTraining:
+        if self.max_steps is None:
+            raise ValueError("max_steps must be given: every client makes the same number of steps")
+        return self
+
+
+class BlackboxTraining(Settings):
+    """CMA-ES on a projection of the soft prompt (BBTv2, arXiv 2205.11200; Fed-BBPT, 2310.03123).
+
+    The model is only asked for losses. Sends the best point's coordinates, as coefficients of seeds.
+    """
+
+    kind: Literal["blackbox"]
+    dimensions: int = Field(default=64, ge=2, le=4096, description="of the space that is searched")
+    population: int = Field(default=16, ge=4, le=1024)
+    generations: int = Field(default=10, ge=1, description="a round")
+    sigma: float = Field(default=0.2, gt=0, description="first standard deviation of a coordinate")
+    scale: float = Field(default=0.1, gt=0, description="of the prompt's change for a coordinate of 1")
+    batch_size: int = Field(default=16, ge=1)
+    distribution: Distribution = "gaussian"
+
+
+class NoopTraining(Settings):
+    """No training: a reproducible random change, for transport and load experiments."""
+
+    kind: Literal["noop"]
+    scale: float = Field(default=1e-3, gt=0)
+
+
+Training = Annotated[
+    BackpropTraining
+    | ForwardGradientTraining
+    | SpryTraining
+    | MezoTraining
+    | KseedTraining
+    | DecomflTraining
+    | BlackboxTraining
+    | NoopTraining,
+    Field(discriminator="kind"),
+]
+
+SCALAR_KINDS = ("kseed", "decomfl", "blackbox")
+"""Methods that send coefficients of seeds instead of a delta."""

@@ -1,0 +1,101 @@
+"""Coverage: which values a client trains, where its plan gave it some tensors or ranks only.
+
+SPRY (arXiv 2405.15551) gives each client a few layers, and a small device may train the first components
+of each LoRA pair. A value's mean is then taken over the clients that train it. Who trains what is in the
+plan, so the sums stay additive: only the divisor differs from value to value.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from headwater.errors import ConfigError, UpdateRejected
+from headwater.protocol.messages import MergePlan
+from headwater.state import StateSpec
+
+
+def covered(spec: StateSpec, tensors: tuple[str, ...] | None, rank: int | None) -> Tensor | None:
+    """The values that are trained, as bool [spec.numel]; None for all of them.
+
+    Args:
+        spec: of the state.
+        tensors: these tensors only; all if None.
+        rank: the first so many rows of each ``lora_a`` and columns of each ``lora_b``; all if None.
+
+    Raises:
+        ConfigError: a tensor that the spec has not.
+    """
+    if tensors is None and rank is None:
+        return None
+    if unknown := sorted(set(tensors or ()) - spec.by_name.keys()):
+        raise ConfigError("plan, tensors", expected="tensors of the adapter", got=unknown[0])
+    parts = []
+    for tensor in spec:
+        mask = torch.full(tensor.shape, tensors is None or tensor.name in tensors)
+        if rank is not None and tensor.role == "lora_a":
+            mask[rank:] = False
+        elif rank is not None and tensor.role == "lora_b":
+            mask[:, rank:] = False
+        parts.append(mask.reshape(-1))
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+
+
+def covered_by(plan: MergePlan, client: str) -> Tensor | None:
+    """What ``client`` trains in this plan; None for everything."""
+    return covered(plan.spec, plan.tensors.get(client), plan.ranks.get(client))
+
+
+def require_covered(vector: Tensor, plan: MergePlan, client: str) -> None:
+    """Refuse values other than zero where the client was not asked to train.
+
+    Raises:
+        UpdateRejected: names the client.
+    """
+    mask = covered_by(plan, client)
+    if mask is not None and bool((vector[~mask] != 0).any()):
+        raise UpdateRejected(
+            f"client {client}",
+            expected="zeros outside the tensors and ranks that its plan names",
+            got=f"{int((vector[~mask] != 0).sum())} other values",
+            hint="The client is left out of this round.",
+        )
+
+
+def divisors(plan: MergePlan, weights: Mapping[str, int]) -> Tensor | None:
+    """int64 [numel]: the weight of the clients that train each value; None if all train all.
+
+    Args:
+        plan: who trains what.
+        weights: of the clients that are in.
+    """
+    kinds: Counter[tuple[tuple[str, ...] | None, int | None]] = Counter()
+    for client, weight in weights.items():
+        kinds[plan.tensors.get(client), plan.ranks.get(client)] += weight
+    if not set(kinds) - {(None, None)}:
+        return None
+    total = torch.zeros(plan.spec.numel, dtype=torch.int64)
+    for (tensors, rank), weight in kinds.items():
+        mask = covered(plan.spec, tensors, rank)
+        total += weight if mask is None else mask.long() * weight
+    return total
+
+
+def last_layers(spec: StateSpec, count: int) -> tuple[str, ...]:
+    """The tensors of the last ``count`` layers, and those of no layer, such as the head."""
+    numbers = sorted({n for t in spec if (n := layer_of(t.name)) is not None})
+    kept = set(numbers[-count:])
+    return tuple(t.name for t in spec if (n := layer_of(t.name)) is None or n in kept)
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to; None outside any."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def layers_of(names: Iterable[str]) -> list[int]:
+    """The numbers of the layers that these tensors belong to, ascending."""
+    return sorted({n for name in names if (n := layer_of(name)) is not None})

@@ -1,0 +1,192 @@
+"""Directions: random vectors that a seed gives anywhere, made of integers and a counter.
+
+A :class:`Directions` is a family of vectors z₀, z₁, … of one length. Value i of z_s is a function of
+(key, s, i) alone: it is read off Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy
+as 1, 2, 3") at a counter made of s and i, so any part of any vector can be drawn by itself, in any
+order, on any machine. No sine, logarithm or square root is taken: a value is an *integer* of the
+unit ``2^-unit_bits``, ±1 for ``rademacher``, one of 65,536 quantiles of N(0, 1) for ``gaussian``.
+
+Integers make replay exact. Σ c_s·z_s with integer c_s (:meth:`Directions.combine`) is a sum in int64,
+the same bits in any order and grouping, whether in one go or as what changed since yesterday.
+
+Directions are drawn on the CPU also where the model sits on another device: they are as small as an
+adapter, and every device then has the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.errors import ConfigError, HeadwaterError
+from headwater.protocol.keys import Key
+
+Distribution = Literal["rademacher", "gaussian"]
+Integers = npt.NDArray[np.int64]
+
+_SIGNS, _NORMALS = 1, 2  # third word of the counter
+_GAUSSIAN_BITS = 12
+_TABLE_SHA256 = "1ea009ce409dac97d6bd609266910f809c5fb912f78e16bd89145b08174d6fc5"
+_BLOCK = 2**16
+"""Values combined at a time, so that temporaries stay in a core's cache."""
+MAX_COEFFICIENTS = 2**46
+"""Σ|c| may not reach it: with |z| < 2^16 an int64 sum cannot overflow below it."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """A family of vectors of ``size`` values.
+
+    Args:
+        key: 16 bytes that name the family.
+        distribution: ``rademacher`` (±1, E‖z‖² = size exactly) or ``gaussian``.
+        size: values of each vector.
+    """
+
+    key: bytes
+    distribution: Distribution
+    size: int
+
+    @staticmethod
+    def of(key: Key, distribution: Distribution, size: int) -> Directions:
+        """The family at ``key``."""
+        return Directions(key.digest[:16], distribution, size)
+
+    @property
+    def unit_bits(self) -> int:
+        """A value is an integer times 2^-unit_bits."""
+        return 0 if self.distribution == "rademacher" else _GAUSSIAN_BITS
+
+    def integers(self, seed: int, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """Values ``start`` to ``stop`` of vector ``seed`` in units of 2^-unit_bits: int8 or int16.
+
+        Raises:
+            ConfigError: a seed outside 0 … 2^64 − 1, or a part outside the vector.
+        """
+        stop = self._stop(seed, start, stop)
+        if self.distribution == "rademacher":
+            bits = (self._sign_bytes(seed // 8, start, stop) >> np.uint8(seed % 8)) & np.uint8(1)
+            return (bits.view(np.int8) << 1) - np.int8(1)
+        return np.take(_quantiles(), self._words(seed, start, stop), mode="clip")
+
+    def values(self, seed: int, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """The same as float32, exact."""
+        values = self.integers(seed, start, stop).astype(np.float32)
+        values *= np.float32(2.0**-self.unit_bits)
+        return values
+
+    def combine(
+        self, seeds: Integers, coefficients: Integers, start: int = 0, stop: int | None = None
+    ) -> Integers:
+        """Σ c·z in units of 2^-unit_bits, exact: int64 [stop − start].
+
+        A block of ±1 vectors costs one table look-up for eight consecutive seeds (the method of four
+        Russians): 8 random bits of one coordinate choose among the 256 sums ±c₀ ±c₁ … ±c₇.
+
+        Args:
+            seeds: int64 [n]; a seed may occur more than once.
+            coefficients: int64 [n].
+            start: first value wanted.
+            stop: end of the values wanted; the vector's end if absent.
+
+        Raises:
+            ConfigError: Σ|c| ≥ :data:`MAX_COEFFICIENTS`, or seeds or part out of range.
+        """
+        seeds, at = np.unique(np.asarray(seeds, np.int64), return_inverse=True)
+        sums = np.zeros(len(seeds), np.int64)
+        np.add.at(sums, at, np.asarray(coefficients, np.int64))
+        stop = self._stop(int(seeds[0]) if len(seeds) else 0, start, stop)
+        if float(np.abs(sums.astype(np.float64)).sum()) >= MAX_COEFFICIENTS:
+            raise ConfigError(
+                "seed coefficients",
+                expected=f"magnitudes that sum up to less than {MAX_COEFFICIENTS}",
+                got=f"{np.abs(sums.astype(np.float64)).sum():.3g}",
+                hint="The run diverged, or a coefficient is hostile.",
+            )
+        out = np.zeros(stop - start, np.int64)
+        add = self._add_signs if self.distribution == "rademacher" else self._add_normals
+        for low in range(start, stop, _BLOCK):
+            high = min(low + _BLOCK, stop)
+            add(out[low - start : high - start], seeds, sums, low, high)
+        return out
+
+    def _add_signs(self, out: Integers, seeds: Integers, sums: Integers, low: int, high: int) -> None:
+        found = np.empty(high - low, np.int64)
+        for group, table in _tables(seeds, sums):
+            np.take(table, self._sign_bytes(group, low, high), out=found, mode="clip")
+            out += found
+
+    def _add_normals(self, out: Integers, seeds: Integers, sums: Integers, low: int, high: int) -> None:
+        found, quantiles = np.empty(high - low, np.int64), _quantiles().astype(np.int64)
+        for seed, coefficient in zip(seeds.tolist(), sums.tolist(), strict=True):
+            if coefficient:
+                np.take(quantiles, self._words(seed, low, high), out=found, mode="clip")
+                found *= coefficient
+                out += found
+
+    def _sign_bytes(self, group: int, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """uint8 [stop − start]: bit b is the sign of seed 8·group + b."""
+        first = start // 32
+        raw = self._raw(first, group, _SIGNS, -(-stop // 32) - first)
+        return raw.view(np.uint8)[start - 32 * first : stop - 32 * first]
+
+    def _words(self, seed: int, start: int, stop: int) -> npt.NDArray[np.uint16]:
+        """uint16 [stop − start]: which quantile."""
+        first = start // 16
+        raw = self._raw(first, seed, _NORMALS, -(-stop // 16) - first)
+        return raw.view("<u2")[start - 16 * first : stop - 16 * first]
+
+    def _raw(self, block: int, line: int, kind: int, blocks: int) -> npt.NDArray[np.uint64]:
+        """Philox4x64-10 at counters (block, line, kind, 0), (block + 1, …), …: 32 bytes each."""
+        counter = block + (line << 64) + (kind << 128)
+        # numpy counts up before it computes
+        philox = np.random.Philox(key=int.from_bytes(self.key, "little"), counter=(counter - 1) % 2**256)
+        return philox.random_raw(4 * blocks).astype("<u8", copy=False)
+
+    def _stop(self, seed: int, start: int, stop: int | None) -> int:
+        stop = self.size if stop is None else stop
+        if not (0 <= seed < 2**64 and 0 <= start <= stop <= self.size):
+            raise ConfigError(
+                "direction",
+                expected=f"a seed of 64 bits and values 0 to {self.size}",
+                got=f"seed {seed}, values {start} to {stop}",
+            )
+        return stop
+
+
+def _tables(seeds: Integers, sums: Integers) -> Iterator[tuple[int, Integers]]:
+    """For every eight consecutive seeds of which one counts: the sums for each of 256 sign patterns."""
+    groups = seeds // 8
+    for group in np.unique(groups[sums != 0]).tolist():
+        table = np.zeros(1, np.int64)
+        mine = np.zeros(8, np.int64)
+        mine[seeds[groups == group] % 8] = sums[groups == group]
+        for coefficient in mine:  # bit 0 varies fastest
+            table = np.concatenate([table - coefficient, table + coefficient])
+        yield group, table
+
+
+@cache
+def _quantiles() -> npt.NDArray[np.int16]:
+    """The 65,536 quantiles of N(0, 1) at (i + ½)/65,536, in units of 2^-12: odd, so their mean is 0."""
+    inverse = NormalDist().inv_cdf
+    upper = np.array([round(inverse(0.5 + (i + 0.5) / 65536) * 2**_GAUSSIAN_BITS) for i in range(32768)])
+    table = np.concatenate([-upper[::-1], upper]).astype("<i2")
+    found = hashlib.sha256(table.tobytes()).hexdigest()
+    if found != _TABLE_SHA256:
+        raise HeadwaterError(
+            "normal quantiles",
+            expected=f"sha256 {_TABLE_SHA256[:12]}",
+            got=found[:12],
+            hint="This machine's logarithm rounds in another way: its Gaussian directions would differ. "
+            'Use distribution = "rademacher".',
+        )
+    table.flags.writeable = False
+    return table
