@@ -12,11 +12,13 @@ from torch import Tensor
 
 from headwater.adapters.model import AdaptedModel
 from headwater.config.training import BackpropTraining
-from headwater.data.batches import Batch, Example, batches
-from headwater.errors import HeadwaterError, TrainingError
+from headwater.errors import TrainingError
 from headwater.protocol.keys import Key
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.fisher import client_fisher
+from headwater.training.passes import batches_of, contained, diverged, summary
+
+_HINT = "Lower training.learning_rate, or set max_grad_norm."
 
 
 class BackpropTrainer(CohortTrainer):
@@ -56,38 +58,28 @@ class BackpropTrainer(CohortTrainer):
                 f"client {task.client}", expected="training.kind 'backprop'", got=training.kind
             )
         self._model.load(task.state)
-        count = len(task.examples)
-        try:
-            if not count:
-                raise TrainingError(f"client {task.client}", expected="at least one example", got="none")
-            losses = self._descend(task, training, key)
-            trained = self._model.read()
-            if not trained.isfinite():
-                raise _diverged(task, len(losses), "adapter", "non-finite values")
-            statistics, metrics = {}, _summary(losses)
-            if task.plan.fisher is not None:
-                began = time.perf_counter()
-                statistics["fisher"] = client_fisher(
-                    self._model,
-                    task.examples,
-                    task.plan.fisher,
-                    who=f"client {task.client}",
-                    batch_size=training.batch_size,
-                    pad=self._pad,
-                    key=key.child("fisher"),
-                )
-                metrics["fisher_seconds"] = time.perf_counter() - began
-        except TrainingError as error:
-            return TrainResult(task.client, None, count, error=error)
-        except (RuntimeError, MemoryError) as error:  # torch's own, out of memory above all
-            mapped = TrainingError(
-                f"client {task.client}",
-                expected="a training that this machine can do",
-                got=(str(error) or type(error).__name__).splitlines()[0][:300],
-                hint="If it is memory: a smaller batch_size or max_tokens, or gradient_checkpointing.",
+        return contained(task, lambda: self._result(task, training, key))
+
+    def _result(self, task: TrainTask, training: BackpropTraining, key: Key) -> TrainResult:
+        losses = self._descend(task, training, key)
+        trained = self._model.read()
+        if not trained.isfinite():
+            raise diverged(task, len(losses), "adapter", "non-finite values", _HINT)
+        statistics, metrics = {}, summary(losses)
+        if task.plan.fisher is not None:
+            began = time.perf_counter()
+            statistics["fisher"] = client_fisher(
+                self._model,
+                task.examples,
+                task.plan.fisher,
+                who=f"client {task.client}",
+                batch_size=training.batch_size,
+                pad=self._pad,
+                key=key.child("fisher"),
             )
-            return TrainResult(task.client, None, count, error=mapped)
-        return TrainResult(task.client, trained - task.state, count, len(losses), statistics, metrics)
+            metrics["fisher_seconds"] = time.perf_counter() - began
+        delta = trained - task.state
+        return TrainResult(task.client, delta, len(task.examples), len(losses), statistics, metrics)
 
     def _descend(self, task: TrainTask, training: BackpropTraining, key: Key) -> list[float]:
         """All steps of one client; the losses, one for each step."""
@@ -96,37 +88,24 @@ class BackpropTrainer(CohortTrainer):
         start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
         losses: list[float] = []
         with _seeded(key), model.training(checkpointing=training.gradient_checkpointing):
-            for batch in self._batches(task.examples, training, key):
+            for batch in batches_of(
+                task.examples, training, key, pad=self._pad, language_model=self._language_model
+            ):
                 optimiser.zero_grad(set_to_none=True)
                 loss = model.forward(batch).loss
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):
-                    raise _diverged(task, len(losses), "loss", str(losses[-1]))
+                    raise diverged(task, len(losses), "loss", str(losses[-1]), _HINT)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 if start:
                     _pull_back(parameters, start, training.proximal_mu)
                 if training.max_grad_norm is not None:
                     norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
                     if not bool(torch.isfinite(norm)):
-                        raise _diverged(task, len(losses), "gradient", str(norm.item()))
+                        raise diverged(task, len(losses), "gradient", str(norm.item()), _HINT)
                 optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         return losses
-
-    def _batches(self, examples: Sequence[Example], training: BackpropTraining, key: Key) -> Iterator[Batch]:
-        """The batches of all steps: whole passes, the last cut where ``epochs`` or ``max_steps`` says."""
-        size = training.batch_size
-        steps = max(1, math.ceil(training.epochs * math.ceil(len(examples) / size)))
-        steps = min(steps, training.max_steps or steps)
-        generator = key.numpy()
-        while steps > 0:
-            for batch in batches(
-                examples, size, self._pad, language_model=self._language_model, generator=generator
-            ):
-                if steps == 0:
-                    return
-                steps -= 1
-                yield batch
 
 
 def _optimiser(model: AdaptedModel, training: BackpropTraining, factor: float) -> torch.optim.Optimizer:
@@ -161,16 +140,3 @@ def _seeded(key: Key) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(key.child("dropout").seed())
         yield
-
-
-def _diverged(task: TrainTask, step: int, what: str, got: str) -> HeadwaterError:
-    return TrainingError(
-        f"client {task.client}, step {step}",
-        expected=f"a finite {what}",
-        got=got,
-        hint="Lower training.learning_rate, or set max_grad_norm.",
-    )
-
-
-def _summary(losses: list[float]) -> dict[str, float]:
-    return {"loss": math.fsum(losses) / len(losses), "first_loss": losses[0], "last_loss": losses[-1]}

@@ -19,7 +19,7 @@ from headwater.data.batches import Example
 from headwater.errors import StorageError
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan, ProfileRequest
-from headwater.training.backprop import BackpropTrainer
+from headwater.training.passes import batches_of
 from tests.client.devices import RUN, evaluation_of, profile_request, vector_federation, vector_train
 
 NOON = datetime(2026, 3, 1, 12, 0)
@@ -152,9 +152,8 @@ def test_what_is_left_of_the_day():
 @given(st.integers(1, 500), st.integers(1, 64), st.floats(0.1, 4), st.none() | st.integers(1, 50))
 def test_steps_are_those_that_the_trainer_takes(examples, size, epochs, most):
     training = BackpropTraining(kind="backprop", epochs=epochs, batch_size=size, max_steps=most)
-    trainer = BackpropTrainer(model=None, pad=0, language_model=False)
     rows = [Example(np.ones(1, np.int32), np.zeros(1, np.int64))] * examples
-    taken = sum(1 for _ in trainer._batches(rows, training, Key.root(0)))
+    taken = sum(1 for _ in batches_of(rows, training, Key.root(0), pad=0, language_model=False))
     assert count_steps(training, examples) == taken
 
 

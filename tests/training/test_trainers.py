@@ -11,6 +11,7 @@ from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.cohort import TrainTask
 from headwater.training.noop import NoopTrainer
+from headwater.training.passes import batches_of
 from tests.laws.trainer_laws import TrainerLaws
 from tests.support import federations
 
@@ -127,9 +128,9 @@ class TestBackprop(TrainerLaws):
         """The first AdamW step is −lr·(g/(|g|+ε) + wd·w), whatever the betas: no torch.optim needed."""
         result = self.result(epochs=0.1, max_grad_norm=None, weight_decay=0.1)
         self.model.load(self.start())
-        trainer, key = self.trainer(), Key.root(0).child("client", "a")
+        key = Key.root(0).child("client", "a")
         training = self.training().model_copy(update={"epochs": 0.1})
-        (batch,) = trainer._batches(self.examples(), training, key)
+        (batch,) = batches_of(self.examples(), training, key, pad=0, language_model=False)
         with torch.random.fork_rng():
             torch.manual_seed(key.child("dropout").seed())
             with self.model.training():
