@@ -62,10 +62,14 @@ class MeanAggregator(Aggregator[MeanSums]):
         seeds = 0
         if plan.seeds is not None:
             seeds = plan.seeds.count
-            if plan.directions is None or plan.total_weight * plan.seeds.entries >= 2**47:
+            too_many = plan.seeds.entries >= 2**23  # in finalize, Σ|mean| ≤ entries·2^15·2^FINE_BITS
+            too_heavy = plan.total_weight * plan.seeds.entries >= 2**47
+            lost = plan.directions is None or plan.directions.size != plan.spec.numel
+            if lost or too_many or too_heavy:
                 raise ConfigError(
                     "merge plan",
-                    expected="directions, and weights times entries below 2^47",
+                    expected="directions of the adapter's size, entries below 2^23, weights times entries "
+                    "below 2^47",
                     got=f"total weight {plan.total_weight}, {plan.seeds.entries} entries",
                     hint='Use weighting = "equal".',
                 )
@@ -84,14 +88,15 @@ class MeanAggregator(Aggregator[MeanSums]):
         require_noise(update.noise, update.client)
         weight = weighed(planned, update.noise, plan.noise)
         if isinstance(update.delta, Scalars):
-            if plan.seeds is None:
+            if plan.seeds is None or plan.directions is None:
                 raise UpdateRejected(who, expected="a delta", got="coefficients of seeds")
+            if update.client in plan.tensors or update.client in plan.ranks:
+                raise UpdateRejected(
+                    who, expected="a delta: its plan names tensors or a rank", got="coefficients of seeds"
+                )
             update.delta.require(plan.seeds, who)
-            sums = update.delta.sums
-            acc.coefficients.add_(torch.from_numpy(sums), alpha=weight)
-            # E‖Σ c·z‖² over the seeds' directions, which are almost orthogonal
-            steps = sums.astype(np.float64) * 2.0**-plan.seeds.unit_bits
-            energy = float(np.sum(steps * steps)) * plan.spec.numel
+            acc.coefficients.add_(torch.from_numpy(update.delta.sums), alpha=weight)
+            energy = update.delta.energy(plan.directions)
         else:
             vector = update.delta.vector()
             require_bounded(vector, plan.spec, bound=plan.value_bound, who=who)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from headwater.protocol.directions import Directions, Integers
+from headwater.protocol.directions import Directions, Integers, require_summable
 from headwater.state import AdapterState
 
 
@@ -43,11 +43,15 @@ class Span:
         """The span after ``change`` was added to the coefficients from seed ``first`` on.
 
         Only seeds that change are drawn, and the result is that of drawing all: sums of integers.
+
+        Raises:
+            ConfigError: coefficients too large for exact sums.
         """
         size = max(len(self.sums), first + len(change))
         sums = np.zeros(size, np.int64)
         sums[: len(self.sums)] = self.sums
         sums[first : first + len(change)] += change
+        require_summable(sums)
         touched = np.flatnonzero(change)
         exact = self.total + self.directions.combine(first + touched, change[touched])
         return Span(self.origin, self.directions, self.unit_bits, sums, exact)

@@ -34,8 +34,10 @@ Integers = npt.NDArray[np.int64]
 _SIGNS, _NORMALS = 1, 2  # third word of the counter
 _GAUSSIAN_BITS = 12
 _TABLE_SHA256 = "1ea009ce409dac97d6bd609266910f809c5fb912f78e16bd89145b08174d6fc5"
-_BLOCK = 2**16
-"""Values combined at a time, so that temporaries stay in a core's cache."""
+_ALIGN = 32
+"""Values that are combined start and end at multiples of it: one counter of signs."""
+_CHUNK, _BLOCK = 2**20, 2**16
+"""Values that one table serves, and of these that are drawn at a time: what a core's caches hold."""
 MAX_COEFFICIENTS = 2**46
 """Σ|c| may not reach it: with |z| < 2^16 an int64 sum cannot overflow below it."""
 
@@ -87,8 +89,8 @@ class Directions:
     ) -> Integers:
         """Σ c·z in units of 2^-unit_bits, exact: int64 [stop − start].
 
-        A block of ±1 vectors costs one table look-up for eight consecutive seeds (the method of four
-        Russians): 8 random bits of one coordinate choose among the 256 sums ±c₀ ±c₁ … ±c₇.
+        ±1 vectors cost one table look-up for two values of eight consecutive seeds (the method of four
+        Russians): the 8 random bits of a value choose among the 256 sums ±c₀ ±c₁ … ±c₇.
 
         Args:
             seeds: int64 [n]; a seed may occur more than once.
@@ -99,37 +101,63 @@ class Directions:
         Raises:
             ConfigError: Σ|c| ≥ :data:`MAX_COEFFICIENTS`, or seeds or part out of range.
         """
+        coefficients = np.asarray(coefficients, np.int64)
+        require_summable(coefficients)
         seeds, at = np.unique(np.asarray(seeds, np.int64), return_inverse=True)
         sums = np.zeros(len(seeds), np.int64)
-        np.add.at(sums, at, np.asarray(coefficients, np.int64))
+        np.add.at(sums, at, coefficients)
         stop = self._stop(int(seeds[0]) if len(seeds) else 0, start, stop)
-        if float(np.abs(sums.astype(np.float64)).sum()) >= MAX_COEFFICIENTS:
-            raise ConfigError(
-                "seed coefficients",
-                expected=f"magnitudes that sum up to less than {MAX_COEFFICIENTS}",
-                got=f"{np.abs(sums.astype(np.float64)).sum():.3g}",
-                hint="The run diverged, or a coefficient is hostile.",
-            )
-        out = np.zeros(stop - start, np.int64)
+        first, end = start // _ALIGN * _ALIGN, -(-stop // _ALIGN) * _ALIGN
+        out = np.zeros(end - first, np.int64)
         add = self._add_signs if self.distribution == "rademacher" else self._add_normals
-        for low in range(start, stop, _BLOCK):
-            high = min(low + _BLOCK, stop)
-            add(out[low - start : high - start], seeds, sums, low, high)
-        return out
+        for low in range(first, end, _CHUNK):
+            add(out[low - first : low - first + _CHUNK], seeds[sums != 0], sums[sums != 0], low)
+        return out[start - first : stop - first]
 
-    def _add_signs(self, out: Integers, seeds: Integers, sums: Integers, low: int, high: int) -> None:
-        found = np.empty(high - low, np.int64)
-        for group, table in _tables(seeds, sums):
-            np.take(table, self._sign_bytes(group, low, high), out=found, mode="clip")
-            out += found
+    def _add_signs(self, out: Integers, seeds: Integers, sums: Integers, low: int) -> None:
+        """Add to ``out``, the values from ``low`` on: in int32, emptied into it before it could overflow."""
+        partial, load = np.zeros(len(out), np.int32), 0
+        found = np.empty(min(_BLOCK, len(out)) // 2, np.int64)
+        for group, mine in _groups(seeds, sums):
+            weight = int(np.abs(mine).sum())
+            if weight >= 2**31:
+                self._add_signs_wide(out, 8 * group + np.arange(8), mine, low)
+                continue
+            if load + weight >= 2**31:
+                out += partial
+                partial[:], load = 0, 0
+            load += weight
+            table = _pairs(mine)
+            for part, raw in self._blocks(low, group, _SIGNS, len(out), 32):
+                here = found[: (part.stop - part.start) // 2]
+                np.take(table, raw.view("<u2"), out=here, mode="clip")
+                partial[part] += here.view(np.int32)
+        out += partial
 
-    def _add_normals(self, out: Integers, seeds: Integers, sums: Integers, low: int, high: int) -> None:
-        found, quantiles = np.empty(high - low, np.int64), _quantiles().astype(np.int64)
+    def _add_signs_wide(self, out: Integers, seeds: Integers, sums: Integers, low: int) -> None:
+        """The same for coefficients that leave int32: c = 2^24·high + rest, each of which fits."""
+        high = np.zeros(len(out), np.int64)
+        self._add_signs(high, seeds, sums >> 24, low)
+        out += high << 24
+        self._add_signs(out, seeds, sums & (2**24 - 1), low)
+
+    def _add_normals(self, out: Integers, seeds: Integers, sums: Integers, low: int) -> None:
+        found, quantiles = np.empty(min(_BLOCK, len(out)), np.int64), _quantiles().astype(np.int64)
         for seed, coefficient in zip(seeds.tolist(), sums.tolist(), strict=True):
-            if coefficient:
-                np.take(quantiles, self._words(seed, low, high), out=found, mode="clip")
-                found *= coefficient
-                out += found
+            table = quantiles * coefficient
+            for part, raw in self._blocks(low, seed, _NORMALS, len(out), 16):
+                here = found[: part.stop - part.start]
+                np.take(table, raw.view("<u2"), out=here, mode="clip")
+                out[part] += here
+
+    def _blocks(
+        self, low: int, line: int, kind: int, count: int, each: int
+    ) -> Iterator[tuple[slice, npt.NDArray[np.uint64]]]:
+        """Slices of ``count`` values from ``low`` on and their randomness, ``each`` values a counter."""
+        philox = self._philox(low // each, line, kind)
+        for at in range(0, count, _BLOCK):
+            stop = min(at + _BLOCK, count)
+            yield slice(at, stop), philox.random_raw(4 * ((stop - at) // each)).astype("<u8", copy=False)
 
     def _sign_bytes(self, group: int, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """uint8 [stop − start]: bit b is the sign of seed 8·group + b."""
@@ -145,10 +173,12 @@ class Directions:
 
     def _raw(self, block: int, line: int, kind: int, blocks: int) -> npt.NDArray[np.uint64]:
         """Philox4x64-10 at counters (block, line, kind, 0), (block + 1, …), …: 32 bytes each."""
+        return self._philox(block, line, kind).random_raw(4 * blocks).astype("<u8", copy=False)
+
+    def _philox(self, block: int, line: int, kind: int) -> np.random.Philox:
         counter = block + (line << 64) + (kind << 128)
         # numpy counts up before it computes
-        philox = np.random.Philox(key=int.from_bytes(self.key, "little"), counter=(counter - 1) % 2**256)
-        return philox.random_raw(4 * blocks).astype("<u8", copy=False)
+        return np.random.Philox(key=int.from_bytes(self.key, "little"), counter=(counter - 1) % 2**256)
 
     def _stop(self, seed: int, start: int, stop: int | None) -> int:
         stop = self.size if stop is None else stop
@@ -161,16 +191,38 @@ class Directions:
         return stop
 
 
-def _tables(seeds: Integers, sums: Integers) -> Iterator[tuple[int, Integers]]:
-    """For every eight consecutive seeds of which one counts: the sums for each of 256 sign patterns."""
-    groups = seeds // 8
-    for group in np.unique(groups[sums != 0]).tolist():
-        table = np.zeros(1, np.int64)
-        mine = np.zeros(8, np.int64)
-        mine[seeds[groups == group] % 8] = sums[groups == group]
-        for coefficient in mine:  # bit 0 varies fastest
-            table = np.concatenate([table - coefficient, table + coefficient])
-        yield group, table
+def require_summable(coefficients: Integers) -> None:
+    """Check that sums of so many steps cannot leave int64.
+
+    Raises:
+        ConfigError: Σ|c| ≥ :data:`MAX_COEFFICIENTS`.
+    """
+    total = float(np.abs(coefficients.astype(np.float64)).sum())
+    if total >= MAX_COEFFICIENTS:
+        raise ConfigError(
+            "seed coefficients",
+            expected=f"magnitudes that sum up to less than {MAX_COEFFICIENTS}",
+            got=f"{total:.3g}",
+            hint="The run diverged, or a coefficient is hostile.",
+        )
+
+
+def _groups(seeds: Integers, sums: Integers) -> Iterator[tuple[int, Integers]]:
+    """The coefficients of every eight consecutive seeds of which one occurs: int64 [8]."""
+    groups, at = np.unique(seeds // 8, return_inverse=True)
+    mine = np.zeros((len(groups), 8), np.int64)
+    mine[at, seeds % 8] = sums
+    yield from zip(groups.tolist(), mine, strict=True)
+
+
+def _pairs(coefficients: Integers) -> Integers:
+    """[65536]: for two bytes of signs their two sums, int32 each, side by side in 8 bytes."""
+    table = np.zeros(1, np.int32)
+    for coefficient in coefficients.astype(np.int32):  # bit 0 varies fastest
+        table = np.concatenate([table - coefficient, table + coefficient])
+    both = np.empty((256, 256, 2), "<i4")
+    both[:, :, 0], both[:, :, 1] = table, table[:, None]  # the first value's byte is the low one
+    return both.reshape(-1).view("<i8")
 
 
 @cache

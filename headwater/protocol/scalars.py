@@ -71,12 +71,17 @@ class Scalars:
         wrong = ""
         if self.plan != plan:
             wrong = "scalars of another plan"
+        elif any(a.shape != (n,) or a.dtype != np.int64 for a in (self.seeds, self.coefficients)):
+            kinds = [(str(a.dtype), a.shape) for a in (self.seeds, self.coefficients)]
+            wrong = f"arrays {kinds}"
         elif n > plan.entries:
             wrong = f"{n} coefficients"
         elif n and not (plan.first <= self.seeds.min() and self.seeds.max() < plan.first + plan.count):
             wrong = f"seeds {self.seeds.min()} to {self.seeds.max()}"
-        elif n and np.abs(self.coefficients).max() > 32767:
-            wrong = f"a coefficient of {np.abs(self.coefficients).max()}"
+        elif plan.implied and not np.array_equal(self.seeds, np.arange(plan.first, plan.first + plan.count)):
+            wrong = f"{n} coefficients, not one for each seed"
+        elif n and not (self.coefficients.min() >= -32767 and self.coefficients.max() <= 32767):
+            wrong = f"coefficients {self.coefficients.min()} to {self.coefficients.max()}"
         if wrong:
             raise UpdateRejected(
                 f"{who}, scalars",
@@ -92,14 +97,33 @@ class Scalars:
         return to_float32(exact, self.plan.unit_bits + directions.unit_bits)
 
     def noise(self, size: int) -> float:
-        """The update's noise (see ``Update``): Σ (c·2^-unit_bits)²·size·(1 − 1/size).
+        """The update's noise (see ``Update``): Σ (c·2^-unit_bits)²·(size − 1), c the sum of a seed's steps.
 
-        Of a step's energy c²‖z‖², the share 1/size is the gradient's own (E‖ĝ‖² = size·‖∇‖² for ±1
-        directions, size + 2 for Gaussian ones), and the rest is noise. What nobody can understate: it is
-        a function of what was sent.
+        Of a direction's energy c²‖z‖², the share 1/size is the gradient's own (E‖ĝ‖² = size·‖∇‖² for ±1
+        directions, size + 2 for Gaussian ones), and the rest is noise. A seed that was stepped along twice
+        has twice the step and four times the noise. What nobody can understate: it is a function of what
+        was sent.
         """
-        steps = self.coefficients.astype(np.float64) * 2.0**-self.plan.unit_bits
-        return float(np.sum(steps * steps)) * (size - 1)
+        return self._squares * (size - 1)
+
+    def energy(self, directions: Directions) -> float:
+        """‖Σ c·z‖².
+
+        Directions are almost orthogonal: what n of them have in common, which is where the gradient shows,
+        is about n/size of the sum. Where that is below 1/64 it is left out and nothing is drawn.
+        """
+        touched = np.flatnonzero(self.sums)
+        if 64 * len(touched) < directions.size:
+            return self._squares * directions.size
+        exact = directions.combine(self.plan.first + touched, self.sums[touched])
+        values = exact.astype(np.float64) * 2.0 ** -(self.plan.unit_bits + directions.unit_bits)
+        return float(np.sum(values * values))
+
+    @cached_property
+    def _squares(self) -> float:
+        """Σ c² over the seeds."""
+        steps = self.sums.astype(np.float64) * 2.0**-self.plan.unit_bits
+        return float(np.sum(steps * steps))
 
 
 def to_float32(exact: Integers, unit_bits: int) -> npt.NDArray[np.float32]:
