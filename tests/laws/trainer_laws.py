@@ -14,8 +14,10 @@ from headwater.config.federation import DenseCodec
 from headwater.config.training import Training
 from headwater.data.batches import Example
 from headwater.errors import TrainingError
+from headwater.protocol.directions import Directions
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan
+from headwater.protocol.scalars import Scalars
 from headwater.state import AdapterState
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 
@@ -46,6 +48,14 @@ class TrainerLaws(ABC):
     def diverging(self) -> Training:
         """Settings with which any client diverges."""
 
+    def plan(self, training: Training) -> ClientPlan:
+        """What a client is asked; with seeds for a method that sends scalars."""
+        return ClientPlan(training, DenseCodec(kind="dense"))
+
+    def directions(self) -> Directions | None:
+        """What the plan's seeds stand for."""
+        return None
+
     @pytest.fixture(autouse=True)
     def _one_thread(self):
         before = torch.get_num_threads()
@@ -54,8 +64,9 @@ class TrainerLaws(ABC):
         torch.set_num_threads(before)
 
     def task(self, client: str, **changes: object) -> TrainTask:
-        plan = ClientPlan(self.training(), DenseCodec(kind="dense"))
-        return replace(TrainTask(client, self.start(), self.examples(), plan), **changes)
+        plan = self.plan(self.training())
+        task = TrainTask(client, self.start(), self.examples(), plan, self.directions())
+        return replace(task, **changes)
 
     def run(self, tasks: list[TrainTask], seed: int = 0) -> list[TrainResult]:
         return list(self.trainer().train(tasks, key=Key.root(seed)))
@@ -68,8 +79,14 @@ class TrainerLaws(ABC):
         for result in results:
             assert result.error is None
             assert result.delta is not None
-            assert result.delta.spec == self.start().spec
-            assert result.delta.isfinite()
+            if isinstance(result.delta, Scalars):
+                result.delta.require(self.plan(self.training()).seeds, result.client)
+                assert list(result.delta.seeds) == sorted(result.delta.seeds)
+                assert result.delta.coefficients.any()
+            else:
+                assert result.delta.spec == self.start().spec
+                assert result.delta.isfinite()
+            assert 0 <= result.noise < float("inf")
             assert result.examples == len(self.examples())
             assert "loss" in result.metrics
 
@@ -84,8 +101,8 @@ class TrainerLaws(ABC):
     def test_clients_and_keys_differ(self):
         first, second = self.run([self.task("a"), self.task("b")])
         (other,) = self.run([self.task("a")], seed=1)
-        assert first.delta.tobytes() != second.delta.tobytes()
-        assert first.delta.tobytes() != other.delta.tobytes()
+        assert bits(first.delta) != bits(second.delta)
+        assert bits(first.delta) != bits(other.delta)
 
     def test_the_global_generator_is_neither_read_nor_moved(self):
         torch.manual_seed(1)
@@ -111,9 +128,16 @@ class TrainerLaws(ABC):
     def test_results_come_as_they_are_ready(self):
         results = self.trainer().train([self.task("a"), self.task("b")], key=Key.root(0))
         first = next(results)
-        kept = first.delta.tobytes()
+        kept = bits(first.delta)
         list(results)
-        assert first.delta.tobytes() == kept
+        assert bits(first.delta) == kept
+
+
+def bits(delta: AdapterState | Scalars) -> bytes:
+    """All that a delta says."""
+    if isinstance(delta, Scalars):
+        return delta.seeds.tobytes() + delta.coefficients.tobytes()
+    return delta.tobytes()
 
 
 def same(left: TrainResult, right: TrainResult) -> bool:
@@ -121,8 +145,9 @@ def same(left: TrainResult, right: TrainResult) -> bool:
     timeless = [{k: v for k, v in r.metrics.items() if not k.endswith("_seconds")} for r in (left, right)]
     statistics = [{k: v.tobytes() for k, v in r.statistics.items()} for r in (left, right)]
     return (
-        left.delta.tobytes() == right.delta.tobytes()
+        bits(left.delta) == bits(right.delta)
         and (left.client, left.steps, left.examples) == (right.client, right.steps, right.examples)
+        and left.noise == right.noise
         and timeless[0] == timeless[1]
         and statistics[0] == statistics[1]
     )
