@@ -5,27 +5,26 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headwater.adapters.attach import attach
 from headwater.adapters.base import Base
 from headwater.adapters.initial import initial_value
+from headwater.adapters.late_head import IGNORED, LateHead
 from headwater.adapters.names import module_of, named_trainables
 from headwater.adapters.network import Network, new_head
+from headwater.adapters.slope import slope
 from headwater.config import LoadedFederation
 from headwater.config.federation import Adapter, InstructionData, LoraAdapter, VectorModel
 from headwater.errors import ModelError
 from headwater.protocol.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
-
-IGNORED = -100  # equals headwater.data.batches.IGNORED, which this room may not import
 
 
 class Batch(Protocol):
@@ -211,26 +210,38 @@ class AdaptedModel:
     def slope(self, batch: Batch, direction: Tensor) -> tuple[float, float]:
         """The loss, and its derivative along ``direction``: ∇L·v, exact, by forward-mode AD.
 
-        One pass that carries a tangent beside every value and keeps neither: no graph, no activations.
+        One pass that carries a tangent beside every value and keeps neither: no graph, no activations
+        (:mod:`headwater.adapters.slope`).
 
         Args:
             batch: the examples.
             direction: v, float32 [spec.numel] in the order of :attr:`spec`.
+
+        Raises:
+            ModelError: a part of the model has no forward mode.
         """
-        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
-        start, duals = 0, dict[str, Tensor]()
-        # forward mode exists for the mathematical attention only; inference_mode would drop the tangents
-        with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-            for spec, parameter in self._parameters:
-                tangent = direction[start : start + spec.numel].view(spec.shape).to(parameter)
-                dual = forward_ad.make_dual(parameter.detach(), tangent)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                duals[names[id(parameter)]] = dual
-                start += spec.numel
-            arguments = (batch.tokens.to(self.base.device), batch.mask.to(self.base.device))
-            logits = torch.func.functional_call(self.network, duals, arguments)
-            loss = self.output(logits, batch.targets.to(self.base.device)).loss
-            primal, slope = forward_ad.unpack_dual(loss)  # type: ignore[no-untyped-call]  # likewise
-            return float(primal), 0.0 if slope is None else float(slope)
+        tangents = torch.split(direction, [spec.numel for spec, _ in self._parameters])
+        moved = [(p, t.view(s.shape)) for (s, p), t in zip(self._parameters, tangents, strict=True)]
+        _ = self._late_head  # asks the model, which must not happen among dual numbers
+        who = f"forward mode, adapter '{self.adapter.kind}' on {self.base.settings.path}"
+        return slope(self.network, lambda: self.loss(batch), moved, who=who)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """``forward(batch).loss`` up to rounding, 0-dim, for callers that want nothing but the loss.
+
+        A language model's logits are computed for the positions with a target, some at a time, and not
+        kept: see :class:`LateHead`. The caller switches gradients off.
+        """
+        if (late := self._late_head) is None:
+            return self.forward(batch).loss
+        tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
+        targets = batch.targets.to(self.base.device)
+        count = (targets[:, 1:] != IGNORED).sum().clamp(min=1)
+        return late.losses(tokens, mask, targets).sum() / count
+
+    @cached_property
+    def _late_head(self) -> LateHead | None:
+        return LateHead.of(self.network)
 
     def output(self, logits: Tensor, targets: Tensor) -> Output:
         """The losses of ``logits`` against ``targets``, shapes as in :class:`Batch`."""
