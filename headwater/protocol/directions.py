@@ -38,6 +38,8 @@ _ALIGN = 32
 """Values that are combined start and end at multiples of it: one counter of signs."""
 _CHUNK, _BLOCK = 2**20, 2**16
 """Values that one table serves, and of these that are drawn at a time: what a core's caches hold."""
+_SHORT = 2**15
+"""Vectors below it do without tables of 65,536 entries for each coefficient."""
 MAX_COEFFICIENTS = 2**46
 """Σ|c| may not reach it: with |z| < 2^16 an int64 sum cannot overflow below it."""
 
@@ -117,7 +119,8 @@ class Directions:
     def _add_signs(self, out: Integers, seeds: Integers, sums: Integers, low: int) -> None:
         """Add to ``out``, the values from ``low`` on: in int32, emptied into it before it could overflow."""
         partial, load = np.zeros(len(out), np.int32), 0
-        found = np.empty(min(_BLOCK, len(out)) // 2, np.int64)
+        short = len(out) < _SHORT
+        found = np.empty(min(_BLOCK, len(out)), np.int32)
         for group, mine in _groups(seeds, sums):
             weight = int(np.abs(mine).sum())
             if weight >= 2**31:
@@ -127,11 +130,12 @@ class Directions:
                 out += partial
                 partial[:], load = 0, 0
             load += weight
-            table = _pairs(mine)
+            table = _sums(mine) if short else _pairs(mine)
             for part, raw in self._blocks(low, group, _SIGNS, len(out), 32):
-                here = found[: (part.stop - part.start) // 2]
-                np.take(table, raw.view("<u2"), out=here, mode="clip")
-                partial[part] += here.view(np.int32)
+                here = found[: part.stop - part.start]
+                which = raw.view("u1" if short else "<u2")
+                np.take(table, which, out=here.view(table.dtype), mode="clip")
+                partial[part] += here
         out += partial
 
     def _add_signs_wide(self, out: Integers, seeds: Integers, sums: Integers, low: int) -> None:
@@ -142,12 +146,15 @@ class Directions:
         self._add_signs(out, seeds, sums & (2**24 - 1), low)
 
     def _add_normals(self, out: Integers, seeds: Integers, sums: Integers, low: int) -> None:
-        found, quantiles = np.empty(min(_BLOCK, len(out)), np.int64), _quantiles().astype(np.int64)
+        found, quantiles = np.empty(min(_BLOCK, len(out)), np.int64), _wide_quantiles()
+        short = len(out) < _SHORT
         for seed, coefficient in zip(seeds.tolist(), sums.tolist(), strict=True):
-            table = quantiles * coefficient
+            table = quantiles if short else quantiles * coefficient
             for part, raw in self._blocks(low, seed, _NORMALS, len(out), 16):
                 here = found[: part.stop - part.start]
                 np.take(table, raw.view("<u2"), out=here, mode="clip")
+                if short:
+                    here *= coefficient
                 out[part] += here
 
     def _blocks(
@@ -215,14 +222,19 @@ def _groups(seeds: Integers, sums: Integers) -> Iterator[tuple[int, Integers]]:
     yield from zip(groups.tolist(), mine, strict=True)
 
 
-def _pairs(coefficients: Integers) -> Integers:
-    """[65536]: for two bytes of signs their two sums, int32 each, side by side in 8 bytes."""
+def _sums(coefficients: Integers) -> npt.NDArray[np.int32]:
+    """[256]: Σ ±c for each byte of signs."""
     table = np.zeros(1, np.int32)
     for coefficient in coefficients.astype(np.int32):  # bit 0 varies fastest
         table = np.concatenate([table - coefficient, table + coefficient])
-    both = np.empty((256, 256, 2), "<i4")
-    both[:, :, 0], both[:, :, 1] = table, table[:, None]  # the first value's byte is the low one
-    return both.reshape(-1).view("<i8")
+    return table
+
+
+def _pairs(coefficients: Integers) -> Integers:
+    """[65536]: for two bytes of signs their two sums, int32 each, side by side in 8 bytes."""
+    one, both = _sums(coefficients), np.empty((256, 256, 2), np.int32)
+    both[:, :, 0], both[:, :, 1] = one, one[:, None]  # the first value's byte is the low one
+    return both.reshape(-1).view(np.int64)
 
 
 @cache
@@ -242,3 +254,9 @@ def _quantiles() -> npt.NDArray[np.int16]:
         )
     table.flags.writeable = False
     return table
+
+
+@cache
+def _wide_quantiles() -> Integers:
+    """The same as int64."""
+    return _quantiles().astype(np.int64)
