@@ -1,15 +1,17 @@
 """Entropy coding of small-alphabet symbols with integer models: the same bytes on every platform.
 
-Entry points: :func:`pack` and :func:`unpack`. A *block* is a vector of symbols 0 … m−1 and the exact
-count of each; both sides derive the same integer probabilities from the transmitted counts. The coder
-is constriction's ANS coder (Bamler 2022, arXiv 2201.01741): 64-bit state, 32-bit words, 24-bit
-probabilities. ``docs/reference/codecs.md`` describes it so that it can be written again.
+Entry points: :func:`pack` and :func:`unpack`. A *block* is a vector of symbols 0 … m−1 and a *table* of
+integer probabilities that both sides derive from what was sent before: the exact count of each symbol
+(:class:`Block`) or a curve (:mod:`headwater.compression.bell`). The coder is constriction's ANS coder
+(Bamler 2022, arXiv 2201.01741): 64-bit state, 32-bit words, 24-bit probabilities.
+``docs/reference/codecs.md`` describes it so that it can be written again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import constriction
 import numpy as np
@@ -22,6 +24,24 @@ Symbols = npt.NDArray[np.int32]
 _TOTAL = 1 << 24
 
 
+class Table(Protocol):
+    """What both sides know of a vector of symbols."""
+
+    @property
+    def length(self) -> int:
+        """Symbols in the vector."""
+
+    @property
+    def only(self) -> int | None:
+        """The symbol that takes every place, so that there is nothing to code; else None."""
+
+    def weights(self) -> npt.NDArray[np.int64]:
+        """Integer probabilities in units of 2⁻²⁴: each ≥ 1, the sum 2²⁴."""
+
+    def admits(self, symbols: Symbols) -> bool:
+        """Whether decoded symbols are a vector that a writer describes by this table."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """How often each symbol occurs in one vector; their sum is its length."""
@@ -29,9 +49,22 @@ class Block:
     counts: tuple[int, ...]
 
     @property
-    def constant(self) -> bool:
-        """Whether one symbol takes every place, so that there is nothing to code."""
-        return max(self.counts) == sum(self.counts)
+    def length(self) -> int:
+        """See :class:`Table`."""
+        return sum(self.counts)
+
+    @property
+    def only(self) -> int | None:
+        """See :class:`Table`."""
+        return self.counts.index(self.length) if max(self.counts) == self.length else None
+
+    def weights(self) -> npt.NDArray[np.int64]:
+        """See :class:`Table`."""
+        return np.array(weights(self.counts), np.int64)
+
+    def admits(self, symbols: Symbols) -> bool:
+        """Exactly these counts."""
+        return tuple(np.bincount(symbols, minlength=len(self.counts)).tolist()) == self.counts
 
 
 def weights(counts: Sequence[int]) -> list[int]:
@@ -46,24 +79,24 @@ def weights(counts: Sequence[int]) -> list[int]:
     return [1 + value for value in extra]
 
 
-def pack(blocks: Sequence[tuple[Symbols, Block]]) -> bytes:
+def pack(blocks: Sequence[tuple[Symbols, Table]]) -> bytes:
     """All blocks as one ANS stream: little-endian u32 words, zero bytes at the very end dropped."""
     coder = constriction.stream.stack.AnsCoder()
-    for symbols, block in reversed(blocks):
-        if not block.constant:
-            coder.encode_reverse(symbols, _model(block))
+    for symbols, table in reversed(blocks):
+        if table.only is None:
+            coder.encode_reverse(symbols, _model(table))
     data: bytes = coder.get_compressed().astype("<u4").tobytes()
     return data.rstrip(b"\0")
 
 
-def unpack(reader: Reader, blocks: Sequence[Block]) -> list[Symbols]:
-    """The symbols of ``blocks`` from the rest of ``reader``: the inverse of :func:`pack`.
+def unpack(reader: Reader, tables: Sequence[Table]) -> list[Symbols]:
+    """The symbols of ``tables`` from the rest of ``reader``: the inverse of :func:`pack`.
 
     ANS is a bijection between (start state, symbols) and words, so asking for the empty start state
     at the end refuses every body but the one that :func:`pack` writes.
 
     Raises:
-        DecodeError: the words do not hold these blocks with exactly these counts, and nothing else.
+        DecodeError: the words do not hold vectors of these tables, and nothing else.
     """
     data = reader.rest()
     if data.endswith(b"\0"):
@@ -71,15 +104,12 @@ def unpack(reader: Reader, blocks: Sequence[Block]) -> list[Symbols]:
     words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
     coder = constriction.stream.stack.AnsCoder(words)
     out = []
-    for index, block in enumerate(blocks):
-        length = sum(block.counts)
-        if block.constant:
-            symbol = block.counts.index(length)
-            out.append(np.full(length, symbol, dtype=np.int32))
+    for index, table in enumerate(tables):
+        if (only := table.only) is not None:
+            out.append(np.full(table.length, only, dtype=np.int32))
             continue
-        symbols: Symbols = coder.decode(_model(block), length)
-        counts = np.bincount(symbols, minlength=len(block.counts))
-        if counts.tolist() != list(block.counts):
+        symbols: Symbols = coder.decode(_model(table), table.length)
+        if not table.admits(symbols):
             raise reader.fail(f"the announced symbol counts in block {index}", "others")
         out.append(symbols)
     if not coder.is_empty():
@@ -87,8 +117,7 @@ def unpack(reader: Reader, blocks: Sequence[Block]) -> list[Symbols]:
     return out
 
 
-def _model(block: Block) -> constriction.stream.model.Categorical:
+def _model(table: Table) -> constriction.stream.model.Categorical:
     # constriction computes each left cumulative as ⌊cumulative·F/Σp⌋ + index. Integers p = w − 1 that
     # sum to F make the factor exactly 1.0 and every operation exact: no float rounding is left.
-    exact = np.array(weights(block.counts), dtype=np.float64) - 1.0
-    return constriction.stream.model.Categorical(exact, perfect=False)
+    return constriction.stream.model.Categorical(table.weights().astype(np.float64) - 1.0, perfect=False)
