@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from headwater.errors import StorageError
 from headwater.files import write_atomically
+from headwater.merging.span import Span
+from headwater.protocol.directions import Directions, Integers
+from headwater.protocol.messages import NoisePlan
 from headwater.server.evaluation import Tracker
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.strategy import ServerState
@@ -22,7 +28,7 @@ class Checkpoint:
 
     Args:
         run: id of the run.
-        server: the strategy's state: round, global adapter, momentum.
+        server: the strategy's state: round, global adapter, momentum, noise, coefficients of seeds.
         tracker: the best evaluation so far.
         best: the best round's adapter; None before the first evaluation.
         accepted: for each client, the last round whose update was accepted.
@@ -40,12 +46,17 @@ class Checkpoint:
         Raises:
             StorageError: the disk is full or not writable.
         """
+        span, noise = self.server.span, self.server.noise
         groups = {"state": self.server.state, "momentum": self.server.momentum, "best": self.best}
+        groups["origin"] = None if span is None else span.origin
         present = {g: s for g, s in groups.items() if s is not None}
         digests = {g: s.sha256() for g, s in present.items()}
         if digests.get("best") == digests["state"]:
             del present["best"]  # the same values: kept once
         arrays = {f"{g}/{n}": t.contiguous().numpy() for g, s in present.items() for n, t in s.items()}
+        if span is not None:
+            arrays["span/sums"] = span.sums
+            digests["span"] = _digest(self.server.state.spec, span.sums)
         meta = {
             "run": self.run,
             "round": self.server.round,
@@ -58,6 +69,8 @@ class Checkpoint:
                 self.tracker.since,
             ],
             "accepted": self.accepted,
+            "noise": None if noise is None else [noise.between.hex(), noise.reference.hex()],
+            "span": None if span is None else _described(span),
         }
         write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
 
@@ -76,6 +89,8 @@ class Checkpoint:
                 groups: dict[str, AdapterState] = {}
                 if meta["spec"] == spec.fingerprint() and meta["run"] == run:
                     for group, digest in meta["sha256"].items():
+                        if group == "span":
+                            continue  # no adapter: see below
                         if group == "best" and digest == meta["sha256"]["state"]:
                             groups[group] = groups["state"]
                             continue
@@ -83,6 +98,8 @@ class Checkpoint:
                         if state.sha256() != digest:
                             raise ValueError(f"{group} does not match its hash")
                         groups[group] = state
+                    sums = file.get_tensor("span/sums").numpy() if meta.get("span") else None
+                    server = _server(meta, groups, sums)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise StorageError(
                 f"checkpoint {path}", expected="what was written", got=f"damage ({error})"
@@ -97,8 +114,50 @@ class Checkpoint:
         metric, best_round, best_value, since = meta["tracker"]
         return Checkpoint(
             run=run,
-            server=ServerState(meta["round"], groups["state"], groups.get("momentum")),
+            server=server,
             tracker=Tracker(metric, best_round, float(best_value), since),
             best=groups.get("best"),
             accepted=meta["accepted"],
         )
+
+
+def _server(
+    meta: Mapping[str, Any], groups: Mapping[str, AdapterState], sums: Integers | None
+) -> ServerState:
+    """The strategy's state; files of older versions know neither noise nor coefficients.
+
+    Raises:
+        ValueError: the coefficients are not those that were written, or do not make the state.
+    """
+    noise, span = meta.get("noise"), None
+    if sums is not None:
+        if _digest(groups["state"].spec, sums) != meta["sha256"]["span"]:
+            raise ValueError("span does not match its hash")
+        about, origin = meta["span"], groups["origin"]
+        key, size = bytes.fromhex(about["key"]), origin.spec.numel
+        directions = Directions(key, about["distribution"], size)
+        span = Span(origin, directions, about["unit_bits"], sums)
+        if span.state() != groups["state"]:
+            raise ValueError("the coefficients of seeds do not make the state")
+    return ServerState(
+        meta["round"],
+        groups["state"],
+        groups.get("momentum"),
+        None if noise is None else NoisePlan(*map(float.fromhex, noise)),
+        span,
+    )
+
+
+def _described(span: Span) -> dict[str, Any]:
+    """What besides its arrays makes a span."""
+    directions = span.directions
+    return {
+        "key": directions.key.hex(),
+        "distribution": directions.distribution,
+        "unit_bits": span.unit_bits,
+    }
+
+
+def _digest(spec: StateSpec, sums: Integers) -> str:
+    """SHA-256 over the spec's fingerprint and the coefficients, as states have it."""
+    return hashlib.sha256(spec.fingerprint().encode() + sums.astype("<i8", copy=False).tobytes()).hexdigest()

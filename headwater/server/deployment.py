@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from headwater.config.federation import Federation
 from headwater.errors import StorageError
 from headwater.files import write_atomically
 from headwater.protocol.messages import ClientProfile
+from headwater.server.members import profile_from
 from headwater.server.spool import Spool
 from headwater.server.versions import Versions
 
@@ -25,12 +26,14 @@ class OpenRoster:
         bases: for buffered rounds: hash of the base that each version's clients started from.
         rounds: of the federation, on which the learning rate depends, when the round was planned; 0 if
             that is not known.
+        methods: names of the clients' methods; empty if they are not known.
     """
 
     round: int
     profiles: Mapping[str, ClientProfile]
     bases: Mapping[int, str]
     rounds: int = 0
+    methods: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write it, atomically."""
@@ -39,6 +42,7 @@ class OpenRoster:
             "profiles": [asdict(p) for _, p in sorted(self.profiles.items())],
             "rounds": self.rounds,
             "bases": {str(n): digest for n, digest in self.bases.items()},
+            "methods": dict(self.methods),
         }
         write_atomically(path, json.dumps(content, indent=1).encode())
 
@@ -53,10 +57,11 @@ class OpenRoster:
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            profiles = {row["client"]: ClientProfile(**row) for row in content["profiles"]}
+            profiles = {row["client"]: profile_from(row) for row in content["profiles"]}
             bases = {int(n): str(digest) for n, digest in content["bases"].items()}
-            return OpenRoster(int(content["round"]), profiles, bases, int(content.get("rounds", 0)))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            methods = {str(client): str(name) for client, name in content.get("methods", {}).items()}
+            return OpenRoster(int(content["round"]), profiles, bases, int(content.get("rounds", 0)), methods)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StorageError(
                 f"{path}",
                 expected="the open round's clients",

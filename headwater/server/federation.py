@@ -23,6 +23,7 @@ from headwater.protocol.messages import ClientProfile, ProfileRequest
 from headwater.server.answers import Unmeasured
 from headwater.server.checkpoint import Checkpoint
 from headwater.server.deployment import Deployment, OpenRoster
+from headwater.server.downlink import Downlink
 from headwater.server.evaluation import Tracker, metric_name
 from headwater.server.events import Notice, Observer, RoundEnded, RunStarted, Waiting
 from headwater.server.exchange import Exchange
@@ -32,9 +33,7 @@ from headwater.server.members import Introduced, Members
 from headwater.server.rounds import BufferedRounds, Finished, Rounds, SynchronousRounds
 from headwater.server.run_folder import RunFolder
 from headwater.server.watch import Watch
-from headwater.state import AdapterState
-from headwater.strategies.federated import FederatedStrategy
-from headwater.strategies.strategy import ServerState
+from headwater.strategies.federated import FederatedStrategy, gone_back
 from headwater.training.build import Workbench
 
 
@@ -90,6 +89,7 @@ class FederationServer:
         self._observer, self._should_stop = observer, should_stop
         self._deployment = deployment
         self._root = Key.root(loaded.settings.federation.seed)
+        self._downlink = Downlink(self._root)
         interrupted = deployment.interrupted if deployment else lambda: False
         self.watch = Watch(observer, should_stop, clock, None, interrupted)
         self._use(loaded.settings)
@@ -105,7 +105,7 @@ class FederationServer:
             self._known_as,
             self._bench,
             self._test,
-            self._root,
+            self._downlink,
             self.watch,
             lasting=self._deployment is not None,
         )
@@ -177,7 +177,14 @@ class FederationServer:
         kind = BufferedRounds if self._settings.schedule.kind == "buffered" else SynchronousRounds
         done = checkpoint.server.round
         return kind(
-            self._settings, self._known_as, self._bench, members, self._root, self._deployment, done=done
+            self._settings,
+            self._known_as,
+            self._bench,
+            members,
+            self._root,
+            self._deployment,
+            self._downlink,
+            done=done,
         )
 
     # --- between rounds ---------------------------------------------------------------------------
@@ -283,12 +290,16 @@ class FederationServer:
             return checkpoint
         versions = self._deployment.versions
         state = versions.state(version, self._bench.spec)
-        momentum = None if checkpoint.server.momentum is None else AdapterState.zeros(state.spec)
-        checkpoint = replace(checkpoint, server=ServerState(checkpoint.server.round, state, momentum))
+        spanned = checkpoint.server.span is not None
+        checkpoint = replace(checkpoint, server=gone_back(checkpoint.server, state))
         self._add_version(checkpoint, (), float("nan"), parent=version, note=f"rollback to version {version}")
         checkpoint.save(self._folder.checkpoint)
         self._deployment.rolled_back()
         self._observer(Notice(f"going on from version {version}"))
+        if spanned:
+            self._observer(
+                Notice("clients are sent the whole adapter from here on, not coefficients of seeds")
+            )
         return checkpoint
 
     def _take_settings(self) -> None:

@@ -7,21 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from headwater.compression.table import codec_for
 from headwater.config.federation import EVALUATION_S, Federation
 from headwater.data.batches import Example
 from headwater.errors import DecodeError, HeadwaterError, TrainingError
 from headwater.proto.wire import decode_reply
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, EvaluateRequest, Evaluation
 from headwater.server.answers import Answers
 from headwater.server.checkpoint import Checkpoint
+from headwater.server.downlink import Downlink
 from headwater.server.evaluation import checked, decisive, metric_name, over_clients, per_client
 from headwater.server.events import ClientFailed, Evaluating, Notice
 from headwater.server.exchange import Exchange, Incoming
 from headwater.server.members import Members
 from headwater.server.watch import Watch
-from headwater.state import AdapterState
 from headwater.training.build import Workbench
 
 
@@ -33,7 +31,7 @@ class Measurement:
         run: the run's id.
         bench: the base model.
         test: the server's held-out examples, if any.
-        root: the federation's root key.
+        downlink: how the adapter travels.
         watch: time and observer.
         lasting: whether clients may go away, and a round that is left open goes on at the next start.
     """
@@ -44,14 +42,13 @@ class Measurement:
         run: str,
         bench: Workbench,
         test: Sequence[Example] | None,
-        root: Key,
+        downlink: Downlink,
         watch: Watch,
         *,
         lasting: bool = False,
     ) -> None:
         self._federation, self._run, self._bench, self._test = federation, run, bench, test
-        self._root, self._watch, self._lasting = root, watch, lasting
-        self._down = codec_for(federation.codec.down)
+        self._downlink, self._watch, self._lasting = downlink, watch, lasting
 
     def due(self, round: int) -> bool:
         """Whether this round is evaluated: every k-th, and the federation's last.
@@ -91,7 +88,7 @@ class Measurement:
         self._watch.observer(Evaluating(number))
         settings = self._federation.evaluation
         asked = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
-        self._send(number, state, asked, members.exchange, record["bytes"])  # workers begin while we test
+        self._send(checkpoint, asked, members.exchange, record["bytes"])  # workers begin while we test
         test: dict[str, float] | None = None
         if self._test:
             test = {}
@@ -101,7 +98,7 @@ class Measurement:
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
                 self._watch.observer(Notice(f"round {number}: {error}"))
         if asked:
-            evaluations = self._collect(number, asked, members, profiles, record["bytes"])
+            evaluations = self._collect(checkpoint, asked, members, profiles, record["bytes"])
             record["clients_pooled"] = over_clients(evaluations)
             record["clients_each"] = per_client(evaluations, profiles, settings.min_client_examples)
         value = decisive(metric_name(self._federation), test, record.get("clients_pooled", {}))
@@ -110,25 +107,22 @@ class Measurement:
         return replace(checkpoint, tracker=tracker, best=best), value
 
     def _send(
-        self,
-        number: int,
-        state: AdapterState,
-        asked: Sequence[str],
-        exchange: Exchange,
-        sizes: dict[str, int],
+        self, checkpoint: Checkpoint, asked: Sequence[str], exchange: Exchange, sizes: dict[str, int]
     ) -> None:
-        encoded = self._down.encode(state, key=self._root.child("down", number + 1))
-        digest = self._down.decode(encoded, self._bench.spec).sha256()
-        spec = self._bench.spec.fingerprint()
-        sent = exchange.send(
-            [(c, EvaluateRequest(self._run, number, c, spec, digest, encoded)) for c in asked], number
-        )
+        number, spec = checkpoint.server.round, self._bench.spec
+        down = self._downlink.open(checkpoint.server, self._federation.codec.down, checkpoint.accepted)
+        digest = down.base.sha256()
+        requests = {
+            c: EvaluateRequest(self._run, number, c, spec.fingerprint(), digest, down.payload(c))
+            for c in asked
+        }
+        sent = exchange.send(requests.items(), number)
         sizes["down"] += sum(sent.values())
-        sizes["down_dense"] += sum(n - len(encoded.body) + self._bench.spec.nbytes for n in sent.values())
+        sizes["down_dense"] += sum(n - len(requests[c].state.body) + spec.nbytes for c, n in sent.items())
 
     def _collect(
         self,
-        number: int,
+        checkpoint: Checkpoint,
         asked: Sequence[str],
         members: Members,
         profiles: Mapping[str, ClientProfile],
@@ -136,6 +130,7 @@ class Measurement:
     ) -> list[Evaluation]:
         """What the clients answer; one that fails, or is late, is left out and named."""
         found: list[Evaluation] = []
+        number = checkpoint.server.round
         exchange, deadline_s = members.exchange, self._deadline_s()
         answers = Answers(number, asked, members, self._watch, deadline_s, lasting=self._lasting)
         while exchange.waiting(EvaluateRequest, number) and not answers.over():
@@ -151,6 +146,8 @@ class Measurement:
                     evaluation = _evaluation(incoming, number, self._run)
                     found.append(checked(evaluation, profiles[incoming.address], self._federation))
                 except HeadwaterError as error:
+                    accepted = checkpoint.accepted.get(incoming.address, 0)
+                    self._downlink.heard(incoming.address, str(error), accepted)
                     self._watch.observer(ClientFailed(number, incoming.address, str(error)))
             if quiet:
                 self._watch.pause()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-from headwater.protocol.messages import ClientProfile, Request
+from headwater.protocol.messages import ClientProfile, DeviceProfile, MethodCost, Request
 from headwater.server.exchange import Exchange, Incoming
 
 
@@ -50,3 +51,16 @@ class Introduced(Members):
 
     def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:  # noqa: D102 - inherited
         return self.exchange.poll(*kinds)
+
+
+def profile_from(row: Mapping[str, Any]) -> ClientProfile:
+    """A profile out of what ``dataclasses.asdict`` made of it, and JSON of that.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
+    device = row.get("device")
+    if device is not None:
+        costs = {name: MethodCost(**cost) for name, cost in device["costs"].items()}
+        device = DeviceProfile(**{**device, "costs": costs})
+    return ClientProfile(**{**row, "device": device})

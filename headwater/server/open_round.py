@@ -6,24 +6,27 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from headwater.compression.dense import DenseCodec
 from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.scalars import decode_scalars, scalars_max_bytes
 from headwater.compression.table import codec_for
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.gap import GapSketch
+from headwater.merging.scatter import require_noise
 from headwater.proto.wire import decode_reply
 from headwater.protocol.coordinator import Close
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import (
     ClientFailure,
+    ClientPlan,
     ClientProfile,
     EncodedUpdate,
-    Payload,
     RoundPlan,
     TrainRequest,
     Update,
 )
+from headwater.protocol.scalars import Scalars
+from headwater.server.downlink import Outgoing
 from headwater.server.exchange import Incoming
 from headwater.state import AdapterState
 
@@ -38,8 +41,7 @@ class OpenRound:
 
     Args:
         plan: who is asked what.
-        base: the state that the clients start from, as they decode it.
-        encoded: that state's payload.
+        down: the state that the clients start from, and how it travels to them.
         run: id of the run.
         profiles: what the clients said of themselves.
         rule: the merge rule.
@@ -54,23 +56,25 @@ class OpenRound:
     def __init__(
         self,
         plan: RoundPlan,
-        base: AdapterState,
-        encoded: Payload,
+        down: Outgoing,
         run: str,
         profiles: Mapping[str, ClientProfile],
         rule: Aggregator[Any],
         root: Key,
         origins: Mapping[str, tuple[int, str]] = MappingProxyType({}),
     ) -> None:
+        base = down.base
         self.plan, self.base, self.sent = plan, base, dict[str, int]()
+        self._sent_dense = dict[str, int]()
         self.roster = {client: profiles[client] for client in plan.clients}
         self._origins, self._root = origins, root
-        self._encoded, self._run, self._rule = encoded, run, rule
+        self._down, self._run, self._rule = down, run, rule
         self.base_sha256 = base.sha256()
         self._acc = rule.init(plan.merge)
-        self._gap = GapSketch(base, key=root.child("gap", plan.round))
-        self._gap_acc = self._gap.init(plan.merge)
-        self._dense_bytes = len(DenseCodec("fp32").encode(base, key=root).body)
+        # coefficients have no factors of their own whose products could be compared
+        self._gap = None if plan.merge.seeds else GapSketch(base, key=root.child("gap", plan.round))
+        self._gap_acc = None if self._gap is None else self._gap.init(plan.merge)
+        self._dense_bytes = base.spec.nbytes
         self._rows: dict[str, dict[str, Any]] = {}
 
     def request(self, client: str, accepted_round: int) -> TrainRequest:
@@ -81,17 +85,24 @@ class OpenRound:
             client=client,
             spec=self.base.spec.fingerprint(),
             state_sha256=self.base_sha256,
-            state=self._encoded,
+            state=self._down.payload(client),
             accepted_round=accepted_round,
             plan=self.plan.clients[client],
         )
+
+    def note_sent(self, request: TrainRequest, size: int) -> None:
+        """Count a request that went out, in ``size`` bytes."""
+        client = request.client
+        dense = size - len(request.state.body) + self._dense_bytes
+        self.sent[client] = self.sent.get(client, 0) + size
+        self._sent_dense[client] = self._sent_dense.get(client, 0) + dense
 
     def again(
         self, plan: RoundPlan, origins: Mapping[str, tuple[int, str]], rule: Aggregator[Any]
     ) -> OpenRound:
         """The same round with another plan for some of its clients, nothing folded yet."""
-        other = OpenRound(plan, self.base, self._encoded, self._run, self.roster, rule, self._root, origins)
-        other.sent = self.sent
+        other = OpenRound(plan, self._down, self._run, self.roster, rule, self._root, origins)
+        other.sent, other._sent_dense = self.sent, self._sent_dense
         return other
 
     def fold(self, incoming: Incoming) -> None:
@@ -105,8 +116,10 @@ class OpenRound:
         row = self._rows[client] = {"bytes_up": incoming.bytes_up}
         update, reply = self.check(incoming, self._origins.get(client))
         self._acc = self._rule.add(self._acc, update)
-        self._gap_acc = self._gap.add(self._gap_acc, update)
+        if self._gap is not None and self._gap_acc is not None:
+            self._gap_acc = self._gap.add(self._gap_acc, update)
         row |= {**update.metrics, "examples": reply.examples, "steps": reply.steps}
+        row |= {"noise": update.noise} if update.noise else {}
         row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
         row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
 
@@ -125,9 +138,9 @@ class OpenRound:
         client, plan = incoming.address, self.plan.clients[incoming.address]
         if incoming.error:
             raise DecodeError(f"client {client}", expected="an update", got=incoming.error)
-        codec, fisher = codec_for(plan.codec), LogQuantCodec()
-        spec = self.base.spec
-        limit = codec.max_bytes(spec) + (fisher.max_bytes(spec) if plan.fisher else 0)
+        codec, fisher, spec = codec_for(plan.codec), LogQuantCodec(), self.base.spec
+        limit = codec.max_bytes(spec) if plan.seeds is None else scalars_max_bytes(plan.seeds)
+        limit += fisher.max_bytes(spec) if plan.fisher else 0
         reply = decode_reply(incoming.data, max_bytes=limit)
         if isinstance(reply, ClientFailure):
             raise UpdateRejected(f"client {client}", expected="an update", got=f"failure: {reply.reason}")
@@ -136,12 +149,19 @@ class OpenRound:
         self._check(client, reply, origin or (self.plan.round, self.base_sha256))
         metrics = {name: reply.metrics[name] for name in SHOWN_METRICS if name in reply.metrics}
         statistics = {n: fisher.decode(p, spec) for n, p in reply.statistics.items()}
-        delta = codec.decode(reply.delta, spec)
-        if plan.clip_l2 is not None and (norm := delta.norm()) > plan.clip_l2 * CLIP_SLACK:
-            raise UpdateRejected(
-                f"client {client}", expected=f"an L2 norm of at most {plan.clip_l2:g}", got=f"{norm:g}"
-            )
-        update = Update(client, reply.round, delta, reply.examples, reply.steps, statistics, metrics)
+        delta: AdapterState | Scalars
+        if plan.seeds is not None:
+            delta = decode_scalars(reply.delta, plan.seeds)
+        else:
+            delta = codec.decode(reply.delta, spec)
+            if plan.clip_l2 is not None and (norm := delta.norm()) > plan.clip_l2 * CLIP_SLACK:
+                raise UpdateRejected(
+                    f"client {client}", expected=f"an L2 norm of at most {plan.clip_l2:g}", got=f"{norm:g}"
+                )
+        noise = _noise(client, plan, delta, reply, spec.numel)
+        update = Update(
+            client, reply.round, delta, reply.examples, reply.steps, statistics, metrics, noise=noise
+        )
         return update, reply
 
     def _check(self, client: str, reply: EncodedUpdate, origin: tuple[int, str]) -> None:
@@ -172,10 +192,10 @@ class OpenRound:
         failed = dict(end.failed)
         rows = {}
         for client in sorted(self.plan.clients):
-            rows[client] = {"bytes_down": self.sent.get(client, 0), **self._rows.get(client, {})}
+            method = {"method": name} if (name := self.plan.clients[client].method) else {}
+            rows[client] = {"bytes_down": self.sent.get(client, 0), **method, **self._rows.get(client, {})}
             if client in failed:
                 rows[client]["failed"] = failed[client]
-        gap = self._gap.finalize(self._gap_acc, after)
         return {
             "round": self.plan.round,
             "clients": rows,
@@ -183,16 +203,47 @@ class OpenRound:
                 "up": sum(r.get("bytes_up", 0) for r in rows.values()),
                 "down": sum(r["bytes_down"] for r in rows.values()),
                 "up_dense": sum(r.get("bytes_up_dense", r.get("bytes_up", 0)) for r in rows.values()),
-                "down_dense": sum(
-                    r["bytes_down"] - len(self._encoded.body) + self._dense_bytes for r in rows.values()
-                ),
+                "down_dense": sum(self._sent_dense.get(client, 0) for client in rows),
             },
-            "gap": {
-                "exact": gap.exact,
-                "absolute": gap.total.gap,
-                "relative": gap.total.relative,
-                "saturated": gap.saturated,
-                "modules": {name: m.relative for name, m in gap.modules.items()},
-            },
+            "gap": self._found_gap(after),
             "merge": dict(merged.report),
         }
+
+    def _found_gap(self, after: AdapterState) -> dict[str, Any] | None:
+        """The gap as the record has it; None where it is not measured."""
+        if self._gap is None or self._gap_acc is None:
+            return None
+        gap = self._gap.finalize(self._gap_acc, after)
+        return {
+            "exact": gap.exact,
+            "absolute": gap.total.gap,
+            "relative": gap.total.relative,
+            "saturated": gap.saturated,
+            "modules": {name: m.relative for name, m in gap.modules.items()},
+        }
+
+
+def _noise(
+    client: str, plan: ClientPlan, delta: AdapterState | Scalars, reply: EncodedUpdate, size: int
+) -> float:
+    """The update's noise: none without random directions, of scalars what follows from them, else its word.
+
+    A client that overstates it lowers its own weight; one that understates it weighs as much as one whose
+    update has no noise.
+
+    Raises:
+        UpdateRejected: a method along random directions, and no noise, or one that is none.
+    """
+    if isinstance(delta, Scalars):
+        return delta.noise(size)
+    if plan.training.kind in ("backprop", "noop"):
+        return 0.0
+    if "noise" not in reply.metrics:
+        raise UpdateRejected(
+            f"client {client}",
+            expected=f"the noise of its update, which '{plan.training.kind}' tells",
+            got="none",
+            hint="Update the client's software.",
+        )
+    require_noise(reply.metrics["noise"], client)
+    return reply.metrics["noise"]

@@ -15,7 +15,7 @@ from headwater.protocol.messages import ClientProfile, ProfileRequest, Request
 from headwater.server.events import ClientFailed, ClientKnown, Observer
 from headwater.server.exchange import Exchange, Incoming
 from headwater.server.handshake import profile_of
-from headwater.server.members import Members
+from headwater.server.members import Members, profile_from
 from headwater.server.watch import Watch
 from headwater.training.build import Workbench
 
@@ -121,8 +121,8 @@ def load_profiles(path: Path) -> dict[str, ClientProfile]:
         return {}
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return {row["client"]: ClientProfile(**row) for row in rows}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return {row["client"]: profile_from(row) for row in rows}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise StorageError(
             f"{path}",
             expected="the clients' profiles",

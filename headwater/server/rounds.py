@@ -9,26 +9,27 @@ they wait in the spool and are folded then. Both merge with the same additive ru
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from headwater.compression.table import codec_for
 from headwater.config.federation import BufferedSchedule, Federation
 from headwater.errors import FederationStopped, HeadwaterError, UpdateRejected
 from headwater.merging.aggregator import Merged
 from headwater.protocol.buffered import BufferedCoordinator, staleness_weight
 from headwater.protocol.coordinator import Begin, Close, Coordinator, Gone, Halt
 from headwater.protocol.keys import Key
-from headwater.protocol.messages import ClientProfile, MergePlan, RoundPlan, TrainRequest
+from headwater.protocol.messages import ClientProfile, RoundPlan, TrainRequest
 from headwater.server.checkpoint import Checkpoint
 from headwater.server.conversation import Conversation
 from headwater.server.deployment import Deployment, OpenRoster
+from headwater.server.downlink import Downlink
 from headwater.server.events import ClientFailed, RoundStarted
 from headwater.server.exchange import Incoming
 from headwater.server.members import Members
 from headwater.server.open_round import OpenRound
 from headwater.server.watch import Watch
+from headwater.strategies.assignment import names_of
 from headwater.strategies.federated import FederatedStrategy
 from headwater.training.build import Workbench
 
@@ -60,6 +61,7 @@ class Rounds(ABC):
         members: the clients.
         root: the federation's root key.
         deployment: where what was accepted outlives a crash; None in a simulation.
+        downlink: how the adapter travels.
         done: rounds that are finished.
     """
 
@@ -73,9 +75,11 @@ class Rounds(ABC):
         members: Members,
         root: Key,
         deployment: Deployment | None,
+        downlink: Downlink,
         *,
         done: int,
     ) -> None:
+        self._downlink = downlink
         self._run, self._bench, self._members = run, bench, members
         self._root, self._deployment = root, deployment
         self._begin(settings, done)
@@ -83,7 +87,6 @@ class Rounds(ABC):
     def reconfigure(self, settings: Federation, strategy: FederatedStrategy, watch: Watch) -> None:
         """Go on under these settings, between rounds; call it before the first one too."""
         self._settings, self._strategy, self._watch = settings, strategy, watch
-        self._down = codec_for(settings.codec.down)
         self._take(settings)
 
     @abstractmethod
@@ -125,11 +128,17 @@ class Rounds(ABC):
     ) -> OpenRound:
         """Plan the next round for these clients; one that was left open, as it was planned then."""
         strategy = self._strategy if left is None else FederatedStrategy(_as_then(self._settings, left))
-        plan = strategy.plan(checkpoint.server, roster, key=self._root)
-        encoded = self._down.encode(checkpoint.server.state, key=self._root.child("down", plan.round))
-        base = self._down.decode(encoded, self._bench.spec)
+        plan = strategy.plan(checkpoint.server, roster, key=self._root, dealt=self._dealt(roster, left))
+        down = self._downlink.open(checkpoint.server, self._settings.codec.down, checkpoint.accepted)
         rule = self._strategy.aggregator(plan)
-        return OpenRound(plan, base, encoded, self._run, roster, rule, self._root)
+        return OpenRound(plan, down, self._run, roster, rule, self._root)
+
+    def _dealt(self, roster: Mapping[str, ClientProfile], left: OpenRoster | None) -> Mapping[str, str]:
+        """The names of the clients' methods: quotas of all that are known, whoever is there now."""
+        if left is not None and left.methods:
+            return left.methods
+        everyone = {**self._members.profiles(), **roster}
+        return names_of(self._settings, [n for n, p in everyone.items() if p.train_examples > 0])
 
     def _left_open(self, number: int) -> OpenRoster | None:
         """The roster of this round, if an earlier process had begun it."""
@@ -143,7 +152,8 @@ class Rounds(ABC):
         if self._deployment is not None:
             rounds = self._settings.federation.rounds if left is None else left.rounds
             number = open_round.plan.round
-            OpenRoster(number, open_round.roster, bases, rounds).save(self._deployment.roster)
+            methods = {client: plan.method for client, plan in open_round.plan.clients.items()}
+            OpenRoster(number, open_round.roster, bases, rounds, methods).save(self._deployment.roster)
 
     def _spooled(self, number: int, clients: Mapping[str, Any]) -> list[Incoming]:
         """What an earlier process had accepted into this round."""
@@ -162,8 +172,24 @@ class Rounds(ABC):
         for client in clients:
             self._members.exchange.forget_address(TrainRequest, client)
         requests = [(c, open_round.request(c, checkpoint.accepted.get(c, 0))) for c in clients]
-        for client, size in self._members.exchange.send(requests, open_round.plan.round).items():
-            open_round.sent[client] = open_round.sent.get(client, 0) + size
+        sizes = self._members.exchange.send(requests, open_round.plan.round)
+        for client, request in requests:
+            open_round.note_sent(request, sizes[client])
+
+    def _heeding(
+        self, checkpoint: Checkpoint, fold: Callable[[Incoming], None]
+    ) -> Callable[[Incoming], None]:
+        """``fold``, and whoever cannot make its base of what it was sent is sent everything next time."""
+
+        def fold_or_note(incoming: Incoming) -> None:
+            try:
+                fold(incoming)
+            except HeadwaterError as error:
+                client = incoming.address
+                self._downlink.heard(client, str(error), checkpoint.accepted.get(client, 0))
+                raise
+
+        return fold_or_note
 
     def _refused(self, number: int, incoming: Incoming, error: HeadwaterError) -> None:
         """An update from the spool of this round that cannot be folded after all: asked for again."""
@@ -212,7 +238,7 @@ class SynchronousRounds(Rounds):
             tuple(clients),
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
-            fold=lambda incoming: self._fold(open_round, incoming),
+            fold=self._heeding(checkpoint, lambda incoming: self._fold(open_round, incoming)),
             replaceable=self._deployment is not None,
         )
         end = conversation.run(actions, accepted)
@@ -314,7 +340,7 @@ class BufferedRounds(Rounds):
             there,
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
-            fold=lambda incoming: self._keep(open_round, incoming),
+            fold=self._heeding(checkpoint, lambda incoming: self._keep(open_round, incoming)),
         )
         end = conversation.run(actions, begin.accepted)
         if end is None:
@@ -382,7 +408,7 @@ class BufferedRounds(Rounds):
             )
             for client, origin in started.items()
         }
-        merge = MergePlan(plan.merge.spec, weights, plan.merge.value_bound)
+        merge = replace(plan.merge, weights=weights)
         folding = open_round.again(
             RoundPlan(number, {c: plan.clients[c] for c in end.accepted}, merge),
             {client: self._origin(origin) for client, origin in started.items()},

@@ -9,6 +9,7 @@ from typing import Literal
 from flwr.serverapp import Grid
 
 from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.scalars import scalars_max_bytes
 from headwater.compression.table import codec_for
 from headwater.config.federation import Federation
 from headwater.data.federated import FederatedData
@@ -26,6 +27,7 @@ from headwater.server.roll_call import RollCall
 from headwater.server.run_book import RunBook, RunEntry, Wish
 from headwater.server.spool import Spool
 from headwater.server.versions import Versions
+from headwater.strategies.seeding import round_seeds
 from headwater.training.build import Workbench
 
 SIGNATURE_BYTES = 1024
@@ -181,4 +183,7 @@ class RunJob:
 def reply_bound(settings: Federation, bench: Workbench) -> int:
     """Bytes that one client's reply may have in this federation."""
     fisher = LogQuantCodec().max_bytes(bench.spec) if settings.strategy.kind == "fisher" else 0
-    return codec_for(settings.codec.up).max_bytes(bench.spec) + fisher + MAX_ENVELOPE + SIGNATURE_BYTES
+    seeds = round_seeds(settings, 1)
+    scalars = 0 if seeds is None else scalars_max_bytes(seeds)
+    values = max(codec_for(settings.codec.up).max_bytes(bench.spec), scalars)
+    return values + fisher + MAX_ENVELOPE + SIGNATURE_BYTES

@@ -1,28 +1,41 @@
 """FederatedStrategy: the strategy of a federation file.
 
-Local training on a cohort, a merge rule, and a server optimiser with momentum: FedAvgM (Hsu et al.
-2019, arXiv 1909.06335), m ← β·m + Δ and x ← x + η·m, which is FedAvg at β = 0, η = 1. Which tensors
-travel (A is left out in space ``ffa``) is decided where the model is built, so nothing here
-depends on the space.
+Local training on a cohort, each client with its own method, a merge rule, and a server optimiser with
+momentum: FedAvgM (Hsu et al. 2019, arXiv 1909.06335), m ← β·m + Δ and x ← x + η·m, which is FedAvg at
+β = 0, η = 1. Where every method sends coefficients of seeds, the server moves coefficients
+(:class:`~headwater.merging.span.Span`). Which tensors travel (A is left out in space ``ffa``) is decided
+where the model is built, so nothing here depends on the space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from headwater.config.federation import Federation
-from headwater.config.training import Training
-from headwater.errors import FederationStopped
+from headwater.config.training import SCALAR_KINDS, Passes, Training
+from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.scatter import smoothed
+from headwater.merging.span import Span
 from headwater.protocol.keys import Key
-from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan, MergePlan, RoundPlan
-from headwater.state import AdapterState
+from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan, MergePlan, RoundPlan, SeedPlan
+from headwater.protocol.scalars import FINE_BITS, directions_of
+from headwater.state import AdapterState, StateSpec
+from headwater.strategies.assignment import Assigned, assign
+from headwater.strategies.budget import codec_within
+from headwater.strategies.layers import trained_tensors
 from headwater.strategies.rules import rule_for
+from headwater.strategies.seeding import round_seeds, seeds_only
 from headwater.strategies.strategy import ServerState, Strategy
 
 MAX_WEIGHT = 2**24
 """Examples beyond this count no more: a client's claim must not use up the accumulators' bits."""
+NOISE_WEIGHT = 2**10
+"""Weights are multiplied by it where noise lowers them, so that a lowered one is a fraction."""
 
 
 class FederatedStrategy(Strategy):
@@ -30,13 +43,31 @@ class FederatedStrategy(Strategy):
 
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
+        strategy = federation.strategy
+        noisy = any(t.kind not in ("backprop", "noop") for t in federation.trainings.values())
+        self.weighs_noise = noisy and strategy.kind == "mean" and strategy.noise == "weigh"
+        self._root = Key.root(federation.federation.seed)
 
     def init(self, state: AdapterState) -> ServerState:
-        """Round 0; the momentum is zero if the file asks for one."""
+        """Round 0; the momentum is zero if the file asks for one, and so are the coefficients of seeds."""
         momentum = AdapterState.zeros(state.spec) if self.federation.strategy.server_momentum else None
-        return ServerState(0, state, momentum)
+        span = None
+        seeds = round_seeds(self.federation, 1)
+        if seeds is not None and seeds_only(self.federation):
+            directions = directions_of(seeds, self._root, state.spec.numel)
+            fresh = any(t.kind == "decomfl" for t in self.federation.trainings.values())  # in each round
+            sums = np.zeros(0 if fresh else seeds.count, np.int64)
+            span = Span(state, directions, seeds.unit_bits + FINE_BITS, sums)
+        return ServerState(0, state, momentum, span=span)
 
-    def plan(self, server: ServerState, profiles: Mapping[str, ClientProfile], *, key: Key) -> RoundPlan:
+    def plan(
+        self,
+        server: ServerState,
+        profiles: Mapping[str, ClientProfile],
+        *,
+        key: Key,
+        dealt: Mapping[str, str] | None = None,
+    ) -> RoundPlan:
         """All clients with training examples; in a synchronous round ``cohort.clients_per_round`` of them."""
         federation, number = self.federation, server.round + 1
         names = sorted(name for name, profile in profiles.items() if profile.train_examples > 0)
@@ -47,37 +78,122 @@ class FederatedStrategy(Strategy):
                 got=f"{len(profiles)} clients, none with any",
                 hint="Check the clients' data and their validation_fraction.",
             )
+        methods = assign(federation, {name: profiles[name] for name in names}, dealt)
         if federation.schedule.kind == "synchronous":  # a buffered version takes whoever is first
             names = _sample(names, federation.cohort.clients_per_round, key.child("cohort", number))
-        strategy = federation.strategy
-        by_examples = strategy.weighting == "examples"
-        weights = {
-            name: min(profiles[name].train_examples, MAX_WEIGHT) if by_examples else 1 for name in names
-        }
-        task = ClientPlan(
-            training=federation.training,
-            codec=federation.codec.up,
-            learning_rate_factor=learning_rate_factor(
-                federation.training, number, federation.federation.rounds
-            ),
+        methods = {name: methods[name] for name in names}
+        spec, layers_key = server.state.spec, key.child("layers", number)
+        tensors = trained_tensors(spec, {n: a.method for n, a in methods.items()}, key=layers_key)
+        seeds = round_seeds(federation, number)
+        tasks: dict[str, ClientPlan] = {}
+        made: dict[tuple[Any, ...], ClientPlan] = {}  # clients of one kind share theirs: there may be 10⁵
+        for name, assigned in methods.items():
+            kind = (assigned.name, assigned.method.training, tensors[name])
+            if kind not in made:
+                made[kind] = self._task(assigned, number, spec, seeds, tensors[name])
+            tasks[name] = made[kind]
+        return RoundPlan(number, tasks, self._merge(server, tasks, profiles))
+
+    def _task(
+        self,
+        assigned: Assigned,
+        number: int,
+        spec: StateSpec,
+        seeds: SeedPlan | None,
+        tensors: tuple[str, ...] | None,
+    ) -> ClientPlan:
+        """What a client with this method is asked."""
+        federation, method = self.federation, assigned.method
+        strategy, training = federation.strategy, method.training
+        fisher = FisherPlan(strategy.examples, strategy.cap) if strategy.kind == "fisher" else None
+        seeds = seeds if training.kind in SCALAR_KINDS else None
+        codec = federation.codec.up
+        if method.max_bytes_up is not None:
+            trained = spec if tensors is None else StateSpec(tuple(spec.by_name[n] for n in sorted(tensors)))
+            codec = codec_within(
+                codec,
+                trained,
+                method.max_bytes_up,
+                f"methods.{assigned.name}",
+                seeds=seeds,
+                fisher=fisher is not None,
+            )
+        return ClientPlan(
+            training=training,
+            codec=codec,
+            learning_rate_factor=learning_rate_factor(training, number, federation.federation.rounds),
             clip_l2=federation.privacy.clip_l2,
-            fisher=FisherPlan(strategy.examples, strategy.cap) if strategy.kind == "fisher" else None,
+            fisher=fisher,
+            seeds=seeds,
+            tensors=tensors,
+            rank=method.rank,
+            method=assigned.name,
         )
-        merge = MergePlan(server.state.spec, weights, strategy.value_bound)
-        return RoundPlan(number, dict.fromkeys(names, task), merge)
+
+    def _merge(
+        self, server: ServerState, tasks: Mapping[str, ClientPlan], profiles: Mapping[str, ClientProfile]
+    ) -> MergePlan:
+        """How the updates of these clients are added."""
+        strategy = self.federation.strategy
+        by_examples = strategy.weighting == "examples"
+        weights = {n: min(profiles[n].train_examples, MAX_WEIGHT) if by_examples else 1 for n in tasks}
+        spec = server.state.spec
+        seeds = next((plan.seeds for plan in tasks.values() if plan.seeds is not None), None)
+        if self.weighs_noise:
+            scale = _resolution(sum(weights.values()) * (seeds.entries if seeds else 1))
+            weights = {name: weight * scale for name, weight in weights.items()}
+        return MergePlan(
+            spec,
+            weights,
+            strategy.value_bound,
+            seeds=seeds,
+            directions=directions_of(seeds, self._root, spec.numel) if seeds else None,
+            tensors={name: plan.tensors for name, plan in tasks.items() if plan.tensors is not None},
+            ranks={name: plan.rank for name, plan in tasks.items() if plan.rank is not None},
+            noise=server.noise if self.weighs_noise else None,
+        )
 
     def aggregator(self, plan: RoundPlan) -> Aggregator[Any]:
         """The rule of ``[strategy]``; the same in every round."""
         return rule_for(self.federation.strategy)
 
     def update(self, server: ServerState, merged: Merged) -> ServerState:
-        """One step of the server optimiser."""
+        """One step of the server optimiser.
+
+        Raises:
+            HeadwaterError: values were merged in a federation whose clients send coefficients only.
+        """
         strategy = self.federation.strategy
+        noise = smoothed(server.noise, merged.scatter) if self.weighs_noise else None
+        if server.span is not None:
+            span = self._moved(server.span, server.round + 1, merged)
+            return ServerState(server.round + 1, span.state(), None, noise, span)
         direction = merged.delta
         if server.momentum is not None:
             direction = server.momentum * strategy.server_momentum + direction
         state = server.state + direction * strategy.server_learning_rate
-        return ServerState(server.round + 1, state, direction if server.momentum is not None else None)
+        momentum = direction if server.momentum is not None else None
+        return ServerState(server.round + 1, state, momentum, noise)
+
+    def _moved(self, span: Span, number: int, merged: Merged) -> Span:
+        """The coefficients after the round, exactly those of the mean where the server's rate is 1."""
+        seeds = round_seeds(self.federation, number)
+        if seeds is None or merged.coefficients is None:
+            merged.delta.require_spec(span.origin.spec, f"round {number}, merged delta")
+            raise HeadwaterError(
+                f"round {number}",
+                expected="coefficients of seeds alone, as every method of the file sends them",
+                got="values",
+                hint="This is a fault of the server: please report it with the federation file.",
+            )
+        change = np.rint(merged.coefficients * self.federation.strategy.server_learning_rate)
+        return span.moved(seeds.first, change.astype(np.int64))
+
+
+def gone_back(server: ServerState, state: AdapterState) -> ServerState:
+    """The server after it went back to another version's values: dense from here on."""
+    momentum = None if server.momentum is None else AdapterState.zeros(state.spec)
+    return replace(server, state=state, momentum=momentum, span=None)
 
 
 def _sample(names: Sequence[str], size: int | None, key: Key) -> list[str]:
@@ -88,9 +204,20 @@ def _sample(names: Sequence[str], size: int | None, key: Key) -> list[str]:
     return [names[i] for i in sorted(chosen.tolist())]
 
 
+def _resolution(total: int) -> int:
+    """What weights are multiplied by: 2^10, or less where the sums would leave int64 too few bits.
+
+    ``MeanAggregator`` needs total weight times entries below 2^47; a buffered version takes 2^10 of it.
+    """
+    scale = NOISE_WEIGHT
+    while scale > 1 and total * scale >= 2**36:
+        scale //= 2
+    return scale
+
+
 def learning_rate_factor(training: Training, number: int, rounds: int) -> float:
     """Linear from 1 in round 1 to ``final_learning_rate_fraction`` in the last round."""
-    if training.kind != "backprop" or rounds == 1:
+    if not isinstance(training, Passes) or rounds == 1:
         return 1.0
     progress = min(1.0, (number - 1) / (rounds - 1))
     return 1.0 - (1.0 - training.final_learning_rate_fraction) * progress

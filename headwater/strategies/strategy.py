@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.span import Span
 from headwater.protocol.keys import Key
-from headwater.protocol.messages import ClientProfile, RoundPlan
+from headwater.protocol.messages import ClientProfile, NoisePlan, RoundPlan
 from headwater.state import AdapterState
 
 
@@ -21,11 +22,16 @@ class ServerState:
         round: the last finished round; 0 before the first.
         state: the global adapter.
         momentum: the server optimiser's momentum, of the same spec; None without one.
+        noise: how far the updates of the last rounds lie apart, and why; None before anybody knows, and
+            where nobody asks.
+        span: ``state`` as coefficients of seeds; None where it is more than that.
     """
 
     round: int
     state: AdapterState
     momentum: AdapterState | None = None
+    noise: NoisePlan | None = None
+    span: Span | None = None
 
 
 class Strategy(ABC):
@@ -36,16 +42,25 @@ class Strategy(ABC):
         """The server's state before round 1, for an initial global adapter."""
 
     @abstractmethod
-    def plan(self, server: ServerState, profiles: Mapping[str, ClientProfile], *, key: Key) -> RoundPlan:
+    def plan(
+        self,
+        server: ServerState,
+        profiles: Mapping[str, ClientProfile],
+        *,
+        key: Key,
+        dealt: Mapping[str, str] | None = None,
+    ) -> RoundPlan:
         """The next round, number ``server.round + 1``: a function of its arguments.
 
         Args:
             server: the state after the last finished round.
             profiles: every client that can take part, by enrolled name.
             key: the federation's root key; the round's own key is derived from it.
+            dealt: names of the clients' methods where they were dealt to others too.
 
         Raises:
             FederationStopped: no client can take part.
+            ConfigError: a client's byte budget cannot be kept.
         """
 
     @abstractmethod

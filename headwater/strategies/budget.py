@@ -1,0 +1,77 @@
+"""Codecs within a client's byte budget: :func:`codec_within`."""
+
+from __future__ import annotations
+
+import math
+
+from headwater.compression.compeft import groups
+from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.scalars import scalars_max_bytes
+from headwater.compression.table import codec_for
+from headwater.compression.ternary import kept
+from headwater.compression.wire import varint
+from headwater.config.federation import Codec, CompeftCodec
+from headwater.errors import ConfigError
+from headwater.protocol.messages import SeedPlan
+from headwater.state import StateSpec
+
+ENVELOPE_BYTES = 512
+"""What a signed update has besides its values: names, hashes, metrics, signature."""
+_STEP = 2.0**-20
+
+
+def codec_within(
+    codec: Codec, spec: StateSpec, most: int, who: str, *, seeds: SeedPlan | None, fisher: bool = False
+) -> Codec:
+    """``codec``, with the largest density at which no update is longer than ``most`` bytes.
+
+    Args:
+        codec: the federation's.
+        spec: of the tensors that the client trains.
+        most: the whole update's bytes.
+        who: whose budget it is, for the error.
+        seeds: for a method that sends scalars: which; its size does not depend on the codec.
+        fisher: whether a Fisher travels too.
+
+    Raises:
+        ConfigError: nothing fits.
+    """
+    room = most - ENVELOPE_BYTES - (LogQuantCodec().max_bytes(spec) if fisher else 0)
+    if seeds is not None:
+        least, hint = scalars_max_bytes(seeds), "Fewer steps send fewer coefficients."
+        if least <= room:
+            return codec
+    elif isinstance(codec, CompeftCodec):
+        low, high = 1, int(codec.density / _STEP)
+        if _most(spec, codec.density) <= room:
+            return codec
+        if _most(spec, _STEP) <= room:
+            while high - low > 1:  # monotone: more values are kept
+                middle = (low + high) // 2
+                low, high = (middle, high) if _most(spec, middle * _STEP) <= room else (low, middle)
+            return codec.model_copy(update={"density": low * _STEP})
+        least, hint = _most(spec, _STEP), "Train fewer tensors, or raise the budget."
+    else:
+        least, hint = codec_for(codec).max_bytes(spec), 'A budget needs codec.up.kind = "compeft".'
+        if least <= room:
+            return codec
+    raise ConfigError(
+        f"{who}.max_bytes_up", expected=f"at least {most - room + least} bytes", got=str(most), hint=hint
+    )
+
+
+def _most(spec: StateSpec, density: float) -> int:
+    """No body of ``compeft.v1`` at this density is longer.
+
+    A block of N symbols, K of them not zero, codes in at most z·log2(N/z) + K·log2(2N/K) bits, z = N − K:
+    signs in equal parts are the worst case. The coder adds 9e-8 bits a symbol for each of three symbols
+    of the alphabet (``entropy.weights``) and its last state.
+    """
+    size, bits = 1 + 4 * len(spec) + 12, 0.0
+    for group in groups(spec):
+        total = sum(t.numel for t in group)
+        some = min(sum(kept(t.numel, density) for t in group), 2 * total / 3)  # beyond it, 1.585 bits each
+        size += 2 * len(varint(total))
+        bits += total * 27e-8 + (total - some) * math.log2(total / (total - some))
+        bits += some * math.log2(2 * total / some)
+    return size + math.ceil(bits / 8)

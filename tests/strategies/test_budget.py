@@ -1,0 +1,77 @@
+"""A byte budget is kept by real bytes, and used up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headwater.compression.compeft import CompeftCodec
+from headwater.compression.scalars import scalars_max_bytes
+from headwater.config import federation
+from headwater.errors import ConfigError
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import SeedPlan
+from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.strategies.budget import ENVELOPE_BYTES, codec_within
+
+KEY = Key.root(1)
+SPEC = StateSpec.of(
+    [TensorSpec("a", (8, 384), "lora_a"), TensorSpec("b", (384, 8), "lora_b"), TensorSpec("c", (5,), "head")]
+)
+COMPEFT = federation.CompeftCodec(kind="compeft", density=0.5)
+
+
+def size(density: float, values: torch.Tensor, spec: StateSpec = SPEC) -> int:
+    state = AdapterState.from_vector(spec, values)
+    return len(CompeftCodec(density).encode(state, key=KEY).body)
+
+
+def normal(seed: int, spec: StateSpec = SPEC) -> torch.Tensor:
+    return torch.randn(spec.numel, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=40)
+@given(st.integers(600, 3000), st.integers(0, 10**6))
+def test_no_update_is_longer_and_little_room_is_left(most: int, seed: int) -> None:
+    codec = codec_within(COMPEFT, SPEC, most, "m", seeds=None)
+    assert isinstance(codec, federation.CompeftCodec)
+    found = size(codec.density, normal(seed)) + ENVELOPE_BYTES
+    assert found <= most
+    assert codec.density == 0.5 or found >= most - 24
+
+
+def test_signs_in_equal_parts_are_the_worst_case() -> None:
+    values = normal(5)
+    codec = codec_within(COMPEFT, SPEC, 900, "m", seeds=None)
+    assert isinstance(codec, federation.CompeftCodec)
+    assert size(codec.density, values.abs()) < size(codec.density, values) <= 900 - ENVELOPE_BYTES
+
+
+def test_a_codec_that_fits_stays() -> None:
+    assert codec_within(COMPEFT, SPEC, 10_000, "m", seeds=None) is COMPEFT
+
+
+@pytest.mark.parametrize(
+    ("codec", "seeds"),
+    [
+        (COMPEFT, None),
+        (federation.DenseCodec(kind="dense"), None),
+        (COMPEFT, SeedPlan(0, 4096, "rademacher", 20, 200)),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused_and_the_least_is_named(
+    codec: federation.Codec, seeds: SeedPlan | None
+) -> None:
+    with pytest.raises(ConfigError, match=r"methods\.m\.max_bytes_up.*at least (\d+) bytes") as caught:
+        codec_within(codec, SPEC, 520, "methods.m", seeds=seeds)
+    least = int(str(caught.value).split("at least ")[1].split()[0])
+    codec_within(codec, SPEC, least, "methods.m", seeds=seeds)
+    with pytest.raises(ConfigError):
+        codec_within(codec, SPEC, least - 1, "methods.m", seeds=seeds)
+
+
+def test_scalars_need_what_they_need_at_most() -> None:
+    seeds = SeedPlan(0, 64, "rademacher", 20, 10)
+    assert codec_within(COMPEFT, SPEC, scalars_max_bytes(seeds) + ENVELOPE_BYTES, "m", seeds=seeds) is COMPEFT

@@ -1,0 +1,185 @@
+"""Plans and updates of federations whose clients train in different ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headwater.errors import ConfigError, HeadwaterError
+from headwater.merging import Merged
+from headwater.merging.coverage import layers_of
+from headwater.protocol.keys import Key
+from headwater.protocol.messages import ClientProfile, NoisePlan, RoundPlan, Update
+from headwater.protocol.scalars import FINE_BITS, Scalars
+from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.strategies import FederatedStrategy, ServerState
+from headwater.strategies.federated import gone_back
+from tests.strategies.test_federated import federation
+
+SPEC = StateSpec.of(
+    [TensorSpec(f"layer.{i}.{r}", (3, 4), "lora_a" if r == "a" else "lora_b") for i in (0, 1, 2) for r in "ab"]
+    + [TensorSpec("head", (5,), "head")]
+)
+ZERO = AdapterState.zeros(SPEC)
+KSEED = {"kind": "kseed", "seeds": 16, "max_steps": 5, "learning_rate": 0.5}
+NAMES = ("big-1", "big-2", "jvp-1", "jvp-2", "seed-1", "seed-2")
+MIXED: dict[str, Any] = {
+    "codec": {"up": {"kind": "compeft", "density": 1.0}},
+    "methods": {
+        "jvp": {"training": {"kind": "spry"}, "rank": 2, "max_bytes_up": 543},
+        "seeds": {"training": KSEED},
+        "late": {"training": {"kind": "backprop"}, "last_layers": 1},
+    },
+    "assignment": {"kind": "clients", "clients": {"jvp-*": "jvp", "seed-*": "seeds", "*-2": "late"}},
+}
+
+
+def profiles(*names: str) -> dict[str, ClientProfile]:
+    return {n: ClientProfile(n, 10 + i, 2, "0" * 64, SPEC.fingerprint()) for i, n in enumerate(names)}
+
+
+def planned(strategy: FederatedStrategy, server: ServerState, **options: Any) -> RoundPlan:
+    return strategy.plan(server, profiles(*NAMES), key=Key.root(0), **options)
+
+
+def test_every_client_gets_its_method() -> None:
+    strategy = FederatedStrategy(federation(**MIXED))
+    plan = planned(strategy, strategy.init(ZERO))
+    assert {n: p.method for n, p in plan.clients.items()} == {
+        "big-1": "default", "big-2": "late", "jvp-1": "jvp", "jvp-2": "jvp", "seed-1": "seeds", "seed-2": "seeds",
+    }  # fmt: skip
+    assert plan.clients["jvp-1"].rank == 2
+    assert plan.clients["jvp-1"].codec.density < 1.0  # type: ignore[union-attr]  # compeft
+    assert plan.clients["big-1"].codec.density == 1.0  # type: ignore[union-attr]  # compeft
+    late, one, other = (plan.clients[n].tensors for n in ("big-2", "jvp-1", "jvp-2"))
+    assert late is not None
+    assert one is not None
+    assert other is not None
+    assert layers_of(late) == [2]
+    assert len(layers_of(one)) == len(layers_of(other)) == 1
+    assert layers_of(one) != layers_of(other)
+    assert plan.merge.tensors == {"big-2": late, "jvp-1": one, "jvp-2": other}
+    assert plan.merge.ranks == {"jvp-1": 2, "jvp-2": 2}
+    seeds = plan.clients["seed-1"].seeds
+    assert plan.merge.seeds == seeds == plan.clients["seed-2"].seeds
+    assert plan.clients["big-1"].seeds is None
+    assert plan.merge.directions is not None
+    assert plan.merge.directions.size == SPEC.numel
+    assert plan.merge.weights == {n: 1024 * (10 + i) for i, n in enumerate(NAMES)}
+
+
+def test_a_round_without_scalar_clients_has_no_seeds() -> None:
+    strategy = FederatedStrategy(federation(**MIXED))
+    plan = strategy.plan(strategy.init(ZERO), profiles("big-1", "jvp-1"), key=Key.root(0))
+    assert plan.merge.seeds is None
+    assert plan.merge.directions is None
+
+
+def test_rates_fall_for_every_method_over_batches() -> None:
+    falling = {"kind": "mezo", "final_learning_rate_fraction": 0.2}
+    strategy = FederatedStrategy(federation(training=falling))
+    plan = planned(strategy, ServerState(4, ZERO))
+    assert plan.clients["big-1"].learning_rate_factor == pytest.approx(0.2)
+
+
+def test_noise_is_weighed_where_somebody_has_some_and_the_file_does_not_forbid_it() -> None:
+    before, now = NoisePlan(2.0, 0.5), NoisePlan(4.0, 1.5)
+    merged = Merged(ZERO, NAMES, 1, scatter=now)
+    noisy = FederatedStrategy(federation(training={"kind": "mezo"}))
+    server = noisy.update(ServerState(1, ZERO, noise=before), merged)
+    assert server.noise == NoisePlan(3.0, 1.0)
+    assert planned(noisy, server).merge.noise == server.noise
+    for quiet in (
+        FederatedStrategy(federation()),
+        FederatedStrategy(federation(training={"kind": "mezo"}, strategy={"kind": "mean", "noise": "ignore"})),
+    ):
+        assert quiet.update(ServerState(1, ZERO), merged).noise is None
+        plan = planned(quiet, ServerState(1, ZERO, noise=before))
+        assert plan.merge.noise is None
+        assert plan.merge.weights["big-1"] == 10
+
+
+def test_a_claim_of_many_examples_costs_resolution_not_the_run() -> None:
+    strategy = FederatedStrategy(federation(training=KSEED))
+    many = {n: ClientProfile(n, 2**40, 2, "0" * 64, SPEC.fingerprint()) for n in map(str, range(1000))}
+    plan = strategy.plan(strategy.init(ZERO), many, key=Key.root(0))
+    assert set(plan.merge.weights.values()) == {2**24}
+    strategy.aggregator(plan).init(plan.merge)
+
+
+def fold(strategy: FederatedStrategy, server: ServerState, steps: dict[str, list[tuple[int, int]]]) -> Merged:
+    plan = planned(strategy, server)
+    rule, seeds = strategy.aggregator(plan), plan.merge.seeds
+    assert seeds is not None
+    acc = rule.init(plan.merge)
+    for name, taken in steps.items():
+        scalars = Scalars.of(seeds, taken)
+        update = Update(name, plan.round, scalars, 10, noise=scalars.noise(SPEC.numel))
+        acc = rule.add(acc, update)
+    return rule.finalize(acc)
+
+
+def test_a_seeds_only_server_moves_coefficients_and_its_state_is_what_they_make() -> None:
+    strategy = FederatedStrategy(federation(training=KSEED, strategy={"kind": "mean", "weighting": "equal"}))
+    origin = AdapterState.from_vector(SPEC, torch.linspace(-1, 1, SPEC.numel))
+    server = strategy.init(origin)
+    assert server.span is not None
+    for _ in range(3):
+        steps = {"big-1": [(3, 4000), (3, 500), (9, -2)], "seed-1": [(3, 300), (0, 12_000)]}
+        server = strategy.update(server, fold(strategy, server, steps))
+        assert server.span is not None
+        assert server.state == server.span.state()
+    # noise weighs from round 2 on, so round 1 alone is a plain mean: start again
+    first = strategy.init(origin)
+    merged = fold(strategy, first, {"big-1": [(3, 4000)], "seed-1": [(3, 301)]})
+    moved = strategy.update(first, merged).span
+    assert moved is not None
+    assert moved.sums[3] == round((4000 + 301) / 2 * 2**FINE_BITS)
+    assert np.count_nonzero(moved.sums) == 1
+
+
+def test_the_servers_rate_multiplies_coefficients() -> None:
+    half = {"kind": "mean", "weighting": "equal", "server_learning_rate": 0.5}
+    strategy = FederatedStrategy(federation(training=KSEED, strategy=half))
+    server = strategy.init(ZERO)
+    moved = strategy.update(server, fold(strategy, server, {"big-1": [(3, 4000)]})).span
+    assert moved is not None
+    assert moved.sums[3] == 2000 * 2**FINE_BITS
+
+
+def test_decomfl_appends_each_rounds_seeds() -> None:
+    decomfl = {"kind": "decomfl", "max_steps": 2, "directions": 2}
+    strategy = FederatedStrategy(federation(training=decomfl))
+    server = strategy.init(ZERO)
+    for number in (1, 2):
+        seeds = range(4 * (number - 1), 4 * number)
+        server = strategy.update(server, fold(strategy, server, {"big-1": [(s, 7) for s in seeds]}))
+    assert server.span is not None
+    assert server.span.sums.tolist() == [7 * 2**FINE_BITS] * 8
+
+
+def test_values_in_a_seeds_only_round_are_a_clear_error() -> None:
+    strategy = FederatedStrategy(federation(training=KSEED))
+    with pytest.raises(HeadwaterError, match="coefficients of seeds alone"):
+        strategy.update(strategy.init(ZERO), Merged(ZERO, ("a",), 1))
+
+
+def test_after_a_rollback_the_server_goes_on_dense() -> None:
+    strategy = FederatedStrategy(federation(training=KSEED))
+    server = strategy.init(ZERO)
+    merged = fold(strategy, server, {"big-1": [(3, 4000)]})
+    back = gone_back(strategy.update(server, merged), ZERO)
+    assert (back.span, back.state, back.round) == (None, ZERO, 1)
+    assert strategy.update(back, merged).state == ZERO + merged.delta
+
+
+def test_a_budget_that_no_update_can_keep_is_named() -> None:
+    methods = {"m": {"training": KSEED, "max_bytes_up": 300}}
+    strategy = FederatedStrategy(
+        federation(training=KSEED, methods=methods, assignment={"kind": "shares", "shares": {"m": 1.0}})
+    )
+    with pytest.raises(ConfigError, match=r"methods\.m\.max_bytes_up"):
+        planned(strategy, strategy.init(ZERO))
