@@ -23,6 +23,7 @@ from headwater.errors import ConfigError
 from headwater.protocol.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training.backprop import BackpropTrainer
+from headwater.training.blackbox import BlackboxTrainer
 from headwater.training.cohort import CohortTrainer
 from headwater.training.evaluate import evaluate, features
 from headwater.training.noop import NoopTrainer
@@ -99,6 +100,8 @@ class Workbench:
             return NoopTrainer()
         if self.model is None:
             raise ConfigError("training.kind", expected="'noop' with model.kind 'vector'", got=training.kind)
+        if training.kind == "blackbox":
+            return BlackboxTrainer(self.model, self.pad, language_model=self.language_model)
         if training.kind != "backprop":
             raise ConfigError("training.kind", expected="'backprop'", got=training.kind)
         return BackpropTrainer(self.model, self.pad, language_model=self.language_model)
