@@ -8,15 +8,17 @@ a probe leaves no trace, and whoever knows the steps has the same bits.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headwater.adapters.model import Batch, Output
 from headwater.state import AdapterState, StateSpec
+
+if TYPE_CHECKING:  # a walk on another kind of model needs no transformers
+    from headwater.adapters.model import Batch, Output
 
 _BLOCK = 2**16
 """Values computed at a time, so that what is temporary in float64 stays small."""
