@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,10 @@ from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.blackbox import BlackboxTrainer
 from headwater.training.cohort import CohortTrainer
+from headwater.training.decomfl import DecomflTrainer
 from headwater.training.evaluate import evaluate, features
+from headwater.training.kseed import KseedTrainer
+from headwater.training.mezo import MezoTrainer
 from headwater.training.noop import NoopTrainer
 
 
@@ -100,11 +103,7 @@ class Workbench:
             return NoopTrainer()
         if self.model is None:
             raise ConfigError("training.kind", expected="'noop' with model.kind 'vector'", got=training.kind)
-        if training.kind == "blackbox":
-            return BlackboxTrainer(self.model, self.pad, language_model=self.language_model)
-        if training.kind != "backprop":
-            raise ConfigError("training.kind", expected="'backprop'", got=training.kind)
-        return BackpropTrainer(self.model, self.pad, language_model=self.language_model)
+        return _TRAINERS[training.kind](self.model, self.pad, language_model=self.language_model)
 
     def evaluate(self, state: AdapterState, examples: Sequence[Example]) -> tuple[int, dict[str, float]]:
         """Weight and metrics of ``state`` on ``examples``: see :mod:`headwater.training.evaluate`.
@@ -145,6 +144,16 @@ class Workbench:
             export_vector(state, folder, card=card)
         else:
             export(self.model, state, folder, card=card)
+
+
+_TRAINERS: Mapping[str, Callable[..., CohortTrainer]] = {
+    "backprop": BackpropTrainer,
+    "blackbox": BlackboxTrainer,
+    "decomfl": DecomflTrainer,
+    "kseed": KseedTrainer,
+    "mezo": MezoTrainer,
+}
+"""What trains an adapted model, by ``training.kind``."""
 
 
 def _require_positions(base: Base, settings: Federation) -> None:
