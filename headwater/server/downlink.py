@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from headwater.compression.seeds import MAX_SUMS, NEEDS_ALL, encode_sums
@@ -26,13 +26,13 @@ class Outgoing:
     Args:
         base: the adapter as every client decodes it.
         sent: its payload where it travels dense; what it is made of where coefficients do.
-        held: for each client that holds earlier coefficients: of which version.
+        held: of which version a client holds the coefficients; 0 if it may have none.
         known: the coefficients of earlier versions.
     """
 
     base: AdapterState
     sent: Payload | Span
-    held: Mapping[str, int] = field(default_factory=dict)
+    held: Callable[[str], int] = lambda client: 0
     known: Mapping[int, Integers] = field(default_factory=dict)
     _made: dict[int, Payload] = field(default_factory=dict, repr=False)
 
@@ -40,7 +40,7 @@ class Outgoing:
         """What this client is sent."""
         if isinstance(self.sent, Payload):
             return self.sent
-        since = self.held.get(client, 0)
+        since = self.held(client)
         since = since if since in self.known else 0
         if since not in self._made:
             self._made[since] = encode_sums(
@@ -85,9 +85,12 @@ class Downlink:
             return Outgoing(codec.decode(dense, server.state.spec), dense)
         self._sums[version] = span.sums
         self._sums = {v: s for v, s in self._sums.items() if version - KEPT_VERSIONS < v <= version}
-        held = {c: r - 1 for c, r in accepted.items() if r > 1 and self._lost.get(c) != r}
-        known = {v: s for v, s in self._sums.items() if v != version}
-        return Outgoing(server.state, span, held, known)
+        known = {v: s for v, s in self._sums.items() if 0 < v < version}
+        return Outgoing(server.state, span, lambda client: self._held(client, accepted), known)
+
+    def _held(self, client: str, accepted: Mapping[str, int]) -> int:
+        last = accepted.get(client, 0)
+        return 0 if self._lost.get(client) == last else last - 1
 
     def heard(self, client: str, failure: str, accepted: int) -> None:
         """Take note of a client's failure: does it need everything?

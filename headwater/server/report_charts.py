@@ -144,6 +144,11 @@ def gap_is_exact(run: Run) -> bool:
     return bool(flags) and all(flags)
 
 
+def gap_unmeasured(run: Run) -> set[int]:
+    """The rounds whose clients sent coefficients of seeds: no products could be compared."""
+    return {r["round"] for r in run.rounds if "gap" in r and r["gap"] is None}
+
+
 def _client_lines(plot: Plot, run: Run, what: str) -> None:
     """Clients one by one if there are few, else the bands of their quartiles and extremes."""
     spreads = run.spreads(what)

@@ -48,6 +48,7 @@ class Client:
     seconds: float
     failures: int
     reason: str
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,7 @@ def _client(name: str, rows: Sequence[Mapping[str, Any]], metric: float | None) 
         seconds=_total(r.get("seconds") for r in rows),
         failures=len(reasons),
         reason=reasons[-1] if reasons else "",
+        method=plain(next((r["method"] for r in reversed(rows) if r.get("method")), ""), 80),
     )
 
 

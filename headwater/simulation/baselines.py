@@ -13,17 +13,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from headwater.client.runtime import ClientRuntime
 from headwater.config.federation import Federation
+from headwater.config.training import Passes
 from headwater.data.batches import Example
 from headwater.errors import MissingDependency
 from headwater.protocol.messages import ClientPlan
+from headwater.protocol.scalars import directions_of
 from headwater.server.evaluation import metric_name
 from headwater.server.events import Notice, Observer
 from headwater.simulation.workers import WorkerPool
 from headwater.state import AdapterState
 from headwater.strategies.federated import learning_rate_factor
+from headwater.strategies.seeding import seed_plan
 from headwater.training.cohort import TrainTask
 
 CENTRALISED = ""
@@ -103,16 +107,22 @@ def train_apart(runtime: ClientRuntime, who: str) -> float:
     state = runtime.bench.initial_state()
     trainer = runtime.bench.trainer(settings.training)
     rounds, training = settings.federation.rounds, settings.training
-    if training.kind == "backprop" and training.max_steps:  # a cap for each client, here for all at once
+    if isinstance(training, Passes) and training.max_steps:  # a cap for each client, here for all at once
         training = training.model_copy(update={"max_steps": training.max_steps * len(names)})
     for number in range(1, rounds + 1):
         factor = learning_rate_factor(settings.training, number, rounds)
-        plan = ClientPlan(training, settings.codec.up, factor)
+        seeds = seed_plan(training, number)
+        directions = None if seeds is None else directions_of(seeds, runtime.root, state.spec.numel)
+        plan = ClientPlan(training, settings.codec.up, factor, seeds=seeds)
         key = runtime.root.child("baseline", number)
-        (result,) = trainer.train([TrainTask(who, state, examples, plan)], key=key)
-        if not isinstance(result.delta, AdapterState):
+        (result,) = trainer.train([TrainTask(who, state, examples, plan, directions)], key=key)
+        if result.delta is None:
             return float("nan")
-        state = state + result.delta
+        if isinstance(result.delta, AdapterState):
+            state = state + result.delta
+        elif directions is not None:
+            moved = torch.from_numpy(result.delta.expand(directions))
+            state = state + AdapterState.from_vector(state.spec, moved)
     held_out = held_out_examples(runtime, runtime.data.test())
     _, metrics = runtime.bench.evaluate(state, held_out)
     return metrics[metric_name(settings)]

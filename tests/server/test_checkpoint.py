@@ -6,12 +6,18 @@ import errno
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from headwater.config import load_federation
 from headwater.errors import ConfigError, StorageError
 from headwater.files import write_atomically
+from headwater.merging.span import Span
+from headwater.protocol.directions import Directions
+from headwater.protocol.messages import NoisePlan
+from headwater.server.backup import Pinned, check_checkpoint
 from headwater.server.checkpoint import Checkpoint
 from headwater.server.evaluation import Tracker
 from headwater.server.run_folder import RunFolder
@@ -49,6 +55,58 @@ def test_round_trip(tmp_path, best, momentum):
         assert read.best.sha256() == written.best.sha256()
     assert read.tracker == written.tracker
     assert read.accepted == written.accepted
+
+
+def spanned():
+    origin = Span(state(0.5), Directions(b"0123456789abcdef", "rademacher", 10), 30, np.zeros(3, np.int64))
+    span = origin.moved(1, np.array([5, -(2**40), 2**33 + 1]))
+    server = ServerState(4, span.state(), None, NoisePlan(0.1 + 0.2, 1e-300), span)
+    return Checkpoint("r" * 32, server, Tracker("accuracy"), accepted={"ann": 4})
+
+
+def test_coefficients_and_noise_come_back_bit_for_bit(tmp_path):
+    written = spanned()
+    written.save(tmp_path / "c")
+    read = Checkpoint.load(tmp_path / "c", SPEC, "r" * 32)
+    was, span = written.server.span, read.server.span
+    assert read.server.noise == written.server.noise
+    assert span.sums.tolist() == was.sums.tolist() == [0, 5, -(2**40), 2**33 + 1]
+    assert (span.directions, span.unit_bits, span.origin) == (was.directions, was.unit_bits, was.origin)
+    assert span.moved(0, np.array([9])).state() == was.moved(0, np.array([9])).state()
+    pinned = (tmp_path / "c").open("rb")
+    with pinned:
+        check_checkpoint(Pinned("c", pinned.fileno(), (tmp_path / "c").stat().st_size, 0.0))
+
+
+def test_a_checkpoint_of_an_older_version_loads(tmp_path):
+    path = tmp_path / "c"
+    checkpoint().save(path)
+    arrays, meta = load_file(path), metadata(path)
+    assert meta.pop("noise", 0) is None
+    assert meta.pop("span", 0) is None
+    save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
+    read = Checkpoint.load(path, SPEC, "r" * 32)
+    assert (read.server.span, read.server.noise) == (None, None)
+    assert read.server.state == checkpoint().server.state
+
+
+def metadata(path):
+    data = path.read_bytes()
+    return json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["headwater"])
+
+
+@pytest.mark.parametrize("change", ["sums", "unit_bits"])
+def test_coefficients_that_are_not_those_of_the_state_are_damage(tmp_path, change):
+    path = tmp_path / "c"
+    spanned().save(path)
+    arrays, meta = load_file(path), metadata(path)
+    if change == "sums":
+        arrays["span/sums"][0] += 1
+    else:
+        meta["span"]["unit_bits"] -= 1
+    save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
+    with pytest.raises(StorageError, match="damage"):
+        Checkpoint.load(path, SPEC, "r" * 32)
 
 
 def test_absent_is_none(tmp_path):

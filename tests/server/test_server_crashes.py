@@ -7,19 +7,26 @@ another one each time it is asked, so asking twice and folding twice both show. 
 * lines, versions and checkpoint tell of the same rounds, with the same values;
 * a round's state is the one before plus the replies its line names, each once;
 * a reply that was acknowledged is in its round, and its client was not asked again.
+
+The state is dense, or the coefficient of a seed (``SPANNED``), which then is the sum of all replies.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from headwater.config import load_federation
 from headwater.errors import StorageError
+from headwater.merging.span import Span
+from headwater.protocol.directions import Directions
+from headwater.protocol.messages import NoisePlan
 from headwater.server.checkpoint import Checkpoint
 from headwater.server.evaluation import Tracker
 from headwater.server.run_folder import RunFolder
@@ -37,12 +44,25 @@ def state(value):
     return AdapterState.from_vector(SPEC, torch.full((4,), float(value)))
 
 
+ORIGIN = Span(state(0.1), Directions(b"k" * 16, "gaussian", 4), 20, np.zeros(2, np.int64))
+
+
+def dense(number, total):
+    return ServerState(number, state(total))
+
+
+def spanned(number, total):
+    span = ORIGIN.moved(1, np.array([total, number]))  # grows, as decomfl's does
+    return ServerState(number, span.state(), None, NoisePlan(total / 7, 0.1), span)
+
+
 @dataclass
 class World:
     """The server's machine and its clients, who never forget."""
 
     home: Path
     rounds: int
+    server: Callable[[int, int], ServerState] = dense
     asked: int = 0
     acknowledged: dict[tuple[int, str], int] = field(default_factory=dict)
 
@@ -58,7 +78,7 @@ class World:
                 folder.keep_rounds(-1)
                 versions.keep_through(-1)
                 found = self.commit(
-                    folder, versions, Checkpoint(RUN, ServerState(0, state(0)), Tracker("x")), {}
+                    folder, versions, Checkpoint(RUN, self.server(0, 0), Tracker("x")), {}
                 )
             else:
                 folder.keep_rounds(found.server.round)
@@ -81,9 +101,11 @@ class World:
                 spool.put(number, client, data)
                 self.acknowledged[number, client] = self.asked
             replies[client] = int(data)
-        total = checkpoint.server.state.vector()[0].item() + sum(replies.values())
+        before = folder.read_rounds()
+        total = sum(sum(r["replies"].values()) for r in before) + sum(replies.values())
+        assert checkpoint.server.state == self.server(number - 1, total - sum(replies.values())).state
         tracker = checkpoint.tracker.after(number, float(number % 3))
-        checkpoint = Checkpoint(RUN, ServerState(number, state(total)), tracker, accepted={"ann": number})
+        checkpoint = Checkpoint(RUN, self.server(number, total), tracker, accepted={"ann": number})
         self.commit(folder, versions, checkpoint, replies)
         spool.drop_through(number)
         return checkpoint
@@ -124,27 +146,35 @@ class World:
         total = 0
         for record, row in zip(records, rows, strict=True):
             total += sum(record["replies"].values())
-            assert row.sha256 == state(total).sha256()
+            expected = self.server(record["round"], total)
+            assert row.sha256 == expected.state.sha256()
             if row.kept:
-                assert versions.state(row.version, SPEC) == state(total)
+                assert versions.state(row.version, SPEC) == expected.state
             if record["round"]:
                 assert record["replies"].keys() == set(CLIENTS)
             for client, value in record["replies"].items():
                 assert self.acknowledged.get((record["round"], client), value) == value
         if found is not None:
-            assert found.server.state == state(total)
+            assert found.server.state == expected.state
+            assert found.server.noise == expected.noise
+            assert (found.server.span is None) == (expected.span is None)
+            if expected.span is not None:
+                assert found.server.span.sums.tolist() == expected.span.sums.tolist()
+                assert found.server.span.total.tolist() == expected.span.total.tolist()
+                assert found.server.span.origin == expected.span.origin
             assert rows[-1].kept
             assert rows[0].kept
             best = found.tracker.best_round
             assert best is None or (rows[best].best and rows[best].kept)
 
 
+@pytest.mark.parametrize("server", [dense, spanned])
 @pytest.mark.parametrize("power", [None, random.Random(1)])
-def test_every_point_of_a_run(tmp_path, power):
+def test_every_point_of_a_run(tmp_path, power, server):
     worlds = []
 
     def serve(home):
-        worlds.append(World(home, 1))
+        worlds.append(World(home, 1, server))
         worlds[-1].serve()
 
     crashed = 0
@@ -172,7 +202,7 @@ def test_every_point_of_a_run(tmp_path, power):
 
 def play(seed, home, power):
     chance = random.Random(seed)
-    world = World(home, 5)
+    world = World(home, 5, spanned if seed % 2 else dense)
     lives = 0
     while True:
         lives += 1

@@ -43,9 +43,7 @@ def test_layers_are_dealt_evenly(layers: int, clients: int, each: int, seed: int
 
 
 def test_rounds_deal_anew() -> None:
-    dealt = {
-        tuple((trained_tensors(spec(6), {"a": spry()}, key=KEY.child(r))["a"]) or ()) for r in range(20)
-    }
+    dealt = {tuple((trained_tensors(spec(6), {"a": spry()}, key=KEY.child(r))["a"]) or ()) for r in range(20)}
     assert len(dealt) > 3
 
 

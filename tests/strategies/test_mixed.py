@@ -20,7 +20,11 @@ from headwater.strategies.federated import gone_back
 from tests.strategies.test_federated import federation
 
 SPEC = StateSpec.of(
-    [TensorSpec(f"layer.{i}.{r}", (3, 4), "lora_a" if r == "a" else "lora_b") for i in (0, 1, 2) for r in "ab"]
+    [
+        TensorSpec(f"layer.{i}.{r}", (3, 4), "lora_a" if r == "a" else "lora_b")
+        for i in (0, 1, 2)
+        for r in "ab"
+    ]
     + [TensorSpec("head", (5,), "head")]
 )
 ZERO = AdapterState.zeros(SPEC)
@@ -49,7 +53,8 @@ def test_every_client_gets_its_method() -> None:
     strategy = FederatedStrategy(federation(**MIXED))
     plan = planned(strategy, strategy.init(ZERO))
     assert {n: p.method for n, p in plan.clients.items()} == {
-        "big-1": "default", "big-2": "late", "jvp-1": "jvp", "jvp-2": "jvp", "seed-1": "seeds", "seed-2": "seeds",
+        "big-1": "default", "big-2": "late", "jvp-1": "jvp", "jvp-2": "jvp",
+        "seed-1": "seeds", "seed-2": "seeds",
     }  # fmt: skip
     assert plan.clients["jvp-1"].rank == 2
     assert plan.clients["jvp-1"].codec.density < 1.0  # type: ignore[union-attr]  # compeft
@@ -94,7 +99,9 @@ def test_noise_is_weighed_where_somebody_has_some_and_the_file_does_not_forbid_i
     assert planned(noisy, server).merge.noise == server.noise
     for quiet in (
         FederatedStrategy(federation()),
-        FederatedStrategy(federation(training={"kind": "mezo"}, strategy={"kind": "mean", "noise": "ignore"})),
+        FederatedStrategy(
+            federation(training={"kind": "mezo"}, strategy={"kind": "mean", "noise": "ignore"})
+        ),
     ):
         assert quiet.update(ServerState(1, ZERO), merged).noise is None
         plan = planned(quiet, ServerState(1, ZERO, noise=before))

@@ -26,7 +26,9 @@ def test_the_unit_is_the_finest_in_which_the_largest_step_fits(step: float) -> N
     assert Fraction(step) * Fraction(2) ** u <= 32767 < Fraction(step) * Fraction(2) ** (u + 1)
 
 
-@pytest.mark.parametrize(("step", "bits"), [(32767.0, 0), (32767.001, -1), (1.0, 14), (0.5, 15), (2.0**-8, 22)])
+@pytest.mark.parametrize(
+    ("step", "bits"), [(32767.0, 0), (32767.001, -1), (1.0, 14), (0.5, 15), (2.0**-8, 22)]
+)
 def test_units_by_hand(step: float, bits: int) -> None:
     assert unit_bits(step) == bits
 
