@@ -29,6 +29,7 @@ from headwater.training.decomfl import DecomflTrainer
 from headwater.training.evaluate import evaluate, features
 from headwater.training.kseed import KseedTrainer
 from headwater.training.mezo import MezoTrainer
+from headwater.training.forward_gradient import ForwardGradientTrainer
 from headwater.training.noop import NoopTrainer
 
 
