@@ -15,7 +15,7 @@ import numpy as np
 from headwater.compression import bell
 from headwater.compression.entropy import Block, Symbols, Table, pack, unpack
 from headwater.compression.wire import RESEND, Reader, varint
-from headwater.errors import DecodeError, UpdateRejected
+from headwater.errors import DecodeError
 from headwater.protocol.messages import Payload, SeedPlan
 from headwater.protocol.scalars import Scalars
 
@@ -35,12 +35,6 @@ def encode_scalars(scalars: Scalars) -> Payload:
     order = np.lexsort((scalars.coefficients, scalars.seeds))
     seeds, coefficients = scalars.seeds[order] - plan.first, scalars.coefficients[order]
     n = len(seeds)
-    if plan.implied and not np.array_equal(seeds, np.arange(plan.count)):
-        raise UpdateRejected(
-            "encoding, scalars",
-            expected=f"one coefficient for each of {plan.count} seeds",
-            got=f"{n} coefficients",
-        )
     head = bytes([VERSION]) + (b"" if plan.implied else varint(n))
     if not n:
         return Payload(SCALARS, head)

@@ -8,28 +8,22 @@ wrong is a ``DecodeError``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 from google.protobuf.message import Message
-from pydantic import TypeAdapter, ValidationError
 
-from headwater.config.federation import Codec
-from headwater.config.training import Training
 from headwater.errors import DecodeError
+from headwater.proto.plan_json import device_from_json, device_to_json, plan_from_json, plan_to_json
 from headwater.proto.v1 import messages_pb2 as pb
 from headwater.protocol.messages import (
     ClientFailure,
-    ClientPlan,
     ClientProfile,
     EncodedUpdate,
     EvaluateRequest,
     Evaluation,
-    FisherPlan,
     Payload,
     ProfileRequest,
     Reply,
@@ -44,9 +38,6 @@ MAX_METRICS = 64
 MAX_STATISTICS = 8
 MAX_REASON = 2000
 MAX_COUNT = 2**32
-
-_TRAINING: TypeAdapter[Training] = TypeAdapter(Training)
-_CODEC: TypeAdapter[Codec] = TypeAdapter(Codec)
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -67,7 +58,7 @@ def encode_request(request: Request) -> tuple[bytes, bytes]:
             )
             return message.SerializeToString(deterministic=True), b""
         case TrainRequest():
-            plan = _plan_to_json(request.plan)
+            plan = plan_to_json(request.plan)
             train = pb.TrainRequest(**_task(request), accepted_round=request.accepted_round, plan=plan)
             message.train.CopyFrom(train)
         case EvaluateRequest():
@@ -94,7 +85,7 @@ def decode_request(envelope: bytes, body: bytes) -> Request:
         )
     if kind == "train":
         t = message.train
-        plan = _plan_from_json(t.plan)
+        plan = plan_from_json(t.plan)
         return TrainRequest(**_checked_task(t, body), accepted_round=t.accepted_round, plan=plan)
     if kind == "evaluate":
         return EvaluateRequest(**_checked_task(message.evaluate, body))
@@ -142,6 +133,7 @@ def encode_reply(reply: Reply) -> bytes:
                     spec=reply.spec,
                     run=reply.run,
                     version=reply.version,
+                    device=device_to_json(reply.device),
                 )
             )
         case EncodedUpdate():
@@ -207,6 +199,7 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
             spec=_hex(p.spec, "profile.spec"),
             run=_run(p.run, "profile.run"),
             version=_name(p.version, "profile.version") if p.version else "",
+            device=device_from_json(p.device),
         )
     if kind == "update":
         u = message.update
@@ -325,39 +318,3 @@ def _metrics_from_pb(metrics: Iterable[pb.Metric]) -> dict[str, float]:
         if not math.isfinite(value):
             raise DecodeError(f"metric {name}", expected="a finite number", got=str(value))
     return result
-
-
-def _plan_to_json(plan: ClientPlan) -> str:
-    content: dict[str, object] = {
-        "training": plan.training.model_dump(mode="json"),
-        "codec": plan.codec.model_dump(mode="json"),
-        "learning_rate_factor": plan.learning_rate_factor,
-    }
-    if plan.clip_l2 is not None:
-        content["clip_l2"] = plan.clip_l2
-    if plan.fisher is not None:
-        content["fisher"] = {"examples": plan.fisher.examples, "cap": plan.fisher.cap}
-    return json.dumps(content, sort_keys=True, separators=(",", ":"))
-
-
-@lru_cache(maxsize=64)
-def _plan_from_json(text: str) -> ClientPlan:
-    try:
-        content = json.loads(text)
-        fisher = content.pop("fisher", None)
-        clip_l2 = content.pop("clip_l2", None)
-        factor = float(content.pop("learning_rate_factor"))
-        training = _TRAINING.validate_json(json.dumps(content.pop("training")))
-        codec = _CODEC.validate_json(json.dumps(content.pop("codec")))
-        plan = ClientPlan(
-            training=training,
-            codec=codec,
-            learning_rate_factor=factor,
-            clip_l2=None if clip_l2 is None else float(clip_l2),
-            fisher=None if fisher is None else FisherPlan(int(fisher["examples"]), float(fisher["cap"])),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as error:
-        raise DecodeError("request.plan", expected="a client plan as JSON", got=str(error)[:200]) from None
-    if content:
-        raise DecodeError("request.plan", expected="no other keys", got=f"{sorted(content)[:3]}")
-    return plan

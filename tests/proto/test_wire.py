@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,18 +12,21 @@ from hypothesis import strategies as st
 from headwater.config.federation import CompeftCodec, DenseCodec
 from headwater.config.training import BackpropTraining, NoopTraining
 from headwater.errors import DecodeError
-from headwater.proto import wire
+from headwater.proto import plan_json, wire
 from headwater.proto.v1 import messages_pb2 as pb
 from headwater.protocol.messages import (
     ClientFailure,
     ClientPlan,
     ClientProfile,
+    DeviceProfile,
     EncodedUpdate,
     EvaluateRequest,
     Evaluation,
     FisherPlan,
+    MethodCost,
     Payload,
     ProfileRequest,
+    SeedPlan,
     TrainRequest,
 )
 
@@ -35,6 +39,15 @@ ROUNDS = st.integers(0, 2**32 - 1)
 BODIES = st.binary(max_size=200)
 PAYLOADS = st.builds(Payload, NAMES, BODIES)
 METRICS = st.dictionaries(NAMES, st.floats(allow_nan=False, allow_infinity=False), max_size=5)
+SEEDS = st.builds(
+    SeedPlan,
+    first=st.integers(0, 2**62),
+    count=st.integers(1, plan_json.MAX_SEEDS),
+    distribution=st.sampled_from(["rademacher", "gaussian"]),
+    unit_bits=st.integers(-100, 100),
+    entries=st.integers(1, plan_json.MAX_SEEDS),
+    implied=st.booleans(),
+)
 PLANS = st.builds(
     ClientPlan,
     training=st.sampled_from([NoopTraining(kind="noop"), BackpropTraining(kind="backprop", epochs=0.5)]),
@@ -42,6 +55,14 @@ PLANS = st.builds(
     learning_rate_factor=st.floats(0, 1),
     clip_l2=st.none() | st.floats(0.1, 10),
     fisher=st.none() | st.builds(FisherPlan, st.integers(1, 9), st.floats(1.5, 100)),
+    seeds=st.none() | SEEDS,
+    tensors=st.none() | st.lists(NAMES, max_size=5, unique=True).map(tuple),
+    rank=st.none() | st.integers(1, 2**20),
+    method=st.just("") | NAMES,
+)
+COSTS = st.builds(MethodCost, st.integers(0, 2**60), st.floats(0, 1e300), st.integers(0, 2**32))
+DEVICES = st.builds(
+    DeviceProfile, st.integers(0, 2**60), st.integers(0, 2**10), st.dictionaries(NAMES, COSTS, max_size=4)
 )
 REQUESTS = st.one_of(
     st.builds(ProfileRequest, NAMES),
@@ -49,7 +70,7 @@ REQUESTS = st.one_of(
     st.builds(EvaluateRequest, NAMES, ROUNDS, NAMES, HEX, HEX, PAYLOADS),
 )
 REPLIES = st.one_of(
-    st.builds(ClientProfile, NAMES, COUNTS, COUNTS, HEX, HEX),
+    st.builds(ClientProfile, NAMES, COUNTS, COUNTS, HEX, HEX, device=st.none() | DEVICES),
     st.builds(
         EncodedUpdate,
         NAMES,
@@ -151,6 +172,110 @@ class _Unparsable:
     "plan", ["", "[]", "{}", '{"training": 3}', "[" * 5000, '{"learning_rate_factor": {}}']
 )
 def test_bad_plans_are_refused(plan):
+    _refuse(plan)
+
+
+SEED_TABLE = '{"count":9,"distribution":"rademacher","entries":9,"first":0,"unit_bits":12}'
+NOOP = ClientPlan(NoopTraining(kind="noop"), DenseCodec(kind="dense"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '"seeds":3',
+        '"seeds":{}',
+        '"seeds":[]',
+        '"seeds":' + SEED_TABLE.replace("9", "0"),
+        '"seeds":' + SEED_TABLE.replace('"count":9', '"count":9.0'),
+        '"seeds":' + SEED_TABLE.replace('"count":9', '"count":true'),
+        '"seeds":' + SEED_TABLE.replace('"entries":9', f'"entries":{2**26 + 1}'),
+        '"seeds":' + SEED_TABLE.replace('"first":0', '"first":-1'),
+        '"seeds":' + SEED_TABLE.replace('"unit_bits":12', '"unit_bits":101'),
+        '"seeds":' + SEED_TABLE.replace("rademacher", "sparse"),
+        '"seeds":' + SEED_TABLE.replace("}", ',"implied":1}'),
+        '"seeds":' + SEED_TABLE.replace("}", ',"other":1}'),
+        '"tensors":"a"',
+        '"tensors":[0]',
+        '"tensors":[1,"a"]',
+        '"tensors":[0,"a",2,"b"]',
+        '"tensors":[0,"a",0,"a"]',
+        '"tensors":[0,""]',
+        '"tensors":[0,7]',
+        '"tensors":[-1,"a"]',
+        f'"tensors":[0,"{"a" * 513}"]',
+        '"rank":0',
+        '"rank":1.5',
+        '"rank":true',
+        '"method":""',
+        '"method":7',
+        '"method":"a\\u001b"',
+        f'"method":"{"m" * 65}"',
+        '"another":1',
+    ],
+)
+def test_a_plans_own_fields_are_checked(more):
+    good = plan_json.plan_to_json(NOOP)
+    plan_json.plan_from_json(good[:-1] + ',"seeds":' + SEED_TABLE + ',"tensors":[0,"a",1,"b"]}')
+    _refuse(f"{good[:-1]},{more}}}")
+
+
+def test_what_a_plan_leaves_out_costs_nothing():
+    assert plan_json.plan_to_json(NOOP) == (
+        '{"codec":{"dtype":"fp32","kind":"dense"},"learning_rate_factor":1.0,'
+        '"training":{"kind":"noop","scale":0.001}}'
+    )
+
+
+def test_the_names_of_many_tensors_fit_into_an_envelope():
+    layer = "base_model.model.bert.encoder.layer.{}.attention.self.{}.lora_{}.weight"
+    names = sorted(layer.format(n, m, f) for n in range(48) for m in ("key", "query", "value") for f in "AB")
+    plan = replace(NOOP, tensors=tuple(names))
+    text = plan_json.plan_to_json(plan)
+    assert plan_json.plan_from_json(text) == plan
+    assert (
+        '"tensors":[0,"base_model.model.bert.encoder.layer.0.attention.self.key.lora_A.weight",62,"B' in text
+    )
+    assert len(text) < 7_000 < sum(map(len, names)) / 2
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "x",
+        "[]",
+        "{}",
+        "[" * 5000,
+        '{"costs":{},"memory_bytes":1}',
+        '{"costs":{},"memory_bytes":1,"threads":1,"more":1}',
+        '{"costs":{},"memory_bytes":-1,"threads":1}',
+        '{"costs":{},"memory_bytes":1.0,"threads":1}',
+        '{"costs":[],"memory_bytes":1,"threads":1}',
+        '{"costs":{},"memory_bytes":1,"threads":' + str(2**33) + "}",
+        '{"costs":{"m":{"batch_size":1,"peak_bytes":1}},"memory_bytes":1,"threads":1}',
+        '{"costs":{"m":{"batch_size":1,"peak_bytes":1,"step_s":NaN}},"memory_bytes":1,"threads":1}',
+        '{"costs":{"m":{"batch_size":1,"peak_bytes":1,"step_s":Infinity}},"memory_bytes":1,"threads":1}',
+        '{"costs":{"m":{"batch_size":1,"peak_bytes":1,"step_s":-0.5}},"memory_bytes":1,"threads":1}',
+        '{"costs":{"":{"batch_size":1,"peak_bytes":1,"step_s":0}},"memory_bytes":1,"threads":1}',
+        '{"costs":{'
+        + ",".join(f'"m{i}":{{"batch_size":1,"peak_bytes":1,"step_s":0}}' for i in range(65))
+        + '},"memory_bytes":1,"threads":1}',
+        " " * (plan_json.MAX_DEVICE + 1),
+    ],
+)
+def test_bad_devices_are_refused(device):
+    profile = pb.ClientProfile(client="ann", model_sha256="0" * 64, spec="0" * 64, device=device)
+    with pytest.raises(DecodeError, match=r"profile\.device"):
+        wire.decode_reply(pb.Reply(profile=profile).SerializeToString(), max_bytes=0)
+
+
+def test_a_device_that_says_too_much_is_not_sent():
+    costs = {"m" * 60 + str(i): MethodCost(1) for i in range(100)}
+    profile = ClientProfile("ann", 1, 1, "0" * 64, "0" * 64, device=DeviceProfile(1, 1, costs))
+    with pytest.raises(DecodeError, match="at most 8192 bytes"):
+        wire.encode_reply(profile)
+
+
+def _refuse(plan):
     message = pb.Request(
         train=pb.TrainRequest(
             run="r", client="c", spec="0" * 64, state_codec="d", state_sha256=b"0" * 32, plan=plan
