@@ -364,6 +364,9 @@ class BaselineSettings(Settings):
     centralised: bool = Field(default=False, description="all data in one place, equal passes")
 
 
+MAX_METHODS, MAX_METHOD_NAME = 64, 64
+
+
 class Federation(Settings):
     """The whole federation file."""
 
@@ -430,6 +433,10 @@ class Federation(Settings):
         """Every method can be used, and be merged with the others."""
         if bad := [name for name in self.methods if name == DEFAULT or not name.isidentifier()]:
             raise ValueError(f"methods.{bad[0]}: a name of letters, digits and _ other than '{DEFAULT}'")
+        if len(self.methods) >= MAX_METHODS or any(len(name) > MAX_METHOD_NAME for name in self.methods):
+            raise ValueError(
+                f"[methods]: fewer than {MAX_METHODS}, with names of at most {MAX_METHOD_NAME} characters"
+            )
         named = set[str]()
         if self.assignment is not None:
             match self.assignment.kind:
@@ -463,16 +470,34 @@ class Federation(Settings):
                 raise ValueError(f"method '{kind}' needs rounds: a buffered version has updates of several")
             if kind == "blackbox" and (self.adapter is None or self.adapter.kind != "prompt"):
                 raise ValueError("method 'blackbox' searches a soft prompt: use [adapter] kind = \"prompt\"")
+            if kind == "spry" and not self._layered:
+                raise ValueError('method \'spry\' splits layers: use [adapter] kind = "lora" or "ia3"')
+            if not 2.0**-40 <= _largest_step(training) <= 2.0**14:
+                raise ValueError(
+                    f"method '{kind}': learning_rate times gradient_bound (scale times 8 of blackbox) is the "
+                    "largest step along a seed, and must be between 2^-40 and 2^14, not "
+                    f"{_largest_step(training):g}"
+                )
         if scalar and self.privacy.clip_l2 is not None:
             raise ValueError("privacy.clip_l2 goes with deltas; bound scalars by gradient_bound instead")
         for name, method in self.methods.items():
             if method.training.kind in SCALAR_KINDS and (method.rank or method.last_layers):
                 raise ValueError(f"methods.{name}: seeds move the whole adapter: no rank, no last_layers")
+            if method.last_layers and not self._layered:
+                raise ValueError(f'methods.{name}.last_layers needs [adapter] kind = "lora" or "ia3"')
+            whole = self.adapter.rank if self.adapter is not None and self.adapter.kind == "lora" else 0
+            if method.rank and method.rank > whole:
+                raise ValueError(f"methods.{name}.rank {method.rank} needs LoRA of at least that rank")
         if len({_span(t) for t in scalar}) > 1:
             raise ValueError(
                 "methods that send scalars must share kind, seeds, distribution, learning_rate and "
                 "gradient_bound: one set of seeds serves a round"
             )
+
+    @property
+    def _layered(self) -> bool:
+        """Whether the adapter has tensors of single layers."""
+        return self.adapter is not None and self.adapter.kind in ("lora", "ia3")
 
     def _check_cohort(self) -> None:
         """A round, or a version, can end as the file asks."""
@@ -513,6 +538,15 @@ class Federation(Settings):
             measured and (by_clients or (data.kind != "none" and data.test is not None))
         ):
             raise ValueError("evaluation.patience needs evaluations: data.test, or clients that evaluate")
+
+
+def _largest_step(training: Training) -> float:
+    """How far a client that sends scalars can go along a seed at once; 1 for other methods."""
+    if training.kind == "blackbox":
+        return 8 * training.scale
+    if training.kind == "kseed" or training.kind == "decomfl":
+        return training.learning_rate * training.gradient_bound
+    return 1.0
 
 
 def _span(training: Training) -> tuple[object, ...]:

@@ -152,7 +152,7 @@ class Rounds(ABC):
         if self._deployment is not None:
             rounds = self._settings.federation.rounds if left is None else left.rounds
             number = open_round.plan.round
-            methods = {client: plan.method for client, plan in open_round.plan.clients.items()}
+            methods = {c: plan.method for c, plan in open_round.plan.clients.items() if plan.method}
             OpenRoster(number, open_round.roster, bases, rounds, methods).save(self._deployment.roster)
 
     def _spooled(self, number: int, clients: Mapping[str, Any]) -> list[Incoming]:

@@ -127,7 +127,7 @@ class FederatedStrategy(Strategy):
             seeds=seeds,
             tensors=tensors,
             rank=method.rank,
-            method=assigned.name,
+            method=assigned.name if federation.methods else "",
         )
 
     def _merge(

@@ -92,7 +92,8 @@ def test_a_checkpoint_of_an_older_version_loads(tmp_path):
 
 def metadata(path):
     data = path.read_bytes()
-    return json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["headwater"])
+    head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return json.loads(head["__metadata__"]["headwater"])
 
 
 @pytest.mark.parametrize("change", ["sums", "unit_bits"])
