@@ -10,12 +10,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from headwater.adapters.adamw8bit import adamw8bit
 from headwater.adapters.model import AdaptedModel
 from headwater.config.training import BackpropTraining
 from headwater.errors import TrainingError
 from headwater.protocol.keys import Key
+from headwater.state import TensorSpec
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.fisher import client_fisher
+from headwater.training.partial import Part
 from headwater.training.passes import batches_of, contained, diverged, summary
 
 _HINT = "Lower training.learning_rate, or set max_grad_norm."
@@ -26,7 +29,9 @@ class BackpropTrainer(CohortTrainer):
 
     Order of the examples and dropout masks come from ``key.child("client", name)``. With
     ``proximal_mu`` the gradient of ½μ‖w − w₀‖² is added (FedProx, arXiv 1812.06127, eq. 2). The loss
-    of a step is the mean over the targets of its batch.
+    of a step is the mean over the targets of its batch. With ``plan.tensors`` or ``plan.rank`` only what they
+    cover is trained, and the norm that ``max_grad_norm`` cuts is that of its gradient; delta and Fisher are
+    zero outside. ``optimizer = "adamw8bit"`` is bitsandbytes' AdamW8bit.
 
     Args:
         model: the adapted model; the trainer owns its values while it trains.
@@ -47,6 +52,7 @@ class BackpropTrainer(CohortTrainer):
             TrainingError: a plan of another kind of training.
             SpecMismatch: a state of another spec.
             ModelError: gradient checkpointing with an adapter that cannot.
+            MissingDependency: 8-bit moments without what they need.
         """
         for task in tasks:
             yield self._train(task, key.child("client", task.client))
@@ -61,14 +67,15 @@ class BackpropTrainer(CohortTrainer):
         return contained(task, lambda: self._result(task, training, key))
 
     def _result(self, task: TrainTask, training: BackpropTraining, key: Key) -> TrainResult:
-        losses = self._descend(task, training, key)
+        part = Part.of(self._model, task.plan, who=f"client {task.client}")
+        losses = self._descend(task, training, part, key)
         trained = self._model.read()
         if not trained.isfinite():
             raise diverged(task, len(losses), "adapter", "non-finite values", _HINT)
         statistics, metrics = {}, summary(losses)
         if task.plan.fisher is not None:
             began = time.perf_counter()
-            statistics["fisher"] = client_fisher(
+            fisher = client_fisher(
                 self._model,
                 task.examples,
                 task.plan.fisher,
@@ -77,17 +84,18 @@ class BackpropTrainer(CohortTrainer):
                 pad=self._pad,
                 key=key.child("fisher"),
             )
+            statistics["fisher"] = part.only(fisher)
             metrics["fisher_seconds"] = time.perf_counter() - began
         delta = trained - task.state
         return TrainResult(task.client, delta, len(task.examples), len(losses), statistics, metrics)
 
-    def _descend(self, task: TrainTask, training: BackpropTraining, key: Key) -> list[float]:
+    def _descend(self, task: TrainTask, training: BackpropTraining, part: Part, key: Key) -> list[float]:
         """All steps of one client; the losses, one for each step."""
-        model, parameters = self._model, [p for _, p in self._model.parameters()]
-        optimiser = _optimiser(model, training, task.plan.learning_rate_factor)
+        model, parameters = self._model, [p for _, p in part.trained]
+        optimiser = _optimiser(part.trained, training, task.plan.learning_rate_factor)
         start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
         losses: list[float] = []
-        with _seeded(key), model.training(checkpointing=training.gradient_checkpointing):
+        with _seeded(key), model.training(checkpointing=training.gradient_checkpointing), part.alone():
             for batch in batches_of(
                 task.examples, training, key, pad=self._pad, language_model=self._language_model
             ):
@@ -99,29 +107,32 @@ class BackpropTrainer(CohortTrainer):
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 if start:
                     _pull_back(parameters, start, training.proximal_mu)
+                part.mask_gradients()
                 if training.max_grad_norm is not None:
                     norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
                     if not bool(torch.isfinite(norm)):
                         raise diverged(task, len(losses), "gradient", str(norm.item()), _HINT)
                 optimiser.step()
+                part.put_back()
         optimiser.zero_grad(set_to_none=True)
         return losses
 
 
-def _optimiser(model: AdaptedModel, training: BackpropTraining, factor: float) -> torch.optim.Optimizer:
+def _optimiser(
+    trained: list[tuple[TensorSpec, torch.nn.Parameter]], training: BackpropTraining, factor: float
+) -> torch.optim.Optimizer:
     head_rate = training.head_learning_rate or training.learning_rate
-    heads = [p for spec, p in model.parameters() if spec.role == "head"]
-    others = [p for spec, p in model.parameters() if spec.role != "head"]
+    heads = [p for spec, p in trained if spec.role == "head"]
+    others = [p for spec, p in trained if spec.role != "head"]
     groups = [
         {"params": others, "lr": training.learning_rate * factor},
         {"params": heads, "lr": head_rate * factor},
     ]
+    groups = [group for group in groups if group["params"]]
+    if training.optimizer == "adamw8bit":
+        return adamw8bit(groups, weight_decay=training.weight_decay, device=trained[0][1].device)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=training.weight_decay,
-        fused=True,
+        groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay, fused=True
     )
 
 

@@ -27,9 +27,9 @@ from headwater.training.blackbox import BlackboxTrainer
 from headwater.training.cohort import CohortTrainer
 from headwater.training.decomfl import DecomflTrainer
 from headwater.training.evaluate import evaluate, features
+from headwater.training.forward_gradient import ForwardGradientTrainer
 from headwater.training.kseed import KseedTrainer
 from headwater.training.mezo import MezoTrainer
-from headwater.training.forward_gradient import ForwardGradientTrainer
 from headwater.training.noop import NoopTrainer
 
 
@@ -151,8 +151,10 @@ _TRAINERS: Mapping[str, Callable[..., CohortTrainer]] = {
     "backprop": BackpropTrainer,
     "blackbox": BlackboxTrainer,
     "decomfl": DecomflTrainer,
+    "forward_gradient": ForwardGradientTrainer,
     "kseed": KseedTrainer,
     "mezo": MezoTrainer,
+    "spry": ForwardGradientTrainer,
 }
 """What trains an adapted model, by ``training.kind``."""
 
