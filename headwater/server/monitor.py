@@ -207,7 +207,9 @@ class Monitor:
                 case ClientKnown():
                     self.client_seen(event.client, version=event.version, examples=event.examples)
                     client = self._client(event.client)
-                    client.doing, client.last_error = "idle", ""  # it fits again
+                    client.doing = "idle"
+                    if client.unfit:
+                        client.last_error, client.unfit = "", False
                 case ClientAsked():
                     what = event.kind if event.kind == "profile" else f"{event.kind} {event.round}"
                     self._client(event.client).doing = what
@@ -219,6 +221,7 @@ class Monitor:
                 case ClientFailed():
                     client = self._client(event.client)
                     client.doing, client.last_error = "idle", plain(event.reason, MOST_TEXT)
+                    client.unfit = not event.round  # what went wrong before any round is its profile
                     named = event.reason.startswith(f"client {event.client}")
                     reason = event.reason if named else f"client {event.client}: {event.reason}"
                     text = f"round {event.round}: {reason}"

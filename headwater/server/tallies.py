@@ -58,6 +58,8 @@ class ClientTally:
     bytes_down: int = 0
     doing: str = "idle"
     last_error: str = ""
+    unfit: bool = False
+    """Whether ``last_error`` is about its profile, so that a profile that fits ends it."""
 
     def take(self, row: Mapping[str, Any]) -> None:
         """Add the client's row of a round's record."""

@@ -80,6 +80,14 @@ def test_a_client_that_fits_again_has_no_problem_any_more(toy):
     assert {c.client: c.last_error for c in toy.monitor.status().clients}["ben"] == ""
 
 
+def test_a_client_whose_training_fails_keeps_its_problem_though_it_fits(toy):
+    tell = toy.monitor.observer(RUN)
+    toy.begin()
+    tell(ClientFailed(2, "ben", "damaged error feedback"))
+    tell(ClientKnown("ben", "0.1.0", 7))
+    assert {c.client: c.last_error for c in toy.monitor.status().clients}["ben"] == "damaged error feedback"
+
+
 def test_waiting_is_a_state_and_ends(toy):
     toy.begin()
     tell = toy.monitor.observer(RUN)
