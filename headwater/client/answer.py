@@ -16,7 +16,7 @@ def answer(envelope: bytes, state: bytes, client: str, store: ClientStore, runti
         envelope: the request.
         state: the state's body beside it.
         client: whose node it came to; a request that names its client may come to any.
-        store: the client's error feedback.
+        store: what the client keeps.
         runtime: model and data.
 
     Raises:
@@ -29,5 +29,5 @@ def answer(envelope: bytes, state: bytes, client: str, store: ClientStore, runti
     if isinstance(request, TrainRequest):
         (result,) = execute([request], store, runtime)
     else:
-        (result,) = evaluate([request], runtime)
+        (result,) = evaluate([request], store, runtime)
     return result.data

@@ -1,32 +1,44 @@
 """execute: the one client path, for a device's cohort of one and a simulation's cohort of many.
 
 For each task: train, settle the error feedback of earlier rounds and add it, clip, encode, keep the new
-residual, answer. A failure of one client is that client's answer; the others go on.
+residual, answer. Coefficients of seeds are exact and bounded already: they are encoded as they are. A failure
+of one client is that client's answer; the others go on.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore
 from headwater.compression.feedback import FeedbackState, compensate, is_stale, repeat, sent, settle
 from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.scalars import encode_scalars
 from headwater.compression.table import codec_for
-from headwater.errors import DecodeError, HeadwaterError
+from headwater.errors import DecodeError, HeadwaterError, TrainingError
+from headwater.merging.coverage import covered
 from headwater.privacy.clip import clip_l2
 from headwater.proto.wire import decode_reply, encode_reply
+from headwater.protocol.keys import Key
 from headwater.protocol.messages import (
     ClientFailure,
     EncodedUpdate,
     EvaluateRequest,
     Evaluation,
+    Payload,
     TrainRequest,
 )
+from headwater.protocol.scalars import Scalars, directions_of
 from headwater.state import AdapterState
 from headwater.training.cohort import TrainResult, TrainTask
+
+ESTIMATES = ("forward_gradient", "spry", "mezo")
+"""Methods whose deltas are noisy by their random directions: their updates say how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +53,9 @@ def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRu
     """Train every task's client; yield one answer per task, as each is ready.
 
     A task that was answered before is answered with the same bytes, without training. All tasks
-    must be of one round.
+    must be of one round; those of one kind of training are trained together.
     """
-    ready: list[tuple[TrainRequest, TrainTask]] = []
+    ready: dict[str, list[tuple[TrainRequest, TrainTask]]] = {}
     for request in tasks:
         try:
             runtime.check(request)
@@ -52,22 +64,37 @@ def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRu
             if (data := _answered(request, store, runtime)) is not None:
                 yield Answer(request.client, data)
                 continue
-            examples = runtime.data.client(request.client).train
-            ready.append((request, TrainTask(request.client, runtime.state(request), examples, request.plan)))
+            task = _task(request, store, runtime)
+            ready.setdefault(request.plan.training.kind, []).append((request, task))
         except HeadwaterError as error:
             yield _failure(request, error)
-    if not ready:
-        return
-    trainer = runtime.bench.trainer(ready[0][0].plan.training)
+    for cohort in ready.values():
+        yield from _train(cohort, store, runtime)
+
+
+def _train(
+    cohort: Sequence[tuple[TrainRequest, TrainTask]], store: ClientStore, runtime: ClientRuntime
+) -> Iterator[Answer]:
+    """One cohort of one kind of training."""
+    first = cohort[0][0]
+    trainer = runtime.bench.trainer(first.plan.training)
     started = time.perf_counter()
-    key = runtime.root.child("round", tasks[0].round)
-    for (request, _), result in zip(ready, trainer.train([t for _, t in ready], key=key), strict=True):
+    results = trainer.train([task for _, task in cohort], key=runtime.root.child("round", first.round))
+    for (request, _), result in zip(cohort, results, strict=True):
         try:
             seconds = time.perf_counter() - started
             yield Answer(request.client, _update(request, result, seconds, store, runtime))
         except HeadwaterError as error:
             yield _failure(request, error)
         started = time.perf_counter()
+
+
+def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> TrainTask:
+    examples, plan = runtime.data.client(request.client).train, request.plan
+    directions = None
+    if plan.seeds is not None:
+        directions = directions_of(plan.seeds, runtime.root, runtime.bench.spec.numel)
+    return TrainTask(request.client, runtime.state(request, store), examples, plan, directions)
 
 
 def _failure(request: TrainRequest | EvaluateRequest, error: HeadwaterError) -> Answer:
@@ -105,21 +132,29 @@ def _update(
     request: TrainRequest, result: TrainResult, seconds: float, store: ClientStore, runtime: ClientRuntime
 ) -> bytes:
     """Feed back, clip, encode; the store has the new residual before the update leaves."""
-    if result.error is not None or not isinstance(result.delta, AdapterState):
+    learned, spec = result.delta, runtime.bench.spec
+    if result.error is not None or learned is None:
         raise result.error or DecodeError(f"client {request.client}", expected="a delta", got="none")
-    codec = codec_for(request.plan.codec)
+    if isinstance(learned, Scalars) != (request.plan.seeds is not None):
+        expected = "a delta" if request.plan.seeds is None else "scalars"
+        raise TrainingError(f"client {request.client}", expected=expected, got="the other")
     key = runtime.root.child("round", request.round, "client", request.client, "codec")
-    delta = result.delta
     feedback = None
     if _keeps_residual(request):
-        stored = store.load(request.client, runtime.bench.spec)
+        stored = store.load(request.client, spec)
         _require_current(stored, request)  # a newer task may have been answered while this one trained
         feedback = settle(stored, request.accepted_round)
-        delta = compensate(feedback, delta)
-    learned = delta
-    if request.plan.clip_l2 is not None:
-        delta, _ = clip_l2(delta, request.plan.clip_l2)  # after feedback: what is sent is within the bound
-    payload = codec.encode(delta, key=key)
+        if isinstance(learned, Scalars) and stored == FeedbackState():
+            feedback = None  # a client that only ever sends scalars has no residual
+    # of a residual that an earlier delta left, scalars carry nothing
+    held = AdapterState.zeros(spec) if isinstance(learned, Scalars) else learned
+    if feedback is not None:
+        held = compensate(feedback, held)
+    payload = (
+        _encode_scalars(request, learned)
+        if isinstance(learned, Scalars)
+        else _encode_delta(request, held, key)
+    )
     statistics = {
         name: LogQuantCodec().encode(values, key=key.child(name))
         for name, values in result.statistics.items()
@@ -135,16 +170,51 @@ def _update(
             statistics=statistics,
             examples=result.examples,
             steps=result.steps,
-            metrics={**result.metrics, **runtime.metrics, "seconds": seconds},
+            metrics={**result.metrics, **runtime.metrics, **_noise(request, result), "seconds": seconds},
         )
     )
     if feedback is not None:
-        decoded = codec.decode(payload, runtime.bench.spec)
-        store.save(request.client, sent(feedback, request.round, learned, decoded, data))
+        scalar = isinstance(learned, Scalars)
+        arrives = AdapterState.zeros(spec) if scalar else codec_for(request.plan.codec).decode(payload, spec)
+        store.save(request.client, sent(feedback, request.round, held, arrives, data))
     return data
 
 
-def evaluate(tasks: Sequence[EvaluateRequest], runtime: ClientRuntime) -> Iterator[Answer]:
+def _encode_scalars(request: TrainRequest, scalars: Scalars) -> Payload:
+    assert request.plan.seeds is not None
+    scalars.require(request.plan.seeds, f"client {request.client}")
+    return encode_scalars(scalars)
+
+
+def _encode_delta(request: TrainRequest, held: AdapterState, key: Key) -> Payload:
+    """What is sent of ``held``: within the covered part and the bound."""
+    plan, delta = request.plan, held
+    if (mask := covered(held.spec, plan.tensors, plan.rank)) is not None:
+        values = held.vector()
+        # after feedback: a residual's uncovered part stays where it is
+        delta = AdapterState.from_vector(held.spec, torch.where(mask, values, torch.zeros_like(values)))
+    if plan.clip_l2 is not None:
+        delta, _ = clip_l2(delta, plan.clip_l2)  # after feedback: what is sent is within the bound
+    return codec_for(plan.codec).encode(delta, key=key)
+
+
+def _noise(request: TrainRequest, result: TrainResult) -> dict[str, float]:
+    """The metric ``noise`` of a method that draws directions of its own."""
+    if request.plan.training.kind not in ESTIMATES:
+        return {}
+    if not 0 <= result.noise < math.inf:
+        raise TrainingError(
+            f"client {request.client}",
+            expected="a finite noise of at least 0",
+            got=str(result.noise),
+            hint="The run diverged: lower the learning rate.",
+        )
+    return {"noise": float(result.noise)}
+
+
+def evaluate(
+    tasks: Sequence[EvaluateRequest], store: ClientStore, runtime: ClientRuntime
+) -> Iterator[Answer]:
     """Evaluate every task's state on its client's validation split; 0 examples where it has none."""
     for request in tasks:
         try:
@@ -152,7 +222,7 @@ def evaluate(tasks: Sequence[EvaluateRequest], runtime: ClientRuntime) -> Iterat
             examples = runtime.data.client(request.client).validation
             count, metrics = 0, dict[str, float]()
             if examples:
-                count, metrics = runtime.bench.evaluate(runtime.state(request), examples)
+                count, metrics = runtime.bench.evaluate(runtime.state(request, store), examples)
             reply = Evaluation(request.client, request.round, count, metrics, request.run)
             yield Answer(request.client, encode_reply(reply))
         except HeadwaterError as error:

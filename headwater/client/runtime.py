@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from headwater import __version__
+from headwater.client.replay import Replay
+from headwater.client.store import ClientStore
+from headwater.compression.seeds import SEEDS
 from headwater.compression.table import codec_by_id
 from headwater.config import LoadedFederation
 from headwater.data.federated import FederatedData
@@ -43,6 +46,7 @@ class ClientRuntime:
 
     def __post_init__(self) -> None:
         self._last: tuple[str, bytes, AdapterState] | None = None
+        self._replay: Replay | None = None
 
     @staticmethod
     def open(loaded: LoadedFederation, bench: Workbench | None = None) -> ClientRuntime:
@@ -81,16 +85,41 @@ class ClientRuntime:
                 f"client {request.client}", expected="a client with data here", got="an unknown name"
             )
 
-    def state(self, request: TrainRequest | EvaluateRequest) -> AdapterState:
-        """The request's global state, checked against its hash. The last one is kept decoded."""
+    def state(self, request: TrainRequest | EvaluateRequest, store: ClientStore) -> AdapterState:
+        """The request's global state, checked against its hash. The last one is kept decoded.
+
+        Where it is made of coefficients of seeds, ``store`` has the client's: they are in it before this
+        returns, so that nothing the client answers is more than it has.
+
+        Raises:
+            DecodeError: bytes that are no state, or not the one that they claim to be.
+            StorageError: the coefficients cannot be kept.
+        """
+        if request.state.codec == SEEDS:
+            return self._rebuilt(request, store)
         if self._last and self._last[0] == request.state_sha256 and self._last[1] == request.state.body:
             return self._last[2]
         state = codec_by_id(request.state.codec).decode(request.state, self.bench.spec)
-        if state.sha256() != request.state_sha256:
-            raise DecodeError(
-                f"client {request.client}: global state",
-                expected=f"sha256 {request.state_sha256[:12]}",
-                got=state.sha256()[:12],
-            )
+        _require_hash(state, request)
         self._last = (request.state_sha256, request.state.body, state)
         return state
+
+    def _rebuilt(self, request: TrainRequest | EvaluateRequest, store: ClientStore) -> AdapterState:
+        self._replay = self._replay or Replay(self.bench.initial_state(), self.root)
+        rebuilt = self._replay.rebuild(request.state, request.client, store)
+        if not (self._last and self._last[0] == request.state_sha256 and self._last[2] is rebuilt.state):
+            _require_hash(rebuilt.state, request)
+            self._last = request.state_sha256, request.state.body, rebuilt.state
+        version = request.round - 1 if isinstance(request, TrainRequest) else request.round
+        if version >= 1:
+            store.save_sums(request.client, version, rebuilt.sums, rebuilt.base)
+        return rebuilt.state
+
+
+def _require_hash(state: AdapterState, request: TrainRequest | EvaluateRequest) -> None:
+    if state.sha256() != request.state_sha256:
+        raise DecodeError(
+            f"client {request.client}: global state",
+            expected=f"sha256 {request.state_sha256[:12]}",
+            got=state.sha256()[:12],
+        )

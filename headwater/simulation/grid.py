@@ -156,7 +156,7 @@ class InProcessGrid(LocalGrid):
             if isinstance(request, TrainRequest):
                 train.append((message_id, request))
             elif isinstance(request, EvaluateRequest):
-                (result,) = evaluate([request], self._runtime)
+                (result,) = evaluate([request], self._store, self._runtime)
                 yield message_id, result.data
             else:
                 yield message_id, self._profile(self._names[message.metadata.dst_node_id])

@@ -204,7 +204,9 @@ def test_a_damaged_store_is_a_failure_by_name(runtime, tmp_path):
 def test_evaluation(runtime):
     train = request(runtime)
     task = EvaluateRequest(train.run, 3, "ann", train.spec, train.state_sha256, train.state)
-    good, bad = (decoded(a.data) for a in evaluate([task, replace(task, client="zoe")], runtime))
+    good, bad = (
+        decoded(a.data) for a in evaluate([task, replace(task, client="zoe")], MemoryStore(), runtime)
+    )
     assert good.examples == len(runtime.data.client("ann").validation) > 0
     assert 0 <= good.metrics["accuracy"] <= 1
     assert isinstance(bad, ClientFailure)
