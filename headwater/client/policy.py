@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from headwater.client.usage import DayUsage
 from headwater.config.agent import PolicySettings
 from headwater.config.federation import Federation, LoraAdapter
-from headwater.config.training import BlackboxTraining, Passes, Training
+from headwater.config.training import BlackboxTraining, DecomflTraining, Passes, Training
 from headwater.protocol.messages import EvaluateRequest, Request, TrainRequest
 
 MB = 1_000_000
@@ -47,7 +47,7 @@ class Policy:
         return (
             self.asleep(now)
             or self._spent(usage, size)
-            or self._rank(federation)
+            or self._rank(request, federation)
             or self._work(request, federation, examples)
         )
 
@@ -95,23 +95,37 @@ class Policy:
             return f"policy max_work_s_per_day {work:g}: {usage.work_s:.0f} s are used today"
         return None
 
-    def _rank(self, federation: Federation) -> str | None:
+    def _rank(self, request: Request, federation: Federation) -> str | None:
         limit, adapter = self.settings.max_rank, federation.adapter
-        if limit is not None and isinstance(adapter, LoraAdapter) and adapter.rank > limit:
-            return f"policy max_rank {limit}: the task wants {adapter.rank}"
-        return None
+        if limit is None or not isinstance(adapter, LoraAdapter):
+            return None
+        parts = [None, *(m.rank for m in federation.methods.values())]
+        if isinstance(request, TrainRequest):
+            parts = [request.plan.rank]
+        wanted = min(adapter.rank if part is None else min(part, adapter.rank) for part in parts)
+        return None if wanted <= limit else f"policy max_rank {limit}: the task wants {wanted}"
 
     def _work(self, request: Request, federation: Federation, examples: int | None) -> str | None:
         if isinstance(request, EvaluateRequest):
             return None if self.settings.allow_evaluate else "policy allow_evaluate false: no evaluation here"
-        training = request.plan.training if isinstance(request, TrainRequest) else federation.training
-        if training.kind not in self.settings.training:
-            return f"policy training {list(self.settings.training)}: the task wants '{training.kind}'"
+        # before the first round a federation is refused only if none of its methods may be used
+        offered = list(federation.trainings.values())
+        if isinstance(request, TrainRequest):
+            offered = [request.plan.training]
+        allowed = [training for training in offered if training.kind in self.settings.training]
+        if not allowed:
+            return f"policy training {list(self.settings.training)}: the task wants '{offered[0].kind}'"
         most = self.settings.max_examples
         if most is not None and examples is not None and examples > most:
             return f"policy max_examples {most}: the task takes all {examples} of this device"
+        if examples is None and not isinstance(request, TrainRequest):
+            return None
+        said = [self._steps(training, examples) for training in allowed]
+        return None if None in said else said[0]
+
+    def _steps(self, training: Training, examples: int | None) -> str | None:
         limit = self.settings.max_steps
-        if limit is None or (examples is None and not isinstance(request, TrainRequest)):
+        if limit is None:
             return None
         steps = count_steps(training, examples)
         if steps is None:
@@ -123,6 +137,8 @@ def count_steps(training: Training, examples: int | None) -> int | None:
     """Optimiser steps of one task, as the trainer takes them; None if they cannot be known."""
     if isinstance(training, BlackboxTraining):
         return training.generations
+    if isinstance(training, DecomflTraining):  # its seeds are the round's, however many examples there are
+        return training.max_steps
     if not isinstance(training, Passes):
         return 0
     if examples is None:

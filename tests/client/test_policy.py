@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 
@@ -14,7 +15,7 @@ from headwater.client.policy import Policy, count_steps
 from headwater.client.usage import DayUsage, Usage
 from headwater.config.agent import PolicySettings
 from headwater.config.federation import Federation
-from headwater.config.training import BackpropTraining
+from headwater.config.training import BackpropTraining, DecomflTraining
 from headwater.data.batches import Example
 from headwater.errors import StorageError
 from headwater.protocol.keys import Key
@@ -93,6 +94,38 @@ def test_a_train_task_of_unknown_length_is_refused():
 def test_the_plan_counts_and_not_what_the_run_said_at_first():
     longer = replace(train(lora(max_steps=2)), plan=ClientPlan(lora(epochs=9.0).training, lora().codec.up))
     assert check({"max_steps": 13}, longer, lora(max_steps=2)) == "policy max_steps 13: the task wants 117"
+
+
+def with_methods(**methods) -> Federation:
+    content = lora().model_dump(mode="json") | {
+        "methods": methods,
+        "assignment": {"kind": "clients", "clients": {"*": next(iter(methods))}},
+    }
+    return Federation.model_validate_json(json.dumps(content))
+
+
+def test_a_federation_is_refused_at_first_only_if_none_of_its_methods_is_allowed():
+    federation = with_methods(
+        light={"training": {"kind": "mezo", "max_steps": 5}},
+        small={"training": {"kind": "backprop", "max_steps": 2}, "rank": 4},
+    )
+    profile = profile_request(federation)
+    assert check({"training": ["mezo"]}, profile, federation) is None
+    assert check({"training": ["noop"]}, profile, federation).endswith("wants 'backprop'")
+    assert check({"max_steps": 2}, profile, federation) is None
+    assert check({"max_steps": 4, "training": ["mezo"]}, profile, federation).endswith("wants 5")
+    assert check({"max_rank": 4}, profile, federation) is None
+    assert check({"max_rank": 3}, profile, federation) == "policy max_rank 3: the task wants 4"
+    # a task is what its plan says
+    task = train(federation)
+    assert check({"max_rank": 4}, task, federation) == "policy max_rank 4: the task wants 16"
+    assert check({"max_rank": 4}, replace(task, plan=replace(task.plan, rank=4)), federation) is None
+    assert "wants 'backprop'" in check({"training": ["mezo"]}, task, federation)
+
+
+def test_decomfl_takes_its_steps_whatever_the_examples():
+    training = DecomflTraining(kind="decomfl", max_steps=7, epochs=0.1)
+    assert [count_steps(training, examples) for examples in (None, 1, 10**6)] == [7, 7, 7]
 
 
 def test_evaluation():
