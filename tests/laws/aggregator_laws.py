@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headwater.errors import EmptyRound, SpecMismatch, UpdateRejected
+from headwater.merging.coverage import covered_by
 from headwater.merging.roster import Roster
-from headwater.protocol.messages import MergePlan, Update
+from headwater.protocol.directions import Directions
+from headwater.protocol.messages import MergePlan, NoisePlan, SeedPlan, Update
+from headwater.protocol.scalars import Scalars
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
 BOUND = 4.0
@@ -48,8 +51,18 @@ def update_of(spec: StateSpec, client: str, delta: Any, fisher: Any = None) -> U
     return Update(client, 1, state_of(spec, delta), examples=1, statistics=statistics)
 
 
+SEEDS = SeedPlan(0, 12, "gaussian", 15, 9)
+
+
+def directions() -> Directions:
+    """What :data:`SEEDS` stand for."""
+    return Directions(bytes(range(16)), SEEDS.distribution, SPEC.numel)
+
+
 def bits(thing: Any) -> Any:
     """``thing`` as nested tuples of bytes, equal only if every bit is."""
+    if isinstance(thing, np.ndarray):
+        return str(thing.dtype), thing.shape, thing.tobytes()
     if isinstance(thing, Tensor):
         return str(thing.dtype), tuple(thing.shape), thing.numpy().tobytes()
     if isinstance(thing, AdapterState):
@@ -87,6 +100,38 @@ def rounds(draw: Any) -> tuple[MergePlan, list[Update]]:
     return plan, updates
 
 
+NOISES = st.sampled_from([0.0, 1e-6, 0.5, 3.0, 1e9])
+
+
+@st.composite
+def mixed_rounds(draw: Any) -> tuple[MergePlan, list[Update]]:
+    """The same for rules that take both kinds of update: deltas of parts, scalars, noise."""
+    plan, updates = draw(rounds())
+    kinds = {name: draw(st.sampled_from(["delta", "tensors", "rank", "scalars"])) for name in plan.weights}
+    names = st.lists(st.sampled_from([t.name for t in SPEC]), unique=True).map(tuple)
+    plan = dataclasses.replace(
+        plan,
+        weights={name: min(weight, 2**20) for name, weight in plan.weights.items()},
+        seeds=SEEDS,
+        directions=directions(),
+        tensors={name: draw(names) for name, kind in kinds.items() if kind == "tensors"},
+        ranks={name: draw(st.integers(0, 2)) for name, kind in kinds.items() if kind == "rank"},
+        noise=draw(st.one_of(st.none(), st.builds(NoisePlan, NOISES, NOISES))),
+    )
+    steps = st.lists(
+        st.tuples(st.integers(0, SEEDS.count - 1), st.integers(-32767, 32767)), max_size=SEEDS.entries
+    )
+    mixed = []
+    for update in updates:
+        delta, mask = update.delta, covered_by(plan, update.client)
+        if kinds[update.client] == "scalars":
+            delta = Scalars.of(SEEDS, draw(steps))
+        elif mask is not None:
+            delta = AdapterState.from_vector(SPEC, torch.where(mask, delta.vector(), 0.0))
+        mixed.append(dataclasses.replace(update, delta=delta, noise=draw(NOISES)))
+    return plan, mixed
+
+
 LAW = settings(
     max_examples=50,
     deadline=None,
@@ -96,10 +141,14 @@ LAW = settings(
 
 
 class AggregatorLaws:
-    """Give ``rule()``; for something else than an Aggregator also ``finish``."""
+    """Give ``rule()``; for something else than an Aggregator also ``finish``, for other updates
+    ``rounds``."""
 
     refuses_values = True
     """Whether non-finite and out-of-bound values are refused."""
+
+    rounds = staticmethod(rounds)
+    """The strategy of plans and updates."""
 
     def rule(self, spec: StateSpec) -> Any:
         raise NotImplementedError
@@ -114,18 +163,18 @@ class AggregatorLaws:
         return acc
 
     @LAW
-    @given(rounds())
-    def test_init_is_the_identity(self, round_: tuple[MergePlan, list[Update]]) -> None:
-        plan, updates = round_
+    @given(st.data())
+    def test_init_is_the_identity(self, data: st.DataObject) -> None:
+        plan, updates = data.draw(self.rounds())
         rule = self.rule(SPEC)
         expected = bits(self.fold(rule, plan, updates))
         assert bits(rule.combine(rule.init(plan), self.fold(rule, plan, updates))) == expected
         assert bits(rule.combine(self.fold(rule, plan, updates), rule.init(plan))) == expected
 
     @LAW
-    @given(rounds(), st.randoms(use_true_random=False))
-    def test_any_order_gives_the_same_bits(self, round_: Any, random: Any) -> None:
-        plan, updates = round_
+    @given(st.data(), st.randoms(use_true_random=False))
+    def test_any_order_gives_the_same_bits(self, data: st.DataObject, random: Any) -> None:
+        plan, updates = data.draw(self.rounds())
         rule = self.rule(SPEC)
         shuffled = random.sample(updates, len(updates))
         first, second = self.fold(rule, plan, updates), self.fold(rule, plan, shuffled)
@@ -133,9 +182,9 @@ class AggregatorLaws:
         assert bits(self.finish(rule, first)) == bits(self.finish(rule, second))
 
     @LAW
-    @given(rounds(), st.data())
-    def test_combine_is_associative_and_commutative(self, round_: Any, data: st.DataObject) -> None:
-        plan, updates = round_
+    @given(st.data())
+    def test_combine_is_associative_and_commutative(self, data: st.DataObject) -> None:
+        plan, updates = data.draw(self.rounds())
         rule = self.rule(SPEC)
         cuts = sorted(data.draw(st.lists(st.integers(0, len(updates)), min_size=2, max_size=2)))
         groups = [updates[: cuts[0]], updates[cuts[0] : cuts[1]], updates[cuts[1] :]]
@@ -152,19 +201,19 @@ class AggregatorLaws:
         assert bits(self.fold(rule, plan, updates)) == left
 
     @LAW
-    @given(rounds())
-    def test_add_is_combine_with_a_singleton(self, round_: Any) -> None:
-        plan, updates = round_
+    @given(st.data())
+    def test_add_is_combine_with_a_singleton(self, data: st.DataObject) -> None:
+        plan, updates = data.draw(self.rounds())
         rule = self.rule(SPEC)
         added = rule.add(self.fold(rule, plan, updates[:-1]), updates[-1])
         combined = rule.combine(self.fold(rule, plan, updates[:-1]), self.fold(rule, plan, updates[-1:]))
         assert bits(added) == bits(combined)
 
     @LAW
-    @given(rounds())
-    def test_refused_updates_leave_no_trace(self, round_: Any) -> None:
-        plan, updates = round_
-        plan = MergePlan(plan.spec, {**plan.weights, "late": 1}, plan.value_bound)
+    @given(st.data())
+    def test_refused_updates_leave_no_trace(self, data: st.DataObject) -> None:
+        plan, updates = data.draw(self.rounds())
+        plan = dataclasses.replace(plan, weights={**plan.weights, "late": 1})
         rule = self.rule(SPEC)
         acc = self.fold(rule, plan, updates)
         before = bits(acc)
@@ -188,9 +237,9 @@ class AggregatorLaws:
         assert "late" in bits(rule.add(acc, update_of(SPEC, "late", zeros, zeros)))[0][0]
 
     @LAW
-    @given(rounds())
-    def test_groups_that_share_a_client_are_refused(self, round_: Any) -> None:
-        plan, updates = round_
+    @given(st.data())
+    def test_groups_that_share_a_client_are_refused(self, data: st.DataObject) -> None:
+        plan, updates = data.draw(self.rounds())
         rule = self.rule(SPEC)
         left, right = self.fold(rule, plan, updates), self.fold(rule, plan, updates[:1])
         before = bits(left), bits(right)

@@ -1,0 +1,197 @@
+"""MeanAggregator over mixed rounds: the laws, a dense oracle in fractions, hostile updates."""
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from headwater.errors import ConfigError, UpdateRejected
+from headwater.merging import FisherAggregator, MeanAggregator, TiesAggregator
+from headwater.merging.coverage import covered_by
+from headwater.merging.scatter import weighed
+from headwater.merging.span import Span
+from headwater.protocol.messages import MergePlan, NoisePlan, SeedPlan, Update
+from headwater.protocol.scalars import FINE_BITS, Scalars
+from headwater.state import AdapterState, StateSpec, TensorSpec
+from tests.laws.aggregator_laws import (
+    BOUND,
+    SEEDS,
+    SPEC,
+    AggregatorLaws,
+    bits,
+    directions,
+    mixed_rounds,
+    state_of,
+    update_of,
+)
+
+
+class TestMixedMeanLaws(AggregatorLaws):
+    """The laws of every rule, over updates of both kinds, of parts, and with noise."""
+
+    rounds = staticmethod(mixed_rounds)
+
+    def rule(self, spec: StateSpec) -> Any:
+        return MeanAggregator()
+
+
+def fold(plan: MergePlan, updates: list[Update]) -> Any:
+    acc = MeanAggregator().init(plan)
+    for update in updates:
+        acc = MeanAggregator().add(acc, update)
+    return acc
+
+
+@settings(max_examples=100, deadline=None)
+@given(mixed_rounds())
+def test_mean_of_mixed_updates_is_the_dense_oracles(round_: Any) -> None:
+    """Every update made dense, in fractions; each value's mean over those who train it."""
+    plan, updates = round_
+    merged = MeanAggregator().finalize(fold(plan, updates))
+    above, below = [Fraction(0)] * SPEC.numel, [Fraction(0)] * SPEC.numel
+    for update in updates:
+        weight = Fraction(weighed(plan.weights[update.client], update.noise, plan.noise))
+        if isinstance(update.delta, Scalars):
+            unit = Fraction(1, 2 ** (SEEDS.unit_bits + plan.directions.unit_bits))
+            exact = plan.directions.combine(update.delta.seeds, update.delta.coefficients).tolist()
+            dense = [value * unit for value in exact]
+        else:
+            dense = [Fraction(value) for value in update.delta.vector().tolist()]
+        mask = covered_by(plan, update.client)
+        for i in range(SPEC.numel):
+            above[i] += weight * dense[i]
+            below[i] += weight if mask is None or bool(mask[i]) else 0
+    # half a unit of the values, half a fine unit of each seed's mean, and two roundings to float32
+    reach = SEEDS.count * 4.4 * 2.0 ** -(SEEDS.unit_bits + FINE_BITS + 1)
+    for got, total, weight in zip(merged.delta.vector().tolist(), above, below, strict=True):
+        expected = total / weight if weight else Fraction(0)
+        ratio = float(merged.weight / weight) if weight else 1.0
+        limit = merged.report["resolution"] + reach * ratio + 2.0**-22 * (abs(float(expected)) + 4 * BOUND)
+        assert abs(got - expected) <= limit * max(1.0, ratio)
+    assert merged.weight == sum(weighed(plan.weights[u.client], u.noise, plan.noise) for u in updates)
+    assert (merged.coefficients is not None) == all(isinstance(u.delta, Scalars) for u in updates)
+
+
+def test_mean_of_scalars_moves_a_span_as_it_says() -> None:
+    """The merged coefficients expanded by a span are the merged delta, bit for bit."""
+    updates = [
+        Update("a", 1, Scalars.of(SEEDS, [(1, 500), (3, -20000), (3, -20000)]), 1),
+        Update("b", 1, Scalars.of(SEEDS, [(0, 32767), (3, 7)]), 1),
+    ]
+    plan = MergePlan(SPEC, {"a": 3, "b": 2}, BOUND, SEEDS, directions())
+    merged = MeanAggregator().finalize(fold(plan, updates))
+    mean = [Fraction(2 * 32767, 5), Fraction(3 * 500, 5), Fraction(0), Fraction(3 * -40000 + 2 * 7, 5)]
+    expected = [int((m * 2**FINE_BITS + Fraction(1, 2)).__floor__()) for m in mean]
+    assert merged.coefficients.tolist()[:4] == expected
+    assert not merged.coefficients[4:].any()
+    span = Span(AdapterState.zeros(SPEC), directions(), SEEDS.unit_bits + FINE_BITS, merged.coefficients)
+    assert span.state().tobytes() == merged.delta.tobytes()
+
+
+def test_one_clients_scalars_come_back_exactly() -> None:
+    scalars = Scalars.of(SEEDS, [(2, -31000), (5, 17)])
+    plan = MergePlan(SPEC, {"a": 977}, BOUND, SEEDS, directions())
+    merged = MeanAggregator().finalize(fold(plan, [Update("a", 1, scalars, 1)]))
+    assert merged.delta.vector().tolist() == scalars.expand(directions()).tolist()
+
+
+# --- hostile ---
+
+ZEROS = [0.0] * SPEC.numel
+PART = MergePlan(
+    SPEC, {"a": 3, "b": 2, "c": 1}, BOUND, SEEDS, directions(), tensors={"b": ("head",)}, ranks={"c": 1}
+)
+FINE = Scalars.of(SEEDS, [(0, 5)])
+HOSTILE = [
+    ("a", replace(FINE, seeds=np.array([SEEDS.count])), 0.0, "seeds"),
+    ("a", replace(FINE, seeds=np.array([-1])), 0.0, "seeds"),
+    ("a", replace(FINE, coefficients=np.array([32768])), 0.0, "coefficients 32768"),
+    ("a", replace(FINE, coefficients=np.array([-(2**63)])), 0.0, "coefficients -9223372036854775808"),
+    ("a", Scalars.of(SEEDS, [(0, 1)] * (SEEDS.entries + 1)), 0.0, "coefficients"),
+    ("a", Scalars(replace(SEEDS, unit_bits=0), FINE.seeds, FINE.coefficients), 0.0, "another plan"),
+    ("a", FINE, float("nan"), "noise.*nan"),
+    ("a", FINE, -1e-9, "noise"),
+    ("a", FINE, float("inf"), "noise.*inf"),
+    ("a", state_of(SPEC, ZEROS), 2.0**60, "noise"),
+    ("b", state_of(SPEC, [*ZEROS[:2], *[1.0] * (SPEC.numel - 2)]), 0.0, "zeros outside"),
+    ("c", state_of(SPEC, [1.0] * SPEC.numel), 0.0, "zeros outside"),
+    ("b", FINE, 0.0, "names tensors or a rank"),
+    ("c", FINE, 0.0, "names tensors or a rank"),
+]
+
+
+@pytest.mark.parametrize(("client", "delta", "noise", "named"), HOSTILE)
+def test_hostile_updates_are_refused_by_name_and_leave_no_trace(client, delta, noise, named) -> None:
+    others = {
+        "a": Update("a", 1, FINE, 1),
+        "b": update_of(SPEC, "b", [1.0, 1.0, *ZEROS[2:]]),
+        "c": update_of(SPEC, "c", ZEROS),
+    }
+    acc = fold(PART, [update for name, update in others.items() if name != client])
+    before = bits(acc)
+    with pytest.raises(UpdateRejected, match=f"client {client}.*{named}"):
+        MeanAggregator().add(acc, Update(client, 1, delta, 1, noise=noise))
+    assert bits(acc) == before
+    MeanAggregator().finalize(MeanAggregator().add(acc, others[client]))
+
+
+@pytest.mark.parametrize("rule", [TiesAggregator(0.5), FisherAggregator()])
+def test_rules_of_values_refuse_scalars(rule: Any) -> None:
+    plan = MergePlan(SPEC, {"a": 1}, BOUND)
+    acc = rule.init(plan)
+    before = bits(acc)
+    with pytest.raises(UpdateRejected, match="client a"):
+        rule.add(acc, Update("a", 1, FINE, 1))
+    assert bits(acc) == before
+
+
+def test_scalars_without_a_plan_for_them_are_refused() -> None:
+    with pytest.raises(UpdateRejected, match="client a: expected a delta, got coefficients"):
+        fold(MergePlan(SPEC, {"a": 1}, BOUND), [Update("a", 1, FINE, 1)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"directions": None},
+        {"directions": replace(directions(), size=3)},
+        {"seeds": replace(SEEDS, entries=2**23)},
+        {"weights": {"a": 2**45}, "value_bound": 2.0**-20},
+    ],
+)
+def test_plans_whose_sums_could_overflow_are_refused(changes: dict[str, Any]) -> None:
+    plan = replace(MergePlan(SPEC, {"a": 1}, BOUND, SEEDS, directions()), **changes)
+    with pytest.raises(ConfigError, match="merge plan"):
+        MeanAggregator().init(plan)
+
+
+def test_the_largest_plan_does_not_overflow() -> None:
+    """Every coefficient and weight at its bound: W·entries just below 2^47."""
+    spec = StateSpec((TensorSpec("v", (5,), "vector"),))
+    seeds = SeedPlan(0, 2, "gaussian", 15, 2**10)
+    plan = MergePlan(spec, {"a": 2**36 - 1, "b": 2**36}, 2.0**-20, seeds, replace(directions(), size=5))
+    extreme = Scalars.of(seeds, [(1, -32767)] * 2**10)
+    merged = MeanAggregator().finalize(fold(plan, [Update(c, 1, extreme, 1) for c in "ab"]))
+    assert merged.coefficients.tolist() == [0, -32767 * 2**10 * 2**FINE_BITS]
+    assert merged.delta.vector().tolist() == extreme.expand(plan.directions).tolist()
+
+
+def test_a_value_that_nobody_trained_does_not_move() -> None:
+    plan = MergePlan(SPEC, {"a": 1}, BOUND, tensors={"a": ("head",)})
+    merged = MeanAggregator().finalize(fold(plan, [update_of(SPEC, "a", [0.5, -0.5, *ZEROS[2:]])]))
+    assert merged.delta["head"].tolist() == [0.5, -0.5]
+    assert not torch.cat([merged.delta["q.lora_A"].reshape(-1), merged.delta["q.lora_B"].reshape(-1)]).any()
+
+
+def test_no_client_weighs_more_than_its_plan() -> None:
+    """Whatever noise it claims: 0 is the most it can get, and that is the planned weight."""
+    for between, reference in ((0.0, 0.0), (0.0, 5.0), (3.0, 0.0), (1e-30, 1e30), (1e30, 7.0)):
+        plan = MergePlan(SPEC, {"a": 1024, "b": 1024}, BOUND, noise=NoisePlan(between, reference))
+        for noise in (0.0, 1e-300, 1.0, 5.0, 1e10, 2.0**59):
+            acc = fold(plan, [replace(update_of(SPEC, "a", ZEROS), noise=noise)])
+            assert 1 <= acc.weights["a"] <= 1024
+            assert acc.roster.weight == acc.weights["a"]
