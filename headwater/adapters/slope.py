@@ -2,7 +2,8 @@
 
 Every value carries its tangent along (dual numbers; Baydin et al. 2022, "Gradients without
 backpropagation", arXiv 2202.08587): one pass gives L and ∇L·v exactly, keeps no activation, and holds twice
-what an inference holds. Attention must be the mathematical one: the fused kernels have no forward mode.
+what an inference holds. What :mod:`headwater.adapters.dual_rules` does not do itself is left to torch, with
+the mathematical attention: the fused kernels have no forward mode.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from headwater.adapters.dual_rules import DualRules
 from headwater.errors import ModelError
 
 
@@ -38,7 +40,7 @@ def slope(
     """
     names = {id(parameter): f"network.{name}" for name, parameter in network.named_parameters()}
     # inference_mode would drop the tangents
-    with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), DualRules():
         duals = dict[str, Tensor]()
         for parameter, tangent in moved:
             dual = forward_ad.make_dual(parameter.detach(), tangent.to(parameter))  # type: ignore[no-untyped-call]  # torch leaves it untyped
