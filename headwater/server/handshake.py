@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from flwr.serverapp import Grid
 
-from headwater.errors import DecodeError, FederationStopped, HeadwaterError
+from headwater.config.federation import Federation
+from headwater.errors import ConfigError, DecodeError, FederationStopped, HeadwaterError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest
 from headwater.server.events import ClientFailed
 from headwater.server.exchange import Exchange, Incoming
 from headwater.server.watch import Watch
+from headwater.strategies.assignment import assign
 from headwater.training.build import Workbench
 
 
@@ -95,4 +97,21 @@ def profile_of(incoming: Incoming, bench: Workbench, run: str, client: str = "")
     ):
         if theirs != ours:
             raise DecodeError(f"client {reply.client}", expected=f"{what} {ours[:12]}", got=theirs[:12])
+    _require_fit(reply, bench.loaded.settings)
     return reply
+
+
+def _require_fit(profile: ClientProfile, federation: Federation) -> None:
+    """Refuse a device that no method fits, where the planner decides: it could be asked for nothing.
+
+    Raises:
+        DecodeError: what the planner says.
+    """
+    if profile.train_examples < 1:  # it only evaluates
+        return
+    try:
+        assign(federation, {profile.client: profile})
+    except ConfigError as error:
+        raise DecodeError(
+            f"client {profile.client}, device", expected=error.expected, got=error.got, hint=error.hint
+        ) from None
