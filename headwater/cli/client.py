@@ -1,4 +1,7 @@
-"""``headwater client``: what the owner of a device does. init, enroll, run, status. Imports no torch."""
+"""``headwater client``: what the owner of a device does: init, enroll, run, status, profile.
+
+Only ``profile`` imports torch.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from headwater.cli import client_profile
 from headwater.config.agent import NAME, TEMPLATE, AgentSettings, load_agent
 from headwater.errors import ConfigError, StorageError
 
@@ -16,22 +20,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "action",
-        choices=["init", "enroll", "run", "status"],
+        choices=["init", "enroll", "run", "status", "profile"],
         help="init writes a commented agent file; enroll makes this device's keys and prints the line for "
-        "the organiser; run is the agent; status tells what it does",
+        "the organiser; run is the agent; status tells what it does; profile shows what each method of a "
+        "federation takes here",
     )
     parser.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG", help="the agent file, such as agent.toml"
+        "config",
+        nargs="?",
+        type=Path,
+        metavar="CONFIG",
+        help="the agent file, such as agent.toml; profile: or a federation file",
     )
     parser.add_argument("--name", help="init, enroll: the name of this device")
     parser.add_argument("--server", metavar="HOST:PORT", help="init: the organiser's server")
     parser.add_argument("--state", type=Path, metavar="DIR", help="enroll without CONFIG: the state folder")
+    client_profile.configure(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what is asked."""
-    action = {"init": _init, "enroll": _enroll, "run": _run, "status": _status}[options.action]
-    return action(options)
+    action = {"init": _init, "enroll": _enroll, "run": _run, "status": _status}
+    return (action | {"profile": client_profile.profile})[options.action](options)
 
 
 def _config(options: argparse.Namespace) -> AgentSettings:

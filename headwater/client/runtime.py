@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from headwater import __version__
+from headwater.client.device import device_profile
 from headwater.client.replay import Replay
 from headwater.client.store import ClientStore
 from headwater.compression.seeds import SEEDS
@@ -67,6 +68,7 @@ class ClientRuntime:
             spec=self.bench.spec.fingerprint(),
             run=self.run,
             version=__version__,
+            device=device_profile(self.bench, client, self.data.clients),
         )
 
     def check(self, request: TrainRequest | EvaluateRequest) -> None:

@@ -44,8 +44,10 @@ def worker_main(arguments: list[str]) -> int:
     options = json.loads(inbox.get()[0])
     _limit(options)
     with _lock(Path(options["state"])):
+        from headwater.client.device import return_freed_memory
         from headwater.client.device_runtime import DeviceRuntimes
 
+        return_freed_memory()
         devices = DeviceRuntimes(options["name"], Path(options["data"]), options["threads"])
         frames.send(connection, [b'{"ready": true}'])
         while True:

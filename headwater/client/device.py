@@ -1,0 +1,173 @@
+"""What this device has, and what the federation's methods would take of it: :func:`device_profile`."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from headwater.config.assignment import AssignedByPlanner
+from headwater.config.dealing import deal
+from headwater.config.federation import Federation, NoData
+from headwater.merging.coverage import last_layers
+from headwater.protocol.messages import ClientPlan, DeviceProfile, MethodCost
+from headwater.state import StateSpec
+from headwater.training.build import Workbench
+from headwater.training.footprint import method_bytes
+
+PROCESS_BYTES = 400 << 20
+"""Resident memory of a process with all libraries and no model: of a simulated device, on every machine."""
+_MMAP_THRESHOLD, _THRESHOLD_BYTES = -3, 1 << 20  # of malloc.h
+
+
+def device_profile(
+    bench: Workbench,
+    client: str,
+    clients: Sequence[str],
+    *,
+    memory_bytes: int | None = None,
+    clock: Callable[[dict[str, MethodCost]], dict[str, MethodCost]] | None = None,
+) -> DeviceProfile | None:
+    """What the planner needs to know of ``client``'s device; None where the file has no planner.
+
+    A simulated device (``[assignment.devices]``) has the memory of the kind that its name was dealt, and
+    its costs are a function of model and file alone, so that every engine plans alike. A real one has what
+    its owner's policy leaves the worker, and its costs begin at what this process holds now.
+
+    Args:
+        bench: with the base model loaded.
+        client: the enrolled name.
+        clients: all names this process works for.
+        memory_bytes: instead of what is found.
+        clock: fills in ``step_s``, where the federation plans by time.
+    """
+    settings = bench.loaded.settings
+    if not isinstance(settings.assignment, AssignedByPlanner) or bench.model is None:
+        return None
+    kinds = settings.assignment.devices
+    simulated = bool(kinds) and len(clients) > 1
+    if memory_bytes is None and simulated:
+        shares = {name: kind.share for name, kind in kinds.items()}
+        kind = deal(clients, shares, settings.federation.seed)[client]
+        memory_bytes = kinds[kind].memory_mb << 20
+    memory = available_memory() if memory_bytes is None else memory_bytes
+    costs = method_costs(bench, memory, base=nominal_base(bench) if simulated else resident_base(bench))
+    if settings.assignment.round_s is not None:
+        costs = (clock or _timed(bench))(costs)
+    return DeviceProfile(memory, torch.get_num_threads(), costs)
+
+
+def method_costs(bench: Workbench, memory: int, *, base: int) -> dict[str, MethodCost]:
+    """Every method's predicted peak at its batch size, and the largest batch (its size, halved) that fits.
+
+    Args:
+        bench: with the base model.
+        memory: what a training may use, in bytes.
+        base: what the process holds before a training.
+    """
+    settings = bench.loaded.settings
+    costs = {}
+    for name, training in settings.trainings.items():
+        size = int(getattr(training, "batch_size", 1))
+        peak = base + predicted(bench, name, size)
+        fits, needed = size, peak
+        while fits and needed > memory:
+            fits //= 2
+            needed = base + predicted(bench, name, fits) if fits else 0
+        costs[name] = MethodCost(peak, batch_size=fits)
+    return costs
+
+
+def predicted(bench: Workbench, name: str, batch_size: int) -> int:
+    """Bytes that a method takes beyond the loaded process, at ``batch_size`` rows of ``data.max_tokens``."""
+    settings, model = bench.loaded.settings, bench.model
+    if model is None or isinstance(settings.data, NoData):
+        return 0
+    return method_bytes(model, plan_of(settings, bench.spec, name), batch_size, settings.data.max_tokens)
+
+
+def plan_of(settings: Federation, spec: StateSpec, name: str) -> ClientPlan:
+    """What a client that uses this method is asked, as far as it matters for what the method takes."""
+    method = settings.methods.get(name)
+    last = method.last_layers if method else None
+    return ClientPlan(
+        training=settings.trainings[name],
+        codec=settings.codec.up,
+        tensors=None if last is None else last_layers(spec, last),
+        rank=method.rank if method else None,
+        method=name,
+    )
+
+
+def resident_base(bench: Workbench) -> int:
+    """What this process holds now that a first, tiny pass has loaded what is loaded late."""
+    from headwater.training.footprint import synthetic
+
+    if bench.model is not None:
+        with torch.inference_mode():
+            bench.model.forward(synthetic(bench.model, 1, 8))
+    return status_bytes("VmRSS")
+
+
+def nominal_base(bench: Workbench) -> int:
+    """The same for a device that is not there: libraries, and every parameter of the model."""
+    weights = {id(p): p for p in bench.model.network.parameters()} if bench.model is not None else {}
+    return PROCESS_BYTES + sum(p.numel() * p.element_size() for p in weights.values())
+
+
+def available_memory() -> int:
+    """What this process may use: the owner's cap on it, its control group's, or the machine's."""
+    cap, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    if cap != resource.RLIM_INFINITY:
+        found.append(cap)
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(found)
+
+
+def status_bytes(key: str) -> int:
+    """A line of this process's status, such as ``VmRSS`` or ``VmHWM``, in bytes; 0 where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def return_freed_memory() -> None:
+    """From now on malloc gives blocks of 1 MiB and more back when they are freed.
+
+    glibc raises that limit to 32 MiB as a program goes, and activations then leave holes: a backprop step
+    of MiniLM (8×512) peaked 492 MiB above the loaded model, and 250 MiB with the limit fixed, which is
+    what it holds. Values do not change; a step may take somewhat longer. Nothing happens without glibc.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _THRESHOLD_BYTES)
+    except (OSError, AttributeError):
+        return
+
+
+def _timed(bench: Workbench) -> Callable[[dict[str, MethodCost]], dict[str, MethodCost]]:
+    from dataclasses import replace
+
+    from headwater.client.measure import train_two_steps
+
+    def clock(costs: dict[str, MethodCost]) -> dict[str, MethodCost]:
+        timed = {}
+        for name, cost in costs.items():
+            seconds = 0.0
+            if cost.batch_size:
+                began = time.perf_counter()
+                steps = train_two_steps(bench, name, cost.batch_size)
+                seconds = (time.perf_counter() - began) / steps
+            timed[name] = replace(cost, step_s=seconds)
+        return timed
+
+    return clock

@@ -1,0 +1,114 @@
+"""pick: which method a device uses, by its own profile. Pure.
+
+The file's order of preference decides; the device's memory and time say what is possible. A method that
+does not fit at its batch size is tried with the batch halved, as the device has predicted it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from headwater.config.assignment import AssignedByPlanner
+from headwater.config.federation import Federation
+from headwater.config.training import Passes, Training
+from headwater.errors import ConfigError
+from headwater.protocol.messages import DeviceProfile, MethodCost
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a client is to do.
+
+    Args:
+        method: its name in the federation file.
+        batch_size: of it, at most the file's.
+        max_steps: of a round, at most the file's; None: as many as the file says.
+        reason: one sentence for people.
+    """
+
+    method: str
+    batch_size: int
+    max_steps: int | None
+    reason: str
+
+
+def pick(federation: Federation, device: DeviceProfile, *, examples: int) -> Choice:
+    """The first method, best first, that fits the device.
+
+    Args:
+        federation: the file; its order of preference is ``assignment.prefer``, or else ``default`` and
+            then ``[methods]`` as in the file.
+        device: what the device said.
+        examples: of the client, which decide how many steps a round has.
+
+    Raises:
+        ConfigError: nothing fits; names the least that would.
+    """
+    planner = federation.assignment if isinstance(federation.assignment, AssignedByPlanner) else None
+    order = (planner.prefer if planner else ()) or tuple(federation.trainings)
+    limit = planner.round_s if planner else None
+    skipped: list[str] = []
+    for name in order:
+        training, cost = federation.trainings[name], device.costs.get(name)
+        if cost is None:
+            skipped.append(f"'{name}' has no costs in this device's profile")
+            continue
+        if cost.batch_size < 1:
+            skipped.append(f"'{name}' needs {_mib(cost.peak_bytes)}")
+            continue
+        batch = min(cost.batch_size, _batch(training))
+        steps = _steps(training, batch, examples)
+        allowed = steps if limit is None or not cost.step_s else min(steps, int(limit / cost.step_s))
+        if allowed < 1 or (allowed < steps and not isinstance(training, Passes)):
+            skipped.append(f"'{name}' takes {cost.step_s * (1 if allowed < 1 else steps):.3g} s")
+            continue
+        cut = allowed if allowed < steps else None
+        return Choice(name, batch, cut, _reason(name, training, cost, device, batch, cut, skipped))
+    least = min((device.costs[n].peak_bytes for n in order if n in device.costs), default=0)
+    raise ConfigError(
+        "assignment planner",
+        expected=f"a method that fits {_mib(device.memory_bytes)}"
+        + (f" and {limit:g} s a round" if limit is not None else ""),
+        got="; ".join(skipped),
+        hint=f"The least memory that a method needs at its batch size is {_mib(least)}: give the device "
+        "more, or offer a method with a smaller batch_size, max_tokens or last_layers.",
+    )
+
+
+def _batch(training: Training) -> int:
+    return int(getattr(training, "batch_size", 1))
+
+
+def _steps(training: Training, batch: int, examples: int) -> int:
+    """Steps of a round at this batch size, as the trainers count them."""
+    if not isinstance(training, Passes):
+        return int(getattr(training, "generations", 1))
+    steps = max(1, math.ceil(training.epochs * math.ceil(examples / batch)))
+    return min(steps, training.max_steps or steps)
+
+
+def _reason(
+    name: str,
+    training: Training,
+    cost: MethodCost,
+    device: DeviceProfile,
+    batch: int,
+    cut: int | None,
+    skipped: list[str],
+) -> str:
+    have = _mib(device.memory_bytes)
+    if batch == _batch(training):
+        text = f"'{name}' fits: {_mib(cost.peak_bytes)} of {have}"
+    else:
+        text = (
+            f"'{name}' fits {have} with batches of {batch}: at {_batch(training)} "
+            f"it would need {_mib(cost.peak_bytes)}"
+        )
+    if cut is not None:
+        text += f"; {cut} steps are what the time allows"
+    return f"{text} ({'; '.join(skipped)})" if skipped else text
+
+
+def _mib(size: int) -> str:
+    return f"{math.ceil(size / 2**20):,} MiB"
