@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo federation test test-slow check lint types layers docs bench bench-baselines bench-simulation bench-codec \
-        bench-aggregation bench-network bench-load lock stubs clean
+        bench-aggregation bench-seeds bench-network bench-load lock stubs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -61,13 +61,16 @@ layers: $(VENV)/.dev ## rooms import downward only
 docs: $(VENV)/.dev ## build the documentation, strictly
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: bench-codec bench-aggregation bench-simulation bench-network bench-load bench-baselines ## every benchmark; the last takes an hour
+bench: bench-codec bench-aggregation bench-seeds bench-simulation bench-network bench-load bench-baselines ## every benchmark; the last takes an hour
 
 bench-codec: $(VENV)/.dev
 	@$(BIN)/python benchmarks/codec.py
 
 bench-aggregation: $(VENV)/.dev
 	@$(BIN)/python benchmarks/aggregation.py
+
+bench-seeds: $(VENV)/.dev ## replay of 4,096 seeds beside a loop of torch.randn
+	@$(BIN)/python benchmarks/seeds.py
 
 bench-simulation: $(VENV)/.dev ## 1,000 clients x 3 rounds
 	@$(BIN)/python benchmarks/simulation.py
