@@ -21,6 +21,7 @@ from headwater.config.training import KseedTraining, MezoTraining
 from headwater.merging.coverage import covered
 from headwater.merging.span import Span
 from headwater.proto.wire import decode_reply
+from headwater.protocol.directions import Directions
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import (
     ClientFailure,
@@ -244,6 +245,22 @@ def test_full_then_incremental_over_restarts(runtime, span, tmp_path, kind):
         assert fresh(runtime).state(task, store) == wanted
         before, now = now, moved(now, round)
     assert sorted(store.load_sums("ann")) == [3, 4, 5]
+
+
+def test_only_what_changed_is_drawn(runtime, span, monkeypatch):
+    drawn = []
+    combine = Directions.combine
+    count = lambda self, seeds, *rest: drawn.append(len(seeds)) or combine(self, seeds, *rest)  # noqa: E731 - short
+    first = span
+    for seed in range(9):
+        first = moved(first, seed)
+    second = moved(first, 10)
+    monkeypatch.setattr(Directions, "combine", count)
+    living, store = fresh(runtime), MemoryStore()
+    living.state(request(runtime, first.state(), sent(first), round=2), store)
+    living.state(request(runtime, second.state(), sent(second, first, 1), round=3), store)
+    living.state(request(runtime, second.state(), sent(second), client="ben", round=3), store)
+    assert drawn == [64, 10]
 
 
 def test_a_member_that_was_away_and_another_clients_state(runtime, span):

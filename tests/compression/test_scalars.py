@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from headwater.compression.bell import Bell, describe
-from headwater.compression.entropy import weights
+from headwater.compression.entropy import pack, weights
 from headwater.compression.scalars import SCALARS, decode_scalars, encode_scalars, scalars_max_bytes
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.protocol.messages import Payload, SeedPlan
@@ -193,6 +194,23 @@ def test_hostile_counts_are_refused_before_anything_is_made():
     lowest = bytes([1]) + Bell(1, 15).header()  # the empty stream is symbol 0: −32,768
     with pytest.raises(DecodeError, match="32767"):
         decode_scalars(Payload(SCALARS, lowest), one)
+
+
+def test_another_table_for_the_same_scalars_is_refused():
+    plan = SeedPlan(0, 200, "rademacher", 9, 200, implied=True)
+    values = np.random.default_rng(4).normal(0, 50, 200).round().astype(np.int64)
+    symbols, table = describe(values)
+    assert decode_scalars(_with(symbols, table), plan).coefficients.tolist() == values.tolist()
+    wider = Bell(200, table.bits + 1)
+    for other in (Bell(200, table.bits), replace(table, scale=table.scale + 1)):
+        with pytest.raises(DecodeError, match="the one encoding"):
+            decode_scalars(_with(symbols, other), plan)
+    with pytest.raises(DecodeError, match="the one encoding"):
+        decode_scalars(_with(symbols + (1 << table.bits), wider), plan)
+
+
+def _with(symbols, table):
+    return Payload(SCALARS, b"\1" + table.header() + pack([(symbols.astype(np.int32), table)]))
 
 
 def test_the_order_of_a_seeds_entries_is_not_on_the_wire():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from headwater.compression import entropy
+from headwater.compression.bell import describe
 from headwater.compression.seeds import (
     MAX_SUMS,
     NEEDS_ALL,
@@ -114,6 +116,23 @@ def test_hostile_counts_are_refused_before_anything_is_made():
     body = bytearray(pack(np.zeros(3, np.int64)).body)
     body[3] = 11
     with pytest.raises(DecodeError, match="at most 10"):
+        decode_sums(Payload(SEEDS, bytes(body)), lambda version: None, 10)
+
+
+def test_what_can_be_said_in_two_ways_is_refused_in_one():
+    """An unchanged coefficient among the changes, and bits beyond the last one."""
+    values = np.array([3, 0, -2], np.int64)
+    symbols, table = describe(values)
+    row = np.array([1, 1, 1, 0], np.int32)
+    head = bytes([1, 0, 30, 4, 0, 3, 0]) + table.header()
+    body = head + entropy.pack([(row, entropy.Block((1, 3))), (symbols, table)])
+    with pytest.raises(DecodeError, match="the one encoding"):
+        decode_sums(Payload(SEEDS, body), lambda version: None, 10)
+    body = bytearray.fromhex("01001e0400030b191f00ba4120003fbcffc21805")
+    low_bits = slice(9, 14)  # of 3 values, 11 each: 33 of 40
+    assert body[low_bits.stop - 1] == 0
+    body[low_bits.stop - 1] = 1
+    with pytest.raises(DecodeError, match="the one encoding"):
         decode_sums(Payload(SEEDS, bytes(body)), lambda version: None, 10)
 
 
