@@ -9,6 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headwater.config.federation import DenseCodec
 from headwater.config.training import KseedTraining, MezoTraining
@@ -279,6 +281,28 @@ def test_golden_rounds(monkeypatch):
         sums = rule.add(sums, Update(name, 1, result.delta, 1))
     merged = rule.finalize(sums).delta.vector().tolist()
     assert merged == pytest.approx([0.409, 0.0055, -0.1335, 0.548], abs=3e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 2**40),
+    st.integers(1, 40),
+    st.sampled_from(["rademacher", "gaussian"]),
+    st.integers(4, 18),
+    st.integers(1, 30),
+    st.booleans(),
+)
+def test_any_plan_is_replayed(first, count, distribution, bits, steps, pro):
+    plan = SeedPlan(first, count, distribution, bits, steps)
+    training = KseedTraining(kind="kseed", max_steps=steps, learning_rate=1e-3, seeds=8, pro=pro)
+    model, of = Quadratic.random(PAIR, examples=3), directions(plan)
+    state = AdapterState.from_vector(PAIR, torch.linspace(-1, 1, PAIR.numel))
+    plan_of = ClientPlan(training, DenseCodec(kind="dense"), seeds=plan)
+    task = TrainTask("a", state, examples(3), plan_of, of)
+    (result,) = KseedTrainer(model, 0, language_model=False).train([task], key=Key.root(first))
+    result.delta.require(plan, "client a")
+    assert len(result.delta.seeds) == steps
+    assert model.read().sha256() == replayed(result, state, of).sha256()
 
 
 class Plain(Quadratic):
