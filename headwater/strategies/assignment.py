@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from headwater.config.assignment import DEFAULT, Method
 from headwater.config.dealing import deal
 from headwater.config.federation import Federation
 from headwater.config.training import NoopTraining, Passes, Training
 from headwater.protocol.messages import ClientProfile
+from headwater.strategies.planner import Choice, pick
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,13 @@ def _planned(federation: Federation, profile: ClientProfile) -> Assigned:
     """By device; a client that says nothing of its own gets ``default``."""
     if profile.device is None:
         return Assigned(DEFAULT, method_of(federation, DEFAULT), "nothing is known of its device")
-    from headwater.strategies.planner import pick
-
     choice = pick(federation, profile.device, examples=profile.train_examples)
     method = method_of(federation, choice.method)
     training = _cut(method.training, choice)
     return Assigned(choice.method, method.model_copy(update={"training": training}), choice.reason)
 
 
-def _cut(training: Training, choice: Any) -> Training:
+def _cut(training: Training, choice: Choice) -> Training:
     """The training with the planner's batch and steps, never more than the file's.
 
     decomfl keeps its steps: all clients of a round step along the same seeds. So does blackbox.

@@ -10,6 +10,7 @@ from headwater.config.federation import Federation
 from headwater.protocol.messages import ClientProfile, DeviceProfile
 from headwater.strategies import assignment
 from headwater.strategies.assignment import assign, names_of
+from headwater.strategies.planner import Choice
 from tests.strategies.test_federated import SPEC, federation
 
 METHODS = {
@@ -62,13 +63,6 @@ def test_patterns_are_looked_at_in_order_and_know_upper_case() -> None:
     }
 
 
-class Picked:
-    """What a planner says."""
-
-    def __init__(self, method: str, batch_size: int, max_steps: int | None) -> None:
-        self.method, self.batch_size, self.max_steps, self.reason = method, batch_size, max_steps, "it fits"
-
-
 @pytest.mark.parametrize(
     ("method", "batch", "steps", "expected"),
     [
@@ -88,9 +82,9 @@ def test_the_planner_lowers_batch_and_steps_and_never_raises_them(
     device = DeviceProfile(2**30, 1, {})
     asked = []
 
-    def pick(file: Federation, device: DeviceProfile, *, examples: int) -> Picked:
+    def pick(file: Federation, device: DeviceProfile, *, examples: int) -> Choice:
         asked.append((device, examples))
-        return Picked(method, batch, steps)
+        return Choice(method, batch, steps, "it fits")
 
     monkeypatch.setattr("headwater.strategies.assignment.pick", pick)
     found = assign(mixed(kind="planner"), profiles("a", device=device) | profiles("plain"))
@@ -104,6 +98,6 @@ def test_the_planner_lowers_batch_and_steps_and_never_raises_them(
 
 def test_decomfl_keeps_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     file = federation(training={"kind": "decomfl", "max_steps": 20}, assignment={"kind": "planner"})
-    monkeypatch.setattr("headwater.strategies.assignment.pick", lambda *a, **k: Picked("default", 2, 5))
+    monkeypatch.setattr("headwater.strategies.assignment.pick", lambda *a, **k: Choice("default", 2, 5, ""))
     training = assign(file, profiles("a", device=DeviceProfile(1, 1, {})))["a"].method.training
     assert (training.batch_size, training.max_steps) == (2, 20)  # type: ignore[union-attr]  # no noop here
