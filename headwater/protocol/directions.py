@@ -37,9 +37,11 @@ _TABLE_SHA256 = "1ea009ce409dac97d6bd609266910f809c5fb912f78e16bd89145b08174d6fc
 _ALIGN = 32
 """Values that are combined start and end at multiples of it: one counter of signs."""
 _CHUNK, _BLOCK = 2**20, 2**16
-"""Values that one table serves, and of these that are drawn at a time: what a core's caches hold."""
+"""Values that one table of signs serves, and of these that are drawn at a time: what caches hold."""
 _SHORT = 2**15
-"""Vectors below it do without tables of 65,536 entries for each coefficient."""
+"""±1 vectors below it do without tables of 65,536 entries."""
+_NARROW, _TOGETHER = 2**14, 64
+"""Gaussian values drawn at a time, and seeds of which a block is added before the next block."""
 MAX_COEFFICIENTS = 2**46
 """Σ|c| may not reach it: with |z| < 2^16 an int64 sum cannot overflow below it."""
 
@@ -131,7 +133,7 @@ class Directions:
                 partial[:], load = 0, 0
             load += weight
             table = _sums(mine) if short else _pairs(mine)
-            for part, raw in self._blocks(low, group, _SIGNS, len(out), 32):
+            for part, raw in self._blocks(low, group, len(out)):
                 here = found[: part.stop - part.start]
                 which = raw.view("u1" if short else "<u2")
                 np.take(table, which, out=here.view(table.dtype), mode="clip")
@@ -146,25 +148,26 @@ class Directions:
         self._add_signs(out, seeds, sums & (2**24 - 1), low)
 
     def _add_normals(self, out: Integers, seeds: Integers, sums: Integers, low: int) -> None:
-        found, quantiles = np.empty(min(_BLOCK, len(out)), np.int64), _wide_quantiles()
-        short = len(out) < _SHORT
-        for seed, coefficient in zip(seeds.tolist(), sums.tolist(), strict=True):
-            table = quantiles if short else quantiles * coefficient
-            for part, raw in self._blocks(low, seed, _NORMALS, len(out), 16):
-                here = found[: part.stop - part.start]
-                np.take(table, raw.view("<u2"), out=here, mode="clip")
-                if short:
+        """Add to ``out``, the values from ``low`` on: many seeds to one block while it is in the cache."""
+        quantiles, found = _wide_quantiles(), np.empty(min(_NARROW, len(out)), np.int64)
+        for first in range(0, len(seeds), _TOGETHER):
+            lines, coefficients = (a[first : first + _TOGETHER].tolist() for a in (seeds, sums))
+            streams = [self._philox(low // 16, seed, _NORMALS) for seed in lines]
+            for at in range(0, len(out), _NARROW):
+                part = out[at : at + _NARROW]
+                here = found[: len(part)]
+                for stream, coefficient in zip(streams, coefficients, strict=True):
+                    words = stream.random_raw(len(part) // 4).astype("<u8", copy=False).view("<u2")
+                    np.take(quantiles, words, out=here, mode="clip")
                     here *= coefficient
-                out[part] += here
+                    part += here
 
-    def _blocks(
-        self, low: int, line: int, kind: int, count: int, each: int
-    ) -> Iterator[tuple[slice, npt.NDArray[np.uint64]]]:
-        """Slices of ``count`` values from ``low`` on and their randomness, ``each`` values a counter."""
-        philox = self._philox(low // each, line, kind)
+    def _blocks(self, low: int, group: int, count: int) -> Iterator[tuple[slice, npt.NDArray[np.uint64]]]:
+        """Slices of ``count`` values from ``low`` on and the bytes of their signs."""
+        philox = self._philox(low // 32, group, _SIGNS)
         for at in range(0, count, _BLOCK):
             stop = min(at + _BLOCK, count)
-            yield slice(at, stop), philox.random_raw(4 * ((stop - at) // each)).astype("<u8", copy=False)
+            yield slice(at, stop), philox.random_raw((stop - at) // 8).astype("<u8", copy=False)
 
     def _sign_bytes(self, group: int, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """uint8 [stop − start]: bit b is the sign of seed 8·group + b."""

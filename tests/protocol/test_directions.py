@@ -150,6 +150,8 @@ def test_combine_of_long_vectors_is_the_naive_sum(distribution, scale, monkeypat
     """Tables for pairs, several blocks and chunks, odd ends; int32 emptied and left (scale 2^20)."""
     monkeypatch.setattr(module, "_CHUNK", 2**16)
     monkeypatch.setattr(module, "_BLOCK", 2**13)
+    monkeypatch.setattr(module, "_NARROW", 2**12)
+    monkeypatch.setattr(module, "_TOGETHER", 7)
     rng = np.random.default_rng(0)
     family = Directions(KEY, distribution, 150_001)
     seeds = rng.integers(0, 60, 40)
@@ -202,6 +204,7 @@ import hashlib, sys
 import numpy as np, torch
 from headwater.protocol import directions as module
 module._CHUNK, module._BLOCK, module._SHORT = (int(a) for a in sys.argv[1:4])
+module._NARROW = module._BLOCK // 2
 torch.set_num_threads(int(sys.argv[4]))
 rng = np.random.default_rng(5)
 seeds, coefficients = rng.integers(0, 500, 60), rng.integers(-32767, 32768, 60)
