@@ -1,0 +1,148 @@
+"""Memory of every way to train: ``python benchmarks/lowmemory.py --part memory``, into ``results/``.
+
+Each row is a fresh process that makes two steps: VmHWM above the loaded model and of the whole process,
+beside the traced peak of live bytes and the prediction. ``--only smollm2:mezo:128`` does one row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from picture import bars
+
+RESULTS = Path(__file__).parent / "results"
+FILES = {"smollm2": "examples/presidents/federation.toml", "minilm": "examples/sentiment/federation.toml"}
+MODES: dict[str, dict[str, Any]] = {
+    "inference": {},
+    "mezo": {"kind": "mezo"},
+    "forward_gradient": {"kind": "forward_gradient"},
+    "checkpointing": {"kind": "backprop", "gradient_checkpointing": True},
+    "backprop": {"kind": "backprop"},
+}
+LENGTHS = (64, 128, 256, 512)
+NEEDED_MIB = {"smollm2": 24.0, "minilm": 2.0}
+"""Per token of a batch, of a backprop step, with room to spare: rows that do not fit now are left out."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--part", choices=["memory"], default="memory")
+    parser.add_argument("--only", help="MODEL:MODE:TOKENS")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(_child(**json.loads(options.child))))
+        return
+    if options.only:
+        model, mode, tokens = options.only.split(":")
+        print(json.dumps(_row(model, mode, int(tokens), options.batch), indent=1))
+        return
+    rows = [_row(m, k, t, options.batch) for m in FILES for t in LENGTHS for k in MODES]
+    done = [row for row in rows if "peak_mib" in row]
+    result = {
+        "machine": {"python": platform.python_version(), "cores": os.cpu_count()},
+        "memory": rows,
+        "ratios": [_ratios(done, m, t) for m in FILES for t in LENGTHS],
+        "worst_prediction_percent": max((abs(r["off_percent"]) for r in done), default=None),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "lowmemory.json").write_text(json.dumps(result, indent=1) + "\n")
+    shown = {f"{r['mode']} {r['tokens']}": [r["peak_mib"]] for r in done if r["model"] == "smollm2"}
+    if shown:
+        title = f"SmolLM2, batch {options.batch}: peak resident memory of a step, MiB"
+        (RESULTS / "lowmemory.svg").write_text(bars(title, shown))
+    print(json.dumps(result["ratios"], indent=1))
+
+
+def _row(model: str, mode: str, tokens: int, batch: int) -> dict[str, Any]:
+    head = {"model": model, "mode": mode, "batch": batch, "tokens": tokens}
+    need, free = NEEDED_MIB[model] * batch * tokens, _free_mib()
+    if mode == "backprop" and need > free:
+        return {**head, "left_out": f"may need {need:.0f} MiB of the {free:.0f} MiB that are free"}
+    command = [sys.executable, __file__, "--child", json.dumps(head)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        return {**head, "left_out": done.stderr.strip().splitlines()[-1] if done.stderr else "ended"}
+    row: dict[str, Any] = {**head, **json.loads(done.stdout.splitlines()[-1])}
+    print(
+        f"{model:8} {mode:17} {tokens:4} {row['peak_mib']:8.0f} MiB, {row['off_percent']:+.1f} %", flush=True
+    )
+    return row
+
+
+def _child(model: str, mode: str, batch: int, tokens: int) -> dict[str, float]:
+    import torch
+
+    from headwater.client.device import plan_of, predicted, resident_base, return_freed_memory, status_bytes
+    from headwater.client.measure import train_two_steps
+    from headwater.config import load_federation
+    from headwater.training.build import Workbench
+    from headwater.training.footprint import SCRATCH_BYTES, step_bytes, synthetic
+
+    return_freed_memory()
+    settings = [f"{k}={json.dumps(v)}" for k, v in MODES[mode].items()]
+    changes = [f"data.max_tokens={tokens}", f'training={{batch_size={batch}, kind="backprop"}}']
+    changes += [f"training.{text}" for text in settings]
+    bench = Workbench.open(load_federation(Path(FILES[model]), changes))
+    assert bench.model is not None
+    base, loading = resident_base(bench), status_bytes("VmHWM")
+    if mode == "inference":
+        model_ = bench.model
+        with torch.no_grad():
+            model_.loss(synthetic(model_, 1, 2))
+        with torch.inference_mode():
+            traced = live_peak(lambda: model_.loss(synthetic(model_, batch, tokens)))
+        expected = traced + SCRATCH_BYTES
+        for _ in range(2):
+            with torch.inference_mode():
+                bench.model.loss(synthetic(bench.model, batch, tokens)).item()
+    else:
+        plan = plan_of(bench.loaded.settings, bench.spec, "default")
+        traced = step_bytes(bench.model, plan, batch, tokens)
+        expected = predicted(bench, "default", batch)
+        train_two_steps(bench, "default", batch)
+    peak = status_bytes("VmHWM")
+    foreseen = max(loading, base + expected)
+    mib = 2.0**20
+    return {
+        "loaded_mib": round(base / mib, 1),
+        "loading_peak_mib": round(loading / mib, 1),
+        "traced_mib": round(traced / mib, 1),
+        "predicted_mib": round(foreseen / mib, 1),
+        "peak_mib": round(peak / mib, 1),
+        "off_percent": round(100 * (foreseen / peak - 1), 1),
+    }
+
+
+def _ratios(rows: list[dict[str, Any]], model: str, tokens: int) -> dict[str, Any]:
+    of = {r["mode"]: r for r in rows if (r["model"], r["tokens"]) == (model, tokens)}
+
+    def ratio(a: str, b: str, key: str = "peak_mib") -> float | None:
+        return round(of[a][key] / of[b][key], 3) if a in of and b in of and of[b][key] else None
+
+    return {
+        "model": model,
+        "tokens": tokens,
+        "zo_over_inference": ratio("mezo", "inference"),
+        "backprop_over_zo": ratio("backprop", "mezo"),
+        "backprop_over_zo_traced": ratio("backprop", "mezo", "traced_mib"),
+        "forward_over_backprop": ratio("forward_gradient", "backprop"),
+        "forward_over_backprop_traced": ratio("forward_gradient", "backprop", "traced_mib"),
+    }
+
+
+def _free_mib() -> float:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+if __name__ == "__main__":
+    main()
