@@ -81,6 +81,7 @@ def _row(model: str, mode: str, tokens: int, batch: int) -> dict[str, Any]:
 def _child(model: str, mode: str, batch: int, tokens: int) -> dict[str, float]:
     import torch
 
+    from headwater.adapters.footprint import live_peak
     from headwater.client.device import plan_of, predicted, resident_base, return_freed_memory, status_bytes
     from headwater.client.measure import train_two_steps
     from headwater.config import load_federation
