@@ -88,6 +88,13 @@ class TestBlackbox(TrainerLaws):
         assert torch.equal(prompt, span.state().vector())
         assert result.metrics["last_loss"] == loss
 
+    def test_sent_is_a_mean_and_none_of_the_candidates(self):
+        """It lies among the last generation's: closer to their middle than any of them."""
+        _, asked = self.asked()
+        last, sent = torch.stack([p for p, _, _ in asked[-7:-1]]), asked[-1][0]
+        away = (last - last.mean(0)).norm(dim=1)
+        assert (sent - last.mean(0)).norm() < away.min()
+
     def test_every_candidate_could_have_been_sent(self):
         _, asked = self.asked()
         z = np.stack([self.directions().integers(s) for s in range(DIMENSIONS)]).astype(np.float64)
