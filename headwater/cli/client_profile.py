@@ -49,7 +49,13 @@ class Row:
 
 def profile(options: argparse.Namespace) -> int:
     """Print the table, or one JSON object."""
-    from headwater.client.device import available_memory, method_costs, resident_base, return_freed_memory
+    from headwater.client.device import (
+        available_memory,
+        method_costs,
+        resident_base,
+        return_freed_memory,
+        status_bytes,
+    )
     from headwater.config.assignment import AssignedByPlanner
     from headwater.protocol.messages import DeviceProfile, MethodCost
     from headwater.strategies.planner import pick
@@ -62,7 +68,8 @@ def profile(options: argparse.Namespace) -> int:
     bench = Workbench.open(loaded)
     cap = options.memory_mb or (None if agent is None else agent.file.policy.memory_mb)
     memory = available_memory() if cap is None else cap << 20
-    costs = method_costs(bench, memory, base=resident_base(bench))
+    base = resident_base(bench)
+    costs = method_costs(bench, memory, base=base, floor=status_bytes("VmHWM"))
     rows = []
     for name in costs:
         _say(f"measuring '{name}' in a process of its own …" if not options.no_measure else "")

@@ -63,23 +63,24 @@ def device_profile(
     return DeviceProfile(memory, torch.get_num_threads(), costs)
 
 
-def method_costs(bench: Workbench, memory: int, *, base: int) -> dict[str, MethodCost]:
+def method_costs(bench: Workbench, memory: int, *, base: int, floor: int = 0) -> dict[str, MethodCost]:
     """Every method's predicted peak at its batch size, and the largest batch (its size, halved) that fits.
 
     Args:
         bench: with the base model.
         memory: what a training may use, in bytes.
         base: what the process holds before a training.
+        floor: what it held at its highest before, such as while it loaded the model.
     """
     settings = bench.loaded.settings
     costs = {}
     for name, training in settings.trainings.items():
         size = int(getattr(training, "batch_size", 1))
-        peak = base + predicted(bench, name, size)
+        peak = max(floor, base + predicted(bench, name, size))
         fits, needed = size, peak
         while fits and needed > memory:
             fits //= 2
-            needed = base + predicted(bench, name, fits) if fits else 0
+            needed = max(floor, base + predicted(bench, name, fits)) if fits else 0
         costs[name] = MethodCost(peak, batch_size=fits)
     return costs
 
