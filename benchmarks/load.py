@@ -33,6 +33,8 @@ from headwater.privacy.enrolment import make_request, read_request
 from headwater.privacy.signing import Identity
 from headwater.simulation.network import LocalNetwork
 
+LOAD_BEFORE = os.getloadavg()
+
 RESULTS = Path(__file__).parent / "results"
 FEDERATION = """
 [federation]
@@ -227,7 +229,7 @@ def main() -> None:
     _print(payloads)
     if options.no_write:
         return
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": os.getloadavg()}
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": LOAD_BEFORE}
     RESULTS.mkdir(exist_ok=True)
     content = {"machine": machine, "load": load, "payloads": payloads}
     (RESULTS / "load.json").write_text(json.dumps(content, indent=1) + "\n")

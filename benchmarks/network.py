@@ -27,6 +27,8 @@ from headwater.config import load_federation
 from headwater.files import read_lines
 from headwater.simulation.network import LocalNetwork
 
+LOAD_BEFORE = os.getloadavg()
+
 RESULTS = Path(__file__).parent / "results"
 MINILM = Path(__file__).parents[1] / ".cache" / "headwater" / "minilm"
 LARGE = 12_500_000
@@ -196,7 +198,7 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], choices=["flower", "large", "memory", "long"])
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": os.getloadavg()}
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load_before": LOAD_BEFORE}
     result: dict[str, Any] = {"machine": machine}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

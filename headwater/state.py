@@ -33,7 +33,8 @@ class TensorSpec:
         role: what it does in the adapter.
         pair: for ``lora_b`` the name of its ``lora_a``; empty otherwise. Set even where A is frozen
             and does not travel.
-        scaling: s in ΔW = s·B·A (alpha/r, or alpha/√r with rsLoRA); 1.0 otherwise.
+        scaling: of ``lora_b``: s in ΔW = s·B·A (alpha/r, or alpha/√r with rsLoRA); of ``head``: what a
+            value of 1 is in the model (2^head_bits); 1.0 otherwise.
         transposed: the base stores the weight as d_in × d_out (GPT-2's Conv1D).
     """
 

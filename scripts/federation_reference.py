@@ -207,18 +207,15 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     f.NoData: {"clients": "how many", "examples": "of each"},
     a.Method: {"training": "as `[training]`"},
     t.Passes: {"batch_size": "examples of one step", "learning_rate": "of the adapter"},
+    t.Directed: {"distribution": "of the directions"},
     t.ForwardGradientTraining: {
-        "distribution": "of the directions",
         "max_directions": "of a step, with `variance_target`",
         "optimizer": "what takes the estimate for a gradient",
     },
     t.SpryTraining: {
-        "distribution": "of the directions",
         "directions": "of a step",
         "optimizer": "what takes the estimate for a gradient",
     },
-    t.MezoTraining: {"distribution": "of the directions"},
-    t.ScalarPasses: {"distribution": "of the directions"},
     t.BlackboxTraining: {
         "population": "points of a generation",
         "batch_size": "examples that judge a generation",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from headwater.adapters.late_head import IGNORED, LateHead
 from headwater.adapters.names import module_of, named_trainables
 from headwater.adapters.network import Network, new_head
 from headwater.adapters.slope import slope
+from headwater.adapters.trunk import Trunk
 from headwater.config import LoadedFederation
 from headwater.config.federation import Adapter, InstructionData, LoraAdapter, VectorModel
 from headwater.errors import ModelError
@@ -63,6 +64,11 @@ class Output:
         return self.losses.sum() / self.counts.sum().clamp(min=1)
 
 
+def unit_of(spec: TensorSpec) -> float:
+    """What a state's value of 1 is in the model: 2^head_bits in a head, so that it is exact; else 1."""
+    return spec.scaling if spec.role == "head" else 1.0
+
+
 class AdaptedModel:
     """A frozen base with one adapter (and head). Build it with :meth:`build`.
 
@@ -83,6 +89,7 @@ class AdaptedModel:
         self.spec = StateSpec(())
         self.frozen = AdapterState(self.spec, {})
         self._initial = self.frozen
+        self._trunk: Trunk | None = None
 
     @staticmethod
     def build(loaded: LoadedFederation, base: Base, *, key: Key) -> AdaptedModel:
@@ -112,8 +119,13 @@ class AdaptedModel:
         return model
 
     def _initialise(self, freeze_a: bool, key: Key) -> None:
-        named = named_trainables(self.network, self.adapter)
-        values = {name: self._initial_value(spec, p, key) for name, (spec, p) in named.items()}
+        named = {
+            name: (replace(spec, scaling=2.0**self.adapter.head_bits) if spec.role == "head" else spec, p)
+            for name, (spec, p) in named_trainables(self.network, self.adapter).items()
+        }
+        values = {
+            name: self._initial_value(spec, p, key) / unit_of(spec) for name, (spec, p) in named.items()
+        }
         self.network.requires_grad_(False)
         self.network.eval()
         fixed = {n for n, (spec, _) in named.items() if freeze_a and spec.role == "lora_a"}
@@ -126,8 +138,8 @@ class AdaptedModel:
         )
         self._initial = AdapterState(self.spec, {n: v for n, v in values.items() if n not in fixed})
         with torch.no_grad():
-            for name, (_, parameter) in named.items():
-                parameter.copy_(values[name])
+            for name, (spec, parameter) in named.items():
+                parameter.copy_(values[name] * unit_of(spec))
 
     def _initial_value(self, spec: TensorSpec, parameter: Tensor, key: Key) -> Tensor:
         peft, embeddings, weight, loaded = self.network.peft, None, None, None
@@ -180,12 +192,16 @@ class AdaptedModel:
         state.require_spec(self.spec, "state to load into the model")
         with torch.no_grad():
             for spec, parameter in self._parameters:
-                parameter.copy_(state[spec.name])
+                parameter.copy_(state[spec.name] * unit_of(spec))
 
     def read(self) -> AdapterState:
         """A copy of the trained tensors, on the CPU."""
         return AdapterState(
-            self.spec, {s.name: p.detach().to("cpu", torch.float32, copy=True) for s, p in self._parameters}
+            self.spec,
+            {
+                s.name: p.detach().to("cpu", torch.float32, copy=True) / unit_of(s)
+                for s, p in self._parameters
+            },
         )
 
     def write(self, vector: Tensor) -> None:
@@ -193,7 +209,7 @@ class AdaptedModel:
         start = 0
         with torch.no_grad():
             for spec, parameter in self._parameters:
-                parameter.copy_(vector[start : start + spec.numel].view(spec.shape))
+                parameter.copy_(vector[start : start + spec.numel].view(spec.shape) * unit_of(spec))
                 start += spec.numel
 
     def parameters(self) -> list[tuple[TensorSpec, Parameter]]:
@@ -204,7 +220,8 @@ class AdaptedModel:
         """Logits and losses of ``batch``; gradients flow if enabled by the caller."""
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
         targets = batch.targets.to(self.base.device)
-        logits = self.network(tokens, mask)
+        with self._above_trunk(batch):
+            logits = self.network(tokens, mask)
         return self.output(logits, targets)
 
     def slope(self, batch: Batch, direction: Tensor) -> tuple[float, float]:
@@ -221,23 +238,63 @@ class AdaptedModel:
             ModelError: a part of the model has no forward mode.
         """
         tangents = torch.split(direction, [spec.numel for spec, _ in self._parameters])
-        moved = [(p, t.view(s.shape)) for (s, p), t in zip(self._parameters, tangents, strict=True)]
-        _ = self._late_head  # asks the model, which must not happen among dual numbers
+        moved = [
+            (p, t.view(s.shape) * unit_of(s)) for (s, p), t in zip(self._parameters, tangents, strict=True)
+        ]
+        # what asks the model itself must not do so among dual numbers
+        _ = self._late_head, self._trunk and self._reach_of_trunk(self._trunk, batch)
         who = f"forward mode, adapter '{self.adapter.kind}' on {self.base.settings.path}"
         return slope(self.network, lambda: self.loss(batch), moved, who=who)
 
     def loss(self, batch: Batch) -> Tensor:
-        """``forward(batch).loss`` up to rounding, 0-dim, for callers that want nothing but the loss.
+        """``forward(batch).loss`` up to rounding, 0-dim; see :meth:`losses`."""
+        losses, counts = self.losses(batch)
+        return losses.sum() / counts.sum().clamp(min=1)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses [b] and counts int64 [b] of :class:`Output`, for callers that want nothing else.
 
         A language model's logits are computed for the positions with a target, some at a time, and not
         kept: see :class:`LateHead`. The caller switches gradients off.
         """
         if (late := self._late_head) is None:
-            return self.forward(batch).loss
+            output = self.forward(batch)
+            return output.losses, output.counts
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
         targets = batch.targets.to(self.base.device)
-        count = (targets[:, 1:] != IGNORED).sum().clamp(min=1)
-        return late.losses(tokens, mask, targets).sum() / count
+        with self._above_trunk(batch):
+            losses = late.losses(tokens, mask, targets)
+        return losses, (targets[:, 1:] != IGNORED).sum(1)
+
+    @contextlib.contextmanager
+    def sharing_trunk(self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0) -> Iterator[None]:
+        """Inside, the layers below every trained tensor are computed once for each batch.
+
+        For methods that ask for the losses of one batch more than once. With a budget, what reaches the
+        layer above is kept for examples that come again, so far as it goes; the last bits of a loss may
+        then depend on which batch an example was first in. See :mod:`headwater.adapters.trunk`.
+
+        Args:
+            tensors: only these are trained; all if None. The others must not change inside.
+            budget_bytes: memory for examples that come again.
+        """
+        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        trained = [names[id(p)] for s, p in self._parameters if tensors is None or s.name in tensors]
+        if self.adapter.kind in ("lora", "ia3"):  # others change what reaches the first layer, or every one
+            self._trunk = Trunk.below(self.network, trained, budget_bytes)
+        try:
+            yield
+        finally:
+            self._trunk = None
+
+    def _above_trunk(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        if self._trunk is None:
+            return contextlib.nullcontext()
+        return self._trunk.skipped(self._reach_of_trunk(self._trunk, batch))
+
+    def _reach_of_trunk(self, trunk: Trunk, batch: Batch) -> Tensor:
+        tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
+        return trunk.reach(batch.tokens, batch.mask, lambda: self.network(tokens, mask))
 
     @cached_property
     def _late_head(self) -> LateHead | None:

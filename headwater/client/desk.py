@@ -22,6 +22,7 @@ from headwater.config.federation import VectorModel
 from headwater.errors import DecodeError, HeadwaterError, StorageError, TrainingError
 from headwater.proto.wire import decode_reply, decode_request, decode_signed, encode_reply, encode_signed
 from headwater.protocol.messages import (
+    NOT_JOINED,
     ClientFailure,
     ClientProfile,
     EncodedUpdate,
@@ -169,7 +170,7 @@ class Desk:
         if joined is None:
             raise DecodeError(
                 f"client {self._name}",
-                expected="a run that this device has joined",
+                expected=NOT_JOINED,
                 got=f"run {request.run}",
                 hint="The server must send a profile request with the federation's settings first.",
             )

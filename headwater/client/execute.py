@@ -37,8 +37,8 @@ from headwater.protocol.scalars import Scalars, directions_of
 from headwater.state import AdapterState
 from headwater.training.cohort import TrainResult, TrainTask
 
-ESTIMATES = ("forward_gradient", "spry", "mezo")
-"""Methods whose deltas are noisy by their random directions: their updates say how much."""
+ESTIMATES = ("forward_gradient", "spry", "mezo", "blackbox")
+"""Methods whose noise only the client knows: their updates say how much."""
 
 
 @dataclass(frozen=True, slots=True)

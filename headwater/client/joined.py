@@ -135,19 +135,24 @@ class JoinedRuns:
 
     def use(self, joined: JoinedRun) -> None:
         """This run is worked for now: it is the last to be forgotten."""
-        now = time.time_ns()
         with contextlib.suppress(OSError):  # the order of forgetting is no reason to refuse work
+            # a device's clock may be behind what it was when the others were used
+            now = max(time.time_ns(), 1 + max((ns for ns, _ in self._used()), default=0))
             os.utime(joined.folder / _FILE, ns=(now, now))
         for run in self.runs()[KEPT_RUNS:]:
             shutil.rmtree(self._folder / run, ignore_errors=True)
 
     def runs(self) -> list[str]:
         """Ids of the runs, the last used first."""
+        return [run for _, run in sorted(self._used(), reverse=True)]
+
+    def _used(self) -> list[tuple[int, str]]:
+        """When each run was last used, in nanoseconds, and its id."""
         times: list[tuple[int, str]] = []
         for path in self._folder.glob(f"*/{_FILE}"):
             with contextlib.suppress(OSError):
                 times.append((path.stat().st_mtime_ns, path.parent.name))
-        return [run for _, run in sorted(times, reverse=True)]
+        return times
 
     def _path(self, run: str) -> Path:
         if not _RUN.fullmatch(run):

@@ -70,7 +70,19 @@ Model = Annotated[
 # --- [adapter] ---------------------------------------------------------------------------------
 
 
-class LoraAdapter(Settings):
+class BaseAdapter(Settings):
+    """What every adapter has."""
+
+    head_bits: int = Field(
+        default=0,
+        ge=0,
+        le=12,
+        description="a fresh head travels and moves in units of 2^head_bits: methods along random directions "
+        "then take steps so much longer in it than in the adapter, as its steeper loss needs (5 or 6)",
+    )
+
+
+class LoraAdapter(BaseAdapter):
     """LoRA (arXiv 2106.09685), with rsLoRA (2312.03732) and DoRA (2402.09353) as flags."""
 
     kind: Literal["lora"]
@@ -83,21 +95,21 @@ class LoraAdapter(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-class PromptAdapter(Settings):
+class PromptAdapter(BaseAdapter):
     """Prompt tuning (arXiv 2104.08691): trained virtual tokens before the input."""
 
     kind: Literal["prompt"]
     tokens: int = Field(default=16, ge=1, le=4096)
 
 
-class PrefixAdapter(Settings):
+class PrefixAdapter(BaseAdapter):
     """Prefix tuning (arXiv 2101.00190): trained keys and values in every layer."""
 
     kind: Literal["prefix"]
     tokens: int = Field(default=16, ge=1, le=4096)
 
 
-class Ia3Adapter(Settings):
+class Ia3Adapter(BaseAdapter):
     """IA3 (arXiv 2205.05638): trained rescaling of activations."""
 
     kind: Literal["ia3"]
@@ -464,6 +476,8 @@ class Federation(Settings):
                     f"method '{kind}' and methods with rank or last_layers need strategy 'mean', "
                     f"not '{self.strategy.kind}'"
                 )
+            if self.strategy.kind == "fisher" and self.adapter is not None and self.adapter.head_bits:
+                raise ValueError("adapter.head_bits is for methods without gradients, not strategy 'fisher'")
             if self.strategy.kind == "fisher" and kind not in ("backprop", "noop"):
                 raise ValueError(f"strategy 'fisher' needs gradients, which '{kind}' does not have")
             if buffered and kind in ("spry", "decomfl"):

@@ -28,6 +28,19 @@ class Passes(Settings):
     )
 
 
+class Directed(Passes):
+    """What the methods along random directions have."""
+
+    distribution: Distribution = "rademacher"
+    trunk_cache_mb: int = Field(
+        default=0,
+        ge=0,
+        le=2**20,
+        description="memory for what reaches the first trained layer, of examples that come again: with "
+        "`adapter.layers` the layers below then cost one pass over the data instead of one for each loss",
+    )
+
+
 class BackpropTraining(Passes):
     """AdamW on the adapter and head of one client, starting afresh each round."""
 
@@ -43,7 +56,7 @@ class BackpropTraining(Passes):
     )
 
 
-class ForwardGradientTraining(Passes):
+class ForwardGradientTraining(Directed):
     """Forward gradients (FwdLLM, arXiv 2308.13894): mean of (∇L·v)v over K directions, by exact JVPs.
 
     The optimiser sees that estimate as if it were the gradient.
@@ -52,7 +65,6 @@ class ForwardGradientTraining(Passes):
     kind: Literal["forward_gradient"]
     learning_rate: float = Field(default=1e-3, gt=0)
     directions: int = Field(default=1, ge=1, description="K, directions of a step")
-    distribution: Distribution = "rademacher"
     candidates: int = Field(
         default=1,
         ge=1,
@@ -76,26 +88,24 @@ class ForwardGradientTraining(Passes):
         return self
 
 
-class SpryTraining(Passes):
+class SpryTraining(Directed):
     """SPRY (arXiv 2405.15551): forward gradients of the few layers that this client was given."""
 
     kind: Literal["spry"]
     learning_rate: float = Field(default=1e-3, gt=0)
     layers_per_client: int = Field(default=1, ge=1, description="layers that the server gives a client")
     directions: int = Field(default=1, ge=1)
-    distribution: Distribution = "rademacher"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.0, ge=0, lt=1, description="of sgd")
 
 
-class MezoTraining(Passes):
+class MezoTraining(Directed):
     """MeZO (arXiv 2305.17333): n-SPSA with seeds instead of stored directions; sends a delta."""
 
     kind: Literal["mezo"]
     learning_rate: float = Field(default=1e-4, gt=0)
     epsilon: float = Field(default=1e-3, gt=0, description="how far a loss is probed")
     directions: int = Field(default=1, ge=1, description="n, averaged in a step")
-    distribution: Distribution = "rademacher"
     sparsity: float = Field(
         default=0.0,
         ge=0,
@@ -109,12 +119,11 @@ class MezoTraining(Passes):
     gradient_bound: float = Field(default=64.0, gt=0, description="a slope beyond it counts as this much")
 
 
-class ScalarPasses(Passes):
+class ScalarPasses(Directed):
     """What the methods that send coefficients of seeds have."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     epsilon: float = Field(default=5e-4, gt=0, description="how far a loss is probed")
-    distribution: Distribution = "rademacher"
     gradient_bound: float = Field(default=64.0, gt=0, description="a slope beyond it counts as this much")
 
 
@@ -161,11 +170,11 @@ class DecomflTraining(ScalarPasses):
 class BlackboxTraining(Settings):
     """CMA-ES on a projection of the soft prompt (BBTv2, arXiv 2205.11200; Fed-BBPT, 2310.03123).
 
-    The model is only asked for losses. Sends the best point's coordinates, as coefficients of seeds.
+    The model is only asked for losses. Sends the coordinates of the search's mean, as coefficients of seeds.
     """
 
     kind: Literal["blackbox"]
-    dimensions: int = Field(default=64, ge=2, le=4096, description="of the space that is searched")
+    dimensions: int = Field(default=64, ge=2, le=1024, description="of the space that is searched")
     population: int = Field(default=16, ge=4, le=1024)
     generations: int = Field(default=10, ge=1, description="a round")
     sigma: float = Field(default=0.2, gt=0, description="first standard deviation of a coordinate")

@@ -323,6 +323,10 @@ class Evaluation:
     run: str = ""
 
 
+NOT_JOINED = "a run that this device has joined"
+"""In the reason of a client that does not know the run (any more): it must be introduced again."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientFailure:
     """A client could not do what it was asked, and why."""

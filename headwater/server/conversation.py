@@ -24,7 +24,7 @@ from headwater.protocol.coordinator import (
     Stop,
     Tick,
 )
-from headwater.protocol.messages import ClientProfile, TrainRequest
+from headwater.protocol.messages import NOT_JOINED, ClientProfile, TrainRequest
 from headwater.server.events import ClientDone, ClientFailed, Notice, Waiting
 from headwater.server.exchange import Incoming
 from headwater.server.members import Members
@@ -178,6 +178,8 @@ class _Talk:
             self._failed_ones.add(client)
             self._failed_once.add(client)
             self._failed(round, client, str(error))
+            if NOT_JOINED in str(error):
+                self._with.members.doubt(client)
             return receive(Failed(client, round, str(error)))
         self._accepted.add(client)
         self._with.watch.observer(ClientDone(self._with.round, client, incoming.bytes_up))

@@ -31,6 +31,10 @@ class Members(ABC):
     def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:
         """Replies to requests of these kinds that are there now. Introductions are dealt with on the way."""
 
+    @abstractmethod
+    def doubt(self, client: str) -> None:
+        """The client says that it does not know the run: introduce it again, where that can be."""
+
 
 class Introduced(Members):
     """Clients that were there at the start and stay: a simulation's.
@@ -51,6 +55,9 @@ class Introduced(Members):
 
     def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:  # noqa: D102 - inherited
         return self.exchange.poll(*kinds)
+
+    def doubt(self, client: str) -> None:
+        """Nothing: who was introduced once knows the run."""
 
 
 def profile_from(row: Mapping[str, Any]) -> ClientProfile:

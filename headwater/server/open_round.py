@@ -234,7 +234,7 @@ def _noise(
     Raises:
         UpdateRejected: a method along random directions, and no noise, or one that is none.
     """
-    if isinstance(delta, Scalars):
+    if isinstance(delta, Scalars) and plan.training.kind != "blackbox":  # a point, not noisy steps
         return delta.noise(size)
     if plan.training.kind in ("backprop", "noop"):
         return 0.0

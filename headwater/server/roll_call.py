@@ -86,6 +86,9 @@ class RollCall(Members):
             save_profiles(self._path, self._known)
             self._unsaved = False
 
+    def doubt(self, client: str) -> None:  # noqa: D102 - inherited
+        self._greeted.pop(client, None)
+
     def _greet(self) -> None:
         now = self._watch.clock()
         for name, session in self._sessions().items():

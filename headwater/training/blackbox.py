@@ -38,14 +38,6 @@ class LossOf(Protocol):
         """The mean loss of ``batch``; prompt: float32 [n], the adapter's values in name order."""
 
 
-class Output(Protocol):
-    """What a forward pass gives."""
-
-    @property
-    def loss(self) -> Tensor:
-        """The mean loss."""
-
-
 @runtime_checkable
 class Loadable(Protocol):
     """A model in this process, such as ``headwater.adapters.model.AdaptedModel``."""
@@ -57,8 +49,8 @@ class Loadable(Protocol):
     def write(self, vector: Tensor) -> None:
         """Set them: float32 [spec.numel]."""
 
-    def forward(self, batch: Batch) -> Output:
-        """Logits or not, but a loss."""
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The losses of a batch and their counts, both [b]."""
 
 
 def asking(model: Loadable) -> LossOf:
@@ -67,7 +59,8 @@ def asking(model: Loadable) -> LossOf:
     def ask(prompt: Tensor, batch: Batch) -> float:
         with torch.inference_mode():
             model.write(prompt)
-            return float(model.forward(batch).loss)
+            losses, counts = model.losses(batch)
+            return float(losses.sum() / counts.sum().clamp(min=1))
 
     return ask
 

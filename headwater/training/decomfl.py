@@ -59,7 +59,8 @@ class DecomflTrainer(CohortTrainer):
         wanted = (training.max_steps or 0) * training.directions
         if plan.count != wanted:
             raise TrainingError(f"client {task.client}", expected=f"{wanted} seeds", got=f"{plan.count}")
-        return contained(task, lambda: self._descend(task, training, plan, directions, key))
+        with self._model.sharing_trunk(task.plan.tensors, training.trunk_cache_mb * 2**20):
+            return contained(task, lambda: self._descend(task, training, plan, directions, key))
 
     def _descend(
         self, task: TrainTask, training: DecomflTraining, plan: SeedPlan, directions: Directions, key: Key

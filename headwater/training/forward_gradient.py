@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +47,11 @@ class Sloped(Protocol):
 
     def write(self, vector: Tensor) -> None:
         """Set the trained tensors: float32 [numel]."""
+
+    def sharing_trunk(
+        self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0
+    ) -> AbstractContextManager[None]:
+        """Inside, what no trained tensor changes is computed once for each batch."""
 
     def slope(self, batch: Batch, direction: Tensor) -> tuple[float, float]:
         """The loss, and its derivative along ``direction``, float32 [numel]."""
@@ -105,7 +111,8 @@ class ForwardGradientTrainer(CohortTrainer):
                 got=training.kind,
             )
         task.state.require_spec(self._model.spec, f"client {task.client}, state to train from")
-        return contained(task, lambda: self._descend(task, training, key))
+        with self._model.sharing_trunk(task.plan.tensors, training.trunk_cache_mb * 2**20):
+            return contained(task, lambda: self._descend(task, training, key))
 
     def _descend(
         self, task: TrainTask, training: ForwardGradientTraining | SpryTraining, key: Key

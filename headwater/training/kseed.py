@@ -61,7 +61,8 @@ class KseedTrainer(CohortTrainer):
         if not isinstance(training, KseedTraining):
             raise TrainingError(f"client {task.client}", expected="training.kind 'kseed'", got=training.kind)
         plan, directions = seeds_of(task, self._model.spec)
-        return contained(task, lambda: self._descend(task, training, plan, directions, key))
+        with self._model.sharing_trunk(task.plan.tensors, training.trunk_cache_mb * 2**20):
+            return contained(task, lambda: self._descend(task, training, plan, directions, key))
 
     def _descend(
         self, task: TrainTask, training: KseedTraining, plan: SeedPlan, directions: Directions, key: Key

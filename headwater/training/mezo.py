@@ -54,7 +54,8 @@ class MezoTrainer(CohortTrainer):
         if not isinstance(training, MezoTraining):
             raise TrainingError(f"client {task.client}", expected="training.kind 'mezo'", got=training.kind)
         task.state.require_spec(self._model.spec, f"client {task.client}, state to train from")
-        return contained(task, lambda: self._descend(task, training, key))
+        with self._model.sharing_trunk(task.plan.tensors, training.trunk_cache_mb * 2**20):
+            return contained(task, lambda: self._descend(task, training, key))
 
     def _descend(self, task: TrainTask, training: MezoTraining, key: Key) -> TrainResult:
         walk = Walk(self._model, task.state)

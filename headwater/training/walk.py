@@ -8,6 +8,7 @@ a probe leaves no trace, and whoever knows the steps has the same bits.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from headwater.state import AdapterState, StateSpec
 
 if TYPE_CHECKING:  # a walk on another kind of model needs no transformers
-    from headwater.adapters.model import Batch, Output
+    from headwater.adapters.model import Batch
 
 _BLOCK = 2**16
 """Values computed at a time, so that what is temporary in float64 stays small."""
@@ -37,8 +38,13 @@ class Walkable(Protocol):
     def write(self, vector: Tensor) -> None:
         """Set them from float32 [spec.numel]."""
 
-    def forward(self, batch: Batch) -> Output:
-        """The losses of a batch."""
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The losses of a batch and their counts, both [b]."""
+
+    def sharing_trunk(
+        self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0
+    ) -> AbstractContextManager[None]:
+        """Inside, what no trained tensor changes is computed once for each batch."""
 
 
 class Walk:
@@ -87,9 +93,8 @@ class Walk:
         """
         self._write(direction, reach)
         with torch.inference_mode():
-            output = self._model.forward(batch)
-            total = output.losses.sum(dtype=torch.float64).item()
-            return float(total) / max(1, int(output.counts.sum()))
+            losses, counts = self._model.losses(batch)
+            return float(losses.sum(dtype=torch.float64)) / max(1, int(counts.sum()))
 
     def central(self, batch: Batch, direction: Values, reach: float) -> tuple[float, float]:
         """(loss at + reach·z, loss at − reach·z), of the same batch."""

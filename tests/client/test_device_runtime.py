@@ -120,6 +120,16 @@ def test_no_path_of_the_server_is_read(device, tmp_path):
 # --- runs on disk ---------------------------------------------------------------------------------
 
 
+def test_a_run_that_is_joined_under_an_older_clock_is_not_the_one_to_forget(tmp_path, monkeypatch):
+    runs = JoinedRuns(tmp_path)
+    for i in range(KEPT_RUNS):
+        runs.join(profile_request(vector_federation(), run=f"run-{i}"))
+    monkeypatch.setattr("headwater.client.joined.time.time_ns", lambda: 1)
+    runs.join(profile_request(vector_federation(), run="late"))
+    assert runs.get("late") is not None
+    assert runs.runs()[0] == "late"
+
+
 def test_a_run_is_known_after_a_restart_and_old_runs_are_forgotten(tmp_path):
     federation = vector_federation()
     names = [f"run-{i}" for i in range(KEPT_RUNS + 2)]

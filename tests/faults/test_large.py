@@ -63,7 +63,7 @@ def test_300_mb_at_1_mb_a_second_delay_their_own_client_only(large, namespace: N
         for agent in large.agents[:2]:
             agent.start()
         trial = Trial(large, wait=False)
-        trial.reach(3, 240)
+        trial.reach(3, 420)
         namespace.limit(LINK_KB_PER_S)
         large.agents[2].start()
         eventually(lambda: door.down > 2_000_000, 60, "the slow download", 0.1)

@@ -28,6 +28,9 @@ class Fleet(Members):
     def ready(self):
         return self.known
 
+    def doubt(self, client):
+        pass
+
     def poll(self, *kinds):
         if self.answers:
             yield self.answers.pop(0)

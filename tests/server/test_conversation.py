@@ -8,7 +8,7 @@ import pytest
 
 from headwater.errors import StorageError, UpdateRejected
 from headwater.protocol.coordinator import Begin, Coordinator
-from headwater.protocol.messages import ClientProfile, TrainRequest
+from headwater.protocol.messages import NOT_JOINED, ClientProfile, TrainRequest
 from headwater.server.conversation import Conversation
 from headwater.server.events import ClientFailed, Waiting
 from headwater.server.exchange import Incoming
@@ -26,8 +26,11 @@ class One:
     def poll(self, *kinds):
         yield Incoming("ann", TrainRequest, 1, b"", "", 0)
 
+    def doubt(self, client):
+        self.doubted = client
 
-def talk(error):
+
+def talk(error, members=None):
     coordinator, told = Coordinator(1), []
 
     def fold(incoming):
@@ -36,7 +39,7 @@ def talk(error):
     watch = Watch(told.append, lambda: False, time.monotonic, None, lambda: False)
     begun = coordinator.receive(Begin(1, ("ann",), 0.0))
     conversation = Conversation(
-        coordinator, One(), watch, 1, ("ann",), ("ann",), 1, ask=lambda names: None, fold=fold
+        coordinator, members or One(), watch, 1, ("ann",), ("ann",), 1, ask=lambda names: None, fold=fold
     )
     conversation.run(begun)
     return [event for event in told if isinstance(event, ClientFailed)]
@@ -45,6 +48,15 @@ def talk(error):
 def test_a_bad_reply_is_the_clients_failure():
     (failed,) = talk(UpdateRejected("client ann", expected="an update", got="noise"))
     assert failed.client == "ann"
+
+
+def test_a_client_that_does_not_know_the_run_is_introduced_again():
+    members = One()
+    talk(UpdateRejected("client ann", expected="an update", got=f"failure: expected {NOT_JOINED}"), members)
+    assert members.doubted == "ann"
+    other = One()
+    talk(UpdateRejected("client ann", expected="an update", got="failure: no memory"), other)
+    assert not hasattr(other, "doubted")
 
 
 def test_a_full_disk_is_not():

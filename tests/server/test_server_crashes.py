@@ -77,9 +77,7 @@ class World:
             if found is None:
                 folder.keep_rounds(-1)
                 versions.keep_through(-1)
-                found = self.commit(
-                    folder, versions, Checkpoint(RUN, self.server(0, 0), Tracker("x")), {}
-                )
+                found = self.commit(folder, versions, Checkpoint(RUN, self.server(0, 0), Tracker("x")), {})
             else:
                 folder.keep_rounds(found.server.round)
                 versions.keep_through(found.server.round, found.server.state.sha256())

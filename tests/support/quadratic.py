@@ -110,6 +110,14 @@ class Quadratic:
         away = self._flat() - self._targets(batch)
         return Output((0.5 * self.curvature * away**2).sum(1), torch.ones(len(batch), dtype=torch.int64))
 
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        output = self.forward(batch)
+        return output.losses, output.counts
+
+    @contextlib.contextmanager
+    def sharing_trunk(self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0) -> Iterator[None]:
+        yield
+
     def slope(self, batch: Batch, direction: Tensor) -> tuple[float, float]:
         with torch.inference_mode():
             slope = self.gradient(batch) @ direction.double()
