@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo federation test test-slow check lint types layers docs bench bench-baselines bench-simulation bench-codec \
-        bench-aggregation bench-seeds bench-network bench-load bench-lowmemory lock stubs clean
+        bench-aggregation bench-seeds bench-network bench-load bench-lowmemory bench-methods lock stubs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -84,6 +84,9 @@ bench-load: $(VENV)/.dev ## 50, 200 and 500 agents against one daemon
 bench-lowmemory: $(VENV)/.dev ## memory of every way to train, a fresh process each
 	@$(BIN)/headwater fetch minilm smollm2 --out $(CORPORA)
 	@$(BIN)/python benchmarks/lowmemory.py --part memory
+
+bench-methods: $(VENV)/.dev ## every local method to 95 % of backprop's accuracy, 3 seeds, two corpora; hours
+	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py
 
 bench-baselines: $(VENV)/.dev ## federated against centralised and dense, 3 seeds, two corpora
 	@$(BIN)/headwater fetch minilm sentiment glosses --out $(CORPORA)

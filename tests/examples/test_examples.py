@@ -33,12 +33,25 @@ def simulate(name, out, *arguments):
 
 
 def test_all_that_the_documentation_names_are_there():
-    assert EXAMPLES == ["glosses", "own-data", "presidents", "prompt-tuning", "sentiment"]
+    assert EXAMPLES == [
+        "glosses",
+        "low-memory",
+        "own-data",
+        "presidents",
+        "prompt-tuning",
+        "seeds-only",
+        "sentiment",
+    ]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_file_is_right(name):
     assert load_federation(file(name)).settings.federation.name == name
+
+
+def test_the_language_model_of_low_memory_is_right_too():
+    path = ROOT / "examples" / "low-memory" / "smollm2.toml"
+    assert load_federation(path).settings.federation.name == "low-memory-smollm2"
 
 
 def test_own_data_on_a_tiny_model(tmp_path, capsys):
@@ -75,6 +88,26 @@ def test_prompt_tuning_learns(tmp_path):
     summary = simulate("prompt-tuning", tmp_path / "run", "--workers", "2")
     assert summary["metric"]["final"] > summary["metric"]["start"] + 0.15
     assert summary["metric"]["final"] > summary["baselines"]["majority"] + 0.1
+
+
+@pytest.mark.slow
+@needs
+def test_seeds_only_learns_from_a_few_kilobytes(tmp_path):
+    summary = simulate("seeds-only", tmp_path / "run", "--workers", "2")
+    assert summary["metric"]["final"] > summary["baselines"]["majority"] + 0.2
+    for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines():
+        for client in json.loads(line)["clients"].values():
+            assert client["bytes_up"] + client["bytes_down"] < 17_984
+
+
+@pytest.mark.slow
+@needs
+def test_low_memory_learns_from_three_methods(tmp_path):
+    summary = simulate("low-memory", tmp_path / "run", "--workers", "2")
+    assert summary["metric"]["final"] > summary["baselines"]["majority"] + 0.2
+    last = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[-1]
+    methods = sorted(c["method"] for c in json.loads(last)["clients"].values())
+    assert methods == ["default", "default", "phone", "sensor"]
 
 
 @pytest.mark.slow

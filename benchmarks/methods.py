@@ -1,0 +1,189 @@
+"""Every local method to 95 % of backprop's final accuracy: passes, bytes, minutes. JSON, a picture, a table.
+
+    python benchmarks/methods.py [--corpora sentiment glosses] [--methods kseed mixed] [--seeds 0 1 2]
+
+One adapter, one recipe for each method and corpus, fixed before the seeds were run: LoRA of rank 4 on
+query and value of MiniLM's last layer, and the head. Each run is `headwater simulate` in a fresh process; after every round the
+server's held-out file is measured. *mixed* is half backprop, a quarter forward gradients, a quarter kseed;
+*backprop half* is what its backprop clients would be alone. Methods in the order of METHODS; runs go on where
+the JSON has no row yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from picture import bars
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "methods.json"
+REACH = 0.95
+ROUNDS = {"sentiment": 12, "glosses": 16}
+WALK = "max_steps=200, epochs=1000, batch_size=32, final_learning_rate_fraction=0.1, trunk_cache_mb=256"
+RATE = {"sentiment": "3e-6", "glosses": "1e-6"}
+BACKPROP = (
+    '{kind="backprop", epochs=0.5, batch_size=32, learning_rate=3e-3, head_learning_rate=1e-2, '
+    "final_learning_rate_fraction=0.1}"
+)
+
+
+def trainings(corpus: str) -> dict[str, tuple[str, float]]:
+    """For each method its ``[training]``, and the passes over a batch that a step makes."""
+    walk = f"{WALK}, learning_rate={RATE[corpus]}"
+    short = walk.replace("max_steps=200", "max_steps=50")
+    probe = "epsilon=1e-4, gradient_bound=1024.0"
+    return {
+        "backprop": (BACKPROP, 3),
+        "forward_gradient": (f'{{kind="forward_gradient", directions=4, {short}}}', 4),
+        "spry": (f'{{kind="spry", directions=4, {short}}}', 4),
+        "mezo": (f'{{kind="mezo", {probe}, {walk}}}', 2),
+        "kseed": (f'{{kind="kseed", seeds=4096, {probe}, {walk}}}', 2),
+        "decomfl": (f'{{kind="decomfl", directions=4, {probe}, {short}}}', 5),
+    }
+
+
+def settings(corpus: str, method: str) -> list[str]:
+    """What the example's file is changed to."""
+    own = trainings(corpus)
+    chosen = [
+        f"federation.rounds={ROUNDS[corpus]}",
+        'adapter={kind="lora", rank=4, target_modules=["query", "value"], layers=[5], head_bits=6}',
+        'evaluation={metric="accuracy", every=1, clients=false}',
+        "baselines={}",
+        f"training={own['backprop' if method in ('mixed', 'backprop half') else method][0]}",
+    ]
+    if method == "mixed":
+        phone, sensor = own["forward_gradient"][0], own["kseed"][0]
+        chosen += [
+            f"methods={{phone={{training={phone}}}, sensor={{training={sensor}}}}}",
+            'assignment={kind="shares", shares={default=0.5, phone=0.25, sensor=0.25}}',
+        ]
+    if method == "backprop half":
+        # the same clients as in mixed: the others' method moves nothing
+        chosen += [
+            'methods={idle={training={kind="kseed", max_steps=1, learning_rate=1e-9}}}',
+            'assignment={kind="shares", shares={default=0.5, idle=0.5}}',
+        ]
+    return chosen
+
+
+def run(corpus: str, method: str, seed: int, workers: int) -> dict[str, Any]:
+    """One run's curve."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = HERE.parent / "examples" / corpus / "federation.toml"
+        command = [sys.executable, "-m", "headwater", "simulate", str(file), "--seed", str(seed)]
+        command += ["--workers", str(workers), "--quiet", "--out", f"{scratch}/run"]
+        for text in settings(corpus, method):
+            command += ["--set", text]
+        began = time.monotonic()
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        seconds = time.monotonic() - began
+        lines = Path(scratch, "run", "rounds.jsonl").read_text().splitlines()
+    own, curve = trainings(corpus), []
+    passes = 0.0
+    names = {"": "backprop" if method in ("mixed", "backprop half") else method}
+    names |= {"default": "backprop", "phone": "forward_gradient", "sensor": "kseed", "idle": "kseed"}
+    for record in map(json.loads, lines):
+        rows = record["clients"].values()
+        passes += sum(r.get("steps", 0) * own[names[r.get("method", "")]][1] for r in rows)
+        curve.append(
+            {
+                "round": record["round"],
+                "accuracy": record["test"]["accuracy"],
+                "passes": passes,
+                "up": record["bytes"]["up"],
+                "down": record["bytes"]["down"],
+                "train_s": sum(r.get("seconds", 0.0) for r in rows),
+            }
+        )
+    return {"corpus": corpus, "method": method, "seed": seed, "seconds": seconds, "curve": curve}
+
+
+def reached(curve: list[dict[str, Any]], goal: float) -> dict[str, float] | None:
+    """What it took until the accuracy was first at ``goal``; None if it never was."""
+    up = down = seconds = 0.0
+    for point in curve:
+        up, down, seconds = up + point["up"], down + point["down"], seconds + point["train_s"]
+        if point["accuracy"] >= goal:
+            done = {"rounds": point["round"], "passes": point["passes"], "bytes_up": up}
+            return {**done, "bytes_down": down, "train_minutes": seconds / 60}
+    return None
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each corpus and method."""
+    found = []
+    for corpus in dict.fromkeys(r["corpus"] for r in rows):
+        mine = [r for r in rows if r["corpus"] == corpus]
+        finals = [r["curve"][-1]["accuracy"] for r in mine if r["method"] == "backprop"]
+        goal = REACH * statistics.mean(finals) if finals else float("inf")
+        for method in dict.fromkeys(r["method"] for r in mine):
+            runs = [r["curve"] for r in mine if r["method"] == method]
+            took = [t for t in (reached(c, goal) for c in runs) if t]
+            last = [c[-1]["accuracy"] for c in runs]
+            found.append(
+                {
+                    "corpus": corpus,
+                    "method": method,
+                    "runs": len(runs),
+                    "final": statistics.mean(last),
+                    "final_spread": statistics.stdev(last) if len(last) > 1 else None,
+                    "goal": goal if finals else None,
+                    "reached_in": len(took),
+                    **({k: statistics.median(t[k] for t in took) for k in took[0]} if took else {}),
+                }
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [*trainings("sentiment"), "mixed", "backprop half"]
+    parser.add_argument("--corpora", nargs="+", default=list(ROUNDS), choices=list(ROUNDS))
+    parser.add_argument("--methods", nargs="+", default=names, choices=names)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--anew", action="store_true", help="forget the rows that are there")
+    options = parser.parse_args()
+    result: dict[str, Any] = {"rows": []}
+    if RESULTS.exists() and not options.anew:
+        result = json.loads(RESULTS.read_text())
+    have = {(r["corpus"], r["method"], r["seed"]) for r in result["rows"]}
+    for seed in options.seeds:
+        for corpus in options.corpora:
+            for method in options.methods:
+                if (corpus, method, seed) in have:
+                    continue
+                row = run(corpus, method, seed, options.workers)
+                result["rows"].append(row)
+                result["summary"] = summary(result["rows"])
+                RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+                curve = [round(p["accuracy"], 3) for p in row["curve"]]
+                print(f"{corpus} {method} seed {seed}: {row['seconds']:.0f} s, {curve}", flush=True)
+    for corpus in options.corpora:
+        lines = [line for line in summary(result["rows"]) if line["corpus"] == corpus]
+        shown = {
+            line["method"]: [
+                r["curve"][-1]["accuracy"]
+                for r in result["rows"]
+                if (r["corpus"], r["method"]) == (corpus, line["method"])
+            ]
+            for line in lines
+        }
+        (RESULTS.parent / f"methods-{corpus}.svg").write_text(bars(f"{corpus}: accuracy, last round", shown))
+        for line in lines:
+            print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
