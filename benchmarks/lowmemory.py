@@ -27,7 +27,7 @@ MODES: dict[str, dict[str, Any]] = {
     "backprop": {"kind": "backprop"},
 }
 LENGTHS = (64, 128, 256, 512)
-NEEDED_MIB = {"smollm2": 24.0, "minilm": 2.0}
+NEEDED_MIB = {"smollm2": 4.0, "minilm": 1.0}
 """Per token of a batch, of a backprop step, with room to spare: rows that do not fit now are left out."""
 
 
