@@ -4,9 +4,9 @@
 
 One adapter, one recipe for each method and corpus, fixed before the seeds were run: LoRA of rank 4 on
 query and value of MiniLM's last layer, and the head. Each run is `headwater simulate` in a fresh process;
-after every round the server's held-out file is measured. *mixed* is half backprop, a quarter forward gradients, a quarter kseed;
-*backprop half* is what its backprop clients would be alone. Runs go on
-where the JSON has no row yet.
+after every round the server's held-out file is measured. *mixed* is half backprop, a quarter forward
+gradients, a quarter kseed; *backprop half* is what its backprop clients would be alone. Runs go on where the
+JSON has no row yet.
 """
 
 from __future__ import annotations
