@@ -1,7 +1,8 @@
-"""Memory of every way to train: ``python benchmarks/lowmemory.py --part memory``, into ``results/``.
+"""Memory of every way to train: ``python benchmarks/lowmemory.py``, into ``results/``.
 
 Each row is a fresh process that makes two steps: VmHWM above the loaded model and of the whole process,
-beside the traced peak of live bytes and the prediction. ``--only smollm2:mezo:128`` does one row.
+beside the traced peak of live bytes and the prediction. The file is written after every row;
+``--only smollm2:mezo:128`` does one row and prints it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NEEDED_MIB = {"smollm2": 4.0, "minilm": 1.0}
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--part", choices=["memory"], default="memory")
+    parser.add_argument("--models", nargs="+", choices=list(FILES), default=list(FILES))
     parser.add_argument("--only", help="MODEL:MODE:TOKENS")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -45,7 +46,17 @@ def main() -> None:
         model, mode, tokens = options.only.split(":")
         print(json.dumps(_row(model, mode, int(tokens), options.batch), indent=1))
         return
-    rows = [_row(m, k, t, options.batch) for m in FILES for t in LENGTHS for k in MODES]
+    file = RESULTS / "lowmemory.json"
+    known = json.loads(file.read_text())["memory"] if file.exists() else []
+    rows = {(r["model"], r["mode"], r["tokens"]): r for r in known}
+    for model in options.models:
+        for tokens in LENGTHS:
+            for mode in MODES:
+                rows[model, mode, tokens] = _row(model, mode, tokens, options.batch)
+                _write(list(rows.values()), options.batch)
+
+
+def _write(rows: list[dict[str, Any]], batch: int) -> None:
     done = [row for row in rows if "peak_mib" in row]
     result = {
         "machine": {"python": platform.python_version(), "cores": os.cpu_count()},
@@ -55,11 +66,11 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "lowmemory.json").write_text(json.dumps(result, indent=1) + "\n")
-    shown = {f"{r['mode']} {r['tokens']}": [r["peak_mib"]] for r in done if r["model"] == "smollm2"}
-    if shown:
-        title = f"SmolLM2, batch {options.batch}: peak resident memory of a step, MiB"
-        (RESULTS / "lowmemory.svg").write_text(bars(title, shown))
-    print(json.dumps(result["ratios"], indent=1))
+    for model in FILES:
+        shown = {f"{r['mode']} {r['tokens']}": [r["peak_mib"]] for r in done if r["model"] == model}
+        if shown:
+            title = f"{model}, batch {batch}: peak resident memory of a step, MiB"
+            (RESULTS / f"lowmemory-{model}.svg").write_text(bars(title, shown))
 
 
 def _row(model: str, mode: str, tokens: int, batch: int) -> dict[str, Any]:
