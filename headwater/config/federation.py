@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from headwater.config.assignment import DEFAULT, Assignment, Method
+from headwater.config.consistency import require_consistent
 from headwater.config.settings import Settings
-from headwater.config.training import SCALAR_KINDS, Training
+from headwater.config.training import Training
 
 
 class FederationSettings(Settings):
@@ -376,9 +377,6 @@ class BaselineSettings(Settings):
     centralised: bool = Field(default=False, description="all data in one place, equal passes")
 
 
-MAX_METHODS, MAX_METHOD_NAME = 64, 64
-
-
 class Federation(Settings):
     """The whole federation file."""
 
@@ -399,173 +397,10 @@ class Federation(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Federation:
-        vector = self.model.kind == "vector"
-        bare = self.training.kind == "noop" and self.data.kind == "none" and self.adapter is None
-        if vector and not bare:
-            raise ValueError(
-                "model.kind 'vector' needs data.kind 'none', training.kind 'noop' and no [adapter]"
-            )
-        if not vector and self.adapter is None:
-            raise ValueError('[adapter] is missing: add one, for example kind = "lora"')
-        if not vector and self.data.kind == "none":
-            raise ValueError("data.kind 'none' goes with model.kind 'vector' only")
-        if not vector and (self.model.kind == "causal-lm") != (
-            self.data.kind in ("causal-lm", "instruction")
-        ):
-            raise ValueError(
-                f"model.kind '{self.model.kind}' does not fit data.kind '{self.data.kind}': classification "
-                "goes with 'encoder' or 'sequence-classification', text and instructions with 'causal-lm'"
-            )
-        self._check_measurable()
-        self._check_cohort()
-        self._check_methods()
-        if self.privacy.clip_l2 is not None and self.codec.up.kind == "compeft" and self.codec.up.alpha:
-            raise ValueError("codec.up.alpha may lift an update above privacy.clip_l2: leave one of them out")
-        strategy = self.strategy
-        if strategy.kind != "mean" and strategy.space == "factors" and not strategy.allow_factors:
-            raise ValueError(
-                f"strategy '{strategy.kind}' in space 'factors' merges A and B coordinate by coordinate, "
-                'which is noise of the basis: use space = "ffa", or set allow_factors = true if you mean it'
-            )
-        if (
-            strategy.space == "ffa"
-            and self.adapter is not None
-            and self.adapter.kind != "lora"
-            and (strategy.kind == "mean")
-        ):
-            raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{self.adapter.kind}'")
+        require_consistent(self)
         return self
 
     @property
     def trainings(self) -> dict[str, Training]:
         """The methods that clients may be told to use, by name."""
         return {DEFAULT: self.training} | {name: m.training for name, m in self.methods.items()}
-
-    def _check_methods(self) -> None:
-        """Every method can be used, and be merged with the others."""
-        if bad := [name for name in self.methods if name == DEFAULT or not name.isidentifier()]:
-            raise ValueError(f"methods.{bad[0]}: a name of letters, digits and _ other than '{DEFAULT}'")
-        if len(self.methods) >= MAX_METHODS or any(len(name) > MAX_METHOD_NAME for name in self.methods):
-            raise ValueError(
-                f"[methods]: fewer than {MAX_METHODS}, with names of at most {MAX_METHOD_NAME} characters"
-            )
-        named = set[str]()
-        if self.assignment is not None:
-            match self.assignment.kind:
-                case "shares":
-                    named = set(self.assignment.shares)
-                case "clients":
-                    named = set(self.assignment.clients.values())
-                case "planner":
-                    named = set(self.assignment.prefer)
-        if unknown := sorted(named - self.trainings.keys()):
-            raise ValueError(
-                f"assignment: there is no method '{unknown[0]}'; there are {', '.join(self.trainings)}"
-            )
-        if self.methods and self.assignment is None:
-            raise ValueError("[methods] without [assignment]: nobody would use them")
-        mean, buffered = self.strategy.kind == "mean", self.schedule.kind == "buffered"
-        scalar = [t for t in self.trainings.values() if t.kind in SCALAR_KINDS]
-        partial = any(m.rank or m.last_layers for m in self.methods.values())
-        for training in self.trainings.values():
-            kind = training.kind
-            if kind == "noop" and self.methods:
-                raise ValueError("training kind 'noop' goes with no other method")
-            if not mean and (kind in SCALAR_KINDS or kind == "spry" or partial):
-                raise ValueError(
-                    f"method '{kind}' and methods with rank or last_layers need strategy 'mean', "
-                    f"not '{self.strategy.kind}'"
-                )
-            if self.strategy.kind == "fisher" and self.adapter is not None and self.adapter.head_bits:
-                raise ValueError("adapter.head_bits is for methods without gradients, not strategy 'fisher'")
-            if self.strategy.kind == "fisher" and kind not in ("backprop", "noop"):
-                raise ValueError(f"strategy 'fisher' needs gradients, which '{kind}' does not have")
-            if buffered and kind in ("spry", "decomfl"):
-                raise ValueError(f"method '{kind}' needs rounds: a buffered version has updates of several")
-            if kind == "blackbox" and (self.adapter is None or self.adapter.kind != "prompt"):
-                raise ValueError("method 'blackbox' searches a soft prompt: use [adapter] kind = \"prompt\"")
-            if kind == "spry" and not self._layered:
-                raise ValueError('method \'spry\' splits layers: use [adapter] kind = "lora" or "ia3"')
-            if not 2.0**-40 <= _largest_step(training) <= 2.0**14:
-                raise ValueError(
-                    f"method '{kind}': learning_rate times gradient_bound (scale times 8 of blackbox) is the "
-                    "largest step along a seed, and must be between 2^-40 and 2^14, not "
-                    f"{_largest_step(training):g}"
-                )
-        if scalar and self.privacy.clip_l2 is not None:
-            raise ValueError("privacy.clip_l2 goes with deltas; bound scalars by gradient_bound instead")
-        for name, method in self.methods.items():
-            if method.training.kind in SCALAR_KINDS and (method.rank or method.last_layers):
-                raise ValueError(f"methods.{name}: seeds move the whole adapter: no rank, no last_layers")
-            if method.last_layers and not self._layered:
-                raise ValueError(f'methods.{name}.last_layers needs [adapter] kind = "lora" or "ia3"')
-            whole = self.adapter.rank if self.adapter is not None and self.adapter.kind == "lora" else 0
-            if method.rank and method.rank > whole:
-                raise ValueError(f"methods.{name}.rank {method.rank} needs LoRA of at least that rank")
-        if len({_span(t) for t in scalar}) > 1:
-            raise ValueError(
-                "methods that send scalars must share kind, seeds, distribution, learning_rate and "
-                "gradient_bound: one set of seeds serves a round"
-            )
-
-    @property
-    def _layered(self) -> bool:
-        """Whether the adapter has tensors of single layers."""
-        return self.adapter is not None and self.adapter.kind in ("lora", "ia3")
-
-    def _check_cohort(self) -> None:
-        """A round, or a version, can end as the file asks."""
-        cohort, schedule = self.cohort, self.schedule
-        per_round, target, least = cohort.clients_per_round, cohort.target_clients, cohort.min_clients
-        if target is not None and schedule.kind == "buffered":
-            raise ValueError("cohort.target_clients goes with rounds: set schedule.buffer instead")
-        if schedule.kind == "buffered":
-            if least > schedule.buffer:
-                raise ValueError(
-                    f"cohort.min_clients {least} is above schedule.buffer {schedule.buffer}, "
-                    "with which a version closes"
-                )
-            return  # clients_per_round is how many work at once, and may be fewer than either
-        if per_round is not None and per_round < least:
-            raise ValueError(f"cohort.clients_per_round {per_round} is below cohort.min_clients {least}")
-        if target is not None and target < least:
-            raise ValueError(f"cohort.target_clients {target} is below cohort.min_clients {least}")
-        if target is not None and per_round is not None and target > per_round:
-            raise ValueError(f"cohort.target_clients {target} is above cohort.clients_per_round {per_round}")
-
-    def _check_measurable(self) -> None:
-        """What is to be measured can be: found out here, not after the last round."""
-        data, wanted, metric = self.data, self.baselines, self.evaluation.metric
-        tokens = self.model.kind in ("causal-lm", "vector")
-        if metric in ("accuracy", "macro_f1") and tokens:
-            raise ValueError(f"evaluation.metric '{metric}' needs classification: use 'loss' or 'perplexity'")
-        if metric == "perplexity" and self.model.kind != "causal-lm":
-            raise ValueError("evaluation.metric 'perplexity' needs a causal model")
-        if (wanted.majority or wanted.probe) and (tokens or metric not in (None, "accuracy")):
-            raise ValueError("baselines.majority and probe need classification judged by accuracy")
-        held_out = data.kind != "none" and (data.test is not None or data.validation_fraction > 0)
-        if any(value for _, value in wanted) and not held_out:
-            raise ValueError("[baselines] need data.test, or data.validation_fraction above 0")
-        measured = held_out and self.evaluation.every > 0
-        by_clients = data.kind != "none" and data.validation_fraction > 0 and self.evaluation.clients
-        if self.evaluation.patience is not None and not (
-            measured and (by_clients or (data.kind != "none" and data.test is not None))
-        ):
-            raise ValueError("evaluation.patience needs evaluations: data.test, or clients that evaluate")
-
-
-def _largest_step(training: Training) -> float:
-    """How far a client that sends scalars can go along a seed at once; 1 for other methods."""
-    if training.kind == "blackbox":
-        return 8 * training.scale
-    if training.kind == "kseed" or training.kind == "decomfl":
-        return training.learning_rate * training.gradient_bound
-    return 1.0
-
-
-def _span(training: Training) -> tuple[object, ...]:
-    """What makes two methods' scalars mean the same."""
-    names = ["kind", "seeds", "dimensions", "directions", "max_steps", "distribution"]
-    names += ["learning_rate", "gradient_bound", "scale", "sigma"]
-    kseed = training.kind == "kseed"
-    return tuple(getattr(training, name, None) for name in names if not (kseed and name == "max_steps"))
