@@ -9,8 +9,8 @@ WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo federation test test-slow check lint types layers docs bench bench-baselines bench-simulation bench-codec \
-        bench-aggregation bench-seeds bench-network bench-load bench-lowmemory bench-methods lock stubs clean
+.PHONY: help demo federation test test-slow test-faults check lint types layers docs bench bench-baselines bench-simulation bench-codec \
+        bench-aggregation bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods lock stubs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -81,9 +81,12 @@ bench-network: $(VENV)/.dev ## latency, MB/s and memory beside Flower's own stac
 bench-load: $(VENV)/.dev ## 50, 200 and 500 agents against one daemon
 	@$(BIN)/python benchmarks/load.py
 
+bench-soak: $(VENV)/.dev ## whether the daemon's memory ends growing: 50 agents, 30 minutes
+	@$(BIN)/python benchmarks/soak.py
+
 bench-lowmemory: $(VENV)/.dev ## memory of every way to train, a fresh process each
 	@$(BIN)/headwater fetch minilm smollm2 --out $(CORPORA)
-	@$(BIN)/python benchmarks/lowmemory.py --part memory
+	@$(BIN)/python benchmarks/lowmemory.py
 
 bench-methods: $(VENV)/.dev ## every local method to 95 % of backprop's accuracy, 3 seeds, two corpora; hours
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py

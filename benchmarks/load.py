@@ -11,6 +11,7 @@ counted after rounds 2 and the last too, which costs time: its timings are not t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +63,19 @@ PAYLOADS = {2_500: 16, 250_000: 8, 2_500_000: 4}
 WITHIN_S = 280.0
 
 
-def measure(
-    agents: int, rounds: int, size: int, codec: str, speakers: int, *, attribute: bool = False
-) -> dict[str, Any]:
-    """One run of a fresh daemon."""
+@contextlib.contextmanager
+def spoken_for(
+    agents: int, file: str, speakers: int, *, probe: bool = False, pace_s: float = 0.0
+) -> Iterator[Speaking]:
+    """A fresh daemon with a run submitted, and processes that speak for the agents until the context ends.
+
+    Args:
+        agents: how many are enrolled and spoken for.
+        file: the federation.
+        speakers: processes that share them.
+        probe: let the daemon tell what lives in it.
+        pace_s: how long an agent waits before it answers.
+    """
     with tempfile.TemporaryDirectory() as scratch, LocalNetwork(Path(scratch) / "net") as network:
         folder = network.folder
         names = [f"client-{i:04}" for i in range(agents)]
@@ -74,46 +86,59 @@ def measure(
             registry.accept(read_request(make_request(identity)))
         ca = folder / "ca.pem"
         ca.write_bytes(network.workspace.credentials.ca())
-        facts = {"server": f"localhost:{network.ports[0]}", "ca": str(ca), "names": names}
+        facts = {"server": f"localhost:{network.ports[0]}", "ca": str(ca), "names": names, "pace_s": pace_s}
         (folder / "load.json").write_text(json.dumps(facts))
-        file = folder / "federation.toml"
-        file.write_text(FEDERATION.format(rounds=rounds, size=size, agents=agents, codec=codec))
-        probe = folder / "probe.json" if attribute else None
-        if probe is not None:
+        (folder / "federation.toml").write_text(file)
+        probe_file = folder / "probe.json" if probe else None
+        if probe_file is not None:
             path = str(Path(__file__).with_name("probe"))
-            network.daemon.environment = {"PYTHONPATH": path, "HEADWATER_PROBE": str(probe)}
+            network.daemon.environment = {"PYTHONPATH": path, "HEADWATER_PROBE": str(probe_file)}
         began = time.perf_counter()
         network.start_daemon()
         start_s, start_rss = time.perf_counter() - began, rss_mib(network.daemon.pid)
-        run = network.submit(load_federation(file))
+        run = network.submit(load_federation(folder / "federation.toml"))
         edges = [agents * i // speakers for i in range(speakers + 1)]
+        speaker = str(Path(__file__).with_name("load_agents.py"))
         generators = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    str(Path(__file__).with_name("load_agents.py")),
-                    str(folder),
-                    str(a),
-                    str(b),
-                ],
-                stdout=subprocess.PIPE,
-            )
+            subprocess.Popen([sys.executable, speaker, str(folder), str(a), str(b)], stdout=subprocess.PIPE)
             for a, b in itertools.pairwise(edges)
         ]
+        speaking = Speaking(network, run, generators, probe_file, start_s, start_rss)
         try:
-            seen = _follow(network, run, generators, rounds, probe)
-            if os.environ.get("LOAD_HOLD"):
-                time.sleep(float(os.environ["LOAD_HOLD"]))
+            yield speaking
         finally:
             for generator in generators:
                 generator.send_signal(signal.SIGTERM)
-        said = [json.loads(generator.communicate(timeout=60)[0]) for generator in generators]
+            speaking.said = [json.loads(g.communicate(timeout=60)[0] or "null") for g in generators]
+
+
+@dataclass
+class Speaking:
+    """What :func:`spoken_for` started; ``said`` is there when the speakers have ended."""
+
+    network: LocalNetwork
+    run: str
+    generators: list[subprocess.Popen[bytes]]
+    probe: Path | None
+    start_s: float
+    start_rss_mib: float
+    said: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure(
+    agents: int, rounds: int, size: int, codec: str, speakers: int, *, attribute: bool = False
+) -> dict[str, Any]:
+    """One run of a fresh daemon."""
+    file = FEDERATION.format(rounds=rounds, size=size, agents=agents, codec=codec)
+    with spoken_for(agents, file, speakers, probe=attribute) as speaking:
+        network, run = speaking.network, speaking.run
+        seen = _follow(network, run, speaking.generators, rounds, speaking.probe)
         with network.control() as control:
             refused = dict(control.status().refused)
         summary = json.loads((network.run_folder(run) / "summary.json").read_text())
-    return _row(agents, size, codec, summary, seen, said, refused) | {
-        "daemon_start_s": round(start_s, 2),
-        "daemon_start_rss_mib": round(start_rss),
+    return _row(agents, size, codec, summary, seen, speaking.said, refused) | {
+        "daemon_start_s": round(speaking.start_s, 2),
+        "daemon_start_rss_mib": round(speaking.start_rss_mib),
     }
 
 
@@ -140,7 +165,7 @@ def _follow(
             if probe is not None:
                 for mark in (2, rounds):
                     if len(ends) > mark and str(mark) not in inside:
-                        inside[str(mark)] = _ask(pid, probe) | {"rss_mib": round(rss_mib(pid), 1)}
+                        inside[str(mark)] = ask(pid, probe) | {"rss_mib": round(rss_mib(pid), 1)}
 
     with Sampler(look, 0.1):
         *_, row = network.watch(run, WITHIN_S)
@@ -151,7 +176,7 @@ def _follow(
     return {"ends": ends, "peak": peak[0], "records": records, "inside": inside}
 
 
-def _ask(pid: int, probe: Path) -> dict[str, Any]:
+def ask(pid: int, probe: Path) -> dict[str, Any]:
     """What the daemon says lives in it; empty if it does not answer."""
     probe.unlink(missing_ok=True)
     os.kill(pid, signal.SIGUSR1)

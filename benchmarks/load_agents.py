@@ -14,6 +14,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,10 +73,11 @@ class Desk:
 
     policy = SimpleNamespace(settings=SimpleNamespace(metered=False))
 
-    def __init__(self, identity: Identity, runtime: Runtime) -> None:
-        self._identity, self._runtime = identity, runtime
+    def __init__(self, identity: Identity, runtime: Runtime, pace_s: float) -> None:
+        self._identity, self._runtime, self._pace_s = identity, runtime, pace_s
 
     def answer(self, parts: dict[str, bytes]) -> bytes:
+        time.sleep(self._pace_s)
         reply = self._runtime.answer(self._identity.name, parts["envelope"], parts["state"])
         return encode_signed(reply, self._identity.sign_reply(reply))
 
@@ -98,6 +100,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     ca = Path(facts["ca"]).read_bytes()
     status = SimpleNamespace(contact=lambda state: None, note=lambda text: None, doing=lambda what: None)
+    pace_s = float(facts.get("pace_s", 0.0))
     gc.freeze()
     threads = []
     for name in facts["names"][first:last]:
@@ -108,7 +111,7 @@ def main() -> None:
             if "answered" not in text and text != "connected":
                 SAID[text.split(";")[0][:160]] += 1
 
-        agent: Any = Agent(connection, Desk(identity, runtime), say, stop, status)  # type: ignore[arg-type]
+        agent: Any = Agent(connection, Desk(identity, runtime, pace_s), say, stop, status)  # type: ignore[arg-type]
         threads.append(threading.Thread(target=agent.run, daemon=True))
         threads[-1].start()
         stop.wait(0.005)

@@ -1,4 +1,4 @@
-"""bars: a horizontal bar chart as SVG, one bar per row, a dot per repetition."""
+"""Pictures as SVG: :func:`bars`, one per row with a dot per repetition, and :func:`curve`, a line."""
 
 from __future__ import annotations
 
@@ -29,3 +29,35 @@ def bars(title: str, values: Mapping[str, Sequence[float]], unit: str = "") -> s
         shown = f"{mean:.3f}" if top < 10 else f"{mean:,.0f}"
         parts.append(f'<text x="{LEFT + WIDTH + 8}" y="{y + 5}">{shown}{escape(unit)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def curve(title: str, points: Sequence[tuple[float, float]], along: str) -> str:
+    """A line from zero on both axes; the last value is written beside it."""
+    left, bottom, height = 50, 30, 220
+    right, top = max(x for x, _ in points) or 1.0, 1.1 * max(y for _, y in points) or 1.0
+    low = height + 30
+
+    def place(x: float, y: float) -> str:
+        return f"{left + WIDTH * x / right:.1f},{low - height * y / top:.1f}"
+
+    last_x, last_y = points[-1]
+    x, y = place(last_x, last_y).split(",")
+    return (
+        "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + WIDTH + 70} {low + bottom}" '
+                'font-family="system-ui, sans-serif" font-size="13" fill="#333">',
+                '<rect width="100%" height="100%" fill="#fff"/>',
+                f'<text x="8" y="20" font-weight="600">{escape(title)}</text>',
+                f'<path d="M{left},{low - height} V{low} H{left + WIDTH}" fill="none" stroke="#999"/>',
+                f'<text x="{left - 6}" y="{low}" text-anchor="end">0</text>',
+                f'<text x="{left + WIDTH}" y="{low + 20}" text-anchor="end">'
+                f"{right:,.0f} {escape(along)}</text>",
+                f'<polyline points="{" ".join(place(*p) for p in points)}" fill="none" '
+                'stroke="#1f4e79" stroke-width="2"/>',
+                f'<text x="{float(x) + 6:.1f}" y="{float(y) + 5:.1f}">{last_y:,.0f}</text>',
+                "</svg>",
+            ]
+        )
+        + "\n"
+    )

@@ -20,7 +20,7 @@ from headwater.adapters.late_head import IGNORED, LateHead
 from headwater.adapters.names import module_of, named_trainables
 from headwater.adapters.network import Network, new_head
 from headwater.adapters.slope import slope
-from headwater.adapters.trunk import Trunk
+from headwater.adapters.trunk import Kept, Trunk
 from headwater.config import LoadedFederation
 from headwater.config.federation import Adapter, InstructionData, LoraAdapter, VectorModel
 from headwater.errors import ModelError
@@ -90,6 +90,7 @@ class AdaptedModel:
         self.frozen = AdapterState(self.spec, {})
         self._initial = self.frozen
         self._trunk: Trunk | None = None
+        self._kept: dict[str, Kept] = {}
 
     @staticmethod
     def build(loaded: LoadedFederation, base: Base, *, key: Key) -> AdaptedModel:
@@ -267,25 +268,47 @@ class AdaptedModel:
         return losses, (targets[:, 1:] != IGNORED).sum(1)
 
     @contextlib.contextmanager
-    def sharing_trunk(self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0) -> Iterator[None]:
+    def sharing_trunk(
+        self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0, *, purpose: str = "training"
+    ) -> Iterator[None]:
         """Inside, the layers below every trained tensor are computed once for each batch.
 
         For methods that ask for the losses of one batch more than once. With a budget, what reaches the
-        layer above is kept for examples that come again, so far as it goes; the last bits of a loss may
-        then depend on which batch an example was first in. See :mod:`headwater.adapters.trunk`.
+        layer above is kept for examples that come again, also in later tasks if nothing below it is ever
+        trained. See :mod:`headwater.adapters.trunk`.
 
         Args:
             tensors: only these are trained; all if None. The others must not change inside.
             budget_bytes: memory for examples that come again.
+            purpose: what is kept is kept apart for each, so that one does not push out the other's.
         """
-        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
-        trained = [names[id(p)] for s, p in self._parameters if tensors is None or s.name in tensors]
-        if self.adapter.kind in ("lora", "ia3"):  # others change what reaches the first layer, or every one
-            self._trunk = Trunk.below(self.network, trained, budget_bytes)
+        self._trunk = self._trunk_below(tensors)
+        if self._trunk is not None and budget_bytes:
+            kept = self._kept.get(purpose)
+            if kept is None or kept.budget_bytes != budget_bytes:
+                kept = Kept(budget_bytes)
+            lowest = self._trunk_below(None)
+            if lowest is not None and lowest.first == self._trunk.first:
+                self._kept[purpose] = kept
+            else:  # a tensor below may move between two tasks
+                kept = Kept(budget_bytes)
+            kept.begin()
+            self._trunk = self._trunk.keeping(kept)
         try:
             yield
         finally:
             self._trunk = None
+
+    def has_trunk(self, tensors: tuple[str, ...] | None = None) -> bool:
+        """Whether there are layers below all of ``tensors`` (all if None) for :meth:`sharing_trunk`."""
+        return self._trunk_below(tensors) is not None
+
+    def _trunk_below(self, tensors: tuple[str, ...] | None) -> Trunk | None:
+        if self.adapter.kind not in ("lora", "ia3"):
+            return None  # others change what reaches the first layer, or every one
+        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        trained = [names[id(p)] for s, p in self._parameters if tensors is None or s.name in tensors]
+        return Trunk.below(self.network, trained)
 
     def _above_trunk(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
         if self._trunk is None:
@@ -293,8 +316,10 @@ class AdaptedModel:
         return self._trunk.skipped(self._reach_of_trunk(self._trunk, batch))
 
     def _reach_of_trunk(self, trunk: Trunk, batch: Batch) -> Tensor:
-        tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
-        return trunk.reach(batch.tokens, batch.mask, lambda: self.network(tokens, mask))
+        def run(tokens: Tensor, mask: Tensor) -> object:
+            return self.network(tokens.to(self.base.device), mask.to(self.base.device))
+
+        return trunk.reach(batch.tokens, batch.mask, run)
 
     @cached_property
     def _late_head(self) -> LateHead | None:

@@ -2,18 +2,66 @@
 
 A method without backprop asks for the loss of one batch again and again, at weights that differ in the
 upper layers only. What reaches the first of those is always the same: kept for the batch it saves the
-trunk in every pass but the first; kept for all examples of a task, within a budget of memory, in every
-step but the first that meets an example.
+trunk in every pass but the first; kept for all examples, within a budget of memory (:class:`Kept`), in every
+step but the first that ever meets an example.
+
+What is to be kept is computed for each example by itself, without padding. So it is a function of the
+example: no bit of a loss depends on what was kept before, on batches, on other clients, or on a restart.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+Run: TypeAlias = Callable[[Tensor, Tensor], object]
+"""Passes tokens [b, t] and mask [b, t] through the network."""
+
+
+class Kept:
+    """What reached the layer above the trunk, by example, up to so many bytes.
+
+    Where room is wanting, examples make way that were not met since :meth:`begin`, the longest unused
+    first. Those of the same task never do: met in turn, each would push out the next one needed.
+
+    Args:
+        budget_bytes: of hidden states.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes, self.used_bytes = budget_bytes, 0
+        self._turn = 0
+        self._rows: dict[bytes, tuple[Tensor, int]] = {}  # the longest unused first
+
+    def begin(self) -> None:
+        """Another task: what it does not meet may make way."""
+        self._turn += 1
+
+    def get(self, row: bytes) -> Tensor | None:
+        """[t, d] of an example, if it is kept."""
+        found = self._rows.pop(row, None)
+        if found is None:
+            return None
+        self._rows[row] = found[0], self._turn
+        return found[0]
+
+    def put(self, row: bytes, hidden: Tensor) -> None:
+        """Keep it, if there is room or room can be made."""
+        size = hidden.numel() * hidden.element_size()
+        if size > self.budget_bytes:
+            return
+        while self.used_bytes + size > self.budget_bytes:
+            oldest = next(iter(self._rows), None)
+            if oldest is None or self._rows[oldest][1] == self._turn:
+                return
+            left, _ = self._rows.pop(oldest)
+            self.used_bytes -= left.numel() * left.element_size()
+        self._rows[row] = hidden, self._turn
+        self.used_bytes += size
 
 
 class Trunk:
@@ -22,22 +70,20 @@ class Trunk:
     Args:
         layers: the network's stack, which this object borrows while it computes.
         first: the layers below this one are the trunk.
-        budget_bytes: hidden states of so many bytes are kept from batch to batch; 0: of the last batch only.
+        kept: hidden states from batch to batch; None: of the last batch only.
     """
 
-    def __init__(self, layers: nn.ModuleList, first: int, budget_bytes: int = 0) -> None:
-        self._layers, self._first, self._left = layers, first, budget_bytes
-        self._kept: dict[bytes, Tensor] = {}
+    def __init__(self, layers: nn.ModuleList, first: int, kept: Kept | None = None) -> None:
+        self._layers, self.first, self._kept = layers, first, kept
         self._last: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def below(network: nn.Module, trained: Iterable[str], budget_bytes: int = 0) -> Trunk | None:
+    def below(network: nn.Module, trained: Iterable[str]) -> Trunk | None:
         """What lies below every trained tensor.
 
         Args:
             network: whose stack of layers is looked for.
             trained: names of the trained parameters, as in ``network.named_parameters()``.
-            budget_bytes: as of :class:`Trunk`.
 
         Returns:
             None if the first layer is trained, or if there is no one stack that all of it is in.
@@ -54,45 +100,53 @@ class Trunk:
         layers, first = network.get_submodule(stacks.pop()), min(number for _, number in found)
         if first == 0 or not isinstance(layers, nn.ModuleList):
             return None
-        return Trunk(layers, first, budget_bytes)
+        return Trunk(layers, first)
 
-    def reach(self, tokens: Tensor, mask: Tensor, run: Callable[[], object]) -> Tensor:
+    def keeping(self, kept: Kept) -> Trunk:
+        """The same, which keeps what it computes in ``kept``."""
+        return Trunk(self._layers, self.first, kept)
+
+    def reach(self, tokens: Tensor, mask: Tensor, run: Run) -> Tensor:
         """What reaches the first layer above the trunk: [b, t, d].
+
+        Where examples are kept it is zero in the padding, which nothing above may look at.
 
         Args:
             tokens: int64 [b, t].
-            mask: int64 [b, t].
-            run: passes them through the network; it is cut short above the trunk.
+            mask: int64 [b, t], ones to the left.
+            run: is cut short above the trunk.
         """
         if self._last is not None and self._last[0] is tokens:
             return self._last[1]
-        lengths = mask.sum(1).tolist()
-        rows = [t[:n].cpu().numpy().tobytes() for t, n in zip(tokens, lengths, strict=True)]
-        if self._kept and all(row in self._kept for row in rows):
-            parts = [self._kept[row] for row in rows]
-            hidden = parts[0].new_zeros((*tokens.shape, parts[0].shape[-1]))
-            for i, part in enumerate(parts):
-                hidden[i, : len(part)] = part
-        else:
-            hidden = self._compute(run)
-            self._keep(rows, lengths, hidden)
+        hidden = self._compute(run, tokens, mask) if self._kept is None else self._gather(run, tokens, mask)
         self._last = tokens, hidden
         return hidden
 
-    def _keep(self, rows: list[bytes], lengths: list[int], hidden: Tensor) -> None:
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            size = length * hidden.shape[-1] * hidden.element_size()
-            if row not in self._kept and size <= self._left:
-                self._kept[row], self._left = hidden[i, :length].clone(), self._left - size
+    def _gather(self, run: Run, tokens: Tensor, mask: Tensor) -> Tensor:
+        assert self._kept is not None
+        parts = []
+        for row, length in zip(tokens, mask.sum(1).tolist(), strict=True):
+            name = row[:length].cpu().numpy().tobytes()
+            part = self._kept.get(name)
+            if part is None:
+                # a copy: a view would hold what the pass made besides
+                part = self._compute(run, row[None, :length], mask.new_ones(1, length))[0].clone()
+                self._kept.put(name, part)
+            parts.append(part)
+        hidden = parts[0].new_zeros((*tokens.shape, parts[0].shape[-1]))
+        for i, part in enumerate(parts):
+            hidden[i, : len(part)] = part
+        return hidden
 
-    def _compute(self, run: Callable[[], object]) -> Tensor:
+    def _compute(self, run: Run, tokens: Tensor, mask: Tensor) -> Tensor:
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached((args[0] if args else kwargs["hidden_states"]).detach())
 
-        hook = self._layers[self._first].register_forward_pre_hook(stop, with_kwargs=True)
+        hook = self._layers[self.first].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            with torch.no_grad():  # not inference_mode: forward mode must be able to use it
-                run()
+            # not in inference_mode, even if the caller is: backprop and forward mode must be able to use it
+            with torch.inference_mode(False), torch.no_grad():
+                run(tokens, mask)
         except _Reached as reached:
             return reached.hidden
         finally:
@@ -110,10 +164,10 @@ class Trunk:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
 
-        below = self._layers[: self._first]
+        below = self._layers[: self.first]
         for layer in below:
             layer.forward = _pass  # on the instance: the class's own comes back when it is deleted
-        hook = self._layers[self._first].register_forward_pre_hook(replace, with_kwargs=True)
+        hook = self._layers[self.first].register_forward_pre_hook(replace, with_kwargs=True)
         try:
             yield
         finally:

@@ -366,6 +366,12 @@ class EvaluationSettings(Settings):
     patience: int | None = Field(default=None, ge=1, description="evaluations without a better one")
     min_client_examples: int = Field(default=10, ge=1, description="below it a client's own number is hidden")
     batch_size: int = Field(default=64, ge=1)
+    trunk_cache_mb: int = Field(
+        default=0,
+        ge=0,
+        le=2**20,
+        description="as `training.trunk_cache_mb`, of what is evaluated again and again",
+    )
 
 
 class BaselineSettings(Settings):

@@ -26,19 +26,20 @@ class Passes(Settings):
     final_learning_rate_fraction: float = Field(
         default=1.0, ge=0, le=1, description="rates fall linearly over the rounds to this fraction"
     )
+    trunk_cache_mb: int = Field(
+        default=0,
+        ge=0,
+        le=2**20,
+        description="memory for what reaches the first trained layer, of examples that come again: with "
+        "`adapter.layers` the layers below then cost one pass over the data in all, instead of one for each "
+        "step",
+    )
 
 
 class Directed(Passes):
     """What the methods along random directions have."""
 
     distribution: Distribution = "rademacher"
-    trunk_cache_mb: int = Field(
-        default=0,
-        ge=0,
-        le=2**20,
-        description="memory for what reaches the first trained layer, of examples that come again: with "
-        "`adapter.layers` the layers below then cost one pass over the data instead of one for each loss",
-    )
 
 
 class BackpropTraining(Passes):

@@ -95,7 +95,12 @@ class BackpropTrainer(CohortTrainer):
         optimiser = _optimiser(part.trained, training, task.plan.learning_rate_factor)
         start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
         losses: list[float] = []
-        with _seeded(key), model.training(checkpointing=training.gradient_checkpointing), part.alone():
+        with (
+            _seeded(key),
+            self._trunk(task, training),
+            model.training(checkpointing=training.gradient_checkpointing),
+            part.alone(),
+        ):
             for batch in batches_of(
                 task.examples, training, key, pad=self._pad, language_model=self._language_model
             ):
@@ -116,6 +121,12 @@ class BackpropTrainer(CohortTrainer):
                 part.put_back()
         optimiser.zero_grad(set_to_none=True)
         return losses
+
+    def _trunk(self, task: TrainTask, training: BackpropTraining) -> contextlib.AbstractContextManager[None]:
+        """Within a step the layers below are passed once anyway: only a cache saves something."""
+        if not training.trunk_cache_mb:
+            return contextlib.nullcontext()
+        return self._model.sharing_trunk(task.plan.tensors, training.trunk_cache_mb * 2**20)
 
 
 def _optimiser(

@@ -121,6 +121,7 @@ class Workbench:
             batch_size=self.loaded.settings.evaluation.batch_size,
             pad=self.pad,
             language_model=self.language_model,
+            trunk_cache_bytes=self.loaded.settings.evaluation.trunk_cache_mb * 2**20,
         )
 
     def features(self, examples: Sequence[Example]) -> npt.NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -23,8 +24,18 @@ def evaluate(
     batch_size: int,
     pad: int,
     language_model: bool,
+    trunk_cache_bytes: int = 0,
 ) -> tuple[int, dict[str, float]]:
     """Measure ``state`` on ``examples``. Deterministic; the model keeps ``state``.
+
+    Args:
+        model: the adapted model.
+        state: to measure.
+        examples: on which.
+        batch_size: rows at a time.
+        pad: token id that fills a batch.
+        language_model: whether targets are tokens.
+        trunk_cache_bytes: memory for what reaches the first trained layer, for later evaluations.
 
     Returns:
         For a classifier, the number of examples and ``accuracy``, ``macro_f1`` (the mean F1 over labels
@@ -42,7 +53,10 @@ def evaluate(
     total, count = 0.0, 0
     truths: list[npt.NDArray[np.int64]] = []
     predictions: list[npt.NDArray[np.int64]] = []
-    with torch.inference_mode():
+    sharing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if trunk_cache_bytes:
+        sharing = model.sharing_trunk(budget_bytes=trunk_cache_bytes, purpose="evaluation")
+    with torch.inference_mode(), sharing:
         for batch in batches(examples, batch_size, pad, language_model=language_model, generator=None):
             output = model.forward(batch)
             total += output.losses.sum(dtype=torch.float64).item()

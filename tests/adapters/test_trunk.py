@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headwater.adapters.trunk import Trunk
+from headwater.adapters.trunk import Kept, Trunk
 from headwater.data.batches import collate
 from headwater.merging.coverage import last_layers
 from tests.support import federations
@@ -81,17 +81,62 @@ def test_examples_that_come_again_are_not_passed_again_within_the_budget(tmp_pat
         for _ in range(3):
             for batch, losses in zip(batches, plain, strict=True):
                 assert torch.allclose(model.losses(batch)[0], losses, atol=1e-6)
-    assert passed.count(0) == 2
+    assert passed.count(0) == 8
     passed.clear()
     with model.sharing_trunk(tensors, budget_bytes=100), torch.inference_mode():  # not one example fits
         for _ in range(3):
             for batch in batches:
                 model.losses(batch)
-    assert passed.count(0) == 6
+    assert passed.count(0) == 24
+
+
+@pytest.mark.parametrize(("kind", "base", "adapter"), CASES)
+def test_what_is_kept_is_a_function_of_the_example(tmp_path, kind, base, adapter):
+    """Neither what else is in its batch, nor what was kept before, nor a restart changes a bit."""
+    model, tensors, (batch, _) = upper(tmp_path, kind, base, adapter)
+    rows = federations.examples(8, language_model=model.language_model)
+    mixed = collate([*rows[4:], *rows[:4]], 0, language_model=model.language_model)
+    with torch.inference_mode():
+        with model.sharing_trunk(tensors, budget_bytes=2**20):
+            fresh = model.losses(batch)[0]
+        with model.sharing_trunk(tensors, budget_bytes=2**20):
+            model.losses(mixed)
+            again = model.losses(batch)[0]
+        with model.sharing_trunk(tensors, budget_bytes=1):
+            without = model.losses(batch)[0]
+    assert torch.equal(fresh, again)
+    assert torch.equal(fresh, without)
+
+
+def lowest(tmp_path):
+    """A model whose adapter has no tensor below its last layer, and two batches."""
+    table = federations.adapter("lora", "bert", layers=(1,))
+    model = federations.adapted(federations.federation(tmp_path, "encoder", "bert", table))
+    rows = federations.examples(8, language_model=False)
+    return model, [collate(part, 0, language_model=False) for part in (rows[:4], rows[4:])]
+
+
+def test_kept_from_task_to_task_where_nothing_below_is_ever_trained(tmp_path):
+    model, batches = lowest(tmp_path)
+    passed = count(model)
+    for _ in range(2):
+        with model.sharing_trunk(budget_bytes=2**20), torch.inference_mode():
+            for batch in batches:
+                model.losses(batch)
+        model.write(model.read().vector() * 2)
+    assert passed.count(0) == 8
+    with model.sharing_trunk(budget_bytes=2**20, purpose="evaluation"), torch.inference_mode():
+        model.losses(batches[0])
+    assert passed.count(0) == 12
+    # kept in an inference, used by a method with gradients
+    with model.sharing_trunk(budget_bytes=2**20), model.training():
+        model.forward(batches[0]).loss.backward()
+        model.slope(batches[1], torch.ones(model.spec.numel))
+    assert passed.count(0) == 12
 
 
 def test_other_weights_below_are_not_taken_for_the_same(tmp_path):
-    """Between two trainings the layers below may change: nothing is kept from one to the next."""
+    """Between two trainings the layers below may change: then nothing is kept from one to the next."""
     model, tensors, (batch, _) = upper(tmp_path, "encoder", "bert", "lora")
     with torch.inference_mode():
         with model.sharing_trunk(tensors, budget_bytes=2**20):
@@ -99,8 +144,27 @@ def test_other_weights_below_are_not_taken_for_the_same(tmp_path):
         model.write(model.read().vector() * 2)
         with model.sharing_trunk(tensors, budget_bytes=2**20):
             after = model.losses(batch)[0]
-        assert torch.equal(after, model.losses(batch)[0])
-        assert not torch.equal(after, before)
+        assert torch.allclose(after, model.losses(batch)[0], atol=1e-6)
+        assert not torch.allclose(after, before, atol=1e-6)
+
+
+def test_what_another_task_left_makes_way_and_what_this_one_met_does_not():
+    kept, row = Kept(3 * 40), torch.zeros(2, 5)
+    kept.begin()
+    for name in (b"a", b"b", b"c", b"d"):
+        kept.put(name, row)
+    assert [kept.get(name) is not None for name in (b"a", b"b", b"c", b"d")] == [True, True, True, False]
+    kept.begin()
+    kept.get(b"a")
+    for name in (b"e", b"f", b"g"):
+        kept.put(name, row)
+    assert [kept.get(name) is not None for name in (b"a", b"b", b"c", b"e", b"f", b"g")] == [
+        True, False, False, True, True, False,
+    ]  # fmt: skip
+    assert kept.used_bytes == 120
+    kept.begin()
+    kept.put(b"long", torch.zeros(31))  # never fits: nothing goes for it
+    assert kept.used_bytes == 120
 
 
 @pytest.mark.parametrize("adapter", ["lora", "prompt", "prefix"])
