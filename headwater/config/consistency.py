@@ -200,7 +200,7 @@ def _largest_step(training: Training) -> float:
 
 def _span(training: Training) -> tuple[object, ...]:
     """What makes two methods' scalars mean the same."""
-    names = ["kind", "seeds", "dimensions", "directions", "max_steps", "distribution"]
+    names = ["kind", "seeds", "pro", "dimensions", "directions", "max_steps", "distribution"]
     names += ["learning_rate", "gradient_bound", "scale", "sigma"]
     kseed = training.kind == "kseed"
     return tuple(getattr(training, name, None) for name in names if not (kseed and name == "max_steps"))

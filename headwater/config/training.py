@@ -131,7 +131,7 @@ class ScalarPasses(Directed):
 class KseedTraining(ScalarPasses):
     """FedKSeed (arXiv 2312.06353): steps along K seeds that all clients share; sends their coefficients.
 
-    ``pro`` draws a seed with a probability that grows with the slopes found along it.
+    ``pro`` draws a seed the more often the steeper clients found losses along it in earlier rounds.
     """
 
     kind: Literal["kseed"]
@@ -139,7 +139,9 @@ class KseedTraining(ScalarPasses):
     max_steps: int | None = Field(default=200, ge=1, le=65_535, description="τ, steps a round")
     seeds: int = Field(default=4096, ge=8, le=2**20, description="K")
     pro: bool = Field(
-        default=False, description="draw seeds more often the steeper the loss was along them (FedKSeed-Pro)"
+        default=False,
+        description="draw seeds the more often the steeper losses were along them, by what the server knows "
+        "of all clients' earlier rounds (FedKSeed-Pro); half a byte down for each seed",
     )
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from headwater.merging.steepness import SeedUse
 from headwater.protocol.directions import Integers
 from headwater.protocol.messages import MergePlan, NoisePlan, Update
 from headwater.state import AdapterState
@@ -26,6 +27,7 @@ class Merged:
         coefficients: the delta as the mean coefficient of each seed of the plan, int64, in units of
             2^-(unit_bits + FINE_BITS); None if values were merged too.
         scatter: how far the updates lie apart, and why; None where the rule does not say.
+        use: how far clients stepped along each seed, where the plan asks for it.
     """
 
     delta: AdapterState
@@ -34,6 +36,7 @@ class Merged:
     report: Mapping[str, float] = field(default_factory=dict)
     coefficients: Integers | None = None
     scatter: NoisePlan | None = None
+    use: SeedUse | None = None
 
 
 class Aggregator(ABC, Generic[Acc]):

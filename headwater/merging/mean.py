@@ -21,6 +21,7 @@ from headwater.merging.coverage import divisors, require_covered
 from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
 from headwater.merging.roster import Roster
 from headwater.merging.scatter import Scatter, require_noise, weighed
+from headwater.merging.steepness import SeedUse
 from headwater.protocol.directions import Integers
 from headwater.protocol.messages import MergePlan, Update
 from headwater.protocol.scalars import FINE_BITS, Scalars, to_float32
@@ -39,6 +40,7 @@ class MeanSums:
         weights: of those who are in, as they were weighed.
         values: how many of them sent a delta.
         scatter: of the updates.
+        use: steps along each seed, where the plan asks for it.
     """
 
     roster: Roster
@@ -48,6 +50,7 @@ class MeanSums:
     weights: dict[str, int] = field(default_factory=dict)
     values: int = 0
     scatter: Scatter = field(default_factory=Scatter)
+    use: SeedUse | None = None
 
 
 class MeanAggregator(Aggregator[MeanSums]):
@@ -74,7 +77,10 @@ class MeanAggregator(Aggregator[MeanSums]):
                     hint='Use weighting = "equal".',
                 )
         zeros = torch.zeros(plan.spec.numel, dtype=torch.int64)
-        return MeanSums(Roster(plan), plan.scale_bits(), zeros, torch.zeros(seeds, dtype=torch.int64))
+        use = SeedUse.none(seeds) if plan.use else None
+        return MeanSums(
+            Roster(plan), plan.scale_bits(), zeros, torch.zeros(seeds, dtype=torch.int64), use=use
+        )
 
     def add(self, acc: MeanSums, update: Update) -> MeanSums:
         """Add w·δ, or w·c.
@@ -97,6 +103,8 @@ class MeanAggregator(Aggregator[MeanSums]):
             update.delta.require(plan.seeds, who)
             acc.coefficients.add_(torch.from_numpy(update.delta.sums), alpha=weight)
             energy = update.delta.energy(plan.directions)
+            if acc.use is not None:
+                acc.use.add(update.delta)
         else:
             vector = update.delta.vector()
             require_bounded(vector, plan.spec, bound=plan.value_bound, who=who)
@@ -118,6 +126,8 @@ class MeanAggregator(Aggregator[MeanSums]):
         left.weights |= right.weights
         left.values += right.values
         left.scatter = left.scatter.joined(right.scatter)
+        if left.use is not None and right.use is not None:
+            left.use.join(right.use)
         left.roster.join(right.roster)
         return left
 
@@ -157,6 +167,7 @@ class MeanAggregator(Aggregator[MeanSums]):
             report,
             coefficients=coefficients if not acc.values else None,
             scatter=scatter,
+            use=acc.use,
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import takewhile
@@ -25,6 +26,7 @@ from headwater.protocol.messages import (
     MethodCost,
     SeedPlan,
 )
+from headwater.protocol.odds import odds_bytes
 
 MAX_DEVICE = 8 * 1024
 """Bytes of a device's JSON."""
@@ -60,6 +62,8 @@ def plan_to_json(plan: ClientPlan) -> str:
             "unit_bits": seeds.unit_bits,
             "entries": seeds.entries,
         } | ({"implied": True} if seeds.implied else {})
+        if seeds.odds:
+            content["odds"] = b64encode(seeds.odds).decode("ascii")
     if plan.tensors is not None:
         content["tensors"] = _front_coded(plan.tensors)
     if plan.rank is not None:
@@ -79,6 +83,7 @@ def plan_from_json(text: str) -> ClientPlan:
     try:
         content = json.loads(text)
         fisher, seeds = content.pop("fisher", None), content.pop("seeds", None)
+        odds = content.pop("odds", None)
         clip_l2, factor = content.pop("clip_l2", None), float(content.pop("learning_rate_factor"))
         tensors, rank = content.pop("tensors", None), content.pop("rank", None)
         plan = ClientPlan(
@@ -87,7 +92,7 @@ def plan_from_json(text: str) -> ClientPlan:
             learning_rate_factor=factor,
             clip_l2=None if clip_l2 is None else float(clip_l2),
             fisher=None if fisher is None else FisherPlan(int(fisher["examples"]), float(fisher["cap"])),
-            seeds=None if seeds is None else _seeds(seeds),
+            seeds=None if seeds is None else _seeds(seeds, odds),
             tensors=None if tensors is None else _front_decoded(tensors),
             rank=None if rank is None else _integer(rank, "rank", 1, _MAX_NUMBER),
             method=_text(content.pop("method"), "method", 64) if "method" in content else "",
@@ -161,20 +166,25 @@ def _cost(content: object) -> MethodCost:
     )
 
 
-def _seeds(content: Mapping[str, Any]) -> SeedPlan:
+def _seeds(content: Mapping[str, Any], odds: object) -> SeedPlan:
     implied = content.pop("implied", False) if isinstance(content, dict) else False
     first, count, distribution, unit_bits, entries = _keys(
         content, "first", "count", "distribution", "unit_bits", "entries"
     )
     if distribution not in ("rademacher", "gaussian") or type(implied) is not bool:
         raise ValueError(f"seeds: distribution {distribution!r}, implied {implied!r}"[:100])
+    count = _integer(count, "count", 1, MAX_SEEDS)
+    drawn = b64decode(odds, validate=True) if isinstance(odds, str) else b""
+    if odds is not None and len(drawn) != odds_bytes(count):
+        raise ValueError(f"odds: {len(drawn)} bytes for {count} seeds")
     return SeedPlan(
         first=_integer(first, "first", 0, 2**62),
-        count=_integer(count, "count", 1, MAX_SEEDS),
+        count=count,
         distribution=distribution,
         unit_bits=_integer(unit_bits, "unit_bits", -100, 100),
         entries=_integer(entries, "entries", 1, MAX_SEEDS),
         implied=implied,
+        odds=drawn,
     )
 
 

@@ -51,6 +51,7 @@ class SeedPlan:
         unit_bits: a coefficient is an integer times 2^-unit_bits, ±32,767 at most.
         entries: at most so many coefficients in one update.
         implied: the update has exactly one coefficient for each seed, in order, and names none.
+        odds: how often each seed should be drawn (:mod:`headwater.protocol.odds`); empty: all alike.
     """
 
     first: int
@@ -59,6 +60,7 @@ class SeedPlan:
     unit_bits: int
     entries: int
     implied: bool = False
+    odds: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class MergePlan:
             tensor's mean is taken over the clients that train it.
         ranks: for clients that train the first components of each LoRA pair only: how many. Likewise.
         noise: how the updates' noise lowers their weight; None: not at all.
+        use: whether to add up how far clients stepped along each seed.
     """
 
     spec: StateSpec
@@ -128,6 +131,7 @@ class MergePlan:
     tensors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
     noise: NoisePlan | None = None
+    use: bool = False
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) < 1:

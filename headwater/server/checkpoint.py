@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from headwater.errors import StorageError
 from headwater.files import write_atomically
 from headwater.merging.span import Span
+from headwater.merging.steepness import Steepness
 from headwater.protocol.directions import Directions, Integers
 from headwater.protocol.messages import NoisePlan
 from headwater.server.evaluation import Tracker
@@ -57,6 +59,12 @@ class Checkpoint:
         if span is not None:
             arrays["span/sums"] = span.sums
             digests["span"] = _digest(self.server.state.spec, span.sums)
+        steepness = self.server.steepness
+        if steepness is not None:
+            arrays |= {"steepness/sums": steepness.sums, "steepness/counts": steepness.counts}
+            digests["steepness"] = _digest(
+                self.server.state.spec, steepness.sums.view(np.int64), steepness.counts
+            )
         meta = {
             "run": self.run,
             "round": self.server.round,
@@ -89,7 +97,7 @@ class Checkpoint:
                 groups: dict[str, AdapterState] = {}
                 if meta["spec"] == spec.fingerprint() and meta["run"] == run:
                     for group, digest in meta["sha256"].items():
-                        if group == "span":
+                        if group in ("span", "steepness"):
                             continue  # no adapter: see below
                         if group == "best" and digest == meta["sha256"]["state"]:
                             groups[group] = groups["state"]
@@ -100,6 +108,15 @@ class Checkpoint:
                         groups[group] = state
                     sums = file.get_tensor("span/sums").numpy() if meta.get("span") else None
                     server = _server(meta, groups, sums)
+                    if "steepness" in meta["sha256"]:
+                        steepness = Steepness(
+                            file.get_tensor("steepness/sums").numpy(),
+                            file.get_tensor("steepness/counts").numpy(),
+                        )
+                        words = steepness.sums.view(np.int64), steepness.counts
+                        if _digest(spec, *words) != meta["sha256"]["steepness"]:
+                            raise ValueError("steepness does not match its hash")
+                        server = replace(server, steepness=steepness)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise StorageError(
                 f"checkpoint {path}", expected="what was written", got=f"damage ({error})"
@@ -158,6 +175,7 @@ def _described(span: Span) -> dict[str, Any]:
     }
 
 
-def _digest(spec: StateSpec, sums: Integers) -> str:
-    """SHA-256 over the spec's fingerprint and the coefficients, as states have it."""
-    return hashlib.sha256(spec.fingerprint().encode() + sums.astype("<i8", copy=False).tobytes()).hexdigest()
+def _digest(spec: StateSpec, *arrays: Integers) -> str:
+    """SHA-256 over the spec's fingerprint and the arrays, as states have it."""
+    parts = [a.astype("<i8", copy=False).tobytes() for a in arrays]
+    return hashlib.sha256(spec.fingerprint().encode() + b"".join(parts)).hexdigest()

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 
 from headwater.config.federation import Federation
-from headwater.config.training import SCALAR_KINDS, Passes, Training
+from headwater.config.training import SCALAR_KINDS, KseedTraining, Passes, Training
 from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.scatter import smoothed
 from headwater.merging.span import Span
+from headwater.merging.steepness import Steepness
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan, MergePlan, RoundPlan, SeedPlan
+from headwater.protocol.odds import odds_of
 from headwater.protocol.scalars import FINE_BITS, directions_of
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.assignment import Assigned, assign
@@ -47,6 +49,8 @@ class FederatedStrategy(Strategy):
         noisy = any(t.kind not in ("backprop", "noop") for t in federation.trainings.values())
         self.weighs_noise = noisy and strategy.kind == "mean" and strategy.noise == "weigh"
         self._root = Key.root(federation.federation.seed)
+        kseeds = (t for t in federation.trainings.values() if isinstance(t, KseedTraining))
+        self._pro = next((t for t in kseeds if t.pro and strategy.kind == "mean"), None)
 
     def init(self, state: AdapterState) -> ServerState:
         """Round 0; the momentum is zero if the file asks for one, and so are the coefficients of seeds."""
@@ -58,7 +62,10 @@ class FederatedStrategy(Strategy):
             fresh = any(t.kind == "decomfl" for t in self.federation.trainings.values())  # in each round
             sums = np.zeros(0 if fresh else seeds.count, np.int64)
             span = Span(state, directions, seeds.unit_bits + FINE_BITS, sums)
-        return ServerState(0, state, momentum, span=span)
+        steepness = None
+        if seeds is not None and self._pro is not None:
+            steepness = Steepness(np.zeros(seeds.count), np.zeros(seeds.count, np.int64))
+        return ServerState(0, state, momentum, span=span, steepness=steepness)
 
     def plan(
         self,
@@ -85,6 +92,8 @@ class FederatedStrategy(Strategy):
         spec, layers_key = server.state.spec, key.child("layers", number)
         tensors = trained_tensors(spec, {n: a.method for n, a in methods.items()}, key=layers_key)
         seeds = round_seeds(federation, number)
+        if seeds is not None and server.steepness is not None:
+            seeds = replace(seeds, odds=odds_of(server.steepness.means()))
         tasks: dict[str, ClientPlan] = {}
         made: dict[tuple[Any, ...], ClientPlan] = {}  # clients of one kind share theirs: there may be 10⁵
         for name, assigned in methods.items():
@@ -151,6 +160,7 @@ class FederatedStrategy(Strategy):
             tensors={name: plan.tensors for name, plan in tasks.items() if plan.tensors is not None},
             ranks={name: plan.rank for name, plan in tasks.items() if plan.rank is not None},
             noise=server.noise if self.weighs_noise else None,
+            use=seeds is not None and server.steepness is not None,
         )
 
     def aggregator(self, plan: RoundPlan) -> Aggregator[Any]:
@@ -165,15 +175,22 @@ class FederatedStrategy(Strategy):
         """
         strategy = self.federation.strategy
         noise = smoothed(server.noise, merged.scatter) if self.weighs_noise else None
+        steepness = self._steepness(server, merged)
         if server.span is not None:
             span = self._moved(server.span, server.round + 1, merged)
-            return ServerState(server.round + 1, span.state(), None, noise, span)
+            return ServerState(server.round + 1, span.state(), None, noise, span, steepness)
         direction = merged.delta
         if server.momentum is not None:
             direction = server.momentum * strategy.server_momentum + direction
         state = server.state + direction * strategy.server_learning_rate
         momentum = direction if server.momentum is not None else None
-        return ServerState(server.round + 1, state, momentum, noise)
+        return ServerState(server.round + 1, state, momentum, noise, steepness=steepness)
+
+    def _steepness(self, server: ServerState, merged: Merged) -> Steepness | None:
+        if server.steepness is None or merged.use is None or self._pro is None:
+            return server.steepness
+        rate = learning_rate_factor(self._pro, server.round + 1, self.federation.federation.rounds)
+        return server.steepness.after(merged.use, rate)
 
     def _moved(self, span: Span, number: int, merged: Merged) -> Span:
         """The coefficients after the round, exactly those of the mean where the server's rate is 1."""

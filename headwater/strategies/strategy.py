@@ -9,6 +9,7 @@ from typing import Any
 
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.span import Span
+from headwater.merging.steepness import Steepness
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, NoisePlan, RoundPlan
 from headwater.state import AdapterState
@@ -25,6 +26,7 @@ class ServerState:
         noise: how far the updates of the last rounds lie apart, and why; None before anybody knows, and
             where nobody asks.
         span: ``state`` as coefficients of seeds; None where it is more than that.
+        steepness: how steep losses were along each seed; None where nobody asks (``kseed`` without ``pro``).
     """
 
     round: int
@@ -32,6 +34,7 @@ class ServerState:
     momentum: AdapterState | None = None
     noise: NoisePlan | None = None
     span: Span | None = None
+    steepness: Steepness | None = None
 
 
 class Strategy(ABC):

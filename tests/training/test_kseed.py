@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 
 from headwater.config.federation import DenseCodec
 from headwater.config.training import KseedTraining, MezoTraining
-from headwater.data.batches import collate
 from headwater.errors import SpecMismatch, TrainingError
 from headwater.merging.mean import MeanAggregator
 from headwater.merging.span import shifted
 from headwater.protocol.directions import Directions
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan, MergePlan, SeedPlan, Update
+from headwater.protocol.odds import odds_of, weights_of
 from headwater.protocol.scalars import directions_of
 from headwater.state import AdapterState
 from headwater.training import kseed
 from headwater.training.cohort import TrainTask
-from headwater.training.kseed import KseedTrainer, probabilities
+from headwater.training.kseed import KseedTrainer
 from tests.laws.trainer_laws import TrainerLaws
 from tests.support.quadratic import PAIR, Output, Quadratic, examples, flat
 
@@ -86,7 +86,7 @@ class TestKseed(TrainerLaws):
     def test_it_converges(self):
         """512 seeds span all 91 dimensions, so nothing is out of reach."""
         model = Quadratic.random(PAIR, condition=4.0)
-        plan = replace(self.seeds, count=512, entries=1200)
+        plan = replace(self.seeds, count=512, entries=1200, odds=b"")
         training = self.training(max_steps=1200, seeds=512)
         task = self.task("a", plan=replace(self.plan(training), seeds=plan))
         (result,) = KseedTrainer(model, 0, language_model=False).train([task], key=Key.root(0))
@@ -159,57 +159,30 @@ class TestKseed(TrainerLaws):
 
 
 class TestPro(TestKseed):
-    pro = True
+    """With odds in the plan; the trainer's laws hold as without."""
 
-    def test_steep_seeds_come_more_often(self):
-        """1,000 steps at a vanishing rate: the slope of a seed stays the same, its probability is known."""
-        training = self.training(max_steps=1000, learning_rate=1e-12, seeds=8, batch_size=5)
-        plan = replace(SEEDS, count=8, entries=1000)
-        task = self.task("a", plan=replace(self.plan(training), seeds=plan))
-        (result,) = self.run([task])
-        taken = np.bincount(result.delta.seeds, minlength=8)
-        self.model.load(self.start())
-        gradient = self.model.gradient(collate(examples(5), 0, language_model=False)).numpy()
-        slopes = np.abs([gradient @ self.directions().values(s).astype(float) for s in range(8)])
-        wanted = 1000 * probabilities(slopes)
-        # chi² of 7 degrees, 99.9 %: 24.3. Uniform draws would miss it by far more
-        assert np.sum((taken - wanted) ** 2 / wanted) < 24.3
-        assert np.sum((taken - 125) ** 2 / 125) > 24.3
+    pro = True
+    seeds = replace(SEEDS, odds=odds_of(np.linspace(0, 1, 64)))
 
 
 class TestGaussian(TestKseed):
     seeds = replace(SEEDS, distribution="gaussian")
 
 
-def test_probabilities_of_earlier_rounds_are_followed():
-    model, prior = Quadratic.random(PAIR), np.zeros(64)
-    prior[[3, 17]] = 0.25, 0.75
-    law = TestKseed()
-    training = law.training(max_steps=400)
-    for pro in (False, True):
-        plan = ClientPlan(training.model_copy(update={"pro": pro}), DenseCodec(kind="dense"), seeds=SEEDS)
-        plan = replace(plan, seeds=replace(SEEDS, entries=400))
-        task = TrainTask("a", AdapterState.zeros(PAIR), examples(1), plan, directions())
-        trainer = KseedTrainer(model, 0, language_model=False, probabilities=prior)
-        (result,) = trainer.train([task], key=Key.root(0))
-        assert set(result.delta.seeds.tolist()) == {3, 17}
-    plain = KseedTrainer(model, 0, language_model=False, probabilities=prior)
-    (result,) = plain.train([replace(task, plan=replace(plan, training=training))], key=Key.root(1))
-    assert 260 < (result.delta.seeds == 17).sum() < 340  # 300 ± 8.7: 4.6 standard deviations
-
-
-def test_golden_probabilities():
-    """F5: histories {0: [3, −1], 1: [0.5], 2: [2]}."""
-    found = probabilities(np.array([2.0, 0.5, 2.0]))
-    np.testing.assert_allclose(found, [0.4223187982, 0.1553624035, 0.4223187982], rtol=0, atol=1e-10)
-
-
-def test_an_unused_seed_counts_as_the_mean_of_the_used():
-    found = probabilities(np.array([2.0, np.nan, 0.5, 2.0]))
-    np.testing.assert_allclose(found, probabilities(np.array([2.0, 1.5, 0.5, 2.0])), rtol=1e-15)
-    assert found[2] < found[1] < found[0]
-    assert probabilities(np.full(4, np.nan)).tolist() == [0.25] * 4
-    assert probabilities(np.array([7.0, np.nan, 7.0])).tolist() == pytest.approx([1 / 3] * 3)
+def test_the_plans_odds_are_followed():
+    """5,000 steps: chi² of 7 degrees against the weights, 99.9 %: 24.3. Uniform draws miss it by far."""
+    model = Quadratic.random(PAIR, examples=5, condition=4.0)
+    odds = odds_of(np.array([0.0, 3, 3, 1, 2, 3, 0, 0]))
+    seeds = replace(SEEDS, count=8, entries=5_000, odds=odds)
+    training = TestKseed().training(max_steps=5_000, learning_rate=1e-12, seeds=8)
+    plan = ClientPlan(training, DenseCodec(kind="dense"), seeds=seeds)
+    task = TrainTask("a", AdapterState.zeros(PAIR), examples(1), plan, directions(seeds))
+    (result,) = KseedTrainer(model, 0, language_model=False).train([task], key=Key.root(0))
+    taken = np.bincount(result.delta.seeds, minlength=8)
+    weights = weights_of(odds, 8)
+    wanted = 5_000 * weights / weights.sum()
+    assert np.sum((taken - wanted) ** 2 / wanted) < 24.3
+    assert np.sum((taken - 625) ** 2 / 625) > 24.3
 
 
 @dataclass(frozen=True)
