@@ -19,7 +19,7 @@ from headwater.merging.coverage import last_layers
 from headwater.protocol.messages import ClientPlan, DeviceProfile, MethodCost
 from headwater.state import StateSpec
 from headwater.training.build import Workbench
-from headwater.training.footprint import method_bytes
+from headwater.training.footprint import SCRATCH_BYTES, inference_bytes, method_bytes
 
 PROCESS_BYTES = 400 << 20
 """Resident memory of a process with all libraries and no model: of a simulated device, on every machine."""
@@ -70,9 +70,11 @@ def method_costs(bench: Workbench, memory: int, *, base: int, floor: int = 0) ->
         bench: with the base model.
         memory: what a training may use, in bytes.
         base: what the process holds before a training.
-        floor: what it held at its highest before, such as while it loaded the model.
+        floor: what it held at its highest before, such as while it loaded the model. An evaluation's need
+            is no less: no batch of a training helps there.
     """
     settings = bench.loaded.settings
+    floor = max(floor, base + evaluation_bytes(bench))
     costs = {}
     for name, training in settings.trainings.items():
         size = int(getattr(training, "batch_size", 1))
@@ -90,7 +92,30 @@ def predicted(bench: Workbench, name: str, batch_size: int) -> int:
     settings, model = bench.loaded.settings, bench.model
     if model is None or isinstance(settings.data, NoData):
         return 0
-    return method_bytes(model, plan_of(settings, bench.spec, name), batch_size, settings.data.max_tokens)
+    plan = plan_of(settings, bench.spec, name)
+    return method_bytes(model, plan, batch_size, settings.data.max_tokens) + cache_bytes(bench, name)
+
+
+def cache_bytes(bench: Workbench, name: str) -> int:
+    """What a client that uses this method may come to keep of the layers below what it trains."""
+    settings, model = bench.loaded.settings, bench.model
+    if model is None:
+        return 0
+    plan, evaluation = plan_of(settings, bench.spec, name), settings.evaluation
+    budget = getattr(plan.training, "trunk_cache_mb", 0)
+    # whom spry gives which layers is not known yet: most have some below
+    kept = budget if model.has_trunk(plan.tensors) or plan.training.kind == "spry" else 0
+    kept += evaluation.trunk_cache_mb if evaluation.clients and model.has_trunk() else 0
+    return int(kept) << 20
+
+
+def evaluation_bytes(bench: Workbench) -> int:
+    """Bytes that an evaluation takes beyond the loaded process; 0 where clients do not evaluate."""
+    settings, model = bench.loaded.settings, bench.model
+    if model is None or isinstance(settings.data, NoData) or not settings.evaluation.clients:
+        return 0
+    tokens = settings.data.max_tokens
+    return inference_bytes(model, settings.evaluation.batch_size, tokens) + SCRATCH_BYTES
 
 
 def plan_of(settings: Federation, spec: StateSpec, name: str) -> ClientPlan:

@@ -35,7 +35,7 @@ from headwater.protocol.messages import (
 )
 from headwater.protocol.scalars import Scalars, directions_of
 from headwater.state import AdapterState
-from headwater.training.cohort import TrainResult, TrainTask
+from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 
 ESTIMATES = ("forward_gradient", "spry", "mezo", "blackbox")
 """Methods whose noise only the client knows: their updates say how much."""
@@ -79,7 +79,8 @@ def _train(
     first = cohort[0][0]
     trainer = runtime.bench.trainer(first.plan.training)
     started = time.perf_counter()
-    results = trainer.train([task for _, task in cohort], key=runtime.root.child("round", first.round))
+    key = runtime.root.child("round", first.round)
+    results = _results(trainer, [task for _, task in cohort], key)
     for (request, _), result in zip(cohort, results, strict=True):
         try:
             seconds = time.perf_counter() - started
@@ -87,6 +88,20 @@ def _train(
         except HeadwaterError as error:
             yield _failure(request, error)
         started = time.perf_counter()
+
+
+def _results(trainer: CohortTrainer, tasks: Sequence[TrainTask], key: Key) -> Iterator[TrainResult]:
+    """One for each task. What a trainer refuses ends that task only: the others are trained without it."""
+    done = 0
+    try:
+        for result in trainer.train(tasks, key=key):
+            done += 1
+            yield result
+    except HeadwaterError as error:
+        refused = tasks[done]
+        yield TrainResult(refused.client, None, len(refused.examples), error=error)
+        if done + 1 < len(tasks):
+            yield from _results(trainer, tasks[done + 1 :], key)
 
 
 def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> TrainTask:
@@ -150,11 +165,11 @@ def _update(
     held = AdapterState.zeros(spec) if isinstance(learned, Scalars) else learned
     if feedback is not None:
         held = compensate(feedback, held)
-    payload = (
-        _encode_scalars(request, learned)
-        if isinstance(learned, Scalars)
-        else _encode_delta(request, held, key)
-    )
+    shrunk = 1.0
+    if isinstance(learned, Scalars):
+        payload = _encode_scalars(request, learned)
+    else:
+        payload, shrunk = _encode_delta(request, held, key)
     statistics = {
         name: LogQuantCodec().encode(values, key=key.child(name))
         for name, values in result.statistics.items()
@@ -170,7 +185,12 @@ def _update(
             statistics=statistics,
             examples=result.examples,
             steps=result.steps,
-            metrics={**result.metrics, **runtime.metrics, **_noise(request, result), "seconds": seconds},
+            metrics={
+                **result.metrics,
+                **runtime.metrics,
+                **_noise(request, result, shrunk),
+                "seconds": seconds,
+            },
         )
     )
     if feedback is not None:
@@ -186,20 +206,21 @@ def _encode_scalars(request: TrainRequest, scalars: Scalars) -> Payload:
     return encode_scalars(scalars)
 
 
-def _encode_delta(request: TrainRequest, held: AdapterState, key: Key) -> Payload:
-    """What is sent of ``held``: within the covered part and the bound."""
-    plan, delta = request.plan, held
+def _encode_delta(request: TrainRequest, held: AdapterState, key: Key) -> tuple[Payload, float]:
+    """What is sent of ``held``, within the covered part and the bound, and how much the bound shortens it."""
+    plan, delta, shrunk = request.plan, held, 1.0
     if (mask := covered(held.spec, plan.tensors, plan.rank)) is not None:
         values = held.vector()
         # after feedback: a residual's uncovered part stays where it is
         delta = AdapterState.from_vector(held.spec, torch.where(mask, values, torch.zeros_like(values)))
     if plan.clip_l2 is not None:
-        delta, _ = clip_l2(delta, plan.clip_l2)  # after feedback: what is sent is within the bound
-    return codec_for(plan.codec).encode(delta, key=key)
+        delta, norm = clip_l2(delta, plan.clip_l2)  # after feedback: what is sent is within the bound
+        shrunk = min(1.0, plan.clip_l2 / norm) if norm else 1.0
+    return codec_for(plan.codec).encode(delta, key=key), shrunk
 
 
-def _noise(request: TrainRequest, result: TrainResult) -> dict[str, float]:
-    """The metric ``noise`` of a method that draws directions of its own."""
+def _noise(request: TrainRequest, result: TrainResult, shrunk: float) -> dict[str, float]:
+    """The metric ``noise`` of a method that draws directions of its own: of the update as it is sent."""
     if request.plan.training.kind not in ESTIMATES:
         return {}
     if not 0 <= result.noise < math.inf:
@@ -209,7 +230,7 @@ def _noise(request: TrainRequest, result: TrainResult) -> dict[str, float]:
             got=str(result.noise),
             hint="The run diverged: lower the learning rate.",
         )
-    return {"noise": float(result.noise)}
+    return {"noise": float(result.noise) * shrunk**2}
 
 
 def evaluate(

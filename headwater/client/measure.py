@@ -107,8 +107,7 @@ def train_two_steps(bench: Workbench, name: str, batch_size: int) -> int:
 
 def main() -> int:
     """Do the task on standard input."""
-    from headwater.client.device import plan_of, resident_base, return_freed_memory, status_bytes
-    from headwater.training.footprint import cache_bytes
+    from headwater.client.device import cache_bytes, resident_base, return_freed_memory, status_bytes
 
     return_freed_memory()
     task = json.loads(sys.stdin.read())
@@ -116,9 +115,8 @@ def main() -> int:
     try:
         bench = Workbench.open(LoadedFederation(settings, Path(task["folder"])))
         resident_base(bench)
-        plan = plan_of(settings, bench.spec, task["method"])
         # two steps hardly begin to fill a cache: as if it were full. Written to, for what is not is not there
-        cache = bytearray(b"\1") * (cache_bytes(bench.model, plan) if bench.model else 0)
+        cache = bytearray(b"\1") * cache_bytes(bench, task["method"])
         began = time.perf_counter()
         steps = train_two_steps(bench, task["method"], task["batch_size"])
         seconds = (time.perf_counter() - began) / steps

@@ -19,7 +19,9 @@ Distribution = Literal["rademacher", "gaussian"]
 class Passes(Settings):
     """What every method over batches has: how much it works, and how fast its rate falls."""
 
-    epochs: float = Field(default=1.0, gt=0, description="passes over the client's train split a round")
+    epochs: float = Field(
+        default=1.0, gt=0, le=1e9, description="passes over the client's train split a round"
+    )
     max_steps: int | None = Field(default=None, ge=1, description="never more steps a round")
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(gt=0)
@@ -135,7 +137,9 @@ class KseedTraining(ScalarPasses):
     """
 
     kind: Literal["kseed"]
-    epochs: float = Field(default=1e9, gt=0, description="passes over the train split; `max_steps` counts")
+    epochs: float = Field(
+        default=1e9, gt=0, le=1e9, description="passes over the train split; `max_steps` counts"
+    )
     max_steps: int | None = Field(default=200, ge=1, le=65_535, description="τ, steps a round")
     seeds: int = Field(default=4096, ge=8, le=2**20, description="K")
     pro: bool = Field(
@@ -159,7 +163,9 @@ class DecomflTraining(ScalarPasses):
 
     kind: Literal["decomfl"]
     epsilon: float = Field(default=1e-3, gt=0, description="how far a loss is probed")
-    epochs: float = Field(default=1e9, gt=0, description="passes over the train split; `max_steps` counts")
+    epochs: float = Field(
+        default=1e9, gt=0, le=1e9, description="passes over the train split; `max_steps` counts"
+    )
     max_steps: int | None = Field(default=20, ge=1, le=65_535, description="local steps a round")
     directions: int = Field(default=5, ge=1, le=1024, description="P, directions of a step")
 
@@ -167,6 +173,8 @@ class DecomflTraining(ScalarPasses):
     def _bounded(self) -> DecomflTraining:
         if self.max_steps is None:
             raise ValueError("max_steps must be given: every client makes the same number of steps")
+        if self.max_steps * self.directions >= 2**23:
+            raise ValueError("max_steps times directions must be below 8,388,608, or sums could overflow")
         return self
 
 

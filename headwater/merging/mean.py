@@ -20,7 +20,7 @@ from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import divisors, require_covered
 from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
 from headwater.merging.roster import Roster
-from headwater.merging.scatter import Scatter, require_noise, weighed
+from headwater.merging.scatter import Seen, energy_of, estimate, require_noise, weighed
 from headwater.merging.steepness import SeedUse
 from headwater.protocol.directions import Integers
 from headwater.protocol.messages import MergePlan, Update
@@ -37,9 +37,8 @@ class MeanSums:
         bits: ``total`` is in units of 2^-bits.
         total: int64 [numel], Σ w·δ.
         coefficients: int64 [plan.seeds.count], Σ w·c; empty if the plan has no seeds.
-        weights: of those who are in, as they were weighed.
+        seen: those who are in, as they were weighed.
         values: how many of them sent a delta.
-        scatter: of the updates.
         use: steps along each seed, where the plan asks for it.
     """
 
@@ -47,9 +46,8 @@ class MeanSums:
     bits: int
     total: Tensor
     coefficients: Tensor
-    weights: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, Seen] = field(default_factory=dict)
     values: int = 0
-    scatter: Scatter = field(default_factory=Scatter)
     use: SeedUse | None = None
 
 
@@ -92,7 +90,7 @@ class MeanAggregator(Aggregator[MeanSums]):
         plan, who = acc.roster.plan, f"client {update.client}"
         planned = acc.roster.weight_of(update)
         require_noise(update.noise, update.client)
-        weight = weighed(planned, update.noise, plan.noise)
+        weight, energy = weighed(planned, update.client, plan), 0.0
         if isinstance(update.delta, Scalars):
             if plan.seeds is None or plan.directions is None:
                 raise UpdateRejected(who, expected="a delta", got="coefficients of seeds")
@@ -102,7 +100,7 @@ class MeanAggregator(Aggregator[MeanSums]):
                 )
             update.delta.require(plan.seeds, who)
             acc.coefficients.add_(torch.from_numpy(update.delta.sums), alpha=weight)
-            energy = update.delta.energy(plan.directions)
+            energy = update.delta.energy(plan.directions) if plan.weighs else 0.0
             if acc.use is not None:
                 acc.use.add(update.delta)
         else:
@@ -112,9 +110,9 @@ class MeanAggregator(Aggregator[MeanSums]):
             for part in blocks(vector.numel()):
                 acc.total[part].add_(to_fixed(vector[part], acc.bits), alpha=weight)
             acc.values += 1
-            energy = update.delta.norm() ** 2
-        acc.scatter = acc.scatter.with_(weight, energy, update.noise)
-        acc.weights[update.client] = weight
+            energy = energy_of(vector) if plan.weighs else 0.0
+        seeded = isinstance(update.delta, Scalars) and update.noise == update.delta.noise(plan.spec.numel)
+        acc.seen[update.client] = Seen(weight, energy, min(update.noise, energy), seeded)
         acc.roster.enter(update.client, weight)
         return acc
 
@@ -123,9 +121,8 @@ class MeanAggregator(Aggregator[MeanSums]):
         left.roster.require_disjoint(right.roster)
         left.total.add_(right.total)
         left.coefficients.add_(right.coefficients)
-        left.weights |= right.weights
+        left.seen |= right.seen
         left.values += right.values
-        left.scatter = left.scatter.joined(right.scatter)
         if left.use is not None and right.use is not None:
             left.use.join(right.use)
         left.roster.join(right.roster)
@@ -134,14 +131,14 @@ class MeanAggregator(Aggregator[MeanSums]):
     def finalize(self, acc: MeanSums) -> Merged:
         """The mean, value by value.
 
-        The report has ``delta_norm`` (L2), ``resolution`` (the unit), and where updates are noisy
-        ``between`` and ``noise_least`` (squared norms) and ``weight_lost`` (the fraction of the planned
-        weight that noise cost).
+        The report has ``delta_norm`` (L2), ``resolution`` (the unit), and where methods are weighed by
+        their noise ``between`` and ``noise_least`` (squared norms) and ``weight_lost`` (the fraction of the
+        planned weight that noise cost).
         """
         roster, plan = acc.roster, acc.roster.plan
         if not roster.clients:
             raise EmptyRound("mean", expected="at least one accepted update", got="none")
-        divisor = divisors(plan, acc.weights)
+        divisor = divisors(plan, {client: row.weight for client, row in acc.seen.items()})
         values = from_fixed(acc.total, acc.bits)
         values.div_(roster.weight if divisor is None else divisor.clamp(min=1))
         coefficients = None
@@ -153,12 +150,11 @@ class MeanAggregator(Aggregator[MeanSums]):
             expanded = torch.from_numpy(to_float32(exact, bits)).double()
             values += expanded if divisor is None else expanded * (roster.weight / divisor.clamp(min=1))
         delta = AdapterState.from_vector(plan.spec, values.float())
-        norm = delta.norm()
-        report = {"delta_norm": norm, "resolution": 2.0**-acc.bits}
-        scatter = acc.scatter.estimate(norm * norm)
-        if acc.scatter.noise and scatter is not None:
+        report = {"delta_norm": delta.norm(), "resolution": 2.0**-acc.bits}
+        scatter = estimate(plan, acc.seen, delta.vector(), acc.coefficients.numpy())
+        if scatter is not None and scatter.noises:
             planned = sum(plan.weights[client] for client in roster.clients)
-            report |= {"between": scatter.between, "noise_least": scatter.reference}
+            report |= {"between": scatter.between, "noise_least": min(scatter.noises.values())}
             report["weight_lost"] = 1 - roster.weight / planned
         return Merged(
             delta,

@@ -7,7 +7,6 @@ field by field.
 from __future__ import annotations
 
 import json
-import math
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -36,10 +35,19 @@ MAX_SEEDS = 2**26
 MAX_TENSOR_NAME = 512
 _MAX_BYTES = 2**60
 _MAX_NUMBER = 2**32
+_LEAST_S, _MOST_S = 1e-9, 1e9
 
 _TRAINING: TypeAdapter[Training] = TypeAdapter(Training)
 _CODEC: TypeAdapter[Codec] = TypeAdapter(Codec)
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError)
+_MALFORMED = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    ValidationError,
+)
 
 
 def plan_to_json(plan: ClientPlan) -> str:
@@ -157,8 +165,8 @@ def _to_device(content: object) -> DeviceProfile:
 
 def _cost(content: object) -> MethodCost:
     peak, seconds, batch = _keys(content, "peak_bytes", "step_s", "batch_size")
-    if type(seconds) not in (int, float) or not (0 <= seconds < math.inf):
-        raise ValueError(f"step_s: not a finite number of at least 0 but {seconds!r}"[:100])
+    if type(seconds) not in (int, float) or not (seconds == 0 or _LEAST_S <= seconds <= _MOST_S):
+        raise ValueError(f"step_s: neither 0 nor a number from {_LEAST_S:g} to {_MOST_S:g}")
     return MethodCost(
         peak_bytes=_integer(peak, "peak_bytes", 0, _MAX_BYTES),
         step_s=float(seconds),

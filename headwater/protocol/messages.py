@@ -94,16 +94,17 @@ class ClientPlan:
 class NoisePlan:
     """What the last rounds told of the updates' scatter: the random-effects weights of this one.
 
-    An update δ_i = Δ + (what is its client's own, variance h) + (noise of its random directions, variance
-    v_i) gets its weight times (h + v_ref)/(h + v_i), at most 1; all as squared L2 norms of a whole update.
+    An update δ_i = Δ + (what is its client's own, variance h) + (noise of its random directions, variance v)
+    gets its weight times (h + v_ref)/(h + v), where v is that of its method and v_ref the least of all
+    methods; all as squared L2 norms of a whole update.
 
     Args:
         between: h, how far clients differ.
-        reference: v_ref, the least noise of an update.
+        noises: v by method.
     """
 
     between: float
-    reference: float
+    noises: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class MergePlan:
         tensors: for clients that train some tensors only: which. Others' values must be zero, and a
             tensor's mean is taken over the clients that train it.
         ranks: for clients that train the first components of each LoRA pair only: how many. Likewise.
-        noise: how the updates' noise lowers their weight; None: not at all.
+        noise: how the noise of a method lowers its clients' weight; None: not at all.
+        groups: the method of each client, where noise is weighed; empty where it is not.
         use: whether to add up how far clients stepped along each seed.
     """
 
@@ -131,6 +133,7 @@ class MergePlan:
     tensors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
     noise: NoisePlan | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
     use: bool = False
 
     def __post_init__(self) -> None:
@@ -143,6 +146,11 @@ class MergePlan:
     def total_weight(self) -> int:
         """The sum of all weights: the most that any accumulated weight can reach."""
         return sum(self.weights.values())
+
+    @property
+    def weighs(self) -> bool:
+        """Whether there are methods to weigh against each other."""
+        return len(set(self.groups.values())) > 1
 
     def scale_bits(self, bound: float | None = None) -> int:
         """The largest f such that Σ weight·round(x·2^f) cannot overflow int64 for |x| ≤ ``bound``.

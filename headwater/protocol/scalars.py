@@ -107,14 +107,8 @@ class Scalars:
         return self._squares * (size - 1)
 
     def energy(self, directions: Directions) -> float:
-        """‖Σ c·z‖².
-
-        Directions are almost orthogonal: what n of them have in common, which is where the gradient shows,
-        is about n/size of the sum. Where that is below 1/64 it is left out and nothing is drawn.
-        """
+        """‖Σ c·z‖², exactly: what the directions have in common is where the gradient shows."""
         touched = np.flatnonzero(self.sums)
-        if 64 * len(touched) < directions.size:
-            return self._squares * directions.size
         exact = directions.combine(self.plan.first + touched, self.sums[touched])
         values = exact.astype(np.float64) * 2.0 ** -(self.plan.unit_bits + directions.unit_bits)
         return float(np.sum(values * values))

@@ -77,7 +77,9 @@ class Checkpoint:
                 self.tracker.since,
             ],
             "accepted": self.accepted,
-            "noise": None if noise is None else [noise.between.hex(), noise.reference.hex()],
+            "noise": None
+            if noise is None
+            else {"between": noise.between.hex(), "of": {g: v.hex() for g, v in noise.noises.items()}},
             "span": None if span is None else _described(span),
         }
         write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
@@ -141,7 +143,7 @@ class Checkpoint:
 def _server(
     meta: Mapping[str, Any], groups: Mapping[str, AdapterState], sums: Integers | None
 ) -> ServerState:
-    """The strategy's state; files of older versions know neither noise nor coefficients.
+    """The strategy's state; files of older versions know neither noise by method nor coefficients.
 
     Raises:
         ValueError: the coefficients are not those that were written, or do not make the state.
@@ -160,7 +162,11 @@ def _server(
         meta["round"],
         groups["state"],
         groups.get("momentum"),
-        None if noise is None else NoisePlan(*map(float.fromhex, noise)),
+        None
+        if not isinstance(noise, dict)
+        else NoisePlan(
+            float.fromhex(noise["between"]), {g: float.fromhex(v) for g, v in noise["of"].items()}
+        ),
         span,
     )
 

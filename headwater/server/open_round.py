@@ -228,8 +228,7 @@ def _noise(
 ) -> float:
     """The update's noise: none without random directions, of scalars what follows from them, else its word.
 
-    A client that overstates it lowers its own weight; one that understates it weighs as much as one whose
-    update has no noise.
+    No client's weight depends on its own word: see :mod:`headwater.merging.scatter`.
 
     Raises:
         UpdateRejected: a method along random directions, and no noise, or one that is none.

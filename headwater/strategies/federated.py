@@ -47,7 +47,8 @@ class FederatedStrategy(Strategy):
         self.federation = federation
         strategy = federation.strategy
         noisy = any(t.kind not in ("backprop", "noop") for t in federation.trainings.values())
-        self.weighs_noise = noisy and strategy.kind == "mean" and strategy.noise == "weigh"
+        several = noisy and len(federation.trainings) > 1  # of one method all weigh the same
+        self.weighs_noise = several and strategy.kind == "mean" and strategy.noise == "weigh"
         self._root = Key.root(federation.federation.seed)
         kseeds = (t for t in federation.trainings.values() if isinstance(t, KseedTraining))
         self._pro = next((t for t in kseeds if t.pro and strategy.kind == "mean"), None)
@@ -160,6 +161,7 @@ class FederatedStrategy(Strategy):
             tensors={name: plan.tensors for name, plan in tasks.items() if plan.tensors is not None},
             ranks={name: plan.rank for name, plan in tasks.items() if plan.rank is not None},
             noise=server.noise if self.weighs_noise else None,
+            groups={name: plan.method for name, plan in tasks.items()} if self.weighs_noise else {},
             use=seeds is not None and server.steepness is not None,
         )
 

@@ -59,8 +59,8 @@ def pick(federation: Federation, device: DeviceProfile, *, examples: int) -> Cho
             continue
         batch = min(cost.batch_size, _batch(training))
         steps = _steps(training, batch, examples)
-        allowed = steps if limit is None or not cost.step_s else min(steps, int(limit / cost.step_s))
-        if allowed < 1 or (allowed < steps and not isinstance(training, Passes)):
+        allowed = steps if limit is None or not cost.step_s else int(min(steps, limit / cost.step_s))
+        if allowed < 1 or (allowed < steps and not _can_be_cut(training)):
             skipped.append(f"'{name}' takes {cost.step_s * (1 if allowed < 1 else steps):.3g} s")
             continue
         cut = allowed if allowed < steps else None
@@ -78,6 +78,11 @@ def pick(federation: Federation, device: DeviceProfile, *, examples: int) -> Cho
 
 def _batch(training: Training) -> int:
     return int(getattr(training, "batch_size", 1))
+
+
+def _can_be_cut(training: Training) -> bool:
+    """Whether a client may make fewer steps: all of decomfl's go along the same seeds."""
+    return isinstance(training, Passes) and training.kind != "decomfl"
 
 
 def _steps(training: Training, batch: int, examples: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from headwater.data.batches import Example
-from headwater.errors import TrainingError
+from headwater.errors import HeadwaterError
 from headwater.protocol.directions import Directions
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan
@@ -57,7 +57,7 @@ class TrainResult:
     steps: int = 0
     statistics: Mapping[str, AdapterState] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    error: TrainingError | None = None
+    error: HeadwaterError | None = None
     noise: float = 0.0
 
 

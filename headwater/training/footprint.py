@@ -38,13 +38,7 @@ def method_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens:
         tokens: T, of the longest row.
     """
     kept = 4 * model.spec.numel * _VECTORS.get(plan.training.kind, _SEEDED_VECTORS)
-    return step_bytes(model, plan, batch_size, tokens) + kept + cache_bytes(model, plan) + SCRATCH_BYTES
-
-
-def cache_bytes(model: AdaptedModel, plan: ClientPlan) -> int:
-    """What ``trunk_cache_mb`` may come to hold: all of it, where there are layers below the trained ones."""
-    budget: int = getattr(plan.training, "trunk_cache_mb", 0) * 2**20
-    return budget if budget and model.has_trunk(plan.tensors) else 0
+    return step_bytes(model, plan, batch_size, tokens) + kept + SCRATCH_BYTES
 
 
 def step_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens: int) -> int:

@@ -62,7 +62,7 @@ def contained(task: TrainTask, work: Callable[[], TrainResult]) -> TrainResult:
         return work()
     except TrainingError as error:
         return TrainResult(task.client, None, count, error=error)
-    except (RuntimeError, MemoryError) as error:  # torch's own, out of memory above all
+    except (RuntimeError, MemoryError, ArithmeticError) as error:  # torch's own, out of memory above all
         mapped = TrainingError(
             f"client {task.client}",
             expected="a training that this machine can do",

@@ -17,7 +17,9 @@ from headwater.compression.scalars import decode_scalars
 from headwater.compression.seeds import NEEDS_ALL, encode_sums
 from headwater.config import load_federation
 from headwater.config.federation import CompeftCodec as CompeftSettings
+from headwater.config.federation import DenseCodec as DenseSettings
 from headwater.config.training import KseedTraining, MezoTraining
+from headwater.errors import ModelError
 from headwater.merging.coverage import covered
 from headwater.merging.span import Span
 from headwater.proto.wire import decode_reply
@@ -222,6 +224,34 @@ def test_noise_is_told_by_the_methods_that_have_it(runtime, trains):
     for bad in (-1.0, float("nan"), float("inf")):
         trains(delta, noise=bad)
         assert "noise" in one(execute([dense(runtime, plan=mezo)], MemoryStore(), runtime)).reason
+
+
+def test_noise_is_that_of_the_update_as_it_is_sent(runtime, trains):
+    """A clipped update has less of it: the square of what it was shortened by."""
+    spec = runtime.bench.spec
+    delta = AdapterState.from_vector(spec, torch.full((spec.numel,), 2.0 / spec.numel**0.5))
+    trains(delta, noise=0.25)
+    plan = ClientPlan(MezoTraining(kind="mezo"), DenseSettings(kind="dense"), clip_l2=0.5)
+    update = one(execute([dense(runtime, plan=plan)], MemoryStore(), runtime))
+    assert update.metrics["noise"] == pytest.approx(0.25 / 16, rel=1e-6)
+
+
+def test_what_a_trainer_refuses_ends_that_task_only(runtime, monkeypatch):
+    """An error out of the trainer ends its generator: the clients after it are trained all the same."""
+
+    class Choosy(CohortTrainer):
+        def train(self, tasks, *, key):
+            for task in tasks:
+                if task.client == "ben":
+                    raise ModelError("adapter", expected="forward mode", got="none")
+                yield TrainResult(task.client, Scalars.of(SEEDS, [(3, 5)]), len(task.examples))
+
+    monkeypatch.setattr(type(runtime.bench), "trainer", lambda self, training: Choosy())
+    tasks = [dense(runtime, client=name) for name in OWNERS]
+    answers = [decode_reply(a.data, max_bytes=10**6) for a in execute(tasks, MemoryStore(), runtime)]
+    assert [a.client for a in answers] == list(OWNERS)
+    assert [a.client for a in answers if isinstance(a, ClientFailure)] == ["ben"]
+    assert "forward mode" in answers[list(OWNERS).index("ben")].reason
 
 
 # --- states made of coefficients ------------------------------------------------------------------

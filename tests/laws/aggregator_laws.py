@@ -101,6 +101,7 @@ def rounds(draw: Any) -> tuple[MergePlan, list[Update]]:
 
 
 NOISES = st.sampled_from([0.0, 1e-6, 0.5, 3.0, 1e9])
+METHODS = st.sampled_from(["default", "phone", "sensor"])
 
 
 @st.composite
@@ -116,7 +117,9 @@ def mixed_rounds(draw: Any) -> tuple[MergePlan, list[Update]]:
         directions=directions(),
         tensors={name: draw(names) for name, kind in kinds.items() if kind == "tensors"},
         ranks={name: draw(st.integers(0, 2)) for name, kind in kinds.items() if kind == "rank"},
-        noise=draw(st.one_of(st.none(), st.builds(NoisePlan, NOISES, NOISES))),
+        noise=draw(st.none() | st.builds(NoisePlan, NOISES, st.dictionaries(METHODS, NOISES))),
+        groups={name: draw(METHODS) for name in plan.weights},
+        use=draw(st.booleans()),
     )
     steps = st.lists(
         st.tuples(st.integers(0, SEEDS.count - 1), st.integers(-32767, 32767)), max_size=SEEDS.entries

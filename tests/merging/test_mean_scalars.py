@@ -54,7 +54,7 @@ def test_mean_of_mixed_updates_is_the_dense_oracles(round_: Any) -> None:
     merged = MeanAggregator().finalize(fold(plan, updates))
     above, below = [Fraction(0)] * SPEC.numel, [Fraction(0)] * SPEC.numel
     for update in updates:
-        weight = Fraction(weighed(plan.weights[update.client], update.noise, plan.noise))
+        weight = Fraction(weighed(plan.weights[update.client], update.client, plan))
         if isinstance(update.delta, Scalars):
             unit = Fraction(1, 2 ** (SEEDS.unit_bits + plan.directions.unit_bits))
             exact = plan.directions.combine(update.delta.seeds, update.delta.coefficients).tolist()
@@ -72,7 +72,7 @@ def test_mean_of_mixed_updates_is_the_dense_oracles(round_: Any) -> None:
         ratio = float(merged.weight / weight) if weight else 1.0
         limit = merged.report["resolution"] + reach * ratio + 2.0**-22 * (abs(float(expected)) + 4 * BOUND)
         assert abs(got - expected) <= limit * max(1.0, ratio)
-    assert merged.weight == sum(weighed(plan.weights[u.client], u.noise, plan.noise) for u in updates)
+    assert merged.weight == sum(weighed(plan.weights[u.client], u.client, plan) for u in updates)
     assert (merged.coefficients is not None) == all(isinstance(u.delta, Scalars) for u in updates)
 
 
@@ -187,11 +187,29 @@ def test_a_value_that_nobody_trained_does_not_move() -> None:
     assert not torch.cat([merged.delta["q.lora_A"].reshape(-1), merged.delta["q.lora_B"].reshape(-1)]).any()
 
 
-def test_no_client_weighs_more_than_its_plan() -> None:
-    """Whatever noise it claims: 0 is the most it can get, and that is the planned weight."""
-    for between, reference in ((0.0, 0.0), (0.0, 5.0), (3.0, 0.0), (1e-30, 1e30), (1e30, 7.0)):
-        plan = MergePlan(SPEC, {"a": 1024, "b": 1024}, BOUND, noise=NoisePlan(between, reference))
-        for noise in (0.0, 1e-300, 1.0, 5.0, 1e10, 2.0**59):
-            acc = fold(plan, [replace(update_of(SPEC, "a", ZEROS), noise=noise)])
-            assert 1 <= acc.weights["a"] <= 1024
-            assert acc.roster.weight == acc.weights["a"]
+def test_no_clients_word_changes_its_weight() -> None:
+    """Whatever noise it claims; and never is it more than the planned weight."""
+    for between, least in ((0.0, 0.0), (0.0, 5.0), (3.0, 0.0), (1e-30, 1e30), (1e30, 7.0)):
+        noise = NoisePlan(between, {"one": least, "other": 9.0})
+        plan = MergePlan(SPEC, {"a": 1024, "b": 1024}, BOUND, noise=noise, groups={"a": "other", "b": "one"})
+        seen = set()
+        for claim in (0.0, 1e-300, 1.0, 5.0, 1e10, 2.0**59):
+            acc = fold(plan, [replace(update_of(SPEC, "a", [0.5] * SPEC.numel), noise=claim)])
+            assert acc.roster.weight == acc.seen["a"].weight
+            assert acc.seen["a"].noise <= acc.seen["a"].energy == SPEC.numel / 4
+            seen.add(acc.seen["a"].weight)
+        assert len(seen) == 1
+        assert 1 <= seen.pop() <= 1024
+
+
+def test_steps_along_each_seed_add_up_where_the_plan_asks() -> None:
+    updates = [
+        Update("a", 1, Scalars.of(SEEDS, [(1, 500), (3, -20000), (3, 20000)]), 1),
+        Update("b", 1, Scalars.of(SEEDS, [(0, 32767), (3, 7)]), 1),
+    ]
+    plan = MergePlan(SPEC, {"a": 3, "b": 2}, BOUND, SEEDS, directions())
+    assert MeanAggregator().finalize(fold(plan, updates)).use is None
+    use = MeanAggregator().finalize(fold(replace(plan, use=True), updates)).use
+    assert use.lengths.tolist()[:4] == [32767, 500, 0, 40007]
+    assert use.counts.tolist()[:4] == [1, 1, 0, 3]
+    assert not use.lengths[4:].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.config.federation import CompeftCodec, DenseCodec
-from headwater.config.training import BackpropTraining, NoopTraining
+from headwater.config.training import BackpropTraining, KseedTraining, NoopTraining
 from headwater.errors import DecodeError
 from headwater.proto import plan_json, wire
 from headwater.proto.v1 import messages_pb2 as pb
@@ -60,7 +61,9 @@ PLANS = st.builds(
     rank=st.none() | st.integers(1, 2**20),
     method=st.just("") | NAMES,
 )
-COSTS = st.builds(MethodCost, st.integers(0, 2**60), st.floats(0, 1e300), st.integers(0, 2**32))
+COSTS = st.builds(
+    MethodCost, st.integers(0, 2**60), st.just(0.0) | st.floats(1e-9, 1e9), st.integers(0, 2**32)
+)
 DEVICES = st.builds(
     DeviceProfile, st.integers(0, 2**60), st.integers(0, 2**10), st.dictionaries(NAMES, COSTS, max_size=4)
 )
@@ -255,6 +258,11 @@ def test_the_names_of_many_tensors_fit_into_an_envelope():
         '{"costs":{"m":{"batch_size":1,"peak_bytes":1,"step_s":NaN}},"memory_bytes":1,"threads":1}',
         '{"costs":{"m":{"batch_size":1,"peak_bytes":1,"step_s":Infinity}},"memory_bytes":1,"threads":1}',
         '{"costs":{"m":{"batch_size":1,"peak_bytes":1,"step_s":-0.5}},"memory_bytes":1,"threads":1}',
+        '{"costs":{"m":{"batch_size":1,"peak_bytes":1,"step_s":1e-320}},"memory_bytes":1,"threads":1}',
+        '{"costs":{"m":{"batch_size":1,"peak_bytes":1,"step_s":1'
+        + "0" * 400
+        + '}},"memory_bytes":1,"threads":1}',
+        '{"costs":{"m":{"batch_size":1,"peak_bytes":1,"step_s":true}},"memory_bytes":1,"threads":1}',
         '{"costs":{"":{"batch_size":1,"peak_bytes":1,"step_s":0}},"memory_bytes":1,"threads":1}',
         '{"costs":{'
         + ",".join(f'"m{i}":{{"batch_size":1,"peak_bytes":1,"step_s":0}}' for i in range(65))
@@ -293,3 +301,16 @@ def test_golden_bytes():
         "111111111111111111111111111111111132120a0d64656e73652d667033322e76311201783a110a0666697368657212"
         "070a026c7112010140014801520f0a046c6f737311000000000000e03f"
     )
+
+
+def test_odds_of_seeds_travel_and_only_whole():
+    seeds = SeedPlan(0, 5, "rademacher", 15, 9, odds=bytes.fromhex("f0380f"))
+    plan = ClientPlan(KseedTraining(kind="kseed"), DenseCodec(kind="dense"), seeds=seeds)
+    text = plan_json.plan_to_json(plan)
+    assert plan_json.plan_from_json(text) == plan
+    for bad in ("8DgP8DgP", "8Dg", "8Dg=", "", "!!!!", 7, ["8DgP"], None):
+        changed = json.dumps({**json.loads(text), "odds": bad})
+        if bad is None:
+            assert plan_json.plan_from_json(changed).seeds.odds == b""
+        else:
+            _refuse(changed)

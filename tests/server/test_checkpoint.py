@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from headwater.config import load_federation
 from headwater.errors import ConfigError, StorageError
 from headwater.files import write_atomically
 from headwater.merging.span import Span
+from headwater.merging.steepness import Steepness
 from headwater.protocol.directions import Directions
 from headwater.protocol.messages import NoisePlan
 from headwater.server.backup import Pinned, check_checkpoint
@@ -60,7 +62,7 @@ def test_round_trip(tmp_path, best, momentum):
 def spanned():
     origin = Span(state(0.5), Directions(b"0123456789abcdef", "rademacher", 10), 30, np.zeros(3, np.int64))
     span = origin.moved(1, np.array([5, -(2**40), 2**33 + 1]))
-    server = ServerState(4, span.state(), None, NoisePlan(0.1 + 0.2, 1e-300), span)
+    server = ServerState(4, span.state(), None, NoisePlan(0.1 + 0.2, {"default": 0.0, "phone": 1e-300}), span)
     return Checkpoint("r" * 32, server, Tracker("accuracy"), accepted={"ann": 4})
 
 
@@ -76,6 +78,22 @@ def test_coefficients_and_noise_come_back_bit_for_bit(tmp_path):
     pinned = (tmp_path / "c").open("rb")
     with pinned:
         check_checkpoint(Pinned("c", pinned.fileno(), (tmp_path / "c").stat().st_size, 0.0))
+
+
+def test_steepness_comes_back_bit_for_bit_and_damage_is_seen(tmp_path):
+    steepness = Steepness(np.array([0.1 + 0.2, 0.0, 1e300]), np.array([3, 0, 2**40]))
+    written = spanned()
+    written = replace(written, server=replace(written.server, steepness=steepness))
+    path = tmp_path / "c"
+    written.save(path)
+    read = Checkpoint.load(path, SPEC, "r" * 32).server.steepness
+    assert read.sums.tobytes() == steepness.sums.tobytes()
+    assert read.counts.tolist() == [3, 0, 2**40]
+    arrays, meta = load_file(path), metadata(path)
+    arrays["steepness/counts"] = arrays["steepness/counts"] + 1
+    save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
+    with pytest.raises(StorageError, match="steepness"):
+        Checkpoint.load(path, SPEC, "r" * 32)
 
 
 def test_a_checkpoint_of_an_older_version_loads(tmp_path):

@@ -13,6 +13,7 @@ from headwater.merging import Merged
 from headwater.merging.coverage import layers_of
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, NoisePlan, RoundPlan, Update
+from headwater.protocol.odds import weights_of
 from headwater.protocol.scalars import FINE_BITS, Scalars
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies import FederatedStrategy, ServerState
@@ -91,21 +92,28 @@ def test_rates_fall_for_every_method_over_batches() -> None:
 
 
 def test_noise_is_weighed_where_somebody_has_some_and_the_file_does_not_forbid_it() -> None:
-    before, now = NoisePlan(2.0, 0.5), NoisePlan(4.0, 1.5)
+    before, now = NoisePlan(2.0, {"default": 0.5}), NoisePlan(4.0, {"default": 1.5, "late": 0.0})
     merged = Merged(ZERO, NAMES, 1, scatter=now)
-    noisy = FederatedStrategy(federation(training={"kind": "mezo"}))
+    methods = {
+        "methods": {"late": {"training": {"kind": "backprop"}}},
+        "assignment": {"kind": "clients", "clients": {"*-2": "late"}},
+    }
+    noisy = FederatedStrategy(federation(training={"kind": "mezo"}, **methods))
     server = noisy.update(ServerState(1, ZERO, noise=before), merged)
-    assert server.noise == NoisePlan(3.0, 1.0)
+    assert server.noise == NoisePlan(3.0, {"default": 1.0, "late": 0.0})
     assert planned(noisy, server).merge.noise == server.noise
+    assert set(planned(noisy, server).merge.groups.values()) == {"default", "late"}
     for quiet in (
         FederatedStrategy(federation()),
+        FederatedStrategy(federation(training={"kind": "mezo"})),  # one method: all weigh the same
         FederatedStrategy(
-            federation(training={"kind": "mezo"}, strategy={"kind": "mean", "noise": "ignore"})
+            federation(training={"kind": "mezo"}, strategy={"kind": "mean", "noise": "ignore"}, **methods)
         ),
     ):
         assert quiet.update(ServerState(1, ZERO), merged).noise is None
         plan = planned(quiet, ServerState(1, ZERO, noise=before))
         assert plan.merge.noise is None
+        assert not plan.merge.weighs
         assert plan.merge.weights["big-1"] == 10
 
 
@@ -139,7 +147,6 @@ def test_a_seeds_only_server_moves_coefficients_and_its_state_is_what_they_make(
         server = strategy.update(server, fold(strategy, server, steps))
         assert server.span is not None
         assert server.state == server.span.state()
-    # noise weighs from round 2 on, so round 1 alone is a plain mean: start again
     first = strategy.init(origin)
     merged = fold(strategy, first, {"big-1": [(3, 4000)], "seed-1": [(3, 301)]})
     moved = strategy.update(first, merged).span
@@ -190,3 +197,32 @@ def test_a_budget_that_no_update_can_keep_is_named() -> None:
     )
     with pytest.raises(ConfigError, match=r"methods\.m\.max_bytes_up"):
         planned(strategy, strategy.init(ZERO))
+
+
+def test_pro_draws_steep_seeds_more_often_in_later_rounds() -> None:
+    """What all clients' slopes were, in units of the first round's rate, whatever the rate is by now."""
+    falling = {**KSEED, "pro": True, "final_learning_rate_fraction": 0.5}
+    strategy = FederatedStrategy(federation(training=falling))
+    rounds = strategy.federation.federation.rounds
+    server = strategy.init(ZERO)
+    plan = planned(strategy, server)
+    assert plan.clients["big-1"].seeds is not None
+    assert plan.clients["big-1"].seeds.odds == b""
+    assert plan.merge.use
+    server = strategy.update(server, fold(strategy, server, {"big-1": [(3, 4000), (3, -2000), (9, 1000)]}))
+    assert server.steepness is not None
+    assert server.steepness.means()[[3, 9]].tolist() == [3000, 1000]
+    server = strategy.update(server, fold(strategy, server, {"seed-1": [(9, -1000), (0, 1)]}))
+    factor = 1 - 0.5 / (rounds - 1)
+    assert server.steepness is not None
+    assert server.steepness.means()[9] == pytest.approx((1000 + 1000 / factor) / 2)
+    plan = planned(strategy, server)
+    seeds = plan.clients["seed-2"].seeds
+    assert seeds == plan.merge.seeds
+    assert seeds is not None
+    weights = weights_of(seeds.odds, 16)
+    assert weights[3] == weights.max() > weights[9] > weights[0] == weights.min()
+    assert weights[1] == weights[2]  # never used: the mean of the others
+    plain = FederatedStrategy(federation(training=KSEED))
+    assert plain.init(ZERO).steepness is None
+    assert not planned(plain, plain.init(ZERO)).merge.use

@@ -111,3 +111,16 @@ def test_steps_are_cut_to_the_time_and_the_reason_says_so():
     choice = pick(file(round_s=2.0), device(10**9, 1, dict.fromkeys(NAMES, 1), 0.5), examples=160)
     assert (choice.method, choice.max_steps) == ("default", 4)
     assert choice.reason.endswith("; 4 steps are what the time allows")
+
+
+def test_a_method_whose_steps_cannot_be_cut_is_skipped_where_time_is_short():
+    """All of decomfl's clients step along the round's seeds: it is not promised what it will not do."""
+    federation = file(("seeds", "lean"), round_s=10.0)
+    steps = {"kind": "decomfl", "batch_size": 4, "max_steps": 20}
+    content = federation.model_dump()
+    content["methods"]["seeds"]["training"] = steps
+    federation = Federation.model_validate(content)
+    choice = pick(federation, device(10**9, 1, dict.fromkeys(NAMES, 1), 2.0), examples=160)
+    assert (choice.method, choice.max_steps) == ("lean", 5)
+    assert "'seeds' takes 40 s" in choice.reason
+    assert pick(federation, device(10**9, 1, dict.fromkeys(NAMES, 1), 0.5), examples=160).method == "seeds"
