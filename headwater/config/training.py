@@ -187,7 +187,7 @@ class BlackboxTraining(Settings):
     kind: Literal["blackbox"]
     dimensions: int = Field(default=64, ge=2, le=1024, description="of the space that is searched")
     population: int = Field(default=16, ge=4, le=1024)
-    generations: int = Field(default=10, ge=1, description="a round")
+    generations: int = Field(default=10, ge=1, le=100_000, description="a round")
     sigma: float = Field(default=0.2, gt=0, description="first standard deviation of a coordinate")
     scale: float = Field(default=0.1, gt=0, description="of the prompt's change for a coordinate of 1")
     batch_size: int = Field(default=16, ge=1)

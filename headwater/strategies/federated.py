@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from headwater.compression.seeds import MAX_SUMS
 from headwater.config.federation import Federation
 from headwater.config.training import SCALAR_KINDS, KseedTraining, Passes, Training
 from headwater.errors import FederationStopped, HeadwaterError
@@ -125,7 +126,7 @@ class FederatedStrategy(Strategy):
                 trained,
                 method.max_bytes_up,
                 f"methods.{assigned.name}",
-                seeds=seeds,
+                seeds=seeds and replace(seeds, entries=min(seeds.entries, _entries(training, seeds))),
                 fisher=fisher is not None,
             )
         return ClientPlan(
@@ -180,7 +181,9 @@ class FederatedStrategy(Strategy):
         steepness = self._steepness(server, merged)
         if server.span is not None:
             span = self._moved(server.span, server.round + 1, merged)
-            return ServerState(server.round + 1, span.state(), None, noise, span, steepness)
+            # what does not travel any more need not be kept: decomfl's seeds are new ones in every round
+            kept = span if len(span.sums) <= MAX_SUMS else None
+            return ServerState(server.round + 1, span.state(), None, noise, kept, steepness)
         direction = merged.delta
         if server.momentum is not None:
             direction = server.momentum * strategy.server_momentum + direction
@@ -232,6 +235,11 @@ def _resolution(total: int) -> int:
     while scale > 1 and total * scale >= 2**36:
         scale //= 2
     return scale
+
+
+def _entries(training: Training, seeds: SeedPlan) -> int:
+    """How many coefficients a client with this training can send: the round's plan bounds everybody's."""
+    return training.max_steps or seeds.entries if isinstance(training, KseedTraining) else seeds.entries
 
 
 def learning_rate_factor(training: Training, number: int, rounds: int) -> float:

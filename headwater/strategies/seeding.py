@@ -16,7 +16,7 @@ from headwater.protocol.messages import SeedPlan
 LARGEST = 32_767
 """The magnitude of a coefficient, in its unit."""
 _BLACKBOX_BOUND = 8.0
-"""Coordinates of the black box's search are clipped to ± this."""
+"""Coordinates of the black box's search are clipped to ± this, or up to twice that: to what 16 bits hold."""
 
 
 def seed_plan(training: Training, round: int) -> SeedPlan | None:

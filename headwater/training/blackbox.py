@@ -121,11 +121,12 @@ class BlackboxTrainer(CohortTrainer):
         for generation, batch in enumerate(self._batches(task.examples, training, key), 1):
             if generation == 1:
                 first = self._loss(task, generation, space.prompt(np.zeros(plan.count, np.int64)), batch)
-            candidates = search.ask()
+            with _searching(task, generation):
+                candidates = search.ask()
             found = [
                 self._loss(task, generation, space.prompt(space.coefficients(x)), batch) for x in candidates
             ]
-            with _silent():
+            with _silent(), _searching(task, generation):
                 search.tell(candidates, found)
             losses += found
         sent = space.coefficients(search.mean)
@@ -216,6 +217,16 @@ def _evolution(training: BlackboxTraining, key: Key) -> Search:
     with _silent():
         search: Search = cma.CMAEvolutionStrategy(training.dimensions * [0.0], training.sigma, options)
     return search
+
+
+@contextlib.contextmanager
+def _searching(task: TrainTask, generation: int) -> Iterator[None]:
+    """What the library raises where a search has no bounds any more ends the task, as every divergence."""
+    try:
+        yield
+    except (AssertionError, ValueError, ArithmeticError) as error:
+        got = str(error) or type(error).__name__
+        raise diverged(task, generation, "search", got[:200], "Lower training.sigma.") from error
 
 
 @contextlib.contextmanager

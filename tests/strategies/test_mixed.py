@@ -226,3 +226,39 @@ def test_pro_draws_steep_seeds_more_often_in_later_rounds() -> None:
     plain = FederatedStrategy(federation(training=KSEED))
     assert plain.init(ZERO).steepness is None
     assert not planned(plain, plain.init(ZERO)).merge.use
+
+
+def test_coefficients_that_do_not_travel_any_more_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """decomfl's seeds are new ones in every round: the span would grow for ever."""
+    monkeypatch.setattr("headwater.strategies.federated.MAX_SUMS", 50)
+    training = {"kind": "decomfl", "max_steps": 4, "directions": 5, "learning_rate": 0.5}
+    strategy = FederatedStrategy(federation(training=training))
+    server = strategy.init(ZERO)
+    states = []
+    for _ in range(4):
+        first = planned(strategy, server).merge.seeds
+        assert first is not None
+        steps = [(first.first + i, 100 * i - 700) for i in range(20)]
+        server = strategy.update(server, fold(strategy, server, {"big-1": steps}))
+        states.append(server)
+    assert [s.span is None for s in states] == [False, False, True, True]
+    assert (states[3].state - states[2].state).max_abs() > 0
+
+
+def test_a_byte_budget_is_that_of_the_methods_own_steps() -> None:
+    few = {"training": {**KSEED, "max_steps": 20, "seeds": 4096}, "max_bytes_up": 1500}
+    many = {**KSEED, "max_steps": 2000, "seeds": 4096}
+    strategy = FederatedStrategy(
+        federation(
+            training=many,
+            methods={"few": few},
+            assignment={"kind": "clients", "clients": {"seed-*": "few"}},
+        )
+    )
+    plan = planned(strategy, strategy.init(ZERO))
+    assert plan.clients["seed-1"].seeds == plan.clients["big-1"].seeds
+    content = strategy.federation.model_dump()
+    content["methods"]["few"]["max_bytes_up"] = 520
+    tight = FederatedStrategy(type(strategy.federation).model_validate(content))
+    with pytest.raises(ConfigError, match=r"methods\.few\.max_bytes_up"):
+        planned(tight, strategy.init(ZERO))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cma
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,19 @@ class TestBlackbox(TrainerLaws):
         task = task or self.task("a", plan=self.plan(self.training(**changes)))
         (result,) = BlackboxTrainer(oracle, 0, language_model=False).train([task], key=Key.root(seed))
         return result, oracle.asked
+
+    @pytest.mark.parametrize("call", ["ask", "tell"])
+    def test_what_the_library_raises_ends_the_task_as_a_divergence(self, call, monkeypatch):
+        """pycma ends a search without bounds with a bare AssertionError."""
+
+        def fail(*_, **__):
+            raise AssertionError
+
+        monkeypatch.setattr(cma.CMAEvolutionStrategy, call, fail)
+        result, _ = self.asked()
+        assert result.delta is None
+        assert "generation 1" in str(result.error) or "step 1" in str(result.error)
+        assert "AssertionError" in str(result.error)
 
     def test_it_asks_a_function_and_no_more(self):
         """Population × generations, and the start and the end: a function without any attribute is enough."""
