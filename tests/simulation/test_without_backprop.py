@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from headwater.config import load_federation
+from headwater.errors import FederationStopped
 from headwater.privacy.public_keys import SIGNATURE_BYTES
 from headwater.server.events import ClientDone, ClientFailed, RoundEnded
 from headwater.server.run_folder import RunFolder
@@ -22,6 +23,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "spry": {"kind": "spry", "max_steps": 2, "learning_rate": 1e-2},
 }
 FEDERATIONS: dict[str, dict[str, Any]] = {name: {"training": table} for name, table in SHORT.items()}
+FEDERATIONS["pro"] = {"training": {**SHORT["kseed"], "pro": True}}
 FEDERATIONS["mixed"] = {
     "training": {"max_steps": 2},
     "methods": {
@@ -31,7 +33,7 @@ FEDERATIONS["mixed"] = {
     "assignment": {"kind": "clients", "clients": {"ben": "jvp", "cleo": "seeds"}},
 }
 METHODS = {"ann": "default", "ben": "jvp", "cleo": "seeds"}
-SEEDS_ONLY = ("kseed", "decomfl")
+SEEDS_ONLY = ("kseed", "decomfl", "pro")
 
 
 def written(tmp_path, name):
@@ -138,3 +140,20 @@ def test_after_an_absence_a_client_is_sent_what_it_lacks(tmp_path):
     assert [e for e in events if isinstance(e, ClientFailed)] == []
     asked = [set(r["clients"]) for r in rounds(tmp_path / "run")[1:]]
     assert set.union(*asked) == set(OWNERS)
+
+
+def test_a_round_within_a_time_is_planned_by_measured_steps(tmp_path):
+    """Devices time their methods when they introduce themselves; what is too slow is cut or skipped."""
+    tables: dict[str, Any] = {
+        "training": {"max_steps": 3},
+        "methods": {"seeds": {"training": SHORT["kseed"]}},
+        "assignment": {"kind": "planner", "round_s": 600.0},
+    }
+    _, events = run(tiny_federation(tmp_path / "fed", **tables), tmp_path / "a")
+    assert [e for e in events if isinstance(e, ClientFailed)] == []
+    for record in rounds(tmp_path / "a")[1:]:
+        assert {row["method"] for row in record["clients"].values()} == {"default"}
+        assert {c: row["steps"] for c, row in record["clients"].items()} == {"ann": 3, "ben": 2, "cleo": 2}
+    tables["assignment"]["round_s"] = 1e-6
+    with pytest.raises(FederationStopped, match="clients"):
+        run(tiny_federation(tmp_path / "fast", **tables), tmp_path / "b")
