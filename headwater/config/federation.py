@@ -272,8 +272,9 @@ class MeanStrategy(BaseStrategy):
     space: Literal["factors", "ffa"] = "factors"
     noise: Literal["weigh", "ignore"] = Field(
         default="weigh",
-        description="an update made along random directions weighs less, by how noisy it is against how "
-        "far clients differ (random-effects weights); without such updates nothing changes",
+        description="clients of a method along random directions weigh less, by how noisy the method was in "
+        "earlier rounds against how far clients differ (random-effects weights); with one method nothing "
+        "changes",
     )
 
 
