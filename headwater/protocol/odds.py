@@ -16,9 +16,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from headwater.protocol.directions import Integers
-
 Floats: TypeAlias = npt.NDArray[np.float64]
+Integers: TypeAlias = npt.NDArray[np.int64]
 
 LEVELS = 16
 _WEIGHTS: Integers = np.array([round(2**16 * math.exp(i / (LEVELS - 1))) for i in range(LEVELS)], np.int64)
@@ -38,8 +37,10 @@ def odds_of(mean_slopes: Floats) -> bytes:
     used = ~np.isnan(mean_slopes)
     if not used.any():
         return b""
-    filled = np.where(used, mean_slopes, mean_slopes[used].mean())
-    low, spread = filled.min(), filled.max() - filled.min()
+    low, high = mean_slopes[used].min(), mean_slopes[used].max()
+    # rounding can put the mean of equal values beside them: no spread may come of that
+    filled = np.where(used, mean_slopes, np.clip(mean_slopes[used].mean(), low, high))
+    spread = high - low
     levels = np.rint((filled - low) / (spread if spread > 0 else 1.0) * (LEVELS - 1)).astype(np.uint8)
     pairs = np.zeros(2 * odds_bytes(len(levels)), np.uint8)
     pairs[: len(levels)] = levels
