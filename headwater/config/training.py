@@ -173,8 +173,8 @@ class DecomflTraining(ScalarPasses):
     def _bounded(self) -> DecomflTraining:
         if self.max_steps is None:
             raise ValueError("max_steps must be given: every client makes the same number of steps")
-        if self.max_steps * self.directions >= 2**23:
-            raise ValueError("max_steps times directions must be below 8,388,608, or sums could overflow")
+        if self.max_steps * self.directions >= 2**17:
+            raise ValueError("max_steps times directions must be below 131,072, or sums could overflow")
         return self
 
 

@@ -7,7 +7,7 @@ plan, so the sums stay additive: only the divisor differs from value to value.
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -65,23 +65,34 @@ def require_covered(vector: Tensor, plan: MergePlan, client: str) -> None:
         )
 
 
-def divisors(plan: MergePlan, weights: Mapping[str, int]) -> Tensor | None:
-    """int64 [numel]: the weight of the clients that train each value; None if all train all.
+def divisors(
+    plan: MergePlan, weights: Mapping[str, int], progress: Mapping[str, float] | None = None
+) -> Tensor | float:
+    """Σ n·c / max c over the clients that train a value: Σ n where all c are alike.
+
+    Returns:
+        One number if all train all, else float64 [numel]; 0 where nobody trains. Any order of the
+        clients gives the same bits.
 
     Args:
         plan: who trains what.
-        weights: of the clients that are in.
+        weights: n, of the clients that are in.
+        progress: c > 0, of the same clients; all alike if None.
     """
-    kinds: Counter[tuple[tuple[str, ...] | None, int | None]] = Counter()
-    for client, weight in weights.items():
-        kinds[plan.tensors.get(client), plan.ranks.get(client)] += weight
-    if not set(kinds) - {(None, None)}:
-        return None
-    total = torch.zeros(plan.spec.numel, dtype=torch.int64)
-    for (tensors, rank), weight in kinds.items():
+    kinds: dict[tuple[tuple[str, ...] | None, int | None], list[str]] = {}
+    for client in sorted(weights):
+        kinds.setdefault((plan.tensors.get(client), plan.ranks.get(client)), []).append(client)
+    reached = dict.fromkeys(weights, 1.0) if progress is None else progress
+    parts = bool(set(kinds) - {(None, None)})
+    above = torch.zeros(plan.spec.numel if parts else 1, dtype=torch.float64)
+    most = torch.zeros_like(above)
+    for (tensors, rank), clients in kinds.items():
         mask = covered(plan.spec, tensors, rank)
-        total += weight if mask is None else mask.long() * weight
-    return total
+        trained = torch.ones_like(above) if mask is None else mask.double()
+        above += trained * math.fsum(weights[c] * reached[c] for c in clients)
+        most = torch.maximum(most, trained * max(reached[c] for c in clients))
+    found = above / torch.where(most > 0, most, 1.0)
+    return found if parts else float(found[0])
 
 
 def last_layers(spec: StateSpec, count: int) -> tuple[str, ...]:

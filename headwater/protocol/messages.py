@@ -92,19 +92,20 @@ class ClientPlan:
 
 @dataclass(frozen=True, slots=True)
 class NoisePlan:
-    """What the last rounds told of the updates' scatter: the random-effects weights of this one.
+    """What the last rounds told of the updates' scatter, by which methods are weighed in this one.
 
-    An update δ_i = Δ + (what is its client's own, variance h) + (noise of its random directions, variance v)
-    gets its weight times (h + v_ref)/(h + v), where v is that of its method and v_ref the least of all
-    methods; all as squared L2 norms of a whole update.
+    An update of method m is δ_i = c_m·(Δ + (what is its client's own, variance h)) + (noise, variance v_m);
+    :mod:`headwater.merging.scatter` says how it is weighed. Variances are squared L2 norms of a whole update.
 
     Args:
         between: h, how far clients differ.
         noises: v by method.
+        progress: c by method, in [0, 1]: how far its updates get of where the best method's do; 1 if absent.
     """
 
     between: float
     noises: Mapping[str, float]
+    progress: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class MergePlan:
         tensors: for clients that train some tensors only: which. Others' values must be zero, and a
             tensor's mean is taken over the clients that train it.
         ranks: for clients that train the first components of each LoRA pair only: how many. Likewise.
-        noise: how the noise of a method lowers its clients' weight; None: not at all.
-        groups: the method of each client, where noise is weighed; empty where it is not.
+        noise: how a method's noise and progress change what its clients weigh; None: not at all.
+        groups: the method of each client, where methods are weighed; empty where they are not.
         use: whether to add up how far clients stepped along each seed.
     """
 

@@ -79,7 +79,7 @@ class Checkpoint:
             "accepted": self.accepted,
             "noise": None
             if noise is None
-            else {"between": noise.between.hex(), "of": {g: v.hex() for g, v in noise.noises.items()}},
+            else {"between": noise.between.hex(), "of": _hex(noise.noises), "progress": _hex(noise.progress)},
             "span": None if span is None else _described(span),
         }
         write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
@@ -143,7 +143,7 @@ class Checkpoint:
 def _server(
     meta: Mapping[str, Any], groups: Mapping[str, AdapterState], sums: Integers | None
 ) -> ServerState:
-    """The strategy's state; files of older versions know neither noise by method nor coefficients.
+    """The strategy's state; files of older versions know less of methods, and no coefficients.
 
     Raises:
         ValueError: the coefficients are not those that were written, or do not make the state.
@@ -165,10 +165,16 @@ def _server(
         None
         if not isinstance(noise, dict)
         else NoisePlan(
-            float.fromhex(noise["between"]), {g: float.fromhex(v) for g, v in noise["of"].items()}
+            float.fromhex(noise["between"]),
+            {m: float.fromhex(v) for m, v in noise["of"].items()},
+            {m: float.fromhex(v) for m, v in noise.get("progress", {}).items()},
         ),
         span,
     )
+
+
+def _hex(values: Mapping[str, float]) -> dict[str, str]:
+    return {name: value.hex() for name, value in values.items()}
 
 
 def _described(span: Span) -> dict[str, Any]:

@@ -102,6 +102,7 @@ def rounds(draw: Any) -> tuple[MergePlan, list[Update]]:
 
 NOISES = st.sampled_from([0.0, 1e-6, 0.5, 3.0, 1e9])
 METHODS = st.sampled_from(["default", "phone", "sensor"])
+PROGRESS = st.dictionaries(METHODS, st.sampled_from([0.0, 1e-9, 0.3, 1.0]))
 
 
 @st.composite
@@ -117,7 +118,7 @@ def mixed_rounds(draw: Any) -> tuple[MergePlan, list[Update]]:
         directions=directions(),
         tensors={name: draw(names) for name, kind in kinds.items() if kind == "tensors"},
         ranks={name: draw(st.integers(0, 2)) for name, kind in kinds.items() if kind == "rank"},
-        noise=draw(st.none() | st.builds(NoisePlan, NOISES, st.dictionaries(METHODS, NOISES))),
+        noise=draw(st.none() | st.builds(NoisePlan, NOISES, st.dictionaries(METHODS, NOISES), PROGRESS)),
         groups={name: draw(METHODS) for name in plan.weights},
         use=draw(st.booleans()),
     )

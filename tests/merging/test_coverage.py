@@ -1,5 +1,7 @@
 """Coverage: masks by hand, divisors against a loop, layers by name."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given
@@ -58,20 +60,27 @@ def test_a_tensor_that_is_not_there_is_refused():
     st.dictionaries(st.sampled_from("abcd"), st.integers(1, 2**40), min_size=1),
     st.dictionaries(st.sampled_from("abcd"), st.lists(st.sampled_from(NAMES), unique=True).map(tuple)),
     st.dictionaries(st.sampled_from("abcd"), st.integers(0, 5)),
+    st.none() | st.fixed_dictionaries({c: st.sampled_from([1 / 64, 0.3, 1.0]) for c in "abcd"}),
 )
-def test_divisors_are_the_weights_of_those_who_train_a_value(weights, tensors, ranks):
+def test_divisors_are_the_weights_of_those_who_train_a_value(weights, tensors, ranks, progress):
+    """Σ n·c / max c, in fractions; Σ n exactly where all c are alike."""
     plan = MergePlan(PAIR, dict.fromkeys("abcd", 2**41), 1.0, tensors=tensors, ranks=ranks)
-    expected = [0] * PAIR.numel
+    above, most = [Fraction(0)] * PAIR.numel, [Fraction(0)] * PAIR.numel
     for client, weight in weights.items():
-        mask = covered_by(plan, client)
+        mask, reached = covered_by(plan, client), Fraction(1 if progress is None else progress[client])
         for i in range(PAIR.numel):
-            expected[i] += weight if mask is None or bool(mask[i]) else 0
-    found = divisors(plan, weights)
-    if found is None:
-        assert not set(weights) & (set(tensors) | set(ranks))
-        found = torch.full((PAIR.numel,), sum(weights.values()))
-    assert found.dtype == torch.int64
-    assert found.tolist() == expected
+            if mask is None or bool(mask[i]):
+                above[i] += weight * reached
+                most[i] = max(most[i], reached)
+    expected = [float(a / m) if m else 0.0 for a, m in zip(above, most, strict=True)]
+    found = divisors(plan, weights, progress)
+    assert isinstance(found, float) == (not set(weights) & (set(tensors) | set(ranks)))
+    if isinstance(found, float):
+        found = torch.full((PAIR.numel,), found, dtype=torch.float64)
+    assert found.dtype == torch.float64
+    if progress is None:
+        assert found.tolist() == expected
+    assert found.tolist() == pytest.approx(expected, rel=1e-14)
 
 
 def test_values_outside_are_refused_by_name():

@@ -53,7 +53,7 @@ def test_sums_at_the_limit_match_python_integers(weights: list[int], sign: int) 
     for client in plan.weights:
         acc = rule.add(acc, update_of(SPEC, client, [sign * 16.0] * 5))
     exact = sum(w * sign * 16 * 2 ** plan.scale_bits() for w in weights)
-    assert acc.total.tolist() == [exact] * 5
+    assert acc.methods[""].total.tolist() == [exact] * 5
     assert rule.finalize(acc).delta.vector().tolist() == [sign * 16.0] * 5
 
 

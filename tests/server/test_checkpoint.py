@@ -62,7 +62,13 @@ def test_round_trip(tmp_path, best, momentum):
 def spanned():
     origin = Span(state(0.5), Directions(b"0123456789abcdef", "rademacher", 10), 30, np.zeros(3, np.int64))
     span = origin.moved(1, np.array([5, -(2**40), 2**33 + 1]))
-    server = ServerState(4, span.state(), None, NoisePlan(0.1 + 0.2, {"default": 0.0, "phone": 1e-300}), span)
+    server = ServerState(
+        4,
+        span.state(),
+        None,
+        NoisePlan(0.1 + 0.2, {"default": 0.0, "phone": 1e-300}, {"default": 1.0, "phone": 0.1}),
+        span,
+    )
     return Checkpoint("r" * 32, server, Tracker("accuracy"), accepted={"ann": 4})
 
 
