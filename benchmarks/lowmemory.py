@@ -20,13 +20,33 @@ from picture import bars
 
 RESULTS = Path(__file__).parent / "results"
 FILES = {"smollm2": "examples/presidents/federation.toml", "minilm": "examples/sentiment/federation.toml"}
-MODES: dict[str, dict[str, Any]] = {
-    "inference": {},
-    "mezo": {"kind": "mezo"},
-    "forward_gradient": {"kind": "forward_gradient"},
-    "checkpointing": {"kind": "backprop", "gradient_checkpointing": True},
-    "backprop": {"kind": "backprop"},
+_BACKPROP = 'training={kind="backprop"}'
+_PROMPT = 'adapter={kind="prompt", tokens=8}'
+_ONE = 'assignment={kind="shares", shares={one=1.0}}'
+MODES = {
+    "inference": [_BACKPROP],
+    "mezo": ['training={kind="mezo"}'],
+    "forward_gradient": ['training={kind="forward_gradient"}'],
+    "checkpointing": ['training={kind="backprop", gradient_checkpointing=true}'],
+    "backprop": [_BACKPROP],
 }
+"""By name, what is changed in the model's file."""
+FURTHER = {
+    "kseed": ['training={kind="kseed"}'],
+    "decomfl": ['training={kind="decomfl"}'],
+    "spry": ['training={kind="spry"}'],
+    "blackbox": [_PROMPT, 'training={kind="blackbox"}'],
+    "backprop, prompt": [_PROMPT, _BACKPROP],
+    "backprop, last layer": [_ONE, 'methods={one={last_layers=1, training={kind="backprop"}}}'],
+    "forward_gradient, last layer": [
+        _ONE,
+        'methods={one={last_layers=1, training={kind="forward_gradient"}}}',
+    ],
+    "mezo, last layer": [_ONE, 'methods={one={last_layers=1, training={kind="mezo"}}}'],
+    "backprop, rank 2": [_ONE, 'methods={one={rank=2, training={kind="backprop"}}}'],
+}
+"""At :data:`FURTHER_AT` tokens: what the table of lengths leaves out."""
+FURTHER_AT = 128
 LENGTHS = (64, 128, 256, 512)
 NEEDED_MIB = {"smollm2": 4.0, "minilm": 1.0}
 """Per token of a batch, of a backprop step, with room to spare: rows that do not fit now are left out."""
@@ -50,10 +70,10 @@ def main() -> None:
     known = json.loads(file.read_text())["memory"] if file.exists() else []
     rows = {(r["model"], r["mode"], r["tokens"]): r for r in known}
     for model in options.models:
-        for tokens in LENGTHS:
-            for mode in MODES:
-                rows[model, mode, tokens] = _row(model, mode, tokens, options.batch)
-                _write(list(rows.values()), options.batch)
+        wanted = [(mode, tokens) for tokens in LENGTHS for mode in MODES]
+        for mode, tokens in [*wanted, *((mode, FURTHER_AT) for mode in FURTHER)]:
+            rows[model, mode, tokens] = _row(model, mode, tokens, options.batch)
+            _write(list(rows.values()), options.batch)
 
 
 def _write(rows: list[dict[str, Any]], batch: int) -> None:
@@ -67,7 +87,8 @@ def _write(rows: list[dict[str, Any]], batch: int) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "lowmemory.json").write_text(json.dumps(result, indent=1) + "\n")
     for model in FILES:
-        shown = {f"{r['mode']} {r['tokens']}": [r["peak_mib"]] for r in done if r["model"] == model}
+        own = [r for r in done if r["model"] == model and r["mode"] in MODES]
+        shown = {f"{r['mode']} {r['tokens']}": [r["peak_mib"]] for r in own}
         if shown:
             title = f"{model}, batch {batch}: peak resident memory of a step, MiB"
             (RESULTS / f"lowmemory-{model}.svg").write_text(bars(title, shown))
@@ -76,15 +97,15 @@ def _write(rows: list[dict[str, Any]], batch: int) -> None:
 def _row(model: str, mode: str, tokens: int, batch: int) -> dict[str, Any]:
     head = {"model": model, "mode": mode, "batch": batch, "tokens": tokens}
     need, free = NEEDED_MIB[model] * batch * tokens, _free_mib()
-    if mode == "backprop" and need > free:
+    if mode.startswith("backprop") and need > free:
         return {**head, "left_out": f"may need {need:.0f} MiB of the {free:.0f} MiB that are free"}
     command = [sys.executable, __file__, "--child", json.dumps(head)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     if done.returncode:
         return {**head, "left_out": done.stderr.strip().splitlines()[-1] if done.stderr else "ended"}
     row: dict[str, Any] = {**head, **json.loads(done.stdout.splitlines()[-1])}
     print(
-        f"{model:8} {mode:17} {tokens:4} {row['peak_mib']:8.0f} MiB, {row['off_percent']:+.1f} %", flush=True
+        f"{model:8} {mode:20} {tokens:4} {row['peak_mib']:8.0f} MiB, {row['off_percent']:+.1f} %", flush=True
     )
     return row
 
@@ -100,11 +121,10 @@ def _child(model: str, mode: str, batch: int, tokens: int) -> dict[str, float]:
     from headwater.training.footprint import SCRATCH_BYTES, step_bytes, synthetic
 
     return_freed_memory()
-    settings = [f"{k}={json.dumps(v)}" for k, v in MODES[mode].items()]
-    changes = [f"data.max_tokens={tokens}", f'training={{batch_size={batch}, kind="backprop"}}']
-    changes += [f"training.{text}" for text in settings]
+    changes = [f"data.max_tokens={tokens}", *(MODES | FURTHER)[mode]]
     bench = Workbench.open(load_federation(Path(FILES[model]), changes))
     assert bench.model is not None
+    method = "one" if "one" in bench.loaded.settings.methods else "default"
     base, loading = resident_base(bench), status_bytes("VmHWM")
     if mode == "inference":
         model_ = bench.model
@@ -117,10 +137,10 @@ def _child(model: str, mode: str, batch: int, tokens: int) -> dict[str, float]:
             with torch.inference_mode():
                 bench.model.loss(synthetic(bench.model, batch, tokens)).item()
     else:
-        plan = plan_of(bench.loaded.settings, bench.spec, "default")
+        plan = plan_of(bench.loaded.settings, bench.spec, method)
         traced = step_bytes(bench.model, plan, batch, tokens)
-        expected = predicted(bench, "default", batch)
-        train_two_steps(bench, "default", batch)
+        expected = predicted(bench, method, batch)
+        train_two_steps(bench, method, batch)
     peak = status_bytes("VmHWM")
     foreseen = max(loading, base + expected)
     mib = 2.0**20

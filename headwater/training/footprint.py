@@ -44,10 +44,10 @@ def method_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens:
 def step_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens: int) -> int:
     """The most bytes of tensors that one step holds at once: exact demand, traced, without computing."""
     training = plan.training
+    part = Part.of(model, plan, who="footprint")  # out here: while traced, truths have no values
 
     def backprop() -> object:
         checkpointing = training.kind == "backprop" and training.gradient_checkpointing
-        part = Part.of(model, plan, who="footprint")
         with model.training(checkpointing=checkpointing), part.alone():
             loss = model.forward(synthetic(model, batch_size, tokens)).loss
             return torch.autograd.grad(loss, [p for _, p in part.trained])

@@ -14,7 +14,10 @@ from tests.support.federations import adapter, federation
 
 
 def written(folder, **changes) -> LoadedFederation:
-    methods = {"seeds": {"training": {"kind": "kseed", "batch_size": 2, "seeds": 64, "max_steps": 8}}}
+    methods = {
+        "part": {"training": {"kind": "backprop", "batch_size": 4}, "last_layers": 1, "rank": 1},
+        "seeds": {"training": {"kind": "kseed", "batch_size": 2, "seeds": 64, "max_steps": 8}},
+    }
     loaded = federation(
         folder,
         "encoder",
@@ -39,7 +42,7 @@ def test_the_measured_peak_is_what_was_predicted(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     rows = {row["method"]: row for row in found["methods"]}
-    assert list(rows) == ["default", "seeds"]
+    assert list(rows) == ["default", "part", "seeds"]
     for row in rows.values():
         assert row["note"] == ""
         assert row["measured_bytes"] > 2**26
