@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -204,8 +205,8 @@ class AdapterState(Mapping[str, Tensor]):
         return max((float(value.abs().max()) for value in self.values() if value.numel()), default=0.0)
 
     def norm(self) -> float:
-        """The L2 norm over all values, in float64."""
-        return math.sqrt(sum(float(value.double().square().sum()) for value in self.values()))
+        """The L2 norm over all values, in float64, in an order that no number of threads changes."""
+        return math.sqrt(math.fsum(float(np.square(v.double().numpy()).sum()) for v in self.values()))
 
     def tobytes(self) -> bytes:
         """All values in name order, little-endian fp32."""

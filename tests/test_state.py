@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,3 +87,23 @@ def test_states_and_specs_pickle():
 def test_finite():
     assert state().isfinite()
     assert not state().map(lambda v: v / 0).isfinite()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_number_of_threads_changes_the_norm(seed):
+    """Added by torch, two of these six change their last bit."""
+    spec = StateSpec((TensorSpec("v", (300_007,), "vector"),))
+    values = np.random.default_rng(seed).standard_normal(spec.numel, np.float32)
+    state, before, found = (
+        AdapterState.from_vector(spec, torch.from_numpy(values)),
+        torch.get_num_threads(),
+        [],
+    )
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found.append(state.norm().hex())
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(found)) == 1
+    assert state.norm() == pytest.approx(float(np.linalg.norm(values.astype(np.float64))), rel=1e-13)
