@@ -272,9 +272,9 @@ class MeanStrategy(BaseStrategy):
     space: Literal["factors", "ffa"] = "factors"
     noise: Literal["weigh", "ignore"] = Field(
         default="weigh",
-        description="in a mixed round, what updates weigh depends on their method: by how far it got in earlier "
-        "rounds, how noisy it was and how far clients differ (generalised least squares); with one method, and "
-        "with backprop alone, nothing changes",
+        description="in a mixed round, what updates weigh depends on their method: on how far it gets, how "
+        "noisy it is and how far clients differ (generalised least squares); with one method, and with "
+        "backprop alone, nothing changes",
     )
 
 

@@ -66,7 +66,7 @@ def require_covered(vector: Tensor, plan: MergePlan, client: str) -> None:
 
 
 def divisors(
-    plan: MergePlan, weights: Mapping[str, int], progress: Mapping[str, float] | None = None
+    plan: MergePlan, weights: Mapping[str, float], progress: Mapping[str, float] | None = None
 ) -> Tensor | float:
     """Σ n·c / max c over the clients that train a value: Σ n where all c are alike.
 

@@ -1,16 +1,17 @@
 """MeanAggregator: the weighted mean of the updates, deltas and coefficients of seeds in one sum.
 
-FedAvg (McMahan et al. 2017, arXiv 1602.05629): Δ = Σ n_i·δ_i / Σ n_i. A delta adds to Σ n·δ; coefficients
-add to Σ n·c, one number for each seed (FedKSeed, arXiv 2312.06353), and are expanded once, when the round
-ends: Σ_i n_i Σ_s c_is·z_s = Σ_s (Σ_i n_i·c_is)·z_s. What an update weighs, and counts for in the divisor,
-may depend on its method (:mod:`headwater.merging.scatter`), whose sums are then kept apart; a value's divisor
-also depends on who trained it (:mod:`headwater.merging.coverage`). The server's optimiser is the business of
-the strategy.
+FedAvg (McMahan et al. 2017, arXiv 1602.05629): Δ = Σ w_i·δ_i / Σ w_i. A delta adds to Σ w·δ; coefficients
+add to Σ w·a, one number for each seed (FedKSeed, arXiv 2312.06353), and are expanded once, when the round
+ends: Σ_i w_i Σ_s a_is·z_s = Σ_s (Σ_i w_i·a_is)·z_s. Where methods are weighed against each other
+(:mod:`headwater.merging.scatter`), each method's sums are kept apart until the round ends. A value's divisor
+depends on who trained it (:mod:`headwater.merging.coverage`). The server's optimiser is the business of the
+strategy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -23,7 +24,18 @@ from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import divisors, require_covered
 from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
 from headwater.merging.roster import Roster
-from headwater.merging.scatter import Seen, Together, energy_of, estimate, progress_of, require_noise, weighed
+from headwater.merging.scatter import (
+    Seen,
+    Share,
+    Together,
+    completed,
+    energy_of,
+    estimate,
+    longest,
+    require_noise,
+    shares_of,
+    smoothed,
+)
 from headwater.merging.steepness import SeedUse
 from headwater.protocol.directions import Integers
 from headwater.protocol.messages import MergePlan, Update
@@ -36,14 +48,16 @@ class MethodSums:
     """What the clients of one method add up to.
 
     Args:
-        total: int64 [numel], Σ n·δ.
-        coefficients: int64 [plan.seeds.count], Σ n·c; empty if the plan has no seeds.
+        total: int64 [numel], Σ w·δ.
+        coefficients: int64 [plan.seeds.count], Σ w·a; empty if the plan has no seeds.
         values: how many clients sent a delta.
+        scalars: how many sent coefficients.
     """
 
     total: Tensor
     coefficients: Tensor
     values: int = 0
+    scalars: int = 0
 
     @staticmethod
     def none(plan: MergePlan) -> MethodSums:
@@ -57,6 +71,7 @@ class MethodSums:
         self.total.add_(other.total)
         self.coefficients.add_(other.coefficients)
         self.values += other.values
+        self.scalars += other.scalars
 
 
 @dataclass
@@ -67,7 +82,7 @@ class MeanSums:
         roster: who is in.
         bits: totals are in units of 2^-bits.
         methods: by method, where methods are weighed against each other; else all under "".
-        seen: those who are in, as they were weighed.
+        seen: those who are in.
         use: steps along each seed, where the plan asks for it.
     """
 
@@ -77,12 +92,16 @@ class MeanSums:
     seen: dict[str, Seen] = field(default_factory=dict)
     use: SeedUse | None = None
 
+    def method(self, client: str) -> str:
+        """Whose sums ``client`` adds to."""
+        plan = self.roster.plan
+        return plan.groups.get(client, "") if plan.weighs else ""
+
     def of(self, client: str) -> MethodSums:
         """The sums that ``client`` adds to."""
-        plan = self.roster.plan
-        name = plan.groups.get(client, "") if plan.weighs else ""
+        name = self.method(client)
         if name not in self.methods:
-            self.methods[name] = MethodSums.none(plan)
+            self.methods[name] = MethodSums.none(self.roster.plan)
         return self.methods[name]
 
 
@@ -112,16 +131,15 @@ class MeanAggregator(Aggregator[MeanSums]):
         return MeanSums(Roster(plan), plan.scale_bits(), use=SeedUse.none(seeds) if plan.use else None)
 
     def add(self, acc: MeanSums, update: Update) -> MeanSums:
-        """Add n·δ, or n·c.
+        """Add w·δ, or w·a.
 
         Raises:
             UpdateRejected: also scalars of another plan, values outside what the client trains, or a
                 noise that is none.
         """
         plan, who = acc.roster.plan, f"client {update.client}"
-        planned = acc.roster.weight_of(update)
+        weight, energy = acc.roster.weight_of(update), 0.0
         require_noise(update.noise, update.client)
-        weight, energy = weighed(planned, update.client, plan), 0.0
         if isinstance(update.delta, Scalars):
             if plan.seeds is None or plan.directions is None:
                 raise UpdateRejected(who, expected="a delta", got="coefficients of seeds")
@@ -130,7 +148,9 @@ class MeanAggregator(Aggregator[MeanSums]):
                     who, expected="a delta: its plan names tensors or a rank", got="coefficients of seeds"
                 )
             update.delta.require(plan.seeds, who)
-            acc.of(update.client).coefficients.add_(torch.from_numpy(update.delta.sums), alpha=weight)
+            sums = acc.of(update.client)
+            sums.coefficients.add_(torch.from_numpy(update.delta.sums), alpha=weight)
+            sums.scalars += 1
             energy = update.delta.energy(plan.directions) if plan.weighs else 0.0
             if acc.use is not None:
                 acc.use.add(update.delta)
@@ -145,7 +165,7 @@ class MeanAggregator(Aggregator[MeanSums]):
             energy = energy_of(vector) if plan.weighs else 0.0
         seeded = isinstance(update.delta, Scalars) and update.noise == update.delta.noise(plan.spec.numel)
         acc.seen[update.client] = Seen(weight, energy, min(update.noise, energy), seeded)
-        acc.roster.enter(update.client, weight)
+        acc.roster.enter(update.client)
         return acc
 
     def combine(self, left: MeanSums, right: MeanSums) -> MeanSums:
@@ -166,91 +186,99 @@ class MeanAggregator(Aggregator[MeanSums]):
         """The mean, value by value.
 
         The report has ``delta_norm`` (L2), ``resolution`` (the unit), and where methods are weighed against
-        each other ``between`` and ``noise_least`` (squared norms), ``weight_lost`` (the fraction of the
-        planned weight that noise cost) and ``progress_METHOD``.
+        each other ``between`` (a squared norm), ``shortened`` (what the mean was multiplied by, below 1 if it
+        was too long), and ``noise_METHOD``, ``progress_METHOD`` and ``weight_METHOD``, the fraction of the
+        planned weight that its clients have.
         """
         roster, plan = acc.roster, acc.roster.plan
         if not roster.clients:
             raise EmptyRound("mean", expected="at least one accepted update", got="none")
-        weights = {client: row.weight for client, row in acc.seen.items()}
-        divisor = divisors(plan, weights, {client: progress_of(client, plan) for client in weights})
-        everybody, *others = acc.methods.values()
-        if others:
-            everybody = MethodSums.none(plan)
-            for sums in acc.methods.values():
-                everybody.add(sums)
-        values = from_fixed(everybody.total, acc.bits) / _where_any(divisor)
-        coefficients, stepped = None, None
-        if everybody.values < len(roster.clients):
-            whole = divisor if isinstance(divisor, float) else float(roster.weight)
-            coefficients, expanded = _expanded(plan, everybody.coefficients, whole)
-            values += expanded * (whole / _where_any(divisor))
-            stepped = expanded * whole
+        names, methods = sorted(acc.methods), dict[str, Together]()
+        only_scalars = not any(sums.values for sums in acc.methods.values())
+        if plan.weighs or not only_scalars:
+            methods = _by_method(acc)
+        told = estimate(plan, methods) if plan.weighs else None
+        shares = shares_of(completed(plan.noise, told) if plan.weighs else None, names)
+        by_client = {client: shares[acc.method(client)] for client in acc.seen}
+        weights = {client: row.weight * by_client[client].weight for client, row in acc.seen.items()}
+        divisor = divisors(plan, weights, {client: share.progress for client, share in by_client.items()})
+        values, coefficients = _weighted(methods, shares, divisor, plan.spec.numel), None
+        shortened = 1.0
+        if plan.weighs:
+            shortened = min(1.0, longest(plan, methods, shares) / max(math.sqrt(energy_of(values)), 1e-300))
+        if only_scalars:
+            assert isinstance(divisor, float), "whoever sends scalars trains all"
+            parts = [(acc.methods[name], shares[name].weight) for name in names]
+            coefficients, values = _expanded(plan, parts, divisor / shortened)
+        else:
+            values *= shortened
         delta = AdapterState.from_vector(plan.spec, values.float())
         report = {"delta_norm": delta.norm(), "resolution": 2.0**-acc.bits}
-        scatter = None
-        if plan.weighs:
-            scatter = estimate(plan, *_by_method(acc, everybody, stepped))
-        if scatter is not None and scatter.noises:
-            planned = sum(plan.weights[client] for client in roster.clients)
-            report |= {"between": scatter.between, "noise_least": min(scatter.noises.values())}
-            report["weight_lost"] = 1 - roster.weight / planned
-            report |= {f"progress_{name}": c for name, c in scatter.progress.items()}
+        scatter = smoothed(plan.noise, told) if plan.weighs else None
+        if scatter is not None:
+            report["between"] = scatter.between
+            report["shortened"] = shortened
+            report |= {f"noise_{name}": scatter.noises[name] for name in names if name in scatter.noises}
+            report |= {f"progress_{name}": shares[name].progress for name in names}
+            report |= {f"weight_{name}": shares[name].weight for name in names}
         return Merged(
             delta,
             tuple(sorted(roster.clients)),
             roster.weight,
             report,
-            coefficients=None if everybody.values else coefficients,
+            coefficients=coefficients,
             scatter=scatter,
             use=acc.use,
         )
 
 
-def _by_method(
-    acc: MeanSums, everybody: MethodSums, stepped: Tensor | None
-) -> tuple[dict[str, Together], Together]:
-    """The plain means of each method's clients and of all, without progress.
+def _by_method(acc: MeanSums) -> dict[str, Together]:
+    """What the clients of each method add up to, as they sent it."""
+    plan, seen, found = acc.roster.plan, dict[str, dict[str, Seen]](), dict[str, Together]()
+    for client, row in acc.seen.items():
+        seen.setdefault(acc.method(client), {})[client] = row
+    for name, sums in sorted(acc.methods.items()):
+        total, whole = from_fixed(sums.total, acc.bits), float(sum(row.weight for row in seen[name].values()))
+        if sums.scalars:
+            total += _expanded(plan, [(sums, 1.0)], whole)[1] * whole
+        weights = divisors(plan, {client: row.weight for client, row in seen[name].items()})
+        by_value = torch.as_tensor(weights, dtype=torch.float64).expand(plan.spec.numel)
+        found[name] = Together(seen[name], total.numpy(), by_value.numpy(), sums.coefficients.numpy())
+    return found
+
+
+def _weighted(
+    methods: Mapping[str, Together], shares: Mapping[str, Share], divisor: Tensor | float, size: int
+) -> Tensor:
+    """Σ f·Σ w·δ / divisor, float64 [size]; zeros without methods."""
+    values = torch.zeros(size, dtype=torch.float64)
+    for name, method in sorted(methods.items()):
+        values += torch.from_numpy(method.total) * shares[name].weight
+    return values.div_(divisor if isinstance(divisor, float) else torch.where(divisor > 0, divisor, 1.0))
+
+
+def _expanded(
+    plan: MergePlan, parts: Sequence[tuple[MethodSums, float]], divisor: float
+) -> tuple[Integers, Tensor]:
+    """The mean coefficients, and what they stand for.
 
     Args:
-        acc: the round.
-        everybody: the sums of all methods.
-        stepped: Σ n·c·z over all methods, float64 [numel]; None without scalars.
+        plan: with seeds.
+        parts: Σ w·a, and what it is multiplied by.
+        divisor: what their sum is divided by.
+
+    Returns:
+        round(Σ f·Σ w·a / divisor · 2^FINE_BITS), halves up, int64 [seeds]; float64 [numel].
     """
-    plan, seeded = acc.roster.plan, [name for name, m in acc.methods.items() if bool(m.coefficients.any())]
-
-    def together(sums: MethodSums, clients: Collection[str], stepped: Tensor | None) -> Together:
-        seen = {client: acc.seen[client] for client in clients}
-        weights = divisors(plan, {client: row.weight for client, row in seen.items()})
-        total = from_fixed(sums.total, acc.bits)
-        mean = (total if stepped is None else total + stepped) / _where_any(weights)
-        by_value = torch.as_tensor(weights, dtype=torch.float64).expand(plan.spec.numel)
-        return Together(seen, mean.numpy(), by_value.numpy(), sums.coefficients.numpy())
-
-    methods = {}
-    for name, sums in acc.methods.items():
-        clients, own = [c for c in acc.seen if plan.groups.get(c, "") == name], None
-        if name in seeded:
-            own = stepped
-            if len(seeded) > 1:
-                weight = float(sum(acc.seen[c].weight for c in clients))
-                own = _expanded(plan, sums.coefficients, weight)[1] * weight
-        methods[name] = together(sums, clients, own)
-    return methods, together(everybody, acc.seen, stepped)
-
-
-def _expanded(plan: MergePlan, sums: Tensor, weight: float) -> tuple[Integers, Tensor]:
-    """round(Σ n·c / N · 2^FINE_BITS), halves up, and what these coefficients stand for, float64 [numel]."""
     assert plan.seeds is not None, "no scalars got in"
     assert plan.directions is not None, "init asks for them"
-    whole = Fraction(weight)
+    factors = [Fraction(factor) for _, factor in parts]
+    unit = max(factor.denominator for factor in factors)  # powers of two, as of all floats
+    rows = [(sums.coefficients.tolist(), int(f * unit)) for (sums, _), f in zip(parts, factors, strict=True)]
+    exact = [sum(values[s] * factor for values, factor in rows) for s in range(plan.seeds.count)]
+    whole = Fraction(divisor) * unit
     above, below = 2 * whole.denominator << FINE_BITS, 2 * whole.numerator
-    fine = np.array([(s * above + whole.numerator) // below for s in sums.tolist()], np.int64)
+    fine = np.array([(value * above + whole.numerator) // below for value in exact], np.int64)
     seeds = np.arange(plan.seeds.first, plan.seeds.first + plan.seeds.count)
     bits = plan.seeds.unit_bits + FINE_BITS + plan.directions.unit_bits
     return fine, torch.from_numpy(to_float32(plan.directions.combine(seeds, fine), bits)).double()
-
-
-def _where_any(divisor: Tensor | float) -> Tensor | float:
-    """``divisor`` with 1 where nobody trains a value: its sum is 0."""
-    return divisor if isinstance(divisor, float) else torch.where(divisor > 0, divisor, 1.0)

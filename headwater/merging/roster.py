@@ -58,10 +58,10 @@ class Roster:
             )
         return update.delta
 
-    def enter(self, client: str, weight: int | None = None) -> None:
-        """Note that ``client`` is in, after its values were added, with its planned weight or a lower one."""
+    def enter(self, client: str) -> None:
+        """Note that ``client`` is in, after its values were added."""
         self.clients.add(client)
-        self.weight += self.plan.weights[client] if weight is None else weight
+        self.weight += self.plan.weights[client]
 
     def require_disjoint(self, other: Roster) -> None:
         """Check that ``other`` may be combined with this one; changes nothing.

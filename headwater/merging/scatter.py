@@ -14,40 +14,45 @@ estimate of Δ with the variance h + ν_m, ν_m = v_m/c_m². Of all weighted mea
     Δ = Σ n_i·δ_i / Σ n_i·c_m        n_i = w_i·min(1, (h + ν_least)/(h + ν_m)/c_m)
 
 So a method that hardly moves neither adds much noise (n is small) nor pulls the mean towards no change (the
-divisor has c in it), and no update weighs more than planned. c counts relative to the furthest method that
-is in.
+divisor has c in it). No n is above the planned weight: that is less than the best where a slow method is
+exact, and keeps what one client can do small. c counts relative to the furthest method that is in, and the
+mean is never longer than that method's median update.
 
 **h** is found by the method of moments (theirs), among clients of one method::
 
-    Q = Σ n‖δ_i‖² − Σ_j N_j·δ̄_j²
-    E[Q] = Σ n_i (1 − n_i r_i) (p_i c² h + v_i)
+    Q = Σ w‖δ_i‖² − Σ_j N_j·δ̄_j²
+    E[Q] = Σ w_i (1 − w_i r_i) (p_i c² h + v_i)
 
 N_j is the weight of those who train value j, p_i the fraction of values that client i trains, r_i the mean
 of 1/N_j over them: 1 and 1/N where all train all. Clients that step along the same seeds have noise in
-common: what Σ n_i e_i holds of it follows from the sum of their coefficients, and takes the place of Σ n_i²
+common: what Σ w_i e_i holds of it follows from the sum of their coefficients, and takes the place of Σ w_i²
 v_i.
 
-**c** is found by projection on the mean of the method r that gets furthest among those with two clients or
-more that train all values: c_m = ⟨δ̄_m, δ̄_r⟩/‖δ̄_r‖²/ρ. ρ is the share of ‖δ̄_r‖² that is Δ's: noise and
-what is the clients' own must not count as something that others failed to reach (the reliability of errors
-in variables, Fuller 1987, §1.1). Then h is that among r's clients, and a method's **v** the median of what
-its clients say, and on top of it what of their updates neither c nor h nor noise explains. No c counts as
-more than 1: a method that one client makes up cannot make the others' progress small. Where no method can be
-r, all c stay as they are (1 at first), h is that among the clients of each method, or among all clients if
-no method has two, and clients are believed.
+**c** is found by projection on the mean of a method r that can measure the others: two clients or more that
+train all values, an eighth of the round's weight, and of all such methods the one that gets furthest: c_m =
+c_r·⟨δ̄_m, δ̄_r⟩/‖δ̄_r‖²/ρ. ρ is the share of ‖δ̄_r‖² that is Δ's, found without anybody's word from the
+products of different clients' updates: noise and what is the clients' own must not count as something that
+others failed to reach (the reliability of errors in variables, Fuller 1987, §1.1). c_r is what was known of
+r before, so that rounds with another r say the same. Then h is that among r's clients, and a method's **v**
+the median of what its clients say, and on top of it what of their updates neither c nor h nor noise
+explains. Where no method can be r, all c stay as they are (1 at first), h is that among the clients of each
+method, or among all clients if no method has two, and v no less than the typical ‖δ_i‖² beyond what the
+least energetic method's is without its noise.
 
-**What is weighed is a method, not a client**, by the rounds before. A client's own noise is a function of
-the same slopes as its update: weights by it would prefer clients whose loss is flat. And it is the client's
-word: nobody can raise his own weight by it, and a claim counts for no more than what arrived. Weights are
-known before the round, which needs one pass.
+**What is weighed is a method, not a client**: a client's own noise is a function of the same slopes as its
+update, and weights by it would prefer clients whose loss is flat. So the sums of each method are kept apart,
+and f = n/w is applied to them when the round ends: by what the rounds before told, whose errors have nothing
+to do with this one's, and by the round itself where nothing is known of a method yet. A client's word about
+its noise counts for no more than what arrived, and cannot lift its weight above the planned one.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TypeAlias
 
 import numpy as np
@@ -62,9 +67,17 @@ from headwater.protocol.messages import MergePlan, NoisePlan
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 LEAST_PROGRESS = 1 / 64
-"""No c is taken as less: Σ n·c/max c is at least this part of Σ n."""
+"""No c is taken as less: Σ n·c/max c is never below this part of Σ n."""
+LEAST_WEIGHT = 2.0**-20
+"""No method weighs less: the mean stays one where nothing else arrives."""
 LEAST_RELIABILITY = 1 / 4
 """ρ below this says nothing of progress: what is Δ's cannot be told from what is not."""
+LEAST_SHARE = 1 / 8
+"""Of a round's weight: a method with less is no measure of the others, whatever it sends."""
+_AS_FAR = 0.8
+"""Of the furthest method's progress: as far as that, for what is found by chance a little short of it."""
+_ROUNDING = 1e-6
+"""What is left of a weight after subtracting itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +85,13 @@ class Seen:
     """One update that is in.
 
     Args:
-        weight: n.
+        weight: w.
         energy: ‖δ‖²; 0 where nobody needs it.
         noise: v, at most ``energy``.
         seeded: whether the noise is that of its coefficients of seeds.
     """
 
-    weight: int
+    weight: float
     energy: float = 0.0
     noise: float = 0.0
     seeded: bool = False
@@ -90,54 +103,160 @@ class Together:
 
     Args:
         seen: by client.
-        mean: float64 [numel], δ̄; 0 where none of them trains.
-        weights: float64 [numel], N.
-        coefficients: int64 [plan.seeds.count], Σ n·c; empty without seeds.
+        total: float64 [numel], Σ w·δ.
+        weights: float64 [numel], N: Σ w of those who train a value.
+        coefficients: [plan.seeds.count], Σ w·a; empty without seeds.
     """
 
     seen: Mapping[str, Seen]
-    mean: Floats
+    total: Floats
     weights: Floats
-    coefficients: Integers
+    coefficients: Integers | Floats
+
+    @property
+    def mean(self) -> Floats:
+        """δ̄; 0 where nobody trains."""
+        return np.divide(self.total, self.weights, out=np.zeros_like(self.total), where=self.weights > 0)
+
+    def scaled(self, factor: float) -> Together:
+        """The same updates, with other weights."""
+        return Together(
+            {client: replace(row, weight=row.weight * factor) for client, row in self.seen.items()},
+            self.total * factor,
+            self.weights * factor,
+            self.coefficients.astype(np.float64) * factor,
+        )
+
+    def joined(self, other: Together) -> Together:
+        """With other clients."""
+        return Together(
+            {**self.seen, **other.seen},
+            self.total + other.total,
+            self.weights + other.weights,
+            self.coefficients + other.coefficients,
+        )
 
 
-def estimate(plan: MergePlan, methods: Mapping[str, Together], everybody: Together) -> NoisePlan | None:
-    """The plan for coming rounds; None from fewer than two updates, and where there is one method only.
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What the updates of a method count for.
+
+    Args:
+        weight: f, of the planned weight, above 0 and at most 1.
+        progress: c, at least :data:`LEAST_PROGRESS` and at most 1.
+    """
+
+    weight: float = 1.0
+    progress: float = 1.0
+
+
+def shares_of(known: NoisePlan | None, methods: Iterable[str]) -> dict[str, Share]:
+    """The f = min(1, (h + ν_least)/(h + ν)/c) and c of each method that is in; 1 of what is not known."""
+    if known is None:
+        return {name: Share() for name in methods}
+    progress = {name: max(known.progress.get(name, 1.0), LEAST_PROGRESS) for name in methods}
+    relative = {name: known.noises[name] / c**2 for name, c in progress.items() if name in known.noises}
+    least, shares = min(relative.values(), default=0.0), dict[str, Share]()
+    for name, c in progress.items():
+        factor, noise = 1.0, relative.get(name, least)
+        if noise > least:
+            factor = (known.between + least) / (known.between + noise) / c
+        shares[name] = Share(min(1.0, max(LEAST_WEIGHT, factor)), c)
+    return shares
+
+
+def longest(plan: MergePlan, methods: Mapping[str, Together], shares: Mapping[str, Share]) -> float:
+    """How long the merged update may be: as the median one of the furthest method, the least noisy of such.
+
+    Infinite if all methods get as far.
+    """
+    progress = {name: shares[name].progress for name in methods}
+    far = max(progress.values()) * _AS_FAR
+    if all(c >= far for c in progress.values()):
+        return math.inf
+    medians = []
+    for name, method in methods.items():
+        rows = [(row.energy, _part(plan, client)) for client, row in method.seen.items()]
+        lengths = [math.sqrt(energy / part) / progress[name] for energy, part in rows if energy and part]
+        if lengths and progress[name] >= far:
+            medians.append(statistics.median(lengths))
+    return min(medians, default=math.inf)
+
+
+def _part(plan: MergePlan, client: str) -> float:
+    """The fraction of values that a client trains."""
+    mask = covered_by(plan, client)
+    return 1.0 if mask is None else int(mask.sum()) / plan.spec.numel
+
+
+def estimate(plan: MergePlan, methods: Mapping[str, Together]) -> NoisePlan | None:
+    """What this round tells; None where there is one method only.
 
     Args:
         plan: of this round.
         methods: the updates that are in, by method.
-        everybody: all of them; its mean is of all δ_i as they are, without progress.
     """
-    if not plan.weighs or len(everybody.seen) < 2:
+    if not plan.weighs or len(methods) < 2:
         return None
     found = {name: _Moments.of(plan, method) for name, method in sorted(methods.items())}
-    noises = {name: m.noise for name, m in found.items() if m.noise is not None}
-    signals = {name: m.signal for name, m in found.items() if m.signal > LEAST_RELIABILITY * m.energy}
-    if signals:
-        furthest = max(signals, key=lambda name: signals[name])
-        signal, between = signals[furthest], max(0.0, found[furthest].apart)
-        reliability = signal / found[furthest].energy
-        progress = {
-            name: _reached(method, methods[furthest]) / reliability if name != furthest else 1.0
-            for name, method in sorted(methods.items())
-        }
-        for name in noises.keys() - {furthest}:
-            noises[name] += found[name].unexplained(progress[name], between, signal)
-        return NoisePlan(between, noises, {name: min(1.0, max(0.0, c)) for name, c in progress.items()})
-    squared = {name: _progress_in(plan.noise, name) ** 2 for name in found}
-    freedom = math.fsum(squared[name] ** 2 * m.freedom for name, m in found.items())
-    excess = math.fsum(squared[name] * m.excess for name, m in found.items())
+    known = shares_of(plan.noise, found)
+    least = LEAST_SHARE * math.fsum(m.weight for m in found.values())
+    measures = {
+        name: m.signal
+        for name, m in found.items()
+        if m.weight >= least and m.signal > LEAST_RELIABILITY * m.energy
+    }
+    if not measures:
+        return _believed(plan, methods, found)
+    name = max(measures, key=lambda name: measures[name])
+    measure, scale = found[name], known[name].progress
+    between, noises, progress = min(max(0.0, measure.apart), measure.typical), {}, {name: scale}
+    for other, moments in found.items():
+        reached = 1.0 if other == name else _reached(plan, methods[other], methods[name], measure)
+        if reached is not None:
+            progress[other] = min(1.0, max(0.0, reached * scale))
+        if moments.noise is not None:
+            noises[other] = moments.noise
+            if other != name and reached is not None:
+                noises[other] += moments.unexplained(reached, between, measure.signal)
+    return NoisePlan(between / scale**2, noises, progress)
+
+
+def _believed(
+    plan: MergePlan, methods: Mapping[str, Together], found: Mapping[str, _Moments]
+) -> NoisePlan | None:
+    """What a round tells in which no method can measure the others: c stays."""
+    shares = shares_of(plan.noise, found)  # the noisy ones tell less of h
+    squared = {name: share.progress**2 for name, share in shares.items()}
+    pooled = reduce(Together.joined, (methods[name].scaled(shares[name].weight) for name in found))
+    everybody = _Moments.of(plan, pooled)
+    freedom = math.fsum((squared[name] * shares[name].weight) ** 2 * m.freedom for name, m in found.items())
+    excess = math.fsum(squared[name] * shares[name].weight ** 2 * m.excess for name, m in found.items())
     if freedom <= 0:
-        pooled = _Moments.of(plan, everybody)
-        excess, freedom = pooled.excess, pooled.freedom
-    return NoisePlan(max(0.0, excess / freedom), noises) if freedom > 0 else None
+        excess, freedom = everybody.excess, everybody.freedom
+    if freedom <= 0:
+        return None
+    quiet = [max(0.0, m.quiet) / squared[name] for name, m in found.items() if m.freedom > 0]
+    noises = {}
+    for name, moments in found.items():
+        if moments.noise is not None:
+            beyond = moments.typical - squared[name] * min(quiet) if quiet else 0.0
+            noises[name] = max(moments.noise, beyond)
+    return NoisePlan(min(max(0.0, excess / freedom), everybody.typical), noises)
 
 
-def _reached(method: Together, furthest: Together) -> float:
-    """⟨δ̄_m, δ̄_r⟩/‖δ̄_r‖² over the values that the method's clients train."""
-    energy = float(np.sum(np.square(furthest.mean), where=method.weights > 0))
-    return float(np.sum(method.mean * furthest.mean)) / energy if energy > 0 else 0.0
+def _reached(plan: MergePlan, method: Together, measure: Together, moments: _Moments) -> float | None:
+    """⟨δ̄_m, δ̄_r⟩/‖δ̄_r‖²/ρ over the values that the method's clients train; None if ρ is too small there."""
+    trained = method.weights > 0
+    energy = float(np.sum(np.square(measure.mean), where=trained))
+    own = (moments.energy - moments.signal) * float(np.mean(trained))
+    if energy - own <= LEAST_RELIABILITY * energy:
+        return None
+    together = float(np.sum(method.mean * measure.mean))
+    if len(method.coefficients) and len(measure.coefficients):
+        both = _common(plan, method.coefficients, measure.coefficients)
+        together -= both / (float(np.max(method.weights)) * float(np.max(measure.weights)))
+    return together / (energy - own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,59 +264,83 @@ class _Moments:
     """Of the updates of one method.
 
     Args:
+        weight: N, Σ w.
         excess: Q less what noise makes of it.
-        freedom: what h is multiplied by in E[Q]; 0 of one client.
+        freedom: what h is multiplied by in E[Q]; 0 of one client, and where every value has one trainer.
         energy: ‖δ̄‖².
         own: E‖noise of δ̄‖².
         clients: how many clients of equal weight would have a mean as noisy.
-        whole: whether all train all values: else ``own`` and ``clients`` mean nothing.
+        whole: whether all train all values: else ``own``, ``clients`` and ``signal`` mean nothing.
+        signal: c²·‖Δ‖², without anybody's word; at most ``energy``, 0 if it can't be told.
         noise: the median of v, and more where clients have noise in common; None if nobody moved.
+        typical: the median of ‖δ‖²/p.
+        quiet: the mean of (‖δ‖² − v)/p.
     """
 
+    weight: float
     excess: float
     freedom: float
     energy: float
     own: float
     clients: float
     whole: bool
+    signal: float
     noise: float | None
+    typical: float
+    quiet: float
 
     @staticmethod
     def of(plan: MergePlan, method: Together) -> _Moments:
         rows, size = sorted(method.seen.items()), plan.spec.numel
         inverse = np.divide(1.0, method.weights, out=np.zeros(size), where=method.weights > 0)
-        part, mean = dict[str, float](), dict[str, float]()
-        for client, _ in rows:
-            mask = covered_by(plan, client)
-            chosen = inverse if mask is None else inverse[mask.numpy()]
-            part[client] = len(chosen) / size
-            mean[client] = float(np.mean(chosen)) if len(chosen) else 0.0
-        shared = _shared(plan, method.coefficients) if any(row.seeded for _, row in rows) else 0.0
-        scatter = math.fsum(row.weight * row.energy for _, row in rows)
-        scatter -= float(np.sum(method.weights * np.square(method.mean)))
+        shapes = dict[tuple[tuple[str, ...] | None, int | None], tuple[float, float]]()
+        part, left = dict[str, float](), dict[str, float]()
+        for client, row in rows:
+            shape = plan.tensors.get(client), plan.ranks.get(client)
+            if shape not in shapes:
+                mask = covered_by(plan, client)
+                chosen = inverse if mask is None else inverse[mask.numpy()]
+                shapes[shape] = len(chosen) / size, float(np.mean(chosen)) if len(chosen) else 0.0
+            part[client] = shapes[shape][0]
+            alone = 1 - row.weight * shapes[shape][1]
+            left[client] = alone if alone > _ROUNDING else 0.0
+        mean, total = method.mean, math.fsum(row.weight for _, row in rows)
+        squares = math.fsum(row.weight**2 for _, row in rows)
+        energies = math.fsum(row.weight * row.energy for _, row in rows)
+        energy = float(np.sum(np.square(mean)))
+        scatter = energies - float(np.sum(method.weights * np.square(mean)))
+        shared = _common(plan, method.coefficients, method.coefficients) if len(method.coefficients) else 0.0
+        apart = math.fsum(row.weight**2 * row.noise for _, row in rows if row.seeded)
+        shared = shared if apart else 0.0
         noise = math.fsum(
-            row.weight * row.noise * (1 - (0 if row.seeded else row.weight * mean[client]))
-            for client, row in rows
+            row.weight * row.noise * (1 if row.seeded else left[client]) for client, row in rows
         )
         noise -= shared * float(np.mean(inverse))
-        freedom = math.fsum(row.weight * part[c] * (1 - row.weight * mean[c]) for c, row in rows)
-        apart = math.fsum(row.weight**2 * row.noise for _, row in rows if row.seeded)
-        common = max(1.0, shared / apart) if apart else 1.0
-        noises = [
-            row.noise * (common if row.seeded else 1.0) / part[client]
-            for client, row in rows
-            if row.energy and part[client]  # a client that did not move says nothing of its method
-        ]
-        total = sum(row.weight for _, row in rows)
-        alone = math.fsum(row.weight**2 * row.noise for _, row in rows if not row.seeded)
+        freedom = math.fsum(row.weight * part[client] * left[client] for client, row in rows)
+        single = math.fsum(row.weight**2 * row.noise for _, row in rows if not row.seeded)
+        factor = max(1.0, shared / apart) if apart else 1.0
+        moved = [(row, part[c]) for c, row in rows if row.energy and part[c]]  # the others say nothing
+        whole, signal = set(shapes) == {(None, None)}, 0.0
+        if whole and total**2 - squares > _ROUNDING * total**2:
+            common = shared - apart
+            products = total**2 * energy - math.fsum(row.weight**2 * row.energy for _, row in rows) - common
+            spread = (scatter + common / total) / (total - squares / total)
+            rest = energy - (common + spread * squares) / total**2
+            signal = max(0.0, min(products / (total**2 - squares), rest, energy))
         return _Moments(
+            weight=total,
             excess=scatter - noise,
-            freedom=max(0.0, freedom) if len(rows) > 1 else 0.0,
-            energy=float(np.sum(np.square(method.mean))),
-            own=(shared + alone) / total**2,
-            clients=total**2 / math.fsum(row.weight**2 for _, row in rows),
-            whole=all(c not in plan.tensors and c not in plan.ranks for c, _ in rows),
-            noise=statistics.median(noises) if noises else None,
+            freedom=freedom if freedom > _ROUNDING * total else 0.0,
+            energy=energy,
+            own=(shared + single) / total**2,
+            clients=total**2 / squares,
+            whole=whole,
+            signal=signal,
+            noise=statistics.median(r.noise * (factor if r.seeded else 1.0) / p for r, p in moved)
+            if moved
+            else None,
+            typical=statistics.median(r.energy / p for r, p in moved) if moved else 0.0,
+            quiet=statistics.fmean((r.energy - r.noise) / p for r, p in moved) if moved else 0.0,
         )
 
     @property
@@ -205,18 +348,11 @@ class _Moments:
         """How far the clients differ beyond noise: an estimate of c²·h, below 0 by chance; needs freedom."""
         return self.excess / self.freedom
 
-    @property
-    def signal(self) -> float:
-        """c²·‖Δ‖², if it can be told; else 0."""
-        if self.freedom <= 0 or not self.whole:
-            return 0.0
-        return self.energy - self.own - self.apart / self.clients
-
     def unexplained(self, progress: float, between: float, signal: float) -> float:
         """What of a client's update is neither progress nor its own nor its noise.
 
         What clients of the method have in common beside Δ does not go away in their mean: it counts as many
-        times as there are clients.
+        times as there are clients. No more than their typical ‖δ‖² each.
 
         Args:
             progress: c, of any size.
@@ -224,18 +360,20 @@ class _Moments:
             signal: ‖Δ‖².
         """
         squared = max(0.0, progress) ** 2
-        within = max(0.0, self.apart - squared * between) if self.freedom > 0 else 0.0
-        if not self.whole:
-            return within
-        own = self.own + (squared * between + within) / self.clients
-        return within + self.clients * max(0.0, self.energy - own - squared * signal)
+        if self.freedom > 0:
+            beyond = max(0.0, self.apart - squared * between)
+            if self.whole:
+                beyond += self.clients * max(0.0, self.signal - squared * signal)
+        else:
+            beyond = max(0.0, self.energy - self.own - squared * (signal + between)) if self.whole else 0.0
+        return min(beyond, self.clients * self.typical)
 
 
-def _shared(plan: MergePlan, coefficients: Integers) -> float:
-    """E‖Σ n_i e_i‖² over clients that stepped along seeds: each seed's sum is a step along one direction."""
+def _common(plan: MergePlan, left: Integers | Floats, right: Integers | Floats) -> float:
+    """E⟨Σ w e, Σ w e⟩ of two sums of steps along seeds: they have in common what they step along one seed."""
     bits = 0 if plan.seeds is None else plan.seeds.unit_bits
-    steps = coefficients.astype(np.float64) * 2.0**-bits
-    return float(np.sum(np.square(steps))) * (plan.spec.numel - 1)
+    steps = (left.astype(np.float64) * 2.0**-bits) * (right.astype(np.float64) * 2.0**-bits)
+    return float(np.sum(steps)) * (plan.spec.numel - 1)
 
 
 def energy_of(vector: Tensor) -> float:
@@ -255,37 +393,27 @@ def require_noise(noise: float, client: str) -> None:
         )
 
 
-def progress_of(client: str, plan: MergePlan) -> float:
-    """The c of the client's method, above 0; 1 if it is not known."""
-    return _progress_in(plan.noise, plan.groups.get(client, ""))
-
-
-def weighed(weight: int, client: str, plan: MergePlan) -> int:
-    """n: ``weight`` times min(1, (h + ν_least)/(h + ν)/c), at least 1.
-
-    ν_least is the least of all methods. A method that is not known yet weighs as planned.
-    """
-    if plan.noise is None or plan.groups.get(client, "") not in plan.noise.noises:
-        return weight
-    relative = {name: v / _progress_in(plan.noise, name) ** 2 for name, v in plan.noise.noises.items()}
-    method, between = plan.groups[client], plan.noise.between
-    noise, least = relative[method], min(relative.values())
-    if noise <= least:
-        return weight
-    factor = (between + least) / (between + noise) / _progress_in(plan.noise, method)
-    return max(1, round(weight * min(1.0, factor)))
-
-
-def _progress_in(noise: NoisePlan | None, method: str) -> float:
-    return 1.0 if noise is None else max(noise.progress.get(method, 1.0), LEAST_PROGRESS)
+def completed(before: NoisePlan | None, now: NoisePlan | None) -> NoisePlan | None:
+    """What a round is weighed by: what the rounds before told, and of methods they did not know its own."""
+    if before is None or now is None:
+        return now or before
+    noises, progress = {**now.noises, **before.noises}, {**now.progress, **before.progress}
+    return NoisePlan(before.between, noises, progress)
 
 
 def smoothed(before: NoisePlan | None, now: NoisePlan | None) -> NoisePlan | None:
-    """The estimate for the next round: the mean of the last one and this round's, of what both know."""
+    """What is known after a round: the mean of what was before and of what it told, of what both know.
+
+    The furthest method has c = 1.
+    """
     if before is None or now is None:
         return now or before
-    between = (before.between + now.between) / 2
-    return NoisePlan(between, _means(before.noises, now.noises), _means(before.progress, now.progress))
+    progress = _means(before.progress, now.progress)
+    most = max([max(c, LEAST_PROGRESS) for c in progress.values()], default=1.0)
+    between = (before.between + now.between) / 2 * most**2
+    return NoisePlan(
+        between, _means(before.noises, now.noises), {name: c / most for name, c in progress.items()}
+    )
 
 
 def _means(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

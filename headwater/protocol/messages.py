@@ -92,7 +92,7 @@ class ClientPlan:
 
 @dataclass(frozen=True, slots=True)
 class NoisePlan:
-    """What the last rounds told of the updates' scatter, by which methods are weighed in this one.
+    """What rounds told of how methods differ and their updates scatter.
 
     An update of method m is δ_i = c_m·(Δ + (what is its client's own, variance h)) + (noise, variance v_m);
     :mod:`headwater.merging.scatter` says how it is weighed. Variances are squared L2 norms of a whole update.
@@ -121,7 +121,7 @@ class MergePlan:
         tensors: for clients that train some tensors only: which. Others' values must be zero, and a
             tensor's mean is taken over the clients that train it.
         ranks: for clients that train the first components of each LoRA pair only: how many. Likewise.
-        noise: how a method's noise and progress change what its clients weigh; None: not at all.
+        noise: what earlier rounds told of the methods; None before the first.
         groups: the method of each client, where methods are weighed; empty where they are not.
         use: whether to add up how far clients stepped along each seed.
     """
@@ -148,7 +148,7 @@ class MergePlan:
         """The sum of all weights: the most that any accumulated weight can reach."""
         return sum(self.weights.values())
 
-    @property
+    @cached_property
     def weighs(self) -> bool:
         """Whether there are methods to weigh against each other."""
         return len(set(self.groups.values())) > 1

@@ -20,7 +20,6 @@ from headwater.config.federation import Federation
 from headwater.config.training import SCALAR_KINDS, KseedTraining, Passes, Training
 from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.scatter import smoothed
 from headwater.merging.span import Span
 from headwater.merging.steepness import Steepness
 from headwater.protocol.keys import Key
@@ -37,8 +36,6 @@ from headwater.strategies.strategy import ServerState, Strategy
 
 MAX_WEIGHT = 2**24
 """Examples beyond this count no more: a client's claim must not use up the accumulators' bits."""
-NOISE_WEIGHT = 2**10
-"""Weights are multiplied by it where noise lowers them, so that a lowered one is a fraction."""
 
 
 class FederatedStrategy(Strategy):
@@ -150,9 +147,6 @@ class FederatedStrategy(Strategy):
         weights = {n: min(profiles[n].train_examples, MAX_WEIGHT) if by_examples else 1 for n in tasks}
         spec = server.state.spec
         seeds = next((plan.seeds for plan in tasks.values() if plan.seeds is not None), None)
-        if self.weighs_noise:
-            scale = _resolution(sum(weights.values()) * (seeds.entries if seeds else 1))
-            weights = {name: weight * scale for name, weight in weights.items()}
         return MergePlan(
             spec,
             weights,
@@ -177,7 +171,7 @@ class FederatedStrategy(Strategy):
             HeadwaterError: values were merged in a federation whose clients send coefficients only.
         """
         strategy = self.federation.strategy
-        noise = smoothed(server.noise, merged.scatter) if self.weighs_noise else None
+        noise = merged.scatter or server.noise  # a round of one method tells nothing
         steepness = self._steepness(server, merged)
         if server.span is not None:
             span = self._moved(server.span, server.round + 1, merged)
@@ -224,17 +218,6 @@ def _sample(names: Sequence[str], size: int | None, key: Key) -> list[str]:
         return list(names)
     chosen = key.numpy().choice(len(names), size=size, replace=False)
     return [names[i] for i in sorted(chosen.tolist())]
-
-
-def _resolution(total: int) -> int:
-    """What weights are multiplied by: 2^10, or less where the sums would leave int64 too few bits.
-
-    ``MeanAggregator`` needs total weight times entries below 2^47; a buffered version takes 2^10 of it.
-    """
-    scale = NOISE_WEIGHT
-    while scale > 1 and total * scale >= 2**36:
-        scale //= 2
-    return scale
 
 
 def _entries(training: Training, seeds: SeedPlan) -> int:

@@ -18,19 +18,14 @@ from hypothesis import strategies as st
 from headwater.errors import UpdateRejected
 from headwater.merging import MeanAggregator
 from headwater.merging.coverage import covered_by
-from headwater.merging.scatter import progress_of, require_noise, smoothed, weighed
+from headwater.merging.scatter import Share, require_noise, shares_of, smoothed
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import MergePlan, NoisePlan, SeedPlan, Update
 from headwater.protocol.scalars import Scalars, directions_of
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.support.quadratic import flat
 
-SIZE, UNIT = 64, 1024
-
-
-def known_noise(between, noises):
-    """As if every client were a method of its own, whose noise is known."""
-    return NoisePlan(between, {f"c{i}": v for i, v in enumerate(noises)})
+SIZE = 64
 
 
 NOISY = [0.0, 0.0, 0.5, 1.0, 4.0, 4.0, 16.0, 64.0]
@@ -50,11 +45,11 @@ class Federation:
             delta = torch.from_numpy(np.float32(self.truth + own + error))
             yield Update(f"c{i}", 1, AdapterState.from_vector(flat(SIZE), delta), 1, noise=noise)
 
-    def merge(self, noise, updates=None):
+    def merge(self, noise, updates=None, weights=None):
         names = [f"c{i}" for i in range(len(self.noises))]
         plan = MergePlan(
             flat(SIZE),
-            dict.fromkeys(names, UNIT),
+            dict(zip(names, weights or [1] * len(names), strict=True)),
             64.0,
             noise=noise,
             groups=dict(zip(names, names, strict=True)),
@@ -83,9 +78,11 @@ def test_the_weights_are_almost_the_best_and_beat_equal_ones(between):
             merged = federation.merge(known, updates)
             if round_ >= 4:
                 ours.append(federation.error(merged))
-                optimal.append(federation.error(federation.merge(known_noise(between, NOISY), updates)))
-                equal.append(federation.error(federation.merge(None, updates)))
-            known = smoothed(known, merged.scatter)
+                weights = [1 / (between + v) for v in NOISY]
+                rows = np.stack([u.delta.vector().double().numpy() for u in updates])
+                optimal.append(np.sum((weights @ rows / sum(weights) - federation.truth) ** 2))
+                equal.append(np.sum((rows.mean(axis=0) - federation.truth) ** 2))
+            known = merged.scatter
     assert np.mean(optimal) == pytest.approx(best, rel=0.05)
     assert np.mean(ours) < 1.08 * np.mean(optimal)
     gap = np.array(equal) - np.array(ours)
@@ -117,7 +114,7 @@ def test_methods_that_make_little_progress_do_not_dilute(mix, says):
     for _ in range(40):
         truth, known = rng.standard_normal(size) * 0.5, None
         for round_ in range(12):
-            plan = MergePlan(flat(size), dict.fromkeys(names, UNIT), 64.0, noise=known, groups=names)
+            plan = MergePlan(flat(size), dict.fromkeys(names, 1), 64.0, noise=known, groups=names)
             rule, rows = MeanAggregator(), {}
             acc = rule.init(plan)
             for name, method in names.items():
@@ -127,7 +124,7 @@ def test_methods_that_make_little_progress_do_not_dilute(mix, says):
                 delta = AdapterState.from_vector(flat(size), torch.from_numpy(np.float32(rows[name])))
                 acc = rule.add(acc, Update(name, 1, delta, 1, noise=noise if says else 0.0))
             merged = rule.finalize(acc)
-            known = smoothed(known, merged.scatter)
+            known = merged.scatter
             if round_ < 4:
                 continue
 
@@ -147,12 +144,12 @@ def test_methods_that_make_little_progress_do_not_dilute(mix, says):
 
 
 @pytest.mark.parametrize("between", [0.0, 2.0, 10.0])
-@pytest.mark.parametrize("weighing", [None, known_noise(2.0, [0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 4.0, 4.0])])
-def test_the_estimate_of_between_is_close(between, weighing):
+@pytest.mark.parametrize("weights", [None, [3, 3, 2, 2, 2, 1, 1, 1]])
+def test_the_estimate_of_between_is_close(between, weights):
     """Mean of 300 rounds within 3 standard errors, and those below 0.12 + 6 % of h, with equal weights and
-    with lowered ones; at 0 the estimate is cut off and can only be small."""
+    with others; at 0 the estimate is cut off and can only be small."""
     federation = Federation(between, 5, [0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 4.0, 4.0])
-    found = [federation.merge(weighing).scatter.between for _ in range(300)]
+    found = [federation.merge(None, weights=weights).scatter.between for _ in range(300)]
     error = np.std(found) / math.sqrt(300)
     assert error < 0.12 + 0.06 * between
     if between:
@@ -162,11 +159,9 @@ def test_the_estimate_of_between_is_close(between, weighing):
 
 def test_the_estimate_is_dersimonian_and_lairds():
     """Against their formula (1986, eq. 8) over a plain list of updates, in float64."""
-    federation, before = Federation(3.0, 9), known_noise(1.0, NOISY)
+    federation, weights = Federation(3.0, 9), np.arange(1.0, 9.0)
     updates = list(federation.updates())
-    found = federation.merge(before, updates).scatter
-    plan = MergePlan(flat(SIZE), {"x": 1}, 1.0, noise=before, groups={f"c{i}": f"c{i}" for i in range(8)})
-    weights = np.array([weighed(UNIT, f"c{i}", plan) for i in range(8)], float)
+    found = federation.merge(None, updates, list(range(1, 9))).scatter
     rows = np.stack([u.delta.vector().double().numpy() for u in updates])
     mean = weights @ rows / weights.sum()
     q = float(weights @ np.sum((rows - mean) ** 2, axis=1))
@@ -185,7 +180,7 @@ def test_between_comes_out_right_where_clients_train_parts():
     parts = {f"p{i}": (f"layer.{i}.x", f"layer.{(i + 1) % 6}.x") for i in range(6)}
     names = [*parts, "a", "b"]
     groups = {name: "part" if name in parts else "whole" for name in names}
-    plan = MergePlan(spec, dict.fromkeys(names, UNIT), 64.0, tensors=parts, groups=groups)
+    plan = MergePlan(spec, dict.fromkeys(names, 1), 64.0, tensors=parts, groups=groups)
     for _ in range(300):
         rule = MeanAggregator()
         acc = rule.init(plan)
@@ -279,50 +274,47 @@ def test_scalars_and_deltas_are_weighed_by_one_rule():
 # --- arithmetic ---
 
 
-def lowered(weight, plan):
-    return weighed(weight, "a", MergePlan(flat(1), {"a": 1}, 1.0, noise=plan, groups={"a": "m", "b": "n"}))
+def share(noise, method="m", *, among=("m", "n")):
+    return shares_of(noise, among)[method]
 
 
-@given(
-    st.integers(1, 2**40),
-    st.floats(0, 2.0**59),
-    st.floats(0, 2.0**59),
-    st.floats(0, 2.0**59),
-    st.floats(0, 2.0**59),
-)
-def test_weights_are_lowered_only_and_fall_with_noise(weight, noise, more, between, reference):
+@given(*[st.floats(0, 2.0**59)] * 4, st.sampled_from([0.0, 1e-9, 0.1, 1.0]))
+def test_weights_are_lowered_only_and_fall_with_noise(noise, more, between, reference, progress):
     def of(v):
-        return lowered(weight, NoisePlan(between, {"m": v, "n": reference}))
+        return share(NoisePlan(between, {"m": v, "n": reference}, {"m": progress, "n": 1.0})).weight
 
     low, high = sorted((noise, noise + more))
-    assert 1 <= of(high) <= of(low) <= weight
-    assert of(reference) == weight
-    assert lowered(weight, None) == weight
+    assert 0 < of(high) <= of(low) <= 1
+    if progress == 1.0:
+        assert of(reference) == 1
 
 
 def test_weights_are_the_random_effects_models():
-    found = [lowered(1000, NoisePlan(2.0, {"m": v, "n": 1.0})) for v in (0.0, 1.0, 2.0, 4.0, 28.0)]
-    assert found == [1000, 1000, 750, 500, 100]
-    assert lowered(1000, NoisePlan(0.0, {"m": 5.0, "n": 0.0})) == 1
-    assert lowered(1000, NoisePlan(0.0, {"n": 0.0})) == 1000  # not known yet
+    found = [share(NoisePlan(2.0, {"m": v, "n": 1.0})).weight for v in (0.0, 1.0, 2.0, 4.0, 28.0)]
+    assert found == [1.0, 1.0, 0.75, 0.5, 0.1]
+    assert share(NoisePlan(0.0, {"m": 5.0, "n": 0.0})).weight == 2.0**-20
+    assert share(NoisePlan(0.0, {"n": 0.0})) == share(None) == Share(1.0, 1.0)  # not known yet
+    assert share(NoisePlan(2.0, {"m": 4.0, "n": 1.0}), among=["m"]).weight == 1  # alone
 
 
 def test_progress_raises_a_weight_and_lowers_its_share_of_the_divisor():
-    plan = MergePlan(flat(1), {"a": 1}, 1.0, groups={"a": "m", "b": "n"})
-    for progress, noise, weight in ((0.5, 1.0, 667), (0.5, 0.0, 1000), (0.1, 4.0, 50), (1e-9, 4.0, 8)):
+    """(h + 0)/(h + v/c²)/c, with c at least 1/64."""
+    for progress, noise, weight in (
+        (0.5, 1.0, 2 / 3),
+        (0.5, 0.0, 1),
+        (0.1, 4.0, 20 / 402),
+        (1e-9, 4.0, 128 / 16386),
+    ):
         known = NoisePlan(2.0, {"m": noise, "n": 0.0}, {"m": progress, "n": 1.0})
-        # (h + 0)/(h + v/c²)/c, with c at least 1/64
-        assert weighed(1000, "a", replace(plan, noise=known)) == weight
-        assert progress_of("a", replace(plan, noise=known)) == max(progress, 1 / 64)
-    assert (
-        progress_of("a", plan) == progress_of("b", replace(plan, noise=NoisePlan(1.0, {}, {"m": 0.5}))) == 1
-    )
+        assert share(known).weight == pytest.approx(weight)
+        assert share(known).progress == max(progress, 1 / 64)
+        assert share(known, "n") == Share(1.0, 1.0)
 
 
 def test_the_furthest_method_that_is_in_is_the_measure():
     """Where only one with little progress arrives, its mean is no longer than its updates."""
     known = NoisePlan(1.0, {"m": 0.5, "n": 0.0}, {"m": 0.1, "n": 1.0})
-    plan = MergePlan(flat(2), dict.fromkeys("ab", UNIT), 8.0, noise=known, groups={"a": "m", "b": "n"})
+    plan = MergePlan(flat(2), dict.fromkeys("ab", 1), 8.0, noise=known, groups={"a": "m", "b": "n"})
     rule = MeanAggregator()
     update = Update("a", 1, AdapterState.from_vector(flat(2), torch.tensor([1.0, -2.0])), 1)
     assert rule.finalize(rule.add(rule.init(plan), update)).delta.vector().tolist() == [1.0, -2.0]
@@ -330,7 +322,7 @@ def test_the_furthest_method_that_is_in_is_the_measure():
 
 def test_one_client_cannot_make_the_others_progress_small():
     """However far its update reaches: a method of one client is no measure."""
-    plan = MergePlan(flat(2), dict.fromkeys("abc", UNIT), 2.0**20, groups={"a": "m", "b": "m", "c": "n"})
+    plan = MergePlan(flat(2), dict.fromkeys("abc", 1), 2.0**20, groups={"a": "m", "b": "m", "c": "n"})
     rows = {"a": ([1.0, 1.0], 0.0), "b": ([1.0, 0.9], 0.0)}
     for scale in (1.0, 1e3, 1e6):
         found = scatter_of(plan, rows | {"c": ([scale, scale], 0.0)})
