@@ -68,7 +68,7 @@ class Federation:
 def test_the_weights_are_almost_the_best_and_beat_equal_ones(between):
     """The procedure as it runs: each round is weighed by what the rounds before told; 60 federations of 12
     rounds, of which the first 4 teach. The error is a mean of 480; ours and the optimum's are of the same
-    updates, so their ratio has a standard error below 1 %, and the bound of 8 % shows a loss of 11 %."""
+    updates, so their ratio has a standard error below 1 %."""
     best = 1 / sum(1 / (between + v) for v in NOISY)
     ours, optimal, equal = [], [], []
     for seed in range(60):
@@ -84,7 +84,7 @@ def test_the_weights_are_almost_the_best_and_beat_equal_ones(between):
                 equal.append(np.sum((rows.mean(axis=0) - federation.truth) ** 2))
             known = merged.scatter
     assert np.mean(optimal) == pytest.approx(best, rel=0.05)
-    assert np.mean(ours) < 1.08 * np.mean(optimal)
+    assert np.mean(ours) < 1.03 * np.mean(optimal)
     gap = np.array(equal) - np.array(ours)
     assert gap.mean() > 10 * gap.std() / math.sqrt(len(gap))
     assert np.mean(equal) == pytest.approx(sum(between + v for v in NOISY) / 64, rel=0.05)
