@@ -79,6 +79,7 @@ def render(run: Run) -> str:
         baselines=report_tables.baselines(run),
         clients=report_tables.shown_clients(run),
         methods=len({client.method for client in run.clients} - {""}) > 1,
+        weighed=report_tables.weighed_methods(run),
         most_failures=report_tables.MOST_FAILURES,
         toml="\n".join(map(report_text.visible, run.toml[:MOST_TOML].splitlines())),
         toml_cut=len(run.toml) > MOST_TOML,

@@ -48,6 +48,20 @@ def gap_modules(run: Run) -> list[tuple[str, str]]:
     return [(plain(n, 120), percent(v)) for n, v in known[:5]]
 
 
+def weighed_methods(run: Run) -> list[tuple[str, str, str, str]]:
+    """Of a mixed run's last round that weighed methods: method, its clients, progress, weight."""
+    merges = (get(record, "merge") for record in reversed(run.rounds))
+    merge = next((m for m in merges if isinstance(m, dict) and "between" in m), dict[str, object]())
+    rows = []
+    for key, progress in sorted(merge.items()):
+        name = key.removeprefix("progress_")
+        if name != key and finite(progress) is not None:
+            clients = sum(client.method == name for client in run.clients)
+            weight = percent(finite(merge.get(f"weight_{name}")))
+            rows.append((plain(name, 80), f"{clients:,}", percent(progress), weight))
+    return rows
+
+
 def baselines(run: Run) -> list[tuple[str, float, str, str]]:
     """What the federation is compared with: name, value, how it differs, class of its bar.
 

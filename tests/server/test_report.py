@@ -266,6 +266,26 @@ def test_failures_are_counted_by_client_and_listed(tmp_path):
     assert page.text.count("loss is NaN after step 12") == len(failed) + len(set(failed))
 
 
+def test_methods_of_a_mixed_run_are_told_apart(tmp_path):
+    folder = make_run(tmp_path, seed=3)
+    assert "Methods in the last round" not in page_of(folder).text
+    records = [json.loads(line) for line in folder.rounds.read_text().splitlines()]
+    records[-1]["merge"] |= {
+        "between": 0.2,
+        "progress_default": 1.0,
+        "weight_default": 1.0,
+        "noise_phone": 3.0,
+    }
+    records[-1]["merge"] |= {"progress_phone": 0.042, "weight_phone": 0.5, "progress_odd": "much"}
+    for i, row in enumerate(records[-1]["clients"].values()):
+        row["method"] = "phone" if i == 0 else "default"
+    folder.rounds.write_text("".join(json.dumps(r) + "\n" for r in records))
+    text = page_of(folder).text
+    assert "Methods in the last round method clients progress counted" in text
+    assert " phone 1 4.200 % 50.00 % " in text
+    assert "odd" not in text.split("Methods in the last round")[1].split("Progress:")[0]
+
+
 def test_a_run_without_summary_still_has_a_page(tmp_path):
     folder = make_run(tmp_path)
     (tmp_path / "summary.json").unlink()
