@@ -16,7 +16,7 @@ estimate of Δ with the variance h + ν_m, ν_m = v_m/c_m². Of all weighted mea
 So a method that hardly moves neither adds much noise (n is small) nor pulls the mean towards no change (the
 divisor has c in it). No n is above the planned weight: that is less than the best where a slow method is
 exact, and keeps what one client can do small. c counts relative to the furthest method that is in, and the
-mean is never longer than that method's median update.
+mean is never longer than the median update of the methods that get as far.
 
 **h** is found by the method of moments (theirs), among clients of one method::
 
@@ -36,8 +36,8 @@ others failed to reach (the reliability of errors in variables, Fuller 1987, §1
 r before, so that rounds with another r say the same. Then h is that among r's clients, and a method's **v**
 the median of what its clients say, and on top of it what of their updates neither c nor h nor noise
 explains. Where no method can be r, all c stay as they are (1 at first), h is that among the clients of each
-method, or among all clients if no method has two, and v no less than the typical ‖δ_i‖² beyond what the
-least energetic method's is without its noise.
+method, or among all clients if no method has two, and a v that is the clients' word no less than the typical
+‖δ_i‖² beyond what the least energetic method's is without its noise.
 
 **What is weighed is a method, not a client**: a client's own noise is a function of the same slopes as its
 update, and weights by it would prefer clients whose loss is flat. So the sums of each method are kept apart,
@@ -166,27 +166,40 @@ def shares_of(known: NoisePlan | None, methods: Iterable[str]) -> dict[str, Shar
 
 
 def longest(plan: MergePlan, methods: Mapping[str, Together], shares: Mapping[str, Share]) -> float:
-    """How long the merged update may be: as the median one of the furthest method, the least noisy of such.
+    """How long the merged update may be: as the median one, by weight, of the methods that get furthest.
 
-    Infinite if all methods get as far.
+    Infinite if all get as far and weigh as planned: then the mean is a plain one.
     """
-    progress = {name: shares[name].progress for name in methods}
-    far = max(progress.values()) * _AS_FAR
-    if all(c >= far for c in progress.values()):
+    far = max(shares[name].progress for name in methods) * _AS_FAR
+    if all(shares[name].progress >= far and shares[name].weight == 1 for name in methods):
         return math.inf
-    medians = []
+    lengths, parts = [], _Parts(plan)
     for name, method in methods.items():
-        rows = [(row.energy, _part(plan, client)) for client, row in method.seen.items()]
-        lengths = [math.sqrt(energy / part) / progress[name] for energy, part in rows if energy and part]
-        if lengths and progress[name] >= far:
-            medians.append(statistics.median(lengths))
-    return min(medians, default=math.inf)
+        share = shares[name]
+        for client, row in method.seen.items():
+            if share.progress >= far and row.energy and parts[client]:
+                length = math.sqrt(row.energy / parts[client]) / share.progress
+                lengths.append((length, row.weight * share.weight))
+    half, passed = math.fsum(weight for _, weight in lengths) / 2, 0.0
+    for length, weight in sorted(lengths):
+        passed += weight
+        if passed >= half:
+            return length
+    return math.inf
 
 
-def _part(plan: MergePlan, client: str) -> float:
-    """The fraction of values that a client trains."""
-    mask = covered_by(plan, client)
-    return 1.0 if mask is None else int(mask.sum()) / plan.spec.numel
+class _Parts:
+    """The fraction of values that each client trains; each shape is looked at once."""
+
+    def __init__(self, plan: MergePlan) -> None:
+        self._plan, self._known = plan, dict[object, float]()
+
+    def __getitem__(self, client: str) -> float:
+        shape = self._plan.tensors.get(client), self._plan.ranks.get(client)
+        if shape not in self._known:
+            mask = covered_by(self._plan, client)
+            self._known[shape] = 1.0 if mask is None else int(mask.sum()) / self._plan.spec.numel
+        return self._known[shape]
 
 
 def estimate(plan: MergePlan, methods: Mapping[str, Together]) -> NoisePlan | None:
@@ -196,7 +209,7 @@ def estimate(plan: MergePlan, methods: Mapping[str, Together]) -> NoisePlan | No
         plan: of this round.
         methods: the updates that are in, by method.
     """
-    if not plan.weighs or len(methods) < 2:
+    if not plan.weighs or len(methods) < 2 or not plan.spec.numel:
         return None
     found = {name: _Moments.of(plan, method) for name, method in sorted(methods.items())}
     known = shares_of(plan.noise, found)
@@ -230,19 +243,24 @@ def _believed(
     squared = {name: share.progress**2 for name, share in shares.items()}
     pooled = reduce(Together.joined, (methods[name].scaled(shares[name].weight) for name in found))
     everybody = _Moments.of(plan, pooled)
-    freedom = math.fsum((squared[name] * shares[name].weight) ** 2 * m.freedom for name, m in found.items())
-    excess = math.fsum(squared[name] * shares[name].weight ** 2 * m.excess for name, m in found.items())
+    moved = {name: m for name, m in found.items() if m.noise is not None}
+    freedom = math.fsum((squared[name] * shares[name].weight) ** 2 * m.freedom for name, m in moved.items())
+    excess = math.fsum(squared[name] * shares[name].weight ** 2 * m.excess for name, m in moved.items())
     if freedom <= 0:
-        excess, freedom = everybody.excess, everybody.freedom
+        mean = math.fsum(squared[name] * shares[name].weight * m.weight for name, m in found.items())
+        excess, freedom = everybody.excess, everybody.freedom * mean / everybody.weight
     if freedom <= 0:
         return None
-    quiet = [max(0.0, m.quiet) / squared[name] for name, m in found.items() if m.freedom > 0]
-    noises = {}
-    for name, moments in found.items():
-        if moments.noise is not None:
-            beyond = moments.typical - squared[name] * min(quiet) if quiet else 0.0
-            noises[name] = max(moments.noise, beyond)
-    return NoisePlan(min(max(0.0, excess / freedom), everybody.typical), noises)
+    quiet = [m.quiet / squared[name] for name, m in moved.items() if m.freedom > 0 and m.quiet > 0]
+    noises = {name: m.noise or 0.0 for name, m in moved.items()}
+    for name in noises.keys() & plan.claimed if quiet else ():
+        noises[name] = max(noises[name], moved[name].typical - squared[name] * min(quiet))
+    # of every method ‖δ‖²/c² is at least h
+    least = LEAST_SHARE * math.fsum(m.weight for m in found.values())
+    bounds = {name: m.typical / squared[name] for name, m in moved.items()}
+    heavy = [bounds[name] for name, m in moved.items() if m.freedom > 0 and m.weight >= least]
+    bound = min(heavy) if heavy else max(bounds.values(), default=0.0)
+    return NoisePlan(min(max(0.0, excess / freedom), bound), noises)
 
 
 def _reached(plan: MergePlan, method: Together, measure: Together, moments: _Moments) -> float | None:
@@ -327,19 +345,20 @@ class _Moments:
             spread = (scatter + common / total) / (total - squares / total)
             rest = energy - (common + spread * squares) / total**2
             signal = max(0.0, min(products / (total**2 - squares), rest, energy))
+        typical = statistics.median(r.energy / p for r, p in moved) if moved else 0.0
+        clients = total**2 / squares
+        noises = [r.noise * (factor if r.seeded else 1.0) / p for r, p in moved]
         return _Moments(
             weight=total,
             excess=scatter - noise,
             freedom=freedom if freedom > _ROUNDING * total else 0.0,
             energy=energy,
             own=(shared + single) / total**2,
-            clients=total**2 / squares,
+            clients=clients,
             whole=whole,
             signal=signal,
-            noise=statistics.median(r.noise * (factor if r.seeded else 1.0) / p for r, p in moved)
-            if moved
-            else None,
-            typical=statistics.median(r.energy / p for r, p in moved) if moved else 0.0,
+            noise=min(statistics.median(noises), clients * typical) if noises else None,
+            typical=typical,
             quiet=statistics.fmean((r.energy - r.noise) / p for r, p in moved) if moved else 0.0,
         )
 

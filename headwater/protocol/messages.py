@@ -123,6 +123,7 @@ class MergePlan:
         ranks: for clients that train the first components of each LoRA pair only: how many. Likewise.
         noise: what earlier rounds told of the methods; None before the first.
         groups: the method of each client, where methods are weighed; empty where they are not.
+        claimed: the methods whose noise is their clients' word.
         use: whether to add up how far clients stepped along each seed.
     """
 
@@ -135,6 +136,7 @@ class MergePlan:
     ranks: Mapping[str, int] = field(default_factory=dict)
     noise: NoisePlan | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
+    claimed: frozenset[str] = frozenset()
     use: bool = False
 
     def __post_init__(self) -> None:

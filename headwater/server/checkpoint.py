@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,15 +163,30 @@ def _server(
         meta["round"],
         groups["state"],
         groups.get("momentum"),
-        None
-        if not isinstance(noise, dict)
-        else NoisePlan(
-            float.fromhex(noise["between"]),
-            {m: float.fromhex(v) for m, v in noise["of"].items()},
-            {m: float.fromhex(v) for m, v in noise.get("progress", {}).items()},
-        ),
+        _noise_plan(noise) if isinstance(noise, dict) else None,
         span,
     )
+
+
+def _noise_plan(noise: Mapping[str, Any]) -> NoisePlan:
+    """What was written.
+
+    Raises:
+        ValueError: numbers that no round tells.
+    """
+    values, progress = noise["of"], noise.get("progress", {})
+    if not isinstance(values, dict) or not isinstance(progress, dict):
+        raise ValueError("noise is not by method")
+    plan = NoisePlan(
+        float.fromhex(noise["between"]),
+        {name: float.fromhex(v) for name, v in values.items()},
+        {name: float.fromhex(v) for name, v in progress.items()},
+    )
+    if not all(0 <= v < math.inf for v in (plan.between, *plan.noises.values())):
+        raise ValueError("noise is not a squared norm")
+    if not all(0 <= c <= 1 for c in plan.progress.values()):
+        raise ValueError("progress is not between 0 and 1")
+    return plan
 
 
 def _hex(values: Mapping[str, float]) -> dict[str, str]:

@@ -228,7 +228,7 @@ def _noise(
 ) -> float:
     """The update's noise: none without random directions, of scalars what follows from them, else its word.
 
-    No client's weight depends on its own word: see :mod:`headwater.merging.scatter`.
+    What a word counts for: see :mod:`headwater.merging.scatter`, and ``MergePlan.claimed``.
 
     Raises:
         UpdateRejected: a method along random directions, and no noise, or one that is none.

@@ -34,6 +34,8 @@ from headwater.strategies.rules import rule_for
 from headwater.strategies.seeding import round_seeds, seeds_only
 from headwater.strategies.strategy import ServerState, Strategy
 
+NOISE_KNOWN = ("backprop", "noop", "kseed", "decomfl")
+"""What updates of these have of it the server knows without their clients' word."""
 MAX_WEIGHT = 2**24
 """Examples beyond this count no more: a client's claim must not use up the accumulators' bits."""
 
@@ -157,6 +159,7 @@ class FederatedStrategy(Strategy):
             ranks={name: plan.rank for name, plan in tasks.items() if plan.rank is not None},
             noise=server.noise if self.weighs_noise else None,
             groups={name: plan.method for name, plan in tasks.items()} if self.weighs_noise else {},
+            claimed=frozenset(p.method for p in tasks.values() if p.training.kind not in NOISE_KNOWN),
             use=seeds is not None and server.steepness is not None,
         )
 

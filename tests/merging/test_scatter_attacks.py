@@ -11,7 +11,7 @@ import torch
 
 from headwater.merging import MeanAggregator
 from headwater.protocol.keys import Key
-from headwater.protocol.messages import MergePlan, SeedPlan, Update
+from headwater.protocol.messages import MergePlan, NoisePlan, SeedPlan, Update
 from headwater.protocol.scalars import Scalars, directions_of
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.support.quadratic import flat
@@ -44,7 +44,7 @@ class Rounds:
             rows[client] = progress * (self.truth + self.noise(self.between)) + self.noise(noise)
         return rows
 
-    def merge(self, rows, *, weights=None, claims=None, spec=None, tensors=None):
+    def merge(self, rows, *, weights=None, claims=None, spec=None, tensors=None, claimed=()):
         spec = spec or flat(self.size)
         weights = dict.fromkeys(rows, 1) | (weights or {})
         plan = MergePlan(
@@ -54,6 +54,7 @@ class Rounds:
             tensors=tensors or {},
             noise=self.known,
             groups={client: self.clients[client] for client in rows},
+            claimed=frozenset(claimed),
         )
         rule = MeanAggregator()
         acc = rule.init(plan)
@@ -187,7 +188,7 @@ def test_where_nobody_can_measure_a_claim_is_held_against_what_arrives(length):
     for _ in range(8):
         rows = rounds.honest()
         rows["own0"] *= length
-        merged = rounds.merge(rows, claims={"own0": 0.0})
+        merged = rounds.merge(rows, claims={"own0": 0.0}, claimed=["mezo", "fwd", "own"])
         assert merged.scatter.progress == {}
     ours, plain = rounds.errors()
     assert ours < 1.1 * plain
@@ -254,3 +255,114 @@ def test_a_method_that_trains_a_part_is_measured_on_that_part(low):
     progress, noise = np.mean(found, axis=0)
     assert progress > 0.85
     assert noise < 0.25
+
+
+@pytest.mark.parametrize("factor", [1e-6, 0.3])
+def test_one_clients_small_update_does_not_stop_the_round(factor):
+    rounds = Rounds(0, {"bp": (8, 1.0, 0.0), "fwd": (1, 1.0, 0.0), "slow": (7, 0.1, 0.1)}, between=0.25)
+    for _ in range(7):
+        rounds.merge(rounds.honest())
+    rows = rounds.honest()
+    rows["fwd0"] *= factor
+    rounds.merge(rows)
+    assert rounds.step @ rounds.truth > 0.85
+
+
+@pytest.mark.parametrize("length", [10, 100])
+def test_a_burst_of_an_exact_client_among_noisy_ones_is_held_to_a_usual_length(length):
+    rounds = Rounds(0, {"bp": (3, 1.0, 0.0), "own": (1, 1.0, 0.0), "mezo": (20, 1.0, 20.0)}, between=0.25)
+    for _ in range(7):
+        rounds.merge(rounds.honest())
+    rows = rounds.honest()
+    rows["own0"] = rows["own0"] + length * rounds.unit()
+    rounds.merge(rows)
+    assert np.linalg.norm(rounds.step) < 1.3
+
+
+@pytest.mark.parametrize("length", [2, 5, 12])
+def test_one_of_a_method_of_two_does_not_lengthen_the_step(length):
+    """Two clients of sixteen are just enough to be the measure."""
+    rounds = Rounds(0, {"bp": (14, 1.0, 0.0), "own": (2, 1.0, 0.0)}, between=0.25)
+    for _ in range(10):
+        rounds.merge(rounds.honest() | {"own0": length * rounds.truth})
+        assert rounds.step @ rounds.truth < 1.25
+
+
+@pytest.mark.parametrize(("clients", "between"), [(4, 1.0), (4, 4.0), (1, 1.0), (1, 4.0)])
+def test_without_a_measure_how_far_clients_differ_is_on_the_scale_of_a_whole_step(clients, between):
+    """Nothing but what is the clients' own, of methods that are known to get to 0.2 and 0.1. 100 rounds."""
+    found = []
+    for seed in range(100):
+        rounds = Rounds(seed, {"a": (clients, 0.2, 0.01), "b": (clients, 0.1, 0.01)}, between, size=400)
+        rounds.truth = np.zeros(400)
+        rounds.known = known = NoisePlan(between, {"a": 0.01, "b": 0.01}, {"a": 0.2, "b": 0.1, "bp": 1.0})
+        scatter = rounds.merge(rounds.honest()).scatter
+        found.append(2 * scatter.between - known.between)
+    assert np.mean(found) == pytest.approx(between, rel=0.1)
+
+
+def test_a_method_that_stands_still_takes_no_weight_from_the_others():
+    """With one client by backprop nobody is the measure; two clients' updates are zeros."""
+    ours = []
+    for still in (0, 2):
+        rounds = Rounds(0, {"bp": (1, 1.0, 0.0), "slow": (1, 0.05, 0.002), "still": (still, 0.0, 0.0)})
+        for _ in range(10):
+            merged = rounds.merge(rounds.honest(), claimed=["slow", "still"])
+        assert merged.report["weight_bp"] > 0.5
+        ours.append(rounds.errors()[0])
+    assert ours[1] < 3 * ours[0]
+
+
+def test_what_is_known_to_be_exact_is_not_held_for_noise():
+    """One client by backprop beside a slow and noisy method, and nobody to measure by."""
+    rounds = Rounds(0, {"bp": (1, 1.0, 0.0), "slow": (2, 0.05, 0.05)}, between=0.25)
+    for _ in range(10):
+        merged = rounds.merge(rounds.honest(), claimed=["slow"])
+        assert merged.report["weight_bp"] == 1
+    ours, plain = rounds.errors()
+    assert ours < plain
+
+
+def test_coefficients_that_cancel_do_not_make_a_method_noisy():
+    """One of ten sends the combination of directions that is shortest: noise by its words, and nothing."""
+    size, count, weights = 64, 256, []
+    plan = SeedPlan(0, count, "rademacher", 14, count)
+    family = directions_of(plan, Key.root(1), size)
+    z = np.stack([family.integers(s) for s in range(count)]).astype(float)
+    shortest = np.linalg.eigh(z @ z.T)[1][:, 0]
+    cancelling = np.rint(shortest / np.abs(shortest).max() * 32767).astype(np.int64)
+    groups = {f"kseed{i}": "kseed" for i in range(10)} | {f"bp{i}": "bp" for i in range(4)}
+    for hostile in (False, True):
+        rng, known = np.random.default_rng(0), None
+        truth = rng.standard_normal(size) / math.sqrt(size)
+        for _ in range(3):
+            rule = MeanAggregator()
+            merge_plan = MergePlan(
+                flat(size), dict.fromkeys(groups, 1), 64.0, plan, family, groups=groups, noise=known
+            )
+            acc = rule.init(merge_plan)
+            for client, method in groups.items():
+                noise = 0.0
+                if method == "bp":
+                    delta = AdapterState.from_vector(flat(size), torch.from_numpy(np.float32(truth)))
+                else:
+                    seeds = rng.permutation(count)[: count // 2]
+                    q = np.rint(z[seeds] @ truth / (count // 2) * 2.0**14).astype(np.int64)
+                    if hostile and client == "kseed0":
+                        seeds, q = np.arange(count), cancelling
+                    delta = Scalars.of(plan, list(zip(seeds.tolist(), q.tolist(), strict=True)))
+                    noise = delta.noise(size)
+                acc = rule.add(acc, Update(client, 1, delta, 1, noise=noise))
+            merged = rule.finalize(acc)
+            known = merged.scatter
+        weights.append(merged.report["noise_kseed"])
+    assert weights[1] < 15 * weights[0]  # were it in common to all ten: 10 times
+
+
+def test_a_state_of_no_values_is_merged():
+    plan = MergePlan(flat(0), {"a": 1, "b": 1}, 1.0, groups={"a": "m", "b": "n"})
+    rule = MeanAggregator()
+    acc = rule.init(plan)
+    for client in "ab":
+        acc = rule.add(acc, Update(client, 1, AdapterState.from_vector(flat(0), torch.zeros(0)), 1))
+    assert rule.finalize(acc).scatter is None

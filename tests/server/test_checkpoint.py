@@ -134,6 +134,28 @@ def test_coefficients_that_are_not_those_of_the_state_are_damage(tmp_path, chang
         Checkpoint.load(path, SPEC, "r" * 32)
 
 
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"between": (-5.0).hex()},
+        {"between": "nan"},
+        {"of": {"default": "inf"}},
+        {"of": ["0x1p0"]},
+        {"progress": {"default": (1.5).hex()}},
+        {"progress": {"default": "nan"}},
+        {"progress": 1},
+    ],
+)
+def test_noise_that_no_round_tells_is_damage(tmp_path, noise):
+    path = tmp_path / "c"
+    spanned().save(path)
+    arrays, meta = load_file(path), metadata(path)
+    meta["noise"] |= noise
+    save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
+    with pytest.raises(StorageError, match="damage"):
+        Checkpoint.load(path, SPEC, "r" * 32)
+
+
 def test_absent_is_none(tmp_path):
     assert Checkpoint.load(tmp_path / "c", SPEC, "r" * 32) is None
 
