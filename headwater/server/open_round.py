@@ -12,7 +12,7 @@ from headwater.compression.table import codec_for
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.gap import GapSketch
-from headwater.merging.scatter import require_noise
+from headwater.merging.moments import require_noise
 from headwater.proto.wire import decode_reply
 from headwater.protocol.coordinator import Close
 from headwater.protocol.keys import Key

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from headwater.errors import UpdateRejected
 from headwater.merging import MeanAggregator
 from headwater.merging.coverage import covered_by
-from headwater.merging.scatter import Share, require_noise, shares_of, smoothed
+from headwater.merging.moments import require_noise
+from headwater.merging.scatter import Share, shares_of, smoothed
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import MergePlan, NoisePlan, SeedPlan, Update
 from headwater.protocol.scalars import Scalars, directions_of
