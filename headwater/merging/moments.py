@@ -130,6 +130,7 @@ class Moments:
 
     @staticmethod
     def of(plan: MergePlan, method: Together) -> Moments:
+        """The moments of a method's updates in a round with this plan."""
         rows, size = sorted(method.seen.items()), plan.spec.numel
         inverse = np.divide(1.0, method.weights, out=np.zeros(size), where=method.weights > 0)
         shapes = dict[tuple[tuple[str, ...] | None, int | None], tuple[float, float]]()
@@ -148,13 +149,8 @@ class Moments:
         energies = math.fsum(row.weight * row.energy for _, row in rows)
         energy = float(np.sum(np.square(mean)))
         scatter = energies - float(np.sum(method.weights * np.square(mean)))
-        shared = (
-            seeds_in_common(plan, method.coefficients, method.coefficients)
-            if len(method.coefficients)
-            else 0.0
-        )
         apart = math.fsum(row.weight**2 * row.noise for _, row in rows if row.seeded)
-        shared = shared if apart else 0.0
+        shared = seeds_in_common(plan, method.coefficients, method.coefficients) if apart else 0.0
         noise = math.fsum(
             row.weight * row.noise * (1 if row.seeded else left[client]) for client, row in rows
         )
