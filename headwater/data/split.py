@@ -19,8 +19,8 @@ def split(
     """Split into (train, validation), each in the order of ``indices``.
 
     Validation gets ``fraction`` of the rows, rounded half up, but never all of them. With labels it is
-    stratified: each label's share is off by less than one row, and a label's only row stays in train
-    while the count allows it.
+    stratified: each label's share is off by less than one row, and within that a label's last row stays in
+    train while another label's can go.
 
     Args:
         indices: the client's rows.
@@ -38,11 +38,12 @@ def split(
         groups.setdefault(labels[position] if labels is not None else "", []).append(position)
     quota = {label: len(group) * wanted // count for label, group in groups.items()}
 
-    def claim(label: str) -> tuple[bool, int]:
+    def claim(label: str) -> tuple[bool, bool, int]:
         size = len(groups[label])
-        return size - quota[label] <= 1, -(size * wanted % count)
+        remainder = size * wanted % count
+        return remainder == 0, size - quota[label] <= 1, -remainder
 
-    # largest remainders first; `groups` is in random order, so ties favour no label
+    # who has a remainder, and of these the largest first; `groups` is in random order, so ties favour no label
     for label in sorted(groups, key=claim)[: wanted - sum(quota.values())]:
         quota[label] += 1
     chosen = {position for label, group in groups.items() for position in group[: quota[label]]}

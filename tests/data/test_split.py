@@ -1,7 +1,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headwater.data.split import sample, split
@@ -23,6 +23,9 @@ def test_a_split_is_a_partition_of_the_right_size(labels, fraction, seed):
 
 
 @given(labels=LABELS, fraction=st.floats(0.05, 0.95))
+@example(
+    labels=list("aabcccccc"), fraction=0.625
+)  # c has its share exactly, a and b would lose their last row
 def test_each_label_has_its_share_to_within_a_row(labels, fraction):
     _, validation = split(range(len(labels)), fraction, KEY, labels)
     taken = Counter(labels[i] for i in validation)
