@@ -43,7 +43,7 @@ def split(
         remainder = size * wanted % count
         return remainder == 0, size - quota[label] <= 1, -remainder
 
-    # who has a remainder, and of these the largest first; `groups` is in random order, so ties favour no label
+    # who has a remainder, the largest first; `groups` is in random order, so ties favour no label
     for label in sorted(groups, key=claim)[: wanted - sum(quota.values())]:
         quota[label] += 1
     chosen = {position for label, group in groups.items() for position in group[: quota[label]]}
