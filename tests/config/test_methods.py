@@ -101,6 +101,8 @@ def test_kseed_clients_may_take_different_steps() -> None:
     decomfl = {"kind": "decomfl"}
     refused("one set of seeds", with_method, {**decomfl, "max_steps": 3}, training=decomfl)
     refused("one set of seeds", with_method, decomfl, training=KSEED)
+    with_method({**decomfl, "max_steps": 127, "directions": 1024})
+    refused("below 131,072", with_method, {**decomfl, "max_steps": 128, "directions": 1024})
 
 
 PROMPT = {"kind": "prompt", "tokens": 4}

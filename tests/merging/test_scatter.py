@@ -19,7 +19,7 @@ from headwater.errors import UpdateRejected
 from headwater.merging import MeanAggregator
 from headwater.merging.coverage import covered_by
 from headwater.merging.moments import require_noise
-from headwater.merging.scatter import Share, shares_of, smoothed
+from headwater.merging.scatter import Share, completed, shares_of, smoothed
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import MergePlan, NoisePlan, SeedPlan, Update
 from headwater.protocol.scalars import Scalars, directions_of
@@ -375,3 +375,13 @@ def test_estimates_are_smoothed_over_rounds():
     assert smoothed(a, b) == NoisePlan(3.0, {"m": 0.5, "new": 3.0, "old": 7.0})
     a, b = replace(a, progress={"m": 0.5, "old": 1.0}), replace(b, progress={"m": 0.25, "new": 0.0})
     assert smoothed(a, b).progress == {"m": 0.375, "new": 0.0, "old": 1.0}
+
+
+def test_a_round_is_weighed_by_itself_only_where_nothing_is_known_of_a_method():
+    before, now = (
+        NoisePlan(4.0, {"m": 1.0}, {"m": 0.5}),
+        NoisePlan(2.0, {"m": 9.0, "new": 3.0}, {"m": 1.0, "new": 0.1}),
+    )
+    assert completed(None, now) == now
+    assert completed(before, None) == before
+    assert completed(before, now) == NoisePlan(4.0, {"m": 1.0, "new": 3.0}, {"m": 0.5, "new": 0.1})
