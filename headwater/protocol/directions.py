@@ -36,12 +36,12 @@ _GAUSSIAN_BITS = 12
 _TABLE_SHA256 = "1ea009ce409dac97d6bd609266910f809c5fb912f78e16bd89145b08174d6fc5"
 _ALIGN = 32
 """Values that are combined start and end at multiples of it: one counter of signs."""
-_CHUNK, _BLOCK = 2**20, 2**16
-"""Values that one table of signs serves, and of these that are drawn at a time: what caches hold."""
+_CHUNK, _BLOCK = 2**20, 2**15
+"""Values that one table of signs serves, and values that are drawn at a time: what caches hold."""
 _SHORT = 2**15
 """±1 vectors below it do without tables of 65,536 entries."""
-_NARROW, _TOGETHER = 2**14, 64
-"""Gaussian values drawn at a time, and seeds of which a block is added before the next block."""
+_TOGETHER = 16
+"""Gaussian seeds of which a block is added before the next block."""
 MAX_COEFFICIENTS = 2**46
 """Σ|c| may not reach it: with |z| < 2^16 an int64 sum cannot overflow below it."""
 
@@ -136,7 +136,7 @@ class Directions:
             for part, raw in self._blocks(low, group, len(out)):
                 here = found[: part.stop - part.start]
                 which = raw.view("u1" if short else "<u2")
-                np.take(table, which, out=here.view(table.dtype), mode="clip")
+                np.take(table, which, out=here.view(table.dtype), mode="wrap")
                 partial[part] += here
         out += partial
 
@@ -148,19 +148,34 @@ class Directions:
         self._add_signs(out, seeds, sums & (2**24 - 1), low)
 
     def _add_normals(self, out: Integers, seeds: Integers, sums: Integers, low: int) -> None:
-        """Add to ``out``, the values from ``low`` on: many seeds to one block while it is in the cache."""
-        quantiles, found = _wide_quantiles(), np.empty(min(_NARROW, len(out)), np.int64)
+        """Add to ``out``, the values from ``low`` on: many seeds to one block while it is in the cache.
+
+        In int32, emptied into ``out`` before it could overflow; what leaves int32 goes there at once.
+        """
+        quantiles = _wide_quantiles()
+        largest = int(quantiles[-1])
+        found, partial = np.empty((2, min(_BLOCK, len(out))), np.int32)
         for first in range(0, len(seeds), _TOGETHER):
             lines, coefficients = (a[first : first + _TOGETHER].tolist() for a in (seeds, sums))
             streams = [self._philox(low // 16, seed, _NORMALS) for seed in lines]
-            for at in range(0, len(out), _NARROW):
-                part = out[at : at + _NARROW]
-                here = found[: len(part)]
+            for at in range(0, len(out), _BLOCK):
+                part = out[at : at + _BLOCK]
+                here, narrow, load = found[: len(part)], partial[: len(part)], 0
+                narrow[:] = 0
                 for stream, coefficient in zip(streams, coefficients, strict=True):
                     words = stream.random_raw(len(part) // 4).astype("<u8", copy=False).view("<u2")
-                    np.take(quantiles, words, out=here, mode="clip")
+                    np.take(quantiles, words, out=here, mode="wrap")
+                    weight = abs(coefficient) * largest
+                    if weight >= 2**31:
+                        part += np.multiply(here, coefficient, dtype=np.int64)
+                        continue
+                    if load + weight >= 2**31:
+                        part += narrow
+                        narrow[:], load = 0, 0
+                    load += weight
                     here *= coefficient
-                    part += here
+                    narrow += here
+                part += narrow
 
     def _blocks(self, low: int, group: int, count: int) -> Iterator[tuple[slice, npt.NDArray[np.uint64]]]:
         """Slices of ``count`` values from ``low`` on and the bytes of their signs."""
@@ -235,9 +250,10 @@ def _sums(coefficients: Integers) -> npt.NDArray[np.int32]:
 
 def _pairs(coefficients: Integers) -> Integers:
     """[65536]: for two bytes of signs their two sums, int32 each, side by side in 8 bytes."""
-    one, both = _sums(coefficients), np.empty((256, 256, 2), np.int32)
-    both[:, :, 0], both[:, :, 1] = one, one[:, None]  # the first value's byte is the low one
-    return both.reshape(-1).view(np.int64)
+    first, second = np.zeros((2, 256, 2), np.int32)
+    first[:, 0] = second[:, 1] = _sums(coefficients)
+    # the first value's byte is the low one
+    return np.bitwise_or.outer(second.view(np.int64), first.view(np.int64)).reshape(-1)
 
 
 @cache
@@ -260,6 +276,6 @@ def _quantiles() -> npt.NDArray[np.int16]:
 
 
 @cache
-def _wide_quantiles() -> Integers:
-    """The same as int64."""
-    return _quantiles().astype(np.int64)
+def _wide_quantiles() -> npt.NDArray[np.int32]:
+    """The same as int32."""
+    return _quantiles().astype(np.int32)
