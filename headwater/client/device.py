@@ -7,13 +7,12 @@ import ctypes
 import os
 import resource
 import time
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from headwater.config.assignment import AssignedByPlanner
-from headwater.config.dealing import deal
 from headwater.config.federation import Federation, NoData
 from headwater.merging.coverage import last_layers
 from headwater.protocol.messages import ClientPlan, DeviceProfile, MethodCost
@@ -26,40 +25,27 @@ PROCESS_BYTES = 400 << 20
 _MMAP_THRESHOLD, _THRESHOLD_BYTES = -3, 1 << 20  # of malloc.h
 
 
-def device_profile(
-    bench: Workbench,
-    client: str,
-    clients: Sequence[str],
-    *,
-    memory_bytes: int | None = None,
-    clock: Callable[[dict[str, MethodCost]], dict[str, MethodCost]] | None = None,
-) -> DeviceProfile | None:
-    """What the planner needs to know of ``client``'s device; None where the file has no planner.
+def device_profile(bench: Workbench, simulated_memory_mb: int | None = None) -> DeviceProfile | None:
+    """What the planner needs to know of this device; None where the file has no planner.
 
-    A simulated device (``[assignment.devices]``) has the memory of the kind that its name was dealt, and
-    its costs are a function of model and file alone, so that every engine plans alike. A real one has what
-    its owner's policy leaves the worker, and its costs begin at what this process holds now.
+    A real device has what its owner's policy leaves the worker, and its costs begin at what this process
+    holds now. A simulated one (``[assignment.devices]``) has the memory that it is given, and its costs are
+    a function of model and file alone, so that every engine plans alike.
 
     Args:
         bench: with the base model loaded.
-        client: the enrolled name.
-        clients: all names this process works for.
-        memory_bytes: instead of what is found.
-        clock: fills in ``step_s``, where the federation plans by time.
+        simulated_memory_mb: of a simulated device.
     """
     settings = bench.loaded.settings
     if not isinstance(settings.assignment, AssignedByPlanner) or bench.model is None:
         return None
-    kinds = settings.assignment.devices
-    simulated = bool(kinds) and len(clients) > 1
-    if memory_bytes is None and simulated:
-        shares = {name: kind.share for name, kind in kinds.items()}
-        kind = deal(clients, shares, settings.federation.seed)[client]
-        memory_bytes = kinds[kind].memory_mb << 20
-    memory = available_memory() if memory_bytes is None else memory_bytes
-    costs = method_costs(bench, memory, base=nominal_base(bench) if simulated else resident_base(bench))
+    if simulated_memory_mb is None:
+        memory, base = available_memory(), resident_base(bench)
+    else:
+        memory, base = simulated_memory_mb << 20, nominal_base(bench)
+    costs = method_costs(bench, memory, base=base)
     if settings.assignment.round_s is not None:
-        costs = (clock or _timed(bench))(costs)
+        costs = _timed(bench, costs)
     return DeviceProfile(memory, torch.get_num_threads(), costs)
 
 
@@ -180,20 +166,16 @@ def return_freed_memory() -> None:
         return
 
 
-def _timed(bench: Workbench) -> Callable[[dict[str, MethodCost]], dict[str, MethodCost]]:
-    from dataclasses import replace
-
+def _timed(bench: Workbench, costs: dict[str, MethodCost]) -> dict[str, MethodCost]:
+    """With ``step_s``."""
     from headwater.client.measure import train_two_steps
 
-    def clock(costs: dict[str, MethodCost]) -> dict[str, MethodCost]:
-        timed = {}
-        for name, cost in costs.items():
-            seconds = 0.0
-            if cost.batch_size:
-                began = time.perf_counter()
-                steps = train_two_steps(bench, name, cost.batch_size)
-                seconds = (time.perf_counter() - began) / steps
-            timed[name] = replace(cost, step_s=seconds)
-        return timed
-
-    return clock
+    timed = {}
+    for name, cost in costs.items():
+        seconds = 0.0
+        if cost.batch_size:
+            began = time.perf_counter()
+            steps = train_two_steps(bench, name, cost.batch_size)
+            seconds = (time.perf_counter() - began) / steps
+        timed[name] = replace(cost, step_s=seconds)
+    return timed

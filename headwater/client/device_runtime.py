@@ -24,14 +24,18 @@ class DeviceRuntimes:
         data: the owner's data, whatever path the server's settings name.
         threads: at most so many CPU threads. Fewer than the federation asks for may change the last bits
             of a result: its updates then carry the metric ``threads``.
+        simulated_memory_mb: play a device with so much memory.
 
     Attributes:
         loads: how often a base model was read from its files.
         notice: what the owner should know of the current run, or nothing.
     """
 
-    def __init__(self, name: str, data: Path, threads: int | None = None) -> None:
+    def __init__(
+        self, name: str, data: Path, *, threads: int | None = None, simulated_memory_mb: int | None = None
+    ) -> None:
         self._name, self._data, self._threads = name, data, threads
+        self._simulated = {} if simulated_memory_mb is None else {name: simulated_memory_mb}
         self._current: tuple[str, ClientRuntime] | None = None
         self.loads, self.notice = 0, ""
 
@@ -58,7 +62,7 @@ class DeviceRuntimes:
         metrics = self._limit_threads(loaded.settings.federation.threads)
         root = Key.root(loaded.settings.federation.seed)
         data = FederatedData.own(loaded, self._data, self._name, bench.tokenizer, root)
-        runtime = ClientRuntime(joined.run, bench, data, root, metrics)
+        runtime = ClientRuntime(joined.run, bench, data, root, metrics, self._simulated)
         self._current = digest, runtime
         return runtime
 

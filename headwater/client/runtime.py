@@ -13,6 +13,7 @@ from headwater.client.store import ClientStore
 from headwater.compression.seeds import SEEDS
 from headwater.compression.table import codec_by_id
 from headwater.config import LoadedFederation
+from headwater.config.assignment import simulated_memory_mb
 from headwater.data.federated import FederatedData
 from headwater.errors import DecodeError
 from headwater.protocol.keys import Key
@@ -37,6 +38,7 @@ class ClientRuntime:
         data: of the clients.
         root: the federation's root key.
         metrics: what every update of this process says besides; nothing in a simulation.
+        simulated_memory_mb: of each client whose device is a simulated one.
     """
 
     run: str
@@ -44,6 +46,7 @@ class ClientRuntime:
     data: FederatedData
     root: Key
     metrics: Mapping[str, float] = field(default_factory=dict)
+    simulated_memory_mb: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._last: tuple[str, bytes, AdapterState] | None = None
@@ -55,7 +58,9 @@ class ClientRuntime:
         bench = bench or Workbench.open(loaded)
         root = Key.root(loaded.settings.federation.seed)
         data = FederatedData.open(loaded, bench.tokenizer, root)
-        return ClientRuntime(run_id(loaded), bench, data, root)
+        settings = loaded.settings
+        memory = simulated_memory_mb(settings.assignment, data.clients, settings.federation.seed)
+        return ClientRuntime(run_id(loaded), bench, data, root, simulated_memory_mb=memory)
 
     def profile(self, client: str) -> ClientProfile:
         """What the server may know about ``client`` before the first round."""
@@ -68,7 +73,7 @@ class ClientRuntime:
             spec=self.bench.spec.fingerprint(),
             run=self.run,
             version=__version__,
-            device=device_profile(self.bench, client, self.data.clients),
+            device=device_profile(self.bench, self.simulated_memory_mb.get(client)),
         )
 
     def check(self, request: TrainRequest | EvaluateRequest) -> None:

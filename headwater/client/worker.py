@@ -45,6 +45,7 @@ class WorkerOptions:
     threads: int | None = None
     nice: int = 10
     memory_mb: int | None = None
+    simulated_memory_mb: int | None = None
 
 
 class Worker:

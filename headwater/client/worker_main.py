@@ -48,7 +48,12 @@ def worker_main(arguments: list[str]) -> int:
         from headwater.client.device_runtime import DeviceRuntimes
 
         return_freed_memory()
-        devices = DeviceRuntimes(options["name"], Path(options["data"]), options["threads"])
+        devices = DeviceRuntimes(
+            options["name"],
+            Path(options["data"]),
+            threads=options["threads"],
+            simulated_memory_mb=options["simulated_memory_mb"],
+        )
         frames.send(connection, [b'{"ready": true}'])
         while True:
             head, envelope, state = inbox.get()

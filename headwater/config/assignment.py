@@ -6,10 +6,12 @@ which client uses which. Without it everybody uses ``default``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from headwater.config.dealing import deal
 from headwater.config.settings import Settings
 from headwater.config.training import Training
 
@@ -83,3 +85,12 @@ class AssignedByPlanner(Settings):
 
 
 Assignment = Annotated[AssignedByShare | AssignedByClient | AssignedByPlanner, Field(discriminator="kind")]
+
+
+def simulated_memory_mb(assignment: Assignment | None, clients: Sequence[str], seed: int) -> dict[str, int]:
+    """What each client of a simulation has, by the kind of device that it is dealt; nothing without any."""
+    if not isinstance(assignment, AssignedByPlanner) or not assignment.devices:
+        return {}
+    kinds = assignment.devices
+    dealt = deal(clients, {name: kind.share for name, kind in kinds.items()}, seed)
+    return {client: kinds[kind].memory_mb for client, kind in dealt.items()}

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headwater.config import LoadedFederation
+from headwater.config.assignment import simulated_memory_mb
 from headwater.config.federation import ClassificationData, NoData
 from headwater.data.formats import read_rows
 from headwater.data.partition import partition
@@ -154,6 +155,7 @@ class LocalNetwork:
         *,
         accept: bool = True,
         policy: str = "",
+        simulated_memory_mb: int | None = None,
         server: str | None = None,
     ) -> LocalProcess:
         """A device with keys of its own, enrolled unless told otherwise; not started.
@@ -164,14 +166,17 @@ class LocalNetwork:
             models: folders with base models.
             accept: enrol it.
             policy: lines of its ``[policy]``.
+            simulated_memory_mb: play a device with so much memory.
             server: address, where it is not the daemon's own (a proxy).
         """
         home = self.folder / "devices" / name
         home.mkdir(parents=True)
         (home / "ca.pem").write_bytes(self.workspace.credentials.ca())
+        simulated = f"simulated_memory_mb = {simulated_memory_mb}\n" if simulated_memory_mb else ""
         (home / "agent.toml").write_text(
             f"name = {json.dumps(name)}\n"
             f"server = {json.dumps(server or self._reached_as)}\n"
+            f"{simulated}"
             f"[data]\npath = {json.dumps(str(data.resolve()))}\n"
             f"[models]\nfolders = {json.dumps([str(m.resolve()) for m in models])}\n"
             f"[policy]\nnice = 0\n{policy}\n"
@@ -188,8 +193,11 @@ class LocalNetwork:
         """One device for each of the federation's clients, with that client's rows and nobody else's."""
         model = getattr(loaded.settings.model, "path", None)
         models = [loaded.path(model)] if model is not None else []
-        for name, path in split_data(loaded, self.folder / "data").items():
-            self.add_device(name, path, models)
+        data = split_data(loaded, self.folder / "data")
+        settings = loaded.settings
+        memory = simulated_memory_mb(settings.assignment, list(data), settings.federation.seed)
+        for name, path in data.items():
+            self.add_device(name, path, models, simulated_memory_mb=memory.get(name))
 
     # --- the organiser ----------------------------------------------------------------------------
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from headwater.config import LoadedFederation
-from headwater.config.assignment import AssignedByPlanner
-from headwater.errors import ConfigError, FederationStopped
+from headwater.errors import FederationStopped
 from headwater.server.evaluation import decisive, metric_name
 from headwater.server.events import ClientDone, Notice, Observer, RoundEnded, RoundStarted, RunStarted
 from headwater.server.run_folder import RunFolder
@@ -32,17 +31,8 @@ def run_on_network(
         The summary, as in ``summary.json``.
 
     Raises:
-        ConfigError: a file with simulated devices.
         FederationStopped: too many clients for one machine, or the daemon could not go on.
     """
-    assignment = loaded.settings.assignment
-    if isinstance(assignment, AssignedByPlanner) and assignment.devices:
-        raise ConfigError(
-            "assignment.devices",
-            expected="none with the engine network, whose agents are real and measure this machine",
-            got=", ".join(assignment.devices),
-            hint="Use the engine inprocess, or give each agent a policy with memory_mb.",
-        )
     with folder.locked(), LocalNetwork(folder.path / "network") as network:
         network.add_owners(loaded)
         if len(network.agents) > MOST_AGENTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from headwater.config import load_federation
+from headwater.server.run_folder import RunFolder
 from headwater.simulation.network import LocalNetwork
 from tests.support.runs import run, tiny_federation
 
@@ -27,3 +28,23 @@ def test_three_agents_and_a_daemon_reach_the_simulations_adapter(tmp_path):
     assert summary["adapter_sha256"] == simulated["adapter_sha256"]
     assert summary["metric"] == simulated["metric"]
     assert not summary["failures"]
+
+
+def test_simulated_devices_get_the_simulations_plans_and_reach_its_adapter(tmp_path):
+    """Sensors have room for batches of 2 (of 8) only; what this machine has does not matter."""
+    kinds = {"laptop": {"share": 0.6, "memory_mb": 4000}, "sensor": {"share": 0.4, "memory_mb": 426}}
+    file = tiny_federation(
+        tmp_path / "fed",
+        federation={"rounds": 2},
+        evaluation={"clients": False},
+        assignment={"kind": "planner", "devices": kinds},
+    )
+    simulated, _ = run(file, tmp_path / "simulated")
+    networked, _ = run(file, tmp_path / "networked", engine="network")
+    steps = [
+        [row["steps"] for _, row in sorted(RunFolder(tmp_path / name).read_rounds()[1]["clients"].items())]
+        for name in ("simulated", "networked")
+    ]
+    assert steps[0] == steps[1]
+    assert len(set(steps[0])) > 1
+    assert networked["adapter_sha256"] == simulated["adapter_sha256"]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from headwater.errors import ConfigError
 from headwater.simulation.network import LocalProcess
-from tests.support.runs import run, tiny_federation
 
 
 def test_a_folder_called_headwater_where_the_user_stands_is_not_run(tmp_path, monkeypatch):
@@ -20,10 +16,3 @@ def test_a_folder_called_headwater_where_the_user_stands_is_not_run(tmp_path, mo
     assert process.process.wait(30) == 0
     assert not (tmp_path / "mark").exists()
     assert "headwater" in process.tail()
-
-
-def test_simulated_devices_are_refused_where_devices_are_real(tmp_path):
-    devices = {"phone": {"share": 1.0, "memory_mb": 900}}
-    file = tiny_federation(tmp_path / "fed", assignment={"kind": "planner", "devices": devices})
-    with pytest.raises(ConfigError, match=r"assignment\.devices.*phone"):
-        run(file, tmp_path / "run", engine="network")
