@@ -85,16 +85,36 @@ class Together:
 
 
 class Parts:
-    """The fraction of values that each client trains; each shape is looked at once."""
+    """The fraction of values that each client trains; each shape is looked at once.
 
-    def __init__(self, plan: MergePlan) -> None:
-        self._plan, self._known = plan, dict[object, float]()
+    Args:
+        plan: of the round.
+        weights: float64 [numel], N, for :meth:`crowd`.
+
+    Attributes:
+        inverse: 1/N; 0 where nobody trains.
+    """
+
+    def __init__(self, plan: MergePlan, weights: Floats | None = None) -> None:
+        weights = np.zeros(plan.spec.numel) if weights is None else weights
+        self.inverse = np.divide(1.0, weights, out=np.zeros_like(weights), where=weights > 0)
+        self._plan, self._known = plan, dict[object, tuple[float, float]]()
 
     def __getitem__(self, client: str) -> float:
+        return self._of(client)[0]
+
+    def crowd(self, client: str) -> float:
+        """r: the mean of 1/N over the values that the client trains; 0 without any."""
+        return self._of(client)[1]
+
+    def _of(self, client: str) -> tuple[float, float]:
         shape = self._plan.tensors.get(client), self._plan.ranks.get(client)
         if shape not in self._known:
             mask = covered_by(self._plan, client)
-            self._known[shape] = 1.0 if mask is None else int(mask.sum()) / self._plan.spec.numel
+            chosen = self.inverse if mask is None else self.inverse[mask.numpy()]
+            mean = float(np.mean(chosen)) if len(chosen) else 0.0
+            part = 1.0 if mask is None else len(chosen) / len(mask)
+            self._known[shape] = part, mean
         return self._known[shape]
 
 
@@ -131,19 +151,10 @@ class Moments:
     @staticmethod
     def of(plan: MergePlan, method: Together) -> Moments:
         """The moments of a method's updates in a round with this plan."""
-        rows, size = sorted(method.seen.items()), plan.spec.numel
-        inverse = np.divide(1.0, method.weights, out=np.zeros(size), where=method.weights > 0)
-        shapes = dict[tuple[tuple[str, ...] | None, int | None], tuple[float, float]]()
-        part, left = dict[str, float](), dict[str, float]()
-        for client, row in rows:
-            shape = plan.tensors.get(client), plan.ranks.get(client)
-            if shape not in shapes:
-                mask = covered_by(plan, client)
-                chosen = inverse if mask is None else inverse[mask.numpy()]
-                shapes[shape] = len(chosen) / size, float(np.mean(chosen)) if len(chosen) else 0.0
-            part[client] = shapes[shape][0]
-            alone = 1 - row.weight * shapes[shape][1]
-            left[client] = alone if alone > _ROUNDING else 0.0
+        rows, parts = sorted(method.seen.items()), Parts(plan, method.weights)
+        part = {client: parts[client] for client, _ in rows}
+        others = {client: 1 - row.weight * parts.crowd(client) for client, row in rows}
+        left = {client: alone if alone > _ROUNDING else 0.0 for client, alone in others.items()}
         mean, total = method.mean, math.fsum(row.weight for _, row in rows)
         squares = math.fsum(row.weight**2 for _, row in rows)
         energies = math.fsum(row.weight * row.energy for _, row in rows)
@@ -154,12 +165,13 @@ class Moments:
         noise = math.fsum(
             row.weight * row.noise * (1 if row.seeded else left[client]) for client, row in rows
         )
-        noise -= shared * float(np.mean(inverse))
+        noise -= shared * float(np.mean(parts.inverse))
         freedom = math.fsum(row.weight * part[client] * left[client] for client, row in rows)
         single = math.fsum(row.weight**2 * row.noise for _, row in rows if not row.seeded)
         factor = max(1.0, shared / apart) if apart else 1.0
         moved = [(row, part[c]) for c, row in rows if row.energy and part[c]]  # the others say nothing
-        whole, signal = set(shapes) == {(None, None)}, 0.0
+        whole = not any(client in plan.tensors or client in plan.ranks for client, _ in rows)
+        signal = 0.0
         if whole and total**2 - squares > _ROUNDING * total**2:
             common = shared - apart
             products = total**2 * energy - math.fsum(row.weight**2 * row.energy for _, row in rows) - common

@@ -301,6 +301,17 @@ def test_without_a_measure_how_far_clients_differ_is_on_the_scale_of_a_whole_ste
     assert np.mean(found) == pytest.approx(between, rel=0.1)
 
 
+def test_one_client_of_the_measure_does_not_make_all_clients_differ():
+    """By moments alone its update would: then a method's noise would no longer matter."""
+    rounds = Rounds(3, {"bp": (10, 1.0, 0.0), "fwd": (4, 0.4, 1.28)}, between=0.25)
+    rows = rounds.honest()
+    merged = rounds.merge(rows | {"bp0": 10 * rounds.unit()})
+    usual = np.median([np.sum(rows[f"bp{i}"] ** 2) for i in range(10)])
+    assert merged.report["progress_bp"] == 1  # it is the measure
+    assert merged.report["between"] <= 1.2 * usual
+    assert merged.report["weight_fwd"] < 0.6
+
+
 def test_a_method_that_stands_still_takes_no_weight_from_the_others():
     """With one client by backprop nobody is the measure; two clients' updates are zeros."""
     ours = []
