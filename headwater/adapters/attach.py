@@ -118,7 +118,7 @@ def _peft_config(base: Base, adapter: Adapter) -> PeftConfig:
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
-        target_modules=ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets),
+        target_modules=_targets(base, adapter),
         layers_to_transform=None if adapter.layers is None else list(adapter.layers),
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
@@ -127,6 +127,16 @@ def _peft_config(base: Base, adapter: Adapter) -> PeftConfig:
         bias="none",
         **common,
     )
+
+
+def _targets(base: Base, adapter: LoraAdapter) -> str | list[str]:
+    if adapter.target_modules != (ALL_LINEAR,):
+        return list(adapter.target_modules)
+    if adapter.layers is None:
+        return ALL_LINEAR
+    # PEFT takes that word for all layers only
+    paths = [name.split(".") for name in linear_modules(base.model)]
+    return sorted({path[-1] for path in paths if any(part.isdigit() for part in path)})
 
 
 def _fresh_modules(base: Base) -> list[str]:

@@ -20,7 +20,7 @@ from headwater.adapters.late_head import IGNORED, LateHead
 from headwater.adapters.names import module_of, named_trainables
 from headwater.adapters.network import Network, new_head
 from headwater.adapters.slope import slope
-from headwater.adapters.trunk import Kept, Trunk
+from headwater.adapters.trunk import Kept, Trunk, all_above
 from headwater.config import LoadedFederation
 from headwater.config.federation import Adapter, InstructionData, LoraAdapter, VectorModel
 from headwater.errors import ModelError
@@ -91,6 +91,7 @@ class AdaptedModel:
         self._initial = self.frozen
         self._trunk: Trunk | None = None
         self._kept: dict[str, Kept] = {}
+        self._above: dict[tuple[str, frozenset[str]], bool] = {}
 
     @staticmethod
     def build(loaded: LoadedFederation, base: Base, *, key: Key) -> AdaptedModel:
@@ -308,7 +309,15 @@ class AdaptedModel:
             return None  # others change what reaches the first layer, or every one
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         trained = [names[id(p)] for s, p in self._parameters if tensors is None or s.name in tensors]
-        return Trunk.below(self.network, trained)
+        return Trunk.below(self.network, trained, self._all_above)
+
+    def _all_above(self, stack: str, names: frozenset[str]) -> bool:
+        if (stack, names) not in self._above:
+            token = torch.zeros(1, 1, dtype=torch.int64, device=self.base.device)
+            self._above[stack, names] = all_above(
+                self.network, stack, names, lambda: self.network(token, torch.ones_like(token))
+            )
+        return self._above[stack, names]
 
     def _above_trunk(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
         if self._trunk is None:

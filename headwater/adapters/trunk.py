@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 Run: TypeAlias = Callable[[Tensor, Tensor], object]
 """Passes tokens [b, t] and mask [b, t] through the network."""
+Above: TypeAlias = Callable[[str, frozenset[str]], bool]
 
 
 class Kept:
@@ -78,27 +79,35 @@ class Trunk:
         self._last: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def below(network: nn.Module, trained: Iterable[str]) -> Trunk | None:
+    def below(network: nn.Module, trained: Iterable[str], above: Above) -> Trunk | None:
         """What lies below every trained tensor.
 
         Args:
             network: whose stack of layers is looked for.
             trained: names of the trained parameters, as in ``network.named_parameters()``.
+            above: whether parameters that are in no layer act above the stack, as a head's do; see
+                :func:`all_above`.
 
         Returns:
-            None if the first layer is trained, or if there is no one stack that all of it is in.
+            None if the first layer or something before it is trained, or if there is no one stack that all
+            layers trained are in.
         """
-        found: set[tuple[str, int]] = set()
+        found, outside = set[tuple[str, int]](), set[str]()
         for name in trained:
             parts = name.split(".")
             at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-            if at is not None:
+            if at is None:
+                outside.add(name)
+            else:
                 found.add((".".join(parts[:at]), int(parts[at])))
         stacks = {path for path, _ in found}
         if len(stacks) != 1:
             return None
-        layers, first = network.get_submodule(stacks.pop()), min(number for _, number in found)
+        stack, first = stacks.pop(), min(number for _, number in found)
+        layers = network.get_submodule(stack)
         if first == 0 or not isinstance(layers, nn.ModuleList):
+            return None
+        if outside and not above(stack, frozenset(outside)):
             return None
         return Trunk(layers, first)
 
@@ -174,6 +183,43 @@ class Trunk:
             hook.remove()
             for layer in below:
                 del layer.forward
+
+
+def all_above(network: nn.Module, stack: str, names: Iterable[str], run: Callable[[], object]) -> bool:
+    """Whether a pass reaches the stack before any module that has one of these parameters in it.
+
+    Args:
+        network: that has them.
+        stack: path of its layers.
+        names: of parameters in no layer.
+        run: passes something through the network; is cut short.
+    """
+    around = {stack[:i] for i, char in enumerate(stack) if char == "."} | {"", stack}
+    owners = {name[:i] for name in names for i, char in enumerate(name) if char == "."} - around
+
+    def touch(module: nn.Module, args: object) -> None:
+        raise _Touched
+
+    def arrive(module: nn.Module, args: tuple[Any, ...]) -> None:
+        raise _Reached(torch.empty(0))
+
+    hooks = [network.get_submodule(owner).register_forward_pre_hook(touch) for owner in owners]
+    hooks.append(network.get_submodule(f"{stack}.0").register_forward_pre_hook(arrive))
+    try:
+        with torch.no_grad():
+            run()
+    except _Reached:
+        return True
+    except _Touched:
+        return False
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return False  # the stack is not passed
+
+
+class _Touched(Exception):
+    """A pass came to a trained tensor."""
 
 
 class _Reached(Exception):

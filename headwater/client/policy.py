@@ -143,5 +143,4 @@ def count_steps(training: Training, examples: int | None) -> int | None:
         return 0
     if examples is None:
         return training.max_steps
-    steps = max(1, math.ceil(training.epochs * math.ceil(examples / training.batch_size)))
-    return min(steps, training.max_steps or steps)
+    return training.steps(examples)

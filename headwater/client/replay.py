@@ -13,7 +13,7 @@ import numpy as np
 from headwater.client.store import ClientStore
 from headwater.compression.seeds import MAX_SUMS, decode_sums, digest, read_header
 from headwater.merging.span import Span
-from headwater.protocol.directions import Directions, Integers
+from headwater.protocol.directions import Directions, Integers, require_summable
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import Payload, SeedPlan
 from headwater.protocol.scalars import directions_of
@@ -73,6 +73,7 @@ class Replay:
 
     def _span(self, directions: Directions, unit_bits: int, sums: Integers) -> Span:
         """From the last one where that draws fewer directions."""
+        require_summable(sums)  # also where only the change is added up
         last = None if self._last is None else self._last[0]
         if last is None or (last.directions, last.unit_bits) != (directions, unit_bits):
             return Span(self._origin, directions, unit_bits, sums)

@@ -126,9 +126,12 @@ def decode_sums(payload: Payload, known: Callable[[int], Integers | None], count
         change[row != 0] = (table.values(symbols) << shift) + _from_low_bits(low, touched, shift)
     reader.end()
     sums = change if base is None else _padded(base, n) + change
-    again = encode_sums(
-        sums, base, version=header.version, distribution=header.distribution, unit_bits=header.unit_bits
-    )
+    try:
+        again = encode_sums(
+            sums, base, version=header.version, distribution=header.distribution, unit_bits=header.unit_bits
+        )
+    except ConfigError as error:
+        raise reader.fail("changes that can be encoded", str(error.got)) from None
     if again.body != payload.body:
         raise reader.fail("the one encoding of these coefficients", "another one")
     return sums

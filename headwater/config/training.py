@@ -7,6 +7,8 @@ inference. ``kseed``, ``decomfl`` and ``blackbox`` send coefficients of seeds in
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -36,6 +38,18 @@ class Passes(Settings):
         "`adapter.layers` the layers below then cost one pass over the data in all, instead of one for each "
         "step",
     )
+
+    def steps(self, examples: int, batch_size: int | None = None) -> int:
+        """Of a round: whole passes, cut where ``epochs`` or ``max_steps`` says; at least 1.
+
+        Args:
+            examples: that the client trains on.
+            batch_size: instead of the file's.
+        """
+        batches = math.ceil(examples / (batch_size or self.batch_size))
+        # 0.07 of 100 batches are 7, not the 8 that the product of two floats rounds up to
+        steps = max(1, math.ceil(Fraction(str(self.epochs)) * batches))
+        return min(steps, self.max_steps or steps)
 
 
 class Directed(Passes):

@@ -36,6 +36,7 @@ MAX_TENSOR_NAME = 512
 _MAX_BYTES = 2**60
 _MAX_NUMBER = 2**32
 _LEAST_S, _MOST_S = 1e-9, 1e9
+_MAX_REAL = 1e30
 
 _TRAINING: TypeAdapter[Training] = TypeAdapter(Training)
 _CODEC: TypeAdapter[Codec] = TypeAdapter(Codec)
@@ -92,14 +93,14 @@ def plan_from_json(text: str) -> ClientPlan:
         content = json.loads(text)
         fisher, seeds = content.pop("fisher", None), content.pop("seeds", None)
         odds = content.pop("odds", None)
-        clip_l2, factor = content.pop("clip_l2", None), float(content.pop("learning_rate_factor"))
+        clip_l2, factor = content.pop("clip_l2", None), content.pop("learning_rate_factor")
         tensors, rank = content.pop("tensors", None), content.pop("rank", None)
         plan = ClientPlan(
             training=_TRAINING.validate_json(json.dumps(content.pop("training"))),
             codec=_CODEC.validate_json(json.dumps(content.pop("codec"))),
-            learning_rate_factor=factor,
-            clip_l2=None if clip_l2 is None else float(clip_l2),
-            fisher=None if fisher is None else FisherPlan(int(fisher["examples"]), float(fisher["cap"])),
+            learning_rate_factor=_real(factor, "learning_rate_factor", 0, 1),
+            clip_l2=None if clip_l2 is None else _real(clip_l2, "clip_l2", 0, _MAX_REAL),
+            fisher=None if fisher is None else _fisher(fisher),
             seeds=None if seeds is None else _seeds(seeds, odds),
             tensors=None if tensors is None else _front_decoded(tensors),
             rank=None if rank is None else _integer(rank, "rank", 1, _MAX_NUMBER),
@@ -174,6 +175,11 @@ def _cost(content: object) -> MethodCost:
     )
 
 
+def _fisher(content: object) -> FisherPlan:
+    examples, cap = _keys(content, "examples", "cap")
+    return FisherPlan(_integer(examples, "examples", 1, _MAX_NUMBER), _real(cap, "cap", 1, _MAX_REAL))
+
+
 def _seeds(content: Mapping[str, Any], odds: object) -> SeedPlan:
     implied = content.pop("implied", False) if isinstance(content, dict) else False
     first, count, distribution, unit_bits, entries = _keys(
@@ -224,6 +230,12 @@ def _keys(content: object, *names: str) -> list[Any]:
     if not isinstance(content, dict) or content.keys() != set(names):
         raise TypeError(f"not a table of {', '.join(names)}")
     return [content[name] for name in names]
+
+
+def _real(value: object, what: str, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{what}: not a number from {least:g} to {most:g} but {value!r}"[:100])
+    return float(value)
 
 
 def _integer(value: object, what: str, least: int, most: int) -> int:

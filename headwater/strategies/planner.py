@@ -89,8 +89,7 @@ def _steps(training: Training, batch: int, examples: int) -> int:
     """Steps of a round at this batch size, as the trainers count them."""
     if not isinstance(training, Passes):
         return int(getattr(training, "generations", 1))
-    steps = max(1, math.ceil(training.epochs * math.ceil(examples / batch)))
-    return min(steps, training.max_steps or steps)
+    return training.steps(examples, batch)
 
 
 def _reason(

@@ -75,8 +75,9 @@ class BlackboxTrainer(CohortTrainer):
     last generation: with a fresh batch for each generation the best candidate is the luckiest, too.
 
     A result's ``loss`` is the mean of all candidates', ``first_loss`` the start's on the first batch and
-    ``last_loss`` the sent point's on the last; ``steps`` are generations. Its ``noise`` is the search's
-    own uncertainty of its mean, σ²·tr C/μ_eff·scale²·n.
+    ``last_loss`` the sent point's on the last; ``steps`` are generations. Its ``noise`` is what the mean
+    wanders by chance, Σ σ²·tr C/μ_eff·scale²·n over the generations, and at most ‖δ‖²: it errs high where a
+    later generation has mended what an earlier one got wrong.
 
     Args:
         model: the function, or a model in this process to be asked as one; the trainer then owns its values.
@@ -118,6 +119,7 @@ class BlackboxTrainer(CohortTrainer):
         space = _Space(task, plan, directions, training.scale)
         search = _evolution(training, key.child("candidates"))
         losses: list[float] = []
+        wandered = 0.0
         for generation, batch in enumerate(self._batches(task.examples, training, key), 1):
             if generation == 1:
                 first = self._loss(task, generation, space.prompt(np.zeros(plan.count, np.int64)), batch)
@@ -127,21 +129,22 @@ class BlackboxTrainer(CohortTrainer):
                 self._loss(task, generation, space.prompt(space.coefficients(x)), batch) for x in candidates
             ]
             with _silent(), _searching(task, generation):
+                wandered += float(np.sum(np.square(search.stds))) / search.sp.weights.mueff
                 search.tell(candidates, found)
             losses += found
         sent = space.coefficients(search.mean)
         last = self._loss(task, training.generations, space.prompt(sent), batch)
-        with _silent():
-            uncertainty = float(np.sum(np.square(search.stds))) / search.sp.weights.mueff
-        if not math.isfinite(uncertainty):
+        if not math.isfinite(wandered):
             raise diverged(task, training.generations, "search", "a boundless one", "Lower training.sigma.")
+        delta = Scalars(plan, np.arange(plan.first, plan.first + plan.count), sent)
+        noise = wandered * training.scale**2 * directions.size
         return TrainResult(
             task.client,
-            Scalars(plan, np.arange(plan.first, plan.first + plan.count), sent),
+            delta,
             len(task.examples),
             training.generations,
             metrics={"loss": math.fsum(losses) / len(losses), "first_loss": first, "last_loss": last},
-            noise=uncertainty * training.scale**2 * directions.size,
+            noise=min(noise, delta.energy(directions)),
         )
 
     def _loss(self, task: TrainTask, generation: int, prompt: Tensor, batch: Batch) -> float:

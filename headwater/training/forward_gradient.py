@@ -33,7 +33,7 @@ from headwater.protocol.directions import Directions, Distribution
 from headwater.protocol.keys import Key
 from headwater.state import AdapterState, StateSpec
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.passes import batches_of, contained, diverged, steps_of, summary
+from headwater.training.passes import batches_of, contained, diverged, summary
 
 _HINT = "Lower training.learning_rate, or take more directions."
 
@@ -127,7 +127,7 @@ class ForwardGradientTrainer(CohortTrainer):
         moved = torch.nn.Parameter(start[trained])
         optimiser = _optimiser(moved, training, task.plan.learning_rate_factor)
         sampler = Sampler.of(training, key.child("directions"), len(trained))
-        steps = steps_of(training, len(task.examples))
+        steps = training.steps(len(task.examples))
         losses, counts, noise = list[float](), list[int](), 0.0
         for step, batch in enumerate(
             batches_of(task.examples, training, key, pad=self._pad, language_model=self._language_model)

@@ -14,7 +14,7 @@ from headwater.protocol.messages import SeedPlan
 from headwater.protocol.odds import weights_of
 from headwater.protocol.scalars import Scalars
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.passes import batches_of, contained, steps_of, summary
+from headwater.training.passes import batches_of, contained, summary
 from headwater.training.seeded import clipped, quantised, require_finite, seeds_of
 from headwater.training.walk import Walk, Walkable
 
@@ -72,7 +72,7 @@ class KseedTrainer(CohortTrainer):
             key,
             pad=self._pad,
             language_model=self._language_model,
-            steps=min(plan.entries, steps_of(training, len(task.examples))),
+            steps=min(plan.entries, training.steps(len(task.examples))),
         ):
             index = draw.next()
             z = directions.integers(plan.first + index)

@@ -12,7 +12,7 @@ from headwater.errors import TrainingError
 from headwater.protocol.keys import Key
 from headwater.state import AdapterState
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.passes import batches_of, contained, diverged, steps_of, summary
+from headwater.training.passes import batches_of, contained, diverged, summary
 from headwater.training.perturbations import Perturbations
 from headwater.training.seeded import clipped, require_finite
 from headwater.training.walk import Walk, Walkable
@@ -66,7 +66,7 @@ class MezoTrainer(CohortTrainer):
             )
         n, every = training.directions, training.resample_every
         rate = training.learning_rate * task.plan.learning_rate_factor / n
-        steps = steps_of(training, len(task.examples))
+        steps = training.steps(len(task.examples))
         losses: list[float] = []
         beyond, noise = 0, 0.0
         for step, batch in enumerate(

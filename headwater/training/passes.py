@@ -12,12 +12,6 @@ from headwater.protocol.keys import Key
 from headwater.training.cohort import TrainResult, TrainTask
 
 
-def steps_of(training: Passes, examples: int) -> int:
-    """Steps on so many examples: whole passes, cut where ``epochs`` or ``max_steps`` says; at least 1."""
-    steps = max(1, math.ceil(training.epochs * math.ceil(examples / training.batch_size)))
-    return min(steps, training.max_steps or steps)
-
-
 def batches_of(
     examples: Sequence[Example],
     training: Passes,
@@ -37,7 +31,7 @@ def batches_of(
         language_model: whether targets are tokens.
         steps: so many, whatever ``training`` says.
     """
-    left = steps_of(training, len(examples)) if steps is None else steps
+    left = training.steps(len(examples)) if steps is None else steps
     generator = key.numpy()
     while left > 0:
         one_pass = batches(

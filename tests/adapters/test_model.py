@@ -243,6 +243,14 @@ class TestRefusals:
         assert len(adapted) == 14  # 7 in each of 2 layers; PEFT leaves the LM head out
         assert len(linear_modules(model.network.peft)) > 14
 
+    @pytest.mark.parametrize(("kind", "base"), [("causal-lm", "llama"), ("encoder", "bert")])
+    def test_all_linear_in_some_layers(self, folder, kind, base):
+        everywhere = build(folder, kind, base, "lora", changes={"target_modules": ("all-linear",)})
+        changes = {"target_modules": ("all-linear",), "layers": (1,)}
+        names = [t.name for t in build(folder, kind, base, "lora", changes=changes).spec]
+        layer = [t.name for t in everywhere.spec if re.search(r"layers?\.1\.", t.name) or t.role == "head"]
+        assert names == layer
+
     def test_layers(self, folder):
         with pytest.raises(ModelError, match=r"between 0 and 1.*\[2\]"):
             build(folder, "encoder", "bert", "lora", changes={"layers": (1, 2)})

@@ -181,5 +181,39 @@ def test_there_is_none_where_the_first_layer_or_the_input_is_trained(tmp_path, a
     assert passed.count(0) == 2
 
 
+@pytest.mark.parametrize("base", ["bert", "electra"])
+def test_losses_follow_every_tensor_that_is_trained_with_the_last_layer(tmp_path, base):
+    """ELECTRA's projection of embeddings is in no layer, and comes before them: no trunk there."""
+    table = {"kind": "lora", "rank": 2, "alpha": 4.0, "target_modules": ("all-linear",)}
+    model = federations.adapted(federations.federation(tmp_path, "encoder", base, table))
+    tensors = last_layers(model.spec, 1)
+    assert any("embeddings_project" in name for name in tensors) == (base == "electra")
+    batch = collate(federations.examples(4, language_model=False), 0, language_model=False)
+    generator = torch.Generator().manual_seed(3)
+    start = model.read().vector() + 0.1 * torch.randn(model.spec.numel, generator=generator)
+
+    def losses():
+        generator, at = torch.Generator().manual_seed(4), 0
+        found = [model.losses(batch)[0]]
+        for spec in model.spec:
+            if spec.name in tensors:
+                moved = start.clone()
+                moved[at : at + spec.numel] += 0.1 * torch.randn(spec.numel, generator=generator)
+                model.write(moved)
+                found.append(model.losses(batch)[0])
+            at += spec.numel
+        model.write(start)
+        return torch.stack(found)
+
+    model.write(start)
+    with torch.no_grad():
+        plain = losses()
+        for name, row in zip(tensors, plain[1:], strict=True):
+            assert torch.equal(row, plain[0]) == ("pooler" in name)  # which mean pooling passes by
+        with model.sharing_trunk(tensors):
+            assert torch.equal(losses(), plain)
+    assert model.has_trunk(tensors) == (base == "bert")
+
+
 def test_a_network_without_a_stack_has_none():
-    assert Trunk.below(torch.nn.Linear(2, 2), ["weight"]) is None
+    assert Trunk.below(torch.nn.Linear(2, 2), ["weight"], lambda *_: True) is None

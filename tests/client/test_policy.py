@@ -190,6 +190,12 @@ def test_steps_are_those_that_the_trainer_takes(examples, size, epochs, most):
     assert count_steps(training, examples) == taken
 
 
+@pytest.mark.parametrize(("epochs", "examples", "steps"), [(0.07, 100, 7), (0.14, 50, 7), (1.1, 10, 11)])
+def test_a_product_of_floats_makes_no_step_too_many(epochs, examples, steps):
+    training = BackpropTraining(kind="backprop", epochs=epochs, batch_size=1)
+    assert training.steps(examples) == steps
+
+
 def test_usage_survives_a_restart_and_starts_again_with_the_day(tmp_path):
     path = tmp_path / "usage.json"
     usage = Usage(path)

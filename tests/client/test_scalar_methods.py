@@ -19,7 +19,7 @@ from headwater.config import load_federation
 from headwater.config.federation import CompeftCodec as CompeftSettings
 from headwater.config.federation import DenseCodec as DenseSettings
 from headwater.config.training import KseedTraining, MezoTraining
-from headwater.errors import ModelError
+from headwater.errors import ConfigError, ModelError
 from headwater.merging.coverage import covered
 from headwater.merging.span import Span
 from headwater.proto.wire import decode_reply
@@ -291,6 +291,22 @@ def test_only_what_changed_is_drawn(runtime, span, monkeypatch):
     living.state(request(runtime, second.state(), sent(second, first, 1), round=3), store)
     living.state(request(runtime, second.state(), sent(second), client="ben", round=3), store)
     assert drawn == [64, 10]
+
+
+def test_sums_that_no_member_could_rebuild_are_refused_by_those_that_followed_too(runtime, span):
+    """The change can be added up, what it makes could not: else two members would disagree."""
+    sums = np.ones(64, np.int64)
+    sums[3] = 2**45
+    change = np.zeros(64, np.int64)
+    change[3] = 2**45 + 2**44
+    first = Span(span.origin, span.directions, span.unit_bits, sums)
+    second = Span(span.origin, span.directions, span.unit_bits, sums + change, first.total)
+    living, store = fresh(runtime), MemoryStore()
+    living.state(request(runtime, first.state(), sent(first), round=2), store)
+    task = request(runtime, first.state(), sent(second, first, 1), round=3)
+    for member in (living, fresh(runtime)):
+        with pytest.raises(ConfigError, match="seed coefficients"):
+            member.state(task, store)
 
 
 def test_a_member_that_was_away_and_another_clients_state(runtime, span):

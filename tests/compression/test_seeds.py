@@ -136,6 +136,16 @@ def test_what_can_be_said_in_two_ways_is_refused_in_one():
         decode_sums(Payload(SEEDS, bytes(body)), lambda version: None, 10)
 
 
+def test_a_change_that_no_writer_makes_is_a_decode_error():
+    """A leading part of 11 bits before 47 low ones: together more than a change can have."""
+    values = np.array([2**10], np.int64)
+    symbols, table = describe(values)
+    head = bytes([1, 0, 0, 1, 0, 1, 47]) + table.header() + bytes(6)
+    body = head + entropy.pack([(np.ones(1, np.int32), entropy.Block((0, 1))), (symbols, table)])
+    with pytest.raises(DecodeError, match="can be encoded"):
+        decode_sums(Payload(SEEDS, body), lambda version: None, 10)
+
+
 def test_arguments_that_disagree():
     with pytest.raises(ConfigError, match="since version 3"):
         pack(np.zeros(3, np.int64), None, 3)

@@ -214,6 +214,17 @@ NOOP = ClientPlan(NoopTraining(kind="noop"), DenseCodec(kind="dense"))
         '"method":"a\\u001b"',
         f'"method":"{"m" * 65}"',
         '"another":1',
+        *(
+            f'"{name}":{value}'
+            for name in ("learning_rate_factor", "clip_l2")
+            for value in ("NaN", "Infinity", "-1e300", "-1", "true", '"1"', "1e31")
+        ),
+        '"learning_rate_factor":1.5',
+        '"fisher":{"cap":NaN,"examples":1}',
+        '"fisher":{"cap":2.0,"examples":0}',
+        '"fisher":{"cap":2.0,"examples":1.5}',
+        '"training":{"kind":"kseed","learning_rate":Infinity}',
+        '"training":{"epsilon":NaN,"kind":"kseed","learning_rate":1}',
     ],
 )
 def test_a_plans_own_fields_are_checked(more):

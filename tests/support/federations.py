@@ -12,10 +12,16 @@ from headwater.adapters.model import AdaptedModel
 from headwater.config import Federation, LoadedFederation
 from headwater.data.batches import IGNORED, Example
 from headwater.protocol.keys import Key
-from tests.support.tiny_models import tiny_bert, tiny_gpt2, tiny_llama, tiny_roberta
+from tests.support.tiny_models import tiny_bert, tiny_electra, tiny_gpt2, tiny_llama, tiny_roberta
 
 LABELS = ("negative", "neutral", "positive")
-MAKERS = {"bert": tiny_bert, "roberta": tiny_roberta, "llama": tiny_llama, "gpt2": tiny_gpt2}
+MAKERS = {
+    "bert": tiny_bert,
+    "electra": tiny_electra,
+    "roberta": tiny_roberta,
+    "llama": tiny_llama,
+    "gpt2": tiny_gpt2,
+}
 TARGETS = {
     "bert": ("query", "value"),
     "roberta": ("query", "value"),

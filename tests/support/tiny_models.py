@@ -1,8 +1,7 @@
 """Tiny random base models on disk, with tokenizers, so that no test needs a download.
 
-:func:`tiny_bert`, :func:`tiny_roberta`, :func:`tiny_llama` and :func:`tiny_gpt2` write a folder that
-``from_pretrained`` reads (two layers, hidden size 32, safetensors), in milliseconds, with the same weights
-every time.
+:func:`tiny_bert` and the others write a folder that ``from_pretrained`` reads (two layers, hidden size 32,
+safetensors), in milliseconds, with the same weights every time.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     BertConfig,
     BertModel,
+    ElectraConfig,
+    ElectraModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -44,6 +45,22 @@ def tiny_bert(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
         initializer_range=0.1,
     )
     return _save(folder, seed, lambda: BertModel(config), fast)
+
+
+def tiny_electra(folder: Path, *, seed: int = 0) -> Path:
+    """A random ELECTRA, in which a linear layer stands between the embeddings and the stack."""
+    fast = _word_tokenizer()
+    config = ElectraConfig(
+        vocab_size=len(fast),
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.1,
+    )
+    return _save(folder, seed, lambda: ElectraModel(config), fast)
 
 
 def tiny_roberta(folder: Path, *, seed: int = 0) -> Path:
