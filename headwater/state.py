@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal
@@ -68,9 +68,13 @@ class StateSpec:
             raise SpecMismatch("state spec", expected="unique names in sorted order", got=f"{names[:4]}…")
 
     @staticmethod
-    def of(tensors: Iterator[TensorSpec] | list[TensorSpec] | tuple[TensorSpec, ...]) -> StateSpec:
+    def of(tensors: Iterable[TensorSpec]) -> StateSpec:
         """A spec from tensor specs in any order."""
         return StateSpec(tuple(sorted(tensors, key=lambda t: t.name)))
+
+    def only(self, names: Iterable[str]) -> StateSpec:
+        """Of these tensors."""
+        return StateSpec.of(self.by_name[name] for name in names)
 
     @cached_property
     def by_name(self) -> Mapping[str, TensorSpec]:

@@ -300,6 +300,11 @@ class AdaptedModel:
         finally:
             self._trunk = None
 
+    @property
+    def kept_bytes(self) -> int:
+        """What :meth:`sharing_trunk` keeps at the moment."""
+        return sum(kept.used_bytes for kept in self._kept.values())
+
     def has_trunk(self, tensors: tuple[str, ...] | None = None) -> bool:
         """Whether there are layers below all of ``tensors`` (all if None) for :meth:`sharing_trunk`."""
         return self._trunk_below(tensors) is not None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headwater.client.policy import Policy
 from headwater.config.agent import AgentSettings, load_agent
 from headwater.config.load import LoadedFederation, load_federation
-from headwater.errors import ConfigError, HeadwaterError, ModelError
+from headwater.errors import ConfigError, HeadwaterError, ModelError, TrainingError
 
 if TYPE_CHECKING:
+    from headwater.protocol.messages import MethodCost
     from headwater.training.build import Workbench
 
 EXAMPLES = 1000
@@ -33,7 +36,8 @@ class Row:
         passes: over a batch, of a step.
         bytes_up: of a round's update, without its envelope of some 500 bytes.
         batch_size: the largest that fits, at most the method's; 0 if none does.
-        note: why there is no measurement.
+        note: why there is no measurement, or why it is not offered.
+        wanted_batch_size: the method's.
     """
 
     method: str
@@ -45,6 +49,7 @@ class Row:
     bytes_up: int
     batch_size: int
     note: str = ""
+    wanted_batch_size: int = 0
 
 
 def profile(options: argparse.Namespace) -> int:
@@ -52,12 +57,14 @@ def profile(options: argparse.Namespace) -> int:
     from headwater.client.device import (
         available_memory,
         method_costs,
+        nominal_base,
         resident_base,
         return_freed_memory,
         status_bytes,
+        timed,
     )
     from headwater.config.assignment import AssignedByPlanner
-    from headwater.protocol.messages import DeviceProfile, MethodCost
+    from headwater.protocol.messages import DeviceProfile
     from headwater.strategies.planner import pick
     from headwater.training.build import Workbench
 
@@ -66,18 +73,36 @@ def profile(options: argparse.Namespace) -> int:
         raise ConfigError("headwater client profile", expected="a federation with a base model", got="vector")
     return_freed_memory()
     bench = Workbench.open(loaded)
-    cap = options.memory_mb or (None if agent is None else agent.file.policy.memory_mb)
-    memory = available_memory() if cap is None else cap << 20
-    base = resident_base(bench)
-    costs = method_costs(bench, memory, base=base, floor=status_bytes("VmHWM"))
+    simulated = None if agent is None else agent.file.simulated_memory_mb
+    said = simulated if options.memory_mb is None else options.memory_mb
+    if said is not None:
+        memory = said << 20
+    else:
+        memory = available_memory()
+        cap = None if agent is None else agent.file.policy.memory_mb
+        memory = memory if cap is None else min(memory, cap << 20)
+    if simulated is None:
+        base, floor = resident_base(bench), status_bytes("VmHWM")
+    else:
+        base, floor = nominal_base(bench), 0
+    costs = method_costs(bench, loaded.settings.trainings, memory, base=base, floor=floor)
     rows = []
-    for name in costs:
+    for name, cost in costs.items():
         _say(f"measuring '{name}' in a process of its own …" if not options.no_measure else "")
-        rows.append(_row(bench, name, costs[name].peak_bytes, costs[name].batch_size, not options.no_measure))
+        rows.append(_row(bench, name, cost, not options.no_measure))
     _say("")
-    timed = isinstance(loaded.settings.assignment, AssignedByPlanner) and loaded.settings.assignment.round_s
-    if timed:
-        costs = {r.method: MethodCost(r.predicted_bytes, r.step_s, r.batch_size) for r in rows}
+    if agent is not None:
+        policy, forbidden = Policy(agent.file.policy), "the owner's policy does not allow it"
+        costs = {
+            name: cost
+            for name, cost in costs.items()
+            if policy.allows(loaded.settings, name, options.examples, cost.batch_size)
+        }
+        rows = [row if row.method in costs else replace(row, note=forbidden) for row in rows]
+    by = loaded.settings.assignment
+    limited = isinstance(by, AssignedByPlanner) and by.round_s is not None
+    if limited and not options.no_measure:
+        costs = timed(costs, _step_seconds(bench, rows))
     device = DeviceProfile(memory, loaded.settings.federation.threads, costs)
     picked, reason = "", ""
     try:
@@ -85,6 +110,8 @@ def profile(options: argparse.Namespace) -> int:
         picked, reason = choice.method, choice.reason
     except HeadwaterError as error:
         reason = str(error)
+    if limited and options.no_measure:
+        reason += " (whatever the time: nothing was measured)"
     if options.json:
         content = {"memory_bytes": memory, "methods": [asdict(row) for row in rows]}
         print(json.dumps({**content, "picked": picked, "reason": reason}, ensure_ascii=False))
@@ -102,6 +129,10 @@ def _files(options: argparse.Namespace) -> tuple[AgentSettings | None, LoadedFed
     if options.federation is None:
         return None, load_federation(options.config)
     agent, loaded = load_agent(options.config), load_federation(options.federation)
+    if agent.file.policy.threads is not None:
+        federation = loaded.settings.federation
+        fewer = federation.model_copy(update={"threads": min(federation.threads, agent.file.policy.threads)})
+        loaded = LoadedFederation(loaded.settings.model_copy(update={"federation": fewer}), loaded.folder)
     model = loaded.settings.model
     if model.kind == "vector" or loaded.path(model.path).is_dir():
         return agent, loaded
@@ -118,25 +149,44 @@ def _files(options: argparse.Namespace) -> tuple[AgentSettings | None, LoadedFed
     return agent, LoadedFederation(loaded.settings.model_copy(update={"model": here}), loaded.folder)
 
 
-def _row(bench: Workbench, name: str, peak: int, batch_size: int, measured: bool) -> Row:
+def _step_seconds(bench: Workbench, rows: list[Row]) -> Callable[[str, int], float]:
+    """How long a step takes at a batch size: as in the table, or measured anew for a smaller batch."""
+    from headwater.client.measure import Measured, measure
+
+    table = {row.method: row for row in rows}
+
+    def seconds(name: str, batch_size: int) -> float:
+        row = table[name]
+        found = Measured(row.measured_bytes, row.step_s, row.note)
+        if batch_size != row.wanted_batch_size:
+            found = measure(bench.loaded, name, batch_size)
+        if found.error:
+            raise TrainingError(f"method {name}", expected="two steps", got=found.error)
+        return found.step_s
+
+    return seconds
+
+
+def _row(bench: Workbench, name: str, cost: MethodCost, measured: bool) -> Row:
     from headwater.client.measure import Measured, measure
     from headwater.training.footprint import passes
 
     training = bench.loaded.settings.trainings[name]
-    found = Measured()
+    found, wanted = Measured(), int(getattr(training, "batch_size", 1))
     if measured:
-        found = measure(bench.loaded, name, int(getattr(training, "batch_size", 1)))
-    up = bytes_up(bench, name)
+        found = measure(bench.loaded, name, wanted)
+    note = f"not measured: {found.error}" if found.error else ""
     return Row(
         name,
         training.kind,
-        peak,
+        cost.peak_bytes,
         found.peak_bytes,
         found.step_s,
         passes(training),
-        up,
-        batch_size,
-        found.error,
+        bytes_up(bench, name),
+        cost.batch_size,
+        note,
+        wanted,
     )
 
 
@@ -152,9 +202,11 @@ def bytes_up(bench: Workbench, name: str) -> int:
     from headwater.protocol.keys import Key
     from headwater.protocol.scalars import Scalars
     from headwater.state import AdapterState
+    from headwater.strategies.budget import codec_within
     from headwater.strategies.seeding import seed_plan
 
-    plan, key = plan_of(bench.loaded.settings, bench.spec, name), Key.root(0)
+    settings, key = bench.loaded.settings, Key.root(0)
+    plan = plan_of(settings, bench.spec, name)
     seeds = seed_plan(plan.training, 1)
     if seeds is not None:
         draw = key.numpy()
@@ -166,7 +218,14 @@ def bytes_up(bench: Workbench, name: str) -> int:
     mask = covered(bench.spec, plan.tensors, plan.rank)
     if mask is not None:
         delta[~mask] = 0.0
-    payload = codec_for(plan.codec).encode(AdapterState.from_vector(bench.spec, delta), key=key)
+    codec, method = plan.codec, settings.methods.get(name)
+    if method is not None and method.max_bytes_up is not None:
+        trained = bench.spec if plan.tensors is None else bench.spec.only(plan.tensors)
+        fisher = settings.strategy.kind == "fisher"
+        codec = codec_within(
+            codec, trained, method.max_bytes_up, f"methods.{name}", seeds=None, fisher=fisher
+        )
+    payload = codec_for(codec).encode(AdapterState.from_vector(bench.spec, delta), key=key)
     return len(payload.body)
 
 
@@ -195,7 +254,7 @@ def _table(rows: list[Row], memory: int, picked: str, reason: str) -> None:
     show(table, sys.stdout)
     for row in rows:
         if row.note:
-            print(f"{row.method}: not measured: {plain(row.note)}")
+            print(f"{row.method}: {plain(row.note)}")
     print(
         f"\nOf {human_bytes(memory)}, the planner picks: {plain(reason, 1000)}" if picked else f"\n{reason}"
     )
@@ -207,16 +266,28 @@ def _say(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
+def positive_number(text: str) -> int:
+    """For argparse, which turns a ValueError into a message with this name."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that only ``profile`` has."""
     parser.add_argument(
         "--federation", type=Path, metavar="FILE", help="profile: the federation's file, beside the agent's"
     )
     parser.add_argument(
-        "--memory-mb", type=int, metavar="N", help="profile: as if a training had so many MiB"
+        "--memory-mb", type=positive_number, metavar="N", help="profile: as if a training had so many MiB"
     )
     parser.add_argument("--no-measure", action="store_true", help="profile: only predict")
     parser.add_argument(
-        "--examples", type=int, default=EXAMPLES, metavar="N", help="profile: training examples of the client"
+        "--examples",
+        type=positive_number,
+        default=EXAMPLES,
+        metavar="N",
+        help="profile: training examples of the client",
     )
     parser.add_argument("--json", action="store_true", help="profile: one JSON object")

@@ -217,6 +217,7 @@ def run_agent(settings: AgentSettings) -> int:
             nice=file.policy.nice,
             memory_mb=file.policy.memory_mb,
             simulated_memory_mb=file.simulated_memory_mb,
+            policy=file.policy.model_dump(),
         )
         worker = Worker(options)
         desk = Desk(settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set)

@@ -7,6 +7,7 @@ import ctypes
 import os
 import resource
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 
 from headwater.config.assignment import AssignedByPlanner
 from headwater.config.federation import Federation, NoData
+from headwater.errors import HeadwaterError
 from headwater.merging.coverage import last_layers
 from headwater.protocol.messages import ClientPlan, DeviceProfile, MethodCost
 from headwater.state import StateSpec
@@ -25,35 +27,50 @@ PROCESS_BYTES = 400 << 20
 _MMAP_THRESHOLD, _THRESHOLD_BYTES = -3, 1 << 20  # of malloc.h
 
 
-def device_profile(bench: Workbench, simulated_memory_mb: int | None = None) -> DeviceProfile | None:
+def device_profile(
+    bench: Workbench,
+    *,
+    simulated_memory_mb: int | None = None,
+    allowed: Callable[[str, int], bool] = lambda method, batch_size: True,
+    measured: Callable[[str, int], float] | None = None,
+) -> DeviceProfile | None:
     """What the planner needs to know of this device; None where the file has no planner.
 
     A real device has what its owner's policy leaves the worker, and its costs begin at what this process
     holds now. A simulated one (``[assignment.devices]``) has the memory that it is given, and its costs are
-    a function of model and file alone, so that every engine plans alike.
+    a function of model and file alone, so that every engine plans alike. A method without costs is one
+    that this device does not offer, or that nobody would plan.
 
     Args:
         bench: with the base model loaded.
         simulated_memory_mb: of a simulated device.
+        allowed: whether the owner allows a method with such batches.
+        measured: seconds of a step of a method with such a batch, where the federation plans by time; tried
+            here, if absent. Raises HeadwaterError or MemoryError where it cannot be done.
     """
     settings = bench.loaded.settings
-    if not isinstance(settings.assignment, AssignedByPlanner) or bench.model is None:
+    planner = settings.assignment
+    if not isinstance(planner, AssignedByPlanner) or bench.model is None:
         return None
     if simulated_memory_mb is None:
-        memory, base = available_memory(), resident_base(bench)
+        memory, base = available_memory(), resident_base(bench) - bench.model.kept_bytes
     else:
         memory, base = simulated_memory_mb << 20, nominal_base(bench)
-    costs = method_costs(bench, memory, base=base)
-    if settings.assignment.round_s is not None:
-        costs = _timed(bench, costs)
+    costs = method_costs(bench, planner.prefer or settings.trainings, memory, base=base)
+    costs = {name: cost for name, cost in costs.items() if allowed(name, cost.batch_size)}
+    if planner.round_s is not None:
+        costs = timed(costs, measured or step_seconds(bench))
     return DeviceProfile(memory, torch.get_num_threads(), costs)
 
 
-def method_costs(bench: Workbench, memory: int, *, base: int, floor: int = 0) -> dict[str, MethodCost]:
-    """Every method's predicted peak at its batch size, and the largest batch (its size, halved) that fits.
+def method_costs(
+    bench: Workbench, names: Iterable[str], memory: int, *, base: int, floor: int = 0
+) -> dict[str, MethodCost]:
+    """Methods' predicted peaks at their batch size, and the largest batch (its size, halved) that fits.
 
     Args:
         bench: with the base model.
+        names: of the methods.
         memory: what a training may use, in bytes.
         base: what the process holds before a training.
         floor: what it held at its highest before, such as while it loaded the model. An evaluation's need
@@ -62,8 +79,8 @@ def method_costs(bench: Workbench, memory: int, *, base: int, floor: int = 0) ->
     settings = bench.loaded.settings
     floor = max(floor, base + evaluation_bytes(bench))
     costs = {}
-    for name, training in settings.trainings.items():
-        size = int(getattr(training, "batch_size", 1))
+    for name in names:
+        size = int(getattr(settings.trainings[name], "batch_size", 1))
         peak = max(floor, base + predicted(bench, name, size))
         fits, needed = size, peak
         while fits and needed > memory:
@@ -134,14 +151,40 @@ def nominal_base(bench: Workbench) -> int:
 
 
 def available_memory() -> int:
-    """What this process may use: the owner's cap on it, its control group's, or the machine's."""
+    """What this process may use: the owner's cap on it, its control groups', or the machine's."""
     cap, _ = resource.getrlimit(resource.RLIMIT_DATA)
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     if cap != resource.RLIM_INFINITY:
         found.append(cap)
-    with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return min(found)
+    return min(found + group_limits())
+
+
+def group_limits(root: Path = Path("/")) -> list[int]:
+    """Bytes that this process's control groups, and those around them, allow; version 2 and version 1.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+    """
+    found = []
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # not seen from here, or "max"
+                found.append(int((folder / name).read_text(encoding="ascii")))
+            if folder == top:
+                break
+    return found
 
 
 def status_bytes(key: str) -> int:
@@ -166,16 +209,25 @@ def return_freed_memory() -> None:
         return
 
 
-def _timed(bench: Workbench, costs: dict[str, MethodCost]) -> dict[str, MethodCost]:
-    """With ``step_s``."""
+def step_seconds(bench: Workbench) -> Callable[[str, int], float]:
+    """How long a step of a method takes at a batch size: by two steps in this process."""
     from headwater.client.measure import train_two_steps
 
-    timed = {}
+    def seconds(name: str, batch_size: int) -> float:
+        began = time.perf_counter()
+        steps = train_two_steps(bench, name, batch_size)
+        return (time.perf_counter() - began) / steps
+
+    return seconds
+
+
+def timed(costs: Mapping[str, MethodCost], seconds: Callable[[str, int], float]) -> dict[str, MethodCost]:
+    """The costs with ``step_s``. What fits and yet cannot be done here has none: it is not offered."""
+    found = {}
     for name, cost in costs.items():
-        seconds = 0.0
-        if cost.batch_size:
-            began = time.perf_counter()
-            steps = train_two_steps(bench, name, cost.batch_size)
-            seconds = (time.perf_counter() - began) / steps
-        timed[name] = replace(cost, step_s=seconds)
-    return timed
+        if not cost.batch_size:
+            found[name] = cost
+            continue
+        with contextlib.suppress(HeadwaterError, MemoryError):
+            found[name] = replace(cost, step_s=seconds(name, cost.batch_size))
+    return found

@@ -8,6 +8,7 @@ import torch
 
 from headwater.adapters.base import Base
 from headwater.client.joined import JoinedRun
+from headwater.client.policy import Policy
 from headwater.client.runtime import ClientRuntime
 from headwater.config.federation import ClassificationData, VectorModel
 from headwater.config.load import LoadedFederation
@@ -25,6 +26,7 @@ class DeviceRuntimes:
         threads: at most so many CPU threads. Fewer than the federation asks for may change the last bits
             of a result: its updates then carry the metric ``threads``.
         simulated_memory_mb: play a device with so much memory.
+        policy: what the owner allows: no other method is offered to the planner.
 
     Attributes:
         loads: how often a base model was read from its files.
@@ -32,9 +34,16 @@ class DeviceRuntimes:
     """
 
     def __init__(
-        self, name: str, data: Path, *, threads: int | None = None, simulated_memory_mb: int | None = None
+        self,
+        name: str,
+        data: Path,
+        *,
+        threads: int | None = None,
+        simulated_memory_mb: int | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self._name, self._data, self._threads = name, data, threads
+        self._policy = policy
         self._simulated = {} if simulated_memory_mb is None else {name: simulated_memory_mb}
         self._current: tuple[str, ClientRuntime] | None = None
         self.loads, self.notice = 0, ""
@@ -62,7 +71,7 @@ class DeviceRuntimes:
         metrics = self._limit_threads(loaded.settings.federation.threads)
         root = Key.root(loaded.settings.federation.seed)
         data = FederatedData.own(loaded, self._data, self._name, bench.tokenizer, root)
-        runtime = ClientRuntime(joined.run, bench, data, root, metrics, self._simulated)
+        runtime = ClientRuntime(joined.run, bench, data, root, metrics, self._simulated, self._policy)
         self._current = digest, runtime
         return runtime
 

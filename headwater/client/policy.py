@@ -51,6 +51,20 @@ class Policy:
             or self._work(request, federation, examples)
         )
 
+    def allows(self, federation: Federation, method: str, examples: int, batch_size: int) -> bool:
+        """Whether the rules on work allow a round of ``method`` on so many examples, with such batches."""
+        training, limit, rank = federation.trainings[method], self.settings.max_rank, None
+        if training.kind not in self.settings.training:
+            return False
+        if "batch_size" in type(training).model_fields:
+            training = training.model_copy(update={"batch_size": max(1, batch_size)})
+        if isinstance(federation.adapter, LoraAdapter):
+            part = federation.methods[method].rank if method in federation.methods else None
+            rank = min(part or federation.adapter.rank, federation.adapter.rank)
+        few = self.settings.max_examples is None or examples <= self.settings.max_examples
+        thin = limit is None or rank is None or rank <= limit
+        return few and thin and self._steps(training, examples) is None
+
     def asleep(self, now: datetime) -> str | None:
         """Whether ``now`` lies outside ``hours``."""
         if self._seconds_awake(now) > 0:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from headwater import __version__
 from headwater.client.device import device_profile
+from headwater.client.policy import Policy
 from headwater.client.replay import Replay
 from headwater.client.store import ClientStore
 from headwater.compression.seeds import SEEDS
@@ -39,6 +40,7 @@ class ClientRuntime:
         root: the federation's root key.
         metrics: what every update of this process says besides; nothing in a simulation.
         simulated_memory_mb: of each client whose device is a simulated one.
+        policy: what the owner allows; everything without.
     """
 
     run: str
@@ -47,6 +49,7 @@ class ClientRuntime:
     root: Key
     metrics: Mapping[str, float] = field(default_factory=dict)
     simulated_memory_mb: Mapping[str, int] = field(default_factory=dict)
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         self._last: tuple[str, bytes, AdapterState] | None = None
@@ -64,7 +67,11 @@ class ClientRuntime:
 
     def profile(self, client: str) -> ClientProfile:
         """What the server may know about ``client`` before the first round."""
-        data = self.data.client(client)
+        data, settings = self.data.client(client), self.bench.loaded.settings
+
+        def allowed(method: str, batch_size: int) -> bool:
+            return self.policy is None or self.policy.allows(settings, method, len(data.train), batch_size)
+
         return ClientProfile(
             client=client,
             train_examples=len(data.train),
@@ -73,7 +80,9 @@ class ClientRuntime:
             spec=self.bench.spec.fingerprint(),
             run=self.run,
             version=__version__,
-            device=device_profile(self.bench, self.simulated_memory_mb.get(client)),
+            device=device_profile(
+                self.bench, simulated_memory_mb=self.simulated_memory_mb.get(client), allowed=allowed
+            ),
         )
 
     def check(self, request: TrainRequest | EvaluateRequest) -> None:

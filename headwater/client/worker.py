@@ -16,9 +16,9 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from headwater.client import frames
 from headwater.client.joined import JoinedRun
@@ -46,6 +46,7 @@ class WorkerOptions:
     nice: int = 10
     memory_mb: int | None = None
     simulated_memory_mb: int | None = None
+    policy: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Worker:

@@ -46,6 +46,8 @@ def worker_main(arguments: list[str]) -> int:
     with _lock(Path(options["state"])):
         from headwater.client.device import return_freed_memory
         from headwater.client.device_runtime import DeviceRuntimes
+        from headwater.client.policy import Policy
+        from headwater.config.agent import PolicySettings
 
         return_freed_memory()
         devices = DeviceRuntimes(
@@ -53,6 +55,7 @@ def worker_main(arguments: list[str]) -> int:
             Path(options["data"]),
             threads=options["threads"],
             simulated_memory_mb=options["simulated_memory_mb"],
+            policy=Policy(PolicySettings.model_validate(options["policy"])),
         )
         frames.send(connection, [b'{"ready": true}'])
         while True:

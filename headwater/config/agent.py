@@ -94,7 +94,10 @@ class AgentFile(Settings):
     ca: str = Field(default="ca.pem", min_length=1, description="the organiser's certificate authority")
     state: str = Field(default="state", min_length=1, description="folder of keys, residuals, logs")
     simulated_memory_mb: int | None = Field(
-        default=None, ge=1, description="play a device with so much memory: what the planner is told, no cap"
+        default=None,
+        ge=1,
+        le=2**30,
+        description="play a device with so much memory: what the planner is told, no cap",
     )
     data: DataFolder
     models: ModelFolders = ModelFolders()

@@ -57,11 +57,11 @@ class Device(Settings):
     """``[assignment.devices.NAME]``: a kind of device in a simulation."""
 
     share: float = Field(ge=0, le=1, description="fraction of the clients")
-    memory_mb: int = Field(ge=1, description="what a training may use of it, in MiB")
+    memory_mb: int = Field(ge=1, le=2**30, description="what a training may use of it, in MiB")
 
 
 class AssignedByPlanner(Settings):
-    """By device: the first method of ``prefer`` whose predicted memory, time and bytes fit the device."""
+    """By device: the first method of ``prefer`` whose predicted memory and time fit the device."""
 
     kind: Literal["planner"]
     prefer: tuple[str, ...] = Field(

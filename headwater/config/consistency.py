@@ -135,11 +135,12 @@ def _methods(federation: Federation) -> None:
         )
         if method.rank and method.rank > whole:
             raise ValueError(f"methods.{name}.rank {method.rank} needs LoRA of at least that rank")
-    if len({_span(t) for t in scalar}) > 1:
-        raise ValueError(
-            "methods that send scalars must share kind, seeds, distribution, learning_rate and "
-            "gradient_bound: one set of seeds serves a round"
-        )
+    for training in scalar[1:]:
+        mine, first = _span(training), _span(scalar[0])
+        if other := [name for name in mine if mine[name] != first.get(name)]:
+            raise ValueError(
+                f"methods that send scalars must have the same {other[0]}: one set of seeds serves a round"
+            )
 
 
 def _cohort(federation: Federation) -> None:
@@ -198,9 +199,9 @@ def _largest_step(training: Training) -> float:
     return 1.0
 
 
-def _span(training: Training) -> tuple[object, ...]:
+def _span(training: Training) -> dict[str, object]:
     """What makes two methods' scalars mean the same."""
     names = ["kind", "seeds", "pro", "dimensions", "directions", "max_steps", "distribution"]
     names += ["learning_rate", "gradient_bound", "scale", "sigma"]
     kseed = training.kind == "kseed"
-    return tuple(getattr(training, name, None) for name in names if not (kseed and name == "max_steps"))
+    return {name: getattr(training, name, None) for name in names if not (kseed and name == "max_steps")}

@@ -366,7 +366,7 @@ class EvaluationSettings(Settings):
     metric: Literal["accuracy", "macro_f1", "loss", "perplexity"] | None = None
     patience: int | None = Field(default=None, ge=1, description="evaluations without a better one")
     min_client_examples: int = Field(default=10, ge=1, description="below it a client's own number is hidden")
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=2**20)
     trunk_cache_mb: int = Field(
         default=0,
         ge=0,

@@ -25,7 +25,7 @@ class Passes(Settings):
         default=1.0, gt=0, le=1e9, description="passes over the client's train split a round"
     )
     max_steps: int | None = Field(default=None, ge=1, description="never more steps a round")
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=2**20)
     learning_rate: float = Field(gt=0)
     final_learning_rate_fraction: float = Field(
         default=1.0, ge=0, le=1, description="rates fall linearly over the rounds to this fraction"
@@ -204,7 +204,7 @@ class BlackboxTraining(Settings):
     generations: int = Field(default=10, ge=1, le=100_000, description="a round")
     sigma: float = Field(default=0.2, gt=0, description="first standard deviation of a coordinate")
     scale: float = Field(default=0.1, gt=0, description="of the prompt's change for a coordinate of 1")
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=2**20)
     distribution: Distribution = "gaussian"
 
 

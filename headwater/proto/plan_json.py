@@ -27,7 +27,7 @@ from headwater.protocol.messages import (
 )
 from headwater.protocol.odds import odds_bytes
 
-MAX_DEVICE = 8 * 1024
+MAX_DEVICE = 32 * 1024
 """Bytes of a device's JSON."""
 MAX_METHODS = 64
 MAX_SEEDS = 2**26

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headwater.config import LoadedFederation
+from headwater.config.agent import NAME
 from headwater.config.assignment import simulated_memory_mb
 from headwater.config.federation import ClassificationData, NoData
 from headwater.data.formats import read_rows
 from headwater.data.partition import partition
-from headwater.errors import ConnectionLost, FederationStopped
+from headwater.errors import ConnectionLost, DataError, FederationStopped
 from headwater.privacy.enrolment import make_request, read_request
 from headwater.privacy.signing import Identity
 from headwater.proto.control import ControlClient
@@ -190,7 +191,11 @@ class LocalNetwork:
         return agent
 
     def add_owners(self, loaded: LoadedFederation) -> None:
-        """One device for each of the federation's clients, with that client's rows and nobody else's."""
+        """One device for each of the federation's clients, with that client's rows and nobody else's.
+
+        Raises:
+            DataError: a client's name that no device can be enrolled under.
+        """
         model = getattr(loaded.settings.model, "path", None)
         models = [loaded.path(model)] if model is not None else []
         data = split_data(loaded, self.folder / "data")
@@ -255,7 +260,8 @@ def split_data(loaded: LoadedFederation, folder: Path) -> dict[str, Path]:
     """Each client's rows as a JSONL file of its own, in the order in which a simulation sees them.
 
     Raises:
-        DataError: as :meth:`headwater.data.federated.FederatedData.open`.
+        DataError: as :meth:`headwater.data.federated.FederatedData.open`, and a client's name that no device
+            can be enrolled under.
     """
     settings = loaded.settings.data
     folder.mkdir(parents=True, exist_ok=True)
@@ -267,8 +273,15 @@ def split_data(loaded: LoadedFederation, folder: Path) -> dict[str, Path]:
     table = read_rows(loaded.path(settings.path))
     label = settings.label if isinstance(settings, ClassificationData) else None
     key = Key.root(loaded.settings.federation.seed).child("partition")
-    paths = {}
-    for name, rows in partition(table, settings.partition, label, key).items():
+    paths, parts = {}, partition(table, settings.partition, label, key)
+    if wrong := [name for name in parts if not NAME.fullmatch(name)]:
+        raise DataError(
+            f"client {wrong[0][:80]!r}",
+            expected="a name for a device: 1 to 64 of letters, digits, '.', '_' and '-'",
+            got=f"{len(wrong)} others in the data",
+            hint="Rename the owners, or use the engine inprocess.",
+        )
+    for name, rows in parts.items():
         paths[name] = folder / f"{name}.jsonl"
         with paths[name].open("w", encoding="utf-8") as file:
             for row in rows:

@@ -60,9 +60,13 @@ def names_of(federation: Federation, clients: Iterable[str]) -> dict[str, str]:
     if by.kind == "shares":
         return deal(clients, by.shares, federation.federation.seed)
     return {
-        client: next((m for pattern, m in by.clients.items() if fnmatchcase(client, pattern)), DEFAULT)
+        client: next((m for pattern, m in by.clients.items() if _fits(client, pattern)), DEFAULT)
         for client in clients
     }
+
+
+def _fits(client: str, pattern: str) -> bool:
+    return fnmatchcase(client, pattern.replace("[", "[[]"))  # only * and ? mean more than themselves
 
 
 def method_of(federation: Federation, name: str) -> Method:

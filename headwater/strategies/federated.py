@@ -20,6 +20,7 @@ from headwater.config.federation import Federation
 from headwater.config.training import SCALAR_KINDS, KseedTraining, Passes, Training
 from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.coverage import last_layers
 from headwater.merging.span import Span
 from headwater.merging.steepness import Steepness
 from headwater.protocol.keys import Key
@@ -54,7 +55,12 @@ class FederatedStrategy(Strategy):
         self._pro = next((t for t in kseeds if t.pro and strategy.kind == "mean"), None)
 
     def init(self, state: AdapterState) -> ServerState:
-        """Round 0; the momentum is zero if the file asks for one, and so are the coefficients of seeds."""
+        """Round 0; the momentum is zero if the file asks for one, and so are the coefficients of seeds.
+
+        Raises:
+            ConfigError: a method whose updates cannot be as short as its ``max_bytes_up``.
+        """
+        self._require_budgets(state.spec)
         momentum = AdapterState.zeros(state.spec) if self.federation.strategy.server_momentum else None
         span = None
         seeds = round_seeds(self.federation, 1)
@@ -119,7 +125,7 @@ class FederatedStrategy(Strategy):
         seeds = seeds if training.kind in SCALAR_KINDS else None
         codec = federation.codec.up
         if method.max_bytes_up is not None:
-            trained = spec if tensors is None else StateSpec(tuple(spec.by_name[n] for n in sorted(tensors)))
+            trained = spec if tensors is None else spec.only(tensors)
             codec = codec_within(
                 codec,
                 trained,
@@ -139,6 +145,14 @@ class FederatedStrategy(Strategy):
             rank=method.rank,
             method=assigned.name if federation.methods else "",
         )
+
+    def _require_budgets(self, spec: StateSpec) -> None:
+        """Before anybody works: who uses which method may be known late, and by the devices' word."""
+        seeds = round_seeds(self.federation, 1)
+        for name, method in self.federation.methods.items():
+            if method.training.kind != "spry":  # which layers it has is dealt in each round
+                tensors = None if method.last_layers is None else last_layers(spec, method.last_layers)
+                self._task(Assigned(name, method), 1, spec, seeds, tensors)
 
     def _merge(
         self, server: ServerState, tasks: Mapping[str, ClientPlan], profiles: Mapping[str, ClientProfile]

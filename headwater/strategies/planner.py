@@ -65,14 +65,25 @@ def pick(federation: Federation, device: DeviceProfile, *, examples: int) -> Cho
             continue
         cut = allowed if allowed < steps else None
         return Choice(name, batch, cut, _reason(name, training, cost, device, batch, cut, skipped))
-    least = min((device.costs[n].peak_bytes for n in order if n in device.costs), default=0)
     raise ConfigError(
         "assignment planner",
         expected=f"a method that fits {_mib(device.memory_bytes)}"
         + (f" and {limit:g} s a round" if limit is not None else ""),
         got="; ".join(skipped),
-        hint=f"The least memory that a method needs at its batch size is {_mib(least)}: give the device "
-        "more, or offer a method with a smaller batch_size, max_tokens or last_layers.",
+        hint=_hint([device.costs[name] for name in order if name in device.costs]),
+    )
+
+
+def _hint(costs: list[MethodCost]) -> str:
+    """The next step where nothing fits, by what stands in the way."""
+    if not costs:
+        return "The device offers none of these methods: its owner's policy may leave them out."
+    if any(cost.batch_size for cost in costs):
+        return "Raise assignment.round_s, or offer a method with fewer steps."
+    least = min(cost.peak_bytes for cost in costs)
+    return (
+        f"The least memory that a method needs at its batch size is {_mib(least)}: give the device more, or "
+        "lower batch_size, data.max_tokens, last_layers, or evaluation.batch_size, where clients evaluate."
     )
 
 

@@ -24,9 +24,7 @@ def written(folder, **changes) -> LoadedFederation:
         "bert",
         adapter("lora", "bert"),
         training={"kind": "backprop", "batch_size": 4},
-        methods=methods,
-        assignment={"kind": "planner"},
-        **changes,
+        **{"methods": methods, "assignment": {"kind": "planner"}, **changes},
     )
     (folder / "f.toml").write_text(
         tomli_w.dumps(loaded.settings.model_dump(mode="json", exclude_none=True)), encoding="utf-8"
@@ -64,6 +62,60 @@ def test_too_little_memory_is_said_in_a_sentence(tmp_path):
     assert done.code == 0, done.error
     assert "expected a method that fits 64 MiB" in done.out
     assert "The least memory that a method needs" in done.out
+
+
+def agents_view(tmp_path, policy="", top="", **changes):
+    """The picked method and the reason, as JSON, by the agent's own file."""
+    written(tmp_path, **changes)
+    (tmp_path / "agent.toml").write_text(
+        f'name = "ann"\nserver = "127.0.0.1:1"\n{top}\n[data]\npath = "x"\n[policy]\n{policy}\n'
+    )
+    done = headwater(
+        "client", "profile", tmp_path / "agent.toml", "--federation", tmp_path / "f.toml",
+        "--no-measure", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.error
+    return json.loads(done.out)
+
+
+def test_the_owners_policy_counts(tmp_path):
+    found = agents_view(tmp_path, policy='training = ["kseed"]')
+    assert found["picked"] == "seeds"
+    notes = {row["method"]: row["note"] for row in found["methods"]}
+    assert notes["default"] == notes["part"] == "the owner's policy does not allow it"
+    assert notes["seeds"] == ""
+
+
+def test_memory_is_what_the_agent_would_say(tmp_path):
+    cap = agents_view(tmp_path, policy="memory_mb = 900000000")
+    assert cap["memory_bytes"] < 900000000 << 20  # no more than the machine has
+    played = agents_view(tmp_path, top="simulated_memory_mb = 450")
+    assert played["memory_bytes"] == 450 << 20
+    real, simulated = ({r["method"]: r["predicted_bytes"] for r in f["methods"]} for f in (cap, played))
+    assert simulated["default"] != real["default"]
+
+
+def test_a_byte_budget_bounds_what_is_shown(tmp_path):
+    def up(**more):
+        methods = {"m": {"training": {"kind": "backprop", "batch_size": 4}, **more}}
+        return agents_view(tmp_path, methods=methods)["methods"][1]["bytes_up"]
+
+    assert up(max_bytes_up=580) <= 68 < up()
+
+
+def test_without_measuring_nothing_is_said_of_time(tmp_path):
+    found = agents_view(tmp_path, assignment={"kind": "planner", "round_s": 1e-6})
+    assert found["picked"] == "default"
+    assert "nothing was measured" in found["reason"]
+
+
+def test_numbers_are_positive(tmp_path):
+    written(tmp_path)
+    for option in ("--memory-mb", "--examples"):
+        for text in ("0", "-5", "x"):
+            done = headwater("client", "profile", tmp_path / "f.toml", f"{option}={text}")
+            assert done.code == 2
+            assert f"invalid positive_number value: '{text}'" in done.err
 
 
 def test_a_file_is_wanted(tmp_path):

@@ -10,6 +10,13 @@ from headwater.simulation.network import LocalNetwork
 from tests.support.runs import run, tiny_federation
 
 
+def states(folder):
+    """The hash of the global state after each round: the exported one may be an early one."""
+    found = [row["state_sha256"] for row in RunFolder(folder).read_rounds()]
+    assert len(set(found)) == len(found) == 3
+    return found
+
+
 def test_three_agents_and_a_daemon_reach_the_simulations_adapter(tmp_path):
     file = tiny_federation(
         tmp_path / "fed", federation={"rounds": 2}, cohort={"min_clients": 3, "deadline_s": 240}
@@ -25,6 +32,7 @@ def test_three_agents_and_a_daemon_reach_the_simulations_adapter(tmp_path):
         *_, row = network.watch(name, 240)
         assert row.state == "finished", network.daemon.tail(40)
         summary = json.loads((network.run_folder(name) / "summary.json").read_text())
+        assert states(network.run_folder(name)) == states(tmp_path / "simulated")
     assert summary["adapter_sha256"] == simulated["adapter_sha256"]
     assert summary["metric"] == simulated["metric"]
     assert not summary["failures"]
@@ -48,3 +56,4 @@ def test_simulated_devices_get_the_simulations_plans_and_reach_its_adapter(tmp_p
     assert steps[0] == steps[1]
     assert len(set(steps[0])) > 1
     assert networked["adapter_sha256"] == simulated["adapter_sha256"]
+    assert states(tmp_path / "networked") == states(tmp_path / "simulated")

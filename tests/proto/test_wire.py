@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headwater.config.consistency import MAX_METHOD_NAME, MAX_METHODS
 from headwater.config.federation import CompeftCodec, DenseCodec
 from headwater.config.training import BackpropTraining, KseedTraining, NoopTraining
 from headwater.errors import DecodeError
@@ -288,10 +289,17 @@ def test_bad_devices_are_refused(device):
 
 
 def test_a_device_that_says_too_much_is_not_sent():
-    costs = {"m" * 60 + str(i): MethodCost(1) for i in range(100)}
+    costs = {"m" * 60 + str(i): MethodCost(1) for i in range(400)}
     profile = ClientProfile("ann", 1, 1, "0" * 64, "0" * 64, device=DeviceProfile(1, 1, costs))
-    with pytest.raises(DecodeError, match="at most 8192 bytes"):
+    with pytest.raises(DecodeError, match="at most 32768 bytes"):
         wire.encode_reply(profile)
+
+
+def test_as_many_methods_as_a_file_may_have_fit_with_the_longest_names():
+    names = ["é" * (MAX_METHOD_NAME - 2) + f"{i:02}" for i in range(MAX_METHODS)]
+    costs = {name: MethodCost(2**59 + 1, 1.2345678901234567, 2**20) for name in names}
+    profile = ClientProfile("ann", 1, 1, "0" * 64, "0" * 64, device=DeviceProfile(2**59 + 1, 256, costs))
+    assert wire.decode_reply(wire.encode_reply(profile), max_bytes=0).device.costs == costs
 
 
 def _refuse(plan):

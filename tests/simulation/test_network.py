@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from headwater.simulation.network import LocalProcess
+import pytest
+
+from headwater.config import load_federation
+from headwater.errors import DataError
+from headwater.simulation.network import LocalProcess, split_data
+from tests.support.runs import rows, tiny_federation, write_jsonl
 
 
 def test_a_folder_called_headwater_where_the_user_stands_is_not_run(tmp_path, monkeypatch):
@@ -16,3 +21,12 @@ def test_a_folder_called_headwater_where_the_user_stands_is_not_run(tmp_path, mo
     assert process.process.wait(30) == 0
     assert not (tmp_path / "mark").exists()
     assert "headwater" in process.tail()
+
+
+@pytest.mark.parametrize("name", ["../../../../evil", "a/b", "..", "ann smith", "é"])
+def test_a_clients_name_is_no_path(tmp_path, name):
+    file = tiny_federation(tmp_path / "fed")
+    write_jsonl(tmp_path / "fed" / "train.jsonl", [*rows(name, 20), *rows("ben", 20)])
+    with pytest.raises(DataError, match=r"client .*expected a name for a device.*engine inprocess"):
+        split_data(load_federation(file), tmp_path / "run" / "network" / "data")
+    assert [p.name for p in tmp_path.rglob("*.jsonl") if p.parent.name != "fed"] == []

@@ -33,6 +33,12 @@ def test_without_assignment_everybody_uses_default() -> None:
     assert found["a"].method.training == federation().training
 
 
+def test_only_stars_and_question_marks_mean_more_than_themselves() -> None:
+    file = mixed(kind="clients", clients={"lab [3]": "jvp", "lab [?]": "seeds"})
+    found = names_of(file, ["lab [3]", "lab [4]", "lab 3", "lab ["])
+    assert found == {"lab [3]": "jvp", "lab [4]": "seeds", "lab 3": "default", "lab [": "default"}
+
+
 def test_shares_are_quotas_of_all_clients_and_a_function_of_their_names() -> None:
     file = mixed(kind="shares", shares={"default": 0.5, "jvp": 0.25, "seeds": 0.25})
     names = [f"client-{i}" for i in range(10)]

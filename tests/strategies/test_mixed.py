@@ -264,3 +264,20 @@ def test_a_byte_budget_is_that_of_the_methods_own_steps() -> None:
     tight = FederatedStrategy(type(strategy.federation).model_validate(content))
     with pytest.raises(ConfigError, match=r"methods\.few\.max_bytes_up"):
         planned(tight, strategy.init(ZERO))
+
+
+@pytest.mark.parametrize(
+    ("method", "codec"),
+    [
+        ({"training": {"kind": "kseed", "max_steps": 200}, "max_bytes_up": 900}, {"kind": "compeft"}),
+        ({"training": {"kind": "mezo"}, "max_bytes_up": 300}, {"kind": "dense"}),
+        ({"training": {"kind": "mezo"}, "last_layers": 1, "max_bytes_up": 520}, {"kind": "compeft"}),
+    ],
+)
+def test_a_byte_budget_that_cannot_be_kept_is_refused_before_anybody_works(method, codec):
+    """And not when a device joins late that is the first to get this method: that ended all others' run."""
+    file = federation(
+        methods={"m": method}, codec={"up": codec}, assignment={"kind": "planner", "prefer": ["default", "m"]}
+    )
+    with pytest.raises(ConfigError, match=r"methods\.m\.max_bytes_up: expected at least \d+ bytes"):
+        FederatedStrategy(file).init(AdapterState.zeros(SPEC))

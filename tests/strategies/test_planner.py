@@ -105,6 +105,15 @@ def test_the_reasons_are_sentences():
     with pytest.raises(ConfigError, match=r"a method that fits 202 MiB.*least memory.*is 220 MiB") as caught:
         pick(file(), device(202 * MIB, 200 * MIB, each), examples=10)
     assert "'seeds' needs 220 MiB" in str(caught.value)
+    assert "evaluation.batch_size" in str(caught.value)
+
+
+def test_where_nothing_is_picked_the_next_step_is_for_what_stands_in_the_way():
+    each = dict.fromkeys(NAMES, 1)
+    with pytest.raises(ConfigError, match=r"takes 5e\+09 s.*Raise assignment\.round_s"):
+        pick(file(round_s=1e-9), device(10**9, 1, each, 5e9), examples=10)
+    with pytest.raises(ConfigError, match=r"no costs.*owner's policy"):
+        pick(file(), DeviceProfile(10**9, 1, {}), examples=10)
 
 
 def test_steps_are_cut_to_the_time_and_the_reason_says_so():
