@@ -68,8 +68,16 @@ Refused when the file is read:
 - methods that send scalars (`kseed`, `decomfl`, `blackbox`), `spry`, and methods with `rank` or
   `last_layers`, with another strategy than `mean`; `fisher` with a method other than `backprop`
 - two methods that send scalars of different seeds; scalars with `privacy.clip_l2`, `rank` or `last_layers`
-- `spry` or `decomfl` with schedule `buffered`; `blackbox` with an adapter other than `prompt`
+- `spry` or `decomfl` with schedule `buffered`; `blackbox` with an adapter other than `prompt`; `spry` and
+  `last_layers` with one other than `lora` and `ia3`; a method's `rank` above the adapter's
+- `kseed` and `decomfl` whose largest step, `learning_rate` · `gradient_bound`, is not between 2⁻⁴⁰ and 2¹⁴;
+  `adapter.head_bits` with strategy `fisher`
+- training kind `noop` with `[methods]`; 64 methods or more, or names that are no identifiers of at most 64
+  characters
 - a metric that the model does not have; baselines or `evaluation.patience` with nothing to measure them on
+
+Refused when the run begins, once the adapter's tensors are known: a method's `max_bytes_up` below what its
+shortest update takes.
 """
 
 TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {

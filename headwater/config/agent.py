@@ -1,7 +1,7 @@
 """The device owner's file, agent.toml, as frozen, typed settings: :func:`load_agent`. No torch.
 
 It says where the server is, where the owner's data is, and what the owner allows. What the federation
-is, the server says: nothing of this file ever leaves the device.
+is, the server says. What the server learns of this file: docs/reference/agent-file.md.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _explain(path: Path, error: ValidationError) -> ConfigError:
 
 
 TEMPLATE = """\
-# What this device does for a federation. Paths are relative to this file. Nothing of it leaves the device.
+# What this device does for a federation. Paths are relative to this file. No path and no row leaves the device.
 # Every key: docs/reference/agent-file.md. After a change: end the agent and start it again.
 
 name = "{name}"                 # the name you are enrolled under
