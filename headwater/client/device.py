@@ -9,12 +9,14 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from headwater.config.assignment import AssignedByPlanner
 from headwater.config.federation import Federation, NoData
+from headwater.config.training import Training
 from headwater.errors import HeadwaterError
 from headwater.merging.coverage import last_layers
 from headwater.protocol.messages import ClientPlan, DeviceProfile, MethodCost
@@ -58,6 +60,8 @@ def device_profile(
         memory, base = simulated_memory_mb << 20, nominal_base(bench)
     costs = method_costs(bench, planner.prefer or settings.trainings, memory, base=base)
     costs = {name: cost for name, cost in costs.items() if allowed(name, cost.batch_size)}
+    if simulated_memory_mb is None:
+        costs = {name: cost for name, cost in costs.items() if _has_library(settings.trainings[name])}
     if planner.round_s is not None:
         costs = timed(costs, measured or step_seconds(bench))
     return DeviceProfile(memory, torch.get_num_threads(), costs)
@@ -207,6 +211,11 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _THRESHOLD_BYTES)
     except (OSError, AttributeError):
         return
+
+
+def _has_library(training: Training) -> bool:
+    eight_bits = getattr(training, "optimizer", "") == "adamw8bit"
+    return not eight_bits or find_spec("bitsandbytes") is not None
 
 
 def step_seconds(bench: Workbench) -> Callable[[str, int], float]:

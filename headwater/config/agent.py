@@ -197,7 +197,7 @@ def _explain(path: Path, error: ValidationError) -> ConfigError:
 
 
 TEMPLATE = """\
-# What this device does for a federation. Paths are relative to this file. No path and no row leaves the device.
+# What this device does for a federation. Paths are relative to this file. No row leaves the device.
 # Every key: docs/reference/agent-file.md. After a change: end the agent and start it again.
 
 name = "{name}"                 # the name you are enrolled under

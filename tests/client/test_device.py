@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from headwater.client import device as module
 from headwater.client.device import device_profile, group_limits
 from headwater.client.device_runtime import DeviceRuntimes
 from headwater.client.policy import Policy
@@ -35,6 +36,16 @@ def test_costs_are_those_of_the_methods_that_may_be_planned(folder):
     assert list(device_profile(bench).costs) == ["default", "wide", "seeds"]
     bench = Workbench.open(loaded(folder, prefer=["seeds", "default"]))
     assert list(device_profile(bench).costs) == ["seeds", "default"]
+
+
+def test_a_method_without_its_library_is_not_offered(folder, monkeypatch):
+    methods = {"eight": {"training": {"kind": "backprop", "optimizer": "adamw8bit"}}}
+    bench = Workbench.open(load_federation(tiny_federation(folder, methods=methods, assignment=PLANNER)))
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert list(device_profile(bench).costs) == ["default"]
+    assert list(device_profile(bench, simulated_memory_mb=9000).costs) == ["default", "eight"]
+    monkeypatch.setattr(module, "find_spec", lambda name: name)
+    assert list(device_profile(bench).costs) == ["default", "eight"]
 
 
 @pytest.mark.parametrize("error", [MemoryError("none"), TrainingError("default", expected="a library")])
