@@ -69,7 +69,7 @@ def encode_sums(
         unit_bits: coefficients are integers times 2^-unit_bits.
 
     Raises:
-        ConfigError: more than :data:`MAX_SUMS`, changes of 2^62 or more, or arguments that disagree.
+        ConfigError: more than :data:`MAX_SUMS`, changes of 2^55 in the mean, or arguments that disagree.
     """
     n = len(sums)
     if n > MAX_SUMS or (since is None) != (version == 0) or (since is not None and len(since) > n):
@@ -183,7 +183,9 @@ def _shift(values: Integers) -> int:
     shift = max(0, mean.bit_length() - _LEADING, bell.width(values) - bell.MAX_BITS)
     if shift > _MAX_SHIFT:
         raise ConfigError(
-            "seed coefficients", expected="changes below 2^62", got=f"{int(magnitudes.max()):.3g}"
+            "seed coefficients",
+            expected=f"changes below 2^{_MAX_SHIFT + _LEADING} in the mean",
+            got=f"{mean:.3g}",
         )
     return shift
 
