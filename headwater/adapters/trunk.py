@@ -21,6 +21,7 @@ from torch import Tensor, nn
 Run: TypeAlias = Callable[[Tensor, Tensor], object]
 """Passes tokens [b, t] and mask [b, t] through the network."""
 Above: TypeAlias = Callable[[str, frozenset[str]], bool]
+"""Tells of a stack's path and names of parameters whether all of them act above the stack."""
 
 
 class Kept:

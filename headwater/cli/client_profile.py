@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater.client.policy import Policy
-from headwater.config.agent import AgentSettings, load_agent
+from headwater.config.agent import AgentSettings, PolicySettings, load_agent
 from headwater.config.load import LoadedFederation, load_federation
 from headwater.errors import ConfigError, HeadwaterError, ModelError, TrainingError
 
@@ -56,6 +56,7 @@ def profile(options: argparse.Namespace) -> int:
     """Print the table, or one JSON object."""
     from headwater.client.device import (
         available_memory,
+        has_library,
         method_costs,
         nominal_base,
         resident_base,
@@ -91,14 +92,15 @@ def profile(options: argparse.Namespace) -> int:
         _say(f"measuring '{name}' in a process of its own …" if not options.no_measure else "")
         rows.append(_row(bench, name, cost, not options.no_measure))
     _say("")
-    if agent is not None:
-        policy, forbidden = Policy(agent.file.policy), "the owner's policy does not allow it"
-        costs = {
-            name: cost
-            for name, cost in costs.items()
-            if policy.allows(loaded.settings, name, options.examples, cost.batch_size)
-        }
-        rows = [row if row.method in costs else replace(row, note=forbidden) for row in rows]
+    policy = Policy(PolicySettings() if agent is None else agent.file.policy)
+    for at, row in enumerate(rows):
+        if not policy.allows(loaded.settings, row.method, options.examples, row.batch_size):
+            rows[at] = replace(row, note="the owner's policy does not allow it")
+        elif simulated is not None or has_library(loaded.settings.trainings[row.method]):
+            continue
+        elif not row.note:
+            rows[at] = replace(row, note="its library is not installed here")
+        del costs[row.method]
     by = loaded.settings.assignment
     limited = isinstance(by, AssignedByPlanner) and by.round_s is not None
     if limited and not options.no_measure:

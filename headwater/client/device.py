@@ -61,7 +61,7 @@ def device_profile(
     costs = method_costs(bench, planner.prefer or settings.trainings, memory, base=base)
     costs = {name: cost for name, cost in costs.items() if allowed(name, cost.batch_size)}
     if simulated_memory_mb is None:
-        costs = {name: cost for name, cost in costs.items() if _has_library(settings.trainings[name])}
+        costs = {name: cost for name, cost in costs.items() if has_library(settings.trainings[name])}
     if planner.round_s is not None:
         costs = timed(costs, measured or step_seconds(bench))
     return DeviceProfile(memory, torch.get_num_threads(), costs)
@@ -213,7 +213,8 @@ def return_freed_memory() -> None:
         return
 
 
-def _has_library(training: Training) -> bool:
+def has_library(training: Training) -> bool:
+    """Whether what this training needs beyond torch is installed here."""
     eight_bits = getattr(training, "optimizer", "") == "adamw8bit"
     return not eight_bits or find_spec("bitsandbytes") is not None
 

@@ -8,6 +8,7 @@ import sys
 
 import tomli_w
 
+from headwater.client import device
 from headwater.config.load import LoadedFederation
 from tests.support.command import headwater
 from tests.support.federations import adapter, federation
@@ -23,8 +24,12 @@ def written(folder, **changes) -> LoadedFederation:
         "encoder",
         "bert",
         adapter("lora", "bert"),
-        training={"kind": "backprop", "batch_size": 4},
-        **{"methods": methods, "assignment": {"kind": "planner"}, **changes},
+        **{
+            "training": {"kind": "backprop", "batch_size": 4},
+            "methods": methods,
+            "assignment": {"kind": "planner"},
+            **changes,
+        },
     )
     (folder / "f.toml").write_text(
         tomli_w.dumps(loaded.settings.model_dump(mode="json", exclude_none=True)), encoding="utf-8"
@@ -84,6 +89,16 @@ def test_the_owners_policy_counts(tmp_path):
     notes = {row["method"]: row["note"] for row in found["methods"]}
     assert notes["default"] == notes["part"] == "the owner's policy does not allow it"
     assert notes["seeds"] == ""
+
+
+def test_a_method_without_its_library_is_not_picked(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    training = {"kind": "backprop", "batch_size": 4, "optimizer": "adamw8bit"}
+    methods = {"plain": {"training": {"kind": "backprop", "batch_size": 4}}}
+    assert agents_view(tmp_path, training=training, methods=methods)["picked"] == "plain"
+    # whoever plays a device plays that it has it
+    played = agents_view(tmp_path, training=training, methods=methods, top="simulated_memory_mb = 9000")
+    assert played["picked"] == "default"
 
 
 def test_memory_is_what_the_agent_would_say(tmp_path):
