@@ -15,6 +15,7 @@ from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan, SeedPlan
 from headwater.protocol.scalars import directions_of
 from headwater.state import AdapterState
+from headwater.strategies.seeding import seed_plan
 from headwater.training.blackbox import BlackboxTrainer, asking
 from headwater.training.cohort import TrainTask
 from tests.laws.trainer_laws import TrainerLaws
@@ -164,6 +165,20 @@ class TestBlackbox(TrainerLaws):
         claimed = np.mean([r.noise for r in results])
         assert 0.8 * varies < claimed < most * varies
         assert all(r.noise <= (1 + 1e-9) * r.delta.energy(self.directions()) for r in results)
+
+    def test_its_noise_is_that_of_all_generations(self):
+        """64 coordinates contract slowly: the last generation alone has a seventh of it."""
+        training = BlackboxTraining(kind="blackbox", generations=10)
+        seeds = seed_plan(training, 1)
+        model = Quadratic.random(SPEC, examples=1)
+        directions = directions_of(seeds, Key.root(1), SIZE)
+        plan = ClientPlan(training, DenseCodec(kind="dense"), seeds=seeds)
+        task = replace(self.task("a", plan=plan), directions=directions, state=self.start())
+        trainer = BlackboxTrainer(model, 0, language_model=False)
+        results = [next(iter(trainer.train([task], key=Key.root(k)))) for k in range(25)]
+        steps = np.stack([r.delta.expand(directions) for r in results]).astype(np.float64)
+        varies = steps.var(0, ddof=1).sum()
+        assert 0.7 * varies < np.mean([r.noise for r in results]) < 3 * varies
 
     def test_numpys_global_generator_is_neither_read_nor_moved(self):
         np.random.seed(1)  # the global one on purpose
