@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from headwater.config.agent import AgentFile
 from headwater.config.federation import Federation
 from tests.strategies.test_federated import federation
 
@@ -127,3 +128,25 @@ def test_a_step_that_no_unit_can_hold(training: dict[str, Any]) -> None:
 
 def test_the_noop_goes_alone() -> None:
     refused("goes with no other method", with_method, KSEED, training={"kind": "noop"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("pro", True), ("seeds", 64), ("learning_rate", 0.5), ("gradient_bound", 2.0), ("kind", "decomfl")],
+)
+def test_the_setting_that_two_methods_along_seeds_must_share_is_named(name: str, value: Any) -> None:
+    methods = {"a": {"training": KSEED}, "b": {"training": {**KSEED, name: value}}}
+    shares = {"kind": "shares", "shares": {"a": 0.5, "b": 0.5}}
+    refused(f"must have the same {name}:", federation, methods=methods, assignment=shares)
+
+
+def test_sizes_that_no_machine_has_are_refused_here() -> None:
+    """Later they were a traceback, or a client's fault."""
+    refused("batch_size", federation, training={"kind": "backprop", "batch_size": 2**20 + 1})
+    refused("batch_size", federation, evaluation={"batch_size": 2**20 + 1})
+    device = {"share": 1.0, "memory_mb": 2**30 + 1}
+    refused("memory_mb", federation, assignment={"kind": "planner", "devices": {"d": device}})
+    with pytest.raises(ValidationError, match="simulated_memory_mb"):
+        AgentFile.model_validate(
+            {"name": "a", "server": "s:1", "data": {"path": "x"}, "simulated_memory_mb": 2**30 + 1}
+        )
