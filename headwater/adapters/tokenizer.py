@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headwater.errors import ModelError
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTokens:
+    """One sequence of a conversation.
+
+    Args:
+        tokens: ids.
+        loss: for each whether it has loss.
+        cut: whether tokens beyond the limit were cut off.
+        cut_answer: whether the cut took the end of an answer.
+        remarks: what else was done to the messages: kinds of ``headwater.data.row_report``.
+    """
+
+    tokens: list[int]
+    loss: list[bool]
+    cut: bool = False
+    cut_answer: bool = False
+    remarks: tuple[str, ...] = ()
+
+    @staticmethod
+    def within(
+        tokens: list[int], loss: list[bool], max_tokens: int, remarks: tuple[str, ...] = ()
+    ) -> ChatTokens:
+        """``tokens`` cut to ``max_tokens``."""
+        cut = len(tokens) > max_tokens
+        cut_answer = cut and loss[max_tokens]
+        return ChatTokens(tokens[:max_tokens], loss[:max_tokens], cut, cut_answer, remarks)
 
 
 class TextTokenizer:
@@ -63,12 +93,15 @@ class TextTokenizer:
         """The text of ``tokens`` without special tokens."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def chat(self, messages: Messages, max_tokens: int) -> tuple[list[int], list[bool]]:
+    def chat(
+        self, messages: Messages, max_tokens: int, *, tools: Sequence[Any] | None = None
+    ) -> list[ChatTokens]:
         """A conversation in the model's chat template.
 
         Args:
             messages: ``role`` and ``content`` each.
             max_tokens: what is beyond is cut off.
+            tools: JSON schemas of functions, for the template.
 
         Returns:
             The tokens, and for each whether the assistant said it: its answers up to and including
@@ -84,7 +117,7 @@ class TextTokenizer:
         )
         tokens = list(encoded["input_ids"])
         if not self._tokenizer.is_fast:
-            return self._chat_by_segments(text, spans, max_tokens)
+            return [ChatTokens.within(*self._chat_by_segments(text, spans), max_tokens)]
         said = [False] * len(tokens)
         for start, end in spans:
             inside = [
@@ -92,7 +125,7 @@ class TextTokenizer:
             ]
             for i in self._through_end_of_turn(tokens, inside):
                 said[i] = True
-        return tokens[:max_tokens], said[:max_tokens]
+        return [ChatTokens.within(tokens, said, max_tokens)]
 
     def chat_prompt(self, messages: Messages) -> list[int]:
         """A conversation up to where the assistant speaks next.
@@ -151,9 +184,7 @@ class TextTokenizer:
         last = max((n for n, i in enumerate(inside) if tokens[i] in special), default=len(inside) - 1)
         return inside[: last + 1]
 
-    def _chat_by_segments(
-        self, text: str, spans: list[tuple[int, int]], max_tokens: int
-    ) -> tuple[list[int], list[bool]]:
+    def _chat_by_segments(self, text: str, spans: list[tuple[int, int]]) -> tuple[list[int], list[bool]]:
         """:meth:`chat` for tokenizers that know no offsets: each stretch is tokenised alone."""
         tokens: list[int] = []
         said: list[bool] = []
@@ -164,7 +195,7 @@ class TextTokenizer:
             tokens += header + answer
             said += [False] * len(header) + [True] * kept + [False] * (len(answer) - kept)
             position = end
-        return tokens[:max_tokens], said[:max_tokens]
+        return tokens, said
 
 
 def _common_prefix(left: str, right: str) -> str:

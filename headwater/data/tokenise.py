@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
 from headwater.data.batches import IGNORED, Example
+from headwater.data.row_report import RowReport
 from headwater.data.table import Table
 from headwater.errors import DataError, ModelError
 
 _ROLES = ("system", "user", "assistant", "tool")
+
+Message = Mapping[str, Any]
+"""One message of a conversation: ``role`` and ``content``, and whatever else the model's template reads."""
+
+
+class ChatTokens(Protocol):
+    """One sequence of a conversation, as :meth:`Tokenizer.chat` gives it."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Ids, at most ``max_tokens``."""
+
+    @property
+    def loss(self) -> Sequence[bool]:
+        """For each token whether it has loss: true in the assistant's answers only."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether tokens beyond ``max_tokens`` were cut off."""
+
+    @property
+    def cut_answer(self) -> bool:
+        """Whether the cut took the end of an answer: what is left teaches no end."""
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What else was done to the messages: kinds of :mod:`headwater.data.row_report`."""
 
 
 class Tokenizer(Protocol):
@@ -34,11 +62,19 @@ class Tokenizer(Protocol):
     def encode_plain(self, text: str) -> list[int]:
         """Ids of the whole text, no special tokens."""
 
-    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation in the model's chat template, cut to ``max_tokens``.
+    def chat(
+        self, messages: Sequence[Message], max_tokens: int, *, tools: Sequence[Any] | None = None
+    ) -> Sequence[ChatTokens]:
+        """A conversation in the model's chat template.
+
+        Args:
+            messages: with every key that the row has. An answer with ``weight`` 0 has no loss.
+            max_tokens: what is beyond is cut off.
+            tools: JSON schemas of the functions that the model may call, for the template.
 
         Returns:
-            The ids, and for each whether it has loss: true for the assistant's answers only.
+            One sequence; several where the template shows an earlier turn otherwise than it was said.
+            Each answer has loss in one of them.
         """
 
 
@@ -61,10 +97,10 @@ def label_of(table: Table, row: int, settings: ClassificationData) -> int:
         ) from None
 
 
-def messages_of(table: Table, row: int, settings: InstructionData) -> list[dict[str, str]]:
+def messages_of(table: Table, row: int, settings: InstructionData) -> list[dict[str, Any]]:
     """The row as a conversation, with ``settings.system`` in front unless it has a system message."""
     if settings.messages is None:
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "user", "content": table.text(settings.prompt, row)},
             {"role": "assistant", "content": table.text(settings.answer, row)},
         ]
@@ -76,7 +112,11 @@ def messages_of(table: Table, row: int, settings: InstructionData) -> list[dict[
 
 
 def tokenise_classification(
-    table: Table, rows: Iterable[int], settings: ClassificationData, tokenizer: Tokenizer
+    table: Table,
+    rows: Iterable[int],
+    settings: ClassificationData,
+    tokenizer: Tokenizer,
+    report: RowReport | None = None,
 ) -> list[Example]:
     """One example per row: at most ``max_tokens`` tokens, and the label's index."""
     return [
@@ -91,7 +131,11 @@ def tokenise_classification(
 
 
 def tokenise_causal(
-    table: Table, rows: Iterable[int], settings: CausalLMData, tokenizer: Tokenizer
+    table: Table,
+    rows: Iterable[int],
+    settings: CausalLMData,
+    tokenizer: Tokenizer,
+    report: RowReport | None = None,
 ) -> list[Example]:
     """Windows of at most ``max_tokens`` tokens; a window never holds two documents.
 
@@ -113,30 +157,49 @@ def tokenise_causal(
 
 
 def tokenise_instruction(
-    table: Table, rows: Iterable[int], settings: InstructionData, tokenizer: Tokenizer
+    table: Table,
+    rows: Iterable[int],
+    settings: InstructionData,
+    tokenizer: Tokenizer,
+    report: RowReport | None = None,
 ) -> list[Example]:
-    """One example per row, with loss on the answers only.
+    """A row's conversation, with loss on the answers only: one example, or several (:meth:`Tokenizer.chat`).
+
+    Args:
+        table: the rows.
+        rows: which of them.
+        settings: ``[data]``.
+        tokenizer: the base model's.
+        report: is told what was done to which row.
 
     Raises:
-        DataError: nothing of the answer is left within ``max_tokens``.
+        DataError: nothing of any answer is left within ``max_tokens``.
     """
     examples = []
     for row in rows:
-        tokens, loss = tokenizer.chat(messages_of(table, row, settings), settings.max_tokens)
-        if len(tokens) != len(loss):
-            raise ModelError(
-                "the tokenizer's chat template", expected=f"{len(tokens)} loss flags", got=str(len(loss))
-            )
-        targets = [token if counts else IGNORED for token, counts in zip(tokens, loss, strict=True)]
-        targets[:1] = [IGNORED]  # nothing comes before the first token to predict it from
-        if all(target == IGNORED for target in targets):
+        found = []
+        for part in tokenizer.chat(messages_of(table, row, settings), settings.max_tokens):
+            if len(part.tokens) != len(part.loss):
+                raise ModelError(
+                    "the tokenizer's chat template",
+                    expected=f"{len(part.tokens)} loss flags",
+                    got=str(len(part.loss)),
+                )
+            targets = [t if counts else IGNORED for t, counts in zip(part.tokens, part.loss, strict=True)]
+            targets[:1] = [IGNORED]  # nothing comes before the first token to predict it from
+            if report is not None:
+                report.note(part.remarks, table.where(row))
+                report.note(["cut"] * part.cut + ["cut-answer"] * part.cut_answer, table.where(row))
+            if any(target != IGNORED for target in targets):
+                found.append(_example(part.tokens, targets, table, row))
+        if not found:
             raise DataError(
                 table.where(row),
                 expected=f"an answer that begins within data.max_tokens = {settings.max_tokens}",
                 got="a prompt that fills them, or an empty answer",
                 hint="Raise data.max_tokens, or shorten the row or take it out.",
             )
-        examples.append(_example(tokens, targets, table, row))
+        examples += found
     return examples
 
 
@@ -146,7 +209,7 @@ def _example(tokens: Sequence[int], targets: Sequence[int], table: Table, row: i
     return Example(np.array(tokens, dtype=np.int32), np.array(targets, dtype=np.int64))
 
 
-def _checked(value: object, table: Table, row: int, column: str) -> list[dict[str, str]]:
+def _checked(value: object, table: Table, row: int, column: str) -> list[dict[str, Any]]:
     """``value`` as a list of messages with known roles and at least one answer."""
     expected = f'a list of {{"role", "content"}} in column {column!r}'
     if not isinstance(value, list) or not value:
@@ -156,7 +219,7 @@ def _checked(value: object, table: Table, row: int, column: str) -> list[dict[st
             got=f"{type(value).__name__} {value!r:.40}",
             hint="CSV cannot hold lists: use JSONL or Parquet.",
         )
-    messages = []
+    messages: list[dict[str, Any]] = []
     for message in value:
         role = message.get("role") if isinstance(message, dict) else None
         content = message.get("content") if isinstance(message, dict) else None
@@ -166,7 +229,7 @@ def _checked(value: object, table: Table, row: int, column: str) -> list[dict[st
                 expected=f"{expected}, role one of {', '.join(_ROLES)}",
                 got=f"{message!r:.60}",
             )
-        messages.append({"role": role, "content": content})
+        messages.append(dict(message))
     if all(message["role"] != "assistant" for message in messages):
         raise DataError(table.where(row), expected=f"an answer of the assistant in {column!r}", got="none")
     return messages

@@ -23,9 +23,14 @@ def llama(tmp_path, template=CHAT_TEMPLATE):
     return TextTokenizer.load(tiny_llama(tmp_path / "llama", chat_template=template), "tiny")
 
 
+def chat(tokenizer, messages, max_tokens=10_000):
+    (found,) = tokenizer.chat(messages, max_tokens)
+    return found.tokens, found.loss
+
+
 def said(tokenizer, messages, max_tokens=10_000):
     """The assistant's stretches, special tokens and all."""
-    tokens, mask = tokenizer.chat(messages, max_tokens)
+    tokens, mask = chat(tokenizer, messages, max_tokens)
     assert len(tokens) == len(mask)
     text, runs = "", []
     for token, on in zip(tokens, mask, strict=True):
@@ -54,10 +59,10 @@ def test_encode_and_decode(tmp_path):
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_assistant_says_its_answers_and_ends_its_turns(tmp_path, monkeypatch, fast):
     tokenizer = llama(tmp_path)
-    tokens, mask = tokenizer.chat(HELLO, 10_000)
+    tokens, mask = chat(tokenizer, HELLO, 10_000)
     if not fast:
         monkeypatch.setattr(type(tokenizer._tokenizer), "is_fast", property(lambda self: False))
-    assert tokenizer.chat(HELLO, 10_000) == (tokens, mask)
+    assert chat(tokenizer, HELLO, 10_000) == (tokens, mask)
     assert said(tokenizer, HELLO) == ["ĠĠhi,ĠÄ§!<|im_end|>", "hi<|im_end|>"]
     whole = tokenizer._tokenizer.apply_chat_template(HELLO, tokenize=True, return_dict=True)["input_ids"]
     assert tokens == whole
@@ -69,14 +74,14 @@ def test_it_equals_the_masks_of_marked_templates(tmp_path):
     own = tokenizer._tokenizer.apply_chat_template(
         HELLO, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    tokens, mask = tokenizer.chat(HELLO, 10_000)
+    tokens, mask = chat(tokenizer, HELLO, 10_000)
     assert tokens == own["input_ids"]
     assert [int(on) for on in mask] == own["assistant_masks"]
 
 
 def test_a_prompt_is_what_comes_before_the_answer(tmp_path):
     tokenizer = llama(tmp_path)
-    tokens, mask = tokenizer.chat(HELLO[:3], 10_000)
+    tokens, mask = chat(tokenizer, HELLO[:3], 10_000)
     assert tokenizer.chat_prompt(HELLO[:2]) == tokens[: mask.index(True)]
 
 
@@ -89,8 +94,8 @@ def test_an_opened_thought_is_no_answer(tmp_path):
 
 def test_cut(tmp_path):
     tokenizer = llama(tmp_path)
-    tokens, mask = tokenizer.chat(HELLO, 10_000)
-    assert tokenizer.chat(HELLO, 40) == (tokens[:40], mask[:40])
+    tokens, mask = chat(tokenizer, HELLO, 10_000)
+    assert chat(tokenizer, HELLO, 40) == (tokens[:40], mask[:40])
 
 
 def test_refusals(tmp_path):

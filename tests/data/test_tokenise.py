@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from headwater.config.federation import CausalLMData, ClassificationData, IidPartition, InstructionData
 from headwater.data.batches import IGNORED
+from headwater.data.row_report import RowReport
 from headwater.data.tokenise import (
     messages_of,
     tokenise_causal,
@@ -14,7 +15,7 @@ from headwater.data.tokenise import (
     tokenise_instruction,
 )
 from headwater.errors import DataError, ModelError
-from tests.data.toys import Bare, Letters, table
+from tests.data.toys import Bare, Letters, Turns, table
 
 IID = IidPartition(kind="iid", clients=1)
 
@@ -87,11 +88,46 @@ def test_instruction_has_loss_on_the_answer_only():
 
 def test_the_first_token_never_has_loss():
     class Blunt(Letters):
-        def chat(self, messages, max_tokens):
-            return [7, 8, 9], [True, True, True]
+        def chat(self, messages, max_tokens, *, tools=None):
+            return [Turns([7, 8, 9], [True, True, True])]
 
     (example,) = tokenise_instruction(table([{"prompt": "q", "answer": "a"}]), [0], instruction(), Blunt())
     assert example.targets.tolist() == [IGNORED, 8, 9]
+
+
+def test_an_answer_of_several_sequences_gives_several_examples():
+    class Rewriting(Letters):
+        def chat(self, messages, max_tokens, *, tools=None):
+            return [
+                Turns([7, 8], [False, True]),
+                Turns([7, 9], [False, False]),
+                Turns([5, 6, 8], [False, True, True], remarks=("control-text",)),
+            ]
+
+    report = RowReport()
+    rows = table([{"prompt": "q", "answer": "a"}])
+    found = tokenise_instruction(rows, [0], instruction(), Rewriting(), report)
+    assert [e.tokens.tolist() for e in found] == [[7, 8], [5, 6, 8]]
+    assert report.counts == {"control-text": 1}
+
+
+def test_cuts_are_counted_with_the_first_line():
+    rows = table([{"prompt": "q", "answer": "a"}, *[{"prompt": "q", "answer": "long answer"}] * 2])
+    report = RowReport()
+    tokenise_instruction(rows, [0, 1, 2], instruction(max_tokens=6), Letters(), report)
+    assert report.counts == {"cut": 2, "cut-answer": 2}
+    assert report.first == {"cut": "rows.jsonl:2", "cut-answer": "rows.jsonl:2"}
+    assert report.sentences()[1] == (
+        "2 rows have an answer whose end was cut off: they teach no end (first rows.jsonl:2)"
+    )
+
+
+def test_messages_keep_every_key():
+    said = [
+        {"role": "user", "content": "q", "name": "ann"},
+        {"role": "assistant", "content": "a", "weight": 0, "reasoning_content": "because"},
+    ]
+    assert messages_of(table([{"m": said}]), 0, instruction(messages="m")) == said
 
 
 def test_an_answer_beyond_max_tokens_is_refused_by_line():
@@ -137,8 +173,8 @@ def test_a_text_of_no_tokens_is_refused():
 
 def test_a_template_whose_flags_do_not_fit_is_the_models_fault():
     class Wrong(Letters):
-        def chat(self, messages, max_tokens):
-            return [1, 2], [True]
+        def chat(self, messages, max_tokens, *, tools=None):
+            return [Turns([1, 2], [True])]
 
     with pytest.raises(ModelError, match=r"2 loss flags, got 1"):
         tokenise_instruction(table([{"prompt": "q", "answer": "a"}]), [0], instruction(), Wrong())

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headwater.data.table import Table
+
+
+@dataclass
+class Turns:
+    """What ``Letters.chat`` gives."""
+
+    tokens: list[int]
+    loss: list[bool]
+    cut: bool = False
+    cut_answer: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 class Letters:
@@ -19,14 +33,17 @@ class Letters:
     def encode_plain(self, text: str) -> list[int]:
         return list(map(ord, text))
 
-    def chat(self, messages: list[dict[str, str]], max_tokens: int) -> tuple[list[int], list[bool]]:
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], max_tokens: int, *, tools: Sequence[Any] | None = None
+    ) -> list[Turns]:
         tokens: list[int] = []
         loss: list[bool] = []
         for message in messages:
             said = [*map(ord, message["content"]), 2]
             tokens += [3, *said]
             loss += [False] + [message["role"] == "assistant"] * len(said)
-        return tokens[:max_tokens], loss[:max_tokens]
+        cut = len(tokens) > max_tokens
+        return [Turns(tokens[:max_tokens], loss[:max_tokens], cut, cut and loss[max_tokens])]
 
 
 class Bare(Letters):
