@@ -124,6 +124,11 @@ class FleetLink:
         """The node of a registered client."""
         return self._nodes.get(name)
 
+    def names(self) -> tuple[str, ...]:
+        """Every registered client."""
+        with self._lock:
+            return tuple(self._nodes)
+
     def seen(self, name: str) -> float | None:
         """Monotonic time of the last authenticated request of ``name``; None if there was none."""
         return self._seen.get(name)

@@ -36,6 +36,7 @@ from headwater.protocol.coordinator import (
     Phase,
     Stop,
     Tick,
+    require_same_kind,
 )
 from headwater.protocol.retries import Retries
 from headwater.protocol.staleness import staleness_weight as staleness_weight
@@ -113,7 +114,7 @@ class BufferedCoordinator:
         self._rules = BufferedRules(rounds, buffer, max_staleness, min_clients, deadline_s, retry_s, at_once)
         self._phase = Phase.IDLE
         self._version = done
-        self._now_s = 0.0
+        self._now_s = self._counted_from_s = 0.0
         self._ends_s: float | None = None
         self._clients: set[str] = set()  # who may be asked in this version
         self._queue: list[str] = []  # free, to be asked as soon as there is room
@@ -171,6 +172,23 @@ class BufferedCoordinator:
                 "rounds", expected=f"at least {self._version}: they are done", got=str(changes["rounds"])
             )
         self._rules = replace(self._rules, **changes)
+
+    @property
+    def waiting_for(self) -> frozenset[str]:
+        """The clients that were asked, for this version or an earlier one, and have not answered."""
+        return frozenset(self._working)
+
+    def retime(self, *, deadline_s: float | None, retry_s: float | None) -> None:
+        """Other times, at once: they hold for the open version too, counted from where they were counted.
+
+        Raises:
+            ConfigError: a time is not above 0, or ``retry_s`` comes or goes.
+        """
+        require_same_kind(self._rules.retry_s, retry_s)
+        self._rules = replace(self._rules, deadline_s=deadline_s, retry_s=retry_s)
+        if self._phase is Phase.OPEN:
+            self._ends_s = None if deadline_s is None else self._counted_from_s + deadline_s
+            self._retries.retime(retry_s, self._now_s)
 
     def receive(self, event: Event) -> list[Action]:
         """Take one event; return what to do, in order.
@@ -327,7 +345,7 @@ class BufferedCoordinator:
     # --- what the handlers share ------------------------------------------------------------------
 
     def _set_deadline(self) -> None:
-        deadline_s = self._rules.deadline_s
+        deadline_s, self._counted_from_s = self._rules.deadline_s, self._now_s
         self._ends_s = None if deadline_s is None else self._now_s + deadline_s
 
     def _forget(self, client: str) -> None:

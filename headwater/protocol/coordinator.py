@@ -201,6 +201,14 @@ class Rules:
             )
 
 
+def require_same_kind(before: float | None, after: float | None) -> None:
+    """Raise ``ConfigError`` if a machine would become persistent, or cease to be, within a round."""
+    if (before is None) != (after is None):
+        raise ConfigError(
+            "retry_s", expected="a machine that stays what it is", got=f"{before} before, {after} now"
+        )
+
+
 class Coordinator:
     """Synchronous rounds: one open version at a time.
 
@@ -230,7 +238,7 @@ class Coordinator:
         self._rules = Rules(rounds, min_clients, target, deadline_s, retry_s)
         self._phase = Phase.IDLE
         self._round = done
-        self._now_s = self._began_s = 0.0
+        self._now_s = self._began_s = self._counted_from_s = 0.0
         self._ends_s: float | None = None
         self._clients: set[str] = set()
         self._waiting: set[str] = set()  # asked, nothing heard
@@ -277,6 +285,23 @@ class Coordinator:
                 "rounds", expected=f"at least {self._round}: they are done", got=str(changes["rounds"])
             )
         self._rules = replace(self._rules, **changes)
+
+    @property
+    def waiting_for(self) -> frozenset[str]:
+        """The clients of the open round that were asked and have not answered."""
+        return frozenset(self._waiting)
+
+    def retime(self, *, deadline_s: float | None, retry_s: float | None) -> None:
+        """Other times, at once: they hold for the open round too, counted from where they were counted.
+
+        Raises:
+            ConfigError: a time is not above 0, or ``retry_s`` comes or goes.
+        """
+        require_same_kind(self._rules.retry_s, retry_s)
+        self._rules = replace(self._rules, deadline_s=deadline_s, retry_s=retry_s)
+        if self._phase is Phase.OPEN:
+            self._ends_s = None if deadline_s is None else self._counted_from_s + deadline_s
+            self._retries.retime(retry_s, self._now_s)
 
     def receive(self, event: Event) -> list[Action]:
         """Take one event; return what to do, in order.
@@ -388,7 +413,7 @@ class Coordinator:
     # --- what the handlers share ------------------------------------------------------------------
 
     def _set_deadline(self) -> None:
-        deadline_s = self._rules.deadline_s
+        deadline_s, self._counted_from_s = self._rules.deadline_s, self._now_s
         self._ends_s = None if deadline_s is None else self._now_s + deadline_s
 
     def _ask(self, clients: list[str]) -> list[Action]:

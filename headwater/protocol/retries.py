@@ -38,6 +38,12 @@ class Retries:
         """Take this client, whatever the time; False if it does not wait."""
         return self._due_s.pop(client, None) is not None
 
+    def retime(self, retry_s: float | None, now_s: float) -> None:
+        """Another ``retry_s``, at once: whoever waits, waits no longer than one of it from now on."""
+        self._retry_s = retry_s
+        if retry_s is not None:
+            self._due_s = {client: min(due, now_s + retry_s) for client, due in self._due_s.items()}
+
     def clear(self) -> None:
         """Ask nobody again."""
         self._due_s.clear()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from headwater.protocol.messages import EvaluateRequest
-from headwater.server.conversation import LOOK_S, STOP_PATIENCE_S
-from headwater.server.events import ClientFailed, Notice, Waiting
-from headwater.server.members import Members
+from headwater.server.conversation import LOOK_S, STOP_PATIENCE_S, TellsWaits
+from headwater.server.events import ClientFailed, Notice
+from headwater.server.members import AWAY_S, Members
 from headwater.server.watch import Watch
 
 STOP_AT_MOST_S = 600.0
@@ -19,14 +19,14 @@ class Unmeasured(Exception):
 
 
 class Answers:
-    """One evaluation's wait.
+    """One evaluation's wait. Who goes away meanwhile is waited for :data:`AWAY_S`, and not for longer.
 
     Args:
         number: the round that is evaluated.
         asked: the clients.
         members: the same, as they come and go.
         watch: time, stop and observer.
-        deadline_s: so long they are waited for.
+        deadline_s: so long they are waited for, by now: the organiser may change it meanwhile.
         lasting: whether clients may go away, and a round that is left open goes on at the next start.
     """
 
@@ -36,18 +36,21 @@ class Answers:
         asked: Iterable[str],
         members: Members,
         watch: Watch,
-        deadline_s: float,
+        deadline_s: Callable[[], float],
         *,
         lasting: bool,
     ) -> None:
         self._number, self._members, self._watch, self._lasting = number, members, watch, lasting
         self._missing = set(asked)
-        self._need, self._deadline_s = len(self._missing), deadline_s
-        self._ends_s = watch.clock() + deadline_s
+        self._deadline_s = deadline_s
+        self._began_s = watch.clock()
+        self._waits = TellsWaits(watch.observer, number, "evaluate", self._began_s)
+        self._away_s: dict[str, float] = {}  # since when
         self._looked_s = -float("inf")
         self._give_up_s: float | None = None
         self._latest_s = float("inf")
-        self._told: tuple[str, ...] = ()
+        self.given_up: dict[str, str] = {}
+        """Who was asked and is not waited for any longer, and why."""
 
     def heard(self, client: str) -> None:
         """This client is not waited for any more."""
@@ -60,18 +63,32 @@ class Answers:
             Unmeasured: a stop was asked for, and who is missing is away or takes too long.
         """
         now = self._watch.clock()
-        if now >= self._ends_s:
+        deadline_s = self._deadline_s()
+        if now >= self._began_s + deadline_s:
             for client in sorted(self._missing):
-                self._failed(client, f"no evaluation within {self._deadline_s:g} s")
+                self._failed(client, f"no evaluation within {deadline_s:g} s")
             return True
-        if self._lasting and now >= self._looked_s + LOOK_S:
+        if now >= self._looked_s + LOOK_S:
             self._looked_s = now
-            self._look(now)
+            if self._lasting:
+                self._look(now)
+            ready = self._members.ready()
+            self._waits.look({c: "at work" if c in ready else "offline" for c in self._missing}, now)
         return False
 
     def end(self) -> None:
         """Tell that nobody is waited for any more."""
-        self._tell(())
+        self._waits.over()
+
+    def _give_up_the_gone(self, away: set[str], now: float) -> None:
+        """Wait no longer for a client that has been away for :data:`AWAY_S`."""
+        self._away_s = {client: self._away_s.get(client, now) for client in away}
+        for client, since in sorted(self._away_s.items()):
+            if now > since + AWAY_S:
+                self._failed(client, f"it went away and was not back within {AWAY_S:g} s")
+                self._members.exchange.forget_address(EvaluateRequest, client)
+                self._missing.discard(client)
+                away.discard(client)
 
     def _look(self, now: float) -> None:
         """Who is enrolled no more, who is away, and is the run to end?"""
@@ -80,7 +97,7 @@ class Answers:
             self._members.exchange.forget_address(EvaluateRequest, client)
             self._missing.discard(client)
         away = self._missing - self._members.ready().keys()
-        self._tell(tuple(sorted(away)))
+        self._give_up_the_gone(away, now)
         if not self._watch.should_stop():
             return
         if self._give_up_s is None:
@@ -98,10 +115,6 @@ class Answers:
             )
             raise Unmeasured
 
-    def _tell(self, away: tuple[str, ...]) -> None:
-        if away != self._told:
-            self._told = away
-            self._watch.observer(Waiting(self._need - len(away), self._need, away))
-
     def _failed(self, client: str, reason: str) -> None:
+        self.given_up[client] = reason
         self._watch.observer(ClientFailed(self._number, client, reason))

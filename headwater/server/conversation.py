@@ -25,7 +25,7 @@ from headwater.protocol.coordinator import (
     Tick,
 )
 from headwater.protocol.messages import NOT_JOINED, ClientProfile, TrainRequest
-from headwater.server.events import ClientDone, ClientFailed, Notice, Waiting
+from headwater.server.events import ClientDone, ClientFailed, Notice, Observer, Waiting, WaitingFor
 from headwater.server.exchange import Incoming
 from headwater.server.members import Members
 from headwater.server.watch import Watch
@@ -34,6 +34,8 @@ STOP_PATIENCE_S = 60.0
 """After a stop was asked for, a round in which nobody is at work any more is left open this long."""
 LOOK_S = 1.0
 """Pause between two looks at who came and who was revoked."""
+TELL_S = 10.0
+"""Who is waited for is told this long after they were asked, and at most so often again."""
 
 
 class Machine(Protocol):
@@ -46,6 +48,10 @@ class Machine(Protocol):
     @property
     def reachable(self) -> int:
         """With how many updates the open round can still end."""
+
+    @property
+    def waiting_for(self) -> frozenset[str]:
+        """Who was asked and has not answered."""
 
     def receive(self, event: Event) -> list[Action]:
         """Take one event; return what to do, in order."""
@@ -66,6 +72,7 @@ class Conversation:
         ask: sends these clients their task.
         fold: takes one reply, or raises ``HeadwaterError``: the client's fault, but for ``StorageError``.
         replaceable: whether others may be asked in place of clients that cannot be had.
+        retime: called every second: applies the times that the organiser has changed meanwhile.
     """
 
     coordinator: Machine
@@ -78,6 +85,7 @@ class Conversation:
     ask: Callable[[Sequence[str]], None]
     fold: Callable[[Incoming], None]
     replaceable: bool = False
+    retime: Callable[[], None] = lambda: None
 
     def run(self, first: Iterable[Action], accepted: Iterable[str] = ()) -> Close | Halt | None:
         """Until the coordinator ends the round.
@@ -95,8 +103,10 @@ class Conversation:
             end = talk.step()
             lost = talk.gave_up() or talk.replan or self.coordinator.reachable < self.need
             if end is None and lost:
+                talk.waits.over()
                 return None
         talk.tell_waiting(False)
+        talk.waits.over()
         return end
 
 
@@ -114,7 +124,8 @@ class _Talk:
         self._give_up_s: float | None = None
         self._at_the_latest_s = math.inf
         self._have = conversation.need
-        self._late_s = conversation.watch.ends_s()
+        self._began_s = conversation.watch.clock()
+        self.waits = TellsWaits(conversation.watch.observer, conversation.round, "train", self._began_s)
         self.replan = False
 
     def step(self) -> Close | Halt | None:
@@ -202,6 +213,7 @@ class _Talk:
         for client in sorted(ready - self._there):
             end = end or self.do(receive(Joined(client, number)))
         self._there = ready
+        self._with.retime()
         for client, planned in sorted(self._with.clients.items()):
             reason = _why_gone(planned, known.get(client))
             if reason and client not in self._gone:
@@ -209,26 +221,79 @@ class _Talk:
                 end = end or self.do(receive(Gone(client, number, reason)))
         self.replan = self._with.replaceable and self._lacks(now) and self._others()
         reachable = len(ready & set(self._with.clients))
-        self.tell_waiting(max(len(self._accepted), reachable) < self._with.need, reachable)
+        waiting = max(len(self._accepted), reachable) < self._with.need
+        self.tell_waiting(waiting, reachable, self._absent(ready) if waiting else ())
+        if end is None:
+            self.waits.look(self._out(ready), now)
         return end
+
+    def _absent(self, ready: set[str]) -> tuple[str, ...]:
+        """The round's clients that are not there, and have not answered."""
+        lost = set(self._with.clients) - ready - self._accepted - self._gone
+        return tuple(f"{client} (offline)" for client in sorted(lost))
+
+    def _out(self, ready: set[str]) -> dict[str, str]:
+        """Who is waited for, and how it stands with each."""
+        out = {c: "at work" if c in ready else "offline" for c in self._with.coordinator.waiting_for}
+        if len(self._accepted) < self._with.need:
+            again = self._failed_ones - self._accepted - self._gone
+            out |= {c: "asked again soon" if c in ready else "offline" for c in again}
+        return out
 
     def _lacks(self, now: float) -> bool:
         """Whether the round has too few updates, and no hope of more soon."""
         left = set(self._with.clients) - self._accepted - self._failed_once - self._gone
-        return len(self._accepted) < self._with.need and (not left or now > self._late_s)
+        deadline_s = self._with.watch.deadline()
+        late = deadline_s is not None and now > self._began_s + deadline_s
+        return len(self._accepted) < self._with.need and (not left or late)
 
     def _others(self) -> bool:
         """Whether somebody is there who was not asked."""
         ready = self._with.members.ready()
         return any(p.train_examples and name not in self._with.clients for name, p in ready.items())
 
-    def tell_waiting(self, waiting: bool, reachable: int = 0) -> None:
-        """Tell that the round waits for clients, how many are here, and when it waits no more."""
+    def tell_waiting(self, waiting: bool, reachable: int = 0, absent: tuple[str, ...] = ()) -> None:
+        """Tell that the round waits for clients, who is not here, and when it waits no more."""
         need = self._with.need
         have = reachable if waiting else need
         if have != self._have:
             self._have = have
-            self._with.watch.observer(Waiting(have, need))
+            self._with.watch.observer(Waiting(have, need, absent))
+
+
+class TellsWaits:
+    """Tells for whom a round or an evaluation waits, with all engines: :class:`WaitingFor`.
+
+    The first time :data:`TELL_S` after the round began, then whenever others are waited for, at most once
+    in :data:`TELL_S`; and that nobody is, if it was told before.
+
+    Args:
+        observer: is told.
+        round: its number.
+        kind: ``train`` or ``evaluate``.
+        began_s: when the clients were asked.
+    """
+
+    def __init__(self, observer: Observer, round: int, kind: str, began_s: float) -> None:
+        self._observer, self._round, self._kind = observer, round, kind
+        self._told_s = began_s
+        self._told: tuple[tuple[str, str], ...] = ()
+
+    def look(self, out: Mapping[str, str], now: float) -> None:
+        """``out``: who is waited for at ``now``, and how it stands with each."""
+        names = tuple(sorted(out.items()))
+        if names != self._told and now >= self._told_s + TELL_S:
+            self._told_s = now
+            self._tell(names)
+
+    def over(self) -> None:
+        """Nobody is waited for any longer."""
+        self._tell(())
+
+    def _tell(self, names: tuple[tuple[str, str], ...]) -> None:
+        if names != self._told:
+            self._told = names
+            self._observer(WaitingFor(self._round, self._kind, names))
 
 
 def _why_gone(planned: ClientProfile, now: ClientProfile | None) -> str:

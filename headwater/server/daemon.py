@@ -261,7 +261,9 @@ class Daemon:
             from headwater.server.run_job import Network, RunJob
 
             link = self._link
-            network = Network(link.grid, _Nodes(link), self._door, link.sessions, self._is_enrolled)
+            network = Network(
+                link.grid, _Nodes(link), self._door, link.sessions, self._is_enrolled, link.names
+            )
             job = self._job = RunJob(
                 entry,
                 self._book,

@@ -32,12 +32,25 @@ class RoundStarted:
 class Waiting:
     """No round can begin, or the open one cannot end: ``have`` clients of ``need``; over when equal.
 
-    ``missing``: who is away, where the wait is for certain clients.
+    ``missing``: who could come, each with the reason that it is not counted.
     """
 
     have: int
     need: int
     missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingFor:
+    """Who has not answered in the open round or its evaluation, told some seconds after they were asked.
+
+    ``clients``: name and how it stands with it (``at work``, ``offline``, ``asked again soon``), sorted;
+    empty once nobody is waited for. ``kind``: ``train`` or ``evaluate``.
+    """
+
+    round: int
+    kind: str
+    clients: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +118,7 @@ Event: TypeAlias = (
     RunStarted
     | RoundStarted
     | Waiting
+    | WaitingFor
     | ClientKnown
     | ClientAsked
     | ClientDone

@@ -97,7 +97,9 @@ class FederationServer:
     def _use(self, settings: Federation) -> None:
         """Go on under these settings."""
         self._settings = settings
-        self.watch = replace(self.watch, deadline_s=settings.cohort.deadline_s)
+        deployment = self._deployment
+        live = None if deployment is None else lambda: deployment.settings().cohort.deadline_s
+        self.watch = replace(self.watch, deadline_s=settings.cohort.deadline_s, live_deadline=live)
         self._strategy = FederatedStrategy(settings)
         self._metric = metric_name(settings)
         self._measure = Measurement(
@@ -107,7 +109,8 @@ class FederationServer:
             self._test,
             self._downlink,
             self.watch,
-            lasting=self._deployment is not None,
+            lasting=deployment is not None,
+            live=None if deployment is None else deployment.settings,
         )
 
     def run(self, grid: Grid, expected_clients: int | None = None) -> Outcome:
@@ -145,7 +148,8 @@ class FederationServer:
             self._drop_small_round()
             reason = self._over(checkpoint)
             if reason is None:
-                reason = self._over(checkpoint) if self._gather(members) else "stopped"
+                gathered = self._gather(members, checkpoint.server.round)
+                reason = self._over(checkpoint) if gathered else "stopped"
             if reason is not None:
                 finished = reason in ("rounds", "patience")
                 return Outcome(checkpoint, finished, reason, len(members.profiles()))
@@ -216,7 +220,7 @@ class FederationServer:
             "state_sha256": server.state.sha256(),
         }
         try:
-            checkpoint, value = self._measure.after(checkpoint, members, members.ready(), record)
+            checkpoint, value = self._measure.after(checkpoint, members, members.profiles(), record)
         except Unmeasured:
             return None
         record["seconds"] = round(self.watch.clock() - started, 3)
@@ -241,23 +245,36 @@ class FederationServer:
         schedule, least = self._settings.schedule, self._settings.cohort.min_clients
         return max(least, schedule.buffer) if schedule.kind == "buffered" else least
 
-    def _gather(self, members: Members) -> bool:
+    def _missing(self, members: Members) -> Mapping[str, str]:
+        """Who is not counted among those that can train, and why."""
+        only = {n: "has no rows to train on" for n, p in members.ready().items() if p.train_examples < 1}
+        return dict(sorted({**members.missing(), **only}.items()))
+
+    def _gather(self, members: Members, done: int = -1) -> bool:
         """Wait until a round can begin; False if a stop is asked for first.
 
         An open round that a crash left behind goes on at once: who was asked is known.
+
+        Args:
+            members: the clients.
+            done: rounds that are finished; -1 before round 0.
         """
-        told: tuple[int, int] | None = None
+        told: Waiting | None = None
         while (have := _trainable(members.ready())) < self._need() and not self._has_open_round():
             if self._should_stop():
                 return False
+            if done >= self._settings.federation.rounds:
+                return True  # the organiser has taken rounds away: none follows
             if self._deployment is None:
                 raise FederationStopped(
                     "federation", expected=f"at least {self._need()} clients with data", got=f"{have}"
                 )
             self._take_settings()
-            if told != (have, self._need()):
-                told = have, self._need()
-                self._observer(Waiting(*told))
+            missing = tuple(f"{name} ({why})" for name, why in self._missing(members).items())
+            waiting = Waiting(have, self._need(), missing)
+            if told != waiting:
+                told = waiting
+                self._observer(waiting)
             for _ in members.poll(ProfileRequest):
                 pass  # introductions are dealt with on the way; updates wait where they are
             self.watch.pause()
@@ -317,9 +334,8 @@ class FederationServer:
         checkpoint = replace(checkpoint, server=server, accepted=accepted)
         record = finished.record
         known = members.profiles()
-        # whoever took part is waited for: the same clients evaluate after a crash as before it
-        asked = {n: p for n, p in known.items() if n in finished.accepted or n in members.ready()}
-        checkpoint, value = self._measure.after(checkpoint, members, asked, record)
+        took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it
+        checkpoint, value = self._measure.after(checkpoint, members, known, record, took_part=took_part)
         record["state_sha256"] = server.state.sha256()
         record["seconds"] = round(self.watch.clock() - finished.started_s, 3)
         self._commit(checkpoint, record, value, tuple(sorted(finished.accepted)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from headwater.server.evaluation import checked, decisive, metric_name, over_cli
 from headwater.server.events import ClientFailed, Evaluating, Notice
 from headwater.server.exchange import Exchange, Incoming
 from headwater.server.members import Members
+from headwater.server.report_text import name_some
 from headwater.server.watch import Watch
 from headwater.training.build import Workbench
 
@@ -34,6 +35,7 @@ class Measurement:
         downlink: how the adapter travels.
         watch: time and observer.
         lasting: whether clients may go away, and a round that is left open goes on at the next start.
+        live: the federation as the organiser has it now; how long clients are waited for is asked of it.
     """
 
     def __init__(
@@ -46,9 +48,12 @@ class Measurement:
         watch: Watch,
         *,
         lasting: bool = False,
+        live: Callable[[], Federation] | None = None,
     ) -> None:
         self._federation, self._run, self._bench, self._test = federation, run, bench, test
         self._downlink, self._watch, self._lasting = downlink, watch, lasting
+        self._absent: set[str] = set()
+        self._live = live or (lambda: federation)
 
     def due(self, round: int) -> bool:
         """Whether this round is evaluated: every k-th, and the federation's last.
@@ -67,14 +72,17 @@ class Measurement:
         members: Members,
         profiles: Mapping[str, ClientProfile],
         record: dict[str, Any],
+        *,
+        took_part: Collection[str] = (),
     ) -> tuple[Checkpoint, float]:
         """Evaluate the checkpoint's adapter if it is due, and add what was found to the round's record.
 
         Args:
             checkpoint: after the round.
             members: the clients.
-            profiles: of those among them that are asked, where they have a validation split.
+            profiles: of all that are known; those who are here and have a validation split are asked.
             record: the round's.
+            took_part: whose updates are in the round.
 
         Returns:
             The checkpoint with the best round brought up to date, and the deciding value (or NaN).
@@ -87,7 +95,8 @@ class Measurement:
             return checkpoint, math.nan
         self._watch.observer(Evaluating(number))
         settings = self._federation.evaluation
-        asked = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
+        wanted = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
+        asked = self._who_is_here(wanted, took_part, members, record)
         self._send(checkpoint, asked, members.exchange, record["bytes"])  # workers begin while we test
         test: dict[str, float] | None = None
         if self._test:
@@ -98,13 +107,33 @@ class Measurement:
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
                 self._watch.observer(Notice(f"round {number}: {error}"))
         if asked:
-            evaluations = self._collect(checkpoint, asked, members, profiles, record["bytes"])
+            evaluations = self._collect(checkpoint, asked, members, profiles, record)
             record["clients_pooled"] = over_clients(evaluations)
             record["clients_each"] = per_client(evaluations, profiles, settings.min_client_examples)
         value = decisive(metric_name(self._federation), test, record.get("clients_pooled", {}))
         tracker = checkpoint.tracker.after(number, value)
         best = state if tracker.best_round == number else checkpoint.best
         return replace(checkpoint, tracker=tracker, best=best), value
+
+    def _who_is_here(
+        self, wanted: Sequence[str], took_part: Collection[str], members: Members, record: dict[str, Any]
+    ) -> list[str]:
+        """Those who can answer. The others are named in the round's record, and to whoever watches.
+
+        Who took part and is not away is asked though it is not ready: after a crash of this process it
+        comes back soon.
+        """
+        ready, why = members.ready(), members.missing()
+        here = [c for c in wanted if c in ready or (c in took_part and not members.is_away(c))]
+        absent = {c: why.get(c, "offline") for c in wanted if c not in here}
+        if absent:
+            record["not_evaluated"] = {c: f"not asked: {reason}" for c, reason in absent.items()}
+        if absent.keys() - self._absent:  # told once, and not after each round
+            shown = name_some([f"{c} ({reason})" for c, reason in absent.items()])
+            text = f"{len(here)} of {len(wanted)} clients are asked to evaluate, without {shown}"
+            self._watch.observer(Notice(f"round {record['round']}: {text}"))
+        self._absent = set(absent)
+        return here
 
     def _send(
         self, checkpoint: Checkpoint, asked: Sequence[str], exchange: Exchange, sizes: dict[str, int]
@@ -126,13 +155,14 @@ class Measurement:
         asked: Sequence[str],
         members: Members,
         profiles: Mapping[str, ClientProfile],
-        sizes: dict[str, int],
+        record: dict[str, Any],
     ) -> list[Evaluation]:
         """What the clients answer; one that fails, or is late, is left out and named."""
         found: list[Evaluation] = []
+        sizes = record["bytes"]
         number = checkpoint.server.round
-        exchange, deadline_s = members.exchange, self._deadline_s()
-        answers = Answers(number, asked, members, self._watch, deadline_s, lasting=self._lasting)
+        exchange = members.exchange
+        answers = Answers(number, asked, members, self._watch, self._deadline_s, lasting=self._lasting)
         while exchange.waiting(EvaluateRequest, number) and not answers.over():
             quiet = True
             for incoming in members.poll(EvaluateRequest):
@@ -153,11 +183,14 @@ class Measurement:
                 self._watch.pause()
         exchange.forget(EvaluateRequest, number)
         answers.end()
+        if answers.given_up:
+            record["not_evaluated"] = {**record.get("not_evaluated", {}), **answers.given_up}
         return found
 
     def _deadline_s(self) -> float:
-        """How long the clients are waited for."""
-        own, rounds = self._federation.evaluation.deadline_s, self._federation.cohort.deadline_s
+        """How long the clients are waited for, by now."""
+        federation = self._live()
+        own, rounds = federation.evaluation.deadline_s, federation.cohort.deadline_s
         set_s = own if own is not None else rounds
         return set_s if set_s is not None else EVALUATION_S if self._lasting else math.inf
 

@@ -9,6 +9,10 @@ from typing import Any
 from headwater.protocol.messages import ClientProfile, DeviceProfile, MethodCost, Request
 from headwater.server.exchange import Exchange, Incoming
 
+AWAY_S = 90.0
+"""So long a client that went away is waited for where only its evaluation is missing, and one that has not
+been here since the daemon began. Agents try to come back at least once a minute."""
+
 
 class Members(ABC):
     """The clients of a run and the way to them.
@@ -26,6 +30,18 @@ class Members(ABC):
     @abstractmethod
     def ready(self) -> Mapping[str, ClientProfile]:
         """Those of them that can be reached now."""
+
+    def is_away(self, client: str) -> bool:
+        """Whether the client has left, or is not heard of any more: what it is asked would wait for it.
+
+        One that has not been here since the process began is given :data:`AWAY_S` to come back. Nobody
+        is ever away in a simulation.
+        """
+        return False
+
+    def missing(self) -> Mapping[str, str]:
+        """Who may take part and is not among :meth:`ready`, by name, sorted: why not, in a few words."""
+        return {}
 
     @abstractmethod
     def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ from headwater.server.events import (
     RoundStarted,
     RunStarted,
     Waiting,
+    WaitingFor,
 )
 from headwater.server.refusals import Refusals
-from headwater.server.report_text import finite, human_bytes, number, plain
+from headwater.server.report_text import finite, human_bytes, name_some, number, plain
 from headwater.server.tallies import ClientFacts, ClientTally, RunTally, client_rows
 
 MOST_ENDED = 100
 MOST_CLIENTS = 10_000
-MOST_NAMED = 6
 
 
 class Monitor:
@@ -198,9 +198,10 @@ class Monitor:
                     self._begun(tally, event)
                 case Waiting():
                     waits = event.have < event.need
-                    text = f"{event.have} of {event.need} clients are here" if waits else ""
-                    text += f", missing: {name_some(event.missing)}" if event.missing else ""
-                    self.run_state(run, "waiting" if waits else "running", text)
+                    self.run_state(run, "waiting" if waits else "running", _lacks(event) if waits else "")
+                case WaitingFor():
+                    if tally.state == "running":  # while it is "waiting", what it lacks is told already
+                        self.run_state(run, "running", _waits_for(event))
                 case RoundStarted():
                     tally.asked, tally.accepted = event.clients, 0
                     self._ring.add("round", run, f"round {event.round}: {event.clients} clients are asked")
@@ -271,10 +272,24 @@ class Monitor:
         return self._clients.setdefault(name, ClientTally())
 
 
-def name_some(clients: Sequence[str]) -> str:
-    """The first few names, and how many there are beside them."""
-    more = f" and {len(clients) - MOST_NAMED:,} more" if len(clients) > MOST_NAMED else ""
-    return ", ".join(clients[:MOST_NAMED]) + more
+def _lacks(event: Waiting) -> str:
+    """How many clients are here, and who could come."""
+    text = f"{event.have} of the {event.need} clients that a round needs are here"
+    text += f", missing: {name_some(event.missing)}" if event.missing else ""
+    lack = event.need - event.have - len(event.missing)
+    return text + (f"; {lack} more must be enrolled" if lack > 0 else "")
+
+
+def _waits_for(event: WaitingFor) -> str:
+    """Who is waited for, by how it stands with each."""
+    if not event.clients:
+        return ""
+    groups: dict[str, list[str]] = {}
+    for client, how in event.clients:
+        groups.setdefault(how, []).append(client)
+    who = ", ".join(f"{name_some(names)} ({how})" for how, names in sorted(groups.items()))
+    what = "evaluation" if event.kind == "evaluate" else "update"
+    return f"round {event.round} waits for the {what} of {who}"
 
 
 def rss_bytes() -> int:

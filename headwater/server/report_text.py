@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 NOTHING = "–"
+MOST_NAMED = 6
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 _UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -18,6 +20,12 @@ def plain(value: object, limit: int = 300) -> str:
     """
     text = " ".join(str(value).split())
     return visible(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are beside them."""
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def visible(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from headwater.protocol.messages import ClientProfile, ProfileRequest, Request
 from headwater.server.events import ClientFailed, ClientKnown, Observer
 from headwater.server.exchange import Exchange, Incoming
 from headwater.server.handshake import profile_of
-from headwater.server.members import Members, profile_from
+from headwater.server.members import AWAY_S, Members, profile_from
 from headwater.server.watch import Watch
 from headwater.training.build import Workbench
 
@@ -35,6 +35,7 @@ class RollCall(Members):
         enrolled: whether a name may take part.
         path: the file.
         watch: time and observer.
+        names: every enrolled name.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class RollCall(Members):
         enrolled: Callable[[str], bool],
         path: Path,
         watch: Watch,
+        names: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self.exchange = exchange
         self._bench, self._sessions, self._enrolled, self._path, self._watch = (
@@ -56,11 +58,14 @@ class RollCall(Members):
             path,
             watch,
         )
+        self._names, self._began_s = names, watch.clock()
+        self._seen: set[str] = set()  # clients that were online since then
         self._observer: Observer = watch.observer
         federation = settings.model_dump_json(exclude_none=True)
         self._request = ProfileRequest(run, federation, bench.base_sha256, __version__)
         self._known = load_profiles(path)
         self._unsaved = False
+        self._unfit: set[str] = set()  # the last answer was no profile that fits
         self._greeted: dict[str, int] = {}  # the session in which a client was last asked
         self._again_s: dict[str, float] = {}  # when to ask a client once more that has not answered well
 
@@ -68,12 +73,34 @@ class RollCall(Members):
         return {name: p for name, p in sorted(self._known.items()) if self._enrolled(name)}
 
     def ready(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
-        online = self._sessions()
+        online = self._online()
         return {
             name: profile
             for name, profile in self.profiles().items()
             if name in online and self._greeted.get(name) == online[name] and name not in self._again_s
         }
+
+    def is_away(self, client: str) -> bool:  # noqa: D102 - inherited
+        if client in self._online():
+            return False
+        return client in self._seen or self._watch.clock() > self._began_s + AWAY_S
+
+    def missing(self) -> Mapping[str, str]:  # noqa: D102 - inherited
+        online, ready = self._online(), self.ready()
+        return {
+            name: self._why_not_ready(name, online)
+            for name in sorted({*self._names(), *self.profiles()} - ready.keys())
+        }
+
+    def _why_not_ready(self, name: str, online: Mapping[str, int]) -> str:
+        if name not in online:
+            return "offline"
+        return "does not fit this run" if name in self._unfit else "has not said yet what it has"
+
+    def _online(self) -> Mapping[str, int]:
+        online = self._sessions()
+        self._seen.update(online)
+        return online
 
     def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:  # noqa: D102 - inherited
         self._greet()
@@ -91,7 +118,7 @@ class RollCall(Members):
 
     def _greet(self) -> None:
         now = self._watch.clock()
-        for name, session in self._sessions().items():
+        for name, session in self._online().items():
             again = self._again_s.get(name)
             if self._greeted.get(name) != session or (again is not None and now >= again):
                 self._greeted[name] = session
@@ -105,8 +132,10 @@ class RollCall(Members):
             profile = profile_of(incoming, self._bench, self._request.run, client=name)
         except HeadwaterError as error:
             self._again_s[name] = self._watch.clock() + ASK_AGAIN_S  # until then it is not ready
+            self._unfit.add(name)
             self._observer(ClientFailed(0, name, str(error)))
             return
+        self._unfit.discard(name)
         self._again_s.pop(name, None)
         self._observer(ClientKnown(name, profile.version, profile.train_examples))
         if self._known.get(name) != profile:

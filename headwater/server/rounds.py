@@ -24,7 +24,7 @@ from headwater.server.checkpoint import Checkpoint
 from headwater.server.conversation import Conversation
 from headwater.server.deployment import Deployment, OpenRoster
 from headwater.server.downlink import Downlink
-from headwater.server.events import ClientFailed, RoundStarted
+from headwater.server.events import ClientFailed, Notice, RoundStarted
 from headwater.server.exchange import Incoming
 from headwater.server.members import Members
 from headwater.server.open_round import OpenRound
@@ -66,6 +66,7 @@ class Rounds(ABC):
     """
 
     kind: ClassVar[str]
+    _coordinator: Coordinator | BufferedCoordinator
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Rounds(ABC):
     def reconfigure(self, settings: Federation, strategy: FederatedStrategy, watch: Watch) -> None:
         """Go on under these settings, between rounds; call it before the first one too."""
         self._settings, self._strategy, self._watch = settings, strategy, watch
+        self._times = settings.cohort.deadline_s, settings.cohort.retry_s
         self._take(settings)
 
     @abstractmethod
@@ -107,6 +109,19 @@ class Rounds(ABC):
             FederationStopped: too few updates, in a simulation.
             Interrupted: the run is to end now; what was accepted is in the spool.
         """
+
+    def _retime(self) -> None:
+        """Apply the times that the organiser has changed since they were last asked for, at once."""
+        if self._deployment is None:
+            return
+        cohort = self._deployment.settings().cohort
+        times = cohort.deadline_s, cohort.retry_s
+        if times != self._times:
+            self._times = times
+            self._coordinator.retime(deadline_s=cohort.deadline_s, retry_s=cohort.retry_s)
+            shown = "none" if cohort.deadline_s is None else f"{cohort.deadline_s:g} s"
+            text = f"the open round has new times: deadline {shown}, a failed client is asked again after "
+            self._watch.observer(Notice(f"{text}{cohort.retry_s:g} s"))
 
     def _too_few(self, known: Mapping[str, ClientProfile]) -> bool:
         """Whether clients have left since they were counted, so that the round could never end."""
@@ -202,6 +217,7 @@ class SynchronousRounds(Rounds):
     """One version at a time."""
 
     kind = "synchronous"
+    _coordinator: Coordinator
 
     def _begin(self, settings: Federation, done: int) -> None:
         self._coordinator = Coordinator(settings.federation.rounds, done=done)
@@ -240,6 +256,7 @@ class SynchronousRounds(Rounds):
             ask=lambda names: self._ask(open_round, checkpoint, names),
             fold=self._heeding(checkpoint, lambda incoming: self._fold(open_round, incoming)),
             replaceable=self._deployment is not None,
+            retime=self._retime,
         )
         end = conversation.run(actions, accepted)
         self._members.exchange.forget(TrainRequest, number)
@@ -284,6 +301,7 @@ class BufferedRounds(Rounds):
     """Asynchronous rounds: a version is the merge of the first ``buffer`` updates."""
 
     kind = "buffered"
+    _coordinator: BufferedCoordinator
 
     def _begin(self, settings: Federation, done: int) -> None:
         buffer = _schedule(settings).buffer
@@ -341,6 +359,7 @@ class BufferedRounds(Rounds):
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
             fold=self._heeding(checkpoint, lambda incoming: self._keep(open_round, incoming)),
+            retime=self._retime,
         )
         end = conversation.run(actions, begin.accepted)
         if end is None:

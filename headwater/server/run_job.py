@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -44,6 +44,7 @@ class Network:
         open_reply: from an address and what arrived there to the reply.
         sessions: clients that are online, each with a number that changes when it comes back.
         enrolled: whether a name may take part.
+        names: all such names.
     """
 
     grid: Grid
@@ -51,6 +52,7 @@ class Network:
     open_reply: Callable[[str, bytes], bytes]
     sessions: Callable[[], Mapping[str, int]]
     enrolled: Callable[[str], bool]
+    names: Callable[[], Iterable[str]] = tuple
 
 
 class RunJob:
@@ -128,6 +130,7 @@ class RunJob:
                 network.enrolled,
                 self.folder.path / "state" / "profiles.json",
                 server.watch,
+                network.names,
             )
             try:
                 outcome = server.serve(members)

@@ -23,6 +23,7 @@ class Watch:
         clock: seconds that only go forward.
         deadline_s: how long a wait for clients may take; for ever if None.
         interrupted: asked often; True ends the run now, in the middle of whatever it waits for.
+        live_deadline: ``deadline_s`` as the organiser has it now, where that can change meanwhile.
     """
 
     observer: Observer
@@ -30,10 +31,16 @@ class Watch:
     clock: Callable[[], float] = time.monotonic
     deadline_s: float | None = None
     interrupted: Callable[[], bool] = lambda: False
+    live_deadline: Callable[[], float | None] | None = None
+
+    def deadline(self) -> float | None:
+        """How long a wait for clients may take, by now; None for ever."""
+        return self.deadline_s if self.live_deadline is None else self.live_deadline()
 
     def ends_s(self) -> float:
         """When a wait that begins now ends."""
-        return math.inf if self.deadline_s is None else self.clock() + self.deadline_s
+        deadline_s = self.deadline()
+        return math.inf if deadline_s is None else self.clock() + deadline_s
 
     def pause(self) -> None:
         """Let time pass.

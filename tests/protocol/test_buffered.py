@@ -438,3 +438,16 @@ def test_no_event_sequence_breaks_a_version(events, buffer, max_staleness, deadl
                 assert retry_s is None
                 working = {}
         assert machine.working == working
+
+
+def test_another_deadline_holds_for_the_open_version_from_its_beginning():
+    machine = BufferedCoordinator(5, buffer=3, retry_s=60.0, deadline_s=100.0)
+    machine.receive(c.Begin(1, ("a", "b", "d"), 0.0))
+    machine.receive(c.Arrived("a", 1))
+    machine.receive(c.Folded("a", 1))
+    machine.receive(c.Tick(40.0))
+    assert machine.waiting_for == {"b", "d"}
+    machine.retime(deadline_s=50.0, retry_s=60.0)
+    assert machine.receive(c.Tick(49.0)) == []
+    (close,) = machine.receive(c.Tick(50.0))
+    assert close.accepted == ("a",)

@@ -414,3 +414,38 @@ def test_no_event_sequence_breaks_a_round(events, deadline_s, least, target, ret
         if current and isinstance(event, c.Gone):
             gone.add(event.client)
         check(machine.receive(event), event)
+
+
+@pytest.mark.parametrize(("deadline_s", "closes_at"), [(50.0, 50.0), (200.0, 200.0)])
+def test_another_deadline_holds_for_the_open_round_from_its_beginning(deadline_s, closes_at):
+    machine = c.Coordinator(5, retry_s=60.0, deadline_s=100.0)
+    begin(machine, now_s=0.0)
+    fold(machine, "ann")
+    machine.receive(c.Tick(40.0))
+    machine.retime(deadline_s=deadline_s, retry_s=60.0)
+    assert machine.receive(c.Tick(closes_at - 1)) == []
+    (close,) = machine.receive(c.Tick(closes_at))
+    assert isinstance(close, c.Close)
+
+
+def test_a_shorter_pause_brings_who_failed_forward_at_once():
+    machine = c.Coordinator(5, min_clients=len(CLIENTS), retry_s=600.0)
+    begin(machine, now_s=0.0)
+    machine.receive(c.Failed("ann", 1, "no memory"))
+    machine.receive(c.Tick(10.0))
+    machine.retime(deadline_s=None, retry_s=5.0)
+    assert machine.receive(c.Tick(14.0)) == []
+    assert machine.receive(c.Tick(15.0)) == [c.Ask("ann", 1)]
+
+
+@pytest.mark.parametrize(
+    "times", [{"deadline_s": -1.0, "retry_s": 60.0}, {"deadline_s": 5.0, "retry_s": None}]
+)
+def test_times_that_no_rules_have_are_refused_and_change_nothing(times):
+    machine = c.Coordinator(5, retry_s=60.0, deadline_s=100.0)
+    begin(machine)
+    with pytest.raises(ConfigError):
+        machine.retime(**times)
+    fold(machine, "ann")
+    assert machine.receive(c.Tick(99.0)) == []
+    assert machine.receive(c.Tick(100.0))

@@ -41,7 +41,7 @@ def talk(
 ):
     """A round of these clients, each planned with 5 examples; its end and who was asked."""
     clock = iter(range(5000))
-    coordinator = Coordinator(1, min_clients=need, retry_s=1, deadline_s=deadline_s)
+    coordinator = Coordinator(1, min_clients=need, retry_s=2, deadline_s=deadline_s)
     asked = []
     conversation = Conversation(
         coordinator,

@@ -10,7 +10,7 @@ from headwater.errors import StorageError, UpdateRejected
 from headwater.protocol.coordinator import Begin, Coordinator
 from headwater.protocol.messages import NOT_JOINED, ClientProfile, TrainRequest
 from headwater.server.conversation import Conversation
-from headwater.server.events import ClientFailed, Waiting
+from headwater.server.events import ClientFailed, Waiting, WaitingFor
 from headwater.server.exchange import Incoming
 from headwater.server.watch import Watch
 
@@ -102,3 +102,65 @@ def test_a_round_that_waits_tells_how_many_are_here_each_time_it_changes():
     ).run(begun)
     waits = [(event.have, event.need) for event in told if isinstance(event, Waiting)]
     assert waits == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_round_names_who_it_waits_for_within_fifteen_seconds_and_that_it_waits_no_more():
+    coordinator, told, now = Coordinator(2), [], [0.0]
+
+    class Slow(Few):
+        names = ("ann", "ben")
+
+        def ready(self):
+            return {"ann": None} if 20 < now[0] < 60 else dict.fromkeys(self.names)
+
+        def poll(self, *kinds):
+            now[0] += 1
+            if now[0] == 5:
+                yield Incoming("ann", TrainRequest, 1, b"", "", 0)
+            if now[0] == 80:
+                yield Incoming("ben", TrainRequest, 1, b"", "", 0)
+
+    watch = Watch(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
+    begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
+    nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
+    clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
+    Conversation(coordinator, Slow(), watch, 1, clients, tuple(clients), 1, **nothing).run(begun)
+    waits = [(at, event.clients) for at, event in told if isinstance(event, WaitingFor)]
+    assert waits == [
+        (10, (("ben", "at work"),)),
+        (21, (("ben", "offline"),)),
+        (60, (("ben", "at work"),)),
+        (80, ()),
+    ]
+
+
+@pytest.mark.parametrize("shorter", [True, False])
+def test_times_that_the_organiser_changes_hold_for_the_open_round(shorter):
+    """With the clock at 40 s, a deadline of 100 s becomes one of 50, or of 200."""
+    coordinator = Coordinator(1, min_clients=1, retry_s=60.0, deadline_s=100.0)
+    now = [0.0]
+
+    class Silent(Few):
+        names = ("ann", "ben")
+
+        def ready(self):
+            return dict.fromkeys(self.names)
+
+        def poll(self, *kinds):
+            now[0] += 1
+            if now[0] == 3:
+                yield Incoming("ann", TrainRequest, 1, b"", "", 0)
+
+    def retime():
+        if now[0] == 40:
+            coordinator.retime(deadline_s=50.0 if shorter else 200.0, retry_s=60.0)
+
+    watch = Watch(lambda event: None, lambda: False, lambda: now[0])
+    begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
+    clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
+    nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
+    end = Conversation(
+        coordinator, Silent(), watch, 1, clients, tuple(clients), 1, retime=retime, **nothing
+    ).run(begun)
+    assert end.accepted == ("ann",)
+    assert now[0] == (50 if shorter else 200)

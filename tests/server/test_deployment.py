@@ -243,10 +243,10 @@ def test_no_update_of_what_a_rollback_gave_up_is_merged(tmp_path):
 def test_a_round_whose_evaluation_a_stop_cut_short_is_closed_by_the_resume(calm, tmp_path, monkeypatch):
     after = Measurement.after
 
-    def cut_short(self, checkpoint, *rest):
+    def cut_short(self, checkpoint, *rest, **named):
         if checkpoint.server.round == 2:
             raise Unmeasured
-        return after(self, checkpoint, *rest)
+        return after(self, checkpoint, *rest, **named)
 
     site = Site(tmp_path)
     with monkeypatch.context() as patch:

@@ -93,7 +93,10 @@ def test_waiting_is_a_state_and_ends(toy):
     tell = toy.monitor.observer(RUN)
     tell(Waiting(1, 3))
     tell(Waiting(1, 3))
-    assert (toy.status().runs[0].state, toy.status().runs[0].reason) == ("waiting", "1 of 3 clients are here")
+    assert (toy.status().runs[0].state, toy.status().runs[0].reason) == (
+        "waiting",
+        "1 of the 3 clients that a round needs are here; 2 more must be enrolled",
+    )
     tell(Waiting(3, 3))
     assert (toy.status().runs[0].state, toy.status().runs[0].reason) == ("running", "")
     assert sum("waiting" in e.text for e in toy.monitor.events(-1)) == 1  # not once per Waiting
