@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from headwater.config.assignment import DEFAULT, Assignment, Method
 from headwater.config.consistency import require_consistent
@@ -172,8 +172,16 @@ Partition = Annotated[
 class BaseData(Settings):
     """What every kind of data has."""
 
-    path: str = Field(description="JSONL, CSV or Parquet file, a folder of them, or a `datasets` folder")
-    test: str | None = Field(default=None, description="the server's held-out file")
+    path: str = Field(
+        description="a JSONL, JSON, CSV, TSV or Parquet file, a folder of them, or a `datasets` folder"
+    )
+    split: str | None = Field(
+        default=None, min_length=1, description="of a path with splits; `train` if absent"
+    )
+    test: str | None = Field(default=None, description="the server's held-out file or folder")
+    test_split: str | None = Field(
+        default=None, min_length=1, description="of a test path with splits; `test` if absent"
+    )
     partition: Partition
     max_tokens: int = Field(default=128, ge=2, le=1_048_576)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
@@ -189,8 +197,19 @@ class ClassificationData(BaseData):
 
     kind: Literal["classification"]
     text: str = "text"
+    text_pair: str | None = Field(
+        default=None, description="the column of a second text, encoded as the tokenizer's pair"
+    )
     label: str = "label"
     labels: tuple[str, ...] = Field(min_length=2)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """Whole numbers and truth values as their names: ``[0, 1]`` is ``["0", "1"]``."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [str(v).lower() if isinstance(v, bool) else str(v) if isinstance(v, int) else v for v in value]
 
 
 class CausalLMData(BaseData):
@@ -207,6 +226,9 @@ class InstructionData(BaseData):
     """
 
     kind: Literal["instruction"]
+    format: Literal["columns", "alpaca", "messages", "sharegpt"] | None = Field(
+        default=None, description="how rows hold a conversation; recognised by their columns if absent"
+    )
     prompt: str = "prompt"
     answer: str = "answer"
     messages: str | None = None

@@ -2,61 +2,58 @@
 
 A folder written by ``Dataset.save_to_disk`` is Arrow streams and two JSON files, so pyarrow alone reads
 it. What `datasets` adds, class labels stored as integers, is in the schema's metadata: such a column is
-read as the labels' names.
+read as the labels' names. Rows come batch by batch, and what they unpack to is bounded.
 """
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from headwater.data.streams import ALWAYS_UNPACKED, MOST_TIMES, Watch
 from headwater.data.table import Row
 from headwater.errors import DataError, MissingDependency
 
 if TYPE_CHECKING:
     import pyarrow
 
+BATCH = 1024
+"""Rows that are unpacked at a time."""
 
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a Parquet file, numbered from 1.
+
+def read_parquet(path: Path, watch: Watch | None = None) -> Iterator[Row]:
+    """Rows of a Parquet file, numbered from 1. Lists and structs become lists and objects.
 
     Raises:
         MissingDependency: pyarrow is not installed.
-        DataError: the file is not Parquet.
+        DataError: the file is not Parquet, or unpacks to too much.
     """
     arrow = _pyarrow(path)
     import pyarrow.parquet as parquet
 
     try:
-        # partitioning=None: a folder called a=b above the file is not a column of it
-        table = parquet.read_table(path, partitioning=None)
+        size = path.stat().st_size
+        with parquet.ParquetFile(path) as file:
+            metadata = file.schema_arrow.metadata
+            yield from _rows(file.iter_batches(BATCH), metadata, path, size, watch)
     except (arrow.ArrowException, OSError) as error:
         raise DataError(str(path), expected="a Parquet file", got=_first_line(error)) from None
-    yield from _rows(table, path)
 
 
-def read_datasets_folder(path: Path) -> Iterator[Row]:
-    """Rows of a folder saved by ``Dataset.save_to_disk``; of a ``DatasetDict``, its split ``train``.
+def read_datasets_folder(path: Path, watch: Watch | None = None) -> Iterator[Row]:
+    """Rows of a folder saved by ``Dataset.save_to_disk``.
 
     Raises:
         MissingDependency: pyarrow is not installed.
         DataError: a part is missing, or is not what it should be.
     """
-    if (path / "dataset_dict.json").is_file():
-        splits = _json(path / "dataset_dict.json").get("splits", [])
-        if "train" not in splits:
-            raise DataError(
-                str(path),
-                expected="a split named 'train'",
-                got=f"the splits {', '.join(map(repr, splits))}",
-                hint="Give the folder of one split as the path.",
-            )
-        path = path / "train"
-    state = _json(path / "state.json")
+    state = read_json_object(path / "state.json")
     if state.get("_indices_data_files"):
         raise DataError(
             str(path),
@@ -65,61 +62,121 @@ def read_datasets_folder(path: Path) -> Iterator[Row]:
             hint="Save it again with `datasets.load_from_disk(...).save_to_disk(...)`.",
         )
     arrow = _pyarrow(path)
-    parts = []
-    for entry in state.get("_data_files", []):
-        part = path / entry["filename"]
+    first = 0
+    for part in _parts(path, state):
         try:
-            with arrow.OSFile(str(part)) as source:
-                parts.append(arrow.ipc.open_stream(source).read_all())
+            with arrow.OSFile(str(part)) as source, arrow.ipc.open_stream(source) as batches:
+                metadata = batches.schema.metadata
+                for row in _rows(batches, metadata, path, part.stat().st_size, watch, first):
+                    first = row[0]
+                    yield row
         except (arrow.ArrowException, OSError) as error:
             raise DataError(str(part), expected="an Arrow stream", got=_first_line(error)) from None
-    if parts:
-        yield from _rows(arrow.concat_tables(parts), path)
 
 
-def _rows(table: pyarrow.Table, path: Path) -> Iterator[Row]:
-    names = _class_labels(table.schema.metadata or {})
-    columns: dict[str, list[object]] = {}
-    for name, values in table.to_pydict().items():
-        labels = names.get(name)
-        columns[name] = [_label(v, labels, path, name, i) for i, v in enumerate(values)] if labels else values
-    for i in range(table.num_rows):
-        yield i + 1, {name: values[i] for name, values in columns.items()}
+def read_json_object(path: Path) -> dict[str, Any]:
+    """One of the JSON files of a `datasets` folder.
 
-
-def _class_labels(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """Names of the classes, by column, of every ``ClassLabel`` column."""
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return {
-        name: feature["names"]
-        for name, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    }
-
-
-def _label(value: object, labels: list[str], path: Path, column: str, row: int) -> object:
-    if value is None or value == -1:  # `datasets` writes -1 for "no label"
-        return None
-    if not isinstance(value, int) or not 0 <= value < len(labels):
-        raise DataError(
-            f"{path} row {row + 1}", expected=f"one of {len(labels)} classes in {column!r}", got=repr(value)
-        )
-    return labels[value]
-
-
-def _json(path: Path) -> dict[str, Any]:
+    Raises:
+        DataError: it is missing or is none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             str(path), expected="a JSON file of a `datasets` folder", got=_first_line(error)
         ) from None
     if not isinstance(content, dict):
         raise DataError(str(path), expected="a JSON object", got=type(content).__name__)
     return content
+
+
+def _parts(path: Path, state: dict[str, Any]) -> list[Path]:
+    entries = state.get("_data_files", [])
+    names = (
+        [e.get("filename") if isinstance(e, dict) else None for e in entries]
+        if isinstance(entries, list)
+        else [None]
+    )
+    for name in names:
+        # the file may come from anyone: it names files beside itself and no others
+        if not isinstance(name, str) or Path(name).name != name:
+            raise DataError(
+                str(path / "state.json"), expected="names of files beside it", got=f"{name!r:.60}"
+            )
+    return [path / str(name) for name in names]
+
+
+def _rows(
+    batches: Iterable[pyarrow.RecordBatch],
+    metadata: dict[bytes, bytes] | None,
+    path: Path,
+    size: int,
+    watch: Watch | None,
+    first: int = 0,
+) -> Iterator[Row]:
+    labels = _class_labels(metadata or {})
+    limit, unpacked, number = max(ALWAYS_UNPACKED, MOST_TIMES * size), 0, first
+    for batch in batches:
+        unpacked += batch.nbytes
+        if unpacked > limit:
+            raise DataError(
+                str(path),
+                expected=f"a file that unpacks to at most {MOST_TIMES} times its size",
+                got=f"more than {limit:,} bytes",
+                hint="If this is right, save it in several files.",
+            )
+        columns = batch.to_pydict()
+        for i in range(batch.num_rows):
+            number += 1
+            yield number, _row(columns, i, labels, f"{path} row {number}")
+        if watch is not None:
+            watch(batch.nbytes)
+
+
+def _row(
+    columns: dict[str, list[object]], i: int, labels: dict[str, list[str]], where: str
+) -> dict[str, object] | DataError:
+    row: dict[str, object] = {}
+    for name, values in columns.items():
+        value = values[i]
+        if (names := labels.get(name)) is None:
+            row[name] = _plain(value)
+        elif value is None or value == -1:  # `datasets` writes -1 for "no label"
+            row[name] = None
+        elif not isinstance(value, int) or not 0 <= value < len(names):
+            return DataError(where, expected=f"one of {len(names)} classes in {name!r}", got=repr(value))
+        else:
+            row[name] = names[value]
+    return row
+
+
+def _plain(value: object) -> object:
+    """``value`` as JSON would hold it. A struct's absent fields, which Arrow fills up, are left out."""
+    if isinstance(value, str | int | float | None):
+        return value
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        if value and all(isinstance(v, tuple) and len(v) == 2 for v in value):  # a map
+            return {str(k): _plain(v) for k, v in value if v is not None}
+        return [_plain(v) for v in value]
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta | decimal.Decimal):
+        return str(value)
+    return value
+
+
+def _class_labels(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """Names of the classes, by column, of every ``ClassLabel`` column."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {
+            name: [str(n) for n in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def _first_line(error: Exception) -> str:

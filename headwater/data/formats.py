@@ -1,57 +1,115 @@
-"""Data files to rows: :func:`read_rows` reads JSONL, CSV, Parquet, folders of them and `datasets` folders.
+"""Data files to rows: :func:`read_rows`, all of them in one table; :func:`read_chunks`, piece by piece.
 
-Every row keeps its file and line, so that whatever is wrong with it later can be found by its owner.
+JSONL, JSON, CSV, TSV (packed or not), Parquet, folders of them and `datasets` folders. Every row keeps its
+file and line, so that whatever is wrong with it later can be found by its owner.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from headwater.data.arrow import read_datasets_folder, read_parquet
+from headwater.data.csv_rows import read_delimited
+from headwater.data.folders import KNOWN, SUFFIXES, Sources, sources
+from headwater.data.json_rows import read_json, read_jsonl
+from headwater.data.problems import Problems
+from headwater.data.sniff import HEAD, advice, binary_kind
+from headwater.data.streams import Watch, open_data, suffixes
 from headwater.data.table import Row, Table
 from headwater.errors import DataError
 
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
-_KNOWN = "a .jsonl, .csv or .parquet file, a folder of them, or a folder saved by `datasets`"
+CHUNK = 1024
+"""Rows of a piece."""
 
 
-def read_rows(path: Path) -> Table:
-    """Read every row of ``path``.
+def read_rows(path: Path, split: str | None = None, *, default: str = "train") -> Table:
+    """Read every row of ``path``. Columns are the union over its files.
 
-    A folder's files are read in the order of their names; hidden files and ``*.md`` are passed over,
-    anything else that is not data is refused. Columns are the union over the files.
+    Args:
+        path: a file or folder.
+        split: of a folder with splits.
+        default: the split where none is named.
 
     Raises:
-        DataError: names the file, and the line and byte where there is one.
+        DataError: names the file, and the line and byte where there is one; all bad rows at once.
         MissingDependency: a Parquet or `datasets` file without pyarrow.
     """
-    files: list[Path] = []
-    units: list[str] = []
-    file: list[int] = []
-    line: list[int] = []
-    columns: dict[str, list[object]] = {}
-    for source in _files(path):
-        unit, rows = _read(source)
-        before = len(line)
-        for number, values in rows:
-            for name, value in values.items():
-                column = columns.setdefault(name, [])
-                column.extend([None] * (len(line) - len(column)))
-                column.append(value)
-            file.append(len(files))
-            line.append(number)
-        if len(line) == before:
-            raise DataError(str(source), expected="at least one row", got="an empty file")
-        files.append(source)
-        units.append(unit)
-    for column in columns.values():
-        column.extend([None] * (len(line) - len(column)))
-    return Table(columns, tuple(files), file, line, units)
+    problems = Problems()
+    found = read_sources(sources(path, split, default=default), problems)
+    problems.raise_any()
+    return found
+
+
+def read_sources(found: Sources, problems: Problems) -> Table:
+    """The rows of chosen files; those that cannot be read go to ``problems`` instead.
+
+    Raises:
+        DataError: a file as a whole cannot be read, or holds no row.
+    """
+    pieces = Pieces()
+    for index, source in enumerate(found.files):
+        for number, values in _file_rows(source, None, problems):
+            pieces.add(index, number, values)
+    return pieces.table(found.files)
+
+
+def read_chunks(
+    found: Sources, problems: Problems, watch: Watch | None = None, *, rows: int = CHUNK
+) -> Iterator[tuple[int, Table]]:
+    """The rows of chosen files, at most ``rows`` at a time, never of two files.
+
+    Args:
+        found: the files.
+        problems: takes the rows that cannot be read.
+        watch: told how many bytes were read.
+        rows: of a piece.
+
+    Yields:
+        The file's index, and a table whose ``files`` are all.
+
+    Raises:
+        DataError: a file as a whole cannot be read, or holds no row.
+    """
+    for index, source in enumerate(found.files):
+        pieces = Pieces()
+        for number, values in _file_rows(source, watch, problems):
+            pieces.add(index, number, values)
+            if len(pieces) >= rows:
+                yield index, pieces.table(found.files)
+                pieces = Pieces()
+        if len(pieces):
+            yield index, pieces.table(found.files)
+
+
+class Pieces:
+    """Rows that become a table."""
+
+    def __init__(self) -> None:
+        self._file: list[int] = []
+        self._line: list[int] = []
+        self._columns: dict[str, list[object]] = {}
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def add(self, file: int, line: int, values: dict[str, object]) -> None:
+        """One more row."""
+        count = len(self._line)
+        for name, value in values.items():
+            column = self._columns.setdefault(name, [])
+            if len(column) < count:
+                column.extend([None] * (count - len(column)))
+            column.append(value)
+        self._file.append(file)
+        self._line.append(line)
+
+    def table(self, files: tuple[Path, ...]) -> Table:
+        """All of them."""
+        for column in self._columns.values():
+            column.extend([None] * (len(self._line) - len(column)))
+        return Table(self._columns, files, self._file, self._line, [_unit(f) for f in files])
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
@@ -67,116 +125,56 @@ def files_sha256(paths: Iterable[Path]) -> str:
     return whole.hexdigest()
 
 
-def _files(path: Path) -> list[Path]:
-    """The files to read, in order; a folder saved by `datasets` counts as one."""
-    if not path.exists():
-        raise DataError(
-            str(path),
-            expected=_KNOWN,
-            got="nothing there",
-            hint="Check data.path; it starts at the folder of the file that names it.",
-        )
-    if path.is_file() or _is_datasets_folder(path):
-        return [path]
-    found = []
-    for entry in sorted(path.iterdir(), key=lambda p: p.name):
-        if entry.name.startswith(".") or entry.suffix.lower() == ".md":
-            continue
-        if not entry.is_file() or entry.suffix.lower() not in SUFFIXES:
-            raise DataError(
-                str(entry),
-                expected="only .jsonl, .csv and .parquet files in a data folder",
-                got="a folder" if entry.is_dir() else "another file",
-                hint="Move it elsewhere, so that nothing is left out of the training unseen.",
-            )
-        found.append(entry)
-    if not found:
-        raise DataError(str(path), expected=_KNOWN, got="an empty folder")
-    return found
+def _file_rows(
+    source: Path, watch: Watch | None, problems: Problems
+) -> Iterator[tuple[int, dict[str, object]]]:
+    empty = True
+    for number, values in _read(source, watch):
+        empty = False
+        if isinstance(values, DataError):
+            problems.add(values)
+        else:
+            yield number, values
+    if empty:
+        raise DataError(str(source), expected="at least one row", got="an empty file")
 
 
-def _is_datasets_folder(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
+def _unit(path: Path) -> str:
+    """What the numbers of a file's rows count."""
+    return "row" if suffixes(path)[0] == ".parquet" or path.is_dir() else "line"
 
 
-def _read(path: Path) -> tuple[str, Iterator[Row]]:
-    """What the numbers of the rows count, and the rows of one file."""
-    suffix = path.suffix.lower()
+def _read(path: Path, watch: Watch | None) -> Iterator[Row]:
     if path.is_dir():
-        return "row", read_datasets_folder(path)
-    if suffix == ".parquet":
-        return "row", read_parquet(path)
-    if suffix == ".csv":
-        return "line", _read_csv(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return "line", _read_jsonl(path)
-    hint = "Write one JSON object per line into a .jsonl file." if suffix == ".json" else ""
-    raise DataError(str(path), expected=_KNOWN, got=f"a file named *{suffix}", hint=hint)
+        yield from read_datasets_folder(path, watch)
+        return
+    suffix, packed = suffixes(path)
+    if suffix == ".parquet" and not packed:
+        yield from read_parquet(path, watch)
+        return
+    if suffix not in SUFFIXES or suffix == ".parquet":
+        raise _unknown(path, suffix + packed)
+    with open_data(path, watch) as stream:
+        match suffix:
+            case ".csv":
+                yield from read_delimited(path, stream, ",")
+            case ".tsv":
+                yield from read_delimited(path, stream, "\t")
+            case ".json":
+                yield from read_json(path, stream)
+            case _:
+                yield from read_jsonl(path, stream)
 
 
-def _read_text(path: Path) -> str:
-    """UTF-8 text, with or without a byte order mark."""
+def _unknown(path: Path, suffix: str) -> DataError:
+    """A file of another kind: say what it is, if its bytes do."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            kind = binary_kind(stream.read(HEAD))
     except OSError as error:
-        raise DataError(str(path), expected="a readable file", got=error.strerror or str(error)) from None
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}:{line}",
-            expected="UTF-8 text",
-            got=f"byte 0x{content[error.start]:02x} at byte {error.start} of the file",
-            hint="Save the file as UTF-8, for example with `iconv -f cp1252 -t utf-8`.",
-        ) from None
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    # split at \n only: str.splitlines also cuts at U+2028 and others that JSON strings may hold
-    for number, text in enumerate(_read_text(path).split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}", expected="one JSON object per line", got=str(error)) from None
-        if not isinstance(values, dict):
-            raise DataError(
-                f"{path}:{number}", expected="one JSON object per line", got=f"a {type(values).__name__}"
-            )
-        yield number, values
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    limit = csv.field_size_limit(2**31 - 1)  # a module-wide setting, put back below: a speech is one field
-    try:
-        reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-        header: list[str] | None = None
-        while True:
-            number = reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise DataError(f"{path}:{number}", expected="valid CSV", got=str(error)) from None
-            if not fields:
-                continue
-            if header is None:
-                header = fields
-                if len(set(header)) != len(header) or "" in header:
-                    raise DataError(
-                        f"{path}:{number}", expected="a header of unique column names", got=repr(header)
-                    )
-                continue
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{path}:{number}",
-                    expected=f"{len(header)} fields, as in the header",
-                    got=str(len(fields)),
-                    hint="Put texts that hold a comma or a line break in double quotes.",
-                )
-            yield number, dict(zip(header, fields, strict=True))
-    finally:
-        csv.field_size_limit(limit)
+        return DataError(str(path), expected="a readable file", got=error.strerror or str(error))
+    named = f"a file named *{suffix}" if suffix else "a file without a suffix"
+    if suffix in (".xlsx", ".xls", ".ods"):
+        kind = kind or "an Excel file"
+    hint = advice(kind, ".jsonl") if kind else "Give the data as JSONL, CSV or Parquet."
+    return DataError(str(path), expected=KNOWN, got=f"{named}: {kind}" if kind else named, hint=hint)

@@ -17,6 +17,7 @@ from headwater.config.federation import (
     Partition,
     QuantityPartition,
 )
+from headwater.data.streams import stem
 from headwater.data.table import FILE_COLUMN, Table, check_name
 from headwater.errors import DataError
 from headwater.protocol.keys import Key
@@ -77,15 +78,15 @@ def _by_column(table: Table, column: str) -> dict[str, list[int]]:
 def _by_file(table: Table) -> dict[str, list[int]]:
     seen: dict[str, str] = {}
     for path in table.files:
-        check_name(path.stem, str(path))
-        if path.stem in seen:
+        name = check_name(stem(path), str(path))
+        if name in seen:
             raise DataError(
                 str(path),
                 expected="one file per client",
-                got=f"a second file for client {path.stem!r}, beside {seen[path.stem]}",
+                got=f"a second file for client {name!r}, beside {seen[name]}",
                 hint="Rename one of them.",
             )
-        seen[path.stem] = path.name
+        seen[name] = path.name
     return _by_column(table, FILE_COLUMN)
 
 

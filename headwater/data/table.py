@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from headwater.data.streams import stem
 from headwater.errors import DataError
 
 FILE_COLUMN = "__file__"
-"""A column that every table has: the name of the row's file without its suffix."""
+"""A column that every table has: the name of the row's file without its suffixes."""
 
-Row = tuple[int, dict[str, object]]
-"""What readers yield: a line (from 1) and its values by column."""
+Row = tuple[int, dict[str, object] | DataError]
+"""What readers yield: a line (from 1) and its values by column, or what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Table:
         file: per row, the index of its file in ``files``.
         line: per row, its line in a text file (from 1), or its row in a columnar one (from 1).
         unit: per file, what ``line`` counts: ``"line"`` or ``"row"``.
+        layouts: per file that was looked at, how its rows are read: :mod:`headwater.data.layouts`.
     """
 
     columns: Mapping[str, Sequence[object]]
@@ -33,6 +36,7 @@ class Table:
     file: Sequence[int]
     line: Sequence[int]
     unit: Sequence[str]
+    layouts: dict[int, object] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.line)
@@ -45,11 +49,15 @@ class Table:
         return f"{self.files[index]} row {self.line[row]}"
 
     def stem(self, row: int) -> str:
-        """The name of the row's file, without its suffix."""
-        return self.files[self.file[row]].stem
+        """The name of the row's file, without its suffixes."""
+        return stem(self.files[self.file[row]])
 
-    def require(self, column: str) -> None:
-        """Raise :class:`DataError`, which says what columns exist, unless ``column`` does."""
+    def require(self, column: str) -> str:
+        """``column``, if it is there.
+
+        Raises:
+            DataError: it is not; says what columns exist.
+        """
         if column != FILE_COLUMN and column not in self.columns:
             names = ", ".join(repr(name) for name in self.columns)
             raise DataError(
@@ -58,6 +66,7 @@ class Table:
                 got=f"the columns {names}",
                 hint="Name the right column in [data] of the federation file, or rename it in the data.",
             )
+        return column
 
     def value(self, column: str, row: int) -> object:
         """The value at ``row``.
@@ -94,26 +103,41 @@ class Table:
                 got="an empty text",
                 hint="Take the row out.",
             )
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                self.where(row),
-                expected=f"Unicode text in column {column!r}",
-                got=f"half of a surrogate pair at character {error.start}",
-            ) from None
-        return value
+        return require_unicode(value, self.where(row), column)
 
     def name(self, column: str, row: int) -> str:
         """The label or client at ``row``: text, or a number as ``str()`` writes it."""
         value = self.value(column, row)
-        if not isinstance(value, str | int | float):
+        if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
             raise DataError(
                 self.where(row),
                 expected=f"text or a number in column {column!r}",
                 got=f"{type(value).__name__} {value!r:.40}",
             )
         return str(value)
+
+
+def require_unicode(text: str, where: str, column: str) -> str:
+    """``text``, if it is whole Unicode without NUL.
+
+    Raises:
+        DataError: it is not.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            where,
+            expected=f"Unicode text in column {column!r}",
+            got=f"half of a surrogate pair at character {error.start}",
+        ) from None
+    if "\x00" in text:
+        raise DataError(
+            where,
+            expected=f"text in column {column!r} without NUL characters",
+            got=f"one at character {text.index(chr(0))}",
+        )
+    return text
 
 
 def check_name(name: str, who: str) -> str:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,4 +49,6 @@ class Key:
 
     def torch(self) -> torch.Generator:
         """A fresh CPU torch generator at the start of this key's stream."""
+        import torch  # who partitions data needs none
+
         return torch.Generator().manual_seed(self.seed())

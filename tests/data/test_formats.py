@@ -90,7 +90,7 @@ def test_a_csv_field_may_be_a_whole_speech(tmp_path):
         ("a.csv", b"text,label\nok,pos\none, two,neg\n", "a.csv:3: expected 2 fields.*got 3"),
         ("a.csv", b"text,text\na,b\n", "a.csv:1: expected a header of unique"),
         ("a.csv", b'text\n"open\n', "a.csv:2: expected valid CSV"),
-        ("a.json", b"[]", "one JSON object per line"),
+        ("a.json", b"[]", "at least one row"),
         ("a.parquet", b"not parquet", "expected a Parquet file"),
     ],
 )

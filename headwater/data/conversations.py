@@ -1,0 +1,206 @@
+"""Rows as conversations: :func:`conversation_of`, whatever layout they have.
+
+Every key of a message reaches the model's chat template; what would change the meaning and cannot be
+passed on is refused by line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from headwater.config.federation import InstructionData
+from headwater.data.layouts import Layout, layout_of
+from headwater.data.table import Table, require_unicode
+from headwater.errors import DataError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+             "chatgpt": "assistant", "bard": "assistant", "bing": "assistant", "model": "assistant",
+             "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A row.
+
+    Args:
+        messages: ``role`` and ``content`` each, and whatever else the row says of them.
+        tools: JSON schemas of the functions that the model may call; None without.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None = None
+
+
+def conversation_of(table: Table, row: int, settings: InstructionData) -> Conversation:
+    """The row as a conversation, with ``settings.system`` in front unless it has a system message.
+
+    Raises:
+        DataError: names file and line, what was expected and what is there.
+    """
+    layout = layout_of(table, row, settings)
+    where, tools = table.where(row), None
+    match layout.kind:
+        case "messages" | "sharegpt":
+            messages = _chat(table, row, layout)
+            tools = _tools(_optional(table, row, layout, "tools"), where)
+        case "alpaca":
+            messages = _history(_optional(table, row, layout, "history"), where)
+            messages += _turn(table, row, layout, "input")
+        case _:
+            messages = _turn(table, row, layout, "context")
+    system = _optional(table, row, layout, "system") or settings.system
+    if system is not None and messages[0]["role"] not in ("system", "developer"):
+        if not isinstance(system, str):
+            raise DataError(where, expected="text in column 'system'", got=f"{system!r:.40}")
+        messages.insert(0, {"role": "system", "content": require_unicode(system, where, "system")})
+    return Conversation(messages, tools)
+
+
+def messages_of(table: Table, row: int, settings: InstructionData) -> list[dict[str, Any]]:
+    """The messages of :func:`conversation_of`."""
+    return conversation_of(table, row, settings).messages
+
+
+def _turn(table: Table, row: int, layout: Layout, context: str) -> list[dict[str, Any]]:
+    """Prompt and answer; what the instruction is about follows it after a blank line."""
+    prompt, answer = layout.columns
+    said = table.text(prompt, row)
+    about = _optional(table, row, layout, context)
+    if about is not None and (not isinstance(about, str) or about.strip()):
+        said += "\n\n" + table.text(context, row)
+    return [
+        {"role": "user", "content": said},
+        {"role": "assistant", "content": table.text(answer, row)},
+    ]
+
+
+def _optional(table: Table, row: int, layout: Layout, column: str) -> object:
+    if column not in layout.optional or column not in table.columns:
+        return None
+    value = table.columns[column][row]
+    return None if value in ("", []) else value
+
+
+def _history(value: object, where: str) -> list[dict[str, Any]]:
+    """Earlier turns of an Alpaca row: a list of pairs."""
+    if value is None:
+        return []
+    messages: list[dict[str, Any]] = []
+    for pair in value if isinstance(value, list) else [value]:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) and t.strip() for t in pair)):
+            raise DataError(
+                where, expected="pairs of question and answer in column 'history'", got=f"{pair!r:.60}"
+            )
+        question, answer = (require_unicode(text, where, "history") for text in pair)
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return messages
+
+
+def _chat(table: Table, row: int, layout: Layout) -> list[dict[str, Any]]:
+    column, where = layout.columns[0], table.where(row)
+    value = _parsed(table.value(column, row), where, column)
+    keys = ("from", "value") if layout.kind == "sharegpt" else ("role", "content")
+    expected = f'a list of {{"{keys[0]}", "{keys[1]}"}} in column {column!r}'
+    if not isinstance(value, list) or not value:
+        raise DataError(
+            where,
+            expected=expected,
+            got=f"{type(value).__name__} {value!r:.40}",
+            hint="A CSV holds lists as JSON text only: use JSONL or Parquet.",
+        )
+    messages = [_message(m, layout.kind == "sharegpt", expected, where, column) for m in value]
+    answers = [m for m in messages if m["role"] == "assistant"]
+    if not answers:
+        raise DataError(where, expected=f"an answer of the assistant in {column!r}", got="none")
+    if all(m.get("weight") == 0 for m in answers):
+        raise DataError(where, expected="an answer whose weight is not 0", got="none", hint="Take the row out.")
+    return messages
+
+
+def _message(message: object, sharegpt: bool, expected: str, where: str, column: str) -> dict[str, Any]:
+    """One message with known role and text; keys without a value are left out."""
+    if not isinstance(message, dict):
+        raise DataError(where, expected=expected, got=f"{message!r:.60}")
+    said = {key: value for key, value in message.items() if value is not None and value != [] and value != ""}
+    role, content = said.pop("role", None), said.pop("content", None)
+    roles = ROLES
+    if sharegpt:
+        roles = tuple(_SHAREGPT)
+        name = said.pop("from", None)
+        role, content = _SHAREGPT.get(name) if isinstance(name, str) else None, said.pop("value", None)
+    if role not in ROLES:
+        shown = message.get("from" if sharegpt else "role")
+        raise DataError(
+            where, expected=f"{expected}, {'from' if sharegpt else 'role'} one of {', '.join(roles)}",
+            got=f"{shown!r:.60}" if shown is not None else f"{message!r:.60}",
+        )  # fmt: skip
+    content = _text(content, where, column)
+    if calls := said.get("tool_calls"):
+        said["tool_calls"] = _calls(calls, where)
+    if not content.strip() and role != "tool" and not (role == "assistant" and calls):
+        raise DataError(
+            where, expected=f"{expected}, role one of {', '.join(roles)}", got=f"no text: {message!r:.60}"
+        )
+    if "weight" in said:
+        weight = said["weight"]
+        if not isinstance(weight, int | float) or weight not in (0, 1):
+            raise DataError(where, expected="a weight of 0 or 1", got=f"{weight!r:.40}")
+        said["weight"] = int(weight)
+    found = {"role": role, "content": content, **said}
+    for key, inner in said.items():
+        require_unicode(inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False, default=str), where, key)
+    return found
+
+
+def _text(content: object, where: str, column: str) -> str:
+    """A message's text; OpenAI's lists of parts are joined, if all are texts."""
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        parts = []
+        for part in content:
+            kind = part.get("type", "text") if isinstance(part, dict) else None
+            if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
+                raise DataError(where, expected="parts of type 'text' alone", got=f"{kind or part!r:.60}")
+            parts.append(part["text"])
+        content = "".join(parts)
+    if not isinstance(content, str):
+        raise DataError(where, expected=f"text as content in column {column!r}", got=f"{content!r:.60}")
+    return require_unicode(content, where, column)
+
+
+def _calls(calls: object, where: str) -> list[Any]:
+    """Tool calls with arguments as objects, as templates want them; OpenAI's files hold JSON text."""
+    if not isinstance(calls, list) or not all(isinstance(c, dict) for c in calls):
+        raise DataError(where, expected="a list of objects as 'tool_calls'", got=f"{calls!r:.60}")
+    found = []
+    for call in calls:
+        function = call.get("function")
+        if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
+            arguments = _parsed(function["arguments"] or "{}", where, "arguments")
+            call = {**call, "function": {**function, "arguments": arguments}}
+        found.append(call)
+    return found
+
+
+def _tools(value: object, where: str) -> list[Any] | None:
+    value = _parsed(value, where, "tools")
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise DataError(where, expected="a list of JSON schemas in column 'tools'", got=f"{value!r:.60}")
+    return value or None
+
+
+def _parsed(value: object, where: str, what: str) -> object:
+    """JSON in a string, as CSV and some Parquet files hold it."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(where, expected=f"valid JSON in {what!r}", got=str(error)) from None
