@@ -203,7 +203,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     f.ClassificationData: {
         "text": "the column of the text",
         "label": "the column of the label",
-        "labels": "all labels, in the order of the model's outputs",
+        "labels": "all labels, in the order of the model's outputs; whole numbers and booleans stand for "
+        "their names",
     },
     f.CausalLMData: {"text": "the column of the text"},
     f.InstructionData: {

@@ -81,9 +81,12 @@ class TextTokenizer:
                 f"tokenizer of {name}", expected="tokenizer files beside the weights", got=str(error)
             ) from error
 
-    def encode(self, text: str, max_tokens: int) -> list[int]:
-        """``text`` with the model's special tokens, cut to ``max_tokens`` (which keeps them)."""
-        return list(self._tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"])
+    def encode(self, text: str, max_tokens: int, pair: str | None = None) -> list[int]:
+        """``text``, or it and its pair, with the model's special tokens, cut to ``max_tokens``.
+
+        The special tokens stay; of a pair the longer text is cut first.
+        """
+        return list(self._tokenizer(text, pair, truncation=True, max_length=max_tokens)["input_ids"])
 
     def encode_plain(self, text: str) -> list[int]:
         """``text`` alone, of any length."""

@@ -56,11 +56,19 @@ class ClientRuntime:
         self._replay: Replay | None = None
 
     @staticmethod
-    def open(loaded: LoadedFederation, bench: Workbench | None = None) -> ClientRuntime:
-        """Load the base model (unless ``bench`` has it) and the data."""
+    def open(
+        loaded: LoadedFederation, bench: Workbench | None = None, *, check: bool = True
+    ) -> ClientRuntime:
+        """Load the base model (unless ``bench`` has it) and the data.
+
+        Args:
+            loaded: the federation.
+            bench: its base model, if this process has it.
+            check: tokenise every row now; False in a worker, whose parent has done so.
+        """
         bench = bench or Workbench.open(loaded)
         root = Key.root(loaded.settings.federation.seed)
-        data = FederatedData.open(loaded, bench.tokenizer, root)
+        data = FederatedData.open(loaded, bench.tokenizer, root, check=check)
         settings = loaded.settings
         memory = simulated_memory_mb(settings.assignment, data.clients, settings.federation.seed)
         return ClientRuntime(run_id(loaded), bench, data, root, simulated_memory_mb=memory)

@@ -209,7 +209,9 @@ class ClassificationData(BaseData):
         """Whole numbers and truth values as their names: ``[0, 1]`` is ``["0", "1"]``."""
         if not isinstance(value, list | tuple):
             return value
-        return [str(v).lower() if isinstance(v, bool) else str(v) if isinstance(v, int) else v for v in value]
+        return tuple(
+            str(v).lower() if isinstance(v, bool) else str(v) if isinstance(v, int) else v for v in value
+        )
 
 
 class CausalLMData(BaseData):

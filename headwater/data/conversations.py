@@ -17,9 +17,12 @@ from headwater.data.table import Table, require_unicode
 from headwater.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-             "chatgpt": "assistant", "bard": "assistant", "bing": "assistant", "model": "assistant",
-             "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool"}  # fmt: skip
+_ASSISTANTS = ("gpt", "assistant", "chatgpt", "bard", "bing", "model")
+_TOOLS = ("tool", "observation", "function_response")
+_SHAREGPT = {"human": "user", "user": "user", "system": "system"} | {
+    **dict.fromkeys(_ASSISTANTS, "assistant"),
+    **dict.fromkeys(_TOOLS, "tool"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,9 @@ def _history(value: object, where: str) -> list[dict[str, Any]]:
         return []
     messages: list[dict[str, Any]] = []
     for pair in value if isinstance(value, list) else [value]:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) and t.strip() for t in pair)):
+        if not (
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) and t.strip() for t in pair)
+        ):
             raise DataError(
                 where, expected="pairs of question and answer in column 'history'", got=f"{pair!r:.60}"
             )
@@ -110,41 +115,39 @@ def _chat(table: Table, row: int, layout: Layout) -> list[dict[str, Any]]:
             where,
             expected=expected,
             got=f"{type(value).__name__} {value!r:.40}",
-            hint="A CSV holds lists as JSON text only: use JSONL or Parquet.",
+            hint="CSV cannot hold lists: use JSONL or Parquet.",
         )
     messages = [_message(m, layout.kind == "sharegpt", expected, where, column) for m in value]
     answers = [m for m in messages if m["role"] == "assistant"]
     if not answers:
         raise DataError(where, expected=f"an answer of the assistant in {column!r}", got="none")
     if all(m.get("weight") == 0 for m in answers):
-        raise DataError(where, expected="an answer whose weight is not 0", got="none", hint="Take the row out.")
+        raise DataError(
+            where, expected="an answer whose weight is not 0", got="none", hint="Take the row out."
+        )
     return messages
 
 
 def _message(message: object, sharegpt: bool, expected: str, where: str, column: str) -> dict[str, Any]:
     """One message with known role and text; keys without a value are left out."""
+    roles = tuple(_SHAREGPT) if sharegpt else ROLES
+    expected = f"{expected}, {'from' if sharegpt else 'role'} one of {', '.join(roles)}"
     if not isinstance(message, dict):
         raise DataError(where, expected=expected, got=f"{message!r:.60}")
     said = {key: value for key, value in message.items() if value is not None and value != [] and value != ""}
     role, content = said.pop("role", None), said.pop("content", None)
-    roles = ROLES
     if sharegpt:
-        roles = tuple(_SHAREGPT)
         name = said.pop("from", None)
         role, content = _SHAREGPT.get(name) if isinstance(name, str) else None, said.pop("value", None)
     if role not in ROLES:
         shown = message.get("from" if sharegpt else "role")
-        raise DataError(
-            where, expected=f"{expected}, {'from' if sharegpt else 'role'} one of {', '.join(roles)}",
-            got=f"{shown!r:.60}" if shown is not None else f"{message!r:.60}",
-        )  # fmt: skip
-    content = _text(content, where, column)
+        got = f"{shown!r:.60}" if shown is not None else f"{message!r:.60}"
+        raise DataError(where, expected=expected, got=got)
+    content = _text(content, expected, where, column)
     if calls := said.get("tool_calls"):
         said["tool_calls"] = _calls(calls, where)
     if not content.strip() and role != "tool" and not (role == "assistant" and calls):
-        raise DataError(
-            where, expected=f"{expected}, role one of {', '.join(roles)}", got=f"no text: {message!r:.60}"
-        )
+        raise DataError(where, expected=expected, got=f"no text: {message!r:.60}")
     if "weight" in said:
         weight = said["weight"]
         if not isinstance(weight, int | float) or weight not in (0, 1):
@@ -152,11 +155,15 @@ def _message(message: object, sharegpt: bool, expected: str, where: str, column:
         said["weight"] = int(weight)
     found = {"role": role, "content": content, **said}
     for key, inner in said.items():
-        require_unicode(inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False, default=str), where, key)
+        require_unicode(
+            inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False, default=str),
+            where,
+            key,
+        )
     return found
 
 
-def _text(content: object, where: str, column: str) -> str:
+def _text(content: object, expected: str, where: str, column: str) -> str:
     """A message's text; OpenAI's lists of parts are joined, if all are texts."""
     if content is None:
         return ""
@@ -169,7 +176,7 @@ def _text(content: object, where: str, column: str) -> str:
             parts.append(part["text"])
         content = "".join(parts)
     if not isinstance(content, str):
-        raise DataError(where, expected=f"text as content in column {column!r}", got=f"{content!r:.60}")
+        raise DataError(where, expected=expected, got=f"{type(content).__name__} {content!r:.60}")
     return require_unicode(content, where, column)
 
 

@@ -1,15 +1,14 @@
 """FederatedData: who has which examples. :meth:`FederatedData.open` and :meth:`FederatedData.own`.
 
-Opening reads and checks every row, so that a bad label shows before the first round and not in the
-middle of it. Tokenising waits until a client's turn comes.
+Opening reads every row and tokenises it, so that whatever is wrong with any of them shows, of all at once,
+before the first round and not in the middle of it. The examples stay for when a client's turn comes, as far
+as they fit.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,22 +19,20 @@ import numpy as np
 from headwater.config.federation import CausalLMData, ClassificationData, InstructionData, NoData
 from headwater.config.load import LoadedFederation
 from headwater.data.batches import Example
-from headwater.data.formats import files_sha256, read_rows
-from headwater.data.partition import partition
-from headwater.data.split import sample, split
+from headwater.data.layouts import RowData
+from headwater.data.opened import held_out_rows, open_rows, own_rows
+from headwater.data.problems import Problems
+from headwater.data.row_report import RowReport
+from headwater.data.split import sample
 from headwater.data.table import Table, check_name
 from headwater.data.tokenise import (
     Tokenizer,
-    label_of,
-    messages_of,
     tokenise_causal,
     tokenise_classification,
     tokenise_instruction,
 )
-from headwater.errors import ConfigError, DataError
+from headwater.errors import ConfigError, DataError, ModelError
 from headwater.protocol.keys import Key
-
-RowData = ClassificationData | CausalLMData | InstructionData
 
 CACHED_TOKENS = 64_000_000
 """Tokens kept over all clients (an example costs 12 bytes a token in language modelling)."""
@@ -69,10 +66,11 @@ class FederatedData:
         tokenizer: Tokenizer | None,
         *,
         table: Table | None = None,
-        splits: dict[str, tuple[list[int], list[int]]],
+        splits: Mapping[str, tuple[list[int], list[int]]],
         test: tuple[Table, Key] | None = None,
         warnings: tuple[str, ...] = (),
         sha256: str = "",
+        check: bool = False,
     ) -> None:
         """Use :meth:`open`, :meth:`own` or :meth:`held_out`."""
         self.clients = tuple(sorted(splits))
@@ -82,18 +80,25 @@ class FederatedData:
         self._table, self._splits, self._test = table, MappingProxyType(splits), test
         self._cache: OrderedDict[str, ClientData] = OrderedDict()
         self._cached_tokens = 0
+        self._test_examples: Sequence[Example] | None = None
+        if check and tokenizer is not None:
+            self._check()
 
     @staticmethod
-    def open(loaded: LoadedFederation, tokenizer: Tokenizer | None, key: Key) -> FederatedData:
+    def open(
+        loaded: LoadedFederation, tokenizer: Tokenizer | None, key: Key, *, check: bool = True
+    ) -> FederatedData:
         """Every client's data, as the organiser of a simulation sees it.
 
         Args:
             loaded: the federation file.
             tokenizer: the base model's; None is enough where only names and sizes are wanted.
             key: the federation's root key.
+            check: tokenise every row now; False where another process has done so.
 
         Raises:
-            DataError: a file, row, label, name or partition is wrong, or a client is empty.
+            DataError: a file, row, label, name or partition is wrong, or a client is empty; all bad rows
+                at once (:class:`headwater.data.problems.BadRows`).
         """
         settings = loaded.settings.data
         if isinstance(settings, NoData):
@@ -103,20 +108,16 @@ class FederatedData:
             return FederatedData(
                 settings, None, splits={f"client-{i:0{width}}": (rows, []) for i in range(settings.clients)}
             )
-        table = _read(loaded, settings.path, settings)
-        label = settings.label if isinstance(settings, ClassificationData) else None
-        parts = partition(table, settings.partition, label, key.child("partition"))
-        splits = {name: _split(name, table, rows, settings, key) for name, rows in parts.items()}
-        test = _read(loaded, settings.test, settings) if settings.test is not None else None
-        warnings = _single_class(table, splits, settings) + _shared(table, test, settings)
+        opened = open_rows(loaded, settings, key)
         return FederatedData(
             settings,
             tokenizer,
-            table=table,
-            splits=splits,
-            test=None if test is None else (test, key.child("test")),
-            warnings=warnings,
-            sha256=files_sha256([loaded.path(p) for p in (settings.path, settings.test) if p is not None]),
+            table=opened.table,
+            splits=opened.splits,
+            test=None if opened.test is None else (opened.test, key.child("test")),
+            warnings=opened.warnings,
+            sha256=opened.sha256,
+            check=check,
         )
 
     @staticmethod
@@ -134,10 +135,15 @@ class FederatedData:
         check_name(name, "the client's own name")
         if isinstance(settings, NoData):
             return FederatedData(settings, None, splits={name: (list(range(settings.examples)), [])})
-        table = _read(loaded, str(path), settings)
-        splits = {name: _split(name, table, list(range(len(table))), settings, key)}
-        warnings = _single_class(table, splits, settings)
-        return FederatedData(settings, tokenizer, table=table, splits=splits, warnings=warnings)
+        opened = own_rows(loaded, settings, path, name, key)
+        return FederatedData(
+            settings,
+            tokenizer,
+            table=opened.table,
+            splits=opened.splits,
+            warnings=opened.warnings,
+            check=True,
+        )
 
     @staticmethod
     def held_out(loaded: LoadedFederation, tokenizer: Tokenizer | None, key: Key) -> FederatedData:
@@ -149,13 +155,14 @@ class FederatedData:
         settings = loaded.settings.data
         if isinstance(settings, NoData) or settings.test is None:
             return FederatedData(settings, tokenizer, splits={})
-        test = _read(loaded, settings.test, settings)
+        opened = held_out_rows(loaded, settings, settings.test)
         return FederatedData(
             settings,
             tokenizer,
             splits={},
-            test=(test, key.child("test")),
-            sha256=files_sha256([loaded.path(settings.test)]),
+            test=None if opened.test is None else (opened.test, key.child("test")),
+            sha256=opened.sha256,
+            check=True,
         )
 
     def rows(self, name: str) -> tuple[int, int]:
@@ -164,7 +171,7 @@ class FederatedData:
         return len(train), len(validation)
 
     def client(self, name: str) -> ClientData:
-        """The client's examples, tokenised on first use; the most recently used stay in memory.
+        """The client's examples; the most recently used stay in memory.
 
         Raises:
             DataError: no such client, or nothing to train on is left of its texts.
@@ -176,9 +183,7 @@ class FederatedData:
             train, validation = self._of(name)
             found = ClientData(self._examples(self._table, train), self._examples(self._table, validation))
             if not found.train:
-                raise DataError(
-                    f"client {name!r}", expected="a train split with something to predict", got="none"
-                )
+                raise _nothing_to_predict(name)
         self._cache[name] = found
         self._cached_tokens += found.tokens
         while len(self._cache) > 1 and self._cached_tokens > CACHED_TOKENS:
@@ -187,16 +192,66 @@ class FederatedData:
 
     def test(self) -> Sequence[Example] | None:
         """The server's held-out examples; None if the federation file names none."""
+        if self._test_examples is None and self._test is not None:
+            table, _ = self._test
+            self._test_examples = self._sampled(self._examples(table, range(len(table))))
         return self._test_examples
 
-    @cached_property
-    def _test_examples(self) -> Sequence[Example] | None:
+    def _check(self) -> None:
+        """Tokenise every row that is used; raise all that cannot be; say what was done to the others."""
+        problems, report, refused = Problems(), RowReport(), list[tuple[str, ModelError]]()
+        count = 0
+        for name in self.clients:
+            parts = []
+            for rows in self._splits[name]:
+                parts.append(self._collect(self._table, rows, problems, report, refused))
+                count += len(rows)
+            found = ClientData(*parts)
+            if not found.train and not problems.count and not refused:
+                problems.add(_nothing_to_predict(name))
+            if self._cached_tokens + found.tokens <= CACHED_TOKENS:
+                self._cache[name] = found
+                self._cached_tokens += found.tokens
+        if self._test is not None:
+            table, _ = self._test
+            tested = self._collect(table, range(len(table)), problems, report, refused)
+            self._test_examples = self._sampled(tested)
+            count += len(table)
+        if refused and len(refused) == count:
+            raise refused[0][1]  # it is the model, not the rows
+        for where, error in refused:
+            problems.add(
+                DataError(f"{where}: {error.who}", expected=error.expected, got=error.got, hint=error.hint)
+            )
+        problems.raise_any()
+        self.warnings += report.sentences()
+
+    def _collect(
+        self,
+        table: Table | None,
+        rows: Sequence[int],
+        problems: Problems,
+        report: RowReport,
+        refused: list[tuple[str, ModelError]],
+    ) -> Sequence[Example]:
+        """The examples of the rows that can be used."""
+        if table is None:
+            return self._examples(table, rows)
+        found: list[Example] = []
+        for row in rows:
+            try:
+                found += self._examples(table, [row], report)
+            except DataError as error:
+                problems.add(error)
+            except ModelError as error:  # a chat template that does not take this row, or none at all
+                refused.append((table.where(row), error))
+        return found
+
+    def _sampled(self, examples: Sequence[Example]) -> Sequence[Example] | None:
         if self._test is None or isinstance(self._settings, NoData):
             return None
-        table, key = self._test
-        found = self._examples(table, range(len(table)))
-        chosen = sample(range(len(found)), self._settings.max_test_examples, key)
-        return [found[i] for i in chosen]
+        chosen = sample(range(len(examples)), self._settings.max_test_examples, self._test[1])
+        return [examples[i] for i in chosen]
 
     def _of(self, name: str) -> tuple[list[int], list[int]]:
         if name not in self._splits:
@@ -204,7 +259,9 @@ class FederatedData:
             raise DataError(f"client {name!r}", expected=f"one of the clients {shown}", got="another name")
         return self._splits[name]
 
-    def _examples(self, table: Table | None, rows: Sequence[int]) -> Sequence[Example]:
+    def _examples(
+        self, table: Table | None, rows: Sequence[int], report: RowReport | None = None
+    ) -> Sequence[Example]:
         if table is None:
             return (_NOTHING,) * len(rows)
         if self._tokenizer is None:
@@ -213,11 +270,11 @@ class FederatedData:
             )
         match self._settings:
             case ClassificationData():
-                return tokenise_classification(table, rows, self._settings, self._tokenizer)
+                return tokenise_classification(table, rows, self._settings, self._tokenizer, report)
             case CausalLMData():
-                return tokenise_causal(table, rows, self._settings, self._tokenizer)
+                return tokenise_causal(table, rows, self._settings, self._tokenizer, report)
             case InstructionData():
-                return tokenise_instruction(table, rows, self._settings, self._tokenizer)
+                return tokenise_instruction(table, rows, self._settings, self._tokenizer, report)
             case NoData():
                 return ()
 
@@ -225,66 +282,5 @@ class FederatedData:
 _NOTHING = Example(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64))
 
 
-def _read(loaded: LoadedFederation, path: str, settings: RowData) -> Table:
-    """Read a file and look at every value that will be used."""
-    if isinstance(settings, ClassificationData) and len(set(settings.labels)) != len(settings.labels):
-        raise ConfigError("data.labels", expected="labels that differ", got=repr(list(settings.labels)))
-    table = read_rows(loaded.path(path))
-    for row in range(len(table)):
-        match settings:
-            case ClassificationData():
-                table.text(settings.text, row)
-                label_of(table, row, settings)
-            case CausalLMData():
-                table.text(settings.text, row)
-            case InstructionData():
-                messages_of(table, row, settings)
-    return table
-
-
-def _split(
-    name: str, table: Table, rows: list[int], settings: RowData, key: Key
-) -> tuple[list[int], list[int]]:
-    if not rows:
-        raise DataError(f"client {name!r}", expected="at least one row", got="none")
-    share = max(1, math.ceil(settings.fraction * len(rows)))
-    limit = min(share, settings.max_examples_per_client or share)
-    kept = sample(rows, limit, key.child("subsample", name))
-    labels = None
-    if isinstance(settings, ClassificationData):
-        labels = [table.name(settings.label, row) for row in kept]
-    return split(kept, settings.validation_fraction, key.child("split", name), labels)
-
-
-def _single_class(
-    table: Table, splits: dict[str, tuple[list[int], list[int]]], settings: RowData
-) -> tuple[str, ...]:
-    if not isinstance(settings, ClassificationData):
-        return ()
-    found = []
-    for name, (train, validation) in sorted(splits.items()):
-        labels = {table.name(settings.label, row) for row in (*train, *validation)}
-        if len(labels) == 1:
-            found.append(f"{name!r} (only {labels.pop()!r})")
-    if not found:
-        return ()
-    shown = ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
-    clients = "1 client has" if len(found) == 1 else f"{len(found)} clients have"
-    return (f"{clients} a single class: {shown}",)
-
-
-def _shared(table: Table, test: Table | None, settings: RowData) -> tuple[str, ...]:
-    """How many test rows are also in the clients' data, word for word."""
-    if test is None:
-        return ()
-    known = {_content(table, row, settings) for row in range(len(table))}
-    count = sum(_content(test, row, settings) in known for row in range(len(test)))
-    if not count:
-        return ()
-    return (f"{count} of {len(test)} test rows have a text that is also in the clients' data",)
-
-
-def _content(table: Table, row: int, settings: RowData) -> str:
-    if isinstance(settings, InstructionData):
-        return json.dumps(messages_of(table, row, settings))
-    return table.text(settings.text, row).strip()
+def _nothing_to_predict(name: str) -> DataError:
+    return DataError(f"client {name!r}", expected="a train split with something to predict", got="none")

@@ -6,7 +6,7 @@ only one fits; if several do, the file is refused with the key to set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,16 @@ _PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "
           ("question", "sentence"), ("text1", "text2"), ("sentence_A", "sentence_B"))  # fmt: skip
 _PROMPTS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
 _CHATS = ("messages", "conversations", "conversation")
+
+
+_IN_WORDS: Mapping[Kind, str] = {
+    "text": "texts",
+    "pair": "pairs of texts",
+    "columns": "prompts and answers",
+    "alpaca": "Alpaca rows",
+    "messages": "OpenAI messages",
+    "sharegpt": "ShareGPT conversations",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +54,7 @@ class Layout:
     def describe(self) -> str:
         """In words."""
         names = ", ".join([*self.columns, *(f"{c} where present" for c in self.optional)])
-        said = {"text": "texts", "pair": "pairs of texts", "columns": "prompts and answers", "alpaca":
-                "Alpaca rows", "messages": "OpenAI messages", "sharegpt": "ShareGPT conversations"}  # fmt: skip
-        return f"{said[self.kind]} ({names})"
+        return f"{_IN_WORDS[self.kind]} ({names})"
 
 
 def layout_of(table: Table, row: int, settings: RowData) -> Layout:
@@ -63,6 +71,16 @@ def layout_of(table: Table, row: int, settings: RowData) -> Layout:
     return found
 
 
+def texts_of(table: Table, row: int, settings: ClassificationData | CausalLMData) -> tuple[str, str | None]:
+    """A row's text, and the text that it is paired with.
+
+    Raises:
+        DataError: as :func:`layout_of`, or one of them is missing or empty.
+    """
+    columns = layout_of(table, row, settings).columns
+    return table.text(columns[0], row), table.text(columns[1], row) if len(columns) > 1 else None
+
+
 def _find(table: Table, row: int, settings: RowData) -> Layout:
     sample = _sample(table, row)
     if isinstance(settings, CausalLMData):
@@ -74,8 +92,9 @@ def _find(table: Table, row: int, settings: RowData) -> Layout:
 
 def _sample(table: Table, row: int) -> Mapping[str, object]:
     """A value of every column that the first rows of the row's file have."""
-    file = table.file[row]
-    first = next(i for i in range(len(table)) if table.file[i] == file) if row else 0
+    file, first = table.file[row], row
+    while first and table.file[first - 1] == file:  # a file's rows are together
+        first -= 1
     rows = [i for i in range(first, min(first + _LOOKED_AT, len(table))) if table.file[i] == file]
     found: dict[str, object] = {}
     for name, values in table.columns.items():
@@ -128,7 +147,9 @@ def _instruction(table: Table, row: int, settings: InstructionData, sample: Mapp
         table.require("answer")
         return Layout("columns", ("prompt", "answer"))  # a row without one is named by its line
     if len(fitting) > 1:
-        raise _ambiguous(table, row, [f.columns for f in fitting], "data.format (or data.prompt, data.answer)")
+        raise _ambiguous(
+            table, row, [f.columns for f in fitting], "data.format (or data.prompt, data.answer)"
+        )
     return fitting[0]
 
 
@@ -148,7 +169,7 @@ def _chat(table: Table, row: int, settings: InstructionData, sample: Mapping[str
     return found[0] if found else None
 
 
-def _ambiguous(table: Table, row: int, found: list[tuple[str, ...]], key: str) -> DataError:
+def _ambiguous(table: Table, row: int, found: Sequence[tuple[str, ...]], key: str) -> DataError:
     shown = "; ".join(" and ".join(map(repr, columns)) for columns in found)
     return DataError(
         str(table.files[table.file[row]]),

@@ -108,7 +108,7 @@ class _Watched(io.RawIOBase):
         return len(data)
 
 
-def _unpacked(stream: io.BufferedReader, packed: str, path: Path) -> io.IOBase:
+def _unpacked(stream: io.BufferedIOBase, packed: str, path: Path) -> io.IOBase:
     opened = cast("BinaryIO", stream)
     if packed == ".gz":
         return gzip.GzipFile(fileobj=opened)

@@ -108,7 +108,9 @@ class Table:
     def name(self, column: str, row: int) -> str:
         """The label or client at ``row``: text, or a number as ``str()`` writes it."""
         value = self.value(column, row)
-        if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        if not isinstance(value, str | int | float) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
             raise DataError(
                 self.where(row),
                 expected=f"text or a number in column {column!r}",

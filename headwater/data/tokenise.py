@@ -9,14 +9,19 @@ import numpy as np
 
 from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
 from headwater.data.batches import IGNORED, Example
+from headwater.data.conversations import conversation_of
+from headwater.data.labels import label_of
+from headwater.data.layouts import texts_of
 from headwater.data.row_report import RowReport
 from headwater.data.table import Table
 from headwater.errors import DataError, ModelError
 
-_ROLES = ("system", "user", "assistant", "tool")
-
 Message = Mapping[str, Any]
 """One message of a conversation: ``role`` and ``content``, and whatever else the model's template reads."""
+
+
+_WHOLE = 1 << 30
+"""More tokens than any text has."""
 
 
 class ChatTokens(Protocol):
@@ -56,8 +61,8 @@ class Tokenizer(Protocol):
     bos: int | None
     eos: int | None
 
-    def encode(self, text: str, max_tokens: int) -> list[int]:
-        """Ids with the model's special tokens, cut to ``max_tokens``."""
+    def encode(self, text: str, max_tokens: int, pair: str | None = None) -> list[int]:
+        """Ids of a text, or of a pair of texts, with the model's special tokens, cut to ``max_tokens``."""
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of the whole text, no special tokens."""
@@ -78,39 +83,6 @@ class Tokenizer(Protocol):
         """
 
 
-def label_of(table: Table, row: int, settings: ClassificationData) -> int:
-    """The index of the row's label in ``settings.labels``.
-
-    Raises:
-        DataError: another label; names file, line, the label and those that are known.
-    """
-    label = table.name(settings.label, row)
-    try:
-        return settings.labels.index(label)
-    except ValueError:
-        known = ", ".join(map(repr, settings.labels))
-        raise DataError(
-            table.where(row),
-            expected=f"one of the labels {known} in column {settings.label!r}",
-            got=repr(label),
-            hint="Correct the row, or add the label to data.labels.",
-        ) from None
-
-
-def messages_of(table: Table, row: int, settings: InstructionData) -> list[dict[str, Any]]:
-    """The row as a conversation, with ``settings.system`` in front unless it has a system message."""
-    if settings.messages is None:
-        messages: list[dict[str, Any]] = [
-            {"role": "user", "content": table.text(settings.prompt, row)},
-            {"role": "assistant", "content": table.text(settings.answer, row)},
-        ]
-    else:
-        messages = _checked(table.value(settings.messages, row), table, row, settings.messages)
-    if settings.system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": settings.system})
-    return messages
-
-
 def tokenise_classification(
     table: Table,
     rows: Iterable[int],
@@ -118,16 +90,19 @@ def tokenise_classification(
     tokenizer: Tokenizer,
     report: RowReport | None = None,
 ) -> list[Example]:
-    """One example per row: at most ``max_tokens`` tokens, and the label's index."""
-    return [
-        _example(
-            tokenizer.encode(table.text(settings.text, row), settings.max_tokens),
-            [label_of(table, row, settings)],
-            table,
-            row,
-        )
-        for row in rows
-    ]
+    """One example per row: at most ``max_tokens`` tokens of its text or pair, and the label's index."""
+    examples = []
+    for row in rows:
+        text, pair = texts_of(table, row, settings)
+        tokens = tokenizer.encode(text, settings.max_tokens, pair)
+        if (
+            report is not None
+            and len(tokens) >= settings.max_tokens
+            and len(tokenizer.encode(text, _WHOLE, pair)) > settings.max_tokens
+        ):
+            report.note(["cut"], table.where(row))
+        examples.append(_example(tokens, [label_of(table, row, settings)], table, row))
+    return examples
 
 
 def tokenise_causal(
@@ -178,7 +153,8 @@ def tokenise_instruction(
     examples = []
     for row in rows:
         found = []
-        for part in tokenizer.chat(messages_of(table, row, settings), settings.max_tokens):
+        said = conversation_of(table, row, settings)
+        for part in tokenizer.chat(said.messages, settings.max_tokens, tools=said.tools):
             if len(part.tokens) != len(part.loss):
                 raise ModelError(
                     "the tokenizer's chat template",
@@ -207,29 +183,3 @@ def _example(tokens: Sequence[int], targets: Sequence[int], table: Table, row: i
     if not tokens:
         raise DataError(table.where(row), expected="a text of at least one token", got="none")
     return Example(np.array(tokens, dtype=np.int32), np.array(targets, dtype=np.int64))
-
-
-def _checked(value: object, table: Table, row: int, column: str) -> list[dict[str, Any]]:
-    """``value`` as a list of messages with known roles and at least one answer."""
-    expected = f'a list of {{"role", "content"}} in column {column!r}'
-    if not isinstance(value, list) or not value:
-        raise DataError(
-            table.where(row),
-            expected=expected,
-            got=f"{type(value).__name__} {value!r:.40}",
-            hint="CSV cannot hold lists: use JSONL or Parquet.",
-        )
-    messages: list[dict[str, Any]] = []
-    for message in value:
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if role not in _ROLES or not isinstance(content, str) or not content.strip():
-            raise DataError(
-                table.where(row),
-                expected=f"{expected}, role one of {', '.join(_ROLES)}",
-                got=f"{message!r:.60}",
-            )
-        messages.append(dict(message))
-    if all(message["role"] != "assistant" for message in messages):
-        raise DataError(table.where(row), expected=f"an answer of the assistant in {column!r}", got="none")
-    return messages

@@ -270,7 +270,7 @@ def split_data(loaded: LoadedFederation, folder: Path) -> dict[str, Path]:
         nothing.touch()
         width = max(4, len(str(settings.clients - 1)))
         return {f"client-{i:0{width}}": nothing for i in range(settings.clients)}
-    table = read_rows(loaded.path(settings.path))
+    table = read_rows(loaded.path(settings.path), settings.split)
     label = settings.label if isinstance(settings, ClassificationData) else None
     key = Key.root(loaded.settings.federation.seed).child("partition")
     paths, parts = {}, partition(table, settings.partition, label, key)
@@ -286,7 +286,7 @@ def split_data(loaded: LoadedFederation, folder: Path) -> dict[str, Path]:
         with paths[name].open("w", encoding="utf-8") as file:
             for row in rows:
                 values = {column: cells[row] for column, cells in table.columns.items()}
-                file.write(json.dumps({k: v for k, v in values.items() if v is not None}) + "\n")
+                file.write(json.dumps({k: v for k, v in values.items() if v is not None}, default=str) + "\n")
     return paths
 
 

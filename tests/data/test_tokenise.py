@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from headwater.config.federation import CausalLMData, ClassificationData, IidPartition, InstructionData
 from headwater.data.batches import IGNORED
+from headwater.data.conversations import messages_of
 from headwater.data.row_report import RowReport
 from headwater.data.tokenise import (
-    messages_of,
     tokenise_causal,
     tokenise_classification,
     tokenise_instruction,
@@ -125,7 +125,7 @@ def test_cuts_are_counted_with_the_first_line():
 def test_messages_keep_every_key():
     said = [
         {"role": "user", "content": "q", "name": "ann"},
-        {"role": "assistant", "content": "a", "weight": 0, "reasoning_content": "because"},
+        {"role": "assistant", "content": "a", "weight": 1, "reasoning_content": "because"},
     ]
     assert messages_of(table([{"m": said}]), 0, instruction(messages="m")) == said
 
@@ -164,7 +164,7 @@ def test_messages_that_are_none(value, message):
 
 def test_a_text_of_no_tokens_is_refused():
     class Deaf(Letters):
-        def encode(self, text, max_tokens):
+        def encode(self, text, max_tokens, pair=None):
             return []
 
     with pytest.raises(DataError, match=r"at least one token"):

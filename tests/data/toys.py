@@ -27,7 +27,8 @@ class Letters:
 
     pad, bos, eos = 0, 1, 2
 
-    def encode(self, text: str, max_tokens: int) -> list[int]:
+    def encode(self, text: str, max_tokens: int, pair: str | None = None) -> list[int]:
+        text = text if pair is None else f"{text}|{pair}"
         return [1, *map(ord, text[: max_tokens - 2]), 2]
 
     def encode_plain(self, text: str) -> list[int]:

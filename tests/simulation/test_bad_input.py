@@ -254,14 +254,14 @@ def test_a_probe_without_scikit_learn_is_refused_before_the_training(good, tmp_p
 
 
 def test_a_file_that_may_not_be_read(good, tmp_path, monkeypatch):
-    original = Path.read_bytes
+    original = Path.open
 
-    def forbidden(self):
+    def forbidden(self, *args, **kwargs):
         if self.name == "train.jsonl":
             raise PermissionError(13, "Permission denied", str(self))
-        return original(self)
+        return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)  # rights do not stop root, who may run the tests
+    monkeypatch.setattr(Path, "open", forbidden)  # rights do not stop root, who may run the tests
     done = headwater("simulate", good / "federation.toml", "--out", tmp_path / "run")
     assert done.code == 3
     assert "train.jsonl: expected a readable file, got Permission denied" in done.error

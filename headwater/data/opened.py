@@ -1,0 +1,190 @@
+"""Who has which rows, before anything is a token: :func:`open_rows`, :func:`own_rows`, :func:`held_out_rows`.
+
+Every row is read and every value that will be used is looked at; what is wrong is said of all rows at once.
+No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from headwater.config.federation import ClassificationData, ColumnPartition, InstructionData
+from headwater.config.load import LoadedFederation
+from headwater.data.conversations import conversation_of
+from headwater.data.folders import Sources, sources
+from headwater.data.formats import files_sha256, read_sources
+from headwater.data.labels import label_of
+from headwater.data.layouts import RowData, layout_of, texts_of
+from headwater.data.partition import partition
+from headwater.data.problems import Problems
+from headwater.data.remarks import remarks, unread_splits
+from headwater.data.split import sample, split
+from headwater.data.table import FILE_COLUMN, Table, check_name
+from headwater.errors import ConfigError, DataError
+from headwater.protocol.keys import Key
+
+
+@dataclass(frozen=True)
+class OpenedRows:
+    """Rows and whose they are.
+
+    Args:
+        table: all clients' rows; None where there are only the server's.
+        splits: by client, its rows for training and for validation.
+        test: the server's held-out rows.
+        warnings: what is allowed but worth a look, one sentence each.
+        sha256: of the files that were read (hex).
+    """
+
+    table: Table | None
+    splits: Mapping[str, tuple[list[int], list[int]]]
+    test: Table | None
+    warnings: tuple[str, ...]
+    sha256: str = ""
+
+
+def open_rows(loaded: LoadedFederation, settings: RowData, key: Key) -> OpenedRows:
+    """Every client's rows, and the server's.
+
+    Raises:
+        DataError: a file, row, label, name or partition is wrong, or a client is empty; all bad rows at once.
+    """
+    problems = Problems()
+    found = _sources(loaded, settings.path, settings.split, "train")
+    table = _read(found, settings, problems, partitioned=True)
+    read, test = [], None
+    if settings.test is not None:
+        held_out = _sources(loaded, settings.test, settings.test_split, "test")
+        test = _read(held_out, settings, problems)
+        if loaded.path(settings.test) == loaded.path(settings.path) and held_out.split is not None:
+            read = [held_out.split]
+    problems.raise_any()
+    label = settings.label if isinstance(settings, ClassificationData) else None
+    parts = partition(table, settings.partition, label, key.child("partition"))
+    splits = {name: _split(name, table, rows, settings, key) for name, rows in parts.items()}
+    return OpenedRows(
+        table,
+        splits,
+        test,
+        unread_splits(found, read) + remarks(table, splits, test, settings),
+        files_sha256([loaded.path(p) for p in (settings.path, settings.test) if p is not None]),
+    )
+
+
+def own_rows(loaded: LoadedFederation, settings: RowData, path: Path, name: str, key: Key) -> OpenedRows:
+    """The rows of one client, as its own device sees them: every row of ``path`` is ``name``'s.
+
+    Raises:
+        DataError: as :func:`open_rows`.
+    """
+    problems = Problems()
+    found = _sources(loaded, str(path), settings.split, "train")
+    table = _read(found, settings, problems)
+    problems.raise_any()
+    splits = {name: _split(name, table, list(range(len(table))), settings, key)}
+    return OpenedRows(table, splits, None, unread_splits(found, []) + remarks(table, splits, None, settings))
+
+
+def held_out_rows(loaded: LoadedFederation, settings: RowData, path: str) -> OpenedRows:
+    """The server's rows alone.
+
+    Raises:
+        DataError: as :func:`open_rows`.
+    """
+    problems = Problems()
+    test = _read(_sources(loaded, path, settings.test_split, "test"), settings, problems)
+    problems.raise_any()
+    return OpenedRows(None, {}, test, (), files_sha256([loaded.path(path)]))
+
+
+def check_values(table: Table, settings: RowData, problems: Problems, column: str | None = None) -> None:
+    """Look at every value of every row that will be used.
+
+    Args:
+        table: the rows.
+        settings: ``[data]``.
+        problems: takes what is wrong.
+        column: one that must name a client in every row.
+    """
+    if isinstance(settings, ClassificationData):
+        table.require(settings.label)
+    if column is not None:
+        table.require(column)
+    lacking: dict[int, bool] = {}
+    for row in range(len(table)):
+        file = table.file[row]
+        if file not in lacking:
+            lacking[file] = _lacks(table, row, settings, column, problems)
+        if lacking[file]:
+            continue
+        try:
+            if isinstance(settings, InstructionData):
+                conversation_of(table, row, settings)
+            else:
+                texts_of(table, row, settings)
+            if isinstance(settings, ClassificationData):
+                label_of(table, row, settings)
+            if column is not None:
+                table.name(column, row)
+        except DataError as error:
+            problems.add(error)
+
+
+def _lacks(table: Table, row: int, settings: RowData, column: str | None, problems: Problems) -> bool:
+    """Whether the row's file has no value at all where every row needs one: said once, not of every row."""
+    file = table.file[row]
+    layout = problems.attempt(lambda: layout_of(table, row, settings))
+    if layout is None:
+        return True
+    needed = [*layout.columns, *([column] if column else [])]
+    if isinstance(settings, ClassificationData):
+        needed.append(settings.label)
+    rows = list(takewhile(lambda i: table.file[i] == file, range(row, len(table))))
+    for name in needed:
+        if name == FILE_COLUMN or len(rows) < 2 or any(table.columns[name][i] is not None for i in rows):
+            continue
+        there = [n for n, v in table.columns.items() if any(v[i] is not None for i in rows)]
+        problems.add(
+            DataError(
+                str(table.files[file]),
+                expected=f"a column {name!r}",
+                got=f"the columns {', '.join(map(repr, there[:20]))}",
+                hint="Name the right column in [data] of the federation file, or rename it in the data.",
+            )
+        )
+        return True
+    return False
+
+
+def _sources(loaded: LoadedFederation, path: str, split: str | None, default: str) -> Sources:
+    return sources(loaded.path(path), split, default=default)
+
+
+def _read(found: Sources, settings: RowData, problems: Problems, *, partitioned: bool = False) -> Table:
+    if isinstance(settings, ClassificationData) and len(set(settings.labels)) != len(settings.labels):
+        raise ConfigError("data.labels", expected="labels that differ", got=repr(list(settings.labels)))
+    table = read_sources(found, problems)
+    by_column = partitioned and isinstance(settings.partition, ColumnPartition)
+    column = settings.partition.column if by_column else None  # type: ignore[union-attr]  # looked at above
+    if len(table):  # else every row is a problem already
+        check_values(table, settings, problems, column)
+    return table
+
+
+def _split(
+    name: str, table: Table, rows: list[int], settings: RowData, key: Key
+) -> tuple[list[int], list[int]]:
+    check_name(name, f"client {name!r:.80}")
+    if not rows:
+        raise DataError(f"client {name!r}", expected="at least one row", got="none")
+    share = max(1, math.ceil(settings.fraction * len(rows)))
+    limit = min(share, settings.max_examples_per_client or share)
+    kept = sample(rows, limit, key.child("subsample", name))
+    labels = None
+    if isinstance(settings, ClassificationData):
+        labels = [settings.labels[label_of(table, row, settings)] for row in kept]
+    return split(kept, settings.validation_fraction, key.child("split", name), labels)

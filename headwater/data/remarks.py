@@ -1,0 +1,182 @@
+"""What is allowed in data but worth a look, one sentence a kind: :func:`remarks`.
+
+Nothing that is left unread, and no row that counts twice, goes without a word. A kind is one line with a
+count and the first place, however often it occurs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from headwater.config.federation import (
+    ClassificationData,
+    ColumnPartition,
+    DirichletPartition,
+    InstructionData,
+)
+from headwater.data.conversations import messages_of
+from headwater.data.folders import Sources
+from headwater.data.labels import label_of
+from headwater.data.layouts import Layout, RowData, layout_of, texts_of
+from headwater.data.table import Table
+
+SHOWN = 6
+"""Names in one sentence; of more, the number is told."""
+
+Splits = Mapping[str, tuple[Sequence[int], Sequence[int]]]
+
+
+def remarks(table: Table, splits: Splits, test: Table | None, settings: RowData) -> tuple[str, ...]:
+    """About the clients' rows and the server's test rows, as files hold them.
+
+    Args:
+        table: all clients' rows.
+        splits: by client, its rows for training and validation.
+        test: the held-out rows, if there are any.
+        settings: ``[data]``.
+    """
+    found = [*_recognised(table, settings), *_unread(table, settings, "the data")]
+    if test is not None:
+        found += [*_recognised(test, settings), *_unread(test, settings, "the test data")]
+    found += _duplicates(table, settings)
+    found += _shared(table, test, settings)
+    found += _labels(table, splits, test, settings)
+    return tuple(dict.fromkeys(found))
+
+
+def unread_splits(sources: Sources, read: Sequence[str]) -> tuple[str, ...]:
+    """The splits beside the one that is read, but for those that something else reads."""
+    left = [name for name in sources.unread if name not in read]
+    if not left:
+        return ()
+    return (f"{sources.files[0].parent}: of its splits '{sources.split}' is read, not {_listed(left)}",)
+
+
+def content(table: Table, row: int, settings: RowData) -> str:
+    """What a model is shown of a row and asked for, but for a label: equal for rows that are the same."""
+    if isinstance(settings, InstructionData):
+        return json.dumps(messages_of(table, row, settings), default=str)
+    text, pair = texts_of(table, row, settings)
+    return text.strip() if pair is None else f"{text.strip()}\x00{pair.strip()}"
+
+
+def columns_read(table: Table, settings: RowData) -> set[str]:
+    """The columns that decide anything."""
+    first: dict[int, int] = {}
+    for row, file in enumerate(table.file):
+        first.setdefault(file, row)
+    read = {c for row in first.values() for c in _all(layout_of(table, row, settings))}
+    if isinstance(settings, ClassificationData):
+        read.add(settings.label)
+    if isinstance(settings.partition, ColumnPartition | DirichletPartition) and settings.partition.column:
+        read.add(settings.partition.column)
+    return read
+
+
+def _all(layout: Layout) -> tuple[str, ...]:
+    return (*layout.columns, *layout.optional)
+
+
+def _recognised(table: Table, settings: RowData) -> list[str]:
+    found: dict[str, list[int]] = {}
+    for file, layout in sorted(table.layouts.items()):
+        if isinstance(layout, Layout) and layout.recognised:
+            found.setdefault(layout.describe(), []).append(file)
+    return [
+        f"{table.files[files[0]].name}{f' and {len(files) - 1} more files' if files[1:] else ''}: "
+        f"recognised as {described}"
+        for described, files in found.items()
+    ]
+
+
+def _unread(table: Table, settings: RowData, what: str) -> list[str]:
+    read = columns_read(table, settings)
+    counts = {
+        name: sum(value is not None for value in values)
+        for name, values in table.columns.items()
+        if name not in read
+    }
+    named = [f"{name!r} ({count:,} rows)" for name, count in counts.items() if count]
+    if not named:
+        return []
+    more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+    return [f"columns of {what} that nothing reads: {', '.join(named[:SHOWN])}{more}"]
+
+
+def _duplicates(table: Table, settings: RowData) -> list[str]:
+    first: dict[str, int] = {}
+    again: list[tuple[int, int]] = []
+    other: list[tuple[int, int]] = []
+    for row in range(len(table)):
+        before = first.setdefault(content(table, row, settings), row)
+        if before == row:
+            continue
+        same = not isinstance(settings, ClassificationData) or label_of(table, row, settings) == label_of(
+            table, before, settings
+        )
+        (again if same else other).append((row, before))
+    found = []
+    if again:
+        rows = (
+            "1 row is an exact duplicate" if len(again) == 1 else f"{len(again):,} rows are exact duplicates"
+        )
+        row, before = again[0]
+        found.append(f"{rows} of another (first {table.where(row)}, of {table.where(before)})")
+    if other:
+        rows = "1 row has" if len(other) == 1 else f"{len(other):,} rows have"
+        row, before = other[0]
+        found.append(
+            f"{rows} the text of another row and another label "
+            f"(first {table.where(row)}, against {table.where(before)})"
+        )
+    return found
+
+
+def _shared(table: Table, test: Table | None, settings: RowData) -> list[str]:
+    """How many test rows are also in the clients' data, word for word."""
+    if test is None:
+        return []
+    known = {content(table, row, settings) for row in range(len(table))}
+    shared = [row for row in range(len(test)) if content(test, row, settings) in known]
+    if not shared:
+        return []
+    return [
+        f"{len(shared):,} of {len(test):,} test rows have a text that is also in the clients' data "
+        f"(first {test.where(shared[0])})"
+    ]
+
+
+def _labels(table: Table, splits: Splits, test: Table | None, settings: RowData) -> list[str]:
+    if not isinstance(settings, ClassificationData):
+        return []
+    indices = [label_of(table, row, settings) for row in range(len(table))]
+    found = _never(indices, settings, "the clients' data")
+    if test is not None:
+        found += _never(
+            [label_of(test, row, settings) for row in range(len(test))], settings, "the test data"
+        )
+    single = []
+    for name, (train, validation) in sorted(splits.items()):
+        labels = {indices[row] for row in (*train, *validation)}
+        if len(labels) == 1:
+            single.append(f"{name!r} (only {settings.labels[labels.pop()]!r})")
+    if single:
+        shown = ", ".join(single[:5]) + (", …" if len(single) > 5 else "")
+        clients = "1 client has" if len(single) == 1 else f"{len(single)} clients have"
+        found.append(f"{clients} a single class: {shown}")
+    return found
+
+
+def _never(indices: Sequence[int], settings: ClassificationData, where: str) -> list[str]:
+    there = Counter(indices)
+    absent = [label for i, label in enumerate(settings.labels) if i not in there]
+    if not absent:
+        return []
+    return [f"no row of {where} has the label{'s' if len(absent) > 1 else ''} {_listed(absent)}"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(f"{name!r:.60}" for name in names[:SHOWN]) + more
