@@ -31,10 +31,15 @@ class HeadwaterError(Exception):
         expected: what would have been right.
         got: what was found instead.
         hint: the next step for the person who reads it.
+
+    Attributes:
+        failure: the code under which a client reports it, where it has one of its own
+            (:mod:`headwater.protocol.failures`).
     """
 
     code = "HW01"
     exit_code = 1
+    failure: object = None
 
     def __init__(self, who: str, *, expected: str = "", got: str = "", hint: str = "") -> None:
         self.who, self.expected, self.got, self.hint = who, expected, got, hint
@@ -47,12 +52,17 @@ class HeadwaterError(Exception):
         super().__init__(f"{text}. {hint}" if hint else text)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keep the four answers when an error crosses a process border."""
-        return (_rebuild, (type(self), self.who, self.expected, self.got, self.hint))
+        """Keep the four answers and the code when an error crosses a process border."""
+        return (_rebuild, (type(self), self.who, self.expected, self.got, self.hint, self.failure))
 
 
-def _rebuild(kind: type[HeadwaterError], who: str, expected: str, got: str, hint: str) -> HeadwaterError:
-    return kind(who, expected=expected, got=got, hint=hint)
+def _rebuild(
+    kind: type[HeadwaterError], who: str, expected: str, got: str, hint: str, failure: object
+) -> HeadwaterError:
+    error = kind(who, expected=expected, got=got, hint=hint)
+    if failure is not None:
+        error.failure = failure
+    return error
 
 
 class ConfigError(HeadwaterError):

@@ -169,7 +169,10 @@ class Agent:
         except Refused as error:
             if for_a_person(error):
                 raise
-            if status_of(error) in UNFIT and (failure := self._desk.instead_of(data, error.got)) is not None:
+            if (
+                status_of(error) in UNFIT
+                and (failure := self._desk.instead_of(data, status_of(error), error.got)) is not None
+            ):
                 self._undelivered = delivery, failure
                 return
             self._say(f"{delivery.kind}: the server does not want the reply any more: {error}")

@@ -1,11 +1,13 @@
 """Desk: what a device does with one delivery: read it, ask the policy, have it worked for, sign.
 
-Whatever comes in, what goes out is a signed reply: an answer, or the reason why there is none.
+Whatever comes in, what goes out is a signed reply: an answer, or the code of the reason why there is none.
+The reason's own text, which may have paths and rows in it, is for the owner's log: it stays here.
 """
 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -19,10 +21,10 @@ from headwater.client.usage import Usage
 from headwater.client.worker import WorkerDied
 from headwater.config.agent import AgentSettings
 from headwater.config.federation import VectorModel
-from headwater.errors import DecodeError, HeadwaterError, StorageError, TrainingError
+from headwater.errors import DecodeError, HeadwaterError, StorageError
 from headwater.proto.wire import decode_reply, decode_request, decode_signed, encode_reply, encode_signed
+from headwater.protocol.failures import Failure, FailureCode, coded, failure_of
 from headwater.protocol.messages import (
-    NOT_JOINED,
     ClientFailure,
     ClientProfile,
     EncodedUpdate,
@@ -106,15 +108,28 @@ class Desk:
             envelope, state = parts["envelope"], parts["state"]
             request = decode_request(envelope, state)
             reply = self._reply(request, envelope, state, size)
+        except OwnerStops:
+            raise
+        except NotDone as error:
+            reply = self._failure(request, error.failure, error.text)
         except HeadwaterError as error:
-            reply = self._failure(request, str(error))
+            reply = self._failure(request, failure_of(error), str(error))
+        except Exception as error:  # the server waits for something, and must not wait for ever
+            fault = traceback.format_exc().replace("\n", " | ")
+            reply = self._failure(request, failure_of(error), f"a fault in the agent: {fault}")
         self.count(size)
         return encode_signed(reply, self._sign(reply))
 
-    def instead_of(self, signed: bytes, reason: str) -> bytes | None:
-        """The signed failure that takes the place of a reply which the server refuses for ``reason``.
+    def instead_of(self, signed: bytes, status: int, reason: str) -> bytes | None:
+        """The signed failure that takes the place of a reply which the server refuses.
 
-        None if that reply was a failure itself: then there is nothing smaller to say.
+        Args:
+            signed: the reply.
+            status: HTTP status of the server's answer.
+            reason: its text.
+
+        Returns:
+            None if that reply was a failure itself: then there is nothing smaller to say.
         """
         reply = decode_reply(decode_signed(signed, max_bytes=len(signed))[0], max_bytes=len(signed))
         if isinstance(reply, ClientFailure):
@@ -123,7 +138,8 @@ class Desk:
         what = "profile" if isinstance(reply, ClientProfile) else f"round {number}"
         reason = f"the server refused the reply of {len(signed):,} bytes: {reason}"
         self._say(f"run {reply.run}: {what}: {reason}; it is told so")
-        failure = encode_reply(ClientFailure(self._name, number, reason, reply.run))
+        refused = Failure(FailureCode.REPLY_REFUSED, (status, len(signed)))
+        failure = encode_reply(ClientFailure.coded(self._name, number, refused, reply.run))
         return encode_signed(failure, self._sign(failure))
 
     def count(self, size: int) -> None:
@@ -132,7 +148,8 @@ class Desk:
 
     def paused(self) -> str | None:
         """Why nothing should be fetched now, if so."""
-        return self.policy.exhausted(self.usage.today(self._now()))
+        refusal = self.policy.exhausted(self.usage.today(self._now()))
+        return None if refusal is None else refusal.text
 
     def rest(self) -> None:
         """Give the worker's memory back while the owner's hours are over."""
@@ -142,9 +159,9 @@ class Desk:
     def _reply(self, request: Request, envelope: bytes, state: bytes, size: int) -> bytes:
         joined = self._joined(request)
         usage, now = self.usage.today(self._now()), self._now()
-        reason = self.policy.check(request, joined.settings, usage, now, size=size, examples=joined.examples)
-        if reason is not None:
-            return self._failure(request, reason)
+        refusal = self.policy.check(request, joined.settings, usage, now, size=size, examples=joined.examples)
+        if refusal is not None:
+            raise NotDone(refusal.failure, refusal.text)
         digest = request_digest(envelope, state)
         if isinstance(request, TrainRequest) and (known := self.outbox.get(digest)) is not None:
             self._say(f"run {request.run} round {request.round}: answered again with the same bytes")
@@ -163,17 +180,19 @@ class Desk:
         if isinstance(request, ProfileRequest):
             return self.runs.join(request)
         if request.client != self._name:
-            raise DecodeError(
+            error = DecodeError(
                 f"client {self._name}", expected="a task for this client", got=f"one for {request.client}"
             )
+            raise coded(error, FailureCode.NOT_FOR_THIS_CLIENT)
         joined = self.runs.get(request.run)
         if joined is None:
-            raise DecodeError(
+            error = DecodeError(
                 f"client {self._name}",
-                expected=NOT_JOINED,
+                expected="a run that this device was told of",
                 got=f"run {request.run}",
-                hint="The server must send a profile request with the federation's settings first.",
+                hint="The server tells the device of the run with its next question.",
             )
+            raise coded(error, FailureCode.UNKNOWN_RUN)
         self.runs.use(joined)
         return joined
 
@@ -185,17 +204,13 @@ class Desk:
             clock = _Clock(self)
             try:
                 return self._worker.answer(joined, model, envelope, state, clock.tick)
-            except _OutOfTime as error:
-                return self._failure(request, str(error))
             except WorkerDied as error:
                 self._say(f"{error}; {'giving this task up' if last else 'starting another one'}")
                 if last:
-                    return self._failure(request, str(error))
-            except TrainingError as error:
-                self._tell()
-                return self._failure(request, str(error))
+                    raise
             finally:
                 clock.stop()
+                self._tell()
         raise AssertionError
 
     def _settle(self, request: Request, joined: JoinedRun, digest: str, data: bytes) -> bytes:
@@ -204,17 +219,16 @@ class Desk:
         if isinstance(reply, ClientProfile):
             joined = self.runs.learn(joined, reply.train_examples)
             usage, now = self.usage.today(self._now()), self._now()
-            reason = self.policy.check(request, joined.settings, usage, now, examples=joined.examples)
-            if reason is not None:  # the owner's number of examples decides it
-                return self._failure(request, reason)
+            refusal = self.policy.check(request, joined.settings, usage, now, examples=joined.examples)
+            if refusal is not None:  # the owner's number of examples decides it
+                raise NotDone(refusal.failure, refusal.text)
         elif isinstance(reply, EncodedUpdate):
             try:
                 self.outbox.put(digest, data)
             except StorageError as error:  # it can still leave; only a repeat would have to train again
                 self._say(str(error))
-        elif isinstance(reply, ClientFailure):
-            self._say(f"{_what(request)}: {reply.reason}")
-        self._tell()
+        elif isinstance(reply, ClientFailure):  # its text is the error's own: it goes no further
+            raise NotDone(reply.failure, reply.reason)
         return data
 
     def _tell(self) -> None:
@@ -223,21 +237,35 @@ class Desk:
             self._say(self._worker.notice)
         self._told = self._worker.notice
 
-    def _failure(self, request: Request | None, reason: str) -> bytes:
-        self._say(f"{_what(request)}: refused: {reason}")
+    def _failure(self, request: Request | None, failure: Failure, text: str) -> bytes:
+        """The reply of a task that was not done. ``text`` is for the owner; the server gets ``failure``."""
+        cap = self.policy.settings.memory_mb
+        if failure.code is FailureCode.OUT_OF_MEMORY and cap is not None:
+            text = f"policy memory_mb {cap}: the task wants more ({text})"
+            failure = Failure(FailureCode.POLICY_MEMORY, (cap,))
+        self._say(f"{_what(request)}: refused: {text}")
         number = 0 if request is None or isinstance(request, ProfileRequest) else request.round
         run = "" if request is None else request.run
-        return encode_reply(ClientFailure(self._name, number, reason, run))
+        return encode_reply(ClientFailure.coded(self._name, number, failure, run))
 
     def _add(self, *, bytes: int = 0, work_s: float = 0.0) -> None:
         try:
             self.usage.add(self._now(), bytes=bytes, work_s=work_s)
-        except StorageError as error:
-            self._say(str(error))
+        except Exception as error:  # a count that cannot be kept holds no reply back
+            self._say(f"today's cost could not be counted: {error}")
 
 
-class _OutOfTime(Exception):
-    """The owner's hours or work for today ended in the middle of a task."""
+class NotDone(Exception):
+    """A task that is not done.
+
+    Args:
+        failure: for the server.
+        text: why, in full, for the owner.
+    """
+
+    def __init__(self, failure: Failure, text: str) -> None:
+        super().__init__(text)
+        self.failure, self.text = failure, text
 
 
 class _Clock:
@@ -255,7 +283,7 @@ class _Clock:
             raise OwnerStops
         now = time.monotonic()
         if now - self._started > self._left:
-            raise _OutOfTime(self._rule)
+            raise NotDone(self._rule.failure, self._rule.text)
         if now - self._counted >= WORK_STEP_S:
             self.stop()
 

@@ -24,6 +24,7 @@ from headwater.errors import DecodeError, HeadwaterError, TrainingError
 from headwater.merging.coverage import covered
 from headwater.privacy.clip import clip_l2
 from headwater.proto.wire import decode_reply, encode_reply
+from headwater.protocol.failures import FailureCode, coded, failure_of
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import (
     ClientFailure,
@@ -113,7 +114,7 @@ def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> 
 
 
 def _failure(request: TrainRequest | EvaluateRequest, error: HeadwaterError) -> Answer:
-    failure = ClientFailure(request.client, request.round, str(error), request.run)
+    failure = ClientFailure(request.client, request.round, str(error), request.run, failure_of(error))
     return Answer(request.client, encode_reply(failure))
 
 
@@ -224,12 +225,13 @@ def _noise(request: TrainRequest, result: TrainResult, shrunk: float) -> dict[st
     if request.plan.training.kind not in ESTIMATES:
         return {}
     if not 0 <= result.noise < math.inf:
-        raise TrainingError(
+        error = TrainingError(
             f"client {request.client}",
             expected="a finite noise of at least 0",
             got=str(result.noise),
             hint="The run diverged: lower the learning rate.",
         )
+        raise coded(error, FailureCode.DIVERGED)
     return {"noise": float(result.noise) * shrunk**2}
 
 

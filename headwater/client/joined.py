@@ -18,6 +18,7 @@ from headwater.config.federation import Federation, VectorModel
 from headwater.config.load import LoadedFederation
 from headwater.errors import DecodeError, StorageError
 from headwater.files import write_atomically
+from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import ProfileRequest
 
 KEPT_RUNS = 3
@@ -55,12 +56,13 @@ class JoinedRun:
             return Federation.model_validate_json(self.federation)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise DecodeError(
+            unknown = DecodeError(
                 f"run {self.run}: federation settings",
                 expected="those of this version of headwater",
                 got=f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300],
                 hint="Server and device must run the same minor version.",
-            ) from None
+            )
+            raise coded(unknown, FailureCode.ANOTHER_VERSION) from None
 
     def loaded(self, model: Path | None) -> LoadedFederation:
         """The federation as this device runs it: its own base model in ``model``, no path of the server's."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from headwater.adapters.weights import hash_base
 from headwater.errors import ModelError, StorageError
 from headwater.files import write_atomically
+from headwater.protocol.failures import FailureCode, coded
 
 
 class LocalModels:
@@ -32,11 +33,13 @@ class LocalModels:
             ModelError: the owner does not allow it, or it is not here.
         """
         if self._allow is not None and sha256 not in self._allow:
-            raise ModelError(
+            refused = ModelError(
                 f"policy models.allow: base model sha256 {sha256}",
                 expected=f"one of the {len(self._allow)} that the owner allows",
                 got="another",
+                hint="Add it to models.allow if this run may use it.",
             )
+            raise coded(refused, FailureCode.POLICY_MODELS)
         known = self._known()
         seen: dict[str, list[str]] = {}
         found: Path | None = None
@@ -56,12 +59,13 @@ class LocalModels:
             with contextlib.suppress(StorageError):  # a cache: without it, it is read again
                 write_atomically(self._cache, json.dumps(seen).encode())
         if found is None:
-            raise ModelError(
+            missing = ModelError(
                 f"base model sha256 {sha256}",
                 expected="in one of the device's models.folders",
                 got=f"{len(seen)} other base models there",
                 hint="Copy the model that the organiser names into one of them.",
             )
+            raise coded(missing, FailureCode.MODEL_MISSING, len(seen))
         return found
 
     def _known(self) -> dict[str, list[str]]:

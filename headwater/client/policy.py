@@ -1,21 +1,36 @@
 """Policy: what the owner of a device allows. :meth:`Policy.check` refuses by name and number. Pure.
 
-Each rule is a short method that gives the sentence the organiser will read, or nothing. A task that is
-refused is answered at once, so that nobody waits for it.
+Each rule is a short method that gives a :class:`Refusal`, or nothing. A task that is refused is answered at
+once, so that nobody waits for it.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from headwater.client.usage import DayUsage
 from headwater.config.agent import PolicySettings
 from headwater.config.federation import Federation, LoraAdapter
 from headwater.config.training import BlackboxTraining, DecomflTraining, Passes, Training
+from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import EvaluateRequest, Request, TrainRequest
 
 MB = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the owner does not allow.
+
+    Args:
+        text: for the owner: the rule by its key, and what it met.
+        failure: for the organiser.
+    """
+
+    text: str
+    failure: Failure
 
 
 class Policy:
@@ -33,7 +48,7 @@ class Policy:
         *,
         size: int = 0,
         examples: int | None = None,
-    ) -> str | None:
+    ) -> Refusal | None:
         """Why ``request`` is refused, or None.
 
         Args:
@@ -65,23 +80,31 @@ class Policy:
         thin = limit is None or rank is None or rank <= limit
         return few and thin and self._steps(training, examples) is None
 
-    def asleep(self, now: datetime) -> str | None:
+    def asleep(self, now: datetime) -> Refusal | None:
         """Whether ``now`` lies outside ``hours``."""
         if self._seconds_awake(now) > 0:
             return None
-        return f"policy hours {self.settings.hours}: it is {now:%H:%M} here"
+        text = f"policy hours {self.settings.hours}: it is {now:%H:%M} here"
+        return Refusal(text, Failure(FailureCode.POLICY_HOURS, self._minutes(now)))
 
-    def exhausted(self, usage: DayUsage) -> str | None:
+    def exhausted(self, usage: DayUsage) -> Refusal | None:
         """Whether nothing more may be fetched today."""
         return self._spent(usage, 1)
 
-    def seconds_left(self, usage: DayUsage, now: datetime) -> tuple[float, str]:
-        """How long a task that starts now may take, and the rule that says so."""
+    def seconds_left(self, usage: DayUsage, now: datetime) -> tuple[float, Refusal]:
+        """How long a task that starts now may take, and the rule that ends it then."""
         awake, limit = self._seconds_awake(now), self.settings.max_work_s_per_day
         work = math.inf if limit is None else max(0.0, limit - usage.work_s)
         if work <= awake:
-            return work, f"policy max_work_s_per_day {limit or 0:g}: used up in the middle of the task"
-        return awake, f"policy hours {self.settings.hours}: over in the middle of the task"
+            text = f"policy max_work_s_per_day {limit or 0:g}: used up in the middle of the task"
+            numbers = (int(limit or 0), int(limit or 0))
+            return work, Refusal(text, Failure(FailureCode.POLICY_WORK_PER_DAY, numbers))
+        text = f"policy hours {self.settings.hours}: over in the middle of the task"
+        return awake, Refusal(text, Failure(FailureCode.POLICY_HOURS, self._minutes(now)))
+
+    def _minutes(self, now: datetime) -> tuple[int, ...]:
+        """Start and end of ``hours`` and ``now``, in minutes of the day."""
+        return tuple(60 * t.hour + t.minute for t in (*(self.settings.window() or ()), now.time()))
 
     def _seconds_awake(self, now: datetime) -> float:
         window = self.settings.window()
@@ -95,21 +118,25 @@ class Policy:
                 end += timedelta(days=1)
         return (end - now).total_seconds() if start <= now < end else 0.0
 
-    def _spent(self, usage: DayUsage, size: int) -> str | None:
+    def _spent(self, usage: DayUsage, size: int) -> Refusal | None:
         limit, work = self.settings.max_mb_per_day, self.settings.max_work_s_per_day
         if usage.unknown and (limit is not None or work is not None):
             rule = f"max_work_s_per_day {work:g}" if limit is None else f"max_mb_per_day {limit:g}"
-            return f"policy {rule}: what today has cost is not known here, so it counts as used up"
+            text = f"policy {rule}: what today has cost is not known here, so it counts as used up"
+            return Refusal(text, Failure(FailureCode.POLICY_DAY_UNKNOWN))
         if limit is not None and usage.bytes + size > limit * MB:
-            return (
+            text = (
                 f"policy max_mb_per_day {limit:g}: {usage.bytes / MB:.1f} MB are used today "
                 f"and this is {size / MB:.1f} MB more"
             )
+            numbers = (int(limit * MB), usage.bytes, size)
+            return Refusal(text, Failure(FailureCode.POLICY_BYTES_PER_DAY, numbers))
         if work is not None and usage.work_s >= work:
-            return f"policy max_work_s_per_day {work:g}: {usage.work_s:.0f} s are used today"
+            text = f"policy max_work_s_per_day {work:g}: {usage.work_s:.0f} s are used today"
+            return Refusal(text, Failure(FailureCode.POLICY_WORK_PER_DAY, (int(work), int(usage.work_s))))
         return None
 
-    def _rank(self, request: Request, federation: Federation) -> str | None:
+    def _rank(self, request: Request, federation: Federation) -> Refusal | None:
         limit, adapter = self.settings.max_rank, federation.adapter
         if limit is None or not isinstance(adapter, LoraAdapter):
             return None
@@ -117,34 +144,46 @@ class Policy:
         if isinstance(request, TrainRequest):
             parts = [request.plan.rank]
         wanted = min(adapter.rank if part is None else min(part, adapter.rank) for part in parts)
-        return None if wanted <= limit else f"policy max_rank {limit}: the task wants {wanted}"
+        if wanted <= limit:
+            return None
+        failure = Failure(FailureCode.POLICY_RANK, (limit, wanted))
+        return Refusal(f"policy max_rank {limit}: the task wants {wanted}", failure)
 
-    def _work(self, request: Request, federation: Federation, examples: int | None) -> str | None:
+    def _work(self, request: Request, federation: Federation, examples: int | None) -> Refusal | None:
         if isinstance(request, EvaluateRequest):
-            return None if self.settings.allow_evaluate else "policy allow_evaluate false: no evaluation here"
+            if self.settings.allow_evaluate:
+                return None
+            text = "policy allow_evaluate false: no evaluation here"
+            return Refusal(text, Failure(FailureCode.POLICY_EVALUATE))
         # before the first round a federation is refused only if none of its methods may be used
         offered = list(federation.trainings.values())
         if isinstance(request, TrainRequest):
             offered = [request.plan.training]
         allowed = [training for training in offered if training.kind in self.settings.training]
         if not allowed:
-            return f"policy training {list(self.settings.training)}: the task wants '{offered[0].kind}'"
+            text = f"policy training {list(self.settings.training)}: the task wants '{offered[0].kind}'"
+            return Refusal(text, Failure(FailureCode.POLICY_TRAINING))
         most = self.settings.max_examples
         if most is not None and examples is not None and examples > most:
-            return f"policy max_examples {most}: the task takes all {examples} of this device"
+            text = f"policy max_examples {most}: the task takes all {examples} of this device"
+            return Refusal(text, Failure(FailureCode.POLICY_EXAMPLES, (most, examples)))
         if examples is None and not isinstance(request, TrainRequest):
             return None
         said = [self._steps(training, examples) for training in allowed]
         return None if None in said else said[0]
 
-    def _steps(self, training: Training, examples: int | None) -> str | None:
+    def _steps(self, training: Training, examples: int | None) -> Refusal | None:
         limit = self.settings.max_steps
         if limit is None:
             return None
         steps = count_steps(training, examples)
         if steps is None:
-            return f"policy max_steps {limit}: the task does not say how many steps it takes"
-        return None if steps <= limit else f"policy max_steps {limit}: the task wants {steps}"
+            text = f"policy max_steps {limit}: the task does not say how many steps it takes"
+            return Refusal(text, Failure(FailureCode.POLICY_STEPS_UNKNOWN, (limit,)))
+        if steps <= limit:
+            return None
+        failure = Failure(FailureCode.POLICY_STEPS, (limit, steps))
+        return Refusal(f"policy max_steps {limit}: the task wants {steps}", failure)
 
 
 def count_steps(training: Training, examples: int | None) -> int | None:

@@ -53,7 +53,7 @@ class Replay:
         The same object again while the coefficients are the same.
 
         Raises:
-            DecodeError: malformed; text that starts with ``NEEDS_ALL`` if the base is not here.
+            DecodeError: malformed; with the code NEEDS_FULL_STATE if the base is not here.
             ConfigError: coefficients that no sum can carry.
         """
         header, last = read_header(payload, MAX_SUMS), self._last

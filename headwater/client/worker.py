@@ -23,6 +23,7 @@ from typing import IO, Any
 from headwater.client import frames
 from headwater.client.joined import JoinedRun
 from headwater.errors import DecodeError, TrainingError
+from headwater.protocol.failures import FailureCode, coded, read_failure
 
 _KEPT = (
     "PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH",
@@ -89,7 +90,7 @@ class Worker:
 
         Raises:
             WorkerDied: the child ended; the next call starts another.
-            TrainingError: it could not answer, and says why.
+            TrainingError: it could not answer; with the whole text, and the code for the server.
         """
         request = asdict(joined) | {
             "folder": str(joined.folder),
@@ -100,14 +101,15 @@ class Worker:
             frames.send(connection, [json.dumps(request).encode(), envelope, state], tick)
             head, *rest = frames.receive(connection, tick)
         except (EOFError, OSError, DecodeError):
-            raise WorkerDied(self._end()) from None
+            raise self._end() from None
         except BaseException:
             self.close()  # whatever it was working on, nobody waits for it
             raise
         content = json.loads(head)
         self.loads, self.notice = content["loads"], content["notice"]
         if content["error"]:
-            raise TrainingError(content["error"])
+            failure = read_failure(content["code"], tuple(content["numbers"]))
+            raise coded(TrainingError(content["error"]), failure.code, *failure.numbers)
         return rest[0]
 
     def close(self) -> None:
@@ -137,18 +139,20 @@ class Worker:
         frames.receive(ours, tick)  # ready
         return ours
 
-    def _end(self) -> str:
+    def _end(self) -> WorkerDied:
         """Clear away a child that ended or must; how it ended."""
         process, self._process = self._process, None
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
         if process is None:
-            return "worker could not be started"
+            return coded(WorkerDied("worker could not be started"), FailureCode.WORKER_DIED)
         with contextlib.suppress(subprocess.TimeoutExpired):  # its end of the socket closed: it is ending
             process.wait(5)
         process.kill()
-        return describe_end(process.wait(), self._options.memory_mb)
+        code = process.wait()
+        died = WorkerDied(describe_end(code, self._options.memory_mb))
+        return coded(died, FailureCode.WORKER_DIED, max(0, -code), max(0, code))
 
     @property
     def last_words(self) -> tuple[str, ...]:
@@ -167,7 +171,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def describe_end(code: int, memory_mb: int | None = None) -> str:
-    """How a child ended, for the organiser."""
+    """How a child ended, for the owner."""
     if code >= 0:
         return f"worker died: exit code {code}"
     cap = f" (policy memory_mb {memory_mb})" if memory_mb is not None else ""

@@ -24,16 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from headwater.client import frames
 from headwater.client.joined import JoinedRun
-from headwater.errors import DataError, DecodeError, HeadwaterError, StorageError
+from headwater.errors import HeadwaterError, StorageError
+from headwater.protocol.failures import failure_of
 
 if TYPE_CHECKING:
     from headwater.client.device_runtime import DeviceRuntimes
 
 LOCK_S = 60.0
 """How long to wait for a dying predecessor to let go of the store."""
-_LOG = "the owner's log has the reason"
-_DATA = f"the owner's data does not fit this federation: {_LOG}"
-_WANT_OF_MEMORY = ("allocate", "bad_alloc", "out of memory", "not enough memory")
 
 
 def worker_main(arguments: list[str]) -> int:
@@ -113,51 +111,22 @@ def _serve(
         runtime = devices.open(joined, None if head["model"] is None else Path(head["model"]))
         runtime.data.client(options["name"])  # what is wrong with the data shows here and nowhere later
         reply = answer(envelope, state, options["name"], DirectoryStore(joined.folder), runtime)
-    except DataError as error:  # such a message quotes rows, and the server chooses what is read as what
-        return [_head(devices, error=_DATA, notice=str(error))]
     except HeadwaterError as error:
-        return [_head(devices, error=_explain(str(error), options))]
-    except MemoryError as error:
-        return [_head(devices, error=_explain(f"out of memory: {error}", options))]
+        return [_head(devices, error)]
     except Exception as error:  # libraries raise what they like; the agent must get an answer
         traceback.print_exc()
-        shown = _explain(f"{type(error).__name__}: {error}", options)
-        if shown.startswith("policy"):
-            return [_head(devices, error=shown)]
-        return [_head(devices, error=f"{type(error).__name__} in the worker: {_LOG}", notice=shown)]
-    return [_head(devices), _name_the_rule(reply, options)]
+        return [_head(devices, error)]
+    return [_head(devices), reply]
 
 
-def _head(devices: DeviceRuntimes, error: str = "", notice: str = "") -> bytes:
-    """``error`` goes to the server, ``notice`` to the owner only."""
-    content = {"loads": devices.loads, "notice": notice or devices.notice, "error": error}
+def _head(devices: DeviceRuntimes, error: Exception | None = None) -> bytes:
+    """What the agent is told: the whole text of an error, for the owner, and the code for the server."""
+    content: dict[str, Any] = {"loads": devices.loads, "notice": devices.notice, "error": ""}
+    if error is not None:
+        failure = failure_of(error)
+        text = str(error) if isinstance(error, HeadwaterError) else f"{type(error).__name__}: {error}"
+        content |= {"error": text or type(error).__name__, "code": failure.code, "numbers": failure.numbers}
     return json.dumps(content).encode()
-
-
-def _explain(reason: str, options: dict[str, Any]) -> str:
-    """``reason``, after the owner's rule if it is the cap on memory."""
-    cap = options["memory_mb"]
-    if cap is None or not any(sign in reason.lower() for sign in _WANT_OF_MEMORY):
-        return reason
-    return f"policy memory_mb {cap}: the task wants more ({reason})"
-
-
-def _name_the_rule(reply: bytes, options: dict[str, Any]) -> bytes:
-    """A training that met the cap says so in torch's words: put the owner's before them."""
-    from dataclasses import replace
-
-    from headwater.proto.wire import decode_reply, encode_reply
-    from headwater.protocol.messages import ClientFailure
-
-    if len(reply) > 4096:  # not a failure
-        return reply
-    try:
-        decoded = decode_reply(reply, max_bytes=len(reply))
-    except DecodeError:
-        return reply
-    if not isinstance(decoded, ClientFailure):
-        return reply
-    return encode_reply(replace(decoded, reason=_explain(decoded.reason, options)))
 
 
 if __name__ == "__main__":

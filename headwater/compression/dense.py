@@ -10,6 +10,7 @@ import torch
 from headwater.compression.codec import Codec
 from headwater.compression.wire import flat_finite, open_payload
 from headwater.errors import TrainingError
+from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import Payload
 from headwater.state import AdapterState, StateSpec
@@ -37,12 +38,13 @@ class DenseCodec(Codec):
             return Payload(self.id, state.tobytes())
         rounded = state.vector().to(torch.bfloat16)
         if not bool(torch.isfinite(rounded).all()):
-            raise TrainingError(
+            error = TrainingError(
                 "adapter state",
                 expected="values below 3.39e38, bf16's largest",
                 got=f"{state.max_abs():.4g}",
                 hint="The run diverged: lower the learning rate or set max_grad_norm.",
             )
+            raise coded(error, FailureCode.DIVERGED)
         return Payload(self.id, rounded.view(torch.int16).numpy().astype("<i2", copy=False).tobytes())
 
     def decode(self, payload: Payload, spec: StateSpec) -> AdapterState:

@@ -20,11 +20,10 @@ from headwater.compression.entropy import Block, pack, unpack
 from headwater.compression.wire import RESEND, Reader, varint
 from headwater.errors import ConfigError, DecodeError
 from headwater.protocol.directions import Distribution, Integers
+from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import Payload
 
 SEEDS = "seeds.v1"
-NEEDS_ALL = "needs all coefficients"
-"""How the error of a receiver starts that lacks the base version: send it the full form next time."""
 MAX_SUMS = 2**22
 """More coefficients do not travel: the dense state is smaller then, or soon will be."""
 VERSION = 1
@@ -102,7 +101,7 @@ def decode_sums(payload: Payload, known: Callable[[int], Integers | None], count
         count_limit: n may not be more.
 
     Raises:
-        DecodeError: not what :func:`encode_sums` writes; starts with :data:`NEEDS_ALL` if the base version
+        DecodeError: not what :func:`encode_sums` writes; with the code NEEDS_FULL_STATE if the base version
             is not there or was another one.
     """
     reader, header = _open(payload, count_limit)
@@ -110,12 +109,13 @@ def decode_sums(payload: Payload, known: Callable[[int], Integers | None], count
     if header.version:
         base = known(header.version)
         if base is None or len(base) > n or digest(base) != header.base:
-            raise DecodeError(
-                NEEDS_ALL,
-                expected=f"those of version {header.version} with sha256 {header.base.hex()}",
-                got="none here" if base is None else f"others with {digest(base).hex()}",
-                hint="The server sends all of them the next time.",
+            error = DecodeError(
+                "seed coefficients",
+                expected=f"to have those of version {header.version} with sha256 {header.base.hex()}",
+                got="none" if base is None else f"others with sha256 {digest(base).hex()}",
+                hint="The server sends all coefficients the next time.",
             )
+            raise coded(error, FailureCode.NEEDS_FULL_STATE, header.version)
     touched = reader.varint(n, "number of changes")
     change = np.zeros(n, np.int64)
     if touched:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from headwater.compression.codec import Codec
 from headwater.errors import DecodeError, TrainingError
+from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import Payload
 from headwater.state import AdapterState, StateSpec
 
@@ -114,11 +115,12 @@ def flat_finite(state: AdapterState, codec: str) -> dict[str, Floats]:
     for name, tensor in state.items():
         values: Floats = tensor.contiguous().reshape(-1).numpy()
         if not np.isfinite(values).all():
-            raise TrainingError(
+            error = TrainingError(
                 f"tensor {name}",
                 expected=f"finite values to encode with {codec}",
                 got=f"{int((~np.isfinite(values)).sum())} NaN or infinite",
                 hint="The run diverged: lower the learning rate or set max_grad_norm.",
             )
+            raise coded(error, FailureCode.DIVERGED)
         flat[name] = values
     return flat

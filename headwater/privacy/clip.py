@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from headwater.errors import ConfigError, TrainingError
+from headwater.protocol.failures import FailureCode, coded
 from headwater.state import AdapterState
 
 _MARGIN = 2.0**-40
@@ -42,12 +43,13 @@ def clip_l2(state: AdapterState, bound: float) -> tuple[AdapterState, float]:
     vector = state.vector().numpy().astype(np.float64)
     norm = _norm(vector)
     if not math.isfinite(norm):
-        raise TrainingError(
+        error = TrainingError(
             "clip_l2",
             expected="finite values",
             got="NaN or infinity in the update",
             hint="The local training diverged: lower its learning rate.",
         )
+        raise coded(error, FailureCode.DIVERGED)
     if norm <= bound * (1.0 - _MARGIN / 2):
         return state, norm
     vector *= bound * (1.0 - _MARGIN) / norm

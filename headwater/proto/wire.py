@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from headwater.errors import DecodeError
 from headwater.proto.plan_json import device_from_json, device_to_json, plan_from_json, plan_to_json
 from headwater.proto.v1 import messages_pb2 as pb
+from headwater.protocol.failures import MAX_NUMBERS, read_failure
 from headwater.protocol.messages import (
     ClientFailure,
     ClientProfile,
@@ -171,6 +172,8 @@ def encode_reply(reply: Reply) -> bytes:
                     round=reply.round,
                     reason=reply.reason[:MAX_REASON],
                     run=reply.run,
+                    code=int(reply.failure.code),
+                    numbers=reply.failure.numbers,
                 )
             )
     return message.SerializeToString(deterministic=True)
@@ -239,6 +242,7 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
             f.round,
             _printable(f.reason[:MAX_REASON]),
             _run(f.run, "failure.run"),
+            read_failure(f.code, tuple(f.numbers[:MAX_NUMBERS])),
         )
     raise DecodeError("reply", expected="profile, update, evaluation or failure", got="none of them")
 

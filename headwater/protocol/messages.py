@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from headwater.config.federation import Codec
 from headwater.config.training import Training
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, UpdateRejected
+from headwater.protocol.failures import UNSPECIFIED, Failure, coded
 
 if TYPE_CHECKING:  # a device's agent reads messages without torch
     from headwater.protocol.directions import Directions
@@ -338,18 +339,35 @@ class Evaluation:
     run: str = ""
 
 
-NOT_JOINED = "a run that this device has joined"
-"""In the reason of a client that does not know the run (any more): it must be introduced again."""
-
-
 @dataclass(frozen=True, slots=True)
 class ClientFailure:
-    """A client could not do what it was asked, and why."""
+    """A client could not do what it was asked.
+
+    Args:
+        client: enrolled name.
+        round: that it was asked about.
+        reason: for people. A simulation's has the whole text of the error; a device sends
+            :meth:`Failure.sentence`, so that nothing leaves it but code and numbers.
+        run: id of the run.
+        failure: by which whoever must decide something decides.
+    """
 
     client: str
     round: int
     reason: str
     run: str = ""
+    failure: Failure = UNSPECIFIED
+
+    @staticmethod
+    def coded(client: str, round: int, failure: Failure, run: str = "") -> ClientFailure:
+        """The failure as a device sends it: its reason is made of code and numbers alone."""
+        return ClientFailure(client, round, failure.sentence(), run, failure)
+
+
+def reported(failure: ClientFailure, who: str, *, expected: str) -> UpdateRejected:
+    """The error of a server that waited for ``expected`` and got this failure; it carries the code."""
+    error = UpdateRejected(who, expected=expected, got=f"failure: {failure.reason}")
+    return coded(error, failure.failure.code, *failure.failure.numbers)
 
 
 Request: TypeAlias = ProfileRequest | TrainRequest | EvaluateRequest

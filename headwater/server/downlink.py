@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from headwater.compression.seeds import MAX_SUMS, NEEDS_ALL, encode_sums
+from headwater.compression.seeds import MAX_SUMS, encode_sums
 from headwater.compression.table import codec_for
 from headwater.config.federation import DenseCodec
+from headwater.errors import HeadwaterError
 from headwater.merging.span import Span
 from headwater.protocol.directions import Integers
+from headwater.protocol.failures import FailureCode, reported_code
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import Payload
 from headwater.state import AdapterState
@@ -58,7 +60,7 @@ class Downlink:
 
     A client whose update of round r was accepted had version r − 1, the adapter after that round; that
     much is certain. What changed since then is enough for it. A client that lost it says so
-    (``NEEDS_ALL`` in its failure), and is sent everything until its next update is accepted.
+    (NEEDS_FULL_STATE is its failure's code), and is sent everything until its next update is accepted.
 
     Args:
         root: the federation's root key.
@@ -92,13 +94,13 @@ class Downlink:
         last = accepted.get(client, 0)
         return 0 if self._lost.get(client) == last else last - 1
 
-    def heard(self, client: str, failure: str, accepted: int) -> None:
+    def heard(self, client: str, error: HeadwaterError, accepted: int) -> None:
         """Take note of a client's failure: does it need everything?
 
         Args:
             client: whose it is.
-            failure: its text.
+            error: what was raised for it.
             accepted: the last round whose update from this client was accepted; 0 if none.
         """
-        if NEEDS_ALL in failure:
+        if reported_code(error) is FailureCode.NEEDS_FULL_STATE:
             self._lost[client] = accepted

@@ -7,7 +7,7 @@ from flwr.serverapp import Grid
 from headwater.config.federation import Federation
 from headwater.errors import ConfigError, DecodeError, FederationStopped, HeadwaterError
 from headwater.proto.wire import decode_reply
-from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest
+from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest, reported
 from headwater.server.events import ClientFailed
 from headwater.server.exchange import Exchange, Incoming
 from headwater.server.watch import Watch
@@ -80,13 +80,14 @@ def profile_of(incoming: Incoming, bench: Workbench, run: str, client: str = "")
 
     Raises:
         DecodeError: no profile, or one that does not fit.
+        UpdateRejected: the client reports a failure.
     """
     who = f"client {client}" if client else f"node {incoming.address}"
     if incoming.error:
         raise DecodeError(who, expected="a profile", got=incoming.error)
     reply = decode_reply(incoming.data, max_bytes=0)
     if isinstance(reply, ClientFailure):
-        raise DecodeError(who, expected="a profile", got=f"failure: {reply.reason}")
+        raise reported(reply, who, expected="a profile")
     if not isinstance(reply, ClientProfile):
         raise DecodeError(who, expected="a profile", got=type(reply).__name__)
     for what, theirs, ours in (

@@ -11,7 +11,7 @@ from headwater.config.federation import EVALUATION_S, Federation
 from headwater.data.batches import Example
 from headwater.errors import DecodeError, HeadwaterError, TrainingError
 from headwater.proto.wire import decode_reply
-from headwater.protocol.messages import ClientProfile, EvaluateRequest, Evaluation
+from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, Evaluation, reported
 from headwater.server.answers import Answers
 from headwater.server.checkpoint import Checkpoint
 from headwater.server.downlink import Downlink
@@ -177,7 +177,7 @@ class Measurement:
                     found.append(checked(evaluation, profiles[incoming.address], self._federation))
                 except HeadwaterError as error:
                     accepted = checkpoint.accepted.get(incoming.address, 0)
-                    self._downlink.heard(incoming.address, str(error), accepted)
+                    self._downlink.heard(incoming.address, error, accepted)
                     self._watch.observer(ClientFailed(number, incoming.address, str(error)))
             if quiet:
                 self._watch.pause()
@@ -200,6 +200,8 @@ def _evaluation(incoming: Incoming, number: int, run: str) -> Evaluation:
     if incoming.error:
         raise DecodeError(f"client {incoming.address}", expected="an evaluation", got=incoming.error)
     reply = decode_reply(incoming.data, max_bytes=0)
+    if isinstance(reply, ClientFailure):
+        raise reported(reply, f"client {incoming.address}", expected="an evaluation")
     if not isinstance(reply, Evaluation) or (
         (reply.client, reply.round, reply.run) != (incoming.address, number, run)
     ):

@@ -24,6 +24,7 @@ from headwater.protocol.messages import (
     RoundPlan,
     TrainRequest,
     Update,
+    reported,
 )
 from headwater.protocol.scalars import Scalars
 from headwater.server.downlink import Outgoing
@@ -143,7 +144,7 @@ class OpenRound:
         limit += fisher.max_bytes(spec) if plan.fisher else 0
         reply = decode_reply(incoming.data, max_bytes=limit)
         if isinstance(reply, ClientFailure):
-            raise UpdateRejected(f"client {client}", expected="an update", got=f"failure: {reply.reason}")
+            raise reported(reply, f"client {client}", expected="an update")
         if not isinstance(reply, EncodedUpdate):
             raise DecodeError(f"client {client}", expected="an update", got=type(reply).__name__)
         self._check(client, reply, origin or (self.plan.round, self.base_sha256))

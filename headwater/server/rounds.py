@@ -201,7 +201,7 @@ class Rounds(ABC):
                 fold(incoming)
             except HeadwaterError as error:
                 client = incoming.address
-                self._downlink.heard(client, str(error), checkpoint.accepted.get(client, 0))
+                self._downlink.heard(client, error, checkpoint.accepted.get(client, 0))
                 raise
 
         return fold_or_note

@@ -13,6 +13,7 @@ import torch
 from headwater.adapters.model import AdaptedModel
 from headwater.data.batches import Example, batches, collate
 from headwater.errors import DataError, TrainingError
+from headwater.protocol.failures import FailureCode, coded
 from headwater.state import AdapterState
 
 
@@ -68,12 +69,13 @@ def evaluate(
         raise DataError("evaluation", expected="at least one token with a loss", got="none")
     loss = total / count
     if not math.isfinite(loss):
-        raise TrainingError(
+        error = TrainingError(
             "evaluation",
             expected="a finite loss",
             got=str(loss),
             hint="The adapter has diverged: lower the learning rates.",
         )
+        raise coded(error, FailureCode.DIVERGED)
     if language_model:
         return count, {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # e^710 overflows
     truth, predicted = np.concatenate(truths), np.concatenate(predictions)

@@ -18,6 +18,7 @@ from headwater.adapters.model import AdaptedModel
 from headwater.data.batches import IGNORED, Batch, Example, collate
 from headwater.errors import TrainingError
 from headwater.merging.fixed_point import float32_at_most
+from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import FisherPlan
 from headwater.state import AdapterState
@@ -56,7 +57,8 @@ def client_fisher(
     chosen = sorted((examples[i] for i in order), key=lambda e: len(e.tokens))
     mean = fisher_diagonal(model, chosen, batch_size=batch_size, pad=pad, key=key)
     if not mean.isfinite():
-        raise TrainingError(who, expected="a finite Fisher", got="non-finite gradients")
+        error = TrainingError(who, expected="a finite Fisher", got="non-finite gradients")
+        raise coded(error, FailureCode.DIVERGED)
     total = sum(float(value.sum(dtype=torch.float64)) for value in mean.values())
     if total == 0.0:
         return mean

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from headwater.config.training import Passes
 from headwater.data.batches import Batch, Example, batches
 from headwater.errors import TrainingError
+from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.keys import Key
 from headwater.training.cohort import TrainResult, TrainTask
 
@@ -63,14 +64,16 @@ def contained(task: TrainTask, work: Callable[[], TrainResult]) -> TrainResult:
             got=(str(error) or type(error).__name__).splitlines()[0][:300],
             hint="If it is memory: a smaller batch_size or max_tokens, or gradient_checkpointing.",
         )
+        mapped.__cause__ = error
         return TrainResult(task.client, None, count, error=mapped)
 
 
 def diverged(task: TrainTask, step: int, what: str, got: str, hint: str) -> TrainingError:
     """The error of a step at which ``what`` is not finite."""
-    return TrainingError(
+    error = TrainingError(
         f"client {task.client}, step {step}", expected=f"a finite {what}", got=got, hint=hint
     )
+    return coded(error, FailureCode.DIVERGED)
 
 
 def summary(losses: Sequence[float]) -> dict[str, float]:

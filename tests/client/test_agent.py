@@ -19,6 +19,7 @@ from headwater.client.owner_log import LOG_BYTES, OwnerLog, StatusFile
 from headwater.client.worker import WorkerDied
 from headwater.errors import ConnectionLost, DecodeError, Refused, StorageError, TrainingError
 from headwater.proto.wire import decode_request, decode_signed, encode_reply
+from headwater.protocol.failures import Failure, FailureCode, coded
 from headwater.protocol.messages import (
     ClientFailure,
     ClientProfile,
@@ -53,7 +54,7 @@ class FakeWorker:
         self.asked: list[str] = []
         self.closed = 0
         self.notice = ""
-        self.error = ""
+        self.error: Exception | None = None
 
     def answer(self, joined, model, envelope, state, tick=lambda: None) -> bytes:
         request = decode_request(envelope, state)
@@ -64,9 +65,10 @@ class FakeWorker:
             time.sleep(0.01)
         if self.deaths:
             self.deaths -= 1
-            raise WorkerDied("worker died: signal 9, perhaps out of memory")
-        if self.error:
-            raise TrainingError(self.error)
+            died = WorkerDied("worker died: signal 9, perhaps out of memory")
+            raise coded(died, FailureCode.WORKER_DIED, 9, 0)
+        if self.error is not None:
+            raise self.error
         if isinstance(request, ProfileRequest):
             return encode_reply(ClientProfile("ann", 7, 0, VECTOR_SHA256, "0" * 64, request.run, "0.1.0"))
         if isinstance(request, TrainRequest):
@@ -139,8 +141,8 @@ def refused(found, request) -> str:
     assert isinstance(reply, ClientFailure)
     assert reply.client == "ann"
     assert len(found.worker.asked) == before, "nothing is worked for"
-    assert any(reply.reason in line for line in found.log)
-    return reply.reason
+    assert reply.reason == reply.failure.sentence()
+    return found.log[-1].partition(": refused: ")[2]
 
 
 def test_another_clients_task_is_refused_by_name(make):
@@ -157,9 +159,9 @@ def test_a_run_that_was_never_joined_is_refused_by_name(make):
 def test_a_policy_refusal_names_rule_run_and_round(make):
     found = make({"training": ["backprop"]}, joined=False)
     reply = found.ask(profile_request(FEDERATION))
-    assert reply == ClientFailure(
-        "ann", 0, "policy training ['backprop']: the task wants 'noop'", profile_request(FEDERATION).run
-    )
+    failure = Failure(FailureCode.POLICY_TRAINING)
+    assert reply == ClientFailure.coded("ann", 0, failure, profile_request(FEDERATION).run)
+    assert found.log[-1].endswith("refused: policy training ['backprop']: the task wants 'noop'")
     assert "training" in refused(found, vector_train(FEDERATION, round=4))
 
 
@@ -167,6 +169,7 @@ def test_the_owners_examples_decide_after_the_profile(make):
     found = make({"max_examples": 6}, joined=False)
     reply = found.ask(profile_request(FEDERATION))
     assert reply.reason == "policy max_examples 6: the task takes all 7 of this device"
+    assert reply.failure == Failure(FailureCode.POLICY_EXAMPLES, (6, 7))
 
 
 def test_a_restarted_agent_knows_the_run(make, tmp_path):
@@ -214,14 +217,23 @@ def test_a_task_whose_worker_dies_is_repeated_once(make):
     assert isinstance(found.ask(vector_train(FEDERATION)), EncodedUpdate)
     found.worker.deaths = 2
     reply = found.ask(vector_train(FEDERATION, round=2))
-    assert reply.reason == "worker died: signal 9, perhaps out of memory"
+    assert reply.failure.code is FailureCode.WORKER_DIED
+    assert found.log[-1].endswith("refused: worker died: signal 9, perhaps out of memory")
     assert found.worker.asked == ["TrainRequest"] * 4
 
 
 def test_what_the_worker_cannot_do_is_a_failure(make):
     found = make()
-    found.worker.error = "policy memory_mb 700: the task wants more"
-    assert found.ask(vector_train(FEDERATION)).reason == found.worker.error
+    found.worker.error = coded(TrainingError("loss is nan"), FailureCode.DIVERGED)
+    assert found.ask(vector_train(FEDERATION)).failure.code is FailureCode.DIVERGED
+    assert found.log[-1].endswith("refused: loss is nan")
+
+
+def test_want_of_memory_below_the_owners_cap_is_the_owners_rule(make):
+    found = make({"memory_mb": 700})
+    found.worker.error = MemoryError("2 GB")
+    assert found.ask(vector_train(FEDERATION)).failure == Failure(FailureCode.POLICY_MEMORY, (700,))
+    assert "policy memory_mb 700: the task wants more" in found.log[-1]
 
 
 def test_work_of_the_day_ends_a_task_in_the_middle(make):
@@ -229,7 +241,8 @@ def test_work_of_the_day_ends_a_task_in_the_middle(make):
     found.worker.seconds = 5
     began = time.monotonic()
     reply = found.ask(vector_train(FEDERATION))
-    assert reply.reason == "policy max_work_s_per_day 0.3: used up in the middle of the task"
+    assert reply.failure.code is FailureCode.POLICY_WORK_PER_DAY
+    assert found.log[-1].endswith("policy max_work_s_per_day 0.3: used up in the middle of the task")
     assert time.monotonic() - began < 2
     assert found.desk.usage.today(datetime.now()).work_s >= 0.29
     assert "0 s are used today" in refused(found, vector_train(FEDERATION, round=2))
@@ -465,18 +478,19 @@ def test_a_reply_refused_by_size_or_form_is_answered_with_a_failure(make, tmp_pa
     failure = opened(data)
     assert isinstance(failure, ClientFailure)
     assert (delivery.message_id, failure.run, failure.round) == ("m3", RUN, 3)
-    assert f"{status} because" in failure.reason
+    assert failure.failure.code is FailureCode.REPLY_REFUSED
+    assert failure.failure.numbers[0] == status
     assert decode_signed(data, max_bytes=10**6)[1] == sign(b"")
-    assert any(failure.reason in line for line in found.log)
+    assert any(f"{status} because" in line for line in found.log)
 
 
 def test_every_kind_of_reply_has_a_failure_for_it_and_a_failure_has_none(make):
     found = make()
     requests = profile_request(FEDERATION), evaluation_of(vector_train(FEDERATION)), vector_train(FEDERATION)
     for request, number in zip(requests, (0, 1, 1), strict=True):
-        failure = found.desk.instead_of(found.desk.answer(parts(request)), "413")
+        failure = found.desk.instead_of(found.desk.answer(parts(request)), 413, "413")
         assert (opened(failure).run, opened(failure).round) == (RUN, number)
-        assert found.desk.instead_of(failure, "413") is None
+        assert found.desk.instead_of(failure, 413, "413") is None
 
 
 def test_a_failure_that_is_refused_too_is_dropped(make, tmp_path):

@@ -14,7 +14,7 @@ from headwater.client.store import DirectoryStore, MemoryStore
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.scalars import decode_scalars
-from headwater.compression.seeds import NEEDS_ALL, encode_sums
+from headwater.compression.seeds import encode_sums
 from headwater.config import load_federation
 from headwater.config.federation import CompeftCodec as CompeftSettings
 from headwater.config.federation import DenseCodec as DenseSettings
@@ -24,6 +24,7 @@ from headwater.merging.coverage import covered
 from headwater.merging.span import Span
 from headwater.proto.wire import decode_reply
 from headwater.protocol.directions import Directions
+from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import (
     ClientFailure,
@@ -349,7 +350,7 @@ def test_a_lost_base_asks_for_everything(runtime, span, tmp_path, lost):
     task = request(runtime, second.state(), sent(second, first, 1), round=3)
     failure = one(execute([task], store, fresh(runtime)))
     assert isinstance(failure, ClientFailure)
-    assert failure.reason.startswith(NEEDS_ALL)
+    assert failure.failure == Failure(FailureCode.NEEDS_FULL_STATE, (1,))
     whole = request(runtime, second.state(), sent(second), round=3)
     assert isinstance(one(execute([whole], store, fresh(runtime))), EncodedUpdate)
 

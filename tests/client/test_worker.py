@@ -18,13 +18,23 @@ import pytest
 
 from headwater.client import frames, worker_main
 from headwater.client.answer import answer
+from headwater.client.desk import Desk
 from headwater.client.joined import JoinedRuns
 from headwater.client.store import MemoryStore
 from headwater.client.worker import Worker, WorkerDied, WorkerOptions, clean_environment, describe_end
 from headwater.errors import DecodeError, StorageError, TrainingError
 from headwater.proto.wire import decode_reply
+from headwater.protocol.failures import Failure, FailureCode, failure_of
 from headwater.protocol.messages import ClientFailure, ClientProfile, EncodedUpdate
-from tests.client.devices import TextDevice, parts, profile_request, vector_federation, vector_train
+from tests.client.devices import (
+    TextDevice,
+    opened,
+    parts,
+    profile_request,
+    sign,
+    vector_federation,
+    vector_train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +132,8 @@ def test_what_the_worker_cannot_do_is_an_error_and_the_worker_lives(worker, devi
         other = replace(device.joined(), run="another")
         with pytest.raises(TrainingError) as error:
             worker.answer(other, device.theirs / "bert", p["envelope"], p["state"])
-        assert "ann.jsonl" in worker.notice
-        assert "ann.jsonl" not in str(error.value)
+        assert "ann.jsonl" in str(error.value), "the owner sees which file"
+        assert failure_of(error.value) == Failure(FailureCode.DATA_REFUSED)
     finally:
         settings.with_suffix(".away").rename(settings)
     with pytest.raises(TrainingError, match="request"):
@@ -136,13 +146,12 @@ def test_no_row_of_the_data_reaches_the_server_in_an_error(worker, device):
     """A server chooses columns and labels: an error that quotes a value would hand it over."""
     data = device.federation.data.model_copy(update={"label": "text", "labels": ("x", "y")})
     federation = device.federation.model_copy(update={"data": data})
-    joined = JoinedRuns(device.settings.state / "probe").join(profile_request(federation, device.sha256))
-    p = parts(device.profile())
-    with pytest.raises(TrainingError) as error:
-        worker.answer(joined, device.theirs / "bert", p["envelope"], p["state"])
-    assert "the movie was" in worker.notice
-    reason = str(error.value)
-    assert reason == "the owner's data does not fit this federation: the owner's log has the reason"
+    log: list[str] = []
+    desk = Desk(device.settings, worker, sign, log.append)
+    signed = desk.answer(parts(profile_request(federation, device.sha256, "probe")))
+    assert any("the movie was" in line for line in log)
+    assert b"movie" not in signed
+    assert opened(signed) == ClientFailure.coded("ann", 0, Failure(FailureCode.DATA_REFUSED), "probe")
 
 
 def test_a_worker_killed_in_the_middle_of_a_task_is_started_again(worker, tmp_path):
@@ -246,10 +255,10 @@ def test_the_cap_on_memory_is_a_refusal_and_not_a_death(tmp_path):
         try:
             refused = vector_answer(worker, tmp_path, vector_train(vector_federation(size)), size)
             assert isinstance(refused, ClientFailure)
-            reason = refused.reason
+            failure = refused.failure
         except TrainingError as error:
-            reason = str(error)
-        assert "policy memory_mb 700: the task wants more" in reason
+            failure = failure_of(error)
+        assert failure.code is FailureCode.OUT_OF_MEMORY
         assert worker.pid == pid
         again = vector_answer(worker, tmp_path, vector_train(vector_federation(), round=2))
         assert isinstance(again, EncodedUpdate), again

@@ -10,7 +10,6 @@ from headwater.compression import entropy
 from headwater.compression.bell import describe
 from headwater.compression.seeds import (
     MAX_SUMS,
-    NEEDS_ALL,
     SEEDS,
     decode_sums,
     digest,
@@ -19,6 +18,7 @@ from headwater.compression.seeds import (
     sums_max_bytes,
 )
 from headwater.errors import ConfigError, DecodeError
+from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import Payload
 from tests.laws.integer_codec_laws import IntegerCodecLaws, vectors
 
@@ -109,7 +109,7 @@ def test_without_the_base_the_receiver_asks_for_everything(known):
     payload = pack(np.array([1, 5, 9]), np.array([1, 2], np.int64), 12)
     with pytest.raises(DecodeError) as error:
         decode_sums(payload, lambda version: known, 10)
-    assert str(error.value).startswith(NEEDS_ALL)
+    assert error.value.failure == Failure(FailureCode.NEEDS_FULL_STATE, (12,))
 
 
 def test_hostile_counts_are_refused_before_anything_is_made():

@@ -19,8 +19,10 @@ from headwater.config.training import NoopTraining
 from headwater.flower import RECORD, assume_task_identity, pack
 from headwater.proto import wire
 from headwater.proto.v1 import messages_pb2 as pb
+from headwater.protocol.failures import Failure, FailureCode, count_of
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import (
+    ClientFailure,
     ClientPlan,
     ClientProfile,
     EncodedUpdate,
@@ -198,9 +200,23 @@ def test_every_field_of_the_replies():
     assert wire.encode_reply(profile) == stranger.message(1, written)
     failure = stranger.message(4, stranger.write((1, "ann"), (2, 7), (3, "why")))
     assert wire.decode_reply(failure, max_bytes=0).reason == "why"
+    full = ClientFailure.coded("ann", 7, Failure(FailureCode.DISK_FULL, (8_000_000, 512)), "r")
+    numbers = stranger.varint(8_000_000) + stranger.varint(512)
+    fields = ((1, "ann"), (2, 7), (3, full.reason), (4, "r"), (5, 17), (6, numbers))
+    assert wire.encode_reply(full) == stranger.message(4, stranger.write(*fields))
+    assert wire.encode_reply(full).hex() in PAGE.replace("\n", "")
     metric = stranger.write((1, "loss"), (2, 0.5))
     evaluation = stranger.message(3, stranger.write((1, "ann"), (2, 1), (3, 4), (4, metric)))
     assert wire.encode_reply(Evaluation("ann", 1, 4, {"loss": 0.5})) == evaluation
+
+
+def test_the_list_of_failures_is_the_closed_list():
+    rows = re.findall(r"^\| (\d+) \| `([a-z_]+)` \| ([^|]*) \|", PAGE.split("### Failures")[1], re.MULTILINE)
+    listed = {
+        name: (int(code), len(numbers.split(",")) if numbers.strip() else 0) for code, name, numbers in rows
+    }
+    assert listed == {code.name.lower(): (int(code), count_of(code)) for code in FailureCode}
+    assert len(rows) == len(FailureCode)
 
 
 TYPES = {

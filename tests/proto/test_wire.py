@@ -16,6 +16,7 @@ from headwater.config.training import BackpropTraining, KseedTraining, NoopTrain
 from headwater.errors import DecodeError
 from headwater.proto import plan_json, wire
 from headwater.proto.v1 import messages_pb2 as pb
+from headwater.protocol.failures import UNSPECIFIED, Failure, FailureCode
 from headwater.protocol.messages import (
     ClientFailure,
     ClientPlan,
@@ -89,7 +90,16 @@ REPLIES = st.one_of(
         METRICS,
     ),
     st.builds(Evaluation, NAMES, ROUNDS, COUNTS, METRICS),
-    st.builds(ClientFailure, NAMES, ROUNDS, st.text(st.characters(categories=("L",)), max_size=50)),
+    st.builds(
+        ClientFailure,
+        NAMES,
+        ROUNDS,
+        st.text(st.characters(categories=("L",)), max_size=50),
+        st.just("") | NAMES,
+        st.builds(
+            Failure, st.sampled_from(FailureCode), st.lists(st.integers(0, 2**53), max_size=6).map(tuple)
+        ),
+    ),
 )
 
 
@@ -320,6 +330,36 @@ def test_golden_bytes():
         "111111111111111111111111111111111132120a0d64656e73652d667033322e76311201783a110a0666697368657212"
         "070a026c7112010140014801520f0a046c6f737311000000000000e03f"
     )
+
+
+def test_golden_bytes_of_failures():
+    """The same vectors as on the page."""
+    full = ClientFailure.coded("ann", 7, Failure(FailureCode.DISK_FULL, (8_000_000, 512)), "r")
+    assert wire.encode_reply(full).hex() == (
+        "225c0a03616e6e10071a46746865206465766963652773206469736b2069732066756c6c3a20382c3030302c30303020"
+        "627974657320617265206e656564656420616e64203531322061726520667265652201722811320680a4e8038004"
+    )
+    bare = pb.Reply(failure=pb.Failure(client="ann", round=7, reason="why")).SerializeToString()
+    assert bare.hex() == "220c0a03616e6e10071a03776879"
+    assert wire.decode_reply(bare, max_bytes=0).failure == UNSPECIFIED
+
+
+@pytest.mark.parametrize(
+    ("code", "numbers", "read"),
+    [
+        (0, [], UNSPECIFIED),
+        (31, [], UNSPECIFIED),
+        (2**32 - 1, [1], UNSPECIFIED),
+        (int(FailureCode.DISK_FULL), [5], UNSPECIFIED),
+        (int(FailureCode.DISK_FULL), [5, 6], Failure(FailureCode.DISK_FULL, (5, 6))),
+        (int(FailureCode.DISK_FULL), [5, 6, 7] * 1000, Failure(FailureCode.DISK_FULL, (5, 6))),
+        (int(FailureCode.DISK_FULL), [2**64 - 1, 6], Failure(FailureCode.DISK_FULL, (2**53, 6))),
+        (int(FailureCode.UNKNOWN_RUN), [4], Failure(FailureCode.UNKNOWN_RUN)),
+    ],
+)
+def test_a_code_that_is_not_known_is_unspecified_and_numbers_are_bounded(code, numbers, read):
+    message = pb.Reply(failure=pb.Failure(client="ann", code=code, numbers=numbers))
+    assert wire.decode_reply(message.SerializeToString(), max_bytes=0).failure == read
 
 
 def test_odds_of_seeds_travel_and_only_whole():

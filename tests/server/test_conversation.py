@@ -8,7 +8,8 @@ import pytest
 
 from headwater.errors import StorageError, UpdateRejected
 from headwater.protocol.coordinator import Begin, Coordinator
-from headwater.protocol.messages import NOT_JOINED, ClientProfile, TrainRequest
+from headwater.protocol.failures import Failure, FailureCode
+from headwater.protocol.messages import ClientFailure, ClientProfile, TrainRequest, reported
 from headwater.server.conversation import Conversation
 from headwater.server.events import ClientFailed, Waiting, WaitingFor
 from headwater.server.exchange import Incoming
@@ -52,10 +53,12 @@ def test_a_bad_reply_is_the_clients_failure():
 
 def test_a_client_that_does_not_know_the_run_is_introduced_again():
     members = One()
-    talk(UpdateRejected("client ann", expected="an update", got=f"failure: expected {NOT_JOINED}"), members)
+    unknown = ClientFailure.coded("ann", 1, Failure(FailureCode.UNKNOWN_RUN))
+    talk(reported(unknown, "client ann", expected="an update"), members)
     assert members.doubted == "ann"
     other = One()
-    talk(UpdateRejected("client ann", expected="an update", got="failure: no memory"), other)
+    hungry = ClientFailure("ann", 1, unknown.reason, failure=Failure(FailureCode.OUT_OF_MEMORY))
+    talk(reported(hungry, "client ann", expected="an update"), other)
     assert not hasattr(other, "doubted")
 
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.compression.seeds import MAX_SUMS, NEEDS_ALL, SEEDS, decode_sums
+from headwater.compression.seeds import MAX_SUMS, SEEDS, decode_sums
 from headwater.compression.table import codec_by_id
 from headwater.config.federation import DenseCodec
+from headwater.errors import UpdateRejected
 from headwater.merging.span import Span
 from headwater.protocol.directions import Directions
+from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.keys import Key
 from headwater.server import downlink as module
 from headwater.server.downlink import KEPT_VERSIONS, Downlink
@@ -80,10 +82,11 @@ def test_who_lost_its_coefficients_is_sent_all_until_it_is_accepted_again():
     full = down.open(history[4], DENSE, {}).payload("a")
     short = down.open(history[4], DENSE, accepted).payload("a")
     assert len(short.body) < len(full.body)
-    down.heard("a", "failure: out of memory", 4)
+    down.heard("a", UpdateRejected("a", got="needs all coefficients"), 4)  # words decide nothing
+    down.heard("a", coded(UpdateRejected("a"), FailureCode.OUT_OF_MEMORY), 4)
     assert down.open(history[4], DENSE, accepted).payload("a") == short
     out = down.open(history[4], DENSE, accepted)
-    down.heard("a", f"client a: update: failure: {NEEDS_ALL}: expected those of version 3", 4)
+    down.heard("a", coded(UpdateRejected("a"), FailureCode.NEEDS_FULL_STATE, 3), 4)
     assert down.open(history[4], DENSE, accepted).payload("a") == full
     assert down.open(history[4], DENSE, accepted).payload("b") == short
     assert out.payload("a") == full  # in the same round too, when it is asked again

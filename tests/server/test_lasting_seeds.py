@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from headwater.compression.seeds import NEEDS_ALL
 from headwater.config import load_federation
 from headwater.errors import DecodeError
 from headwater.proto.wire import encode_reply
@@ -90,7 +89,7 @@ def test_clients_that_lost_their_coefficients_are_asked_again_with_all_of_them(t
     site.go(tell=tell)
     assert lost
     # the process's memory helped the first of the three, whose base it last had
-    assert [NEEDS_ALL in reason for reason in failed] == [True, True]
+    assert ["The server sends all coefficients" in reason for reason in failed] == [True, True]
     assert site.states == calm.states
 
 

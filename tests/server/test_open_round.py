@@ -15,6 +15,7 @@ from headwater.config.federation import DenseCodec
 from headwater.errors import HeadwaterError
 from headwater.proto.wire import encode_reply
 from headwater.protocol.coordinator import Close
+from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientFailure, EncodedUpdate, TrainRequest
 from headwater.protocol.scalars import Scalars
@@ -138,8 +139,10 @@ def test_seeds_only_measures_what_was_sent_to_whom_and_counts_dense_beside_it():
     assert record["clients"]["b"]["failed"] == "failed"
 
 
-def test_a_failure_keeps_its_text_so_that_the_server_sees_what_is_needed():
+def test_a_failure_keeps_its_code_so_that_the_server_sees_what_is_needed():
     round_ = opened("seeds")
-    failure = encode_reply(ClientFailure("seeds", 1, "needs all coefficients: expected …", RUN))
-    with pytest.raises(HeadwaterError, match="needs all coefficients"):
+    needs = Failure(FailureCode.NEEDS_FULL_STATE, (3,))
+    failure = encode_reply(ClientFailure.coded("seeds", 1, needs, RUN))
+    with pytest.raises(HeadwaterError, match="coefficients of version 3") as error:
         round_.fold(Incoming("seeds", TrainRequest, 1, failure, "", len(failure)))
+    assert error.value.failure == needs

@@ -136,16 +136,20 @@ class Evaluation(_message.Message):
     def __init__(self, client: _Optional[str] = ..., round: _Optional[int] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., run: _Optional[str] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("client", "round", "reason", "run")
+    __slots__ = ("client", "round", "reason", "run", "code", "numbers")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
     client: str
     round: int
     reason: str
     run: str
-    def __init__(self, client: _Optional[str] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ..., run: _Optional[str] = ...) -> None: ...
+    code: int
+    numbers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, client: _Optional[str] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ..., run: _Optional[str] = ..., code: _Optional[int] = ..., numbers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("profile", "update", "evaluation", "failure")
