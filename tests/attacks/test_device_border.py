@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headwater.client.desk import Desk, OwnerStops
+from headwater.data.problems import BadRows
 from headwater.errors import HeadwaterError, StorageError
 from headwater.proto.wire import decode_reply, decode_signed, encode_reply
 from headwater.protocol.failures import Failure, FailureCode, coded, failure_of
@@ -47,7 +48,9 @@ PLACES = (
 
 
 def kinds(base: type[HeadwaterError]) -> list[type[HeadwaterError]]:
-    return [base] + [found for child in base.__subclasses__() for found in kinds(child)]
+    """Those of the tree that take who, expected, got and hint."""
+    below = [found for child in base.__subclasses__() for found in kinds(child)]
+    return [kind for kind in (base, *below) if kind.__init__ is HeadwaterError.__init__]
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="X"), max_size=30).map(
@@ -57,6 +60,7 @@ ours = st.builds(
     lambda kind, who, expected, got, hint: kind(who, expected=expected, got=got, hint=hint),
     st.sampled_from(kinds(HeadwaterError)), texts, texts, texts, texts,
 )  # fmt: skip
+ours |= st.lists(ours, min_size=1, max_size=3).map(lambda rows: BadRows(rows, 2 * len(rows)))
 foreign = st.builds(
     lambda kind, text: kind(text),
     st.sampled_from(
