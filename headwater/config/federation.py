@@ -6,6 +6,7 @@ wrong types are errors. Units stand in the names. Nothing here imports torch.
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -221,6 +222,10 @@ class CausalLMData(BaseData):
     text: str = "text"
 
 
+TEMPLATE_DATE = datetime.date(2024, 7, 26)
+"""What chat templates take for today unless the file says otherwise: Llama 3's own date without a clock."""
+
+
 class InstructionData(BaseData):
     """Prompt and answer per row (or a ``messages`` column) with the model's chat template.
 
@@ -235,6 +240,14 @@ class InstructionData(BaseData):
     answer: str = "answer"
     messages: str | None = None
     system: str | None = None
+    date: datetime.date = Field(
+        default=TEMPLATE_DATE,
+        description="what a chat template takes for today where it writes the date, whatever day it is",
+    )
+    thinking: bool = Field(
+        default=False,
+        description="the model is asked to think before it answers; rows bring `reasoning_content`",
+    )
 
 
 class NoData(Settings):

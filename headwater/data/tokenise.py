@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,14 +69,28 @@ class Tokenizer(Protocol):
     def encode_plain(self, text: str) -> list[int]:
         """Ids of the whole text, no special tokens."""
 
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a running text that goes on: what the model expects before it, and no end."""
+
+    def has_control_text(self, text: str) -> bool:
+        """Whether the characters of a control token are in ``text``; they are read as text."""
+
     def chat(
-        self, messages: Sequence[Message], max_tokens: int, *, tools: Sequence[Any] | None = None
+        self,
+        messages: Sequence[Message],
+        max_tokens: int,
+        *,
+        date: datetime.date,
+        thinking: bool = False,
+        tools: Sequence[Any] | None = None,
     ) -> Sequence[ChatTokens]:
         """A conversation in the model's chat template.
 
         Args:
             messages: with every key that the row has. An answer with ``weight`` 0 has no loss.
             max_tokens: what is beyond is cut off.
+            date: what the template takes for today.
+            thinking: whether the model is asked to think before it answers.
             tools: JSON schemas of the functions that the model may call, for the template.
 
         Returns:
@@ -93,16 +109,40 @@ def tokenise_classification(
     """One example per row: at most ``max_tokens`` tokens of its text or pair, and the label's index."""
     examples = []
     for row in rows:
-        text, pair = texts_of(table, row, settings)
-        tokens = tokenizer.encode(text, settings.max_tokens, pair)
-        if (
-            report is not None
-            and len(tokens) >= settings.max_tokens
-            and len(tokenizer.encode(text, _WHOLE, pair)) > settings.max_tokens
-        ):
-            report.note(["cut"], table.where(row))
-        examples.append(_example(tokens, [label_of(table, row, settings)], table, row))
+        tokens = encode_row(table, row, settings, tokenizer, report)
+        examples.append(_example(tokens, [label_of(table, row, settings)]))
     return examples
+
+
+def encode_row(
+    table: Table,
+    row: int,
+    settings: ClassificationData,
+    tokenizer: Tokenizer,
+    report: RowReport | None = None,
+) -> list[int]:
+    """The ids that a classifier reads of a row, at most ``max_tokens``.
+
+    Raises:
+        DataError: no text, or none that gives a token.
+    """
+    text, pair = texts_of(table, row, settings)
+    with _at(table, row):
+        tokens = tokenizer.encode(text, settings.max_tokens, pair)
+        if report is not None:
+            full = len(tokens) >= settings.max_tokens
+            if full and len(tokenizer.encode(text, _WHOLE, pair)) > settings.max_tokens:
+                report.note(["cut"], table.where(row))
+            control = any(tokenizer.has_control_text(part) for part in (text, pair) if part)
+            report.note(["control-text"] * control, table.where(row))
+    if not tokens:
+        raise DataError(
+            table.where(row),
+            expected="a text of at least one token",
+            got="none: the model's tokenizer drops every character",
+            hint="Take the row out.",
+        )
+    return tokens
 
 
 def tokenise_causal(
@@ -120,14 +160,16 @@ def tokenise_causal(
     """
     examples = []
     for row in rows:
-        tokens = tokenizer.encode_plain(table.text(settings.text, row))
-        if tokenizer.bos is not None:
-            tokens = [tokenizer.bos, *tokens]
+        text = table.text(settings.text, row)
+        with _at(table, row):
+            tokens = tokenizer.prompt(text)
+            if report is not None:
+                report.note(["control-text"] * tokenizer.has_control_text(text), table.where(row))
         if tokenizer.eos is not None:
             tokens = [*tokens, tokenizer.eos]
         for start in range(0, len(tokens) - 1, settings.max_tokens - 1):
             window = tokens[start : start + settings.max_tokens]
-            examples.append(_example(window, [IGNORED, *window[1:]], table, row))
+            examples.append(_example(window, [IGNORED, *window[1:]]))
     return examples
 
 
@@ -148,13 +190,21 @@ def tokenise_instruction(
         report: is told what was done to which row.
 
     Raises:
-        DataError: nothing of any answer is left within ``max_tokens``.
+        DataError: the template refuses a row, or nothing of its answers is left within ``max_tokens``.
     """
     examples = []
     for row in rows:
-        found = []
         said = conversation_of(table, row, settings)
-        for part in tokenizer.chat(said.messages, settings.max_tokens, tools=said.tools):
+        with _at(table, row):
+            parts = tokenizer.chat(
+                said.messages,
+                settings.max_tokens,
+                date=settings.date,
+                thinking=settings.thinking,
+                tools=said.tools,
+            )
+        found = []
+        for part in parts:
             if len(part.tokens) != len(part.loss):
                 raise ModelError(
                     "the tokenizer's chat template",
@@ -167,19 +217,32 @@ def tokenise_instruction(
                 report.note(part.remarks, table.where(row))
                 report.note(["cut"] * part.cut + ["cut-answer"] * part.cut_answer, table.where(row))
             if any(target != IGNORED for target in targets):
-                found.append(_example(part.tokens, targets, table, row))
+                found.append(_example(part.tokens, targets))
         if not found:
+            cut = any(part.cut for part in parts)
             raise DataError(
                 table.where(row),
-                expected=f"an answer that begins within data.max_tokens = {settings.max_tokens}",
-                got="a prompt that fills them, or an empty answer",
-                hint="Raise data.max_tokens, or shorten the row or take it out.",
+                expected=f"an answer that begins within data.max_tokens = {settings.max_tokens}"
+                if cut
+                else "an answer with something to learn from",
+                got="a prompt that fills them" if cut else "none, or weight 0 on each",
+                hint="Raise data.max_tokens, or shorten the row or take it out."
+                if cut
+                else "Take the row out.",
             )
         examples += found
     return examples
 
 
-def _example(tokens: Sequence[int], targets: Sequence[int], table: Table, row: int) -> Example:
-    if not tokens:
-        raise DataError(table.where(row), expected="a text of at least one token", got="none")
+@contextlib.contextmanager
+def _at(table: Table, row: int) -> Iterator[None]:
+    """What the tokenizer says of a text, said of the row that has it."""
+    try:
+        yield
+    except DataError as error:
+        got = f"{error.got} ({error.who})"
+        raise DataError(table.where(row), expected=error.expected, got=got, hint=error.hint) from error
+
+
+def _example(tokens: Sequence[int], targets: Sequence[int]) -> Example:
     return Example(np.array(tokens, dtype=np.int32), np.array(targets, dtype=np.int64))

@@ -85,13 +85,6 @@ def test_a_prompt_is_what_comes_before_the_answer(tmp_path):
     assert tokenizer.chat_prompt(HELLO[:2]) == tokens[: mask.index(True)]
 
 
-def test_an_opened_thought_is_no_answer(tmp_path):
-    thinking = CHAT_TEMPLATE.replace(
-        "<|im_start|>assistant\n{% endif", "<|im_start|>assistant\n<think>{% endif"
-    )
-    assert said(llama(tmp_path, thinking), HELLO[:3]) == ["ĠĠhi,ĠÄ§!<|im_end|>"]
-
-
 def test_cut(tmp_path):
     tokenizer = llama(tmp_path)
     tokens, mask = chat(tokenizer, HELLO, 10_000)
@@ -101,11 +94,9 @@ def test_cut(tmp_path):
 def test_refusals(tmp_path):
     with pytest.raises(ModelError, match=r"chat template.*got none"):
         llama(tmp_path, None).chat(HELLO, 99)
-    rewriting = (
-        "{% for m in messages %}{% if loop.last %}{{ m['content'] }}{% else %}…{% endif %}{% endfor %}"
-    )
-    with pytest.raises(ModelError, match="rewrites"):
-        llama(tmp_path, rewriting).chat(HELLO, 99)
+    broken = "{% for m in messages %}"
+    with pytest.raises(ModelError, match="valid Jinja"):
+        llama(tmp_path, broken).chat(HELLO, 99)
     raising = "{{ raise_exception('no system messages here') }}"
     with pytest.raises(ModelError, match="no system messages here"):
         llama(tmp_path, raising).chat(HELLO, 99)

@@ -88,7 +88,7 @@ def test_instruction_has_loss_on_the_answer_only():
 
 def test_the_first_token_never_has_loss():
     class Blunt(Letters):
-        def chat(self, messages, max_tokens, *, tools=None):
+        def chat(self, messages, max_tokens, **settings):
             return [Turns([7, 8, 9], [True, True, True])]
 
     (example,) = tokenise_instruction(table([{"prompt": "q", "answer": "a"}]), [0], instruction(), Blunt())
@@ -97,7 +97,7 @@ def test_the_first_token_never_has_loss():
 
 def test_an_answer_of_several_sequences_gives_several_examples():
     class Rewriting(Letters):
-        def chat(self, messages, max_tokens, *, tools=None):
+        def chat(self, messages, max_tokens, **settings):
             return [
                 Turns([7, 8], [False, True]),
                 Turns([7, 9], [False, False]),
@@ -173,7 +173,7 @@ def test_a_text_of_no_tokens_is_refused():
 
 def test_a_template_whose_flags_do_not_fit_is_the_models_fault():
     class Wrong(Letters):
-        def chat(self, messages, max_tokens, *, tools=None):
+        def chat(self, messages, max_tokens, **settings):
             return [Turns([1, 2], [True])]
 
     with pytest.raises(ModelError, match=r"2 loss flags, got 1"):

@@ -34,9 +34,13 @@ class Letters:
     def encode_plain(self, text: str) -> list[int]:
         return list(map(ord, text))
 
-    def chat(
-        self, messages: Sequence[Mapping[str, Any]], max_tokens: int, *, tools: Sequence[Any] | None = None
-    ) -> list[Turns]:
+    def prompt(self, text: str) -> list[int]:
+        return [*([] if self.bos is None else [self.bos]), *self.encode_plain(text)]
+
+    def has_control_text(self, text: str) -> bool:
+        return "\x02" in text
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], max_tokens: int, **settings: Any) -> list[Turns]:
         tokens: list[int] = []
         loss: list[bool] = []
         for message in messages:

@@ -1,0 +1,187 @@
+"""ChatTemplate: conversations as the text that a model's chat template makes of them, on no clock.
+
+What a template may see is the conversation and a date that the federation file names. ``strftime_now``, by
+which templates ask for today, gives that date in English whatever the locale; a template that draws at random
+is refused. Two members render the same conversation to the same text on any day.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from headwater.errors import DataError, ModelError
+
+Messages = Sequence[Mapping[str, Any]]
+
+_OURS = ("weight",)
+"""Keys of a message that are for training and not for the template."""
+
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        name: the base model, for messages.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self._tokenizer, self._name = tokenizer, name
+
+    def source(self, tools: Sequence[Any] | None = None) -> str:
+        """The template's own text.
+
+        Raises:
+            ModelError: the tokenizer has none, or one whose result is another each time.
+        """
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise ModelError(
+                f"tokenizer of {self._name}",
+                expected="a chat template, which data.kind 'instruction' needs",
+                got="none",
+                hint='Use an instruction-tuned model, or data.kind = "causal-lm".',
+            )
+        try:
+            source = str(self._tokenizer.get_chat_template(None, tools))
+        except ValueError as error:  # several templates and none of them the default
+            raise ModelError(
+                f"chat template of {self._name}", expected="a default one", got=str(error)[:200]
+            ) from None
+        if drawn := _drawn(source):
+            raise ModelError(
+                f"chat template of {self._name}",
+                expected="one that makes the same text of a conversation each time",
+                got=f"{drawn!r} in it, which draws at random",
+                hint="Take it out of the model's chat_template.jinja.",
+            )
+        return source
+
+    def sha256(self, tools: Sequence[Any] | None = None) -> str:
+        """SHA-256 (hex) of the template's text."""
+        return hashlib.sha256(self.source(tools).encode()).hexdigest()
+
+    def render(
+        self,
+        messages: Messages,
+        *,
+        prompt: bool,
+        date: datetime.date,
+        arguments: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+    ) -> str:
+        """``messages`` as text.
+
+        Args:
+            messages: with the keys that the template reads.
+            prompt: whether the opening of the assistant's next turn comes after them.
+            date: what the template takes for today.
+            arguments: of the template, such as ``enable_thinking``.
+            tools: JSON schemas of functions.
+
+        Raises:
+            ModelError: no template, or one that is no valid Jinja.
+            DataError: the template refuses these messages, for example by the order of their roles.
+        """
+        source = self.source(tools)
+        if "strftime_now" in source:
+            source = clock(date) + source
+        said = [{key: value for key, value in m.items() if key not in _OURS} for m in messages]
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    said,
+                    tools=list(tools) if tools else None,
+                    chat_template=source,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                    **(arguments or {}),
+                )
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(
+                f"chat template of {self._name}", expected="valid Jinja", got=str(error)
+            ) from error
+        except Exception as error:  # what the template's author chose to raise, or a key that it misses
+            roles = ", ".join(str(m.get("role")) for m in messages[:8]) or "no message"
+            raise DataError(
+                f"chat template of {self._name}",
+                expected="messages that it accepts",
+                got=f"the roles {roles}: {error}",
+                hint="Change the rows to what the template accepts.",
+            ) from error
+
+
+@lru_cache(maxsize=8)
+def clock(date: datetime.date) -> str:
+    """Jinja that defines ``strftime_now`` as midnight of ``date``: put it before a template.
+
+    English names, as in the C locale. What it does not know it refuses.
+    """
+    month, day = _MONTHS[date.month - 1], _DAYS[date.weekday()]
+    values = {
+        "%F": "%Y-%m-%d",
+        "%D": "%m/%d/%y",
+        "%T": "%H:%M:%S",
+        "%R": "%H:%M",
+        "%Y": f"{date.year:04}",
+        "%y": f"{date.year % 100:02}",
+        "%B": month,
+        "%b": month[:3],
+        "%h": month[:3],
+        "%A": day,
+        "%a": day[:3],
+        "%m": f"{date.month:02}",
+        "%-m": str(date.month),
+        "%d": f"{date.day:02}",
+        "%-d": str(date.day),
+        "%e": f"{date.day:2}",
+        "%j": f"{date.timetuple().tm_yday:03}",
+        "%u": str(date.isoweekday()),
+        "%w": str(date.isoweekday() % 7),
+        "%H": "00",
+        "%-H": "0",
+        "%I": "12",
+        "%-I": "12",
+        "%p": "AM",
+        "%M": "00",
+        "%-M": "0",
+        "%S": "00",
+        "%-S": "0",
+        "%Z": "UTC",
+        "%z": "+0000",
+    }
+    pairs = ", ".join(f"('{code}', '{value}')" for code, value in values.items())
+    return (
+        "{% macro strftime_now(format) %}{% set pinned = namespace(text=format) %}"
+        f"{{% for code, value in [{pairs}] %}}"
+        "{% set pinned.text = pinned.text | replace(code, value) %}{% endfor %}"
+        "{% if '%' in pinned.text %}{{ raise_exception('no fixed time for ' + pinned.text) }}{% endif %}"
+        "{{ pinned.text }}{% endmacro %}\n"
+    )
+
+
+@lru_cache(maxsize=64)
+def _drawn(source: str) -> str:
+    """What draws at random in a template: ``random``, ``lipsum`` or nothing."""
+    before = ""
+    try:
+        for _, kind, value in jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).lex(source):
+            if kind == "name" and (value == "lipsum" or (value == "random" and before == "|")):
+                return value
+            before = before if kind == "whitespace" else value
+    except jinja2.TemplateSyntaxError:
+        return ""  # the rendering says it better
+    return ""

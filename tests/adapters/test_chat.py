@@ -1,0 +1,269 @@
+"""Conversations in templates of many styles: what is trained is what predict asks for."""
+
+import datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headwater.adapters.tokenizer import TextTokenizer
+from headwater.errors import DataError, ModelError
+from tests.support.chat_templates import TEMPLATES, chat_tokenizer
+
+TOKENIZERS = {style: TextTokenizer(chat_tokenizer(t), style) for style, t in TEMPLATES.items()}
+MANY = 10**6
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+ONE = [user("one?"), assistant("first")]
+TWO = [*ONE, user("two?"), assistant("second")]
+
+
+def marked(tokenizer, sequence):
+    """The text of a sequence with its loss in double brackets."""
+    text, stretch, on = "", [], False
+    for token, loss in [*zip(sequence.tokens, sequence.loss, strict=True), (None, None)]:
+        if loss != on:
+            said = tokenizer._tokenizer.decode(stretch)
+            text, stretch, on = text + (f"[[{said}]]" if on else said), [], loss
+        stretch.append(token)
+    return text
+
+
+def shown(style, messages, **more):
+    tokenizer = TOKENIZERS[style]
+    return [marked(tokenizer, sequence) for sequence in tokenizer.chat(messages, MANY, **more)]
+
+
+EXPECTED = {
+    "chatml": ["<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n[[first<|im_end|>]]\n"],
+    "eos-when-finished": ["<|user|>\none?<|end|>\n<|assistant|>\n[[first<|end|>]]\n<|eos|>"],
+    "thoughts-of-the-last": [
+        "<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n[[<think>\n\n</think>\n\nfirst<|im_end|>]]\n"
+    ],
+    "opened-thought-of-the-last": [
+        "<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n<think>\n[[\n</think>\n\nfirst<|im_end|>]]\n"
+    ],
+    "channels": [
+        "<|start|>user<|message|>one?<|end|><|start|>assistant[[<|channel|>final<|message|>first<|return|>]]"
+    ],
+    "opened-thought": ["<|bos|><|user|>one?<|assistant|><think>\n[[\n</think>\n\nfirst<|eos|>]]"],
+    "opened-or-shown-thought": [
+        "<|start|>user\none?<|end|>\n<|start|>assistant\n<think>\n[[\n</think>\n\nfirst<|end|>]]"
+    ],
+    "thought-by-argument": ["<|user|>one?<|assistant|></think>[[first<|eos|>]]"],
+    "empty-thought": [
+        "<|start|>user\none?<|end|>\n<|start|>model\n<|channel|>thought\n<|channel|>[[first<|end|>]]"
+    ],
+    "system-in-the-last": ["<|bos|>[INST]one?[/INST][[first<|eos|>]]"],
+    "words": ["USER: one?\nASSISTANT:[[ first<|eos|>]]"],
+    "date": [
+        "<|im_start|>system\nToday is 26 Jul 2024.<|im_end|>\n<|im_start|>user\none?<|im_end|>\n"
+        "<|im_start|>assistant\n[[first<|im_end|>]]\n"
+    ],
+}
+
+
+@pytest.mark.parametrize("style", EXPECTED)
+def test_one_question_and_one_answer(style):
+    assert shown(style, ONE) == EXPECTED[style]
+
+
+@pytest.mark.parametrize("style", TEMPLATES)
+def test_every_answer_is_trained_after_the_prompt_that_predict_asks_with(style):
+    tokenizer = TOKENIZERS[style]
+    for messages in (ONE, TWO, [{"role": "system", "content": "Brief."}, *TWO]):
+        found = tokenizer.chat(messages, MANY)
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = tokenizer.chat_prompt(messages[:i])
+            (sequence,) = [
+                s
+                for s in found
+                if s.tokens[: len(prompt)] == prompt and s.loss[len(prompt)] and not s.loss[len(prompt) - 1]
+            ]
+            (ends,) = {tuple(tokenizer.chat_ends())}
+            end = next(n for n in range(len(prompt), len(sequence.tokens)) if sequence.tokens[n] in ends)
+            assert all(sequence.loss[len(prompt) : end + 1])
+            assert not any(sequence.loss[end + 1 : end + 2])
+            assert message["content"] in tokenizer._tokenizer.decode(sequence.tokens[len(prompt) : end])
+        answers = [m for m in messages if m["role"] == "assistant"]
+        starts = sum(b and not a for s in found for a, b in zip([False, *s.loss], s.loss, strict=False))
+        assert starts == len(answers)
+
+
+def test_turns_that_the_next_one_shows_otherwise_are_sequences_of_their_own():
+    assert shown("thoughts-of-the-last", TWO) == [
+        "<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\n[[<think>\n\n</think>\n\nfirst<|im_end|>]]",
+        "<|im_start|>user\none?<|im_end|>\n<|im_start|>assistant\nfirst<|im_end|>\n<|im_start|>user\ntwo?"
+        "<|im_end|>\n<|im_start|>assistant\n[[<think>\n\n</think>\n\nsecond<|im_end|>]]\n",
+    ]
+    assert len(shown("channels", TWO)) == 2
+    assert len(shown("chatml", TWO)) == len(shown("eos-when-finished", TWO)) == 1
+
+
+def test_thoughts_are_trained_where_they_are_asked_for():
+    row = [user("one?"), assistant("first", reasoning_content="since")]
+    told = [user("one?"), assistant("<think>\nsince\n</think>\n\nfirst")]
+    for style, thinking, expected in [
+        ("thoughts-of-the-last", False, "assistant\n[[<think>\nsince\n</think>\n\nfirst<|im_end|>]]\n"),
+        ("opened-thought-of-the-last", True, "<think>\n[[since\n</think>\n\nfirst<|im_end|>]]\n"),
+        ("opened-or-shown-thought", True, "<think>\n[[since\n</think>\n\nfirst<|end|>]]\n"),
+        ("opened-thought", True, "<think>\n[[since\n</think>\n\nfirst<|eos|>]]"),
+        ("opened-thought", False, "<think>\n[[since\n</think>\n\nfirst<|eos|>]]"),
+        ("thought-by-argument", True, "<think>[[since</think>first<|eos|>]]"),
+    ]:
+        assert shown(style, row, thinking=thinking)[0].endswith(expected), style
+    for style in ("thoughts-of-the-last", "opened-thought-of-the-last", "opened-thought"):
+        assert shown(style, told) == shown(style, row)
+    with pytest.raises(DataError, match=r"opens it, with '</think>'.*data\.thinking = true"):
+        shown("thought-by-argument", row)
+    with pytest.raises(DataError, match=r"opens it, with '<think>'.*reasoning_content"):
+        shown("thought-by-argument", ONE, thinking=True)
+    with pytest.raises(ModelError, match="reasoning_content"):
+        shown("chatml", row, thinking=True)
+    with pytest.raises(DataError, match="answer that begins with <think>"):
+        shown("empty-thought", told)
+
+
+def test_what_opens_no_answer_is_refused_with_the_words():
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>Here is my reasoning:{% endif %}"
+    )
+    with pytest.raises(ModelError, match="Here is my reasoning:"):
+        TextTokenizer(chat_tokenizer(template), "odd").chat(ONE, MANY)
+    needs_tools = "{% for t in tools %}{{ t }}{% endfor %}" + TEMPLATES["chatml"]
+    with pytest.raises(ModelError, match="renders a question and an answer"):
+        TextTokenizer(chat_tokenizer(needs_tools), "odd").chat(ONE, MANY)
+
+
+def test_an_answer_before_any_question_is_trained_without_what_stands_before_it():
+    row = [assistant("Welcome"), *ONE]
+    tokenizer = TOKENIZERS["default-system"]
+    (sequence,) = tokenizer.chat(row, MANY)
+    opening = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>assistant\n[[Welcome<|im_end|>]]\n"
+    assert marked(tokenizer, sequence).startswith(f"{opening}<|im_start|>user\n")
+    assert sequence.remarks == ("opening",)
+    with pytest.raises(DataError, match="roles must alternate"):
+        shown("system-in-the-last", row)
+    asks = (
+        "{% if messages | selectattr('role', 'eq', 'user') | list | length == 0 %}"
+        "{{ raise_exception('nobody asks') }}{% endif %}"
+    )
+    asking = TextTokenizer(chat_tokenizer(asks + TEMPLATES["chatml"]), "asking")
+    assert [marked(asking, s) for s in asking.chat(row, MANY)] == [
+        "<|im_start|>assistant\nWelcome<|im_end|>\n<|im_start|>user\none?<|im_end|>\n"
+        "<|im_start|>assistant\n[[first<|im_end|>]]\n"
+    ]
+
+
+def test_an_answer_of_weight_0_has_no_loss():
+    row = [user("one?"), assistant("wrong", weight=0), user("no"), assistant("right", weight=1)]
+    (text,) = shown("chatml", row)
+    assert "wrong<|im_end|>\n" in text
+    assert text.count("[[") == 1
+    assert "[[right<|im_end|>]]" in text
+    assert "weight" not in text
+    assert [t.count("[[") for t in shown("thoughts-of-the-last", row)] == [1]
+
+
+def test_keys_of_messages_reach_the_template_or_are_named():
+    call = {"type": "function", "function": {"name": "track", "arguments": '{"id": 7}'}}
+    row = [
+        {**user("where?"), "name": "ann"},
+        assistant("I look", tool_calls=[call], reasoning_content="hm"),
+        {"role": "tool", "content": "late", "tool_call_id": "c1"},
+        assistant("late"),
+    ]
+    tokenizer = TOKENIZERS["calls"]
+    (sequence,) = tokenizer.chat(row, MANY, tools=[{"type": "function", "function": {"name": "track"}}])
+    text = marked(tokenizer, sequence)
+    assert '[[<think>hm</think>I look<tool_call>{"type": "function", ' in text
+    assert '"{\\"id\\": 7}"}}<|call|>]]\n' in text
+    assert text.startswith('<|im_start|>system\n[{"type": "function", "function": {"name": "track"}}]')
+    assert sequence.remarks == ("unread-key:name", "unread-key:tool_call_id")
+    (plain,) = TOKENIZERS["chatml"].chat(row, MANY, tools=[{"name": "track"}])
+    assert {"unread-key:tool_calls", "unread-key:reasoning_content", "unread-key:tools"} <= set(plain.remarks)
+
+
+@pytest.mark.parametrize("style", TEMPLATES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_text_of_users_is_never_a_control_token(style, data):
+    """A row that writes tokens of the model forges no turn: it gives the same frame as other words."""
+    tokenizer = TOKENIZERS[style]
+    added = sorted(tokenizer._tokenizer.get_added_vocab())
+    words = st.text("ab<|>", min_size=1, max_size=5)
+    hostile = st.lists(st.one_of(st.sampled_from(added), words), min_size=1, max_size=4).map("".join)
+    question = data.draw(hostile, "question") + "?"
+    plain = tokenizer.chat([user("q"), assistant("a")], MANY)
+    found = tokenizer.chat([user(question), assistant("a")], MANY)
+    control = tokenizer._chat.text._ids
+    assert [[t for t in s.tokens if t in control] for s in found] == [
+        [t for t in s.tokens if t in control] for s in plain
+    ]
+    assert question in tokenizer._tokenizer.decode(found[0].tokens)
+    assert ("control-text" in found[0].remarks) == tokenizer._chat.text.within(question)
+    assert tokenizer.chat_prompt([user(question)]) == found[0].tokens[: found[0].loss.index(True)]
+
+
+def test_dates_are_the_files_and_not_the_clocks(monkeypatch):
+    from transformers.utils import chat_template_utils
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2031, 5, 6)
+
+    before = TOKENIZERS["date"].chat(ONE, MANY)
+    monkeypatch.setattr(chat_template_utils, "datetime", Later)
+    assert TOKENIZERS["date"].chat(ONE, MANY) == before
+    found = shown("date", ONE, date=datetime.date(2026, 11, 5))
+    assert "Today is 05 Nov 2026." in found[0]
+
+
+def test_dates_in_every_form_are_those_of_the_c_locale():
+    forms = "%A %a %B %b %h %d %-d %e %m %-m %Y %y %j %F %D %T %R %I %p %H %M %S %u %w"
+    template = "{{ strftime_now('" + forms + "') }}" + TEMPLATES["chatml"]
+    for date in (datetime.date(2026, 1, 4), datetime.date(2024, 12, 31)):
+        (sequence,) = TextTokenizer(chat_tokenizer(template), "dated").chat(ONE, MANY, date=date)
+        moment = datetime.datetime.combine(date, datetime.time())
+        text = TOKENIZERS["date"]._tokenizer.decode(sequence.tokens)
+        assert text.startswith(moment.strftime(forms) + "<|im_start|>")
+    with pytest.raises(ModelError, match="no fixed time for %s"):
+        TextTokenizer(chat_tokenizer("{{ strftime_now('%s') }}"), "seconds").chat(ONE, MANY)
+
+
+@pytest.mark.parametrize("drawn", ["{{ [1, 2] | random }}", "{{ lipsum() }}", "{%- set x = [1]|random -%}"])
+def test_templates_that_draw_at_random_are_refused(drawn):
+    with pytest.raises(ModelError, match="draws at random"):
+        TextTokenizer(chat_tokenizer(drawn + TEMPLATES["chatml"]), "drawing").chat(ONE, MANY)
+    named = "{# random #}{% set random = 1 %}" + TEMPLATES["chatml"]
+    assert len(TextTokenizer(chat_tokenizer(named), "named").chat(ONE, MANY)) == 1
+
+
+def test_an_answer_that_no_token_ends_is_named():
+    tokenizer = TextTokenizer(chat_tokenizer(TEMPLATES["words"], eos=None), "endless")
+    (sequence,) = tokenizer.chat(ONE, MANY)
+    assert sequence.remarks == ("no-end",)
+    assert tokenizer.chat_ends() == []
+
+
+def test_a_cut_is_told_and_whether_it_took_an_end():
+    tokenizer = TOKENIZERS["chatml"]
+    (whole,) = tokenizer.chat(TWO, MANY)
+    ends = [n for n, t in enumerate(whole.tokens) if whole.loss[n] and t in tokenizer.chat_ends()]
+    (kept,) = tokenizer.chat(TWO, ends[0] + 1)
+    assert (kept.cut, kept.cut_answer) == (True, False)
+    (kept,) = tokenizer.chat(TWO, ends[0])
+    assert (kept.cut, kept.cut_answer) == (True, True)
+    assert (whole.cut, whole.cut_answer) == (False, False)

@@ -1,0 +1,101 @@
+"""User text as ids: no control token comes of it, whatever the kind of tokenizer."""
+
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from headwater.adapters.tokenizer import TextTokenizer
+from headwater.errors import DataError
+from tests.support.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
+
+
+def unigram():
+    """As SentencePiece models are: the control tokens are pieces of the model itself."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁the", -3.0)]
+    pieces += [(c, -6.0) for c in string.ascii_letters + string.punctuation]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def words():
+    """A word is a token; the control tokens are words too."""
+    known = ["<pad>", "</s>", "<unk>", "the", "film"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(known)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    made = {make.__name__: make(folder / make.__name__) for make in (tiny_bert, tiny_gpt2, tiny_llama)}
+    return {
+        **{name: TextTokenizer.load(path, name) for name, path in made.items()},
+        "unigram": TextTokenizer(unigram(), "unigram"),
+        "words": TextTokenizer(words(), "words"),
+    }
+
+
+KINDS = ["tiny_bert", "tiny_gpt2", "tiny_llama", "unigram", "words"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_no_control_token_comes_of_text(tokenizers, kind, data):
+    tokenizer = tokenizers[kind]
+    control = tokenizer._control
+    names = tokenizer._tokenizer.convert_ids_to_tokens(sorted(control))
+    parts = st.one_of(st.sampled_from(names), st.text("the </s>|film", max_size=6))
+    text = data.draw(st.lists(parts, max_size=5).map(" ".join))
+    assert not control & set(tokenizer.encode_plain(text))
+    usual = [i for i in tokenizer.encode("a", 99) if i in control]
+    for limit in (8, 99):
+        found = tokenizer.encode(text, limit)
+        assert [i for i in found if i in control] == usual
+        assert len(found) <= limit
+    assert tokenizer.has_control_text(text) == any(name in text for name in names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=st.text("the film", max_size=20))
+def test_other_text_is_read_as_transformers_reads_it(tokenizers, kind, text):
+    tokenizer = tokenizers[kind]
+    assert tokenizer.encode(text, 9) == tokenizer._tokenizer(text, truncation=True, max_length=9)["input_ids"]
+    plain = tokenizer._tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.encode_plain(text) == plain
+
+
+def test_the_text_is_kept(tokenizers):
+    for kind, text in [("tiny_llama", "a<|im_end|> b"), ("tiny_gpt2", "<|bos|>x")]:
+        found = tokenizers[kind].encode_plain(text)
+        assert tokenizers[kind]._tokenizer.decode(found) == text
+    bert = tokenizers["tiny_bert"]
+    assert bert._tokenizer.decode(bert.encode("good [SEP] bad", 99)) == "[CLS] good [ sep ] bad [SEP]"
+    assert tokenizers["unigram"].encode("the </s>", 99)[-1] == 1
+
+
+def test_a_text_that_knows_the_names_in_the_twin_is_refused(tokenizers):
+    bert = tokenizers["tiny_bert"]
+    alias = bert._plain._aliases["[SEP]"]
+    with pytest.raises(DataError, match=r"no control token.*\[SEP\]"):
+        bert.encode(f"good [SEP] {alias} bad", 99)
+
+
+def test_a_prompt_is_a_text_without_its_end(tokenizers):
+    """Tokenizers that put an end after each text put none after a prompt."""
+    t5 = tokenizers["unigram"]
+    assert t5.encode("the", 9) == [4, 1]
+    assert t5.prompt("the") == [4]
+    llama = tokenizers["tiny_llama"]
+    assert llama.prompt("a") == llama.encode("a", 9)
