@@ -1,9 +1,13 @@
-"""The frozen base model: :func:`load_base` reads it, checks its hash and switches its dropout off."""
+"""The frozen base model: :func:`load_base` reads it, checks its hash and switches its dropout off.
+
+What is loaded is what is hashed, and what transformers says of it is handled or refused.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +24,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+from headwater.adapters.head import last_layer, match_head, move_rows
+from headwater.adapters.reports import listening
 from headwater.adapters.tokenizer import TextTokenizer
-from headwater.adapters.weights import hash_base, resolve_base
+from headwater.adapters.weights import hash_base, hashed_files, resolve_base
 from headwater.config.federation import CausalLMModel, EncoderModel, SequenceClassificationModel
 from headwater.errors import MissingDependency, ModelError
+from headwater.merging.coverage import layer_of
 
 PretrainedSettings = EncoderModel | SequenceClassificationModel | CausalLMModel
 
@@ -32,7 +39,9 @@ _CLASSES = {
     "sequence-classification": AutoModelForSequenceClassification,
     "causal-lm": AutoModelForCausalLM,
 }
-_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
+_BUFFERS = ("inv_freq", "position_ids", "masked_bias", "attn.bias", "attention.bias")
+"""Ends of names that older files hold beside their weights: computed, not learned."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Base:
         labels: names of the classes; None for a causal model.
         fresh: names of parameters that the files lack: the random start of a new head.
         device: where it computes.
+        moved: names of the head's parameters whose rows were put in the labels' order.
+        notices: what the user should know of it, one sentence each.
     """
 
     model: PreTrainedModel
@@ -56,6 +67,8 @@ class Base:
     labels: tuple[str, ...] | None
     fresh: frozenset[str]
     device: torch.device
+    moved: frozenset[str] = frozenset()
+    notices: tuple[str, ...] = ()
 
     @property
     def positions(self) -> int | None:
@@ -67,17 +80,26 @@ class Base:
         return None
 
 
-def load_base(settings: PretrainedSettings, folder: Path, *, labels: tuple[str, ...] | None) -> Base:
+def load_base(
+    settings: PretrainedSettings,
+    folder: Path,
+    *,
+    labels: tuple[str, ...] | None,
+    head_in_adapter: bool = False,
+) -> Base:
     """Load the base model of a federation.
 
     Args:
         settings: ``[model]``.
         folder: where a relative ``settings.path`` starts.
         labels: names of the classes; None for a causal model.
+        head_in_adapter: an adapter brings the head that belongs to ``labels``: what the files say of
+            their own does not matter.
 
     Raises:
         ModelError: no such model, another hash than ``settings.sha256``, pickled weights, an
-            architecture of another kind, weights missing from the files, or quantisation without a GPU.
+            architecture of another kind, weights missing from the files or left over, a trained head
+            with other labels, a warning of transformers, or quantisation without a GPU.
         MissingDependency: quantisation without bitsandbytes.
     """
     who = f"base model {settings.path}"
@@ -91,12 +113,16 @@ def load_base(settings: PretrainedSettings, folder: Path, *, labels: tuple[str, 
             hint="These are not the files of this federation: fetch them again, or correct model.sha256.",
         )
     quantisation = _quantisation(settings)
-    with quiet_transformers():
-        tokenizer = TextTokenizer.load(where, settings.path)
+    with hashed_files(where) as view, listening(who, settings.accept_warnings) as heard:
+        tokenizer = TextTokenizer.load(view, settings.path)
         try:
-            config = _configuration(where, settings, labels, tokenizer)
+            config = _configuration(view, settings, tokenizer)
+            own_labels = dict(config.id2label or {})
+            if labels is not None and settings.kind == "sequence-classification":
+                config.id2label = dict(enumerate(labels))
+                config.label2id = {label: i for i, label in enumerate(labels)}
             model, info = _CLASSES[settings.kind].from_pretrained(
-                where,
+                view,
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -111,15 +137,27 @@ def load_base(settings: PretrainedSettings, folder: Path, *, labels: tuple[str, 
             raise ModelError(
                 who,
                 expected=f"a model that {_CLASSES[settings.kind].__name__} loads",
-                got=f"{type(error).__name__}: {error}",
+                got=f"{type(error).__name__}: {_first_lines(error)}",
+                hint=_other_kind(where, settings),
             ) from error
+    model.config._name_or_path = model.name_or_path = settings.path
     fresh = frozenset(info["missing_keys"]) | {str(key[0]) for key in info["mismatched_keys"]}
-    _require_complete(who, settings, fresh)
+    notices = [*heard.notices, *_unread_files(who, where)]
+    _require_complete(who, settings, model, fresh)
+    notices += _left_over(who, settings, frozenset(info["unexpected_keys"]))
+    head = _Head(frozenset())
+    if labels is not None and settings.kind == "sequence-classification" and not head_in_adapter:
+        head = _head(who, settings, model, frozenset(info["missing_keys"]), own_labels, labels)
+    _set_ends(model, where)
+    tokenizer.fit(model.get_input_embeddings().weight.shape[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not quantisation:
         model = model.to(device)
     model.eval()
-    return Base(model, tokenizer, sha256, settings, labels, fresh, device)
+    notices += head.notices
+    return Base(
+        model, tokenizer, sha256, settings, labels, fresh | head.fresh, device, head.moved, tuple(notices)
+    )
 
 
 @contextlib.contextmanager
@@ -137,15 +175,8 @@ def quiet_transformers() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _configuration(
-    where: Path, settings: PretrainedSettings, labels: tuple[str, ...] | None, tokenizer: TextTokenizer
-) -> PretrainedConfig:
-    changes: dict[str, Any] = {}
-    if labels is not None and settings.kind == "sequence-classification":
-        changes["num_labels"] = len(labels)
-        changes["id2label"] = dict(enumerate(labels))
-        changes["label2id"] = {label: i for i, label in enumerate(labels)}
-    config = AutoConfig.from_pretrained(where, trust_remote_code=False, **changes)
+def _configuration(where: Path, settings: PretrainedSettings, tokenizer: TextTokenizer) -> PretrainedConfig:
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     if settings.layers is not None:
         if settings.layers > config.num_hidden_layers:
             raise ModelError(
@@ -160,8 +191,8 @@ def _configuration(
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
     config.use_cache = False
-    if config.pad_token_id is None and settings.kind == "sequence-classification":
-        config.pad_token_id = tokenizer.pad  # decoders find their last token by it
+    if settings.kind == "sequence-classification":
+        config.pad_token_id = tokenizer.pad  # two sources for one fact: rows are filled with the tokenizer's
     return config
 
 
@@ -188,10 +219,12 @@ def _quantisation(settings: PretrainedSettings) -> dict[str, Any]:
     }
 
 
-def _require_complete(who: str, settings: PretrainedSettings, fresh: frozenset[str]) -> None:
+def _require_complete(
+    who: str, settings: PretrainedSettings, model: PreTrainedModel, fresh: frozenset[str]
+) -> None:
     """Refuse random weights where none would be trained: every process would draw others."""
     if settings.kind == "sequence-classification":
-        body = [name for name in fresh if any(part.isdigit() for part in name.split("."))]
+        body = [n for n in fresh if n.startswith(f"{model.base_model_prefix}.") and "pooler" not in n]
     elif settings.kind == "encoder":
         body = [name for name in fresh if "pooler" not in name]  # mean pooling passes the pooler by
     else:
@@ -200,6 +233,109 @@ def _require_complete(who: str, settings: PretrainedSettings, fresh: frozenset[s
         raise ModelError(
             who,
             expected="all weights of its architecture",
-            got=f"{len(body)} missing, such as {min(body)}",
+            got=f"{len(body)} missing or of another shape, such as {min(body)}",
             hint="The files are incomplete or of another architecture.",
         )
+
+
+def _left_over(who: str, settings: PretrainedSettings, unexpected: frozenset[str]) -> list[str]:
+    """What the files hold and this kind of model does not use: a head is named, a layer is refused."""
+    names = [name for name in unexpected if not name.endswith(_BUFFERS)]
+    body = [name for name in names if (layer := layer_of(name)) is not None and not _cut(settings, layer)]
+    if body:
+        raise ModelError(
+            who,
+            expected=f"files whose layers all belong to a model of kind {settings.kind!r}",
+            got=f"{len(body)} tensors that it has no place for, such as {min(body)}",
+            hint="config.json and the weights do not belong together, or this architecture has a part (an "
+            "encoder, an adapter) that this model.kind leaves out.",
+        )
+    heads = sorted({name.rpartition(".")[0] or name for name in names if layer_of(name) is None})
+    if not heads:
+        return []
+    shown = ", ".join(heads[:4]) + (", …" if len(heads) > 4 else "")
+    return [f"{who}: model.kind {settings.kind!r} does not use what the files hold as {shown}"]
+
+
+def _cut(settings: PretrainedSettings, layer: int) -> bool:
+    return settings.layers is not None and layer >= settings.layers
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A classifier's head: names of fresh and of moved parameters, and what the user should know."""
+
+    fresh: frozenset[str]
+    moved: frozenset[str] = frozenset()
+    notices: tuple[str, ...] = ()
+
+
+def _head(
+    who: str,
+    settings: SequenceClassificationModel,
+    model: PreTrainedModel,
+    missing: frozenset[str],
+    own: dict[int, str],
+    labels: tuple[str, ...],
+) -> _Head:
+    """Let a trained head serve ``labels``, whose own names are ``own``; ``missing`` are not in the files."""
+    last = last_layer(model, len(labels))
+    if last & missing:
+        if settings.head == "in-order":
+            raise ModelError(
+                "model.head 'in-order'",
+                expected="a base whose files have a trained head",
+                got="none",
+                hint="Leave model.head out: the head then starts fresh.",
+            )
+        return _Head(last, notices=(f"{who}: its files have no trained head: the head starts fresh",))
+    plan = match_head(who, own, labels, settings.head)
+    notices = (plan.notice,) if plan.notice else ()
+    if plan.fresh:
+        return _Head(last, notices=notices)
+    if plan.order is None:
+        return _Head(frozenset())
+    return _Head(frozenset(), move_rows(model, plan.order), notices)
+
+
+def _set_ends(model: PreTrainedModel, where: Path) -> None:
+    """Take the ids that end an answer from generation_config.json, and nothing else of it.
+
+    It changes no training, so it is not hashed: its sampling and penalties would change answers unseen.
+    """
+    try:
+        ends = json.loads((where / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return
+    listed = ends if isinstance(ends, list) else [ends]
+    if model.can_generate() and all(isinstance(end, int) and end >= 0 for end in listed):
+        model.generation_config.eos_token_id = listed
+
+
+def _unread_files(who: str, where: Path) -> list[str]:
+    found = sorted(file.name for file in where.glob("adapter_*") if file.is_file())
+    if not found:
+        return []
+    return [f"{who}: {', '.join(found)} in its folder are not read: the base is taken without that adapter"]
+
+
+def _other_kind(where: Path, settings: PretrainedSettings) -> str:
+    """Which ``model.kind`` would take this architecture."""
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    except Exception:  # whatever is wrong with it was said already
+        return ""
+    kinds = [
+        kind
+        for kind, auto in _CLASSES.items()
+        if kind != settings.kind
+        and type(config) in auto._model_mapping
+        and not (kind == "encoder" and config.is_encoder_decoder)
+    ]
+    if type(config) in _CLASSES[settings.kind]._model_mapping or not kinds:
+        return ""
+    return f"For this architecture model.kind can be {' or '.join(map(repr, kinds))}."
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

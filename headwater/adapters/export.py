@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from headwater.adapters.card import readme
-from headwater.adapters.model import AdaptedModel, unit_of
+from headwater.adapters.model import AdaptedModel
 from headwater.errors import StorageError
 from headwater.state import AdapterState
 
@@ -43,8 +43,7 @@ def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapp
         StorageError: the folder cannot be written.
     """
     state.require_spec(model.spec, "state to export")
-    tensors = {name: value * unit_of(model.spec.by_name[name]) for name, value in state.items()}
-    tensors |= model.frozen
+    tensors = model.saved_tensors(state) | dict(model.frozen)
     head = {n.removeprefix("head."): tensors.pop(n) for n in sorted(tensors) if n.startswith("head.")}
     config = copy.copy(model.network.peft.active_peft_config)
     config.base_model_name_or_path = model.base.settings.path

@@ -22,7 +22,14 @@ from headwater.adapters.network import Network, new_head
 from headwater.adapters.slope import slope
 from headwater.adapters.trunk import Kept, Trunk, all_above
 from headwater.config import LoadedFederation
-from headwater.config.federation import Adapter, InstructionData, LoraAdapter, VectorModel
+from headwater.config.federation import (
+    Adapter,
+    InstructionData,
+    LoraAdapter,
+    PrefixAdapter,
+    PromptAdapter,
+    VectorModel,
+)
 from headwater.errors import ModelError
 from headwater.protocol.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -81,10 +88,12 @@ class AdaptedModel:
         base: the base model and its settings.
         adapter: ``[adapter]``.
         chat: the conversation settings if it is trained on instructions, else None.
+        notices: what the user should know of base and adapter, one sentence each.
     """
 
     def __init__(self, base: Base, adapter: Adapter, network: Network, chat: InstructionData | None) -> None:
         self.base, self.adapter, self.network, self.chat = base, adapter, network, chat
+        self.notices: tuple[str, ...] = base.notices
         self._parameters: list[tuple[TensorSpec, Parameter]] = []
         self.spec = StateSpec(())
         self.frozen = AdapterState(self.spec, {})
@@ -109,13 +118,14 @@ class AdaptedModel:
         adapter = settings.adapter
         if adapter is None or isinstance(settings.model, VectorModel):
             raise ModelError("model", expected="a base model and an [adapter]", got=settings.model.kind)
-        peft = attach(base, adapter)
+        peft, said = attach(base, adapter)
         head = None
         if settings.model.kind == "encoder":
             head = new_head(peft.config.hidden_size, len(base.labels or ()), base.device)
         network = Network(peft, settings.model.kind, head)
         chat = settings.data if isinstance(settings.data, InstructionData) else None
         model = AdaptedModel(base, adapter, network, chat)
+        model.notices = (*base.notices, *said)
         freeze_a = settings.strategy.space == "ffa" and isinstance(adapter, LoraAdapter)
         model._initialise(freeze_a, key)
         return model
@@ -184,6 +194,15 @@ class AdaptedModel:
     def initial_state(self) -> AdapterState:
         """The state it was built in: a function of federation, base and key alone."""
         return self._initial
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions of every row that the adapter takes."""
+        return self.adapter.tokens if isinstance(self.adapter, PromptAdapter | PrefixAdapter) else 0
+
+    def saved_tensors(self, state: AdapterState) -> dict[str, Tensor]:
+        """What PEFT saves of ``state``, under its names, with the head of an encoder as ``head.*``."""
+        return {name: value * unit_of(self.spec.by_name[name]) for name, value in state.items()}
 
     def load(self, state: AdapterState) -> None:
         """Set the trained tensors to ``state``.

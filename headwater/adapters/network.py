@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ class Network(nn.Module):
     def __init__(self, peft: PeftModel, kind: Kind, head: nn.Linear | None) -> None:
         super().__init__()
         self.peft, self.kind, self.head = peft, kind, head
+        self._scores = kind == "sequence-classification" and hasattr(peft.get_base_model(), "score")
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Logits of right-padded ``tokens`` int64 [b, t] with ``mask`` int64 [b, t].
@@ -31,6 +33,8 @@ class Network(nn.Module):
         Returns:
             [b, labels] for classification; [b, t, vocabulary] for a causal model.
         """
+        if self._scores:
+            return self._at_last_token(tokens, mask)
         out = self.peft(input_ids=tokens, attention_mask=mask, return_dict=True)
         width = tokens.shape[1]
         if self.kind == "causal-lm":
@@ -40,14 +44,42 @@ class Network(nn.Module):
         # prompt tuning lengthens the hidden states by its virtual tokens, at the front
         return self.head(mean_pool(out.last_hidden_state[:, -width:], mask))  # type: ignore[no-any-return]
 
+    def _at_last_token(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """A decoder's scores at each row's last token, as ``mask`` says.
+
+        transformers looks for the last id that is not the pad's, and so reads elsewhere where padding is
+        another id, or where a text ends with that id; after a prompt it reads at the last position.
+        """
+        seen: list[Tensor] = []
+        head = self.peft.get_base_model().score
+        handle = head.register_forward_hook(lambda module, given, scores: seen.append(scores))
+        try:
+            out = self.peft(input_ids=tokens, attention_mask=mask, return_dict=True)
+        finally:
+            handle.remove()
+        if not seen or seen[-1].dim() != 3:  # it pools before it scores
+            return out.logits  # type: ignore[no-any-return]  # transformers is untyped here
+        scores = seen[-1][:, -tokens.shape[1] :]  # virtual tokens stand at the front
+        return scores[torch.arange(len(scores), device=scores.device), mask.sum(1) - 1]
+
     def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The base's own mean-pooled last hidden states, as if there were no adapter: [b, d]."""
-        # a prompt sits beside its base, and PEFT's disable_adapter fails for one on an encoder
-        prompted = self.peft.active_peft_config.is_prompt_learning
-        network = self.peft.get_base_model() if prompted else self.peft
-        with contextlib.nullcontext() if prompted else self.peft.disable_adapter():
-            out = network(input_ids=tokens, attention_mask=mask, output_hidden_states=True, return_dict=True)
+        with self.without_adapter() as base:
+            out = base(input_ids=tokens, attention_mask=mask, output_hidden_states=True, return_dict=True)
         return mean_pool(out.hidden_states[-1][:, -tokens.shape[1] :], mask)
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[nn.Module]:
+        """Gives the base, which inside computes as if there were no adapter."""
+        # a prompt sits beside its base, and PEFT's disable_adapter fails for one on an encoder
+        if self.peft.active_peft_config.is_prompt_learning:
+            yield self.peft.get_base_model()
+            return
+        trained = {id(p) for p in self.parameters() if p.requires_grad}
+        with self.peft.disable_adapter():
+            yield self.peft.get_base_model()
+        for parameter in self.parameters():  # PEFT lets everything be trained again, a frozen A too
+            parameter.requires_grad_(id(parameter) in trained)
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class TextTokenizer:
         bos: id that the model's own encoding puts before a sequence, if it does.
         eos: id that ends a sequence, if the model has one.
         template: its chat template.
+        vocabulary: rows of the model's embedding; None before :meth:`fit`. A token beyond it cannot be read.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -41,6 +42,25 @@ class TextTokenizer:
         pad = tokenizer.pad_token_id
         self.pad: int = int(pad if pad is not None else self.eos if self.eos is not None else 0)
         self.template = ChatTemplate(tokenizer, name)
+        self.vocabulary: int | None = None
+
+    def fit(self, rows: int) -> None:
+        """Hold the ids against an embedding of ``rows`` rows; a pad without a row becomes another, masked id.
+
+        Raises:
+            ModelError: the id that begins or ends every text has no row.
+        """
+        self.vocabulary = rows
+        beyond = [f"{n} {i}" for n, i in (("bos", self.bos), ("eos", self.eos)) if i is not None and i >= rows]
+        if beyond:
+            raise ModelError(
+                f"tokenizer of {self._name}",
+                expected=f"ids below {rows}, the rows of the model's embedding",
+                got=", ".join(beyond),
+                hint="Enlarge the model with resize_token_embeddings and save it, or take the added token out.",
+            )
+        if self.pad >= rows:
+            self.pad = self.eos if self.eos is not None and self.eos < rows else 0
 
     @staticmethod
     def load(folder: Path, name: str) -> TextTokenizer:

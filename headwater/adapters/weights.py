@@ -1,19 +1,27 @@
-"""Where a base model's files are and what they hash to: :func:`resolve_base`, :func:`hash_base`."""
+"""Where a base model's files are, and what they hash to.
+
+:func:`resolve_base` finds the folder, :func:`hash_base` hashes it, :func:`hashed_files` shows transformers
+those files alone.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from headwater.errors import ModelError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.spm", "*.tiktoken", "*.bpe", "*.codes"]
 _TOKENIZER_FILES = (
     "added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json",
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model",
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model", "*.spm", "*.tiktoken",
+    "bpe.codes", "dict.txt", "emoji.json", "tekken.json", "vocab.bpe", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 _VOLATILE_KEYS = {
     "config.json": ("_name_or_path", "transformers_version"),
@@ -101,17 +109,44 @@ def hash_base(folder: Path) -> str:
     Raises:
         ModelError: no config.json, a damaged JSON file, or no safetensors weights.
     """
-    files = weight_files(folder)
     digest = hashlib.sha256(_canonical(folder / "config.json"))
-    for file in files:
+    for file in weight_files(folder):
         digest.update(f"\n{file.name} {file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
-    for file in sorted(file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)):
+    for file in _tokenizer_files(folder):
         content = _canonical(file) if file.name in _VOLATILE_KEYS else file.read_bytes()
         digest.update(f"\n{file.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def hashed_files(folder: Path) -> Iterator[Path]:
+    """A folder of links to the files that :func:`hash_base` reads, and to no others.
+
+    transformers looks at more than the weights: an adapter that lies beside them is loaded and applied, one
+    that names another base has that one loaded instead. Files of such names are thus out of its sight.
+
+    Raises:
+        ModelError: as :func:`weight_files`.
+    """
+    index = folder / "model.safetensors.index.json"
+    weights = weight_files(folder)
+    shown = [folder / "config.json", *weights, *_tokenizer_files(folder)]
+    if weights != [folder / "model.safetensors"]:
+        shown.append(index)
+    with tempfile.TemporaryDirectory(prefix="headwater-base-") as view:
+        for file in shown:
+            if file.is_file():
+                link = Path(view, file.relative_to(folder))
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.resolve())
+        yield Path(view)
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
 
 
 def _canonical(file: Path) -> bytes:

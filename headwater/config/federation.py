@@ -37,6 +37,11 @@ class BaseModelSettings(Settings):
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     quantization: Literal["none", "8bit", "4bit"] = "none"
     layers: int | None = Field(default=None, ge=1, description="keep only the first N layers")
+    accept_warnings: tuple[str, ...] = Field(
+        default=(),
+        description="parts of warnings of transformers or PEFT about this model that do no harm; any other "
+        "warning is an error",
+    )
 
 
 class EncoderModel(BaseModelSettings):
@@ -49,6 +54,11 @@ class SequenceClassificationModel(BaseModelSettings):
     """Any ``AutoModelForSequenceClassification`` with its own head."""
 
     kind: Literal["sequence-classification"]
+    head: Literal["match", "in-order", "fresh"] = Field(
+        default="match",
+        description="a head that the base was trained with: its outputs go to the labels of the same name; "
+        "output k is label k; or it starts fresh",
+    )
 
 
 class CausalLMModel(BaseModelSettings):

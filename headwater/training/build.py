@@ -15,6 +15,7 @@ from headwater.adapters.base import Base, load_base
 from headwater.adapters.export import export, export_vector
 from headwater.adapters.model import AdaptedModel
 from headwater.adapters.tokenizer import TextTokenizer
+from headwater.adapters.trial import try_model
 from headwater.config import LoadedFederation
 from headwater.config.federation import ClassificationData, Federation, NoData, VectorModel
 from headwater.config.training import Training
@@ -42,12 +43,14 @@ class Workbench:
         model: its adapted model; None with model.kind 'vector'.
         spec: of every state of the federation.
         base_sha256: of the base model's files (of ``b"vector"`` without one).
+        notices: what the user should know of model and adapter, one sentence each.
     """
 
     loaded: LoadedFederation
     model: AdaptedModel | None
     spec: StateSpec
     base_sha256: str
+    notices: tuple[str, ...] = ()
 
     @staticmethod
     def open(loaded: LoadedFederation, base: Base | None = None, *, threads: bool = True) -> Workbench:
@@ -73,7 +76,12 @@ class Workbench:
         base = base or load_base(settings.model, loaded.folder, labels=labels)
         _require_positions(base, settings)
         model = AdaptedModel.build(loaded, base, key=Key.root(settings.federation.seed).child("adapter"))
-        return Workbench(loaded, model, model.spec, model.base_sha256)
+        said = try_model(
+            model,
+            max_tokens=2 if isinstance(settings.data, NoData) else settings.data.max_tokens,
+            slopes=any(t.kind in ("forward_gradient", "spry") for t in settings.trainings.values()),
+        )
+        return Workbench(loaded, model, model.spec, model.base_sha256, (*model.notices, *said))
 
     @property
     def tokenizer(self) -> TextTokenizer | None:

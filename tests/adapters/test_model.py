@@ -175,8 +175,13 @@ def test_a_head_in_the_files_is_kept_and_another_size_replaced(folder):
     )
     trained.save_pretrained(folder / "b2")
     federations.TARGETS["b2"] = federations.TARGETS["bert"]
-    state = build(folder, "sequence-classification", "b2", "lora").initial_state()
-    assert torch.equal(state["base_model.model.classifier.weight"], trained.classifier.weight)
+    trained.config.id2label = {0: "Positive", 1: "negative", 2: "neutral"}
+    trained.save_pretrained(folder / "b2")
+    model = build(folder, "sequence-classification", "b2", "lora")
+    assert model.labels == ("negative", "neutral", "positive")
+    state = model.initial_state()
+    assert torch.equal(state["base_model.model.classifier.weight"], trained.classifier.weight[[1, 2, 0]])
+    assert "'Positive', 'negative', 'neutral'" in model.notices[0]
     two = {
         "kind": "classification",
         "path": "x",
@@ -256,10 +261,6 @@ class TestRefusals:
             build(folder, "encoder", "bert", "lora", changes={"layers": (1, 2)})
         model = build(folder, "encoder", "bert", "lora", changes={"layers": (1,)})
         assert all(".layer.1." in t.name for t in model.spec if t.role != "head")
-
-    def test_prompt_on_a_last_token_head(self, folder):
-        with pytest.raises(ModelError, match="last token"):
-            build(folder, "sequence-classification", "llama", "prompt")
 
     @pytest.mark.parametrize("adapter", ["prompt", "prefix"])
     def test_layers_that_the_files_lack_and_the_adapter_cannot_train(self, folder, adapter):

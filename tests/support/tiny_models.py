@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 
 def tiny_bert(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
     """A random BERT encoder with a WordPiece tokenizer that spells any lower-case text."""
-    fast = _word_tokenizer()
+    fast = word_tokenizer()
     config = BertConfig(
         vocab_size=len(fast),
         hidden_size=32,
@@ -49,7 +49,7 @@ def tiny_bert(folder: Path, *, seed: int = 0, layers: int = 2) -> Path:
 
 def tiny_electra(folder: Path, *, seed: int = 0) -> Path:
     """A random ELECTRA, in which a linear layer stands between the embeddings and the stack."""
-    fast = _word_tokenizer()
+    fast = word_tokenizer()
     config = ElectraConfig(
         vocab_size=len(fast),
         embedding_size=16,
@@ -65,7 +65,7 @@ def tiny_electra(folder: Path, *, seed: int = 0) -> Path:
 
 def tiny_roberta(folder: Path, *, seed: int = 0) -> Path:
     """A random RoBERTa as pretraining leaves it: no pooler, and a classifier of two layers to be made."""
-    fast = _word_tokenizer()
+    fast = word_tokenizer()
     config = RobertaConfig(
         vocab_size=len(fast),
         hidden_size=32,
@@ -83,7 +83,7 @@ def tiny_llama(
     folder: Path, *, seed: int = 0, layers: int = 2, chat_template: str | None = CHAT_TEMPLATE
 ) -> Path:
     """A random Llama with a byte-level tokenizer (any text) and a ChatML template."""
-    fast = _byte_tokenizer(chat_template)
+    fast = byte_tokenizer(chat_template)
     config = LlamaConfig(
         vocab_size=len(fast),
         hidden_size=32,
@@ -102,7 +102,7 @@ def tiny_llama(
 
 def tiny_gpt2(folder: Path, *, seed: int = 0) -> Path:
     """A random GPT-2, whose linear layers (Conv1D) store their weights transposed."""
-    fast = _byte_tokenizer(None)
+    fast = byte_tokenizer(None)
     config = GPT2Config(
         vocab_size=len(fast),
         n_positions=128,
@@ -116,7 +116,7 @@ def tiny_gpt2(folder: Path, *, seed: int = 0) -> Path:
     return _save(folder, seed, lambda: GPT2LMHeadModel(config), fast)
 
 
-def _word_tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer() -> PreTrainedTokenizerFast:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "movie", "the", "was", "not"]
     letters = string.ascii_lowercase + string.digits + string.punctuation
     pieces += list(letters) + [f"##{letter}" for letter in letters]
@@ -136,7 +136,7 @@ def _word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _byte_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
+def byte_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
     specials = ["<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}

@@ -22,7 +22,7 @@ from headwater.training import fisher as room
 from headwater.training.fisher import client_fisher, fisher_by_loop, fisher_diagonal
 from headwater.training.per_example import SquaredGradients, can_hook
 from tests.support import federations
-from tests.support.tiny_models import _save, _word_tokenizer
+from tests.support.tiny_models import _save, word_tokenizer
 
 CASES = [
     ("encoder", "bert", "lora"),
@@ -65,18 +65,18 @@ def tiny_opt(folder):
     """Its feed-forward layers see [b·t, d]."""
     shape = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
     config = OPTConfig(**SIZES, **shape, bos_token_id=1, eos_token_id=2, init_std=0.2)
-    return _save(folder, 0, lambda: OPTForCausalLM(config), _word_tokenizer())
+    return _save(folder, 0, lambda: OPTForCausalLM(config), word_tokenizer())
 
 
 def tiny_albert(folder):
     """One layer, passed through twice."""
     shape = {"embedding_size": 16, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config = AlbertConfig(**SIZES, **shape, num_hidden_groups=1, initializer_range=0.2)
-    return _save(folder, 0, lambda: AlbertModel(config), _word_tokenizer())
+    return _save(folder, 0, lambda: AlbertModel(config), word_tokenizer())
 
 
 SIZES = {
-    "vocab_size": len(_word_tokenizer()),
+    "vocab_size": len(word_tokenizer()),
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
     "pad_token_id": 0,

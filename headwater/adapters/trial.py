@@ -1,0 +1,270 @@
+"""Trying a model before anything depends on it: :func:`try_model`.
+
+When a run opens its model, the real base with the real adapter computes a few short rows, forward and
+backward, and its state goes out and in again as PEFT saves it. What an architecture cannot do shows then, in
+a second, and not in the first round; and laws are checked that every model must keep:
+
+* a row's output does not depend on its batch, its padding or its neighbours;
+* a causal model's output does not depend on later tokens;
+* every trained tensor has an effect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftConfig, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from headwater.adapters.names import PROMPT
+from headwater.adapters.reports import listening
+from headwater.errors import ModelError
+from headwater.protocol.keys import Key
+from headwater.state import AdapterState
+
+if TYPE_CHECKING:
+    from headwater.adapters.model import AdaptedModel
+
+SHORT, LONG = 5, 24
+"""Tokens of the rows that are tried at most; a base may need a few more for a text's own ends."""
+TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 0.1
+"""Differences that count, as a share of the largest output: rounding is near 1e-6, and 8-bit products
+depend on the whole batch in the second digit."""
+IN_ONE_LAYER, IN_NO_LAYER = 2_048, 65_536
+"""Tokens of the longest row that go through the first layer, and that are only embedded: what seconds and
+some tens of megabytes allow."""
+_SIZE = 0.05
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Padded token ids, their mask, and targets of the model's kind."""
+
+    tokens: Tensor
+    mask: Tensor
+    targets: Tensor
+
+
+def try_model(model: AdaptedModel, *, max_tokens: int, slopes: bool = False) -> tuple[str, ...]:
+    """Try base and adapter; the model is left in its initial state, and no global generator is touched.
+
+    Args:
+        model: as it was built.
+        max_tokens: of the longest row that training or evaluation will bring.
+        slopes: some method needs the loss's derivative along a direction.
+
+    Returns:
+        What the user should know, one sentence each.
+
+    Raises:
+        ModelError: what this base, with this adapter, cannot do, and what can be used instead.
+    """
+    trial = _Trial(model)
+    with listening(trial.who, model.base.settings.accept_warnings) as heard, torch.random.fork_rng(devices=[]):
+        try:
+            trial.base_runs()
+            model.load(_elsewhere(model))
+            trial.rows_are_alone()
+            trial.later_tokens_are_unseen()
+            notices = trial.tensors_have_effect()
+            trial.state_returns()
+            if slopes:
+                trial.slope_is_had()
+            trial.longest_row(max_tokens)
+        finally:
+            model.load(model.initial_state())
+    return (*heard.notices, *notices)
+
+
+class _Trial:
+    def __init__(self, model: AdaptedModel) -> None:
+        self.model, base = model, model.base
+        self.who = f"adapter '{model.adapter.kind}' on {base.settings.path}"
+        self.tolerance = TOLERANCE if base.settings.quantization == "none" else QUANTISED_TOLERANCE
+        encode = base.tokenizer.encode
+        long, short = encode("one two three four five six seven eight", LONG), encode("nine", SHORT)
+        # a tokenizer of few words may give nothing for these
+        self.long = [t for t in long if t < (base.tokenizer.vocabulary or t + 1)] or [0, 1, 2, 3]
+        self.short = [t for t in short if t < (base.tokenizer.vocabulary or t + 1)] or self.long[:1]
+
+    def rows(self, *rows: list[int]) -> _Rows:
+        width = max(len(row) for row in rows)
+        pad = self.model.base.tokenizer.pad
+        tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        if self.model.language_model:
+            return _Rows(tokens, mask, torch.where(mask.bool(), tokens, -100))
+        return _Rows(tokens, mask, torch.zeros(len(rows), dtype=torch.int64))
+
+    def logits(self, *rows: list[int]) -> list[Tensor]:
+        """The logits of each row: [labels], or [t, vocabulary] of its own tokens."""
+        with torch.no_grad():
+            out = self.model.forward(self.rows(*rows)).logits.float()
+        if not bool(torch.isfinite(out).all()):
+            raise self._error("finite outputs", "NaN or infinity")
+        return [o[: len(row)] if self.model.language_model else o for o, row in zip(out, rows, strict=True)]
+
+    def base_runs(self) -> None:
+        """The base alone, so that the adapter is not blamed for it."""
+        model, rows = self.model, self.rows(self.long, self.short)
+        expected = f"an architecture that takes padded token ids as model.kind {model.network.kind!r}"
+        hint = "Use another base."
+        if model.base.model.config.is_encoder_decoder:
+            hint = "An encoder-decoder can be a 'sequence-classification' model where transformers has one."
+        with self._refusing(expected, hint), torch.no_grad(), model.network.without_adapter() as base:
+            device = model.base.device
+            base(input_ids=rows.tokens.to(device), attention_mask=rows.mask.to(device))
+
+    def rows_are_alone(self) -> None:
+        with self._refusing("an architecture that this adapter fits", self._instead()):
+            together = self.logits(self.long, self.short)
+            apart = [*self.logits(self.long), *self.logits(self.short)]
+        if (found := _difference(together, apart)) > self.tolerance:
+            raise self._error(
+                "a row's output that does not depend on its padding and its neighbours",
+                f"outputs that differ by {found:.2g} of the largest one",
+                "This architecture looks at padding. Use another base.",
+            )
+
+    def later_tokens_are_unseen(self) -> None:
+        if not self.model.language_model:
+            return
+        other = [*self.long[:-1], self.short[0] if self.short[0] != self.long[-1] else self.long[0]]
+        (first,), (second,) = self.logits(self.long), self.logits(other)
+        if (found := _difference([first[:-1]], [second[:-1]])) > self.tolerance:
+            raise self._error(
+                "a causal model, whose outputs do not depend on later tokens",
+                f"outputs that differ by {found:.2g} of the largest one when the last token changes",
+                'This base reads in both directions. Use model.kind = "encoder", or a base that is a decoder.',
+            )
+
+    def tensors_have_effect(self) -> list[str]:
+        specs = [spec for spec, _ in self.model.parameters()]
+        with self._refusing("a backward pass", self._instead()), torch.enable_grad():
+            loss = self.model.loss(self.rows(self.long, self.short))
+            found = torch.autograd.grad(loss, [p for _, p in self.model.parameters()], allow_unused=True)
+        without = [spec.name for spec, gradient in zip(specs, found, strict=True) if gradient is None]
+        adapter = [spec.name for spec in specs if spec.role != "head"]
+        if adapter and set(adapter) <= set(without):
+            raise self._error(
+                "an adapter that changes the output", "one that this architecture ignores", self._instead()
+            )
+        if not without:
+            return []
+        return [
+            f"{self.who}: {len(without)} of its {len(specs)} tensors have no effect on this model.kind and "
+            f"stay as they start, such as {without[0]}"
+        ]
+
+    def state_returns(self) -> None:
+        """Out as the export saves it, in as PEFT loads it: the same outputs; and its settings likewise."""
+        model, peft = self.model, self.model.network.peft
+        before = self.logits(self.long)
+        tensors = {**model.saved_tensors(model.read()), **model.frozen}
+        head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("head.")}
+        model.load(model.initial_state())
+        with self._refusing("a state that PEFT loads again", "Use another adapter.kind."), torch.no_grad():
+            result = set_peft_model_state_dict(peft, {n: v.to(model.base.device) for n, v in tensors.items()})
+            for name, value in head.items():
+                model.network.get_parameter(name).copy_(value)
+            with tempfile.TemporaryDirectory(prefix="headwater-trial-") as folder:
+                peft.active_peft_config.save_pretrained(folder)
+                read = PeftConfig.from_pretrained(folder)
+        left = [n for n in result.unexpected_keys if n != PROMPT]  # which PEFT takes by another way
+        if left or read.peft_type != peft.active_peft_config.peft_type:
+            raise self._error("a state that PEFT loads again", f"{left[:1] or read.peft_type} not taken")
+        if (found := _difference(before, self.logits(self.long))) > TOLERANCE / 100:
+            raise self._error("the outputs of before once PEFT has loaded the state", f"a difference of {found:.2g}")
+
+    def slope_is_had(self) -> None:
+        self.model.slope(self.rows(self.long, self.short), torch.full((self.model.spec.numel,), 1e-3))
+
+    def longest_row(self, max_tokens: int) -> None:
+        """Whether the base has places for so many tokens: through its first layer, or its embeddings alone."""
+        virtual = self.model.virtual_tokens
+        for layers, most in ((1, IN_ONE_LAYER), (0, IN_NO_LAYER)):
+            length = min(max_tokens, most)
+            if self._takes(length, layers):
+                continue
+            fits, fails = 1, length
+            while fails - fits > 1:
+                middle = (fits + fails) // 2
+                fits, fails = (middle, fails) if self._takes(middle, layers) else (fits, middle)
+            left = f", of which the adapter takes {virtual}" if virtual else ""
+            raise ModelError(
+                "data.max_tokens",
+                expected=f"at most {fits}: {self.model.base.settings.path} takes {fits + virtual} tokens{left}",
+                got=str(max_tokens),
+                hint="Lower it; longer texts are cut or divided.",
+            )
+
+    def _takes(self, length: int, layers: int) -> bool:
+        row = (self.long * (length // len(self.long) + 1))[:length]
+        try:
+            with _stopping_at(self.model.network, layers), torch.no_grad():
+                self.model.forward(self.rows(row))
+        except _Reached:
+            return True
+        except Exception:  # whatever a library raises where its table of positions ends
+            return False
+        return True
+
+    def _instead(self) -> str:
+        if self.model.adapter.kind in ("prompt", "prefix"):
+            return 'This architecture has no place for it. Use adapter.kind = "lora".'
+        return "Name other target_modules, or use another adapter.kind."
+
+    def _error(self, expected: str, got: str, hint: str = "") -> ModelError:
+        return ModelError(self.who, expected=expected, got=got, hint=hint)
+
+    @contextlib.contextmanager
+    def _refusing(self, expected: str, hint: str) -> Iterator[None]:
+        """Inside, whatever transformers, PEFT or torch raise of the model becomes an error that says so."""
+        try:
+            yield
+        except ModelError:
+            raise
+        except Exception as error:  # bare exceptions of every type
+            got = f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
+            raise self._error(expected, got, hint) from error
+
+
+def _elsewhere(model: AdaptedModel) -> AdapterState:
+    """A state near the initial one in which no product of the adapter is zero."""
+    start = model.initial_state()
+    noise = Key.root(0).child("trial").numpy().standard_normal(model.spec.numel).astype("float32")
+    return AdapterState.from_vector(model.spec, start.vector() + _SIZE * torch.from_numpy(noise))
+
+
+def _difference(left: list[Tensor], right: list[Tensor]) -> float:
+    """The largest difference as a share of the largest value."""
+    largest = max(float(x.abs().max()) for x in left if x.numel()) if any(x.numel() for x in left) else 0.0
+    differences = [float((x - y).abs().max()) for x, y in zip(left, right, strict=True) if x.numel()]
+    return max(differences, default=0.0) / max(largest, 1e-12)
+
+
+class _Reached(Exception):
+    """The pass has come as far as it should."""
+
+
+@contextlib.contextmanager
+def _stopping_at(network: nn.Module, layer: int) -> Iterator[None]:
+    """Inside, a pass ends before the layer of this number in the longest stack; a short stack is passed."""
+    stacks = [m for m in network.modules() if isinstance(m, nn.ModuleList) and len(m) > layer]
+    stack = max(stacks, key=lambda m: sum(p.numel() for p in m.parameters()), default=None)
+
+    def stop(module: nn.Module, args: object) -> None:
+        raise _Reached
+
+    handles = [] if stack is None else [stack[layer].register_forward_pre_hook(stop)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
