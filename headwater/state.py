@@ -37,6 +37,8 @@ class TensorSpec:
         scaling: of ``lora_b``: s in ΔW = s·B·A (alpha/r, or alpha/√r with rsLoRA); of ``head``: what a
             value of 1 is in the model (2^head_bits); 1.0 otherwise.
         transposed: the base stores the weight as d_in × d_out (GPT-2's Conv1D).
+        experts: of ``lora_a`` and ``lora_b``: how many experts' factors of rank r they hold. Expert e has of
+            A the rows e·r … (e+1)·r − 1, and of B the columns e, e + experts, e + 2·experts, …
     """
 
     name: str
@@ -46,6 +48,7 @@ class TensorSpec:
     pair: str = ""
     scaling: float = 1.0
     transposed: bool = False
+    experts: int = 1
 
     @property
     def numel(self) -> int:
@@ -93,7 +96,11 @@ class StateSpec:
 
     @cached_property
     def _fingerprint(self) -> str:
-        text = json.dumps([asdict(t) for t in self.tensors], sort_keys=True, separators=(",", ":"))
+        tensors = [asdict(t) for t in self.tensors]
+        for tensor in tensors:
+            if tensor["experts"] == 1:  # as fingerprints were before there were experts
+                del tensor["experts"]
+        text = json.dumps(tensors, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def fingerprint(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def attach(base: Base, adapter: Adapter) -> tuple[PeftModel, tuple[str, ...]]:
             computes something else than it says, or a random layer that would not be trained.
     """
     config = _peft_config(base, adapter)
-    linear = linear_modules(base.model)
+    linear, tied = linear_modules(base.model), _tied(base)
     # names of buffers are among those that files lack
     changed = [n for n, _ in base.model.named_parameters() if n in base.fresh | base.moved]
     who = f"adapter '{adapter.kind}' on {base.settings.path}"
@@ -59,6 +59,8 @@ def attach(base: Base, adapter: Adapter) -> tuple[PeftModel, tuple[str, ...]]:
                 expected="an adapter that PEFT can attach to this architecture",
                 got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             ) from error
+    if isinstance(adapter, LoraAdapter | Ia3Adapter):
+        _require_untied(who, peft, tied)
     if isinstance(adapter, LoraAdapter) and adapter.target_modules == (ALL_LINEAR,):
         _require_all_linear(who, peft, linear, adapter)
     if base.settings.kind == "sequence-classification":
@@ -128,7 +130,6 @@ def _require_trained(base: Base, adapter: Adapter, peft: PeftModel, changed: Ite
             got=f"{', '.join(frozen)} frozen",
             hint="Use a LoRA adapter, or a base whose files have a head for these labels, in this order.",
         )
-
 
 
 def linear_modules(model: torch.nn.Module) -> list[str]:
@@ -242,21 +243,26 @@ def _check_targets(base: Base, targets: tuple[str, ...]) -> None:
                 got=repr(target),
                 hint=f'Name those of this architecture, or ["{ALL_LINEAR}"].',
             )
-        if shared := [name for name in _matches(base, target) if name in _tied(base)]:
-            raise ModelError(
-                f"adapter.target_modules of {base.settings.path}",
-                expected="modules with a weight of their own",
-                got=f"{target!r}: {shared[0]} has the same tensor as {_tied(base)[shared[0]]}",
-                hint="Merging an adapter of one would change the other. Leave it out, or save the base untied "
-                "(tie_word_embeddings = false, with a copy of the weight).",
-            )
+
+
+def _require_untied(who: str, peft: PeftModel, tied: Mapping[str, str]) -> None:
+    """Refuse to adapt a weight that is another module's too: merged, the adapter would change both."""
+    shared = sorted(name for name in peft.base_model.targeted_module_names if name in tied)
+    if shared:
+        raise ModelError(
+            who,
+            expected="target_modules with a weight of their own",
+            got=f"{shared[0]}, which has the same tensor as {tied[shared[0]]}",
+            hint="Merging an adapter of one would change the other. Leave it out, or save the base untied "
+            "(tie_word_embeddings = false, with a copy of the weight).",
+        )
 
 
 def _tied(base: Base) -> dict[str, str]:
-    """For each module whose weight is another module's too, that other module."""
+    """For each module whose matrix is another module's too, that other module."""
     owners: dict[int, list[str]] = {}
     for name, module in base.model.named_modules():
-        for parameter in module.parameters(recurse=False):
+        for parameter in (p for p in module.parameters(recurse=False) if p.dim() > 1):
             owners.setdefault(parameter.data_ptr(), []).append(name)
     return {name: other for names in owners.values() for name in names for other in names if other != name}
 

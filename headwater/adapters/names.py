@@ -67,9 +67,12 @@ def _spec(peft: PeftModel, adapter: Adapter, name: str, parameter: torch.Tensor)
     if name == PROMPT:
         return TensorSpec(name, shape, "prompt" if adapter.kind == "prompt" else "prefix")
     role: Role = next((role for mark, role in _MARKS if mark in name), "head")
+    if role == "lora_a":
+        return TensorSpec(name, shape, role, experts=_experts(module_of(peft, name)))
     if role != "lora_b":
         return TensorSpec(name, shape, role)
     layer = module_of(peft, name)
+    experts = _experts(layer)
     return TensorSpec(
         name,
         shape,
@@ -77,4 +80,10 @@ def _spec(peft: PeftModel, adapter: Adapter, name: str, parameter: torch.Tensor)
         pair=name.replace(".lora_B.", ".lora_A."),
         scaling=float(layer.scaling["default"]),
         transposed=isinstance(layer.get_base_layer(), Conv1D),
+        experts=experts,
     )
+
+
+def _experts(layer: BaseTunerLayer) -> int:
+    """How many experts' weights the layer's parameter stacks; 1 for an ordinary layer."""
+    return int(getattr(layer, "num_experts", 1))

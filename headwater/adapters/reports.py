@@ -32,6 +32,8 @@ HANDLED: tuple[tuple[str, str], ...] = (
     (r"Initializing global attention on CLS token", ""),
     (r"`attention_mask` was passed, but it is unused in this model", ""),
     (r"does not match the ratio implicitly set by other parameters", "The configuration's own factor counts"),
+    # adapters.attach refuses targets whose tensor is another module's too
+    (r"`tie_word_embeddings=True` and a tied layer is part of the adapter", ""),
     # adapters.attach requires every linear layer to be adapted where all are asked for
     (r"The following (rank|alpha)_pattern keys did not match any targeted module", ""),
 )
@@ -105,4 +107,3 @@ def _judge(message: str, who: str, accept: Sequence[str]) -> list[str]:
         got=f"a warning: {short}",
         hint="Mend its cause. If you know that it does no harm, add a part of its text to model.accept_warnings.",
     )
-

@@ -14,7 +14,7 @@ from headwater.adapters.chat import Chat, ChatTokens
 from headwater.adapters.chat_template import ChatTemplate, Messages
 from headwater.adapters.plain_text import PlainText
 from headwater.config.federation import TEMPLATE_DATE
-from headwater.errors import ModelError
+from headwater.errors import DataError, ModelError
 
 
 class TextTokenizer:
@@ -51,7 +51,9 @@ class TextTokenizer:
             ModelError: the id that begins or ends every text has no row.
         """
         self.vocabulary = rows
-        beyond = [f"{n} {i}" for n, i in (("bos", self.bos), ("eos", self.eos)) if i is not None and i >= rows]
+        beyond = [
+            f"{n} {i}" for n, i in (("bos", self.bos), ("eos", self.eos)) if i is not None and i >= rows
+        ]
         if beyond:
             raise ModelError(
                 f"tokenizer of {self._name}",
@@ -85,11 +87,11 @@ class TextTokenizer:
 
         The special tokens stay; of a pair the longer text is cut first.
         """
-        return self._plain.encode(text, pair, special=True, max_tokens=max_tokens)
+        return self._known(self._plain.encode(text, pair, special=True, max_tokens=max_tokens))
 
     def encode_plain(self, text: str) -> list[int]:
         """``text`` alone, of any length."""
-        return self._plain.encode(text, special=False)
+        return self._known(self._plain.encode(text, special=False))
 
     def prompt(self, text: str) -> list[int]:
         """``text`` as the beginning of a running text: what training puts before one, and no end after it."""
@@ -130,6 +132,8 @@ class TextTokenizer:
             DataError: the template refuses these messages.
         """
         found = self._chat.sequences(messages, date=date, thinking=thinking, tools=tools)
+        for sequence in found:
+            self._known(sequence.tokens)
         return [sequence.within(max_tokens) for sequence in found]
 
     def chat_prompt(
@@ -146,7 +150,7 @@ class TextTokenizer:
             ModelError: no chat template, or one that cannot be used.
             DataError: the template refuses these messages.
         """
-        return self._chat.prompt(messages, date=date, thinking=thinking, tools=tools)
+        return self._known(self._chat.prompt(messages, date=date, thinking=thinking, tools=tools))
 
     def chat_ends(self, *, thinking: bool = False) -> list[int]:
         """Ids of the tokens by which training ends an answer."""
@@ -155,6 +159,21 @@ class TextTokenizer:
     def chat_arguments(self, *, thinking: bool = False) -> dict[str, Any]:
         """The arguments that the chat template gets in training and prediction."""
         return dict(self._chat.turn(thinking=thinking).arguments)
+
+    def _known(self, tokens: list[int]) -> list[int]:
+        """``tokens``, each of which the model's embedding has a row for.
+
+        Raises:
+            DataError: one of them was added to the tokenizer alone.
+        """
+        if self.vocabulary is not None and (beyond := max(tokens, default=0)) >= self.vocabulary:
+            raise DataError(
+                f"tokenizer of {self._name}",
+                expected=f"tokens with ids below {self.vocabulary}, the rows of the model's embedding",
+                got=f"{self._tokenizer.convert_ids_to_tokens(beyond)!r}, id {beyond}",
+                hint="Take the text out, or enlarge the model with resize_token_embeddings and save it.",
+            )
+        return tokens
 
     @cached_property
     def _control(self) -> frozenset[int]:

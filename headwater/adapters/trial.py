@@ -66,7 +66,10 @@ def try_model(model: AdaptedModel, *, max_tokens: int, slopes: bool = False) -> 
         ModelError: what this base, with this adapter, cannot do, and what can be used instead.
     """
     trial = _Trial(model)
-    with listening(trial.who, model.base.settings.accept_warnings) as heard, torch.random.fork_rng(devices=[]):
+    with (
+        listening(trial.who, model.base.settings.accept_warnings) as heard,
+        torch.random.fork_rng(devices=[]),
+    ):
         try:
             trial.base_runs()
             model.load(_elsewhere(model))
@@ -180,7 +183,9 @@ class _Trial:
         if left or read.peft_type != peft.active_peft_config.peft_type:
             raise self._error("a state that PEFT loads again", f"{left[:1] or read.peft_type} not taken")
         if (found := _difference(before, self.logits(self.long))) > TOLERANCE / 100:
-            raise self._error("the outputs of before once PEFT has loaded the state", f"a difference of {found:.2g}")
+            raise self._error(
+                "the outputs of before once PEFT has loaded the state", f"a difference of {found:.2g}"
+            )
 
     def slope_is_had(self) -> None:
         self.model.slope(self.rows(self.long, self.short), torch.full((self.model.spec.numel,), 1e-3))

@@ -17,7 +17,17 @@ from pathlib import Path
 from headwater.errors import ModelError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.spm", "*.tiktoken", "*.bpe", "*.codes"]
+_HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "*.spm",
+    "*.tiktoken",
+    "*.bpe",
+    "*.codes",
+]
 _TOKENIZER_FILES = (
     "added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json",
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model", "*.spm", "*.tiktoken",

@@ -24,7 +24,8 @@ def covered(spec: StateSpec, tensors: tuple[str, ...] | None, rank: int | None) 
     Args:
         spec: of the state.
         tensors: these tensors only; all if None.
-        rank: the first so many rows of each ``lora_a`` and columns of each ``lora_b``; all if None.
+        rank: the first so many rows of each ``lora_a`` and columns of each ``lora_b``, of every expert; all
+            if None.
 
     Raises:
         ConfigError: a tensor that the spec has not.
@@ -37,9 +38,9 @@ def covered(spec: StateSpec, tensors: tuple[str, ...] | None, rank: int | None) 
     for tensor in spec:
         mask = torch.full(tensor.shape, tensors is None or tensor.name in tensors)
         if rank is not None and tensor.role == "lora_a":
-            mask[rank:] = False
+            mask.view(tensor.experts, -1, tensor.shape[1])[:, rank:] = False
         elif rank is not None and tensor.role == "lora_b":
-            mask[:, rank:] = False
+            mask[:, rank * tensor.experts :] = False  # the first column of every expert, then the second …
         parts.append(mask.reshape(-1))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
 

@@ -74,7 +74,7 @@ class GapReport:
 
 @dataclass
 class GapSums:
-    """Σ w·s·B·(A·V) in units of 2^-bits, int64 [d_out, m] per module. Owned by the sketch."""
+    """Σ w·s·B·(A·V) in units of 2^-bits, int64 [experts·d_out, m] per module. Owned by the sketch."""
 
     roster: Roster
     bits: int
@@ -98,9 +98,11 @@ class GapSketch:
         self.base, self.key, self.probes, self.bound = base, key, probes, bound
 
     def init(self, plan: MergePlan) -> GapSums:
-        """Zeros, 8·m·d_out bytes a module."""
+        """Zeros, 8·m·d_out bytes a module, so much for each of its experts."""
         self.base.require_spec(plan.spec, "gap sketch, base state")
-        zeros = {b.name: torch.zeros(b.shape[0], self.probes, dtype=torch.int64) for b in self._modules}
+        zeros = {
+            b.name: torch.zeros(b.experts * b.shape[0], self.probes, dtype=torch.int64) for b in self._modules
+        }
         bound, bits = self._scale(plan)
         return GapSums(Roster(plan), bits, bound, zeros)
 
@@ -183,11 +185,14 @@ class GapSketch:
         return signs
 
     def _project(self, b: TensorSpec, state: AdapterState, delta: AdapterState | None = None) -> Tensor:
-        """s·B·(A·V), float64 [d_out, m], of ``state`` or of ``state`` + ``delta``."""
+        """s·B·(A·V), float64 [experts·d_out, m], of ``state`` or of ``state`` + ``delta``."""
         down, up = state[b.pair].double(), state[b.name].double()
         if delta is not None:
             down, up = down + delta[b.pair], up + delta[b.name]
-        return (up @ (down @ self._signs[b.name])).mul_(b.scaling)
+        # each expert's B with its own A: its columns lie apart, its rows together
+        down = down.reshape(b.experts, -1, down.shape[1])
+        up = up.reshape(up.shape[0], -1, b.experts).permute(2, 0, 1)
+        return (up @ (down @ self._signs[b.name])).reshape(-1, self.probes).mul_(b.scaling)
 
     def _norm(self, projected: Tensor) -> float:
         """√(‖projected‖²/m)."""

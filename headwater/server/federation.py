@@ -228,6 +228,8 @@ class FederationServer:
         return checkpoint
 
     def _tell_started(self, checkpoint: Checkpoint, members: Members) -> None:
+        for notice in self._bench.notices:
+            self._observer(Notice(notice))
         sizes = [record["bytes"] for record in self._folder.read_rounds()]
         self._observer(
             RunStarted(

@@ -58,7 +58,7 @@ def simulate(
         bench = Workbench.open(loaded)
         runtime = ClientRuntime.open(loaded, bench)
         folder.keep_inputs(base=bench.base_sha256, data=runtime.data.sha256)
-        for warning in (*bench.notices, *runtime.data.warnings):
+        for warning in runtime.data.warnings:
             observer(Notice(warning))
         test = runtime.data.test()
         server = FederationServer(

@@ -183,7 +183,9 @@ def test_missing_weights_are_not_made_up(tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"1 missing or of another shape, such as model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        ModelError, match=r"1 missing or of another shape, such as model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
         load_base(CausalLMModel(kind="causal-lm", path="llama"), tmp_path, labels=None)
 
 

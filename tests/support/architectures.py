@@ -120,7 +120,7 @@ def build(name: str, folder: Path, *, seed: int = 0, **changes: object) -> Path:
         "initializer_range": 0.1,
     }
     config = AutoConfig.for_model(name, **{**ids, **(DECODERS if decoder else ENCODERS)[name], **changes})
-    config.tie_word_embeddings = False
+    config.tie_word_embeddings = bool(changes.get("tie_word_embeddings"))
     make = AutoModelForCausalLM if decoder else AutoModelForSeq2SeqLM if name in ("bart", "t5") else AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
