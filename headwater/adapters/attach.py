@@ -126,7 +126,7 @@ def _require_trained(base: Base, adapter: Adapter, peft: PeftModel, changed: Ite
     if frozen:
         raise ModelError(
             f"adapter '{adapter.kind}' on {base.settings.path}",
-            expected="every layer that the files lack, or whose outputs were put in another order, to be trained",
+            expected="every layer that the files lack, or whose outputs were put in another order, trained",
             got=f"{', '.join(frozen)} frozen",
             hint="Use a LoRA adapter, or a base whose files have a head for these labels, in this order.",
         )
@@ -211,7 +211,7 @@ def _targets(base: Base, adapter: LoraAdapter) -> str | list[str]:
 
 
 def _saved_whole(base: Base, adapter: LoraAdapter, saved: Sequence[str]) -> list[str] | None:
-    """Linear layers that PEFT trains and saves whole, by the ends of names, and ``all-linear`` would adapt."""
+    """Linear layers that PEFT saves whole, by the ends of their names, and ``all-linear`` would adapt."""
     if base.settings.kind != "sequence-classification" or adapter.target_modules != (ALL_LINEAR,):
         return None
     ends = (*_PEFT_HEADS, *saved)

@@ -105,5 +105,6 @@ def _judge(message: str, who: str, accept: Sequence[str]) -> list[str]:
         who,
         expected="a model and an adapter of which transformers and PEFT warn of nothing",
         got=f"a warning: {short}",
-        hint="Mend its cause. If you know that it does no harm, add a part of its text to model.accept_warnings.",
+        hint="Mend its cause. If you know that it does no harm, add a part of its text to "
+        "model.accept_warnings.",
     )

@@ -59,7 +59,7 @@ class TextTokenizer:
                 f"tokenizer of {self._name}",
                 expected=f"ids below {rows}, the rows of the model's embedding",
                 got=", ".join(beyond),
-                hint="Enlarge the model with resize_token_embeddings and save it, or take the added token out.",
+                hint="Enlarge the model with resize_token_embeddings and save it, or take the token out.",
             )
         if self.pad >= rows:
             self.pad = self.eos if self.eos is not None and self.eos < rows else 0

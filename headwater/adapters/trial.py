@@ -15,7 +15,6 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -144,7 +143,7 @@ class _Trial:
             raise self._error(
                 "a causal model, whose outputs do not depend on later tokens",
                 f"outputs that differ by {found:.2g} of the largest one when the last token changes",
-                'This base reads in both directions. Use model.kind = "encoder", or a base that is a decoder.',
+                'This base reads in both directions. Use model.kind = "encoder", or a decoder.',
             )
 
     def tensors_have_effect(self) -> list[str]:
@@ -191,8 +190,8 @@ class _Trial:
         self.model.slope(self.rows(self.long, self.short), torch.full((self.model.spec.numel,), 1e-3))
 
     def longest_row(self, max_tokens: int) -> None:
-        """Whether the base has places for so many tokens: through its first layer, or its embeddings alone."""
-        virtual = self.model.virtual_tokens
+        """Whether the base has places for so many tokens: in its first layer, or its embeddings alone."""
+        virtual, base = self.model.virtual_tokens, self.model.base.settings.path
         for layers, most in ((1, IN_ONE_LAYER), (0, IN_NO_LAYER)):
             length = min(max_tokens, most)
             if self._takes(length, layers):
@@ -204,7 +203,7 @@ class _Trial:
             left = f", of which the adapter takes {virtual}" if virtual else ""
             raise ModelError(
                 "data.max_tokens",
-                expected=f"at most {fits}: {self.model.base.settings.path} takes {fits + virtual} tokens{left}",
+                expected=f"at most {fits}: {base} takes {fits + virtual} tokens{left}",
                 got=str(max_tokens),
                 hint="Lower it; longer texts are cut or divided.",
             )

@@ -26,7 +26,7 @@ def speak(how, message):
 def test_a_warning_that_nobody_took_care_of_is_an_error_each_time(how):
     for _ in range(2):  # Python and transformers say such things once a process
         with (
-            pytest.raises(ModelError, match="the base: .*got a warning: something odd"),
+            pytest.raises(ModelError, match=r"the base: .*got a warning: something odd"),
             listening("the base"),
         ):
             speak(how, "something odd")
