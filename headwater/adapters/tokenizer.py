@@ -105,6 +105,10 @@ class TextTokenizer:
         """The text of ``tokens`` without special tokens."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``, special tokens and all."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
+
     def chat(
         self,
         messages: Messages,

@@ -21,6 +21,7 @@ VERBS = {
     "server": Verb("a federation's server: set it up, run it, watch and steer it", "headwater.cli.server"),
     "client": Verb("a data owner's agent: enrol this device, run it", "headwater.cli.client"),
     "config": Verb("check a federation file", "headwater.cli.config"),
+    "data": Verb("check data: what would be trained, and what is wrong with it", "headwater.cli.data"),
     "predict": Verb("answer for texts with a trained adapter", "headwater.cli.predict"),
     "report": Verb("write a run folder's report.html again", "headwater.cli.report"),
     "fetch": Verb("download the models and corpora of the examples", "headwater.cli.fetch"),

@@ -13,7 +13,8 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from headwater.config.federation import Federation
+from headwater.config.federation import Data, Federation
+from headwater.config.settings import Settings
 from headwater.errors import ConfigError
 
 
@@ -76,6 +77,29 @@ def load_federation(
     except ValidationError as error:
         raise _explain(path, raw, error) from None
     return LoadedFederation(settings, (folder or path.parent).resolve())
+
+
+class _DataOnly(Settings):
+    data: Data
+
+
+def load_data(table: dict[str, Any], overrides: Iterable[str] = ()) -> Data:
+    """A ``[data]`` table without a federation file.
+
+    Args:
+        table: its keys.
+        overrides: as in :func:`load_federation`; only ``data.…`` counts.
+
+    Raises:
+        ConfigError: a key is wrong.
+    """
+    raw: dict[str, Any] = {"data": dict(table)}
+    for text in overrides:
+        _override(raw, text)
+    try:
+        return _DataOnly.model_validate_json(json.dumps({"data": raw["data"]})).data
+    except ValidationError as error:
+        raise _explain(Path("--set"), raw, error) from None
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

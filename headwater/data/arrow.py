@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from headwater.data.sniff import HEAD, binary_kind
 from headwater.data.streams import ALWAYS_UNPACKED, MOST_TIMES, Watch
 from headwater.data.table import Row
 from headwater.errors import DataError, MissingDependency
@@ -43,7 +44,9 @@ def read_parquet(path: Path, watch: Watch | None = None) -> Iterator[Row]:
             metadata = file.schema_arrow.metadata
             yield from _rows(file.iter_batches(BATCH), metadata, path, size, watch)
     except (arrow.ArrowException, OSError) as error:
-        raise DataError(str(path), expected="a Parquet file", got=_first_line(error)) from None
+        kind = None if isinstance(error, FileNotFoundError | PermissionError) else _kind(path)
+        got = f"{_first_line(error)}{f': it is {kind}' if kind else ''}"
+        raise DataError(str(path), expected="a Parquet file", got=got) from None
 
 
 def read_datasets_folder(path: Path, watch: Watch | None = None) -> Iterator[Row]:
@@ -177,6 +180,13 @@ def _class_labels(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _kind(path: Path) -> str | None:
+    """What a file is that is no whole Parquet file, if its first bytes say something else."""
+    with path.open("rb") as stream:
+        kind = binary_kind(stream.read(HEAD))
+    return None if kind == "a Parquet file" else kind
 
 
 def _first_line(error: Exception) -> str:

@@ -16,22 +16,16 @@ from types import MappingProxyType
 
 import numpy as np
 
-from headwater.config.federation import CausalLMData, ClassificationData, InstructionData, NoData
+from headwater.config.federation import NoData
 from headwater.config.load import LoadedFederation
 from headwater.data.batches import Example
 from headwater.data.layouts import RowData
 from headwater.data.opened import held_out_rows, open_rows, own_rows
-from headwater.data.problems import Problems
-from headwater.data.row_report import RowReport
+from headwater.data.row_check import RowCheck, tokenise_rows
 from headwater.data.split import sample
 from headwater.data.table import Table, check_name
-from headwater.data.tokenise import (
-    Tokenizer,
-    tokenise_causal,
-    tokenise_classification,
-    tokenise_instruction,
-)
-from headwater.errors import ConfigError, DataError, ModelError
+from headwater.data.tokenise import Tokenizer
+from headwater.errors import ConfigError, DataError
 from headwater.protocol.keys import Key
 
 CACHED_TOKENS = 64_000_000
@@ -82,7 +76,7 @@ class FederatedData:
         self._cached_tokens = 0
         self._test_examples: Sequence[Example] | None = None
         if check and tokenizer is not None:
-            self._check()
+            self._check(tokenizer)
 
     @staticmethod
     def open(
@@ -197,55 +191,25 @@ class FederatedData:
             self._test_examples = self._sampled(self._examples(table, range(len(table))))
         return self._test_examples
 
-    def _check(self) -> None:
+    def _check(self, tokenizer: Tokenizer) -> None:
         """Tokenise every row that is used; raise all that cannot be; say what was done to the others."""
-        problems, report, refused = Problems(), RowReport(), list[tuple[str, ModelError]]()
-        count = 0
-        for name in self.clients:
-            parts = []
-            for rows in self._splits[name]:
-                parts.append(self._collect(self._table, rows, problems, report, refused))
-                count += len(rows)
-            found = ClientData(*parts)
-            if not found.train and not problems.count and not refused:
-                problems.add(_nothing_to_predict(name))
-            if self._cached_tokens + found.tokens <= CACHED_TOKENS:
-                self._cache[name] = found
-                self._cached_tokens += found.tokens
+        if isinstance(self._settings, NoData):
+            return
+        check = RowCheck(self._settings, tokenizer)
+        if self._table is not None:
+            for name in self.clients:
+                found = ClientData(*(check.examples(self._table, rows) for rows in self._splits[name]))
+                if not found.train and check.clean:
+                    check.problems.add(_nothing_to_predict(name))
+                if self._cached_tokens + found.tokens <= CACHED_TOKENS:
+                    self._cache[name] = found
+                    self._cached_tokens += found.tokens
         if self._test is not None:
             table, _ = self._test
-            tested = self._collect(table, range(len(table)), problems, report, refused)
-            self._test_examples = self._sampled(tested)
-            count += len(table)
-        if refused and len(refused) == count:
-            raise refused[0][1]  # it is the model, not the rows
-        for where, error in refused:
-            problems.add(
-                DataError(f"{where}: {error.who}", expected=error.expected, got=error.got, hint=error.hint)
-            )
-        problems.raise_any()
-        self.warnings += report.sentences()
-
-    def _collect(
-        self,
-        table: Table | None,
-        rows: Sequence[int],
-        problems: Problems,
-        report: RowReport,
-        refused: list[tuple[str, ModelError]],
-    ) -> Sequence[Example]:
-        """The examples of the rows that can be used."""
-        if table is None:
-            return self._examples(table, rows)
-        found: list[Example] = []
-        for row in rows:
-            try:
-                found += self._examples(table, [row], report)
-            except DataError as error:
-                problems.add(error)
-            except ModelError as error:  # a chat template that does not take this row, or none at all
-                refused.append((table.where(row), error))
-        return found
+            self._test_examples = self._sampled(check.examples(table, range(len(table))))
+        check.settle()
+        check.problems.raise_any()
+        self.warnings += check.report.sentences()
 
     def _sampled(self, examples: Sequence[Example]) -> Sequence[Example] | None:
         if self._test is None or isinstance(self._settings, NoData):
@@ -259,24 +223,14 @@ class FederatedData:
             raise DataError(f"client {name!r}", expected=f"one of the clients {shown}", got="another name")
         return self._splits[name]
 
-    def _examples(
-        self, table: Table | None, rows: Sequence[int], report: RowReport | None = None
-    ) -> Sequence[Example]:
-        if table is None:
+    def _examples(self, table: Table | None, rows: Sequence[int]) -> Sequence[Example]:
+        if table is None or isinstance(self._settings, NoData):
             return (_NOTHING,) * len(rows)
         if self._tokenizer is None:
             raise ConfigError(
                 "the data", expected="a tokenizer", got="none", hint="Open it with the base model's."
             )
-        match self._settings:
-            case ClassificationData():
-                return tokenise_classification(table, rows, self._settings, self._tokenizer, report)
-            case CausalLMData():
-                return tokenise_causal(table, rows, self._settings, self._tokenizer, report)
-            case InstructionData():
-                return tokenise_instruction(table, rows, self._settings, self._tokenizer, report)
-            case NoData():
-                return ()
+        return tokenise_rows(table, rows, self._settings, self._tokenizer)
 
 
 _NOTHING = Example(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64))

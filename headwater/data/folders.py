@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headwater.data.arrow import read_json_object
+from headwater.data.problems import Problems
 from headwater.data.streams import suffixes
 from headwater.errors import DataError
 
@@ -88,7 +89,7 @@ def _sources(path: Path, split: str | None, default: str) -> Sources:
         raise DataError(str(path), expected=KNOWN, got="an empty folder")
     if (splits := _splits(entries)) is not None:
         return _chosen(path, splits, split, default)
-    return Sources(tuple(_require_data(entry) for entry in entries))
+    return Sources(tuple(_data(entries)))
 
 
 def _splits(entries: list[Path]) -> dict[str, list[Path]] | None:
@@ -111,7 +112,7 @@ def _splits(entries: list[Path]) -> dict[str, list[Path]] | None:
 
 def _below(folder: Path) -> list[Path]:
     entries = sorted(folder.iterdir(), key=lambda p: p.name)
-    return [_require_data(p) for p in entries if not _NOT_DATA.fullmatch(p.name)]
+    return _data([p for p in entries if not _NOT_DATA.fullmatch(p.name)])
 
 
 def _chosen(path: Path, splits: dict[str, list[Path]], split: str | None, default: str) -> Sources:
@@ -125,6 +126,15 @@ def _chosen(path: Path, splits: dict[str, list[Path]], split: str | None, defaul
             hint=f"Name one with {key}, or give its folder as the path.",
         )
     return Sources(tuple(splits[wanted]), wanted, tuple(sorted(splits.keys() - {wanted})))
+
+
+def _data(entries: list[Path]) -> list[Path]:
+    """``entries``, if all of them are data; else all that are not, at once."""
+    problems = Problems()
+    for entry in entries:
+        problems.attempt(lambda entry=entry: _require_data(entry))  # type: ignore[misc]  # bound at once
+    problems.raise_any()
+    return entries
 
 
 def _require_data(entry: Path) -> Path:

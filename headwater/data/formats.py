@@ -45,8 +45,7 @@ def read_rows(path: Path, split: str | None = None, *, default: str = "train") -
 def read_sources(found: Sources, problems: Problems) -> Table:
     """The rows of chosen files; those that cannot be read go to ``problems`` instead.
 
-    Raises:
-        DataError: a file as a whole cannot be read, or holds no row.
+    A file that cannot be read at all is one of the problems.
     """
     pieces = Pieces()
     for index, source in enumerate(found.files):
@@ -67,29 +66,27 @@ def read_chunks(
         rows: of a piece.
 
     Yields:
-        The file's index, and a table whose ``files`` are all.
-
-    Raises:
-        DataError: a file as a whole cannot be read, or holds no row.
+        The file's index, and a table whose ``files`` are all, with every column that the file has had.
     """
     for index, source in enumerate(found.files):
-        pieces = Pieces()
+        pieces, layouts = Pieces(), dict[int, object]()
         for number, values in _file_rows(source, watch, problems):
             pieces.add(index, number, values)
             if len(pieces) >= rows:
-                yield index, pieces.table(found.files)
-                pieces = Pieces()
+                table = pieces.table(found.files, layouts)
+                yield index, table
+                pieces = Pieces(table.columns)
         if len(pieces):
-            yield index, pieces.table(found.files)
+            yield index, pieces.table(found.files, layouts)
 
 
 class Pieces:
-    """Rows that become a table."""
+    """Rows that become a table, with ``columns`` whether a row has them or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Iterable[str] = ()) -> None:
         self._file: list[int] = []
         self._line: list[int] = []
-        self._columns: dict[str, list[object]] = {}
+        self._columns: dict[str, list[object]] = {name: [] for name in columns}
 
     def __len__(self) -> int:
         return len(self._line)
@@ -105,11 +102,12 @@ class Pieces:
         self._file.append(file)
         self._line.append(line)
 
-    def table(self, files: tuple[Path, ...]) -> Table:
-        """All of them."""
+    def table(self, files: tuple[Path, ...], layouts: dict[int, object] | None = None) -> Table:
+        """All of them; ``layouts`` are those found before."""
         for column in self._columns.values():
             column.extend([None] * (len(self._line) - len(column)))
-        return Table(self._columns, files, self._file, self._line, [_unit(f) for f in files])
+        units = [_unit(f) for f in files]
+        return Table(self._columns, files, self._file, self._line, units, {} if layouts is None else layouts)
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
@@ -128,15 +126,22 @@ def files_sha256(paths: Iterable[Path]) -> str:
 def _file_rows(
     source: Path, watch: Watch | None, problems: Problems
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    empty = True
-    for number, values in _read(source, watch):
+    empty, rows = True, _read(source, watch)
+    while True:
+        try:
+            number, values = next(rows)
+        except StopIteration:
+            break
+        except DataError as error:  # the file as a whole, or the rest of it
+            problems.add(error)
+            return
         empty = False
         if isinstance(values, DataError):
             problems.add(values)
         else:
             yield number, values
     if empty:
-        raise DataError(str(source), expected="at least one row", got="an empty file")
+        problems.add(DataError(str(source), expected="at least one row", got="an empty file"))
 
 
 def _unit(path: Path) -> str:

@@ -19,10 +19,11 @@ Kind = Literal["text", "pair", "columns", "alpaca", "messages", "sharegpt"]
 
 _LOOKED_AT = 64
 """Rows of a file whose columns decide."""
-_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
+PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
           ("question", "sentence"), ("text1", "text2"), ("sentence_A", "sentence_B"))  # fmt: skip
-_PROMPTS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
-_CHATS = ("messages", "conversations", "conversation")
+PROMPTS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"))
+CHATS = ("messages", "conversations", "conversation")
+"""Columns that are recognised: pairs of texts, prompts and answers, conversations."""
 
 
 _IN_WORDS: Mapping[Kind, str] = {
@@ -110,7 +111,7 @@ def _classification(
     if settings.text_pair is not None:
         return Layout("pair", (table.require(settings.text), table.require(settings.text_pair)))
     if settings.text == "text" and "text" not in table.columns:
-        pairs = [pair for pair in _PAIRS if pair[0] in sample and pair[1] in sample]
+        pairs = [pair for pair in PAIRS if pair[0] in sample and pair[1] in sample]
         if len(pairs) == 1:
             return Layout("pair", pairs[0], recognised=True)
         if pairs:
@@ -140,7 +141,7 @@ def _instruction(table: Table, row: int, settings: InstructionData, sample: Mapp
     if "instruction" in sample and "response" in sample:
         fitting.append(Layout("columns", ("instruction", "response"), ("context",), recognised=True))
     fitting += [
-        Layout("columns", pair, recognised=True) for pair in _PROMPTS if all(c in sample for c in pair)
+        Layout("columns", pair, recognised=True) for pair in PROMPTS if all(c in sample for c in pair)
     ]
     if not fitting:
         table.require("prompt")
@@ -155,7 +156,7 @@ def _instruction(table: Table, row: int, settings: InstructionData, sample: Mapp
 
 def _chat(table: Table, row: int, settings: InstructionData, sample: Mapping[str, object]) -> Layout | None:
     """A column of conversations: the one that is named, or the one of a usual name that holds some."""
-    names = _CHATS if settings.messages is None else (settings.messages,)
+    names = CHATS if settings.messages is None else (settings.messages,)
     found = []
     for name in names:
         value = sample.get(name)

@@ -118,7 +118,8 @@ def check_values(table: Table, settings: RowData, problems: Problems, column: st
     for row in range(len(table)):
         file = table.file[row]
         if file not in lacking:
-            lacking[file] = _lacks(table, row, settings, column, problems)
+            # of a file that goes on from an earlier piece it is known
+            lacking[file] = file not in table.layouts and _lacks(table, row, settings, column, problems)
         if lacking[file]:
             continue
         try:

@@ -23,7 +23,7 @@ class BadRows(DataError):
 
     def __init__(self, problems: Sequence[DataError], count: int) -> None:
         self.problems, self.count = tuple(problems), count
-        lines = [f"{count:,} rows cannot be used:"]
+        lines = [f"{count:,} rows or files cannot be used:"]
         lines += ["  " + _line(p) for p in self.problems]
         if count > len(self.problems):
             lines.append(f"  … and {count - len(self.problems):,} more")
@@ -50,6 +50,11 @@ class Problems:
             self.first += problem.problems[: SHOWN - len(self.first)]
         elif len(self.first) < SHOWN:
             self.first.append(problem)
+
+    def extend(self, other: Problems) -> None:
+        """All that another has."""
+        self.first += other.first[: SHOWN - len(self.first)]
+        self.count += other.count
 
     def attempt(self, function: Callable[[], T]) -> T | None:
         """What ``function`` returns; None where it raises a ``DataError``, which is kept."""

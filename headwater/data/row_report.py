@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 SENTENCES = {
-    "cut": "longer than data.max_tokens: their end was cut off",
+    "cut": "more tokens than data.max_tokens: their end was cut off",
     "cut-answer": "an answer whose end was cut off: they teach no end",
     "control-text": "text that looks like a control token of the model: it is read as plain text",
     "no-end": "an answer after which the model's template puts no token that ends it: they teach no end",

@@ -1,0 +1,193 @@
+"""What some data is, counted row by row: :class:`Survey`. It keeps numbers and a few rows, never the data.
+
+The same survey serves a federation's rows, which are in memory, and a file of gigabytes, which streams by.
+No torch.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
+from headwater.data.conversations import conversation_of
+from headwater.data.labels import label_of
+from headwater.data.layouts import Layout, RowData, texts_of
+from headwater.data.problems import Problems
+from headwater.data.remarks import content
+from headwater.data.table import Table
+from headwater.errors import DataError
+
+SAMPLES = 3
+"""Rows that are shown."""
+MOST_LABELS = 1000
+"""Different labels that are counted; a column with more is none."""
+
+Spans = list[tuple[str, bool]]
+"""A row as stretches of text, each with whether it has loss."""
+
+
+@dataclass
+class Owner:
+    """What one owner has.
+
+    Attributes:
+        rows: how many can be used.
+        labels: rows by label.
+        characters: of each row's text.
+        tokens: of each example; empty without a model.
+        loss_tokens: tokens that have loss.
+    """
+
+    rows: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    characters: array[int] = field(default_factory=lambda: array("q"))
+    tokens: array[int] = field(default_factory=lambda: array("q"))
+    loss_tokens: int = 0
+
+
+@dataclass
+class Column:
+    """How many rows have a value, by its type."""
+
+    types: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """A row that is shown."""
+
+    where: str
+    owner: str
+    spans: Spans
+    label: str | None
+    table: Table
+    row: int
+
+
+class Survey:
+    """Counts rows of any number of owners.
+
+    Args:
+        settings: ``[data]``; None where nobody knows what the columns are.
+
+    Attributes:
+        owners: by name, in the order in which they came.
+        columns: by name.
+        layouts: how files are read, with the number of files.
+        problems: rows that cannot be used.
+        duplicates: rows whose content was there before, and the place of the first.
+    """
+
+    def __init__(self, settings: RowData | None) -> None:
+        self._settings = settings
+        self.owners: dict[str, Owner] = {}
+        self.columns: dict[str, Column] = {}
+        self.layouts: dict[str, set[int]] = {}
+        self.problems = Problems()
+        self.duplicates: tuple[int, str] = (0, "")
+        self._samples: dict[str, list[SampleRow]] = {}
+        self._seen: set[int] = set()
+
+    @property
+    def samples(self) -> list[SampleRow]:
+        """Some rows, of as many owners as there are."""
+        found = [kept[i] for i in range(SAMPLES) for kept in self._samples.values() if i < len(kept)]
+        return found[:SAMPLES]
+
+    @property
+    def rows(self) -> int:
+        """Rows that can be used."""
+        return sum(owner.rows for owner in self.owners.values())
+
+    def add(self, owner: str, table: Table, rows: Iterable[int]) -> None:
+        """Count rows of one owner."""
+        into = self.owners.setdefault(owner, Owner())
+        chosen = list(rows)
+        for name, values in table.columns.items():
+            types = self.columns.setdefault(name, Column()).types
+            types.update(_type(values[row]) for row in chosen if values[row] is not None)
+        for row in chosen:
+            try:
+                self._row(into, owner, table, row)
+            except DataError as error:
+                self.problems.add(error)
+        for file, layout in table.layouts.items():
+            if isinstance(layout, Layout) and layout.recognised:
+                self.layouts.setdefault(layout.describe(), set()).add(file)
+
+    def _row(self, into: Owner, owner: str, table: Table, row: int) -> None:
+        settings = self._settings
+        if settings is None:
+            text = "\x00".join(f"{n}={v[row]!r}" for n, v in table.columns.items() if v[row] is not None)
+        else:
+            text = content(table, row, settings)
+        label = None
+        if isinstance(settings, ClassificationData):
+            label = _label(table, row, settings)
+            into.labels[label] += 1
+            if len(into.labels) > MOST_LABELS:
+                raise DataError(
+                    f"column {settings.label!r}", expected=f"at most {MOST_LABELS} labels", got="more"
+                )
+        key = hash((text, label))
+        if key in self._seen:
+            count, first = self.duplicates
+            self.duplicates = count + 1, first or table.where(row)
+        self._seen.add(key)
+        into.rows += 1
+        into.characters.append(len(text))
+        if settings is not None and (len(self._samples) < SAMPLES or owner in self._samples):
+            kept = self._samples.setdefault(owner, [])
+            if len(kept) < SAMPLES:
+                spans = plain_spans(table, row, settings)
+                kept.append(SampleRow(table.where(row), owner, spans, label, table, row))
+
+
+def plain_spans(table: Table, row: int, settings: RowData) -> Spans:
+    """A row as files hold it, with what has loss, before any model's template."""
+    if isinstance(settings, InstructionData):
+        spans: Spans = []
+        for message in conversation_of(table, row, settings).messages:
+            spans.append((f"{message['role']}: ", False))
+            loss = message["role"] == "assistant" and message.get("weight") != 0
+            spans += [(str(message["content"]), loss), ("\n", False)]
+        return spans[:-1]
+    text, pair = texts_of(table, row, settings)
+    spans = [(text, isinstance(settings, CausalLMData))]
+    return spans if pair is None else [*spans, ("\n", False), (pair, False)]
+
+
+def percentiles(values: Sequence[int]) -> dict[str, int]:
+    """Least, median, 90th and 99th percentile, and most; nothing of nothing."""
+    if not len(values):
+        return {}
+    found = np.percentile(np.asarray(values), [0, 50, 90, 99, 100], method="nearest")
+    return {name: int(v) for name, v in zip(("min", "p50", "p90", "p99", "max"), found, strict=True)}
+
+
+def _label(table: Table, row: int, settings: ClassificationData) -> str:
+    """The row's label; its own name where no labels are known yet."""
+    if settings.labels[0] == UNKNOWN[0]:
+        return table.name(settings.label, row)
+    return settings.labels[label_of(table, row, settings)]
+
+
+UNKNOWN = ("\x00", "\x01")
+"""``labels`` of settings that nobody wrote: any label will do."""
+
+
+def _type(value: object) -> str:
+    names = {
+        "str": "text",
+        "int": "number",
+        "float": "number",
+        "bool": "boolean",
+        "list": "list",
+        "dict": "object",
+    }
+    return names.get(type(value).__name__, type(value).__name__)
