@@ -17,6 +17,7 @@ from headwater.cli.fitting import FittingTable
 from headwater.config.federation import ClassificationData
 from headwater.data.layouts import RowData
 from headwater.data.problems import Problems
+from headwater.data.remarks import unread_columns
 from headwater.data.survey import Owner, SampleRow, Spans, Survey, percentiles
 from headwater.server.report_text import plain, visible
 
@@ -56,6 +57,7 @@ class Checked:
         found = []
         for layout, files in self.survey.layouts.items():
             found.append(f"{len(files)} of {self.files} files: recognised as {layout}")
+        found += unread_columns(self.survey.unread, "the data")
         count, first = self.survey.duplicates
         if count:
             rows = "1 row is an exact duplicate" if count == 1 else f"{count:,} rows are exact duplicates"

@@ -19,7 +19,7 @@ from headwater.config.federation import (
 from headwater.data.conversations import messages_of
 from headwater.data.folders import Sources
 from headwater.data.labels import label_of
-from headwater.data.layouts import Layout, RowData, layout_of, texts_of
+from headwater.data.layouts import Layout, RowData, texts_of
 from headwater.data.table import Table
 
 SHOWN = 6
@@ -63,11 +63,8 @@ def content(table: Table, row: int, settings: RowData) -> str:
 
 
 def columns_read(table: Table, settings: RowData) -> set[str]:
-    """The columns that decide anything."""
-    first: dict[int, int] = {}
-    for row, file in enumerate(table.file):
-        first.setdefault(file, row)
-    read = {c for row in first.values() for c in _all(layout_of(table, row, settings))}
+    """The columns that decide anything, in the files of ``table`` that were looked at."""
+    read = {c for layout in table.layouts.values() if isinstance(layout, Layout) for c in _all(layout)}
     if isinstance(settings, ClassificationData):
         read.add(settings.label)
     if isinstance(settings.partition, ColumnPartition | DirichletPartition) and settings.partition.column:
@@ -98,7 +95,12 @@ def _unread(table: Table, settings: RowData, what: str) -> list[str]:
         for name, values in table.columns.items()
         if name not in read
     }
-    named = [f"{name!r} ({count:,} rows)" for name, count in counts.items() if count]
+    return unread_columns(counts, what)
+
+
+def unread_columns(counts: Mapping[str, int], what: str) -> list[str]:
+    """A sentence about columns with so many values each; none if there are none."""
+    named = [f"{name!r:.60} ({count:,} rows)" for name, count in counts.items() if count]
     if not named:
         return []
     more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""

@@ -18,7 +18,7 @@ from headwater.data.conversations import conversation_of
 from headwater.data.labels import label_of
 from headwater.data.layouts import Layout, RowData, texts_of
 from headwater.data.problems import Problems
-from headwater.data.remarks import content
+from headwater.data.remarks import columns_read, content
 from headwater.data.table import Table
 from headwater.errors import DataError
 
@@ -92,12 +92,21 @@ class Survey:
         self.duplicates: tuple[int, str] = (0, "")
         self._samples: dict[str, list[SampleRow]] = {}
         self._seen: set[int] = set()
+        self._read: set[str] = set()
 
     @property
     def samples(self) -> list[SampleRow]:
         """Some rows, of as many owners as there are."""
         found = [kept[i] for i in range(SAMPLES) for kept in self._samples.values() if i < len(kept)]
         return found[:SAMPLES]
+
+    @property
+    def unread(self) -> dict[str, int]:
+        """Columns that nothing reads, with the rows that have a value there."""
+        if self._settings is None:
+            return {}
+        counts = {name: sum(column.types.values()) for name, column in self.columns.items()}
+        return {name: count for name, count in counts.items() if count and name not in self._read}
 
     @property
     def rows(self) -> int:
@@ -116,6 +125,8 @@ class Survey:
                 self._row(into, owner, table, row)
             except DataError as error:
                 self.problems.add(error)
+        if self._settings is not None and table.layouts:
+            self._read |= columns_read(table, self._settings)
         for file, layout in table.layouts.items():
             if isinstance(layout, Layout) and layout.recognised:
                 self.layouts.setdefault(layout.describe(), set()).add(file)
