@@ -121,7 +121,7 @@ def _not_utf8(path: Path, number: int, text: str, *, locate: bool) -> DataError:
     """Say which byte of a row is not UTF-8 and, with ``locate``, where in the file it is."""
     raw = text.encode("utf-8", "surrogateescape")
     at = next(len(text[:i].encode("utf-8", "surrogateescape")) for i, c in enumerate(text) if _escaped(c))
-    what, hint = misfit(raw, at)
+    what, hint = misfit(raw + b"\n", at)
     place = ""
     if locate:
         number, place = _locate(path, number)

@@ -191,26 +191,24 @@ def _broken(path: Path, text: str, position: int, message: str) -> NoReturn:
 
 def _require_lines(path: Path, content: bytes) -> None:
     """Refuse one JSON object that holds all rows: which of its values are they?"""
-    first, _, rest = content.lstrip().partition(b"\n")
+    first, _, rest = content.strip().partition(b"\n")
     try:
-        whole = json.loads(first if rest.strip() else content)
+        whole = json.loads(first)
+        if rest:  # JSON lines
+            return
     except (ValueError, RecursionError):
-        if first.strip() != b"{" and first.strip() != b"[":
-            return  # JSON lines with a broken first one: it is named with its line
         try:
             whole = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise DataError(str(path), expected="a JSON array of objects", got=str(error)[:200]) from None
-        rest = b""
-    if isinstance(whole, dict) and not rest.strip():
-        lists = [
-            k
-            for k, v in whole.items()
-            if isinstance(v, list | dict) and k not in ("messages", "conversations")
-        ]
-        if b"\n" in content.strip() or lists:
-            names = ", ".join(repr(k[:40]) for k in list(whole)[:8])
-            raise DataError(
-                str(path), expected="a JSON array of objects, or one object per line",
-                got=f"one object with the keys {names}", hint=_TO_LINES,
-            )  # fmt: skip
+            if first.strip() == b"{":
+                raise DataError(str(path), expected="a JSON array of objects", got=str(error)[:200]) from None
+            return  # JSON lines with a broken first one: it is named with its line
+    if not isinstance(whole, dict):
+        return
+    chats = ("messages", "conversations")
+    if rest or any(isinstance(v, list | dict) and k not in chats for k, v in whole.items()):
+        names = ", ".join(repr(key[:40]) for key in list(whole)[:8])
+        raise DataError(
+            str(path), expected="a JSON array of objects, or one object per line",
+            got=f"one object with the keys {names}", hint=_TO_LINES,
+        )  # fmt: skip
