@@ -16,7 +16,7 @@ from pathlib import Path
 
 from headwater.errors import ModelError
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_FILES = [
     "*.safetensors",
     "*.json",
@@ -59,7 +59,7 @@ def resolve_base(path: str, revision: str | None, folder: Path) -> Path:
     local = (folder / Path(path).expanduser()).resolve()
     if local.is_dir():
         return local
-    if not _HUB_NAME.fullmatch(path):
+    if not HUB_NAME.fullmatch(path):
         raise ModelError(
             f"model.path {path!r}",
             expected=f"a folder at {local} or a hub name",

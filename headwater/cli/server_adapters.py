@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater.cli.server_connect import add_daemon, connect
 from headwater.cli.server_run import as_json, take_words
 from headwater.errors import ConfigError, DecodeError, StorageError
+from headwater.server.report_text import number, plain
 
 if TYPE_CHECKING:
     from headwater.proto.control import ControlClient
@@ -24,13 +26,17 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of all four."""
     parser.add_argument("action", choices=["list", "export", "rollback", "unpin"], help="what to do")
-    add_daemon(parser, "[RUN] [VERSION]", what="the run (default: the latest); rollback, unpin need both")
+    add_daemon(
+        parser,
+        "[RUN] [VERSION]",
+        what="the run (default: the latest), and for rollback and unpin the version",
+    )
     which = "(DIR | --server HOST:PORT --identity FOLDER)"
     parser.usage = (
         f"{parser.prog} list {which} [RUN] [--json]\n"
         f"       {parser.prog} export {which} [RUN] [--version N] --out FOLDER\n"
-        f"       {parser.prog} rollback {which} RUN VERSION\n"
-        f"       {parser.prog} unpin {which} RUN VERSION"
+        f"       {parser.prog} rollback {which} [RUN] VERSION\n"
+        f"       {parser.prog} unpin {which} [RUN] VERSION"
     )
     parser.add_argument("--version", type=int, default=0, metavar="N", help="to export (default: the best)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the export goes: new, or empty")
@@ -72,25 +78,57 @@ def _export(client: ControlClient, options: argparse.Namespace) -> int:
         raise ConfigError("headwater server adapters export", expected="--out FOLDER", got="none")
     if options.version < 0:
         raise ConfigError("--version", expected="at least 1", got=str(options.version))
-    size = unpack(client.export(names[0] if names else "", options.version), options.out)
-    print(f"{options.out}: {size:,} bytes")
+    require_free(options.out)  # before the daemon is asked
+    row = _chosen(client.adapters(names[0] if names else ""), options.version)
+    size = unpack(client.export(row.run, row.version), options.out)
+    if options.json:
+        print(as_json(row))
+    else:
+        print(f"{options.out}: run {row.run}, version {row.version} ({_described(row)}), {size:,} bytes")
     return 0
+
+
+def _chosen(rows: Sequence[AdapterRow], version: int) -> AdapterRow:
+    """The version that was asked for; the best one, else the last, for 0."""
+    if not rows:
+        raise ConfigError(
+            "headwater server adapters export", expected="a run with an adapter", got="none yet"
+        )
+    best = next((row for row in reversed(rows) if row.best), rows[-1])
+    found = best if version == 0 else next((row for row in rows if row.version == version), None)
+    if found is None:
+        raise ConfigError(
+            f"run {rows[0].run}: version {version}",
+            expected=f"one of its versions, 1 to {rows[-1].version}",
+            got="no such version",
+            hint="See: headwater server adapters list",
+        )
+    return found
+
+
+def _described(row: AdapterRow) -> str:
+    """Which adapter it is, in a few words."""
+    measured = f"{plain(row.metric, 40)} {number(row.value)}" if math.isfinite(row.value) else "not measured"
+    return ", ".join([*(["the best"] if row.best else []), f"after round {row.round}", measured])
 
 
 def _rollback(client: ControlClient, options: argparse.Namespace) -> int:
     run, version = _take_version(options)
-    _show(client.rollback(run, version), f"run {run} goes on from version {version}:", options)
+    row = client.rollback(run, version)
+    _show(row, f"run {row.run} goes on from version {version}, from its next round on:", options)
     return 0
 
 
 def _unpin(client: ControlClient, options: argparse.Namespace) -> int:
     run, version = _take_version(options)
-    _show(client.unpin(run, version), f"version {version} is kept no longer than others:", options)
+    row = client.unpin(run, version)
+    _show(row, f"run {row.run}: version {version} is kept no longer than others:", options)
     return 0
 
 
 def _take_version(options: argparse.Namespace) -> tuple[str, int]:
-    run, version = take_words(options, 2, 2)
+    words = take_words(options, 1, 2)
+    run, version = words[0] if words[1:] else "", words[-1]
     if not (version.isascii() and version.isdigit()):
         raise ConfigError(
             "VERSION", expected="a number", got=ascii(version), hint="See: headwater server adapters list"
@@ -120,11 +158,7 @@ def unpack(pieces: Iterable[bytes], folder: Path) -> int:
         DecodeError: no tar, or one with anything but plain files below its root.
     """
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StorageError(
-                str(folder), expected="a new or an empty folder", got="one that holds something",
-                hint="Name another one: nothing is written over.",
-            )  # fmt: skip
+        require_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             archive, files = Path(scratch, "tar"), Path(scratch, "files")
@@ -141,6 +175,15 @@ def unpack(pieces: Iterable[bytes], folder: Path) -> int:
             hint="Nothing was left behind: free space or fix the rights, then try again.",
         ) from error  # fmt: skip
     return size
+
+
+def require_free(folder: Path) -> None:
+    """Raise ``StorageError`` unless ``folder`` is absent or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StorageError(
+            str(folder), expected="a new or an empty folder", got="one that holds something",
+            hint="Name another one: nothing is written over.",
+        )  # fmt: skip
 
 
 def _extract(archive: Path, folder: Path) -> int:

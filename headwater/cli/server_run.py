@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,7 @@ from headwater.protocol.control import RunRow
 if TYPE_CHECKING:
     from headwater.proto.control import ControlClient
 
-RUN = "the run, if more than one could be meant"
-GOING = ("queued", "running", "waiting")
+RUN = "the run (default: the latest)"
 PARTS: dict[str, tuple[str, str]] = {
     "status": ("", ""),
     "watch": ("", ""),
@@ -50,10 +49,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help=what)
     if verb == "watch":
         parser.add_argument("--all", action="store_true", help="begin with all events that are remembered")
-    if verb == "submit":
+    if verb in ("submit", "resume"):
+        default = "its folder" if verb == "submit" else "as before"
         parser.add_argument(
             "--folder", metavar="PATH",
-            help="where the file's relative paths start, on the daemon's machine (default: its folder)",
+            help=f"where the file's relative paths start, on the daemon's machine (default: {default})",
         )  # fmt: skip
 
 
@@ -115,24 +115,24 @@ def submit(client: ControlClient, options: argparse.Namespace) -> int:
 
 def pause(client: ControlClient, options: argparse.Namespace) -> int:
     """End the open round, then wait."""
-    return _answer(client.pause(_run_meant(client, take_words(options, 0, 1), GOING)), options)
+    return _answer(client.pause(_run_named(options)), options)
 
 
 def resume(client: ControlClient, options: argparse.Namespace) -> int:
     """Go on with a run that waits for the organiser."""
-    return _answer(
-        client.resume(_run_meant(client, take_words(options, 0, 1), ("paused", "failed"))), options
-    )
+    if options.folder is not None and options.server is None:
+        options.folder = Path(options.folder).resolve()
+    folder = None if options.folder is None else Path(options.folder)
+    return _answer(client.resume(_run_named(options), folder), options)
 
 
 def stop(client: ControlClient, options: argparse.Namespace) -> int:
     """End the run with what it has."""
-    meant = (*GOING, "paused", "failed")
-    return _answer(client.stop(_run_meant(client, take_words(options, 0, 1), meant)), options)
+    return _answer(client.stop(_run_named(options)), options)
 
 
 def change(client: ControlClient, options: argparse.Namespace) -> int:
-    """Change settings from the next round on."""
+    """Change settings, of time at once, others from the next round on."""
     changes = {}
     for word in [w for w in options.words if "=" in w]:
         key, _, value = word.partition("=")
@@ -140,12 +140,11 @@ def change(client: ControlClient, options: argparse.Namespace) -> int:
             raise ConfigError(f"headwater server set {word}", expected="each KEY=VALUE once", got=repr(key))
         changes[key.strip()] = value.strip()
     options.words = [w for w in options.words if "=" not in w]
-    names = take_words(options, 0, 1)
+    run = _run_named(options)
     if not changes:
         raise ConfigError(
             "headwater server set", expected="KEY=VALUE", got="none", hint="For example: deadline_s=600"
         )
-    run = _run_meant(client, names, (*GOING, "paused", "failed"))
     return _answer(client.change(run, changes), options)
 
 
@@ -186,17 +185,9 @@ def as_json(value: object) -> str:
     return json.dumps(plain(dataclasses.asdict(value)), ensure_ascii=False)
 
 
-def _run_meant(client: ControlClient, names: list[str], states: Collection[str]) -> str:
-    """The run that was named, or the only one in such a state."""
-    if names:
-        return names[0]
-    found = [row.run for row in client.status().runs if row.state in states]
-    if len(found) == 1:
-        return found[0]
-    raise ConfigError(
-        "run", expected=f"its name, or one run that is {' or '.join(states)}",
-        got=", ".join(found) if found else "no such run", hint="See: headwater server status",
-    )  # fmt: skip
+def _run_named(options: argparse.Namespace) -> str:
+    """The run that was named; empty for the latest one, as the daemon takes it."""
+    return next(iter(take_words(options, 0, 1)), "")
 
 
 def _answer(row: RunRow, options: argparse.Namespace) -> int:

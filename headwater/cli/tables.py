@@ -43,7 +43,10 @@ def status_view(status: Status, now: float) -> Group:
     )  # fmt: skip
     parts: list[RenderableType] = [head, Text()]
     parts.append(runs_table(status.runs, now) if status.runs else Text("no run was submitted"))
-    parts += [_told("run", r.run, r.reason, STYLES.get(r.state, "")) for r in status.runs if r.reason]
+    for r in status.runs:
+        parts += [_told("run", r.run, r.reason, STYLES.get(r.state, ""))] if r.reason else []
+        parts += [_told("run", r.run, r.note, "bold")] if r.note else []
+        parts += [_told("run", r.run, f"warning: {warning}", "yellow") for warning in r.warnings]
     parts += [Text(), clients_table(status.clients) if status.clients else Text("no client is enrolled")]
     parts += [_told("client", c.client, c.last_error, "red") for c in status.clients if c.last_error]
     if status.refused:
@@ -125,6 +128,10 @@ def run_line(row: RunRow) -> Text:
     line.append(f", round {row.round:,} of {row.rounds:,}")
     if row.reason:
         line.append(f": {plain(row.reason)}")
+    if row.note:
+        line.append(f"; {plain(row.note, 600)}", style="bold")
+    for warning in row.warnings:
+        line.append(f"\nwarning: {plain(warning)}", style="yellow")
     return line
 
 

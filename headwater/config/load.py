@@ -43,7 +43,12 @@ class LoadedFederation:
 
 
 def load_federation(
-    path: Path, overrides: Iterable[str] = (), *, seed: int | None = None, folder: Path | None = None
+    path: Path,
+    overrides: Iterable[str] = (),
+    *,
+    seed: int | None = None,
+    folder: Path | None = None,
+    name: str = "",
 ) -> LoadedFederation:
     """Read, override and check a federation file.
 
@@ -52,6 +57,7 @@ def load_federation(
         overrides: ``table.key=value`` strings; the value is TOML, or a bare string.
         seed: replaces ``federation.seed``.
         folder: where relative paths start; the file's own folder if absent.
+        name: what errors call the file, if not by its path.
 
     Raises:
         ConfigError: names the file, the key, what was expected and what was got.
@@ -75,7 +81,8 @@ def load_federation(
     try:
         settings = Federation.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise _explain(path, raw, error) from None
+        raise _explain(name or str(path), raw, error) from None
+    _require_filled_in(name or str(path), raw)
     return LoadedFederation(settings, (folder or path.parent).resolve())
 
 
@@ -135,7 +142,24 @@ def _key(raw: Mapping[str, Any], location: tuple[int | str, ...]) -> str:
     return ".".join(parts) or "(file)"
 
 
-def _explain(path: Path, raw: Mapping[str, Any], error: ValidationError) -> ConfigError:
+def _require_filled_in(name: str, raw: Mapping[str, Any]) -> None:
+    """Refuse a path that is still the template's: ``<…>``.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for table, key in (("model", "path"), ("data", "path"), ("data", "test")):
+        value = (raw.get(table) or {}).get(key)
+        if isinstance(value, str) and value.startswith("<") and value.endswith(">"):
+            raise ConfigError(
+                f"{name}: {table}.{key}",
+                expected=value[1:-1],
+                got="the template's place for it",
+                hint="Fill it in; relative paths start at the file's folder.",
+            )
+
+
+def _explain(path: str, raw: Mapping[str, Any], error: ValidationError) -> ConfigError:
     """The first problem in full and the number of the others."""
     problems = error.errors(include_url=False)
     first = problems[0]

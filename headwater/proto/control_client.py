@@ -139,16 +139,17 @@ class ControlClient:
         """End the open round, then wait for :meth:`resume`."""
         return rows.run_from_message(self._ask("Pause", _message(pb.RunRequest, run=run), pb.RunRow))
 
-    def resume(self, run: str) -> RunRow:
-        """Go on."""
-        return rows.run_from_message(self._ask("Resume", _message(pb.RunRequest, run=run), pb.RunRow))
+    def resume(self, run: str, folder: Path | None = None) -> RunRow:
+        """Go on; from now on relative paths start at ``folder``, if one is given."""
+        request = _message(pb.ResumeRequest, run=run, folder="" if folder is None else str(folder))
+        return rows.run_from_message(self._ask("Resume", request, pb.RunRow))
 
     def stop(self, run: str) -> RunRow:
         """End the open round, write the result, and do not go on."""
         return rows.run_from_message(self._ask("Stop", _message(pb.RunRequest, run=run), pb.RunRow))
 
     def change(self, run: str, changes: Mapping[str, str]) -> RunRow:
-        """Change settings from the next round on."""
+        """Change settings: times at once, others from the next round on."""
         return rows.run_from_message(
             self._ask("Change", _message(pb.ChangeRequest, run=run, changes=dict(changes)), pb.RunRow)
         )

@@ -59,7 +59,8 @@ def run_to_message(row: RunRow) -> pb.RunRow:
 
 def run_from_message(message: pb.RunRow) -> RunRow:
     """The inverse of :func:`run_to_message`."""
-    return RunRow(**_scalars_of(message, RunRow, state=cast(RunState, message.state)))
+    state, warnings = cast(RunState, message.state), tuple(message.warnings)
+    return RunRow(**_scalars_of(message, RunRow, state=state, warnings=warnings))
 
 
 def client_to_message(row: ClientRow) -> pb.ClientRow:

@@ -126,7 +126,7 @@ class _Control:
             "Watch": self._watch,
             "Submit": self._submit,
             "Pause": lambda request: rows.run_to_message(organiser.pause(request.run)),
-            "Resume": lambda request: rows.run_to_message(organiser.resume(request.run)),
+            "Resume": self._resume,
             "Stop": lambda request: rows.run_to_message(organiser.stop(request.run)),
             "Change": lambda request: rows.run_to_message(
                 organiser.change(request.run, dict(sorted(request.changes.items())))
@@ -168,14 +168,11 @@ class _Control:
                 return
 
     def _submit(self, request: pb.SubmitRequest) -> pb.RunRow:
-        folder = Path(request.folder)
-        if not folder.is_absolute():
-            raise ConfigError(
-                "submit: folder",
-                expected="an absolute path on the daemon's machine",
-                got=repr(request.folder),
-            )
-        return rows.run_to_message(self._organiser.submit(request.toml, folder))
+        return rows.run_to_message(self._organiser.submit(request.toml, _absolute("submit", request.folder)))
+
+    def _resume(self, request: pb.ResumeRequest) -> pb.RunRow:
+        folder = _absolute("resume", request.folder) if request.folder else None
+        return rows.run_to_message(self._organiser.resume(request.run, folder))
 
     def _list_adapters(
         self, request: pb.ListAdaptersRequest, context: grpc.ServicerContext
@@ -204,6 +201,14 @@ class _Control:
                     self._streams.release()
 
         return answer
+
+
+def _absolute(call: str, folder: str) -> Path:
+    if not Path(folder).is_absolute():
+        raise ConfigError(
+            f"{call}: folder", expected="an absolute path on the daemon's machine", got=repr(folder)
+        )
+    return Path(folder)
 
 
 def _answer_once(behaviour: Callable[[_Q], _A]) -> Callable[[_Q, grpc.ServicerContext], _A]:

@@ -41,6 +41,12 @@ class RunRow:
     submitted: float
     seconds_per_round: float
     """Median of the last rounds; NaN before the first."""
+    open: int = 0
+    """The round that is open or being evaluated; 0 between rounds."""
+    note: str = ""
+    """What was asked and is still to come: ``pauses after round 10``; in an answer, what the call did."""
+    warnings: tuple[str, ...] = ()
+    """Settings that cannot be met as things are, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ class ClientRow:
     state: ClientState
     fingerprint: str
     seen_s_ago: float | None
-    """None if never since the daemon started."""
+    """None if never."""
     doing: str
     """``idle``, ``train 12``, ``evaluate 11``."""
     examples: int
@@ -117,7 +123,11 @@ class Status:
 
 
 class Organiser(Protocol):
-    """The organiser's side of a daemon. Every method may raise ``HeadwaterError``; none trains or waits."""
+    """The organiser's side of a daemon. Every method may raise ``HeadwaterError``; none trains or waits.
+
+    A ``run`` that is empty is the latest one. The row that a method gives says in its ``note`` what the call
+    did and from when on that holds.
+    """
 
     def status(self) -> Status:
         """Everything at a glance."""
@@ -135,14 +145,14 @@ class Organiser(Protocol):
     def pause(self, run: str) -> RunRow:
         """End the open round, then wait for :meth:`resume`. Survives a restart."""
 
-    def resume(self, run: str) -> RunRow:
-        """Go on."""
+    def resume(self, run: str, folder: Path | None = None) -> RunRow:
+        """Go on; from now on the federation's relative paths start at ``folder``, if one is given."""
 
     def stop(self, run: str) -> RunRow:
         """End the open round, write the result, and do not go on."""
 
     def change(self, run: str, changes: Mapping[str, str]) -> RunRow:
-        """Change ``rounds``, ``deadline_s``, ``min_clients``, … from the next round on."""
+        """Change settings: times at once, ``rounds``, ``min_clients`` and others from the next round on."""
 
     def accept(self, request: str) -> ClientRow:
         """Enrol the device that made this enrolment request."""

@@ -144,18 +144,18 @@ class Monitor:
                 return
             tally.state, tally.reason = state, reason
             if state not in ("running", "waiting"):
-                tally.accepted = tally.asked = 0
+                tally.accepted = tally.asked = tally.open = 0
                 for client in self._clients.values():
                     client.doing = "idle"
             text = f"run {tally.name or run}: {state}" + (f": {reason}" if reason else "")
             self._ring.add("error" if state == "failed" else "run", run, text, state=state)
 
-    def run_changed(self, run: str, *, rounds: int) -> None:
-        """Its number of rounds is another one now."""
+    def run_changed(self, run: str, *, rounds: int, told: str) -> None:
+        """The organiser changed settings: ``told`` says which, and from when on."""
         with self._lock:
             tally = self._run(run)
             tally.rounds = rounds
-            self._ring.add("run", run, f"run {tally.name or run}: {rounds} rounds from now on")
+            self._ring.add("run", run, f"run {tally.name or run}: {told}")
 
     def client_seen(self, client: str, *, version: str = "", examples: int | None = None) -> None:
         """A client has shown its version, or how many examples it has. No event."""
@@ -203,7 +203,7 @@ class Monitor:
                     if tally.state == "running":  # while it is "waiting", what it lacks is told already
                         self.run_state(run, "running", _waits_for(event))
                 case RoundStarted():
-                    tally.asked, tally.accepted = event.clients, 0
+                    tally.asked, tally.accepted, tally.open = event.clients, 0, event.round
                     self._ring.add("round", run, f"round {event.round}: {event.clients} clients are asked")
                 case ClientKnown():
                     self.client_seen(event.client, version=event.version, examples=event.examples)
@@ -228,7 +228,7 @@ class Monitor:
                     text = f"round {event.round}: {reason}"
                     self._ring.add("client", run, text, failed=1, client=event.client, round=event.round)
                 case Evaluating():
-                    tally.asked = tally.accepted = 0
+                    tally.asked, tally.accepted, tally.open = 0, 0, event.round
                     self._ring.add("round", run, f"round {event.round}: evaluating")
                 case RoundEnded():
                     self._ended(tally, event)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,10 +13,12 @@ from headwater.errors import ConfigError
 from headwater.privacy.enrolment import read_request
 from headwater.protocol.control import AdapterRow, ClientRow, RunRow, RunState, Status, WatchEvent
 from headwater.server.evaluation import metric_name
+from headwater.server.inputs import require_inputs
 from headwater.server.monitor import Monitor
 from headwater.server.registry import ClientRegistry
 from headwater.server.run_book import ENDED, RunBook, RunEntry
 from headwater.server.run_folder import RunFolder
+from headwater.server.steering import require_known, tell_changes, tell_unmet, tell_wish
 from headwater.server.versions import Versions
 
 if TYPE_CHECKING:  # torch and transformers: an idle daemon has neither
@@ -50,7 +53,17 @@ class Office:
         self._loading = threading.Lock()
 
     def status(self) -> Status:  # noqa: D102 - the protocol says what each method does
-        return self._monitor.status()
+        status = self._monitor.status()
+        enrolled = sum(client.state != "revoked" for client in status.clients)
+        return replace(status, runs=tuple(self._with_wishes(row, enrolled) for row in status.runs))
+
+    def _with_wishes(self, row: RunRow, enrolled: int) -> RunRow:
+        """The row, with what the organiser has asked for and what cannot be met."""
+        if row.state in (*ENDED, "failed") or not self._book.has(row.run):
+            return row
+        entry = self._book.get(row.run)
+        settings = self._book.settings(entry)
+        return replace(row, note=tell_wish(entry.wish, row), warnings=tell_unmet(settings, row, enrolled))
 
     def watch(  # noqa: D102
         self, after: int = 0, ended: Callable[[], bool] = lambda: False
@@ -60,15 +73,15 @@ class Office:
     # --- runs -------------------------------------------------------------------------------------
 
     def submit(self, toml: str, folder: Path) -> RunRow:  # noqa: D102
-        entry = self._book.submit(toml, folder)
+        entry, warnings = self._book.submit(toml, folder)
         self.announce(entry)
         if self._book.settings(entry).cohort.deadline_s is None:
-            self._monitor.notice(
-                "there is no cohort.deadline_s: a client that never answers holds its round open",
-                run=entry.run,
-            )
+            no_deadline = "there is no cohort.deadline_s: a client that never answers holds its round open"
+            self._monitor.notice(no_deadline, run=entry.run)
+            warnings = (*warnings, no_deadline)
         self._wake()
-        return self._row(entry.run)
+        row = self._row(entry.run)
+        return replace(row, warnings=(*row.warnings, *warnings))
 
     def announce(self, entry: RunEntry) -> None:
         """Tell the monitor of a run in the book."""
@@ -91,7 +104,10 @@ class Office:
         entry = self._book.get(run)
         if entry.state in ENDED:
             raise ConfigError(
-                f"run {entry.run}", expected="a run that goes on", got=f"one that is {entry.state}"
+                f"run {entry.run}",
+                expected="a run that goes on or waits",
+                got=f"one that is {entry.state}",
+                hint=self._name_others(entry.run, ("queued", "running", "paused", "failed")),
             )
         job = self._job_of(entry.run)
         if job is None:
@@ -101,32 +117,57 @@ class Office:
             wish: Literal["pause", "stop"] = "pause" if state == "paused" else "stop"
             self._book.wish_end(entry.run, wish)
             job.wish(wish)
+            told = tell_wish(wish, self._monitor_row(entry.run))
+            self._monitor.notice(f"asked by the organiser: the run {told}", run=entry.run)
         return self._row(entry.run)
+
+    def _name_others(self, run: str, states: Collection[RunState]) -> str:
+        """A next step that names the runs which the organiser may have meant."""
+        others = [e.run for e in self._book.entries() if e.state in states and e.run != run]
+        return f"Name the run: {', '.join(others[-5:])}" if others else "See: headwater server status DIR"
 
     def _job_of(self, run: str) -> RunJob | None:
         """The daemon's work on this run, if that is what it works on."""
         job = self._job()
         return job if job is not None and job.entry.run == run else None
 
-    def resume(self, run: str) -> RunRow:  # noqa: D102
+    def resume(self, run: str, folder: Path | None = None) -> RunRow:  # noqa: D102
         entry = self._book.get(run)
         if entry.state in ("queued", "running"):
-            raise ConfigError(f"run {entry.run}", expected="one that has ended or waits", got=entry.state)
+            told = tell_wish(entry.wish, self._monitor_row(entry.run))
+            raise ConfigError(
+                f"run {entry.run}",
+                expected="a run that is paused, or has failed, stopped or finished",
+                got=f"one that is {entry.state}" + (f" and {told}" if told else ""),
+                hint="Resume it then." if told else self._name_others(entry.run, ("paused", "failed")),
+            )
+        _, loaded = self._book.open(entry.run)
+        moved = loaded if folder is None else replace(loaded, folder=folder)
+        warnings = require_inputs(moved, f"headwater server resume DIR {entry.run}")
+        if folder is not None:
+            self._book.move(entry.run, folder)
         self._set(entry.run, "queued", "")
         self._wake()
-        return self._row(entry.run)
+        row = self._row(entry.run)
+        return replace(row, warnings=(*row.warnings, *warnings))
 
     def change(self, run: str, changes: Mapping[str, str]) -> RunRow:  # noqa: D102
         entry = self._book.get(run)
-        rounds = self._book.settings(self._book.change(entry.run, changes)).federation.rounds
-        self._monitor.run_changed(entry.run, rounds=rounds)
-        return self._row(entry.run)
+        before, keys = self._book.settings(entry), require_known(changes).values()
+        after = self._book.settings(self._book.change(entry.run, changes))
+        told = tell_changes(before, after, keys, self._monitor_row(entry.run))
+        self._monitor.run_changed(entry.run, rounds=after.federation.rounds, told=told)
+        row = self._row(entry.run)
+        return replace(row, note="; ".join(filter(None, (told, row.note))))
 
     def _set(self, run: str, state: RunState, reason: str) -> None:
         self._book.set_state(run, state, reason)
         self._monitor.run_state(run, state, reason)
 
     def _row(self, run: str) -> RunRow:
+        return next(row for row in self.status().runs if row.run == run)
+
+    def _monitor_row(self, run: str) -> RunRow:
         return next(row for row in self._monitor.status().runs if row.run == run)
 
     # --- clients ----------------------------------------------------------------------------------

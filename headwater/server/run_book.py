@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -16,25 +17,14 @@ from headwater.config.federation import Federation
 from headwater.errors import ConfigError, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.control import RunState
+from headwater.server.inputs import require_inputs
 from headwater.server.run_folder import RunFolder
+from headwater.server.steering import CHANGEABLE, PLACES, require_known
 
-CHANGEABLE = {
-    "rounds": "federation.rounds",
-    "deadline_s": "cohort.deadline_s",
-    "min_clients": "cohort.min_clients",
-    "clients_per_round": "cohort.clients_per_round",
-    "target_clients": "cohort.target_clients",
-    "retry_s": "cohort.retry_s",
-    "every": "evaluation.every",
-    "evaluation_deadline_s": "evaluation.deadline_s",
-    "patience": "evaluation.patience",
-    "buffer": "schedule.buffer",
-    "max_staleness": "schedule.max_staleness",
-    "staleness_exponent": "schedule.staleness_exponent",
-}
-"""What an organiser may change between rounds, by its short name."""
 Wish: TypeAlias = Literal["", "pause", "stop"]
 ENDED: tuple[RunState, ...] = ("finished", "stopped")
+_MOST_RESOLVED = 64
+"""Runs whose settings are held: a status asks for those of every run that goes on."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +42,8 @@ class RunEntry:
         restored: how often it was restored from a backup.
         wish: what is to become of it after its open round; a restart does not forget it.
         again: it failed for want of room, and is tried again by itself.
+        folder: where its file's relative paths start by now, relative to the server's folder where it
+            lies within; as it was submitted, if empty.
     """
 
     run: str
@@ -64,6 +56,7 @@ class RunEntry:
     restored: int = 0
     wish: Wish = ""
     again: bool = False
+    folder: str = ""
 
     @property
     def known_as(self) -> str:
@@ -86,11 +79,17 @@ class RunBook:
         self._path, self._runs = path, runs
         self._lock = threading.RLock()
         self._entries: dict[str, RunEntry] = self._load()
+        self._resolved: dict[str, tuple[RunEntry, Federation]] = {}
 
     def entries(self) -> tuple[RunEntry, ...]:
         """All runs, the oldest first."""
         with self._lock:
             return tuple(self._entries.values())
+
+    def has(self, run: str) -> bool:
+        """Whether there is a run of this id."""
+        with self._lock:
+            return run in self._entries
 
     def get(self, run: str) -> RunEntry:
         """The run of this id; the latest, if it is empty.
@@ -104,42 +103,72 @@ class RunBook:
             if run in self._entries:
                 return self._entries[run]
             known = ", ".join(list(self._entries)[-5:]) or "none yet"
-        hint = "Submit one: headwater server submit DIR FEDERATION.toml"
-        raise ConfigError(f"run {run!r}", expected=f"one of the runs ({known})", got="another", hint=hint)
+        if not self._entries:
+            raise ConfigError(
+                f"run {run}" if run else "run",
+                expected="a run that was submitted",
+                got="none yet",
+                hint="Submit one: headwater server submit DIR FEDERATION.toml",
+            )
+        raise ConfigError(
+            f"run {run!r}", expected=f"one of the latest runs, {known}, or an earlier one", got="no such run"
+        )
 
-    def submit(self, toml: str, folder: Path) -> RunEntry:
+    def submit(self, toml: str, folder: Path) -> tuple[RunEntry, tuple[str, ...]]:
         """Check the federation, make its run folder, and queue it.
 
         Args:
             toml: the federation file's text.
             folder: where its relative paths start.
 
+        Returns:
+            The run, and what may fail later, one sentence each.
+
         Raises:
             ConfigError: it is wrong, or cannot run on a server.
+            ModelError, DataError: the base model or the test file is not there.
             StorageError: it cannot be written.
         """
         with self._lock:
             incoming = self._runs / "submitted.toml"
             write_atomically(incoming, toml.encode())
             try:
-                loaded = load_federation(incoming, folder=folder)
+                loaded = load_federation(incoming, folder=folder, name="federation file")
             finally:
                 incoming.unlink(missing_ok=True)
+            warnings = require_inputs(loaded)
             name = loaded.settings.federation.name
             stem = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:40] or "run"
             number = 1 + sum(e.run.rpartition("-")[0] == stem for e in self._entries.values())
             while (self._runs / f"{stem}-{number}").exists():
                 number += 1
             run = f"{stem}-{number}"
-            RunFolder.create(self._runs / run, loaded, {"engine": "server"})
+            origin = {"engine": "server", "folder": self._kept(loaded.folder, self._runs / run)}
+            RunFolder.create(self._runs / run, loaded, origin)
             entry = RunEntry(run, name, "queued", "", time.time())
             self._put(entry)
-            return entry
+            return entry, warnings
+
+    def _kept(self, folder: Path, start: Path) -> str:
+        """``folder`` as it is written down: relative to ``start`` if it lies within the server's folder."""
+        server = self._runs.parent.resolve()
+        inside = folder.resolve().is_relative_to(server)
+        return os.path.relpath(folder.resolve(), start.resolve()) if inside else str(folder)
 
     def open(self, run: str) -> tuple[RunFolder, LoadedFederation]:
-        """The run's folder and its federation as it was submitted."""
-        folder, loaded, _ = RunFolder.open(self._runs / run)
-        return folder, loaded
+        """The run's folder and its federation as it was submitted, but for where model and test file lie."""
+        entry = self.get(run)
+        folder, loaded, _ = RunFolder.open(self._runs / entry.run)
+        start = (self._runs.parent / entry.folder).resolve() if entry.folder else loaded.folder
+        places = [f"{key}={value}" for key, value in entry.changes.items() if key in PLACES]
+        return folder, load_federation(folder.path / "federation.toml", places, folder=start)
+
+    def move(self, run: str, folder: Path) -> RunEntry:
+        """From now on the run's relative paths start at ``folder``."""
+        with self._lock:
+            entry = replace(self.get(run), folder=self._kept(folder, self._runs.parent))
+            self._put(entry)
+            return entry
 
     def begin(self, run: str) -> bool:
         """Write down that the run is worked on; False if it was paused or stopped since it was chosen."""
@@ -172,15 +201,15 @@ class RunBook:
         """
         with self._lock:
             entry = self.get(run)
-            full = {CHANGEABLE.get(key, key): value for key, value in changes.items()}
-            for key in full:
-                if key not in CHANGEABLE.values():
-                    raise ConfigError(
-                        f"run {entry.run}: {key}",
-                        expected=f"one of {', '.join(CHANGEABLE)}",
-                        got="another key",
-                        hint="What clients train cannot change within a run: submit another.",
-                    )
+            known = require_known(changes)
+            if unknown := sorted(changes.keys() - known.keys()):
+                raise ConfigError(
+                    f"run {entry.run}: {unknown[0]}",
+                    expected=f"one of the settings that may change within a run: {', '.join(CHANGEABLE)}",
+                    got="another setting",
+                    hint="To train something else, submit another federation.",
+                )
+            full = {known[key]: value for key, value in changes.items()}
             changed = replace(entry, changes={**entry.changes, **full})
             self.settings(changed)
             self._put(changed)
@@ -192,8 +221,16 @@ class RunBook:
         Raises:
             ConfigError: they do not fit together.
         """
-        path = self._runs / entry.run / "federation.toml"
-        return load_federation(path, [f"{k}={v}" for k, v in entry.changes.items()]).settings
+        with self._lock:
+            before, settings = self._resolved.get(entry.run, (None, None))
+            if settings is None or before is None or before.changes != entry.changes:
+                path = self._runs / entry.run / "federation.toml"
+                changes = [f"{k}={v}" for k, v in entry.changes.items()]
+                settings = load_federation(path, changes, name=f"run {entry.run}").settings
+                self._resolved[entry.run] = entry, settings
+                while len(self._resolved) > _MOST_RESOLVED:
+                    del self._resolved[next(iter(self._resolved))]
+            return settings
 
     def wish_rollback(self, run: str, version: int | None) -> RunEntry:
         """Note the version to go on from; None once it is done."""

@@ -102,7 +102,7 @@ class RunFolder:
         """
         try:
             origin = json.loads((path / "state" / "origin.json").read_text())
-            source = Path(origin["folder"])
+            source = path / origin["folder"]  # absolute, or relative to the run's folder
         except (OSError, ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"run folder {path}",

@@ -104,6 +104,7 @@ class RunTally:
     round: int = 0
     accepted: int = 0
     asked: int = 0
+    open: int = 0
     value: float = math.nan
     best: Tracker = field(default_factory=lambda: Tracker(""))
     bytes_up: int = 0
@@ -122,7 +123,7 @@ class RunTally:
         if metric and metric != self.best.metric:
             self.metric, self.best = metric, Tracker(metric)
         self.round = whole(record.get("round"))
-        self.accepted = self.asked = 0
+        self.accepted = self.asked = self.open = 0
         if math.isfinite(value):
             self.value = value
         self.best = self.best.after(self.round, value)
@@ -165,6 +166,7 @@ class RunTally:
             bytes_up=self.bytes_up,
             bytes_down=self.bytes_down,
             submitted=self.submitted,
+            open=self.open,
             seconds_per_round=statistics.median(self._seconds) if self._seconds else math.nan,
         )
 

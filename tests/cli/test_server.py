@@ -87,7 +87,7 @@ def test_init_says_what_comes_next_and_what_owners_compare(made):
     assert shown.split("=")[1].strip().replace(":", "").lower() in out
     settings = tomllib.loads((folder / "server.toml").read_text())
     assert settings["listen"]["names"] == ["fl.example.org", "10.0.0.7"]
-    assert load_federation(folder / "federation.toml")
+    assert load_federation(folder / "federation.toml", ["model.path=models/minilm"])
 
 
 def test_init_takes_a_federation_and_a_plain_machine_s_name(tmp_path):

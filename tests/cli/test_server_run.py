@@ -27,7 +27,6 @@ from tests.support.control_port import (
     ANN,
     BO,
     FIRST,
-    PAUSED,
     RUN,
     SECOND,
     FakeOrganiser,
@@ -124,26 +123,43 @@ def test_a_federation_is_checked_here_and_queued_there(folder, organiser, tmp_pa
 
 
 def test_runs_are_steered(folder, organiser):
-    assert headwater("server", "pause", folder, "r1").out == "run r1: paused, round 3 of 20\n"
+    paused = "run r1: running, round 3 of 20; pauses after round 4\n"
+    assert headwater("server", "pause", folder, "r1").out == paused
     assert headwater("server", "resume", folder, "r1").out == "run r1: running, round 3 of 20\n"
     assert "stopped" in headwater("server", "stop", folder, "r1").out
     assert json.loads(headwater("server", "stop", folder, "r1", "--json").out)["state"] == "stopped"
     done = headwater("server", "set", folder, "r1", "deadline_s=600", "rounds=20")
     assert done.code == 0
+    assert done.out == (
+        "run r1: running, round 3 of 20; deadline_s 120 → 600, at once\n"
+        "warning: min_clients is 5, but 2 devices are enrolled\n"
+    )
     assert organiser.calls == [
         ("pause", "r1"), ("resume", "r1"), ("stop", "r1"), ("stop", "r1"),
         ("change", "r1", {"deadline_s": "600", "rounds": "20"}),
     ]  # fmt: skip
 
 
-def test_a_run_need_not_be_named_if_only_one_can_be_meant(folder, organiser):
-    assert headwater("server", "pause", folder).out.startswith("run r1")
-    assert headwater("server", "resume", folder).out.startswith("run r0")
-    assert headwater("server", "set", folder, "rounds=5").error  # r0 or r1
-    assert "got r1, r0" in headwater("server", "stop", folder).error
-    organiser.runs = (replace(RUN, state="finished"), PAUSED)
-    assert headwater("server", "set", folder, "rounds=5").out.startswith("run r0")
-    assert "no such run" in headwater("server", "pause", folder).error
+def test_the_latest_run_is_meant_if_none_is_named(folder, organiser, tmp_path):
+    """Which one that is, the daemon knows; each answer names it."""
+    verbs = (["pause"], ["resume"], ["stop"], ["set", "rounds=5"])
+    for verb, *words in verbs:
+        assert headwater("server", verb, folder, *words).out.startswith("run r1")
+    organiser.archive = [tar_of(("adapter_config.json", b"{}"))]
+    actions = (["list"], ["rollback", "1"], ["unpin", "1"], ["export", "--out", str(tmp_path / "a")])
+    for action, *words in actions:
+        assert "run r1" in headwater("server", "adapters", action, folder, *words).out
+    assert [call[1] for call in organiser.calls[:-1]] == [""] * (len(verbs) + len(actions))
+
+
+def test_a_resume_says_where_the_paths_start_now(folder, organiser, tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    assert headwater("server", "resume", folder, "r1", "--folder", "moved").code == 0
+    there = ("--server", server.address, "--identity", folder / "secrets")
+    assert headwater("server", "resume", *there, "--folder", "/srv/f").code == 0
+    assert [tuple(map(str, call[1:])) for call in organiser.calls] == [
+        ("r1", str(tmp_path / "moved")), ("", "/srv/f"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -158,7 +174,7 @@ def test_a_run_need_not_be_named_if_only_one_can_be_meant(folder, organiser):
         (["set", "DIR", "r1"], "KEY=VALUE"),
         (["set", "DIR", "r1", "rounds=1", "rounds=2"], "once"),
         (["set", "DIR", "r1", "=2"], "once"),
-        (["adapters", "rollback", "DIR", "r1"], "2 arguments"),
+        (["adapters", "rollback", "DIR"], "1 to 2 arguments"),
         (["adapters", "rollback", "DIR", "r1", "-"], "a number"),
         (["adapters", "unpin", "DIR", "r1", "x"], "a number"),
         (["adapters", "export", "DIR"], "--out FOLDER"),
@@ -259,9 +275,12 @@ def test_an_export_is_unpacked(folder, organiser, tmp_path):
     assert sorted(p.name for p in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     assert (out / "adapter_model.safetensors").stat().st_size == 3_000_000
     assert [p.name for p in out.parent.iterdir()] == ["adapter"]
-    assert organiser.calls == [("export", "", 2)]
+    assert (
+        done.out == f"{out}: run r1, version 2 (the best, after round 1, accuracy 0.750), 3,000,002 bytes\n"
+    )
+    assert organiser.calls == [("adapters", ""), ("export", "r1", 2)]
     assert "holds something" in headwater("server", "adapters", "export", folder, "--out", out).error
-    assert len(organiser.calls) == 1  # refused before the daemon was asked
+    assert len(organiser.calls) == 2  # refused before the daemon was asked
     empty = tmp_path / "empty"
     empty.mkdir()
     assert headwater("server", "adapters", "export", folder, "r1", "--out", empty).code == 0

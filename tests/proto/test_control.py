@@ -113,10 +113,13 @@ def test_every_method_is_answered(organiser, client, tmp_path):
     assert status.errors[0].data == {"free": 0}
     organiser.calls.clear()
     assert client.submit("a = 1", tmp_path).state == "queued"
-    assert client.pause("r1").state == "paused"
+    assert client.pause("r1").note == "pauses after round 4"
     assert client.resume("r1").state == "running"
+    assert client.resume("r1", tmp_path).state == "running"
     assert client.stop("r1").state == "stopped"
-    assert client.change("r1", {"rounds": "9", "deadline_s": "60"}).run == "r1"
+    changed = client.change("r1", {"rounds": "9", "deadline_s": "60"})
+    assert (changed.run, changed.note) == ("r1", "deadline_s 120 → 600, at once")
+    assert changed.warnings == ("min_clients is 5, but 2 devices are enrolled",)
     assert client.accept("headwater-enrol-v1:x") == BO
     assert client.revoke("ann").state == "revoked"
     assert [r.version for r in client.adapters("r1")] == [1, 2]
@@ -125,7 +128,8 @@ def test_every_method_is_answered(organiser, client, tmp_path):
     assert client.rollback("r1", 1).note == "rollback to version 1"
     assert client.unpin("r1", 2) == SECOND
     assert organiser.calls == [
-        ("submit", "a = 1", tmp_path), ("pause", "r1"), ("resume", "r1"), ("stop", "r1"),
+        ("submit", "a = 1", tmp_path), ("pause", "r1"), ("resume", "r1"), ("resume", "r1", tmp_path),
+        ("stop", "r1"),
         ("change", "r1", {"deadline_s": "60", "rounds": "9"}), ("accept", "headwater-enrol-v1:x"),
         ("revoke", "ann"), ("adapters", "r1"), ("adapters", ""), ("export", "r1", 2), ("rollback", "r1", 1),
         ("unpin", "r1", 2),

@@ -7,10 +7,12 @@ import time
 import pytest
 import torch
 from flwr.serverapp import Grid
+from huggingface_hub import constants
 
-from headwater.errors import ConfigError, FederationStopped
+from headwater.errors import ConfigError, FederationStopped, ModelError
 from headwater.flower.link import FleetLink
 from headwater.server.daemon import Daemon
+from headwater.server.events import RoundStarted
 from headwater.server.monitor import Monitor
 from headwater.server.office import Office
 from headwater.server.registry import ClientRegistry
@@ -170,7 +172,7 @@ def test_an_unpinned_version_goes_at_once_where_no_round_follows(site):
 def test_a_full_disk_is_tried_again_with_pauses_and_after_a_restart(tmp_path):
     workspace = Workspace.init(tmp_path / "fl")
     daemon = Daemon(workspace)
-    run = daemon._book.submit(FEDERATION, tmp_path).run
+    run = daemon._book.submit(FEDERATION, tmp_path)[0].run
     assert daemon._next().run == run
     daemon._book.set_state(run, "failed", "no room", again=True)
     daemon._again_s[run] = time.monotonic() + 60
@@ -183,3 +185,83 @@ def test_a_full_disk_is_tried_again_with_pauses_and_after_a_restart(tmp_path):
     assert Daemon(workspace)._next().run == run
     daemon._book.set_state(run, "failed", "a wrong file")
     assert Daemon(workspace)._next() is None
+
+
+def test_an_answer_says_what_was_done_and_from_when_on(site):
+    """Also where the open round is one that an answer cannot wait for."""
+    site.jobs = [site.job()]
+    site.book.begin(site.run)
+    site.monitor.run_state(site.run, "running")
+    site.monitor.observer(site.run)(RoundStarted(4, 2))
+    changed = site.office.change(site.run, {"deadline_s": "30", "rounds": "9", "min_clients": "5"})
+    assert changed.note == "deadline_s none → 30, at once; rounds 2 → 9, min_clients 2 → 5, from round 5"
+    assert changed.warnings == (
+        "min_clients is 5, but 0 devices are enrolled: no round can close until 5 more take part",
+    )
+    assert site.office.pause("").note == "pauses after round 4"
+    (row,) = site.office.status().runs
+    assert (row.state, row.note, row.warnings) == ("running", "pauses after round 4", changed.warnings)
+    with pytest.raises(ConfigError, match=r"and pauses after round 4\. Resume it then"):
+        site.office.resume("")
+
+
+def test_a_run_that_cannot_be_meant_names_those_that_can(site):
+    first, second = site.run, site.office.submit(FEDERATION, site.folder).run
+    site.office.stop(second)
+    with pytest.raises(ConfigError, match=f"run {second}: .*is stopped.*Name the run: {first}"):
+        site.office.pause("")
+
+
+def test_a_federation_whose_model_is_not_there_is_not_queued(site, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    lacks = (
+        FEDERATION.partition("[model]")[0]
+        + """
+[model]
+kind = "encoder"
+path = "no/model"
+[adapter]
+kind = "lora"
+[data]
+kind = "classification"
+path = "d"
+labels = ["a", "b"]
+partition = { kind = "files" }
+[training]
+kind = "backprop"
+"""
+    )
+    before = sorted(path.name for path in (site.folder / "runs").iterdir())
+    with pytest.raises(ModelError, match=r"model\.path 'no/model'"):
+        site.office.submit(lacks, site.folder)
+    assert sorted(path.name for path in (site.folder / "runs").iterdir()) == before
+    assert len(site.book.entries()) == 1
+
+
+def test_a_run_of_a_folder_that_was_moved_finds_its_files(tmp_path):
+    """A restored folder is another one: what lies within it is found there, not in the old one."""
+    old = tmp_path / "old"
+    (old / "data").mkdir(parents=True)
+    site = Site(old)
+    (old / "data" / "test.jsonl").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    inside = site.office.submit(FEDERATION, old / "data").run
+    outside = site.office.submit(FEDERATION, tmp_path / "elsewhere").run
+    old.rename(tmp_path / "new")
+    moved = RunBook(tmp_path / "new" / "runs.json", tmp_path / "new" / "runs")
+    assert moved.open(inside)[1].folder == tmp_path / "new" / "data"
+    assert moved.open(outside)[1].folder == tmp_path / "elsewhere"
+    moved.move(outside, tmp_path / "new" / "data")
+    (tmp_path / "new").rename(tmp_path / "newer")
+    again = RunBook(tmp_path / "newer" / "runs.json", tmp_path / "newer" / "runs")
+    assert again.open(outside)[1].folder == tmp_path / "newer" / "data"
+
+
+def test_a_resume_finds_what_lacks_before_the_run_is_queued(site):
+    site.office.pause(site.run)
+    with pytest.raises(ConfigError, match="--folder PATH"):
+        site.office.resume(site.run, site.folder / "none")
+    assert site.state == "paused"
+    (site.folder / "there").mkdir()
+    assert site.office.resume(site.run, site.folder / "there").state == "queued"
+    assert site.book.open(site.run)[1].folder == site.folder / "there"

@@ -25,7 +25,7 @@ kind = "noop"
 def test_devices_join_a_restored_run_as_another_one(tmp_path):
     (tmp_path / "runs").mkdir()
     book = RunBook(tmp_path / "runs.json", tmp_path / "runs")
-    entry = book.submit(FEDERATION, tmp_path)
+    entry, _ = book.submit(FEDERATION, tmp_path)
     assert entry.known_as == entry.run
     names = {entry.known_as}
     devices = JoinedRuns(tmp_path / "device")

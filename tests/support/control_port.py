@@ -82,19 +82,20 @@ class FakeOrganiser:
 
     def pause(self, run):
         self._note("pause", run)
-        return replace(RUN, run=run, state="paused")
+        return replace(RUN, run=run or "r1", state="running", note="pauses after round 4")
 
-    def resume(self, run):
-        self._note("resume", run)
-        return replace(RUN, run=run)
+    def resume(self, run, folder=None):
+        self._note("resume", run, *[f for f in [folder] if f is not None])
+        return replace(RUN, run=run or "r1")
 
     def stop(self, run):
         self._note("stop", run)
-        return replace(RUN, run=run, state="stopped", reason="by the organiser")
+        return replace(RUN, run=run or "r1", state="stopped", reason="by the organiser")
 
     def change(self, run, changes):
         self._note("change", run, changes)
-        return replace(RUN, run=run)
+        warning = "min_clients is 5, but 2 devices are enrolled"
+        return replace(RUN, run=run or "r1", note="deadline_s 120 → 600, at once", warnings=(warning,))
 
     def accept(self, request):
         self._note("accept", request)

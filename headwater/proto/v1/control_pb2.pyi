@@ -37,7 +37,7 @@ class Status(_message.Message):
     def __init__(self, version: _Optional[str] = ..., started: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., certificate_days: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[RunRow, _Mapping]]] = ..., clients: _Optional[_Iterable[_Union[ClientRow, _Mapping]]] = ..., refused: _Optional[_Mapping[str, int]] = ..., errors: _Optional[_Iterable[_Union[WatchEvent, _Mapping]]] = ...) -> None: ...
 
 class RunRow(_message.Message):
-    __slots__ = ("run", "name", "state", "reason", "round", "rounds", "accepted", "asked", "metric", "value", "best_round", "best_value", "bytes_up", "bytes_down", "submitted", "seconds_per_round")
+    __slots__ = ("run", "name", "state", "reason", "round", "rounds", "accepted", "asked", "metric", "value", "best_round", "best_value", "bytes_up", "bytes_down", "submitted", "seconds_per_round", "open", "note", "warnings")
     RUN_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,9 @@ class RunRow(_message.Message):
     BYTES_DOWN_FIELD_NUMBER: _ClassVar[int]
     SUBMITTED_FIELD_NUMBER: _ClassVar[int]
     SECONDS_PER_ROUND_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     run: str
     name: str
     state: str
@@ -70,7 +73,10 @@ class RunRow(_message.Message):
     bytes_down: int
     submitted: float
     seconds_per_round: float
-    def __init__(self, run: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., asked: _Optional[int] = ..., metric: _Optional[str] = ..., value: _Optional[float] = ..., best_round: _Optional[int] = ..., best_value: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., submitted: _Optional[float] = ..., seconds_per_round: _Optional[float] = ...) -> None: ...
+    open: int
+    note: str
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, run: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., asked: _Optional[int] = ..., metric: _Optional[str] = ..., value: _Optional[float] = ..., best_round: _Optional[int] = ..., best_value: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., submitted: _Optional[float] = ..., seconds_per_round: _Optional[float] = ..., open: _Optional[int] = ..., note: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ClientRow(_message.Message):
     __slots__ = ("client", "state", "fingerprint", "seen_s_ago", "doing", "examples", "accepted_rounds", "failed_rounds", "bytes_up", "bytes_down", "version", "last_error")
@@ -184,6 +190,14 @@ class RunRequest(_message.Message):
     RUN_FIELD_NUMBER: _ClassVar[int]
     run: str
     def __init__(self, run: _Optional[str] = ...) -> None: ...
+
+class ResumeRequest(_message.Message):
+    __slots__ = ("run", "folder")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    folder: str
+    def __init__(self, run: _Optional[str] = ..., folder: _Optional[str] = ...) -> None: ...
 
 class ChangeRequest(_message.Message):
     __slots__ = ("run", "changes")

@@ -1,0 +1,111 @@
+"""What the organiser's wishes come to, in words: which settings change when, and which cannot be met."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from headwater.config.federation import Federation
+from headwater.protocol.control import RunRow
+
+CHANGEABLE = {
+    "rounds": "federation.rounds",
+    "deadline_s": "cohort.deadline_s",
+    "min_clients": "cohort.min_clients",
+    "clients_per_round": "cohort.clients_per_round",
+    "target_clients": "cohort.target_clients",
+    "retry_s": "cohort.retry_s",
+    "every": "evaluation.every",
+    "evaluation_deadline_s": "evaluation.deadline_s",
+    "patience": "evaluation.patience",
+    "buffer": "schedule.buffer",
+    "max_staleness": "schedule.max_staleness",
+    "staleness_exponent": "schedule.staleness_exponent",
+    "model": "model.path",
+    "test": "data.test",
+}
+"""What an organiser may change within a run, by its short name."""
+AT_ONCE = frozenset({"cohort.deadline_s", "cohort.retry_s", "evaluation.deadline_s"})
+"""Times: they hold for the open round and its evaluation, too."""
+PLACES = frozenset({"model.path", "data.test"})
+"""Where the same bytes lie on the server; read when a run starts or goes on."""
+_SHORT = {full: short for short, full in CHANGEABLE.items()}
+
+
+def tell_changes(before: Federation, after: Federation, keys: Iterable[str], row: RunRow) -> str:
+    """What a change of settings did, and from when on: ``deadline_s 120 → 30, at once``.
+
+    Args:
+        before: the settings.
+        after: the settings with the change.
+        keys: the full names of what was to change.
+        row: how the run stands.
+    """
+    when: dict[str, list[str]] = {}
+    for key in keys:
+        old, new, name = _value(before, key), _value(after, key), _SHORT[key]
+        told = f"{name} is {_shown(new)} already" if old == new else f"{name} {_shown(old)} → {_shown(new)}"
+        when.setdefault("" if old == new else _from(key, row), []).append(told)
+    return "; ".join(", ".join([*told, since] if since else told) for since, told in sorted(when.items()))
+
+
+def _from(key: str, row: RunRow) -> str:
+    going = row.state in ("running", "waiting")
+    if key in PLACES:
+        return "once it is paused and resumed" if going else "when it goes on"
+    if key in AT_ONCE:
+        return "at once" if going else "when it goes on"
+    return f"from round {(row.open or row.round) + 1}"
+
+
+def tell_wish(wish: str, row: RunRow) -> str:
+    """When a run that goes on pauses or stops; empty if it does not."""
+    if not wish:
+        return ""
+    what = {"pause": "pauses", "stop": "stops and writes its result"}[wish]
+    return f"{what} after round {row.open}" if row.open else f"{what} before round {row.round + 1}"
+
+
+def tell_unmet(settings: Federation, row: RunRow, enrolled: int) -> tuple[str, ...]:
+    """Which settings cannot be met as things are, one sentence each.
+
+    Args:
+        settings: of the run, with the organiser's changes.
+        row: how the run stands.
+        enrolled: devices that may take part.
+    """
+    cohort, schedule = settings.cohort, settings.schedule
+    devices = f"{enrolled} device{' is' if enrolled == 1 else 's are'} enrolled"
+    told = []
+    if cohort.min_clients > enrolled:
+        told.append(
+            f"min_clients is {cohort.min_clients}, but {devices}: no round can close "
+            f"until {cohort.min_clients - enrolled} more take part"
+        )
+    elif schedule.kind == "buffered" and schedule.buffer > enrolled:
+        told.append(f"buffer is {schedule.buffer}, but {devices}: no version can be made of so many updates")
+    most = min(cohort.clients_per_round or enrolled, enrolled)
+    if cohort.target_clients is not None and cohort.target_clients > most >= cohort.min_clients:
+        told.append(
+            f"target_clients is {cohort.target_clients}, but a round asks {most}: "
+            "it closes when all have answered, or at its deadline"
+        )
+    done = max(row.open, row.round)
+    if settings.federation.rounds < done or (settings.federation.rounds == row.round and row.round):
+        what = f"round {row.open} is open" if row.open else f"{row.round} are done"
+        told.append(f"rounds is {settings.federation.rounds}, but {what}: the run ends with round {done}")
+    return tuple(told)
+
+
+def require_known(keys: Collection[str]) -> Mapping[str, str]:
+    """From each key as it was given to its full name; what is not known is left out."""
+    full = {key: CHANGEABLE.get(key, key) for key in keys}
+    return {key: name for key, name in full.items() if name in _SHORT}
+
+
+def _value(settings: Federation, key: str) -> object:
+    table, _, name = key.partition(".")
+    return getattr(getattr(settings, table), name, None)
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
