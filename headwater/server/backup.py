@@ -28,7 +28,7 @@ from headwater.server.run_book import RunBook
 from headwater.server.snapshot import Pinned, snapshot
 from headwater.server.workspace import Workspace, empty_folder, make_private_folder
 
-_TOP = ("server.toml", "federation.toml", "clients.json", "runs.json", "runs")
+_TOP = ("server.toml", "federation.toml", "clients.json", "seen.json", "runs.json", "runs")
 _LEFT_OUT = ("lock", "spool")
 
 

@@ -39,6 +39,7 @@ from headwater.server.door import Door
 from headwater.server.doorman import FleetServer
 from headwater.server.fleet_port import fleet_port
 from headwater.server.gate import Gate, Limits
+from headwater.server.last_seen import EVERY_S, LastSeen
 from headwater.server.logs import log_to
 from headwater.server.monitor import Monitor
 from headwater.server.office import Office
@@ -107,6 +108,7 @@ class Daemon:
         self._fleet: threading.Thread | None = None
         self._registry: ClientRegistry = workspace.registry()
         self._link = FleetLink(max_reply_bytes=lambda name: self._job.max_reply_bytes if self._job else 2**20)
+        self._last_seen, self._noted_s = LastSeen(workspace.last_seen), time.monotonic()
         for record in self._registry.by_name().values():
             self._enrol(record)
         self._registry.on_change(self._enrol)
@@ -193,9 +195,8 @@ class Daemon:
         """Tell the monitor of a run of an earlier start."""
         try:
             self._office.announce(entry)
-            if entry.state not in ("queued", "running"):  # those tell it themselves
-                folder, loaded = self._book.open(entry.run)
-                self._office.recall(entry, folder, loaded)
+            folder, loaded = self._book.open(entry.run)
+            self._office.recall(entry, folder, loaded)
         except HeadwaterError as error:
             self._monitor.error(f"run {entry.run}: {error}", run=entry.run)
 
@@ -212,6 +213,7 @@ class Daemon:
         return self._link.node_of(name) is not None
 
     def _is_ending(self) -> bool:
+        self._note_seen_soon()
         self._registry.refresh()  # the job asks this all the time: what another process revoked counts soon
         if self._fleet is not None and not self._fleet.is_alive():
             LOG.error("the fleet port has died: the daemon ends, to be started again")
@@ -219,22 +221,40 @@ class Daemon:
             self._ending.set()
         return self._ending.is_set()
 
+    def _note_seen_soon(self) -> None:
+        """Once in :data:`EVERY_S`: asked many times a second, of up to thousands of clients."""
+        if time.monotonic() >= self._noted_s + EVERY_S:
+            self._noted_s = time.monotonic()
+            self._note_seen()
+
+    def _note_seen(self, *, now: bool = False) -> None:
+        clock = time.monotonic()
+        seen = {name: self._link.seen(name) for name in self._link.names()}
+        self._last_seen.note({name: clock - at for name, at in seen.items() if at is not None}, now=now)
+
     def _facts(self) -> Iterator[ClientFacts]:
         online, now = self._link.online(), time.monotonic()
         for name, record in self._registry.by_name().items():
             seen = self._link.seen(name)
+            age_s = self._last_seen.age_s(name) if seen is None else now - seen
             yield ClientFacts(
                 name,
                 _fingerprint(record.public),
                 revoked=record.revoked_at is not None,
                 online=name in online,
-                seen_s_ago=None if seen is None else now - seen,
+                seen_s_ago=age_s,
             )
 
     # --- runs -------------------------------------------------------------------------------------
 
     def work(self) -> None:
         """Work on the runs until told to end."""
+        try:
+            self._work()
+        finally:
+            self._note_seen(now=True)
+
+    def _work(self) -> None:
         while not self._is_ending():
             entry = self._next()
             if entry is None:
@@ -287,7 +307,6 @@ class Daemon:
             self._job = None
 
     def _failed(self, entry: RunEntry, error: Exception, *, again: bool = False) -> None:
-        LOG.error("run %s: %s", entry.run, error)
         self._monitor.run_state(entry.run, "failed", str(error))
         try:
             wished = bool(self._book.get(entry.run).wish)  # then it was to end anyway

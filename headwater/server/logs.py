@@ -15,6 +15,7 @@ matters, and the files never take more than their number times their size.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -112,6 +113,7 @@ class _Tee(logging.Handler):
     def __init__(self, *handlers: logging.Handler) -> None:
         super().__init__()
         self._handlers = handlers
+        self.addFilter(_tell_cut_off)
         self.addFilter(_Calm())
         for handler in handlers:
             handler.setFormatter(_Line())
@@ -138,6 +140,21 @@ class _File(RotatingFileHandler):
 class _Console(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the stubs only
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """A closed standard error is no reason to stop either."""
+
+
+def _tell_cut_off(record: logging.LogRecord) -> bool:
+    """A request that is cut off because the daemon ends is no error, though uvicorn logs it as one, twice."""
+    if record.name == "uvicorn.error" and record.levelno == logging.ERROR:
+        cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+        if cancelled or str(record.msg).startswith("Cancel %s running task"):
+            record.levelno, record.levelname = logging.INFO, "INFO"
+            if cancelled:
+                record.msg, record.args, record.exc_info = (
+                    "a request was cut off: the port closes",
+                    None,
+                    None,
+                )
+    return True
 
 
 class _Calm(logging.Filter):

@@ -23,6 +23,9 @@ from headwater.server.report_text import name_some
 from headwater.server.watch import Watch
 from headwater.training.build import Workbench
 
+MOST_REASON = 500
+"""Characters of why a client gave no evaluation that a round's record keeps."""
+
 
 class Measurement:
     """Evaluates after a round.
@@ -178,6 +181,7 @@ class Measurement:
                 except HeadwaterError as error:
                     accepted = checkpoint.accepted.get(incoming.address, 0)
                     self._downlink.heard(incoming.address, error, accepted)
+                    answers.given_up[incoming.address] = str(error)[:MOST_REASON]
                     self._watch.observer(ClientFailed(number, incoming.address, str(error)))
             if quiet:
                 self._watch.pause()

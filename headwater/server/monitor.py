@@ -166,6 +166,9 @@ class Monitor:
 
     def client_changed(self, client: str, text: str) -> None:
         """Something about a client that is no failure: ``accepted``, ``revoked``, ``is back``."""
+        with self._lock:
+            if client in self._clients:  # of its former keys: nothing that it was doing goes on
+                self._clients[client].doing, self._clients[client].last_error = "idle", ""
         self._ring.add("client", "", f"client {client}: {text}", client=client)
 
     def refused(self, reason: str, client: str = "", *, count: int = 1) -> None:
@@ -216,7 +219,8 @@ class Monitor:
                     self._client(event.client).doing = what
                 case ClientDone():
                     tally.accepted += 1
-                    self._client(event.client).doing = "idle"
+                    client = self._client(event.client)
+                    client.doing, client.last_error, client.unfit = "idle", "", False
                     text = f"round {event.round}: update of {event.client}, {human_bytes(event.bytes_up)}"
                     self._ring.add("client", run, text, client=event.client, round=event.round)
                 case ClientFailed():

@@ -19,6 +19,7 @@ from headwater.server.registry import ClientRegistry
 from headwater.server.run_book import ENDED, RunBook, RunEntry
 from headwater.server.run_folder import RunFolder
 from headwater.server.steering import require_known, tell_changes, tell_unmet, tell_wish
+from headwater.server.tallies import whole
 from headwater.server.versions import Versions
 
 if TYPE_CHECKING:  # torch and transformers: an idle daemon has neither
@@ -91,8 +92,10 @@ class Office:
             self._monitor.run_state(entry.run, entry.state, entry.reason)
 
     def recall(self, entry: RunEntry, folder: RunFolder, loaded: LoadedFederation) -> None:
-        """Tell the monitor what a run that does not go on had come to."""
-        self._monitor.run_restored(entry.run, folder.read_rounds(), metric_name(loaded.settings))
+        """Tell the monitor what a run had come to: its rounds up to the checkpoint from which it goes on."""
+        done = folder.checkpoint_round()
+        records = [r for r in folder.read_rounds() if done is None or whole(r.get("round")) <= done]
+        self._monitor.run_restored(entry.run, records, metric_name(loaded.settings))
 
     def pause(self, run: str) -> RunRow:  # noqa: D102
         return self._end(run, "paused")

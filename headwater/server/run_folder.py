@@ -32,6 +32,9 @@ from headwater.files import (
     write_atomically,
 )
 
+_MOST_HEAD = 100 << 20
+"""Bytes of a safetensors file's head, as its own readers have it."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -168,6 +171,16 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write ``name`` as indented JSON, atomically."""
         write_atomically(self.path / name, json.dumps(finite(content), indent=2).encode() + b"\n")
+
+    def checkpoint_round(self) -> int | None:
+        """The round after which the run goes on, from the checkpoint's head; None if that is not there."""
+        try:
+            with self.checkpoint.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                head = json.loads(file.read(min(length, _MOST_HEAD)))
+            return int(json.loads(head["__metadata__"]["headwater"])["round"])
+        except (OSError, ValueError, KeyError, TypeError):  # damaged: who loads it says so
+            return None
 
     def append_round(self, record: Mapping[str, Any]) -> None:
         """Add a line to ``rounds.jsonl``; on disk before this returns, as the checkpoint is after it.

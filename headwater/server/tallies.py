@@ -71,6 +71,12 @@ class ClientTally:
             self.last_error = plain(row["failed"], MOST_TEXT)
         else:
             self.accepted += 1
+            self.last_error = plain(row.get("not_evaluated", ""), MOST_TEXT)  # else what was is mended
+
+    def _doing(self, facts: ClientFacts) -> str:
+        if facts.revoked or self.doing == "idle":
+            return "idle"
+        return self.doing if facts.online else f"{self.doing}, not heard of"
 
     def row(self, facts: ClientFacts) -> ClientRow:
         """As the organiser sees it."""
@@ -79,7 +85,7 @@ class ClientTally:
             state=facts.state,
             fingerprint=facts.fingerprint,
             seen_s_ago=facts.seen_s_ago,
-            doing="idle" if facts.revoked else self.doing,
+            doing=self._doing(facts),
             examples=self.examples,
             accepted_rounds=self.accepted,
             failed_rounds=self.failed,
@@ -180,10 +186,13 @@ def deciding(record: Mapping[str, Any], metric: str) -> float:
 
 
 def client_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(client, row) of everyone who was asked in a round."""
+    """(client, row) of everyone who was asked in a round; with why it gave no evaluation, if it was asked."""
+    failed = table(record.get("not_evaluated"))
     for client, row in table(record.get("clients")).items():
         if isinstance(row, Mapping):
-            yield client, row
+            reason = str(failed.get(client, ""))
+            asked = bool(reason) and not reason.startswith("not asked")
+            yield client, {**row, "not_evaluated": f"evaluation: {reason}"} if asked else row
 
 
 def table(value: object) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@
     server.toml        names, ports, limits, retention; see headwater/config/daemon.py
     federation.toml    a federation to begin with; a run keeps its own copy
     clients.json       who is enrolled
+    seen.json          when each client was last heard of
     runs.json          the runs, in the order in which they were submitted
     runs/ID/           a run: checkpoint, spool, adapter versions, result
     secrets/           keys and certificates; see headwater/server/credentials.py
@@ -56,6 +57,11 @@ class Workspace:
     def clients(self) -> Path:
         """``clients.json``, of :class:`ClientRegistry`."""
         return self.path / "clients.json"
+
+    @property
+    def last_seen(self) -> Path:
+        """``seen.json``, of :class:`headwater.server.last_seen.LastSeen`."""
+        return self.path / "seen.json"
 
     @property
     def runs_book(self) -> Path:

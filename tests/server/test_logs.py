@@ -164,3 +164,42 @@ def test_events_of_the_monitor_are_in_the_log(path):
         monitor.run_queued("r1", "name", 3)
     levels = [line.split()[1] for line in path.read_text().splitlines()]
     assert levels == ["WARNING", "WARNING", "INFO"]
+
+
+def test_a_request_that_is_cut_off_as_the_daemon_ends_is_no_error(path):
+    """With a real server, whose application is still at work when its port closes."""
+    program = f"""
+import asyncio, threading, time, urllib.request
+from pathlib import Path
+from headwater.server.logs import log_to
+from headwater.server.web_serve import serving
+
+asked = threading.Event()
+
+async def slow(scope, receive, send):
+    asked.set()
+    await asyncio.sleep(60)
+
+def ask(port):
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{{port}}/", timeout=30)
+    except OSError:
+        pass
+
+with log_to(Path({str(path)!r})):
+    with serving(slow, 0) as port:
+        threading.Thread(target=ask, args=[port], daemon=True).start()
+        assert asked.wait(30)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    text = path.read_text()
+    assert "ERROR" not in text
+    assert "a request was cut off: the port closes" in text
+
+
+def test_other_errors_of_the_web_server_stay_errors(path):
+    with log_to(path):
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application", exc_info=ValueError("x"))
+    assert "ERROR    web" in path.read_text()
+    assert "ValueError" in path.read_text()

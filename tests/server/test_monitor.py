@@ -269,3 +269,59 @@ def test_a_client_that_is_not_enrolled_has_no_row(toy):
     assert [c.client for c in toy.status().clients] == ["ann", "cleo"]
     toy.facts["ann"] = ClientFacts("ann", revoked=True, online=True)
     assert toy.status().clients[0].state == "revoked"
+
+
+def test_what_a_client_has_mended_is_no_problem_any_more_also_after_a_restart(tmp_path):
+    toy = ToyOrganiser(tmp_path)
+    toy.begin(10)
+    toy.end_round(1, 0.6, {"ben": "a damaged file"})
+    assert last_errors(toy) == {"ben": "a damaged file"}
+    toy.end_round(2, 0.7)
+    assert last_errors(toy) == {}
+    restarted = ToyOrganiser(tmp_path / "none")
+    restarted.monitor.run_queued(RUN, "sentiment", 10)
+    restarted.monitor.run_restored(RUN, records(toy), "accuracy")
+    assert last_errors(restarted) == {}
+    toy.end_round(3, 0.7, {"cleo": "late"})
+    again = ToyOrganiser(tmp_path / "none")
+    again.monitor.run_queued(RUN, "sentiment", 10)
+    again.monitor.run_restored(RUN, records(toy), "accuracy")
+    assert last_errors(again) == {"cleo": "late"}
+
+
+def last_errors(toy):
+    return {row.client: row.last_error for row in toy.monitor.status().clients if row.last_error}
+
+
+def records(toy):
+    return [json.loads(line) for line in toy.rounds_file.read_text().splitlines()]
+
+
+def test_an_evaluation_that_failed_stays_told_until_the_next_update(toy):
+    toy.begin(10)
+    toy.end_round(1, 0.6)
+    tell = toy.monitor.observer(RUN)
+    tell(ClientFailed(2, "ben", "client ben: expected an evaluation, got noise"))
+    rows = {name: {"bytes_up": 1} for name in ("ann", "ben", "cleo")}
+    record = {
+        "round": 2,
+        "clients": rows,
+        "bytes": {},
+        "not_evaluated": {"ben": "noise", "ann": "not asked: offline"},
+    }
+    tell(RoundEnded(2, record, "accuracy", math.nan))
+    assert last_errors(toy) == {"ben": "evaluation: noise"}
+    toy.end_round(3, 0.7)
+    assert last_errors(toy) == {}
+
+
+def test_a_client_that_is_not_heard_of_or_revoked_is_not_shown_at_work(toy):
+    toy.begin()
+    toy.start_round(1)
+    toy.facts["ben"] = ClientFacts("ben", online=False)
+    assert [c.doing for c in toy.status().clients] == ["train 1", "train 1, not heard of", "train 1"]
+    toy.monitor.client_changed("ben", "revoked")
+    toy.facts["ben"] = ClientFacts("ben", revoked=True)
+    assert toy.status().clients[1].doing == "idle"
+    toy.facts["ben"] = ClientFacts("ben", online=True)  # accepted again, with new keys
+    assert toy.status().clients[1].doing == "idle"

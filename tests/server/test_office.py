@@ -11,7 +11,9 @@ from huggingface_hub import constants
 
 from headwater.errors import ConfigError, FederationStopped, ModelError
 from headwater.flower.link import FleetLink
+from headwater.server.checkpoint import Checkpoint
 from headwater.server.daemon import Daemon
+from headwater.server.evaluation import Tracker
 from headwater.server.events import RoundStarted
 from headwater.server.monitor import Monitor
 from headwater.server.office import Office
@@ -21,6 +23,7 @@ from headwater.server.run_job import Network, RunJob
 from headwater.server.versions import Versions
 from headwater.server.watch import Interrupted
 from headwater.server.workspace import Workspace
+from headwater.strategies.strategy import ServerState
 from headwater.training.build import Workbench
 
 FEDERATION = """
@@ -265,3 +268,22 @@ def test_a_resume_finds_what_lacks_before_the_run_is_queued(site):
     (site.folder / "there").mkdir()
     assert site.office.resume(site.run, site.folder / "there").state == "queued"
     assert site.book.open(site.run)[1].folder == site.folder / "there"
+
+
+def test_a_run_that_fails_as_it_begins_is_shown_with_the_round_of_its_checkpoint(tmp_path):
+    """A line that was written and whose checkpoint was not is done again, so it does not count."""
+    workspace = Workspace.init(tmp_path / "fl")
+    daemon = Daemon(workspace)
+    run = daemon._book.submit(FEDERATION.replace("rounds = 2", "rounds = 200"), tmp_path)[0].run
+    folder, loaded = daemon._book.open(run)
+    for number in range(28):
+        folder.append_round({"round": number, "clients": {}, "bytes": {"up": 1, "down": 1}})
+    state = Workbench.open(loaded, threads=False).initial_state()
+    Checkpoint(run, ServerState(26, state), Tracker("loss")).save(folder.checkpoint)
+    assert folder.checkpoint_round() == 26
+    for state in ("queued", "running", "failed", "paused"):
+        daemon._book.set_state(run, state)
+        again = Daemon(workspace)
+        again._restore(again._book.get(run))
+        (row,) = again._office.status().runs
+        assert (row.state if state != "running" else "running", row.round, row.rounds) == (state, 26, 200)
