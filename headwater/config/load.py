@@ -106,7 +106,7 @@ def load_data(table: dict[str, Any], overrides: Iterable[str] = ()) -> Data:
     try:
         return _DataOnly.model_validate_json(json.dumps({"data": raw["data"]})).data
     except ValidationError as error:
-        raise _explain(Path("--set"), raw, error) from None
+        raise _explain("--set", raw, error) from None
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

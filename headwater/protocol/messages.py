@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from headwater.config.federation import Codec
 from headwater.config.training import Training
 from headwater.errors import ConfigError, UpdateRejected
-from headwater.protocol.failures import UNSPECIFIED, Failure, coded
+from headwater.protocol.failures import UNSPECIFIED, Failure, FailureCode, coded
 
 if TYPE_CHECKING:  # a device's agent reads messages without torch
     from headwater.protocol.directions import Directions
@@ -364,9 +364,15 @@ class ClientFailure:
         return ClientFailure(client, round, failure.sentence(), run, failure)
 
 
-def reported(failure: ClientFailure, who: str, *, expected: str) -> UpdateRejected:
-    """The error of a server that waited for ``expected`` and got this failure; it carries the code."""
-    error = UpdateRejected(who, expected=expected, got=f"failure: {failure.reason}")
+def reported(failure: ClientFailure, who: str, *, expected: str, remote: bool = False) -> UpdateRejected:
+    """The error of a server that waited for ``expected`` and got this failure; it carries the code.
+
+    Of a ``remote`` client's failure people are told what its code and numbers say: its own text is believed
+    only where it has no code, as that of an older client.
+    """
+    coded_text = remote and failure.failure.code is not FailureCode.UNSPECIFIED
+    reason = failure.failure.sentence() if coded_text else failure.reason
+    error = UpdateRejected(who, expected=expected, got=f"failure: {reason}")
     return coded(error, failure.failure.code, *failure.failure.numbers)
 
 

@@ -32,7 +32,8 @@ _KINDS = {ProfileRequest: "profile", TrainRequest: "train", EvaluateRequest: "ev
 class Incoming:
     """One reply: whose task it answers (not who claims to be), and its bytes or what is wrong with it.
 
-    ``data`` is the reply; ``raw`` is what arrived, for who wants to open it again.
+    ``data`` is the reply; ``raw`` is what arrived, for who wants to open it again. ``remote``: it came over a
+    network, so that of a failure only the code is believed, and no text.
     """
 
     address: str
@@ -42,6 +43,7 @@ class Incoming:
     error: str
     bytes_up: int
     raw: bytes = b""
+    remote: bool = False
 
 
 @runtime_checkable
@@ -159,7 +161,8 @@ class Exchange:
     def opened(self, address: str, kind: type[Request], round: int, raw: bytes) -> Incoming:
         """What arrived at an address, opened: now, or again when it comes from the spool."""
         try:
-            return Incoming(address, kind, round, self._open(address, raw), "", len(raw), raw)
+            reply = self._open(address, raw)
+            return Incoming(address, kind, round, reply, "", len(raw), raw, self._open is not unsigned)
         except HeadwaterError as error:
             return Incoming(address, kind, round, b"", str(error), len(raw))
 

@@ -87,7 +87,7 @@ def profile_of(incoming: Incoming, bench: Workbench, run: str, client: str = "")
         raise DecodeError(who, expected="a profile", got=incoming.error)
     reply = decode_reply(incoming.data, max_bytes=0)
     if isinstance(reply, ClientFailure):
-        raise reported(reply, who, expected="a profile")
+        raise reported(reply, who, expected="a profile", remote=incoming.remote)
     if not isinstance(reply, ClientProfile):
         raise DecodeError(who, expected="a profile", got=type(reply).__name__)
     for what, theirs, ours in (

@@ -205,7 +205,7 @@ def _evaluation(incoming: Incoming, number: int, run: str) -> Evaluation:
         raise DecodeError(f"client {incoming.address}", expected="an evaluation", got=incoming.error)
     reply = decode_reply(incoming.data, max_bytes=0)
     if isinstance(reply, ClientFailure):
-        raise reported(reply, f"client {incoming.address}", expected="an evaluation")
+        raise reported(reply, f"client {incoming.address}", expected="an evaluation", remote=incoming.remote)
     if not isinstance(reply, Evaluation) or (
         (reply.client, reply.round, reply.run) != (incoming.address, number, run)
     ):

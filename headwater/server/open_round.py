@@ -144,7 +144,7 @@ class OpenRound:
         limit += fisher.max_bytes(spec) if plan.fisher else 0
         reply = decode_reply(incoming.data, max_bytes=limit)
         if isinstance(reply, ClientFailure):
-            raise reported(reply, f"client {client}", expected="an update")
+            raise reported(reply, f"client {client}", expected="an update", remote=incoming.remote)
         if not isinstance(reply, EncodedUpdate):
             raise DecodeError(f"client {client}", expected="an update", got=type(reply).__name__)
         self._check(client, reply, origin or (self.plan.round, self.base_sha256))

@@ -12,7 +12,7 @@ from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import ClientFailure, ClientProfile, TrainRequest, reported
 from headwater.server.conversation import Conversation
 from headwater.server.events import ClientFailed, Waiting, WaitingFor
-from headwater.server.exchange import Incoming
+from headwater.server.exchange import Exchange, Incoming
 from headwater.server.watch import Watch
 
 
@@ -167,3 +167,19 @@ def test_times_that_the_organiser_changes_hold_for_the_open_round(shorter):
     ).run(begun)
     assert end.accepted == ("ann",)
     assert now[0] == (50 if shorter else 200)
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_over_a_network_a_failure_says_what_its_code_says_and_not_what_its_client_says(remote):
+    lie = ClientFailure("ann", 1, "<b>pay me</b>", failure=Failure(FailureCode.DISK_FULL, (10**6, 5)))
+    told = str(reported(lie, "client ann", expected="an update", remote=remote))
+    assert ("pay me" in told) == (not remote)
+    assert ("1,000,000 bytes are needed and 5 are free" in told) == remote
+    old = ClientFailure("ann", 1, "no memory")  # of a client that knows no codes
+    assert "no memory" in str(reported(old, "client ann", expected="an update", remote=remote))
+
+
+def test_what_comes_through_a_device_s_signature_is_remote():
+    opened = Exchange(None, {}, lambda address, data: data).opened("ann", TrainRequest, 1, b"x")
+    assert opened.remote
+    assert not Exchange(None, {}).opened("ann", TrainRequest, 1, b"x").remote
