@@ -122,6 +122,16 @@ class Chat:
         end = self.turn(thinking=thinking).end or self._eos
         return [] if end is None else [int(self._tokenizer.convert_tokens_to_ids(end))]
 
+    def without_opening(self, said: list[int], *, thinking: bool) -> list[int]:
+        """An answer without what opens a plain one, such as an empty thought; ``thinking`` keeps it all."""
+        if thinking:
+            return said
+        opening = self.text.encode_template(self.turn(thinking=False).opening, {})
+        if said[: len(opening)] == opening:
+            return said[len(opening) :]
+        closed = self._added.get(UNTHINK)  # a thought, though none was asked for
+        return said[said.index(closed) + 1 :] if closed in said else said
+
     def prompt(
         self,
         messages: Messages,

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from headwater.adapters.card import readme
 from headwater.adapters.model import AdaptedModel
+from headwater.adapters.reading import ends_of
+from headwater.config.federation import InstructionData
 from headwater.errors import StorageError
 from headwater.state import AdapterState
 
@@ -30,7 +32,7 @@ def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapp
     ``adapter_config.json`` and ``adapter_model.safetensors`` are PEFT's own format and hold the frozen
     tensors too. The mean-pooled head of an encoder, which PEFT has no place for, lies beside them as
     ``head.safetensors`` (``weight``, ``bias``); ``README.md`` shows the five lines that apply it.
-    ``headwater.json`` has labels, pooling and hashes.
+    ``headwater.json`` has labels, pooling, hashes, and how rows are read.
 
     Args:
         model: the model that ``state`` belongs to; it is not changed.
@@ -81,7 +83,9 @@ def export_vector(state: AdapterState, folder: Path, *, card: Mapping[str, objec
 
 
 def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object]) -> dict[str, Any]:
-    chat = model.chat
+    data = None if model.reading is None else model.reading.data
+    chat = data if isinstance(data, InstructionData) else None
+    decoder = hasattr(model.network.peft.get_base_model(), "score")
     return {
         "format": FORMAT,
         "kind": model.network.kind,
@@ -94,6 +98,11 @@ def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object])
         "spec": model.spec.fingerprint(),
         "chat": chat is not None,
         "system": chat.system if chat is not None else None,
+        "rows": None if model.reading is None else model.reading.notes(model.base.tokenizer),
+        "ends": ends_of(model.base.model, model.base.tokenizer, model.reading)
+        if model.language_model
+        else None,
+        "read_at_last_token": model.network.kind == "sequence-classification" and decoder,
         "card": dict(card),
     }
 

@@ -19,12 +19,12 @@ from headwater.adapters.initial import initial_value
 from headwater.adapters.late_head import IGNORED, LateHead
 from headwater.adapters.names import module_of, named_trainables
 from headwater.adapters.network import Network, new_head
+from headwater.adapters.reading import Reading
 from headwater.adapters.slope import slope
 from headwater.adapters.trunk import Kept, Trunk, all_above
 from headwater.config import LoadedFederation
 from headwater.config.federation import (
     Adapter,
-    InstructionData,
     LoraAdapter,
     PrefixAdapter,
     PromptAdapter,
@@ -71,6 +71,19 @@ class Output:
         return self.losses.sum() / self.counts.sum().clamp(min=1)
 
 
+def output_of(logits: Tensor, targets: Tensor, *, language_model: bool) -> Output:
+    """The losses of ``logits`` against ``targets``, shapes as in :class:`Batch`."""
+    if not language_model:
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        return Output(logits, losses, torch.ones_like(targets))
+    following = targets[:, 1:]
+    kept = following != IGNORED
+    each = F.cross_entropy(logits[:, :-1][kept], following[kept], reduction="none")
+    rows = kept.nonzero()[:, 0]
+    losses = logits.new_zeros(len(logits)).index_add(0, rows, each)
+    return Output(logits, losses, kept.sum(1))
+
+
 def unit_of(spec: TensorSpec) -> float:
     """What a state's value of 1 is in the model: 2^head_bits in a head, so that it is exact; else 1."""
     return spec.scaling if spec.role == "head" else 1.0
@@ -87,12 +100,12 @@ class AdaptedModel:
         frozen: tensors of the adapter that are fixed by the key and do not travel (A in space "ffa").
         base: the base model and its settings.
         adapter: ``[adapter]``.
-        chat: the conversation settings if it is trained on instructions, else None.
+        reading: how its rows are read; None without data.
         notices: what the user should know of base and adapter, one sentence each.
     """
 
-    def __init__(self, base: Base, adapter: Adapter, network: Network, chat: InstructionData | None) -> None:
-        self.base, self.adapter, self.network, self.chat = base, adapter, network, chat
+    def __init__(self, base: Base, adapter: Adapter, network: Network, reading: Reading | None) -> None:
+        self.base, self.adapter, self.network, self.reading = base, adapter, network, reading
         self.notices: tuple[str, ...] = base.notices
         self._parameters: list[tuple[TensorSpec, Parameter]] = []
         self.spec = StateSpec(())
@@ -123,8 +136,7 @@ class AdaptedModel:
         if settings.model.kind == "encoder":
             head = new_head(peft.config.hidden_size, len(base.labels or ()), base.device)
         network = Network(peft, settings.model.kind, head)
-        chat = settings.data if isinstance(settings.data, InstructionData) else None
-        model = AdaptedModel(base, adapter, network, chat)
+        model = AdaptedModel(base, adapter, network, Reading.of(settings))
         model.notices = (*base.notices, *said)
         freeze_a = settings.strategy.space == "ffa" and isinstance(adapter, LoraAdapter)
         model._initialise(freeze_a, key)
@@ -360,15 +372,7 @@ class AdaptedModel:
 
     def output(self, logits: Tensor, targets: Tensor) -> Output:
         """The losses of ``logits`` against ``targets``, shapes as in :class:`Batch`."""
-        if not self.language_model:
-            losses = F.cross_entropy(logits, targets, reduction="none")
-            return Output(logits, losses, torch.ones_like(targets))
-        following = targets[:, 1:]
-        kept = following != IGNORED
-        each = F.cross_entropy(logits[:, :-1][kept], following[kept], reduction="none")
-        rows = kept.nonzero()[:, 0]
-        losses = logits.new_zeros(len(logits)).index_add(0, rows, each)
-        return Output(logits, losses, kept.sum(1))
+        return output_of(logits, targets, language_model=self.language_model)
 
     @contextlib.contextmanager
     def training(self, *, checkpointing: bool = False) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,33 +14,50 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from headwater.adapters.base import Base, PretrainedSettings, load_base, quiet_transformers
+from headwater.adapters.base import Base, PretrainedSettings, load_base
+from headwater.adapters.chat_template import Messages
 from headwater.adapters.export import FORMAT, HEAD, NOTES
+from headwater.adapters.model import Batch, Output, output_of
 from headwater.adapters.network import Network, new_head
-from headwater.errors import ModelError
+from headwater.adapters.reading import Reading, ends_of
+from headwater.adapters.reports import listening
+from headwater.config.federation import InstructionData
+from headwater.errors import DataError, ModelError
 
 _SETTINGS: TypeAdapter[PretrainedSettings] = TypeAdapter(PretrainedSettings)
+
+
+_UNRECORDED = 512
+"""Tokens read of a text with an adapter that does not say how many training read."""
 
 
 @dataclass(frozen=True)
 class Predictor:
     """Base, adapter and head from an exported folder, for inference. Make it with :meth:`open`.
 
+    Texts are read as training read them: cut where it cut, with the template, date and ends that it used.
+
     Args:
         base: the base model.
         network: base, adapter and head.
+        reading: how rows are read; None if the folder was written before that was recorded.
         chat: whether it was trained on instructions.
         system: the system message of that training, if any.
         labels: names of the classes; None for a causal model.
         room: tokens that a text and its answer may have together; None where the base sets no bound.
+        ends: ids that end an answer.
+        notices: what the user should know, one sentence each.
     """
 
     base: Base
     network: Network
+    reading: Reading | None
     chat: bool
     system: str | None
     labels: tuple[str, ...] | None
     room: int | None
+    ends: tuple[int, ...]
+    notices: tuple[str, ...] = ()
 
     @staticmethod
     def open(folder: Path, *, base: str | None = None) -> Predictor:
@@ -73,44 +89,96 @@ class Predictor:
                 got=f"{type(error).__name__}: {error}",
                 hint="Give the adapter/ folder of a run.",
             ) from error
-        loaded = load_base(settings, Path.cwd(), labels=labels)
+        loaded = load_base(settings, Path.cwd(), labels=labels, head_in_adapter=True)
+        rows = notes.get("rows")
+        reading = None if rows is None else Reading.read(rows, loaded.tokenizer, who)
         try:
-            with quiet_transformers(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecations between peft and transformers
+            with listening(who, settings.accept_warnings) as heard:
                 peft = PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=False)
             head = None
             if notes["pooling"] == "mean":
                 values = load_file(folder / HEAD)
                 head = new_head(values["weight"].shape[1], values["weight"].shape[0], loaded.device)
                 head.load_state_dict(values)
+        except ModelError:
+            raise
         except Exception as error:  # PEFT and torch raise bare exceptions of many types
             raise ModelError(
                 who, expected="an adapter that PEFT loads on this base", got=str(error)
             ) from error
         network = Network(peft, settings.kind, head).eval()
         network.requires_grad_(False)
-        room = None if loaded.positions is None else loaded.positions - virtual
-        return Predictor(loaded, network, chat, system, labels, room)
+        return Predictor(
+            base=loaded,
+            network=network,
+            reading=reading,
+            chat=chat,
+            system=system,
+            labels=labels,
+            room=None if loaded.positions is None else loaded.positions - virtual,
+            ends=tuple(ends_of(loaded.model, loaded.tokenizer, reading)) if labels is None else (),
+            notices=(
+                *loaded.notices,
+                *heard.notices,
+                *(() if rows is not None else (_unrecorded(who, labels is not None),)),
+            ),
+        )
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that a classifier reads of a text: as many as in training."""
+        most = _UNRECORDED if self.reading is None else self.reading.data.max_tokens
+        return most if self.room is None else min(most, self.room)
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits and losses of ``batch``, as in evaluation."""
+        tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
+        logits = self.network(tokens, mask)
+        return output_of(logits, batch.targets.to(logits.device), language_model=self.labels is None)
 
     def classify(
-        self, texts: Sequence[str], *, batch_size: int = 32, max_tokens: int = 512
+        self, texts: Sequence[str], *, batch_size: int = 32, max_tokens: int | None = None
     ) -> list[dict[str, Any]]:
         """The label of each text, of which no more than ``max_tokens`` are read.
+
+        Args:
+            texts: the texts.
+            batch_size: rows at a time; it changes no result but for rounding.
+            max_tokens: as many as in training if None.
 
         Returns:
             For each text ``label``, its ``score`` (probability), and ``scores`` of all labels.
 
         Raises:
             ModelError: the adapter is of a causal model.
+            DataError: a text without a token.
+        """
+        most = self.max_tokens if max_tokens is None else min(max_tokens, self.room or max_tokens)
+        rows = []
+        for number, text in enumerate(texts, start=1):
+            rows.append(self.base.tokenizer.encode(text, most) if text.strip() else [])
+            if not rows[-1]:
+                raise DataError(
+                    f"text {number}",
+                    expected="a text with at least one token for this model",
+                    got="an empty text" if not text.strip() else repr(text[:40]),
+                    hint="Take it out.",
+                )
+        return self.classify_tokens(rows, batch_size=batch_size)
+
+    def classify_tokens(self, rows: Sequence[Sequence[int]], *, batch_size: int = 32) -> list[dict[str, Any]]:
+        """As :meth:`classify`, for texts that are tokens already.
+
+        Raises:
+            ModelError: the adapter is of a causal model.
         """
         if self.labels is None:
             raise ModelError("classify", expected="a classifier", got="a causal model", hint="Use generate.")
-        max_tokens = max_tokens if self.room is None else min(max_tokens, self.room)
         results: list[dict[str, Any]] = []
-        for start in range(0, len(texts), batch_size):
-            rows = [self.base.tokenizer.encode(t, max_tokens) for t in texts[start : start + batch_size]]
+        for start in range(0, len(rows), batch_size):
             with torch.no_grad():
-                logits = self.network(*_padded(rows, self.base.tokenizer.pad, self.base.device))
+                group = rows[start : start + batch_size]
+                logits = self.network(*_padded(group, self.base.tokenizer.pad, self.base.device))
             for row in logits.double().softmax(-1).tolist():
                 scores = dict(zip(self.labels, row, strict=True))
                 best = max(scores, key=lambda label: scores[label])
@@ -135,18 +203,52 @@ class Predictor:
         """
         if self.labels is not None:
             raise ModelError("generate", expected="a causal model", got="a classifier", hint="Use classify.")
-        return [self._continue(prompt, max_new_tokens, temperature, seed) for prompt in prompts]
+        return [
+            self.continue_tokens(
+                self.prompt(prompt), max_new_tokens, temperature=temperature, seed=seed, name=prompt[:40]
+            )
+            for prompt in prompts
+        ]
 
-    def _continue(self, prompt: str, max_new_tokens: int, temperature: float, seed: int) -> str:
+    def prompt(self, text: str) -> list[int]:
+        """The tokens that a causal model is asked with: training has them before what follows ``text``."""
+        if not self.chat:
+            return self.base.tokenizer.prompt(text)
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return self.chat_prompt([*system, {"role": "user", "content": text}])
+
+    def chat_prompt(self, messages: Messages, tools: Sequence[Any] | None = None) -> list[int]:
+        """The tokens that ask for the next answer of a conversation."""
+        if self.reading is None or not isinstance(self.reading.data, InstructionData):
+            return self.base.tokenizer.chat_prompt(messages, tools=tools)
+        data = self.reading.data
+        return self.base.tokenizer.chat_prompt(messages, date=data.date, thinking=data.thinking, tools=tools)
+
+    def continue_tokens(
+        self,
+        row: Sequence[int],
+        max_new_tokens: int = 128,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        name: str = "",
+    ) -> str:
+        """What the model says after ``row``, up to an end or ``max_new_tokens``. As :meth:`generate`.
+
+        Raises:
+            ModelError: no token to begin with, or more than the base takes.
+        """
         tokenizer = self.base.tokenizer
-        if self.chat:
-            system = [{"role": "system", "content": self.system}] if self.system else []
-            row = tokenizer.chat_prompt([*system, {"role": "user", "content": prompt}])
-        else:
-            row = tokenizer.encode(prompt, 1 << 30)
+        if not row:
+            raise ModelError(
+                f"prompt {name!r}",
+                expected="at least one token",
+                got="none: this model puts nothing before a text",
+                hint="Give it a text to go on from.",
+            )
         if self.room is not None and len(row) + max_new_tokens > self.room:
             raise ModelError(
-                f"prompt {prompt[:40]!r}",
+                f"prompt {name!r}",
                 expected=f"at most {self.room} tokens with the answer",
                 got=f"{len(row)} and {max_new_tokens} new ones",
                 hint="Shorten the prompt, or ask for a shorter answer.",
@@ -155,23 +257,36 @@ class Predictor:
         sampling = (
             {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         )
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), quiet_transformers():
+        settings = self.base.settings
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            listening(f"base model {settings.path}", settings.accept_warnings),
+        ):
             torch.manual_seed(seed)
             out = self.network.peft.generate(
                 input_ids=tokens,
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad,
-                eos_token_id=self._ends(),
+                eos_token_id=list(self.ends) or None,
                 use_cache=True,
                 **sampling,
             )
-        return tokenizer.decode(out[0, len(row) :].tolist()).strip()
+        said = out[0, len(row) :].tolist()
+        end = next((n for n, token in enumerate(said) if token in self.ends), len(said))
+        if not self.chat:
+            return tokenizer.decode(said[:end]).strip()
+        thinking = self.reading is not None and getattr(self.reading.data, "thinking", False)
+        return tokenizer.answer(said[:end], thinking=thinking)
 
-    def _ends(self) -> list[int] | None:
-        configured = self.base.model.generation_config.eos_token_id
-        ends = set(configured if isinstance(configured, list) else [configured]) | {self.base.tokenizer.eos}
-        return sorted(int(end) for end in ends if end is not None) or None
+
+def _unrecorded(who: str, classifier: bool) -> str:
+    if classifier:
+        return f"{who} does not say how many tokens training read of a text: {_UNRECORDED} are read here"
+    return (
+        f"{who} does not say how training ended an answer and what date its template saw: today's rules hold"
+    )
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -109,6 +109,14 @@ class TextTokenizer:
         """The text of ``tokens``, special tokens and all."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
 
+    def answer(self, tokens: Sequence[int], *, thinking: bool = False) -> str:
+        """The answer in what a model said after :meth:`chat_prompt`, without what opens it.
+
+        With ``thinking``, the thought is kept.
+        """
+        said = self._chat.without_opening(list(tokens), thinking=thinking)
+        return self.decode(said).strip()
+
     def chat(
         self,
         messages: Messages,

@@ -101,6 +101,18 @@ def held_out_rows(loaded: LoadedFederation, settings: RowData, path: str) -> Ope
     return OpenedRows(None, {}, test, (), files_sha256([loaded.path(path)]))
 
 
+def rows_of(path: Path, settings: RowData) -> Table:
+    """The rows of a file or folder of held-out rows, for a reader without a federation; none is checked.
+
+    Raises:
+        DataError: the file cannot be read; all bad rows at once.
+    """
+    problems = Problems()
+    table = read_sources(sources(path, settings.test_split, default="test"), problems)
+    problems.raise_any()
+    return table
+
+
 def check_values(table: Table, settings: RowData, problems: Problems, column: str | None = None) -> None:
     """Look at every value of every row that will be used.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from headwater.adapters.model import AdaptedModel
-from headwater.data.batches import Example, batches, collate
+from headwater.adapters.model import AdaptedModel, Output
+from headwater.data.batches import Batch, Example, batches, collate
 from headwater.errors import DataError, TrainingError
 from headwater.protocol.failures import FailureCode, coded
 from headwater.state import AdapterState
@@ -51,15 +51,40 @@ def evaluate(
     if not examples:
         raise DataError("evaluation", expected="at least one example", got="none")
     model.load(state)
-    total, count = 0.0, 0
-    truths: list[npt.NDArray[np.int64]] = []
-    predictions: list[npt.NDArray[np.int64]] = []
     sharing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if trunk_cache_bytes:
         sharing = model.sharing_trunk(budget_bytes=trunk_cache_bytes, purpose="evaluation")
-    with torch.inference_mode(), sharing:
+    with sharing:
+        return measure(model.forward, examples, batch_size=batch_size, pad=pad, language_model=language_model)
+
+
+def measure(
+    forward: Callable[[Batch], Output],
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    pad: int,
+    language_model: bool,
+) -> tuple[int, dict[str, float]]:
+    """Count and metrics of a model on ``examples``, as :func:`evaluate`: predict measures by it too.
+
+    Args:
+        forward: gives logits and losses of a batch.
+        examples: on which, at least one.
+        batch_size: rows at a time.
+        pad: token id that fills a batch.
+        language_model: whether targets are tokens.
+
+    Raises:
+        DataError: no target token.
+        TrainingError: the loss is not finite.
+    """
+    total, count = 0.0, 0
+    truths: list[npt.NDArray[np.int64]] = []
+    predictions: list[npt.NDArray[np.int64]] = []
+    with torch.inference_mode():
         for batch in batches(examples, batch_size, pad, language_model=language_model, generator=None):
-            output = model.forward(batch)
+            output = forward(batch)
             total += output.losses.sum(dtype=torch.float64).item()
             count += int(output.counts.sum())
             if not language_model:

@@ -195,9 +195,10 @@ class TestPredictor:
         with pytest.raises(ModelError, match="causal"):
             predictor.generate(["x"], 3)
 
-    @pytest.mark.parametrize("adapter", ["lora", "prompt", "prefix"])
-    def test_generate_is_greedy_by_default(self, tmp_path, adapter):
-        model, state = build(tmp_path, "causal-lm", "llama", adapter)
+    @pytest.mark.parametrize("base", ["llama", "gpt2"])
+    @pytest.mark.parametrize("adapter", ["lora", "prompt", "prefix", "ia3"])
+    def test_generate_is_greedy_by_default(self, tmp_path, adapter, base):
+        model, state = build(tmp_path, "causal-lm", base, adapter)
         export(model, state, tmp_path / "out", card={})
         predictor = Predictor.open(tmp_path / "out")
         tokenizer = model.base.tokenizer

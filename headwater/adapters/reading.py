@@ -1,0 +1,103 @@
+"""Reading: how rows become tokens, as an exported adapter remembers it.
+
+Training, evaluation and prediction read rows by the same settings. They travel in ``headwater.json``, so that
+what predicts long after the federation has ended cuts, asks and ends as training did.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from transformers import PreTrainedModel
+
+from headwater.adapters.chat_template import clock
+from headwater.adapters.tokenizer import TextTokenizer
+from headwater.config.federation import CausalLMData, ClassificationData, Federation, InstructionData, NoData
+from headwater.errors import ModelError
+from headwater.protocol.keys import Key
+
+RowData = ClassificationData | CausalLMData | InstructionData
+
+_ELSEWHERE = {"path": "-", "partition": {"kind": "files"}}
+"""What [data] needs and a reader does not: whose rows they are, and where they lie."""
+_DROPPED = {*_ELSEWHERE, "test", "split", "test_split", "validation_fraction", "fraction"}
+_DROPPED |= {"max_examples_per_client"}
+_SETTINGS: TypeAdapter[RowData] = TypeAdapter(RowData)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read.
+
+    Args:
+        data: ``[data]``; of its paths and partition nothing is known.
+        batch_size: rows that evaluations take at a time.
+        test_key: by which ``data.max_test_examples`` are drawn.
+    """
+
+    data: RowData
+    batch_size: int
+    test_key: Key
+
+    @staticmethod
+    def of(settings: Federation) -> Reading | None:
+        """The federation's; None without data."""
+        if isinstance(settings.data, NoData):
+            return None
+        key = Key.root(settings.federation.seed).child("test")
+        return Reading(settings.data, settings.evaluation.batch_size, key)
+
+    def notes(self, tokenizer: TextTokenizer) -> dict[str, Any]:
+        """JSON for ``headwater.json``: all that a reader needs, with or without Headwater."""
+        found: dict[str, Any] = {
+            "data": self.data.model_dump(mode="json", exclude=_DROPPED),
+            "batch_size": self.batch_size,
+            "test_key": self.test_key.digest.hex(),
+            "dtype": "float32",
+            "begins": tokenizer.prompt(""),
+        }
+        if isinstance(self.data, InstructionData):
+            source = tokenizer.template.source()
+            found["chat"] = {
+                "template_sha256": tokenizer.template.sha256(),
+                "template_prefix": clock(self.data.date) if "strftime_now" in source else "",
+                "template_arguments": tokenizer.chat_arguments(thinking=self.data.thinking),
+                "ends": tokenizer.chat_ends(thinking=self.data.thinking),
+            }
+        return found
+
+    @staticmethod
+    def read(notes: Mapping[str, Any], tokenizer: TextTokenizer, who: str) -> Reading:
+        """What :meth:`notes` wrote.
+
+        Raises:
+            ModelError: it is none, or this version reads conversations otherwise than was trained.
+        """
+        try:
+            data = _SETTINGS.validate_json(json.dumps({**_ELSEWHERE, **notes["data"]}))
+            found = Reading(data, int(notes["batch_size"]), Key(bytes.fromhex(notes["test_key"])))
+            again = found.notes(tokenizer).get("chat")
+            if again != notes.get("chat"):
+                raise ModelError(
+                    who,
+                    expected=f"the chat template's turns as in training: {notes.get('chat')}",
+                    got=f"{again}",
+                    hint="Use the version of Headwater that trained the adapter, or train again.",
+                )
+        except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
+            got = f"{type(error).__name__}: {error}"
+            raise ModelError(who, expected="settings of rows in headwater.json", got=got[:300]) from error
+        return found
+
+
+def ends_of(model: PreTrainedModel, tokenizer: TextTokenizer, reading: Reading | None) -> list[int]:
+    """Ids that end what a causal model says: its own ends, and those that training put after an answer."""
+    configured = model.generation_config.eos_token_id
+    ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos}
+    if reading is not None and isinstance(reading.data, InstructionData):
+        ends |= set(tokenizer.chat_ends(thinking=reading.data.thinking))
+    return sorted(int(end) for end in ends if end is not None)

@@ -1,0 +1,124 @@
+"""Rows of data with an exported adapter: :func:`score`, :func:`classified`, :func:`prompts`.
+
+The same functions read, cut and end rows here as in training and in the federation's own evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from headwater.adapters.predict import Predictor
+from headwater.adapters.reading import Reading
+from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
+from headwater.data.batches import Example
+from headwater.data.conversations import conversation_of
+from headwater.data.layouts import texts_of
+from headwater.data.problems import Problems
+from headwater.data.row_check import tokenise_rows
+from headwater.data.split import sample
+from headwater.data.table import Table
+from headwater.data.tokenise import encode_row
+from headwater.errors import DataError, ModelError
+from headwater.training.evaluate import measure
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What an adapter reaches on rows.
+
+    Args:
+        metrics: as the federation's summary has them.
+        examples: how many were measured: rows, or windows and answers of a causal model.
+        of: how many there are; more where ``data.max_test_examples`` draws some.
+        targets: what the metrics are means over: rows, or tokens of a causal model.
+    """
+
+    metrics: dict[str, float]
+    examples: int
+    of: int
+    targets: int
+
+
+def score(predictor: Predictor, table: Table) -> Score:
+    """Measure an adapter on labelled rows, as the federation measured it on its test file.
+
+    Raises:
+        ModelError: an adapter that does not say how training read rows.
+        DataError: rows that cannot be used, all at once.
+    """
+    reading, tokenizer = reading_of(predictor), predictor.base.tokenizer
+    problems, examples = Problems(), list[Example]()
+    for row in range(len(table)):
+        examples += problems.attempt(partial(tokenise_rows, table, [row], reading.data, tokenizer)) or []
+    problems.raise_any()
+    chosen = sample(range(len(examples)), reading.data.max_test_examples, reading.test_key)
+    targets, metrics = measure(
+        predictor.forward,
+        [examples[i] for i in chosen],
+        batch_size=reading.batch_size,
+        pad=tokenizer.pad,
+        language_model=predictor.labels is None,
+    )
+    return Score(metrics, len(chosen), len(examples), targets)
+
+
+def classified(predictor: Predictor, table: Table) -> Iterator[tuple[str, dict[str, object]]]:
+    """Each row's text and what :meth:`Predictor.classify_tokens` says of it. A label is not needed.
+
+    Raises:
+        ModelError: an adapter that does not say how training read rows.
+        DataError: rows without a text, all at once.
+    """
+    data = reading_of(predictor).data
+    if not isinstance(data, ClassificationData):
+        raise ModelError("classify", expected="a classifier", got="a causal model", hint="Use generate.")
+    problems, tokenizer = Problems(), predictor.base.tokenizer
+    rows = [problems.attempt(partial(encode_row, table, row, data, tokenizer)) for row in range(len(table))]
+    problems.raise_any()
+    for row, found in enumerate(predictor.classify_tokens([tokens or [] for tokens in rows])):
+        yield texts_of(table, row, data)[0], found
+
+
+def prompts(predictor: Predictor, table: Table) -> Iterator[tuple[str, list[int]]]:
+    """Each row's question, and the tokens that a causal model is asked with.
+
+    Of a conversation that is all before its last answer; of running text the whole.
+
+    Raises:
+        ModelError: an adapter that does not say how training read rows.
+        DataError: a row without a question.
+    """
+    data = reading_of(predictor).data
+    for row in range(len(table)):
+        if isinstance(data, CausalLMData):
+            text = table.text(data.text, row)
+            yield text, predictor.prompt(text)
+        elif isinstance(data, InstructionData):
+            if data.messages is None and data.answer not in table.columns and data.prompt in table.columns:
+                text = table.text(data.prompt, row)
+                yield text, predictor.prompt(text)
+                continue
+            said = conversation_of(table, row, data)
+            last = max(i for i, message in enumerate(said.messages) if message["role"] == "assistant")
+            if not last:
+                raise DataError(table.where(row), expected="a question before the last answer", got="none")
+            question = said.messages[last - 1]["content"]
+            yield str(question), predictor.chat_prompt(said.messages[:last], said.tools)
+
+
+def reading_of(predictor: Predictor) -> Reading:
+    """How training read rows.
+
+    Raises:
+        ModelError: the adapter does not say.
+    """
+    if predictor.reading is None:
+        raise ModelError(
+            "the adapter",
+            expected="a headwater.json that says how training read rows",
+            got="none: an earlier version wrote it",
+            hint="Give plain texts, or export it again with this version.",
+        )
+    return predictor.reading

@@ -1,0 +1,123 @@
+"""The law: on the test file, predict's metrics are those of the run's summary, whatever task and adapter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tomli_w
+
+from headwater.adapters.predict import Predictor
+from headwater.data.opened import rows_of
+from headwater.training.score import reading_of, score
+from tests.support.command import headwater
+from tests.support.federations import adapter
+from tests.support.runs import run, write_jsonl
+from tests.support.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
+
+BASES = {"bert": tiny_bert, "llama": tiny_llama, "gpt2": tiny_gpt2}
+LABELS = ["bad", "good"]
+
+
+def classification(count, shift):
+    """Texts that differ beyond ``max_tokens``, where the label is the other one."""
+    found = []
+    for i in range(count):
+        label, other = LABELS[(i + shift) % 2], LABELS[(i + shift + 1) % 2]
+        tail = f" {other}" * (12 if i % 3 else 0)
+        found.append({"text": f"{label} the movie {i}{tail}", "label": label})
+    return found
+
+
+def running(count, shift):
+    return [{"text": f"well {i + shift} is {(i + shift) % 7} <|im_end|> and so on"} for i in range(count)]
+
+
+def chats(count, shift):
+    def turn(i):
+        return [
+            {"role": "user", "content": f"say {i}"},
+            {"role": "assistant", "content": f"well {i}", "weight": i % 3 and 1},
+        ]
+
+    return [
+        {"messages": [*turn(i + shift), *turn(i + 1), *turn(i + 1)][: 6 if i % 2 else 2]}
+        for i in range(1, 3 * count, 3)
+    ]
+
+
+TASKS = {
+    "encoder": ("encoder", {"kind": "classification", "labels": LABELS, "max_tokens": 14}, classification),
+    "classifier": (
+        "sequence-classification",
+        {"kind": "classification", "labels": LABELS, "max_tokens": 14},
+        classification,
+    ),
+    "running": ("causal-lm", {"kind": "causal-lm", "max_tokens": 12, "max_test_examples": 9}, running),
+    "chat": (
+        "causal-lm",
+        {
+            "kind": "instruction",
+            "messages": "messages",
+            "system": "Be brief.",
+            "max_tokens": 70,
+            "date": "2025-03-04",
+        },
+        chats,
+    ),
+}
+CASES = [
+    (task, base, kind)
+    for task, base in [("encoder", "bert"), ("classifier", "bert"), ("running", "llama"), ("chat", "llama")]
+    for kind in ("lora", "prompt", "prefix", "ia3")
+] + [("classifier", "llama", "lora"), ("classifier", "llama", "prefix"), ("running", "gpt2", "lora")]
+
+
+def federation(folder, task, base, kind):
+    model, data, make = TASKS[task]
+    folder.mkdir(parents=True, exist_ok=True)
+    BASES[base](folder / base)
+    write_jsonl(folder / "train.jsonl", make(24, 0))
+    write_jsonl(folder / "test.jsonl", make(17, 100))
+    content = {
+        "federation": {"name": "law", "rounds": 1, "seed": 3},
+        "model": {"kind": model, "path": base},
+        "adapter": adapter(kind, base),
+        "data": {
+            **data,
+            "path": "train.jsonl",
+            "test": "test.jsonl",
+            "partition": {"kind": "iid", "clients": 2},
+        },
+        "training": {"kind": "backprop", "learning_rate": 0.05, "batch_size": 4},
+        "codec": {"up": {"kind": "dense"}},
+        "evaluation": {"batch_size": 5},
+    }
+    (folder / "federation.toml").write_text(tomli_w.dumps(content))
+    return folder / "federation.toml"
+
+
+@pytest.mark.parametrize(("task", "base", "kind"), CASES)
+def test_predict_measures_what_the_summary_says(tmp_path, task, base, kind):
+    summary, _ = run(federation(tmp_path / "fed", task, base, kind), tmp_path / "run")
+    predictor = Predictor.open(tmp_path / "run" / "adapter", base=str(tmp_path / "fed" / base))
+    found = score(predictor, rows_of(tmp_path / "fed" / "test.jsonl", reading_of(predictor).data))
+    name, best = summary["metric"]["name"], summary["metric"]["best"]
+    assert found.metrics[name] == pytest.approx(best, rel=1e-6)
+    rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    (measured,) = [r["test"] for r in rounds if r["round"] == summary["adapter_round"]]
+    assert found.metrics == pytest.approx({k: measured[k] for k in found.metrics}, rel=1e-6)
+
+
+def test_the_command_prints_it(tmp_path):
+    summary, _ = run(federation(tmp_path / "fed", "running", "llama", "lora"), tmp_path / "run")
+    adapter, test = tmp_path / "run" / "adapter", tmp_path / "fed" / "test.jsonl"
+    done = headwater("predict", adapter, "--file", test, "--metric")
+    assert done.code == 0, done.err
+    lines = dict(line.split("\t") for line in done.out.splitlines())
+    assert float(lines["perplexity"]) == pytest.approx(summary["metric"]["best"], rel=1e-5)
+    assert lines["examples"].startswith("9 of ")
+    assert "drawn as in the federation" in lines["examples"]
+    found = json.loads(headwater("predict", adapter, "--file", test, "--metric", "--json").out)
+    assert found["perplexity"] == pytest.approx(summary["metric"]["best"], rel=1e-6)
+    assert found["examples"] == 9
