@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -40,6 +41,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self._tokenizer, self._name = tokenizer, name
+        self._printing: dict[str, bool] = {}
 
     def source(self, tools: Sequence[Any] | None = None) -> str:
         """The template's own text.
@@ -99,17 +101,15 @@ class ChatTemplate:
         if "strftime_now" in source:
             source = clock(date) + source
         said = [{key: value for key, value in m.items() if key not in _OURS} for m in messages]
+        options = {
+            "tools": list(tools) if tools else None,
+            "add_generation_prompt": prompt,
+            **(arguments or {}),
+        }
+        if any(m.get("tool_calls") for m in said) and self._prints_arguments(source):
+            said = [_with_printed_arguments(m) for m in said]
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    said,
-                    tools=list(tools) if tools else None,
-                    chat_template=source,
-                    tokenize=False,
-                    add_generation_prompt=prompt,
-                    **(arguments or {}),
-                )
-            )
+            return self._apply(source, said, options)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
                 f"chat template of {self._name}", expected="valid Jinja", got=str(error)
@@ -122,6 +122,42 @@ class ChatTemplate:
                 got=f"the roles {roles}: {error}",
                 hint="Change the rows to what the template accepts.",
             ) from error
+
+    def _apply(self, source: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+        rendered = self._tokenizer.apply_chat_template(
+            list(messages), chat_template=source, tokenize=False, **options
+        )
+        return str(rendered)
+
+    def _prints_arguments(self, source: str) -> bool:
+        """Whether the template prints a tool call's arguments: it wants them as JSON text, not an object."""
+        if source not in self._printing:
+            as_object, as_text = (self._probe_call(source, a) for a in ({"headwater": 7}, '{"headwater": 7}'))
+            printed = as_object is not None and "{'headwater': 7}" in as_object
+            self._printing[source] = printed or (as_object is None and as_text is not None)
+        return self._printing[source]
+
+    def _probe_call(self, source: str, arguments: object) -> str | None:
+        """A call with ``arguments`` as text; None where the template cannot do it."""
+        call = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": arguments}}
+        asked: dict[str, Any] = {"role": "user", "content": "a"}
+        said: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+        try:
+            return self._apply(source, [asked, said], {"add_generation_prompt": False})
+        except Exception:  # an object cannot be joined to a text, and templates raise what they like
+            return None
+
+
+def _with_printed_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
+    """``message`` with the arguments of its tool calls as JSON text."""
+    calls = []
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping) and isinstance(function.get("arguments"), Mapping):
+            text = json.dumps(function["arguments"], ensure_ascii=False)
+            call = {**call, "function": {**function, "arguments": text}}
+        calls.append(call)
+    return {**message, "tool_calls": calls} if calls else dict(message)
 
 
 @lru_cache(maxsize=8)

@@ -267,3 +267,28 @@ def test_a_cut_is_told_and_whether_it_took_an_end():
     (kept,) = tokenizer.chat(TWO, ends[0])
     assert (kept.cut, kept.cut_answer) == (True, True)
     assert (whole.cut, whole.cut_answer) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ("{{ c.function.arguments }}", '{"id": 7, "to": "é"}'),
+        ("{{ '<' + c.function.arguments + '>' }}", '<{"id": 7, "to": "é"}>'),
+        ("{{ c.function.arguments | tojson }}", '{"id": 7, "to": "é"}'),
+        ("{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}", "id=7;to=é;"),
+    ],
+)
+def test_arguments_of_a_tool_call_are_json_in_every_template(shown, said):
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}" + shown + "{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = TextTokenizer(chat_tokenizer(template), "tiny")
+    call = {"type": "function", "function": {"name": "track", "arguments": {"id": 7, "to": "é"}}}
+    messages = [
+        {"role": "user", "content": "where"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    rendered = tokenizer.template.render(messages, prompt=False, date=datetime.date(2024, 7, 26))
+    assert said in rendered
