@@ -22,6 +22,7 @@ from headwater.data.guess import guess
 from headwater.data.layouts import RowData
 from headwater.data.opened import open_rows
 from headwater.data.problems import Problems
+from headwater.data.remarks import unread_splits
 from headwater.data.streams import Watch, stem
 from headwater.data.survey import UNKNOWN, Survey
 from headwater.data.table import Table
@@ -119,7 +120,7 @@ def _files(options: argparse.Namespace) -> Checked:
     checked = Checked(str(options.path), settings, survey, None, [])
     checked.files, checked.samples = len(found.files), survey.samples
     checked.read = survey.rows + survey.problems.count + problems.count
-    checked.unread_splits = found.unread
+    checked.unread_splits = unread_splits(found, [])
     problems.extend(survey.problems)
     checked.problems = problems
     if isinstance(settings, ClassificationData) and settings.labels == UNKNOWN:

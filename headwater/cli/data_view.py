@@ -62,8 +62,7 @@ class Checked:
         if count:
             rows = "1 row is an exact duplicate" if count == 1 else f"{count:,} rows are exact duplicates"
             found.append(f"{rows} of another (first {first})")
-        if self.unread_splits:
-            found.append(f"splits beside the one that is read: {', '.join(self.unread_splits)}")
+        found += self.unread_splits
         if self.settings is None:
             found.append(
                 "the columns do not say what is to be learnt: set data.kind and its columns, for example "

@@ -68,6 +68,11 @@ def is_datasets_folder(path: Path) -> bool:
     return (path / "state.json").is_file()
 
 
+def is_split_name(name: str) -> bool:
+    """Whether a file or folder of this name would be a split's."""
+    return _SPLIT_NAME.fullmatch(name.lower()) is not None
+
+
 def _sources(path: Path, split: str | None, default: str) -> Sources:
     if not path.exists():
         raise DataError(

@@ -33,9 +33,10 @@ def label_of(table: Table, row: int, settings: ClassificationData) -> int:
             hint="Fill it in or take the row out.",
         )
     names = _names(settings.labels)
-    found = names.exact.get(value) if isinstance(value, str) else None
-    if found is None and isinstance(value, str | int | float):
-        found = names.by_form(_form(value))
+    found = None
+    if isinstance(value, str | int | float):
+        found = names.exact.get(str(value))
+        found = names.by_form(_form(value)) if found is None else found
     if found is None:
         known = ", ".join(repr(label) for label in settings.labels[:20])
         more = f" and {len(settings.labels) - 20} more" if len(settings.labels) > 20 else ""

@@ -17,9 +17,10 @@ from headwater.config.federation import (
     InstructionData,
 )
 from headwater.data.conversations import messages_of
-from headwater.data.folders import Sources
+from headwater.data.folders import Sources, is_split_name
 from headwater.data.labels import label_of
 from headwater.data.layouts import Layout, RowData, texts_of
+from headwater.data.streams import stem
 from headwater.data.table import Table
 
 SHOWN = 6
@@ -47,7 +48,18 @@ def remarks(table: Table, splits: Splits, test: Table | None, settings: RowData)
 
 
 def unread_splits(sources: Sources, read: Sequence[str]) -> tuple[str, ...]:
-    """The splits beside the one that is read, but for those that something else reads."""
+    """The splits beside the one that is read, but for those that something else reads.
+
+    Also files that are read like any other and have the name of a split.
+    """
+    if sources.split is None:
+        named = [stem(file) for file in sources.files if is_split_name(stem(file))]
+        if not named or len(sources.files) == 1:
+            return ()
+        are = "is read like the other files, though it has the name of a split"
+        if len(named) > 1:
+            are = "are read like the other files, though they have the names of splits"
+        return (f"{sources.files[0].parent}: {_listed(named)} {are}",)
     left = [name for name in sources.unread if name not in read]
     if not left:
         return ()
