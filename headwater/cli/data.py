@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     checked = _federation(options) if federation else _files(options)
     if options.json:
         print(json.dumps(as_dict(checked), ensure_ascii=True))
-    else:
+    elif checked.survey.owners:
         show(checked, Console(highlight=False))
     checked.problems.raise_any()
     return 0
