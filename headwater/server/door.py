@@ -7,6 +7,7 @@ from collections.abc import Callable
 from headwater.errors import DecodeError, HeadwaterError
 from headwater.privacy.signing import verify_reply
 from headwater.proto.wire import decode_signed
+from headwater.server.refusals import NOT_SIGNED
 from headwater.server.registry import ClientRegistry
 
 
@@ -37,6 +38,6 @@ class Door:
             reply, signature = decode_signed(data, max_bytes=len(data))
             verify_reply(record.public, reply, signature)
         except HeadwaterError:
-            self._refused("a reply that is not signed by its client", client)
+            self._refused(NOT_SIGNED, client)
             raise
         return reply

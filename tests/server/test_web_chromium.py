@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tarfile
+import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformers import AutoModel
 
 from headwater.adapters.export import export
 from headwater.config import load_federation
-from headwater.server.events import ClientDone, Notice
+from headwater.server.events import ClientDone, Notice, WaitingFor
 from headwater.server.web import make_app
 from headwater.server.web_serve import serving
 from tests.support.chromium import chromium
@@ -117,7 +119,7 @@ def test_open_see_a_round_arrive_download_and_load(toy, page, site, tmp_path):
     assert "version 5" in page.run("document.activeElement.getAttribute('aria-label')")
 
     page.run("document.querySelector('#download-best').click()")
-    tar = tmp_path / "downloads" / f"{RUN}-best.tar"
+    tar = tmp_path / "downloads" / f"{RUN}-v6.tar"  # what "the best" was when it was asked for
     ends = time.monotonic() + 20
     while not tar.exists() and time.monotonic() < ends:
         time.sleep(0.05)
@@ -262,3 +264,45 @@ def test_a_long_run_is_decimated_and_fast(tmp_path, page):
         assert "Best: round 7,777" in page.text("#readout")
         assert "every 32" in page.text("#decimated")
         toy.monitor.close()
+
+
+def test_before_it_has_heard_anything_it_says_that_it_loads_and_not_that_there_is_nothing(tmp_path, page):
+    toy, heard = ToyOrganiser(tmp_path), threading.Event()
+    told = toy.status
+
+    def status():
+        assert heard.wait(30)
+        return told()
+
+    toy.status = status
+    with serving(make_app(toy, toy.monitor, token=TOKEN, rounds=toy.rounds), 0) as port:
+        page.open(f"http://127.0.0.1:{port}/#token={TOKEN}")
+        page.until("!document.querySelector('#main').hidden")
+        shown = page.run("document.querySelector('#main').innerText")
+        assert "Loading" in shown
+        for premature in ("No run yet", "Queue one", "Nobody is enrolled", "None since", "Nothing yet"):
+            assert premature not in shown
+        heard.set()
+        page.until("document.querySelector('#run-name').innerText == 'No run yet'")
+        assert "Queue one with" in page.text("#run-none")
+        toy.monitor.close()
+
+
+def test_whom_it_waits_for_what_was_asked_and_what_cannot_be_met(toy, page, site):
+    told = toy.status
+    warning = "min_clients is 5, but 2 devices are enrolled: no round can close until 3 more take part"
+
+    def status():
+        found = told()
+        (run,) = found.runs
+        return replace(found, runs=(replace(run, note="pauses after round 5", warnings=(warning,)),))
+
+    toy.status = status
+    enter(page, site)
+    toy.start_round(5)
+    toy.monitor.observer(RUN)(WaitingFor(5, "train", (("ann", "at work"), ("ben", "offline"))))
+    page.until("document.querySelector('#run-reason').innerText.includes('waits for')")
+    assert page.text("#run-reason") == "round 5 waits for the update of ann (at work), ben (offline)"
+    assert page.text("#run-note") == "pauses after round 5"
+    assert page.text("#run-warnings") == warning
+    assert page.run(CONTRAST) == []

@@ -7,7 +7,7 @@ const REFRESH_MS = 5000, LEAST_MS = 400, MOST_EVENTS = 200;
 const LOWER = new Set(["loss", "perplexity", "training loss"]);
 const MOODS = { running: "good", finished: "main", waiting: "warn", paused: "warn", failed: "bad", stopped: "", queued: "", online: "good", offline: "", revoked: "bad" };
 const $ = (id) => document.getElementById(id);
-const state = { token: "", status: null, got: 0, run: "", rows: new Map(), every: 1, chart: "", metric: "", after: -1, events: [], adapters: "", said: 0, started: 0, since: 0 };
+const state = { token: "", status: null, got: 0, run: "", rows: new Map(), every: 1, chart: "", metric: "", after: -1, events: [], adapters: "", best: 0, said: 0, started: 0, since: 0 };
 const metricChart = new MetricChart($("metric-chart"), "metric by round", $("readout"));
 const bytesChart = new BytesChart($("bytes-chart"), "bytes by round; arrow keys move between rounds", $("readout"), $("bytes-note"));
 bytesChart.resting = () => metricChart.resting();
@@ -75,6 +75,7 @@ function showRun(run) {
   set($("run-name"), title);
   document.title = run ? `${run.round}/${run.rounds} ${title} – Headwater` : "Headwater";
   for (const id of ["run-state", "run-body", "charts", "adapters-box"]) $(id).hidden = !run;
+  if (!run) for (const id of ["run-reason", "run-note", "run-warnings"]) $(id).hidden = true;
   $("run-none").hidden = Boolean(run);
   if (!run) return;
   set($("run-state"), run.state);
@@ -82,6 +83,10 @@ function showRun(run) {
   set($("run-reason"), run.reason);
   $("run-reason").hidden = !run.reason;
   $("run-reason").classList.toggle("bad", run.state === "failed");
+  set($("run-note"), run.note);
+  $("run-note").hidden = !run.note;
+  keyed($("run-warnings"), run.warnings, (text) => text, () => make("li"), (item, text) => set(item, text));
+  $("run-warnings").hidden = !run.warnings.length;
   $("progress").max = run.rounds || 1;
   $("progress").value = run.round;
   const open = run.asked ? ` · ${count(run.accepted)} of ${count(run.asked)} updates of round ${count(run.round + 1)} are in` : "";
@@ -176,6 +181,7 @@ const ADAPTERS = [
 
 function showAdapters({ adapters, made, kept }) {
   fill($("adapters"), ADAPTERS, adapters, (a) => `${a.run}-${a.version}`);
+  state.best = adapters.find((a) => a.best && a.kept)?.version ?? 0;
   set($("adapters-metric"), adapters.find((a) => a.metric)?.metric ?? "Metric");
   set($("adapters-count"), made ? `${count(made)} made, ${count(kept)} kept` : "none yet");
   $("download-best").hidden = !kept;
@@ -313,7 +319,7 @@ $("login-form").addEventListener("submit", (event) => {
 $("run").addEventListener("change", () => { state.run = $("run").value; wake(); });
 $("metric").addEventListener("change", () => { state.metric = $("metric").value; showCharts(); });
 $("filter").addEventListener("input", () => showClients());
-$("download-best").addEventListener("click", () => download($("download-best"), current().run, 0));
+$("download-best").addEventListener("click", () => download($("download-best"), current().run, state.best));
 addEventListener("hashchange", () => { if (location.hash.includes("token=")) { takeToken(); location.reload(); } });
 setInterval(() => { if (state.status && !document.hidden) { showDaemon(); showClients(); } }, 1000);
 
