@@ -15,7 +15,9 @@
     ├── StorageError                         11   a file that could not be written or read back
     ├── MissingDependency                    12   an extra that is not installed
     ├── ConnectionLost                       13   the server was not reached, or asks to come back later
-    └── Refused                              14   the server was reached and says no
+    ├── Refused                              14   the server was reached and says no
+    ├── OwnersLost                           15   the run finished, but owners were lost on the way
+    └── InternalError                        16   a programming error of Headwater's own
 
 A message answers four questions, in this order: who, expected, got, next step.
 """
@@ -141,3 +143,24 @@ class Refused(HeadwaterError):
     """The server was reached and says no; asking again will not change it."""
 
     code, exit_code = "HW14", 14
+
+
+class OwnersLost(HeadwaterError):
+    """The run finished and its adapter is written, but some owners were no longer in it at the end."""
+
+    code, exit_code = "HW15", 15
+
+
+class InternalError(HeadwaterError):
+    """A programming error of Headwater's own: nobody's data, model or settings.
+
+    Attributes:
+        traceback: where it happened, as Python prints it; empty where it is not known.
+    """
+
+    code, exit_code = "HW16", 16
+    traceback = ""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep the traceback, too, when it crosses a process border."""
+        return (*super().__reduce__(), {"traceback": self.traceback})

@@ -29,7 +29,14 @@ from headwater.server.events import (
     RoundStarted,
     RunStarted,
 )
-from headwater.server.report_text import LOWER_IS_BETTER, human_bytes, human_seconds, number, plain
+from headwater.server.report_text import (
+    LOWER_IS_BETTER,
+    human_bytes,
+    human_seconds,
+    name_some,
+    number,
+    plain,
+)
 
 MOST_FAILURES = 20
 """Failures of one round that are printed one by one; the others are counted."""
@@ -245,5 +252,11 @@ def _failure(event: ClientFailed) -> str:
 def _taken(record: Mapping[str, Any]) -> str:
     """How many of the round's clients answered; nothing for the round before training."""
     rows = record.get("clients", {})
-    failed = sum(1 for row in rows.values() if row.get("failed"))
-    return f"clients {len(rows) - failed}/{len(rows)} ({failed} failed)" if rows else ""
+    failed = [
+        plain(name, 80) for name, row in sorted(rows.items()) if row.get("failed") and not row.get("spared")
+    ]
+    spared = sum(1 for row in rows.values() if row.get("spared"))
+    names = f": {name_some(failed)}" if failed else ""
+    rest = f", {spared} not needed" if spared else ""
+    done = len(rows) - len(failed) - spared
+    return f"clients {done}/{len(rows)} ({len(failed)} failed{names}{rest})" if rows else ""

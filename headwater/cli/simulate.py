@@ -8,16 +8,17 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
 from headwater.config import load_federation
-from headwater.errors import ConfigError, StorageError
+from headwater.errors import ConfigError, HeadwaterError, InternalError, OwnersLost, StorageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,11 @@ def run(options: argparse.Namespace) -> int:
         engine = options.engine or "inprocess"
         out = options.out or _new_folder(Path("runs"), loaded.settings.federation.name)
         folder = RunFolder.create(out, loaded, {"engine": engine})
-    with _stop_on_interrupt() as stopping, make_observer(console, options.quiet) as observer:
+    with (
+        _told_apart(folder.path),
+        _stop_on_interrupt() as stopping,
+        make_observer(console, options.quiet) as observer,
+    ):
         summary = simulate(
             loaded,
             folder,
@@ -82,8 +87,56 @@ def run(options: argparse.Namespace) -> int:
         command = f"headwater simulate --resume {shlex.quote(str(folder.path))}"
         # not through rich: it would break the line that is there to be copied
         print(f"Stopped after round {summary['rounds']}. Go on with: {command}", file=sys.stderr)
-    print(folder.path)
+    print(folder.path, flush=True)
+    if summary["stopped"] != "stopped" and summary["lost"]:
+        raise _lost(summary)
     return 0
+
+
+def _lost(summary: Mapping[str, Any]) -> OwnersLost:
+    """Who did not make it to the end, for the last line and the exit code."""
+    rows = [
+        f"{name} (failed in {row['failed']} of {row['asked']} rounds; the last time: {row['reason']})"
+        for name, row in summary["lost"].items()
+    ]
+    more = f"; and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return OwnersLost(
+        "run finished",
+        expected=f"all of its {summary['clients']} owners in it at the end",
+        got=f"{len(rows)} lost: {'; '.join(rows[:3])}{more}",
+        hint="The adapter is written, without what they had to give. All reasons stand in summary.json.",
+    )
+
+
+@contextmanager
+def _told_apart(folder: Path) -> Iterator[None]:
+    """An exception that nobody foresaw is told as our defect, with its traceback in the run folder."""
+    from headwater.client.faults import OF_THE_DISK, internal, on_disk
+
+    try:
+        yield
+    except InternalError as error:
+        raise _with_traceback(folder, error) from error
+    except (HeadwaterError, BrokenPipeError):
+        raise
+    except OSError as error:
+        if error.errno in OF_THE_DISK:
+            raise on_disk(error, f"run folder {folder}", "write the run") from error
+        raise _with_traceback(folder, internal(error, "simulate", "run the federation")) from error
+    except Exception as error:
+        raise _with_traceback(folder, internal(error, "simulate", "run the federation")) from error
+
+
+def _with_traceback(folder: Path, error: InternalError) -> InternalError:
+    """The same error, naming the file that has its traceback; where none can be written, it is printed."""
+    path = folder / "state" / "traceback.txt"
+    try:
+        path.write_text(error.traceback, encoding="utf-8")
+    except OSError:
+        print(error.traceback, file=sys.stderr)
+        return error
+    hint = f"This is a defect of Headwater: please report it, with {path}."
+    return InternalError(error.who, expected=error.expected, got=error.got, hint=hint)
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from headwater.client.execute import evaluate, execute
+from headwater.client.execute import evaluate, execute, introduce
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore
-from headwater.proto.wire import decode_request, encode_reply
+from headwater.proto.wire import decode_request
 from headwater.protocol.messages import ProfileRequest, TrainRequest
 
 
@@ -21,11 +21,12 @@ def answer(envelope: bytes, state: bytes, client: str, store: ClientStore, runti
 
     Raises:
         DecodeError: the bytes are not a request.
-        DataError: the client's data cannot be used.
+        DataError: the client's data cannot be used, on a device.
+        StorageError, InternalError: the end of a simulation: see :mod:`headwater.client.faults`.
     """
     request = decode_request(envelope, state)
     if isinstance(request, ProfileRequest):
-        return encode_reply(runtime.profile(client))
+        return introduce(client, runtime)
     if isinstance(request, TrainRequest):
         (result,) = execute([request], store, runtime)
     else:

@@ -10,7 +10,9 @@ from flwr.clientapp import ClientApp
 from headwater.client.answer import answer
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore
+from headwater.errors import InternalError, StorageError
 from headwater.flower import pack, unpack
+from headwater.flower.faults import as_error
 
 
 def client_app(open_node: Callable[[Context], tuple[str, ClientStore, ClientRuntime]]) -> ClientApp:
@@ -19,7 +21,11 @@ def client_app(open_node: Callable[[Context], tuple[str, ClientStore, ClientRunt
     def handle(message: Message, context: Context) -> Message:
         client, store, runtime = open_node(context)
         envelope, state = unpack(message.content, "envelope", "state")
-        return Message(pack(reply=answer(envelope, state, client, store, runtime)), reply_to=message)
+        try:
+            reply = answer(envelope, state, client, store, runtime)
+        except (StorageError, InternalError) as error:  # the run's end, not this client's failure
+            return Message(as_error(error), reply_to=message)
+        return Message(pack(reply=reply), reply_to=message)
 
     app = ClientApp()
     app.train()(handle)

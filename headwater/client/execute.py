@@ -2,7 +2,7 @@
 
 For each task: train, settle the error feedback of earlier rounds and add it, clip, encode, keep the new
 residual, answer. Coefficients of seeds are exact and bounded already: they are encoded as they are. A failure
-of one client is that client's answer; the others go on.
+of one client is that client's answer; the others go on. :mod:`headwater.client.faults` says what is one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from headwater.client.faults import contained
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore
 from headwater.compression.feedback import FeedbackState, compensate, is_stale, repeat, sent, settle
@@ -67,8 +68,8 @@ def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRu
                 continue
             task = _task(request, store, runtime)
             ready.setdefault(request.plan.training.kind, []).append((request, task))
-        except HeadwaterError as error:
-            yield _failure(request, error)
+        except Exception as error:
+            yield _failure(request, error, runtime)
     for cohort in ready.values():
         yield from _train(cohort, store, runtime)
 
@@ -81,28 +82,34 @@ def _train(
     trainer = runtime.bench.trainer(first.plan.training)
     started = time.perf_counter()
     key = runtime.root.child("round", first.round)
-    results = _results(trainer, [task for _, task in cohort], key)
+    doing = f"train in round {first.round}"
+    results = _results(trainer, [task for _, task in cohort], key, doing, runtime)
     for (request, _), result in zip(cohort, results, strict=True):
         try:
             seconds = time.perf_counter() - started
-            yield Answer(request.client, _update(request, result, seconds, store, runtime))
-        except HeadwaterError as error:
-            yield _failure(request, error)
+            answer = Answer(request.client, _update(request, result, seconds, store, runtime))
+        except Exception as error:
+            answer = _failure(request, error, runtime)
+        yield answer  # outside: what its receiver raises is not the client's
         started = time.perf_counter()
 
 
-def _results(trainer: CohortTrainer, tasks: Sequence[TrainTask], key: Key) -> Iterator[TrainResult]:
-    """One for each task. What a trainer refuses ends that task only: the others are trained without it."""
-    done = 0
-    try:
-        for result in trainer.train(tasks, key=key):
-            done += 1
-            yield result
-    except HeadwaterError as error:
-        refused = tasks[done]
-        yield TrainResult(refused.client, None, len(refused.examples), error=error)
-        if done + 1 < len(tasks):
-            yield from _results(trainer, tasks[done + 1 :], key)
+def _results(
+    trainer: CohortTrainer, tasks: Sequence[TrainTask], key: Key, doing: str, runtime: ClientRuntime
+) -> Iterator[TrainResult]:
+    """One for each task. What ends one task ends that task only: the others are trained without it."""
+    while tasks:
+        done = 0
+        try:
+            for result in trainer.train(tasks, key=key):
+                done += 1
+                yield result
+            return
+        except Exception as error:
+            failed = tasks[done]
+            why = _contained(error, failed.client, doing, runtime)
+        yield TrainResult(failed.client, None, len(failed.examples), error=why)
+        tasks = tasks[done + 1 :]
 
 
 def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> TrainTask:
@@ -113,9 +120,20 @@ def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> 
     return TrainTask(request.client, runtime.state(request, store), examples, plan, directions)
 
 
-def _failure(request: TrainRequest | EvaluateRequest, error: HeadwaterError) -> Answer:
-    failure = ClientFailure(request.client, request.round, str(error), request.run, failure_of(error))
+def _failure(request: TrainRequest | EvaluateRequest, error: Exception, runtime: ClientRuntime) -> Answer:
+    doing = "train" if isinstance(request, TrainRequest) else "evaluate"
+    why = _contained(error, request.client, f"{doing} in round {request.round}", runtime)
+    failure = ClientFailure(request.client, request.round, str(why), request.run, failure_of(why))
     return Answer(request.client, encode_reply(failure))
+
+
+def _contained(error: Exception, client: str, doing: str, runtime: ClientRuntime) -> HeadwaterError:
+    """The client's failure that ``error`` is; raises what is none."""
+    if runtime.simulated:
+        return contained(error, client, doing)
+    if isinstance(error, HeadwaterError):
+        return error
+    raise error
 
 
 def _keeps_residual(request: TrainRequest) -> bool:
@@ -247,6 +265,18 @@ def evaluate(
             if examples:
                 count, metrics = runtime.bench.evaluate(runtime.state(request, store), examples)
             reply = Evaluation(request.client, request.round, count, metrics, request.run)
-            yield Answer(request.client, encode_reply(reply))
-        except HeadwaterError as error:
-            yield _failure(request, error)
+            answer = Answer(request.client, encode_reply(reply))
+        except Exception as error:
+            answer = _failure(request, error, runtime)
+        yield answer
+
+
+def introduce(client: str, runtime: ClientRuntime) -> bytes:
+    """The client's encoded profile; in a simulation, the failure by name that came instead."""
+    try:
+        return encode_reply(runtime.profile(client))
+    except Exception as error:
+        why = _contained(error, client, "read its data", runtime)
+        if not runtime.simulated:
+            raise  # a device's data quote rows: its worker says what leaves
+        return encode_reply(ClientFailure(client, 0, str(why), runtime.run, failure_of(why)))

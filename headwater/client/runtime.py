@@ -41,6 +41,8 @@ class ClientRuntime:
         metrics: what every update of this process says besides; nothing in a simulation.
         simulated_memory_mb: of each client whose device is a simulated one.
         policy: what the owner allows; everything without.
+        simulated: whether the run's clients share this process and its disk. Then an exception of one is its
+            failure, and a full disk ends the run: :mod:`headwater.client.faults`.
     """
 
     run: str
@@ -50,6 +52,7 @@ class ClientRuntime:
     metrics: Mapping[str, float] = field(default_factory=dict)
     simulated_memory_mb: Mapping[str, int] = field(default_factory=dict)
     policy: Policy | None = None
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         self._last: tuple[str, bytes, AdapterState] | None = None
@@ -59,7 +62,7 @@ class ClientRuntime:
     def open(
         loaded: LoadedFederation, bench: Workbench | None = None, *, check: bool = True
     ) -> ClientRuntime:
-        """Load the base model (unless ``bench`` has it) and the data.
+        """For a simulation: load the base model (unless ``bench`` has it) and the data of all clients.
 
         Args:
             loaded: the federation.
@@ -71,7 +74,7 @@ class ClientRuntime:
         data = FederatedData.open(loaded, bench.tokenizer, root, check=check)
         settings = loaded.settings
         memory = simulated_memory_mb(settings.assignment, data.clients, settings.federation.seed)
-        return ClientRuntime(run_id(loaded), bench, data, root, simulated_memory_mb=memory)
+        return ClientRuntime(run_id(loaded), bench, data, root, simulated_memory_mb=memory, simulated=True)
 
     def profile(self, client: str) -> ClientProfile:
         """What the server may know about ``client`` before the first round."""

@@ -152,6 +152,8 @@ class Close:
     """Whether no round follows."""
     started: tuple[tuple[str, int], ...] = ()
     """Buffered only: the version that each accepted update started from."""
+    spared: tuple[str, ...] = ()
+    """Those of ``failed`` who did nothing wrong: enough updates were in before theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +248,7 @@ class Coordinator:
         self._accepted: set[str] = set()
         self._failed: dict[str, str] = {}  # the latest reason, also while the client is asked again
         self._gone: set[str] = set()
+        self._spared: set[str] = set()
         self._retries = Retries(retry_s)
         self._stopping = False
 
@@ -331,6 +334,7 @@ class Coordinator:
         self._clients = accepted | set(asked)
         self._waiting, self._folding, self._accepted = set(asked), set(), accepted
         self._failed, self._gone, self._retries = {}, set(), Retries(rules.retry_s)
+        self._spared = set()
         return self._close_if_over() or [Ask(client, event.round) for client in asked]
 
     def _begin_while_open(self, event: Event) -> list[Action]:
@@ -431,6 +435,7 @@ class Coordinator:
     def _close_if_over(self) -> list[Action]:
         rules, count = self._rules, len(self._accepted)
         if rules.target is not None and count >= rules.target:
+            self._spared |= self._waiting - self._failed.keys()
             self._give_up("not needed: enough updates were in")
         too_few = count < rules.min_clients
         if self._waiting or self._folding or (too_few and rules.retry_s is not None):
@@ -439,7 +444,8 @@ class Coordinator:
         accepted, failed = tuple(sorted(self._accepted)), tuple(sorted(self._failed.items()))
         if too_few:
             return [Halt(self._round, accepted, failed)]
-        return [Close(self._round, accepted, failed, self._round == rules.rounds or self._stopping)]
+        last, spared = self._round == rules.rounds or self._stopping, tuple(sorted(self._spared))
+        return [Close(self._round, accepted, failed, last, spared=spared)]
 
 
 _TRANSITIONS: dict[tuple[Phase, type], Callable[[Coordinator, Event], list[Action]]] = {

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from headwater.errors import DecodeError, HeadwaterError
 from headwater.flower import count_bytes, pack, unpack
+from headwater.flower.faults import end_of_run
 from headwater.proto.wire import encode_request
 from headwater.protocol.messages import EvaluateRequest, ProfileRequest, Request, TrainRequest
 from headwater.server.events import ClientAsked, Observer
@@ -168,6 +169,8 @@ class Exchange:
 
     def _incoming(self, message: Message, address: str, kind: type[Request], round: int) -> Incoming:
         if message.has_error():
+            if (end := end_of_run(message.error)) is not None:
+                raise end
             return Incoming(address, kind, round, b"", f"Flower: {message.error.reason}"[:2000], 0)
         try:
             (raw,) = unpack(message.content, "reply")

@@ -68,6 +68,7 @@ class FederationServer:
         clock: seconds that only go forward.
         deployment: what a daemon adds; without it too few clients end the run.
         known_as: the run's id among the clients, where it is another one.
+        interrupted: asked often; True ends the run now. A deployment has its own.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class FederationServer:
         clock: Callable[[], float] = time.monotonic,
         deployment: Deployment | None = None,
         known_as: str = "",
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._known_as = known_as or run
         self._loaded, self._run, self._bench, self._folder, self._test = loaded, run, bench, folder, test
@@ -90,7 +92,7 @@ class FederationServer:
         self._deployment = deployment
         self._root = Key.root(loaded.settings.federation.seed)
         self._downlink = Downlink(self._root)
-        interrupted = deployment.interrupted if deployment else lambda: False
+        interrupted = deployment.interrupted if deployment else interrupted
         self.watch = Watch(observer, should_stop, clock, None, interrupted)
         self._use(loaded.settings)
 
@@ -113,21 +115,29 @@ class FederationServer:
             live=None if deployment is None else deployment.settings,
         )
 
-    def run(self, grid: Grid, expected_clients: int | None = None) -> Outcome:
+    def run(self, grid: Grid, expected_clients: int | None = None, *, owners: Sequence[str] = ()) -> Outcome:
         """Run all rounds that are left, with the clients that are there now: a simulation.
 
         Args:
             grid: Flower's grid.
             expected_clients: wait until so many nodes are there; the cohort's minimum if absent.
+            owners: names of all clients, a node for each: who of them cannot take part is a failure by name
+                in every round.
 
         Raises:
             FederationStopped: too few clients; the last checkpoint stays.
         """
         least = self._settings.cohort.min_clients
-        profiles, nodes = introduce(
-            grid, self._run, self._bench, self.watch, expected=expected_clients or least, min_clients=least
+        profiles, nodes, lost = introduce(
+            grid,
+            self._run,
+            self._bench,
+            self.watch,
+            expected=expected_clients or len(owners) or least,
+            owners=owners,
+            min_clients=least,
         )
-        return self.serve(Introduced(Exchange(grid, nodes), profiles))
+        return self.serve(Introduced(Exchange(grid, nodes, tell=self._observer), profiles, lost))
 
     def serve(self, members: Members) -> Outcome:
         """Run all rounds that are left, with whoever is there.
@@ -152,7 +162,7 @@ class FederationServer:
                 reason = self._over(checkpoint) if gathered else "stopped"
             if reason is not None:
                 finished = reason in ("rounds", "patience")
-                return Outcome(checkpoint, finished, reason, len(members.profiles()))
+                return Outcome(checkpoint, finished, reason, _known(members))
             if rounds is None or rounds.kind != self._settings.schedule.kind:
                 rounds = self._rounds(checkpoint, members)
             rounds.reconfigure(self._settings, self._strategy, self.watch)
@@ -161,7 +171,7 @@ class FederationServer:
                 try:
                     checkpoint = self._close(checkpoint, closed, members)
                 except Unmeasured:  # as after a crash: the next start closes it from the spool
-                    return Outcome(checkpoint, False, "stopped", len(members.profiles()))
+                    return Outcome(checkpoint, False, "stopped", _known(members))
             elif self._deployment is not None and not self._should_stop():
                 why = "too many of its clients are lost to it"
                 self._observer(Notice(f"{why}: the round is planned anew"))
@@ -338,6 +348,9 @@ class FederationServer:
         known = members.profiles()
         took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it
         checkpoint, value = self._measure.after(checkpoint, members, known, record, took_part=took_part)
+        for client, reason in members.lost().items():
+            record["clients"].setdefault(client, {"bytes_down": 0, "failed": reason})
+        record["clients"] = dict(sorted(record["clients"].items()))
         record["state_sha256"] = server.state.sha256()
         record["seconds"] = round(self.watch.clock() - finished.started_s, 3)
         self._commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
@@ -385,6 +398,11 @@ class FederationServer:
             note=note,
             created=time.time(),
         )
+
+
+def _known(members: Members) -> int:
+    """How many clients the run has, with those that were lost before they could do anything."""
+    return len(members.profiles().keys() | members.lost().keys())
 
 
 def _trainable(profiles: Mapping[str, ClientProfile]) -> int:

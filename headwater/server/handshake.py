@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flwr.serverapp import Grid
 
 from headwater.config.federation import Federation
@@ -16,8 +18,15 @@ from headwater.training.build import Workbench
 
 
 def introduce(
-    grid: Grid, run: str, bench: Workbench, watch: Watch, *, expected: int, min_clients: int
-) -> tuple[dict[str, ClientProfile], dict[str, int]]:
+    grid: Grid,
+    run: str,
+    bench: Workbench,
+    watch: Watch,
+    *,
+    expected: int,
+    min_clients: int,
+    owners: Sequence[str] = (),
+) -> tuple[dict[str, ClientProfile], dict[str, int], dict[str, str]]:
     """Ask every node who it is; keep those that fit this federation.
 
     Args:
@@ -27,9 +36,10 @@ def introduce(
         watch: time, stop and observer.
         expected: wait until so many nodes are there.
         min_clients: how many must fit.
+        owners: the names of all clients, a node for each; unknown if empty.
 
     Returns:
-        Profiles by client name, sorted, and Flower's node id by client name.
+        Profiles by client name, sorted; Flower's node id by client name; by name, who failed and why.
 
     Raises:
         FederationStopped: too few clients, or a stop.
@@ -44,6 +54,8 @@ def introduce(
     exchange.send([(str(i), ProfileRequest(run)) for i in ids], 0)
     profiles: dict[str, ClientProfile] = {}
     nodes: dict[str, int] = {}
+    lost: dict[str, str] = {}
+    nameless: dict[str, str] = {}
     ends_s = watch.ends_s()
     while exchange.waiting(ProfileRequest, 0) and watch.clock() < ends_s and not watch.should_stop():
         quiet = True
@@ -55,18 +67,58 @@ def introduce(
                     raise DecodeError(f"client {profile.client}", expected="one node", got="two")
                 profiles[profile.client], nodes[profile.client] = profile, int(incoming.address)
             except HeadwaterError as error:
-                watch.observer(ClientFailed(0, f"node {incoming.address}", str(error)))
+                name, reason = _failed_as(incoming)
+                if name in owners:
+                    lost[name] = reason or str(error)
+                else:
+                    nameless[f"node {incoming.address}"] = str(error)
         if quiet:
             watch.pause()
     exchange.forget(ProfileRequest, 0)
+    for name in sorted(set(owners) - profiles.keys() - lost.keys()):  # whoever is left is one of these
+        silent = f"client {name}: expected a profile, got no answer"
+        lost[name] = "; ".join(dict.fromkeys(nameless.values())) or silent
+    failed = sorted((lost if owners else nameless).items())
+    for name, reason in failed:
+        watch.observer(ClientFailed(0, name, reason))
     if len(profiles) < min_clients:
         raise FederationStopped(
             "federation",
-            expected=f"at least {min_clients} clients",
-            got=f"{len(profiles)}",
-            hint="The reasons are printed above.",
+            expected=f"at least {min_clients} clients that can take part",
+            got=f"{len(profiles)}{name_reasons(failed)}",
+            hint="Mend what is wrong with them, then start again.",
         )
-    return dict(sorted(profiles.items())), nodes
+    return dict(sorted(profiles.items())), nodes, dict(sorted(lost.items()))
+
+
+def _failed_as(incoming: Incoming) -> tuple[str, str]:
+    """The name in a reply that cannot be used, and its own reason; empty where there are none."""
+    if incoming.error:
+        return "", ""
+    try:
+        reply = decode_reply(incoming.data, max_bytes=0)
+    except DecodeError:
+        return "", ""
+    if isinstance(reply, ClientFailure):
+        return reply.client, reply.reason
+    return (reply.client, "") if isinstance(reply, ClientProfile) else ("", "")
+
+
+def name_reasons(failed: Sequence[tuple[str, str]]) -> str:
+    """In brackets who failed and why, in few words: once where all failed the same way."""
+    if not failed:
+        return ""
+    without = {reason.replace(name, "…") for name, reason in failed}
+    if len(without) == 1 and len(failed) > 1:
+        name, reason = failed[0]
+        return f" (all {len(failed)} failed the same way: {_by_name(name, reason)})"
+    shown = [_by_name(name, reason) for name, reason in failed[:3]]
+    more = [f"and {len(failed) - 3} more"] if len(failed) > 3 else []
+    return f" ({'; '.join(shown + more)})"
+
+
+def _by_name(name: str, reason: str) -> str:
+    return reason if reason.startswith(f"client {name}") else f"{name}: {reason}"
 
 
 def profile_of(incoming: Incoming, bench: Workbench, run: str, client: str = "") -> ClientProfile:

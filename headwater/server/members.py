@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from headwater.protocol.messages import ClientProfile, DeviceProfile, MethodCost, Request
@@ -43,6 +44,10 @@ class Members(ABC):
         """Who may take part and is not among :meth:`ready`, by name, sorted: why not, in a few words."""
         return {}
 
+    def lost(self) -> Mapping[str, str]:
+        """Clients that cannot take part, and why: failures by name of every round."""
+        return {}
+
     @abstractmethod
     def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:
         """Replies to requests of these kinds that are there now. Introductions are dealt with on the way."""
@@ -58,10 +63,20 @@ class Introduced(Members):
     Args:
         exchange: with their nodes.
         profiles: by name.
+        lost: who did not get so far, and why.
     """
 
-    def __init__(self, exchange: Exchange, profiles: Mapping[str, ClientProfile]) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        profiles: Mapping[str, ClientProfile],
+        lost: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.exchange, self._profiles = exchange, dict(sorted(profiles.items()))
+        self._lost = dict(sorted(lost.items()))
+
+    def lost(self) -> Mapping[str, str]:  # noqa: D102 - inherited
+        return self._lost
 
     def profiles(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
         return self._profiles

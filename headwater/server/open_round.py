@@ -197,6 +197,8 @@ class OpenRound:
             rows[client] = {"bytes_down": self.sent.get(client, 0), **method, **self._rows.get(client, {})}
             if client in failed:
                 rows[client]["failed"] = failed[client]
+            if client in end.spared:
+                rows[client]["spared"] = True
         return {
             "round": self.plan.round,
             "clients": rows,

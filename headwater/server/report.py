@@ -21,6 +21,7 @@ from headwater.server.report_text import (
     finite,
     human_bytes,
     human_seconds,
+    name_some,
     number,
     plain,
     signed,
@@ -131,6 +132,7 @@ def tiles(run: Run) -> list[tuple[str, str, str, str]]:
         mood = "" if not gain else "good" if (gain < 0) == run.lower_is_better else "bad"
         spoken = f"last round {number(final)}, best {number(best)}"
     failed = f"{failures:,} failed training{'' if failures == 1 else 's'}" if failures else "none ever failed"
+    failed += f"; lost: {name_some(run.lost)}" if run.lost else ""
     sent, dense = run.get("bytes", "up"), run.get("bytes", "up_dense")
     less = times(dense, sent)
     upward = f"{human_bytes(sent)} instead of {human_bytes(dense)}"

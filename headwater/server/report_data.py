@@ -174,7 +174,7 @@ class Run:
             (r["round"], plain(c), plain(get(row, "failed"), 500))
             for r in self.rounds
             for c, row in sorted(table(r, "clients").items())
-            if get(row, "failed")
+            if get(row, "failed") and not get(row, "spared")
         ]
         listed = self.get("failures")
         if not found and isinstance(listed, list):
@@ -186,6 +186,11 @@ class Run:
     def failure_count(self) -> int:
         """All failures; the summary may count more than it lists."""
         return max(len(self.failures), int(finite(self.get("failures_total")) or 0))
+
+    @cached_property
+    def lost(self) -> list[str]:
+        """Who was no longer in the run at its end, by name."""
+        return [plain(name, 80) for name in sorted(table(self.summary, "lost"))]
 
     @cached_property
     def clients(self) -> list[Client]:
@@ -227,7 +232,7 @@ def table(content: object, key: str) -> Mapping[str, Any]:
 
 
 def _client(name: str, rows: Sequence[Mapping[str, Any]], metric: float | None) -> Client:
-    reasons = [plain(r["failed"], 500) for r in rows if r.get("failed")]
+    reasons = [plain(r["failed"], 500) for r in rows if r.get("failed") and not r.get("spared")]
     return Client(
         name=plain(name, 80),
         rounds=len(rows) - len(reasons),

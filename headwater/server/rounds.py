@@ -26,6 +26,7 @@ from headwater.server.deployment import Deployment, OpenRoster
 from headwater.server.downlink import Downlink
 from headwater.server.events import ClientFailed, Notice, RoundStarted
 from headwater.server.exchange import Incoming
+from headwater.server.handshake import name_reasons
 from headwater.server.members import Members
 from headwater.server.open_round import OpenRound
 from headwater.server.watch import Watch
@@ -133,7 +134,7 @@ class Rounds(ABC):
         return FederationStopped(
             f"round {end.round}",
             expected=f"at least {self._settings.cohort.min_clients} updates",
-            got=f"{len(end.accepted)}{_reasons(end)}",
+            got=f"{len(end.accepted)}{name_reasons(end.failed)}",
             hint=f"The state after round {end.round - 1} is kept: mend the clients, then --resume, or mend "
             "the file and start anew.",
         )
@@ -206,6 +207,13 @@ class Rounds(ABC):
 
         return fold_or_note
 
+    def _tell_begun(self, number: int, clients: int) -> None:
+        """A round is open; clients that were lost before it are failures of it."""
+        lost = self._members.lost()
+        self._watch.observer(RoundStarted(number, clients + len(lost)))
+        for client, reason in lost.items():
+            self._watch.observer(ClientFailed(number, client, reason))
+
     def _refused(self, number: int, incoming: Incoming, error: HeadwaterError) -> None:
         """An update from the spool of this round that cannot be folded after all: asked for again."""
         assert self._deployment is not None
@@ -242,7 +250,7 @@ class SynchronousRounds(Rounds):
         clients = open_round.plan.clients
         if left is None:
             self._write_down(open_round, {})
-        self._watch.observer(RoundStarted(number, len(clients)))
+        self._tell_begun(number, len(clients))
         accepted = self._refold(open_round)
         actions = self._coordinator.receive(Begin(number, tuple(clients), self._watch.clock(), accepted))
         conversation = Conversation(
@@ -335,7 +343,7 @@ class BufferedRounds(Rounds):
         self._write_down(open_round, self._bases, left)
         ready, clients = self._members.ready(), tuple(open_round.plan.clients)
         there = tuple(c for c in clients if c in ready)
-        self._watch.observer(RoundStarted(number, len(there)))
+        self._tell_begun(number, len(there))
         self._waiting = self._rechecked(open_round)
         begin = Begin(
             number,
@@ -468,9 +476,3 @@ def _as_then(settings: Federation, left: OpenRoster) -> Federation:
     federation = settings.federation.model_copy(update={"rounds": left.rounds or settings.federation.rounds})
     cohort = settings.cohort.model_copy(update={"clients_per_round": None})  # its clients are known
     return settings.model_copy(update={"federation": federation, "cohort": cohort})
-
-
-def _reasons(end: Halt) -> str:
-    shown = [f"{client}: {reason}" for client, reason in end.failed[:3]]
-    more = [f"and {len(end.failed) - 3} more"] if len(end.failed) > 3 else []
-    return f" ({'; '.join(shown + more)})" if shown else ""

@@ -218,7 +218,11 @@ def _never_began(path: Path) -> bool:
     """Whether ``path`` holds a run without a checkpoint, or the first step towards one, and nothing else."""
     top, state = _names(path), _names(path / "state")
     ours = "origin.json" in state or top == {"state"}
-    return ours and top <= {"state", "federation.toml", "rounds.jsonl"} and state <= {"origin.json", "lock"}
+    return (
+        ours
+        and top <= {"state", "federation.toml", "rounds.jsonl"}
+        and state <= {"origin.json", "lock", "traceback.txt"}
+    )
 
 
 def finite(content: Any) -> Any:  # noqa: ANN401 - JSON is any of six types, nested

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headwater.config import LoadedFederation
@@ -23,7 +24,7 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: Outcome) -> 
         {"round": r["round"], "client": client, "reason": row["failed"]}
         for r in rounds
         for client, row in r["clients"].items()
-        if "failed" in row
+        if "failed" in row and not row.get("spared")
     ]
     rows = [row for r in rounds for row in r["clients"].values() if "bytes_fisher" in row]
     fisher = {
@@ -52,5 +53,31 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: Outcome) -> 
         "seconds": round(sum(r["seconds"] for r in rounds), 3),
         "failures": failures[:SHOWN_FAILURES],
         "failures_total": len(failures),
+        "lost": lost_owners(rounds),
         **({"fisher": fisher} if rows else {}),
+    }
+
+
+def lost_owners(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Who was no longer in the run at its end: by name, those whose last task ended in a failure.
+
+    Args:
+        rounds: the lines of ``rounds.jsonl``.
+
+    Returns:
+        ``asked`` and ``failed``, both rounds, and ``reason``, the latest. Who was only not needed is not.
+    """
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for record in rounds:
+        for client, row in record["clients"].items():
+            if not row.get("spared"):
+                rows.setdefault(client, []).append(row)
+    return {
+        client: {
+            "asked": len(found),
+            "failed": sum("failed" in row for row in found),
+            "reason": found[-1]["failed"],
+        }
+        for client, found in sorted(rows.items())
+        if "failed" in found[-1]
     }

@@ -14,12 +14,12 @@ from itertools import count
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from headwater.client.execute import evaluate, execute
+from headwater.client.execute import evaluate, execute, introduce
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore
 from headwater.errors import HeadwaterError
 from headwater.flower import assume_task_identity, pack, unpack
-from headwater.proto.wire import decode_request, encode_reply
+from headwater.proto.wire import decode_request
 from headwater.protocol.messages import EvaluateRequest, TrainRequest
 from headwater.simulation.workers import WorkerPool
 
@@ -159,17 +159,11 @@ class InProcessGrid(LocalGrid):
                 (result,) = evaluate([request], self._store, self._runtime)
                 yield message_id, result.data
             else:
-                yield message_id, self._profile(self._names[message.metadata.dst_node_id])
+                yield message_id, introduce(self._names[message.metadata.dst_node_id], self._runtime)
         for start in range(0, len(train), COHORT):
             cohort = {r.client: (i, r) for i, r in train[start : start + COHORT] if i in self._sent}
             for answer in execute([r for _, r in cohort.values()], self._store, self._runtime):
                 yield cohort[answer.client][0], answer.data
-
-    def _profile(self, name: str) -> bytes | Error:
-        try:
-            return encode_reply(self._runtime.profile(name))
-        except HeadwaterError as error:
-            return Error(code=2, reason=str(error))
 
 
 class WorkersGrid(LocalGrid):

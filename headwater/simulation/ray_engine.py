@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import Context
@@ -15,12 +19,24 @@ from headwater.client.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.errors import MissingDependency
 from headwater.server.federation import FederationServer, Outcome
+from headwater.simulation.workers import HEEDED_BY_PARENT, parent_heeds_signals
 
 
 def run_on_ray(
-    server: FederationServer, loaded: LoadedFederation, clients: Sequence[str], store: Path
+    server: FederationServer,
+    loaded: LoadedFederation,
+    clients: Sequence[str],
+    store: Path,
+    interrupted: threading.Event,
 ) -> Outcome:
     """Run the federation with one Flower node per client, on as many Ray actors as CPUs allow.
+
+    Args:
+        server: runs in a thread of Flower's.
+        loaded: the federation.
+        clients: their names, sorted.
+        store: folder of the clients' error feedback.
+        interrupted: what ``server`` asks whether the run is to end now; set when this ends.
 
     Raises:
         MissingDependency: Ray is not installed.
@@ -42,23 +58,54 @@ def run_on_ray(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            result.append(server.run(grid, len(clients)))
+            result.append(server.run(grid, owners=clients))
         except BaseException as error:  # Flower logs what its server thread raises and goes on
             failure.append(error)
 
     threads = loaded.settings.federation.threads
-    run_simulation(
-        server_app=app,
-        client_app=client_app(_NodeOpener(loaded, tuple(clients), store)),
-        num_supernodes=len(clients),
-        backend_config={
-            "client_resources": {"num_cpus": threads, "num_gpus": 0.0},
-            "init_args": {"include_dashboard": False, "log_to_driver": False},
-        },
-    )
+    try:
+        with _ray():
+            run_simulation(
+                server_app=app,
+                client_app=client_app(_NodeOpener(loaded, tuple(clients), store)),
+                num_supernodes=len(clients),
+                backend_config={"client_resources": {"num_cpus": threads, "num_gpus": 0.0}},
+            )
+    except RuntimeError:
+        if not failure:  # else Flower tells that its server ended, and this one tells why
+            raise
+    finally:
+        interrupted.set()  # a second Ctrl-C is in this thread: the server's must not go on
     if failure:
         raise failure[0]
     return result[0]
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    """Ray, started here and not by Flower, for two things that Ray does to signals.
+
+    Its processes are in this process's group: they must not end by a signal that asks this one to end after
+    the open round. And it puts handlers of its own in place of this process's, which abort it on SIGTERM.
+    """
+    import ray
+
+    path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    ours = {number: signal.getsignal(number) for number in HEEDED_BY_PARENT}
+    try:
+        with parent_heeds_signals():
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                runtime_env={"env_vars": {"PYTHONPATH": path}},  # as Flower does
+            )
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in ours.items():
+                    if handler is not None:
+                        signal.signal(number, handler)
+        yield
+    finally:
+        ray.shutdown()
 
 
 class _NodeOpener:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -61,14 +62,22 @@ def simulate(
         for warning in runtime.data.warnings:
             observer(Notice(warning))
         test = runtime.data.test()
+        interrupted = threading.Event()
         server = FederationServer(
-            loaded, runtime.run, bench, folder, test=test, observer=observer, should_stop=should_stop
+            loaded,
+            runtime.run,
+            bench,
+            folder,
+            test=test,
+            observer=observer,
+            should_stop=should_stop,
+            interrupted=interrupted.is_set,
         )
         pool = None
         if engine == "ray":
             from headwater.simulation.ray_engine import run_on_ray  # Ray is an extra
 
-            outcome = run_on_ray(server, loaded, runtime.data.clients, folder.clients)
+            outcome = run_on_ray(server, loaded, runtime.data.clients, folder.clients, interrupted)
         else:
             names = runtime.data.clients
             grid: InProcessGrid | WorkersGrid
@@ -77,7 +86,7 @@ def simulate(
                 grid = WorkersGrid(names, pool)
             else:
                 grid = InProcessGrid(names, runtime, DirectoryStore(folder.clients, durable=False))
-            outcome = server.run(grid, len(names))
+            outcome = server.run(grid, owners=names)
         finish(loaded, folder, bench, outcome, engine=engine)  # whatever becomes of the baselines
         baselines = _baselines(loaded, folder, runtime, pool, test, outcome, observer)
         return finish(loaded, folder, bench, outcome, engine=engine, baselines=baselines)

@@ -1,6 +1,10 @@
 """WorkerPool: processes that work for clients side by side, each with its own model and data.
 
 A training fixes its thread count, so which process runs it does not change a bit of the result.
+
+Signals are for the parent. A signal to the whole process group (Ctrl-C, Slurm, systemd, ``timeout``) must not
+take away the workers of a round that is to be finished: they start with SIGINT and SIGTERM blocked, from the
+first instruction on, and end when the parent says so or is gone.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,8 +27,9 @@ from headwater.client.answer import answer
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
-from headwater.errors import HeadwaterError, TrainingError
+from headwater.errors import HeadwaterError, InternalError, StorageError, TrainingError
 
+HEEDED_BY_PARENT = (signal.SIGINT, signal.SIGTERM)
 T = TypeVar("T")
 
 
@@ -43,6 +49,7 @@ class WorkerPool:
             initializer=_start,
             initargs=(loaded, store, os.getpid()),
         )
+        self._processes: dict[int, multiprocessing.process.BaseProcess] = {}
 
     def submit(self, client: str, envelope: bytes, state: bytes) -> Future[bytes]:
         """Have a request to ``client`` answered.
@@ -51,22 +58,31 @@ class WorkerPool:
             TrainingError: a worker process died.
         """
         try:
-            return self._executor.submit(_answer, client, envelope, state)
+            return self._submit(_answer, client, envelope, state)
         except BrokenProcessPool as error:
-            raise _died() from error
+            raise self._died() from error
+
+    def _submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
+        with parent_heeds_signals():  # a submission starts a process where none is idle
+            future = self._executor.submit(function, *arguments)
+        self._processes |= self._executor._processes or {}  # the executor tells nobody how they end
+        return future
 
     def result(self, future: Future[bytes]) -> bytes | Error:
-        """The reply of a finished :meth:`submit`; Flower's error where the client raised one of ours.
+        """The reply of a finished :meth:`submit`; Flower's error where the request was not understood.
 
         Raises:
             TrainingError: a worker process died.
+            StorageError, InternalError: see :mod:`headwater.client.faults`.
         """
         try:
             return future.result()
+        except (StorageError, InternalError):
+            raise
         except HeadwaterError as error:
             return Error(code=2, reason=str(error))
         except BrokenProcessPool as error:
-            raise _died() from error
+            raise self._died() from error
 
     def call(self, function: Callable[[ClientRuntime, str], T], names: Sequence[str]) -> list[T]:
         """``function(runtime, name)`` for every name, in order.
@@ -75,27 +91,55 @@ class WorkerPool:
             TrainingError: a worker process died.
         """
         try:
-            return [f.result() for f in [self._executor.submit(_call, function, n) for n in names]]
+            return [f.result() for f in [self._submit(_call, function, n) for n in names]]
         except BrokenProcessPool as error:
-            raise _died() from error
+            raise self._died() from error
 
     def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if kind is not None:  # nobody waits for what is running: a second Ctrl-C, an error
-            for process in multiprocessing.active_children():
+            for process in {**self._processes, **(self._executor._processes or {})}.values():
                 process.kill()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
+    def _died(self) -> TrainingError:
+        """How the first worker ended that nobody had told to."""
+        ends_s = time.monotonic() + 1.0
+        codes: list[int] = []
+        while not codes and time.monotonic() < ends_s:
+            codes = [p.exitcode for p in self._processes.values() if p.exitcode]
+            time.sleep(0.01)
+        return TrainingError(
+            "worker process",
+            expected="to live as long as the run",
+            got=_how(codes[0] if codes else None),
+            hint="Use fewer --workers if memory is short, then --resume.",
+        )
 
-def _died() -> TrainingError:
-    return TrainingError(
-        "worker process",
-        expected="to live as long as the run",
-        got="a sudden end, often for want of memory",
-        hint="Use fewer --workers, then --resume.",
-    )
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return "a sudden end, often for want of memory"
+    if code >= 0:
+        return f"its end with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    hungry = ", often for want of memory" if -code in (signal.SIGKILL, signal.SIGABRT, signal.SIGBUS) else ""
+    return f"a sudden end by signal {name}{hungry}"
+
+
+@contextmanager
+def parent_heeds_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM do not reach processes that are started within; this one hears them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED_BY_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # --- in the worker --------------------------------------------------------------------------------
@@ -104,9 +148,10 @@ _process: tuple[ClientRuntime, ClientStore] | None = None
 
 
 def _start(loaded: LoadedFederation, store: Path, parent: int) -> None:
-    """Make this process a worker: ignore Ctrl-C, end with the parent, load model and data once."""
+    """Make this process a worker: end with the parent and by nothing else, load model and data once."""
     global _process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in HEEDED_BY_PARENT:  # blocked already; what a library starts from here inherits this instead
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _process = ClientRuntime.open(loaded, check=False), DirectoryStore(store, durable=False)
 

@@ -75,7 +75,7 @@ def test_lines_say_what_each_round_came_to():
         f"round 1/3  clients 4/4 (0 failed)  {sizes}  accuracy 0.750 (best 0.750)  2.1 s  ETA 20 s",
         "round 2: failed: client c0: loss is NaN",
         "stopping after round 2",
-        f"round 2/3  clients 3/4 (1 failed)  {sizes}  accuracy 0.700 (best 0.750)  2.1 s  ETA 10 s",
+        f"round 2/3  clients 3/4 (1 failed: c0)  {sizes}  accuracy 0.700 (best 0.750)  2.1 s  ETA 10 s",
         f"round 3/3  clients 4/4 (0 failed)  {sizes}  not evaluated (best 0.750)  2.1 s",
     ]
 

@@ -190,15 +190,18 @@ def test_hostile_state_bytes_are_a_failure(runtime):
     assert isinstance(decoded(one(execute([bad], MemoryStore(), runtime))), ClientFailure)
 
 
-def test_a_damaged_store_is_a_failure_by_name(runtime, tmp_path):
+def test_a_damaged_store_is_a_devices_failure_and_a_simulations_end(runtime, tmp_path):
+    device = replace(runtime, simulated=False)
     store = DirectoryStore(tmp_path)
     one(execute([request(runtime)], store, runtime))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(StorageError):
         store.load("ann", runtime.bench.spec)
-    answer = decoded(one(execute([request(runtime, round=2)], store, runtime)))
+    answer = decoded(one(execute([request(runtime, round=2)], store, device)))
     assert isinstance(answer, ClientFailure)
+    with pytest.raises(StorageError):
+        list(execute([request(runtime, round=2)], store, runtime))
 
 
 def test_evaluation(runtime):

@@ -97,7 +97,7 @@ def test_enough_updates_close_the_round():
     begin(machine)
     assert fold(machine, "cleo") == []
     needless = (("ben", "not needed: enough updates were in"),)
-    assert fold(machine, "ann") == [c.Close(1, ("ann", "cleo"), needless, last=False)]
+    assert fold(machine, "ann") == [c.Close(1, ("ann", "cleo"), needless, last=False, spared=("ben",))]
 
 
 def test_enough_updates_wait_for_a_reply_being_folded():
@@ -126,7 +126,7 @@ def test_a_round_may_close_as_it_begins(target, failed):
     machine = c.Coordinator(1, target=target)
     clients = CLIENTS if target else CLIENTS[:2]
     assert machine.receive(c.Begin(1, clients, 0, ("ben", "ann"))) == [
-        c.Close(1, ("ann", "ben"), failed, last=True)
+        c.Close(1, ("ann", "ben"), failed, last=True, spared=tuple(client for client, _ in failed))
     ]
 
 

@@ -105,7 +105,7 @@ class Site:
                 interrupted=lambda: bool(dead),
             ),
         )
-        profiles, nodes = introduce(
+        profiles, nodes, _ = introduce(
             grid, runtime.run, bench, server.watch, expected=CLIENTS, min_clients=CLIENTS
         )
         outcome = server.serve(Introduced(Counting(grid, nodes), profiles))

@@ -166,16 +166,15 @@ def test_nothing_is_executed_before_a_pull(inprocess, runtime, monkeypatch):
     assert len(done) == 1
 
 
-def test_a_failure_to_profile_is_an_error_message(inprocess, runtime, monkeypatch):
+def test_a_failure_to_profile_is_a_failure_by_name(inprocess, runtime, monkeypatch):
     def refuse(self, name):
         raise DataError(f"client {name}", expected="rows", got="none")
 
     monkeypatch.setattr(ClientRuntime, "profile", refuse)
     (message_id,) = inprocess.push_messages([profile(runtime, "ann")])
     (reply,) = inprocess.pull_messages([message_id])
-    assert reply.has_error()
-    assert reply.error.reason == "client ann: expected rows, got none"
-    assert reply.metadata.reply_to_message_id == message_id
+    found = content(reply)
+    assert (found.client, found.reason) == ("ann", "client ann: expected rows, got none")
 
 
 def test_send_and_receive_waits_for_all(grid, runtime):
