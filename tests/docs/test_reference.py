@@ -55,7 +55,7 @@ def test_named_files_exist(page):
 
 def test_every_option_of_the_command_line_is_described():
     page = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
-    for verb in ("simulate", "config", "predict", "report", "fetch"):
+    for verb in ("simulate", "config", "data", "predict", "report", "fetch"):
         helped = subprocess.run(
             [sys.executable, "-m", "headwater", verb, "--help"], capture_output=True, text=True, check=True
         ).stdout
