@@ -1,0 +1,68 @@
+"""Write docs/reference/models.md: what each architecture can do, found by trying. ``--check`` only compares.
+
+Every cell is tried to the end on a small random model (tests/support/model_cells.py). Minutes.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.support.architectures import ARCHITECTURES, build
+from tests.support.model_cells import ADAPTERS, KINDS, REASONS, outcome
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "models.md"
+
+HEAD = """\
+# Which models
+
+<!-- Written by scripts/models_reference.py, which tries every cell: change it there. -->
+
+When a run opens its model, base and adapter are tried: a few rows forward and backward, the state out and in
+again as PEFT saves it, the longest row's positions. It takes a second, and what cannot work is refused then,
+with what can be used instead. The same trial, a step of training, and an export whose own README code must
+give the same numbers in plain PEFT made this table, on small random models of each type (`model_type` in
+config.json). LoRA has `target_modules = ["all-linear"]`, IA3 every linear module of the layers.
+
+Three laws hold for every **yes**: a row's output does not depend on its batch, its padding or its
+neighbours; a causal model does not see later tokens; what PEFT loads from the export is what was trained.
+
+"""
+
+
+def row(name: str) -> str:
+    """The table's row of one architecture."""
+    words = []
+    with tempfile.TemporaryDirectory() as folder:
+        build(name, Path(folder) / name)
+        for kind in KINDS:
+            words.append([outcome(Path(folder), name, kind, adapter).word for adapter in ADAPTERS])
+    cells = [found[0] if len(set(found)) == 1 else ", ".join(found) for found in words]
+    return f"| `{name}` | {' | '.join(cells)} |"
+
+
+def page() -> str:
+    """The whole page."""
+    order = ", ".join(ADAPTERS)
+    lines = [f"| type | {' | '.join(f'`{kind}`: {order}' for kind in KINDS)} |", "|---|---|---|---|"]
+    for name in ARCHITECTURES:
+        lines.append(row(name))
+        print(lines[-1], file=sys.stderr)
+    meanings = "\n".join(f"| {word} | {meaning} |" for word, (_, meaning) in REASONS.items())
+    return (
+        HEAD
+        + "\n".join(lines)
+        + "\n\nOne word in a cell stands for all four adapters.\n\n| refused as | because |\n|---|---|\n"
+        + meanings
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    found = page()
+    if "--check" in sys.argv:
+        sys.exit(0 if PAGE.read_text(encoding="utf-8") == found else f"{PAGE} is not what the models do")
+    PAGE.write_text(found, encoding="utf-8")

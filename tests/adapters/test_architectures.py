@@ -1,0 +1,44 @@
+"""The table of models is what the models do: every cell works to the end, or is refused with its reason."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tests.support.architectures import ARCHITECTURES
+from tests.support.model_cells import ADAPTERS, KINDS
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reference" / "models.md"
+ALWAYS = {
+    "albert", "bart", "bert", "bloom", "convbert", "deberta-v2", "deepseek_v3", "distilbert", "electra",
+    "eurobert", "falcon", "fnet", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "gptj", "lfm2", "llama",
+    "longformer", "mamba2", "mistral", "mixtral", "modernbert", "mpnet", "openai-gpt", "opt", "phi3",
+    "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "roberta", "rwkv", "squeezebert", "t5", "xlnet",
+}  # fmt: skip
+"""Tried in every run of the tests; the others with the slow ones."""
+
+spec = importlib.util.spec_from_file_location("models_reference", ROOT / "scripts" / "models_reference.py")
+assert spec is not None
+assert spec.loader is not None
+reference = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(reference)
+
+
+def rows():
+    return {line.split("`")[1]: line for line in PAGE.read_text().splitlines() if line.startswith("| `")}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES]
+)
+def test_the_table_says_what_happens(name):
+    assert reference.row(name) == rows()[name]
+
+
+def test_the_table_is_whole():
+    table = rows()
+    assert [n for n in table if n in ARCHITECTURES] == ARCHITECTURES
+    assert len(ALWAYS) * len(ADAPTERS) * len(KINDS) >= 30 * 4 * 3
+    assert ALWAYS <= set(ARCHITECTURES)
+    assert not any("?" in line for line in table.values())
