@@ -35,11 +35,9 @@ neighbours; a causal model does not see later tokens; what PEFT loads from the e
 
 def row(name: str) -> str:
     """The table's row of one architecture."""
-    words = []
     with tempfile.TemporaryDirectory() as folder:
         build(name, Path(folder) / name)
-        for kind in KINDS:
-            words.append([outcome(Path(folder), name, kind, adapter).word for adapter in ADAPTERS])
+        words = [[outcome(Path(folder), name, kind, adapter).word for adapter in ADAPTERS] for kind in KINDS]
     cells = [found[0] if len(set(found)) == 1 else ", ".join(found) for found in words]
     return f"| `{name}` | {' | '.join(cells)} |"
 

@@ -5,16 +5,13 @@ What is loaded is what is hashed, and what transformers says of it is handled or
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -158,21 +155,6 @@ def load_base(
     return Base(
         model, tokenizer, sha256, settings, labels, fresh | head.fresh, device, head.moved, tuple(notices)
     )
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No load reports and progress bars from transformers, whatever its user has set."""
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
 
 
 def _configuration(where: Path, settings: PretrainedSettings, tokenizer: TextTokenizer) -> PretrainedConfig:

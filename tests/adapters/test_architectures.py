@@ -40,5 +40,5 @@ def test_the_table_is_whole():
     table = rows()
     assert [n for n in table if n in ARCHITECTURES] == ARCHITECTURES
     assert len(ALWAYS) * len(ADAPTERS) * len(KINDS) >= 30 * 4 * 3
-    assert ALWAYS <= set(ARCHITECTURES)
+    assert set(ARCHITECTURES) >= ALWAYS
     assert not any("?" in line for line in table.values())
