@@ -75,7 +75,8 @@ def _list(client: ControlClient, options: argparse.Namespace) -> int:
 def _export(client: ControlClient, options: argparse.Namespace) -> int:
     names = take_words(options, 0, 1)
     if options.out is None:
-        raise ConfigError("headwater server adapters export", expected="--out FOLDER", got="none")
+        who = "headwater server adapters export"
+        raise ConfigError(who, expected="--out FOLDER, where the files go", got="no --out")
     if options.version < 0:
         raise ConfigError("--version", expected="at least 1", got=str(options.version))
     require_free(options.out)  # before the daemon is asked
@@ -131,7 +132,10 @@ def _take_version(options: argparse.Namespace) -> tuple[str, int]:
     run, version = words[0] if words[1:] else "", words[-1]
     if not (version.isascii() and version.isdigit()):
         raise ConfigError(
-            "VERSION", expected="a number", got=ascii(version), hint="See: headwater server adapters list"
+            "VERSION",
+            expected="a version's number",
+            got=ascii(version),
+            hint="See: headwater server adapters list",
         )
     return run, int(version)
 
@@ -171,7 +175,7 @@ def unpack(pieces: Iterable[bytes], folder: Path) -> int:
             shutil.move(files, folder)
     except OSError as error:
         raise StorageError(
-            str(folder), expected="to write there", got=error.strerror or str(error),
+            str(folder), expected="a folder that can be written", got=error.strerror or str(error),
             hint="Nothing was left behind: free space or fix the rights, then try again.",
         ) from error  # fmt: skip
     return size

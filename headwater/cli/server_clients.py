@@ -83,7 +83,8 @@ def _list(enrolled: Enrolment, options: argparse.Namespace) -> int:
     from headwater.server.report_text import plain
 
     if options.words:
-        raise ConfigError("headwater server clients list", expected="no more words", got=options.words[0])
+        who = "headwater server clients list"
+        raise ConfigError(who, expected="nothing behind the folder", got=ascii(options.words[0]))
     rows = enrolled.rows()
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))

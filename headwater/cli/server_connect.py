@@ -51,7 +51,7 @@ def connect(options: argparse.Namespace) -> ControlClient:
     """
     if (options.server is None) != (options.identity is None):
         raise ConfigError(
-            "headwater server", expected="--server and --identity together", got="one of them",
+            "headwater server", expected="--server and --identity together", got="only one of them",
             hint="Or name the server's folder, on its own machine.",
         )  # fmt: skip
     if options.server is not None:
@@ -60,7 +60,10 @@ def connect(options: argparse.Namespace) -> ControlClient:
     else:
         if not options.words:
             raise ConfigError(
-                "headwater server", expected="the server's folder, or --server and --identity", got="neither"
+                "headwater server",
+                expected="the server's folder, or --server and --identity",
+                got="neither",
+                hint="For example: headwater server status DIR",
             )
         folder = Path(options.words.pop(0))
         host, port = split_address(load_daemon(folder / "server.toml").listen.control)
@@ -98,5 +101,6 @@ def _checked(address: str) -> str:
     try:
         split_address(address)
     except ValueError as error:
-        raise ConfigError("--server", expected=str(error), got=ascii(address)) from None
+        hint = "It is the control port, 8444 unless server.toml says otherwise."
+        raise ConfigError("--server", expected=str(error), got=ascii(address), hint=hint) from None
     return address

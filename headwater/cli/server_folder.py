@@ -149,12 +149,14 @@ def _renew(options: argparse.Namespace) -> int:
     names = settings.listen.certificate_names()
     if options.authority:
         if options.organiser or options.token:
-            raise ConfigError("--authority", expected="no other option: it renews everything", got="one")
+            raise ConfigError(
+                "--authority", expected="no option beside it, since it renews everything", got="another"
+            )
         if holder := workspace.holder():
             raise ConfigError(
                 f"server folder {options.folder}",
-                expected="no daemon at work in it",
-                got=f"process {holder}",
+                expected="a folder in which no daemon runs",
+                got=f"one that process {holder} runs in",
                 hint="A new authority changes every key: end the daemon first.",
             )
         secrets.renew_authority(settings.name, names)

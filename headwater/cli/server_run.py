@@ -137,13 +137,18 @@ def change(client: ControlClient, options: argparse.Namespace) -> int:
     for word in [w for w in options.words if "=" in w]:
         key, _, value = word.partition("=")
         if not key.strip() or key.strip() in changes:
-            raise ConfigError(f"headwater server set {word}", expected="each KEY=VALUE once", got=repr(key))
+            raise ConfigError(
+                f"headwater server set {word}", expected="each setting once, as KEY=VALUE", got=repr(key)
+            )
         changes[key.strip()] = value.strip()
     options.words = [w for w in options.words if "=" not in w]
     run = _run_named(options)
     if not changes:
         raise ConfigError(
-            "headwater server set", expected="KEY=VALUE", got="none", hint="For example: deadline_s=600"
+            "headwater server set",
+            expected="one or more settings as KEY=VALUE",
+            got="none",
+            hint="For example: headwater server set DIR deadline_s=600",
         )
     return _answer(client.change(run, changes), options)
 
@@ -158,7 +163,7 @@ def take_words(options: argparse.Namespace, least: int, most: int) -> list[str]:
     if not least <= len(words) <= most:
         wanted = str(most) if least == most else f"{least} to {most}"
         raise ConfigError(
-            f"headwater server {options.verb}", expected=f"{wanted} arguments after the daemon's",
+            f"headwater server {options.verb}", expected=f"{wanted} arguments behind the server's folder",
             got=" ".join(map(ascii, words)) or "none", hint=f"See: headwater server {options.verb} --help",
         )  # fmt: skip
     return words

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from headwater.config.settings import Settings
+from headwater.config.settings import Settings, in_words
 from headwater.errors import ConfigError
 
 
@@ -52,6 +52,12 @@ def _host_name(text: str) -> str:
     if len(text) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", text):
         raise ValueError("a DNS name such as fl.example.org, or an IP address")
     return text.lower()
+
+
+def _authority_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", text):
+        raise ValueError("1 to 64 letters, digits, spaces, '.', '_' and '-', a letter or digit first")
+    return text
 
 
 Address = Annotated[str, AfterValidator(_address)]
@@ -100,7 +106,7 @@ class Retention(Settings):
 class DaemonSettings(Settings):
     """All of ``server.toml``."""
 
-    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    name: Annotated[str, AfterValidator(_authority_name)]
     listen: Listen
     limits: Limits = Limits()
     retention: Retention = Retention()
@@ -136,14 +142,12 @@ def check_daemon(raw: dict[str, object], who: str) -> DaemonSettings:
         problems = error.errors(include_url=False)
         first = problems[0]
         key = ".".join(str(part) for part in first["loc"]) or "(file)"
-        ours, message = first["type"] == "value_error", first["msg"].removeprefix("Value error, ")
-        expected = message if ours else message[0].lower() + message[1:]
-        got = repr(first.get("input"))
+        expected, got = in_words(first)
         if first["type"] == "extra_forbidden":
-            expected, got = "no such key", got if len(got) < 80 else "one"
+            expected = "no such key"
         elif first["type"] == "missing":
             expected, got = "this key", "nothing"
-        more = f"({len(problems) - 1} more in this file.)" if len(problems) > 1 else ""
+        more = f"There are {len(problems) - 1} more problems in this file." if len(problems) > 1 else ""
         raise ConfigError(f"{who}: {key}", expected=expected, got=got, hint=more) from None
 
 

@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from headwater.config.federation import Data, Federation
-from headwater.config.settings import Settings
+from headwater.config.settings import Settings, in_words
 from headwater.errors import ConfigError
 
 
@@ -165,7 +165,6 @@ def _explain(path: str, raw: Mapping[str, Any], error: ValidationError) -> Confi
     first = problems[0]
     key = _key(raw, first["loc"])
     got = first.get("input")
-    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         expected, shown = "no such key", repr(got)
         hint = "Check its spelling and table against docs/reference/federation-file.md."
@@ -174,8 +173,7 @@ def _explain(path: str, raw: Mapping[str, Any], error: ValidationError) -> Confi
     elif first["type"] == "missing":
         expected, shown, hint = "this key", "nothing", "Add it."
     else:
-        expected = message[0].lower() + message[1:]
-        shown, hint = ("" if isinstance(got, Mapping) else repr(got)), ""
+        (expected, shown), hint = in_words(first), ""
     more = len(problems) - 1
     if more:
         hint = f"{hint} ({more} more problem{'s' if more > 1 else ''} in this file.)".strip()

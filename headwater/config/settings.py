@@ -1,11 +1,37 @@
-"""Settings: the base of every table of the federation file."""
+"""Settings: the base of every table of a settings file; and what is wrong with one, in words."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
+
+_KINDS = {"String": "a text", "List": "a list", "Tuple": "a list", "Set": "a list", "Dictionary": "a table"}
 
 
 class Settings(BaseModel):
     """Frozen, no unknown keys, no silent conversion of types, finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def in_words(problem: Mapping[str, Any]) -> tuple[str, str]:
+    """What one problem that pydantic found expected, and what it got.
+
+    Args:
+        problem: of ``ValidationError.errors()``: ``type``, ``msg``, ``input``.
+    """
+    message, got = str(problem["msg"]), problem.get("input")
+    shown = "" if isinstance(got, Mapping) else repr(got)[:80]
+    if problem["type"] == "value_error":
+        message = message.removeprefix("Value error, ")
+        return (message, shown) if shown else ("settings that fit together", message)
+    if found := re.fullmatch(r"(\w+) should (be|have|match) (.*)", message, re.DOTALL):
+        what, verb, rest = found.groups()
+        thing = _KINDS.get(what, "a value")
+        return {"be": rest, "have": f"{thing} with {rest}", "match": f"{thing} that matches {rest}"}[
+            verb
+        ], shown
+    return message[:1].lower() + message[1:], shown

@@ -268,4 +268,6 @@ def _message(kind: Callable[..., _M], **fields: object) -> _M:
         return kind(**fields)
     except (UnicodeError, ValueError, TypeError) as error:
         shown = ", ".join(f"{k}={ascii(v)[:80]}" for k, v in fields.items())
-        raise ConfigError(f"request {shown}", expected="text and numbers in range", got=str(error)) from None
+        raise ConfigError(
+            f"request {shown}", expected="text in UTF-8, and numbers that fit 64 bits", got=str(error)
+        ) from None

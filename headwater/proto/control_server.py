@@ -193,7 +193,7 @@ class _Control:
         def answer(request: _Q, context: grpc.ServicerContext) -> Iterator[_A]:
             with _refusing(context):
                 if not self._streams.acquire(blocking=False):
-                    most = f"at most {MOST_STREAMS} watches and exports at once"
+                    most = f"at most {MOST_STREAMS} watches and exports at the same time"
                     raise Refused("control port", expected=most, got="one more", hint="End one of them.")
                 try:
                     yield from behaviour(request, context)

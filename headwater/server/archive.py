@@ -64,7 +64,9 @@ class Writer:
         try:
             self._file.write(member.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
         except ValueError as error:
-            raise StorageError(f"backup of {name}", expected="what fits a tar", got=str(error)) from None
+            raise StorageError(
+                f"backup of {name}", expected="a name and a size that a tar can hold", got=str(error)
+            ) from None
 
     def _pad(self, size: int) -> None:
         self._file.write(bytes(-size % _BLOCK))

@@ -57,7 +57,12 @@ def backup(workspace: Workspace, target: Path, *, with_secrets: bool = False) ->
             ``target`` then.
     """
     if target.exists():
-        raise ConfigError(f"backup {target}", expected="a new file", got="one that exists")
+        raise ConfigError(
+            f"backup {target}",
+            expected="the name of a file that does not exist yet",
+            got="a file that exists",
+            hint="Choose another name: nothing is written over.",
+        )
     _ = workspace.settings
     top = {*_TOP, *(["secrets"] if with_secrets else [])}
 
@@ -94,7 +99,12 @@ def restore(path: Path, archive: Path) -> BackupFacts:
             try:
                 room, needed = shutil.disk_usage(path).free, os.fstat(file.fileno()).st_size
                 if needed > room:
-                    raise StorageError(f"folder {path}", expected=f"room for {needed} bytes", got=f"{room}")
+                    raise StorageError(
+                        f"folder {path}",
+                        expected=f"{needed:,} free bytes on its disk",
+                        got=f"{room:,}",
+                        hint="Free space, or restore to another disk.",
+                    )
                 return _unpack(path, file)
             except BaseException:
                 empty_folder(path)
@@ -103,9 +113,9 @@ def restore(path: Path, archive: Path) -> BackupFacts:
         got = error.strerror or str(error)
         raise StorageError(
             f"restoring {archive} to {path}",
-            expected="to read and write them",
+            expected="to read the backup and write the folder",
             got=got,
-            hint="Check both paths.",
+            hint="Check both paths and their rights.",
         ) from error
 
 
@@ -136,9 +146,9 @@ def check_checkpoint(member: Pinned) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
             f"checkpoint {member.name}",
-            expected="what was written",
-            got=f"damage ({error})",
-            hint="Take an earlier backup's, or move this run's folder away; an adapter version may be whole.",
+            expected="the checkpoint as it was written",
+            got=f"a damaged file ({error})",
+            hint="Put back an earlier backup's, or move this run's folder away and back up again.",
         ) from error
 
 
@@ -180,7 +190,12 @@ def _verify(file: IO[bytes]) -> None:
         else:
             found[member.name] = (member.size, _sha256(member.pieces()))
     if listed != found:
-        raise StorageError("backup", expected="to read back what was written", got="something else")
+        raise StorageError(
+            "backup",
+            expected="the file to hold what was just written to it",
+            got="other content",
+            hint="The disk is damaged: write the backup to another one.",
+        )
 
 
 def _unpack(path: Path, file: IO[bytes]) -> BackupFacts:
@@ -188,7 +203,9 @@ def _unpack(path: Path, file: IO[bytes]) -> BackupFacts:
     found: dict[str, tuple[int, str]] = {}
     for member in read_members(file):
         if listed is not None:
-            raise DecodeError("backup", expected=f"{LIST} at the end", got=f"{member.name} after it")
+            raise DecodeError(
+                "backup", expected=f"{LIST} as its last file", got=f"{member.name[:80]} after that"
+            )
         if member.name == LIST:
             facts, listed = parse_list(member.read(MAX_LIST_BYTES))
             continue

@@ -122,7 +122,10 @@ class Checkpoint:
                         server = replace(server, steepness=steepness)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise StorageError(
-                f"checkpoint {path}", expected="what was written", got=f"damage ({error})"
+                f"checkpoint {path}",
+                expected="the checkpoint as it was written",
+                got=f"a damaged file ({error})",
+                hint="Restore it from a backup.",
             ) from error
         if not groups:
             raise StorageError(

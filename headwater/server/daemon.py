@@ -362,9 +362,9 @@ def _listening(config: uvicorn.Config) -> Iterator[tuple[threading.Thread, str]]
         listener.close()
         raise ConfigError(
             f"fleet port {config.host}:{config.port}",
-            expected="to be served",
-            got="an error, which the log has",
-            hint="See logs/daemon.log; most likely secrets/ is at fault: headwater server renew.",
+            expected="a web server that starts with the keys in secrets/",
+            got="an error, which logs/daemon.log has",
+            hint="If the server's certificate or key is at fault, make new ones: headwater server renew DIR",
         )
     try:
         yield thread, "{}:{}".format(*listener.getsockname()[:2])

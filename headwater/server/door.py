@@ -34,7 +34,7 @@ class Door:
         try:
             record = self._registry.get(client)
             if record is None:
-                raise DecodeError(f"client {client}", expected="an enrolled name", got="another")
+                raise DecodeError(f"client {client}", expected="an enrolled name", got="one that is not")
             reply, signature = decode_signed(data, max_bytes=len(data))
             verify_reply(record.public, reply, signature)
         except HeadwaterError:

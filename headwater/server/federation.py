@@ -149,7 +149,9 @@ class FederationServer:
         checkpoint = self._start(members)
         if checkpoint is None:
             raise FederationStopped(
-                "federation", expected=f"{self._need()} clients", got=f"{len(members.ready())}, then a stop"
+                "federation",
+                expected=f"{self._need()} clients before the first round",
+                got=f"{len(members.ready())} when a stop was asked for",
             )
         self._tell_started(checkpoint, members)
         rounds: Rounds | None = None

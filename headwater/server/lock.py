@@ -36,8 +36,8 @@ class FolderLock:
                 if time.monotonic() > until:
                     raise ConfigError(
                         f"server folder {self.folder}",
-                        expected="no daemon at work in it",
-                        got=f"process {_owner(handle) or 'unknown'}",
+                        expected="a folder in which no other daemon runs",
+                        got=f"one that process {_owner(handle) or '(not known)'} runs in",
                         hint=f"One folder has one daemon. Ask it: headwater server status {self.folder}",
                     )
                 time.sleep(0.02)

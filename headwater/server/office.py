@@ -197,7 +197,12 @@ class Office:
         entry = self._book.get(run)
         versions, rows = self._versions(entry.run), self.adapters(entry.run)
         if not rows:
-            raise ConfigError(f"run {entry.run}", expected="an adapter", got="none yet")
+            raise ConfigError(
+                f"run {entry.run}",
+                expected="a run that has an adapter",
+                got="one that has none yet",
+                hint="The first is there once round 0 is evaluated.",
+            )
         chosen = version or next((r.version for r in reversed(rows) if r.best), rows[-1].version)
         versions.pin(chosen)
         card = {"run": entry.run, "version": chosen, "federation": entry.name}
@@ -210,8 +215,8 @@ class Office:
         if row is None or not row.kept:
             raise ConfigError(
                 f"run {entry.run}: version {version}",
-                expected="a version whose values are kept",
-                got="one that is not" if row else "no such version",
+                expected="a version whose values are still on disk",
+                got="one whose values were deleted" if row else "no such version",
                 hint="See: headwater server adapters list DIR",
             )
         versions.pin(version)
@@ -223,9 +228,9 @@ class Office:
         if entry.rollback == version:
             raise ConfigError(
                 f"run {entry.run}: version {version}",
-                expected="a version that nobody needs",
+                expected="a version that the run does not need",
                 got="the one that the run is about to go on from",
-                hint="Unpin it after that: headwater server adapters list DIR shows the rollback.",
+                hint="Unpin it once headwater server adapters list DIR shows the rollback.",
             )
         versions = self._versions(entry.run)
         versions.unpin(version)

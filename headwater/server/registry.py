@@ -185,8 +185,8 @@ def _require_new(public: PublicIdentity, content: Enrolled) -> None:
         if {public.signing_key, public.node_key} & {other.signing_key, other.node_key}:
             raise ConfigError(
                 f"client {public.name}",
-                expected="keys of its own",
-                got=f"a key of {other.name}, {'revoked' if record.revoked_at else 'enrolled'}",
+                expected="keys that no other client has or had",
+                got=f"a key of {other.name}, which is {'revoked' if record.revoked_at else 'enrolled'}",
                 hint=new_keys,
             )
     if digests & content.retired:

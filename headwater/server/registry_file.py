@@ -71,7 +71,9 @@ class RegistryFile:
             if self._handle is None:
                 return Enrolled()
             self._seen = None
-            raise StorageError(self._who, expected="the file", got="nothing there", hint=_REPAIR) from None
+            raise StorageError(
+                self._who, expected="the file that was there before", got="no file", hint=_REPAIR
+            ) from None
         except OSError as error:
             raise StorageError(self._who, expected="a readable file", got=str(error), hint=_REPAIR) from error
         if self._handle is not None:
@@ -82,7 +84,10 @@ class RegistryFile:
                 return _parse(json.loads(file.read()), known.clients)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, HeadwaterError) as error:
             raise StorageError(
-                self._who, expected="what was written", got=f"damage ({error})", hint=_REPAIR
+                self._who,
+                expected="the list as it was written",
+                got=f"a damaged file ({error})",
+                hint=_REPAIR,
             ) from error
 
     def write(self, content: Enrolled) -> None:

@@ -141,8 +141,8 @@ class RunFolder:
             except OSError:
                 raise ConfigError(
                     f"run folder {self.path}",
-                    expected="to be free",
-                    got="a process that is running it",
+                    expected="a run that no other process works on",
+                    got="one that a process works on",
                     hint="Wait for that run to end, or stop it.",
                 ) from None
             for folder in (self.path, self.path / "state", self.clients):

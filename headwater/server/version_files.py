@@ -57,8 +57,8 @@ def load_values(path: Path, row: AdapterRow, spec: StateSpec) -> AdapterState:
     except (SafetensorError, SpecMismatch, ValueError, KeyError, TypeError, OSError) as error:
         raise StorageError(
             f"adapter version {row.version} in {path}",
-            expected="what was written",
-            got=f"damage ({error})",
+            expected="the values as they were written",
+            got=f"a damaged file ({error})",
             hint="Choose another version, or restore the file from a backup.",
         ) from error
     raise SpecMismatch(

@@ -273,8 +273,9 @@ class Versions:
             if version not in self._pinned:
                 raise ConfigError(
                     f"adapter version {version}",
-                    expected=f"a pinned one: {', '.join(map(str, sorted(self._pinned))) or 'there are none'}",
-                    got="one that nobody exported or went back to",
+                    expected="a version that an export or a rollback keeps: "
+                    f"{', '.join(map(str, sorted(self._pinned))) or 'there is none'}",
+                    got="another version",
                 )
             self._write_pins(self._pinned - {version})
 
@@ -377,7 +378,7 @@ class Versions:
                 raise StorageError(
                     f"{self._rows_path} line {number}",
                     expected=f"the row of version {number}",
-                    got=f"damage ({error})",
+                    got=f"a damaged line ({error})",
                     hint="Restore the file from a backup.",
                 ) from error
             yield row
@@ -417,7 +418,7 @@ class Versions:
             raise StorageError(
                 f"{self._pins_path}",
                 expected="a JSON list of versions",
-                got=f"damage ({error})",
+                got=f"a damaged file ({error})",
                 hint="Restore it, or delete it and export again what must be kept.",
             ) from error
 

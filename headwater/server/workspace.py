@@ -160,7 +160,7 @@ class Workspace:
         if mode & 0o077:
             raise StorageError(
                 f"server folder {path}",
-                expected="rights 0700: it says who takes part, and holds keys",
+                expected="rights 0700, since it says who takes part, and holds keys",
                 got=f"{mode:04o}",
                 hint=f"Take the others' rights away: chmod 700 {path}",
             )
@@ -206,8 +206,8 @@ def make_private_folder(path: Path) -> None:
         if names:
             raise ConfigError(
                 f"folder {path}",
-                expected="a new or empty one",
-                got=f"one with {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""),
+                expected="a new or empty folder",
+                got=f"one with {names[0]} in it" + (f" and {len(names) - 1} more" if names[1:] else ""),
                 hint="Choose another: nothing is written over.",
             )
         path.chmod(0o700)
@@ -217,7 +217,9 @@ def make_private_folder(path: Path) -> None:
         ) from None
     except OSError as error:
         raise StorageError(
-            f"folder {path}", expected="to be able to make it", got=error.strerror or str(error)
+            f"folder {path}",
+            expected="a place where this user may make a folder",
+            got=error.strerror or str(error),
         ) from error
 
 

@@ -104,7 +104,7 @@ def test_init_takes_a_federation_and_a_plain_machine_s_name(tmp_path):
         (["--names", "a b"], "listen.names.0: expected a DNS name"),
         (["--listen", "8443"], "listen.fleet: expected HOST:PORT"),
         (["--web", "0.0.0.0:80"], "listen.web: expected 127.0.0.1:PORT"),
-        (["--name", "\x1b[31m"], "name: expected string should match"),
+        (["--name", "\x1b[31m"], "name: expected 1 to 64 letters"),
         (["--federation", "missing.toml"], "federation file missing.toml"),
     ],
 )
@@ -118,7 +118,7 @@ def test_init_refuses_before_it_writes(tmp_path, arguments, message):
 def test_init_does_not_touch_a_folder_with_something_in_it(folder):
     before = (folder / "secrets/ca.key").read_bytes()
     done = headwater("server", "init", folder)
-    assert "expected a new or empty one" in done.error
+    assert "expected a new or empty folder" in done.error
     assert (folder / "secrets/ca.key").read_bytes() == before
 
 
@@ -171,7 +171,7 @@ def test_one_bad_request_of_several_accepts_none(folder):
         (["revoke", "DIR"], "expected at least one NAME"),
         (["revoke", "DIR", "nobody"], "expected an enrolled name"),
         (["accept", "DIR", "no-such-file"], "expected a line headwater-enrol-v1"),
-        (["list", "DIR", "more"], "expected no more words"),
+        (["list", "DIR", "more"], "expected nothing behind the folder"),
         (["list"], "expected the server's folder"),
     ],
 )
@@ -245,8 +245,8 @@ def test_the_real_daemon_starts_accepts_and_ends_on_sigterm(folder):
         settings = (folder / "server.toml").read_text()
         (folder / "server.toml").write_text(re.sub(r"control = \S+", f'control = "{address}"', settings))
         assert headwater("server", "clients", "accept", folder, make_request(ANN)).code == 0
-        assert f"got process {daemon.pid}" in headwater("server", "run", folder).error
-        assert f"got process {daemon.pid}" in headwater("server", "renew", folder, "--authority").error
+        assert f"process {daemon.pid} runs in" in headwater("server", "run", folder).error
+        assert f"process {daemon.pid} runs in" in headwater("server", "renew", folder, "--authority").error
         row = json.loads(headwater("server", "clients", "list", folder, "--json").out)[0]
         assert (row["client"], row["fingerprint"]) == ("ann", ANN.public.fingerprint())
         assert headwater("server", "backup", folder, folder.parent / "b.tar").code == 0
@@ -277,8 +277,8 @@ def test_backup_and_restore_say_what_they_hold_and_what_to_do(folder, tmp_path):
     assert headwater("server", "renew", tmp_path / "two", "--authority").code == 0
     assert Workspace.open(tmp_path / "two").registry().get("ann").public == ANN.public
 
-    assert "expected a new or empty one" in headwater("server", "restore", tmp_path / "one", full).error
-    assert "got one that exists" in headwater("server", "backup", folder, full).error
+    assert "expected a new or empty folder" in headwater("server", "restore", tmp_path / "one", full).error
+    assert "got a file that exists" in headwater("server", "backup", folder, full).error
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_any_tar_can_read_it(made, tmp_path):
 
 def test_an_existing_file_or_folder_is_not_written_over(made, tmp_path):
     (tmp_path / "b.tar").write_text("precious")
-    with pytest.raises(ConfigError, match="got one that exists"):
+    with pytest.raises(ConfigError, match="got a file that exists"):
         backup(made, tmp_path / "b.tar")
     assert (tmp_path / "b.tar").read_text() == "precious"
     backup(made, tmp_path / "c.tar")

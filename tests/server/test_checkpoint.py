@@ -232,7 +232,7 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path, loaded):
     folder.checkpoint.write_bytes(b"a run that began")
     with pytest.raises(ConfigError, match="--resume"):
         RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
-    with folder.locked(), pytest.raises(ConfigError, match="to be free"), folder.locked():
+    with folder.locked(), pytest.raises(ConfigError, match="no other process works on"), folder.locked():
         pass
     with pytest.raises(ConfigError, match="another one"):
         RunFolder.open(tmp_path)

@@ -72,7 +72,10 @@ def test_the_same_device_once_more_is_told_that_it_is_enrolled_not_to_be_revoked
 def test_either_key_is_taken_once(path, keys, node):
     registry = ClientRegistry(path)
     registry.accept(device("ann", 0))
-    with pytest.raises(ConfigError, match="expected keys of its own, got a key of ann, enrolled"):
+    with pytest.raises(
+        ConfigError,
+        match="no other client has or had, got a key of ann, which is enrolled",
+    ):
         registry.accept(device("bob", keys, node))
 
 

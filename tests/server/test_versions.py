@@ -209,10 +209,10 @@ def test_what_is_unpinned_is_kept_as_long_as_any_other(tmp_path):
     versions.unpin(2)
     assert numbers(versions) == [1, 2, 3, 4]  # the next pruning does it
     assert Versions(tmp_path, keep=1).prune() == (2,)
-    with pytest.raises(ConfigError, match=r"version 2: .*a pinned one: 3, got one that nobody"):
+    with pytest.raises(ConfigError, match=r"version 2: .*an export or a rollback keeps: 3, got another"):
         versions.unpin(2)
     versions.unpin(3)
-    with pytest.raises(ConfigError, match="there are none"):
+    with pytest.raises(ConfigError, match="there is none"):
         versions.unpin(9)
 
 

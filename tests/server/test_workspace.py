@@ -106,7 +106,7 @@ def test_wrong_settings_are_named(listen, message):
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(ConfigError, match=r"expected a new or empty one, got one with mine\.txt"):
+    with pytest.raises(ConfigError, match=r"expected a new or empty folder, got one with mine\.txt"):
         Workspace.init(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(ConfigError, match="got a file"):
@@ -242,7 +242,7 @@ def test_one_daemon_per_folder_until_it_dies(workspace):
     try:
         assert other.stdout.readline() == "held\n"
         assert workspace.holder() == other.pid
-        with pytest.raises(ConfigError, match=f"got process {other.pid}"), workspace.locked():
+        with pytest.raises(ConfigError, match=f"process {other.pid} runs in"), workspace.locked():
             pass
     finally:
         other.send_signal(signal.SIGKILL)
