@@ -6,12 +6,10 @@ Only ``profile`` imports torch.
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
 
-from headwater.cli import client_profile
+from headwater.cli import client_profile, client_status
 from headwater.config.agent import NAME, TEMPLATE, AgentSettings, load_agent
 from headwater.errors import ConfigError, StorageError
 
@@ -40,7 +38,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do what is asked."""
-    action = {"init": _init, "enroll": _enroll, "run": _run, "status": _status}
+    action: dict[str, Callable[[argparse.Namespace], int]] = {
+        "init": _init,
+        "enroll": _enroll,
+        "run": _run,
+        "status": _status,
+    }
     return (action | {"profile": client_profile.profile})[options.action](options)
 
 
@@ -136,47 +139,5 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    """What the agent's files say."""
-    from headwater.client.agent import is_running
-    from headwater.client.joined import JoinedRuns
-    from headwater.client.usage import Usage
-
-    settings = _config(options)
-    state, policy = settings.state, settings.file.policy
-    try:
-        content = json.loads((state / "status.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        print(f"{settings.file.name}: the agent has not run yet in {state}")
-        return 0
-    except (OSError, ValueError) as error:
-        raise StorageError(f"status file {state / 'status.json'}", got=str(error)) from None
-    running = is_running(state)
-    contact = content.get("contact")
-    print(f"{settings.file.name} -> {content['server']}")
-    pid = content["pid"]
-    print(f"  agent         {f'running, process {pid}' if running else 'not running'}")
-    print(f"  connection    {content['state'] if running else 'none'}")
-    print(f"  last contact  {'never' if contact is None else _ago(contact)}")
-    print(f"  doing         {content['doing'] if running else 'nothing'}")
-    today = Usage(state / "usage.json").today(datetime.now())
-    megabytes, seconds = _of(policy.max_mb_per_day), _of(policy.max_work_s_per_day)
-    unknown = ", and what a damaged usage.json had counted" if today.unknown else ""
-    counted = f"{today.bytes / 1e6:.1f} MB{megabytes}, {today.work_s:.0f} s of work{seconds}"
-    print(f"  today         {counted}{unknown}")
-    joined = JoinedRuns(state / "runs")
-    for run_id in joined.runs():
-        found = joined.get(run_id)
-        if found is not None:
-            examples = "not profiled yet" if found.examples is None else f"{found.examples} examples"
-            print(f"  run           {run_id}: {found.settings.federation.name}, {examples}")
-    return 0
-
-
-def _ago(moment: float) -> str:
-    seconds = max(0, int(time.time() - moment))
-    when = datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{when} ({seconds} s ago)"
-
-
-def _of(cap: float | None) -> str:
-    return "" if cap is None else f" of {cap:g}"
+    """What the agent does, and what it needs its owner for."""
+    return client_status.status(_config(options))

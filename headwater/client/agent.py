@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 BUSY_S, IDLE_S, METERED_S = 0.1, 2.0, 30.0
 """Between two questions for a task: right after one, after a while, and after a while on a metered link."""
+PAUSED_S = 5.0
+"""Between two looks whether a day's cap still holds."""
 UNFIT = frozenset({400, 411, 413, 415, 422})
 """With these the server refuses a reply by its size or form: the same bytes will never do."""
 FAREWELL_S = 3.0
@@ -99,11 +101,11 @@ class Agent:
         while not self._stop.wait(1.0):  # in steps: a signal's handler runs between them
             pass
         self.keeper.wake()
+        threads[1].join(FAREWELL_S)  # it ends the worker, and delivers what is finished
         if self.keeper.up.is_set():
             farewell = threading.Thread(target=self._leave, daemon=True)
             farewell.start()
             farewell.join(FAREWELL_S)
-        threads[1].join(FAREWELL_S)  # it ends the worker
 
     def _leave(self) -> None:
         self._guard.acquire(timeout=FAREWELL_S / 2)  # a download may hold it: then in the middle of that
@@ -114,12 +116,24 @@ class Agent:
         self._status.contact(self.keeper.state)
 
     def _loop(self) -> None:
+        self._work()
+        if self._undelivered is not None and self.keeper.up.is_set():
+            # a finished update counts, also of a device that goes; after a restart the outbox has it
+            try:
+                self._deliver(*self._undelivered)
+            except HeadwaterError as error:
+                self._say(f"a finished reply stays here, the server did not take it: {error}")
+        self._status.doing("nothing")
+
+    def _work(self) -> None:
         while not self._stop.is_set():
             try:
                 if self.keeper.up.wait(0.5):
                     self._step()
                 else:
-                    self._status.note(self.keeper.state)
+                    self._status.note(self.keeper.state, self.keeper.again)
+                    if self._undelivered is not None:
+                        self._status.doing("keeps a finished reply for the server until it is reached")
             except OwnerStops:
                 return
             except (ConnectionLost, Refused) as error:
@@ -137,23 +151,31 @@ class Agent:
             self._deliver(*self._undelivered)
             return
         self._desk.rest()
+        self._desk.recheck(self._status.doing)
         if (reason := self._desk.paused()) is not None:
             if reason.split(":")[0] != self._paused:
                 self._paused = reason.split(":")[0]
                 self._say(f"{reason}; nothing more is fetched today")
-            self._stop.wait(METERED_S)
+            self._stop.wait(PAUSED_S)
             return
         self._paused = ""
         with self._guard:
             delivery = self._connection.receive()
         if delivery is None:
-            self._stop.wait(self._idle_s * (0.5 + 0.5 * self._draw()))
+            self._rest(self._idle_s * (0.5 + 0.5 * self._draw()))
             self._idle_s = min(self._longest_s, self._idle_s * 1.5)
             return
         self._idle_s = BUSY_S
-        self._status.doing(delivery.kind)
+        self._status.task(delivery.kind)
         data = self._desk.answer(delivery.parts)
         self._undelivered = replace(delivery, parts={}), data
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, in steps: what the owner mends meanwhile is noticed, on a metered link too."""
+        ends = time.monotonic() + seconds
+        while not self._stop.is_set() and (left := ends - time.monotonic()) > 0:
+            self._stop.wait(min(left, PAUSED_S))
+            self._desk.recheck(self._status.doing)
 
     def _deliver(self, delivery: Delivery, data: bytes) -> None:
         """Send a reply; keep it if the connection is at fault, drop it if this message is over.
@@ -225,7 +247,7 @@ def run_agent(settings: AgentSettings) -> int:
         worker = Worker(options)
         desk = Desk(settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set)
         connection = FleetConnection(file.server, ca, identity, version=__version__)
-        status = StatusFile(state / "status.json", file.server)
+        status = StatusFile(state / "status.json", file.server, settings.sha256)
         log.say(f"agent {__version__} of {file.name} for {file.server}, process {os.getpid()}")
         for line in absent(settings):
             log.say(line)

@@ -17,12 +17,20 @@ from headwater.client.joined import JoinedRun, JoinedRuns
 from headwater.client.models import LocalModels
 from headwater.client.outbox import Outbox, request_digest
 from headwater.client.policy import Policy
+from headwater.client.setbacks import NotDone, Setbacks
 from headwater.client.usage import Usage
 from headwater.client.worker import WorkerDied
 from headwater.config.agent import AgentSettings
 from headwater.config.federation import VectorModel
 from headwater.errors import DecodeError, HeadwaterError, StorageError
-from headwater.proto.wire import decode_reply, decode_request, decode_signed, encode_reply, encode_signed
+from headwater.proto.wire import (
+    decode_reply,
+    decode_request,
+    decode_signed,
+    encode_reply,
+    encode_request,
+    encode_signed,
+)
 from headwater.protocol.failures import Failure, FailureCode, coded, failure_of
 from headwater.protocol.messages import (
     ClientFailure,
@@ -33,6 +41,8 @@ from headwater.protocol.messages import (
     TrainRequest,
 )
 
+LOOK_S = 5.0
+"""Between two looks whether a problem is mended."""
 WORK_STEP_S = 10.0
 """How much work may be forgotten if the agent is killed in the middle of it."""
 
@@ -70,6 +80,10 @@ class Desk:
         say: takes a line for the owner's log.
         should_stop: whether to drop everything.
         now: local time.
+        clock: seconds that only grow.
+
+    Attributes:
+        setbacks: what could not be done, until it is mended.
     """
 
     def __init__(
@@ -81,6 +95,7 @@ class Desk:
         *,
         should_stop: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime] = datetime.now,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = Policy(settings.file.policy)
         self.usage = Usage(settings.state / "usage.json", say, now=now)
@@ -89,8 +104,9 @@ class Desk:
         models = settings.file.models
         self.models = LocalModels(settings.model_folders, models.allow, settings.state / "models.json")
         self._name, self._worker, self._sign = settings.file.name, worker, sign
-        self._say, self._should_stop, self._now = say, should_stop, now
-        self._told = ""
+        self._say, self._should_stop, self._now, self._clock = say, should_stop, now, clock
+        self.setbacks = Setbacks(settings, self.models, say, now, clock)
+        self._told, self._look_s, self._uncounted = "", 0.0, False
 
     def answer(self, parts: Mapping[str, bytes]) -> bytes:
         """The signed reply to one delivery.
@@ -108,6 +124,7 @@ class Desk:
             envelope, state = parts["envelope"], parts["state"]
             request = decode_request(envelope, state)
             reply = self._reply(request, envelope, state, size)
+            self.setbacks.done(request, self.runs.runs())
         except OwnerStops:
             raise
         except NotDone as error:
@@ -156,16 +173,40 @@ class Desk:
         if self.policy.asleep(self._now()):
             self._worker.close()
 
+    def recheck(self, doing: Callable[[str], None] = lambda what: None) -> None:
+        """Look whether a problem is mended: at the disk, and, where files have changed, at the data.
+
+        Args:
+            doing: is told what the worker is busy with.
+        """
+        if self._clock() < self._look_s:
+            return
+        self._look_s = self._clock() + LOOK_S
+        self.setbacks.look_at_disk()
+        now = self._now()
+        if self.policy.asleep(now) or self.policy.exhausted(self.usage.today(now)):
+            return
+        for run in self.setbacks.worth_another_look():
+            joined = self.runs.get(run)
+            if joined is not None:
+                doing(f"looks whether run {run} is mended")
+                again = ProfileRequest(run, joined.federation, joined.model_sha256)
+                self.answer(dict(zip(("envelope", "state"), encode_request(again), strict=True)))
+                doing("idle")
+
     def _reply(self, request: Request, envelope: bytes, state: bytes, size: int) -> bytes:
         joined = self._joined(request)
         usage, now = self.usage.today(self._now()), self._now()
         refusal = self.policy.check(request, joined.settings, usage, now, size=size, examples=joined.examples)
         if refusal is not None:
             raise NotDone(refusal.failure, refusal.text)
+        self.setbacks.require_no_pause(request)
         digest = request_digest(envelope, state)
         if isinstance(request, TrainRequest) and (known := self.outbox.get(digest)) is not None:
             self._say(f"run {request.run} round {request.round}: answered again with the same bytes")
             return known
+        if isinstance(request, TrainRequest):
+            self.setbacks.require_room(request)
         vector = isinstance(joined.settings.model, VectorModel)
         model = None if vector else self.models.find(joined.model_sha256)
         reply = self._work(request, joined, model, envelope, state)
@@ -238,34 +279,20 @@ class Desk:
         self._told = self._worker.notice
 
     def _failure(self, request: Request | None, failure: Failure, text: str) -> bytes:
-        """The reply of a task that was not done. ``text`` is for the owner; the server gets ``failure``."""
-        cap = self.policy.settings.memory_mb
-        if failure.code is FailureCode.OUT_OF_MEMORY and cap is not None:
-            text = f"policy memory_mb {cap}: the task wants more ({text})"
-            failure = Failure(FailureCode.POLICY_MEMORY, (cap,))
-        self._say(f"{_what(request)}: refused: {text}")
+        """The reply of a task that was not done. ``text`` is for the owner; the server gets the code."""
         number = 0 if request is None or isinstance(request, ProfileRequest) else request.round
         run = "" if request is None else request.run
+        failure = self.setbacks.met(request, failure, text)
         return encode_reply(ClientFailure.coded(self._name, number, failure, run))
 
     def _add(self, *, bytes: int = 0, work_s: float = 0.0) -> None:
         try:
             self.usage.add(self._now(), bytes=bytes, work_s=work_s)
+            self._uncounted = False
         except Exception as error:  # a count that cannot be kept holds no reply back
-            self._say(f"today's cost could not be counted: {error}")
-
-
-class NotDone(Exception):
-    """A task that is not done.
-
-    Args:
-        failure: for the server.
-        text: why, in full, for the owner.
-    """
-
-    def __init__(self, failure: Failure, text: str) -> None:
-        super().__init__(text)
-        self.failure, self.text = failure, text
+            if not self._uncounted:
+                self._say(f"today's cost is counted in memory only, for it could not be written: {error}")
+            self._uncounted = True
 
 
 class _Clock:
@@ -292,12 +319,3 @@ class _Clock:
         now = time.monotonic()
         self._desk._add(work_s=now - self._counted)
         self._counted = now
-
-
-def _what(request: Request | None) -> str:
-    if request is None:
-        return "a message"
-    if isinstance(request, ProfileRequest):
-        return f"run {request.run}: profile"
-    kind = "train" if isinstance(request, TrainRequest) else "evaluate"
-    return f"run {request.run} round {request.round}: {kind}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -61,6 +62,7 @@ class Keeper:
     Attributes:
         up: set while the server knows that this device is there.
         state: one line for ``headwater client status``.
+        again: Unix seconds of the next attempt; 0 while connected.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Keeper:
         self._failures = 0
         self._pause = 0.0
         self.up = threading.Event()
-        self.state = "starting"
+        self.state, self.again = "starting", 0.0
 
     def run(self, contact: Callable[[], None] = lambda: None) -> None:
         """Until stopped; ``contact`` is called after each answer of the server."""
@@ -114,6 +116,7 @@ class Keeper:
             self._pause, why = self._judge(error)
             self._failures += 1
             line = f"{why}; trying again in {self._pause:.0f} s"
+            self.again = time.time() + self._pause
             if why != self.state:  # the same reason once, not every minute for weeks
                 self._say(line)
             self.state = why
@@ -124,7 +127,7 @@ class Keeper:
 
     def _came_up(self) -> None:
         with self._lock:
-            self._failures, self._pause, self.state = 0, 0.0, "connected"
+            self._failures, self._pause, self.state, self.again = 0, 0.0, "connected", 0.0
             self.up.set()
         self._say("connected")
 

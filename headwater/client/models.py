@@ -12,6 +12,9 @@ from headwater.errors import ModelError, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.failures import FailureCode, coded
 
+_REMEMBERED = 4
+"""Hashes that a folder had before: one that is asked for is known to have changed."""
+
 
 class LocalModels:
     """Base models in some folders.
@@ -43,26 +46,39 @@ class LocalModels:
         known = self._known()
         seen: dict[str, list[str]] = {}
         found: Path | None = None
-        for folder in self._candidates():
+        changed: Path | None = None
+        for folder in self.candidates():
             stamp = _stamp(folder)
             entry = known.get(str(folder))
             if entry is None or entry[0] != stamp:
+                before = [] if entry is None else entry[1:]
+                self.hashed += 1
                 try:
-                    self.hashed += 1
                     entry = [stamp, hash_base(folder)]
-                except (ModelError, OSError):
-                    continue  # another folder may hold it; this one is no base model
+                except (ModelError, OSError):  # another folder may hold it; this one is no base model (now)
+                    entry = [stamp, ""]
+                entry += [old for old in before if old and old != entry[1]][:_REMEMBERED]
             seen[str(folder)] = entry
             if entry[1] == sha256 and found is None:
                 found = folder
+            elif sha256 in entry[2:]:
+                changed = folder
         if seen != known:
             with contextlib.suppress(StorageError):  # a cache: without it, it is read again
                 write_atomically(self._cache, json.dumps(seen).encode())
+        if found is None and changed is not None:
+            other = ModelError(
+                f"base model sha256 {sha256}",
+                expected=f"in {changed}, where it was",
+                got="other files: they have changed since",
+                hint="Put the organiser's files back.",
+            )
+            raise coded(other, FailureCode.WEIGHTS_CHANGED)
         if found is None:
             missing = ModelError(
                 f"base model sha256 {sha256}",
                 expected="in one of the device's models.folders",
-                got=f"{len(seen)} other base models there",
+                got=f"{len(seen)} other folders of models there",
                 hint="Copy the model that the organiser names into one of them.",
             )
             raise coded(missing, FailureCode.MODEL_MISSING, len(seen))
@@ -71,11 +87,12 @@ class LocalModels:
     def _known(self) -> dict[str, list[str]]:
         try:
             content = json.loads(self._cache.read_text(encoding="utf-8"))
-            return {str(path): [str(stamp), str(sha256)] for path, (stamp, sha256) in content.items()}
+            return {str(path): [str(part) for part in entry] for path, entry in content.items() if entry[1:]}
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
 
-    def _candidates(self) -> list[Path]:
+    def candidates(self) -> list[Path]:
+        """The folders that look like base models."""
         found = []
         for folder in self._folders:
             inner = sorted(folder.iterdir()) if folder.is_dir() else []

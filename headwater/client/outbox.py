@@ -31,7 +31,7 @@ class Outbox:
     """Replies by the digest of their request, in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def put(self, digest: str, reply: bytes) -> None:
         """Keep a reply, whole or not at all; the oldest leave.
@@ -40,7 +40,7 @@ class Outbox:
             StorageError: it could not be written.
         """
         check = hashlib.sha256(reply).digest()
-        write_atomically(self._folder / f"{digest}{_SUFFIX}", check + reply)
+        write_atomically(self.folder / f"{digest}{_SUFFIX}", check + reply)
         used = 0
         for place, path in enumerate(self._newest_first()):
             with contextlib.suppress(OSError):
@@ -50,7 +50,7 @@ class Outbox:
 
     def get(self, digest: str) -> bytes | None:
         """The reply to the request with this digest, if it is kept; a damaged one is not."""
-        path = self._folder / f"{digest}{_SUFFIX}"
+        path = self.folder / f"{digest}{_SUFFIX}"
         try:
             data = path.read_bytes()
             now = time.time_ns()
@@ -65,7 +65,7 @@ class Outbox:
 
     def _newest_first(self) -> list[Path]:
         times: list[tuple[int, Path]] = []
-        for path in self._folder.glob(f"*{_SUFFIX}"):
+        for path in self.folder.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(OSError):
                 times.append((path.stat().st_mtime_ns, path))
         return [path for _, path in sorted(times, reverse=True)]

@@ -45,9 +45,15 @@ def _drop(record: logging.LogRecord) -> None:
 
 
 class StatusFile:
-    """What the agent is doing, in a small file that is replaced whole."""
+    """What the agent is doing, in a small file that is replaced whole.
 
-    def __init__(self, path: Path, server: str) -> None:
+    Args:
+        path: the file.
+        server: host and port.
+        config: digest of the agent file that the agent was started with.
+    """
+
+    def __init__(self, path: Path, server: str, config: str = "") -> None:
         self._path, self._lock = path, threading.Lock()
         self._content: dict[str, str | int | float | None] = {
             "pid": os.getpid(),
@@ -56,20 +62,27 @@ class StatusFile:
             "started": time.time(),
             "contact": None,
             "state": "starting",
+            "again": 0.0,
             "doing": "idle",
+            "task": None,
+            "config": config,
         }
         self._write()
 
     def contact(self, state: str) -> None:
         """The server answered."""
-        self._change(contact=time.time(), state=state)
+        self._change(contact=time.time(), state=state, again=0.0)
 
-    def note(self, state: str) -> None:
-        """How the connection is."""
-        self._change(state=state)
+    def note(self, state: str, again: float = 0.0) -> None:
+        """How the connection is, and when it is tried again, in Unix seconds."""
+        self._change(state=state, again=again)
+
+    def task(self, kind: str) -> None:
+        """The server asked for something."""
+        self._change(doing=kind, task=time.time())
 
     def doing(self, what: str) -> None:
-        """What the worker is busy with."""
+        """What the agent is busy with."""
         self._change(doing=what)
 
     def _change(self, **changes: str | float) -> None:

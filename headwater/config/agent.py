@@ -6,6 +6,7 @@ is, the server says. What the server learns of this file: docs/reference/agent-f
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -123,10 +124,11 @@ class AgentFile(Settings):
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """The file and the folder that its relative paths start from."""
+    """The file, the folder that its relative paths start from, and the SHA-256 of its bytes."""
 
     file: AgentFile
     folder: Path
+    sha256: str = ""
 
     def path(self, name: str) -> Path:
         """``name`` as a path, relative to the file's folder."""
@@ -160,7 +162,8 @@ def load_agent(path: Path) -> AgentSettings:
         ConfigError: names the file, the key, what was expected and what was got.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        raw = tomllib.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"agent file {path}",
@@ -176,7 +179,7 @@ def load_agent(path: Path) -> AgentSettings:
         file = AgentFile.model_validate(raw)
     except ValidationError as error:
         raise _explain(path, error) from None
-    return AgentSettings(file, path.parent.resolve())
+    return AgentSettings(file, path.parent.resolve(), hashlib.sha256(content).hexdigest())
 
 
 def _explain(path: Path, error: ValidationError) -> ConfigError:

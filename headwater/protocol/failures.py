@@ -68,6 +68,26 @@ class FailureCode(IntEnum):
     POLICY_MEMORY = 43
 
 
+NOT_READY = frozenset(
+    {
+        FailureCode.UNKNOWN_RUN,
+        FailureCode.ANOTHER_VERSION,
+        FailureCode.DATA_REFUSED,
+        FailureCode.MODEL_MISSING,
+        FailureCode.WEIGHTS_CHANGED,
+        FailureCode.MODEL_REFUSED,
+        FailureCode.LIBRARY_MISSING,
+        FailureCode.DISK_FULL,
+        FailureCode.TRIES_LATER,
+        FailureCode.POLICY_HOURS,
+        FailureCode.POLICY_BYTES_PER_DAY,
+        FailureCode.POLICY_WORK_PER_DAY,
+        FailureCode.POLICY_DAY_UNKNOWN,
+        FailureCode.POLICY_MODELS,
+    }
+)
+"""A client that reports one of these is not asked for an update before it has answered a profile request:
+its next update would fail likewise."""
 _SENTENCES: dict[FailureCode, tuple[int, str]] = {
     FailureCode.UNSPECIFIED: (0, "it could not be done, for a reason that is not told"),
     FailureCode.INTERNAL: (0, "a fault in the client's software; the owner's log has the details"),
@@ -92,7 +112,7 @@ _SENTENCES: dict[FailureCode, tuple[int, str]] = {
     FailureCode.DISK_FULL: (2, "the device's disk is full: {0:,} bytes are needed and {1:,} are free"),
     FailureCode.STORAGE_FAILED: (0, "the device could not read or write its files; the owner's log says why"),
     FailureCode.REPLY_REFUSED: (2, "the server refused the client's reply of {1:,} bytes: HTTP status {0}"),
-    FailureCode.TRIES_LATER: (2, "the client failed before, with code {0}, and tries again in {1:,} s"),
+    FailureCode.TRIES_LATER: (2, "the client failed before ({name}) and tries again in {1:,} s"),
     FailureCode.POLICY_HOURS: (3, "policy hours {clock[0]}-{clock[1]}: it is {clock[2]} on the device"),
     FailureCode.POLICY_BYTES_PER_DAY: (
         3,
@@ -145,7 +165,8 @@ class Failure:
     def sentence(self) -> str:
         """What it says to people: made of the code and its numbers alone."""
         clock = [f"{minute // 60:02}:{minute % 60:02}" for minute in self.numbers]
-        return _SENTENCES[self.code][1].format(*self.numbers, clock=clock)
+        name = _known(self.numbers[0]).name.lower() if self.numbers else ""
+        return _SENTENCES[self.code][1].format(*self.numbers, clock=clock, name=name)
 
 
 def count_of(code: FailureCode) -> int:
@@ -159,10 +180,12 @@ UNSPECIFIED = Failure(FailureCode.UNSPECIFIED)
 
 def read_failure(code: int, numbers: tuple[int, ...]) -> Failure:
     """The failure that a message names. An unknown code, or too few numbers for it, is UNSPECIFIED."""
-    known = FailureCode(code) if code in FailureCode.__members__.values() else FailureCode.UNSPECIFIED
-    if len(numbers) < count_of(known):
-        known = FailureCode.UNSPECIFIED
-    return Failure(known, numbers)
+    known = _known(code)
+    return Failure(known, numbers) if len(numbers) >= count_of(known) else UNSPECIFIED
+
+
+def _known(code: int) -> FailureCode:
+    return FailureCode(code) if code in FailureCode.__members__.values() else FailureCode.UNSPECIFIED
 
 
 Raised = TypeVar("Raised", bound=HeadwaterError)

@@ -24,7 +24,7 @@ from headwater.protocol.coordinator import (
     Stop,
     Tick,
 )
-from headwater.protocol.failures import FailureCode, reported_code
+from headwater.protocol.failures import NOT_READY, reported_code
 from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.events import ClientDone, ClientFailed, Notice, Observer, Waiting, WaitingFor
 from headwater.server.exchange import Incoming
@@ -190,7 +190,7 @@ class _Talk:
             self._failed_ones.add(client)
             self._failed_once.add(client)
             self._failed(round, client, str(error))
-            if reported_code(error) is FailureCode.UNKNOWN_RUN:
+            if reported_code(error) in NOT_READY:
                 self._with.members.doubt(client)
             return receive(Failed(client, round, str(error)))
         self._accepted.add(client)

@@ -54,7 +54,7 @@ class Members(ABC):
 
     @abstractmethod
     def doubt(self, client: str) -> None:
-        """The client says that it does not know the run: introduce it again, where that can be."""
+        """The client cannot work for the run (``NOT_READY``): introduce it again, where that can be."""
 
 
 class Introduced(Members):

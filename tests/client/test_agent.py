@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
@@ -517,6 +518,41 @@ def test_a_task_in_the_middle_of_a_stop_is_dropped_within_seconds(make, tmp_path
     assert connection.calls[-1] == "deactivate"
     with pytest.raises(OwnerStops):
         found.desk.answer(parts(vector_train(FEDERATION)))
+
+
+@pytest.mark.parametrize("error", [None, LOST, no(413)])
+def test_a_finished_reply_is_delivered_before_the_goodbye(make, tmp_path, error):
+    """An update that is there counts, also of a device that goes; one that is refused holds up no end."""
+    stop = threading.Event()
+    found, connection = make(), FakeConnection(script={"reply": deque([error])})
+    answer = found.desk.answer
+
+    def stopped_while_it_answers(parts):
+        data = answer(parts)
+        stop.set()
+        return data
+
+    found.desk.answer = stopped_while_it_answers
+    connection.inbox.put(train_delivery(1))
+    with Running(found, connection, tmp_path, stop) as running:
+        until(stop.is_set)
+        running.thread.join(8)
+    assert connection.calls[-2:] == ["reply", "deactivate"]
+    assert [type(opened(data)) for _, data in connection.replies] == ([] if error else [EncodedUpdate])
+    assert json.loads((tmp_path / "status.json").read_text())["doing"] == "nothing"
+
+
+def test_while_the_server_is_away_a_finished_reply_is_no_training(make, tmp_path):
+    """A revoked device, say, is not shown as one that trains."""
+    found, connection = make(), FakeConnection(script={"reply": deque([no(403)] * 50)})
+    connection.inbox.put(train_delivery(1))
+    status = tmp_path / "status.json"
+    with Running(found, connection, tmp_path) as running:
+        until(lambda: status.exists() and "keeps a finished reply" in status.read_text())
+        content = json.loads(status.read_text())
+        assert "revoked" in content["state"]
+        assert content["again"] > time.time() - 60
+        running.stop.set()
 
 
 def test_an_absent_server_does_not_hold_up_the_end(make, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from headwater.errors import StorageError, UpdateRejected
 from headwater.protocol.coordinator import Begin, Coordinator
-from headwater.protocol.failures import Failure, FailureCode
+from headwater.protocol.failures import NOT_READY, Failure, FailureCode
 from headwater.protocol.messages import ClientFailure, ClientProfile, TrainRequest, reported
 from headwater.server.conversation import Conversation
 from headwater.server.events import ClientFailed, Waiting, WaitingFor
@@ -60,6 +60,13 @@ def test_a_client_that_does_not_know_the_run_is_introduced_again():
     hungry = ClientFailure("ann", 1, unknown.reason, failure=Failure(FailureCode.OUT_OF_MEMORY))
     talk(reported(hungry, "client ann", expected="an update"), other)
     assert not hasattr(other, "doubted")
+
+
+@pytest.mark.parametrize("code", FailureCode)
+def test_a_client_that_cannot_work_is_introduced_again_before_it_is_asked_again(code):
+    members = One()
+    talk(reported(ClientFailure.coded("ann", 1, Failure(code)), "client ann", expected="an update"), members)
+    assert hasattr(members, "doubted") == (code in NOT_READY)
 
 
 def test_a_full_disk_is_not():
