@@ -38,48 +38,110 @@ def readme(notes: Mapping[str, Any]) -> str:
 
 
 def loading_code(notes: Mapping[str, Any]) -> str:
-    """Python that loads base and adapter from the adapter's folder and computes ``logits``."""
-    base, kind = notes["base"], notes["kind"]
-    arguments = [json.dumps(base["path"])]
-    if base["revision"]:
-        arguments.append(f"revision={base['revision']!r}")
-    if base["layers"]:
-        arguments.append(f"num_hidden_layers={base['layers']}")
-    source = ", ".join(arguments)
-    if kind == "sequence-classification":
-        arguments += [f"num_labels={len(notes['labels'])}", "ignore_mismatched_sizes=True"]
+    """Python that loads base and adapter from the adapter's folder and computes ``logits``.
+
+    One text at a time, read as in training: nothing is padded, so nothing depends on padding.
+    """
+    kind = notes["kind"]
     lines = [
         "import torch",
-        f"from transformers import AutoTokenizer, {_CLASSES[kind]}",
+        f"from transformers import {_imports(notes)}",
         "from peft import PeftModel",
-    ]
-    if kind == "encoder":
-        lines.append("from safetensors.torch import load_file")
-    lines += [
+        *(["from safetensors.torch import load_file"] if kind == "encoder" else []),
         "",
-        f"tokenizer = AutoTokenizer.from_pretrained({source})",
-        f"base = {_CLASSES[kind]}.from_pretrained({', '.join(arguments)})",
-    ]
-    if kind != "causal-lm":
-        lines.append(f"tokenizer.pad_token_id = base.config.pad_token_id = {notes['pad_token_id']}")
-    lines += [
+        *_loading(notes),
         'model = PeftModel.from_pretrained(base, ".").eval()',
-        'batch = tokenizer(["a text"], return_tensors="pt", padding=True)',
-        'batch = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}',
+        "",
+        *_tokens(notes),
+        "tokens = torch.tensor([ids])",
+        "mask = torch.ones_like(tokens)",
+        "with torch.no_grad():",
+        "    out = model(input_ids=tokens, attention_mask=mask)",
     ]
     if kind == "encoder":
         lines += [
             'head = load_file("head.safetensors")',
-            'mask = batch["attention_mask"].unsqueeze(-1).float()',
-            "hidden = model(**batch).last_hidden_state[:, -mask.shape[1]:]",
-            "mean = (hidden * mask).sum(1) / mask.sum(1)",
-            'logits = mean @ head["weight"].T + head["bias"]',
+            "hidden = out.last_hidden_state[:, -len(ids) :]  # without a soft prompt's places",
+            'logits = hidden.mean(1) @ head["weight"].T + head["bias"]',
         ]
+    elif kind == "sequence-classification":
+        lines.append("logits = out.logits")
     else:
-        lines.append("logits = model(**batch).logits")
+        lines += [
+            "logits = out.logits[:, -len(ids) :]  # without a soft prompt's places",
+            "answer = model.generate(",
+            "    input_ids=tokens, attention_mask=mask, max_new_tokens=64, do_sample=False,",
+            f"    eos_token_id={notes['ends'] or None}, pad_token_id={notes['pad_token_id']},",
+            ")",
+            "print(tokenizer.decode(answer[0, len(ids) :], skip_special_tokens=True))",
+        ]
     if notes["labels"]:
         lines.append(f"print({notes['labels']!r}[logits[0].argmax()])")
     return "\n".join(lines)
+
+
+def _imports(notes: Mapping[str, Any]) -> str:
+    config = ["AutoConfig"] if notes["base"]["layers"] else []
+    return ", ".join([*config, _CLASSES[notes["kind"]], "AutoTokenizer"])
+
+
+def _loading(notes: Mapping[str, Any]) -> list[str]:
+    """Lines that make ``tokenizer`` and ``base``."""
+    base = notes["base"]
+    source = json.dumps(base["path"])
+    if base["revision"]:
+        source += f", revision={base['revision']!r}"
+    classifier = notes["kind"] == "sequence-classification"
+    labels = f", num_labels={len(notes['labels'])}" if classifier else ""
+    lines = [f"tokenizer = AutoTokenizer.from_pretrained({source})"]
+    if base["layers"]:
+        lines += [
+            f"config = AutoConfig.from_pretrained({source}{labels})",
+            f"config.num_hidden_layers = {base['layers']}",
+            'if getattr(config, "layer_types", None):',
+            f"    config.layer_types = config.layer_types[: {base['layers']}]",
+        ]
+        labels = ", config=config"
+    arguments = f"{source}, dtype=torch.float32{labels}"
+    if classifier:
+        arguments += ", ignore_mismatched_sizes=True"
+    lines.append(f"base = {_CLASSES[notes['kind']]}.from_pretrained({arguments})")
+    if notes.get("read_at_last_token"):
+        lines.append("base.config.pad_token_id = None  # the head is read at the last token, whatever it is")
+    return lines
+
+
+def _tokens(notes: Mapping[str, Any]) -> list[str]:
+    """Lines that make ``ids`` of a text, as training made them."""
+    rows = notes.get("rows") or {}
+    if notes["kind"] != "causal-lm":
+        cut = f", truncation=True, max_length={rows['data']['max_tokens']}" if rows else ""
+        return [f'ids = tokenizer("a text"{cut}, split_special_tokens=True)["input_ids"]']
+    if not notes["chat"]:
+        begins = f"{rows['begins']} + " if rows.get("begins") else ""
+        return [
+            f'ids = {begins}tokenizer("a text", add_special_tokens=False, split_special_tokens=True)'
+            '["input_ids"]'
+        ]
+    chat = rows["chat"]
+    system = [f'    {{"role": "system", "content": {notes["system"]!r}}},'] if notes["system"] else []
+    options = "".join(f", {name}={value!r}" for name, value in chat["template_arguments"].items())
+    lines = ["messages = [", *system, '    {"role": "user", "content": "a text"},', "]"]
+    if chat["template_prefix"]:
+        lines += [
+            'rows = json.load(open("headwater.json", encoding="utf-8"))["rows"]',
+            "# the date of training, whatever day it is",
+            'template = rows["chat"]["template_prefix"] + tokenizer.get_chat_template()',
+        ]
+        lines.insert(0, "import json")
+        options += ", chat_template=template"
+    return [
+        *lines,
+        "prompt = tokenizer.apply_chat_template(",
+        f"    messages, tokenize=False, add_generation_prompt=True{options}",
+        ")",
+        'ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]',
+    ]
 
 
 def _shown(value: object) -> str:
