@@ -11,6 +11,7 @@ from pathlib import Path
 
 from headwater.cli import client_profile, client_status
 from headwater.config.agent import NAME, TEMPLATE, AgentSettings, load_agent
+from headwater.config.copied import server_address
 from headwater.errors import ConfigError, StorageError
 
 
@@ -67,6 +68,15 @@ def _init(options: argparse.Namespace) -> int:
             got=repr(name),
             hint="For example: --name edge-7",
         )
+    try:
+        server = server_address(server)
+    except ValueError as error:
+        raise ConfigError(
+            "--server",
+            expected=str(error),
+            got=repr(server)[:80],
+            hint="For example: --server fl.example.org:8443",
+        ) from None
     text = TEMPLATE.format(name=name, server=server)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "headwater-enrol-v1:"
 _MOST_BYTES = 4 << 20
+_COPY = "Copy the whole line that `headwater client enroll` printed."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +51,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _accept(enrolled: Enrolment, options: argparse.Namespace) -> int:
-    from headwater.privacy.enrolment import read_request
+    from headwater.privacy.enrolment import read_request, same_fingerprint
 
-    lines = [line for words in _words(options, "LINE") for line in _lines(words)]
+    lines = _requests(_words(options, "LINE"))
     devices = {line: read_request(line) for line in lines}  # all of them, before one is accepted
     if options.fingerprint is not None:
         found = [device.fingerprint() for device in devices.values()]
-        if found != [options.fingerprint.strip().lower()]:
+        if len(found) != 1 or not same_fingerprint(found[0], options.fingerprint):
             raise ConfigError(
                 "--fingerprint",
                 expected=options.fingerprint,
@@ -106,27 +107,44 @@ def _words(options: argparse.Namespace, what: str) -> list[str]:
     return list(options.words)
 
 
-def _lines(request: str) -> Sequence[str]:
-    """The enrolment requests that an argument stands for."""
-    if request.startswith(_PREFIX):
-        return [request]
+def _requests(words: Sequence[str]) -> list[str]:
+    """The enrolment requests that the arguments stand for: as they are, or in files.
+
+    One that a mail program wrapped comes in as several arguments if nobody put quotation marks around it.
+    """
+    from headwater.privacy.enrolment import find_requests
+
+    told = "\n".join(words)
+    if any(word.strip("> ").startswith(_PREFIX[:10]) for word in words):
+        if found := find_requests(told):
+            return list(dict.fromkeys(found))
+        raise _no_request(words[0][:40], "a line that was cut on its way")
+    return [line for word in words for line in _in_file(word)]
+
+
+def _in_file(name: str) -> Sequence[str]:
+    """The enrolment requests in a file, or in what comes on standard input."""
+    from headwater.privacy.enrolment import find_requests
+
     try:
-        if request == "-":
+        if name == "-":
             text = sys.stdin.read(_MOST_BYTES)
         else:
-            with Path(request).open(encoding="utf-8") as file:
+            with Path(name).open(encoding="utf-8") as file:
                 text = file.read(_MOST_BYTES)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"enrolment request {request[:40]!r}",
-            expected=f"a line {_PREFIX}…, or a file of such lines",
-            got=getattr(error, "strerror", None) or str(error),
-            hint="Copy the whole line that `headwater client enroll` printed.",
-        ) from None
-    lines = [line.strip() for line in text.splitlines() if line.strip().startswith(_PREFIX)]
+        raise _no_request(name[:40], getattr(error, "strerror", None) or str(error)) from None
+    lines = list(dict.fromkeys(find_requests(text)))
     if not lines:
-        raise ConfigError(f"enrolment requests in {request}", expected=f"lines {_PREFIX}…", got="none")
+        raise ConfigError(
+            f"enrolment requests in {name}", expected=f"lines {_PREFIX}…", got="none", hint=_COPY
+        )
     return lines
+
+
+def _no_request(what: str, got: str) -> ConfigError:
+    expected = f"a line {_PREFIX}…, or a file of such lines"
+    return ConfigError(f"enrolment request {what!r}", expected=expected, got=got, hint=_COPY)
 
 
 class Enrolment(Protocol):

@@ -16,13 +16,13 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from headwater.config.settings import Settings
+from headwater.config.copied import server_address
+from headwater.config.settings import Settings, in_words
 from headwater.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a device may be enrolled as."""
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
-_SERVER = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(\d{1,5})")
 
 
 class DataFolder(Settings):
@@ -42,7 +42,7 @@ class ModelFolders(Settings):
     def _hashes(cls, value: list[str] | None) -> list[str] | None:
         for text in value or ():
             if not re.fullmatch(r"[0-9a-f]{64}", text):
-                raise ValueError(f"a base model's sha256 is 64 lower-case hex digits, not {text[:80]!r}")
+                raise ValueError("sha256 of base models, each 64 lower-case hex digits")
         return value
 
 
@@ -70,13 +70,13 @@ class PolicySettings(Settings):
     @classmethod
     def _hours(cls, value: str | None) -> str | None:
         if value is not None and not _HOURS.fullmatch(value):
-            raise ValueError('hours look like "22:00-06:00"')
+            raise ValueError('hours such as "22:00-06:00"')
         return value
 
     @model_validator(mode="after")
     def _metered_has_a_cap(self) -> PolicySettings:
         if self.metered and self.max_mb_per_day is None:
-            raise ValueError("a metered link needs max_mb_per_day")
+            raise ValueError("metered = true without max_mb_per_day, which it needs")
         return self
 
     def window(self) -> tuple[time, time] | None:
@@ -108,18 +108,13 @@ class AgentFile(Settings):
     @classmethod
     def _name(cls, value: str) -> str:
         if not NAME.fullmatch(value):
-            raise ValueError(
-                "a name is 1 to 64 of letters, digits, '.', '_' and '-', and starts with a letter or digit"
-            )
+            raise ValueError("1 to 64 letters, digits, '.', '_' and '-', the first one a letter or a digit")
         return value
 
     @field_validator("server")
     @classmethod
     def _server(cls, value: str) -> str:
-        found = _SERVER.fullmatch(value)
-        if not found or not 0 < int(found.group(2)) < 65536:
-            raise ValueError('a server is "host:port", without https://')
-        return value
+        return server_address(value)
 
 
 @dataclass(frozen=True)
@@ -194,9 +189,8 @@ def _explain(path: Path, error: ValidationError) -> ConfigError:
         return ConfigError(f"{path}: {key}", expected="no such key", got=repr(first["input"])[:80], hint=hint)
     if first["type"] == "missing":
         return ConfigError(f"{path}: {key}", expected="this key", got="nothing", hint=hint)
-    message = first["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(first["input"], dict) else repr(first["input"])[:80]
-    return ConfigError(f"{path}: {key}", expected=message[0].lower() + message[1:], got=shown, hint=hint)
+    expected, got = in_words(first)
+    return ConfigError(f"{path}: {key}", expected=expected, got=got, hint=hint)
 
 
 TEMPLATE = """\

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from headwater.config.copied import cleaned
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.privacy import public_keys
 from headwater.privacy.signing import Identity, PublicIdentity
@@ -20,6 +22,11 @@ from headwater.privacy.signing import Identity, PublicIdentity
 PREFIX = "headwater-enrol-v1:"
 ENROL_DOMAIN = b"headwater enrol v1\0"
 MAX_REQUEST_CHARS = 2048
+
+MOST_PIECES = 256
+_PREFIX = re.compile(r"(?<![A-Za-z0-9])" + r"\s*".join(re.escape(c) for c in PREFIX) + r"\s*")
+_BEHIND = ".,;:!?)]>\"'`*"
+_ENCODED = re.compile(r"[A-Za-z0-9_-]+")
 
 _HINT = "Copy the whole line that `headwater client enroll` printed."
 
@@ -33,17 +40,76 @@ def make_request(identity: Identity) -> str:
 
 
 def read_request(text: str) -> PublicIdentity:
-    """Who asks to be enrolled, once both signatures are verified. White space around ``text`` is fine.
+    """Who asks to be enrolled, once both signatures are verified.
+
+    ``text`` may have been wrapped, quoted and decorated by mail programs on its way (:func:`find_requests`).
 
     Raises:
-        DecodeError: not an enrolment request.
+        DecodeError: not an enrolment request, or more than one.
         UpdateRejected: well formed, but not signed by both of its keys.
     """
-    line = text.strip()
-    if len(line) > MAX_REQUEST_CHARS:
-        raise _malformed(f"more than {MAX_REQUEST_CHARS} characters")
-    if not line.startswith(PREFIX):
-        raise _malformed(ascii(line[:32]))
+    found = find_requests(text)
+    if len(found) != 1:
+        raise _malformed(f"{len(found)} of them" if found else ascii(text.strip()[:32]))
+    return _read(found[0])
+
+
+def find_requests(text: str) -> list[str]:
+    """The enrolment requests in a text, each as the one line that the device printed.
+
+    Passed over are line breaks, spaces, quotation marks of replies, soft hyphens and the soft breaks of
+    quoted-printable, and what people wrote around a request. Only what both signatures are for is put
+    together, so that nothing can be read in two ways.
+
+    Raises:
+        DecodeError: a request whose pieces make no whole one.
+        UpdateRejected: well formed, but not signed by both of its keys.
+    """
+    whole = "\n".join(_unquoted(line) for line in cleaned(text).splitlines())
+    starts = [found.span() for found in _PREFIX.finditer(whole)]
+    ends = [start for start, _ in starts] + [len(whole)]
+    return [_joined(whole[behind:end]) for (_, behind), end in zip(starts, ends[1:], strict=True)]
+
+
+def _unquoted(line: str) -> str:
+    """A line without marks of quotation before it, and a soft break of quoted-printable behind it."""
+    return re.sub(r"^[\s>|]+", "", line).strip().removesuffix("=").strip("`\"'<>* ")
+
+
+def _joined(text: str) -> str:
+    """The request that ``text`` begins with: of so many of its pieces as make a whole one."""
+    encoded = ""
+    error: DecodeError | UpdateRejected = _malformed("nothing behind it")
+    pieces = re.split(r"\s+", text.strip(), maxsplit=MOST_PIECES)
+    for piece in pieces:
+        last = piece.rstrip(_BEHIND)  # such as the full stop of the sentence that it ends
+        if not _ENCODED.fullmatch(last):
+            break
+        encoded += last
+        if len(PREFIX) + len(encoded) > MAX_REQUEST_CHARS:
+            error = _malformed(f"more than {MAX_REQUEST_CHARS} characters")
+            break
+        try:
+            _read(PREFIX + encoded)
+        except (DecodeError, UpdateRejected) as found:
+            error = found
+        else:
+            return PREFIX + encoded
+        if last != piece:
+            break
+    if len(pieces) == 1 and encoded != pieces[0] and len(pieces[0]) < MAX_REQUEST_CHARS:
+        raise _malformed("characters that are not base64url")
+    if len(pieces) > 1 and encoded:
+        raise DecodeError(
+            "enrolment request",
+            expected=f"one line {PREFIX}…",
+            got=f"a line that was wrapped on its way; its {len(encoded)} characters make no whole one",
+            hint=f"A part of it is missing or was changed. {_HINT}",
+        )
+    raise error
+
+
+def _read(line: str) -> PublicIdentity:
     encoded = line.removeprefix(PREFIX)
     try:
         body = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
@@ -52,6 +118,16 @@ def read_request(text: str) -> PublicIdentity:
     if base64.urlsafe_b64encode(body).decode("ascii").rstrip("=") != encoded:
         raise _malformed("base64url in another form")
     return _verify(body)
+
+
+def same_fingerprint(one: str, other: str) -> bool:
+    """Whether two people's texts are the same fingerprint: capitals, spaces and hyphens do not count."""
+    return _digits(one) == _digits(other) != ""
+
+
+def _digits(text: str) -> str:
+    digits = re.sub(r"[\s:.\u2012-\u2015_-]", "", cleaned(text)).lower()
+    return digits if re.fullmatch(r"[0-9a-f]{32}", digits) else ""
 
 
 def _verify(body: bytes) -> PublicIdentity:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.privacy import public_keys
-from headwater.privacy.enrolment import PREFIX, make_request, read_request
+from headwater.privacy.enrolment import PREFIX, find_requests, make_request, read_request, same_fingerprint
 from headwater.privacy.signing import Identity
 from tests.privacy.people import ANN, BOB
 from tests.privacy.test_signing import CLAIM, REPLY, REPLY_SIGNATURE
@@ -111,15 +112,94 @@ def test_any_body_is_refused(body):
 @pytest.mark.parametrize(
     "line",
     [
-        "", REQUEST[:-1], REQUEST + "A", REQUEST + "=", REQUEST.replace("v1", "v2"), REQUEST.upper(),
-        REQUEST.replace(":", ": "), PREFIX, f"{REQUEST}\n{REQUEST}", "x" * 10**7, PREFIX + "A" * 2048,
-        REQUEST[:100] + "\n" + REQUEST[100:], PREFIX + "é" * 100, PREFIX + "\ud800" * 8,
+        "", REQUEST[:-1], REQUEST + "A", REQUEST.replace("v1", "v2"), REQUEST.upper(),
+        PREFIX, f"{REQUEST}\n{REQUEST}", "x" * 10**7, PREFIX + "A" * 2048,
+        REQUEST[:100] + "\n" + REQUEST[101:], PREFIX + "é" * 100, PREFIX + "\ud800" * 8,
     ],
 )  # fmt: skip
 def test_other_lines_are_refused(line):
     with pytest.raises((DecodeError, UpdateRejected)) as caught:
         read_request(line)
     assert len(str(caught.value)) < 500
+
+
+def wrapped(line: str, width: int, start: str = "", end: str = "") -> str:
+    return "\n".join(start + line[at : at + width] + end for at in range(0, len(line), width))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        wrapped(REQUEST, 76),
+        wrapped(REQUEST, 76).replace("\n", "\r\n"),
+        wrapped(REQUEST, 76).replace("\n", " "),
+        wrapped(REQUEST, 72, "> "),
+        wrapped(REQUEST, 60, "> > > "),
+        wrapped(REQUEST, 60, "   | "),
+        wrapped(REQUEST, 75, end="=")[:-1],
+        wrapped(REQUEST, 75, end="=\r"),
+        wrapped(REQUEST, 12),
+        "\u00ad".join(REQUEST),
+        "\ufeff" + wrapped(REQUEST, 40, end="\u200b"),
+        REQUEST.replace("-", "\u2011"),
+        REQUEST.replace(":", ": "),
+        REQUEST + "=",
+        f"<{REQUEST}>",
+        f'"{REQUEST}".',
+        f"Here it is: {REQUEST}, as you asked. Ann",
+        f"Hello,\n\n> my line is\n{wrapped(REQUEST, 70, '> ')}\nThanks\nAnn",
+        f"{REQUEST}\n\nGive this line to the organiser. It holds no secret.\nCompare the fingerprint",
+    ],
+)  # fmt: skip
+def test_what_mail_programs_do_to_a_line_is_undone(text):
+    assert find_requests(text) == [REQUEST]
+    assert read_request(text) == ANN.public
+
+
+def test_several_requests_in_one_text():
+    other = make_request(BOB)
+    assert find_requests(f"{wrapped(REQUEST, 70, '> ')}\n{wrapped(other, 70)}\n{REQUEST}") == [
+        REQUEST,
+        other,
+        REQUEST,
+    ]
+    assert find_requests("nothing of the kind") == []
+
+
+@given(st.lists(st.integers(1, 400), max_size=30), st.sampled_from(["\n", " ", "\r\n> ", "=\n", "\u00ad"]))
+def test_a_line_wrapped_anywhere_is_put_together(places, between):
+    cuts = sorted({min(place, len(REQUEST)) for place in places})
+    pieces = [REQUEST[a:b] for a, b in zip([0, *cuts], [*cuts, len(REQUEST)], strict=True)]
+    assert find_requests(between.join(pieces)) == [REQUEST]
+
+
+@given(st.integers(0, len(REQUEST) - len(PREFIX) - 1), st.integers(20, 90))
+def test_a_wrapped_line_that_lacks_a_character_is_refused_and_says_that_it_was_wrapped(at, width):
+    place = len(PREFIX) + at
+    with pytest.raises(DecodeError, match="wrapped on its way"):
+        find_requests(wrapped(REQUEST[:place] + REQUEST[place + 1 :], width))
+
+
+@given(st.text(max_size=300), st.text(alphabet="> \n=-_Aa0:.\u00ad", max_size=200))
+@settings(max_examples=300)
+def test_any_text_around_a_prefix_is_read_or_refused(before, behind):
+    with contextlib.suppress(DecodeError, UpdateRejected):
+        assert find_requests(before + PREFIX + behind) == []
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["7449-410D-2F89-0D02-0645-9EA1-6500-417D", "7449 410d 2f89 0d02 0645 9ea1 6500 417d",
+     "7449410d2f890d0206459ea16500417d", " 7449\u2011410d\u20132f89-0d02-0645-9ea1-6500-417d\n"],
+)  # fmt: skip
+def test_a_fingerprint_is_the_same_however_it_is_written(told):
+    assert same_fingerprint(ANN.public.fingerprint(), told)
+
+
+@pytest.mark.parametrize("told", ["", "7449", "7449-410d-2f89-0d02-0645-9ea1-6500-417e", "x" * 32])
+def test_another_fingerprint_is_another(told):
+    assert not same_fingerprint(ANN.public.fingerprint(), told)
+    assert not same_fingerprint(told, told) or len(told) > 32
 
 
 def test_a_line_is_bounded_before_it_is_decoded():
