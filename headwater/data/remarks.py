@@ -41,8 +41,9 @@ def remarks(table: Table, splits: Splits, test: Table | None, settings: RowData)
     found = [*_recognised(table, settings), *_unread(table, settings, "the data")]
     if test is not None:
         found += [*_recognised(test, settings), *_unread(test, settings, "the test data")]
-    found += _duplicates(table, settings)
-    found += _shared(table, test, settings)
+    contents = _contents(table, settings)
+    found += _duplicates(table, contents, settings)
+    found += _shared(contents, test, settings)
     found += _labels(table, splits, test, settings)
     return tuple(dict.fromkeys(found))
 
@@ -119,12 +120,12 @@ def unread_columns(counts: Mapping[str, int], what: str) -> list[str]:
     return [f"columns of {what} that nothing reads: {', '.join(named[:SHOWN])}{more}"]
 
 
-def _duplicates(table: Table, settings: RowData) -> list[str]:
-    first: dict[str, int] = {}
+def _duplicates(table: Table, contents: Sequence[int], settings: RowData) -> list[str]:
+    first: dict[int, int] = {}
     again: list[tuple[int, int]] = []
     other: list[tuple[int, int]] = []
-    for row in range(len(table)):
-        before = first.setdefault(content(table, row, settings), row)
+    for row, key in enumerate(contents):
+        before = first.setdefault(key, row)
         if before == row:
             continue
         same = not isinstance(settings, ClassificationData) or label_of(table, row, settings) == label_of(
@@ -148,18 +149,23 @@ def _duplicates(table: Table, settings: RowData) -> list[str]:
     return found
 
 
-def _shared(table: Table, test: Table | None, settings: RowData) -> list[str]:
+def _shared(contents: Sequence[int], test: Table | None, settings: RowData) -> list[str]:
     """How many test rows are also in the clients' data, word for word."""
     if test is None:
         return []
-    known = {content(table, row, settings) for row in range(len(table))}
-    shared = [row for row in range(len(test)) if content(test, row, settings) in known]
+    known = set(contents)
+    shared = [row for row, key in enumerate(_contents(test, settings)) if key in known]
     if not shared:
         return []
     return [
         f"{len(shared):,} of {len(test):,} test rows have a text that is also in the clients' data "
         f"(first {test.where(shared[0])})"
     ]
+
+
+def _contents(table: Table, settings: RowData) -> list[int]:
+    """A hash of each row's :func:`content`, which are not kept: they are as large as the data."""
+    return [hash(content(table, row, settings)) for row in range(len(table))]
 
 
 def _labels(table: Table, splits: Splits, test: Table | None, settings: RowData) -> list[str]:
