@@ -20,6 +20,7 @@ from headwater.adapters.late_head import IGNORED, LateHead
 from headwater.adapters.names import module_of, named_trainables
 from headwater.adapters.network import Network, new_head
 from headwater.adapters.reading import Reading
+from headwater.adapters.segments import separator_of
 from headwater.adapters.slope import slope
 from headwater.adapters.trunk import Kept, Trunk, all_above
 from headwater.config import LoadedFederation
@@ -135,7 +136,9 @@ class AdaptedModel:
         head = None
         if settings.model.kind == "encoder":
             head = new_head(peft.config.hidden_size, len(base.labels or ()), base.device)
-        network = Network(peft, settings.model.kind, head)
+        drops = settings.model.kind == "encoder" and adapter.kind in ("prompt", "prefix")
+        separator = separator_of(base.model.config, base.tokenizer, drops=drops)
+        network = Network(peft, settings.model.kind, head, separator)
         model = AdaptedModel(base, adapter, network, Reading.of(settings))
         model.notices = (*base.notices, *said)
         freeze_a = settings.strategy.space == "ffa" and isinstance(adapter, LoraAdapter)

@@ -10,6 +10,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from headwater.adapters.segments import segments
+
 Kind = Literal["encoder", "sequence-classification", "causal-lm"]
 
 
@@ -20,10 +22,14 @@ class Network(nn.Module):
         peft: the PEFT model.
         kind: what the base is.
         head: the linear head of an encoder; None otherwise.
+        separator: the id by which the base's token types are known; None if it takes none.
     """
 
-    def __init__(self, peft: PeftModel, kind: Kind, head: nn.Linear | None) -> None:
+    def __init__(
+        self, peft: PeftModel, kind: Kind, head: nn.Linear | None, separator: int | None = None
+    ) -> None:
         super().__init__()
+        self.separator = separator
         self.peft, self.kind, self.head = peft, kind, head
         self._scores = kind == "sequence-classification" and hasattr(peft.get_base_model(), "score")
 
@@ -35,7 +41,7 @@ class Network(nn.Module):
         """
         if self._scores:
             return self._at_last_token(tokens, mask)
-        out = self.peft(input_ids=tokens, attention_mask=mask, return_dict=True)
+        out = self.peft(**self._read(tokens, mask), return_dict=True)
         width = tokens.shape[1]
         if self.kind == "causal-lm":
             return out.logits[:, -width:]  # type: ignore[no-any-return]  # transformers is untyped here
@@ -43,6 +49,13 @@ class Network(nn.Module):
             return out.logits  # type: ignore[no-any-return]  # likewise
         # prompt tuning lengthens the hidden states by its virtual tokens, at the front
         return self.head(mean_pool(out.last_hidden_state[:, -width:], mask))  # type: ignore[no-any-return]
+
+    def _read(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What the base is given of a batch."""
+        given = {"input_ids": tokens, "attention_mask": mask}
+        if self.separator is not None:
+            given["token_type_ids"] = segments(tokens, mask, self.separator)
+        return given
 
     def _at_last_token(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """A decoder's scores at each row's last token, as ``mask`` says.
@@ -65,7 +78,7 @@ class Network(nn.Module):
     def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The base's own mean-pooled last hidden states, as if there were no adapter: [b, d]."""
         with self.without_adapter() as base:
-            out = base(input_ids=tokens, attention_mask=mask, output_hidden_states=True, return_dict=True)
+            out = base(**self._read(tokens, mask), output_hidden_states=True, return_dict=True)
         return mean_pool(out.hidden_states[-1][:, -tokens.shape[1] :], mask)
 
     @contextlib.contextmanager

@@ -21,6 +21,7 @@ from headwater.adapters.model import Batch, Output, output_of
 from headwater.adapters.network import Network, new_head
 from headwater.adapters.reading import Reading, ends_of
 from headwater.adapters.reports import listening
+from headwater.adapters.segments import separator_of
 from headwater.config.federation import InstructionData
 from headwater.errors import DataError, ModelError
 
@@ -106,7 +107,9 @@ class Predictor:
             raise ModelError(
                 who, expected="an adapter that PEFT loads on this base", got=str(error)
             ) from error
-        network = Network(peft, settings.kind, head).eval()
+        drops = settings.kind == "encoder" and peft.active_peft_config.is_prompt_learning
+        separator = separator_of(loaded.model.config, loaded.tokenizer, drops=drops)
+        network = Network(peft, settings.kind, head, separator).eval()
         network.requires_grad_(False)
         return Predictor(
             base=loaded,

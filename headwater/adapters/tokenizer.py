@@ -42,6 +42,7 @@ class TextTokenizer:
         pad = tokenizer.pad_token_id
         self.pad: int = int(pad if pad is not None else self.eos if self.eos is not None else 0)
         self.template = ChatTemplate(tokenizer, name)
+        self._no_pairs = ""
         self.vocabulary: int | None = None
 
     def fit(self, rows: int) -> None:
@@ -86,8 +87,43 @@ class TextTokenizer:
         """``text``, or it and its pair, with the model's special tokens, cut to ``max_tokens``.
 
         The special tokens stay; of a pair the longer text is cut first.
+
+        Raises:
+            ModelError: a pair, which the base cannot be shown as in training elsewhere.
         """
+        if pair is not None and (reason := self._no_pairs or self._glued):
+            raise ModelError(
+                f"tokenizer of {self._name}",
+                expected="a base model that can be shown pairs of texts",
+                got=reason,
+                hint="Put both texts into one column, or use another base model.",
+            )
         return self._known(self._plain.encode(text, pair, special=True, max_tokens=max_tokens))
+
+    @cached_property
+    def _glued(self) -> str:
+        """Why pairs cannot be told apart, if they cannot."""
+        first, second = self.encode_plain("a b"), self.encode_plain("c d")
+        pair = self.with_types("a b", "c d")[0]
+        both = [*first, *second]
+        together = any(pair[i : i + len(both)] == both for i in range(len(pair)))
+        return "texts that run together, with nothing between them" if together else ""
+
+    def refuse_pairs(self, reason: str) -> None:
+        """Let :meth:`encode` take single texts only."""
+        self._no_pairs = reason
+
+    def with_types(self, text: str, pair: str | None) -> tuple[list[int], list[int] | None]:
+        """Ids of a text or a pair, and the types that the tokenizer gives with them, if it does."""
+        found = self._tokenizer(text, pair)
+        types = found.get("token_type_ids")
+        return list(found["input_ids"]), None if types is None else list(types)
+
+    @property
+    def separator(self) -> int | None:
+        """Id of the token that ends a text."""
+        found = self._tokenizer.sep_token_id
+        return None if found is None else int(found)
 
     def encode_plain(self, text: str) -> list[int]:
         """``text`` alone, of any length."""
