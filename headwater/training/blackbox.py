@@ -234,7 +234,8 @@ def _searching(task: TrainTask, generation: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """The library warns of flat losses and of overflows; the former are no harm, the latter checked for."""
+    """Overflows, which NumPy warns of in a search that diverges, are checked for; flat losses do no harm."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning)
+        warnings.filterwarnings("ignore", ".*[Ff]lat ")  # cma
         yield
