@@ -30,6 +30,8 @@ def in_words(problem: Mapping[str, Any]) -> tuple[str, str]:
         return (message, shown) if shown else ("settings that fit together", message)
     if found := re.fullmatch(r"(\w+) should (be|have|match) (.*)", message, re.DOTALL):
         what, verb, rest = found.groups()
+        if rest.startswith(("greater than", "less than", "a multiple of")):
+            rest = f"a number {rest.removeprefix('a ')}"
         thing = _KINDS.get(what, "a value")
         return {"be": rest, "have": f"{thing} with {rest}", "match": f"{thing} that matches {rest}"}[
             verb
