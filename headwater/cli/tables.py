@@ -44,7 +44,7 @@ def status_view(status: Status, now: float) -> Group:
     parts: list[RenderableType] = [head, Text()]
     parts.append(runs_table(status.runs, now) if status.runs else Text("no run was submitted"))
     for r in status.runs:
-        parts += [_told("run", r.run, r.reason, STYLES.get(r.state, ""))] if r.reason else []
+        parts += [_told("run", f"{r.run} {r.state}", r.reason, STYLES.get(r.state, ""))] if r.reason else []
         parts += [_told("run", r.run, r.note, "bold")] if r.note else []
         parts += [_told("run", r.run, f"warning: {warning}", "yellow") for warning in r.warnings]
     parts += [Text(), clients_table(status.clients) if status.clients else Text("no client is enrolled")]

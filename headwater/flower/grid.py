@@ -171,5 +171,8 @@ def _gone(message_id: str, run_id: int) -> Message:
     )
     return make_message(
         metadata,
-        error=Error(ErrorCode.MESSAGE_UNAVAILABLE, "the message was cancelled, or its client is gone"),
+        error=Error(
+            ErrorCode.MESSAGE_UNAVAILABLE,
+            "no reply can come any more: the keys of the client that was asked were revoked",
+        ),
     )

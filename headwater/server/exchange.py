@@ -171,7 +171,7 @@ class Exchange:
         if message.has_error():
             if (end := end_of_run(message.error)) is not None:
                 raise end
-            return Incoming(address, kind, round, b"", f"Flower: {message.error.reason}"[:2000], 0)
+            return Incoming(address, kind, round, b"", f"no reply: {message.error.reason}"[:2000], 0)
         try:
             (raw,) = unpack(message.content, "reply")
         except DecodeError as error:

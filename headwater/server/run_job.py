@@ -22,6 +22,7 @@ from headwater.server.events import Observer
 from headwater.server.exchange import Exchange
 from headwater.server.federation import FederationServer, Outcome
 from headwater.server.finish import finish
+from headwater.server.inputs import require_inputs
 from headwater.server.monitor import Monitor
 from headwater.server.roll_call import RollCall
 from headwater.server.run_book import RunBook, RunEntry, Wish
@@ -102,6 +103,8 @@ class RunJob:
             return
         self._monitor.run_state(self.entry.run, "running")
         settings = self._settings()
+        for told in require_inputs(self.loaded, f"headwater server resume DIR {self.entry.run}"):
+            self._monitor.notice(told, run=self.entry.run)
         with self.folder.locked():
             bench = self.bench = Workbench.open(self.loaded)
             self.max_reply_bytes = reply_bound(settings, bench)

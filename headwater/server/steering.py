@@ -62,7 +62,10 @@ def tell_wish(wish: str, row: RunRow) -> str:
     if not wish:
         return ""
     what = {"pause": "pauses", "stop": "stops and writes its result"}[wish]
-    return f"{what} after round {row.open}" if row.open else f"{what} before round {row.round + 1}"
+    if not row.open:
+        return f"{what} before round {row.round + 1}"
+    lacks = ", or without it if too few clients are there for a minute" if row.state == "waiting" else ""
+    return f"{what} after round {row.open}{lacks}"
 
 
 def tell_unmet(settings: Federation, row: RunRow, enrolled: int) -> tuple[str, ...]:

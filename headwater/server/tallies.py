@@ -92,7 +92,7 @@ class ClientTally:
             bytes_up=self.bytes_up,
             bytes_down=self.bytes_down,
             version=self.version,
-            last_error=self.last_error,
+            last_error="" if facts.revoked else self.last_error,
         )
 
 

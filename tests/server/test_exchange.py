@@ -171,7 +171,7 @@ TAMPERINGS = {
         "client ben: .* got Evaluation",
     ),
     "own failure": (failing, "client ben: expected an update, got failure: honest trouble"),
-    "Flower's error": (crash, "client ben: .*Flower: the node crashed"),
+    "Flower's error": (crash, "client ben: .*no reply: the node crashed"),
     "other content": (lambda d, r: RecordDict({}), "client ben: .*another content"),
     "other parts": (lambda d, r: pack(envelope=b"x", state=b"y"), "client ben: .*another content"),
 }
@@ -416,7 +416,7 @@ def test_flowers_reason_is_kept_short(scripted):
     scripted.replies.append(Message(Error(code=3, reason="x" * 10_000), reply_to=scripted.pushed[0]))
     (incoming,) = exchange.poll()
     assert incoming.data == b""
-    assert incoming.error.startswith("Flower: xxx")
+    assert incoming.error.startswith("no reply: xxx")
     assert len(incoming.error) == 2000
 
 

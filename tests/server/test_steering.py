@@ -87,6 +87,11 @@ def test_a_wish_says_when_it_comes_true(wish, open, text):
     assert tell_wish(wish, row(open=open)) == text
 
 
+def test_a_round_that_has_too_few_clients_keeps_nobody_from_stopping():
+    told = tell_wish("stop", row("waiting"))
+    assert told.endswith("after round 10, or without it if too few clients are there for a minute")
+
+
 @pytest.mark.parametrize(
     ("changes", "enrolled", "words"),
     [
