@@ -229,7 +229,7 @@ class Monitor:
                     client.unfit = not event.round  # what went wrong before any round is its profile
                     named = event.reason.startswith(f"client {event.client}")
                     reason = event.reason if named else f"client {event.client}: {event.reason}"
-                    text = f"round {event.round}: {reason}"
+                    text = f"round {event.round}: {reason}" if event.round else f"before round 1: {reason}"
                     self._ring.add("client", run, text, failed=1, client=event.client, round=event.round)
                 case Evaluating():
                     tally.asked, tally.accepted, tally.open = 0, 0, event.round

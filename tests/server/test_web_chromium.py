@@ -285,6 +285,7 @@ def test_before_it_has_heard_anything_it_says_that_it_loads_and_not_that_there_i
         heard.set()
         page.until("document.querySelector('#run-name').innerText == 'No run yet'")
         assert "Queue one with" in page.text("#run-none")
+        page.until("!document.querySelector('#events-none').hidden", timeout_s=5)
         toy.monitor.close()
 
 

@@ -270,7 +270,7 @@ async function refreshing() {
 async function following() {
   for (;;) {
     try {
-      const { events, started } = await json(`/api/events?after=${state.after}&wait=20`);
+      const { events, started } = await json(`/api/events?after=${state.after}&wait=${state.since ? 20 : 0}`);
       if (started !== state.since) { // another daemon, which numbers anew
         const asked = state.after;
         Object.assign(state, { since: started, events: [], after: -1 });
