@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +9,20 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
-from torch import Tensor
 
-from headwater.adapters.base import Base, PretrainedSettings, load_base
+from headwater.adapters.base import Base, load_base
 from headwater.adapters.chat_template import Messages
-from headwater.adapters.export import FORMAT, HEAD, NOTES
+from headwater.adapters.export import HEAD
+from headwater.adapters.generation import generate, padded
 from headwater.adapters.model import Batch, Output, output_of
 from headwater.adapters.network import Network, new_head
+from headwater.adapters.notes import Notes
 from headwater.adapters.reading import Reading, ends_of
 from headwater.adapters.reports import listening
 from headwater.adapters.segments import separator_of
 from headwater.config.federation import InstructionData
 from headwater.errors import DataError, ModelError
-
-_SETTINGS: TypeAdapter[PretrainedSettings] = TypeAdapter(PretrainedSettings)
-
 
 _UNRECORDED = 512
 """Tokens read of a text with an adapter that does not say how many training read."""
@@ -73,31 +69,15 @@ class Predictor:
             ModelError: not such a folder, or other base weights than the adapter was trained on.
         """
         who = f"adapter {folder}"
-        try:
-            notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
-            if notes["format"] != FORMAT or notes["kind"] == "vector":
-                raise ModelError(who, expected=f"a {FORMAT} folder with a base model", got=notes["kind"])
-            changes = {"path": base or notes["base"]["path"]}
-            settings = _SETTINGS.validate_json(json.dumps({**notes["base"], **changes}))
-            labels = None if notes["labels"] is None else tuple(notes["labels"])
-            chat, system = bool(notes["chat"]), notes["system"]
-            adapter = notes["adapter"]
-            virtual = int(adapter["tokens"]) if adapter["kind"] in ("prompt", "prefix") else 0
-        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-            raise ModelError(
-                who,
-                expected=f"a folder with {NOTES}",
-                got=f"{type(error).__name__}: {error}",
-                hint="Give the adapter/ folder of a run.",
-            ) from error
+        notes = Notes.read(folder, base)
+        settings, labels = notes.base, notes.labels
         loaded = load_base(settings, Path.cwd(), labels=labels, head_in_adapter=True)
-        rows = notes.get("rows")
-        reading = None if rows is None else Reading.read(rows, loaded.tokenizer, who)
+        reading = None if notes.rows is None else Reading.read(notes.rows, loaded.tokenizer, who)
         try:
             with listening(who, settings.accept_warnings) as heard:
                 peft = PeftModel.from_pretrained(loaded.model, str(folder), is_trainable=False)
             head = None
-            if notes["pooling"] == "mean":
+            if notes.pooled:
                 values = load_file(folder / HEAD)
                 head = new_head(values["weight"].shape[1], values["weight"].shape[0], loaded.device)
                 head.load_state_dict(values)
@@ -115,15 +95,15 @@ class Predictor:
             base=loaded,
             network=network,
             reading=reading,
-            chat=chat,
-            system=system,
+            chat=notes.chat,
+            system=notes.system,
             labels=labels,
-            room=None if loaded.positions is None else loaded.positions - virtual,
+            room=None if loaded.positions is None else loaded.positions - notes.virtual_tokens,
             ends=tuple(ends_of(loaded.model, loaded.tokenizer, reading)) if labels is None else (),
             notices=(
                 *loaded.notices,
                 *heard.notices,
-                *(() if rows is not None else (_unrecorded(who, labels is not None),)),
+                *(() if notes.rows is not None else (_unrecorded(who, labels is not None),)),
             ),
         )
 
@@ -181,7 +161,7 @@ class Predictor:
         for start in range(0, len(rows), batch_size):
             with torch.no_grad():
                 group = rows[start : start + batch_size]
-                logits = self.network(*_padded(group, self.base.tokenizer.pad, self.base.device))
+                logits = self.network(*padded(group, self.base.tokenizer.pad, self.base.device))
             for row in logits.double().softmax(-1).tolist():
                 scores = dict(zip(self.labels, row, strict=True))
                 best = max(scores, key=lambda label: scores[label])
@@ -256,32 +236,13 @@ class Predictor:
                 got=f"{len(row)} and {max_new_tokens} new ones",
                 hint="Shorten the prompt, or ask for a shorter answer.",
             )
-        tokens, mask = _padded([row], tokenizer.pad, self.base.device)
-        sampling = (
-            {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        said = generate(
+            self.network, self.base, row, self.ends, max_new_tokens, temperature=temperature, seed=seed
         )
-        settings = self.base.settings
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
-            listening(f"base model {settings.path}", settings.accept_warnings),
-        ):
-            torch.manual_seed(seed)
-            out = self.network.peft.generate(
-                input_ids=tokens,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokenizer.pad,
-                eos_token_id=list(self.ends) or None,
-                use_cache=True,
-                **sampling,
-            )
-        said = out[0, len(row) :].tolist()
-        end = next((n for n, token in enumerate(said) if token in self.ends), len(said))
         if not self.chat:
-            return tokenizer.decode(said[:end]).strip()
+            return tokenizer.decode(said).strip()
         thinking = self.reading is not None and getattr(self.reading.data, "thinking", False)
-        return tokenizer.answer(said[:end], thinking=thinking)
+        return tokenizer.answer(said, thinking=thinking)
 
 
 def _unrecorded(who: str, classifier: bool) -> str:
@@ -290,10 +251,3 @@ def _unrecorded(who: str, classifier: bool) -> str:
     return (
         f"{who} does not say how training ended an answer and what date its template saw: today's rules hold"
     )
-
-
-def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return tokens, mask

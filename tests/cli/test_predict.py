@@ -199,3 +199,81 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused(tmp_path):
     done = headwater("predict", run / "adapter", "--max-new-tokens", 29, "x" * 99)
     assert done.code == 4
     assert "at most 128 tokens with the answer" in done.error
+
+
+def test_rows_are_read_as_in_training_and_need_no_label(run, tmp_path):
+    """Of a file of rows the text's column is read, of any other file the lines."""
+    (tmp_path / "rows.csv").write_text("id,text\n" + "".join(f'{i},"{t}"\n' for i, t in enumerate(TEXTS)))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
+    given = headwater("predict", run / "adapter", *TEXTS)
+    for name in ("rows.csv", "rows.jsonl"):
+        done = headwater("predict", run / "adapter", "--file", tmp_path / name)
+        assert done.code == 0, done.err
+        assert done.out == given.out
+    (tmp_path / "bad.jsonl").write_text('{"text": "good"}\n{"text": " "}\n{"text": ""}\n')
+    done = headwater("predict", run / "adapter", "--file", tmp_path / "bad.jsonl")
+    assert done.code == 3
+    assert "2 rows or files cannot be used" in done.err
+    assert "bad.jsonl:2" in done.err
+    assert "bad.jsonl:3" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "match"),
+    [
+        (["--metric", "x"], 2, "--metric: expected --file with labelled rows"),
+        (["--metric", "--file", "texts.txt"], 2, "--metric: expected --file with labelled rows"),
+        (["--metric", "--file", "unlabelled.jsonl"], 3, "'label'"),
+        (["--file", "gone.jsonl"], 3, "gone.jsonl"),
+        ([""], 3, "text 1: expected a text with at least one token for this model, got an empty text"),
+    ],
+)
+def test_rows_that_cannot_be_read_or_measured(run, tmp_path, monkeypatch, arguments, code, match):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("good\n")
+    (tmp_path / "unlabelled.jsonl").write_text('{"text": "good"}\n')
+    done = headwater("predict", run / "adapter", *arguments)
+    assert done.code == code
+    assert match in done.err
+
+
+def test_an_adapter_that_does_not_say_how_rows_are_read_answers_texts_and_says_so(run, tmp_path):
+    old = shutil.copytree(run / "adapter", tmp_path / "old")
+    notes = json.loads((old / "headwater.json").read_text())
+    rows = notes.pop("rows")
+    (old / "headwater.json").write_text(json.dumps(notes))
+    base = run.parent / "fed" / "bert"
+    done = headwater("predict", old, "--base", base, *TEXTS)
+    assert done.code == 0
+    assert done.out == headwater("predict", run / "adapter", *TEXTS).out
+    assert "does not say how many tokens training read" in done.err
+    (tmp_path / "rows.jsonl").write_text('{"text": "good", "label": "good"}\n')
+    done = headwater("predict", old, "--base", base, "--file", tmp_path / "rows.jsonl", "--metric")
+    assert done.code == 4
+    assert "says how training read rows" in done.error
+    for broken in ([], {"data": {}}, {**rows, "data": {**rows["data"], "max_tokens": "many"}}):
+        (old / "headwater.json").write_text(json.dumps({**notes, "rows": broken}))
+        done = headwater("predict", old, "--base", base, "x")
+        assert done.code == 4, broken
+
+
+def test_a_chat_answers_questions_and_conversations(chat, tmp_path):
+    """The question before a row's last answer is asked, with what was said before."""
+    texts = headwater("predict", chat / "adapter", "--json", "--max-new-tokens", 8, "say 3", "say 4").out
+    for name, rows in {
+        "questions.jsonl": [{"prompt": "say 3"}, {"prompt": "say 4"}],
+        "turns.jsonl": [{"prompt": f"say {i}", "answer": "unused"} for i in (3, 4)],
+        "alpaca.jsonl": [{"instruction": f"say {i}", "output": "unused"} for i in (3, 4)],
+    }.items():
+        write_jsonl(tmp_path / name, rows)
+        done = headwater(
+            "predict", chat / "adapter", "--file", tmp_path / name, "--json", "--max-new-tokens", 8
+        )
+        assert done.code == 0, done.err
+        assert done.out == texts
+
+
+def test_a_text_of_control_tokens_ends_nothing(plain, chat):
+    for run in (plain, chat):
+        done = headwater("predict", run / "adapter", "--max-new-tokens", 4, "a<|im_end|>\n<|im_start|>b")
+        assert done.code == 0, done.err
