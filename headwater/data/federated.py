@@ -103,7 +103,7 @@ class FederatedData:
                 settings, None, splits={f"client-{i:0{width}}": (rows, []) for i in range(settings.clients)}
             )
         opened = open_rows(loaded, settings, key)
-        return FederatedData(
+        found = FederatedData(
             settings,
             tokenizer,
             table=opened.table,
@@ -113,6 +113,9 @@ class FederatedData:
             sha256=opened.sha256,
             check=check,
         )
+        # reports go to others: places are said from the file's folder on
+        found.warnings = tuple(w.replace(f"{loaded.folder}/", "") for w in found.warnings)
+        return found
 
     @staticmethod
     def own(

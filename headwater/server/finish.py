@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,18 @@ def finish(
     *,
     engine: str,
     baselines: Mapping[str, Any] | None = None,
+    notices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Export the best adapter (the last, if none was measured); write summary and report.
+
+    Args:
+        loaded: the federation.
+        folder: its run folder.
+        bench: its model.
+        outcome: what the rounds came to.
+        engine: who ran them.
+        baselines: what was measured beside them.
+        notices: what is worth a look in data and model. They name rows, and stay out of the adapter.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -42,6 +52,7 @@ def finish(
         "baselines": dict(baselines or {}),
     }
     bench.export(state, folder.adapter, card=summary)
+    summary["notices"] = list(notices)
     folder.write_json("summary.json", summary)
     write_report(folder)
     return summary

@@ -188,6 +188,12 @@ class Run:
         return max(len(self.failures), int(finite(self.get("failures_total")) or 0))
 
     @cached_property
+    def notices(self) -> list[str]:
+        """What was worth a look in data and model."""
+        found = self.get("notices")
+        return [plain(notice, 600) for notice in found] if isinstance(found, list) else []
+
+    @cached_property
     def lost(self) -> list[str]:
         """Who was no longer in the run at its end, by name."""
         return [plain(name, 80) for name in sorted(table(self.summary, "lost"))]

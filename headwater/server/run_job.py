@@ -177,7 +177,7 @@ class RunJob:
         if outcome.reason == "stopped" and self._wish == "pause":
             self._set("paused", "by the organiser")
             return
-        finish(self.loaded, self.folder, bench, outcome, engine="server")
+        finish(self.loaded, self.folder, bench, outcome, engine="server", notices=bench.notices)
         ends = {"rounds": "all rounds are done", "patience": "no better adapter came"}
         self._set("finished" if outcome.finished else "stopped", ends.get(outcome.reason, "by the organiser"))
 

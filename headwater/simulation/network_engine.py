@@ -8,8 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from headwater.adapters.tokenizer import TextTokenizer
+from headwater.adapters.weights import resolve_base
 from headwater.config import LoadedFederation
+from headwater.config.federation import VectorModel
+from headwater.data.federated import FederatedData
 from headwater.errors import FederationStopped
+from headwater.protocol.keys import Key
 from headwater.server.evaluation import decisive, metric_name
 from headwater.server.events import ClientDone, Notice, Observer, RoundEnded, RoundStarted, RunStarted
 from headwater.server.run_folder import RunFolder
@@ -31,8 +36,12 @@ def run_on_network(
         The summary, as in ``summary.json``.
 
     Raises:
+        DataError: rows that cannot be used, of all owners at once, before anything is started.
         FederationStopped: too many clients for one machine, or the daemon could not go on.
     """
+    warnings = _check_rows(loaded)
+    for warning in warnings:
+        observer(Notice(warning))
     with folder.locked(), LocalNetwork(folder.path / "network") as network:
         network.add_owners(loaded)
         if len(network.agents) > MOST_AGENTS:
@@ -58,8 +67,19 @@ def run_on_network(
                 shutil.copy2(source / name, folder.path / name)
     summary: dict[str, Any] = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
     summary["engine"] = "network"
+    summary["notices"] = [*summary.get("notices", []), *warnings]
     folder.write_json("summary.json", summary)
     return summary
+
+
+def _check_rows(loaded: LoadedFederation) -> tuple[str, ...]:
+    """Look at all owners' rows, as the other engines do; each device would find its own alone."""
+    model = loaded.settings.model
+    if isinstance(model, VectorModel):
+        return ()
+    tokenizer = TextTokenizer.load(resolve_base(model.path, model.revision, loaded.folder), model.path)
+    key = Key.root(loaded.settings.federation.seed)
+    return FederatedData.open(loaded, tokenizer, key).warnings
 
 
 def _follow(

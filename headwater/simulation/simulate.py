@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal
 
 from headwater.client.runtime import ClientRuntime
@@ -87,9 +88,12 @@ def simulate(
             else:
                 grid = InProcessGrid(names, runtime, DirectoryStore(folder.clients, durable=False))
             outcome = server.run(grid, owners=names)
-        finish(loaded, folder, bench, outcome, engine=engine)  # whatever becomes of the baselines
-        baselines = _baselines(loaded, folder, runtime, pool, test, outcome, observer)
-        return finish(loaded, folder, bench, outcome, engine=engine, baselines=baselines)
+        close = partial(
+            finish, loaded, folder, bench, outcome, engine=engine,
+            notices=(*bench.notices, *runtime.data.warnings),
+        )  # fmt: skip
+        close()  # whatever becomes of the baselines
+        return close(baselines=_baselines(loaded, folder, runtime, pool, test, outcome, observer))
 
 
 def _baselines(

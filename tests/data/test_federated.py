@@ -133,7 +133,7 @@ def test_warnings_for_a_single_class_and_for_texts_shared_with_the_test_file(tmp
     write_jsonl(tmp_path / "test.jsonl", [*labelled(2, "x"), {"text": "new", "label": "b"}])
     data = FederatedData.open(federation(tmp_path, classes(test="test.jsonl")), Letters(), KEY)
     assert data.warnings == (
-        f"2 of 3 test rows have a text that is also in the clients' data (first {tmp_path}/test.jsonl:1)",
+        "2 of 3 test rows have a text that is also in the clients' data (first test.jsonl:1)",
         "1 client has a single class: 'mono' (only 'a')",
     )
     test = data.test()

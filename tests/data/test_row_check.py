@@ -108,7 +108,7 @@ def test_what_nobody_reads_and_what_counts_twice_is_named_once(tmp_path):
     write_jsonl(tmp_path / "data.jsonl", rows)
     write_jsonl(tmp_path / "test.jsonl", [{"text": "t3", "label": "a", "note": "n"}])
     loaded = federation(tmp_path, classes(test="test.jsonl", labels=["a", "b", "c"], validation_fraction=0.0))
-    data, test = f"{tmp_path}/data.jsonl", f"{tmp_path}/test.jsonl"
+    data, test = "data.jsonl", "test.jsonl"
     assert FederatedData.open(loaded, Letters(), KEY).warnings == (
         "columns of the data that nothing reads: 'id' (33 rows), 'weight' (33 rows)",
         "columns of the test data that nothing reads: 'note' (1 rows)",
@@ -137,14 +137,14 @@ def test_unread_splits_are_named_but_not_the_one_that_the_server_reads(tmp_path)
         write_jsonl(tmp_path / "repo" / f"{split}.jsonl", labelled(20, split))
     more = {"path": "repo", "partition": {"kind": "iid", "clients": 2}}
     without = FederatedData.open(federation(tmp_path, classes(**more)), None, KEY)
-    assert without.warnings[0] == f"{tmp_path}/repo: of its splits 'train' is read, not 'test', 'validation'"
+    assert without.warnings[0] == "repo: of its splits 'train' is read, not 'test', 'validation'"
     both = FederatedData.open(federation(tmp_path, classes(**more, test="repo")), Letters(), KEY)
-    assert both.warnings[0] == f"{tmp_path}/repo: of its splits 'train' is read, not 'validation'"
+    assert both.warnings[0] == "repo: of its splits 'train' is read, not 'validation'"
     assert len(both.test()) == 20
     other = FederatedData.open(
         federation(tmp_path, classes(**more, split="validation", test="repo")), Letters(), KEY
     )
-    assert other.warnings[0] == f"{tmp_path}/repo: of its splits 'validation' is read, not 'train'"
+    assert other.warnings[0] == "repo: of its splits 'validation' is read, not 'train'"
 
 
 def test_pairs_reach_the_tokenizer_as_pairs(tmp_path):

@@ -328,3 +328,19 @@ def test_a_test_loss_that_is_not_finite_is_told_and_the_run_goes_on(file, tmp_pa
     assert summary["rounds"] == 3
     assert ["test" in r for r in rounds(tmp_path / "run")] == [True, True, False, True]
     assert any(isinstance(e, Notice) and "round 2" in e.text for e in events)
+
+
+def test_what_is_worth_a_look_is_in_summary_and_report_and_not_in_the_adapter(tmp_path):
+    path = tiny_federation(tmp_path / "fed")
+    rows = (path.parent / "train.jsonl").read_text().splitlines()
+    (path.parent / "train.jsonl").write_text("\n".join([*rows, rows[0]]))
+    loaded = load_federation(path, ["federation.rounds=1"])
+    folder = RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
+    said = []
+    summary = simulate(loaded, folder, observer=said.append)
+    (notice,) = [n for n in summary["notices"] if "exact duplicate" in n]
+    assert f"(first train.jsonl:{len(rows) + 1}, of train.jsonl:1)" in notice
+    assert Notice(notice) in said
+    assert json.loads((folder.path / "summary.json").read_text())["notices"] == summary["notices"]
+    assert "exact duplicate" in (folder.path / "report.html").read_text()
+    assert not any(b"train.jsonl:" in p.read_bytes() for p in folder.adapter.iterdir())
