@@ -71,6 +71,9 @@ def messages_of(table: Table, row: int, settings: InstructionData) -> list[dict[
 def _turn(table: Table, row: int, layout: Layout, context: str) -> list[dict[str, Any]]:
     """Prompt and answer; what the instruction is about follows it after a blank line."""
     prompt, answer = layout.columns
+    asked, answered = table.value(prompt, row), table.value(answer, row)
+    if isinstance(asked, list) and isinstance(answered, list):  # messages on both sides
+        return _messages([*asked, *answered], ("role", "content"), f"{prompt}, {answer}", table.where(row))
     said = table.text(prompt, row)
     about = _optional(table, row, layout, context)
     if about is not None and (not isinstance(about, str) or about.strip()):
@@ -108,7 +111,13 @@ def _history(value: object, where: str) -> list[dict[str, Any]]:
 def _chat(table: Table, row: int, layout: Layout) -> list[dict[str, Any]]:
     column, where = layout.columns[0], table.where(row)
     value = _parsed(table.value(column, row), where, column)
-    keys = ("from", "value") if layout.kind == "sharegpt" else ("role", "content")
+    return _messages(
+        value, ("from", "value") if layout.kind == "sharegpt" else ("role", "content"), column, where
+    )
+
+
+def _messages(value: object, keys: tuple[str, str], column: str, where: str) -> list[dict[str, Any]]:
+    """A list of messages, at least one of them an answer that counts."""
     expected = f'a list of {{"{keys[0]}", "{keys[1]}"}} in column {column!r}'
     if not isinstance(value, list) or not value:
         raise DataError(
@@ -117,7 +126,7 @@ def _chat(table: Table, row: int, layout: Layout) -> list[dict[str, Any]]:
             got=f"{type(value).__name__} {value!r:.40}",
             hint="CSV cannot hold lists: use JSONL or Parquet.",
         )
-    messages = [_message(m, layout.kind == "sharegpt", expected, where, column) for m in value]
+    messages = [_message(m, keys[0] == "from", expected, where, column) for m in value]
     answers = [m for m in messages if m["role"] == "assistant"]
     if not answers:
         raise DataError(where, expected=f"an answer of the assistant in {column!r}", got="none")

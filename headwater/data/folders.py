@@ -79,7 +79,7 @@ def _sources(path: Path, split: str | None, default: str) -> Sources:
             str(path),
             expected=KNOWN,
             got="nothing there",
-            hint="Check data.path; it starts at the folder of the file that names it.",
+            hint="Check the path; in a federation file it starts at that file's folder.",
         )
     if path.is_file() or is_datasets_folder(path):
         return Sources((path,))

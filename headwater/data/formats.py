@@ -22,6 +22,8 @@ from headwater.errors import DataError
 
 CHUNK = 1024
 """Rows of a piece."""
+MOST_COLUMNS = 4096
+"""A file with more is refused: where every row has keys of its own, a table of them fills any memory."""
 
 
 def read_rows(path: Path, split: str | None = None, *, default: str = "train") -> Table:
@@ -126,7 +128,7 @@ def files_sha256(paths: Iterable[Path]) -> str:
 def _file_rows(
     source: Path, watch: Watch | None, problems: Problems
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    empty, rows = True, _read(source, watch)
+    empty, rows, columns = True, _read(source, watch), set[str]()
     while True:
         try:
             number, values = next(rows)
@@ -138,8 +140,21 @@ def _file_rows(
         empty = False
         if isinstance(values, DataError):
             problems.add(values)
-        else:
-            yield number, values
+            continue
+        if not columns.issuperset(values):
+            columns.update(values)
+            if len(columns) > MOST_COLUMNS:
+                where = f"{source}:{number}" if _unit(source) == "line" else f"{source} row {number}"
+                problems.add(
+                    DataError(
+                        where,
+                        expected=f"at most {MOST_COLUMNS} different columns in a file",
+                        got="more",
+                        hint="Give every row the same keys.",
+                    )
+                )
+                return
+        yield number, values
     if empty:
         problems.add(DataError(str(source), expected="at least one row", got="an empty file"))
 

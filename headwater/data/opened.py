@@ -82,7 +82,8 @@ def own_rows(loaded: LoadedFederation, settings: RowData, path: Path, name: str,
         DataError: as :func:`open_rows`.
     """
     problems = Problems()
-    found = _sources(loaded, str(path), settings.split, "train")
+    # the organiser's split, where the owner's data has splits
+    found = _sources(loaded, str(path), None, settings.split or "train")
     table = _read(found, settings, problems)
     problems.raise_any()
     splits = {name: _split(name, table, list(range(len(table))), settings, key)}
@@ -165,7 +166,7 @@ def _lacks(table: Table, row: int, settings: RowData, column: str | None, proble
             DataError(
                 str(table.files[file]),
                 expected=f"a column {name!r}",
-                got=f"the columns {', '.join(map(repr, there[:20]))}",
+                got=f"the columns {', '.join(f'{n!r:.60}' for n in there[:20])}",
                 hint="Name the right column in [data] of the federation file, or rename it in the data.",
             )
         )
@@ -184,7 +185,7 @@ def _read(found: Sources, settings: RowData, problems: Problems, *, partitioned:
     by_column = partitioned and isinstance(settings.partition, ColumnPartition)
     column = settings.partition.column if by_column else None  # type: ignore[union-attr]  # looked at above
     if len(table):  # else every row is a problem already
-        check_values(table, settings, problems, column)
+        problems.attempt(lambda: check_values(table, settings, problems, column))
     return table
 
 

@@ -59,7 +59,8 @@ class Table:
             DataError: it is not; says what columns exist.
         """
         if column != FILE_COLUMN and column not in self.columns:
-            names = ", ".join(repr(name) for name in self.columns)
+            names = ", ".join(f"{name!r:.60}" for name in list(self.columns)[:20])
+            names += f" and {len(self.columns) - 20} more" if len(self.columns) > 20 else ""
             raise DataError(
                 str(self.files[0] if len(self.files) == 1 else self.files[0].parent),
                 expected=f"a column {column!r}",

@@ -41,6 +41,7 @@ def said(row, **more):
         ({"messages": [Q, A]}, "messages"),
         ({"conversations": [Q, A]}, "messages"),
         ({"messages": json.dumps([Q, A])}, "messages"),
+        ({"prompt": [Q], "completion": [A]}, "columns"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "sharegpt"),
         ({"conversations": [{"from": "user", "value": "q"}, {"from": "chatgpt", "value": "a"}]}, "sharegpt"),
     ],

@@ -188,3 +188,22 @@ def test_sentences_do_not_flood(tmp_path):
     assert all(len(warning) < 400 for warning in warnings)
     assert "and 194 more" in warnings[0]
     assert json.dumps(warnings)
+
+
+def test_the_organisers_split_is_not_asked_of_an_owners_file(tmp_path):
+    path = write_jsonl(tmp_path / "own.jsonl", labelled(20, "x"))
+    loaded = federation(tmp_path, classes(split="validation"))
+    assert FederatedData.own(loaded, path, "x", Letters(), KEY).rows("x") == (18, 2)
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / "dir" / split / "a.jsonl", labelled(10 if split == "train" else 30, "x"))
+    assert sum(FederatedData.own(loaded, tmp_path / "dir", "x", Letters(), KEY).rows("x")) == 30
+
+
+def test_a_key_for_every_row_does_not_fill_the_memory(tmp_path):
+    rows = [{f"key {i}": "text"} for i in range(5000)]
+    path = write_jsonl(tmp_path / "data.jsonl", rows)
+    with pytest.raises(
+        DataError, match=r"data.jsonl:4097: expected at most 4096 different columns in a file, got more"
+    ):
+        FederatedData.open(federation(tmp_path, classes(partition={"kind": "files"})), Letters(), KEY)
+    path.unlink()
