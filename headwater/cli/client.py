@@ -84,7 +84,7 @@ def _init(options: argparse.Namespace) -> int:
             file.write(text)
     except FileExistsError:
         raise ConfigError(
-            str(path), expected="no such file yet", got="one", hint="It is not written over."
+            str(path), expected="the name of a new file", got="a file that exists", hint="Name another one."
         ) from None
     except OSError as error:
         raise StorageError(f"writing {path}", got=error.strerror or str(error)) from None

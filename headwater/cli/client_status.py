@@ -15,7 +15,7 @@ from typing import Any
 from headwater.config.agent import AgentSettings
 from headwater.errors import StorageError
 
-_DOING = {"query": "looks at model and data", "train": "trains", "evaluate": "evaluates"}
+_DOING = {"profile": "looks at model and data", "train": "trains", "evaluate": "evaluates"}
 _AT = 14
 """Column of what a line says."""
 
@@ -110,7 +110,11 @@ def _needs(settings: AgentSettings, content: dict[str, Any], running: bool) -> I
             f"the disk of {settings.state} is full, {free:,} bytes are free: nothing is trained, and what is "
             "shown here may be old\n-> Free space; the agent notices by itself."
         )
+    shown = set()
     for problem in read_problems(settings.state / "problems.json"):
+        if (problem.run, problem.code, problem.text) in shown:  # of another kind of task
+            continue
+        shown.add((problem.run, problem.code, problem.text))
         times = "" if problem.count == 1 else f", {problem.count} times, last {_clock(problem.last)}"
         first, *others = problem.text.splitlines() or [""]
         again = f" Tried again at {_clock(problem.again)}." if problem.again > time.time() else ""

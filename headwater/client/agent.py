@@ -22,10 +22,11 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Protocol
 
 from headwater import __version__
-from headwater.client.desk import Desk, OwnerStops
+from headwater.client.desk import Desk
 from headwater.client.keeper import Beats, Keeper, for_a_person, status_of
 from headwater.client.owner_log import OwnerLog, StatusFile
 from headwater.client.premises import absent, read_authority
+from headwater.client.task_clock import OwnerStops
 from headwater.client.worker import Worker, WorkerOptions
 from headwater.config.agent import AgentSettings
 from headwater.errors import ConfigError, ConnectionLost, DecodeError, HeadwaterError, Refused, StorageError
@@ -39,6 +40,8 @@ PAUSED_S = 5.0
 """Between two looks whether a day's cap still holds."""
 UNFIT = frozenset({400, 411, 413, 415, 422})
 """With these the server refuses a reply by its size or form: the same bytes will never do."""
+KINDS = {"query": "profile"}
+"""What a task is called to the owner, where Flower has another word."""
 FAREWELL_S = 3.0
 """How long the server may take to hear that the agent ends."""
 
@@ -166,7 +169,7 @@ class Agent:
             self._idle_s = min(self._longest_s, self._idle_s * 1.5)
             return
         self._idle_s = BUSY_S
-        self._status.task(delivery.kind)
+        self._status.task(KINDS.get(delivery.kind, delivery.kind))
         data = self._desk.answer(delivery.parts)
         self._undelivered = replace(delivery, parts={}), data
 
@@ -184,6 +187,7 @@ class Agent:
         waits for something. What the reply carried returns to the residual with the next task, which
         names the last update that was accepted, as after any other refusal.
         """
+        what = KINDS.get(delivery.kind, delivery.kind)
         self._desk.count(len(data))
         try:
             with self._guard:
@@ -197,11 +201,11 @@ class Agent:
             ):
                 self._undelivered = delivery, failure
                 return
-            self._say(f"{delivery.kind}: the server does not want the reply any more: {error}")
+            self._say(f"{what}: the server does not want the reply any more: {error}")
         except DecodeError as error:  # again would be the same for ever; the outbox has it if it is asked for
-            self._say(f"{delivery.kind}: what came back is no answer of a server's: {error}")
+            self._say(f"{what}: what the server answered to the reply cannot be read: {error}")
         else:
-            self._say(f"{delivery.kind}: answered, {len(data):,} bytes")
+            self._say(f"{what}: answered, {len(data):,} bytes")
         self._undelivered = None
         self._status.doing("idle")
 
@@ -281,9 +285,9 @@ def only_agent(state: Path) -> Iterator[None]:
             if time.monotonic() > ends:
                 raise StorageError(
                     f"state folder {state}",
-                    expected="one agent",
-                    got="another one that uses it",
-                    hint="End it, or give this one a state folder and keys of its own.",
+                    expected="no other agent that uses it",
+                    got="one that runs",
+                    hint="End that one, or give this one a state folder and keys of its own.",
                 )
             time.sleep(0.05)
         yield

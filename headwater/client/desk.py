@@ -18,6 +18,7 @@ from headwater.client.models import LocalModels
 from headwater.client.outbox import Outbox, request_digest
 from headwater.client.policy import Policy
 from headwater.client.setbacks import NotDone, Setbacks
+from headwater.client.task_clock import OwnerStops, TaskClock
 from headwater.client.usage import Usage
 from headwater.client.worker import WorkerDied
 from headwater.config.agent import AgentSettings
@@ -43,12 +44,6 @@ from headwater.protocol.messages import (
 
 LOOK_S = 5.0
 """Between two looks whether a problem is mended."""
-WORK_STEP_S = 10.0
-"""How much work may be forgotten if the agent is killed in the middle of it."""
-
-
-class OwnerStops(Exception):
-    """The agent is to end now."""
 
 
 class Works(Protocol):
@@ -119,7 +114,9 @@ class Desk:
         try:
             if set(parts) != {"envelope", "state"}:
                 raise DecodeError(
-                    "delivery", expected="parts envelope and state", got=str(sorted(parts))[:80]
+                    "message of the server",
+                    expected="the parts envelope and state",
+                    got=str(sorted(parts))[:80],
                 )
             envelope, state = parts["envelope"], parts["state"]
             request = decode_request(envelope, state)
@@ -154,7 +151,7 @@ class Desk:
         number = 0 if isinstance(reply, ClientProfile) else reply.round
         what = "profile" if isinstance(reply, ClientProfile) else f"round {number}"
         reason = f"the server refused the reply of {len(signed):,} bytes: {reason}"
-        self._say(f"run {reply.run}: {what}: {reason}; it is told so")
+        self._say(f"run {reply.run}: {what}: {reason}; the server is told so")
         refused = Failure(FailureCode.REPLY_REFUSED, (status, len(signed)))
         failure = encode_reply(ClientFailure.coded(self._name, number, refused, reply.run))
         return encode_signed(failure, self._sign(failure))
@@ -242,7 +239,8 @@ class Desk:
     ) -> bytes:
         """Have the worker answer. If it dies, once more; what it cannot do is a failure by name."""
         for last in (False, True):
-            clock = _Clock(self)
+            left_s, rule = self.policy.seconds_left(self.usage.today(self._now()), self._now())
+            clock = TaskClock(left_s, rule, self._should_stop, lambda seconds: self._add(work_s=seconds))
             try:
                 return self._worker.answer(joined, model, envelope, state, clock.tick)
             except WorkerDied as error:
@@ -293,29 +291,3 @@ class Desk:
             if not self._uncounted:
                 self._say(f"today's cost is counted in memory only, for it could not be written: {error}")
             self._uncounted = True
-
-
-class _Clock:
-    """Watches one task: counts its seconds, ends it when the owner's rule or the agent's end says so."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        usage, now = desk.usage.today(desk._now()), desk._now()
-        self._left, self._rule = desk.policy.seconds_left(usage, now)
-        self._started = self._counted = time.monotonic()
-
-    def tick(self) -> None:
-        """Called a few times a second."""
-        if self._desk._should_stop():
-            raise OwnerStops
-        now = time.monotonic()
-        if now - self._started > self._left:
-            raise NotDone(self._rule.failure, self._rule.text)
-        if now - self._counted >= WORK_STEP_S:
-            self.stop()
-
-    def stop(self) -> None:
-        """Count what is not counted yet."""
-        now = time.monotonic()
-        self._desk._add(work_s=now - self._counted)
-        self._counted = now

@@ -101,7 +101,7 @@ def train_two_steps(bench: Workbench, name: str, batch_size: int) -> int:
     if result.error is not None:
         raise result.error
     if result.delta is None:
-        raise TrainingError(f"method {name}", expected="an update", got="none")
+        raise TrainingError(f"method {name}", expected="an update of its two steps", got="none")
     return max(1, result.steps)
 
 

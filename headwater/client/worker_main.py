@@ -93,7 +93,9 @@ def _lock(state: Path) -> Iterator[None]:
             except OSError:
                 if time.monotonic() > ends:
                     raise StorageError(
-                        f"worker lock {path}", expected="one worker", got=f"another one for {LOCK_S:.0f} s"
+                        f"worker lock {path}",
+                        expected="no other worker",
+                        got=f"one that has not ended within {LOCK_S:.0f} s",
                     ) from None
                 time.sleep(0.05)
         yield

@@ -188,7 +188,10 @@ class FleetConnection:
         except Gone:
             return
         raise ConnectionLost(
-            self._server, expected="the reply taken", got="it changed its mind", hint="Reply again, later."
+            self._server,
+            expected="the server to take every part of the reply",
+            got="it asked for the same parts again",
+            hint="The agent replies again, later.",
         )
 
     def _send(self, run: int, session: str, object_id: str, content: bytes) -> None:

@@ -79,7 +79,8 @@ class Authority:
             if Authority.load(folder).certificate == self.certificate:
                 return
             raise StorageError(
-                f"authority in {folder}", expected="none yet", got="another one",
+                f"authority in {folder}", expected="a folder without an authority",
+                got="one with an authority",
                 hint="An authority is never written over: name another folder, or move it away.",
             )  # fmt: skip
         write_secret(folder / "ca.key", profile.key_pem(self.key))
@@ -106,7 +107,9 @@ class Authority:
         except (ValueError, UnsupportedAlgorithm) as error:
             raise StorageError(who, expected="a certificate in ca.pem", got="none", hint=_LOST) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or public != key.public_key():
-            raise StorageError(who, expected="ca.key and ca.pem of one authority", got="two", hint=_LOST)
+            raise StorageError(
+                who, expected="ca.key and ca.pem of one authority", got="those of two", hint=_LOST
+            )
         return Authority(certificate, key)
 
     def issue_server(self, names: Sequence[str], days: int = SERVER_DAYS) -> tuple[bytes, bytes]:

@@ -100,7 +100,7 @@ def pem_of_point(point: bytes, who: str) -> bytes:
         return pem_of_key(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point))
     except ValueError as error:
         raise DecodeError(
-            who, expected=f"a point of P-384 in {POINT_BYTES} bytes", got="something else",
+            who, expected=f"a point of P-384 in {POINT_BYTES} bytes", got="other bytes",
             hint="Enrol with new keys.",
         ) from error  # fmt: skip
 

@@ -705,7 +705,7 @@ def test_one_agent_for_a_folder(tmp_path, monkeypatch):
         assert is_running(tmp_path / "s")
         moments = iter([0.0, 1.0, 9.0])
         monkeypatch.setattr("headwater.client.agent.time.monotonic", lambda: next(moments))
-        with pytest.raises(StorageError, match="another one that uses it"), only_agent(tmp_path / "s"):
+        with pytest.raises(StorageError, match="got one that runs"), only_agent(tmp_path / "s"):
             pass
     assert not is_running(tmp_path / "s")
 

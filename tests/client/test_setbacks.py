@@ -188,7 +188,7 @@ def test_all_bad_rows_stand_in_the_status_until_mended(home):
     home.edit()
     home.recheck()
     assert home.needs() == []
-    assert home.log[-1].startswith(f"run {RUN}: profile: mended: 3 rows cannot be used")
+    assert home.log[-1].startswith(f"run {RUN}: profile: mended: 3 rows")
 
 
 def test_a_change_that_mends_nothing_shows_what_is_wrong_now(home):
@@ -222,7 +222,7 @@ def test_the_log_names_the_rows_once_and_then_how_often(home):
     assert "ann.jsonl:9" in refused[0]
     assert "refused as before, 2 times since" in refused[1]
     assert "refused as before, 3 times since" in refused[2]
-    assert all("3 rows cannot be used" in line for line in refused)
+    assert all(": 3 rows" in line for line in refused)
 
 
 def test_a_rule_of_the_owner_is_a_problem_until_the_rule_changes(tmp_path):

@@ -322,7 +322,7 @@ def test_missing_or_damaged(folder, name, damage):
 
 def test_key_and_certificate_of_two_authorities(folder):
     (folder / "ca.pem").write_bytes(Authority.create("ours").certificate_pem)
-    with pytest.raises(StorageError, match=r"one authority.*got two"):
+    with pytest.raises(StorageError, match=r"one authority.*got those of two"):
         Authority.load(folder)
 
 
