@@ -8,9 +8,13 @@ import shlex
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headwater.config.daemon import split_address
 from headwater.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headwater.config import LoadedFederation
 
 _STARTS_AGAIN = "A daemon that is running takes it when it starts again."
 
@@ -57,9 +61,9 @@ def _init(options: argparse.Namespace) -> int:
     from headwater.privacy.certificates import describe
     from headwater.server.workspace import Workspace
 
-    text = None
+    text, loaded = None, None
     if options.federation is not None:
-        load_federation(options.federation)
+        loaded = load_federation(options.federation)
         text = options.federation.read_text(encoding="utf-8")
     names = options.names.split(",") if options.names else _own_names(options.listen)
     workspace = Workspace.init(
@@ -80,6 +84,8 @@ def _init(options: argparse.Namespace) -> int:
     print(f"Owners need {secrets.folder / 'ca.pem'}, which is not secret, and its SHA-256 to compare.")
     if not options.names:
         print(f"Agents must reach this server as {' or '.join(listen.names)}; for others give --names.")
+    if loaded is not None:
+        _tell_moved(loaded, options.folder)
     print("\nStart the server:")
     print(f"  headwater server run {folder}")
     print("An owner enrols a device, with ca.pem beside agent.toml, and you accept the line it prints:")
@@ -174,6 +180,20 @@ def _renew(options: argparse.Namespace) -> int:
         print(secrets.renew_server(names))
         print(f"Agents go on as before. {_STARTS_AGAIN}")
     return 0
+
+
+def _tell_moved(loaded: LoadedFederation, folder: Path) -> None:
+    """Which relative paths of a federation file that was copied to ``folder`` lead nowhere from there."""
+    settings = loaded.settings
+    paths = {} if settings.model.kind == "vector" else {"model.path": settings.model.path}
+    if settings.data.kind != "none" and settings.data.test is not None:
+        paths["data.test"] = settings.data.test
+    for key, path in paths.items():
+        if loaded.path(path).exists() and not (folder.resolve() / Path(path).expanduser()).exists():
+            print(
+                f"Relative paths start at {folder} now: {key} {path!r} is not there, but at {loaded.path(path)}."
+            )
+            print(f"  Put it into {folder}, or write the whole path into {folder / 'federation.toml'}.")
 
 
 def _own_names(listen: str | None) -> list[str]:

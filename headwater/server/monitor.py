@@ -150,6 +150,11 @@ class Monitor:
             text = f"run {tally.name or run}: {state}" + (f": {reason}" if reason else "")
             self._ring.add("error" if state == "failed" else "run", run, text, state=state)
 
+    def run_told(self, run: str, told: str) -> None:
+        """The organiser has asked something of a run."""
+        with self._lock:
+            self._ring.add("run", run, f"run {self._run(run).name or run}: {told}")
+
     def run_changed(self, run: str, *, rounds: int, told: str) -> None:
         """The organiser changed settings: ``told`` says which, and from when on."""
         with self._lock:

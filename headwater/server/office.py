@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from headwater.config import LoadedFederation
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, HeadwaterError
 from headwater.privacy.enrolment import read_request
 from headwater.protocol.control import AdapterRow, ClientRow, RunRow, RunState, Status, WatchEvent
 from headwater.server.evaluation import metric_name
@@ -63,7 +63,10 @@ class Office:
         if row.state in (*ENDED, "failed") or not self._book.has(row.run):
             return row
         entry = self._book.get(row.run)
-        settings = self._book.settings(entry)
+        try:
+            settings = self._book.settings(entry)
+        except HeadwaterError:  # a damaged run folder, which the log has since the daemon's start
+            return replace(row, note=tell_wish(entry.wish, row))
         return replace(row, note=tell_wish(entry.wish, row), warnings=tell_unmet(settings, row, enrolled))
 
     def watch(  # noqa: D102
@@ -121,7 +124,7 @@ class Office:
             self._book.wish_end(entry.run, wish)
             job.wish(wish)
             told = tell_wish(wish, self._monitor_row(entry.run))
-            self._monitor.notice(f"asked by the organiser: the run {told}", run=entry.run)
+            self._monitor.run_told(entry.run, f"{told}, as the organiser asks")
         return self._row(entry.run)
 
     def _name_others(self, run: str, states: Collection[RunState]) -> str:

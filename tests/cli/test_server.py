@@ -96,6 +96,7 @@ def test_init_takes_a_federation_and_a_plain_machine_s_name(tmp_path):
     assert done.code == 0
     assert (tmp_path / "fl/federation.toml").read_bytes() == file.read_bytes()
     assert "for others give --names" in done.out
+    assert "model.path 'bert' is not there, but at" in done.out  # it is relative to another folder now
 
 
 @pytest.mark.parametrize(

@@ -449,3 +449,27 @@ def test_times_that_no_rules_have_are_refused_and_change_nothing(times):
     fold(machine, "ann")
     assert machine.receive(c.Tick(99.0)) == []
     assert machine.receive(c.Tick(100.0))
+
+
+@given(
+    first=st.floats(1, 1000),
+    second=st.floats(1, 1000),
+    at=st.floats(0, 900),
+    step=st.sampled_from([1.0, 7.5]),
+)
+def test_a_round_whose_deadline_was_changed_ends_as_if_it_had_always_been_so(first, second, at, step):
+    """At the first look after the new deadline, or at once where that has passed."""
+    machine = c.Coordinator(1, retry_s=60.0, deadline_s=first)
+    begin(machine)
+    fold(machine, "ann")
+    now = 0.0
+    while now + step <= min(at, first - 1e-6):
+        now += step
+        assert machine.receive(c.Tick(now)) == []
+    machine.retime(deadline_s=second, retry_s=60.0)
+    while now + step < second:
+        now += step
+        assert machine.receive(c.Tick(now)) == []
+    (close,) = machine.receive(c.Tick(now + step))
+    assert isinstance(close, c.Close)
+    assert close.accepted == ("ann",)

@@ -287,3 +287,10 @@ def test_a_run_that_fails_as_it_begins_is_shown_with_the_round_of_its_checkpoint
         again._restore(again._book.get(run))
         (row,) = again._office.status().runs
         assert (row.state if state != "running" else "running", row.round, row.rounds) == (state, 26, 200)
+
+
+def test_a_damaged_run_folder_does_not_hide_the_others(site):
+    other = site.office.submit(FEDERATION, site.folder).run
+    (site.folder / "runs" / site.run / "federation.toml").write_text("no toml [")
+    site.open()
+    assert [row.run for row in site.office.status().runs] == [site.run, other]
