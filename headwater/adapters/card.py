@@ -43,6 +43,7 @@ def loading_code(notes: Mapping[str, Any]) -> str:
     One text at a time, read as in training: nothing is padded, so nothing depends on padding.
     """
     kind = notes["kind"]
+    types = ", token_type_ids=types" if notes.get("token_types") else ""
     lines = [
         "import torch",
         f"from transformers import {_imports(notes)}",
@@ -56,7 +57,7 @@ def loading_code(notes: Mapping[str, Any]) -> str:
         "tokens = torch.tensor([ids])",
         "mask = torch.ones_like(tokens)",
         "with torch.no_grad():",
-        "    out = model(input_ids=tokens, attention_mask=mask)",
+        f"    out = model(input_ids=tokens, attention_mask=mask{types})",
     ]
     if kind == "encoder":
         lines += [
@@ -116,6 +117,13 @@ def _tokens(notes: Mapping[str, Any]) -> list[str]:
     rows = notes.get("rows") or {}
     if notes["kind"] != "causal-lm":
         cut = f", truncation=True, max_length={rows['data']['max_tokens']}" if rows else ""
+        if notes.get("token_types"):
+            return [
+                "# of a pair: both texts, one after the other",
+                f'row = tokenizer("a text"{cut}, split_special_tokens=True)',
+                'ids = row["input_ids"]',
+                'types = torch.tensor([row["token_type_ids"]])',
+            ]
         return [f'ids = tokenizer("a text"{cut}, split_special_tokens=True)["input_ids"]']
     if not notes["chat"]:
         begins = f"{rows['begins']} + " if rows.get("begins") else ""

@@ -102,6 +102,7 @@ def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object])
         "ends": ends_of(model.base.model, model.base.tokenizer, model.reading)
         if model.language_model
         else None,
+        "token_types": model.network.separator is not None,
         "read_at_last_token": model.network.kind == "sequence-classification" and decoder,
         "card": dict(card),
     }
