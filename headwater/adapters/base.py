@@ -37,6 +37,8 @@ _CLASSES = {
     "causal-lm": AutoModelForCausalLM,
 }
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
+_PER_LAYER = ("layer_types", "mlp_layer_types", "attention_window", "attention_layers")
+"""Settings of a configuration that have an entry for each layer."""
 _BUFFERS = ("inv_freq", "position_ids", "masked_bias", "attn.bias", "attention.bias")
 """Ends of names that older files hold beside their weights: computed, not learned."""
 
@@ -134,7 +136,7 @@ def load_base(
             raise ModelError(
                 who,
                 expected=f"a model that {_CLASSES[settings.kind].__name__} loads",
-                got=f"{type(error).__name__}: {_first_lines(error)}",
+                got=heard.mismatches() or f"{type(error).__name__}: {_first_lines(error)}",
                 hint=_other_kind(where, settings),
             ) from error
     model.config._name_or_path = model.name_or_path = settings.path
@@ -165,8 +167,9 @@ def _configuration(where: Path, settings: PretrainedSettings, tokenizer: TextTok
                 "model.layers", expected=f"at most {config.num_hidden_layers}", got=str(settings.layers)
             )
         config.num_hidden_layers = settings.layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: settings.layers]
+        for name in _PER_LAYER:
+            if isinstance(listed := vars(config).get(name), list):
+                setattr(config, name, listed[: settings.layers])
     for name, value in config.to_dict().items():
         # A frozen base regularises nothing by dropping units; off, the same bits come out in training
         # and evaluation mode, and checkpointing (which needs training mode) changes no result.

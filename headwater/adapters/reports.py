@@ -47,10 +47,17 @@ class Heard:
 
     Attributes:
         notices: what the user should know, one sentence each.
+        said: what was logged so far, unjudged.
     """
 
     def __init__(self) -> None:
         self.notices: list[str] = []
+        self.said: list[str] = []
+
+    def mismatches(self) -> str:
+        """The lines of a loading report about tensors of another shape, to which errors only point."""
+        lines = (line for message in self.said for line in message.splitlines() if "MISMATCH" in line)
+        return "; ".join(" ".join(re.sub(r"\x1b\[[0-9;]*m|\|", " ", line).split()) for line in lines)[:300]
 
 
 @contextlib.contextmanager
@@ -66,11 +73,11 @@ def listening(who: str, accept: Sequence[str] = ()) -> Iterator[Heard]:
     Raises:
         ModelError: a warning that is neither in :data:`HANDLED` nor accepted.
     """
-    heard, said = Heard(), list[str]()
+    heard = Heard()
 
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            heard.said.append(record.getMessage())
 
     log = logging.getLogger("transformers")
     handlers, propagate, level = log.handlers[:], log.propagate, log.level
@@ -90,7 +97,7 @@ def listening(who: str, accept: Sequence[str] = ()) -> Iterator[Heard]:
         if bars:
             transformers_logging.enable_progress_bar()
     passed_over = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
-    said += [str(w.message) for w in caught if not issubclass(w.category, passed_over)]
+    said = heard.said + [str(w.message) for w in caught if not issubclass(w.category, passed_over)]
     for message in dict.fromkeys(said):
         heard.notices += _judge(message, who, accept)
 

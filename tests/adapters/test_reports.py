@@ -112,6 +112,8 @@ def test_a_body_of_another_shape_is_no_fresh_head(tmp_path):
     settings = SequenceClassificationModel(kind="sequence-classification", path="bert")
     with pytest.raises(ModelError, match=r"of another shape, such as bert\.embeddings\.word_embeddings"):
         load_base(settings, tmp_path, labels=("a", "b"))
+    with pytest.raises(ModelError, match=r"got embeddings\.word_embeddings\.weight MISMATCH .*\[14\d, 32\]"):
+        load_base(EncoderModel(kind="encoder", path="bert"), tmp_path, labels=("a", "b"))
 
 
 def test_adapter_files_in_the_folder_are_not_loaded(tmp_path):
