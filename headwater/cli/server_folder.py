@@ -190,9 +190,8 @@ def _tell_moved(loaded: LoadedFederation, folder: Path) -> None:
         paths["data.test"] = settings.data.test
     for key, path in paths.items():
         if loaded.path(path).exists() and not (folder.resolve() / Path(path).expanduser()).exists():
-            print(
-                f"Relative paths start at {folder} now: {key} {path!r} is not there, but at {loaded.path(path)}."
-            )
+            there = loaded.path(path)
+            print(f"Relative paths start at {folder} now: {key} {path!r} is not there, but at {there}.")
             print(f"  Put it into {folder}, or write the whole path into {folder / 'federation.toml'}.")
 
 

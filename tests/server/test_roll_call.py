@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from headwater.config import load_federation
 from headwater.errors import DecodeError
 from headwater.protocol.messages import ClientProfile, ProfileRequest
 from headwater.server import roll_call
@@ -16,6 +17,22 @@ from headwater.server.members import AWAY_S
 from headwater.server.roll_call import RollCall, save_profiles
 from headwater.server.watch import Watch
 
+FEDERATION = """
+[federation]
+name = "t"
+rounds = 1
+[model]
+kind = "vector"
+size = 10
+[data]
+kind = "none"
+clients = 2
+examples = 3
+[training]
+kind = "noop"
+[cohort]
+deadline_s = 3600.0
+"""
 NAMES = ("ann", "ben", "cleo", "dora")
 
 
@@ -132,3 +149,18 @@ def test_after_a_restart_whoever_took_part_is_asked_though_it_is_not_back_yet(si
     asked, absent = who_is_asked(site, {"ann", "ben"})
     assert asked == ["ann", "ben"]
     assert absent == {"cleo": "not asked: offline"}
+
+
+def test_how_long_an_evaluation_is_waited_for_is_what_the_organiser_says_now(site, tmp_path):
+    def federation(*changes):
+        file = tmp_path / "f.toml"
+        file.write_text(FEDERATION)
+        return load_federation(file, changes).settings
+
+    now = [federation()]
+    measurement = Measurement(
+        federation(), "run-1", None, None, None, site.watch, lasting=True, live=lambda: now[0]
+    )
+    assert measurement._deadline_s() == 3600.0  # the round's, where it has none of its own
+    now[0] = federation("evaluation.deadline_s=20")
+    assert measurement._deadline_s() == 20.0
