@@ -34,6 +34,7 @@ def lines(settings: AgentSettings, now: datetime) -> Iterator[tuple[str, str]]:
     """Key and text of each line."""
     from headwater.client.agent import is_running
     from headwater.client.joined import JoinedRuns
+    from headwater.client.room import SLACK_BYTES, free_bytes
     from headwater.client.usage import Usage
     from headwater.client.waits import waits
 
@@ -45,11 +46,12 @@ def lines(settings: AgentSettings, now: datetime) -> Iterator[tuple[str, str]]:
     running = is_running(state)
     yield "name", f"{settings.file.name} -> {content['server']}"
     yield "agent", f"running, process {content['pid']}" if running else "not running"
-    yield "connection", _connection(content) if running else "none"
+    old = _as_of(settings) if running and free_bytes(state) < SLACK_BYTES else ""
+    yield "connection", _connection(content) + old if running else "none"
     yield "last contact", "never" if content.get("contact") is None else _ago(content["contact"])
     today = Usage(state / "usage.json").today(now)
     waiting = waits(settings, today, now)
-    yield "doing", _doing(content, waiting) if running else "nothing"
+    yield "doing", _doing(content, waiting, policy.metered) + old if running else "nothing"
     for text in waiting:
         yield "waits", text
     for text in _needs(settings, content, running):
@@ -87,13 +89,14 @@ def _connection(content: dict[str, Any]) -> str:
     return f"{content['state']}; tries again at {_clock(again)}" if again else str(content["state"])
 
 
-def _doing(content: dict[str, Any], waiting: list[str]) -> str:
+def _doing(content: dict[str, Any], waiting: list[str], metered: bool) -> str:
     task = content.get("task")
     doing = _DOING.get(content["doing"], str(content["doing"]))
     if doing != "idle" or waiting or content.get("again"):
         return doing
     last = "it has not asked for anything yet" if task is None else f"its last task came {_ago(task)}"
-    return f"idle: waits for a task of the server; {last}"
+    asks = ", and asks every 30 s only, for the link is metered" if metered else ""
+    return f"idle: waits for a task of the server{asks}; {last}"
 
 
 def _needs(settings: AgentSettings, content: dict[str, Any], running: bool) -> Iterator[str]:
@@ -121,6 +124,14 @@ def _needs(settings: AgentSettings, content: dict[str, Any], running: bool) -> I
         what = f"run {problem.run}, {problem.kind}" if problem.run else "a message of the server"
         head = f"since {_clock(problem.since)}{times}: {what}: {first}"
         yield "\n".join([head, *others, f"-> {problem.advice}{again}"])
+
+
+def _as_of(settings: AgentSettings) -> str:
+    """When the agent could last write what it does."""
+    try:
+        return f" (as of {_clock((settings.state / 'status.json').stat().st_mtime)})"
+    except OSError:
+        return ""
 
 
 def _clock(moment: float) -> str:

@@ -256,6 +256,11 @@ class Desk:
         """Keep what must be kept of the worker's reply, before it leaves."""
         reply = decode_reply(data, max_bytes=len(data))
         if isinstance(reply, ClientProfile):
+            if joined.examples not in (None, reply.train_examples):
+                self._say(
+                    f"run {request.run}: your data has {reply.train_examples} examples now, "
+                    f"{joined.examples} before: the server counts on the new number from the next round on"
+                )
             joined = self.runs.learn(joined, reply.train_examples)
             usage, now = self.usage.today(self._now()), self._now()
             refusal = self.policy.check(request, joined.settings, usage, now, examples=joined.examples)

@@ -13,6 +13,8 @@ from headwater.protocol.messages import TrainRequest
 
 SLACK_BYTES = 1 << 20
 """For what is small: counters, status, log, names of tensors."""
+_FILES = 8
+"""So many new ones a training and its agent make at most at one time."""
 _VALUE_BYTES = {"dense-fp32.v1": 4, "dense-bf16.v1": 2}
 """Of a state that travels dense: how many bytes a value has."""
 
@@ -33,7 +35,8 @@ def require_room(request: TrainRequest, state: Path) -> None:
             f"state folder {state}",
             expected=f"room for {needed:,} bytes, which a training of this run must keep",
             got=f"{free:,} bytes free",
-            hint="Free space on this disk: the agent notices by itself.",
+            hint="Free space on this disk, or remove files where no more can be made (df -i): the agent "
+            "notices by itself.",
         )
         raise coded(error, FailureCode.DISK_FULL, needed, free)
 
@@ -54,10 +57,15 @@ def needed_bytes(request: TrainRequest, state: Path) -> int:
 
 
 def free_bytes(folder: Path) -> int:
-    """What this process may still write on the disk of ``folder``, or of the nearest folder above it."""
+    """What this process may still write on the disk of ``folder``, or of the nearest folder above it.
+
+    A file system on which no more files can be made has none, whatever else is free.
+    """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     found = os.statvfs(folder)
+    if found.f_files and found.f_favail < _FILES:  # some file systems do not count files: 0 of 0
+        return 0
     return found.f_bavail * found.f_frsize
 
 

@@ -109,7 +109,8 @@ class Setbacks:
             times = f"as before, {problem.count} times since {since}"
             self._say(f"{describe(request)}: refused {times}: {first_line(problem.text)}{later}")
         else:
-            self._say(f"{describe(request)}: refused: {problem.text}{later}")
+            text = problem.text.rstrip(".") if later else problem.text
+            self._say(f"{describe(request)}: refused: {text}{later}")
         self._said[key] = problem.text
 
     def done(self, request: Request, runs: list[str]) -> None:
@@ -131,7 +132,8 @@ class Setbacks:
         if pause is not None:
             seconds = math.ceil(pause.until - self._clock())
             code = pause.code.name.lower()
-            text = f"failed {pause.failures} times with {code}: tried again in {seconds:,} s"
+            times = "once" if pause.failures == 1 else f"{pause.failures} times"
+            text = f"it failed {times} with {code} and is tried again in {seconds:,} s"
             raise NotDone(Failure(FailureCode.TRIES_LATER, (pause.code, seconds)), text)
 
     def require_room(self, request: TrainRequest) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -395,6 +395,21 @@ def test_what_a_training_keeps_is_no_more_than_was_asked_for(tmp_path, codec):
         assert sum(written) + before - SLACK_BYTES <= 3 * needed, "and not many times that"
 
 
+@pytest.mark.parametrize(
+    ("files", "left", "free"), [(0, 0, 4096 * 9), (100, 50, 4096 * 9), (100, 3, 0), (100, 0, 0)]
+)
+def test_a_disk_without_room_for_files_is_full(tmp_path, monkeypatch, files, left, free):
+    @dataclass
+    class Found:
+        f_files: int = files
+        f_favail: int = left
+        f_bavail: int = 9
+        f_frsize: int = 4096
+
+    monkeypatch.setattr(room.os, "statvfs", lambda folder: Found())
+    assert room.free_bytes(tmp_path / "not" / "there" / "yet") == free
+
+
 def test_a_full_disk_is_shown_although_nothing_can_be_written_down(home, monkeypatch):
     disk(monkeypatch, [17])
     assert any("is full, 17 bytes are free" in text for text in home.needs())
@@ -407,3 +422,25 @@ def test_a_code_for_the_organiser_is_no_problem_of_the_owner(home):
         assert home.code(replace(TRAIN, round=number)) is FailureCode.NEEDS_FULL_STATE
     assert home.code(evaluation_of(TRAIN)) is FailureCode.NEEDS_FULL_STATE
     assert home.needs() == []
+
+
+def test_idle_says_what_it_waits_for_on_every_link(home, monkeypatch):
+    monkeypatch.setattr("headwater.client.agent.is_running", lambda state: True)
+    assert "idle: waits for a task of the server; it has not asked" in dict(home.status())["doing"]
+    home.start({"metered": True, "max_mb_per_day": 5})
+    assert "asks every 30 s only" in dict(home.status())["doing"]
+
+
+def test_a_full_disk_dates_what_the_agent_could_last_write(home, monkeypatch):
+    monkeypatch.setattr("headwater.client.agent.is_running", lambda state: True)
+    disk(monkeypatch, [0])
+    shown = dict(home.status())
+    assert "(as of 20" in shown["doing"]
+    assert "(as of 20" in shown["connection"]
+
+
+def test_other_numbers_of_examples_are_told(home):
+    home.ask(PROFILE)
+    home.desk.runs.learn(home.desk.runs.get(RUN), 9)
+    home.ask(PROFILE)
+    assert f"run {RUN}: your data has 7 examples now, 9 before" in home.log[-1]
