@@ -112,19 +112,25 @@ def _loading(notes: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _pairs(notes: Mapping[str, Any]) -> bool:
+    """Whether a row is a pair of texts."""
+    return bool(notes.get("rows") and notes["rows"]["data"].get("text_pair"))
+
+
 def _tokens(notes: Mapping[str, Any]) -> list[str]:
     """Lines that make ``ids`` of a text, as training made them."""
     rows = notes.get("rows") or {}
     if notes["kind"] != "causal-lm":
         cut = f", truncation=True, max_length={rows['data']['max_tokens']}" if rows else ""
+        texts = '"a text", "and its pair"' if _pairs(notes) else '"a text"'
         if notes.get("token_types"):
             return [
-                "# of a pair: both texts, one after the other",
-                f'row = tokenizer("a text"{cut}, split_special_tokens=True)',
+                *([] if _pairs(notes) else ["# of a pair: both texts, one after the other"]),
+                f"row = tokenizer({texts}{cut}, split_special_tokens=True)",
                 'ids = row["input_ids"]',
                 'types = torch.tensor([row["token_type_ids"]])',
             ]
-        return [f'ids = tokenizer("a text"{cut}, split_special_tokens=True)["input_ids"]']
+        return [f'ids = tokenizer({texts}{cut}, split_special_tokens=True)["input_ids"]']
     if not notes["chat"]:
         begins = f"{rows['begins']} + " if rows.get("begins") else ""
         return [

@@ -136,6 +136,13 @@ class Predictor:
             ModelError: the adapter is of a causal model.
             DataError: a text without a token.
         """
+        if self.reading is not None and getattr(self.reading.data, "text_pair", None) is not None:
+            raise DataError(
+                "texts",
+                expected="pairs of texts, which the adapter was trained on",
+                got="texts alone",
+                hint="Give a file of rows: --file.",
+            )
         most = self.max_tokens if max_tokens is None else min(max_tokens, self.room or max_tokens)
         rows = []
         for number, text in enumerate(texts, start=1):

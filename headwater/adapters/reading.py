@@ -80,18 +80,25 @@ class Reading:
         try:
             data = _SETTINGS.validate_json(json.dumps({**_ELSEWHERE, **notes["data"]}))
             found = Reading(data, int(notes["batch_size"]), Key(bytes.fromhex(notes["test_key"])))
-            again = found.notes(tokenizer).get("chat")
-            if again != notes.get("chat"):
+            was, now = (_turns(n.get("chat")) for n in (notes, found.notes(tokenizer)))
+            if was != now:
                 raise ModelError(
                     who,
-                    expected=f"the chat template's turns as in training: {notes.get('chat')}",
-                    got=f"{again}",
+                    expected=f"the chat template's turns as in training: {was}",
+                    got=f"{now}",
                     hint="Use the version of Headwater that trained the adapter, or train again.",
                 )
         except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
             got = f"{type(error).__name__}: {error}"
             raise ModelError(who, expected="settings of rows in headwater.json", got=got[:300]) from error
         return found
+
+
+def _turns(chat: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What of a chat's notes must be as in training; how its date is fixed may be said in other words."""
+    if chat is None:
+        return None
+    return {key: chat[key] for key in ("template_sha256", "template_arguments", "ends")}
 
 
 def ends_of(model: PreTrainedModel, tokenizer: TextTokenizer, reading: Reading | None) -> list[int]:

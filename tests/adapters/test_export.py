@@ -22,6 +22,7 @@ from headwater.adapters.export import export, export_vector
 from headwater.adapters.predict import Predictor
 from headwater.errors import ModelError, SpecMismatch, StorageError
 from headwater.state import AdapterState, StateSpec, TensorSpec
+from tests.adapters.test_segments import paired
 from tests.support import federations
 from tests.support.chat_templates import TEMPLATES, chat_tokenizer
 from tests.support.tiny_models import tiny_llama
@@ -116,6 +117,20 @@ def predicted(predictor, text):
     tokens = torch.tensor([row])
     with torch.no_grad():
         return predictor.network(tokens, torch.ones_like(tokens))
+
+
+def test_a_pairs_readme_gives_both_texts_and_their_types(tmp_path):
+    paired(tmp_path / "bert")
+    labels = {"kind": "classification", "labels": federations.LABELS}
+    data = {**labels, "path": "x", "partition": IID, "text_pair": "other", "max_tokens": 20}
+    model, state = build(tmp_path, "sequence-classification", "bert", "lora", data=data)
+    export(model, state, tmp_path / "out", card={})
+    (logits,) = ran([tmp_path / "out"], tmp_path, ["good movie"])[str(tmp_path / "out")]
+    row = torch.tensor([model.base.tokenizer.encode("good movie", 20, "and its pair")])
+    with torch.no_grad():
+        expected = Predictor.open(tmp_path / "out").network(row, torch.ones_like(row))
+    torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-5, atol=1e-5)
+    assert "token_type_ids" in (tmp_path / "out" / "README.md").read_text()
 
 
 def require_same(folders, tmp_path, texts):

@@ -10,12 +10,13 @@ import tomli_w
 from headwater.adapters.predict import Predictor
 from headwater.data.opened import rows_of
 from headwater.training.score import reading_of, score
+from tests.adapters.test_segments import paired
 from tests.support.command import headwater
 from tests.support.federations import adapter
 from tests.support.runs import run, write_jsonl
 from tests.support.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
 
-BASES = {"bert": tiny_bert, "llama": tiny_llama, "gpt2": tiny_gpt2}
+BASES = {"bert": tiny_bert, "llama": tiny_llama, "gpt2": tiny_gpt2, "paired": paired}
 LABELS = ["bad", "good"]
 
 
@@ -66,11 +67,36 @@ TASKS = {
         chats,
     ),
 }
+
+
+def pairs(count, shift):
+    return [
+        {"first": f"the movie {i}", "second": LABELS[(i + shift) % 2], "label": LABELS[(i + shift) % 2]}
+        for i in range(count)
+    ]
+
+
+TASKS["pairs"] = (
+    "encoder",
+    {
+        "kind": "classification",
+        "labels": LABELS,
+        "text": "first",
+        "text_pair": "second",
+        "max_tokens": 12,
+    },
+    pairs,
+)
 CASES = [
     (task, base, kind)
     for task, base in [("encoder", "bert"), ("classifier", "bert"), ("running", "llama"), ("chat", "llama")]
     for kind in ("lora", "prompt", "prefix", "ia3")
-] + [("classifier", "llama", "lora"), ("classifier", "llama", "prefix"), ("running", "gpt2", "lora")]
+] + [
+    ("pairs", "paired", "lora"),
+    ("classifier", "llama", "lora"),
+    ("classifier", "llama", "prefix"),
+    ("running", "gpt2", "lora"),
+]
 
 
 def federation(folder, task, base, kind):
@@ -82,7 +108,7 @@ def federation(folder, task, base, kind):
     content = {
         "federation": {"name": "law", "rounds": 1, "seed": 3},
         "model": {"kind": model, "path": base},
-        "adapter": adapter(kind, base),
+        "adapter": adapter(kind, "bert" if base == "paired" else base),
         "data": {
             **data,
             "path": "train.jsonl",
@@ -121,3 +147,12 @@ def test_the_command_prints_it(tmp_path):
     found = json.loads(headwater("predict", adapter, "--file", test, "--metric", "--json").out)
     assert found["perplexity"] == pytest.approx(summary["metric"]["best"], rel=1e-6)
     assert found["examples"] == 9
+
+
+def test_texts_alone_are_no_pairs(tmp_path):
+    run(federation(tmp_path / "fed", "pairs", "paired", "lora"), tmp_path / "run")
+    done = headwater("predict", tmp_path / "run" / "adapter", "a text alone")
+    assert done.code == 3
+    assert "pairs of texts" in done.error
+    rows = headwater("predict", tmp_path / "run" / "adapter", "--file", tmp_path / "fed" / "test.jsonl")
+    assert len(rows.out.splitlines()) == 17, rows.err
