@@ -126,7 +126,7 @@ def _files(options: argparse.Namespace) -> Checked:
     if isinstance(settings, ClassificationData) and settings.labels == UNKNOWN:
         names = sorted({label for owner in survey.owners.values() for label in owner.labels})
         settings = settings.model_copy(update={"labels": tuple(names) or UNKNOWN})
-    if options.model is not None and settings is not None:
+    if options.model is not None and settings is not None and survey.rows:
         from headwater.cli.data_tokens import count_rows
 
         with _watched(found, "tokens") as watch:

@@ -17,7 +17,7 @@ from headwater.cli.fitting import FittingTable
 from headwater.config.federation import ClassificationData
 from headwater.data.layouts import RowData
 from headwater.data.problems import Problems
-from headwater.data.remarks import unread_columns
+from headwater.data.remarks import contradictions, duplicates, rows_of, unread_columns
 from headwater.data.survey import Owner, SampleRow, Spans, Survey, percentiles
 from headwater.server.report_text import plain, visible
 
@@ -56,12 +56,14 @@ class Checked:
             return self.warnings
         found = []
         for layout, files in self.survey.layouts.items():
-            found.append(f"{len(files)} of {self.files} files: recognised as {layout}")
-        found += unread_columns(self.survey.unread, "the data")
-        count, first = self.survey.duplicates
-        if count:
-            rows = "1 row is an exact duplicate" if count == 1 else f"{count:,} rows are exact duplicates"
-            found.append(f"{rows} of another (first {first})")
+            which = "" if self.files == 1 else f"{len(files)} of {self.files} files: "
+            found.append(f"{which}recognised as {layout}")
+        if self.survey.rows:
+            found += unread_columns(self.survey.unread, "the data")
+        if self.survey.duplicates[0]:
+            found.append(duplicates(*self.survey.duplicates))
+        if self.survey.contradictions[0]:
+            found.append(contradictions(*self.survey.contradictions))
         found += self.unread_splits
         if self.settings is None:
             found.append(
@@ -101,11 +103,9 @@ def show(checked: Checked, console: Console) -> None:
     kind = "of unknown kind" if settings is None else settings.kind
     owners = f"{len(survey.owners):,} owner{'' if len(survey.owners) == 1 else 's'}"
     bad = f", {checked.problems.count:,} cannot be used" if checked.problems.count else ""
-    kept = (
-        f"{survey.rows:,} rows"
-        if survey.rows == checked.read or bad
-        else f"{survey.rows:,} of {checked.read:,} rows"
-    )
+    kept = rows_of(survey.rows)
+    if survey.rows != checked.read and not bad:
+        kept = f"{survey.rows:,} of {rows_of(checked.read)}"
     console.print(Text(f"{plain(checked.path)}: {kind}, {owners}, {kept}{bad}", style="bold"), soft_wrap=True)
     console.print(_columns(survey), soft_wrap=True)
     console.print()

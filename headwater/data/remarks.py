@@ -111,9 +111,27 @@ def _unread(table: Table, settings: RowData, what: str) -> list[str]:
     return unread_columns(counts, what)
 
 
+def rows_of(count: int) -> str:
+    """``count`` rows in words."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def duplicates(count: int, first: str, of: str = "") -> str:
+    """A sentence about rows that are there twice."""
+    rows = "1 row is an exact duplicate" if count == 1 else f"{count:,} rows are exact duplicates"
+    return f"{rows} of another (first {first}{f', of {of}' if of else ''})"
+
+
+def contradictions(count: int, first: str, against: str = "") -> str:
+    """A sentence about rows whose text has another label elsewhere."""
+    rows = f"{rows_of(count)} {'has' if count == 1 else 'have'}"
+    place = f"first {first}{f', against {against}' if against else ''}"
+    return f"{rows} the text of another row and another label ({place})"
+
+
 def unread_columns(counts: Mapping[str, int], what: str) -> list[str]:
     """A sentence about columns with so many values each; none if there are none."""
-    named = [f"{name!r:.60} ({count:,} rows)" for name, count in counts.items() if count]
+    named = [f"{name!r:.60} ({rows_of(count)})" for name, count in counts.items() if count]
     if not named:
         return []
     more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
@@ -134,18 +152,11 @@ def _duplicates(table: Table, contents: Sequence[int], settings: RowData) -> lis
         (again if same else other).append((row, before))
     found = []
     if again:
-        rows = (
-            "1 row is an exact duplicate" if len(again) == 1 else f"{len(again):,} rows are exact duplicates"
-        )
         row, before = again[0]
-        found.append(f"{rows} of another (first {table.where(row)}, of {table.where(before)})")
+        found.append(duplicates(len(again), table.where(row), table.where(before)))
     if other:
-        rows = "1 row has" if len(other) == 1 else f"{len(other):,} rows have"
         row, before = other[0]
-        found.append(
-            f"{rows} the text of another row and another label "
-            f"(first {table.where(row)}, against {table.where(before)})"
-        )
+        found.append(contradictions(len(other), table.where(row), table.where(before)))
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
 from headwater.data.conversations import conversation_of
 from headwater.data.labels import label_of
-from headwater.data.layouts import Layout, RowData, texts_of
+from headwater.data.layouts import Layout, RowData, layout_of, texts_of
 from headwater.data.problems import Problems
 from headwater.data.remarks import columns_read, content
 from headwater.data.table import Table
@@ -81,6 +81,7 @@ class Survey:
         layouts: how files are read, with the number of files.
         problems: rows that cannot be used.
         duplicates: rows whose content was there before, and the place of the first.
+        contradictions: rows whose text was there before with another label, and the place of the first.
     """
 
     def __init__(self, settings: RowData | None) -> None:
@@ -91,7 +92,9 @@ class Survey:
         self.problems = Problems()
         self.duplicates: tuple[int, str] = (0, "")
         self._samples: dict[str, list[SampleRow]] = {}
-        self._seen: set[int] = set()
+        self.contradictions: tuple[int, str] = (0, "")
+        self._seen: dict[int, int] = {}
+        self._unreadable: set[int] = set()
         self._read: set[str] = set()
 
     @property
@@ -121,6 +124,14 @@ class Survey:
             types = self.columns.setdefault(name, Column()).types
             types.update(_type(values[row]) for row in chosen if values[row] is not None)
         for row in chosen:
+            if table.file[row] in self._unreadable:
+                continue
+            try:
+                self._require_layout(table, row)
+            except DataError as error:  # of the file: said once
+                self.problems.add(error)
+                self._unreadable.add(table.file[row])
+                continue
             try:
                 self._row(into, owner, table, row)
             except DataError as error:
@@ -130,6 +141,13 @@ class Survey:
         for file, layout in table.layouts.items():
             if isinstance(layout, Layout) and layout.recognised:
                 self.layouts.setdefault(layout.describe(), set()).add(file)
+
+    def _require_layout(self, table: Table, row: int) -> None:
+        if self._settings is None or table.file[row] in table.layouts:
+            return
+        layout_of(table, row, self._settings)
+        if isinstance(self._settings, ClassificationData):
+            table.require(self._settings.label)
 
     def _row(self, into: Owner, owner: str, table: Table, row: int) -> None:
         settings = self._settings
@@ -145,11 +163,14 @@ class Survey:
                 raise DataError(
                     f"column {settings.label!r}", expected=f"at most {MOST_LABELS} labels", got="more"
                 )
-        key = hash((text, label))
-        if key in self._seen:
-            count, first = self.duplicates
-            self.duplicates = count + 1, first or table.where(row)
-        self._seen.add(key)
+        key, answer = hash(text), hash(label)  # hashes alone: the data may be of any size
+        before = self._seen.get(key)
+        if before is None:
+            self._seen[key] = answer
+        elif before == answer:
+            self.duplicates = self.duplicates[0] + 1, self.duplicates[1] or table.where(row)
+        else:
+            self.contradictions = self.contradictions[0] + 1, self.contradictions[1] or table.where(row)
         into.rows += 1
         into.characters.append(len(text))
         if settings is not None and (len(self._samples) < SAMPLES or owner in self._samples):

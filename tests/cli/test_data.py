@@ -207,3 +207,19 @@ def test_any_bytes_end_in_a_report_or_one_error(tmp_path, name, content, pack):
     assert "Traceback" not in done.err
     if done.code:
         assert "headwater: error HW03: " in done.err
+
+
+def test_a_column_that_is_not_there_is_said_once_for_a_file(tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl", [{"conversations": ["q", "a"], "source": "s"}] * 3000)
+    found, done = checked(path)
+    assert (done.code, found["bad_rows"], found["rows"]) == (3, 1, 0)
+    assert "x.jsonl: expected a column 'prompt', got the columns 'conversations', 'source'" in done.err
+
+
+def test_the_same_text_with_two_labels_is_named(tmp_path):
+    rows = [{"text": "x", "label": label} for label in "aba"]
+    found, _ = checked(write_jsonl(tmp_path / "x.jsonl", rows))
+    assert found["warnings"] == [
+        f"1 row is an exact duplicate of another (first {tmp_path}/x.jsonl:3)",
+        f"1 row has the text of another row and another label (first {tmp_path}/x.jsonl:2)",
+    ]

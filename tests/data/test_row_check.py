@@ -111,7 +111,7 @@ def test_what_nobody_reads_and_what_counts_twice_is_named_once(tmp_path):
     data, test = "data.jsonl", "test.jsonl"
     assert FederatedData.open(loaded, Letters(), KEY).warnings == (
         "columns of the data that nothing reads: 'id' (33 rows), 'weight' (33 rows)",
-        "columns of the test data that nothing reads: 'note' (1 rows)",
+        "columns of the test data that nothing reads: 'note' (1 row)",
         f"2 rows are exact duplicates of another (first {data}:31, of {data}:1)",
         f"1 row has the text of another row and another label (first {data}:32, against {data}:2)",
         f"1 of 1 test rows have a text that is also in the clients' data (first {test}:1)",
