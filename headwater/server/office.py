@@ -26,6 +26,11 @@ if TYPE_CHECKING:  # torch and transformers: an idle daemon has neither
     from headwater.server.run_job import RunJob
     from headwater.training.build import Workbench
 
+_NO_RESULT = (
+    "it was not at work, so summary, report and adapter/ are not written: "
+    "headwater server adapters export has its adapter, and resume then stop writes them"
+)
+
 
 class Office:
     """Implements :class:`headwater.protocol.control.Organiser`. Thread-safe; nothing here waits for a round.
@@ -125,7 +130,10 @@ class Office:
             job.wish(wish)
             told = tell_wish(wish, self._monitor_row(entry.run))
             self._monitor.run_told(entry.run, f"{told}, as the organiser asks")
-        return self._row(entry.run)
+        row = self._row(entry.run)
+        if job is None and state == "stopped" and row.round:
+            return replace(row, note=_NO_RESULT)
+        return row
 
     def _name_others(self, run: str, states: Collection[RunState]) -> str:
         """A next step that names the runs which the organiser may have meant."""

@@ -294,3 +294,13 @@ def test_a_damaged_run_folder_does_not_hide_the_others(site):
     (site.folder / "runs" / site.run / "federation.toml").write_text("no toml [")
     site.open()
     assert [row.run for row in site.office.status().runs] == [site.run, other]
+
+
+def test_a_run_that_is_stopped_while_it_is_not_at_work_says_that_no_result_is_written(site):
+    site.office.pause(site.run)
+    site.monitor.run_restored(site.run, [{"round": 1, "clients": {}, "bytes": {}}], "loss")
+    stopped = site.office.stop(site.run)
+    assert stopped.state == "stopped"
+    assert "adapter/ are not written" in stopped.note
+    fresh = site.office.submit(FEDERATION, site.folder).run
+    assert site.office.stop(fresh).note == ""  # there is nothing to write
