@@ -137,6 +137,7 @@ class Agent:
                     self._status.note(self.keeper.state, self.keeper.again)
                     if self._undelivered is not None:
                         self._status.doing("keeps a finished reply for the server until it is reached")
+                    self._desk.recheck(self._status.doing)
             except OwnerStops:
                 return
             except (ConnectionLost, Refused) as error:

@@ -18,7 +18,7 @@ from headwater.client.keeper import Keeper, for_a_person, status_of
 from headwater.client.outbox import KEPT_REPLIES, Outbox, request_digest
 from headwater.client.owner_log import LOG_BYTES, OwnerLog, StatusFile
 from headwater.client.worker import WorkerDied
-from headwater.errors import ConnectionLost, DecodeError, Refused, StorageError, TrainingError
+from headwater.errors import ConnectionLost, DataError, DecodeError, Refused, StorageError, TrainingError
 from headwater.proto.wire import decode_request, decode_signed, encode_reply
 from headwater.protocol.failures import Failure, FailureCode, coded
 from headwater.protocol.messages import (
@@ -553,6 +553,21 @@ def test_while_the_server_is_away_a_finished_reply_is_no_training(make, tmp_path
         assert "revoked" in content["state"]
         assert content["again"] > time.time() - 60
         running.stop.set()
+
+
+def test_what_the_owner_mends_is_noticed_while_the_server_is_away(make, tmp_path):
+    (tmp_path / "ann.jsonl").write_text("{}\n")
+    clock = [0.0]
+    found = make(joined=False, clock=lambda: clock[0])
+    found.worker.error = DataError("ann.jsonl:3", got="'goood'")
+    assert isinstance(found.ask(profile_request(FEDERATION)), ClientFailure)
+    connection = FakeConnection(script={"activate": deque([LOST] * 10**4)})
+    found.worker.error = None
+    (tmp_path / "ann.jsonl").write_text("{} \n")
+    with Running(found, connection, tmp_path):
+        clock[0] = 100.0
+        until(lambda: not list(found.desk.setbacks.problems))
+    assert "receive" not in connection.calls
 
 
 def test_an_absent_server_does_not_hold_up_the_end(make, tmp_path):
