@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headwater.config.copied import server_address
 from headwater.config.daemon import load_daemon, split_address
 from headwater.errors import ConfigError
 
@@ -99,8 +100,7 @@ def _read(path: Path, hint: str) -> bytes:
 
 def _checked(address: str) -> str:
     try:
-        split_address(address)
+        return server_address(address)
     except ValueError as error:
         hint = "It is the control port, 8444 unless server.toml says otherwise."
         raise ConfigError("--server", expected=str(error), got=ascii(address), hint=hint) from None
-    return address

@@ -168,7 +168,7 @@ def test_a_resume_says_where_the_paths_start_now(folder, organiser, tmp_path, mo
         (["status", "DIR", "more"], "0 arguments"),
         (["status"], "--server and --identity"),
         (["status", "--server", "localhost:1"], "together"),
-        (["status", "--server", "localhost", "--identity", "DIR"], "HOST:PORT"),
+        (["status", "--server", "localhost", "--identity", "DIR"], "host:port"),
         (["status", "none"], "nothing there"),
         (["submit", "DIR"], "1 arguments"),
         (["set", "DIR", "r1"], "KEY=VALUE"),
