@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from headwater import __version__
+from headwater.cli.interrupts import interruptible
 from headwater.cli.verbs import Verb, add_verbs
 from headwater.errors import HeadwaterError
 
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_verbs(parser, VERBS)
     options = parser.parse_args(arguments)
     try:
-        code = int(options.run(options))
+        with interruptible():
+            code = int(options.run(options))
         sys.stdout.flush()  # here, where a closed pipe is understood, and not at exit
         return code
     except HeadwaterError as error:

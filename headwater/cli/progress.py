@@ -8,6 +8,7 @@ control characters.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
+from headwater.cli.waits import Ticker, Waits
 from headwater.server.events import (
     ClientDone,
     ClientFailed,
@@ -65,11 +67,14 @@ def make_observer(
         with Progress(_Head(), bar, _Tail(), console=console) as progress:
             bars = _Bars(console, clock, progress)
             try:
-                yield bars
+                with Ticker(bars.tick):
+                    yield bars
             finally:
                 bars.close()
     else:
-        yield _Lines(console, clock)
+        lines = _Lines(console, clock)
+        with Ticker(lines.tick):
+            yield lines
 
 
 @dataclass
@@ -148,9 +153,22 @@ class _Lines:
 
     def __init__(self, console: Console, clock: Callable[[], float], *, failures_only: bool = False) -> None:
         self._console, self._quiet, self._watch = console, failures_only, _Watch(clock)
+        self._waits, self._lock = Waits(time.monotonic), threading.RLock()
 
     def __call__(self, event: Event) -> None:
+        """Take an event, from any thread."""
+        with self._lock:
+            self._take(event)
+
+    def tick(self) -> None:
+        """Tell for whom the run waits, if it has waited long enough."""
+        with self._lock:
+            if text := self._waits.due():
+                self._say(text)
+
+    def _take(self, event: Event) -> None:
         self._watch.take(event)
+        self._waits.take(event)
         match event:
             case ClientFailed():
                 if self._watch.by_round[event.round] <= MOST_FAILURES:
@@ -190,12 +208,20 @@ class _Bars(_Lines):
 
     def __init__(self, console: Console, clock: Callable[[], float], progress: Progress) -> None:
         super().__init__(console, clock)
-        self._progress = progress
+        self._progress, self._waited, self._tail = progress, False, ""
         self._rounds: TaskID = progress.add_task("rounds", total=None, head="rounds", tail="")
         self._clients: TaskID = progress.add_task("clients", total=None, visible=False, head="", tail="")
 
-    def __call__(self, event: Event) -> None:
-        super().__call__(event)
+    def tick(self) -> None:
+        """Keep the wait beside the clients' bar."""
+        with self._lock:
+            text = self._waits.now()
+            if text or self._waited:
+                self._progress.update(self._clients, tail=text or self._tail, visible=True)
+            self._waited = bool(text)
+
+    def _take(self, event: Event) -> None:
+        super()._take(event)
         watch, progress = self._watch, self._progress
         of = "" if watch.rounds is None else f"/{watch.rounds}"
         tail = [watch.score if watch.metric else "", watch.eta]
@@ -208,7 +234,7 @@ class _Bars(_Lines):
         match event:
             case RoundStarted() | ClientDone() | ClientFailed():
                 if watch.clients:
-                    failed = f"{watch.failed:,} failed" if watch.failed else ""
+                    self._tail = failed = f"{watch.failed:,} failed" if watch.failed else ""
                     gone = min(watch.ok + watch.failed, watch.clients)
                     progress.update(
                         self._clients, total=watch.clients, completed=gone, visible=True,

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from headwater.cli import server_run
+from headwater.cli.interrupts import interruptible
 from headwater.cli.tables import event_line, status_view
 from headwater.errors import ConnectionLost, HeadwaterError
 from headwater.protocol.control import WatchEvent
@@ -49,7 +50,7 @@ def follow(client: ControlClient, *, after: int, as_json: bool) -> int:
     reader = threading.Thread(target=read, name="watch", daemon=True)
     reader.start()
     try:
-        with shown:
+        with interruptible(), shown:
             while True:
                 try:
                     found = news.get(timeout=REFRESH_S)

@@ -60,8 +60,13 @@ def run(options: argparse.Namespace) -> int:
     if options.resume is not None:
         folder, loaded, origin = RunFolder.open(options.resume)
         engine = options.engine or origin["engine"]
-        if engine == "network":
-            raise ConfigError("--resume", expected="a run of another engine", got="one of engine network")
+        if "network" in {engine, origin["engine"]} and engine != origin["engine"]:
+            raise ConfigError(
+                f"--engine {engine}",
+                expected=f"the engine that the run began with, {origin['engine']}",
+                got="another one: clients of engine network keep their files elsewhere",
+                hint="Leave --engine out.",
+            )
     else:
         engine = options.engine or "inprocess"
         out = options.out or _new_folder(Path("runs"), loaded.settings.federation.name)

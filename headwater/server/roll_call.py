@@ -65,7 +65,7 @@ class RollCall(Members):
         self._request = ProfileRequest(run, federation, bench.base_sha256, __version__)
         self._known = load_profiles(path)
         self._unsaved = False
-        self._unfit: set[str] = set()  # the last answer was no profile that fits
+        self._unfit: dict[str, str] = {}  # whose last answer was no profile that fits, and why
         self._greeted: dict[str, int] = {}  # the session in which a client was last asked
         self._again_s: dict[str, float] = {}  # when to ask a client once more that has not answered well
 
@@ -84,6 +84,10 @@ class RollCall(Members):
         if client in self._online():
             return False
         return client in self._seen or self._watch.clock() > self._began_s + AWAY_S
+
+    def lost(self) -> Mapping[str, str]:  # noqa: D102 - inherited
+        online = self._online()
+        return {n: why for n, why in sorted(self._unfit.items()) if n in online and self._enrolled(n)}
 
     def missing(self) -> Mapping[str, str]:  # noqa: D102 - inherited
         online, ready = self._online(), self.ready()
@@ -132,10 +136,10 @@ class RollCall(Members):
             profile = profile_of(incoming, self._bench, self._request.run, client=name)
         except HeadwaterError as error:
             self._again_s[name] = self._watch.clock() + ASK_AGAIN_S  # until then it is not ready
-            self._unfit.add(name)
+            self._unfit[name] = str(error)
             self._observer(ClientFailed(0, name, str(error)))
             return
-        self._unfit.discard(name)
+        self._unfit.pop(name, None)
         self._again_s.pop(name, None)
         self._observer(ClientKnown(name, profile.version, profile.train_examples))
         if self._known.get(name) != profile:

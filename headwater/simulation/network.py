@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from headwater.proto.control import ControlClient
 from headwater.protocol.control import RunRow
 from headwater.protocol.keys import Key
 from headwater.server.workspace import Workspace
+from headwater.simulation.local_ports import free_ports, move_to_free_ports
 
 STARTS_WITHIN_S = 120.0
 
@@ -40,7 +40,7 @@ class LocalProcess:
     """A process of a command; its output goes to ``log``.
 
     Args:
-        command: after ``python -P -m headwater``.
+        command: after ``headwater``; it ends when this process does.
         log: appended to at every start.
         environment: on top of this process's.
         prefix: of the whole command, to run it elsewhere: ``ip netns exec NAME``.
@@ -57,7 +57,15 @@ class LocalProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 # -P: a folder called headwater where the user stands is not what is to run
-                [*self.prefix, sys.executable, "-P", "-m", "headwater", *self.command],
+                [
+                    *self.prefix,
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "headwater.cli.child",
+                    str(os.getpid()),
+                    *self.command,
+                ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -110,7 +118,8 @@ class LocalNetwork:
     """A server's workspace and devices below one folder. Use it as a context: it ends every process.
 
     Args:
-        folder: new or empty; holds ``server/`` and one folder per device.
+        folder: holds ``server/`` and one folder per device. New or empty, or one that an earlier process
+            made: then its devices are there again, not started.
         ports: fleet, control and web; free ones if absent.
         names: further ones under which devices reach the server.
         host: this machine's address, as in ``host:port``: ``[::1]`` for IPv6.
@@ -124,18 +133,25 @@ class LocalNetwork:
         host: str = "127.0.0.1",
     ) -> None:
         self.folder = folder
-        self.ports = ports or _free_ports()
+        reopened = (folder / "server" / "server.toml").exists()
+        self.ports = ports or (move_to_free_ports(folder) if reopened else free_ports())
         self._fleet, self._control = (f"{host}:{port}" for port in self.ports[:2])
         self._reached_as = f"localhost:{self.ports[0]}" if host == "127.0.0.1" else self._fleet
-        self.workspace = Workspace.init(
-            folder / "server",
-            names=["localhost", "127.0.0.1", host.strip("[]"), *names],
-            fleet=self._fleet,
-            control=self._control,
-            web=f"127.0.0.1:{self.ports[2]}",
+        self.workspace = (
+            Workspace.open(folder / "server")
+            if reopened
+            else Workspace.init(
+                folder / "server",
+                names=["localhost", "127.0.0.1", host.strip("[]"), *names],
+                fleet=self._fleet,
+                control=self._control,
+                web=f"127.0.0.1:{self.ports[2]}",
+            )
         )
         self.daemon = LocalProcess(["server", "run", str(self.workspace.path)], folder / "daemon.log")
         self.agents: dict[str, LocalProcess] = {}
+        for home in sorted((folder / "devices").glob("*")) if reopened else ():
+            self.agents[home.name] = _agent(home)
 
     def __enter__(self) -> LocalNetwork:
         return self
@@ -186,8 +202,7 @@ class LocalNetwork:
         identity.save(home / "state" / "keys")
         if accept:
             self.workspace.registry().accept(read_request(make_request(identity)))
-        agent = LocalProcess(["client", "run", str(home / "agent.toml")], home / "agent.out")
-        self.agents[name] = agent
+        agent = self.agents[name] = _agent(home)
         return agent
 
     def add_owners(self, loaded: LoadedFederation) -> None:
@@ -290,10 +305,5 @@ def split_data(loaded: LoadedFederation, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _free_ports() -> tuple[int, int, int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        first, second, third = (int(one.getsockname()[1]) for one in sockets)
-        return first, second, third
+def _agent(home: Path) -> LocalProcess:
+    return LocalProcess(["client", "run", str(home / "agent.toml")], home / "agent.out")

@@ -6,70 +6,74 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from headwater.adapters.tokenizer import TextTokenizer
 from headwater.adapters.weights import resolve_base
+from headwater.client.agent import is_running
 from headwater.config import LoadedFederation
 from headwater.config.federation import VectorModel
 from headwater.data.federated import FederatedData
 from headwater.errors import FederationStopped
 from headwater.protocol.keys import Key
-from headwater.server.evaluation import decisive, metric_name
-from headwater.server.events import ClientDone, Notice, Observer, RoundEnded, RoundStarted, RunStarted
+from headwater.server.checkpoint import Checkpoint
+from headwater.server.events import Notice, Observer
+from headwater.server.federation import Outcome
+from headwater.server.finish import finish
+from headwater.server.run_book import ENDED, RunBook, RunEntry
 from headwater.server.run_folder import RunFolder
+from headwater.server.workspace import Workspace
 from headwater.simulation.network import LocalNetwork
+from headwater.simulation.network_follow import Follower
+from headwater.training.build import Workbench
 
 MOST_AGENTS = 64
 """Every agent is two processes, one of them with the base model."""
 RESULT = ("adapter", "rounds.jsonl", "summary.json", "report.html")
+PREDECESSORS_S = 40.0
+"""How long processes of a parent that was killed may take to end."""
 
 
 def run_on_network(
     loaded: LoadedFederation, folder: RunFolder, observer: Observer, should_stop: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Run all rounds over TLS between processes; the result comes into the run folder.
+    """Run all rounds that are left over TLS between processes; the result comes into the run folder.
 
-    Server and devices stay in ``network/`` of the run folder, to be looked at.
+    Server and devices stay in ``network/`` of the run folder, to be looked at, and for ``--resume``. Their
+    processes end when this one does, however it ends.
 
     Returns:
         The summary, as in ``summary.json``.
 
     Raises:
         DataError: rows that cannot be used, of all owners at once, before anything is started.
-        FederationStopped: too many clients for one machine, or the daemon could not go on.
+        FederationStopped: too many clients for one machine, too few that can take part, or the daemon could
+            not go on.
     """
     warnings = _check_rows(loaded)
     for warning in warnings:
         observer(Notice(warning))
-    with folder.locked(), LocalNetwork(folder.path / "network") as network:
-        network.add_owners(loaded)
-        if len(network.agents) > MOST_AGENTS:
-            raise FederationStopped(
-                "engine network",
-                expected=f"at most {MOST_AGENTS} clients: each is a process with the base model",
-                got=f"{len(network.agents)}",
-                hint="Use the engine inprocess.",
-            )
-        network.start_daemon()
-        observer(Notice(f"daemon on 127.0.0.1:{network.ports[0]} (TLS), {len(network.agents)} agents"))
-        run = network.submit(loaded)
-        with network.control() as control:
-            control.change(run, {"min_clients": str(len(network.agents))})
-        for agent in network.agents.values():
-            agent.start()
-        _follow(network, run, loaded, observer, should_stop)
-        source = network.run_folder(run)
-        for name in RESULT:
-            if (source / name).is_dir():
-                shutil.copytree(source / name, folder.path / name, dirs_exist_ok=True)
-            else:
-                shutil.copy2(source / name, folder.path / name)
-    summary: dict[str, Any] = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
-    summary["engine"] = "network"
-    summary["notices"] = [*summary.get("notices", []), *warnings]
-    folder.write_json("summary.json", summary)
-    return summary
+    home, lost = folder.path / "network", dict[str, str]()
+    with folder.locked():
+        entry = _earlier_run(home, observer)
+        if entry is None or entry.state not in ENDED:
+            with LocalNetwork(home) as network:
+                lost = _run(network, entry, loaded, observer, should_stop)
+        entry = _last_run(home)
+        assert entry is not None
+        summary = _result(entry, home / "server" / "runs" / entry.run, loaded, folder)
+        summary["engine"] = "network"
+        summary["notices"] = [*summary.get("notices", []), *warnings]
+        for name, reason in lost.items():  # the daemon only knows that they are no longer enrolled
+            summary["lost"][name] = {
+                "asked": 0,
+                "failed": 0,
+                **summary["lost"].get(name, {}),
+                "reason": reason,
+            }
+        folder.write_json("summary.json", summary)
+        return summary
 
 
 def _check_rows(loaded: LoadedFederation) -> tuple[str, ...]:
@@ -82,32 +86,103 @@ def _check_rows(loaded: LoadedFederation) -> tuple[str, ...]:
     return FederatedData.open(loaded, tokenizer, key).warnings
 
 
-def _follow(
+def _run(
     network: LocalNetwork,
-    run: str,
+    entry: RunEntry | None,
     loaded: LoadedFederation,
     observer: Observer,
     should_stop: Callable[[], bool],
-) -> None:
-    """Tell the observer what the daemon's status and its rounds say, until the run ends."""
-    metric, rounds = metric_name(loaded.settings), loaded.settings.federation.rounds
-    folder, told, open_round, accepted, stopping = RunFolder(network.run_folder(run)), -1, 0, 0, False
-    observer(RunStarted(rounds, 0, len(network.agents)))
-    for row in network.watch(run, within_s=float("inf")):
-        if should_stop() and not stopping:
-            stopping = True
-            with network.control() as control:
-                control.stop(run)
-        for record in folder.read_rounds()[told + 1 :]:
-            told = record["round"]
-            value = decisive(metric, record.get("test"), record.get("clients_pooled", {}))
-            observer(RoundEnded(told, record, metric, value))
-        if row.asked and open_round <= told:
-            open_round, accepted = told + 1, 0
-            observer(RoundStarted(open_round, row.asked))
-        for _ in range(row.accepted - accepted if row.asked else 0):
-            observer(ClientDone(open_round, "", 0))
-            accepted += 1
-        if row.state == "failed":
-            raise FederationStopped(f"run {run}", expected="it to go on", got=row.reason)
-        time.sleep(0.3)
+) -> dict[str, str]:
+    """Until the run has ended or is paused; who was lost without having been refused in a round, and why."""
+    if entry is None:
+        network.add_owners(loaded)
+    if len(network.agents) > MOST_AGENTS:
+        raise FederationStopped(
+            "engine network",
+            expected=f"at most {MOST_AGENTS} clients: each is a process with the base model",
+            got=f"{len(network.agents)}",
+            hint="Use the engine inprocess.",
+        )
+    network.start_daemon()
+    observer(Notice(f"daemon on 127.0.0.1:{network.ports[0]} (TLS), {len(network.agents)} agents"))
+    run = network.submit(loaded) if entry is None else entry.run
+    follower = Follower(network, run, loaded, observer, should_stop)
+    follower.hold()  # no round before everybody is there: all engines have the same clients in round 1
+    if entry is not None and entry.state in ("paused", "failed"):
+        with network.control() as control:
+            control.resume(run)
+    for agent in network.agents.values():
+        agent.start()
+    follower.follow()
+    return follower.lost
+
+
+def _last_run(home: Path) -> RunEntry | None:
+    """The run that was submitted to the server below ``home``."""
+    server = Workspace(home / "server")
+    if not server.runs_book.exists():
+        return None
+    entries = RunBook(server.runs_book, server.runs).entries()
+    return entries[-1] if entries else None
+
+
+def _earlier_run(home: Path, observer: Observer) -> RunEntry | None:
+    """The run to go on with; a deployment that was killed before it had one is removed.
+
+    Raises:
+        FederationStopped: processes of a killed parent do not end.
+    """
+    if not home.exists():
+        return None
+    ends_s, told = time.monotonic() + PREDECESSORS_S, False
+    while held := _held(home):
+        if time.monotonic() > ends_s:
+            raise FederationStopped(
+                f"{home}",
+                expected="no process of an earlier start",
+                got=f"{held} at work",
+                hint="End it, then --resume.",
+            )
+        if not told:
+            told = True
+            observer(Notice(f"waiting for {held} of an earlier start to end"))
+        time.sleep(0.2)
+    entry = _last_run(home)
+    if entry is None:
+        shutil.rmtree(home)
+    return entry
+
+
+def _held(home: Path) -> str:
+    """Which process of an earlier start still lives; empty if none."""
+    server = home / "server"
+    if (server / "lock").exists() and (holder := Workspace(server).holder()) is not None:
+        return f"daemon {holder or ''}".strip()
+    for device in sorted((home / "devices").glob("*")):
+        if is_running(device / "state"):
+            return f"agent {device.name}"
+    return ""
+
+
+def _result(entry: RunEntry, source: Path, loaded: LoadedFederation, folder: RunFolder) -> dict[str, Any]:
+    """Bring what the daemon wrote; of a run that was stopped, write it."""
+    if entry.state in ENDED:
+        for name in RESULT:
+            if (source / name).is_dir():
+                shutil.copytree(source / name, folder.path / name, dirs_exist_ok=True)
+            else:
+                shutil.copy2(source / name, folder.path / name)
+        summary: dict[str, Any] = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
+        return summary
+    bench = Workbench.open(loaded)
+    checkpoint = Checkpoint.load(RunFolder(source).checkpoint, bench.spec, entry.run)
+    if checkpoint is None:
+        raise FederationStopped(
+            f"run {entry.run}",
+            expected="at least the state before the first round",
+            got="a stop before it",
+            hint=f"Go on with: headwater simulate --resume {folder.path}",
+        )
+    shutil.copy2(source / "rounds.jsonl", folder.path / "rounds.jsonl")
+    clients = len(list((source.parent.parent.parent / "devices").glob("*")))
+    return finish(loaded, folder, bench, Outcome(checkpoint, False, "stopped", clients), engine="network")

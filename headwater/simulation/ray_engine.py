@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import TypeAlias
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -64,7 +67,7 @@ def run_on_ray(
 
     threads = loaded.settings.federation.threads
     try:
-        with _ray():
+        with _ray(interrupted):
             run_simulation(
                 server_app=app,
                 client_app=client_app(_NodeOpener(loaded, tuple(clients), store)),
@@ -82,13 +85,21 @@ def run_on_ray(
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
+def _ray(interrupted: threading.Event) -> Iterator[None]:
     """Ray, started here and not by Flower, for two things that Ray does to signals.
 
     Its processes are in this process's group: they must not end by a signal that asks this one to end after
     the open round. And it puts handlers of its own in place of this process's, which abort it on SIGTERM.
+
+    A handler that raises, as at a second Ctrl-C, sets ``interrupted``. From then on Flower's log is not
+    shown: it is about actors that were ended on purpose.
     """
     import ray
+
+    log = logging.getLogger("flwr")
+
+    def shown(record: logging.LogRecord) -> bool:
+        return not interrupted.is_set()
 
     path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     ours = {number: signal.getsignal(number) for number in HEEDED_BY_PARENT}
@@ -102,10 +113,34 @@ def _ray() -> Iterator[None]:
             if threading.current_thread() is threading.main_thread():
                 for number, handler in ours.items():
                     if handler is not None:
-                        signal.signal(number, handler)
+                        signal.signal(number, _noting(handler, interrupted))
+        log.addFilter(shown)
         yield
     finally:
         ray.shutdown()
+        log.removeFilter(shown)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in ours.items():
+                if handler is not None:
+                    signal.signal(number, handler)
+
+
+Handler: TypeAlias = Callable[[int, FrameType | None], object] | int
+
+
+def _noting(handler: Handler, interrupted: threading.Event) -> Handler:
+    """``handler``, which sets ``interrupted`` where it raises."""
+    if not callable(handler):
+        return handler
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        try:
+            handler(number, frame)
+        except BaseException:
+            interrupted.set()
+            raise
+
+    return heard
 
 
 class _NodeOpener:

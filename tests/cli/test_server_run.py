@@ -349,17 +349,23 @@ def test_an_export_that_breaks_off_leaves_nothing(tmp_path):
 # --- watch ----------------------------------------------------------------------------------------
 
 
-def watching(folder, *options):
+def watching(folder, *options, ignored=False):
+    """``ignored``: as a shell without job control starts what it puts into the background."""
     command = [sys.executable, "-u", "-m", "headwater", "server", "watch", str(folder), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    how = signal.SIG_IGN if ignored else signal.SIG_DFL
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, how),
+    )  # fmt: skip
 
 
-def test_watch_outlives_the_daemon_and_ends_with_ctrl_c(tmp_path):
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "SIGINT ignored"])
+def test_watch_outlives_the_daemon_and_ends_with_ctrl_c(tmp_path, ignored):
     first, second = FakeOrganiser(), FakeOrganiser()
     first.tell("before")
     with serving(first) as server:
         folder = write_folder(tmp_path / "srv", server.address)
-        process = watching(folder, "--json", "--all")
+        process = watching(folder, "--json", "--all", ignored=ignored)
         try:
             assert json.loads(process.stdout.readline())["text"] == "before"
             first.tell("round 1", "round", round=1, value=0.5)
@@ -371,7 +377,7 @@ def test_watch_outlives_the_daemon_and_ends_with_ctrl_c(tmp_path):
                 event = json.loads(process.stdout.readline())
                 assert (event["seq"], event["text"]) == (1, "after the restart")
                 process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=10)
+                out, err = process.communicate(timeout=60)
         finally:
             process.kill()
     assert (process.returncode, out) == (0, "")
@@ -408,7 +414,7 @@ def test_watch_on_a_terminal_and_into_a_file(organiser, server, terminal, monkey
     player.start()
     options = argparse.Namespace(all=True, json=False, words=[], verb="watch")
     assert server_run.watch(client_of(server.address), options) == 0
-    player.join()
+    player.join(60)
     assert problems == []
     text = out.getvalue()
     assert "[red]x[/red] :smile:\ufffd[2J\ufffd ann online \ufffdgood" in text

@@ -1,0 +1,175 @@
+"""Signals as shells and schedulers send them: inherited dispositions, process groups, twice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from headwater.cli.interrupts import interruptible
+from headwater.cli.main import main
+from tests.support.runs import resume, run, tiny_federation
+
+SETS = ("federation.rounds=6", "training.epochs=20.0")
+
+
+@pytest.fixture
+def ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_heard_where_it_was_ignored(ignored):
+    def interrupt():
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_somebody_elses_handler_stays():
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible():
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_every_command_ends_by_ctrl_c(ignored, monkeypatch, capsys):
+    def run(options):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+
+    monkeypatch.setattr("headwater.cli.report.run", run)
+    assert main(["report", "nowhere"]) == 130
+    assert capsys.readouterr().err == "headwater: interrupted\n"
+
+
+class Group:
+    """``headwater simulate`` as the leader of a process group, as Slurm, systemd and ``timeout`` have it."""
+
+    def __init__(self, file, out, *options, ignored=False):
+        self.out = out
+        sets = [word for s in SETS for word in ("--set", s)]
+        command = [
+            sys.executable,
+            "-m",
+            "headwater",
+            "simulate",
+            str(file),
+            "--out",
+            str(out),
+            *sets,
+            *options,
+        ]
+        how = signal.SIG_IGN if ignored else signal.SIG_DFL
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, how),
+        )  # fmt: skip
+
+    def rounds(self):
+        path = self.out / "rounds.jsonl"
+        return path.read_text().count("\n") if path.exists() else 0
+
+    def wait_for_round(self, number):
+        while self.rounds() <= number:
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.02)
+
+    def signal(self, number):
+        os.killpg(self.process.pid, number)
+
+    def ended(self):
+        out, err = self.process.communicate()
+        assert "Traceback" not in err
+        assert "want of memory" not in err
+        return self.process.returncode, out, err
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+ENGINES = [
+    pytest.param(("--workers", "1"), id="inprocess"),
+    pytest.param(("--workers", "2"), id="workers"),
+    pytest.param(("--engine", "ray"), id="ray", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("options", ENGINES)
+def test_sigterm_to_the_whole_group_ends_after_the_round_with_an_adapter(tmp_path, options):
+    if "ray" in options:
+        pytest.importorskip("ray")
+    file = tiny_federation(tmp_path / "fed")
+    with Group(file, tmp_path / "run", *options) as group:
+        group.wait_for_round(1)
+        group.signal(signal.SIGTERM)
+        code, out, err = group.ended()
+    assert code == 0, err
+    assert "Stopped after round" in err
+    assert "--resume" in err
+    assert out.splitlines()[-1] == str(tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 1 <= summary["rounds"] < 6
+    assert summary["failures_total"] == 0
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
+    finished, _ = resume(tmp_path / "run")
+    whole, _ = run(file, tmp_path / "whole", *SETS)
+    assert finished["adapter_sha256"] == whole["adapter_sha256"]
+
+
+@pytest.mark.parametrize("options", ENGINES)
+def test_a_second_signal_ends_at_once(tmp_path, options):
+    if "ray" in options:
+        pytest.importorskip("ray")
+    file = tiny_federation(tmp_path / "fed")
+    with Group(file, tmp_path / "run", *options, "--set", "training.epochs=2000.0", ignored=True) as group:
+        group.wait_for_round(0)  # round 1 takes minutes
+        group.signal(signal.SIGINT)
+        time.sleep(1)
+        assert group.process.poll() is None
+        group.signal(signal.SIGINT)
+        code, _, err = group.ended()
+    assert code == 130, err
+    assert err.splitlines()[-1] == "headwater: interrupted"
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_worker_that_is_really_killed_says_so(tmp_path):
+    file = tiny_federation(tmp_path / "fed")
+    with Group(file, tmp_path / "run", "--workers", "2", "--set", "training.epochs=2000.0") as group:
+        group.wait_for_round(0)
+        for child in workers_of(group.process.pid):
+            os.kill(child, signal.SIGKILL)
+            break
+        group.process.wait()
+        _, err = group.process.communicate()
+    assert group.process.returncode == 8
+    assert "a sudden end by signal SIGKILL, often for want of memory" in err.splitlines()[-1]
+
+
+def workers_of(parent):
+    """Its children that are training processes."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+        if int(stat[1]) == parent and "spawn_main" in command:
+            yield int(folder.name)
