@@ -72,10 +72,12 @@ class Group:
             *options,
         ]
         how = signal.SIG_IGN if ignored else signal.SIG_DFL
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, how),
-        )  # fmt: skip
+        self.errors = out.with_name("errors.txt")
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, how),
+            )  # fmt: skip
 
     def rounds(self):
         path = self.out / "rounds.jsonl"
@@ -83,14 +85,20 @@ class Group:
 
     def wait_for_round(self, number):
         while self.rounds() <= number:
-            assert self.process.poll() is None, self.process.communicate()
+            assert self.process.poll() is None, self.errors.read_text()
             time.sleep(0.02)
+
+    def wait_for_line(self, text):
+        while text not in self.errors.read_text():
+            assert self.process.poll() is None, self.errors.read_text()
+            time.sleep(0.1)
 
     def signal(self, number):
         os.killpg(self.process.pid, number)
 
     def ended(self):
-        out, err = self.process.communicate()
+        out, _ = self.process.communicate()
+        err = self.errors.read_text()
         assert "Traceback" not in err
         assert "want of memory" not in err
         return self.process.returncode, out, err
@@ -139,10 +147,9 @@ def test_a_second_signal_ends_at_once(tmp_path, options):
         pytest.importorskip("ray")
     file = tiny_federation(tmp_path / "fed")
     with Group(file, tmp_path / "run", *options, "--set", "training.epochs=2000.0", ignored=True) as group:
-        group.wait_for_round(0)  # round 1 takes minutes
+        group.wait_for_line("waiting for the update of")  # round 1 takes minutes
         group.signal(signal.SIGINT)
-        time.sleep(1)
-        assert group.process.poll() is None
+        group.wait_for_line("press Ctrl-C again")
         group.signal(signal.SIGINT)
         code, _, err = group.ended()
     assert code == 130, err
@@ -153,12 +160,12 @@ def test_a_second_signal_ends_at_once(tmp_path, options):
 def test_a_worker_that_is_really_killed_says_so(tmp_path):
     file = tiny_federation(tmp_path / "fed")
     with Group(file, tmp_path / "run", "--workers", "2", "--set", "training.epochs=2000.0") as group:
-        group.wait_for_round(0)
+        group.wait_for_line("waiting for the update of")
         for child in workers_of(group.process.pid):
             os.kill(child, signal.SIGKILL)
             break
-        group.process.wait()
-        _, err = group.process.communicate()
+        group.process.communicate()
+        err = group.errors.read_text()
     assert group.process.returncode == 8
     assert "a sudden end by signal SIGKILL, often for want of memory" in err.splitlines()[-1]
 
