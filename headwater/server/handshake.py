@@ -74,8 +74,18 @@ def introduce(
                     nameless[f"node {incoming.address}"] = str(error)
         if quiet:
             watch.pause()
+    waited = not watch.should_stop()  # who had no time to answer has not failed
     exchange.forget(ProfileRequest, 0)
-    for name in sorted(set(owners) - profiles.keys() - lost.keys()):  # whoever is left is one of these
+    if not waited and len(profiles) < min_clients:
+        raise FederationStopped(
+            "federation",
+            expected=f"at least {min_clients} clients that can take part",
+            got=f"{len(profiles)}, then a stop",
+            hint="Go on with --resume.",
+        )
+    for name in (
+        sorted(set(owners) - profiles.keys() - lost.keys()) if waited else ()
+    ):  # whoever is left is one of these
         silent = f"client {name}: expected a profile, got no answer"
         lost[name] = "; ".join(dict.fromkeys(nameless.values())) or silent
     failed = sorted((lost if owners else nameless).items())

@@ -233,4 +233,4 @@ def test_a_folder_at_work_is_left_alone(file, tmp_path):
     with RunFolder(tmp_path / "run").locked():
         done = headwater("simulate", "--resume", tmp_path / "run")
     assert done.code == 2
-    assert "a process that is running it" in done.error
+    assert "a process works on" in done.error
