@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -23,6 +24,9 @@ Messages = Sequence[Mapping[str, Any]]
 
 _OURS = ("weight",)
 """Keys of a message that are for training and not for the template."""
+
+_ADDRESS = re.compile(r"<[^<>]{1,200} at 0x[0-9a-f]{6,16}>")
+"""How Python writes an object that has no text of its own."""
 
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
@@ -109,7 +113,7 @@ class ChatTemplate:
         if any(m.get("tool_calls") for m in said) and self._prints_arguments(source):
             said = [_with_printed_arguments(m) for m in said]
         try:
-            return self._apply(source, said, options)
+            text = self._apply(source, said, options)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
                 f"chat template of {self._name}", expected="valid Jinja", got=str(error)
@@ -122,6 +126,14 @@ class ChatTemplate:
                 got=f"the roles {roles}: {error}",
                 hint="Change the rows to what the template accepts.",
             ) from error
+        if (place := _ADDRESS.search(text)) and place[0] not in str(said):
+            raise ModelError(
+                f"chat template of {self._name}",
+                expected="one that makes the same text of a conversation each time",
+                got=f"{place[0]!r}, a place in this process's memory",
+                hint="Mend chat_template.jinja: it writes an object where it should write its content.",
+            )
+        return text
 
     def _apply(self, source: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
         rendered = self._tokenizer.apply_chat_template(

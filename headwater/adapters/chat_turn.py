@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from headwater.adapters.chat_template import ChatTemplate, Messages
+from headwater.adapters.plain_text import one_of
 from headwater.errors import DataError, ModelError
 
 _PLAIN: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking": False})
@@ -66,8 +66,7 @@ class Turns:
         added = {str(token): int(i) for token, i in tokenizer.get_added_vocab().items()}
         self.added = {token: i for token, i in added.items() if not token.isspace()} | self._special
         self.eos = None if tokenizer.eos_token_id is None else str(tokenizer.eos_token)
-        longest = sorted(self.added, key=len, reverse=True)
-        self._known = re.compile("|".join(map(re.escape, longest)) or "(?!)")
+        self._known = one_of(self.added)
 
     def control(self) -> set[int]:
         """Ids of the control tokens, with those that the template writes around turns."""

@@ -36,8 +36,7 @@ class PlainText:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, control: Iterable[int]) -> None:
         self._tokenizer, self._name = tokenizer, name
         self._names = {str(tokenizer.convert_ids_to_tokens(i)): i for i in sorted(set(control))}
-        longest = sorted(self._names, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest)) or "(?!)")
+        self._pattern = one_of(self._names)
         self._ids = frozenset(self._names.values())
 
     def within(self, text: str) -> bool:
@@ -158,3 +157,15 @@ class PlainText:
                 hint="Take control tokens out of the rows.",
             )
         return twin
+
+
+def one_of(names: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of ``names``, the longest first.
+
+    Some models have thousands of control tokens: they are tried only where their first letters stand.
+    """
+    longest = sorted(set(names), key=len, reverse=True)
+    if not longest:
+        return re.compile("(?!)")
+    first = "|".join(map(re.escape, sorted({name[:3] for name in longest})))
+    return re.compile(f"(?={first})(?:{'|'.join(map(re.escape, longest))})")

@@ -254,6 +254,17 @@ def test_templates_that_draw_at_random_are_refused(drawn):
     assert len(TextTokenizer(chat_tokenizer(named), "named").chat(ONE, MANY)) == 1
 
 
+def test_templates_that_write_places_in_memory_are_refused():
+    """They would make another text in each process."""
+    writes = TextTokenizer(
+        chat_tokenizer("{{ messages | map(attribute='role') }}" + TEMPLATES["chatml"]), "it"
+    )
+    with pytest.raises(ModelError, match="a place in this process's memory"):
+        writes.chat(ONE, MANY)
+    said = [user("<generator object at 0x7f0011223344>"), assistant("it is one")]
+    assert len(TOKENIZERS["chatml"].chat(said, MANY)) == 1
+
+
 def test_an_answer_that_no_token_ends_is_named():
     tokenizer = TextTokenizer(chat_tokenizer(TEMPLATES["words"], eos=None), "endless")
     (sequence,) = tokenizer.chat(ONE, MANY)
