@@ -140,9 +140,14 @@ class ConnectionLost(HeadwaterError):
 
 
 class Refused(HeadwaterError):
-    """The server was reached and says no; asking again will not change it."""
+    """The server was reached and says no; asking again will not change it.
+
+    Attributes:
+        status: HTTP status of its answer; 0 where it did not answer by HTTP.
+    """
 
     code, exit_code = "HW14", 14
+    status = 0
 
 
 class OwnersLost(HeadwaterError):

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from headwater import __version__
 from headwater.client.desk import Desk
-from headwater.client.keeper import Beats, Keeper, for_a_person, status_of
+from headwater.client.keeper import Beats, Keeper, for_a_person
 from headwater.client.owner_log import OwnerLog, StatusFile
 from headwater.client.premises import absent, read_authority
 from headwater.client.task_clock import OwnerStops
@@ -197,8 +197,8 @@ class Agent:
             if for_a_person(error):
                 raise
             if (
-                status_of(error) in UNFIT
-                and (failure := self._desk.instead_of(data, status_of(error), error.got)) is not None
+                error.status in UNFIT
+                and (failure := self._desk.instead_of(data, error.status, error.got)) is not None
             ):
                 self._undelivered = delivery, failure
                 return

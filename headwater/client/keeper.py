@@ -18,7 +18,8 @@ SOON_S = 3.0
 ENDED_FOR_NOW = {
     403: (
         60.0,
-        "revoked or not yet accepted: give the organiser the line of `headwater client enroll`; "
+        "the server does not let this device in, which is revoked or not yet accepted: give the organiser "
+        "the line of `headwater client enroll`; "
         "if you were revoked, move state/keys away before, which makes new keys",
     ),
     409: (300.0, "another agent runs with this device's key: end one of them"),
@@ -29,13 +30,7 @@ ENDED_FOR_NOW = {
 
 def for_a_person(error: HeadwaterError) -> bool:
     """Whether the server refuses this device as a whole, until a person does something."""
-    return isinstance(error, Refused) and status_of(error) in ENDED_FOR_NOW
-
-
-def status_of(error: HeadwaterError) -> int:
-    """The HTTP status with which a refusal's ``got`` begins; 0 without one."""
-    first = error.got.partition(" ")[0]
-    return int(first) if first.isascii() and first.isdigit() else 0
+    return isinstance(error, Refused) and error.status in ENDED_FOR_NOW
 
 
 class Beats(Protocol):
@@ -132,9 +127,9 @@ class Keeper:
         self._say("connected")
 
     def _judge(self, error: HeadwaterError) -> tuple[float, str]:
-        if for_a_person(error):
-            seconds, meaning = ENDED_FOR_NOW[status_of(error)]
-            if status_of(error) == 403 and self._failures == 0:
+        if isinstance(error, Refused) and error.status in ENDED_FOR_NOW:
+            seconds, meaning = ENDED_FOR_NOW[error.status]
+            if error.status == 403 and self._failures == 0:
                 seconds = SOON_S
             return seconds * (0.9 + 0.2 * self._draw()), f"{meaning} ({error})"
         longest = min(LONGEST_S, 2.0 ** min(self._failures, 10))

@@ -180,7 +180,9 @@ class SignedHttp:
             )
         kind = Gone if status == GONE else Refused
         hint = "" if reason else f"Is {self._identity.name} accepted there, with this device's keys?"
-        return kind(self._server, expected="to be let in", got=got, hint=hint)
+        refused = kind(self._server, expected="to be let in", got=got, hint=hint)
+        refused.status = status
+        return refused
 
 
 def _next_step(got: str) -> str:

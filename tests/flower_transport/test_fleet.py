@@ -429,8 +429,9 @@ def test_the_node_key_of_another_is_no_use(server, agent):
     other = server.enrol("other")
     agent._http._node_key = base64.b64encode(other.public.node_key).decode()
     agent._node_key = other.public.node_key
-    with pytest.raises(Refused, match="403"):
+    with pytest.raises(Refused, match="403") as refused:
         agent.activate()
+    assert refused.value.status == 403
 
 
 def test_a_signed_time_counts_for_its_key_and_its_minutes_only(server, agent):
