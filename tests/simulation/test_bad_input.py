@@ -290,7 +290,7 @@ def test_all_clients_diverging_ends_the_run_with_its_state_kept(good, tmp_path):
     change = ["--set", "training.learning_rate=1e30"]
     done = headwater("simulate", good / "federation.toml", "--out", tmp_path / "run", *change)
     assert done.code == 10
-    assert all(f"client {name}, step" in done.error for name in ("ann", "ben", "cleo"))
+    assert all(f"client {name}, step" in done.err for name in ("ann", "ben", "cleo"))
     assert "expected a finite loss, got nan. Lower training.learning_rate" in done.error
     assert "round 0 is kept" in done.error
     kept = (tmp_path / "run" / "state" / "checkpoint.safetensors").read_bytes()
