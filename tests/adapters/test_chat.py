@@ -372,3 +372,20 @@ def test_letters_that_would_join_across_the_border_are_kept_apart():
     assert sequence.tokens[: len(prompt)] == prompt
     assert marked(tokenizer, sequence) == "user:say</s>assistant:[[yes</s>]]"
     assert fast(fast.apply_chat_template(row, tokenize=False))["input_ids"][: len(prompt)] != prompt
+
+
+@pytest.mark.parametrize("style", TEMPLATES)
+def test_an_answer_is_shown_without_what_opens_and_ends_it(style):
+    """What training puts between prompt and answer, an empty thought or a channel, is no part of the answer."""
+    tokenizer = TOKENIZERS[style]
+    (sequence,) = tokenizer.chat(ONE, MANY)
+    start = sequence.loss.index(True)
+    end = next(n for n in range(start, MANY) if sequence.tokens[n] in tokenizer.chat_ends())
+    assert tokenizer.answer(sequence.tokens[start:end]) == "first"
+
+
+def test_a_thought_is_shown_where_it_was_asked_for():
+    tokenizer = TOKENIZERS["thoughts-of-the-last"]
+    said = tokenizer._tokenizer("<think>\nsince\n</think>\n\nfirst", add_special_tokens=False)["input_ids"]
+    assert tokenizer.answer(said) == "first"
+    assert tokenizer.answer(said, thinking=True) == "<think>\nsince\n</think>\n\nfirst"
