@@ -376,7 +376,7 @@ def test_letters_that_would_join_across_the_border_are_kept_apart():
 
 @pytest.mark.parametrize("style", TEMPLATES)
 def test_an_answer_is_shown_without_what_opens_and_ends_it(style):
-    """What training puts between prompt and answer, an empty thought or a channel, is no part of the answer."""
+    """What training puts between prompt and answer, such as an empty thought, is no part of it."""
     tokenizer = TOKENIZERS[style]
     (sequence,) = tokenizer.chat(ONE, MANY)
     start = sequence.loss.index(True)
