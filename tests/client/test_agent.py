@@ -395,7 +395,7 @@ class Running:
         assert not self.thread.is_alive()
 
 
-def until(condition, seconds: float = 5.0) -> None:
+def until(condition, seconds: float = 60.0) -> None:
     ends = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends, "it did not happen"
@@ -538,7 +538,7 @@ def test_a_finished_reply_is_delivered_before_the_goodbye(make, tmp_path, error)
     connection.inbox.put(train_delivery(1))
     with Running(found, connection, tmp_path, stop) as running:
         until(stop.is_set)
-        running.thread.join(8)
+        running.thread.join(60)
     assert connection.calls[-2:] == ["reply", "deactivate"]
     assert [type(opened(data)) for _, data in connection.replies] == ([] if error else [EncodedUpdate])
     assert json.loads((tmp_path / "status.json").read_text())["doing"] == "nothing"

@@ -666,7 +666,7 @@ def test_send_and_receive(link, device):
     thread = threading.Thread(target=answer)
     thread.start()
     message = Message(pack(envelope=b"e", state=b""), device.node, "train")
-    (reply,) = link.grid.send_and_receive([message], timeout=10)
+    (reply,) = link.grid.send_and_receive([message], timeout=60)
     thread.join()
     assert unpack(reply.content, "reply") == (b"answer",)
     assert list(link.grid.send_and_receive([message], timeout=0.1)) == []

@@ -233,7 +233,7 @@ def test_watch_begins_now_or_with_all_and_ends(toy):
     toy.monitor.notice("new")
     time.sleep(0.1)
     toy.monitor.close()
-    watcher.join(3)
+    watcher.join(60)
     assert not watcher.is_alive()
     assert seen == ["new"]
     assert list(Monitor(version="1").watch(0, ended=lambda: True)) == []

@@ -304,7 +304,7 @@ def test_a_waiting_page_does_not_hold_up_the_end(toy, app):
         time.sleep(0.3)
         began = time.monotonic()
     assert time.monotonic() - began < 4
-    waiting.join(5)
+    waiting.join(60)
 
 
 def _get(path):

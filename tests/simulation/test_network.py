@@ -20,7 +20,7 @@ def test_a_folder_called_headwater_where_the_user_stands_is_not_run(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     process = LocalProcess(["--version"], tmp_path / "log")
     process.start()
-    assert process.process.wait(30) == 0
+    assert process.process.wait(100) == 0
     assert not (tmp_path / "mark").exists()
     assert "headwater" in process.tail()
 

@@ -171,7 +171,7 @@ def write_identity(folder):
     return folder
 
 
-def until(condition, seconds=5.0):
+def until(condition, seconds=60.0):
     """Wait for something that happens in another thread."""
     end = time.monotonic() + seconds
     while not condition():
