@@ -278,7 +278,8 @@ class Desk:
     def _tell(self) -> None:
         """What the worker has for the owner only; the same sentence once."""
         if self._worker.notice and self._worker.notice != self._told:
-            self._say(self._worker.notice)
+            for line in self._worker.notice.splitlines():
+                self._say(line)
         self._told = self._worker.notice
 
     def _failure(self, request: Request | None, failure: Failure, text: str) -> bytes:

@@ -30,7 +30,7 @@ class DeviceRuntimes:
 
     Attributes:
         loads: how often a base model was read from its files.
-        notice: what the owner should know of the current run, or nothing.
+        notice: what the owner should know of the current run, its model and their data: lines, or nothing.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class DeviceRuntimes:
         metrics = self._limit_threads(loaded.settings.federation.threads)
         root = Key.root(loaded.settings.federation.seed)
         data = FederatedData.own(loaded, self._data, self._name, bench.tokenizer, root)
+        self.notice = "\n".join([*filter(None, [self.notice]), *bench.notices, *data.warnings])
         runtime = ClientRuntime(joined.run, bench, data, root, metrics, self._simulated, self._policy)
         self._current = digest, runtime
         return runtime
