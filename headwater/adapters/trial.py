@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from headwater.adapters.names import PROMPT
 from headwater.adapters.reports import listening
-from headwater.errors import ModelError
+from headwater.adapters.weights import temporary_storage
+from headwater.errors import HeadwaterError, ModelError
 from headwater.protocol.keys import Key
 from headwater.state import AdapterState
 
@@ -175,7 +176,7 @@ class _Trial:
             result = set_peft_model_state_dict(peft, {n: v.to(model.base.device) for n, v in tensors.items()})
             for name, value in head.items():
                 model.network.get_parameter(name).copy_(value)
-            with tempfile.TemporaryDirectory(prefix="headwater-trial-") as folder:
+            with temporary_storage(), tempfile.TemporaryDirectory(prefix="headwater-trial-") as folder:
                 peft.active_peft_config.save_pretrained(folder)
                 read = PeftConfig.from_pretrained(folder)
         left = [n for n in result.unexpected_keys if n != PROMPT]  # which PEFT takes by another way
@@ -232,7 +233,7 @@ class _Trial:
         """Inside, whatever transformers, PEFT or torch raise of the model becomes an error that says so."""
         try:
             yield
-        except ModelError:
+        except HeadwaterError:
             raise
         except Exception as error:  # bare exceptions of every type
             got = f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"

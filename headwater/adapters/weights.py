@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from headwater.errors import ModelError
+from headwater.errors import ModelError, StorageError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _HUB_FILES = [
@@ -140,19 +140,40 @@ def hashed_files(folder: Path) -> Iterator[Path]:
 
     Raises:
         ModelError: as :func:`weight_files`.
+        StorageError: there is no room for the links.
     """
     index = folder / "model.safetensors.index.json"
     weights = weight_files(folder)
     shown = [folder / "config.json", *weights, *_tokenizer_files(folder)]
     if weights != [folder / "model.safetensors"]:
         shown.append(index)
-    with tempfile.TemporaryDirectory(prefix="headwater-base-") as view:
-        for file in shown:
-            if file.is_file():
-                link = Path(view, file.relative_to(folder))
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(file.resolve())
-        yield Path(view)
+    with contextlib.ExitStack() as stack:
+        with temporary_storage():
+            view = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headwater-base-")))
+            for file in shown:
+                if file.is_file():
+                    link = view / file.relative_to(folder)
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(file.resolve())
+        yield view
+
+
+@contextlib.contextmanager
+def temporary_storage() -> Iterator[None]:
+    """Inside, a full or read-only folder for temporary files is an error that says so.
+
+    Raises:
+        StorageError: names the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"temporary folder {tempfile.gettempdir()}",
+            expected="room for a few small files",
+            got=error.strerror or str(error),
+            hint="Free space there, or name another folder in the environment variable TMPDIR.",
+        ) from error
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:

@@ -1,5 +1,8 @@
+import errno
 import logging
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from headwater.adapters.base import load_base
 from headwater.adapters.reports import listening
 from headwater.config.federation import CausalLMModel, EncoderModel, SequenceClassificationModel
-from headwater.errors import ModelError
+from headwater.errors import ModelError, StorageError
 from tests.support.tiny_models import tiny_bert, tiny_llama
 
 
@@ -134,3 +137,18 @@ def test_adapter_files_in_the_folder_are_not_loaded(tmp_path):
     assert base.sha256 == clean.sha256
     assert [n for n, _ in base.model.named_parameters()] == [n for n, _ in clean.model.named_parameters()]
     assert "adapter_config.json, adapter_model.safetensors in its folder are not read" in base.notices[0]
+
+
+@pytest.mark.parametrize("where", ["mkdtemp", "symlink"])
+def test_a_full_temporary_folder_is_said(tmp_path, monkeypatch, where):
+    tiny_llama(tmp_path / "llama")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if where == "mkdtemp":
+        monkeypatch.setattr(tempfile, "mkdtemp", full)
+    else:
+        monkeypatch.setattr(Path, "symlink_to", full)
+    with pytest.raises(StorageError, match=r"temporary folder .*No space left on device.*TMPDIR"):
+        load_base(CausalLMModel(kind="causal-lm", path="llama"), tmp_path, labels=None)

@@ -109,7 +109,9 @@ def test_fewer_threads_than_the_federation_asks_for_are_said(device):
 def test_what_is_worth_a_look_in_the_owner_s_data_is_told_to_the_owner(device, tmp_path):
     rows = device.settings.data.read_text().splitlines()
     (tmp_path / "ann.jsonl").write_text("\n".join([*rows, rows[-1]]) + "\n")
-    joined = JoinedRuns(device.settings.state / "runs").join(profile_request(device.federation, device.sha256))
+    joined = JoinedRuns(device.settings.state / "runs").join(
+        profile_request(device.federation, device.sha256)
+    )
     devices = DeviceRuntimes("ann", tmp_path / "ann.jsonl")
     devices.open(joined, device.theirs / "bert")
     assert "1 row is an exact duplicate" in devices.notice
