@@ -73,7 +73,11 @@ def _turn(table: Table, row: int, layout: Layout, context: str) -> list[dict[str
     prompt, answer = layout.columns
     asked, answered = table.value(prompt, row), table.value(answer, row)
     if isinstance(asked, list) and isinstance(answered, list):  # messages on both sides
-        return _messages([*asked, *answered], ("role", "content"), f"{prompt}, {answer}", table.where(row))
+        where, keys = table.where(row), ("role", "content")
+        before = _messages(asked, keys, prompt, where, answered=False) if asked else []
+        # answers given before are context: only what is on the answer's side is learnt
+        told = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in before]
+        return told + _messages(answered, keys, answer, where)
     said = table.text(prompt, row)
     about = _optional(table, row, layout, context)
     if about is not None and (not isinstance(about, str) or about.strip()):
@@ -116,8 +120,10 @@ def _chat(table: Table, row: int, layout: Layout) -> list[dict[str, Any]]:
     )
 
 
-def _messages(value: object, keys: tuple[str, str], column: str, where: str) -> list[dict[str, Any]]:
-    """A list of messages, at least one of them an answer that counts."""
+def _messages(
+    value: object, keys: tuple[str, str], column: str, where: str, *, answered: bool = True
+) -> list[dict[str, Any]]:
+    """A list of messages; with ``answered``, at least one of them an answer that counts."""
     expected = f'a list of {{"{keys[0]}", "{keys[1]}"}} in column {column!r}'
     if not isinstance(value, list) or not value:
         raise DataError(
@@ -127,6 +133,8 @@ def _messages(value: object, keys: tuple[str, str], column: str, where: str) -> 
             hint="CSV cannot hold lists: use JSONL or Parquet.",
         )
     messages = [_message(m, keys[0] == "from", expected, where, column) for m in value]
+    if not answered:
+        return messages
     answers = [m for m in messages if m["role"] == "assistant"]
     if not answers:
         raise DataError(where, expected=f"an answer of the assistant in {column!r}", got="none")

@@ -211,3 +211,12 @@ def test_whatever_a_row_holds_it_is_a_conversation_or_a_data_error(value, name):
     assert any(m["role"] == "assistant" for m in found.messages)
     assert all(isinstance(m["content"], str) for m in found.messages)
     json.dumps(found.messages, allow_nan=True)
+
+
+def test_of_messages_on_both_sides_only_the_answers_are_learnt():
+    before = [Q, {**A, "content": "once"}, {"role": "tool", "content": "t"}, {**A, "weight": 1}, Q]
+    messages = said({"prompt": before, "completion": [A]})
+    assert [m.get("weight") for m in messages if m["role"] == "assistant"] == [0, 0, None]
+    assert [m["content"] for m in messages] == ["q", "once", "t", "a", "q", "a"]
+    with pytest.raises(DataError, match="an answer of the assistant in 'completion', got none"):
+        said({"prompt": [Q, A], "completion": [Q]})
