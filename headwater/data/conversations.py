@@ -38,23 +38,27 @@ class Conversation:
     tools: list[Any] | None = None
 
 
-def conversation_of(table: Table, row: int, settings: InstructionData) -> Conversation:
+def conversation_of(
+    table: Table, row: int, settings: InstructionData, *, answered: bool = True
+) -> Conversation:
     """The row as a conversation, with ``settings.system`` in front unless it has a system message.
+
+    Without ``answered`` it need not have an answer, and one in a column of its own is not read.
 
     Raises:
         DataError: names file and line, what was expected and what is there.
     """
-    layout = layout_of(table, row, settings)
+    layout = layout_of(table, row, settings, answered=answered)
     where, tools = table.where(row), None
     match layout.kind:
         case "messages" | "sharegpt":
-            messages = _chat(table, row, layout)
+            messages = _chat(table, row, layout, answered=answered)
             tools = _tools(_optional(table, row, layout, "tools"), where)
         case "alpaca":
             messages = _history(_optional(table, row, layout, "history"), where)
-            messages += _turn(table, row, layout, "input")
+            messages += _turn(table, row, layout, "input", answered=answered)
         case _:
-            messages = _turn(table, row, layout, "context")
+            messages = _turn(table, row, layout, "context", answered=answered)
     system = _optional(table, row, layout, "system") or settings.system
     if system is not None and messages[0]["role"] not in ("system", "developer"):
         if not isinstance(system, str):
@@ -68,24 +72,25 @@ def messages_of(table: Table, row: int, settings: InstructionData) -> list[dict[
     return conversation_of(table, row, settings).messages
 
 
-def _turn(table: Table, row: int, layout: Layout, context: str) -> list[dict[str, Any]]:
+def _turn(table: Table, row: int, layout: Layout, context: str, *, answered: bool) -> list[dict[str, Any]]:
     """Prompt and answer; what the instruction is about follows it after a blank line."""
     prompt, answer = layout.columns
-    asked, answered = table.value(prompt, row), table.value(answer, row)
-    if isinstance(asked, list) and isinstance(answered, list):  # messages on both sides
-        where, keys = table.where(row), ("role", "content")
+    where, keys = table.where(row), ("role", "content")
+    asked = table.value(prompt, row)
+    if not answered and isinstance(asked, list):
+        return _messages(asked, keys, prompt, where, answered=False)
+    said_after = table.value(answer, row) if answered else None
+    if isinstance(asked, list) and isinstance(said_after, list):  # messages on both sides
         before = _messages(asked, keys, prompt, where, answered=False) if asked else []
         # answers given before are context: only what is on the answer's side is learnt
         told = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in before]
-        return told + _messages(answered, keys, answer, where)
+        return told + _messages(said_after, keys, answer, where)
     said = table.text(prompt, row)
     about = _optional(table, row, layout, context)
     if about is not None and (not isinstance(about, str) or about.strip()):
         said += "\n\n" + table.text(context, row)
-    return [
-        {"role": "user", "content": said},
-        {"role": "assistant", "content": table.text(answer, row)},
-    ]
+    question = {"role": "user", "content": said}
+    return [question, {"role": "assistant", "content": table.text(answer, row)}] if answered else [question]
 
 
 def _optional(table: Table, row: int, layout: Layout, column: str) -> object:
@@ -112,12 +117,11 @@ def _history(value: object, where: str) -> list[dict[str, Any]]:
     return messages
 
 
-def _chat(table: Table, row: int, layout: Layout) -> list[dict[str, Any]]:
+def _chat(table: Table, row: int, layout: Layout, *, answered: bool) -> list[dict[str, Any]]:
     column, where = layout.columns[0], table.where(row)
     value = _parsed(table.value(column, row), where, column)
-    return _messages(
-        value, ("from", "value") if layout.kind == "sharegpt" else ("role", "content"), column, where
-    )
+    keys = ("from", "value") if layout.kind == "sharegpt" else ("role", "content")
+    return _messages(value, keys, column, where, answered=answered)
 
 
 def _messages(

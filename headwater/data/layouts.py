@@ -58,15 +58,17 @@ class Layout:
         return f"{_IN_WORDS[self.kind]} ({names})"
 
 
-def layout_of(table: Table, row: int, settings: RowData) -> Layout:
+def layout_of(table: Table, row: int, settings: RowData, *, answered: bool = True) -> Layout:
     """The layout of the row's file. It is found once for each file of a table.
+
+    Without ``answered``, instructions need no column of answers.
 
     Raises:
         DataError: a column that the settings name is not there; no layout fits, or several do.
     """
     file = table.file[row]
     if file not in table.layouts:
-        table.layouts[file] = _find(table, row, settings)
+        table.layouts[file] = _find(table, row, settings, answered=answered)
     found = table.layouts[file]
     assert isinstance(found, Layout)
     return found
@@ -82,13 +84,13 @@ def texts_of(table: Table, row: int, settings: ClassificationData | CausalLMData
     return table.text(columns[0], row), table.text(columns[1], row) if len(columns) > 1 else None
 
 
-def _find(table: Table, row: int, settings: RowData) -> Layout:
+def _find(table: Table, row: int, settings: RowData, *, answered: bool) -> Layout:
     sample = _sample(table, row)
     if isinstance(settings, CausalLMData):
         return Layout("text", (table.require(settings.text),))
     if isinstance(settings, ClassificationData):
         return _classification(table, row, settings, sample)
-    return _instruction(table, row, settings, sample)
+    return _instruction(table, row, settings, sample, answered=answered)
 
 
 def _sample(table: Table, row: int) -> Mapping[str, object]:
@@ -119,7 +121,9 @@ def _classification(
     return Layout("text", (table.require(settings.text),))
 
 
-def _instruction(table: Table, row: int, settings: InstructionData, sample: Mapping[str, object]) -> Layout:
+def _instruction(
+    table: Table, row: int, settings: InstructionData, sample: Mapping[str, object], *, answered: bool
+) -> Layout:
     chat = _chat(table, row, settings, sample)
     said = (settings.prompt, settings.answer) != ("prompt", "answer")
     format = settings.format
@@ -129,10 +133,11 @@ def _instruction(table: Table, row: int, settings: InstructionData, sample: Mapp
             return Layout("messages", (settings.messages or "messages",), ("tools",))
         return Layout(format, chat.columns, chat.optional) if format in ("messages", "sharegpt") else chat
     alpaca = Layout("alpaca", ("instruction", "output"), ("input", "system", "history"), recognised=True)
-    if format == "alpaca":
-        return Layout("alpaca", tuple(map(table.require, alpaca.columns)), alpaca.optional)
-    if format == "columns" or said:
-        return Layout("columns", (table.require(settings.prompt), table.require(settings.answer)))
+    if format == "alpaca" or format == "columns" or said:
+        columns = alpaca.columns if format == "alpaca" else (settings.prompt, settings.answer)
+        for column in columns[: 2 if answered else 1]:
+            table.require(column)
+        return Layout(format or "columns", columns, alpaca.optional if format == "alpaca" else ())
     fitting = [] if chat is None else [Layout(chat.kind, chat.columns, chat.optional, recognised=True)]
     if "prompt" in sample and "answer" in sample:
         fitting.append(Layout("columns", ("prompt", "answer")))
@@ -143,6 +148,8 @@ def _instruction(table: Table, row: int, settings: InstructionData, sample: Mapp
     fitting += [
         Layout("columns", pair, recognised=True) for pair in PROMPTS if all(c in sample for c in pair)
     ]
+    if not fitting and not answered:
+        fitting = _questions(sample, alpaca)
     if not fitting:
         table.require("prompt")
         table.require("answer")
@@ -152,6 +159,16 @@ def _instruction(table: Table, row: int, settings: InstructionData, sample: Mapp
             table, row, [f.columns for f in fitting], "data.format (or data.prompt, data.answer)"
         )
     return fitting[0]
+
+
+def _questions(sample: Mapping[str, object], alpaca: Layout) -> list[Layout]:
+    """Layouts whose answers are left out."""
+    found = []
+    if "instruction" in sample:
+        about = Layout("columns", ("instruction", "response"), ("context",), recognised=True)
+        found.append(about if "context" in sample else alpaca)
+    pairs = {prompt: (prompt, answer) for prompt, answer in [*PROMPTS, ("prompt", "answer")]}
+    return found + [Layout("columns", p, recognised=True) for name, p in pairs.items() if name in sample]
 
 
 def _chat(table: Table, row: int, settings: InstructionData, sample: Mapping[str, object]) -> Layout | None:

@@ -84,7 +84,7 @@ def classified(predictor: Predictor, table: Table) -> Iterator[tuple[str, dict[s
 def prompts(predictor: Predictor, table: Table) -> Iterator[tuple[str, list[int]]]:
     """Each row's question, and the tokens that a causal model is asked with.
 
-    Of a conversation that is all before its last answer; of running text the whole.
+    Of a conversation that is all of it, without the answer that it ends with; of running text the whole.
 
     Raises:
         ModelError: an adapter that does not say how training read rows.
@@ -96,16 +96,13 @@ def prompts(predictor: Predictor, table: Table) -> Iterator[tuple[str, list[int]
             text = table.text(data.text, row)
             yield text, predictor.prompt(text)
         elif isinstance(data, InstructionData):
-            if data.messages is None and data.answer not in table.columns and data.prompt in table.columns:
-                text = table.text(data.prompt, row)
-                yield text, predictor.prompt(text)
-                continue
-            said = conversation_of(table, row, data)
-            last = max(i for i, message in enumerate(said.messages) if message["role"] == "assistant")
-            if not last:
+            said = conversation_of(table, row, data, answered=False)
+            messages = said.messages
+            if messages[-1]["role"] == "assistant":  # what is asked for
+                messages = messages[:-1]
+            if not messages:
                 raise DataError(table.where(row), expected="a question before the last answer", got="none")
-            question = said.messages[last - 1]["content"]
-            yield str(question), predictor.chat_prompt(said.messages[:last], said.tools)
+            yield str(messages[-1]["content"]), predictor.chat_prompt(messages, said.tools)
 
 
 def reading_of(predictor: Predictor) -> Reading:

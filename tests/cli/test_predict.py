@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from headwater.adapters.predict import Predictor
+from headwater.errors import DataError
+from headwater.training.score import prompts
+from tests.data.toys import table
 from tests.support.command import headwater
 from tests.support.runs import tiny_federation, write_jsonl
 from tests.support.tiny_models import tiny_gpt2, tiny_llama
@@ -264,6 +269,12 @@ def test_a_chat_answers_questions_and_conversations(chat, tmp_path):
         "questions.jsonl": [{"prompt": "say 3"}, {"prompt": "say 4"}],
         "turns.jsonl": [{"prompt": f"say {i}", "answer": "unused"} for i in (3, 4)],
         "alpaca.jsonl": [{"instruction": f"say {i}", "output": "unused"} for i in (3, 4)],
+        "tasks.jsonl": [{"instruction": f"say {i}", "input": ""} for i in (3, 4)],
+        "asked.jsonl": [{"question": f"say {i}"} for i in (3, 4)],
+        "some.jsonl": [{"prompt": "say 3", "answer": "unused"}, {"prompt": "say 4"}],
+        "messages.jsonl": [{"messages": [{"role": "user", "content": f"say {i}"}]} for i in (3, 4)],
+        "human.jsonl": [{"conversations": [{"from": "human", "value": f"say {i}"}]} for i in (3, 4)],
+        "sides.jsonl": [{"prompt": [{"role": "user", "content": f"say {i}"}]} for i in (3, 4)],
     }.items():
         write_jsonl(tmp_path / name, rows)
         done = headwater(
@@ -271,6 +282,30 @@ def test_a_chat_answers_questions_and_conversations(chat, tmp_path):
         )
         assert done.code == 0, done.err
         assert done.out == texts
+
+
+def test_what_a_conversation_ends_with_is_answered(chat):
+    """The last question, though earlier ones have answers; in place of a last answer, that answer."""
+    predictor = Predictor.open(chat / "adapter", base=str(chat.parent / "base"))
+    turns = [("user", "say 1"), ("assistant", "well 1"), ("user", "say 2"), ("assistant", "well 2")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    rows = table([{"messages": messages[:3]}, {"messages": messages}, {"messages": [*messages, messages[3]]}])
+    (open_, asked), answered, again = prompts(predictor, rows)
+    assert open_ == "say 2"
+    assert asked == predictor.chat_prompt([{"role": "system", "content": "Be brief."}, *messages[:3]])
+    assert answered == (open_, asked)
+    assert again[0] == "well 2"
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: expected a question before the last answer"):
+        list(
+            prompts(
+                replace(predictor, reading=unsystematic(predictor.reading)),
+                table([{"messages": messages[3:]}]),
+            )
+        )
+
+
+def unsystematic(reading):
+    return replace(reading, data=reading.data.model_copy(update={"system": None}))
 
 
 def test_a_text_of_control_tokens_ends_nothing(plain, chat):
