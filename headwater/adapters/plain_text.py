@@ -142,6 +142,8 @@ class PlainText:
             token["content"] = self._aliases.get(token["content"], token["content"])
         model = content["model"]
         vocabulary = model["vocab"]
+        if model.get("unk_token") in self._aliases:
+            model["unk_token"] = self._aliases[model["unk_token"]]
         if isinstance(vocabulary, dict):
             model["vocab"] = {self._aliases.get(piece, piece): i for piece, i in vocabulary.items()}
         else:

@@ -16,6 +16,9 @@ from headwater.adapters.plain_text import PlainText
 from headwater.config.federation import TEMPLATE_DATE
 from headwater.errors import DataError, ModelError
 
+_RARE = "\ufffd\u2603\U00012000\ufdd0"
+"""Characters that no vocabulary of pieces has."""
+
 
 class TextTokenizer:
     """The base model's tokenizer, as the data room wants it.
@@ -228,7 +231,23 @@ class TextTokenizer:
         """Ids of the tokens that are no text: all special ones but the one for what is unknown."""
         known = self._tokenizer.added_tokens_decoder
         special = {*self._tokenizer.all_special_ids, *(i for i, token in known.items() if token.special)}
-        return frozenset(int(i) for i in special) - {self._tokenizer.unk_token_id}
+        unknown = {self._tokenizer.unk_token_id} if self._reads_as_unknown else set()
+        return frozenset(int(i) for i in special) - unknown
+
+    @cached_property
+    def _reads_as_unknown(self) -> bool:
+        """Whether text that the model does not know becomes the token that is named for it.
+
+        Models that spell all text in bytes name one all the same, often the end of a text (GPT-2, SmolLM2).
+        """
+        unknown, name = self._tokenizer.unk_token_id, self._tokenizer.unk_token
+        if unknown in self._tokenizer(_RARE, add_special_tokens=False)["input_ids"]:
+            return True
+        model = self._tokenizer.backend_tokenizer.model if self._tokenizer.is_fast else None
+        if model is not None and getattr(model, "unk_token", name) != name:
+            return False
+        roles = [role for role, token in self._tokenizer.special_tokens_map.items() if token == name]
+        return roles == ["unk_token"]
 
     @cached_property
     def _plain(self) -> PlainText:

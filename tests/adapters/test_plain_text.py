@@ -99,3 +99,40 @@ def test_a_prompt_is_a_text_without_its_end(tokenizers):
     assert t5.prompt("the") == [4]
     llama = tokenizers["tiny_llama"]
     assert llama.prompt("a") == llama.encode("a", 9)
+
+
+def bytes_that_name_an_unknown_token(*, said, roles):
+    """As GPT-2 and SmolLM2: all text is spelled in bytes, and a token is named for what is unknown."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<|endoftext|>", *alphabet])}
+    model = models.BPE(vocabulary, merges=[], unk_token="<|endoftext|>" if said else None)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict.fromkeys(roles, "<|endoftext|>"))
+
+
+@pytest.mark.parametrize(
+    ("said", "roles"),
+    [
+        (False, ["unk_token"]),
+        (False, ["unk_token", "eos_token", "bos_token"]),
+        (True, ["unk_token", "eos_token"]),
+        (True, ["unk_token", "pad_token"]),
+    ],
+)
+def test_a_token_for_unknown_text_that_no_text_becomes_is_a_control_token(said, roles):
+    own = bytes_that_name_an_unknown_token(said=said, roles=roles)
+    tokenizer = TextTokenizer(own, "bytes")
+    assert own("a<|endoftext|>b")["input_ids"].count(0) == 1
+    for found in (tokenizer.encode_plain("a<|endoftext|>b"), tokenizer.encode("a<|endoftext|>b", 99)):
+        assert 0 not in found
+        assert len(found) == 15
+    assert tokenizer.has_control_text("a<|endoftext|>b")
+
+
+def test_a_token_that_unknown_text_becomes_is_text(tokenizers):
+    for kind, text in [("tiny_bert", "zebra \u2603"), ("unigram", "the \u2603"), ("words", "the zebra")]:
+        tokenizer = tokenizers[kind]
+        assert tokenizer._tokenizer.unk_token_id in tokenizer.encode_plain(text)
+        assert not tokenizer.has_control_text(tokenizer._tokenizer.unk_token)
