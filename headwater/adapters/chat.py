@@ -61,6 +61,14 @@ class Known:
     tokens: list[int]
 
 
+@dataclass(frozen=True)
+class Said:
+    """An answer: the ids of what stands before it, and whether a token ends it."""
+
+    prompt: list[int]
+    ended: bool
+
+
 class Chat:
     """Conversations by a tokenizer's chat template.
 
@@ -116,10 +124,21 @@ class Chat:
         thinking: bool,
         tools: Sequence[Any] | None = None,
     ) -> list[int]:
-        """A conversation up to where the assistant speaks next, as ids."""
+        """A conversation up to where the assistant speaks next, as ids.
+
+        Earlier answers are read in the same steps as in training: letters that training keeps apart at
+        the border of a prompt and an answer are apart here.
+        """
         hidden, tools, placeholders = self._hidden(messages, tools)
-        text = self._answers(date, thinking, tools).asked(hidden)
-        return self.text.encode_template(text, placeholders)
+        answers = self._answers(date, thinking, tools)
+        known = Known("", [])
+        for i, message in enumerate(messages):
+            if message.get("role") == "assistant":
+                try:
+                    _, known = self._said(answers, hidden[: i + 1], known, placeholders)
+                except DataError:  # no training showed it; what was said is context all the same
+                    known = Known("", [])
+        return self._encode(answers.asked(hidden), known, placeholders)
 
     def sequences(
         self,
@@ -149,23 +168,19 @@ class Chat:
             if i == 0:
                 remarks.append("opening")
             try:
-                before, answer, ended = answers.last(shown[: i + 1])
+                said, after = self._said(answers, shown[: i + 1], known, placeholders)
             except DataError:
                 if i or len(messages) == 1:
                     raise
                 continue  # a template that renders no answer before a question: it stays context
-            if not ended:
+            if not said.ended:
                 remarks.append("no-end")
-            prompt = self._encode(before, known, placeholders)
-            if prompt[: len(known.tokens)] != known.tokens:
+            if said.prompt[: len(known.tokens)] != known.tokens:
                 found.append((known.tokens, loss))
                 known, loss = Known("", []), []
-            loss += [False] * (len(prompt) - len(known.tokens))
-            whole = self._encode(before + answer, known, placeholders)
-            if whole[: len(prompt)] != prompt:
-                whole = prompt + self._alone(answer, placeholders)
-            loss += [message.get("weight") not in (0, 0.0, False)] * (len(whole) - len(prompt))
-            known = Known(before + answer, whole)
+            loss += [False] * (len(said.prompt) - len(known.tokens))
+            known = after
+            loss += [message.get("weight") not in (0, 0.0, False)] * (len(known.tokens) - len(said.prompt))
         whole = self._encode(answers.render(shown), known, placeholders)
         if whole[: len(known.tokens)] == known.tokens:
             loss += [False] * (len(whole) - len(known.tokens))
@@ -178,6 +193,23 @@ class Chat:
         return Answers(
             self._template, self._turns, self.text, self._name, date=date, thinking=thinking, tools=tools
         )
+
+    def _said(
+        self, answers: Answers, messages: Messages, known: Known, placeholders: dict[str, str]
+    ) -> tuple[Said, Known]:
+        """The last of ``messages``, an answer, and all up to its end; ``known`` ends with the answer before.
+
+        Raises:
+            DataError: the template refuses it, or shows it otherwise than it asks for it.
+        """
+        before, answer, ended = answers.last(messages)
+        prompt = self._encode(before, known, placeholders)
+        if prompt[: len(known.tokens)] != known.tokens:
+            known = Known("", [])
+        whole = self._encode(before + answer, known, placeholders)
+        if whole[: len(prompt)] != prompt:
+            whole = prompt + self._alone(answer, placeholders)
+        return Said(prompt, ended), Known(before + answer, whole)
 
     def _encode(self, text: str, known: Known, hidden: dict[str, str]) -> list[int]:
         """The ids of ``text``, which may begin with one whose ids are known."""

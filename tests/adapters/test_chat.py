@@ -374,6 +374,45 @@ def test_letters_that_would_join_across_the_border_are_kept_apart():
     assert fast(fast.apply_chat_template(row, tokenize=False))["input_ids"][: len(prompt)] != prompt
 
 
+SPACE_BEFORE_AN_ANSWER = (
+    "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}{{ m.content }}"
+    "{{ '\n' if m.role == 'user' else '</s>\n' }}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+)
+LINES_BEFORE_AN_ANSWER = (
+    "{% for m in messages %}{{ m.role }}:\n\n{{ m.content }}{{ '</s>' if m.role == 'assistant' }}\n\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:\n\n{% endif %}"
+)
+NO_END = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + (
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("eos", ["</s>", None])
+@pytest.mark.parametrize("template", [SPACE_BEFORE_AN_ANSWER, LINES_BEFORE_AN_ANSWER, NO_END])
+@settings(max_examples=25, deadline=None)
+@given(said=st.lists(st.text("yh \n", min_size=1, max_size=4), min_size=2, max_size=6))
+def test_an_earlier_answer_is_read_as_in_training_when_predict_asks_again(template, eos, said):
+    """Letters that are one token of the whole stand at the border of the first prompt and its answer."""
+    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merges = [("Ġ", "y"), ("Ċ", "y"), ("Ċ", "Ċ"), ("ĊĊ", "h"), ("Ġ", "Ġ"), (":", "Ġ")]
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    joining = Tokenizer(models.BPE(vocabulary, merges=merges))
+    joining.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    joining.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=joining, eos_token=eos)
+    fast.chat_template = template
+    tokenizer = TextTokenizer(fast, "joining")
+    row = [(user, assistant)[n % 2](text) for n, text in enumerate(said[: len(said) // 2 * 2])]
+    found = tokenizer.chat(row, MANY)
+    for i in range(1, len(row), 2):
+        prompt = tokenizer.chat_prompt(row[:i])
+        assert any(
+            s.tokens[: len(prompt)] == prompt and s.loss[len(prompt)] and not s.loss[len(prompt) - 1]
+            for s in found
+        )
+
+
 @pytest.mark.parametrize("style", TEMPLATES)
 def test_an_answer_is_shown_without_what_opens_and_ends_it(style):
     """What training puts between prompt and answer, such as an empty thought, is no part of it."""
