@@ -76,7 +76,10 @@ def _render(checked: Checked, settings: RowData | None, tokenizer: TextTokenizer
         spans: Spans = []
         for example in examples[:4]:
             spans += [*([("\n--\n", False)] if spans else []), *_spans(example, settings, tokenizer)]
-        shown.append(replace(sample, spans=spans or sample.spans))
+        if spans:
+            shown.append(replace(sample, spans=spans))
+        else:  # a row that gives no example: nothing of it is learnt
+            shown.append(replace(sample, spans=[(text, False) for text, _ in sample.spans], label=None))
     checked.samples = shown
 
 

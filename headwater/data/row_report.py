@@ -9,6 +9,7 @@ SENTENCES = {
     "cut": "more tokens than data.max_tokens: their end was cut off",
     "cut-answer": "an answer whose end was cut off: they teach no end",
     "control-text": "text that looks like a control token of the model: it is read as plain text",
+    "nothing": "fewer than two tokens, so that there is nothing to predict: they give no example",
     "no-end": "an answer after which the model's template puts no token that ends it: they teach no end",
     "opening": "an answer before any question: the model is never asked for one",
     "unread-key": "a key of a message that the model's template does not read",

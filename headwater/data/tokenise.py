@@ -156,7 +156,7 @@ def tokenise_causal(
 
     A window begins with the last token of the one before it, as context without loss. So every token
     of a document but its first is predicted exactly once, whatever ``max_tokens`` is. A document of
-    one token has nothing to predict and gives no example.
+    one token has nothing to predict and gives no example; ``report`` is told.
     """
     examples = []
     for row in rows:
@@ -167,6 +167,8 @@ def tokenise_causal(
                 report.note(["control-text"] * tokenizer.has_control_text(text), table.where(row))
         if tokenizer.eos is not None:
             tokens = [*tokens, tokenizer.eos]
+        if report is not None and len(tokens) < 2:
+            report.note(["nothing"], table.where(row))
         for start in range(0, len(tokens) - 1, settings.max_tokens - 1):
             window = tokens[start : start + settings.max_tokens]
             examples.append(_example(window, [IGNORED, *window[1:]]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -83,6 +84,25 @@ def test_rows_that_fill_max_tokens_are_named_and_end_in_3(tmp_path, models):
     assert found["bad_rows"] == 5
     assert f"{path}:1: expected an answer that begins within data.max_tokens = 20" in done.err
     assert "5 rows or files cannot be used" in done.err
+
+
+def test_a_row_that_gives_no_example_is_not_shown_as_learnt(tmp_path, models):
+    base = tmp_path / "base"
+    shutil.copytree(models[1], base)
+    bare = json.loads((base / "tokenizer_config.json").read_text())
+    for key in ("bos_token", "eos_token"):
+        bare.pop(key, None)
+    (base / "tokenizer_config.json").write_text(json.dumps(bare))
+    path = write_jsonl(tmp_path / "texts.jsonl", [{"text": "x"}, {"text": "hello there"}])
+    found, done = checked(path, "--model", base, "--set", "data.kind=causal-lm")
+    assert done.code == 0, done.err
+    assert found["samples"][0]["text"] == "x"
+    assert "[[" in found["samples"][1]["text"]
+    assert found["owners"]["texts"]["examples"] == 1
+    assert any("1 row has fewer than two tokens" in w and f"{path}:1" in w for w in found["warnings"])
+    path = write_jsonl(tmp_path / "chats.jsonl", CHATS)
+    found, _ = checked(path, "--model", models[1], "--set", "data.max_tokens=20")
+    assert not any("[[" in sample["text"] for sample in found["samples"])
 
 
 def test_a_federation_file_is_checked_as_a_run_would_open_it(tmp_path):

@@ -73,6 +73,19 @@ def test_windows_predict_every_token_but_a_documents_first_exactly_once(texts, m
         assert all(left.tokens[-1] == right.tokens[0] for left, right in pairwise(windows))
 
 
+def test_a_document_without_an_example_is_counted_with_the_first_line():
+    report = RowReport()
+    rows = table([{"text": "ab"}, {"text": "x"}, {"text": "y"}])
+    assert len(tokenise_causal(rows, [0, 1, 2], causal(4), Bare(), report)) == 1
+    assert report.sentences() == (
+        "2 rows have fewer than two tokens, so that there is nothing to predict: they give no example "
+        "(first rows.jsonl:2)",
+    )
+    whole = RowReport()
+    tokenise_causal(rows, [0, 1, 2], causal(4), Letters(), whole)  # two tokens around each text
+    assert not whole.counts
+
+
 def test_documents_are_not_mixed():
     rows = table([{"text": "aaaa"}, {"text": "bbbb"}])
     windows = tokenise_causal(rows, [0, 1], causal(3), Bare())
