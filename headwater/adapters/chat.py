@@ -258,22 +258,22 @@ class Chat:
 
 
 def _strings(value: Any) -> list[str]:  # noqa: ANN401 - whatever JSON holds
-    """Every text in ``value``."""
+    """Every text in ``value``, names of keys too."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [text for item in value.values() for text in _strings(item)]
+        return [text for pair in value.items() for item in pair for text in _strings(item)]
     if isinstance(value, list | tuple):
         return [text for item in value for text in _strings(item)]
     return []
 
 
 def _mapped(value: Any, change: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """``value`` with ``change`` made to every text in it."""
+    """``value`` with ``change`` made to every text in it, names of keys too."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(item, change) for key, item in value.items()}
+        return {_mapped(key, change): _mapped(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_mapped(item, change) for item in value]
     return value

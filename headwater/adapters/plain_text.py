@@ -23,6 +23,8 @@ from headwater.errors import DataError, ModelError
 _ALIAS = "\U0010fff0{}\U0010fff1"
 """The other name of a control token, with its number; characters that no text has a use for."""
 
+_ANOTHER_SPELLING = "one in another spelling"
+
 
 class PlainText:
     """Texts to ids, control tokens only where the caller asks for them.
@@ -94,14 +96,16 @@ class PlainText:
         Raises:
             DataError: a control token cannot be kept apart from the text.
         """
-        if not placeholders or not any(p in text for p in placeholders.values()):
-            return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         wanted = len(self._pattern.findall(text))
+        if not placeholders or not any(p in text for p in placeholders.values()):
+            ids = list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            if self._count(ids) <= wanted:
+                return ids
         if not self._tokenizer.is_fast:
             raise DataError(
                 f"a message for {self._name}",
                 expected="no control token in a message, which this tokenizer cannot read as text",
-                got=", ".join(sorted(placeholders)),
+                got=", ".join(sorted(placeholders)) or _ANOTHER_SPELLING,
                 hint="Take it out of the row.",
             )
         renamed = self._pattern.sub(lambda found: self._aliases[found[0]], text)
@@ -112,7 +116,7 @@ class PlainText:
 
     def _checked(self, ids: list[int], usual: int, text: str) -> list[int]:
         if self._count(ids) > usual:
-            shown = ", ".join(sorted(set(self._pattern.findall(text)))) or "one in another spelling"
+            shown = ", ".join(sorted(set(self._pattern.findall(text)))) or _ANOTHER_SPELLING
             raise DataError(
                 f"a text for {self._name}",
                 expected="no control token of the model in it, or a tokenizer that can read it as text",
@@ -139,7 +143,8 @@ class PlainText:
         """The tokenizer with other names for its control tokens."""
         content = json.loads(self._tokenizer.backend_tokenizer.to_str())
         for token in content["added_tokens"]:
-            token["content"] = self._aliases.get(token["content"], token["content"])
+            if token["content"] in self._aliases:  # found before letters are folded, which could eat a part
+                token |= {"content": self._aliases[token["content"]], "normalized": False}
         model = content["model"]
         vocabulary = model["vocab"]
         if model.get("unk_token") in self._aliases:
