@@ -144,6 +144,11 @@ class BufferedCoordinator:
         return dict(self._working)
 
     @property
+    def persistent(self) -> bool:
+        """Whether it never halts: it has a ``retry_s``."""
+        return self._rules.retry_s is not None
+
+    @property
     def reachable(self) -> int:
         """How many updates the open version can still be made of, if everyone answers.
 

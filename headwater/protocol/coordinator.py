@@ -263,6 +263,11 @@ class Coordinator:
         return self._stopping
 
     @property
+    def persistent(self) -> bool:
+        """Whether it never halts: it has a ``retry_s``."""
+        return self._rules.retry_s is not None
+
+    @property
     def reachable(self) -> int:
         """How many updates the open round can still end with, if everyone answers.
 

@@ -47,6 +47,10 @@ class Machine(Protocol):
         """Whether a stop was asked for."""
 
     @property
+    def persistent(self) -> bool:
+        """Whether a round with too few updates stays open; else it ends in ``Halt`` by itself."""
+
+    @property
     def reachable(self) -> int:
         """With how many updates the open round can still end."""
 
@@ -102,8 +106,9 @@ class Conversation:
         end = talk.do(first)
         while end is None:
             end = talk.step()
-            lost = talk.gave_up() or talk.replan or self.coordinator.reachable < self.need
-            if end is None and lost:
+            # one that is not persistent ends by itself, when all have said what went wrong
+            stuck = self.coordinator.persistent and self.coordinator.reachable < self.need
+            if end is None and (talk.gave_up() or talk.replan or stuck):
                 talk.waits.over()
                 return None
         talk.tell_waiting(False)

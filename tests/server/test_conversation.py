@@ -7,7 +7,8 @@ import time
 import pytest
 
 from headwater.errors import StorageError, UpdateRejected
-from headwater.protocol.coordinator import Begin, Coordinator
+from headwater.protocol.buffered import BufferedCoordinator
+from headwater.protocol.coordinator import Begin, Coordinator, Halt
 from headwater.protocol.failures import NOT_READY, Failure, FailureCode
 from headwater.protocol.messages import ClientFailure, ClientProfile, TrainRequest, reported
 from headwater.server.conversation import Conversation
@@ -72,6 +73,38 @@ def test_a_client_that_cannot_work_is_introduced_again_before_it_is_asked_again(
 def test_a_full_disk_is_not():
     with pytest.raises(StorageError):
         talk(StorageError("writing spool", expected="room", got="No space left on device"))
+
+
+@pytest.mark.parametrize("kind", ["synchronous", "buffered"])
+def test_a_simulated_round_that_has_lost_too_many_ends_with_what_all_of_them_said(kind):
+    """Replies come one by one, as from processes: the first failures alone make the minimum impossible."""
+    names, looks = ("ann", "ben", "cleo"), [0]
+    coordinator = (
+        Coordinator(1, min_clients=2)
+        if kind == "synchronous"
+        else BufferedCoordinator(1, min_clients=2, buffer=3)
+    )
+
+    class OneByOne(One):
+        def ready(self):
+            return dict.fromkeys(names, ClientProfile("x", 7, 0, "", "", "", ""))
+
+        profiles = ready
+
+        def poll(self, *kinds):
+            looks[0] += 1
+            if looks[0] % 2 == 0:
+                yield Incoming(names[looks[0] // 2 - 1], TrainRequest, 1, b"", "", 0)
+
+    def fold(incoming):
+        raise UpdateRejected(f"client {incoming.address}", expected="an update", got="noise")
+
+    members, watch = OneByOne(), Watch(lambda event: None, lambda: False, time.monotonic)
+    begun = coordinator.receive(Begin(1, names, 0.0))
+    nothing = {"ask": lambda names: None, "fold": fold}
+    end = Conversation(coordinator, members, watch, 1, members.ready(), names, 2, **nothing).run(begun)
+    assert isinstance(end, Halt)
+    assert [client for client, _ in end.failed] == list(names)
 
 
 class Few:
