@@ -103,6 +103,9 @@ def _run(
             got=f"{len(network.agents)}",
             hint="Use the engine inprocess.",
         )
+    if entry is not None and entry.wish == "pause":  # of a start that ended before its run had paused
+        book = RunBook(network.workspace.runs_book, network.workspace.runs)
+        entry = book.wish_end(entry.run, "")
     network.start_daemon()
     observer(Notice(f"daemon on 127.0.0.1:{network.ports[0]} (TLS), {len(network.agents)} agents"))
     run = network.submit(loaded) if entry is None else entry.run

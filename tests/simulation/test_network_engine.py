@@ -17,7 +17,10 @@ from headwater.config import load_federation
 from headwater.errors import FederationStopped
 from headwater.protocol.control import WatchEvent
 from headwater.server.events import ClientFailed, Waiting
+from headwater.server.run_book import RunBook
+from headwater.server.workspace import Workspace
 from headwater.simulation.local_ports import free_ports, move_to_free_ports
+from headwater.simulation.network_engine import _run
 from headwater.simulation.network_follow import RESTARTS, Follower
 from tests.support.command import headwater
 from tests.support.runs import run, tiny_federation
@@ -52,8 +55,6 @@ def test_a_child_ends_with_its_parent_however_that_ends(tmp_path):
 
 def test_ports_that_are_taken_are_changed_in_all_files(tmp_path):
     import socket
-
-    from headwater.server.workspace import Workspace
 
     old = free_ports()
     addresses = [f"127.0.0.1:{port}" for port in old]
@@ -175,6 +176,28 @@ def test_an_agent_that_does_not_stay_is_lost_with_its_last_words(follower):
     follower._step(status(row(), ann="1", ben="1"))
     assert follower.lost == {"ben": "its agent ended, exit code 3: why"}
     assert follower._network.asked[-1] == ("revoke", "ben")
+
+
+def test_a_resume_does_not_end_by_the_pause_that_an_interrupted_start_asked_for(tmp_path):
+    """A second Ctrl-C ends the daemon while the pause of the first one is still to come."""
+    loaded = load_federation(tiny_federation(tmp_path / "fed"))
+    server = Workspace.init(tmp_path / "server", names=["localhost"])
+    book = RunBook(server.runs_book, server.runs)
+    run, _ = book.submit(loaded.to_toml(), loaded.folder)
+    book.begin(run.run)
+    entry = book.wish_end(run.run, "pause")
+
+    class Started(Exception):
+        pass
+
+    def start_daemon():
+        left = RunBook(server.runs_book, server.runs).get(run.run)
+        assert (left.state, left.wish) == ("running", "")
+        raise Started
+
+    network = SimpleNamespace(agents={}, workspace=server, start_daemon=start_daemon)
+    with pytest.raises(Started):
+        _run(network, entry, loaded, lambda event: None, lambda: False)
 
 
 @pytest.mark.slow
