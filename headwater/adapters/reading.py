@@ -88,6 +88,14 @@ class Reading:
                     got=f"{now}",
                     hint="Use the version of Headwater that trained the adapter, or train again.",
                 )
+            begun, begins = notes.get("begins", tokenizer.before), tokenizer.before
+            if isinstance(data, CausalLMData) and begun != begins:
+                raise ModelError(
+                    who,
+                    expected=f"a tokenizer that puts the ids {begun} before a text, as in training",
+                    got=f"one that puts {begins}",
+                    hint="Use the version of Headwater that trained the adapter, or train again.",
+                )
         except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as error:
             got = f"{type(error).__name__}: {error}"
             raise ModelError(who, expected="settings of rows in headwater.json", got=got[:300]) from error

@@ -31,7 +31,8 @@ class TextTokenizer:
 
     Attributes:
         pad: id that fills short rows; the end-of-sequence id where the model has no own (it is masked).
-        bos: id that the model's own encoding puts before a sequence, if it does.
+        bos: id of the token that begins a sequence, if the model's own encoding puts it there.
+        before: ids that the model's own encoding puts before a text: often ``bos`` or none.
         eos: id that ends a sequence, if the model has one.
         template: its chat template.
         vocabulary: rows of the model's embedding; None before :meth:`fit`. A token beyond it cannot be read.
@@ -39,7 +40,8 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self._tokenizer, self._name = tokenizer, name
-        begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self.before = _before(tokenizer)
+        begins = self.before[:1] == [tokenizer.bos_token_id]
         self.bos: int | None = tokenizer.bos_token_id if begins else None
         self.eos: int | None = tokenizer.eos_token_id
         pad = tokenizer.pad_token_id
@@ -55,9 +57,9 @@ class TextTokenizer:
             ModelError: the id that begins or ends every text has no row.
         """
         self.vocabulary = rows
-        beyond = [
-            f"{n} {i}" for n, i in (("bos", self.bos), ("eos", self.eos)) if i is not None and i >= rows
-        ]
+        ends = [(self._tokenizer.eos_token, self.eos)]
+        put = [*((self._tokenizer.convert_ids_to_tokens(i), i) for i in self.before), *ends]
+        beyond = [f"{name} {i}" for name, i in put if i is not None and i >= rows]
         if beyond:
             raise ModelError(
                 f"tokenizer of {self._name}",
@@ -134,7 +136,7 @@ class TextTokenizer:
 
     def prompt(self, text: str) -> list[int]:
         """``text`` as the beginning of a running text: what training puts before one, and no end after it."""
-        return [*([] if self.bos is None else [self.bos]), *self.encode_plain(text)]
+        return [*self.before, *self.encode_plain(text)]
 
     def has_control_text(self, text: str) -> bool:
         """Whether ``text`` has the characters of a control token of the model."""
@@ -256,3 +258,12 @@ class TextTokenizer:
     @cached_property
     def _chat(self) -> Chat:
         return Chat(self._tokenizer, self.template, self._name, sorted(self._control))
+
+
+def _before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that a tokenizer puts before a text by itself: ``[gMASK] <sop>`` with GLM, ``</s>`` with XGLM."""
+    whole = [int(i) for i in tokenizer("a")["input_ids"]]
+    text = [int(i) for i in tokenizer("a", add_special_tokens=False)["input_ids"]]
+    starts = (n for n in range(len(whole)) if text and whole[n : n + len(text)] == text)
+    known = whole[:1] == [tokenizer.bos_token_id]  # where "a" cannot be found in it
+    return whole[: next(starts, int(known))]

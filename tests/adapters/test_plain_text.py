@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from headwater.adapters.reading import Reading
 from headwater.adapters.tokenizer import TextTokenizer
-from headwater.errors import DataError
+from headwater.config.federation import CausalLMData
+from headwater.errors import DataError, ModelError
+from headwater.protocol.keys import Key
 from tests.support.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
 
 
@@ -136,3 +139,43 @@ def test_a_token_that_unknown_text_becomes_is_text(tokenizers):
         tokenizer = tokenizers[kind]
         assert tokenizer._tokenizer.unk_token_id in tokenizer.encode_plain(text)
         assert not tokenizer.has_control_text(tokenizer._tokenizer.unk_token)
+
+
+@pytest.mark.parametrize("before", [[], ["<s>"], ["</s>"], ["[gMASK]", "<sop>"], ["<lang>", "<s>"]])
+@pytest.mark.parametrize("after", [[], ["</s>"]])
+def test_what_the_tokenizer_puts_before_a_text_stands_before_a_running_text(before, after):
+    """GLM and XGLM begin a text with tokens that are not named as its beginning."""
+    special = ["<s>", "</s>", "[gMASK]", "<sop>", "<lang>"]
+    vocabulary = {t: i for i, t in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    own = Tokenizer(models.BPE(vocabulary, merges=[]))
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after], special_tokens=[(t, vocabulary[t]) for t in {*before, *after}]
+    )
+    tokenizer = TextTokenizer(
+        PreTrainedTokenizerFast(
+            tokenizer_object=own,
+            bos_token="<s>",
+            eos_token="</s>",
+            additional_special_tokens=special[2:],
+        ),
+        "begun",
+    )
+    ids = [vocabulary[t] for t in before]
+    assert tokenizer.prompt("") == ids
+    assert tokenizer.prompt("the <s>") == [*ids, *tokenizer.encode_plain("the <s>")]
+    assert tokenizer.prompt("aa") + [vocabulary[t] for t in after] == tokenizer.encode("aa", 99)
+    assert tokenizer.bos == (0 if before[:1] == ["<s>"] else None)
+    if before:
+        with pytest.raises(ModelError, match=r"ids below 1, .*got.* [1-4]"):
+            tokenizer.fit(1)
+
+
+def test_an_adapter_of_running_text_remembers_what_stood_before_it(tokenizers):
+    place = {"path": "-", "partition": {"kind": "files"}}
+    data = CausalLMData.model_validate({"kind": "causal-lm", "max_tokens": 8, **place})
+    notes = Reading(data, 4, Key(bytes(32))).notes(tokenizers["tiny_llama"])
+    assert notes["begins"] == [tokenizers["tiny_llama"].bos]
+    assert Reading.read(notes, tokenizers["tiny_llama"], "adapter").data == data
+    with pytest.raises(ModelError, match=r"puts the ids \[1\] before a text, as in training.*puts \[\]"):
+        Reading.read(notes, tokenizers["words"], "adapter")
