@@ -114,7 +114,8 @@ def _loading(notes: Mapping[str, Any]) -> list[str]:
 
 def _pairs(notes: Mapping[str, Any]) -> bool:
     """Whether a row is a pair of texts."""
-    return bool(notes.get("rows") and notes["rows"]["data"].get("text_pair"))
+    rows = notes.get("rows")
+    return bool(rows and (rows.get("pairs") or rows["data"].get("text_pair")))
 
 
 def _tokens(notes: Mapping[str, Any]) -> list[str]:

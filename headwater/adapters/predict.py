@@ -136,7 +136,7 @@ class Predictor:
             ModelError: the adapter is of a causal model.
             DataError: a text without a token.
         """
-        if self.reading is not None and getattr(self.reading.data, "text_pair", None) is not None:
+        if self.reading is not None and self.reading.pairs:
             raise DataError(
                 "texts",
                 expected="pairs of texts, which the adapter was trained on",

@@ -37,11 +37,13 @@ class Reading:
         data: ``[data]``; of its paths and partition nothing is known.
         batch_size: rows that evaluations take at a time.
         test_key: by which ``data.max_test_examples`` are drawn.
+        pairs: whether rows are pairs of texts, said or recognised.
     """
 
     data: RowData
     batch_size: int
     test_key: Key
+    pairs: bool = False
 
     @staticmethod
     def of(settings: Federation) -> Reading | None:
@@ -49,7 +51,8 @@ class Reading:
         if isinstance(settings.data, NoData):
             return None
         key = Key.root(settings.federation.seed).child("test")
-        return Reading(settings.data, settings.evaluation.batch_size, key)
+        pairs = getattr(settings.data, "text_pair", None) is not None
+        return Reading(settings.data, settings.evaluation.batch_size, key, pairs)
 
     def notes(self, tokenizer: TextTokenizer) -> dict[str, Any]:
         """JSON for ``headwater.json``: all that a reader needs, with or without Headwater."""
@@ -60,6 +63,8 @@ class Reading:
             "dtype": "float32",
             "begins": tokenizer.prompt(""),
         }
+        if isinstance(self.data, ClassificationData):
+            found["pairs"] = self.pairs
         if isinstance(self.data, InstructionData):
             source = tokenizer.template.source()
             found["chat"] = {
@@ -79,7 +84,9 @@ class Reading:
         """
         try:
             data = _SETTINGS.validate_json(json.dumps({**_ELSEWHERE, **notes["data"]}))
-            found = Reading(data, int(notes["batch_size"]), Key(bytes.fromhex(notes["test_key"])))
+            key = Key(bytes.fromhex(notes["test_key"]))
+            pairs = notes.get("pairs") is True or getattr(data, "text_pair", None) is not None
+            found = Reading(data, int(notes["batch_size"]), key, pairs)
             was, now = (_turns(n.get("chat")) for n in (notes, found.notes(tokenizer)))
             if was != now:
                 raise ModelError(

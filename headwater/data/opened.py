@@ -6,6 +6,7 @@ No torch.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from headwater.config.federation import ClassificationData, ColumnPartition, Ins
 from headwater.config.load import LoadedFederation
 from headwater.data.conversations import conversation_of
 from headwater.data.folders import Sources, sources
-from headwater.data.formats import files_sha256, read_sources
+from headwater.data.formats import files_sha256, read_chunks, read_sources
 from headwater.data.labels import label_of
 from headwater.data.layouts import RowData, layout_of, texts_of
 from headwater.data.partition import partition
@@ -24,8 +25,11 @@ from headwater.data.problems import Problems
 from headwater.data.remarks import remarks, unread_splits
 from headwater.data.split import sample, split
 from headwater.data.table import FILE_COLUMN, Table, check_name
-from headwater.errors import ConfigError, DataError
+from headwater.errors import ConfigError, DataError, HeadwaterError
 from headwater.protocol.keys import Key
+
+_FIRST = 64
+"""Rows that show whether a file holds pairs."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,30 @@ def rows_of(path: Path, settings: RowData) -> Table:
     table = read_sources(sources(path, settings.test_split, default="test"), problems)
     problems.raise_any()
     return table
+
+
+def reads_pairs(loaded: LoadedFederation, settings: RowData) -> bool:
+    """Whether rows are pairs of texts: the federation file says so, or they are recognised as such.
+
+    Looked at are the first rows of the held-out file and of the clients', those of them that are here.
+    """
+    if not isinstance(settings, ClassificationData):
+        return False
+    if settings.text_pair is not None:
+        return True
+    for path, split_name, default in (
+        (settings.test, settings.test_split, "test"),
+        (settings.path, settings.split, "train"),
+    ):
+        if path is None or not loaded.path(path).exists():  # a server has no client's rows
+            continue
+        # what cannot be read is said where a run opens its data; here it shows nothing
+        with contextlib.suppress(HeadwaterError):
+            found = _sources(loaded, path, split_name, default)
+            table = next((table for _, table in read_chunks(found, Problems(), rows=_FIRST)), None)
+            if table is not None:
+                return layout_of(table, 0, settings).kind == "pair"
+    return False
 
 
 def check_values(table: Table, settings: RowData, problems: Problems, column: str | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from headwater.config import LoadedFederation
 from headwater.config.federation import ClassificationData, Federation, NoData, VectorModel
 from headwater.config.training import Training
 from headwater.data.batches import Example
+from headwater.data.opened import reads_pairs
 from headwater.errors import ConfigError
 from headwater.protocol.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -153,6 +154,9 @@ class Workbench:
         if self.model is None:
             export_vector(state, folder, card=card)
         else:
+            reading = self.model.reading
+            if reading is not None and not reading.pairs:
+                self.model.reading = replace(reading, pairs=reads_pairs(self.loaded, reading.data))
             export(self.model, state, folder, card=card)
 
 

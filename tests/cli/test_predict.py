@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from headwater.adapters.predict import Predictor
 from headwater.errors import DataError
 from headwater.training.score import prompts
+from tests.adapters.test_segments import paired
 from tests.data.toys import table
 from tests.support.command import headwater
 from tests.support.runs import tiny_federation, write_jsonl
@@ -260,6 +261,30 @@ def test_an_adapter_that_does_not_say_how_rows_are_read_answers_texts_and_says_s
         (old / "headwater.json").write_text(json.dumps({**notes, "rows": broken}))
         done = headwater("predict", old, "--base", base, "x")
         assert done.code == 4, broken
+
+
+@pytest.mark.parametrize("test_file", [True, False])
+def test_pairs_are_remembered_whether_said_or_recognised(tmp_path, test_file):
+    """A text alone is refused, and the README's code reads a pair."""
+    file = tiny_federation(tmp_path / "fed", federation={"rounds": 1})
+    paired(file.parent / "bert")
+    for name in ("train.jsonl", "test.jsonl"):
+        rows = [json.loads(line) for line in (file.parent / name).read_text().splitlines()]
+        rows = [{"premise": r["text"], "hypothesis": "so it was", **r} for r in rows]
+        write_jsonl(file.parent / name, [{k: v for k, v in r.items() if k != "text"} for r in rows])
+    if not test_file:
+        file.write_text(file.read_text().replace('test = "test.jsonl"\n', ""))
+    done = headwater("simulate", file, "--out", tmp_path / "run", "--quiet")
+    assert done.code == 0, done.err
+    adapter = tmp_path / "run" / "adapter"
+    assert json.loads((adapter / "headwater.json").read_text())["rows"]["pairs"] is True
+    assert 'tokenizer("a text", "and its pair"' in (adapter / "README.md").read_text()
+    alone = headwater("predict", adapter, "one text")
+    assert alone.code == 3
+    assert "expected pairs of texts, which the adapter was trained on" in alone.err
+    write_jsonl(tmp_path / "x.jsonl", [{"sentence1": "the movie was bad", "sentence2": "so it was"}])
+    done = headwater("predict", adapter, "--file", tmp_path / "x.jsonl")
+    assert done.code == 0, done.err
 
 
 def test_a_chat_answers_questions_and_conversations(chat, tmp_path):
