@@ -72,8 +72,10 @@ class Answers:
             self._looked_s = now
             if self._lasting:
                 self._look(now)
-            ready = self._members.ready()
-            self._waits.look({c: "at work" if c in ready else "offline" for c in self._missing}, now)
+            ready, why = self._members.ready(), self._members.missing()
+            self._waits.look(
+                {c: "at work" if c in ready else why.get(c, "offline") for c in self._missing}, now
+            )
         return False
 
     def end(self) -> None:

@@ -124,12 +124,13 @@ class _Talk:
         self._accepted = set(accepted)
         self._failed_ones: set[str] = set()
         self._failed_once: set[str] = set()  # and may be at work again
+        self._again: set[str] = set()  # of those, who was asked once more, ready or not
         self._looked_s = -1e18
         self._there: set[str] = set(conversation.there)
         self._gone: set[str] = set()
         self._give_up_s: float | None = None
         self._at_the_latest_s = math.inf
-        self._have = conversation.need
+        self._told_waiting: tuple[int, tuple[str, ...]] = (conversation.need, ())
         self._began_s = conversation.watch.clock()
         self.waits = TellsWaits(conversation.watch.observer, conversation.round, "train", self._began_s)
         self.replan = False
@@ -174,6 +175,8 @@ class _Talk:
             match action:
                 case Ask():
                     ask.append(action.client)
+                    if action.client in self._failed_ones:
+                        self._again.add(action.client)
                     self._failed_ones.discard(action.client)
                 case Discard():
                     self._failed(action.round, action.client, f"reply dropped: {action.reason}")
@@ -187,6 +190,7 @@ class _Talk:
 
     def _fold(self, incoming: Incoming) -> list[Action]:
         receive, client, round = self._with.coordinator.receive, incoming.address, incoming.round
+        self._again.discard(client)
         try:
             self._with.fold(incoming)
         except StorageError:  # our disk, not the client: the update is asked for again when there is room
@@ -196,7 +200,7 @@ class _Talk:
             self._failed_once.add(client)
             self._failed(round, client, str(error))
             if reported_code(error) in NOT_READY:
-                self._with.members.doubt(client)
+                self._with.members.doubt(client, error)
             return receive(Failed(client, round, str(error)))
         self._accepted.add(client)
         self._with.watch.observer(ClientDone(self._with.round, client, incoming.bytes_up))
@@ -226,24 +230,36 @@ class _Talk:
                 self._gone.add(client)
                 end = end or self.do(receive(Gone(client, number, reason)))
         self.replan = self._with.replaceable and self._lacks(now) and self._others()
-        reachable = len(ready & set(self._with.clients))
+        why = self._why_not_here(ready)
+        reachable = len(set(self._with.clients) - why.keys())
         waiting = max(len(self._accepted), reachable) < self._with.need
-        self.tell_waiting(waiting, reachable, self._absent(ready) if waiting else ())
+        self.tell_waiting(waiting, reachable, self._absent(why) if waiting else ())
         if end is None:
-            self.waits.look(self._out(ready), now)
+            self.waits.look(self._out(why), now)
         return end
 
-    def _absent(self, ready: set[str]) -> tuple[str, ...]:
-        """The round's clients that are not there, and have not answered."""
-        lost = set(self._with.clients) - ready - self._accepted - self._gone
-        return tuple(f"{client} (offline)" for client in sorted(lost))
+    def _why_not_here(self, ready: set[str]) -> dict[str, str]:
+        """Which of the round's clients cannot work now, and why: offline, or what their device has said.
 
-    def _out(self, ready: set[str]) -> dict[str, str]:
+        One that was asked again is at work, though it has not been introduced again yet.
+        """
+        missing = self._with.members.missing()
+        why = {c: missing.get(c, "offline") for c in set(self._with.clients) - ready}
+        self._again -= {client for client, reason in why.items() if reason == "offline"}
+        at_work = self._again & self._with.coordinator.waiting_for
+        return {client: reason for client, reason in why.items() if client not in at_work}
+
+    def _absent(self, why: Mapping[str, str]) -> tuple[str, ...]:
+        """The round's clients that are not there, and have not answered, each with the reason."""
+        lost = why.keys() - self._accepted - self._gone
+        return tuple(f"{client} ({why[client]})" for client in sorted(lost))
+
+    def _out(self, why: Mapping[str, str]) -> dict[str, str]:
         """Who is waited for, and how it stands with each."""
-        out = {c: "at work" if c in ready else "offline" for c in self._with.coordinator.waiting_for}
+        out = {c: why.get(c, "at work") for c in self._with.coordinator.waiting_for}
         if len(self._accepted) < self._with.need:
             again = self._failed_ones - self._accepted - self._gone
-            out |= {c: "asked again soon" if c in ready else "offline" for c in again}
+            out |= {c: why.get(c, "asked again soon") for c in again}
         return out
 
     def _lacks(self, now: float) -> bool:
@@ -261,10 +277,10 @@ class _Talk:
     def tell_waiting(self, waiting: bool, reachable: int = 0, absent: tuple[str, ...] = ()) -> None:
         """Tell that the round waits for clients, who is not here, and when it waits no more."""
         need = self._with.need
-        have = reachable if waiting else need
-        if have != self._have:
-            self._have = have
-            self._with.watch.observer(Waiting(have, need, absent))
+        told = (reachable, absent) if waiting else (need, ())
+        if told != self._told_waiting:
+            self._told_waiting = told
+            self._with.watch.observer(Waiting(told[0], need, absent))
 
 
 class TellsWaits:

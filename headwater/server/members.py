@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from headwater.errors import HeadwaterError
 from headwater.protocol.messages import ClientProfile, DeviceProfile, MethodCost, Request
 from headwater.server.exchange import Exchange, Incoming
 
@@ -53,8 +54,8 @@ class Members(ABC):
         """Replies to requests of these kinds that are there now. Introductions are dealt with on the way."""
 
     @abstractmethod
-    def doubt(self, client: str) -> None:
-        """The client cannot work for the run (``NOT_READY``): introduce it again, where that can be."""
+    def doubt(self, client: str, error: HeadwaterError) -> None:
+        """``error`` says why the client cannot work (``NOT_READY``): introduce it anew where that can be."""
 
 
 class Introduced(Members):
@@ -87,7 +88,7 @@ class Introduced(Members):
     def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:  # noqa: D102 - inherited
         return self.exchange.poll(*kinds)
 
-    def doubt(self, client: str) -> None:
+    def doubt(self, client: str, error: HeadwaterError) -> None:
         """Nothing: who was introduced once knows the run."""
 
 

@@ -11,6 +11,7 @@ from headwater import __version__
 from headwater.config.federation import Federation
 from headwater.errors import HeadwaterError, StorageError
 from headwater.files import write_atomically
+from headwater.protocol.failures import UNSPECIFIED, Failure
 from headwater.protocol.messages import ClientProfile, ProfileRequest, Request
 from headwater.server.events import ClientFailed, ClientKnown, Observer
 from headwater.server.exchange import Exchange, Incoming
@@ -66,6 +67,7 @@ class RollCall(Members):
         self._known = load_profiles(path)
         self._unsaved = False
         self._unfit: dict[str, str] = {}  # whose last answer was no profile that fits, and why
+        self._short: dict[str, str] = {}  # of those, and of those who could not work: why, in few words
         self._greeted: dict[str, int] = {}  # the session in which a client was last asked
         self._again_s: dict[str, float] = {}  # when to ask a client once more that has not answered well
 
@@ -99,7 +101,7 @@ class RollCall(Members):
     def _why_not_ready(self, name: str, online: Mapping[str, int]) -> str:
         if name not in online:
             return "offline"
-        return "does not fit this run" if name in self._unfit else "has not said yet what it has"
+        return self._short.get(name, "has not said yet what it has")
 
     def _online(self) -> Mapping[str, int]:
         online = self._sessions()
@@ -117,8 +119,9 @@ class RollCall(Members):
             save_profiles(self._path, self._known)
             self._unsaved = False
 
-    def doubt(self, client: str) -> None:  # noqa: D102 - inherited
+    def doubt(self, client: str, error: HeadwaterError) -> None:  # noqa: D102 - inherited
         self._greeted.pop(client, None)
+        self._short[client] = _in_short(error)
 
     def _greet(self) -> None:
         now = self._watch.clock()
@@ -136,15 +139,24 @@ class RollCall(Members):
             profile = profile_of(incoming, self._bench, self._request.run, client=name)
         except HeadwaterError as error:
             self._again_s[name] = self._watch.clock() + ASK_AGAIN_S  # until then it is not ready
-            self._unfit[name] = str(error)
+            self._unfit[name], self._short[name] = str(error), _in_short(error)
             self._observer(ClientFailed(0, name, str(error)))
             return
         self._unfit.pop(name, None)
+        self._short.pop(name, None)
         self._again_s.pop(name, None)
         self._observer(ClientKnown(name, profile.version, profile.train_examples))
         if self._known.get(name) != profile:
             self._known[name] = profile
             self._unsaved = True
+
+
+def _in_short(error: HeadwaterError) -> str:
+    """Why a client cannot work: what the code that it reported says, if it reported one."""
+    failure = error.failure
+    if isinstance(failure, Failure) and failure != UNSPECIFIED:
+        return failure.sentence()
+    return "does not fit this run"
 
 
 def load_profiles(path: Path) -> dict[str, ClientProfile]:

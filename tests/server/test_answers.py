@@ -17,13 +17,16 @@ class Fleet:
     def __init__(self, *names):
         self.enrolled, self.here = dict.fromkeys(names), dict.fromkeys(names)
         self.now, self.stop, self.events, self.forgotten = 0.0, False, [], []
-        self.exchange = self
+        self.exchange, self.why = self, {}
 
     def profiles(self):
         return self.enrolled
 
     def ready(self):
         return self.here
+
+    def missing(self):
+        return {name: self.why.get(name, "offline") for name in self.enrolled if name not in self.here}
 
     def forget_address(self, kind, client):
         self.forgotten.append(client)
@@ -52,6 +55,16 @@ def test_at_the_deadline_who_is_missing_is_named():
     (failed,) = [e for e in fleet.events if isinstance(e, ClientFailed)]
     assert (failed.client, failed.round) == ("bo", 7)
     assert "within 60 s" in failed.reason
+
+
+def test_who_is_online_and_cannot_evaluate_is_not_called_offline():
+    fleet = Fleet("ann")
+    answers = fleet.answers()
+    del fleet.here["ann"]
+    fleet.why["ann"] = "no room"
+    assert fleet.lasts(answers, 15)
+    waits = [e.clients for e in fleet.events if isinstance(e, WaitingFor)]
+    assert waits == [(("ann", "no room"),)]
 
 
 def test_who_is_waited_for_is_named_within_fifteen_seconds_and_how_it_stands_with_each():

@@ -28,7 +28,7 @@ class Fleet(Members):
     def ready(self):
         return self.known
 
-    def doubt(self, client):
+    def doubt(self, client, error):
         pass
 
     def poll(self, *kinds):

@@ -28,7 +28,10 @@ class One:
     def poll(self, *kinds):
         yield Incoming("ann", TrainRequest, 1, b"", "", 0)
 
-    def doubt(self, client):
+    def missing(self):
+        return {}
+
+    def doubt(self, client, error):
         self.doubted = client
 
 
@@ -122,6 +125,9 @@ class Few:
         self.looks += 1
         return dict(list(self.profiles().items())[: (self.looks + 1) // 2])
 
+    def missing(self):
+        return dict.fromkeys(self.names, "offline")
+
     def poll(self, *kinds):
         if self.looks > 6:
             yield from (Incoming(name, TrainRequest, 1, b"", "", 0) for name in self.names)
@@ -174,6 +180,56 @@ def test_a_round_names_who_it_waits_for_within_fifteen_seconds_and_that_it_waits
         (21, (("ben", "offline"),)),
         (60, (("ben", "at work"),)),
         (80, ()),
+    ]
+
+
+def test_who_is_online_and_cannot_work_is_missing_with_the_reason_until_asked_again():
+    """From 5 s ben's model is other than it was; at 30 s its disk is full; at 62 s it is asked again."""
+    coordinator, told, now = Coordinator(1, min_clients=2, retry_s=55.0), [], [0.0]
+
+    class Ill(Few):
+        names = ("ann", "ben")
+
+        def ready(self):
+            return dict.fromkeys(self.names) if now[0] < 5 else {"ann": None}
+
+        def missing(self):
+            return {} if now[0] < 5 else {"ben": "the files have changed" if now[0] < 30 else "no room"}
+
+        def poll(self, *kinds):
+            now[0] += 1
+            if now[0] == 100:
+                raise InterruptedError
+            if now[0] in (3, 5):
+                yield Incoming("ann" if now[0] == 3 else "ben", TrainRequest, 1, b"", "", 0)
+
+        def doubt(self, client, error):
+            pass
+
+    def fold(incoming):
+        if incoming.address == "ben":
+            raise UpdateRejected("client ben", expected="an update", got="none")
+
+    watch = Watch(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
+    begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
+    clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
+    talk = Conversation(
+        coordinator, Ill(), watch, 1, clients, tuple(clients), 2, ask=lambda names: None, fold=fold
+    )
+    with pytest.raises(InterruptedError):
+        talk.run(begun)
+    waits = [(at, e.have, e.missing) for at, e in told if isinstance(e, Waiting)]
+    assert [wait[1:] for wait in waits] == [
+        (1, ("ben (the files have changed)",)),
+        (1, ("ben (no room)",)),
+        (2, ()),
+    ]
+    again_s = waits[-1][0]
+    assert 60 <= again_s <= 62
+    assert [(at, e.clients) for at, e in told if isinstance(e, WaitingFor)] == [
+        (10, (("ben", "the files have changed"),)),
+        (30, (("ben", "no room"),)),
+        (again_s, (("ben", "at work"),)),
     ]
 
 

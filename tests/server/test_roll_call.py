@@ -8,7 +8,8 @@ import pytest
 
 from headwater.config import load_federation
 from headwater.errors import DecodeError
-from headwater.protocol.messages import ClientProfile, ProfileRequest
+from headwater.protocol.failures import Failure, FailureCode
+from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest, reported
 from headwater.server import roll_call
 from headwater.server.events import Notice
 from headwater.server.exchange import Incoming
@@ -105,6 +106,34 @@ def test_why_each_is_missing(site):
     site.now += 100
     site.come("ben")
     assert "ben" not in site.members.missing()
+
+
+def test_who_cannot_work_is_missing_for_the_reason_that_its_device_gave(site, monkeypatch):
+    hours = Failure(FailureCode.POLICY_HOURS, (9 * 60, 17 * 60, 20 * 60))
+    full = Failure(FailureCode.DISK_FULL, (10**6, 5))
+    after_hours, no_room = (
+        reported(ClientFailure.coded("ann", 0, f), "client ann", expected="a profile") for f in (hours, full)
+    )
+
+    def refuse(incoming, bench, run, client=""):
+        raise after_hours
+
+    monkeypatch.setattr(roll_call, "profile_of", refuse)
+    site.come("ann")
+    assert site.members.missing()["ann"] == hours.sentence()
+    monkeypatch.undo()
+    monkeypatch.setattr(roll_call, "profile_of", site.answer)
+    site.come("ann")
+    assert "ann" in site.members.ready()
+    site.members.doubt("ann", no_room)
+    assert site.members.missing()["ann"] == full.sentence()
+    site.look()
+    assert site.members.missing()["ann"] == full.sentence()
+    site.replies.append(Incoming("ann", ProfileRequest, 0, b"", "", 0))
+    site.look()
+    assert "ann" in site.members.ready()
+    del site.sessions["ann"]
+    assert site.members.missing()["ann"] == "offline"
 
 
 def test_who_was_here_and_has_left_is_away_at_once(site):
