@@ -37,7 +37,7 @@ _CLASSES = {
     "causal-lm": AutoModelForCausalLM,
 }
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
-_PER_LAYER = ("layer_types", "mlp_layer_types", "attention_window", "attention_layers")
+PER_LAYER = ("layer_types", "mlp_layer_types", "attention_window", "attention_layers")
 """Settings of a configuration that have an entry for each layer."""
 _BUFFERS = ("inv_freq", "position_ids", "masked_bias", "attn.bias", "attention.bias")
 """Ends of names that older files hold beside their weights: computed, not learned."""
@@ -146,7 +146,8 @@ def load_base(
     notices += _left_over(who, settings, frozenset(info["unexpected_keys"]))
     head = _Head(frozenset())
     if labels is not None and settings.kind == "sequence-classification" and not head_in_adapter:
-        head = _head(who, settings, model, frozenset(info["missing_keys"]), own_labels, labels)
+        others = {str(key[0]): int(key[1][0]) for key in info["mismatched_keys"] if len(key) > 1 and key[1]}
+        head = _head(who, settings, model, frozenset(info["missing_keys"]), others, own_labels, labels)
     _set_ends(model, where)
     tokenizer.fit(model.get_input_embeddings().weight.shape[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -166,8 +167,15 @@ def _configuration(where: Path, settings: PretrainedSettings, tokenizer: TextTok
             raise ModelError(
                 "model.layers", expected=f"at most {config.num_hidden_layers}", got=str(settings.layers)
             )
+        if config.is_encoder_decoder:
+            raise ModelError(
+                "model.layers",
+                expected="a base with one stack of layers",
+                got=f"{config.model_type}, an encoder and a decoder",
+                hint="Leave model.layers out.",
+            )
         config.num_hidden_layers = settings.layers
-        for name in _PER_LAYER:
+        for name in PER_LAYER:
             if isinstance(listed := vars(config).get(name), list):
                 setattr(config, name, listed[: settings.layers])
     for name, value in config.to_dict().items():
@@ -176,8 +184,8 @@ def _configuration(where: Path, settings: PretrainedSettings, tokenizer: TextTok
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
     config.use_cache = False
-    if settings.kind == "sequence-classification":
-        config.pad_token_id = tokenizer.pad  # two sources for one fact: rows are filled with the tokenizer's
+    if config.pad_token_id is None and settings.kind == "sequence-classification":
+        config.pad_token_id = tokenizer.pad  # decoders want one, though adapters.network reads by the mask
     return config
 
 
@@ -260,11 +268,25 @@ def _head(
     settings: SequenceClassificationModel,
     model: PreTrainedModel,
     missing: frozenset[str],
+    others: dict[str, int],
     own: dict[int, str],
     labels: tuple[str, ...],
 ) -> _Head:
-    """Let a trained head serve ``labels``, whose own names are ``own``; ``missing`` are not in the files."""
+    """Let a trained head serve ``labels``.
+
+    Args:
+        who: the base, for messages.
+        settings: ``[model]``.
+        model: the classifier, with as many outputs as there are labels.
+        missing: names of parameters that the files lack.
+        others: names of those that have another number of rows in the files, and that number.
+        own: the head's own names of its outputs.
+        labels: the federation's.
+    """
     last = last_layer(model, len(labels))
+    rows = next((others[name] for name in sorted(last) if name in others), len(labels))
+    if len(own) != rows:  # the configuration does not say: transformers takes two
+        own = {row: f"LABEL_{row}" for row in range(rows)}
     if last & missing:
         if settings.head == "in-order":
             raise ModelError(

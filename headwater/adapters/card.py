@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from headwater.adapters.base import PER_LAYER
+
 _CLASSES = {
     "encoder": "AutoModel",
     "sequence-classification": "AutoModelForSequenceClassification",
@@ -99,8 +101,9 @@ def _loading(notes: Mapping[str, Any]) -> list[str]:
         lines += [
             f"config = AutoConfig.from_pretrained({source}{labels})",
             f"config.num_hidden_layers = {base['layers']}",
-            'if getattr(config, "layer_types", None):',
-            f"    config.layer_types = config.layer_types[: {base['layers']}]",
+            f"for name in {PER_LAYER!r}:",
+            "    if isinstance(vars(config).get(name), list):",
+            f"        setattr(config, name, getattr(config, name)[: {base['layers']}])",
         ]
         labels = ", config=config"
     arguments = f"{source}, dtype=torch.float32{labels}"

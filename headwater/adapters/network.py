@@ -79,7 +79,8 @@ class Network(nn.Module):
         """The base's own mean-pooled last hidden states, as if there were no adapter: [b, d]."""
         with self.without_adapter() as base:
             out = base(**self._read(tokens, mask), output_hidden_states=True, return_dict=True)
-        return mean_pool(out.hidden_states[-1][:, -tokens.shape[1] :], mask)
+        found = getattr(out, "hidden_states", None) or out.decoder_hidden_states
+        return mean_pool(found[-1][:, -tokens.shape[1] :], mask)
 
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[nn.Module]:

@@ -31,6 +31,8 @@ HANDLED: tuple[tuple[str, str], ...] = (
     (r"automatically padded to be a multiple of `config.attention_window`", ""),
     (r"Initializing global attention on CLS token", ""),
     (r"`attention_mask` was passed, but it is unused in this model", ""),
+    # the ratio is the factor, and the trial finds up to where rows stay alone with it
+    (r"to be used together with `max_position_embeddings` to determine a scaling factor", ""),
     (r"does not match the ratio implicitly set by other parameters", "The configuration's own factor counts"),
     # with a prompt, positions follow from the cache: tests hold what is generated against a forward pass
     (r"Position ids are not supported for parameter efficient tuning", ""),
@@ -40,6 +42,16 @@ HANDLED: tuple[tuple[str, str], ...] = (
     (r"The following (rank|alpha)_pattern keys did not match any targeted module", ""),
 )
 """Patterns of messages that are taken care of, and what the user is told of each; nothing if empty."""
+
+ADVICE: tuple[tuple[str, str], ...] = (
+    (r"add `is_decoder=True", 'It reads in both directions: use model.kind = "encoder", or a decoder.'),
+    (
+        r"[Aa]ttention type 'block_sparse'",
+        'Set "attention_type": "original_full" in its config.json: this base changes its attention by the '
+        "length of a row, for good.",
+    ),
+)
+"""Patterns of messages whose cause is known, and what to do about it."""
 
 
 class Heard:
@@ -110,10 +122,11 @@ def _judge(message: str, who: str, accept: Sequence[str]) -> list[str]:
             return [f"{who}: {notice}: {short}"] if notice else []
     if any(part and part in message for part in accept):
         return [f"{who}: accepted: {short}"]
+    advice = next((told for pattern, told in ADVICE if re.search(pattern, message)), "Mend its cause.")
     raise ModelError(
         who,
         expected="a model and an adapter of which transformers and PEFT warn of nothing",
         got=f"a warning: {short}",
-        hint="Mend its cause. If you know that it does no harm, add a part of its text to "
+        hint=f"{advice} If you know that the warning does no harm, add a part of its text to "
         "model.accept_warnings.",
     )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from peft import PeftConfig, set_peft_model_state_dict
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from headwater.adapters.names import PROMPT
 from headwater.adapters.reports import listening
@@ -79,7 +80,7 @@ def try_model(model: AdaptedModel, *, max_tokens: int, slopes: bool = False) -> 
             trial.state_returns()
             if slopes:
                 trial.slope_is_had()
-            trial.longest_row(max_tokens)
+            notices += trial.longest_row(max_tokens)
         finally:
             model.load(model.initial_state())
     return (*heard.notices, *notices)
@@ -93,8 +94,12 @@ class _Trial:
         encode = base.tokenizer.encode
         long, short = encode("one two three four five six seven eight", LONG), encode("nine", SHORT)
         # a tokenizer of few words may give nothing for these
-        self.long = [t for t in long if t < (base.tokenizer.vocabulary or t + 1)] or [0, 1, 2, 3]
+        self.long = [t for t in long if t < (base.tokenizer.vocabulary or t + 1)]
         self.short = [t for t in short if t < (base.tokenizer.vocabulary or t + 1)] or self.long[:1]
+        if not self.long or (model.language_model and len(set(self.long)) < SHORT):
+            vocabulary = base.tokenizer.vocabulary or 8
+            self.long = [n * vocabulary // 8 for n in range(8)]
+            self.short = self.short or self.long[:1]
 
     def rows(self, *rows: list[int]) -> _Rows:
         width = max(len(row) for row in rows)
@@ -118,7 +123,13 @@ class _Trial:
         model, rows = self.model, self.rows(self.long, self.short)
         expected = f"an architecture that takes padded token ids as model.kind {model.network.kind!r}"
         hint = "Use another base."
-        if model.base.model.config.is_encoder_decoder:
+        config = model.base.model.config
+        if config.is_encoder_decoder and model.network.kind == "sequence-classification":
+            hint = (
+                f"Its head reads at the end token: config.json's eos_token_id {config.eos_token_id} must be "
+                f"what the tokenizer ends a text with, which is {self.long[-1]}."
+            )
+        elif config.is_encoder_decoder:
             hint = "An encoder-decoder can be a 'sequence-classification' model where transformers has one."
         with self._refusing(expected, hint), torch.no_grad(), model.network.without_adapter() as base:
             device = model.base.device
@@ -138,7 +149,7 @@ class _Trial:
     def later_tokens_are_unseen(self) -> None:
         if not self.model.language_model:
             return
-        other = [*self.long[:-1], self.short[0] if self.short[0] != self.long[-1] else self.long[0]]
+        other = [*self.long[:-1], next(token for token in (*self.long, 0, 1) if token != self.long[-1])]
         (first,), (second,) = self.logits(self.long), self.logits(other)
         if (found := _difference([first[:-1]], [second[:-1]])) > self.tolerance:
             raise self._error(
@@ -190,35 +201,52 @@ class _Trial:
     def slope_is_had(self) -> None:
         self.model.slope(self.rows(self.long, self.short), torch.full((self.model.spec.numel,), 1e-3))
 
-    def longest_row(self, max_tokens: int) -> None:
-        """Whether the base has places for so many tokens: in its first layer, or its embeddings alone."""
+    def longest_row(self, max_tokens: int) -> list[str]:
+        """Whether the base has places for so many tokens, and what a short row beside them becomes."""
         virtual, base = self.model.virtual_tokens, self.model.base.settings.path
         for layers, most in ((1, IN_ONE_LAYER), (0, IN_NO_LAYER)):
             length = min(max_tokens, most)
-            if self._takes(length, layers):
+            if not (problem := self._problem(length, layers)):
                 continue
             fits, fails = 1, length
             while fails - fits > 1:
                 middle = (fits + fails) // 2
-                fits, fails = (middle, fails) if self._takes(middle, layers) else (fits, middle)
+                fits, fails = (fits, middle) if self._problem(middle, layers) else (middle, fails)
             left = f", of which the adapter takes {virtual}" if virtual else ""
             raise ModelError(
                 "data.max_tokens",
-                expected=f"at most {fits}: {base} takes {fits + virtual} tokens{left}",
+                expected=f"at most {fits}: {base} takes {fits + virtual} tokens{left}{problem}",
                 got=str(max_tokens),
                 hint="Lower it; longer texts are cut or divided.",
             )
+        known = getattr(self.model.base.model.config, "max_position_embeddings", None)
+        if not isinstance(known, int) or max_tokens + virtual <= known:
+            return []
+        return [
+            f"data.max_tokens {max_tokens}: {base} was made for {known} positions "
+            "(max_position_embeddings); what lies beyond it has never seen"
+        ]
 
-    def _takes(self, length: int, layers: int) -> bool:
+    def _problem(self, length: int, layers: int) -> str:
+        """What is wrong with a row of ``length`` in ``layers`` layers; empty if nothing."""
         row = (self.long * (length // len(self.long) + 1))[:length]
+        short = self.short[:length]
         try:
-            with _stopping_at(self.model.network, layers), torch.no_grad():
-                self.model.forward(self.rows(row))
-        except _Reached:
-            return True
+            beside, alone = self._reaching(layers, short, row), self._reaching(layers, short)
         except Exception:  # whatever a library raises where its table of positions ends
-            return False
-        return True
+            return " in all"
+        same = [x.shape == y.shape for x, y in zip(beside, alone, strict=False)]
+        if len(beside) != len(alone) or not all(same) or _difference(alone, beside) > self.tolerance:
+            return "; beyond that, a short row depends on the longest one of its batch"
+        return ""
+
+    def _reaching(self, layer: int, *rows: list[int]) -> list[Tensor]:
+        """What the layer is given of the first row: hidden states, and positions made for all layers."""
+        # a stack that is too short is passed
+        with _given_to(self.model.network, layer) as seen, torch.no_grad(), contextlib.suppress(_Reached):
+            self.model.forward(self.rows(*rows))
+        before = self.model.virtual_tokens if self.model.adapter.kind == "prompt" else 0
+        return [x[0, : before + len(rows[0])].float() for x in seen]
 
     def _instead(self) -> str:
         if self.model.adapter.kind in ("prompt", "prefix"):
@@ -259,17 +287,25 @@ class _Reached(Exception):
 
 
 @contextlib.contextmanager
-def _stopping_at(network: nn.Module, layer: int) -> Iterator[None]:
-    """Inside, a pass ends before the layer of this number in the longest stack; a short stack is passed."""
+def _given_to(network: nn.Module, layer: int) -> Iterator[list[Tensor]]:
+    """Inside, a pass ends before this layer of the largest stack; the list has what the layer was given.
+
+    Of that the floating tensors [b or 1, t, …], first the hidden states; nothing where the stack is shorter.
+    """
+    seen: list[Tensor] = []
     stacks = [m for m in network.modules() if isinstance(m, nn.ModuleList) and len(m) > layer]
     stack = max(stacks, key=lambda m: sum(p.numel() for p in m.parameters()), default=None)
 
-    def stop(module: nn.Module, args: object) -> None:
+    def stop(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        found = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()]
+        hidden = next((x for x in found if x.dim() == 3), None)
+        if hidden is not None:
+            seen.extend(x for x in found if x.dim() == 3 and x.shape[1] == hidden.shape[1])
         raise _Reached
 
-    handles = [] if stack is None else [stack[layer].register_forward_pre_hook(stop)]
+    handles = [] if stack is None else [stack[layer].register_forward_pre_hook(stop, with_kwargs=True)]
     try:
-        yield
+        yield seen
     finally:
         for handle in handles:
             handle.remove()

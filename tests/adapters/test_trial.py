@@ -207,3 +207,82 @@ def test_it_is_tried_before_the_first_round(tmp_path):
     loaded = federations.federation(tmp_path, "encoder", "albert", {"kind": "prefix", "tokens": 2}, data=DATA)
     with pytest.raises(ModelError, match="no place for it"):
         Workbench.open(loaded)
+
+
+@pytest.mark.parametrize(
+    ("name", "rope", "most"),
+    [
+        ("llama", {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}, 128),
+        (
+            "phi3",
+            {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "long_factor": [2.0] * 4,
+                "short_factor": [1.0] * 4,
+            },
+            64,
+        ),
+    ],
+)
+@pytest.mark.parametrize("table", [LORA, {"kind": "prompt", "tokens": 3}], ids=["lora", "prompt"])
+def test_positions_that_follow_the_longest_row_end_where_they_begin_to(tmp_path, name, rope, most, table):
+    build(name, tmp_path / name, rope_parameters=rope, original_max_position_embeddings=64)
+    model = model_of(tmp_path, "causal-lm", name, table)
+    most -= table.get("tokens", 0)
+    try_model(model, max_tokens=most)
+    for beyond in (most + 1, 4096):
+        with pytest.raises(ModelError, match=rf"at most {most}: .*depends on the longest one of its batch"):
+            try_model(model, max_tokens=beyond)
+
+
+def test_positions_that_the_base_was_not_made_for_are_said(tmp_path):
+    tiny_llama(tmp_path / "llama")
+    model = model_of(tmp_path, "causal-lm", "llama", LORA)
+    assert try_model(model, max_tokens=512) == ()
+    assert "was made for 512 positions" in try_model(model, max_tokens=513)[0]
+
+
+def test_a_tokenizer_of_few_words_hides_no_later_token(tmp_path):
+    """Where every word of the trial becomes one id, another last word would change nothing."""
+    build("gemma3_text", tmp_path / "both", use_bidirectional_attention=True)
+    model = model_of(tmp_path, "causal-lm", "both", LORA)
+    model.base.tokenizer.encode = lambda text, most, pair=None: [7] * 6
+    with pytest.raises(ModelError, match="do not depend on later tokens"):
+        try_model(model, max_tokens=32)
+
+
+@pytest.mark.parametrize("pad", ["<|im_end|>", None, "own"])
+def test_the_tokenizer_s_padding_does_not_change_what_an_encoder_computes(tmp_path, pad):
+    """RoBERTa counts its positions from the padding id of its configuration."""
+    folder = build("roberta", tmp_path / "roberta", pad_token_id=1)
+    if pad != "own":
+        file = folder / "tokenizer_config.json"
+        content = json.loads(file.read_text()) | {"pad_token": "[SEP]" if pad else None}
+        file.write_text(json.dumps(content))
+    model = model_of(tmp_path, "sequence-classification", "roberta", {**LORA, "target_modules": ("query",)})
+    assert model.base.model.config.pad_token_id == 1
+    try_model(model, max_tokens=16)
+
+
+def test_a_decoder_is_not_cut_with_its_encoder(tmp_path):
+    build("bart", tmp_path / "bart")
+    with pytest.raises(ModelError, match=r"model\.layers: expected a base with one stack"):
+        model_of(tmp_path, "encoder", "bart", LORA, layers=1)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_an_encoder_decoder_has_features(tmp_path, name):
+    build(name, tmp_path / name)
+    model = model_of(tmp_path, "sequence-classification", name, LORA)
+    tokens = torch.tensor([model.base.tokenizer.encode("a text", 16)])
+    assert model.network.features(tokens, torch.ones_like(tokens)).shape == (1, 32)
+
+
+def test_an_encoder_decoder_s_head_wants_the_tokenizer_s_end(tmp_path):
+    folder = build("bart", tmp_path / "bart", eos_token_id=9)
+    assert folder.is_dir()
+    with pytest.raises(
+        ModelError, match="eos_token_id 9 must be what the tokenizer ends a text with, which is 3"
+    ):
+        try_model(model_of(tmp_path, "sequence-classification", "bart", LORA), max_tokens=16)
