@@ -235,8 +235,7 @@ class _Trial:
             beside, alone = self._reaching(layers, short, row), self._reaching(layers, short)
         except Exception:  # whatever a library raises where its table of positions ends
             return " in all"
-        same = [x.shape == y.shape for x, y in zip(beside, alone, strict=False)]
-        if len(beside) != len(alone) or not all(same) or _difference(alone, beside) > self.tolerance:
+        if len(beside) == len(alone) and _difference(alone, beside) > self.tolerance:
             return "; beyond that, a short row depends on the longest one of its batch"
         return ""
 
@@ -246,7 +245,9 @@ class _Trial:
         with _given_to(self.model.network, layer) as seen, torch.no_grad(), contextlib.suppress(_Reached):
             self.model.forward(self.rows(*rows))
         before = self.model.virtual_tokens if self.model.adapter.kind == "prompt" else 0
-        return [x[0, : before + len(rows[0])].float() for x in seen]
+        width = before + max(map(len, rows))
+        by_row = [x for x in seen if x.shape[0] in (1, len(rows)) and x.shape[1] >= width]
+        return [x[0, : before + len(rows[0])].float() for x in by_row]
 
     def _instead(self) -> str:
         if self.model.adapter.kind in ("prompt", "prefix"):
@@ -290,7 +291,7 @@ class _Reached(Exception):
 def _given_to(network: nn.Module, layer: int) -> Iterator[list[Tensor]]:
     """Inside, a pass ends before this layer of the largest stack; the list has what the layer was given.
 
-    Of that the floating tensors [b or 1, t, …], first the hidden states; nothing where the stack is shorter.
+    Of that the floating tensors of three dimensions; nothing where the stack is shorter.
     """
     seen: list[Tensor] = []
     stacks = [m for m in network.modules() if isinstance(m, nn.ModuleList) and len(m) > layer]
@@ -298,9 +299,7 @@ def _given_to(network: nn.Module, layer: int) -> Iterator[list[Tensor]]:
 
     def stop(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         found = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()]
-        hidden = next((x for x in found if x.dim() == 3), None)
-        if hidden is not None:
-            seen.extend(x for x in found if x.dim() == 3 and x.shape[1] == hidden.shape[1])
+        seen.extend(x for x in found if x.dim() == 3)
         raise _Reached
 
     handles = [] if stack is None else [stack[layer].register_forward_pre_hook(stop, with_kwargs=True)]
