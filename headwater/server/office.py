@@ -18,7 +18,7 @@ from headwater.server.monitor import Monitor
 from headwater.server.registry import ClientRegistry
 from headwater.server.run_book import ENDED, RunBook, RunEntry
 from headwater.server.run_folder import RunFolder
-from headwater.server.steering import require_known, tell_changes, tell_unmet, tell_wish
+from headwater.server.steering import PLACES, require_known, tell_changes, tell_unmet, tell_wish
 from headwater.server.tallies import whole
 from headwater.server.versions import Versions
 
@@ -167,12 +167,21 @@ class Office:
 
     def change(self, run: str, changes: Mapping[str, str]) -> RunRow:  # noqa: D102
         entry = self._book.get(run)
-        before, keys = self._book.settings(entry), require_known(changes).values()
+        before, keys = self._book.settings(entry), tuple(require_known(changes).values())
         after = self._book.settings(self._book.change(entry.run, changes))
         told = tell_changes(before, after, keys, self._monitor_row(entry.run))
         self._monitor.run_changed(entry.run, rounds=after.federation.rounds, told=told)
         row = self._row(entry.run)
-        return replace(row, note="; ".join(filter(None, (told, row.note))))
+        warnings = self._try_places(entry.run) if PLACES.intersection(keys) else ()
+        note = "; ".join(filter(None, (told, row.note)))
+        return replace(row, note=note, warnings=(*row.warnings, *warnings))
+
+    def _try_places(self, run: str) -> tuple[str, ...]:
+        """What is not where the run's settings say by now; a warning, since it may be put there later."""
+        try:
+            return require_inputs(self._book.open(run)[1])
+        except HeadwaterError as error:
+            return (f"the run cannot go on like this: {error}",)
 
     def _set(self, run: str, state: RunState, reason: str) -> None:
         self._book.set_state(run, state, reason)

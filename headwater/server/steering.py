@@ -49,11 +49,14 @@ def tell_changes(before: Federation, after: Federation, keys: Iterable[str], row
 
 
 def _from(key: str, row: RunRow) -> str:
-    going = row.state in ("running", "waiting")
+    if row.state not in ("running", "waiting"):
+        resumed = f"is resumed: headwater server resume DIR {row.run}"
+        by_itself = {"queued": "when it goes on", "failed": f"when it goes on or {resumed}"}
+        return by_itself.get(row.state, f"once it {resumed}")
     if key in PLACES:
-        return "once it is paused and resumed" if going else "when it goes on"
+        return "once it is paused and resumed"
     if key in AT_ONCE:
-        return "at once" if going else "when it goes on"
+        return "at once"
     return f"from round {(row.open or row.round) + 1}"
 
 

@@ -9,6 +9,7 @@ import torch
 from flwr.serverapp import Grid
 from huggingface_hub import constants
 
+from headwater.config import load_federation
 from headwater.errors import ConfigError, FederationStopped, ModelError
 from headwater.flower.link import FleetLink
 from headwater.server.checkpoint import Checkpoint
@@ -25,6 +26,7 @@ from headwater.server.watch import Interrupted
 from headwater.server.workspace import Workspace
 from headwater.strategies.strategy import ServerState
 from headwater.training.build import Workbench
+from tests.support.runs import tiny_federation
 
 FEDERATION = """
 [federation]
@@ -304,3 +306,16 @@ def test_a_run_that_is_stopped_while_it_is_not_at_work_says_that_no_result_is_wr
     assert "adapter/ are not written" in stopped.note
     fresh = site.office.submit(FEDERATION, site.folder).run
     assert site.office.stop(fresh).note == ""  # there is nothing to write
+
+
+def test_a_place_that_is_not_there_is_a_warning_where_it_is_set(tmp_path):
+    site = Site(tmp_path)
+    loaded = load_federation(tiny_federation(tmp_path / "fed"))
+    run = site.office.submit(loaded.to_toml(), loaded.folder).run
+    row = site.office.change(run, {"model": "/nonexist"})
+    assert any("/nonexist" in warning and "nothing there" in warning for warning in row.warnings)
+    assert "model bert → /nonexist" in row.note
+    assert not any("cannot go on" in w for w in site.office.change(run, {"model": "bert"}).warnings)
+    assert any(
+        "gone.jsonl" in warning for warning in site.office.change(run, {"test": "gone.jsonl"}).warnings
+    )

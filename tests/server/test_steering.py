@@ -57,8 +57,20 @@ def test_a_time_holds_at_once_and_anything_else_from_the_round_after_the_open_on
     assert told(federation, row(open=0), rounds=40) == "rounds 20 → 40, from round 10"
 
 
-def test_a_run_that_does_not_go_on_takes_its_times_when_it_does(federation):
-    assert told(federation, row("paused", open=0), deadline_s=30) == "deadline_s 120 → 30, when it goes on"
+@pytest.mark.parametrize(
+    ("state", "when"),
+    [
+        ("queued", "when it goes on"),
+        ("paused", "once it is resumed: headwater server resume DIR s-1"),
+        ("finished", "once it is resumed: headwater server resume DIR s-1"),
+        ("stopped", "once it is resumed: headwater server resume DIR s-1"),
+        ("failed", "when it goes on or is resumed: headwater server resume DIR s-1"),
+    ],
+)
+def test_a_run_that_does_not_go_on_takes_what_is_set_when_it_does(federation, state, when):
+    for setting, shown in (("deadline_s", "120 → 30"), ("rounds", "20 → 30")):
+        said = told(federation, row(state, open=0), **{setting: 30})
+        assert said == f"{setting} {shown}, {when}"
 
 
 def test_what_changes_nothing_says_so(federation):
