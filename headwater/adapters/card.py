@@ -85,7 +85,8 @@ def loading_code(notes: Mapping[str, Any]) -> str:
 
 def _imports(notes: Mapping[str, Any]) -> str:
     config = ["AutoConfig"] if notes["base"]["layers"] else []
-    return ", ".join([*config, _CLASSES[notes["kind"]], "AutoTokenizer"])
+    generation = ["GenerationConfig"] if notes["kind"] == "causal-lm" else []
+    return ", ".join([*config, _CLASSES[notes["kind"]], "AutoTokenizer", *generation])
 
 
 def _loading(notes: Mapping[str, Any]) -> list[str]:
@@ -110,6 +111,8 @@ def _loading(notes: Mapping[str, Any]) -> list[str]:
     if classifier:
         arguments += ", ignore_mismatched_sizes=True"
     lines.append(f"base = {_CLASSES[notes['kind']]}.from_pretrained({arguments})")
+    if notes["kind"] == "causal-lm":
+        lines.append("base.generation_config = GenerationConfig()  # no penalties or draws of the base's own")
     if notes.get("read_at_last_token"):
         lines.append("base.config.pad_token_id = None  # the head is read at the last token, whatever it is")
     return lines

@@ -147,6 +147,29 @@ def require_same(folders, tmp_path, texts):
             )
 
 
+def test_a_readmes_answer_is_the_likeliest_whatever_the_base_says_of_generation(tmp_path):
+    model, state = build(tmp_path, "causal-lm", "llama", "lora")
+    config = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 3, "do_sample": True}
+    path = tmp_path / "llama" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    export(model, state, tmp_path / "out", card={})
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = code.replace("max_new_tokens=64", "max_new_tokens=24").replace(
+        'PeftModel.from_pretrained(base, "."', f'PeftModel.from_pretrained(base, "{tmp_path / "out"}"'
+    )
+    scope = {}
+    exec(code, scope)
+    said = scope["answer"][0, len(scope["ids"]) :].tolist()
+    model.load(state)
+    row = list(scope["ids"])
+    for _ in said:
+        tokens = torch.tensor([row])
+        with torch.no_grad():
+            row.append(int(model.network(tokens, torch.ones_like(tokens))[0, -1].argmax()))
+    assert said == row[len(scope["ids"]) :]
+    assert len(set(said)) < len(said)  # a penalty would show
+
+
 def test_every_readmes_code_computes_what_predict_does(tmp_path):
     folders = []
     for kind, base, adapter in CASES:
