@@ -25,6 +25,9 @@ Message = Mapping[str, Any]
 _WHOLE = 1 << 30
 """More tokens than any text has."""
 
+_AROUND = 8
+"""Tokens that a model puts around a text, at most."""
+
 
 class ChatTokens(Protocol):
     """One sequence of a conversation, as :meth:`Tokenizer.chat` gives it."""
@@ -124,7 +127,7 @@ def encode_row(
     """The ids that a classifier reads of a row, at most ``max_tokens``.
 
     Raises:
-        DataError: no text, or none that gives a token.
+        DataError: no text, or none of it among the tokens: the tokenizer or ``max_tokens`` leaves nothing.
     """
     text, pair = texts_of(table, row, settings)
     with _at(table, row):
@@ -135,14 +138,33 @@ def encode_row(
                 report.note(["cut"], table.where(row))
             control = any(tokenizer.has_control_text(part) for part in (text, pair) if part)
             report.note(["control-text"] * control, table.where(row))
-    if not tokens:
+    _require_text(tokens, text, pair, settings.max_tokens, tokenizer, table.where(row))
+    return tokens
+
+
+def _require_text(
+    tokens: Sequence[int], text: str, pair: str | None, most: int, tokenizer: Tokenizer, where: str
+) -> None:
+    """Refuse a row of which a text is not read at all, but only what the model puts around every text."""
+    if len(tokens) > _AROUND and pair is None:
+        return
+    alone = [len(tokenizer.encode_plain(part)) for part in ([text] if pair is None else [text, pair])]
+    if not tokens or not all(alone):
         raise DataError(
-            table.where(row),
-            expected="a text of at least one token",
+            where,
+            expected="a text of at least one token" if pair is None else "texts of at least one token each",
             got="none: the model's tokenizer drops every character",
             hint="Take the row out.",
         )
-    return tokens
+    around = len(tokenizer.encode(text, _WHOLE, pair)) - sum(alone)
+    which, those = ("the text", "a text") if pair is None else ("both texts", "two texts")
+    if len(tokens) > most or len(tokens) < around + len(alone):
+        raise DataError(
+            where,
+            expected=f"some of {which} within data.max_tokens = {most}",
+            got=f"{around} tokens that the model puts around {those}",
+            hint="Raise data.max_tokens.",
+        )
 
 
 def tokenise_causal(

@@ -93,6 +93,8 @@ def test_a_row_that_gives_no_example_is_not_shown_as_learnt(tmp_path, models):
     for key in ("bos_token", "eos_token"):
         bare.pop(key, None)
     (base / "tokenizer_config.json").write_text(json.dumps(bare))
+    own = json.loads((base / "tokenizer.json").read_text())
+    (base / "tokenizer.json").write_text(json.dumps({**own, "post_processor": None}))
     path = write_jsonl(tmp_path / "texts.jsonl", [{"text": "x"}, {"text": "hello there"}])
     found, done = checked(path, "--model", base, "--set", "data.kind=causal-lm")
     assert done.code == 0, done.err

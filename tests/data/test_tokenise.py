@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
+from headwater.adapters.tokenizer import TextTokenizer
 from headwater.config.federation import CausalLMData, ClassificationData, IidPartition, InstructionData
 from headwater.data.batches import IGNORED
 from headwater.data.conversations import messages_of
 from headwater.data.row_report import RowReport
 from headwater.data.tokenise import (
+    encode_row,
     tokenise_causal,
     tokenise_classification,
     tokenise_instruction,
@@ -173,6 +177,47 @@ def test_messages_keep_their_system_message_or_get_ours():
 def test_messages_that_are_none(value, message):
     with pytest.raises(DataError, match=f"rows.jsonl:1: .*{message}"):
         messages_of(table([{"m": value}]), 0, instruction(messages="m"))
+
+
+@pytest.fixture(scope="module")
+def bert():
+    """As BERT: it drops control characters, and puts tokens around a text and between two."""
+    vocabulary = {t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "movie", "a"])}
+    own = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    own.normalizer = normalizers.BertNormalizer()
+    own.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    own.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=own, **special), "bert")
+
+
+@pytest.mark.parametrize("nothing", ["\u200b", "\ufeff\u200d", "\x01\x02", "\u200b" * 40], ids=range(4))
+def test_a_text_that_leaves_only_what_stands_around_every_text_is_refused(bert, nothing):
+    rows = table([{"text": "good", "label": "no"}, {"text": nothing, "label": "yes"}])
+    assert len(encode_row(rows, 0, classification(max_tokens=32), bert)) == 3
+    with pytest.raises(DataError, match=r"rows.jsonl:2: expected a text of at least one token"):
+        encode_row(rows, 1, classification(max_tokens=32), bert)
+    pairs = table([{"text": x, "pair": y, "label": "no"} for x, y in [(nothing, "good"), ("good", nothing)]])
+    for row in (0, 1):
+        with pytest.raises(DataError, match=rf"rows.jsonl:{row + 1}: expected texts of at least one token"):
+            encode_row(pairs, row, classification(max_tokens=32, text_pair="pair"), bert)
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_cut_that_leaves_nothing_of_a_text_is_refused(bert, pair):
+    rows = table([{"text": "good", "pair": "movie", "label": "no"}])
+    least = 5 if pair else 3
+    more = {"text_pair": "pair"} if pair else {}
+    for most in range(2, least):
+        with pytest.raises(
+            DataError, match=rf"rows.jsonl:1: expected some of .* within data.max_tokens = {most}"
+        ):
+            encode_row(rows, 0, classification(max_tokens=most, **more), bert)
+    assert len(encode_row(rows, 0, classification(max_tokens=least, **more), bert)) == least
 
 
 def test_a_text_of_no_tokens_is_refused():
