@@ -24,7 +24,21 @@ from headwater.adapters.chat_answer import Answers
 from headwater.adapters.chat_template import ChatTemplate, Messages
 from headwater.adapters.chat_turn import THINK, UNTHINK, Turn, Turns
 from headwater.adapters.plain_text import PlainText
-from headwater.errors import DataError
+from headwater.errors import DataError, ModelError
+
+_ANY_DATE = datetime.date(2024, 7, 26)
+_ASKED = {"role": "user", "content": "a"}
+_FUNCTION: dict[str, Any] = {"name": "headwater", "arguments": {"a": 1}}
+_CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "id": "abcdefghi", "function": _FUNCTION}],
+}
+_SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "description": "a"}}, "required": ["a"]}
+_TOOL = {
+    "type": "function",
+    "function": {"name": "headwater", "description": "a", "parameters": _SCHEMA},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +105,7 @@ class Chat:
         self._tokenizer, self._template, self._name = tokenizer, template, name
         self._turns = Turns(tokenizer, template, name, control)
         self._split: dict[int, bool] = {}
+        self._control = self._turns.control() | set(self._turns.added.values())
         self.text = PlainText(tokenizer, name, self._turns.control())
 
     def turn(self, *, thinking: bool) -> Turn:
@@ -102,9 +117,18 @@ class Chat:
         return self._turns.of(thinking=thinking)
 
     def ends(self, *, thinking: bool) -> list[int]:
-        """Ids of the tokens that training puts after an answer."""
+        """Ids of the tokens that training puts after an answer, and after a call of a tool."""
         end = self.turn(thinking=thinking).end or self._turns.eos
-        return [] if end is None else [int(self._tokenizer.convert_tokens_to_ids(end))]
+        found = [] if end is None else [int(self._tokenizer.convert_tokens_to_ids(end))]
+        for tools in ((), (_TOOL,)):
+            try:
+                _, call, ended = self._answers(_ANY_DATE, thinking, tools).last([_ASKED, _CALL])
+            except (DataError, ModelError):  # a template without calls
+                continue
+            tokens = self.text.encode_template(call, {})
+            if ended and "headwater" in call and tokens[-1] not in found and tokens[-1] in self._control:
+                found.append(tokens[-1])
+        return found
 
     def without_opening(self, said: list[int], *, thinking: bool) -> list[int]:
         """An answer without what opens a plain one, such as an empty thought; ``thinking`` keeps it all."""

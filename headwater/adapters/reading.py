@@ -113,7 +113,8 @@ def _turns(chat: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What of a chat's notes must be as in training; how its date is fixed may be said in other words."""
     if chat is None:
         return None
-    return {key: chat[key] for key in ("template_sha256", "template_arguments", "ends")}
+    first = {"ends": chat["ends"][:1]}  # of an answer; adapters of earlier versions say no others
+    return {key: chat[key] for key in ("template_sha256", "template_arguments")} | first
 
 
 def ends_of(model: PreTrainedModel, tokenizer: TextTokenizer, reading: Reading | None) -> list[int]:

@@ -18,6 +18,7 @@ from headwater.server.events import (
     ClientKnown,
     Notice,
     RoundEnded,
+    RoundStarted,
     RunStarted,
     Waiting,
 )
@@ -78,6 +79,21 @@ def test_a_client_that_fits_again_has_no_problem_any_more(toy):
     assert {c.client: c.last_error for c in toy.monitor.status().clients}["ben"] == "no such model"
     tell(ClientKnown("ben", "0.1.0", 7))
     assert {c.client: c.last_error for c in toy.monitor.status().clients}["ben"] == ""
+
+
+def test_a_client_that_does_not_fit_is_told_with_the_round_that_is_open(toy):
+    tell = toy.monitor.observer(RUN)
+
+    def told():
+        tell(ClientFailed(0, "ben", "no such model"))
+        return toy.monitor.events(-1)[-1].text
+
+    toy.monitor.run_queued(RUN, "x", 500)
+    assert told() == "before round 1: client ben: no such model"
+    tell(RoundStarted(361, 2))
+    assert told() == "while round 361 is open: client ben: no such model"
+    tell(RoundEnded(361, {"round": 361, "clients": {}}, "accuracy", 0.5))
+    assert told() == "before round 362: client ben: no such model"
 
 
 def test_a_client_whose_training_fails_keeps_its_problem_though_it_fits(toy):
