@@ -98,7 +98,7 @@ class Predictor:
             chat=notes.chat,
             system=notes.system,
             labels=labels,
-            room=None if loaded.positions is None else loaded.positions - notes.virtual_tokens,
+            room=None if (most := _positions(loaded, labels)) is None else most - notes.virtual_tokens,
             ends=tuple(ends_of(loaded.model, loaded.tokenizer, reading)) if labels is None else (),
             notices=(
                 *loaded.notices,
@@ -250,6 +250,14 @@ class Predictor:
             return tokenizer.decode(said).strip()
         thinking = self.reading is not None and getattr(self.reading.data, "thinking", False)
         return tokenizer.answer(said, thinking=thinking)
+
+
+def _positions(base: Base, labels: Sequence[str] | None) -> int | None:
+    """Tokens that the base takes; of a causal model that computes any number, as many as it was made for."""
+    if base.positions is not None or labels is not None:
+        return base.positions
+    most = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
 
 
 def _unrecorded(who: str, classifier: bool) -> str:

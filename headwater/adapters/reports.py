@@ -128,5 +128,5 @@ def _judge(message: str, who: str, accept: Sequence[str]) -> list[str]:
         expected="a model and an adapter of which transformers and PEFT warn of nothing",
         got=f"a warning: {short}",
         hint=f"{advice} If you know that the warning does no harm, add a part of its text to "
-        "model.accept_warnings.",
+        "model.accept_warnings (to use an exported adapter, to base.accept_warnings in its headwater.json).",
     )

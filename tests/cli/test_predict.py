@@ -207,6 +207,15 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused(tmp_path):
     assert "at most 128 tokens with the answer" in done.error
 
 
+def test_a_prompt_beyond_what_a_base_was_made_for_is_said_of_the_prompt(plain):
+    """A Llama computes any number of tokens, and transformers warns beyond 512; it is no matter of warnings."""
+    assert headwater("predict", plain / "adapter", "--max-new-tokens", 2, "x" * 509).code == 0
+    done = headwater("predict", plain / "adapter", "--max-new-tokens", 3, "x" * 509)
+    assert done.code == 4
+    assert "at most 512 tokens with the answer, got 510 and 3 new ones" in done.error
+    assert "accept_warnings" not in done.error
+
+
 def test_rows_are_read_as_in_training_and_need_no_label(run, tmp_path):
     """Of a file of rows the text's column is read, of any other file the lines."""
     (tmp_path / "rows.csv").write_text("id,text\n" + "".join(f'{i},"{t}"\n' for i, t in enumerate(TEXTS)))
