@@ -74,10 +74,18 @@ class Answers:
             f"chat template of {self._name}",
             expected=f"an answer that begins as the template opens it, with {before[len(shared) :][:40]!r}",
             got=f"{said[len(shared) :][:40]!r} in message {len(messages)}",
-            hint="Give every answer its reasoning_content."
-            if self._thinking
-            else "If the answers come with their reasoning, set data.thinking = true.",
+            hint=self._advice(messages),
         )
+
+    def _advice(self, messages: Messages) -> str:
+        """What helps where the last message does not begin as the template opens it."""
+        if (
+            messages[-2].get("role") == "assistant"
+        ):  # no setting lets a template show both as it asks for them
+            return "Two answers follow each other: join them into one, or take one of them out."
+        if self._thinking:
+            return "Give every answer its reasoning_content."
+        return "If the answers come with their reasoning, set data.thinking = true."
 
     def _before_content(self, messages: Messages, said: str) -> str:
         """What stands before the text of the last message in ``said``: found by saying something else."""

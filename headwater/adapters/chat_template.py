@@ -124,7 +124,7 @@ class ChatTemplate:
                 f"chat template of {self._name}",
                 expected="messages that it accepts",
                 got=f"the roles {roles}: {error}",
-                hint="Change the rows to what the template accepts.",
+                hint=self._advice(source, said, options),
             ) from error
         if (place := _ADDRESS.search(text)) and place[0] not in str(said):
             raise ModelError(
@@ -134,6 +134,17 @@ class ChatTemplate:
                 hint="Mend chat_template.jinja: it writes an object where it should write its content.",
             )
         return text
+
+    def _advice(self, source: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+        """What helps where the template refuses ``messages``: found by leaving the system message out."""
+        rest = [m for m in messages if m.get("role") not in ("system", "developer")]
+        if rest and len(rest) < len(messages):
+            try:
+                self._apply(source, rest, options)
+            except Exception:  # then something else is wrong too; templates raise what they like
+                return "Change the rows to what the template accepts."
+            return "It takes no system message: take data.system out, or the system messages out of the rows."
+        return "Change the rows to what the template accepts."
 
     def _apply(self, source: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
         rendered = self._tokenizer.apply_chat_template(

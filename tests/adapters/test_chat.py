@@ -476,3 +476,42 @@ def test_a_thought_is_shown_where_it_was_asked_for():
     said = tokenizer._tokenizer("<think>\nsince\n</think>\n\nfirst", add_special_tokens=False)["input_ids"]
     assert tokenizer.answer(said) == "first"
     assert tokenizer.answer(said, thinking=True) == "<think>\nsince\n</think>\n\nfirst"
+
+
+def test_two_answers_in_a_row_are_refused_with_advice_that_works():
+    refused = []
+    for style, tokenizer in TOKENIZERS.items():
+        try:
+            tokenizer.chat([*ONE, assistant("more")], MANY)
+        except DataError as error:
+            refused.append((style, error))
+    hints = {style: e.hint for style, e in refused if "begins as the template opens it" in str(e)}
+    assert hints
+    for style, hint in hints.items():
+        assert "join them into one" in hint
+        assert "thinking" not in hint
+        assert TOKENIZERS[style].chat([user("one?"), assistant("first\n\nmore")], MANY)
+
+
+@pytest.mark.parametrize(
+    ("messages", "advice"),
+    [
+        ([{"role": "system", "content": "s"}, *ONE], "It takes no system message: take data.system out"),
+        ([user("one?"), *ONE], "Change the rows to what the template accepts"),
+        ([{"role": "system", "content": "s"}, user("one?"), *ONE], "Change the rows to what the template"),
+    ],
+)
+def test_what_a_template_refuses_is_said_with_what_to_change(messages, advice):
+    """Gemma's template takes no system message, which may come from the federation file."""
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('must alternate') }}{% endif %}"
+        "{{ '<|' + m['role'] + '|>' + m['content'] + '<|eos|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    tokenizer = TextTokenizer(chat_tokenizer(template), "gemma")
+    assert tokenizer.chat(ONE, MANY)
+    with pytest.raises(DataError) as refused:
+        tokenizer.chat(messages, MANY)
+    assert advice in refused.value.hint

@@ -208,7 +208,7 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused(tmp_path):
 
 
 def test_a_prompt_beyond_what_a_base_was_made_for_is_said_of_the_prompt(plain):
-    """A Llama computes any number of tokens, and transformers warns beyond 512; it is no matter of warnings."""
+    """A Llama computes any number of tokens; transformers warns beyond 512, which users cannot mend."""
     assert headwater("predict", plain / "adapter", "--max-new-tokens", 2, "x" * 509).code == 0
     done = headwater("predict", plain / "adapter", "--max-new-tokens", 3, "x" * 509)
     assert done.code == 4
