@@ -18,13 +18,14 @@ from rich.text import Text
 
 from headwater.cli import server_run
 from headwater.cli.interrupts import interruptible
-from headwater.cli.tables import event_line, status_view
+from headwater.cli.tables import event_line, run_line, status_view
 from headwater.errors import ConnectionLost, HeadwaterError
-from headwater.protocol.control import WatchEvent
+from headwater.protocol.control import Status, WatchEvent
 
 if TYPE_CHECKING:
     from headwater.proto.control import ControlClient
 
+ENDED = ("finished", "stopped")
 REFRESH_S = 1.0
 
 
@@ -34,11 +35,13 @@ def follow(client: ControlClient, *, after: int, as_json: bool) -> int:
     Raises:
         HeadwaterError: the daemon was not there to begin with, or refuses.
     """
-    client.status()  # an error here is told in one line, before any table
+    status = client.status()  # an error here is told in one line, before any table
     console = Console(highlight=False)
     news: queue.Queue[WatchEvent | HeadwaterError] = queue.Queue(maxsize=10_000)
     ended = threading.Event()
     shown = _Lines(as_json) if as_json or not console.is_terminal else _Tables(console, client)
+    if isinstance(shown, _Lines) and not as_json and not after:  # else the events tell it
+        shown.begin(status)
 
     def read() -> None:
         try:
@@ -80,6 +83,15 @@ class _Lines:
 
     def __exit__(self, *error: object) -> None:
         pass
+
+    def begin(self, status: Status) -> None:
+        """How the runs stand that have not ended, or else the latest: nothing may happen for long."""
+        rows = [row for row in status.runs if row.state not in ENDED] or status.runs[-1:]
+        for row in rows:
+            self._console.print(run_line(row))
+        if not rows:
+            self._console.print("no run was submitted")
+        self._console.file.flush()
 
     def event(self, event: WatchEvent) -> None:
         if self._json:

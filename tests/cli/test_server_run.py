@@ -422,6 +422,23 @@ def test_watch_on_a_terminal_and_into_a_file(organiser, server, terminal, monkey
     until(lambda: organiser.watching == 0)
 
 
+def test_watch_begins_with_how_the_runs_stand(tmp_path):
+    """A run that waits already has no news; whoever looks is told for whom all the same."""
+    organiser = FakeOrganiser()
+    why = "1 of the 2 clients that a round needs are here, missing: ben (offline)"
+    organiser.runs = (replace(organiser.runs[0], state="waiting", reason=why),)
+    with serving(organiser) as server:
+        process = watching(write_folder(tmp_path / "srv", server.address))
+        try:
+            line = process.stdout.readline()
+            assert line.startswith(f"run {organiser.runs[0].run}: waiting, round ")
+            assert why in line
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=60)[0] == ""
+        finally:
+            process.kill()
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 
