@@ -320,6 +320,19 @@ def test_an_answer_that_no_token_ends_is_named():
     assert tokenizer.chat_ends() == []
 
 
+@pytest.mark.parametrize("style", TEMPLATES)
+def test_what_training_puts_after_a_call_is_among_the_ends(style):
+    tokenizer = TOKENIZERS[style]
+    call = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {"id": 7}}}
+    try:
+        (sequence,) = tokenizer.chat([user("q"), assistant("", tool_calls=[call])], MANY)
+    except DataError:
+        return  # a template that refuses calls
+    last = [t for t, on in zip(sequence.tokens, sequence.loss, strict=True) if on][-1]
+    assert last in tokenizer.chat_ends()
+    assert len(tokenizer.chat_ends()) == (2 if style == "calls" else 1)
+
+
 def test_a_cut_is_told_and_whether_it_took_an_end():
     tokenizer = TOKENIZERS["chatml"]
     (whole,) = tokenizer.chat(TWO, MANY)
