@@ -234,7 +234,7 @@ class Monitor:
                     client.unfit = not event.round  # what went wrong before any round is its profile
                     named = event.reason.startswith(f"client {event.client}")
                     reason = event.reason if named else f"client {event.client}: {event.reason}"
-                    text = f"round {event.round}: {reason}" if event.round else f"before round 1: {reason}"
+                    text = f"{_when(event.round, tally)}: {reason}"
                     self._ring.add("client", run, text, failed=1, client=event.client, round=event.round)
                 case Evaluating():
                     tally.asked, tally.accepted, tally.open = 0, 0, event.round
@@ -279,6 +279,13 @@ class Monitor:
         if name not in self._clients and len(self._clients) >= MOST_CLIENTS:
             return ClientTally()
         return self._clients.setdefault(name, ClientTally())
+
+
+def _when(round: int, tally: RunTally) -> str:
+    """In which round a client failed; a profile belongs to none, and is told with where the run stands."""
+    if round:
+        return f"round {round}"
+    return f"while round {tally.open} is open" if tally.open else f"before round {tally.round + 1}"
 
 
 def _lacks(event: Waiting) -> str:
