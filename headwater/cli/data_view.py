@@ -17,7 +17,7 @@ from headwater.cli.fitting import FittingTable
 from headwater.config.federation import ClassificationData
 from headwater.data.layouts import RowData
 from headwater.data.problems import Problems
-from headwater.data.remarks import contradictions, duplicates, rows_of, unread_columns
+from headwater.data.remarks import contradictions, duplicates, line_breaks, rows_of, unread_columns
 from headwater.data.survey import Owner, SampleRow, Spans, Survey, percentiles
 from headwater.server.report_text import plain, visible
 
@@ -60,6 +60,8 @@ class Checked:
             found.append(f"{which}recognised as {layout}")
         if self.survey.rows:
             found += unread_columns(self.survey.unread, "the data")
+        if self.survey.line_breaks[0]:
+            found.append(line_breaks(*self.survey.line_breaks))
         if self.survey.duplicates[0]:
             found.append(duplicates(*self.survey.duplicates))
         if self.survey.contradictions[0]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from headwater.config.federation import (
     ClassificationData,
@@ -20,8 +20,8 @@ from headwater.data.conversations import messages_of
 from headwater.data.folders import Sources, is_split_name
 from headwater.data.labels import label_of
 from headwater.data.layouts import Layout, RowData, texts_of
-from headwater.data.streams import stem
-from headwater.data.table import Table
+from headwater.data.streams import stem, suffixes
+from headwater.data.table import FILE_COLUMN, Table
 
 SHOWN = 6
 """Names in one sentence; of more, the number is told."""
@@ -41,6 +41,9 @@ def remarks(table: Table, splits: Splits, test: Table | None, settings: RowData)
     found = [*_recognised(table, settings), *_unread(table, settings, "the data")]
     if test is not None:
         found += [*_recognised(test, settings), *_unread(test, settings, "the test data")]
+    for of in (table, test):
+        if of is not None and (rows := with_line_breaks(of, range(len(of)))):
+            found.append(line_breaks(len(rows), of.where(rows[0])))
     contents = _contents(table, settings)
     found += _duplicates(table, contents, settings)
     found += _shared(contents, test, settings)
@@ -114,6 +117,26 @@ def _unread(table: Table, settings: RowData, what: str) -> list[str]:
 def rows_of(count: int) -> str:
     """``count`` rows in words."""
     return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def with_line_breaks(table: Table, rows: Iterable[int]) -> list[int]:
+    """Those of ``rows`` that come from a delimited file and hold a line break."""
+    delimited = [suffixes(file)[0] in (".csv", ".tsv") for file in table.files]
+    columns = [values for name, values in table.columns.items() if name != FILE_COLUMN]
+    return [
+        row
+        for row in rows
+        if delimited[table.file[row]] and any("\n" in v for c in columns if isinstance(v := c[row], str))
+    ]
+
+
+def line_breaks(count: int, first: str) -> str:
+    """A sentence about rows of delimited files with line breaks."""
+    have = "has" if count == 1 else "have"
+    return (
+        f"{rows_of(count)} of CSV or TSV {have} line breaks in a field (first {first}): right if they are "
+        "the text's own, but a field that begins with a lone double quote takes the lines after it"
+    )
 
 
 def duplicates(count: int, first: str, of: str = "") -> str:

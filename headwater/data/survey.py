@@ -18,7 +18,7 @@ from headwater.data.conversations import conversation_of
 from headwater.data.labels import label_of
 from headwater.data.layouts import Layout, RowData, layout_of, texts_of
 from headwater.data.problems import Problems
-from headwater.data.remarks import columns_read, content
+from headwater.data.remarks import columns_read, content, with_line_breaks
 from headwater.data.table import Table
 from headwater.errors import DataError
 
@@ -79,6 +79,7 @@ class Survey:
         owners: by name, in the order in which they came.
         columns: by name.
         layouts: how files are read, with the number of files.
+        line_breaks: rows of delimited files with line breaks in a field: how many, and where the first is.
         problems: rows that cannot be used.
         duplicates: rows whose content was there before, and the place of the first.
         contradictions: rows whose text was there before with another label, and the place of the first.
@@ -89,6 +90,7 @@ class Survey:
         self.owners: dict[str, Owner] = {}
         self.columns: dict[str, Column] = {}
         self.layouts: dict[str, set[int]] = {}
+        self.line_breaks = (0, "")
         self.problems = Problems()
         self.duplicates: tuple[int, str] = (0, "")
         self._samples: dict[str, list[SampleRow]] = {}
@@ -123,6 +125,9 @@ class Survey:
         for name, values in table.columns.items():
             types = self.columns.setdefault(name, Column()).types
             types.update(_type(values[row]) for row in chosen if values[row] is not None)
+        if broken := with_line_breaks(table, chosen):
+            count, first = self.line_breaks
+            self.line_breaks = (count + len(broken), first or table.where(broken[0]))
         for row in chosen:
             if table.file[row] in self._unreadable:
                 continue

@@ -245,3 +245,25 @@ def test_the_same_text_with_two_labels_is_named(tmp_path):
         f"1 row is an exact duplicate of another (first {tmp_path}/x.jsonl:3)",
         f"1 row has the text of another row and another label (first {tmp_path}/x.jsonl:2)",
     ]
+
+
+@pytest.mark.parametrize("mark", ["\t", ","])
+def test_rows_that_a_lone_quote_made_one_are_named(tmp_path, mark):
+    """A run's warnings say it too."""
+    lines = [("text", "label"), ('"Great film', "a"), ("so so", "b"), ('I left "', "b"), ("plain", "a")]
+    path = tmp_path / ("x.tsv" if mark == "\t" else "x.csv")
+    path.write_text("".join(mark.join(line) + "\n" for line in lines))
+    found, done = checked(path)
+    assert done.code == 0, done.err
+    assert found["rows"] == 2
+    expected = f"1 row of CSV or TSV has line breaks in a field (first {path}:2)"
+    assert any(w.startswith(expected) for w in found["warnings"])
+    fed = tiny_federation(tmp_path / "fed", data={"path": str(path), "labels": ["a", "b"]})
+    text = (
+        fed.read_text().replace('kind = "column"', 'kind = "iid"').replace('column = "owner"', "clients = 2")
+    )
+    fed.write_text(text.replace('test = "test.jsonl"\n', ""))
+    found, done = checked(fed)
+    assert any("line breaks in a field" in w for w in found["warnings"]), done.err
+    path.write_text(f"text{mark}label\nplain{mark}a\nso so{mark}b\n")
+    assert not any("line breaks" in w for w in checked(path)[0]["warnings"])
