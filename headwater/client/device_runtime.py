@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from headwater.adapters.base import Base
+from headwater.client.advice import for_owner
 from headwater.client.joined import JoinedRun
 from headwater.client.policy import Policy
 from headwater.client.runtime import ClientRuntime
 from headwater.config.federation import ClassificationData, VectorModel
 from headwater.config.load import LoadedFederation
 from headwater.data.federated import FederatedData
+from headwater.errors import DataError
 from headwater.protocol.keys import Key
 from headwater.training.build import Workbench
 
@@ -70,7 +72,10 @@ class DeviceRuntimes:
         bench = Workbench.open(loaded, base)
         metrics = self._limit_threads(loaded.settings.federation.threads)
         root = Key.root(loaded.settings.federation.seed)
-        data = FederatedData.own(loaded, self._data, self._name, bench.tokenizer, root)
+        try:
+            data = FederatedData.own(loaded, self._data, self._name, bench.tokenizer, root)
+        except DataError as error:
+            raise for_owner(error) from error
         self.notice = "\n".join([*filter(None, [self.notice]), *bench.notices, *data.warnings])
         runtime = ClientRuntime(joined.run, bench, data, root, metrics, self._simulated, self._policy)
         self._current = digest, runtime

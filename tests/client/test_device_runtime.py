@@ -17,11 +17,12 @@ from headwater.client.joined import KEPT_RUNS, JoinedRuns
 from headwater.client.models import LocalModels
 from headwater.client.store import DirectoryStore, MemoryStore
 from headwater.compression.feedback import FeedbackState
-from headwater.errors import DecodeError, ModelError, StorageError
+from headwater.errors import DataError, DecodeError, ModelError, StorageError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import EncodedUpdate
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.client.devices import TextDevice, parts, profile_request, vector_federation
+from tests.support.runs import rows, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,21 @@ def test_the_device_sends_the_bits_that_the_simulation_sends(device, simulated):
     for number in (1, 2):
         request = device.train(simulated.bench, round=number)
         assert update(request, runtime) == update(request, simulated)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_owner_is_told_whom_to_ask_for_what_only_the_organiser_can_change(tmp_path, count):
+    device = TextDevice(tmp_path / "theirs", tmp_path / "ours")
+    mine = rows("ann", 12)
+    for row in mine[:count]:
+        row["label"] = "odd"
+    write_jsonl(device.ours / "ann.jsonl", mine)
+    with pytest.raises(DataError) as raised:
+        opened(device)
+    told = "Correct the row, or add the label to data.labels. Only the organiser can change data.labels: ask"
+    assert f"{told} for it." in str(raised.value).splitlines()[-1]
+    assert str(raised.value).count("Correct the row") == 1
+    assert ("3 rows" in str(raised.value)) == (count == 3)
 
 
 def test_the_base_loads_once_for_all_runs_that_share_it(device, simulated):
