@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from headwater.adapters.chat_answer import Answers
+from headwater.adapters.chat_answer import THOUGHTS, Answers
 from headwater.adapters.chat_template import ChatTemplate, Messages
 from headwater.adapters.chat_turn import THINK, UNTHINK, Turn, Turns
 from headwater.adapters.plain_text import PlainText
@@ -167,12 +167,15 @@ class Chat:
     def sequences(
         self,
         messages: Messages,
+        max_tokens: int,
         *,
         date: datetime.date,
         thinking: bool,
         tools: Sequence[Any] | None = None,
     ) -> list[ChatTokens]:
-        """A conversation with its answers, as sequences of ids with loss on the answers.
+        """A conversation as sequences of ids with loss on the answers, each cut to ``max_tokens``.
+
+        What comes after an answer whose prompt is beyond them is not read.
 
         Raises:
             ModelError: the template cannot be used.
@@ -197,21 +200,32 @@ class Chat:
                 if i or len(messages) == 1:
                     raise
                 continue  # a template that renders no answer before a question: it stays context
+            extends = said.prompt[: len(known.tokens)] == known.tokens
+            if len(said.prompt) > max_tokens and (extends or not _thinks(messages)):
+                remarks.append("cut")
+                if not extends:
+                    found.append((known.tokens, loss))
+                    loss = []
+                loss += [False] * (len(said.prompt) - len(loss))
+                known = Known("", said.prompt)
+                answers.render(shown)  # the template must accept what is cut off too
+                break
             if not said.ended:
                 remarks.append("no-end")
-            if said.prompt[: len(known.tokens)] != known.tokens:
+            if not extends:
                 found.append((known.tokens, loss))
                 known, loss = Known("", []), []
             loss += [False] * (len(said.prompt) - len(known.tokens))
             known = after
             loss += [message.get("weight") not in (0, 0.0, False)] * (len(known.tokens) - len(said.prompt))
-        whole = self._encode(answers.render(shown), known, placeholders)
-        if whole[: len(known.tokens)] == known.tokens:
-            loss += [False] * (len(whole) - len(known.tokens))
-            known = Known("", whole)
+        else:
+            whole = self._encode(answers.render(shown), known, placeholders)
+            if whole[: len(known.tokens)] == known.tokens:
+                loss += [False] * (len(whole) - len(known.tokens))
+                known = Known("", whole)
         found.append((known.tokens, loss))
-        kept = [ChatTokens(t, on, remarks=tuple(remarks)) for t, on in found if any(on)]
-        return kept or [ChatTokens(known.tokens, loss, remarks=tuple(remarks))]
+        kept = [(tokens, on) for tokens, on in found if any(on)] or [(known.tokens, loss)]
+        return [ChatTokens(tokens, on, remarks=tuple(remarks)).within(max_tokens) for tokens, on in kept]
 
     def _answers(self, date: datetime.date, thinking: bool, tools: Sequence[Any] | None) -> Answers:
         return Answers(
@@ -279,6 +293,14 @@ class Chat:
 
         said = [_mapped(m, hide_said if m.get("role") == "assistant" else hide) for m in messages]
         return said, _mapped(tools, hide), placeholders
+
+
+def _thinks(messages: Messages) -> bool:
+    """Whether an answer has a thought: without it, as some templates show it later, a prompt is shorter."""
+    return any(
+        m.get("role") == "assistant" and (any(m.get(t) for t in THOUGHTS) or UNTHINK in str(m.get("content")))
+        for m in messages
+    )
 
 
 def _strings(value: Any) -> list[str]:  # noqa: ANN401 - whatever JSON holds

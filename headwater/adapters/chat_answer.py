@@ -11,7 +11,7 @@ from headwater.adapters.chat_turn import ANSWER, THINK, UNTHINK, Turns, common_p
 from headwater.adapters.plain_text import PlainText
 from headwater.errors import DataError
 
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Names that a message's thought goes by."""
 
 
@@ -97,7 +97,7 @@ class Answers:
 
     def _inserted(self, before: str, header: str, said: str, answer: Mapping[str, Any]) -> str:
         """An answer after the opening of ``before``, which the template does not show with it."""
-        thought = next((answer[name] for name in _THOUGHTS if answer.get(name)), None)
+        thought = next((answer[name] for name in THOUGHTS if answer.get(name)), None)
         begun = str(answer.get("content") or "").lstrip()
         told = begun.startswith(THINK) and UNTHINK in begun  # the thought in the answer itself
         if answer.get("tool_calls") or (told and not self.turn.closing):
@@ -134,11 +134,12 @@ class Answers:
         """Remarks on what the template's text does not depend on."""
         found: dict[str, None] = {}
         for i, message in enumerate(messages):
-            extra = [key for key in message if key not in ("role", "content", "weight")]
+            named = ("role", "content", "weight", *(kind.partition(":")[2] for kind in found))
+            extra = [key for key in message if key not in named]
             if not extra:
                 continue
             if self.turn.closing and message.get("role") == "assistant":
-                extra = [key for key in extra if key not in _THOUGHTS]
+                extra = [key for key in extra if key not in THOUGHTS]
             for key in extra:
                 without = {k: v for k, v in message.items() if k != key}
                 if self._alike(messages[: i + 1], [*messages[:i], without], messages[i + 1 :]):

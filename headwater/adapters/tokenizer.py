@@ -184,10 +184,10 @@ class TextTokenizer:
             ModelError: no chat template, or one that cannot be used.
             DataError: the template refuses these messages.
         """
-        found = self._chat.sequences(messages, date=date, thinking=thinking, tools=tools)
+        found = self._chat.sequences(messages, max_tokens, date=date, thinking=thinking, tools=tools)
         for sequence in found:
             self._known(sequence.tokens)
-        return [sequence.within(max_tokens) for sequence in found]
+        return found
 
     def chat_prompt(
         self,

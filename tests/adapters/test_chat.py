@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from headwater.adapters.chat_answer import Answers
 from headwater.adapters.tokenizer import TextTokenizer
 from headwater.errors import DataError, ModelError
 from tests.support.chat_templates import TEMPLATES, chat_tokenizer
@@ -318,6 +319,40 @@ def test_an_answer_that_no_token_ends_is_named():
     (sequence,) = tokenizer.chat(ONE, MANY)
     assert sequence.remarks == ("no-end",)
     assert tokenizer.chat_ends() == []
+
+
+@pytest.mark.parametrize("style", TEMPLATES)
+@pytest.mark.parametrize("thought", [None, "since that is so"])
+def test_a_cut_takes_nothing_that_is_within(style, thought):
+    """Reading stops at an answer whose prompt is beyond the cut: the result is that of cutting the whole."""
+    tokenizer = TOKENIZERS[style]
+    more = {} if thought is None else {"reasoning_content": thought}
+    row = [m for n in range(4) for m in (user(f"{n}?"), assistant(f"no {n}", **more))]
+    try:
+        whole = tokenizer.chat(row, MANY)
+    except DataError:
+        return  # a template that takes no thoughts
+    for most in range(10, sum(len(s.tokens) for s in whole), 7):
+        found = [(s.tokens, s.loss) for s in tokenizer.chat(row, most) if any(s.loss)]
+        assert found == [(s.tokens[:most], s.loss[:most]) for s in whole if any(s.loss[:most])]
+        cut = [s for s in tokenizer.chat(row, most) if s.cut or "cut" in s.remarks]
+        assert bool(cut) == any(len(s.tokens) > most for s in whole)
+
+
+def test_answers_beyond_the_cut_are_not_read(monkeypatch):
+    asked = []
+    real = Answers.last
+    monkeypatch.setattr(Answers, "last", lambda self, said: asked.append(len(said)) or real(self, said))
+    for style in ("chatml", "thoughts-of-the-last", "channels"):
+        asked.clear()
+        row = [m for n in range(50) for m in (user(f"{n}?"), assistant(f"no {n}"))]
+        found = TOKENIZERS[style].chat(row, 100)
+        assert any("cut" in s.remarks for s in found)
+        assert max(asked) < 20
+        odd = "{% if messages | length > 99 %}{{ raise_exception('no such role') }}{% endif %}"
+        refusing = TextTokenizer(chat_tokenizer(odd + TEMPLATES[style]), "odd")
+        with pytest.raises(DataError, match="no such role"):
+            refusing.chat(row, 100)
 
 
 @pytest.mark.parametrize("style", TEMPLATES)
