@@ -98,11 +98,13 @@ def read_json(path: Path, stream: BinaryIO) -> Iterator[Row]:
             if text[position : position + 1] != ",":
                 _broken(path, text, position, "expected ',' or ']'")
             position = _skip_space(text, position + 1)
+            if text[position : position + 1] == "]":
+                _broken(path, text, position, "a comma before the closing bracket")
         first_element = False
         try:
             value, end = _DECODER.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            _broken(path, text, error.pos, error.msg)
+            _broken(path, text, error.pos, f"no valid JSON: {error.msg}")
         except (ValueError, RecursionError) as error:
             _broken(path, text, position, _short(error))
         line += text.count("\n", counted, position)

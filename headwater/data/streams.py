@@ -23,6 +23,8 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 ALWAYS_UNPACKED, MOST_TIMES = 64 * 2**20, 200
 """A compressed file may unpack to 64 MiB, or to 200 times its size if that is more."""
 
+_DAMAGED = "If it is not compressed, take the last suffix off its name; else it is damaged: get it again."
+
 Watch = Callable[[int], None]
 """Told how many bytes of a file were read since it was last told."""
 
@@ -92,7 +94,8 @@ class _Watched(io.RawIOBase):
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
             what = "a readable file" if self._limit is None else "a whole compressed file"
-            raise DataError(str(self._path), expected=what, got=text) from None
+            hint = "" if self._limit is None else _DAMAGED
+            raise DataError(str(self._path), expected=what, got=text, hint=hint) from None
         view[: len(data)] = data
         self._read += len(data)
         if self._watch is not None:

@@ -14,7 +14,8 @@ from headwater.adapters.reading import Reading
 from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
 from headwater.data.batches import Example
 from headwater.data.conversations import conversation_of
-from headwater.data.layouts import texts_of
+from headwater.data.layouts import layout_of, texts_of
+from headwater.data.opened import check_values
 from headwater.data.problems import Problems
 from headwater.data.row_check import tokenise_rows
 from headwater.data.split import sample
@@ -50,6 +51,9 @@ def score(predictor: Predictor, table: Table) -> Score:
     """
     reading, tokenizer = reading_of(predictor), predictor.base.tokenizer
     problems, examples = Problems(), list[Example]()
+    if len(table):
+        problems.attempt(partial(check_values, table, reading.data, problems))
+        problems.raise_any()
     for row in range(len(table)):
         examples += problems.attempt(partial(tokenise_rows, table, [row], reading.data, tokenizer)) or []
     problems.raise_any()
@@ -75,6 +79,9 @@ def classified(predictor: Predictor, table: Table) -> Iterator[tuple[str, dict[s
     if not isinstance(data, ClassificationData):
         raise ModelError("classify", expected="a classifier", got="a causal model", hint="Use generate.")
     problems, tokenizer = Problems(), predictor.base.tokenizer
+    for file in sorted(set(table.file)):  # what is wrong with a file is said once
+        problems.attempt(partial(layout_of, table, table.file.index(file), data))
+    problems.raise_any()
     rows = [problems.attempt(partial(encode_row, table, row, data, tokenizer)) for row in range(len(table))]
     problems.raise_any()
     for row, found in enumerate(predictor.classify_tokens([tokens or [] for tokens in rows])):

@@ -252,6 +252,14 @@ def test_rows_that_cannot_be_read_or_measured(run, tmp_path, monkeypatch, argume
     assert match in done.err
 
 
+@pytest.mark.parametrize("metric", [["--metric"], []])
+def test_a_column_that_rows_lack_is_said_once(run, tmp_path, metric):
+    (tmp_path / "x.jsonl").write_text('{"body": "good", "label": "good"}\n' * 5)
+    done = headwater("predict", run / "adapter", "--file", tmp_path / "x.jsonl", *metric)
+    assert done.code == 3
+    assert done.err.count("a column 'text'") == 1
+
+
 def test_an_adapter_that_does_not_say_how_rows_are_read_answers_texts_and_says_so(run, tmp_path):
     old = shutil.copytree(run / "adapter", tmp_path / "old")
     notes = json.loads((old / "headwater.json").read_text())

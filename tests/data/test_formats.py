@@ -178,3 +178,10 @@ def test_names_that_cannot_be_a_clients(name):
 @pytest.mark.parametrize("name", ["a", "x" * 64, "Klinik Süd", "edge-7", "山田"])
 def test_names_that_can(name):
     assert check_name(name, "here") == name
+
+
+def test_a_comma_before_the_closing_bracket_is_named(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('[{"text": "a"},\n {"text": "b"},\n]\n')
+    with pytest.raises(DataError, match=r"x\.json:3: .*got a comma before the closing bracket"):
+        read_rows(path)

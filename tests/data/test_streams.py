@@ -191,3 +191,12 @@ def test_names_without_suffixes(tmp_path):
     ]  # fmt: skip
     assert suffixes(tmp_path / "A.JSONL.XZ") == (".jsonl", ".xz")
     write_jsonl(tmp_path / "x.jsonl", ROWS[:1])
+
+
+@pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
+def test_what_is_not_compressed_is_refused_with_a_next_step(tmp_path, packed):
+    path = tmp_path / f"x.jsonl{packed}"
+    path.write_text('{"text": "plain"}\n')
+    with pytest.raises(DataError) as refused:
+        read_rows(path)
+    assert "take the last suffix off its name" in refused.value.hint
