@@ -115,7 +115,7 @@ def _requests(words: Sequence[str]) -> list[str]:
     from headwater.privacy.enrolment import find_requests
 
     told = "\n".join(words)
-    if any(word.strip("> ").startswith(_PREFIX[:10]) for word in words):
+    if any(word.strip("<> ").startswith(_PREFIX[:10]) or _PREFIX in word or "\n" in word for word in words):
         if found := find_requests(told):
             return list(dict.fromkeys(found))
         raise _no_request(words[0][:40], "a line that was cut on its way")

@@ -114,10 +114,11 @@ def _read(line: str) -> PublicIdentity:
     try:
         body = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise _malformed("characters that are not base64url") from error
+        whole = _ENCODED.fullmatch(encoded)
+        raise (_cut(line) if whole else _malformed("characters that are not base64url")) from error
     if base64.urlsafe_b64encode(body).decode("ascii").rstrip("=") != encoded:
-        raise _malformed("base64url in another form")
-    return _verify(body)
+        raise _cut(line)
+    return _verify(body, line)
 
 
 def same_fingerprint(one: str, other: str) -> bool:
@@ -130,13 +131,14 @@ def _digits(text: str) -> str:
     return digits if re.fullmatch(r"[0-9a-f]{32}", digits) else ""
 
 
-def _verify(body: bytes) -> PublicIdentity:
+def _verify(body: bytes, line: str) -> PublicIdentity:
     name_end = 1 + (body[0] if body else 0)
     key_end = name_end + public_keys.SIGNING_KEY_BYTES
     point_end = key_end + public_keys.POINT_BYTES
     signature_end = point_end + public_keys.SIGNATURE_BYTES
-    if len(body) <= signature_end:
-        raise _malformed(f"{len(body)} bytes")
+    proof = body[signature_end:]  # DER, which begins with its length
+    if len(proof) < 2 or len(proof) < 2 + proof[1]:
+        raise _cut(line)
     try:
         name = body[1:name_end].decode("ascii")
     except UnicodeDecodeError as error:
@@ -145,7 +147,7 @@ def _verify(body: bytes) -> PublicIdentity:
     public = PublicIdentity(name, key, public_keys.pem_of_point(point, "node key of the enrolment request"))
     text = ENROL_DOMAIN + body[:point_end]
     by_signing_key = public_keys.verify_ed25519(key, body[point_end:signature_end], text)
-    by_node_key = public_keys.verify_node(point, body[signature_end:], text)
+    by_node_key = public_keys.verify_node(point, proof, text)
     if not (by_signing_key and by_node_key):
         raise UpdateRejected(
             f"enrolment request of {name}",
@@ -154,6 +156,10 @@ def _verify(body: bytes) -> PublicIdentity:
             hint="It was altered or put together by someone who does not have the keys: refuse it.",
         )
     return public
+
+
+def _cut(line: str) -> DecodeError:
+    return _malformed(f"one of {len(line)} characters: a part of it is missing or was changed")
 
 
 def _malformed(got: str) -> DecodeError:

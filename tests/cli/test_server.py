@@ -145,6 +145,22 @@ def test_requests_come_as_file_or_standard_input_too_several_at_once(folder, tmp
     assert re.findall(r"^(\w+): accepted", done.out, re.MULTILINE) == ["ann", "bob"]
 
 
+@pytest.mark.parametrize(
+    "letter", ["Hello,\nthis is my line:\n\n{}\n\nBest, ann", "here it is: {}", "<{}>", "> <{}>"]
+)
+def test_a_letter_is_a_request_as_an_argument_too(folder, letter):
+    """As ``"$(cat mail)"`` gives it, or with the brackets that some put around what is to be copied."""
+    done = headwater("server", "clients", "accept", folder, letter.format(make_request(ANN)))
+    assert done.out.startswith("ann: accepted"), done.err
+
+
+@pytest.mark.parametrize("length", [299, 300, 301, 302])
+def test_a_line_that_was_cut_is_said_to_be_too_short(folder, length):
+    done = headwater("server", "clients", "accept", folder, make_request(ANN)[:length])
+    assert "a part of it is missing" in done.error
+    assert "base64" not in done.error
+
+
 @pytest.mark.parametrize("given", ["right", "wrong"])
 def test_a_fingerprint_that_was_told_decides(folder, given):
     fingerprint = (ANN if given == "right" else BOB).public.fingerprint()
