@@ -183,6 +183,7 @@ class Chat:
         """
         remarks = self._answers(date, thinking, tools).unread(messages)
         shown, tools, placeholders = self._hidden(messages, tools)
+        remarks += [f"frame-text:{mark}" for mark in self._turns.spelled]
         if placeholders:
             remarks.append("control-text")
         answers = self._answers(date, thinking, tools)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +20,7 @@ _THINKING: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": True}, {"thinki
 _QUESTION, ANSWER, _THOUGHT = "Qqqq", "Zzzz", "Rrrr"
 _ASKED = {"role": "user", "content": _QUESTION}
 _ANY_DATE = datetime.date(2024, 7, 26)
+_MARK = re.compile(r"<\|[^<>|\s]{1,40}\|>|<(?:start|end)_of_turn>")
 THINK, UNTHINK = "<think>", "</think>"
 
 
@@ -74,6 +77,12 @@ class Turns:
         frame = self._probe([_ASKED], prompt=False, arguments=turn.arguments).replace(_QUESTION, "")
         written = {token for token in self.added if token in frame or token == turn.end}
         return {self.added[token] for token in written} | set(self._special.values())
+
+    @cached_property
+    def spelled(self) -> list[str]:
+        """Marks like ``<|im_end|>`` that the template writes and that are no token of the tokenizer."""
+        _, said = self._probed(self.of(thinking=False).arguments, thinking=False)
+        return sorted({mark for mark in _MARK.findall(said) if mark not in self.added})
 
     def of(self, *, thinking: bool) -> Turn:
         """How the assistant's turn is opened and ended: found once, by rendering an answer.

@@ -12,6 +12,7 @@ SENTENCES = {
     "nothing": "fewer than two tokens, so that there is nothing to predict: they give no example",
     "no-end": "an answer after which the model's template puts no token that ends it: they teach no end",
     "opening": "an answer before any question: the model is never asked for one",
+    "frame-text": "a mark of the template that is no token of the model's tokenizer and is learnt as text",
     "unread-key": "a key of a message that the model's template does not read",
 }
 """What may be done to a row, in words after "rows have". A kind may name a detail: ``unread-key:name``."""

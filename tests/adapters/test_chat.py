@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from headwater.adapters.chat_answer import Answers
 from headwater.adapters.tokenizer import TextTokenizer
+from headwater.data.row_report import RowReport
 from headwater.errors import DataError, ModelError
 from tests.support.chat_templates import TEMPLATES, chat_tokenizer
 
@@ -366,6 +367,23 @@ def test_what_training_puts_after_a_call_is_among_the_ends(style):
     last = [t for t, on in zip(sequence.tokens, sequence.loss, strict=True) if on][-1]
     assert last in tokenizer.chat_ends()
     assert len(tokenizer.chat_ends()) == (2 if style == "calls" else 1)
+
+
+def test_marks_of_a_template_that_are_no_tokens_are_named():
+    fast = chat_tokenizer(None)
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(fast.backend_tokenizer.model), eos_token="<|eos|>", unk_token="<|eos|>"
+    )
+    bare.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.chat_template = TEMPLATES["chatml"]
+    (sequence,) = TextTokenizer(bare, "bare").chat([user("<|x|>"), assistant("a")], MANY)
+    assert sequence.remarks[:2] == ("frame-text:<|im_end|>", "frame-text:<|im_start|>")
+    report = RowReport()
+    report.note(sequence.remarks[:1], "a.jsonl:1")
+    assert "no token of the model's tokenizer" in report.sentences()[0]
+    assert "'<|im_end|>'" in report.sentences()[0]
+    (sequence,) = TOKENIZERS["chatml"].chat([user("<|x|>"), assistant("a")], MANY)
+    assert sequence.remarks == ()
 
 
 def test_a_cut_is_told_and_whether_it_took_an_end():
