@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from headwater.adapters.tokenizer import TextTokenizer
 
 
+_PIPED = 1000
+"""Characters in a line that no screen bounds."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("action", choices=["check"], help="read it all and say what it is")
@@ -56,9 +61,17 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(as_dict(checked), ensure_ascii=True))
     elif checked.survey.owners:
-        show(checked, Console(highlight=False))
+        show(checked, _console())
     checked.problems.raise_any()
     return 0
+
+
+def _console() -> Console:
+    """Standard output; into a file or a pipe every column is written, however many there are."""
+    console = Console(highlight=False)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(highlight=False, width=_PIPED)
 
 
 def _federation(options: argparse.Namespace) -> Checked:

@@ -267,3 +267,13 @@ def test_rows_that_a_lone_quote_made_one_are_named(tmp_path, mark):
     assert any("line breaks in a field" in w for w in found["warnings"]), done.err
     path.write_text(f"text{mark}label\nplain{mark}a\nso so{mark}b\n")
     assert not any("line breaks" in w for w in checked(path)[0]["warnings"])
+
+
+def test_every_column_is_written_into_a_pipe(tmp_path, models, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    fed = tiny_federation(tmp_path / "fed")
+    done = headwater("data", "check", fed, "--model", models[0])
+    assert done.code == 0, done.err
+    (head,) = [line for line in done.out.splitlines() if line.startswith("owner")]
+    titles = ["owner", "rows", "train", "validation", "tokens: median", "90 %", "longest", "labels"]
+    assert [title for title in titles if title not in head] == []
