@@ -107,7 +107,9 @@ class Setbacks:
         if self._said.get(key) == problem.text:
             since = f"{datetime.fromtimestamp(problem.since):%Y-%m-%d %H:%M:%S}"
             times = f"as before, {problem.count} times since {since}"
-            self._say(f"{describe(request)}: refused {times}: {first_line(problem.text)}{later}")
+            first = first_line(problem.text)
+            first = first.rstrip(".:") if later else first
+            self._say(f"{describe(request)}: refused {times}: {first}{later}")
         else:
             text = problem.text.rstrip(".") if later else problem.text
             self._say(f"{describe(request)}: refused: {text}{later}")

@@ -372,7 +372,7 @@ def reported(failure: ClientFailure, who: str, *, expected: str, remote: bool = 
     """
     coded_text = remote and failure.failure.code is not FailureCode.UNSPECIFIED
     reason = failure.failure.sentence() if coded_text else failure.reason
-    error = UpdateRejected(who, expected=expected, got=f"failure: {reason}")
+    error = UpdateRejected(who, expected=expected, got=f"failure: {reason.removeprefix(f'{who}: ')}")
     return coded(error, failure.failure.code, *failure.failure.numbers)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -223,6 +224,7 @@ def test_the_log_names_the_rows_once_and_then_how_often(home):
     assert "refused as before, 2 times since" in refused[1]
     assert "refused as before, 3 times since" in refused[2]
     assert all(": 3 rows" in line for line in refused)
+    assert re.search(r"cannot be used; tried again in [\d,]+ s, or when your files change$", refused[1])
 
 
 def test_a_rule_of_the_owner_is_a_problem_until_the_rule_changes(tmp_path):

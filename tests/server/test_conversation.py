@@ -275,6 +275,12 @@ def test_over_a_network_a_failure_says_what_its_code_says_and_not_what_its_clien
     assert "no memory" in str(reported(old, "client ann", expected="an update", remote=remote))
 
 
+def test_a_failure_that_names_its_client_is_not_told_within_another_of_the_same_client():
+    own = str(UpdateRejected("client carl", expected="a training", got="a division by zero"))
+    told = str(reported(ClientFailure("carl", 1, own), "client carl", expected="an update"))
+    assert told == "client carl: expected an update, got failure: expected a training, got a division by zero"
+
+
 def test_what_comes_through_a_device_s_signature_is_remote():
     opened = Exchange(None, {}, lambda address, data: data).opened("ann", TrainRequest, 1, b"x")
     assert opened.remote
