@@ -39,9 +39,15 @@ def test_ctrl_c_is_heard_where_it_was_ignored(ignored):
 
 
 def test_somebody_elses_handler_stays():
-    before = signal.getsignal(signal.SIGINT)
-    with interruptible():
-        assert signal.getsignal(signal.SIGINT) is before
+    def theirs(number, frame):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGINT, theirs)
+    try:
+        with interruptible():
+            assert signal.getsignal(signal.SIGINT) is theirs
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_every_command_ends_by_ctrl_c(ignored, monkeypatch, capsys):
