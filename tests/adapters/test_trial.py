@@ -170,7 +170,7 @@ def test_a_padding_token_without_a_place_is_replaced_and_masked(tmp_path):
     try_model(model, max_tokens=16)
     tokenizer.add_special_tokens({"eos_token": "[END]"})
     tokenizer.save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"ids below 260, .*got eos 261"):
+    with pytest.raises(ModelError, match=r"ids below 260, .*got \[END\] 261"):
         model_of(tmp_path, "causal-lm", "llama", LORA)
 
 
