@@ -94,6 +94,7 @@ def test_workers_change_no_bit(file, tmp_path):
     assert alone["adapter_sha256"] == spread["adapter_sha256"]
 
 
+@pytest.mark.timeout(300)  # Ray starts its own processes: a minute on idle cores, more beside busy ones
 def test_ray_gives_the_same_adapter(file, tmp_path):
     pytest.importorskip("ray")
     here, _ = run(file, tmp_path / "a")
