@@ -22,7 +22,17 @@ def test_the_gap_pairs_each_expert_s_factors(tmp_path):
     rng = np.random.default_rng(0)
 
     def drawn():
-        return AdapterState.from_vector(spec, torch.from_numpy(rng.normal(size=spec.numel).astype("float32")))
+        """Large A and small B, or the other way round, by expert: wrong pairs have other norms."""
+        state = AdapterState.from_vector(
+            spec, torch.from_numpy(rng.normal(size=spec.numel).astype("float32"))
+        )
+        values = dict(state)
+        for b in experts:
+            size = 4.0 ** torch.arange(4)
+            up = values[b.name].reshape(values[b.name].shape[0], -1, 4) / size
+            down = values[b.pair].reshape(4, -1, values[b.pair].shape[1]) * size[:, None, None]
+            values |= {b.name: up.reshape(b.shape), b.pair: down.reshape(values[b.pair].shape)}
+        return AdapterState(spec, values)
 
     base, deltas = drawn(), [drawn(), drawn()]
     merged = base + deltas[0].map(lambda v: v / 2) + deltas[1].map(lambda v: v / 2)
