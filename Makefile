@@ -43,7 +43,7 @@ test-slow: $(VENV)/.dev ## the tests that run for minutes: every example on real
 	@$(BIN)/headwater fetch all --out $(CORPORA)
 	@$(BIN)/python -m pytest -m slow -n $(WORKERS)
 
-test-faults: $(VENV)/.dev ## disturb a real federation in every way we know; writes docs/fault-table.md
+test-faults: $(VENV)/.dev ## disturb a real federation in every way we know; writes results/faults.md
 	@HEADWATER_FAULT_TABLE=1 $(BIN)/python -m pytest -m faults -vv tests/faults
 
 check: lint types layers docs ## everything that needs no test run

@@ -1,4 +1,4 @@
-"""Write docs/reference/models.md: what each architecture can do, found by trying. ``--check`` only compares.
+"""Write results/models.md: what each architecture can do, found by trying. ``--check`` only compares.
 
 Every cell is tried to the end on a small random model (tests/support/model_cells.py). Minutes.
 """
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support.architectures import ARCHITECTURES, build
 from tests.support.model_cells import ADAPTERS, KINDS, REASONS, outcome
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference" / "models.md"
+PAGE = Path(__file__).parents[1] / "results" / "models.md"
 
 HEAD = """\
 # Which models

@@ -9,7 +9,7 @@ from tests.support.architectures import ARCHITECTURES
 from tests.support.model_cells import ADAPTERS, KINDS
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "reference" / "models.md"
+PAGE = ROOT / "results" / "models.md"
 ALWAYS = {
     "albert", "bart", "bert", "bloom", "convbert", "deberta-v2", "deepseek_v3", "distilbert", "electra",
     "eurobert", "falcon", "fnet", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "gptj", "lfm2", "llama",

@@ -13,7 +13,7 @@ from headwater.config import load_federation
 from headwater.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/*.md")])
 
 
 def test_the_federation_file_page_is_current():
@@ -47,7 +47,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_named_files_exist(page):
     """`headwater/x.py`, `tests/…`, `examples/…` and the like, where they are named as code."""
-    known = r"`((?:headwater|tests|benchmarks|examples|scripts|docs)/[\w./-]*[\w/])`"
+    known = r"`((?:headwater|tests|benchmarks|examples|scripts|docs|results)/[\w./-]*[\w/])`"
     for name in re.findall(known, page.read_text(encoding="utf-8")):
         if "NAME" not in name:
             assert (ROOT / name).exists(), name

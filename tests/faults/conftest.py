@@ -154,7 +154,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print the table; with HEADWATER_FAULT_TABLE (``make test-faults``) write it into the documentation.
+    """Print the table; with HEADWATER_FAULT_TABLE (``make test-faults``) write it to results/faults.md.
 
     A run of every test replaces the page, and names the commit it began on. A run of some, or one that was
     broken off, replaces the rows of the tests that ran.
@@ -170,4 +170,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.write_line("\n" + write_table(_ROWS, commit=name))
     if os.environ.get("HEADWATER_FAULT_TABLE"):
         path.write_text(json.dumps(rows, indent=1) + "\n")
-        (_HERE.parent.parent / "docs" / "fault-table.md").write_text(write_table(rows, commit=name))
+        (_HERE.parent.parent / "results" / "faults.md").write_text(write_table(rows, commit=name))

@@ -1,4 +1,4 @@
-"""write_table: the faults that a run injected, as a page of the documentation."""
+"""write_table: the faults that a run injected, as a Markdown page."""
 
 from __future__ import annotations
 

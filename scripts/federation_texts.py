@@ -1,0 +1,283 @@
+"""The words of docs/reference/federation-file.md that the settings' types cannot say.
+
+What a class cannot say stands in ``MEANINGS``; a key without a meaning is an error of
+``federation_reference.py``, so a new setting cannot stay undescribed.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from headwater.config import assignment as a
+from headwater.config import federation as f
+from headwater.config import training as t
+
+HEAD = """\
+# The federation file
+
+<!-- Written by scripts/federation_reference.py from headwater/config/federation.py: change it there. -->
+
+One TOML file describes a federation. Relative paths start at its folder. An unknown key, a wrong type or a
+value out of range is a `ConfigError` (exit code 2) that names file, key, expected and got.
+
+```console
+$ headwater config check federation.toml          # right or wrong, in under a second
+$ headwater config show federation.toml           # every key, defaults spelled out
+$ headwater config check federation.toml --set training.learning_rate=1e-3
+```
+
+`--set table.key=value` works wherever a file is read; the value is TOML, or else a bare string. The
+*federation hash* is the SHA-256 of the resolved settings without the seed.
+
+A key without a default must be given; `absent` means that it may be left out and then has no value.
+"""
+
+UNFIT: tuple[tuple[str, str], ...] = (
+    ("model kind `vector`", "data kind other than `none`, training kind other than `noop`, an `[adapter]`"),
+    ("another model", "no `[adapter]`; data kind `none`"),
+    ("`causal-lm`", "classification; the other models: running text, instructions"),
+    ("strategy `ties`, `fisher`", "space `factors` without `allow_factors = true`"),
+    ("strategy `mean`", "space `ffa` with another adapter than LoRA"),
+    ("strategy `fisher`", "a method other than `backprop`; `adapter.head_bits`"),
+    (
+        "a strategy other than `mean`",
+        "methods that send scalars (`kseed`, `decomfl`, `blackbox`), `spry`, `rank`, `last_layers`",
+    ),
+    (
+        "`privacy.clip_l2`",
+        "`codec.up.alpha`, which may lift an update above the bound; methods that send scalars",
+    ),
+    (
+        "`cohort.min_clients`",
+        "a smaller `clients_per_round` or `target_clients`; schedule `buffered` with a smaller `buffer`",
+    ),
+    ("`cohort.target_clients`", "a smaller `clients_per_round`; schedule `buffered`"),
+    ("schedule `buffered`", "`spry`, `decomfl`"),
+    (
+        "`[methods]`",
+        "no `[assignment]`; training kind `noop`; 64 methods or more; names that are no identifiers of at "
+        "most 64 characters",
+    ),
+    ("`[assignment]`", "a method that is not there"),
+    (
+        "methods that send scalars",
+        "another one of another kind, or with other seeds, directions, rate or bound; `rank`, `last_layers`",
+    ),
+    ("`blackbox`", "an adapter other than `prompt`"),
+    ("`spry`, `last_layers`", "an adapter other than `lora` and `ia3`"),
+    ("a method's `rank`", "a smaller rank of the adapter"),
+    (
+        "methods that send scalars",
+        "a largest step, `learning_rate` · `gradient_bound` (`blackbox`: 8 · `scale`), outside 2⁻⁴⁰ to 2¹⁴",
+    ),
+    ("`decomfl`", "`max_steps` · `directions` of 2¹⁷ or more"),
+    ("`forward_gradient` with `variance_target`", "`max_directions` below 2 or below `directions`"),
+    ("`evaluation.metric`", "a model that does not have it"),
+    ("`baselines.majority`, `probe`", "a causal model; another metric than accuracy"),
+    ("`[baselines]`, `evaluation.patience`", "nothing to measure them on"),
+)
+"""Rules between tables (headwater/config/consistency.py): what, and what it is refused with."""
+
+TAIL = """\
+## What does not fit together
+
+Refused when the file is read:
+
+| what | refused with |
+|---|---|
+{rows}
+
+Refused when the run begins, once the adapter's tensors are known: a method's `max_bytes_up` below its
+shortest update.
+"""
+
+TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
+    "federation": ("What the whole run has in common.", (f.FederationSettings,)),
+    "model": (
+        "The frozen base model. [More](adapters.md#base-model).",
+        (f.EncoderModel, f.SequenceClassificationModel, f.CausalLMModel, f.VectorModel),
+    ),
+    "adapter": (
+        "What is trained and travels. Absent only with model kind `vector`. [More](adapters.md).",
+        (f.LoraAdapter, f.PromptAdapter, f.PrefixAdapter, f.Ia3Adapter),
+    ),
+    "data": (
+        "What the clients learn from. [More](data.md).",
+        (f.ClassificationData, f.CausalLMData, f.InstructionData, f.NoData),
+    ),
+    "data.partition": (
+        "Who has which rows. [More](data.md#partitions).",
+        (f.ColumnPartition, f.FilesPartition, f.IidPartition, f.DirichletPartition, f.QuantityPartition),
+    ),
+    "training": (
+        "What a client does in a round. [More](adapters.md#training). "
+        "[Which method?](../guides/low-memory.md)",
+        (
+            t.BackpropTraining,
+            t.ForwardGradientTraining,
+            t.SpryTraining,
+            t.MezoTraining,
+            t.KseedTraining,
+            t.DecomflTraining,
+            t.BlackboxTraining,
+            t.NoopTraining,
+        ),
+    ),
+    "methods": (
+        "Ways to train beside `[training]`, the method `default`: `[methods.NAME]`. May be left out.",
+        (a.Method,),
+    ),
+    "assignment": (
+        "Who uses which method. May be left out: everybody uses `[training]`.",
+        (a.AssignedByShare, a.AssignedByClient, a.AssignedByPlanner),
+    ),
+    "assignment.devices": (
+        "Kinds of devices of a simulation: `[assignment.devices.NAME]`, with kind `planner`.",
+        (a.Device,),
+    ),
+    "codec.up": (
+        "How updates travel. May be left out: `compeft` with its defaults. "
+        "[Which one?](../how-to/choose-a-codec.md)",
+        (f.DenseCodec, f.CompeftCodec),
+    ),
+    "codec.down": ("How the global state travels. May be left out: `dense`, fp32.", (f.DenseCodec,)),
+    "strategy": (
+        "How updates become the next global adapter. May be left out: `mean`. "
+        "A table without `kind` is `mean`. [Which one?](../how-to/choose-a-strategy.md)",
+        (f.MeanStrategy, f.TiesStrategy, f.FisherStrategy),
+    ),
+    "cohort": ("Who takes part in a round, and when it ends. May be left out.", (f.CohortSettings,)),
+    "schedule": (
+        "Whether clients work in rounds. May be left out: `synchronous`.",
+        (f.SynchronousSchedule, f.BufferedSchedule),
+    ),
+    "privacy": ("Bounds on what an update may hold. May be left out.", (f.PrivacySettings,)),
+    "evaluation": (
+        "What is measured, where, and what it decides. May be left out.",
+        (f.EvaluationSettings,),
+    ),
+    "baselines": (
+        "Compared with the federation after the last round. May be left out.",
+        (f.BaselineSettings,),
+    ),
+}
+
+MEANINGS: dict[type[BaseModel], dict[str, str]] = {
+    f.FederationSettings: {
+        "name": "of the run",
+        "seed": "of everything random; replaced by `--seed N`",
+        "rounds": "fewer if `evaluation.patience` ends the run",
+    },
+    f.BaseModelSettings: {
+        "revision": "of a hub name",
+        "sha256": "what the base's files must hash to",
+        "quantization": "of the base; needs a CUDA GPU and bitsandbytes",
+    },
+    f.VectorModel: {"size": "values of the vector"},
+    f.LoraAdapter: {
+        "rank": "r",
+        "alpha": "the change of weight is s·B·A with s = alpha/r",
+        "target_modules": 'the ends of module names, or `["all-linear"]`',
+        "rslora": "s = alpha/√r (arXiv 2312.03732)",
+        "dora": "train the rows' magnitudes too (arXiv 2402.09353)",
+        "dropout": "on the input of A while training",
+    },
+    f.PromptAdapter: {"tokens": "virtual tokens"},
+    f.PrefixAdapter: {"tokens": "virtual tokens of every layer"},
+    f.Ia3Adapter: {
+        "target_modules": "the ends of module names",
+        "feedforward_modules": "those of them whose input is rescaled, not the output",
+    },
+    f.ColumnPartition: {"column": "its value is the client's name"},
+    f.IidPartition: {"clients": "how many"},
+    f.DirichletPartition: {
+        "clients": "how many",
+        "alpha": "small: each client has few labels; large: all alike",
+        "min_examples": "of every client; the shares are drawn again until they fit",
+    },
+    f.QuantityPartition: {
+        "clients": "how many",
+        "alpha": "small: very unequal sizes; large: all alike",
+        "min_examples": "of every client; the shares are drawn again until they fit",
+    },
+    f.BaseData: {
+        "partition": "who has which rows, see below",
+        "max_tokens": "longer texts are cut; running text is cut into windows",
+        "validation_fraction": "of each client's rows, drawn once",
+        "max_examples_per_client": "at most so many, drawn once; all if absent",
+        "max_test_examples": "as many of the test file's examples (of a causal model: windows)",
+        "fraction": "keep this share of each client's rows, drawn once",
+    },
+    f.ClassificationData: {
+        "text": "the column of the text",
+        "label": "the column of the label",
+        "labels": "all labels, in the order of the model's outputs; whole numbers and booleans stand for "
+        "their names",
+    },
+    f.CausalLMData: {"text": "the column of the text"},
+    f.InstructionData: {
+        "prompt": "the column of the prompt",
+        "answer": "the column of the answer",
+        "messages": "a column with lists of `role` and `content`, in place of prompt and answer",
+        "system": "a system message before every prompt",
+    },
+    f.NoData: {"clients": "how many", "examples": "of each"},
+    a.Method: {"training": "as `[training]`"},
+    t.Passes: {"batch_size": "examples of one step", "learning_rate": "of the adapter"},
+    t.Directed: {"distribution": "of the directions"},
+    t.ForwardGradientTraining: {
+        "max_directions": "of a step, with `variance_target`",
+        "optimizer": "what takes the estimate for a gradient",
+    },
+    t.SpryTraining: {
+        "directions": "of a step",
+        "optimizer": "what takes the estimate for a gradient",
+    },
+    t.BlackboxTraining: {
+        "population": "points of a generation",
+        "batch_size": "examples that judge a generation",
+        "distribution": "of the projection",
+    },
+    t.BackpropTraining: {
+        "head_learning_rate": "of the head; `learning_rate` if absent",
+        "weight_decay": "AdamW's",
+        "max_grad_norm": "gradients are scaled down to this L2 norm; a huge one switches it off",
+        "gradient_checkpointing": "less memory, more time, the same bits",
+    },
+    t.NoopTraining: {"scale": "standard deviation of the random change"},
+    f.DenseCodec: {"dtype": "4 or 2 bytes a value"},
+    f.CompeftCodec: {
+        "error_feedback": "a client adds to its next update what this one dropped",
+    },
+    f.BaseStrategy: {
+        "space": "`factors`: A and B are trained and merged; `ffa`: A is frozen and shared",
+        "weighting": "a client weighs as many as its training examples (at most 2²⁴), or 1",
+        "server_learning_rate": "η in x ← x + η·m",
+        "server_momentum": "β in m ← β·m + Δ",
+    },
+    f.TiesStrategy: {
+        "allow_factors": "permit space `factors`, where it merges noise of the basis",
+        "density": "fraction of each delta's values that take part",
+    },
+    f.FisherStrategy: {"allow_factors": "permit space `factors`, where it merges noise of the basis"},
+    f.CohortSettings: {
+        "clients_per_round": "how many are asked, drawn anew each round; all if absent. "
+        "Schedule `buffered`: how many work at once",
+        "min_clients": "a round with fewer accepted updates does not close: on a server it waits, "
+        "a simulation stops; the state is kept",
+        "deadline_s": "seconds after which a round closes with who answered; never if absent",
+    },
+    f.EvaluationSettings: {
+        "every": "rounds between evaluations, the last round always; 0: never",
+        "deadline_s": "seconds after which an evaluation ends with who answered; absent: "
+        "`cohort.deadline_s`, else 3600 on a server. [What depends on it](../how-to/choose-a-schedule.md)",
+        "patience": "end the run after so many evaluations without a better one",
+        "metric": "which one decides; absent: `perplexity` of a causal model, else `accuracy`",
+        "batch_size": "examples at once",
+    },
+    f.PrivacySettings: {
+        "clip_l2": "bound on an update's L2 norm, which clients keep and the server checks; adds no noise"
+    },
+    f.BaselineSettings: {"majority": "always the most frequent training label"},
+}
+"""Meanings of keys whose settings carry no description, by the class that declares them."""
