@@ -105,10 +105,12 @@ def _needs(settings: AgentSettings, content: dict[str, Any], running: bool) -> I
     from headwater.client.problems import read_problems
     from headwater.client.room import SLACK_BYTES, free_bytes
 
-    if running and content.get("config") and content["config"] != settings.sha256:
+    free = free_bytes(settings.state)
+    written = free >= SLACK_BYTES  # else what the agent says of its file may be an earlier agent's word
+    if running and written and content.get("config") and content["config"] != settings.sha256:
         yield "the agent file has changed since the agent started: end the agent and start it again"
     yield from absent(settings)
-    if (free := free_bytes(settings.state)) < SLACK_BYTES:
+    if not written:
         yield (
             f"the disk of {settings.state} is full, {free:,} bytes are free: nothing is trained, and what is "
             "shown here may be old\n-> Free space; the agent notices by itself."

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from headwater.client.advice import for_owner
 from headwater.client.faults import contained
 from headwater.client.runtime import ClientRuntime
 from headwater.client.store import ClientStore
@@ -21,7 +22,7 @@ from headwater.compression.feedback import FeedbackState, compensate, is_stale, 
 from headwater.compression.logquant import LogQuantCodec
 from headwater.compression.scalars import encode_scalars
 from headwater.compression.table import codec_for
-from headwater.errors import DecodeError, HeadwaterError, TrainingError
+from headwater.errors import DataError, DecodeError, HeadwaterError, TrainingError
 from headwater.merging.coverage import covered
 from headwater.privacy.clip import clip_l2
 from headwater.proto.wire import decode_reply, encode_reply
@@ -131,6 +132,8 @@ def _contained(error: Exception, client: str, doing: str, runtime: ClientRuntime
     """The client's failure that ``error`` is; raises what is none."""
     if runtime.simulated:
         return contained(error, client, doing)
+    if isinstance(error, DataError):
+        return for_owner(error)
     if isinstance(error, HeadwaterError):
         return error
     raise error

@@ -1,7 +1,7 @@
 """Policy: what the owner of a device allows. :meth:`Policy.check` refuses by name and number. Pure.
 
 Each rule is a short method that gives a :class:`Refusal`, or nothing. A task that is refused is answered at
-once, so that nobody waits for it.
+once, so that nobody waits for it, and its owner is shown all the rules that forbid it, not one after another.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Refusal:
     """What the owner does not allow.
 
     Args:
-        text: for the owner: the rule by its key, and what it met.
-        failure: for the organiser.
+        text: for the owner: the rule by its key, and what it met; a line for each rule.
+        failure: for the organiser: the first of them.
     """
 
     text: str
@@ -59,12 +59,11 @@ class Policy:
             size: bytes of the request.
             examples: the owner's training examples in this run; None before they are known.
         """
-        return (
-            self.asleep(now)
-            or self._spent(usage, size)
-            or self._rank(request, federation)
-            or self._work(request, federation, examples)
-        )
+        lasting = (self._rank(request, federation), *self._work(request, federation, examples))
+        broken = [refusal for refusal in lasting if refusal is not None]
+        if broken:  # before what passes by itself: only the owner ends these
+            return Refusal("\n".join(refusal.text for refusal in broken), broken[0].failure)
+        return self.asleep(now) or self._spent(usage, size)
 
     def allows(self, federation: Federation, method: str, examples: int, batch_size: int) -> bool:
         """Whether the rules on work allow a round of ``method`` on so many examples, with such batches."""
@@ -149,28 +148,36 @@ class Policy:
         failure = Failure(FailureCode.POLICY_RANK, (limit, wanted))
         return Refusal(f"policy max_rank {limit}: the task wants {wanted}", failure)
 
-    def _work(self, request: Request, federation: Federation, examples: int | None) -> Refusal | None:
+    def _work(
+        self, request: Request, federation: Federation, examples: int | None
+    ) -> tuple[Refusal | None, ...]:
         if isinstance(request, EvaluateRequest):
             if self.settings.allow_evaluate:
-                return None
+                return ()
             text = "policy allow_evaluate false: no evaluation here"
-            return Refusal(text, Failure(FailureCode.POLICY_EVALUATE))
+            return (Refusal(text, Failure(FailureCode.POLICY_EVALUATE)),)
         # before the first round a federation is refused only if none of its methods may be used
         offered = list(federation.trainings.values())
         if isinstance(request, TrainRequest):
             offered = [request.plan.training]
         allowed = [training for training in offered if training.kind in self.settings.training]
-        if not allowed:
-            text = f"policy training {list(self.settings.training)}: the task wants '{offered[0].kind}'"
-            return Refusal(text, Failure(FailureCode.POLICY_TRAINING))
+        steps = None
+        if examples is not None or isinstance(request, TrainRequest):
+            said = [self._steps(training, examples) for training in allowed or offered]
+            steps = None if None in said else said[0]
+        kind = None if allowed else self._kind(offered[0])
+        return kind, self._examples(examples), steps
+
+    def _kind(self, training: Training) -> Refusal:
+        text = f"policy training {list(self.settings.training)}: the task wants '{training.kind}'"
+        return Refusal(text, Failure(FailureCode.POLICY_TRAINING))
+
+    def _examples(self, examples: int | None) -> Refusal | None:
         most = self.settings.max_examples
-        if most is not None and examples is not None and examples > most:
-            text = f"policy max_examples {most}: the task takes all {examples} of this device"
-            return Refusal(text, Failure(FailureCode.POLICY_EXAMPLES, (most, examples)))
-        if examples is None and not isinstance(request, TrainRequest):
+        if most is None or examples is None or examples <= most:
             return None
-        said = [self._steps(training, examples) for training in allowed]
-        return None if None in said else said[0]
+        text = f"policy max_examples {most}: the task takes all {examples} of this device"
+        return Refusal(text, Failure(FailureCode.POLICY_EXAMPLES, (most, examples)))
 
     def _steps(self, training: Training, examples: int | None) -> Refusal | None:
         limit = self.settings.max_steps

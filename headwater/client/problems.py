@@ -179,8 +179,9 @@ def read_problems(path: Path) -> list[Problem]:
 
 
 def first_line(text: str) -> str:
-    """The first line, shortened."""
-    return next(iter(text.splitlines()), "")[:200]
+    """The first line; one that is shortened ends in a mark."""
+    line = next(iter(text.splitlines()), "")
+    return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 def _shown_mended(problem: Problem, kind: str) -> bool:

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.client import frames
+from headwater.client.advice import for_owner
 from headwater.client.joined import JoinedRun
-from headwater.errors import HeadwaterError, StorageError
+from headwater.errors import DataError, HeadwaterError, StorageError
 from headwater.protocol.failures import failure_of
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def _serve(
         runtime = devices.open(joined, None if head["model"] is None else Path(head["model"]))
         runtime.data.client(options["name"])  # what is wrong with the data shows here and nowhere later
         reply = answer(envelope, state, options["name"], DirectoryStore(joined.folder), runtime)
+    except DataError as error:  # the worker's data are the owner's, whenever what is wrong with them shows
+        return [_head(devices, for_owner(error))]
     except HeadwaterError as error:
         return [_head(devices, error)]
     except Exception as error:  # libraries raise what they like; the agent must get an answer

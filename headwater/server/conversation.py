@@ -231,8 +231,9 @@ class _Talk:
                 end = end or self.do(receive(Gone(client, number, reason)))
         self.replan = self._with.replaceable and self._lacks(now) and self._others()
         why = self._why_not_here(ready)
-        reachable = len(set(self._with.clients) - why.keys())
-        waiting = max(len(self._accepted), reachable) < self._with.need
+        # whose update is in is wanted no more: it counts, wherever its device has gone
+        reachable = len(set(self._with.clients) - (why.keys() - self._accepted))
+        waiting = reachable < self._with.need
         self.tell_waiting(waiting, reachable, self._absent(why) if waiting else ())
         if end is None:
             self.waits.look(self._out(why), now)

@@ -60,7 +60,7 @@ class Office:
 
     def status(self) -> Status:  # noqa: D102 - the protocol says what each method does
         status = self._monitor.status()
-        enrolled = sum(client.state != "revoked" for client in status.clients)
+        enrolled = _enrolled(status)
         return replace(status, runs=tuple(self._with_wishes(row, enrolled) for row in status.runs))
 
     def _with_wishes(self, row: RunRow, enrolled: int) -> RunRow:
@@ -174,7 +174,9 @@ class Office:
         row = self._row(entry.run)
         warnings = self._try_places(entry.run) if PLACES.intersection(keys) else ()
         note = "; ".join(filter(None, (told, row.note)))
-        return replace(row, note=note, warnings=(*row.warnings, *warnings))
+        # of a run that ended or failed, too: its new settings are there for when it is resumed
+        unmet = tell_unmet(after, row, _enrolled(self._monitor.status()))
+        return replace(row, note=note, warnings=(*unmet, *warnings))
 
     def _try_places(self, run: str) -> tuple[str, ...]:
         """What is not where the run's settings say by now; a warning, since it may be put there later."""
@@ -272,3 +274,8 @@ class Office:
         with self._loading:  # one at a time: a base model may be large
             # the run at work computes with its own threads, on which its last bits depend
             return Workbench.open(self._book.open(run)[1], threads=False)
+
+
+def _enrolled(status: Status) -> int:
+    """Devices that may take part."""
+    return sum(client.state != "revoked" for client in status.clients)

@@ -141,7 +141,7 @@ class RunJob:
                 if not self._wish:
                     raise
                 state: Literal["paused", "stopped"] = "paused" if self._wish == "pause" else "stopped"
-                self._set(state, "by the organiser, before round 0")  # nothing to export
+                self._set(state, "by the organiser, before round 1")  # nothing to export
                 return
             finally:
                 members.exchange.forget_all()

@@ -15,7 +15,7 @@ from headwater.compression.table import codec_for
 from headwater.config import load_federation
 from headwater.config.federation import CompeftCodec as CompeftSettings
 from headwater.config.federation import DenseCodec as DenseSettings
-from headwater.errors import StorageError
+from headwater.errors import DataError, StorageError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import (
@@ -202,6 +202,20 @@ def test_a_damaged_store_is_a_devices_failure_and_a_simulations_end(runtime, tmp
     assert isinstance(answer, ClientFailure)
     with pytest.raises(StorageError):
         list(execute([request(runtime, round=2)], store, runtime))
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_data_that_show_themselves_wrong_in_a_round_are_told_as_at_the_start(runtime, monkeypatch, simulated):
+    """An owner cannot change the federation file; an organiser, who simulates, can."""
+    wrong = DataError("row 3", expected="fewer tokens", got="99", hint="Raise data.max_tokens.")
+
+    def client(name):
+        raise wrong
+
+    monkeypatch.setattr(runtime.data, "client", client)
+    answers = execute([request(runtime)], MemoryStore(), replace(runtime, simulated=simulated))
+    ask = "Only the organiser can change data.max_tokens: ask for it."
+    assert (ask in decoded(one(answers)).reason) == (not simulated)
 
 
 def test_evaluation(runtime):

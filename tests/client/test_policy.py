@@ -18,6 +18,7 @@ from headwater.config.federation import Federation
 from headwater.config.training import BackpropTraining, DecomflTraining
 from headwater.data.batches import Example
 from headwater.errors import StorageError
+from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan, ProfileRequest
 from headwater.training.passes import batches_of
@@ -76,6 +77,21 @@ def test_without_rules_everything_is_allowed():
 def test_a_rule_names_itself_and_the_numbers(policy, says):
     assert check(policy) == says
     assert check(policy, profile_request(lora()), lora()) == says
+
+
+@pytest.mark.parametrize("request_of", [train, profile_request])
+def test_all_rules_that_forbid_a_task_are_named_at_once(request_of):
+    """What only the owner ends comes before what passes; the server gets the code of the first."""
+    rules = {"max_rank": 8, "max_steps": 12, "max_examples": 99, "training": ["noop"], "hours": "22:00-06:00"}
+    policy = Policy(PolicySettings(**rules))
+    refusal = policy.check(request_of(lora()), lora(), TODAY, NOON, examples=100)
+    assert refusal.text.splitlines() == [
+        "policy max_rank 8: the task wants 16",
+        "policy training ['noop']: the task wants 'backprop'",
+        "policy max_examples 99: the task takes all 100 of this device",
+        "policy max_steps 12: the task wants 13",
+    ]
+    assert refusal.failure == Failure(FailureCode.POLICY_RANK, (8, 16))
 
 
 @pytest.mark.parametrize(

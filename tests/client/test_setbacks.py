@@ -258,6 +258,10 @@ def test_an_agent_file_that_changed_since_the_start_is_said(home, monkeypatch):
     changed = agent_file(home.folder, {"nice": 3})
     needs = [text for key, text in client_status.lines(changed, home.clock.now()) if key == "needs you"]
     assert needs == ["the agent file has changed since the agent started: end the agent and start it again"]
+    # with a full disk the agent could not write which file it has read: what is there may be older than it
+    monkeypatch.setattr("headwater.client.room.free_bytes", lambda state: 0)
+    (full,) = [text for key, text in client_status.lines(changed, home.clock.now()) if key == "needs you"]
+    assert "is full, 0 bytes are free" in full
 
 
 def test_weights_that_changed_are_told_from_a_model_that_was_never_there(tmp_path):

@@ -183,6 +183,31 @@ def test_a_round_names_who_it_waits_for_within_fifteen_seconds_and_that_it_waits
     ]
 
 
+def test_a_client_that_leaves_after_its_update_is_missed_by_nobody():
+    """Its update counts for the round's minimum, so the round waits for the other client, by name."""
+    coordinator, told, now = Coordinator(1, min_clients=2), [], [0.0]
+
+    class Leaves(Few):
+        names = ("ann", "ben")
+
+        def ready(self):
+            return dict.fromkeys(self.names) if now[0] < 5 else {"ben": None}
+
+        def poll(self, *kinds):
+            now[0] += 1
+            if now[0] in (3, 30):
+                yield Incoming("ann" if now[0] == 3 else "ben", TrainRequest, 1, b"", "", 0)
+
+    watch = Watch(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
+    begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
+    nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
+    clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
+    Conversation(coordinator, Leaves(), watch, 1, clients, tuple(clients), 2, **nothing).run(begun)
+    assert [event for _, event in told if isinstance(event, Waiting)] == []
+    waits = [(at, event.clients) for at, event in told if isinstance(event, WaitingFor)]
+    assert waits == [(10, (("ben", "at work"),)), (30, ())]
+
+
 def test_who_is_online_and_cannot_work_is_missing_with_the_reason_until_asked_again():
     """From 5 s ben's model is other than it was; at 30 s its disk is full; at 62 s it is asked again."""
     coordinator, told, now = Coordinator(1, min_clients=2, retry_s=55.0), [], [0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
@@ -15,7 +16,7 @@ from headwater.flower.link import FleetLink
 from headwater.server.checkpoint import Checkpoint
 from headwater.server.daemon import Daemon
 from headwater.server.evaluation import Tracker
-from headwater.server.events import RoundStarted
+from headwater.server.events import RoundEnded, RoundStarted
 from headwater.server.monitor import Monitor
 from headwater.server.office import Office
 from headwater.server.registry import ClientRegistry
@@ -208,6 +209,18 @@ def test_an_answer_says_what_was_done_and_from_when_on(site):
     assert (row.state, row.note, row.warnings) == ("running", "pauses after round 4", changed.warnings)
     with pytest.raises(ConfigError, match=r"and pauses after round 4\. Resume it then"):
         site.office.resume("")
+
+
+@pytest.mark.parametrize("state", ["stopped", "finished", "failed", "paused"])
+def test_settings_that_an_ended_run_cannot_meet_are_warned_of_too(site, state):
+    """They are there for when it is resumed."""
+    site.monitor.observer(site.run)(RoundEnded(1, {"round": 1}, "", math.nan))
+    site.book.set_state(site.run, state, "")
+    site.monitor.run_state(site.run, state)
+    changed = site.office.change(site.run, {"rounds": "1"})
+    assert changed.note.startswith("rounds 2 → 1, ")
+    assert [w for w in changed.warnings if "rounds is 1, but 1 are done" in w]
+    assert len(set(changed.warnings)) == len(changed.warnings)
 
 
 def test_a_run_that_cannot_be_meant_names_those_that_can(site):
