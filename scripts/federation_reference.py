@@ -28,7 +28,7 @@ def page() -> str:
     for name, (about, classes) in TABLES.items():
         parts.append(f"## `[{name}]` {{ #{anchor(name)} }}\n\n{about}\n")
         parts.extend(table(classes))
-    parts.append(TAIL.format(rows="\n".join(cells(*rule) for rule in UNFIT)))
+    parts.append(TAIL.format(rules="\n".join(f"- {what} with {other}" for what, other in UNFIT)))
     return "\n".join(parts)
 
 
@@ -69,9 +69,9 @@ def shared(
 
 
 def identity(cls: type[BaseModel], key: str) -> tuple[str, str, str]:
-    """What makes two kinds' keys one row: name, type and meaning. Defaults may differ."""
+    """What makes two kinds' keys one entry: name, type and meaning. Defaults may differ."""
     info = cls.model_fields[key]
-    return key, kind_of(info.annotation, info.metadata), meaning(cls, key)
+    return key, kind_of(info.annotation) + bounds_of(info.metadata), meaning(cls, key)
 
 
 def said(owners: tuple[type[BaseModel], ...], classes: tuple[type[BaseModel], ...]) -> str:
@@ -90,15 +90,16 @@ def listed(classes: Iterable[type[BaseModel]]) -> str:
 
 
 def shared_row(key: str, owners: list[type[BaseModel]]) -> str:
-    """A row of a key of several kinds: its commonest default, then those of the others by kind."""
-    defaults = [default(cls.model_fields[key]) for cls in owners]
+    """The entry of a key of several kinds: its commonest default, then those of the others by kind."""
+    infos = [cls.model_fields[key] for cls in owners]
+    defaults = [default(info) for info in infos]
     most = max(defaults, key=defaults.count)
     others: dict[str, list[type[BaseModel]]] = {}
     for cls, text in zip(owners, defaults, strict=True):
         if text != most:
             others.setdefault(text, []).append(cls)
-    shown = "; ".join([most, *(f"{listed(having)}: {text}" for text, having in others.items())])
-    return cells(f"`{key}`", identity(owners[0], key)[1], shown, meaning(owners[0], key))
+    exceptions = [f"{listed(having)}: {text}" for text, having in others.items()]
+    return entry(key, infos[defaults.index(most)], meaning(owners[0], key), exceptions)
 
 
 def kind_name(cls: type[BaseModel]) -> str:
@@ -112,19 +113,29 @@ def doc(cls: type[BaseModel]) -> str:
 
 
 def keys(rows: list[str]) -> str:
-    """A Markdown table of settings."""
-    return "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n" if rows else ""
+    """A Markdown list of settings."""
+    return "\n".join(rows) + "\n" if rows else ""
 
 
 def row(cls: type[BaseModel], key: str) -> str:
     """One key of one kind."""
-    info = cls.model_fields[key]
-    return cells(f"`{key}`", kind_of(info.annotation, info.metadata), default(info), meaning(cls, key))
+    return entry(key, cls.model_fields[key], meaning(cls, key), [])
 
 
-def cells(*texts: str) -> str:
-    """A row of a Markdown table."""
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+def entry(key: str, info: FieldInfo, text: str, exceptions: list[str]) -> str:
+    """``key`` = default (what else is allowed): meaning. The type is told where no default shows it."""
+    kind, bounds = kind_of(info.annotation), bounds_of(info.metadata)
+    shown = default(info)
+    if get_origin(alone(info.annotation)) is Literal:
+        others = [choice for choice in choices(info.annotation) if choice != shown]
+        allowed = ["or " + ", ".join(others)] if others and shown else others
+    else:
+        allowed = [" ".join(filter(None, ([] if shown else [kind]) + [bounds]))]
+    if not shown:
+        allowed.append("required" if info.is_required() else "optional")
+    known = ", ".join(filter(None, allowed))
+    inside = "; ".join(filter(None, [known, *exceptions]))
+    return f"- `{key}`" + (f" = {shown}" if shown else "") + (f" ({inside})" if inside else "") + f": {text}"
 
 
 def meaning(cls: type[BaseModel], key: str) -> str:
@@ -139,10 +150,8 @@ def meaning(cls: type[BaseModel], key: str) -> str:
 
 
 def default(info: FieldInfo) -> str:
-    """A default as the table shows it; empty where the key must be given."""
-    if info.is_required():
-        return ""
-    return "absent" if info.default is None else f"`{toml(info.default)}`"
+    """A default as code; empty where there is none."""
+    return "" if info.is_required() or info.default is None else f"`{toml(info.default)}`"
 
 
 def toml(value: object) -> str:
@@ -151,30 +160,39 @@ def toml(value: object) -> str:
         return str(value).lower()
     if isinstance(value, tuple | list):
         return "[" + ", ".join(toml(v) for v in value) + "]"
-    return (
-        f'"{value}"' if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
-    )
+    return f'"{value}"' if isinstance(value, str) else f"{value:.0e}" if value == 1e9 else str(value)
 
 
-def kind_of(annotation: object, metadata: list[object]) -> str:
-    """The type in words, with its bounds."""
+def alone(annotation: object) -> object:
+    """The type without ``None``."""
     union = get_origin(annotation) in (types.UnionType, typing.Union)
     inner = [a for a in get_args(annotation) if a is not type(None)] if union else [annotation]
-    base = inner[0]
-    if get_origin(base) is typing.Annotated or len(inner) > 1:
-        text = "table"
-    elif get_origin(base) is Literal:
-        text = " or ".join(f'`"{v}"`' for v in get_args(base))
-    elif get_origin(base) is tuple:
-        text = {str: "list of strings", int: "list of integers"}[get_args(base)[0]]
-    else:
-        text = {str: "string", int: "integer", float: "number", bool: "boolean"}.get(base, "table")
+    return inner[0] if len(inner) == 1 else None
+
+
+def choices(annotation: object) -> list[str]:
+    """What a literal may be, as code."""
+    return [f'`"{value}"`' for value in get_args(alone(annotation))]
+
+
+def kind_of(annotation: object) -> str:
+    """The type in a word or two."""
+    base = alone(annotation)
+    if get_origin(base) is tuple:
+        return {str: "list of strings", int: "list of integers"}[get_args(base)[0]]
+    if get_origin(base) is Literal:
+        return " or ".join(choices(annotation))
+    names: dict[object, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    return names.get(base, "table")
+
+
+def bounds_of(metadata: list[object]) -> str:
+    """The bounds of a value."""
     least = next((m.ge for m in metadata if isinstance(m, at.Ge)), None)
     most = next((m.le for m in metadata if isinstance(m, at.Le)), None)
     if least is not None and most is not None:
-        return f"{text} {exact(least)}–{exact(most)}"
-    bounds = [b for b in (bound(m) for m in metadata) if b]
-    return " ".join([text, *bounds])
+        return f"{exact(least)}–{exact(most)}"
+    return " ".join(b for b in (bound(m) for m in metadata) if b)
 
 
 def bound(meta: object) -> str:

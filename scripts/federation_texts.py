@@ -29,13 +29,13 @@ $ headwater config check federation.toml --set training.learning_rate=1e-3
 `--set table.key=value` works wherever a file is read; the value is TOML, or else a bare string. The
 *federation hash* is the SHA-256 of the resolved settings without the seed.
 
-A key without a default must be given; `absent` means that it may be left out and then has no value.
+Each key is followed by its default, and in brackets by what else is allowed.
 """
 
 UNFIT: tuple[tuple[str, str], ...] = (
     ("model kind `vector`", "data kind other than `none`, training kind other than `noop`, an `[adapter]`"),
     ("another model", "no `[adapter]`; data kind `none`"),
-    ("`causal-lm`", "classification; the other models: running text, instructions"),
+    ("classification", "`causal-lm`; running text or instructions with another model"),
     ("strategy `ties`, `fisher`", "space `factors` without `allow_factors = true`"),
     ("strategy `mean`", "space `ffa` with another adapter than LoRA"),
     ("strategy `fisher`", "a method other than `backprop`; `adapter.head_bits`"),
@@ -72,7 +72,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ),
     ("`decomfl`", "`max_steps` · `directions` of 2¹⁷ or more"),
     ("`forward_gradient` with `variance_target`", "`max_directions` below 2 or below `directions`"),
-    ("`evaluation.metric`", "a model that does not have it"),
+    ("`evaluation.metric`", "a model that has no such metric"),
     ("`baselines.majority`, `probe`", "a causal model; another metric than accuracy"),
     ("`[baselines]`, `evaluation.patience`", "nothing to measure them on"),
 )
@@ -83,9 +83,7 @@ TAIL = """\
 
 Refused when the file is read:
 
-| what | refused with |
-|---|---|
-{rows}
+{rules}
 
 Refused when the run begins, once the adapter's tensors are known: a method's `max_bytes_up` below its
 shortest update.

@@ -87,7 +87,7 @@ def test_settings_that_pages_speak_of_exist():
     page = (ROOT / "docs/reference/federation-file.md").read_text(encoding="utf-8")
     keys = {}
     for section in page.split("\n## `[")[1:]:
-        keys[section.split("]")[0]] = {"kind", *re.findall(r"^\| `(\w+)`", section, re.MULTILINE)}
+        keys[section.split("]")[0]] = {"kind", *re.findall(r"^- `(\w+)`", section, re.MULTILINE)}
     tables = "|".join(re.escape(t) for t in keys)
     checked = 0
     for path in PAGES:
