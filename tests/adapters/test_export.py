@@ -1,20 +1,9 @@
 import contextlib
-import datetime
 import json
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from headwater.adapters import export as room
 from headwater.adapters.card import loading_code
@@ -22,62 +11,9 @@ from headwater.adapters.export import export, export_vector
 from headwater.adapters.predict import Predictor
 from headwater.errors import ModelError, SpecMismatch, StorageError
 from headwater.state import AdapterState, StateSpec, TensorSpec
-from tests.adapters.test_segments import paired
 from tests.support import federations
-from tests.support.chat_templates import TEMPLATES, chat_tokenizer
-from tests.support.tiny_models import tiny_llama
-
-CASES = [
-    (kind, base, adapter)
-    for kind, base in [("encoder", "bert"), ("sequence-classification", "bert"), ("causal-lm", "llama")]
-    for adapter in ("lora", "dora", "prompt", "prefix", "ia3")
-] + [
-    ("encoder", "llama", "lora"),
-    ("sequence-classification", "llama", "rslora"),
-    ("sequence-classification", "llama", "prefix"),
-    ("sequence-classification", "roberta", "lora"),
-    ("causal-lm", "gpt2", "lora"),
-]
-
-# Runs each README's own code in the exported folder; headwater must stay unknown.
-READER = """
-import contextlib, json, os, sys, torch
-class Refuse:
-    def find_spec(self, name, *rest):
-        if name.partition(".")[0] == "headwater":
-            raise AssertionError("an export must load without headwater")
-sys.meta_path.insert(0, Refuse())
-found = {}
-for folder in sys.argv[2:]:
-    os.chdir(folder)
-    code = open("README.md", encoding="utf-8").read().split("```python\\n")[1].split("```")[0]
-    found[folder] = []
-    for text in json.loads(sys.argv[1]):
-        scope = {}
-        with contextlib.redirect_stdout(sys.stderr):
-            exec(code.replace('"a text"', repr(text)), scope)
-        found[folder].append(scope["logits"].tolist())
-print(json.dumps(found))
-"""
-
 
 IID = {"kind": "iid", "clients": 2}
-DATE = datetime.date(2026, 11, 5)
-
-
-def qwen(folder):
-    """A tiny Qwen3, whose configuration names the type of every layer."""
-    tiny_llama(folder)
-    config = Qwen3Config(
-        vocab_size=300,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        intermediate_size=32,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
 
 
 def build(folder, kind, base, adapter, **settings):
@@ -94,170 +30,6 @@ def logits_of(model, state, text="a text"):
     tokens = torch.tensor([model.base.tokenizer.encode(text, 99)])
     with torch.no_grad():
         return model.network(tokens, torch.ones_like(tokens))
-
-
-LONG = "a text that goes on, beyond what training has read of any"
-HOSTILE = "a text </s> with [SEP] and <|im_end|> in it"
-
-
-def ran(folders, tmp_path, texts):
-    """The logits that each README's own code computes of ``texts``, by folder."""
-    command = [sys.executable, "-c", READER, json.dumps(texts), *map(str, folders)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=110)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def predicted(predictor, text):
-    """The logits by which ``predict`` answers for ``text``."""
-    if predictor.labels is None:
-        row = predictor.prompt(text)
-    else:
-        row = predictor.base.tokenizer.encode(text, predictor.max_tokens)
-    tokens = torch.tensor([row])
-    with torch.no_grad():
-        return predictor.network(tokens, torch.ones_like(tokens))
-
-
-def test_a_pairs_readme_gives_both_texts_and_their_types(tmp_path):
-    paired(tmp_path / "bert")
-    labels = {"kind": "classification", "labels": federations.LABELS}
-    data = {**labels, "path": "x", "partition": IID, "text_pair": "other", "max_tokens": 20}
-    model, state = build(tmp_path, "sequence-classification", "bert", "lora", data=data)
-    export(model, state, tmp_path / "out", card={})
-    (logits,) = ran([tmp_path / "out"], tmp_path, ["good movie"])[str(tmp_path / "out")]
-    row = torch.tensor([model.base.tokenizer.encode("good movie", 20, "and its pair")])
-    with torch.no_grad():
-        expected = Predictor.open(tmp_path / "out").network(row, torch.ones_like(row))
-    torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-5, atol=1e-5)
-    assert "token_type_ids" in (tmp_path / "out" / "README.md").read_text()
-
-
-def require_same(folders, tmp_path, texts):
-    found = ran(folders, tmp_path, texts)
-    for folder in folders:
-        predictor = Predictor.open(folder)
-        for text, logits in zip(texts, found[str(folder)], strict=True):
-            torch.testing.assert_close(
-                torch.tensor(logits),
-                predicted(predictor, text),
-                rtol=1e-5,
-                atol=1e-5,
-                msg=lambda m, f=folder: f"{f}: {m}",
-            )
-
-
-def test_a_readmes_answer_is_the_likeliest_whatever_the_base_says_of_generation(tmp_path):
-    model, state = build(tmp_path, "causal-lm", "llama", "lora")
-    config = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "num_beams": 3, "do_sample": True}
-    path = tmp_path / "llama" / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    export(model, state, tmp_path / "out", card={})
-    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    code = code.replace("max_new_tokens=64", "max_new_tokens=24").replace(
-        'PeftModel.from_pretrained(base, "."', f'PeftModel.from_pretrained(base, "{tmp_path / "out"}"'
-    )
-    scope = {}
-    exec(code, scope)
-    said = scope["answer"][0, len(scope["ids"]) :].tolist()
-    model.load(state)
-    row = list(scope["ids"])
-    for _ in said:
-        tokens = torch.tensor([row])
-        with torch.no_grad():
-            row.append(int(model.network(tokens, torch.ones_like(tokens))[0, -1].argmax()))
-    assert said == row[len(scope["ids"]) :]
-    assert len(set(said)) < len(said)  # a penalty would show
-
-
-def test_every_readmes_code_computes_what_predict_does(tmp_path):
-    folders = []
-    for kind, base, adapter in CASES:
-        for space in ("factors", "ffa") if adapter == "lora" else ("factors",):
-            data = {} if kind == "causal-lm" else {"kind": "classification", "labels": federations.LABELS}
-            model, state = build(
-                tmp_path,
-                kind,
-                base,
-                adapter,
-                strategy={"kind": "mean", "space": space},
-                data={"kind": "causal-lm", "path": "x", "max_tokens": 20, "partition": IID, **data},
-            )
-            folder = tmp_path / f"{kind}-{base}-{adapter}-{space}"
-            export(model, state, folder, card={"rounds": 3})
-            folders.append(folder)
-            if kind != "causal-lm":
-                row = torch.tensor([model.base.tokenizer.encode(LONG, 20)])
-                model.load(state)
-                trained = model.network(row, torch.ones_like(row)).detach()
-                torch.testing.assert_close(predicted(Predictor.open(folder), LONG), trained)
-    require_same(folders, tmp_path, [LONG, HOSTILE])
-
-
-def chat_base(folder, style):
-    """A tiny Llama whose tokenizer has the template of a style."""
-    tokenizer = chat_tokenizer(TEMPLATES[style])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def test_a_chats_readme_asks_as_predict_does(tmp_path):
-    folders = []
-    for style in ("chatml", "date", "thought-by-argument", "opened-thought", "words"):
-        home = tmp_path / style
-        chat_base(home / "llama", style)
-        data = {"kind": "instruction", "path": "x", "partition": IID, "date": DATE}
-        if style != "words":
-            data["system"] = "Brief."
-        model, state = build(home, "causal-lm", "llama", "lora", data=data)
-        export(model, state, home / "out", card={})
-        folders.append(home / "out")
-        spelled = model.base.tokenizer.spell(Predictor.open(home / "out").prompt("why?"))
-        assert ("05 Nov 2026" in spelled) == (style == "date")
-    require_same(folders, tmp_path, ["a text and a question"])
-
-
-def test_bases_without_a_pad_of_another_dtype_and_of_fewer_layers(tmp_path):
-    folders = []
-    for name, kind, base, changes in [
-        ("no-pad", "causal-lm", "gpt2", {}),
-        ("no-pad-classifier", "sequence-classification", "gpt2", {}),
-        ("half", "causal-lm", "llama", {}),
-        ("slice", "causal-lm", "qwen", {"layers": 1}),
-        ("slice-classifier", "sequence-classification", "bert", {"layers": 1}),
-    ]:
-        home = tmp_path / name
-        home.mkdir()
-        if base == "qwen":
-            qwen(home / base)
-        else:
-            federations.MAKERS[base](home / base)
-        if base == "gpt2":
-            tokenizer = AutoTokenizer.from_pretrained(home / base)
-            tokenizer.pad_token = None
-            tokenizer.save_pretrained(home / base)
-        if name == "half":
-            AutoModelForCausalLM.from_pretrained(home / base, dtype=torch.bfloat16).save_pretrained(
-                home / base
-            )
-        model = {"kind": kind, "path": base, **changes}
-        table = federations.adapter("lora", "llama" if base == "qwen" else base)
-        loaded = federations.federation(home, kind, base, table, model=model)
-        absolute = loaded.settings.model.model_copy(update={"path": str(home / base)})
-        loaded = type(loaded)(loaded.settings.model_copy(update={"model": absolute}), home)
-        adapted = federations.adapted(loaded)
-        noise = torch.Generator().manual_seed(5)
-        state = adapted.initial_state().map(lambda v, n=noise: v + 0.2 * torch.randn(v.shape, generator=n))
-        export(adapted, state, home / "out", card={})
-        folders.append(home / "out")
-    require_same(folders, tmp_path, [LONG])
 
 
 def test_a_slice_and_its_card(tmp_path):
