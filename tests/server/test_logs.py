@@ -189,7 +189,7 @@ def ask(port):
 with log_to(Path({str(path)!r})):
     with serving(slow, 0) as port:
         threading.Thread(target=ask, args=[port], daemon=True).start()
-        assert asked.wait(30)
+        assert asked.wait(60)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

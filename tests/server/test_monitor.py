@@ -154,12 +154,12 @@ def test_memory_does_not_grow_with_rounds(tmp_path):
     logging.disable()  # pytest keeps every line
     try:
         objects, memory = rounds(1, 5_000)  # every ring is full now
-        more_objects, more_memory = rounds(5_000, 105_000)
+        more_objects, more_memory = rounds(5_000, 45_000)
     finally:
         logging.disable(logging.NOTSET)
     assert more_objects - objects < 200
-    assert more_memory - memory < 3_000_000
-    assert toy.status().runs[0].round == 104_999
+    assert more_memory - memory < 2_000_000
+    assert toy.status().runs[0].round == 44_999
     assert len(toy.status().errors) == MOST_ERRORS
 
 
@@ -231,10 +231,8 @@ def test_events_are_numbered_and_none_is_lost_or_doubled(toy):
 
 def test_waiting_for_an_event(toy):
     threading.Timer(0.15, lambda: toy.monitor.notice("now")).start()
-    began = time.monotonic()
-    (event,) = toy.monitor.events(0, 5.0)
+    (event,) = toy.monitor.events(0, 600.0)  # longer than a test may take: it ends by the event
     assert event.text == "now"
-    assert 0.1 < time.monotonic() - began < 3
     assert toy.monitor.events(event.seq, 0.05) == []
 
 
@@ -245,13 +243,13 @@ def test_watch_begins_now_or_with_all_and_ends(toy):
     seen: list[str] = []
     watcher = threading.Thread(target=lambda: seen.extend(e.text for e in toy.monitor.watch(0)))
     watcher.start()
-    time.sleep(0.1)
-    toy.monitor.notice("new")
-    time.sleep(0.1)
+    while not seen:  # until the watcher watches
+        toy.monitor.notice("new")
+        time.sleep(0.01)
     toy.monitor.close()
     watcher.join(60)
     assert not watcher.is_alive()
-    assert seen == ["new"]
+    assert set(seen) == {"new"}
     assert list(Monitor(version="1").watch(0, ended=lambda: True)) == []
 
 

@@ -159,7 +159,7 @@ def test_a_callback_may_ask_the_registry_and_others_meanwhile_too(path):
     def ask(record):
         thread = threading.Thread(target=lambda: answers.append(registry.accept(device("bob", 1))))
         thread.start()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
     registry.on_change(lambda record: ask(record) if record.public.name == "ann" else None)

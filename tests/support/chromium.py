@@ -59,7 +59,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def _call(self, method: str, params: dict[str, Any], session: str = "", timeout_s: float = 30) -> Any:
+    def _call(self, method: str, params: dict[str, Any], session: str = "", timeout_s: float = 60) -> Any:
         self._id += 1
         message = {"id": self._id, "method": method, "params": params}
         if session:
@@ -95,7 +95,7 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def until(self, script: str, timeout_s: float = 20) -> Any:
+    def until(self, script: str, timeout_s: float = 60) -> Any:
         """Wait until an expression is true."""
         ends = time.monotonic() + timeout_s
         while time.monotonic() < ends:

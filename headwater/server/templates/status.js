@@ -11,7 +11,8 @@ const state = { token: "", status: null, got: 0, run: "", rows: new Map(), every
 const metricChart = new MetricChart($("metric-chart"), "metric by round", $("readout"));
 const bytesChart = new BytesChart($("bytes-chart"), "bytes by round; arrow keys move between rounds", $("readout"), $("bytes-note"));
 bytesChart.resting = () => metricChart.resting();
-let wake = () => {};
+let news = false, wake = () => {};
+const look = () => { news = true; wake(); }; // also while it looks: then once more
 
 class Locked extends Error {}
 class Refused extends Error {}
@@ -255,9 +256,10 @@ function showAll() {
 async function refreshing() {
   for (;;) {
     try {
+      news = false;
       await refresh();
       link("live", "live");
-      await Promise.race([new Promise((done) => { wake = done; }), rest(document.hidden ? 6 * REFRESH_MS : REFRESH_MS)]);
+      if (!news) await Promise.race([new Promise((done) => { wake = done; }), rest(document.hidden ? 6 * REFRESH_MS : REFRESH_MS)]);
       await rest(LEAST_MS);
     } catch (error) {
       if (error instanceof Locked) return lock(state.token ? "This token is not the daemon's." : "");
@@ -282,11 +284,11 @@ async function following() {
       $("events-none").hidden = Boolean(state.events.length);
       const ended = state.events.find((e) => e.data.ended);
       if (ended && ended.seq !== state.said) { state.said = ended.seq; set($("say"), ended.text); }
-      if (events.length) wake();
+      if (events.length) look();
       await rest(LEAST_MS);
     } catch (error) {
       if (error instanceof Locked) return;
-      wake(); // the other loop finds out what is wrong, and says so
+      look(); // the other loop finds out what is wrong, and says so
       await rest(2000);
     }
   }
@@ -316,7 +318,7 @@ $("login-form").addEventListener("submit", (event) => {
   $("token").value = "";
   begin();
 });
-$("run").addEventListener("change", () => { state.run = $("run").value; wake(); });
+$("run").addEventListener("change", () => { state.run = $("run").value; look(); });
 $("metric").addEventListener("change", () => { state.metric = $("metric").value; showCharts(); });
 $("filter").addEventListener("input", () => showClients());
 $("download-best").addEventListener("click", () => download($("download-best"), current().run, state.best));
