@@ -9,18 +9,18 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from headwater.adapters.card import readme
-from headwater.adapters.model import AdaptedModel
-from headwater.adapters.reading import ends_of
 from headwater.config.federation import InstructionData
 from headwater.errors import StorageError
 from headwater.state import AdapterState
+
+if TYPE_CHECKING:  # not to load Transformers, which takes seconds, for a vector
+    from headwater.adapters.model import AdaptedModel
 
 FORMAT = "headwater.adapter.v1"
 WEIGHTS, HEAD, NOTES = "adapter_model.safetensors", "head.safetensors", "headwater.json"
@@ -44,6 +44,8 @@ def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapp
         SpecMismatch: ``state`` is of another model.
         StorageError: the folder cannot be written.
     """
+    from headwater.adapters.card import readme
+
     state.require_spec(model.spec, "state to export")
     tensors = model.saved_tensors(state) | dict(model.frozen)
     head = {n.removeprefix("head."): tensors.pop(n) for n in sorted(tensors) if n.startswith("head.")}
@@ -83,6 +85,8 @@ def export_vector(state: AdapterState, folder: Path, *, card: Mapping[str, objec
 
 
 def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object]) -> dict[str, Any]:
+    from headwater.adapters.reading import ends_of
+
     data = None if model.reading is None else model.reading.data
     chat = data if isinstance(data, InstructionData) else None
     decoder = hasattr(model.network.peft.get_base_model(), "score")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from headwater.adapters.base import Base
 from headwater.client.advice import for_owner
 from headwater.client.joined import JoinedRun
 from headwater.client.policy import Policy
@@ -17,6 +17,9 @@ from headwater.data.federated import FederatedData
 from headwater.errors import DataError
 from headwater.protocol.keys import Key
 from headwater.training.build import Workbench
+
+if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
+    from headwater.adapters.base import Base
 
 
 class DeviceRuntimes:

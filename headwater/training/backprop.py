@@ -6,12 +6,12 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from headwater.adapters.adamw8bit import adamw8bit
-from headwater.adapters.model import AdaptedModel
 from headwater.config.training import BackpropTraining
 from headwater.errors import TrainingError
 from headwater.protocol.keys import Key
@@ -20,6 +20,9 @@ from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.fisher import client_fisher
 from headwater.training.partial import Part
 from headwater.training.passes import batches_of, contained, diverged, summary
+
+if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
+    from headwater.adapters.model import AdaptedModel
 
 _HINT = "Lower training.learning_rate, or set max_grad_norm."
 

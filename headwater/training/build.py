@@ -6,16 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from headwater.adapters.base import Base, load_base
-from headwater.adapters.export import export, export_vector
-from headwater.adapters.model import AdaptedModel
-from headwater.adapters.tokenizer import TextTokenizer
-from headwater.adapters.trial import try_model
 from headwater.config import LoadedFederation
 from headwater.config.federation import ClassificationData, Federation, NoData, VectorModel
 from headwater.config.training import Training
@@ -33,6 +29,11 @@ from headwater.training.forward_gradient import ForwardGradientTrainer
 from headwater.training.kseed import KseedTrainer
 from headwater.training.mezo import MezoTrainer
 from headwater.training.noop import NoopTrainer
+
+if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
+    from headwater.adapters.base import Base
+    from headwater.adapters.model import AdaptedModel
+    from headwater.adapters.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class Workbench:
         if isinstance(settings.model, VectorModel):
             spec = StateSpec((TensorSpec("vector", (settings.model.size,), "vector"),))
             return Workbench(loaded, None, spec, hashlib.sha256(b"vector").hexdigest())
+        from headwater.adapters.base import load_base
+        from headwater.adapters.model import AdaptedModel
+        from headwater.adapters.trial import try_model
+
         labels = settings.data.labels if isinstance(settings.data, ClassificationData) else None
         base = base or load_base(settings.model, loaded.folder, labels=labels)
         _require_positions(base, settings)
@@ -151,6 +156,8 @@ class Workbench:
 
     def export(self, state: AdapterState, folder: Path, card: Mapping[str, object]) -> None:
         """Write ``state`` as a folder: see :func:`headwater.adapters.export.export`."""
+        from headwater.adapters.export import export, export_vector
+
         if self.model is None:
             export_vector(state, folder, card=card)
         else:

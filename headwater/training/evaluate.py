@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from headwater.adapters.model import AdaptedModel, Output
 from headwater.data.batches import Batch, Example, batches, collate
 from headwater.errors import DataError, TrainingError
 from headwater.protocol.failures import FailureCode, coded
 from headwater.state import AdapterState
+
+if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
+    from headwater.adapters.model import AdaptedModel, Output
 
 
 def evaluate(

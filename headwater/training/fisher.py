@@ -9,12 +9,12 @@ next token drawn given the true ones before it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.adapters.model import AdaptedModel
 from headwater.data.batches import IGNORED, Batch, Example, collate
 from headwater.errors import TrainingError
 from headwater.merging.fixed_point import float32_at_most
@@ -23,6 +23,9 @@ from headwater.protocol.keys import Key
 from headwater.protocol.messages import FisherPlan
 from headwater.state import AdapterState
 from headwater.training.per_example import SquaredGradients, can_hook
+
+if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
+    from headwater.adapters.model import AdaptedModel
 
 
 def client_fisher(

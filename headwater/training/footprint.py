@@ -10,16 +10,19 @@ backprop step has been seen to take twice as much.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from headwater.adapters.footprint import live_peak
-from headwater.adapters.model import AdaptedModel
 from headwater.config.training import Training
 from headwater.data.batches import Batch
 from headwater.protocol.messages import ClientPlan
 from headwater.training.partial import Part
 from headwater.training.walk import Walk
+
+if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
+    from headwater.adapters.model import AdaptedModel
 
 SCRATCH_BYTES = 24 << 20
 """Scratch of kernels and code that the first step loads. Measured on x86-64 with torch 2.13: 5 to 40 MiB."""

@@ -9,13 +9,15 @@ it, ALBERT's layer passes its own output. Only the forward pass shows it: :attr:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from headwater.adapters.model import AdaptedModel
 from headwater.config.federation import LoraAdapter
+
+if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
+    from headwater.adapters.model import AdaptedModel
 
 
 def can_hook(model: AdaptedModel) -> bool:
