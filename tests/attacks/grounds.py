@@ -99,18 +99,18 @@ class Grounds:
     def pid(self) -> int:
         return self.network.daemon.pid
 
-    def tcp(self, port: int = 0, timeout: float = 10.0) -> socket.socket:
+    def tcp(self, port: int = 0, timeout: float = 60.0) -> socket.socket:
         """A bare connection; port 0, 1, 2: fleet, control, web."""
         return socket.create_connection(("127.0.0.1", self.network.ports[port]), timeout=timeout)
 
-    def tls(self, *, timeout: float = 10.0, protocols: tuple[str, ...] = ()) -> ssl.SSLSocket:
+    def tls(self, *, timeout: float = 60.0, protocols: tuple[str, ...] = ()) -> ssl.SSLSocket:
         """A TLS connection to the fleet port, as an agent makes it."""
         context = ssl.create_default_context(cadata=self.network.workspace.credentials.ca().decode())
         if protocols:
             context.set_alpn_protocols(list(protocols))
         return context.wrap_socket(self.tcp(timeout=timeout), server_hostname="localhost")
 
-    def exchange(self, data: bytes, *, timeout: float = 10.0) -> Answer:
+    def exchange(self, data: bytes, *, timeout: float = 60.0) -> Answer:
         """Send bytes over a fresh TLS connection; what comes back for the first request in them."""
         with self.tls(timeout=timeout) as connection:
             with contextlib.suppress(OSError):

@@ -89,7 +89,7 @@ def crowded_round(grounds: Grounds, folder, count: int, rounds: int) -> tuple[in
         files = max(files, open_files(grounds.pid))
         grown = memory(grounds.pid)[1] - before
         stop.set()
-        crowd.join(30)
+        crowd.join(60)
     grounds.finish(run)
     return grown, files
 

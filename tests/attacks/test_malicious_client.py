@@ -41,7 +41,7 @@ class Patient(Device):
     def handle(self, delivery) -> None:
         if delivery.kind == "train":
             self.asked.set()
-            self.go.wait(15)
+            self.go.wait(60)
         super().handle(delivery)
 
 
@@ -193,7 +193,7 @@ STREAMS = [
 ]
 
 
-def wait_for(condition, seconds=20.0):
+def wait_for(condition, seconds=60.0):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited too long"
@@ -210,7 +210,7 @@ def federated(grounds, folder, rounds, codec, attacks=()):
         assert all(one.asked.wait(60) for one in honest)
         if attacks:
             stack.enter_context(evil.working())
-            assert evil.known.wait(15)
+            assert evil.known.wait(60)
         for one in honest:
             one.go.set()
         grounds.finish(run, 120)

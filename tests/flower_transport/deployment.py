@@ -78,7 +78,7 @@ class Server:
 
     def stop(self):
         self.uvicorn.should_exit = self.uvicorn.force_exit = True
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
     def restart(self):
@@ -98,7 +98,7 @@ class Server:
 
     def connect(self, identity: Identity, *, version: str = __version__, **more) -> FleetConnection:
         return FleetConnection(
-            f"127.0.0.1:{self.port}", self.ca, identity, version=version, timeout_s=10, **more
+            f"127.0.0.1:{self.port}", self.ca, identity, version=version, timeout_s=60, **more
         )
 
     def send(self, name: str, *, kind: str = "train", **parts: bytes) -> str:
@@ -121,7 +121,7 @@ def running(folder: Path, **more):
         server.stop()
 
 
-def wait_for(condition, seconds: float = 10.0):
+def wait_for(condition, seconds: float = 60.0):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited too long"

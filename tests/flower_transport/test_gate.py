@@ -380,7 +380,6 @@ def test_a_request_is_done_before_its_answer_leaves():
 
 
 def test_a_body_that_does_not_come(door):
-    started = time.monotonic()
     assert door.ask(pieces=[b"bo", b"d"])[0] == 403  # it ended early: not what was signed
     headers = door.headers(door.a, PULL, b"body")
 
@@ -402,7 +401,6 @@ def test_a_body_that_does_not_come(door):
     sent = asyncio.run(slow())
     assert sent[0]["status"] == 408
     assert (b"connection", b"close") in sent[0]["headers"]
-    assert time.monotonic() - started < 2
     assert door.gate.refused == {"body": 1, "slow": 1}
     assert door.ask()[0] == 200
 
@@ -448,7 +446,9 @@ def server(tmp_path_factory):
 
 def client_for(server):
     context = ssl.create_default_context(cadata=server.ca.decode())
-    return httpx.Client(base_url=f"https://127.0.0.1:{server.port}", verify=context, trust_env=False)
+    return httpx.Client(
+        base_url=f"https://127.0.0.1:{server.port}", verify=context, trust_env=False, timeout=60
+    )
 
 
 def flower_paths():
@@ -523,7 +523,7 @@ def test_the_links_app_is_closed_without_a_gate(server):
 def raw(port, certificate):
     context = ssl.create_default_context(cafile=str(certificate))
     context.check_hostname = False
-    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+    plain = socket.create_connection(("127.0.0.1", port), timeout=60)
     return context.wrap_socket(plain)
 
 
@@ -560,21 +560,17 @@ def peak_kib(pid, *, reset=False):
     return int(line.split()[1])
 
 
-def stream_zeros(connection, head, *, chunked, seconds=10.0):
-    """Send zeros until the server hangs up: whether it did, within ``seconds``.
+def stream_zeros(connection, head, *, chunked):
+    """Send zeros until the server hangs up, or the test's own limit is over.
 
     However much that is: a fast machine sends more than 1 GB in the second until it does.
     """
     connection.sendall(head)
     zeros = bytes(2**16)
     frame = b"10000\r\n" + zeros + b"\r\n" if chunked else zeros
-    until = time.monotonic() + seconds
-    try:
-        while time.monotonic() < until:
+    with contextlib.suppress(OSError):
+        while True:
             connection.sendall(frame)
-    except OSError:
-        return True
-    return False
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
@@ -605,55 +601,58 @@ def test_a_gigabyte_is_not_taken_in(tmp_path):
         before = peak_kib(process.pid, reset=True)
         for name, head in heads.items():
             with raw(port, tmp_path / "ca.pem") as connection:
-                assert stream_zeros(connection, head, chunked="chunked" in name), name
+                stream_zeros(connection, head, chunked="chunked" in name)
         grown = peak_kib(process.pid) - before
         assert grown < 20 * 1024, f"{grown} KiB"
     finally:
         process.stdin.close()
-        process.wait(20)
+        process.wait()
 
 
 def drip(connection):
-    """Send a byte each 0.1 s; seconds until the server hung up, 5 at most."""
-    began = time.monotonic()
+    """Send a byte each 0.1 s until the server hangs up, or the test's own limit is over."""
     with contextlib.suppress(OSError):
-        while time.monotonic() - began < 5:
+        while True:
             connection.sendall(b"P")
             time.sleep(0.1)
-    return time.monotonic() - began
 
 
 def test_a_slow_body_is_cut(tmp_path):
-    with running(tmp_path, limits=Limits(body_s=0.5)) as server:
+    with running(tmp_path) as server:
         a = server.enrol("a")
         connection = server.connect(a)
         connection.activate()
         instance = connection._http._instance
+        server.gate._limits = Limits(body_s=0.5)
         with raw(server.port, server.certificate_of_authority(tmp_path)) as slow:
             slow.sendall(signed_head(a, 1000, instance=instance, **{"content-length": "1000"}))
-            assert drip(slow) < 3
+            drip(slow)
+        server.gate._limits = Limits()
         connection.heartbeat()
         assert server.gate.refused == {"slow": 1}
         connection.close()
 
 
 def test_a_slow_head_is_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr(fleet_port, "HEAD_S", 0.3)
     with running(tmp_path) as server:
+        monkeypatch.setattr(fleet_port, "HEAD_S", 0.3)
         with raw(server.port, server.certificate_of_authority(tmp_path)) as slow:
-            assert drip(slow) < 3
-        # a request in time is not cut, however long it takes
-        a = server.enrol("a")
-        connection = server.connect(a)
+            drip(slow)
+        wait_for(lambda: not server.uvicorn.server_state.connections)
+        monkeypatch.setattr(fleet_port, "HEAD_S", 30)
+        connection = server.connect(server.enrol("a"))
         connection.activate()
-        time.sleep(0.5)
+        (held,) = server.uvicorn.server_state.connections
+        assert held._deadline.when() - held.loop.time() > 30  # a request in time has ended that wait
         connection.heartbeat()
-        wait_for(lambda: len(server.uvicorn.server_state.connections) == 1)
+        assert list(server.uvicorn.server_state.connections) == [held]
         connection.close()
 
 
 def test_strangers_make_room_for_each_other_and_never_take_an_agents(tmp_path, monkeypatch):
     monkeypatch.setattr(doorman, "STRANGERS", 3)
+    monkeypatch.setattr(doorman, "HANDSHAKE_S", 600)  # nobody's time is over here
+    monkeypatch.setattr(fleet_port, "HEAD_S", 600)
     with running(tmp_path) as server, contextlib.ExitStack() as stack:
         authority = server.certificate_of_authority(tmp_path)
         agent = server.connect(server.enrol("a"))
@@ -663,7 +662,7 @@ def test_strangers_make_room_for_each_other_and_never_take_an_agents(tmp_path, m
         held = [stack.enter_context(raw(server.port, authority)) for _ in range(3)]
         wait_for(lambda: len(open_ones) == 4)
         silent = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-        assert drip(held[0]) < 1  # the oldest makes room, also for one that does not even speak TLS
+        drip(held[0])  # the oldest makes room, also for one that does not even speak TLS
         newest = [stack.enter_context(raw(server.port, authority)) for _ in range(3)]
         assert silent.recv(1) == b""
         newest[-1].sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -705,7 +704,7 @@ def test_old_tls_is_refused(server):
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with (
-        socket.create_connection(("127.0.0.1", server.port), timeout=5) as plain,
+        socket.create_connection(("127.0.0.1", server.port), timeout=60) as plain,
         pytest.raises(ssl.SSLError),
     ):
         context.wrap_socket(plain)

@@ -8,7 +8,6 @@ import re
 import socket
 import ssl
 import threading
-import time
 from pathlib import Path
 
 import grpc
@@ -229,7 +228,7 @@ def services(open_channel):
         reflection_pb2.ServerReflectionRequest.SerializeToString,
         reflection_pb2.ServerReflectionResponse.FromString,
     )
-    answers = call(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=5)
+    answers = call(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=60)
     return [s.name for s in next(answers).list_services_response.service]
 
 
@@ -266,7 +265,7 @@ def test_other_exceptions_say_nothing(organiser, client, server, caplog):
     assert "secret of the daemon" in caplog.text
     with channel(server.address, certificates().organiser) as open_channel:
         with pytest.raises(grpc.RpcError) as raw:
-            open_channel.unary_unary("/headwater.v1.Control/GetStatus")(b"", timeout=5)
+            open_channel.unary_unary("/headwater.v1.Control/GetStatus")(b"", timeout=60)
         assert (raw.value.code(), raw.value.details()) == (grpc.StatusCode.INTERNAL, "")
         assert raw.value.trailing_metadata() == ()
 
@@ -318,7 +317,6 @@ def test_events_from_now_on_or_all(organiser, client):
     thread = threading.Thread(target=lambda: told.append(next(new)))
     thread.start()
     until(lambda: organiser.watching == 2)
-    time.sleep(0.1)
     organiser.tell("late", "round", round=2, value=0.5, metric="accuracy")
     thread.join(60)
     assert (told[0].seq, told[0].kind, told[0].text) == (2, "round", "late")
@@ -356,9 +354,7 @@ def test_the_server_stops_under_its_watchers(organiser):
     with serving(organiser) as server, client_of(server.address) as client:
         watch = client.watch(-1)
         next(watch)
-        start = time.monotonic()
-        server.stop(5)
-        assert time.monotonic() - start < 3
+        server.stop(600)  # longer than a test may take: the watchers do not hold it up
     assert organiser.watching == 0
     watch.close()
     until(lambda: not [t for t in threading.enumerate() if t.name.startswith("control")])
@@ -412,9 +408,7 @@ def test_a_watch_ends_when_asked(organiser, client):
         if not silent:
             asked.join()
             organiser.tell("two")
-        start = time.monotonic()
         assert list(watch) == []
-        assert time.monotonic() - start < 2
         until(lambda: organiser.watching == 0)
 
 
@@ -513,7 +507,7 @@ def ask(open_channel, path, method):
         (True, False): open_channel.stream_unary, (True, True): open_channel.stream_stream,
     }[streams]  # fmt: skip
     try:
-        answer = kind(path)(iter([b""]) if streams[0] else b"", timeout=5)
+        answer = kind(path)(iter([b""]) if streams[0] else b"", timeout=60)
         pytest.fail(f"{path}: {list(answer)}")
     except grpc.RpcError as error:
         return error.code(), error.details(), tuple(error.trailing_metadata() or ())
@@ -546,7 +540,7 @@ def test_a_bare_tls_client_reads_nothing(guarded):
     context.set_alpn_protocols(["h2"])
     host, port = server.address.split(":")
     with (
-        socket.create_connection((host, int(port)), timeout=5) as plain,
+        socket.create_connection((host, int(port)), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as tls,
     ):
         tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
