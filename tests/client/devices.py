@@ -41,7 +41,7 @@ def agent_file(folder: Path, policy: dict[str, Any] | None = None, **changes: An
         "server": "127.0.0.1:1",
         "data": {"path": "ann.jsonl"},
         "models": {"folders": ["."]},
-        "policy": policy or {},
+        "policy": {"nice": 0, **(policy or {})},  # beside busy processes another worker would starve
         **changes,
     }
     folder.mkdir(parents=True, exist_ok=True)
