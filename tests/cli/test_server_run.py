@@ -218,11 +218,11 @@ def test_as_a_process_and_light(folder):
         "assert 'torch' not in sys.modules and 'flwr' not in sys.modules; sys.exit(code)"
     )
     command = [sys.executable, "-c", code, "server", "status", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "sentiment" in done.stdout
     (folder / "secrets" / "ca.pem").write_bytes(certificates().other_authority.pem)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 13
     assert len(done.stderr.splitlines()) == 1
     assert "does not fit" in done.stderr
@@ -377,7 +377,7 @@ def test_watch_outlives_the_daemon_and_ends_with_ctrl_c(tmp_path, ignored):
                 event = json.loads(process.stdout.readline())
                 assert (event["seq"], event["text"]) == (1, "after the restart")
                 process.send_signal(signal.SIGINT)
-                out, err = process.communicate(timeout=60)
+                out, err = process.communicate()
         finally:
             process.kill()
     assert (process.returncode, out) == (0, "")
@@ -434,7 +434,7 @@ def test_watch_begins_with_how_the_runs_stand(tmp_path):
             assert line.startswith(f"run {organiser.runs[0].run}: waiting, round ")
             assert why in line
             process.send_signal(signal.SIGINT)
-            assert process.communicate(timeout=60)[0] == ""
+            assert process.communicate()[0] == ""
         finally:
             process.kill()
 
