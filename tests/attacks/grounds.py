@@ -175,7 +175,7 @@ class Grounds:
         (folder / "federation.toml").write_text(text)
         return load_federation(folder / "federation.toml")
 
-    def finish(self, run: str, within_s: float = 60):
+    def finish(self, run: str, within_s: float = 110):
         """Wait for the run's end: its row."""
         *_, row = self.network.watch(run, within_s)
         assert row.state == "finished", (row, self.network.daemon.tail(30))

@@ -259,7 +259,7 @@ def test_the_transport_cannot_be_filled(grounds, tmp_path):
         run = grounds.network.submit(grounds.federation(3, size=2**16))
         assert all(one.asked.wait(60) for one in honest)
         call.activate()
-        wait_for(lambda: evil.step(), 15)  # its profile: now it is in the cohort
+        wait_for(lambda: evil.step())  # its profile: now it is in the cohort
         for one in honest:
             one.go.set()
         delivery = None
@@ -269,7 +269,7 @@ def test_the_transport_cannot_be_filled(grounds, tmp_path):
             delivery = call.receive()
             return delivery
 
-        wait_for(asked, 30)
+        wait_for(asked)
         before = memory(grounds.pid, reset=True)[0]
         announce, objects = sealed_reply(delivery.origin, b"x" * 1000)
         announce.node.CopyFrom(Node(node_id=call._node))

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import tomli_w
 
 from headwater.client import device
@@ -13,11 +14,14 @@ from headwater.config.load import LoadedFederation
 from tests.support.command import headwater
 from tests.support.federations import adapter, federation
 
+BACKPROP = {"kind": "backprop", "batch_size": 4}
+SEEDS = {"kind": "kseed", "batch_size": 2, "seeds": 64, "max_steps": 8}
+
 
 def written(folder, **changes) -> LoadedFederation:
     methods = {
-        "part": {"training": {"kind": "backprop", "batch_size": 4}, "last_layers": 1, "rank": 1},
-        "seeds": {"training": {"kind": "kseed", "batch_size": 2, "seeds": 64, "max_steps": 8}},
+        "part": {"training": BACKPROP, "last_layers": 1, "rank": 1},
+        "seeds": {"training": SEEDS},
     }
     loaded = federation(
         folder,
@@ -25,7 +29,7 @@ def written(folder, **changes) -> LoadedFederation:
         "bert",
         adapter("lora", "bert"),
         **{
-            "training": {"kind": "backprop", "batch_size": 4},
+            "training": BACKPROP,
             "methods": methods,
             "assignment": {"kind": "planner"},
             **changes,
@@ -37,20 +41,26 @@ def written(folder, **changes) -> LoadedFederation:
     return loaded
 
 
-def test_the_measured_peak_is_what_was_predicted(tmp_path):
-    written(tmp_path)
+@pytest.mark.parametrize("training", [BACKPROP, SEEDS], ids=lambda t: t["kind"])
+def test_the_measured_peak_is_what_was_predicted(tmp_path, training):
+    written(tmp_path, training=training, methods={})
     # in a process of its own: this one holds what all tests before have left
     command = [sys.executable, "-m", "headwater", "client", "profile", str(tmp_path / "f.toml"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    (row,) = found["methods"]
+    assert (row["method"], row["kind"], row["note"]) == ("default", training["kind"], "")
+    assert row["measured_bytes"] > 2**26
+    assert abs(row["predicted_bytes"] / row["measured_bytes"] - 1) < 0.15, row
+    assert row["step_s"] > 0
+    assert found["picked"] == "default"
+
+
+def test_every_method_is_shown_with_its_passes_and_bytes(tmp_path):
+    found = agents_view(tmp_path)
     rows = {row["method"]: row for row in found["methods"]}
     assert list(rows) == ["default", "part", "seeds"]
-    for row in rows.values():
-        assert row["note"] == ""
-        assert row["measured_bytes"] > 2**26
-        assert abs(row["predicted_bytes"] / row["measured_bytes"] - 1) < 0.15, row
-        assert row["step_s"] > 0
     assert (rows["seeds"]["kind"], rows["seeds"]["passes"], rows["default"]["passes"]) == (
         "kseed",
         "2",

@@ -24,7 +24,7 @@ def test_daemon_agent_and_worker_are_killed_in_one_run(tmp_path):
         os.kill(worker, signal.SIGKILL)
         fleet.agents[1].kill()
         fleet.restart(fleet.agents[1])
-        eventually(lambda: trial.saved >= 1 and len(trial.spool(trial.open_round)) == 1, 60, "half a round")
+        eventually(lambda: trial.saved >= 1 and len(trial.spool(trial.open_round)) == 1, 110, "half a round")
         fleet.daemon.kill()
         held = trial.saved
         fleet.restart_daemon()
