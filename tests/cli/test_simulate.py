@@ -59,6 +59,7 @@ def test_workers_give_the_same_adapter(file, tmp_path):
     spread = headwater("simulate", file, "--out", tmp_path / "b", "--quiet", "--workers", 2)
     assert alone.code == spread.code == 0
     assert rounds(tmp_path / "a") == rounds(tmp_path / "b")
+    assert summary(tmp_path / "a")["adapter_sha256"] == summary(tmp_path / "b")["adapter_sha256"]
 
 
 def test_an_occupied_folder_is_left_as_it_is(file, tmp_path):

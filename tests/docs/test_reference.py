@@ -11,6 +11,7 @@ import pytest
 
 from headwater.config import load_federation
 from headwater.errors import ConfigError
+from tests.support.command import headwater
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/*.md")])
@@ -56,9 +57,7 @@ def test_named_files_exist(page):
 def test_every_option_of_the_command_line_is_described():
     page = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
     for verb in ("simulate", "config", "data", "predict", "report", "fetch"):
-        helped = subprocess.run(
-            [sys.executable, "-m", "headwater", verb, "--help"], capture_output=True, text=True, check=True
-        ).stdout
+        helped = headwater(verb, "--help").out
         section = page.split(f"## `headwater {verb}`")[1].split("\n## ")[0]
         for option in set(re.findall(r"--[a-z][a-z-]+", helped)) - {"--help"}:
             assert f"`{option}" in section, (verb, option)

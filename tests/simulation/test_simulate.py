@@ -85,15 +85,6 @@ def test_same_file_and_seed_same_adapter(file, tmp_path):
     assert first["federation_sha256"] == other["federation_sha256"]
 
 
-def test_workers_change_no_bit(file, tmp_path):
-    alone, _ = run(file, tmp_path / "a")
-    spread, _ = run(file, tmp_path / "b", workers=2)
-    assert [r["state_sha256"] for r in rounds(tmp_path / "a")] == [
-        r["state_sha256"] for r in rounds(tmp_path / "b")
-    ]
-    assert alone["adapter_sha256"] == spread["adapter_sha256"]
-
-
 def test_ray_gives_the_same_adapter(file, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")  # no processes but the actors'
