@@ -85,6 +85,7 @@ def test_same_file_and_seed_same_adapter(file, tmp_path):
     assert first["federation_sha256"] == other["federation_sha256"]
 
 
+@pytest.mark.timeout(300)  # Ray starts its own processes: a minute on idle cores, more beside busy ones
 def test_ray_gives_the_same_adapter(file, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")  # no processes but the actors'
