@@ -306,7 +306,7 @@ def test_a_training_that_always_fails_is_not_done_in_every_round(home):
     home.worker.error = TrainingError("no")
     codes = []
     for number in range(1, 57):  # a round every 10 s
-        home.wait(60)
+        home.wait(10)
         codes.append(home.code(replace(TRAIN, round=number)))
     assert len(home.worker.asked) <= 5
     assert codes[:2] == [FailureCode.TRAINING_FAILED] * 2
@@ -366,7 +366,7 @@ def test_room_is_looked_at_before_any_work_and_its_want_ends_by_itself(home, mon
     assert str(home.folder) not in reply.reason
     assert str(home.settings.state) in home.needs()[0]
     for number in range(2, 57):
-        home.wait(60)
+        home.wait(10)
         assert home.code(replace(TRAIN, round=number)) in {FailureCode.TRIES_LATER, FailureCode.DISK_FULL}
     assert home.code(PROFILE) in {FailureCode.TRIES_LATER, None}
     assert "TrainRequest" not in home.worker.asked

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import tomli_w
 import torch
 
 from headwater.config import load_federation
@@ -19,6 +20,7 @@ from headwater.server.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.build import Workbench
+from tests.client.devices import vector_federation
 from tests.support.runs import OWNERS, resume, run, tiny_federation
 
 
@@ -84,10 +86,23 @@ def test_same_file_and_seed_same_adapter(file, tmp_path):
     assert first["federation_sha256"] == other["federation_sha256"]
 
 
-@pytest.mark.timeout(300)  # Ray starts its own processes: a minute on idle cores, more beside busy ones
-def test_ray_gives_the_same_adapter(file, tmp_path):
+@pytest.fixture(params=["vector", pytest.param("model", marks=pytest.mark.slow)])
+def any_file(request, tmp_path):
+    """A federation of a bare vector, whose processes start in a few seconds, or of a real model."""
+    if request.param == "model":
+        return tiny_federation(tmp_path / "fed")
+    content = vector_federation(codec={"up": {"kind": "compeft", "density": 0.2}})
+    (tmp_path / "fed").mkdir()
+    (tmp_path / "fed" / "federation.toml").write_text(
+        tomli_w.dumps(content.model_dump(mode="json", exclude_none=True))
+    )
+    return tmp_path / "fed" / "federation.toml"
+
+
+def test_ray_gives_the_same_adapter(any_file, tmp_path):
     """In a process of its own: Ray ends the one that it runs in when its own processes fail."""
     pytest.importorskip("ray")
+    file = any_file
     here, _ = run(file, tmp_path / "a")
     command = [sys.executable, "-m", "headwater", "simulate", str(file), "--engine", "ray"]
     done = subprocess.run([*command, "--out", str(tmp_path / "b"), "--quiet"], capture_output=True, text=True)
