@@ -29,8 +29,8 @@ import torch
 from picture import bars
 
 from headwater.merging import FisherAggregator, GapSketch, MeanAggregator, TiesAggregator
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import MergePlan, Update
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
 RESULT = Path(__file__).parent / "results" / "aggregation.json"

@@ -21,7 +21,7 @@ from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.logquant import LogQuantCodec
 from headwater.compression.ternary import bound_bits, kept
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
 KEY = Key.root(0)

@@ -32,8 +32,8 @@ from processes import Sampler, cpu_s, rss_mib
 
 from headwater.config.load import load_federation
 from headwater.files import read_lines
-from headwater.privacy.enrolment import make_request, read_request
-from headwater.privacy.signing import Identity
+from headwater.security.enrolment import make_request, read_request
+from headwater.security.signing import Identity
 from headwater.simulation.network import LocalNetwork
 
 LOAD_BEFORE = os.getloadavg()

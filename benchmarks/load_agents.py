@@ -23,18 +23,18 @@ from typing import Any
 import torch
 
 from headwater import __version__
-from headwater.client.agent import Agent
-from headwater.client.answer import answer
-from headwater.client.joined import JoinedRun
-from headwater.client.runtime import ClientRuntime
-from headwater.client.store import MemoryStore
+from headwater.client.agent.agent import Agent
+from headwater.client.agent.known_runs import JoinedRun
+from headwater.client.execution.answer import answer
+from headwater.client.execution.runtime import ClientRuntime
+from headwater.client.execution.store import MemoryStore
 from headwater.data.federated import FederatedData
-from headwater.flower.fleet import FleetConnection
-from headwater.privacy.signing import Identity
+from headwater.flower.fleet_client import FleetConnection
 from headwater.proto.wire import decode_request, encode_signed
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ProfileRequest
-from headwater.training.build import Workbench
+from headwater.security.signing import Identity
+from headwater.seeds.keys import Key
+from headwater.training.context import Workbench
 
 COUNTS: Counter[str] = Counter()
 SAID: Counter[str] = Counter()
@@ -69,7 +69,7 @@ class Runtime:
 
 
 class Desk:
-    """What :class:`headwater.client.desk.Desk` is to an agent, for an owner without a policy."""
+    """What :class:`headwater.client.agent.task_handler.Desk` is to an agent, without a policy."""
 
     policy = SimpleNamespace(settings=SimpleNamespace(metered=False))
 

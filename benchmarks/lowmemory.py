@@ -113,12 +113,18 @@ def _row(model: str, mode: str, tokens: int, batch: int) -> dict[str, Any]:
 def _child(model: str, mode: str, batch: int, tokens: int) -> dict[str, float]:
     import torch
 
-    from headwater.adapters.footprint import live_peak
-    from headwater.client.device import plan_of, predicted, resident_base, return_freed_memory, status_bytes
-    from headwater.client.measure import train_two_steps
+    from headwater.adapters.peak_memory import live_peak
+    from headwater.client.device.costs import (
+        plan_of,
+        predicted,
+        resident_base,
+        return_freed_memory,
+        status_bytes,
+    )
+    from headwater.client.device.measure import train_two_steps
     from headwater.config import load_federation
-    from headwater.training.build import Workbench
-    from headwater.training.footprint import SCRATCH_BYTES, step_bytes, synthetic
+    from headwater.training.context import Workbench
+    from headwater.training.memory_estimate import SCRATCH_BYTES, step_bytes, synthetic
 
     return_freed_memory()
     changes = [f"data.max_tokens={tokens}", *(MODES | FURTHER)[mode]]

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from picture import bars
 
-from headwater.protocol.directions import Directions, Integers
+from headwater.seeds.directions import Directions, Integers
 
 RESULT = Path(__file__).parent / "results" / "seeds.json"
 VALUES, SEEDS, CLIENTS, DRAWS = 1_000_000, 4096, 10, 200

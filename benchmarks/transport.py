@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' server on loopback
 
 from headwater.flower import unpack
-from tests.flower_transport.deployment import running
+from tests.flower_layer.deployment import running
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from headwater.adapters.head import last_layer, match_head, move_rows
+from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.adapters.reports import listening
-from headwater.adapters.tokenizer import TextTokenizer
 from headwater.adapters.weights import hash_base, hashed_files, resolve_base
 from headwater.config.federation import CausalLMModel, EncoderModel, SequenceClassificationModel
 from headwater.errors import MissingDependency, ModelError

@@ -85,7 +85,7 @@ def export_vector(state: AdapterState, folder: Path, *, card: Mapping[str, objec
 
 
 def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object]) -> dict[str, Any]:
-    from headwater.adapters.reading import ends_of
+    from headwater.adapters.reading.settings import ends_of
 
     data = None if model.reading is None else model.reading.data
     chat = data if isinstance(data, InstructionData) else None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import TensorSpec
 
 HEAD_STD = 0.02

@@ -15,14 +15,14 @@ from torch.nn import Parameter
 
 from headwater.adapters.attach import attach
 from headwater.adapters.base import Base
+from headwater.adapters.chunked_head import IGNORED, LateHead
 from headwater.adapters.initial import initial_value
-from headwater.adapters.late_head import IGNORED, LateHead
-from headwater.adapters.names import module_of, named_trainables
+from headwater.adapters.jvp import slope
 from headwater.adapters.network import Network, new_head
-from headwater.adapters.reading import Reading
-from headwater.adapters.segments import separator_of
-from headwater.adapters.slope import slope
-from headwater.adapters.trunk import Kept, Trunk, all_above
+from headwater.adapters.prefix_cache import Kept, Trunk, all_above
+from headwater.adapters.reading.segments import separator_of
+from headwater.adapters.reading.settings import Reading
+from headwater.adapters.trainable_names import module_of, named_trainables
 from headwater.config import LoadedFederation
 from headwater.config.federation import (
     Adapter,
@@ -32,7 +32,7 @@ from headwater.config.federation import (
     VectorModel,
 )
 from headwater.errors import ModelError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
 
@@ -264,7 +264,7 @@ class AdaptedModel:
         """The loss, and its derivative along ``direction``: ∇L·v, exact, by forward-mode AD.
 
         One pass that carries a tangent beside every value and keeps neither: no graph, no activations
-        (:mod:`headwater.adapters.slope`).
+        (:mod:`headwater.adapters.jvp`).
 
         Args:
             batch: the examples.
@@ -310,7 +310,7 @@ class AdaptedModel:
 
         For methods that ask for the losses of one batch more than once. With a budget, what reaches the
         layer above is kept for examples that come again, also in later tasks if nothing below it is ever
-        trained. See :mod:`headwater.adapters.trunk`.
+        trained. See :mod:`headwater.adapters.prefix_cache`.
 
         Args:
             tensors: only these are trained; all if None. The others must not change inside.

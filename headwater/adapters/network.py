@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from headwater.adapters.segments import segments
+from headwater.adapters.reading.segments import segments
 
 Kind = Literal["encoder", "sequence-classification", "causal-lm"]
 

@@ -12,15 +12,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from headwater.adapters.base import Base, load_base
-from headwater.adapters.chat_template import Messages
 from headwater.adapters.export import HEAD
 from headwater.adapters.generation import generate, padded
 from headwater.adapters.model import Batch, Output, output_of
 from headwater.adapters.network import Network, new_head
 from headwater.adapters.notes import Notes
-from headwater.adapters.reading import Reading, ends_of
+from headwater.adapters.reading.chat_template import Messages
+from headwater.adapters.reading.segments import separator_of
+from headwater.adapters.reading.settings import Reading, ends_of
 from headwater.adapters.reports import listening
-from headwater.adapters.segments import separator_of
 from headwater.config.federation import InstructionData
 from headwater.errors import DataError, ModelError
 

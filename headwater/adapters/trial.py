@@ -22,11 +22,11 @@ from peft import PeftConfig, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from headwater.adapters.names import PROMPT
 from headwater.adapters.reports import listening
+from headwater.adapters.trainable_names import PROMPT
 from headwater.adapters.weights import temporary_storage
 from headwater.errors import HeadwaterError, ModelError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 
 if TYPE_CHECKING:

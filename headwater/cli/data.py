@@ -17,21 +17,21 @@ from headwater.cli.data_view import Checked, as_dict, show
 from headwater.config import load_federation
 from headwater.config.federation import ClassificationData, ColumnPartition, NoData
 from headwater.config.load import LoadedFederation, load_data
-from headwater.data.folders import Sources, sources
-from headwater.data.formats import read_chunks
-from headwater.data.guess import guess
-from headwater.data.layouts import RowData
+from headwater.data.files.folders import Sources, sources
+from headwater.data.files.formats import read_chunks
+from headwater.data.files.guess import guess
+from headwater.data.files.layouts import RowData
+from headwater.data.files.problems import Problems
+from headwater.data.files.streams import Watch, stem
+from headwater.data.files.table import Table
 from headwater.data.opened import open_rows
-from headwater.data.problems import Problems
 from headwater.data.remarks import unread_splits
-from headwater.data.streams import Watch, stem
 from headwater.data.survey import UNKNOWN, Survey
-from headwater.data.table import Table
 from headwater.errors import ConfigError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 
 if TYPE_CHECKING:
-    from headwater.adapters.tokenizer import TextTokenizer
+    from headwater.adapters.reading.tokenizer import TextTokenizer
 
 
 _PIPED = 1000
@@ -196,7 +196,7 @@ def _watched(found: Sources, what: str) -> Iterator[Watch]:
 
 
 def _tokenizer(path: str, folder: Path, loaded: LoadedFederation | None) -> TextTokenizer:
-    from headwater.adapters.tokenizer import TextTokenizer
+    from headwater.adapters.reading.tokenizer import TextTokenizer
     from headwater.adapters.weights import resolve_base
 
     revision = getattr(loaded.settings.model, "revision", None) if loaded is not None else None

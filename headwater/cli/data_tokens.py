@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from headwater.adapters.tokenizer import TextTokenizer
+from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.cli.data_view import Checked
 from headwater.config.federation import ClassificationData
 from headwater.config.load import LoadedFederation
 from headwater.data.batches import IGNORED, Example
 from headwater.data.federated import FederatedData
-from headwater.data.layouts import RowData
-from headwater.data.problems import Problems
+from headwater.data.files.layouts import RowData
+from headwater.data.files.problems import Problems
+from headwater.data.files.table import Table
 from headwater.data.row_check import RowCheck
 from headwater.data.survey import Owner, Spans
-from headwater.data.table import Table
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 
 
 def count_federation(checked: Checked, loaded: LoadedFederation, tokenizer: TextTokenizer) -> None:

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from headwater.cli.fitting import FittingTable
 from headwater.config.federation import ClassificationData
-from headwater.data.layouts import RowData
-from headwater.data.problems import Problems
+from headwater.data.files.layouts import RowData
+from headwater.data.files.problems import Problems
 from headwater.data.remarks import contradictions, duplicates, line_breaks, rows_of, unread_columns
 from headwater.data.survey import Owner, SampleRow, Spans, Survey, percentiles
-from headwater.server.report_text import plain, visible
+from headwater.text import plain, visible
 
 MOST_OWNERS = 40
 _LONGEST = 600

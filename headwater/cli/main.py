@@ -19,8 +19,8 @@ VERBS = {
     "simulate": Verb(
         "run a federation on this machine, from its file to its run folder", "headwater.cli.simulate"
     ),
-    "server": Verb("a federation's server: set it up, run it, watch and steer it", "headwater.cli.server"),
-    "client": Verb("a data owner's agent: enrol this device, run it", "headwater.cli.client"),
+    "server": Verb("a federation's server: set it up, run, watch and steer it", "headwater.cli.server.verbs"),
+    "client": Verb("a data owner's agent: enrol this device, run it", "headwater.cli.client.verbs"),
     "config": Verb("check a federation file", "headwater.cli.config"),
     "data": Verb("check data: what would be trained, and what is wrong with it", "headwater.cli.data"),
     "predict": Verb("answer for texts with a trained adapter", "headwater.cli.predict"),

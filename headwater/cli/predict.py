@@ -13,7 +13,7 @@ from headwater.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from headwater.adapters.predict import Predictor
-    from headwater.data.table import Table
+    from headwater.data.files.table import Table
 
 _PLAIN = (".txt", "")
 """Files of a text per line. Others hold rows."""

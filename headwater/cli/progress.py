@@ -31,7 +31,7 @@ from headwater.server.events import (
     RoundStarted,
     RunStarted,
 )
-from headwater.server.report_text import (
+from headwater.text import (
     LOWER_IS_BETTER,
     human_bytes,
     human_seconds,

@@ -13,8 +13,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the report; print its path."""
-    from headwater.server.report import write_report
-    from headwater.server.run_folder import RunFolder
+    from headwater.server.report.page import write_report
+    from headwater.server.storage.run_folder import RunFolder
 
     folder, _, _ = RunFolder.open(options.folder)
     print(write_report(folder))

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     console = Console(stderr=True)
 
     from headwater.cli.progress import make_observer
-    from headwater.server.run_folder import RunFolder
+    from headwater.server.storage.run_folder import RunFolder
     from headwater.simulation.simulate import simulate
 
     if options.resume is not None:
@@ -116,7 +116,7 @@ def _lost(summary: Mapping[str, Any]) -> OwnersLost:
 @contextmanager
 def _told_apart(folder: Path) -> Iterator[None]:
     """An exception that nobody foresaw is told as our defect, with its traceback in the run folder."""
-    from headwater.client.faults import OF_THE_DISK, internal, on_disk
+    from headwater.client.execution.faults import OF_THE_DISK, internal, on_disk
 
     try:
         yield

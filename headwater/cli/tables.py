@@ -16,7 +16,7 @@ from rich.text import Text
 
 from headwater.cli.fitting import FittingTable
 from headwater.protocol.control import AdapterRow, ClientRow, RunRow, Status, WatchEvent
-from headwater.server.report_text import NOTHING, human_bytes, human_seconds, number, plain
+from headwater.text import NOTHING, human_bytes, human_seconds, number, plain
 
 STYLES = {
     "running": "green", "waiting": "yellow", "queued": "cyan", "paused": "magenta", "finished": "bold green",

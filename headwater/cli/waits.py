@@ -20,7 +20,7 @@ from headwater.server.events import (
     Waiting,
     WaitingFor,
 )
-from headwater.server.report_text import human_seconds, name_some, plain
+from headwater.text import human_seconds, name_some, plain
 
 QUIET_S = 10.0
 """A wait is told when nothing was heard for so long, then at every doubling of that."""

@@ -1,1 +1,1 @@
-"""The client's side. Entry point: :func:`headwater.client.execute.execute`."""
+"""The client's side. Entry point: :func:`headwater.client.execution.execute.execute`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import Payload
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
 
 

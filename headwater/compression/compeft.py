@@ -16,11 +16,11 @@ import torch
 
 from headwater.compression.codec import Codec
 from headwater.compression.entropy import Block, Symbols, pack, unpack
+from headwater.compression.reader import Floats, flat_finite, open_payload, varint
 from headwater.compression.ternary import MINUS, PLUS, ZERO, kept, select
-from headwater.compression.wire import Floats, flat_finite, open_payload, varint
 from headwater.errors import ConfigError
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import Payload
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
 VERSION = 1

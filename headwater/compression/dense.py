@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from headwater.compression.codec import Codec
-from headwater.compression.wire import flat_finite, open_payload
+from headwater.compression.reader import flat_finite, open_payload
 from headwater.errors import TrainingError
 from headwater.protocol.failures import FailureCode, coded
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import Payload
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
 
 

@@ -2,7 +2,7 @@
 
 Entry points: :func:`pack` and :func:`unpack`. A *block* is a vector of symbols 0 … m−1 and a *table* of
 integer probabilities that both sides derive from what was sent before: the exact count of each symbol
-(:class:`Block`) or a curve (:mod:`headwater.compression.bell`). The coder is constriction's ANS coder
+(:class:`Block`) or a curve (:mod:`headwater.compression.t_tables`). The coder is constriction's ANS coder
 (Bamler 2022, arXiv 2201.01741): 64-bit state, 32-bit words, 24-bit probabilities.
 ``docs/reference/codecs.md`` describes it so that it can be written again.
 """
@@ -17,7 +17,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
-from headwater.compression.wire import Reader
+from headwater.compression.reader import Reader
 
 Symbols = npt.NDArray[np.int32]
 

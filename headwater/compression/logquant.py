@@ -18,10 +18,10 @@ import torch
 
 from headwater.compression.codec import Codec
 from headwater.compression.entropy import Block, pack, unpack
-from headwater.compression.wire import Floats, Reader, flat_finite, open_payload, varint
+from headwater.compression.reader import Floats, Reader, flat_finite, open_payload, varint
 from headwater.errors import TrainingError
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import Payload
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
 VERSION = 1

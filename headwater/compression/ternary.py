@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from headwater.compression.entropy import Symbols
-from headwater.compression.wire import Floats
+from headwater.compression.reader import Floats
 
 ZERO, PLUS, MINUS = 0, 1, 2
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwater.config.federation import InstructionData
-from headwater.data.layouts import Layout, layout_of
-from headwater.data.table import Table, require_unicode
+from headwater.data.files.layouts import Layout, layout_of
+from headwater.data.files.table import Table, require_unicode
 from headwater.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -19,14 +19,14 @@ import numpy as np
 from headwater.config.federation import NoData
 from headwater.config.load import LoadedFederation
 from headwater.data.batches import Example
-from headwater.data.layouts import RowData
+from headwater.data.files.layouts import RowData
+from headwater.data.files.table import Table, check_name
 from headwater.data.opened import held_out_rows, open_rows, own_rows
 from headwater.data.row_check import RowCheck, tokenise_rows
 from headwater.data.split import sample
-from headwater.data.table import Table, check_name
 from headwater.data.tokenise import Tokenizer
 from headwater.errors import ConfigError, DataError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 
 CACHED_TOKENS = 64_000_000
 """Tokens kept over all clients (an example costs 12 bytes a token in language modelling)."""
@@ -92,7 +92,7 @@ class FederatedData:
 
         Raises:
             DataError: a file, row, label, name or partition is wrong, or a client is empty; all bad rows
-                at once (:class:`headwater.data.problems.BadRows`).
+                at once (:class:`headwater.data.files.problems.BadRows`).
         """
         settings = loaded.settings.data
         if isinstance(settings, NoData):

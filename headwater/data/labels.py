@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 
 from headwater.config.federation import ClassificationData
-from headwater.data.table import Table
+from headwater.data.files.table import Table
 from headwater.errors import DataError
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,14}))(?:\.0+)?")

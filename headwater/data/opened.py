@@ -16,17 +16,17 @@ from pathlib import Path
 from headwater.config.federation import ClassificationData, ColumnPartition, InstructionData
 from headwater.config.load import LoadedFederation
 from headwater.data.conversations import conversation_of
-from headwater.data.folders import Sources, sources
-from headwater.data.formats import files_sha256, read_chunks, read_sources
+from headwater.data.files.folders import Sources, sources
+from headwater.data.files.formats import files_sha256, read_chunks, read_sources
+from headwater.data.files.layouts import RowData, layout_of, texts_of
+from headwater.data.files.problems import Problems
+from headwater.data.files.table import FILE_COLUMN, Table, check_name
 from headwater.data.labels import label_of
-from headwater.data.layouts import RowData, layout_of, texts_of
 from headwater.data.partition import partition
-from headwater.data.problems import Problems
 from headwater.data.remarks import remarks, unread_splits
 from headwater.data.split import sample, split
-from headwater.data.table import FILE_COLUMN, Table, check_name
 from headwater.errors import ConfigError, DataError, HeadwaterError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 
 _FIRST = 64
 """Rows that show whether a file holds pairs."""

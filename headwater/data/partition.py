@@ -17,10 +17,10 @@ from headwater.config.federation import (
     Partition,
     QuantityPartition,
 )
-from headwater.data.streams import stem
-from headwater.data.table import FILE_COLUMN, Table, check_name
+from headwater.data.files.streams import stem
+from headwater.data.files.table import FILE_COLUMN, Table, check_name
 from headwater.errors import DataError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 
 Indices = npt.NDArray[np.intp]
 

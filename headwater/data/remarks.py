@@ -17,11 +17,11 @@ from headwater.config.federation import (
     InstructionData,
 )
 from headwater.data.conversations import messages_of
-from headwater.data.folders import Sources, is_split_name
+from headwater.data.files.folders import Sources, is_split_name
+from headwater.data.files.layouts import Layout, RowData, texts_of
+from headwater.data.files.streams import stem, suffixes
+from headwater.data.files.table import FILE_COLUMN, Table
 from headwater.data.labels import label_of
-from headwater.data.layouts import Layout, RowData, texts_of
-from headwater.data.streams import stem, suffixes
-from headwater.data.table import FILE_COLUMN, Table
 
 SHOWN = 6
 """Names in one sentence; of more, the number is told."""

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from headwater.config.federation import CausalLMData, ClassificationData
 from headwater.data.batches import Example
-from headwater.data.layouts import RowData
-from headwater.data.problems import Problems
+from headwater.data.files.layouts import RowData
+from headwater.data.files.problems import Problems
+from headwater.data.files.table import Table
 from headwater.data.row_report import RowReport
-from headwater.data.table import Table
 from headwater.data.tokenise import (
     Tokenizer,
     tokenise_causal,

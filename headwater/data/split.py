@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 
 
 def split(

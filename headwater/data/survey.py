@@ -15,11 +15,11 @@ import numpy as np
 
 from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
 from headwater.data.conversations import conversation_of
+from headwater.data.files.layouts import Layout, RowData, layout_of, texts_of
+from headwater.data.files.problems import Problems
+from headwater.data.files.table import Table
 from headwater.data.labels import label_of
-from headwater.data.layouts import Layout, RowData, layout_of, texts_of
-from headwater.data.problems import Problems
 from headwater.data.remarks import columns_read, content, with_line_breaks
-from headwater.data.table import Table
 from headwater.errors import DataError
 
 SAMPLES = 3

@@ -12,10 +12,10 @@ import numpy as np
 from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
 from headwater.data.batches import IGNORED, Example
 from headwater.data.conversations import conversation_of
+from headwater.data.files.layouts import texts_of
+from headwater.data.files.table import Table
 from headwater.data.labels import label_of
-from headwater.data.layouts import texts_of
 from headwater.data.row_report import RowReport
-from headwater.data.table import Table
 from headwater.errors import DataError, ModelError
 
 Message = Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The daemon's Grid over :class:`headwater.flower.mail.Mail`: :class:`LinkGrid`.
+"""The daemon's Grid over :class:`headwater.flower.link_state.Mail`: :class:`LinkGrid`.
 
 No sockets, no polling of a SuperLink: requests are laid into the state that the Fleet API serves from,
 and replies are taken out of it.
@@ -21,8 +21,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 from headwater.errors import DecodeError
-from headwater.flower.mail import FOREVER_S, Mail
-from headwater.flower.objects import open_objects, seal
+from headwater.flower.link_state import FOREVER_S, Mail
+from headwater.flower.message_objects import open_objects, seal
 from headwater.flower.records import pack
 
 PULL_BYTES = 2**26

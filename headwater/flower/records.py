@@ -1,7 +1,7 @@
 """Our bytes as the content of a Flower message: :func:`pack` and :func:`unpack`.
 
 Flower carries bytes and looks after nodes; it does no arithmetic here. Everything that is not in
-Flower's documented interface is touched in this package only (``tests/test_flower.py`` names it).
+Flower's documented interface is touched in this package only; ``tests/flower_layer/test_flower.py`` names it.
 """
 
 from __future__ import annotations

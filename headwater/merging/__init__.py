@@ -2,8 +2,8 @@
 
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.fisher import FisherAggregator
-from headwater.merging.gap import GapReport, GapSketch
 from headwater.merging.mean import MeanAggregator
+from headwater.merging.product_gap import GapReport, GapSketch
 from headwater.merging.ties import TiesAggregator
 
 __all__ = [

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from headwater.merging.steepness import SeedUse
-from headwater.protocol.directions import Integers
 from headwater.protocol.messages import MergePlan, NoisePlan, Update
+from headwater.seeds.directions import Integers
+from headwater.seeds.slopes import SeedUse
 from headwater.state import AdapterState
 
 Acc = TypeVar("Acc")

@@ -3,7 +3,7 @@
 FedAvg (McMahan et al. 2017, arXiv 1602.05629): Δ = Σ w_i·δ_i / Σ w_i. A delta adds to Σ w·δ; coefficients
 add to Σ w·a, one number for each seed (FedKSeed, arXiv 2312.06353), and are expanded once, when the round
 ends: Σ_i w_i Σ_s a_is·z_s = Σ_s (Σ_i w_i·a_is)·z_s. Where methods are weighed against each other
-(:mod:`headwater.merging.scatter`), each method's sums are kept apart until the round ends, and a client's
+(:mod:`.method_weights`), each method's sums are kept apart until the round ends, and a client's
 coefficients are also expanded once, for how long its update is. A value's divisor depends on who trained it
 (:mod:`headwater.merging.coverage`). The server's optimiser is the business of the strategy.
 """
@@ -23,13 +23,13 @@ from headwater.errors import ConfigError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import divisors, require_covered
 from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
-from headwater.merging.moments import Seen, Together, energy_of, require_noise
-from headwater.merging.roster import Roster
-from headwater.merging.scatter import Share, completed, estimate, longest, shares_of, smoothed
-from headwater.merging.steepness import SeedUse
-from headwater.protocol.directions import Integers
+from headwater.merging.method_weights import Share, completed, estimate, longest, shares_of, smoothed
+from headwater.merging.participants import Roster
+from headwater.merging.update_moments import Seen, Together, energy_of, require_noise
 from headwater.protocol.messages import MergePlan, Update
-from headwater.protocol.scalars import FINE_BITS, Scalars, to_float32
+from headwater.seeds.coefficients import FINE_BITS, Scalars, to_float32
+from headwater.seeds.directions import Integers
+from headwater.seeds.slopes import SeedUse
 from headwater.state import AdapterState
 
 

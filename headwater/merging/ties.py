@@ -24,7 +24,7 @@ from torch import Tensor
 from headwater.errors import ConfigError, EmptyRound
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
-from headwater.merging.roster import Roster
+from headwater.merging.participants import Roster
 from headwater.protocol.messages import MergePlan, Update
 from headwater.state import AdapterState
 

@@ -1,1 +1,1 @@
-"""Privacy: what an update may hold (:func:`headwater.privacy.clip.clip_l2`), who says so (:mod:`signing`)."""
+"""Privacy: what an update may tell of its owner's data: :func:`headwater.privacy.clip.clip_l2`."""

@@ -22,11 +22,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]  # has no stubs
 
 from headwater.errors import ConfigError, HeadwaterError, Refused, StorageError
-from headwater.privacy.certificates import role
 from headwater.proto import control_rows as rows
 from headwater.proto.control_errors import refuse
 from headwater.proto.v1 import control_pb2 as pb
 from headwater.protocol.control import Organiser
+from headwater.security.certificates import role
 
 MAX_SUBMIT = 1 << 20
 MAX_PIECE = 1 << 20

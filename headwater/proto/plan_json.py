@@ -18,14 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 from headwater.config.federation import Codec
 from headwater.config.training import Training
 from headwater.errors import DecodeError
-from headwater.protocol.messages import (
-    ClientPlan,
-    DeviceProfile,
-    FisherPlan,
-    MethodCost,
-    SeedPlan,
-)
-from headwater.protocol.odds import odds_bytes
+from headwater.protocol.messages import ClientPlan, DeviceProfile, FisherPlan, MethodCost
+from headwater.seeds.coefficients import SeedPlan
+from headwater.seeds.draw_weights import odds_bytes
 
 MAX_DEVICE = 32 * 1024
 """Bytes of a device's JSON."""

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from headwater.config.federation import Codec
 from headwater.config.training import Training
@@ -20,8 +20,8 @@ from headwater.errors import ConfigError, UpdateRejected
 from headwater.protocol.failures import UNSPECIFIED, Failure, FailureCode, coded
 
 if TYPE_CHECKING:  # a device's agent reads messages without torch
-    from headwater.protocol.directions import Directions
-    from headwater.protocol.scalars import Scalars
+    from headwater.seeds.coefficients import Scalars, SeedPlan
+    from headwater.seeds.directions import Directions
     from headwater.state import AdapterState, StateSpec
 
 
@@ -39,29 +39,6 @@ class FisherPlan:
 
     examples: int
     cap: float
-
-
-@dataclass(frozen=True, slots=True)
-class SeedPlan:
-    """Which seeds a round's scalars may name, and what a coefficient of 1 is worth.
-
-    Args:
-        first: the first seed.
-        count: seeds ``first`` … ``first + count − 1`` may be named.
-        distribution: of the directions; see :mod:`headwater.protocol.directions`.
-        unit_bits: a coefficient is an integer times 2^-unit_bits, ±32,767 at most.
-        entries: at most so many coefficients in one update.
-        implied: the update has exactly one coefficient for each seed, in order, and names none.
-        odds: how often each seed should be drawn (:mod:`headwater.protocol.odds`); empty: all alike.
-    """
-
-    first: int
-    count: int
-    distribution: Literal["rademacher", "gaussian"]
-    unit_bits: int
-    entries: int
-    implied: bool = False
-    odds: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +73,7 @@ class NoisePlan:
     """What rounds told of how methods differ and their updates scatter.
 
     An update of method m is δ_i = c_m·(Δ + (what is its client's own, variance h)) + (noise, variance v_m);
-    :mod:`headwater.merging.scatter` says how it is weighed. Variances are squared L2 norms of a whole update.
+    :mod:`headwater.merging.method_weights` says how it is weighed. Variances are squared L2 norms.
 
     Args:
         between: h, how far clients differ.

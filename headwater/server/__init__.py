@@ -1,1 +1,1 @@
-"""The server's side. Entry point: :class:`headwater.server.federation.FederationServer`."""
+"""The server's side. Entry point: :class:`headwater.server.rounds.federation_server.FederationServer`."""

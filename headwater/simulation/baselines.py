@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from headwater.client.runtime import ClientRuntime
+from headwater.client.execution.runtime import ClientRuntime
 from headwater.config.federation import Federation
 from headwater.config.training import Passes
 from headwater.data.batches import Example
 from headwater.errors import MissingDependency
 from headwater.protocol.messages import ClientPlan
-from headwater.protocol.scalars import directions_of
-from headwater.server.evaluation import metric_name
+from headwater.seeds.coefficients import directions_of
 from headwater.server.events import Notice, Observer
+from headwater.server.metrics import metric_name
 from headwater.simulation.workers import WorkerPool
 from headwater.state import AdapterState
 from headwater.strategies.federated import learning_rate_factor

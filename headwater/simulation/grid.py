@@ -1,6 +1,6 @@
 """Flower Grids without sockets or Ray: :class:`InProcessGrid` and :class:`WorkersGrid`.
 
-Both answer through the one client path (:mod:`headwater.client.execute`), with the same bytes. The
+Both answer through the one client path (:mod:`headwater.client.execution.execute`), with the same bytes. The
 first runs whole cohorts in this process, the second spreads messages over worker processes.
 """
 
@@ -14,9 +14,9 @@ from itertools import count
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from headwater.client.execute import evaluate, execute, introduce
-from headwater.client.runtime import ClientRuntime
-from headwater.client.store import ClientStore
+from headwater.client.execution.execute import evaluate, execute, introduce
+from headwater.client.execution.runtime import ClientRuntime
+from headwater.client.execution.store import ClientStore
 from headwater.errors import HeadwaterError
 from headwater.flower import assume_task_identity, pack, unpack
 from headwater.proto.wire import decode_request

@@ -21,15 +21,15 @@ from headwater.config import LoadedFederation
 from headwater.config.agent import NAME
 from headwater.config.assignment import simulated_memory_mb
 from headwater.config.federation import ClassificationData, NoData
-from headwater.data.formats import read_rows
+from headwater.data.files.formats import read_rows
 from headwater.data.partition import partition
 from headwater.errors import ConnectionLost, DataError, FederationStopped
-from headwater.privacy.enrolment import make_request, read_request
-from headwater.privacy.signing import Identity
 from headwater.proto.control import ControlClient
 from headwater.protocol.control import RunRow
-from headwater.protocol.keys import Key
-from headwater.server.workspace import Workspace
+from headwater.security.enrolment import make_request, read_request
+from headwater.security.signing import Identity
+from headwater.seeds.keys import Key
+from headwater.server.workspace.workspace import Workspace
 from headwater.simulation.local_ports import free_ports, move_to_free_ports
 
 STARTS_WITHIN_S = 120.0

@@ -9,24 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from headwater.adapters.tokenizer import TextTokenizer
+from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.adapters.weights import resolve_base
-from headwater.client.agent import is_running
+from headwater.client.agent.agent import is_running
 from headwater.config import LoadedFederation
 from headwater.config.federation import VectorModel
 from headwater.data.federated import FederatedData
 from headwater.errors import FederationStopped
-from headwater.protocol.keys import Key
-from headwater.server.checkpoint import Checkpoint
+from headwater.seeds.keys import Key
 from headwater.server.events import Notice, Observer
-from headwater.server.federation import Outcome
-from headwater.server.finish import finish
-from headwater.server.run_book import ENDED, RunBook, RunEntry
-from headwater.server.run_folder import RunFolder
-from headwater.server.workspace import Workspace
+from headwater.server.rounds.federation_server import Outcome
+from headwater.server.rounds.finish import finish
+from headwater.server.storage.checkpoint import Checkpoint
+from headwater.server.storage.run_folder import RunFolder
+from headwater.server.workspace.run_queue import ENDED, RunBook, RunEntry
+from headwater.server.workspace.workspace import Workspace
 from headwater.simulation.network import LocalNetwork
 from headwater.simulation.network_follow import Follower
-from headwater.training.build import Workbench
+from headwater.training.context import Workbench
 
 MOST_AGENTS = 64
 """Every agent is two processes, one of them with the base model."""

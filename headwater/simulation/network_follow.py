@@ -15,7 +15,7 @@ from collections.abc import Callable
 from headwater.config import LoadedFederation
 from headwater.errors import ConfigError, ConnectionLost, FederationStopped, HeadwaterError
 from headwater.protocol.control import RunRow, Status, WatchEvent
-from headwater.server.evaluation import decisive, metric_name
+from headwater.server.clients.handshake import name_reasons
 from headwater.server.events import (
     ClientAsked,
     ClientDone,
@@ -28,8 +28,8 @@ from headwater.server.events import (
     RunStarted,
     Waiting,
 )
-from headwater.server.handshake import name_reasons
-from headwater.server.run_folder import RunFolder
+from headwater.server.metrics import decisive, metric_name
+from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.network import LocalNetwork
 
 LOOK_S = 0.3

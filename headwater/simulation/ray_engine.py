@@ -16,12 +16,12 @@ from typing import TypeAlias
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from headwater.client.app import client_app
-from headwater.client.runtime import ClientRuntime, run_id
-from headwater.client.store import ClientStore, DirectoryStore
+from headwater.client.execution.flower_app import client_app
+from headwater.client.execution.runtime import ClientRuntime, run_id
+from headwater.client.execution.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.errors import MissingDependency
-from headwater.server.federation import FederationServer, Outcome
+from headwater.server.rounds.federation_server import FederationServer, Outcome
 from headwater.simulation.workers import HEEDED_BY_PARENT, parent_heeds_signals
 
 

@@ -9,18 +9,18 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
-from headwater.client.runtime import ClientRuntime
-from headwater.client.store import DirectoryStore
+from headwater.client.execution.runtime import ClientRuntime
+from headwater.client.execution.store import DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.data.batches import Example
 from headwater.server.events import Notice, Observer
-from headwater.server.federation import FederationServer, Outcome
-from headwater.server.finish import finish
-from headwater.server.run_folder import RunFolder
+from headwater.server.rounds.federation_server import FederationServer, Outcome
+from headwater.server.rounds.finish import finish
+from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.baselines import check_baselines, run_baselines
 from headwater.simulation.grid import InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
-from headwater.training.build import Workbench
+from headwater.training.context import Workbench
 
 Engine = Literal["inprocess", "ray", "network"]
 

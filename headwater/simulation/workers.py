@@ -23,9 +23,9 @@ from typing import TypeVar
 
 from flwr.app import Error
 
-from headwater.client.answer import answer
-from headwater.client.runtime import ClientRuntime
-from headwater.client.store import ClientStore, DirectoryStore
+from headwater.client.execution.answer import answer
+from headwater.client.execution.runtime import ClientRuntime
+from headwater.client.execution.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.errors import HeadwaterError, InternalError, StorageError, TrainingError
 
@@ -73,7 +73,7 @@ class WorkerPool:
 
         Raises:
             TrainingError: a worker process died.
-            StorageError, InternalError: see :mod:`headwater.client.faults`.
+            StorageError, InternalError: see :mod:`headwater.client.execution.faults`.
         """
         try:
             return future.result()

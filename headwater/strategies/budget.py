@@ -6,13 +6,13 @@ import math
 
 from headwater.compression.compeft import groups
 from headwater.compression.logquant import LogQuantCodec
-from headwater.compression.scalars import scalars_max_bytes
+from headwater.compression.reader import varint
+from headwater.compression.seed_update import scalars_max_bytes
 from headwater.compression.table import codec_for
 from headwater.compression.ternary import kept
-from headwater.compression.wire import varint
 from headwater.config.federation import Codec, CompeftCodec
 from headwater.errors import ConfigError
-from headwater.protocol.messages import SeedPlan
+from headwater.seeds.coefficients import SeedPlan
 from headwater.state import StateSpec
 
 ENVELOPE_BYTES = 512

@@ -3,7 +3,7 @@
 Local training on a cohort, each client with its own method, a merge rule, and a server optimiser with
 momentum: FedAvgM (Hsu et al. 2019, arXiv 1909.06335), m ← β·m + Δ and x ← x + η·m, which is FedAvg at
 β = 0, η = 1. Where every method sends coefficients of seeds, the server moves coefficients
-(:class:`~headwater.merging.span.Span`). Which tensors travel (A is left out in space ``ffa``) is decided
+(:class:`~headwater.seeds.seeded_state.Span`). Which tensors travel (A is left out in ``ffa``) is decided
 where the model is built, so nothing here depends on the space.
 """
 
@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from headwater.compression.seeds import MAX_SUMS
+from headwater.compression.seed_state import MAX_SUMS
 from headwater.config.federation import Federation
 from headwater.config.training import SCALAR_KINDS, KseedTraining, Passes, Training
 from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import last_layers
-from headwater.merging.span import Span
-from headwater.merging.steepness import Steepness
-from headwater.protocol.keys import Key
-from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan, MergePlan, RoundPlan, SeedPlan
-from headwater.protocol.odds import odds_of
-from headwater.protocol.scalars import FINE_BITS, directions_of
+from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan, MergePlan, RoundPlan
+from headwater.seeds.coefficients import FINE_BITS, SeedPlan, directions_of
+from headwater.seeds.draw_weights import odds_of
+from headwater.seeds.keys import Key
+from headwater.seeds.seeded_state import Span
+from headwater.seeds.slopes import Steepness
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.assignment import Assigned, assign
 from headwater.strategies.budget import codec_within

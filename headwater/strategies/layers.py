@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from headwater.config.assignment import Method
 from headwater.merging.coverage import last_layers, layer_of, layers_of
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import StateSpec
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from headwater.config.federation import Federation
 from headwater.config.training import SCALAR_KINDS, Training
-from headwater.protocol.messages import SeedPlan
+from headwater.seeds.coefficients import SeedPlan
 
 LARGEST = 32_767
 """The magnitude of a coefficient, in its unit."""

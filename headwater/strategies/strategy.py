@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.span import Span
-from headwater.merging.steepness import Steepness
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, NoisePlan, RoundPlan
+from headwater.seeds.keys import Key
+from headwater.seeds.seeded_state import Span
+from headwater.seeds.slopes import Steepness
 from headwater.state import AdapterState
 
 

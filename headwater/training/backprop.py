@@ -14,12 +14,12 @@ from torch import Tensor
 from headwater.adapters.adamw8bit import adamw8bit
 from headwater.config.training import BackpropTraining
 from headwater.errors import TrainingError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import TensorSpec
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.fisher import client_fisher
-from headwater.training.partial import Part
-from headwater.training.passes import batches_of, contained, diverged, summary
+from headwater.training.minibatches import batches_of, contained, diverged, summary
+from headwater.training.trainable_part import Part
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
     from headwater.adapters.model import AdaptedModel

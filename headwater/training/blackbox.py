@@ -16,13 +16,12 @@ from torch import Tensor
 from headwater.config.training import BlackboxTraining
 from headwater.data.batches import Batch, Example, batches
 from headwater.errors import TrainingError
-from headwater.protocol.directions import Directions, Integers
-from headwater.protocol.keys import Key
-from headwater.protocol.messages import SeedPlan
-from headwater.protocol.scalars import Scalars
+from headwater.seeds.coefficients import Scalars, SeedPlan
+from headwater.seeds.directions import Directions, Integers
+from headwater.seeds.keys import Key
 from headwater.state import StateSpec
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.passes import contained, diverged
+from headwater.training.minibatches import contained, diverged
 from headwater.training.seeded import LARGEST, seeds_of
 
 Floats: TypeAlias = npt.NDArray[np.float64]

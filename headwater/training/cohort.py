@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from headwater.data.batches import Example
 from headwater.errors import HeadwaterError
-from headwater.protocol.directions import Directions
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan
-from headwater.protocol.scalars import Scalars
+from headwater.seeds.coefficients import Scalars
+from headwater.seeds.directions import Directions
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 
 

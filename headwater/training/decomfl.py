@@ -8,14 +8,13 @@ import numpy as np
 
 from headwater.config.training import DecomflTraining
 from headwater.errors import TrainingError
-from headwater.protocol.directions import Directions
-from headwater.protocol.keys import Key
-from headwater.protocol.messages import SeedPlan
-from headwater.protocol.scalars import Scalars
+from headwater.seeds.coefficients import Scalars, SeedPlan
+from headwater.seeds.directions import Directions
+from headwater.seeds.keys import Key
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.passes import batches_of, contained, summary
+from headwater.training.minibatches import batches_of, contained, summary
+from headwater.training.parameter_walk import Walk, Walkable
 from headwater.training.seeded import clipped, quantised, require_finite, seeds_of
-from headwater.training.walk import Walk, Walkable
 
 
 class DecomflTrainer(CohortTrainer):

@@ -19,8 +19,8 @@ from headwater.data.batches import IGNORED, Batch, Example, collate
 from headwater.errors import TrainingError
 from headwater.merging.fixed_point import float32_at_most
 from headwater.protocol.failures import FailureCode, coded
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import FisherPlan
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.per_example import SquaredGradients, can_hook
 

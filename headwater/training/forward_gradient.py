@@ -29,11 +29,11 @@ from headwater.config.training import ForwardGradientTraining, SpryTraining
 from headwater.data.batches import Batch
 from headwater.errors import TrainingError
 from headwater.merging.coverage import covered
-from headwater.protocol.directions import Directions, Distribution
-from headwater.protocol.keys import Key
+from headwater.seeds.directions import Directions, Distribution
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.passes import batches_of, contained, diverged, summary
+from headwater.training.minibatches import batches_of, contained, diverged, summary
 
 _HINT = "Lower training.learning_rate, or take more directions."
 

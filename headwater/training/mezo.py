@@ -9,13 +9,13 @@ import torch
 
 from headwater.config.training import MezoTraining
 from headwater.errors import TrainingError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.passes import batches_of, contained, diverged, summary
+from headwater.training.minibatches import batches_of, contained, diverged, summary
+from headwater.training.parameter_walk import Walk, Walkable
 from headwater.training.perturbations import Perturbations
 from headwater.training.seeded import clipped, require_finite
-from headwater.training.walk import Walk, Walkable
 
 
 class MezoTrainer(CohortTrainer):

@@ -9,7 +9,7 @@ import torch
 
 from headwater.config.training import NoopTraining
 from headwater.errors import TrainingError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 

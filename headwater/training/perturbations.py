@@ -15,9 +15,9 @@ import torch
 
 from headwater.config.training import MezoTraining
 from headwater.merging.coverage import covered
-from headwater.protocol.directions import Directions
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan
+from headwater.seeds.directions import Directions
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
 
 Mask = npt.NDArray[np.bool_]

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from headwater.adapters.predict import Predictor
-from headwater.adapters.reading import Reading
+from headwater.adapters.reading.settings import Reading
 from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
 from headwater.data.batches import Example
 from headwater.data.conversations import conversation_of
-from headwater.data.layouts import layout_of, texts_of
+from headwater.data.files.layouts import layout_of, texts_of
+from headwater.data.files.problems import Problems
+from headwater.data.files.table import Table
 from headwater.data.opened import check_values
-from headwater.data.problems import Problems
 from headwater.data.row_check import tokenise_rows
 from headwater.data.split import sample
-from headwater.data.table import Table
 from headwater.data.tokenise import encode_row
 from headwater.errors import DataError, ModelError
 from headwater.training.evaluate import measure

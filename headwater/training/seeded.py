@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from headwater.errors import TrainingError
-from headwater.protocol.directions import Directions
-from headwater.protocol.messages import SeedPlan
+from headwater.seeds.coefficients import SeedPlan
+from headwater.seeds.directions import Directions
 from headwater.state import StateSpec
 from headwater.training.cohort import TrainTask
-from headwater.training.passes import diverged
+from headwater.training.minibatches import diverged
 
 LARGEST = 32_767
 """No coefficient is larger."""

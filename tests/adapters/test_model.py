@@ -11,7 +11,7 @@ from headwater.adapters.attach import linear_modules
 from headwater.adapters.base import load_base
 from headwater.data.batches import collate
 from headwater.errors import ModelError, SpecMismatch
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from tests.support import federations
 

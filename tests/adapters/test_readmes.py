@@ -18,8 +18,8 @@ from transformers import (
 
 from headwater.adapters.export import export
 from headwater.adapters.predict import Predictor
+from tests.adapters.reading.test_segments import paired
 from tests.adapters.test_export import IID, build
-from tests.adapters.test_segments import paired
 from tests.support import federations
 from tests.support.chat_templates import TEMPLATES, chat_tokenizer
 from tests.support.tiny_models import tiny_llama

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from headwater import __version__
-from headwater.client.answer import answer
-from headwater.client.device_runtime import DeviceRuntimes
-from headwater.client.joined import JoinedRuns
-from headwater.client.store import DirectoryStore
+from headwater.client.agent.device_runtime import DeviceRuntimes
+from headwater.client.agent.known_runs import JoinedRuns
+from headwater.client.execution.answer import answer
+from headwater.client.execution.store import DirectoryStore
 from headwater.config import LoadedFederation, load_federation
 from headwater.errors import HeadwaterError
-from headwater.flower.fleet import FleetConnection
-from headwater.privacy.enrolment import make_request, read_request
-from headwater.privacy.signing import Identity
+from headwater.flower.fleet_client import FleetConnection
 from headwater.proto.wire import decode_request, encode_signed
 from headwater.protocol.messages import ProfileRequest
+from headwater.security.enrolment import make_request, read_request
+from headwater.security.signing import Identity
 from headwater.simulation.network import LocalNetwork
 
 HONEST = ("client-0000", "client-0001")

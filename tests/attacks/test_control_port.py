@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from headwater.privacy.certificates import Authority
+from headwater.security.certificates import Authority
 from tests.attacks.grounds import HONEST
 from tests.attacks.organiser import channel, methods
 

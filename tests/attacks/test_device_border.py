@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headwater.client.desk import Desk, OwnerStops
-from headwater.data.problems import BadRows
+from headwater.client.agent.task_handler import Desk, OwnerStops
+from headwater.data.files.problems import BadRows
 from headwater.errors import HeadwaterError, StorageError
 from headwater.proto.wire import decode_reply, decode_signed, encode_reply
 from headwater.protocol.failures import Failure, FailureCode, coded, failure_of
 from headwater.protocol.messages import ClientFailure
-from tests.client.devices import (
+from tests.client.agent.devices import (
     RUN,
     agent_file,
     evaluation_of,
@@ -27,7 +27,7 @@ from tests.client.devices import (
     vector_federation,
     vector_train,
 )
-from tests.client.test_agent import FakeWorker
+from tests.client.agent.test_agent import FakeWorker
 
 FEDERATION = vector_federation()
 TRAIN = vector_train(FEDERATION)

@@ -18,8 +18,8 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.main import create_app
 
-from headwater.flower.link import PATHS, FleetLink
-from headwater.server.web import open_app
+from headwater.flower.fleet_server import PATHS, FleetLink
+from headwater.server.status_page.app import open_app
 from tests.attacks.grounds import EVIL, HONEST, REVOKED, UNKNOWN, Answer, http_request
 from tests.attacks.organiser import methods
 

@@ -17,11 +17,11 @@ from flwr.proto import fleet_pb2, message_pb2
 from flwr.proto.node_pb2 import Node
 
 from headwater.errors import ConfigError, ConnectionLost, Refused
-from headwater.flower.fleet import sealed_reply
-from headwater.privacy.enrolment import make_request, read_request
-from headwater.privacy.signing import Identity
+from headwater.flower.fleet_client import sealed_reply
 from headwater.proto.wire import decode_reply, decode_request, decode_signed, encode_reply, encode_signed
 from headwater.protocol.messages import ClientFailure, ClientProfile, Evaluation, Payload, TrainRequest
+from headwater.security.enrolment import make_request, read_request
+from headwater.security.signing import Identity
 from tests.attacks.grounds import EVIL, HONEST, Device, disk, memory
 
 MB = 2**20

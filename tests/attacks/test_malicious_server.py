@@ -1,6 +1,6 @@
 """A running agent whose server, with the right certificate, is not to be trusted.
 
-The server is this process: :class:`~headwater.flower.link.FleetLink` sends whatever it likes. The agent is
+The server is this process: ``flower.fleet_server.FleetLink`` sends whatever it likes. The agent is
 the product's, started in a folder full of traps.
 """
 
@@ -27,7 +27,7 @@ from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileReq
 from headwater.simulation.network import LocalProcess
 from tests.attacks.grounds import memory
 from tests.attacks.test_local_user import listening
-from tests.flower_transport.deployment import running, wait_for
+from tests.flower_layer.deployment import running, wait_for
 
 NAME = "owner"
 TRAPS = ("headwater", "torch", "flwr", "numpy", "json", "sitecustomize", "usercustomize")

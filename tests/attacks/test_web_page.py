@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from headwater.server.web import open_app
+from headwater.server.status_page.app import open_app
 from tests.attacks.grounds import http_request, read_answer
 
 SECURED = ("content-security-policy", "x-frame-options", "x-content-type-options", "referrer-policy")

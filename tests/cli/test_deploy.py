@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from headwater.cli.server import VERBS
+from headwater.cli.server.verbs import VERBS
 from tests.support.command import headwater
 
 ROOT = Path(__file__).parents[2]

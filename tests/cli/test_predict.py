@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from headwater.adapters.predict import Predictor
 from headwater.errors import DataError
 from headwater.training.score import prompts
-from tests.adapters.test_segments import paired
+from tests.adapters.reading.test_segments import paired
 from tests.data.toys import table
 from tests.support.command import headwater
 from tests.support.runs import tiny_federation, write_jsonl

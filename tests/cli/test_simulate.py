@@ -197,7 +197,7 @@ def test_the_second_interrupt_ends_at_once(file, tmp_path, monkeypatch):
 
 
 def test_a_folder_at_work_is_left_alone(file, tmp_path):
-    from headwater.server.run_folder import RunFolder
+    from headwater.server.storage.run_folder import RunFolder
 
     assert headwater("simulate", file, "--out", tmp_path / "run", "--quiet").code == 0
     with RunFolder(tmp_path / "run").locked():

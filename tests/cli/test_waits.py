@@ -124,7 +124,7 @@ def test_a_client_that_trains_long_is_named_while_it_trains(tmp_path, monkeypatc
         file.write_text(file.read_text().replace("batch_size = 8", "batch_size = 1\nepochs = 30.0"))
     with make_observer(console) as observer:
         from headwater.config import load_federation
-        from headwater.server.run_folder import RunFolder
+        from headwater.server.storage.run_folder import RunFolder
         from headwater.simulation.simulate import simulate
 
         loaded = load_federation(file)

@@ -19,10 +19,10 @@ from headwater.config.training import BackpropTraining, DecomflTraining
 from headwater.data.batches import Example
 from headwater.errors import StorageError
 from headwater.protocol.failures import Failure, FailureCode
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan, ProfileRequest
-from headwater.training.passes import batches_of
-from tests.client.devices import RUN, evaluation_of, profile_request, vector_federation, vector_train
+from headwater.seeds.keys import Key
+from headwater.training.minibatches import batches_of
+from tests.client.agent.devices import RUN, evaluation_of, profile_request, vector_federation, vector_train
 
 NOON = datetime(2026, 3, 1, 12, 0)
 TODAY = DayUsage(NOON.date())

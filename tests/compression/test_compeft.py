@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.compression.compeft import SMALL, CompeftCodec, groups
+from headwater.compression.reader import varint
 from headwater.compression.ternary import bound_bits, kept
-from headwater.compression.wire import varint
 from headwater.errors import ConfigError, DecodeError
 from headwater.protocol.messages import Payload
 from headwater.state import AdapterState, StateSpec, TensorSpec

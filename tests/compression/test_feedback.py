@@ -18,7 +18,7 @@ from headwater.compression.feedback import (
     to_bytes,
 )
 from headwater.errors import SpecMismatch, StorageError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
 SPEC = StateSpec.of([TensorSpec("a", (5, 4), "lora_a"), TensorSpec("b", (7,), "vector")])

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.compression.entropy import Block, pack, unpack, weights
+from headwater.compression.reader import Reader
 from headwater.compression.ternary import bound_bits, kept, select
-from headwater.compression.wire import Reader
 from headwater.errors import DecodeError
 
 TAU = [0.9, -0.1, 0.05, -1.2, 0.3, 0.0, 0.7, -0.7, 0.02, -0.4, 1.5, -0.25]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from headwater.config import load_federation
 from headwater.data.federated import FederatedData
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from tests.data.toys import Letters
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ import pytest
 from headwater.config import LoadedFederation, load_federation
 from headwater.data import federated
 from headwater.data.federated import FederatedData
-from headwater.data.formats import read_rows
+from headwater.data.files.formats import read_rows
 from headwater.errors import ConfigError, DataError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from tests.data.toys import Letters, write_jsonl
 
 KEY = Key.root(3)

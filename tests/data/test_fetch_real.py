@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headwater.cli.fetch import DOWNLOADS, fetch
-from headwater.data.formats import read_rows
+from headwater.data.files.formats import read_rows
 from headwater.errors import DataError
 
 pytestmark = pytest.mark.slow

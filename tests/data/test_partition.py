@@ -12,10 +12,10 @@ from headwater.config.federation import (
     IidPartition,
     QuantityPartition,
 )
-from headwater.data.formats import read_rows
+from headwater.data.files.formats import read_rows
 from headwater.data.partition import partition
 from headwater.errors import DataError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from tests.data.toys import table, write_jsonl
 
 KEY = Key.root(7)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.data.federated import FederatedData
-from headwater.data.problems import BadRows
+from headwater.data.files.problems import BadRows
 from headwater.errors import DataError, ModelError
 from tests.data.test_federated import KEY, classes, federation, labelled
 from tests.data.toys import Letters, write_jsonl

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headwater.data.split import sample, split
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 
 KEY = Key.root(1).child("split", "clinic")
 LABELS = st.lists(st.sampled_from("abc"), min_size=1, max_size=60)

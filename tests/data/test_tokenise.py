@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from headwater.adapters.tokenizer import TextTokenizer
+from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.config.federation import CausalLMData, ClassificationData, IidPartition, InstructionData
 from headwater.data.batches import IGNORED
 from headwater.data.conversations import messages_of

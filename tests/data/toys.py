@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headwater.data.table import Table
+from headwater.data.files.table import Table
 
 
 @dataclass

@@ -20,7 +20,6 @@ from headwater.flower import RECORD, assume_task_identity, pack
 from headwater.proto import wire
 from headwater.proto.v1 import messages_pb2 as pb
 from headwater.protocol.failures import Failure, FailureCode, count_of
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import (
     ClientFailure,
     ClientPlan,
@@ -31,11 +30,12 @@ from headwater.protocol.messages import (
     Payload,
     TrainRequest,
 )
-from headwater.server.federation import FederationServer
-from headwater.server.run_folder import RunFolder
+from headwater.seeds.keys import Key
+from headwater.server.rounds.federation_server import FederationServer
+from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from headwater.state import AdapterState, StateSpec, TensorSpec
-from headwater.training.build import Workbench
+from headwater.training.context import Workbench
 from tests.docs import stranger
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/wire-format.md").read_text(encoding="utf-8")

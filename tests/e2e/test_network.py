@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from headwater.config import load_federation
-from headwater.server.run_folder import RunFolder
+from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.network import LocalNetwork
 from tests.support.runs import run, tiny_federation
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 import pytest
 
 from headwater import __version__
-from headwater.client.desk import Desk
-from headwater.client.worker import Worker, WorkerOptions
+from headwater.client.agent.task_handler import Desk
+from headwater.client.agent.worker import Worker, WorkerOptions
 from headwater.config.agent import load_agent
 from headwater.errors import HeadwaterError
-from headwater.flower.fleet import Delivery, FleetConnection
-from headwater.privacy.signing import Identity
+from headwater.flower.fleet_client import Delivery, FleetConnection
 from headwater.proto.wire import decode_reply, decode_request, encode_reply, encode_signed
 from headwater.protocol.messages import ClientProfile, EncodedUpdate, ProfileRequest, TrainRequest
+from headwater.security.signing import Identity
 from tests.faults.fleet import Fleet, Trial, eventually, lines, vector
 
 pytestmark = pytest.mark.faults

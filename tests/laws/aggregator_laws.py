@@ -18,10 +18,10 @@ from torch import Tensor
 
 from headwater.errors import EmptyRound, SpecMismatch, UpdateRejected
 from headwater.merging.coverage import covered_by
-from headwater.merging.roster import Roster
-from headwater.protocol.directions import Directions
-from headwater.protocol.messages import MergePlan, NoisePlan, SeedPlan, Update
-from headwater.protocol.scalars import Scalars
+from headwater.merging.participants import Roster
+from headwater.protocol.messages import MergePlan, NoisePlan, Update
+from headwater.seeds.coefficients import Scalars, SeedPlan
+from headwater.seeds.directions import Directions
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
 BOUND = 4.0

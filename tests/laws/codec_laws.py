@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from headwater.compression.codec import Codec
 from headwater.errors import DecodeError, TrainingError
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import Payload
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
 KEY = Key.root(7)

@@ -14,10 +14,10 @@ from headwater.config.federation import DenseCodec
 from headwater.config.training import Training
 from headwater.data.batches import Example
 from headwater.errors import TrainingError
-from headwater.protocol.directions import Directions
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan
-from headwater.protocol.scalars import Scalars
+from headwater.seeds.coefficients import Scalars
+from headwater.seeds.directions import Directions
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 

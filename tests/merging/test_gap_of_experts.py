@@ -5,8 +5,8 @@ import torch
 
 from headwater.merging import GapSketch
 from headwater.merging.coverage import covered
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import MergePlan, Update
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.support import federations
 from tests.support.architectures import build

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from headwater.merging import FisherAggregator, GapSketch, MeanAggregator, TiesAggregator
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
 from tests.laws.aggregator_laws import AggregatorLaws
 

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from headwater import errors
 from headwater.errors import ConfigError, ConnectionLost, HeadwaterError, Refused, StorageError
-from headwater.privacy.certificates import Authority
 from headwater.proto import control_client, control_rows, control_server
 from headwater.proto.control import ControlClient, serve
 from headwater.proto.control_errors import ANSWERS
 from headwater.proto.v1 import control_pb2 as pb
 from headwater.protocol.control import AdapterRow, ClientRow, RunRow, Status, WatchEvent
+from headwater.security.certificates import Authority
 from tests.support.control_certificates import certificates
 from tests.support.control_port import (
     ANN,

@@ -29,9 +29,9 @@ from headwater.protocol.messages import (
     MethodCost,
     Payload,
     ProfileRequest,
-    SeedPlan,
     TrainRequest,
 )
+from headwater.seeds.coefficients import SeedPlan
 
 NAMES = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=wire.MAX_NAME).filter(
     str.isprintable

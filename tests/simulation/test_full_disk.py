@@ -14,7 +14,7 @@ import pytest
 
 from headwater.config import load_federation
 from headwater.errors import StorageError
-from headwater.server.run_folder import RunFolder
+from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from tests.support.command import headwater
 from tests.support.runs import OWNERS, resume, run, tiny_federation

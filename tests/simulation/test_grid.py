@@ -9,15 +9,14 @@ from functools import partial
 import pytest
 from flwr.app import Message, MessageType
 
-from headwater.client import execute as client_path
-from headwater.client.runtime import ClientRuntime
-from headwater.client.store import DirectoryStore, MemoryStore
+from headwater.client.execution import execute as client_path
+from headwater.client.execution.runtime import ClientRuntime
+from headwater.client.execution.store import DirectoryStore, MemoryStore
 from headwater.compression.dense import DenseCodec
 from headwater.config import load_federation
 from headwater.errors import DataError
 from headwater.flower import pack, unpack
 from headwater.proto.wire import decode_reply, encode_request
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import (
     ClientPlan,
     EncodedUpdate,
@@ -26,6 +25,7 @@ from headwater.protocol.messages import (
     ProfileRequest,
     TrainRequest,
 )
+from headwater.seeds.keys import Key
 from headwater.simulation.grid import FIRST_NODE, InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
 from tests.support.runs import OWNERS, tiny_federation
@@ -158,7 +158,7 @@ def test_nothing_is_executed_before_a_pull(inprocess, runtime, monkeypatch):
         return original(training)
 
     monkeypatch.setattr(
-        "headwater.training.build.Workbench.trainer", lambda self, training: trainer(training)
+        "headwater.training.context.Workbench.trainer", lambda self, training: trainer(training)
     )
     ids = list(inprocess.push_messages([train(runtime, client) for client in NAMES]))
     assert done == []

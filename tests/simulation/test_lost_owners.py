@@ -9,7 +9,7 @@ import pytest
 from headwater.data.federated import FederatedData
 from headwater.errors import DataError, FederationStopped, InternalError, OwnersLost
 from headwater.server.events import ClientFailed, RoundStarted
-from headwater.server.summary import lost_owners
+from headwater.server.rounds.summary import lost_owners
 from headwater.training.backprop import BackpropTrainer
 from tests.support.command import headwater
 from tests.support.runs import OWNERS, rows, run, tiny_federation, write_jsonl
@@ -159,7 +159,7 @@ def test_a_defect_of_ours_ends_the_run_and_says_where(file, tmp_path, monkeypatc
 
 
 def test_an_exception_of_the_server_side_is_no_traceback(file, tmp_path, monkeypatch):
-    from headwater.server.open_round import OpenRound
+    from headwater.server.rounds.open_round import OpenRound
 
     monkeypatch.setattr(OpenRound, "merge", lambda self: {}["nothing"])
     done = headwater("simulate", file, "--out", tmp_path / "run", "--quiet")

@@ -6,7 +6,7 @@ import pytest
 
 from headwater.config import load_federation
 from headwater.errors import DataError
-from headwater.server.run_folder import RunFolder
+from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.network import LocalProcess, split_data
 from headwater.simulation.simulate import simulate
 from tests.support.runs import rows, tiny_federation, write_jsonl

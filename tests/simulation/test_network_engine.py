@@ -17,8 +17,8 @@ from headwater.config import load_federation
 from headwater.errors import FederationStopped
 from headwater.protocol.control import WatchEvent
 from headwater.server.events import ClientFailed, Waiting
-from headwater.server.run_book import RunBook
-from headwater.server.workspace import Workspace
+from headwater.server.workspace.run_queue import RunBook
+from headwater.server.workspace.workspace import Workspace
 from headwater.simulation.local_ports import free_ports, move_to_free_ports
 from headwater.simulation.network_engine import _run
 from headwater.simulation.network_follow import RESTARTS, Follower

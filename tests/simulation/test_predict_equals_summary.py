@@ -10,7 +10,7 @@ import tomli_w
 from headwater.adapters.predict import Predictor
 from headwater.data.opened import rows_of
 from headwater.training.score import reading_of, score
-from tests.adapters.test_segments import paired
+from tests.adapters.reading.test_segments import paired
 from tests.support.command import headwater
 from tests.support.federations import adapter
 from tests.support.runs import run, write_jsonl

@@ -16,11 +16,11 @@ import torch
 from headwater.config import load_federation
 from headwater.errors import FederationStopped, StorageError, TrainingError
 from headwater.server.events import ClientDone, ClientFailed, Notice, RoundEnded
-from headwater.server.run_folder import RunFolder
+from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from headwater.training.backprop import BackpropTrainer
-from headwater.training.build import Workbench
-from tests.client.devices import vector_federation
+from headwater.training.context import Workbench
+from tests.client.agent.devices import vector_federation
 from tests.support.runs import OWNERS, resume, run, tiny_federation
 
 
@@ -55,7 +55,7 @@ def test_run_folder_has_what_it_promises(file, tmp_path):
 
 
 def test_bytes_are_those_of_the_messages(file, tmp_path, monkeypatch):
-    from headwater.server import exchange
+    from headwater.server.clients import exchange
 
     seen = {"up": 0, "down": 0}
 
@@ -72,7 +72,7 @@ def test_bytes_are_those_of_the_messages(file, tmp_path, monkeypatch):
                     seen["up"] += len(incoming.data)
                 yield incoming
 
-    monkeypatch.setattr("headwater.server.federation.Exchange", Counting)
+    monkeypatch.setattr("headwater.server.rounds.federation_server.Exchange", Counting)
     summary, _ = run(file, tmp_path / "run", "evaluation.clients=false")
     assert summary["bytes"]["up"] == seen["up"]
     assert summary["bytes"]["down"] == seen["down"]
@@ -243,7 +243,7 @@ def test_all_clients_failing_stops_with_the_state_kept(file, tmp_path, monkeypat
 
 
 def test_disk_full_keeps_the_old_checkpoint(file, tmp_path, monkeypatch):
-    from headwater.server import checkpoint
+    from headwater.server.storage import checkpoint
 
     whole, _ = run(file, tmp_path / "a")
     original = checkpoint.write_atomically

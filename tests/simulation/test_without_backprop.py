@@ -8,9 +8,9 @@ import pytest
 
 from headwater.config import load_federation
 from headwater.errors import FederationStopped
-from headwater.privacy.public_keys import SIGNATURE_BYTES
+from headwater.security.public_keys import SIGNATURE_BYTES
 from headwater.server.events import ClientDone, ClientFailed, RoundEnded
-from headwater.server.run_folder import RunFolder
+from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from tests.simulation.test_simulate import Crash, rounds
 from tests.support.runs import OWNERS, resume, run, tiny_federation

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.compression.compeft import CompeftCodec
-from headwater.compression.scalars import scalars_max_bytes
+from headwater.compression.seed_update import scalars_max_bytes
 from headwater.config import federation
 from headwater.errors import ConfigError
-from headwater.protocol.keys import Key
-from headwater.protocol.messages import SeedPlan
+from headwater.seeds.coefficients import SeedPlan
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies.budget import ENVELOPE_BYTES, codec_within
 

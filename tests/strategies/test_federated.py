@@ -8,8 +8,8 @@ import torch
 from headwater.config import Federation
 from headwater.errors import ConfigError, FederationStopped, SpecMismatch
 from headwater.merging import FisherAggregator, MeanAggregator, Merged, TiesAggregator
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, FisherPlan
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies import FederatedStrategy, ServerState, rule_for
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headwater.config.assignment import Method
 from headwater.config.training import BackpropTraining, SpryTraining
 from headwater.merging.coverage import layers_of
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from headwater.state import StateSpec, TensorSpec
 from headwater.strategies.layers import trained_tensors
 

@@ -12,10 +12,10 @@ import torch
 from headwater.errors import ConfigError, HeadwaterError
 from headwater.merging import Merged
 from headwater.merging.coverage import layers_of
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientProfile, NoisePlan, RoundPlan, Update
-from headwater.protocol.odds import weights_of
-from headwater.protocol.scalars import FINE_BITS, Scalars
+from headwater.seeds.coefficients import FINE_BITS, Scalars
+from headwater.seeds.draw_weights import weights_of
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies import FederatedStrategy, ServerState
 from headwater.strategies.federated import gone_back

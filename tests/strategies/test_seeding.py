@@ -15,7 +15,7 @@ from headwater.config.training import (
     KseedTraining,
     MezoTraining,
 )
-from headwater.protocol.messages import SeedPlan
+from headwater.seeds.coefficients import SeedPlan
 from headwater.strategies.seeding import round_seeds, seed_plan, seeds_only, unit_bits
 from tests.strategies.test_federated import federation
 

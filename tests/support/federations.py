@@ -11,7 +11,7 @@ from headwater.adapters.base import load_base
 from headwater.adapters.model import AdaptedModel
 from headwater.config import Federation, LoadedFederation
 from headwater.data.batches import IGNORED, Example
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from tests.support.tiny_models import tiny_bert, tiny_electra, tiny_gpt2, tiny_llama, tiny_roberta
 
 LABELS = ("negative", "neutral", "positive")

@@ -19,7 +19,7 @@ from headwater.adapters.model import AdaptedModel
 from headwater.adapters.trial import try_model
 from headwater.data.batches import Example, collate
 from headwater.errors import HeadwaterError
-from headwater.protocol.keys import Key
+from headwater.seeds.keys import Key
 from tests.support import federations
 
 KINDS = ("encoder", "sequence-classification", "causal-lm")

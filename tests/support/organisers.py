@@ -14,9 +14,9 @@ from typing import Any
 from headwater.errors import ConfigError
 from headwater.protocol.control import AdapterRow, ClientRow, RunRow, Status, WatchEvent
 from headwater.server.events import ClientAsked, ClientDone, ClientFailed, RoundEnded, RoundStarted
-from headwater.server.monitor import Monitor
-from headwater.server.run_folder import finite
-from headwater.server.tallies import ClientFacts
+from headwater.server.monitoring.counters import ClientFacts
+from headwater.server.monitoring.monitor import Monitor
+from headwater.server.storage.run_folder import finite
 
 TOKEN = "t0ken-" + "x" * 40
 RUN = "20260301-0915-a1b2"

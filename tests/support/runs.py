@@ -10,7 +10,7 @@ import tomli_w
 
 from headwater.config import load_federation
 from headwater.server.events import Event
-from headwater.server.run_folder import RunFolder
+from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from tests.support.tiny_models import tiny_bert
 

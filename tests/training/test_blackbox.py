@@ -10,10 +10,10 @@ import torch
 from headwater.config.federation import DenseCodec
 from headwater.config.training import BlackboxTraining, NoopTraining
 from headwater.errors import TrainingError
-from headwater.merging.span import Span
-from headwater.protocol.keys import Key
-from headwater.protocol.messages import ClientPlan, SeedPlan
-from headwater.protocol.scalars import directions_of
+from headwater.protocol.messages import ClientPlan
+from headwater.seeds.coefficients import SeedPlan, directions_of
+from headwater.seeds.keys import Key
+from headwater.seeds.seeded_state import Span
 from headwater.state import AdapterState
 from headwater.strategies.seeding import seed_plan
 from headwater.training.blackbox import BlackboxTrainer, asking

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from headwater.config.federation import DenseCodec
 from headwater.config.training import DecomflTraining, MezoTraining
 from headwater.errors import SpecMismatch, TrainingError
-from headwater.merging.span import shifted
-from headwater.protocol.keys import Key
-from headwater.protocol.messages import ClientPlan, SeedPlan
-from headwater.protocol.scalars import directions_of
+from headwater.protocol.messages import ClientPlan
+from headwater.seeds.coefficients import SeedPlan, directions_of
+from headwater.seeds.keys import Key
+from headwater.seeds.seeded_state import shifted
 from headwater.state import AdapterState
 from headwater.training.cohort import TrainTask
 from headwater.training.decomfl import DecomflTrainer

@@ -15,8 +15,8 @@ from transformers import (
 from headwater.compression.logquant import LogQuantCodec
 from headwater.errors import TrainingError
 from headwater.merging import FisherAggregator
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import FisherPlan, MergePlan, Update
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training import fisher as room
 from headwater.training.fisher import client_fisher, fisher_by_loop, fisher_diagonal

@@ -6,13 +6,13 @@ from headwater.config.federation import DenseCodec
 from headwater.config.training import ForwardGradientTraining, NoopTraining, SpryTraining
 from headwater.errors import SpecMismatch, TrainingError
 from headwater.merging.coverage import covered
-from headwater.protocol.directions import Directions
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan
+from headwater.seeds.directions import Directions
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.cohort import TrainTask
 from headwater.training.forward_gradient import ForwardGradientTrainer, Sampler, noise_share
-from headwater.training.passes import batches_of
+from headwater.training.minibatches import batches_of
 from tests.laws.trainer_laws import TrainerLaws
 from tests.support import federations
 from tests.support.quadratic import PAIR, Quadratic, examples, flat

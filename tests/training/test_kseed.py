@@ -16,12 +16,12 @@ from headwater.config.federation import DenseCodec
 from headwater.config.training import KseedTraining, MezoTraining
 from headwater.errors import SpecMismatch, TrainingError
 from headwater.merging.mean import MeanAggregator
-from headwater.merging.span import shifted
-from headwater.protocol.directions import Directions
-from headwater.protocol.keys import Key
-from headwater.protocol.messages import ClientPlan, MergePlan, SeedPlan, Update
-from headwater.protocol.odds import odds_of, weights_of
-from headwater.protocol.scalars import directions_of
+from headwater.protocol.messages import ClientPlan, MergePlan, Update
+from headwater.seeds.coefficients import SeedPlan, directions_of
+from headwater.seeds.directions import Directions
+from headwater.seeds.draw_weights import odds_of, weights_of
+from headwater.seeds.keys import Key
+from headwater.seeds.seeded_state import shifted
 from headwater.state import AdapterState
 from headwater.training import kseed
 from headwater.training.cohort import TrainTask

@@ -14,8 +14,8 @@ from headwater.config.training import KseedTraining, MezoTraining
 from headwater.data.batches import collate
 from headwater.errors import SpecMismatch, TrainingError
 from headwater.merging.coverage import covered
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training.cohort import TrainTask
 from headwater.training.mezo import MezoTrainer

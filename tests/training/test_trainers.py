@@ -5,13 +5,13 @@ import torch
 from headwater.config.federation import DenseCodec
 from headwater.config.training import BackpropTraining, NoopTraining
 from headwater.errors import ModelError, SpecMismatch, TrainingError
-from headwater.protocol.keys import Key
 from headwater.protocol.messages import ClientPlan, FisherPlan
+from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.cohort import TrainTask
+from headwater.training.minibatches import batches_of
 from headwater.training.noop import NoopTrainer
-from headwater.training.passes import batches_of
 from tests.laws.trainer_laws import TrainerLaws
 from tests.support import federations
 

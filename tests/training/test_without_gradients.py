@@ -8,12 +8,12 @@ import torch
 
 from headwater.config.federation import DenseCodec
 from headwater.config.training import DecomflTraining, KseedTraining, MezoTraining
-from headwater.merging.span import shifted
-from headwater.protocol.keys import Key
-from headwater.protocol.messages import ClientPlan, SeedPlan
-from headwater.protocol.scalars import Scalars, directions_of
-from headwater.training.build import Workbench
+from headwater.protocol.messages import ClientPlan
+from headwater.seeds.coefficients import Scalars, SeedPlan, directions_of
+from headwater.seeds.keys import Key
+from headwater.seeds.seeded_state import shifted
 from headwater.training.cohort import TrainTask
+from headwater.training.context import Workbench
 from tests.support import federations
 
 TRAININGS = {

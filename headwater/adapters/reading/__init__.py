@@ -1,0 +1,1 @@
+"""How rows become tokens: chat templates, plain text, the tokenizer, and settings that travel along."""

@@ -1,0 +1,1 @@
+"""``headwater client …``: a file per group of verbs."""

@@ -1,0 +1,1 @@
+"""``headwater server …``: a file per group of verbs."""

@@ -1,0 +1,330 @@
+"""The owner's agent: :func:`run_agent` for ``headwater client run``, :class:`Agent` beneath it.
+
+Three threads: the main one waits for a signal, the keeper keeps the connection up, and one fetches,
+answers and delivers, a task at a time. No torch, no open port, and nothing that comes over the network
+is imported, unpickled or put on ``sys.path``: bytes in, bytes out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Protocol
+
+from headwater import __version__
+from headwater.client.agent.connection_keeper import Beats, Keeper, for_a_person
+from headwater.client.agent.owner_log import OwnerLog, StatusFile
+from headwater.client.agent.preflight import absent, read_authority
+from headwater.client.agent.task_clock import OwnerStops
+from headwater.client.agent.task_handler import Desk
+from headwater.client.agent.worker import Worker, WorkerOptions
+from headwater.config.agent import AgentSettings
+from headwater.errors import ConfigError, ConnectionLost, DecodeError, HeadwaterError, Refused, StorageError
+
+if TYPE_CHECKING:
+    from headwater.flower.fleet_client import Delivery
+
+BUSY_S, IDLE_S, METERED_S = 0.1, 2.0, 30.0
+"""Between two questions for a task: right after one, after a while, and after a while on a metered link."""
+PAUSED_S = 5.0
+"""Between two looks whether a day's cap still holds."""
+UNFIT = frozenset({400, 411, 413, 415, 422})
+"""With these the server refuses a reply by its size or form: the same bytes will never do."""
+KINDS = {"query": "profile"}
+"""What a task is called to the owner, where Flower has another word."""
+FAREWELL_S = 3.0
+"""How long the server may take to hear that the agent ends."""
+
+
+class Connection(Beats, Protocol):
+    """What an agent needs of :class:`headwater.flower.fleet_client.FleetConnection`.
+
+    Heartbeats may come from any thread at any time, everything else from one at a time.
+    """
+
+    def deactivate(self) -> None:
+        """Say that this device goes."""
+
+    def receive(self) -> Delivery | None:
+        """The next message, if there is one."""
+
+    def reply(self, delivery: Delivery, data: bytes) -> None:
+        """Answer it; safe to call again."""
+
+
+class Agent:
+    """Fetches, answers and delivers until stopped.
+
+    Args:
+        connection: to the server.
+        desk: answers.
+        say: takes a line for the owner's log.
+        stop: ends everything within seconds.
+        status: for ``headwater client status``.
+        draw: uniform on (0, 1).
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        desk: Desk,
+        say: Callable[[str], None],
+        stop: threading.Event,
+        status: StatusFile,
+        *,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._guard = threading.Lock()
+        self.keeper = Keeper(connection, say, stop, self._guard, draw=draw)
+        self._connection, self._desk, self._say = connection, desk, say
+        self._stop, self._status, self._draw = stop, status, draw
+        self._undelivered: tuple[Delivery, bytes] | None = None
+        self._longest_s = METERED_S if desk.policy.settings.metered else IDLE_S
+        self._idle_s = BUSY_S
+        self._paused = ""
+
+    def run(self) -> None:
+        """Until ``stop`` is set; returns within seconds of it."""
+        threads = [
+            threading.Thread(target=self.keeper.run, args=(self._contact,), daemon=True, name="keeper"),
+            threading.Thread(target=self._loop, daemon=True, name="loop"),
+        ]
+        for thread in threads:
+            thread.start()
+        while not self._stop.wait(1.0):  # in steps: a signal's handler runs between them
+            pass
+        self.keeper.wake()
+        threads[1].join(FAREWELL_S)  # it ends the worker, and delivers what is finished
+        if self.keeper.up.is_set():
+            farewell = threading.Thread(target=self._leave, daemon=True)
+            farewell.start()
+            farewell.join(FAREWELL_S)
+
+    def _leave(self) -> None:
+        self._guard.acquire(timeout=FAREWELL_S / 2)  # a download may hold it: then in the middle of that
+        with contextlib.suppress(HeadwaterError):  # the server notices by itself, later
+            self._connection.deactivate()
+
+    def _contact(self) -> None:
+        self._status.contact(self.keeper.state)
+
+    def _loop(self) -> None:
+        self._work()
+        if self._undelivered is not None and self.keeper.up.is_set():
+            # a finished update counts, also of a device that goes; after a restart the outbox has it
+            try:
+                self._deliver(*self._undelivered)
+            except HeadwaterError as error:
+                self._say(f"a finished reply stays here, the server did not take it: {error}")
+        self._status.doing("nothing")
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                if self.keeper.up.wait(0.5):
+                    self._step()
+                else:
+                    self._status.note(self.keeper.state, self.keeper.again)
+                    if self._undelivered is not None:
+                        self._status.doing("keeps a finished reply for the server until it is reached")
+                    self._desk.recheck(self._status.doing)
+            except OwnerStops:
+                return
+            except (ConnectionLost, Refused) as error:
+                self.keeper.lost(error)
+            except HeadwaterError as error:
+                self._say(str(error))
+                self._stop.wait(10 + 10 * self._draw())
+            except Exception:  # an agent that is forgotten must not end of one bad message
+                self._say("a fault in the agent: " + traceback.format_exc().replace("\n", " | "))
+                self._stop.wait(30 + 30 * self._draw())
+
+    def _step(self) -> None:
+        """Deliver what waits, else fetch and answer one task, else wait a little."""
+        if self._undelivered is not None:
+            self._deliver(*self._undelivered)
+            return
+        self._desk.rest()
+        self._desk.recheck(self._status.doing)
+        if (reason := self._desk.paused()) is not None:
+            if reason.split(":")[0] != self._paused:
+                self._paused = reason.split(":")[0]
+                self._say(f"{reason}; nothing more is fetched today")
+            self._stop.wait(PAUSED_S)
+            return
+        self._paused = ""
+        with self._guard:
+            delivery = self._connection.receive()
+        if delivery is None:
+            self._rest(self._idle_s * (0.5 + 0.5 * self._draw()))
+            self._idle_s = min(self._longest_s, self._idle_s * 1.5)
+            return
+        self._idle_s = BUSY_S
+        self._status.task(KINDS.get(delivery.kind, delivery.kind))
+        data = self._desk.answer(delivery.parts)
+        self._undelivered = replace(delivery, parts={}), data
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, in steps: what the owner mends meanwhile is noticed, on a metered link too."""
+        ends = time.monotonic() + seconds
+        while not self._stop.is_set() and (left := ends - time.monotonic()) > 0:
+            self._stop.wait(min(left, PAUSED_S))
+            self._desk.recheck(self._status.doing)
+
+    def _deliver(self, delivery: Delivery, data: bytes) -> None:
+        """Send a reply; keep it if the connection is at fault, drop it if this message is over.
+
+        One that the server refuses by its size or form gives way to a failure that says so: the server
+        waits for something. What the reply carried returns to the residual with the next task, which
+        names the last update that was accepted, as after any other refusal.
+        """
+        what = KINDS.get(delivery.kind, delivery.kind)
+        self._desk.count(len(data))
+        try:
+            with self._guard:
+                self._connection.reply(delivery, data)
+        except Refused as error:
+            if for_a_person(error):
+                raise
+            if (
+                error.status in UNFIT
+                and (failure := self._desk.instead_of(data, error.status, error.got)) is not None
+            ):
+                self._undelivered = delivery, failure
+                return
+            self._say(f"{what}: the server does not want the reply any more: {error}")
+        except DecodeError as error:  # again would be the same for ever; the outbox has it if it is asked for
+            self._say(f"{what}: what the server answered to the reply cannot be read: {error}")
+        else:
+            self._say(f"{what}: answered, {len(data):,} bytes")
+        self._undelivered = None
+        self._status.doing("idle")
+
+
+def run_agent(settings: AgentSettings) -> int:
+    """Run the agent until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigError: no keys, no CA file, or a name other than the keys'.
+        StorageError: another agent uses the same state folder, or it cannot be written.
+    """
+    from headwater.flower.fleet_client import FleetConnection
+    from headwater.security.signing import Identity
+
+    file, state = settings.file, settings.state
+    ca = read_authority(settings.ca)
+    if not (state / "keys").is_dir():
+        raise ConfigError(
+            f"keys {state / 'keys'}",
+            expected="this device's keys",
+            got="nothing there",
+            hint="Make them with: headwater client enroll CONFIG",
+        )
+    identity = Identity.load(state / "keys")
+    if identity.name != file.name:
+        raise ConfigError(
+            "name", expected=f"{identity.name!r}, for which the keys were made", got=repr(file.name)
+        )
+    with only_agent(state):
+        sweep(state)
+        log = OwnerLog(state / "agent.log")
+        stop = _stop_on_signal()
+        options = WorkerOptions(
+            name=file.name,
+            data=str(settings.data),
+            state=str(state),
+            threads=file.policy.threads,
+            nice=file.policy.nice,
+            memory_mb=file.policy.memory_mb,
+            simulated_memory_mb=file.simulated_memory_mb,
+            policy=file.policy.model_dump(),
+        )
+        worker = Worker(options)
+        desk = Desk(settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set)
+        connection = FleetConnection(file.server, ca, identity, version=__version__)
+        status = StatusFile(state / "status.json", file.server, settings.sha256)
+        log.say(f"agent {__version__} of {file.name} for {file.server}, process {os.getpid()}")
+        for line in absent(settings):
+            log.say(line)
+        try:
+            Agent(connection, desk, log.say, stop, status).run()
+        finally:
+            worker.close()
+            status.note("ended")
+        log.say("ended")
+    return 0
+
+
+@contextlib.contextmanager
+def only_agent(state: Path) -> Iterator[None]:
+    """Hold the state folder for this process.
+
+    Raises:
+        StorageError: another agent has it, or it cannot be written.
+    """
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state.chmod(0o700)  # enrolling may have made it: updates that wait in it are nobody else's
+        file = (state / "lock").open("w")
+    except OSError as error:
+        raise StorageError(
+            f"state folder {state}", expected="a folder that can be written", got=error.strerror or str(error)
+        ) from None
+    with file:
+        ends = time.monotonic() + 2.0  # a predecessor may be ending, and `status` looks for a moment
+        while not _held(file, fcntl.LOCK_EX):
+            if time.monotonic() > ends:
+                raise StorageError(
+                    f"state folder {state}",
+                    expected="no other agent that uses it",
+                    got="one that runs",
+                    hint="End that one, or give this one a state folder and keys of its own.",
+                )
+            time.sleep(0.05)
+        yield
+
+
+def is_running(state: Path) -> bool:
+    """Whether an agent holds this state folder."""
+    try:
+        with (state / "lock").open() as file:
+            return not _held(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def _held(file: IO[str], kind: int) -> bool:
+    """Whether this process got the lock."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def sweep(state: Path) -> None:
+    """Remove what writers left that were killed in the middle."""
+    for path in state.rglob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _stop_on_signal() -> threading.Event:
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    return stop

@@ -1,0 +1,106 @@
+"""DeviceRuntimes: model and data of a device, for the run that its server described."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from headwater.client.agent.advice import for_owner
+from headwater.client.agent.known_runs import JoinedRun
+from headwater.client.execution.runtime import ClientRuntime
+from headwater.client.policy import Policy
+from headwater.config.federation import ClassificationData, VectorModel
+from headwater.config.load import LoadedFederation
+from headwater.data.federated import FederatedData
+from headwater.errors import DataError
+from headwater.seeds.keys import Key
+from headwater.training.context import Workbench
+
+if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
+    from headwater.adapters.base import Base
+
+
+class DeviceRuntimes:
+    """Opens runs for one owner, one at a time. The base model stays while runs share it.
+
+    Args:
+        name: the enrolled name.
+        data: the owner's data, whatever path the server's settings name.
+        threads: at most so many CPU threads. Fewer than the federation asks for may change the last bits
+            of a result: its updates then carry the metric ``threads``.
+        simulated_memory_mb: play a device with so much memory.
+        policy: what the owner allows: no other method is offered to the planner.
+
+    Attributes:
+        loads: how often a base model was read from its files.
+        notice: what the owner should know of the current run, its model and their data: lines, or nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: Path,
+        *,
+        threads: int | None = None,
+        simulated_memory_mb: int | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        self._name, self._data, self._threads = name, data, threads
+        self._policy = policy
+        self._simulated = {} if simulated_memory_mb is None else {name: simulated_memory_mb}
+        self._current: tuple[str, ClientRuntime] | None = None
+        self.loads, self.notice = 0, ""
+
+    def open(self, joined: JoinedRun, model: Path | None) -> ClientRuntime:
+        """The runtime of this run; the last one again if nothing changed.
+
+        Args:
+            joined: what the server said.
+            model: folder of the base model; None without one.
+
+        Raises:
+            ModelError: the base model or the adapter is wrong.
+            DataError: the owner's data does not fit the federation.
+            DecodeError: settings that are not understood.
+        """
+        digest = joined.sha256()
+        if self._current is not None and self._current[0] == digest:
+            return self._current[1]
+        loaded = joined.loaded(model)
+        base = self._release(loaded)
+        if base is None and not isinstance(loaded.settings.model, VectorModel):
+            self.loads += 1
+        bench = Workbench.open(loaded, base)
+        metrics = self._limit_threads(loaded.settings.federation.threads)
+        root = Key.root(loaded.settings.federation.seed)
+        try:
+            data = FederatedData.own(loaded, self._data, self._name, bench.tokenizer, root)
+        except DataError as error:
+            raise for_owner(error) from error
+        self.notice = "\n".join([*filter(None, [self.notice]), *bench.notices, *data.warnings])
+        runtime = ClientRuntime(joined.run, bench, data, root, metrics, self._simulated, self._policy)
+        self._current = digest, runtime
+        return runtime
+
+    def _release(self, loaded: LoadedFederation) -> Base | None:
+        """The last run's base model if this run has the same; else its memory is given back first."""
+        current, self._current = self._current, None
+        model = None if current is None else current[1].bench.model
+        data = loaded.settings.data
+        labels = data.labels if isinstance(data, ClassificationData) else None
+        if model is None or (model.base.settings, model.base.labels) != (loaded.settings.model, labels):
+            return None
+        return model.release()
+
+    def _limit_threads(self, wanted: int) -> dict[str, float]:
+        self.notice = ""
+        if self._threads is None or self._threads >= wanted:
+            return {}
+        torch.set_num_threads(self._threads)
+        self.notice = (
+            f"policy threads {self._threads}: the federation asks for {wanted}, so that the last bits of "
+            "this device's updates may differ from a simulation's"
+        )
+        return {"threads": float(self._threads)}

@@ -1,0 +1,1 @@
+"""What this device has and what a training costs on it."""

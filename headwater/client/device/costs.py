@@ -1,0 +1,243 @@
+"""What this device has, and what the federation's methods would take of it: :func:`device_profile`."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from headwater.config.assignment import AssignedByPlanner
+from headwater.config.federation import Federation, NoData
+from headwater.config.training import Training
+from headwater.errors import HeadwaterError
+from headwater.merging.coverage import last_layers
+from headwater.protocol.messages import ClientPlan, DeviceProfile, MethodCost
+from headwater.state import StateSpec
+from headwater.training.context import Workbench
+from headwater.training.memory_estimate import SCRATCH_BYTES, inference_bytes, method_bytes
+
+PROCESS_BYTES = 400 << 20
+"""Resident memory of a process with all libraries and no model: of a simulated device, on every machine."""
+_MMAP_THRESHOLD, _THRESHOLD_BYTES = -3, 1 << 20  # of malloc.h
+
+
+def device_profile(
+    bench: Workbench,
+    *,
+    simulated_memory_mb: int | None = None,
+    allowed: Callable[[str, int], bool] = lambda method, batch_size: True,
+    measured: Callable[[str, int], float] | None = None,
+) -> DeviceProfile | None:
+    """What the planner needs to know of this device; None where the file has no planner.
+
+    A real device has what its owner's policy leaves the worker, and its costs begin at what this process
+    holds now. A simulated one (``[assignment.devices]``) has the memory that it is given, and its costs are
+    a function of model and file alone, so that every engine plans alike. A method without costs is one
+    that this device does not offer, or that nobody would plan.
+
+    Args:
+        bench: with the base model loaded.
+        simulated_memory_mb: of a simulated device.
+        allowed: whether the owner allows a method with such batches.
+        measured: seconds of a step of a method with such a batch, where the federation plans by time; tried
+            here, if absent. Raises HeadwaterError or MemoryError where it cannot be done.
+    """
+    settings = bench.loaded.settings
+    planner = settings.assignment
+    if not isinstance(planner, AssignedByPlanner) or bench.model is None:
+        return None
+    if simulated_memory_mb is None:
+        memory, base = available_memory(), resident_base(bench) - bench.model.kept_bytes
+    else:
+        memory, base = simulated_memory_mb << 20, nominal_base(bench)
+    costs = method_costs(bench, planner.prefer or settings.trainings, memory, base=base)
+    costs = {name: cost for name, cost in costs.items() if allowed(name, cost.batch_size)}
+    if simulated_memory_mb is None:
+        costs = {name: cost for name, cost in costs.items() if has_library(settings.trainings[name])}
+    if planner.round_s is not None:
+        costs = timed(costs, measured or step_seconds(bench))
+    return DeviceProfile(memory, torch.get_num_threads(), costs)
+
+
+def method_costs(
+    bench: Workbench, names: Iterable[str], memory: int, *, base: int, floor: int = 0
+) -> dict[str, MethodCost]:
+    """Methods' predicted peaks at their batch size, and the largest batch (its size, halved) that fits.
+
+    Args:
+        bench: with the base model.
+        names: of the methods.
+        memory: what a training may use, in bytes.
+        base: what the process holds before a training.
+        floor: what it held at its highest before, such as while it loaded the model. An evaluation's need
+            is no less: no batch of a training helps there.
+    """
+    settings = bench.loaded.settings
+    floor = max(floor, base + evaluation_bytes(bench))
+    costs = {}
+    for name in names:
+        size = int(getattr(settings.trainings[name], "batch_size", 1))
+        peak = max(floor, base + predicted(bench, name, size))
+        fits, needed = size, peak
+        while fits and needed > memory:
+            fits //= 2
+            needed = max(floor, base + predicted(bench, name, fits)) if fits else 0
+        costs[name] = MethodCost(peak, batch_size=fits)
+    return costs
+
+
+def predicted(bench: Workbench, name: str, batch_size: int) -> int:
+    """Bytes that a method takes beyond the loaded process, at ``batch_size`` rows of ``data.max_tokens``."""
+    settings, model = bench.loaded.settings, bench.model
+    if model is None or isinstance(settings.data, NoData):
+        return 0
+    plan = plan_of(settings, bench.spec, name)
+    return method_bytes(model, plan, batch_size, settings.data.max_tokens) + cache_bytes(bench, name)
+
+
+def cache_bytes(bench: Workbench, name: str) -> int:
+    """What a client that uses this method may come to keep of the layers below what it trains."""
+    settings, model = bench.loaded.settings, bench.model
+    if model is None:
+        return 0
+    plan, evaluation = plan_of(settings, bench.spec, name), settings.evaluation
+    budget = getattr(plan.training, "trunk_cache_mb", 0)
+    # whom spry gives which layers is not known yet: most have some below
+    kept = budget if model.has_trunk(plan.tensors) or plan.training.kind == "spry" else 0
+    kept += evaluation.trunk_cache_mb if evaluation.clients and model.has_trunk() else 0
+    return int(kept) << 20
+
+
+def evaluation_bytes(bench: Workbench) -> int:
+    """Bytes that an evaluation takes beyond the loaded process; 0 where clients do not evaluate."""
+    settings, model = bench.loaded.settings, bench.model
+    if model is None or isinstance(settings.data, NoData) or not settings.evaluation.clients:
+        return 0
+    tokens = settings.data.max_tokens
+    return inference_bytes(model, settings.evaluation.batch_size, tokens) + SCRATCH_BYTES
+
+
+def plan_of(settings: Federation, spec: StateSpec, name: str) -> ClientPlan:
+    """What a client that uses this method is asked, as far as it matters for what the method takes."""
+    method = settings.methods.get(name)
+    last = method.last_layers if method else None
+    return ClientPlan(
+        training=settings.trainings[name],
+        codec=settings.codec.up,
+        tensors=None if last is None else last_layers(spec, last),
+        rank=method.rank if method else None,
+        method=name,
+    )
+
+
+def resident_base(bench: Workbench) -> int:
+    """What this process holds now that a first, tiny pass has loaded what is loaded late."""
+    from headwater.training.memory_estimate import synthetic
+
+    if bench.model is not None:
+        with torch.inference_mode():
+            bench.model.forward(synthetic(bench.model, 1, 8))
+    return status_bytes("VmRSS")
+
+
+def nominal_base(bench: Workbench) -> int:
+    """The same for a device that is not there: libraries, and every parameter of the model."""
+    weights = {id(p): p for p in bench.model.network.parameters()} if bench.model is not None else {}
+    return PROCESS_BYTES + sum(p.numel() * p.element_size() for p in weights.values())
+
+
+def available_memory() -> int:
+    """What this process may use: the owner's cap on it, its control groups', or the machine's."""
+    cap, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    if cap != resource.RLIM_INFINITY:
+        found.append(cap)
+    return min(found + group_limits())
+
+
+def group_limits(root: Path = Path("/")) -> list[int]:
+    """Bytes that this process's control groups, and those around them, allow; version 2 and version 1.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+    """
+    found = []
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # not seen from here, or "max"
+                found.append(int((folder / name).read_text(encoding="ascii")))
+            if folder == top:
+                break
+    return found
+
+
+def status_bytes(key: str) -> int:
+    """A line of this process's status, such as ``VmRSS`` or ``VmHWM``, in bytes; 0 where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def return_freed_memory() -> None:
+    """From now on malloc gives blocks of 1 MiB and more back when they are freed.
+
+    glibc raises that limit to 32 MiB as a program goes, and activations then leave holes: a backprop step
+    of MiniLM (8×512) peaked 492 MiB above the loaded model, and 250 MiB with the limit fixed, which is
+    what it holds. Values do not change; a step may take somewhat longer. Nothing happens without glibc.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _THRESHOLD_BYTES)
+    except (OSError, AttributeError):
+        return
+
+
+def has_library(training: Training) -> bool:
+    """Whether what this training needs beyond torch is installed here."""
+    eight_bits = getattr(training, "optimizer", "") == "adamw8bit"
+    return not eight_bits or find_spec("bitsandbytes") is not None
+
+
+def step_seconds(bench: Workbench) -> Callable[[str, int], float]:
+    """How long a step of a method takes at a batch size: by two steps in this process."""
+    from headwater.client.device.measure import train_two_steps
+
+    def seconds(name: str, batch_size: int) -> float:
+        began = time.perf_counter()
+        steps = train_two_steps(bench, name, batch_size)
+        return (time.perf_counter() - began) / steps
+
+    return seconds
+
+
+def timed(costs: Mapping[str, MethodCost], seconds: Callable[[str, int], float]) -> dict[str, MethodCost]:
+    """The costs with ``step_s``. What fits and yet cannot be done here has none: it is not offered."""
+    found = {}
+    for name, cost in costs.items():
+        if not cost.batch_size:
+            found[name] = cost
+            continue
+        with contextlib.suppress(HeadwaterError, MemoryError):
+            found[name] = replace(cost, step_s=seconds(name, cost.batch_size))
+    return found

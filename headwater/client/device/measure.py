@@ -1,0 +1,131 @@
+"""What a method really takes here: ``python -P -m headwater.client.device.measure`` takes two steps.
+
+The process reads its task as JSON on standard input and writes what it found as JSON; so no measurement
+sees what another one left in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from headwater.config.federation import Federation, NoData
+from headwater.config.load import LoadedFederation
+from headwater.errors import HeadwaterError, TrainingError
+from headwater.training.context import Workbench
+
+_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What two steps took.
+
+    Args:
+        peak_bytes: resident memory of the process at its highest (VmHWM).
+        step_s: seconds of a step.
+        error: why there are no numbers; empty if there are.
+    """
+
+    peak_bytes: int = 0
+    step_s: float = 0.0
+    error: str = ""
+
+
+def measure(loaded: LoadedFederation, method: str, batch_size: int, *, timeout_s: float = 600.0) -> Measured:
+    """Two steps of ``method`` on synthetic batches of full rows, in a process of its own."""
+    task = {
+        "federation": loaded.settings.model_dump_json(),
+        "folder": str(loaded.folder),
+        "method": method,
+        "batch_size": batch_size,
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "headwater.client.device.measure"],
+            input=json.dumps(task),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Measured(error=f"not done within {timeout_s:g} s")
+    try:
+        return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError, TypeError):
+        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        return Measured(error=f"the process ended with {ended}: {done.stderr.strip()[-200:]}")
+
+
+def train_two_steps(bench: Workbench, name: str, batch_size: int) -> int:
+    """Train ``name`` on synthetic rows, two steps; how many there were.
+
+    Raises:
+        TrainingError: it diverged, or this machine cannot do it.
+    """
+    from headwater.client.device.costs import plan_of
+    from headwater.config.training import Passes
+    from headwater.data.batches import Example
+    from headwater.seeds.coefficients import directions_of
+    from headwater.seeds.keys import Key
+    from headwater.strategies.seeding import seed_plan
+    from headwater.training.cohort import TrainTask
+    from headwater.training.memory_estimate import synthetic
+
+    settings, model = bench.loaded.settings, bench.model
+    if model is None or isinstance(settings.data, NoData):
+        return _STEPS
+    plan, key = plan_of(settings, bench.spec, name), Key.root(0)
+    changes: dict[str, object] = {"batch_size": batch_size}
+    if isinstance(plan.training, Passes):
+        changes |= {"max_steps": _STEPS, "epochs": float(_STEPS)}
+    else:
+        changes["generations"] = _STEPS
+    training = plan.training.model_copy(update=changes)
+    seeds = seed_plan(training, 1)
+    directions = None if seeds is None else directions_of(seeds, key, bench.spec.numel)
+
+    plan = replace(plan, training=training, seeds=seeds)
+    rows = synthetic(model, _STEPS * batch_size, settings.data.max_tokens)
+    examples = [
+        Example(rows.tokens[i].numpy().astype("int32"), rows.targets[i].reshape(-1).numpy())
+        for i in range(len(rows))
+    ]
+    task = TrainTask("profile", bench.initial_state(), examples, plan, directions)
+    (result,) = bench.trainer(training).train([task], key=key)
+    if result.error is not None:
+        raise result.error
+    if result.delta is None:
+        raise TrainingError(f"method {name}", expected="an update of its two steps", got="none")
+    return max(1, result.steps)
+
+
+def main() -> int:
+    """Do the task on standard input."""
+    from headwater.client.device.costs import cache_bytes, resident_base, return_freed_memory, status_bytes
+
+    return_freed_memory()
+    task = json.loads(sys.stdin.read())
+    settings = Federation.model_validate_json(task["federation"])
+    try:
+        bench = Workbench.open(LoadedFederation(settings, Path(task["folder"])))
+        resident_base(bench)
+        # two steps hardly begin to fill a cache: as if it were full. Written to, for what is not is not there
+        cache = bytearray(b"\1") * cache_bytes(bench, task["method"])
+        began = time.perf_counter()
+        steps = train_two_steps(bench, task["method"], task["batch_size"])
+        seconds = (time.perf_counter() - began) / steps
+        print(json.dumps({"peak_bytes": status_bytes("VmHWM"), "step_s": seconds}))
+        del cache
+    except (HeadwaterError, MemoryError) as error:
+        print(json.dumps({"error": str(error)[:300] or "out of memory"}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

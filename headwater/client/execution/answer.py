@@ -1,0 +1,34 @@
+"""answer: one encoded request in, one encoded reply out, for every transport. No Flower."""
+
+from __future__ import annotations
+
+from headwater.client.execution.execute import evaluate, execute, introduce
+from headwater.client.execution.runtime import ClientRuntime
+from headwater.client.execution.store import ClientStore
+from headwater.proto.wire import decode_request
+from headwater.protocol.messages import ProfileRequest, TrainRequest
+
+
+def answer(envelope: bytes, state: bytes, client: str, store: ClientStore, runtime: ClientRuntime) -> bytes:
+    """The encoded reply to one encoded request: a cohort of one.
+
+    Args:
+        envelope: the request.
+        state: the state's body beside it.
+        client: whose node it came to; a request that names its client may come to any.
+        store: what the client keeps.
+        runtime: model and data.
+
+    Raises:
+        DecodeError: the bytes are not a request.
+        DataError: the client's data cannot be used, on a device.
+        StorageError, InternalError: the end of a simulation: see :mod:`headwater.client.execution.faults`.
+    """
+    request = decode_request(envelope, state)
+    if isinstance(request, ProfileRequest):
+        return introduce(client, runtime)
+    if isinstance(request, TrainRequest):
+        (result,) = execute([request], store, runtime)
+    else:
+        (result,) = evaluate([request], store, runtime)
+    return result.data

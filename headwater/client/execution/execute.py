@@ -1,0 +1,285 @@
+"""execute: the one client path, for a device's cohort of one and a simulation's cohort of many.
+
+For each task: train, settle the error feedback of earlier rounds and add it, clip, encode, keep the new
+residual, answer. Coefficients of seeds are exact and bounded already: they are encoded as they are. A failure
+of one client is that client's answer; the others go on. :mod:`.faults` says what is one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from headwater.client.agent.advice import for_owner
+from headwater.client.execution.faults import contained
+from headwater.client.execution.runtime import ClientRuntime
+from headwater.client.execution.store import ClientStore
+from headwater.compression.feedback import FeedbackState, compensate, is_stale, repeat, sent, settle
+from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.seed_update import encode_scalars
+from headwater.compression.table import codec_for
+from headwater.errors import DataError, DecodeError, HeadwaterError, TrainingError
+from headwater.merging.coverage import covered
+from headwater.privacy.clip import clip_l2
+from headwater.proto.wire import decode_reply, encode_reply
+from headwater.protocol.failures import FailureCode, coded, failure_of
+from headwater.protocol.messages import (
+    ClientFailure,
+    EncodedUpdate,
+    EvaluateRequest,
+    Evaluation,
+    Payload,
+    TrainRequest,
+)
+from headwater.seeds.coefficients import Scalars, directions_of
+from headwater.seeds.keys import Key
+from headwater.state import AdapterState
+from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
+
+ESTIMATES = ("forward_gradient", "spry", "mezo", "blackbox")
+"""Methods whose noise only the client knows: their updates say how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A client's encoded reply: an update, an evaluation, or the failure that came instead."""
+
+    client: str
+    data: bytes
+
+
+def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRuntime) -> Iterator[Answer]:
+    """Train every task's client; yield one answer per task, as each is ready.
+
+    A task that was answered before is answered with the same bytes, without training. All tasks
+    must be of one round; those of one kind of training are trained together.
+    """
+    ready: dict[str, list[tuple[TrainRequest, TrainTask]]] = {}
+    for request in tasks:
+        try:
+            runtime.check(request)
+            if request.round != tasks[0].round:
+                raise DecodeError("cohort", expected=f"round {tasks[0].round}", got=f"{request.round}")
+            if (data := _answered(request, store, runtime)) is not None:
+                yield Answer(request.client, data)
+                continue
+            task = _task(request, store, runtime)
+            ready.setdefault(request.plan.training.kind, []).append((request, task))
+        except Exception as error:
+            yield _failure(request, error, runtime)
+    for cohort in ready.values():
+        yield from _train(cohort, store, runtime)
+
+
+def _train(
+    cohort: Sequence[tuple[TrainRequest, TrainTask]], store: ClientStore, runtime: ClientRuntime
+) -> Iterator[Answer]:
+    """One cohort of one kind of training."""
+    first = cohort[0][0]
+    trainer = runtime.bench.trainer(first.plan.training)
+    started = time.perf_counter()
+    key = runtime.root.child("round", first.round)
+    doing = f"train in round {first.round}"
+    results = _results(trainer, [task for _, task in cohort], key, doing, runtime)
+    for (request, _), result in zip(cohort, results, strict=True):
+        try:
+            seconds = time.perf_counter() - started
+            answer = Answer(request.client, _update(request, result, seconds, store, runtime))
+        except Exception as error:
+            answer = _failure(request, error, runtime)
+        yield answer  # outside: what its receiver raises is not the client's
+        started = time.perf_counter()
+
+
+def _results(
+    trainer: CohortTrainer, tasks: Sequence[TrainTask], key: Key, doing: str, runtime: ClientRuntime
+) -> Iterator[TrainResult]:
+    """One for each task. What ends one task ends that task only: the others are trained without it."""
+    while tasks:
+        done = 0
+        try:
+            for result in trainer.train(tasks, key=key):
+                done += 1
+                yield result
+            return
+        except Exception as error:
+            failed = tasks[done]
+            why = _contained(error, failed.client, doing, runtime)
+        yield TrainResult(failed.client, None, len(failed.examples), error=why)
+        tasks = tasks[done + 1 :]
+
+
+def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> TrainTask:
+    examples, plan = runtime.data.client(request.client).train, request.plan
+    directions = None
+    if plan.seeds is not None:
+        directions = directions_of(plan.seeds, runtime.root, runtime.bench.spec.numel)
+    return TrainTask(request.client, runtime.state(request, store), examples, plan, directions)
+
+
+def _failure(request: TrainRequest | EvaluateRequest, error: Exception, runtime: ClientRuntime) -> Answer:
+    doing = "train" if isinstance(request, TrainRequest) else "evaluate"
+    why = _contained(error, request.client, f"{doing} in round {request.round}", runtime)
+    failure = ClientFailure(request.client, request.round, str(why), request.run, failure_of(why))
+    return Answer(request.client, encode_reply(failure))
+
+
+def _contained(error: Exception, client: str, doing: str, runtime: ClientRuntime) -> HeadwaterError:
+    """The client's failure that ``error`` is; raises what is none."""
+    if runtime.simulated:
+        return contained(error, client, doing)
+    if isinstance(error, DataError):
+        return for_owner(error)
+    if isinstance(error, HeadwaterError):
+        return error
+    raise error
+
+
+def _keeps_residual(request: TrainRequest) -> bool:
+    return request.plan.codec.kind == "compeft" and request.plan.codec.error_feedback
+
+
+def _answered(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> bytes | None:
+    """The bytes this task was answered with before, if it was."""
+    if not _keeps_residual(request):
+        return None  # nothing is kept: training again gives the same update
+    feedback = store.load(request.client, runtime.bench.spec)
+    _require_current(feedback, request)
+    data = repeat(feedback, request.round)
+    if data is None:
+        return None
+    before = decode_reply(data, max_bytes=len(data))
+    if isinstance(before, EncodedUpdate) and before.base_sha256 == request.state_sha256:
+        return data
+    return None  # the organiser went back in the middle of the round: that update is of no use any more
+
+
+def _require_current(feedback: FeedbackState, request: TrainRequest) -> None:
+    if is_stale(feedback, request.round):
+        raise DecodeError(
+            f"client {request.client}", expected="a round after those answered", got=f"round {request.round}"
+        )
+
+
+def _update(
+    request: TrainRequest, result: TrainResult, seconds: float, store: ClientStore, runtime: ClientRuntime
+) -> bytes:
+    """Feed back, clip, encode; the store has the new residual before the update leaves."""
+    learned, spec = result.delta, runtime.bench.spec
+    if result.error is not None or learned is None:
+        raise result.error or DecodeError(f"client {request.client}", expected="a delta", got="none")
+    if isinstance(learned, Scalars) != (request.plan.seeds is not None):
+        expected = "a delta" if request.plan.seeds is None else "scalars"
+        raise TrainingError(f"client {request.client}", expected=expected, got="the other")
+    key = runtime.root.child("round", request.round, "client", request.client, "codec")
+    feedback = None
+    if _keeps_residual(request):
+        stored = store.load(request.client, spec)
+        _require_current(stored, request)  # a newer task may have been answered while this one trained
+        feedback = settle(stored, request.accepted_round)
+        if isinstance(learned, Scalars) and stored == FeedbackState():
+            feedback = None  # a client that only ever sends scalars has no residual
+    # of a residual that an earlier delta left, scalars carry nothing
+    held = AdapterState.zeros(spec) if isinstance(learned, Scalars) else learned
+    if feedback is not None:
+        held = compensate(feedback, held)
+    shrunk = 1.0
+    if isinstance(learned, Scalars):
+        payload = _encode_scalars(request, learned)
+    else:
+        payload, shrunk = _encode_delta(request, held, key)
+    statistics = {
+        name: LogQuantCodec().encode(values, key=key.child(name))
+        for name, values in result.statistics.items()
+    }
+    data = encode_reply(
+        EncodedUpdate(
+            run=request.run,
+            round=request.round,
+            client=request.client,
+            spec=request.spec,
+            base_sha256=request.state_sha256,
+            delta=payload,
+            statistics=statistics,
+            examples=result.examples,
+            steps=result.steps,
+            metrics={
+                **result.metrics,
+                **runtime.metrics,
+                **_noise(request, result, shrunk),
+                "seconds": seconds,
+            },
+        )
+    )
+    if feedback is not None:
+        scalar = isinstance(learned, Scalars)
+        arrives = AdapterState.zeros(spec) if scalar else codec_for(request.plan.codec).decode(payload, spec)
+        store.save(request.client, sent(feedback, request.round, held, arrives, data))
+    return data
+
+
+def _encode_scalars(request: TrainRequest, scalars: Scalars) -> Payload:
+    assert request.plan.seeds is not None
+    scalars.require(request.plan.seeds, f"client {request.client}")
+    return encode_scalars(scalars)
+
+
+def _encode_delta(request: TrainRequest, held: AdapterState, key: Key) -> tuple[Payload, float]:
+    """What is sent of ``held``, within the covered part and the bound, and how much the bound shortens it."""
+    plan, delta, shrunk = request.plan, held, 1.0
+    if (mask := covered(held.spec, plan.tensors, plan.rank)) is not None:
+        values = held.vector()
+        # after feedback: a residual's uncovered part stays where it is
+        delta = AdapterState.from_vector(held.spec, torch.where(mask, values, torch.zeros_like(values)))
+    if plan.clip_l2 is not None:
+        delta, norm = clip_l2(delta, plan.clip_l2)  # after feedback: what is sent is within the bound
+        shrunk = min(1.0, plan.clip_l2 / norm) if norm else 1.0
+    return codec_for(plan.codec).encode(delta, key=key), shrunk
+
+
+def _noise(request: TrainRequest, result: TrainResult, shrunk: float) -> dict[str, float]:
+    """The metric ``noise`` of a method that draws directions of its own: of the update as it is sent."""
+    if request.plan.training.kind not in ESTIMATES:
+        return {}
+    if not 0 <= result.noise < math.inf:
+        error = TrainingError(
+            f"client {request.client}",
+            expected="a finite noise of at least 0",
+            got=str(result.noise),
+            hint="The run diverged: lower the learning rate.",
+        )
+        raise coded(error, FailureCode.DIVERGED)
+    return {"noise": float(result.noise) * shrunk**2}
+
+
+def evaluate(
+    tasks: Sequence[EvaluateRequest], store: ClientStore, runtime: ClientRuntime
+) -> Iterator[Answer]:
+    """Evaluate every task's state on its client's validation split; 0 examples where it has none."""
+    for request in tasks:
+        try:
+            runtime.check(request)
+            examples = runtime.data.client(request.client).validation
+            count, metrics = 0, dict[str, float]()
+            if examples:
+                count, metrics = runtime.bench.evaluate(runtime.state(request, store), examples)
+            reply = Evaluation(request.client, request.round, count, metrics, request.run)
+            answer = Answer(request.client, encode_reply(reply))
+        except Exception as error:
+            answer = _failure(request, error, runtime)
+        yield answer
+
+
+def introduce(client: str, runtime: ClientRuntime) -> bytes:
+    """The client's encoded profile; in a simulation, the failure by name that came instead."""
+    try:
+        return encode_reply(runtime.profile(client))
+    except Exception as error:
+        why = _contained(error, client, "read its data", runtime)
+        if not runtime.simulated:
+            raise  # a device's data quote rows: its worker says what leaves
+        return encode_reply(ClientFailure(client, 0, str(why), runtime.run, failure_of(why)))

@@ -1,0 +1,152 @@
+"""ClientRuntime: what a process needs to work for clients: the model, their data, the root key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from headwater import __version__
+from headwater.client.device.costs import device_profile
+from headwater.client.execution.seed_replay import Replay
+from headwater.client.execution.store import ClientStore
+from headwater.client.policy import Policy
+from headwater.compression.seed_state import SEEDS
+from headwater.compression.table import codec_by_id
+from headwater.config import LoadedFederation
+from headwater.config.assignment import simulated_memory_mb
+from headwater.data.federated import FederatedData
+from headwater.errors import DecodeError
+from headwater.protocol.messages import ClientProfile, EvaluateRequest, TrainRequest
+from headwater.seeds.keys import Key
+from headwater.state import AdapterState
+from headwater.training.context import Workbench
+
+
+def run_id(loaded: LoadedFederation) -> str:
+    """The id of a run of this federation with its seed: 32 hex digits."""
+    text = f"{loaded.sha256()}:{loaded.settings.federation.seed}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass
+class ClientRuntime:
+    """One per process, for any number of clients.
+
+    Args:
+        run: id of the run.
+        bench: model and trainers.
+        data: of the clients.
+        root: the federation's root key.
+        metrics: what every update of this process says besides; nothing in a simulation.
+        simulated_memory_mb: of each client whose device is a simulated one.
+        policy: what the owner allows; everything without.
+        simulated: whether the run's clients share this process and its disk. Then an exception of one is its
+            failure, and a full disk ends the run: :mod:`headwater.client.execution.faults`.
+    """
+
+    run: str
+    bench: Workbench
+    data: FederatedData
+    root: Key
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    simulated_memory_mb: Mapping[str, int] = field(default_factory=dict)
+    policy: Policy | None = None
+    simulated: bool = False
+
+    def __post_init__(self) -> None:
+        self._last: tuple[str, bytes, AdapterState] | None = None
+        self._replay: Replay | None = None
+
+    @staticmethod
+    def open(
+        loaded: LoadedFederation, bench: Workbench | None = None, *, check: bool = True
+    ) -> ClientRuntime:
+        """For a simulation: load the base model (unless ``bench`` has it) and the data of all clients.
+
+        Args:
+            loaded: the federation.
+            bench: its base model, if this process has it.
+            check: tokenise every row now; False in a worker, whose parent has done so.
+        """
+        bench = bench or Workbench.open(loaded)
+        root = Key.root(loaded.settings.federation.seed)
+        data = FederatedData.open(loaded, bench.tokenizer, root, check=check)
+        settings = loaded.settings
+        memory = simulated_memory_mb(settings.assignment, data.clients, settings.federation.seed)
+        return ClientRuntime(run_id(loaded), bench, data, root, simulated_memory_mb=memory, simulated=True)
+
+    def profile(self, client: str) -> ClientProfile:
+        """What the server may know about ``client`` before the first round."""
+        data, settings = self.data.client(client), self.bench.loaded.settings
+
+        def allowed(method: str, batch_size: int) -> bool:
+            return self.policy is None or self.policy.allows(settings, method, len(data.train), batch_size)
+
+        return ClientProfile(
+            client=client,
+            train_examples=len(data.train),
+            validation_examples=len(data.validation),
+            model_sha256=self.bench.base_sha256,
+            spec=self.bench.spec.fingerprint(),
+            run=self.run,
+            version=__version__,
+            device=device_profile(
+                self.bench, simulated_memory_mb=self.simulated_memory_mb.get(client), allowed=allowed
+            ),
+        )
+
+    def check(self, request: TrainRequest | EvaluateRequest) -> None:
+        """Raise ``DecodeError`` unless the request is of this run, this adapter and a known client."""
+        if request.run != self.run:
+            raise DecodeError(f"client {request.client}", expected=f"run {self.run}", got=request.run)
+        if request.spec != self.bench.spec.fingerprint():
+            raise DecodeError(
+                f"client {request.client}",
+                expected=f"adapter spec {self.bench.spec.fingerprint()[:12]}",
+                got=request.spec[:12],
+                hint="Server and client must use the same model and [adapter] table.",
+            )
+        if request.client not in self.data.clients:
+            raise DecodeError(
+                f"client {request.client}", expected="a client with data here", got="an unknown name"
+            )
+
+    def state(self, request: TrainRequest | EvaluateRequest, store: ClientStore) -> AdapterState:
+        """The request's global state, checked against its hash. The last one is kept decoded.
+
+        Where it is made of coefficients of seeds, ``store`` has the client's: they are in it before this
+        returns, so that nothing the client answers is more than it has.
+
+        Raises:
+            DecodeError: bytes that are no state, or not the one that they claim to be.
+            StorageError: the coefficients cannot be kept.
+        """
+        if request.state.codec == SEEDS:
+            return self._rebuilt(request, store)
+        if self._last and self._last[0] == request.state_sha256 and self._last[1] == request.state.body:
+            return self._last[2]
+        state = codec_by_id(request.state.codec).decode(request.state, self.bench.spec)
+        _require_hash(state, request)
+        self._last = (request.state_sha256, request.state.body, state)
+        return state
+
+    def _rebuilt(self, request: TrainRequest | EvaluateRequest, store: ClientStore) -> AdapterState:
+        self._replay = self._replay or Replay(self.bench.initial_state(), self.root)
+        rebuilt = self._replay.rebuild(request.state, request.client, store)
+        if not (self._last and self._last[0] == request.state_sha256 and self._last[2] is rebuilt.state):
+            _require_hash(rebuilt.state, request)
+            self._last = request.state_sha256, request.state.body, rebuilt.state
+        version = request.round - 1 if isinstance(request, TrainRequest) else request.round
+        if version >= 1:
+            store.save_sums(request.client, version, rebuilt.sums, rebuilt.base)
+        return rebuilt.state
+
+
+def _require_hash(state: AdapterState, request: TrainRequest | EvaluateRequest) -> None:
+    if state.sha256() != request.state_sha256:
+        raise DecodeError(
+            f"client {request.client}: global state",
+            expected=f"sha256 {request.state_sha256[:12]}",
+            got=state.sha256()[:12],
+        )

@@ -1,0 +1,134 @@
+"""ClientStore: what a client keeps between rounds: its error feedback, and the seeds' coefficients."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+from headwater.client.execution.seed_state_file import (
+    Versions,
+    same,
+    sums_from_bytes,
+    sums_to_bytes,
+    with_version,
+)
+from headwater.compression.feedback import FeedbackState, from_bytes, to_bytes
+from headwater.errors import StorageError
+from headwater.files import clear_temporaries, file_name, write_atomically
+from headwater.seeds.directions import Integers
+from headwater.state import StateSpec
+
+
+class ClientStore(ABC):
+    """Feedback states and versions of coefficients by client name."""
+
+    @abstractmethod
+    def load(self, client: str, spec: StateSpec) -> FeedbackState:
+        """The state last saved; the empty one for a new client.
+
+        Raises:
+            StorageError: what is stored is damaged or cannot be read.
+            SpecMismatch: it is of another spec.
+        """
+
+    @abstractmethod
+    def save(self, client: str, state: FeedbackState) -> None:
+        """Replace the client's state: whole or not at all.
+
+        Raises:
+            StorageError: it could not be written; the old one is intact.
+        """
+
+    @abstractmethod
+    def load_sums(self, client: str) -> Mapping[int, Integers]:
+        """The coefficients that are kept, by version.
+
+        Empty for a new client, and where what is stored is damaged: the server can send everything again.
+        """
+
+    @abstractmethod
+    def save_sums(self, client: str, version: int, sums: Integers, base: int = 0) -> None:
+        """Keep the coefficients of ``version``, whole or not at all. The least recently used one gives way.
+
+        Args:
+            client: whose.
+            version: of the coefficients, at least 1.
+            sums: int64 [n].
+            base: the version that they were made from, which stays: until it hears an answer, the server
+                sends what changed since that one. 0 for none.
+
+        Raises:
+            StorageError: it could not be written; what was kept is intact.
+        """
+
+
+class MemoryStore(ClientStore):
+    """Keeps states as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, FeedbackState] = {}
+        self._sums: dict[str, Versions] = {}
+
+    def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
+        return self._states.get(client, FeedbackState())
+
+    def save(self, client: str, state: FeedbackState) -> None:  # noqa: D102 - inherited
+        self._states[client] = state
+
+    def load_sums(self, client: str) -> Mapping[int, Integers]:  # noqa: D102 - inherited
+        return dict(self._sums.get(client, ()))
+
+    def save_sums(self, client: str, version: int, sums: Integers, base: int = 0) -> None:  # noqa: D102 - inherited
+        self._sums[client] = with_version(self._sums.get(client, ()), version, sums, base)
+
+
+class DirectoryStore(ClientStore):
+    """One file per client in a folder, and another one where it is sent coefficients.
+
+    Args:
+        folder: made when first written to.
+        durable: survive a power cut, as a device must; a simulation need only survive a kill. A durable
+            store is one process's own, and removes the temporary files that this process's death left.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self._folder, self._durable = folder, durable
+        if durable:
+            clear_temporaries(folder)
+
+    def _path(self, client: str, kind: str = "feedback") -> Path:
+        return self._folder / f"{file_name(client)}.{kind}"
+
+    def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
+        path = self._path(client)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return FeedbackState()
+        except OSError as error:
+            raise StorageError(
+                f"reading {path}",
+                expected=f"the error feedback of client {client}",
+                got=error.strerror or str(error),
+                hint="Fix the rights or the disk; without the file, what this client held back is lost.",
+            ) from error
+        return from_bytes(data, spec)
+
+    def save(self, client: str, state: FeedbackState) -> None:  # noqa: D102 - inherited
+        write_atomically(self._path(client), to_bytes(state), durable=self._durable)
+
+    def load_sums(self, client: str) -> Mapping[int, Integers]:  # noqa: D102 - inherited
+        return dict(self._versions(client))
+
+    def save_sums(self, client: str, version: int, sums: Integers, base: int = 0) -> None:  # noqa: D102 - inherited
+        kept = self._versions(client)
+        after = with_version(kept, version, sums, base)
+        if not same(after, kept):  # a task that comes again writes nothing
+            write_atomically(self._path(client, "sums"), sums_to_bytes(after), durable=self._durable)
+
+    def _versions(self, client: str) -> Versions:
+        try:
+            return sums_from_bytes(self._path(client, "sums").read_bytes())
+        except OSError:  # as if there were none; a disk that is broken shows when it is written to
+            return ()

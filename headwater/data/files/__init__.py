@@ -1,0 +1,1 @@
+"""Rows of files: formats, encodings, layouts, folders of data sets."""

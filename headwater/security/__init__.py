@@ -1,0 +1,1 @@
+"""Who says so: keys, signatures, certificates and the enrolment of devices."""

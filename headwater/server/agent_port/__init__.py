@@ -1,0 +1,1 @@
+"""The port of the agents: HTTP, limits of connections, authentication of requests and replies."""

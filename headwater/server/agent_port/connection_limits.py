@@ -1,0 +1,176 @@
+"""Who may hold a connection to the fleet port: :class:`FleetServer`, uvicorn behind a doorman.
+
+A connection costs a file and some hundred KiB from the moment it is accepted, long before a request shows
+whose it is; a server that accepts all comers until its files are used up shuts its own agents out. Here a
+connection is a *stranger's* until the gate has proven a request on it. Strangers have a fixed number of
+places: where all are taken, the newest comer gets that of the oldest stranger, of the address that holds
+most of them. So whoever crowds the port pushes out himself, and a connection that an agent has proven is
+never given up for one that nobody has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import resource
+import socket
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+
+from headwater.server.agent_port.http_protocol import DeadlineProtocol
+
+STRANGERS = 256
+"""Connections at once on which no enrolled key was proven."""
+EACH = 16
+"""Connections at once of one client; an agent has five, and those of a broken line end with their time."""
+HANDSHAKE_S = 5.0
+"""Seconds for TLS to be agreed on."""
+_FILES = 2**16
+_BREATH_S = 0.05
+
+
+@dataclass(eq=False)
+class _Visitor:
+    """One connection."""
+
+    address: str
+    task: asyncio.Task[None] | None = None
+    protocol: DeadlineProtocol | None = None
+    name: str = ""
+
+    def leave(self) -> None:
+        """Be ended, at once."""
+        if self.protocol is not None and self.protocol.transport is not None:
+            self.protocol.transport.abort()
+        elif self.task is not None:
+            self.task.cancel()
+
+
+class Doorman:
+    """Accepts connections and keeps their number bounded. Lives in one event loop.
+
+    Args:
+        greet: makes a protocol for a connection.
+        config: whose TLS to speak.
+    """
+
+    def __init__(self, greet: Callable[[], DeadlineProtocol], config: uvicorn.Config) -> None:
+        self._greet, self._config = greet, config
+        self._strangers: dict[str, OrderedDict[_Visitor, None]] = {}
+        self._proven: dict[str, OrderedDict[_Visitor, None]] = {}
+        self._count = 0
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Accept until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listener)
+            except OSError:  # no file left, or the peer is gone
+                self._end_oldest()
+                await asyncio.sleep(_BREATH_S)
+                continue
+            visitor = _Visitor(network_of(address[0]))
+            self._strangers.setdefault(visitor.address, OrderedDict())[visitor] = None
+            self._count += 1
+            visitor.task = loop.create_task(self._welcome(visitor, connection))
+            if self._count > STRANGERS:
+                self._end_oldest()
+
+    async def _welcome(self, visitor: _Visitor, connection: socket.socket) -> None:
+        def greet() -> DeadlineProtocol:
+            protocol = visitor.protocol = self._greet()
+            protocol.proven = lambda name: self._prove(visitor, name)
+            protocol.ended = lambda: self._forget(visitor)
+            return protocol
+
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                greet, connection, ssl=self._config.ssl, ssl_handshake_timeout=HANDSHAKE_S
+            )
+        except (OSError, asyncio.CancelledError):  # it does not speak TLS with us, or had to go
+            self._forget(visitor)
+            connection.close()
+
+    def _prove(self, visitor: _Visitor, name: str) -> None:
+        """A request of ``name`` was let in on this connection."""
+        if visitor.name != name:
+            self._forget(visitor)
+            visitor.name = name
+            self._proven.setdefault(name, OrderedDict())[visitor] = None
+        mine = self._proven[name]
+        mine.move_to_end(visitor)
+        if len(mine) > EACH:
+            self._end(next(iter(mine)))
+
+    def _end_oldest(self) -> None:
+        """Give up the oldest stranger of the address with most of them."""
+        crowd = max(self._strangers.values(), key=len, default=None)
+        if crowd:
+            self._end(next(iter(crowd)))
+
+    def _end(self, visitor: _Visitor) -> None:
+        self._forget(visitor)
+        visitor.leave()
+
+    def _forget(self, visitor: _Visitor) -> None:
+        kind, key = (self._proven, visitor.name) if visitor.name else (self._strangers, visitor.address)
+        group = kind.get(key, OrderedDict())
+        if visitor in group:
+            del group[visitor]
+            self._count -= not visitor.name
+        if not group:
+            kind.pop(key, None)
+
+
+class FleetServer(uvicorn.Server):
+    """uvicorn, whose listening sockets a :class:`Doorman` attends to.
+
+    Args:
+        config: from :func:`headwater.server.agent_port.http_protocol.fleet_port`.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on ``sockets``."""
+        await super().startup(sockets=[])
+        _more_files()
+        doorman = Doorman(self._greet, self.config)
+        self._accepting = []
+        for listener in sockets or []:
+            listener.listen(self.config.backlog)
+            listener.setblocking(False)
+            self._accepting.append(asyncio.create_task(doorman.accept(listener)))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, end what is open."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    def _greet(self) -> DeadlineProtocol:
+        return DeadlineProtocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+
+def network_of(host: str) -> str:
+    """What one party may have of many addresses: an IPv4 address, or an IPv6 network of 64 bits."""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+            return str(ipaddress.ip_network((address, 64), strict=False))
+    return host
+
+
+def _more_files() -> None:
+    """Most systems let a process open 1,024 files, and more if it asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

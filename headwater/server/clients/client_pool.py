@@ -1,0 +1,105 @@
+"""Who can take part: :class:`Members`, and :class:`Introduced` for those who were asked once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from headwater.errors import HeadwaterError
+from headwater.protocol.messages import ClientProfile, DeviceProfile, MethodCost, Request
+from headwater.server.clients.exchange import Exchange, Incoming
+
+AWAY_S = 90.0
+"""So long a client that went away is waited for where only its evaluation is missing, and one that has not
+been here since the daemon began. Agents try to come back at least once a minute."""
+
+
+class Members(ABC):
+    """The clients of a run and the way to them.
+
+    Attributes:
+        exchange: requests go out and replies come in here.
+    """
+
+    exchange: Exchange
+
+    @abstractmethod
+    def profiles(self) -> Mapping[str, ClientProfile]:
+        """Every client that has said what it has and may take part, by name, sorted."""
+
+    @abstractmethod
+    def ready(self) -> Mapping[str, ClientProfile]:
+        """Those of them that can be reached now."""
+
+    def is_away(self, client: str) -> bool:
+        """Whether the client has left, or is not heard of any more: what it is asked would wait for it.
+
+        One that has not been here since the process began is given :data:`AWAY_S` to come back. Nobody
+        is ever away in a simulation.
+        """
+        return False
+
+    def missing(self) -> Mapping[str, str]:
+        """Who may take part and is not among :meth:`ready`, by name, sorted: why not, in a few words."""
+        return {}
+
+    def lost(self) -> Mapping[str, str]:
+        """Clients that cannot take part, and why: failures by name of every round."""
+        return {}
+
+    @abstractmethod
+    def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:
+        """Replies to requests of these kinds that are there now. Introductions are dealt with on the way."""
+
+    @abstractmethod
+    def doubt(self, client: str, error: HeadwaterError) -> None:
+        """``error`` says why the client cannot work (``NOT_READY``): introduce it anew where that can be."""
+
+
+class Introduced(Members):
+    """Clients that were there at the start and stay: a simulation's.
+
+    Args:
+        exchange: with their nodes.
+        profiles: by name.
+        lost: who did not get so far, and why.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        profiles: Mapping[str, ClientProfile],
+        lost: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.exchange, self._profiles = exchange, dict(sorted(profiles.items()))
+        self._lost = dict(sorted(lost.items()))
+
+    def lost(self) -> Mapping[str, str]:  # noqa: D102 - inherited
+        return self._lost
+
+    def profiles(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
+        return self._profiles
+
+    def ready(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
+        return self._profiles
+
+    def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:  # noqa: D102 - inherited
+        return self.exchange.poll(*kinds)
+
+    def doubt(self, client: str, error: HeadwaterError) -> None:
+        """Nothing: who was introduced once knows the run."""
+
+
+def profile_from(row: Mapping[str, Any]) -> ClientProfile:
+    """A profile out of what ``dataclasses.asdict`` made of it, and JSON of that.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
+    device = row.get("device")
+    if device is not None:
+        costs = {name: MethodCost(**cost) for name, cost in device["costs"].items()}
+        device = DeviceProfile(**{**device, "costs": costs})
+    return ClientProfile(**{**row, "device": device})

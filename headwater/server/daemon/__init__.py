@@ -1,0 +1,1 @@
+"""The server process: ports, the queue of runs, the control service. Entry: :mod:`.daemon`."""

@@ -1,0 +1,394 @@
+"""The organiser's daemon, ``headwater server run DIR``: :func:`run`.
+
+One process with three ports::
+
+    fleet    TLS       Gate ─ FleetLink          agents; the only port that others must reach
+    control  mutual TLS   gRPC ─ Office          the organiser's commands
+    web      loopback, token   web ─ Office      status page, Prometheus
+
+and one thread, this one, that works on the runs, one after the other. All that must last is in the
+workspace's files; what Flower holds of it is rebuilt at each start. So a kill at any moment costs at
+most what was not yet accepted, and nothing grows with the rounds.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from headwater import __version__
+from headwater.config.daemon import split_address
+from headwater.errors import ConfigError, HeadwaterError, StorageError
+from headwater.flower.fleet_server import FleetLink
+from headwater.proto.control import serve
+from headwater.security.certificates import days_left
+from headwater.security.signing import PublicIdentity
+from headwater.server.agent_port.connection_limits import FleetServer
+from headwater.server.agent_port.http_protocol import fleet_port
+from headwater.server.agent_port.reply_auth import Door
+from headwater.server.agent_port.request_auth import Gate, Limits
+from headwater.server.clients.run_control import Interrupted
+from headwater.server.daemon.control_service import Office
+from headwater.server.daemon.logs import log_to
+from headwater.server.monitoring.counters import ClientFacts
+from headwater.server.monitoring.monitor import Monitor
+from headwater.server.status_page.app import make_app
+from headwater.server.status_page.serve import serving
+from headwater.server.storage.run_folder import RunFolder
+from headwater.server.workspace.last_seen import EVERY_S, LastSeen
+from headwater.server.workspace.registry import ClientRecord, ClientRegistry
+from headwater.server.workspace.run_queue import RunBook, RunEntry
+from headwater.server.workspace.workspace import Workspace
+
+if TYPE_CHECKING:  # torch and transformers: not before the first run
+    from headwater.server.daemon.run_job import RunJob
+
+LOG = logging.getLogger("headwater.server")
+AGAIN_S = 60.0
+"""A run that a full disk stopped is tried again after this long."""
+GRACE_S = 15.0
+"""A daemon that was told to end and is still at work (evaluating) after this long ends all the same."""
+QUIET_S = 0.25
+
+
+def run(workspace: Workspace) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code, 1 if the fleet port died.
+
+    Raises:
+        HeadwaterError: the workspace is not in order, or a port is taken.
+    """
+    settings = workspace.settings
+    with (
+        workspace.locked(),
+        log_to(workspace.log, most_bytes=settings.retention.log_bytes, files=settings.retention.logs),
+    ):
+        daemon = Daemon(workspace)
+        with daemon.serving(), _told_to_end(daemon):
+            LOG.info("headwater %s serves %s, pid %d", __version__, workspace.path, os.getpid())
+            for name, address in daemon.addresses.items():
+                LOG.info("%s port: %s", name, address)
+            for notice in workspace.notices():
+                LOG.warning("%s", notice)
+            daemon.work()
+        LOG.info("ended")
+    return 1 if daemon.failed else 0
+
+
+class Daemon:
+    """One start of the daemon.
+
+    Args:
+        workspace: open and locked.
+
+    Attributes:
+        addresses: of the three ports, once :meth:`serving`.
+        failed: whether it ended by itself, for want of a port.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        limits, self._keep = workspace.settings.limits, workspace.settings.retention.adapters
+        self._ending, self._awake = threading.Event(), threading.Event()
+        self._job: RunJob | None = None
+        self._again_s: dict[str, float] = {}
+        self.addresses: dict[str, str] = {}
+        self.failed = False
+        self._fleet: threading.Thread | None = None
+        self._registry: ClientRegistry = workspace.registry()
+        self._link = FleetLink(max_reply_bytes=lambda name: self._job.max_reply_bytes if self._job else 2**20)
+        self._last_seen, self._noted_s = LastSeen(workspace.last_seen), time.monotonic()
+        for record in self._registry.by_name().values():
+            self._enrol(record)
+        self._registry.on_change(self._enrol)
+        self._gate = Gate(
+            self._link.app,
+            self._link,
+            self._registry,
+            Limits(
+                bytes_per_hour=limits.bytes_per_hour,
+                requests_at_once=limits.requests_at_once,
+                body_s=limits.body_s,
+            ),
+        )
+        certificate, _ = workspace.credentials.server()
+        self._monitor = Monitor(
+            version=__version__,
+            clients=self._facts,
+            refused=self._gate.refusals,
+            certificate_days=lambda: int(days_left(certificate)),
+        )
+        self._book = RunBook(workspace.runs_book, workspace.runs)
+        self._office = Office(
+            self._book,
+            self._registry,
+            self._monitor,
+            lambda: self._job,
+            keep=self._keep,
+            wake=self._awake.set,
+        )
+        self._door = Door(self._registry, self._monitor.refused)
+
+    def end(self) -> None:
+        """Finish nothing, lose nothing: :meth:`work` returns soon."""
+        self._ending.set()
+        self._awake.set()
+
+    # --- ports ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Open the three ports; close them at the end.
+
+        Raises:
+            ConfigError: one is taken.
+        """
+        listen, credentials = self._workspace.settings.listen, self._workspace.credentials
+        for entry in self._book.entries():
+            self._restore(entry)
+        certificate, key = credentials.server()
+        with ExitStack() as stack:
+            host, port = split_address(listen.fleet)
+            folder = credentials.folder
+            config = fleet_port(
+                self._gate,
+                host=host,
+                port=port,
+                certificate=folder / "server.pem",
+                key=folder / "server.key",
+            )
+            self._fleet, self.addresses["fleet"] = stack.enter_context(_listening(config))
+            stack.callback(self.end)  # first of all that ends: then the port may
+            control = serve(
+                self._office,
+                listen.control,
+                server_cert=certificate,
+                server_key=key,
+                ca=credentials.ca(),
+            )
+            stack.callback(control.stop)
+            self.addresses["control"] = control.address
+            app = make_app(
+                self._office, self._monitor, token=credentials.web_token(), rounds=self._rounds_file
+            )
+            web = stack.enter_context(serving(app, split_address(listen.web)[1]))
+            self.addresses["web"] = f"http://127.0.0.1:{web}"
+            stack.callback(self._monitor.close)  # first: it ends those who watch
+            yield
+
+    def _rounds_file(self, run: str) -> Path | None:
+        path = RunFolder(self._workspace.runs / run).rounds
+        return path if path.exists() else None
+
+    def _restore(self, entry: RunEntry) -> None:
+        """Tell the monitor of a run of an earlier start."""
+        try:
+            self._office.announce(entry)
+            folder, loaded = self._book.open(entry.run)
+            self._office.recall(entry, folder, loaded)
+        except HeadwaterError as error:
+            self._monitor.error(f"run {entry.run}: {error}", run=entry.run)
+
+    # --- clients ----------------------------------------------------------------------------------
+
+    def _enrol(self, record: ClientRecord) -> None:
+        if record.revoked_at is None:
+            self._link.register(record.public.name, record.public.node_key)
+        else:
+            self._link.unregister(record.public.name)
+
+    def _is_enrolled(self, name: str) -> bool:
+        # asked of every client many times a second; a node is there exactly as long as its keys
+        return self._link.node_of(name) is not None
+
+    def _is_ending(self) -> bool:
+        self._note_seen_soon()
+        self._registry.refresh()  # the job asks this all the time: what another process revoked counts soon
+        if self._fleet is not None and not self._fleet.is_alive():
+            LOG.error("the fleet port has died: the daemon ends, to be started again")
+            self.failed = True
+            self._ending.set()
+        return self._ending.is_set()
+
+    def _note_seen_soon(self) -> None:
+        """Once in :data:`EVERY_S`: asked many times a second, of up to thousands of clients."""
+        if time.monotonic() >= self._noted_s + EVERY_S:
+            self._noted_s = time.monotonic()
+            self._note_seen()
+
+    def _note_seen(self, *, now: bool = False) -> None:
+        clock = time.monotonic()
+        seen = {name: self._link.seen(name) for name in self._link.names()}
+        self._last_seen.note({name: clock - at for name, at in seen.items() if at is not None}, now=now)
+
+    def _facts(self) -> Iterator[ClientFacts]:
+        online, now = self._link.online(), time.monotonic()
+        for name, record in self._registry.by_name().items():
+            seen = self._link.seen(name)
+            age_s = self._last_seen.age_s(name) if seen is None else now - seen
+            yield ClientFacts(
+                name,
+                _fingerprint(record.public),
+                revoked=record.revoked_at is not None,
+                online=name in online,
+                seen_s_ago=age_s,
+            )
+
+    # --- runs -------------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Work on the runs until told to end."""
+        try:
+            self._work()
+        finally:
+            self._note_seen(now=True)
+
+    def _work(self) -> None:
+        while not self._is_ending():
+            entry = self._next()
+            if entry is None:
+                self._awake.wait(QUIET_S)
+                self._awake.clear()
+            else:
+                self._do(entry)
+
+    def _next(self) -> RunEntry | None:
+        """The oldest run that can go on."""
+        now = time.monotonic()
+        for entry in self._book.entries():
+            goes_on = entry.state in ("queued", "running") or (entry.state == "failed" and entry.again)
+            # a disk so full that the book says "running" still must not be tried without a pause
+            rests = entry.state != "queued" and now < self._again_s.get(entry.run, now)
+            if goes_on and not rests:
+                return entry
+        return None
+
+    def _do(self, entry: RunEntry) -> None:
+        job: RunJob | None = None
+        self._again_s.pop(entry.run, None)
+        try:
+            from headwater.server.daemon.run_job import Network, RunJob
+
+            link = self._link
+            network = Network(
+                link.grid, _Nodes(link), self._door, link.sessions, self._is_enrolled, link.names
+            )
+            job = self._job = RunJob(
+                entry,
+                self._book,
+                network,
+                self._monitor,
+                keep=self._keep,
+                interrupted=self._is_ending,
+            )
+            job.run()
+        except Interrupted:
+            LOG.info("run %s goes on when the daemon is started again", entry.run)
+        except StorageError as error:
+            self._failed(entry, error, again=True)
+            self._again_s[entry.run] = time.monotonic() + AGAIN_S
+        except HeadwaterError as error:
+            self._failed(entry, error)
+        except Exception as error:  # a defect of ours: the daemon stays, with the other runs
+            LOG.exception("run %s", entry.run)
+            self._failed(entry, error)
+        finally:
+            self._job = None
+
+    def _failed(self, entry: RunEntry, error: Exception, *, again: bool = False) -> None:
+        self._monitor.run_state(entry.run, "failed", str(error))
+        try:
+            wished = bool(self._book.get(entry.run).wish)  # then it was to end anyway
+            self._book.set_state(entry.run, "failed", str(error), again=again and not wished)
+        except StorageError:  # a full disk: the book cannot say so either
+            self._again_s[entry.run] = time.monotonic() + AGAIN_S
+
+
+_fingerprint = functools.lru_cache(maxsize=2**14)(PublicIdentity.fingerprint)
+"""Costs a millisecond, and a status has one for each client."""
+
+
+class _Nodes(Mapping[str, int]):
+    """Flower's node id by client name, as it is now."""
+
+    def __init__(self, link: FleetLink) -> None:
+        self._link = link
+
+    def __getitem__(self, name: str) -> int:
+        node = self._link.node_of(name)
+        if node is None:
+            raise KeyError(name)
+        return node
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._link.online())
+
+    def __len__(self) -> int:
+        return len(self._link.online())
+
+
+@contextmanager
+def _listening(config: uvicorn.Config) -> Iterator[tuple[threading.Thread, str]]:
+    """Run uvicorn in a thread; yields it and the address that was really taken."""
+    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"fleet port {config.host}:{config.port}",
+            expected="a free port",
+            got=error.strerror or str(error),
+            hint="Stop what uses it, or choose another in server.toml: [listen] fleet.",
+        ) from None
+    server = FleetServer(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="fleet", daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    if not server.started:
+        listener.close()
+        raise ConfigError(
+            f"fleet port {config.host}:{config.port}",
+            expected="a web server that starts with the keys in secrets/",
+            got="an error, which logs/daemon.log has",
+            hint="If the server's certificate or key is at fault, make new ones: headwater server renew DIR",
+        )
+    try:
+        yield thread, "{}:{}".format(*listener.getsockname()[:2])
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+@contextmanager
+def _told_to_end(daemon: Daemon) -> Iterator[None]:
+    """SIGTERM and SIGINT end the daemon; what it cannot interrupt is left after a while."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        daemon.end()
+        timer = threading.Timer(GRACE_S, os._exit, (0,))  # as safe as a kill: nothing depends on an end
+        timer.daemon = True
+        timer.start()
+
+    old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {
+        number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

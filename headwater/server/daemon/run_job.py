@@ -1,0 +1,195 @@
+"""RunJob: one submitted run from its folder to its result, under a daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from flwr.serverapp import Grid
+
+from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.seed_update import scalars_max_bytes
+from headwater.compression.table import codec_for
+from headwater.config.federation import Federation
+from headwater.data.federated import FederatedData
+from headwater.errors import FederationStopped
+from headwater.proto.wire import MAX_ENVELOPE
+from headwater.seeds.keys import Key
+from headwater.server.clients.discovery import RollCall
+from headwater.server.clients.exchange import Exchange
+from headwater.server.events import Observer
+from headwater.server.metrics import metric_name
+from headwater.server.monitoring.monitor import Monitor
+from headwater.server.rounds.federation_server import FederationServer, Outcome
+from headwater.server.rounds.finish import finish
+from headwater.server.storage.adapter_versions import Versions
+from headwater.server.storage.durability import Deployment
+from headwater.server.storage.update_spool import Spool
+from headwater.server.workspace.required_inputs import require_inputs
+from headwater.server.workspace.run_queue import RunBook, RunEntry, Wish
+from headwater.strategies.seeding import round_seeds
+from headwater.training.context import Workbench
+
+SIGNATURE_BYTES = 1024
+"""What the signed envelope adds to a reply, with room."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a job needs of the daemon's network.
+
+    Args:
+        grid: messages to the enrolled clients' nodes.
+        nodes: Flower's node id by name; live.
+        open_reply: from an address and what arrived there to the reply.
+        sessions: clients that are online, each with a number that changes when it comes back.
+        enrolled: whether a name may take part.
+        names: all such names.
+    """
+
+    grid: Grid
+    nodes: Mapping[str, int]
+    open_reply: Callable[[str, bytes], bytes]
+    sessions: Callable[[], Mapping[str, int]]
+    enrolled: Callable[[str], bool]
+    names: Callable[[], Iterable[str]] = tuple
+
+
+class RunJob:
+    """The daemon's current work. :meth:`run` in one thread, wishes from any.
+
+    Args:
+        entry: the run.
+        book: where its state and its changes stand.
+        network: the way to the clients.
+        monitor: is told everything.
+        keep: how many adapter versions stay.
+        interrupted: True ends the job now, to go on after a restart.
+    """
+
+    def __init__(
+        self,
+        entry: RunEntry,
+        book: RunBook,
+        network: Network,
+        monitor: Monitor,
+        *,
+        keep: int,
+        interrupted: Callable[[], bool],
+    ) -> None:
+        self.entry = entry
+        self._book, self._network, self._monitor = book, network, monitor
+        self._keep, self._interrupted = keep, interrupted
+        self.folder, self.loaded = book.open(entry.run)
+        self.bench: Workbench | None = None
+        self.versions = Versions.of_run(self.folder.path, keep)
+        self.max_reply_bytes = 2**20
+        self._wish: Wish = entry.wish
+        self._changed: tuple[Mapping[str, str], Federation] | None = None
+
+    def wish(self, what: Literal["pause", "stop"]) -> None:
+        """End the open round, then pause or stop."""
+        self._wish = what
+
+    def run(self) -> None:
+        """Until the run ends, is paused, or the daemon is interrupted.
+
+        Raises:
+            Interrupted: the daemon ends.
+            HeadwaterError: the run cannot go on.
+        """
+        if not self._book.begin(self.entry.run):
+            return
+        self._monitor.run_state(self.entry.run, "running")
+        settings = self._settings()
+        for told in require_inputs(self.loaded, f"headwater server resume DIR {self.entry.run}"):
+            self._monitor.notice(told, run=self.entry.run)
+        with self.folder.locked():
+            bench = self.bench = Workbench.open(self.loaded)
+            self.max_reply_bytes = reply_bound(settings, bench)
+            root = Key.root(settings.federation.seed)
+            data = FederatedData.held_out(self.loaded, bench.tokenizer, root)
+            self.folder.keep_inputs(base=bench.base_sha256, data=data.sha256)
+            self._monitor.run_restored(self.entry.run, self.folder.read_rounds(), metric_name(settings))
+            server = FederationServer(
+                replace(self.loaded, settings=settings),
+                self.entry.run,
+                bench,
+                self.folder,
+                test=data.test(),
+                observer=self._observer,
+                should_stop=lambda: bool(self._wish),
+                deployment=self._deployment(),
+                known_as=self.entry.known_as,
+            )
+            network = self._network
+            members = RollCall(
+                Exchange(network.grid, network.nodes, network.open_reply, self._observer),
+                self.entry.known_as,
+                self.loaded.settings,
+                bench,
+                network.sessions,
+                network.enrolled,
+                self.folder.path / "state" / "profiles.json",
+                server.watch,
+                network.names,
+            )
+            try:
+                outcome = server.serve(members)
+            except FederationStopped:
+                if not self._wish:
+                    raise
+                state: Literal["paused", "stopped"] = "paused" if self._wish == "pause" else "stopped"
+                self._set(state, "by the organiser, before round 1")  # nothing to export
+                return
+            finally:
+                members.exchange.forget_all()
+            self._finish(outcome, bench)
+
+    @property
+    def _observer(self) -> Observer:
+        return self._monitor.observer(self.entry.run)
+
+    def _deployment(self) -> Deployment:
+        state = self.folder.path / "state"
+        return Deployment(
+            spool=Spool(state / "spool", notice=lambda text: self._monitor.error(text, run=self.entry.run)),
+            versions=self.versions,
+            roster=state / "open_round.json",
+            settings=self._settings,
+            rollback=lambda: self._book.get(self.entry.run).rollback,
+            rolled_back=self._rolled_back,
+            interrupted=self._interrupted,
+        )
+
+    def _settings(self) -> Federation:
+        """The federation with the organiser's changes; asked often, so read only when they change."""
+        changes = self._book.get(self.entry.run).changes
+        if self._changed is None or self._changed[0] != changes:
+            self._changed = changes, self._book.settings(self._book.get(self.entry.run))
+        return self._changed[1]
+
+    def _rolled_back(self) -> None:
+        self._book.wish_rollback(self.entry.run, None)
+
+    def _finish(self, outcome: Outcome, bench: Workbench) -> None:
+        if outcome.reason == "stopped" and self._wish == "pause":
+            self._set("paused", "by the organiser")
+            return
+        finish(self.loaded, self.folder, bench, outcome, engine="server", notices=bench.notices)
+        ends = {"rounds": "all rounds are done", "patience": "no better adapter came"}
+        self._set("finished" if outcome.finished else "stopped", ends.get(outcome.reason, "by the organiser"))
+
+    def _set(self, state: Literal["paused", "finished", "stopped"], reason: str) -> None:
+        self._book.set_state(self.entry.run, state, reason)
+        self._monitor.run_state(self.entry.run, state, reason)
+
+
+def reply_bound(settings: Federation, bench: Workbench) -> int:
+    """Bytes that one client's reply may have in this federation."""
+    fisher = LogQuantCodec().max_bytes(bench.spec) if settings.strategy.kind == "fisher" else 0
+    seeds = round_seeds(settings, 1)
+    scalars = 0 if seeds is None else scalars_max_bytes(seeds)
+    values = max(codec_for(settings.codec.up).max_bytes(bench.spec), scalars)
+    return values + fisher + MAX_ENVELOPE + SIGNATURE_BYTES

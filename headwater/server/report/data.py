@@ -1,0 +1,263 @@
+"""What the report says, apart from how it looks: :func:`read_run` turns a run folder into :class:`Run`.
+
+Nothing in the files is relied on: a missing key, a None or a NaN becomes an absent value.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from headwater.server.report.svg import Point
+from headwater.server.storage.run_folder import RunFolder
+from headwater.text import LOWER_IS_BETTER, finite, plain
+
+MOST_COLUMNS = 240
+"""Rounds that charts and the table of rounds show; of more, every k-th."""
+MOST_LINES = 12
+"""Clients drawn one by one; of more, quantiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Clients' values in one round: least, quartiles, greatest."""
+
+    round: int
+    least: float
+    lower: float
+    median: float
+    upper: float
+    greatest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One client over the whole run; sums over the rounds it was asked in."""
+
+    name: str
+    rounds: int
+    examples: float | None
+    metric: float | None
+    loss: float | None
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    failures: int
+    reason: str
+    method: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder's content.
+
+    Args:
+        summary: ``summary.json``; empty if the run has not ended.
+        rounds: the records of ``rounds.jsonl``.
+        toml: the resolved federation file.
+    """
+
+    summary: Mapping[str, Any]
+    rounds: Sequence[Mapping[str, Any]]
+    toml: str
+
+    def get(self, *keys: str) -> object:
+        """A value of the summary; None if a key on the way is missing."""
+        return get(self.summary, *keys)
+
+    @cached_property
+    def metric(self) -> str:
+        """The deciding metric's name, guessed from the rounds if the summary does not say."""
+        named = self.get("metric", "name")
+        if named:
+            return str(named)
+        seen = {k for r in self.rounds for part in ("test", "clients_pooled") for k in table(r, part)}
+        return next((m for m in ("accuracy", "perplexity", "macro_f1", "loss") if m in seen), "accuracy")
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller metric is a better one."""
+        return self.metric in LOWER_IS_BETTER
+
+    @cached_property
+    def source(self) -> str:
+        """Where the deciding value is measured: ``test`` or ``clients_pooled``."""
+        on = self.get("metric", "on")
+        if on in ("test", "clients"):
+            return "test" if on == "test" else "clients_pooled"
+        return "test" if any("test" in r for r in self.rounds) else "clients_pooled"
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether any round was evaluated, whatever came of it."""
+        return any(table(r, "test") or table(r, "clients_pooled") for r in self.rounds)
+
+    @property
+    def exported_value(self) -> float | None:
+        """The deciding metric of the adapter that was exported."""
+        best = self.get("metric", "best_round")
+        which = "best" if best is not None and best == self.get("adapter_round") else "final"
+        return finite(self.get("metric", which))
+
+    @cached_property
+    def shown(self) -> list[Mapping[str, Any]]:
+        """At most about :data:`MOST_COLUMNS` records: first, last, best, exported, every k-th."""
+        step = -(-len(self.rounds) // MOST_COLUMNS)
+        kept = [self.get("metric", "best_round"), self.get("adapter_round")]
+        last = len(self.rounds) - 1
+        return [
+            r
+            for i, r in enumerate(self.rounds)
+            if step < 2 or not i % step or i == last or r["round"] in kept
+        ]
+
+    @property
+    def every(self) -> int:
+        """The k of "every k-th round"."""
+        return -(-len(self.rounds) // MOST_COLUMNS) or 1
+
+    def measured(self, source: str) -> list[Point]:
+        """The deciding metric by round, from ``source``; None where it is no finite number."""
+        return [(r["round"], finite(r[source].get(self.metric))) for r in self.shown if table(r, source)]
+
+    def of_client(self, record: Mapping[str, Any], what: str) -> dict[str, float | None]:
+        """By client: the metric of its evaluation (``metric``), or the training ``loss``."""
+        if what == "metric":
+            rows = table(record, "clients_each")
+            return {c: finite(get(rows, c, self.metric)) for c in rows}
+        rows = table(record, "clients")
+        return {c: finite(get(rows, c, what)) for c in rows if get(rows, c, what) is not None}
+
+    def by_client(self, what: str) -> dict[str, list[Point]]:
+        """Each client's points, in order of name."""
+        lines: dict[str, list[Point]] = {}
+        for record in self.shown:
+            for client, value in self.of_client(record, what).items():
+                lines.setdefault(client, []).append((record["round"], value))
+        return dict(sorted(lines.items()))
+
+    def spreads(self, what: str) -> list[Spread]:
+        """The clients' distribution by round."""
+        rows = []
+        for record in self.shown:
+            known = sorted(v for v in self.of_client(record, what).values() if v is not None)
+            if known:
+                quartiles = (
+                    statistics.quantiles(known, n=4, method="inclusive") if len(known) > 1 else known * 3
+                )
+                lower, median, upper = quartiles
+                rows.append(Spread(record["round"], known[0], lower, median, upper, known[-1]))
+        return rows
+
+    @cached_property
+    def baselines(self) -> dict[str, float]:
+        """Those of one number: majority, probe, centralised."""
+        rows = table(self.summary, "baselines")
+        found = {k: finite(rows.get(k)) for k in ("majority", "probe", "centralised")}
+        return {k: v for k, v in found.items() if v is not None}
+
+    @cached_property
+    def alone(self) -> dict[str, float]:
+        """Each client without the others."""
+        rows = table(table(self.summary, "baselines"), "alone")
+        found = {c: finite(v) for c, v in sorted(rows.items())}
+        return {c: v for c, v in found.items() if v is not None}
+
+    @cached_property
+    def failures(self) -> list[tuple[int, str, str]]:
+        """Round, client and reason, from the records; from the summary if they have none."""
+        found = [
+            (r["round"], plain(c), plain(get(row, "failed"), 500))
+            for r in self.rounds
+            for c, row in sorted(table(r, "clients").items())
+            if get(row, "failed") and not get(row, "spared")
+        ]
+        listed = self.get("failures")
+        if not found and isinstance(listed, list):
+            rows = [f for f in listed if isinstance(f, Mapping)]
+            found = [(f.get("round", 0), plain(f.get("client")), plain(f.get("reason"), 500)) for f in rows]
+        return found
+
+    @property
+    def failure_count(self) -> int:
+        """All failures; the summary may count more than it lists."""
+        return max(len(self.failures), int(finite(self.get("failures_total")) or 0))
+
+    @cached_property
+    def notices(self) -> list[str]:
+        """What was worth a look in data and model."""
+        found = self.get("notices")
+        return [plain(notice, 600) for notice in found] if isinstance(found, list) else []
+
+    @cached_property
+    def lost(self) -> list[str]:
+        """Who was no longer in the run at its end, by name."""
+        return [plain(name, 80) for name in sorted(table(self.summary, "lost"))]
+
+    @cached_property
+    def clients(self) -> list[Client]:
+        """Every client that was asked or evaluated, in order of name."""
+        trained: dict[str, list[Mapping[str, Any]]] = {}
+        latest: dict[str, float | None] = {}
+        for record in self.rounds:
+            for name, row in table(record, "clients").items():
+                trained.setdefault(name, []).append(row if isinstance(row, Mapping) else {})
+            latest.update(self.of_client(record, "metric"))
+        return [_client(n, trained.get(n, []), latest.get(n)) for n in sorted(trained.keys() | latest.keys())]
+
+
+def read_run(folder: RunFolder) -> Run:
+    """Read what is there; a missing or damaged summary counts as none."""
+    try:
+        summary = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        summary = {}
+    try:
+        toml = (folder.path / "federation.toml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        toml = ""
+    rounds = [r for r in folder.read_rounds() if isinstance(r, dict) and isinstance(r.get("round"), int)]
+    return Run(summary if isinstance(summary, dict) else {}, rounds, toml)
+
+
+def get(content: object, *keys: str) -> object:
+    """A nested value; None if a key on the way is missing."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
+
+
+def table(content: object, key: str) -> Mapping[str, Any]:
+    """A nested table; an empty one if it is missing."""
+    found = get(content, key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _client(name: str, rows: Sequence[Mapping[str, Any]], metric: float | None) -> Client:
+    reasons = [plain(r["failed"], 500) for r in rows if r.get("failed") and not r.get("spared")]
+    return Client(
+        name=plain(name, 80),
+        rounds=len(rows) - len(reasons),
+        examples=_last(r.get("examples") for r in rows),
+        metric=metric,
+        loss=_last(r.get("loss") for r in rows),
+        bytes_up=int(_total(r.get("bytes_up") for r in rows)),
+        bytes_down=int(_total(r.get("bytes_down") for r in rows)),
+        seconds=_total(r.get("seconds") for r in rows),
+        failures=len(reasons),
+        reason=reasons[-1] if reasons else "",
+        method=plain(next((r["method"] for r in reversed(rows) if r.get("method")), ""), 80),
+    )
+
+
+def _last(values: Iterable[object]) -> float | None:
+    known = [v for v in map(finite, values) if v is not None]
+    return known[-1] if known else None
+
+
+def _total(values: Iterable[object]) -> float:
+    return sum(v for v in map(finite, values) if v is not None)

@@ -1,0 +1,106 @@
+"""The rows of a report's tables."""
+
+from __future__ import annotations
+
+import statistics
+
+from headwater.server.report.data import MOST_LINES, Client, Run, get
+from headwater.text import finite, human_bytes, human_seconds, percent, plain, signed, times
+
+MOST_CLIENTS = 50
+MOST_FAILURES = 100
+"""Rows that are shown; the page says how many more there are."""
+
+
+def legend_clients(run: Run) -> list[str]:
+    """The clients that the charts draw one by one."""
+    names = {**run.by_client("metric"), **run.by_client("loss")}
+    few = min((len(n) for n in (run.by_client("metric"), run.by_client("loss")) if n), default=0)
+    return sorted(names) if 0 < few <= len(names) <= MOST_LINES else []
+
+
+def traffic(run: Run) -> list[tuple[str, str, str, str, float]]:
+    """Per direction: name, bytes sent, dense bytes, ratio, sent as a fraction of dense."""
+    rows = []
+    for direction, title in (("up", "up, clients to server"), ("down", "down, server to clients")):
+        sent, dense = (finite(run.get("bytes", k)) for k in (direction, f"{direction}_dense"))
+        if sent is not None and dense:
+            share = min(sent / dense, 1.0)
+            rows.append((title, human_bytes(sent), human_bytes(dense), times(dense, sent), share))
+    return rows
+
+
+def fisher(run: Run) -> tuple[str, str] | None:
+    """What the clients' Fishers took, in bytes and in seconds of all clients; None without any."""
+    size, seconds = finite(run.get("fisher", "bytes_up")), finite(run.get("fisher", "seconds"))
+    return (human_bytes(size), human_seconds(seconds)) if size and seconds is not None else None
+
+
+def gap_modules(run: Run) -> list[tuple[str, str]]:
+    """The five modules with the largest relative gap in the last round."""
+    modules = next((m for r in reversed(run.rounds) if (m := get(r, "gap", "modules"))), None)
+    if not isinstance(modules, dict):
+        return []
+    known = [
+        (name, value) for name, value in modules.items() if isinstance(value, int | float) and value == value
+    ]
+    known.sort(key=lambda row: (-row[1], row[0]))
+    return [(plain(n, 120), percent(v)) for n, v in known[:5]]
+
+
+def weighed_methods(run: Run) -> list[tuple[str, str, str, str]]:
+    """Of a mixed run's last round that weighed methods: method, its clients, progress, weight."""
+    merges = (get(record, "merge") for record in reversed(run.rounds))
+    merge = next((m for m in merges if isinstance(m, dict) and "between" in m), dict[str, object]())
+    rows = []
+    for key, progress in sorted(merge.items()):
+        name = key.removeprefix("progress_")
+        if name != key and finite(progress) is not None:
+            clients = sum(client.method == name for client in run.clients)
+            weight = percent(finite(merge.get(f"weight_{name}")))
+            rows.append((plain(name, 80), f"{clients:,}", percent(progress), weight))
+    return rows
+
+
+def baselines(run: Run) -> list[tuple[str, float, str, str]]:
+    """What the federation is compared with: name, value, how it differs, class of its bar.
+
+    The difference is to the last round: the best one was chosen on these very examples.
+    """
+    rows: list[tuple[str, float, str]] = []
+    start = finite(run.get("metric", "start"))
+    if start is not None:
+        rows.append(("before training", start, "base"))
+    titles = {"majority": "majority class", "probe": "probe on frozen features"}
+    rows += [(titles[k], run.baselines[k], "base") for k in titles if k in run.baselines]
+    alone = run.alone
+    if len(alone) <= MOST_LINES:
+        rows += [(f"alone: {plain(c, 80)}", v, "alone") for c, v in alone.items()]
+    else:
+        cuts = (("least", min), ("median", statistics.median), ("greatest", max))
+        rows += [
+            (f"alone: {n} of {len(alone):,} clients", float(f(alone.values())), "alone") for n, f in cuts
+        ]
+    federated, exported = finite(run.get("metric", "final")), run.exported_value
+    if federated is not None:
+        rows.append(("federated, last round", federated, "main"))
+    if exported is not None and exported != federated:
+        rows.append(("federated, best round", exported, "main"))
+    if "centralised" in run.baselines:
+        rows.append(("centralised, all data in one place", run.baselines["centralised"], "base"))
+    return [
+        (name, value, "" if federated is None or kind == "main" else signed(federated - value), kind)
+        for name, value, kind in rows
+    ]
+
+
+def shown_clients(run: Run) -> list[Client]:
+    """The clients' rows: all by name, or of many those that failed or did worst."""
+    if len(run.clients) <= MOST_CLIENTS:
+        return run.clients
+
+    def order(client: Client) -> tuple[int, bool, float]:
+        value = client.metric or 0.0
+        return (-client.failures, client.metric is None, -value if run.lower_is_better else value)
+
+    return sorted(run.clients, key=order)[:MOST_CLIENTS]

@@ -1,0 +1,1 @@
+"""The rounds of a run. Entry: :class:`.federation_server.FederationServer`."""

@@ -1,0 +1,215 @@
+"""Measurement: the global adapter on the server's test file and on the clients' validation splits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from headwater.config.federation import EVALUATION_S, Federation
+from headwater.data.batches import Example
+from headwater.errors import DecodeError, HeadwaterError, TrainingError
+from headwater.proto.wire import decode_reply
+from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, Evaluation, reported
+from headwater.server.clients.client_pool import Members
+from headwater.server.clients.downlink import Downlink
+from headwater.server.clients.exchange import Exchange, Incoming
+from headwater.server.clients.run_control import Watch
+from headwater.server.events import ClientFailed, Evaluating, Notice
+from headwater.server.metrics import checked, decisive, metric_name, over_clients, per_client
+from headwater.server.rounds.evaluation_wait import Answers
+from headwater.server.storage.checkpoint import Checkpoint
+from headwater.text import name_some
+from headwater.training.context import Workbench
+
+MOST_REASON = 500
+"""Characters of why a client gave no evaluation that a round's record keeps."""
+
+
+class Measurement:
+    """Evaluates after a round.
+
+    Args:
+        federation: the federation file.
+        run: the run's id.
+        bench: the base model.
+        test: the server's held-out examples, if any.
+        downlink: how the adapter travels.
+        watch: time and observer.
+        lasting: whether clients may go away, and a round that is left open goes on at the next start.
+        live: the federation as the organiser has it now; how long clients are waited for is asked of it.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        run: str,
+        bench: Workbench,
+        test: Sequence[Example] | None,
+        downlink: Downlink,
+        watch: Watch,
+        *,
+        lasting: bool = False,
+        live: Callable[[], Federation] | None = None,
+    ) -> None:
+        self._federation, self._run, self._bench, self._test = federation, run, bench, test
+        self._downlink, self._watch, self._lasting = downlink, watch, lasting
+        self._absent: set[str] = set()
+        self._live = live or (lambda: federation)
+
+    def due(self, round: int) -> bool:
+        """Whether this round is evaluated: every k-th, and the federation's last.
+
+        A round after which someone stops the run is no exception: its resume must see the same
+        evaluations, hence the same best round and patience, as a run that nobody stopped. Where a client
+        is away, so that the stop would have to wait for it, the round is left open and is closed and
+        evaluated by the resume.
+        """
+        every = self._federation.evaluation.every
+        return bool(every) and (round % every == 0 or round == self._federation.federation.rounds)
+
+    def after(
+        self,
+        checkpoint: Checkpoint,
+        members: Members,
+        profiles: Mapping[str, ClientProfile],
+        record: dict[str, Any],
+        *,
+        took_part: Collection[str] = (),
+    ) -> tuple[Checkpoint, float]:
+        """Evaluate the checkpoint's adapter if it is due, and add what was found to the round's record.
+
+        Args:
+            checkpoint: after the round.
+            members: the clients.
+            profiles: of all that are known; those who are here and have a validation split are asked.
+            record: the round's.
+            took_part: whose updates are in the round.
+
+        Returns:
+            The checkpoint with the best round brought up to date, and the deciding value (or NaN).
+
+        Raises:
+            Unmeasured: a stop was asked for and a client is away: the round has not ended.
+        """
+        number, state = checkpoint.server.round, checkpoint.server.state
+        if not self.due(number):
+            return checkpoint, math.nan
+        self._watch.observer(Evaluating(number))
+        settings = self._federation.evaluation
+        wanted = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
+        asked = self._who_is_here(wanted, took_part, members, record)
+        self._send(checkpoint, asked, members.exchange, record["bytes"])  # workers begin while we test
+        test: dict[str, float] | None = None
+        if self._test:
+            test = {}
+            try:
+                count, test = self._bench.evaluate(state, self._test)
+                record["test"] = {**test, "examples": count}
+            except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
+                self._watch.observer(Notice(f"round {number}: {error}"))
+        if asked:
+            evaluations = self._collect(checkpoint, asked, members, profiles, record)
+            record["clients_pooled"] = over_clients(evaluations)
+            record["clients_each"] = per_client(evaluations, profiles, settings.min_client_examples)
+        value = decisive(metric_name(self._federation), test, record.get("clients_pooled", {}))
+        tracker = checkpoint.tracker.after(number, value)
+        best = state if tracker.best_round == number else checkpoint.best
+        return replace(checkpoint, tracker=tracker, best=best), value
+
+    def _who_is_here(
+        self, wanted: Sequence[str], took_part: Collection[str], members: Members, record: dict[str, Any]
+    ) -> list[str]:
+        """Those who can answer. The others are named in the round's record, and to whoever watches.
+
+        Who took part and is not away is asked though it is not ready: after a crash of this process it
+        comes back soon.
+        """
+        ready, why = members.ready(), members.missing()
+        here = [c for c in wanted if c in ready or (c in took_part and not members.is_away(c))]
+        absent = {c: why.get(c, "offline") for c in wanted if c not in here}
+        if absent:
+            record["not_evaluated"] = {c: f"not asked: {reason}" for c, reason in absent.items()}
+        if absent.keys() - self._absent:  # told once, and not after each round
+            shown = name_some([f"{c} ({reason})" for c, reason in absent.items()])
+            text = f"{len(here)} of {len(wanted)} clients are asked to evaluate, without {shown}"
+            self._watch.observer(Notice(f"round {record['round']}: {text}"))
+        self._absent = set(absent)
+        return here
+
+    def _send(
+        self, checkpoint: Checkpoint, asked: Sequence[str], exchange: Exchange, sizes: dict[str, int]
+    ) -> None:
+        number, spec = checkpoint.server.round, self._bench.spec
+        down = self._downlink.open(checkpoint.server, self._federation.codec.down, checkpoint.accepted)
+        digest = down.base.sha256()
+        requests = {
+            c: EvaluateRequest(self._run, number, c, spec.fingerprint(), digest, down.payload(c))
+            for c in asked
+        }
+        sent = exchange.send(requests.items(), number)
+        sizes["down"] += sum(sent.values())
+        sizes["down_dense"] += sum(n - len(requests[c].state.body) + spec.nbytes for c, n in sent.items())
+
+    def _collect(
+        self,
+        checkpoint: Checkpoint,
+        asked: Sequence[str],
+        members: Members,
+        profiles: Mapping[str, ClientProfile],
+        record: dict[str, Any],
+    ) -> list[Evaluation]:
+        """What the clients answer; one that fails, or is late, is left out and named."""
+        found: list[Evaluation] = []
+        sizes = record["bytes"]
+        number = checkpoint.server.round
+        exchange = members.exchange
+        answers = Answers(number, asked, members, self._watch, self._deadline_s, lasting=self._lasting)
+        while exchange.waiting(EvaluateRequest, number) and not answers.over():
+            quiet = True
+            for incoming in members.poll(EvaluateRequest):
+                quiet = False
+                if incoming.round != number:
+                    continue
+                answers.heard(incoming.address)
+                sizes["up"] += incoming.bytes_up
+                sizes["up_dense"] += incoming.bytes_up
+                try:
+                    evaluation = _evaluation(incoming, number, self._run)
+                    found.append(checked(evaluation, profiles[incoming.address], self._federation))
+                except HeadwaterError as error:
+                    accepted = checkpoint.accepted.get(incoming.address, 0)
+                    self._downlink.heard(incoming.address, error, accepted)
+                    answers.given_up[incoming.address] = str(error)[:MOST_REASON]
+                    self._watch.observer(ClientFailed(number, incoming.address, str(error)))
+            if quiet:
+                self._watch.pause()
+        exchange.forget(EvaluateRequest, number)
+        answers.end()
+        if answers.given_up:
+            record["not_evaluated"] = {**record.get("not_evaluated", {}), **answers.given_up}
+        return found
+
+    def _deadline_s(self) -> float:
+        """How long the clients are waited for, by now."""
+        federation = self._live()
+        own, rounds = federation.evaluation.deadline_s, federation.cohort.deadline_s
+        set_s = own if own is not None else rounds
+        return set_s if set_s is not None else EVALUATION_S if self._lasting else math.inf
+
+
+def _evaluation(incoming: Incoming, number: int, run: str) -> Evaluation:
+    """The reply to an evaluation, believed only for the client and round it was asked of."""
+    if incoming.error:
+        raise DecodeError(f"client {incoming.address}", expected="an evaluation", got=incoming.error)
+    reply = decode_reply(incoming.data, max_bytes=0)
+    if isinstance(reply, ClientFailure):
+        raise reported(reply, f"client {incoming.address}", expected="an evaluation", remote=incoming.remote)
+    if not isinstance(reply, Evaluation) or (
+        (reply.client, reply.round, reply.run) != (incoming.address, number, run)
+    ):
+        raise DecodeError(
+            f"client {incoming.address}", expected=f"its evaluation of round {number}", got=str(reply)[:200]
+        )
+    return reply

@@ -1,0 +1,122 @@
+"""Answers: who of the clients that evaluate is still waited for, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from headwater.protocol.messages import EvaluateRequest
+from headwater.server.clients.client_pool import AWAY_S, Members
+from headwater.server.clients.run_control import Watch
+from headwater.server.events import ClientFailed, Notice
+from headwater.server.rounds.round_driver import LOOK_S, STOP_PATIENCE_S, TellsWaits
+
+STOP_AT_MOST_S = 600.0
+"""After a stop was asked for, clients that are there may go on evaluating this long."""
+
+
+class Unmeasured(Exception):
+    """A stop was asked for and the evaluation cannot end: its round is left open. No error."""
+
+
+class Answers:
+    """One evaluation's wait. Who goes away meanwhile is waited for :data:`AWAY_S`, and not for longer.
+
+    Args:
+        number: the round that is evaluated.
+        asked: the clients.
+        members: the same, as they come and go.
+        watch: time, stop and observer.
+        deadline_s: so long they are waited for, by now: the organiser may change it meanwhile.
+        lasting: whether clients may go away, and a round that is left open goes on at the next start.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        asked: Iterable[str],
+        members: Members,
+        watch: Watch,
+        deadline_s: Callable[[], float],
+        *,
+        lasting: bool,
+    ) -> None:
+        self._number, self._members, self._watch, self._lasting = number, members, watch, lasting
+        self._missing = set(asked)
+        self._deadline_s = deadline_s
+        self._began_s = watch.clock()
+        self._waits = TellsWaits(watch.observer, number, "evaluate", self._began_s)
+        self._away_s: dict[str, float] = {}  # since when
+        self._looked_s = -float("inf")
+        self._give_up_s: float | None = None
+        self._latest_s = float("inf")
+        self.given_up: dict[str, str] = {}
+        """Who was asked and is not waited for any longer, and why."""
+
+    def heard(self, client: str) -> None:
+        """This client is not waited for any more."""
+        self._missing.discard(client)
+
+    def over(self) -> bool:
+        """Whether the deadline has passed; those that are missing are named then.
+
+        Raises:
+            Unmeasured: a stop was asked for, and who is missing is away or takes too long.
+        """
+        now = self._watch.clock()
+        deadline_s = self._deadline_s()
+        if now >= self._began_s + deadline_s:
+            for client in sorted(self._missing):
+                self._failed(client, f"no evaluation within {deadline_s:g} s")
+            return True
+        if now >= self._looked_s + LOOK_S:
+            self._looked_s = now
+            if self._lasting:
+                self._look(now)
+            ready, why = self._members.ready(), self._members.missing()
+            self._waits.look(
+                {c: "at work" if c in ready else why.get(c, "offline") for c in self._missing}, now
+            )
+        return False
+
+    def end(self) -> None:
+        """Tell that nobody is waited for any more."""
+        self._waits.over()
+
+    def _give_up_the_gone(self, away: set[str], now: float) -> None:
+        """Wait no longer for a client that has been away for :data:`AWAY_S`."""
+        self._away_s = {client: self._away_s.get(client, now) for client in away}
+        for client, since in sorted(self._away_s.items()):
+            if now > since + AWAY_S:
+                self._failed(client, f"it went away and was not back within {AWAY_S:g} s")
+                self._members.exchange.forget_address(EvaluateRequest, client)
+                self._missing.discard(client)
+                away.discard(client)
+
+    def _look(self, now: float) -> None:
+        """Who is enrolled no more, who is away, and is the run to end?"""
+        for client in sorted(self._missing - self._members.profiles().keys()):
+            self._failed(client, "no longer enrolled")
+            self._members.exchange.forget_address(EvaluateRequest, client)
+            self._missing.discard(client)
+        away = self._missing - self._members.ready().keys()
+        self._give_up_the_gone(away, now)
+        if not self._watch.should_stop():
+            return
+        if self._give_up_s is None:
+            self._watch.observer(Notice(f"stopping after the evaluation of round {self._number}"))
+            self._give_up_s, self._latest_s = now + STOP_PATIENCE_S, now + STOP_AT_MOST_S
+        elif self._missing - away:
+            self._give_up_s = now + STOP_PATIENCE_S
+        if self._missing and now > min(self._give_up_s, self._latest_s):
+            names = ", ".join(sorted(self._missing))
+            self._watch.observer(
+                Notice(
+                    f"round {self._number} stays open: it is not evaluated without {names}; "
+                    "a resume merges the same updates and evaluates again"
+                )
+            )
+            raise Unmeasured
+
+    def _failed(self, client: str, reason: str) -> None:
+        self.given_up[client] = reason
+        self._watch.observer(ClientFailed(self._number, client, reason))

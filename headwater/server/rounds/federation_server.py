@@ -1,0 +1,411 @@
+"""FederationServer: the rounds of a federation, over any Flower Grid.
+
+It does what the coordinator says: sends plans, folds each reply the moment it arrives, merges,
+evaluates, writes the round and the checkpoint. Which client, which rule and which state come from
+the strategy; nothing of Flower's own aggregation is used. :mod:`.rounds` has the two kinds of rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from headwater.config import LoadedFederation
+from headwater.config.federation import Federation
+from headwater.data.batches import Example
+from headwater.errors import FederationStopped
+from headwater.protocol.messages import ClientProfile, ProfileRequest
+from headwater.seeds.keys import Key
+from headwater.server.clients.client_pool import Introduced, Members
+from headwater.server.clients.downlink import Downlink
+from headwater.server.clients.exchange import Exchange
+from headwater.server.clients.handshake import introduce
+from headwater.server.clients.run_control import Watch
+from headwater.server.events import Notice, Observer, RoundEnded, RunStarted, Waiting
+from headwater.server.metrics import Tracker, metric_name
+from headwater.server.rounds.evaluation import Measurement
+from headwater.server.rounds.evaluation_wait import Unmeasured
+from headwater.server.rounds.synchronous import BufferedRounds, Finished, Rounds, SynchronousRounds
+from headwater.server.storage.checkpoint import Checkpoint
+from headwater.server.storage.durability import Deployment, OpenRoster
+from headwater.server.storage.run_folder import RunFolder
+from headwater.strategies.federated import FederatedStrategy, gone_back
+from headwater.training.context import Workbench
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        checkpoint: the last one.
+        finished: whether every round was run, or patience ended the run; False after a stop.
+        reason: ``rounds``, ``patience`` or ``stopped``.
+        clients: how many clients the federation has.
+    """
+
+    checkpoint: Checkpoint
+    finished: bool
+    reason: str
+    clients: int
+
+
+class FederationServer:
+    """One run.
+
+    Args:
+        loaded: the federation file.
+        run: the run's id.
+        bench: the base model, for evaluation and the initial adapter.
+        folder: where rounds and checkpoints are written.
+        test: the server's held-out examples, if any.
+        observer: is told what happens.
+        should_stop: asked often; True ends the run after the open round.
+        clock: seconds that only go forward.
+        deployment: what a daemon adds; without it too few clients end the run.
+        known_as: the run's id among the clients, where it is another one.
+        interrupted: asked often; True ends the run now. A deployment has its own.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedFederation,
+        run: str,
+        bench: Workbench,
+        folder: RunFolder,
+        *,
+        test: Sequence[Example] | None,
+        observer: Observer,
+        should_stop: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+        deployment: Deployment | None = None,
+        known_as: str = "",
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._known_as = known_as or run
+        self._loaded, self._run, self._bench, self._folder, self._test = loaded, run, bench, folder, test
+        self._observer, self._should_stop = observer, should_stop
+        self._deployment = deployment
+        self._root = Key.root(loaded.settings.federation.seed)
+        self._downlink = Downlink(self._root)
+        interrupted = deployment.interrupted if deployment else interrupted
+        self.watch = Watch(observer, should_stop, clock, None, interrupted)
+        self._use(loaded.settings)
+
+    def _use(self, settings: Federation) -> None:
+        """Go on under these settings."""
+        self._settings = settings
+        deployment = self._deployment
+        live = None if deployment is None else lambda: deployment.settings().cohort.deadline_s
+        self.watch = replace(self.watch, deadline_s=settings.cohort.deadline_s, live_deadline=live)
+        self._strategy = FederatedStrategy(settings)
+        self._metric = metric_name(settings)
+        self._measure = Measurement(
+            settings,
+            self._known_as,
+            self._bench,
+            self._test,
+            self._downlink,
+            self.watch,
+            lasting=deployment is not None,
+            live=None if deployment is None else deployment.settings,
+        )
+
+    def run(self, grid: Grid, expected_clients: int | None = None, *, owners: Sequence[str] = ()) -> Outcome:
+        """Run all rounds that are left, with the clients that are there now: a simulation.
+
+        Args:
+            grid: Flower's grid.
+            expected_clients: wait until so many nodes are there; the cohort's minimum if absent.
+            owners: names of all clients, a node for each: who of them cannot take part is a failure by name
+                in every round.
+
+        Raises:
+            FederationStopped: too few clients; the last checkpoint stays.
+        """
+        least = self._settings.cohort.min_clients
+        profiles, nodes, lost = introduce(
+            grid,
+            self._run,
+            self._bench,
+            self.watch,
+            expected=expected_clients or len(owners) or least,
+            owners=owners,
+            min_clients=least,
+        )
+        return self.serve(Introduced(Exchange(grid, nodes, tell=self._observer), profiles, lost))
+
+    def serve(self, members: Members) -> Outcome:
+        """Run all rounds that are left, with whoever is there.
+
+        Raises:
+            FederationStopped: too few clients, without a deployment; the last checkpoint stays.
+            Interrupted: the deployment says so.
+        """
+        checkpoint = self._start(members)
+        if checkpoint is None:
+            raise FederationStopped(
+                "federation",
+                expected=f"{self._need()} clients before the first round",
+                got=f"{len(members.ready())} when a stop was asked for",
+            )
+        self._tell_started(checkpoint, members)
+        rounds: Rounds | None = None
+        while True:
+            checkpoint = self._heed_organiser(checkpoint)
+            self._drop_small_round()
+            reason = self._over(checkpoint)
+            if reason is None:
+                gathered = self._gather(members, checkpoint.server.round)
+                reason = self._over(checkpoint) if gathered else "stopped"
+            if reason is not None:
+                finished = reason in ("rounds", "patience")
+                return Outcome(checkpoint, finished, reason, _known(members))
+            if rounds is None or rounds.kind != self._settings.schedule.kind:
+                rounds = self._rounds(checkpoint, members)
+            rounds.reconfigure(self._settings, self._strategy, self.watch)
+            closed = rounds.run(checkpoint)
+            if closed is not None:
+                try:
+                    checkpoint = self._close(checkpoint, closed, members)
+                except Unmeasured:  # as after a crash: the next start closes it from the spool
+                    return Outcome(checkpoint, False, "stopped", _known(members))
+            elif self._deployment is not None and not self._should_stop():
+                why = "too many of its clients are lost to it"
+                self._observer(Notice(f"{why}: the round is planned anew"))
+                self._deployment.roster.unlink(missing_ok=True)
+                rounds = None
+
+    def _over(self, checkpoint: Checkpoint) -> str | None:
+        """Why no round follows; None if one does."""
+        patience = self._settings.evaluation.patience
+        if checkpoint.server.round >= self._settings.federation.rounds:
+            return "rounds"
+        if patience is not None and checkpoint.tracker.since >= patience:
+            return "patience"
+        return "stopped" if self._should_stop() else None
+
+    def _rounds(self, checkpoint: Checkpoint, members: Members) -> Rounds:
+        kind = BufferedRounds if self._settings.schedule.kind == "buffered" else SynchronousRounds
+        done = checkpoint.server.round
+        return kind(
+            self._settings,
+            self._known_as,
+            self._bench,
+            members,
+            self._root,
+            self._deployment,
+            self._downlink,
+            done=done,
+        )
+
+    # --- between rounds ---------------------------------------------------------------------------
+
+    def _start(self, members: Members) -> Checkpoint | None:
+        """The checkpoint to go on from: the saved one, or round 0, evaluated and saved.
+
+        None if a stop was asked for before there were clients to evaluate it, or before they had.
+        """
+        saved = Checkpoint.load(self._folder.checkpoint, self._bench.spec, self._run)
+        if saved is not None:
+            self._folder.keep_rounds(saved.server.round)
+            if self._deployment is not None:
+                self._deployment.versions.keep_through(saved.server.round, saved.server.state.sha256())
+                self._deployment.forget_through(saved.server.round)
+            return saved
+        self._folder.keep_rounds(-1)
+        if self._deployment is not None:
+            self._deployment.versions.keep_through(-1)
+        if not self._gather(members):
+            return None
+        server = self._strategy.init(self._bench.initial_state())
+        checkpoint = Checkpoint(self._run, server, Tracker(self._metric))
+        started = self.watch.clock()
+        record: dict[str, Any] = {
+            "round": 0,
+            "clients": {},
+            "bytes": {"up": 0, "down": 0, "up_dense": 0, "down_dense": 0},
+            "state_sha256": server.state.sha256(),
+        }
+        try:
+            checkpoint, value = self._measure.after(checkpoint, members, members.profiles(), record)
+        except Unmeasured:
+            return None
+        record["seconds"] = round(self.watch.clock() - started, 3)
+        self._commit(checkpoint, record, value, ())
+        return checkpoint
+
+    def _tell_started(self, checkpoint: Checkpoint, members: Members) -> None:
+        for notice in self._bench.notices:
+            self._observer(Notice(notice))
+        sizes = [record["bytes"] for record in self._folder.read_rounds()]
+        self._observer(
+            RunStarted(
+                self._settings.federation.rounds,
+                checkpoint.server.round,
+                len(members.profiles()),
+                best=checkpoint.tracker.best_value,
+                bytes_up=sum(size["up"] for size in sizes),
+                bytes_down=sum(size["down"] for size in sizes),
+            )
+        )
+
+    def _need(self) -> int:
+        """How many clients must be there for a round."""
+        schedule, least = self._settings.schedule, self._settings.cohort.min_clients
+        return max(least, schedule.buffer) if schedule.kind == "buffered" else least
+
+    def _missing(self, members: Members) -> Mapping[str, str]:
+        """Who is not counted among those that can train, and why."""
+        only = {n: "has no rows to train on" for n, p in members.ready().items() if p.train_examples < 1}
+        return dict(sorted({**members.missing(), **only}.items()))
+
+    def _gather(self, members: Members, done: int = -1) -> bool:
+        """Wait until a round can begin; False if a stop is asked for first.
+
+        An open round that a crash left behind goes on at once: who was asked is known.
+
+        Args:
+            members: the clients.
+            done: rounds that are finished; -1 before round 0.
+        """
+        told: Waiting | None = None
+        while (have := _trainable(members.ready())) < self._need() and not self._has_open_round():
+            if self._should_stop():
+                return False
+            if done >= self._settings.federation.rounds:
+                return True  # the organiser has taken rounds away: none follows
+            if self._deployment is None:
+                raise FederationStopped(
+                    "federation", expected=f"at least {self._need()} clients with data", got=f"{have}"
+                )
+            self._take_settings()
+            missing = tuple(f"{name} ({why})" for name, why in self._missing(members).items())
+            waiting = Waiting(have, self._need(), missing)
+            if told != waiting:
+                told = waiting
+                self._observer(waiting)
+            for _ in members.poll(ProfileRequest):
+                pass  # introductions are dealt with on the way; updates wait where they are
+            self.watch.pause()
+        if told is not None:
+            self._observer(Waiting(self._need(), self._need()))
+        return True
+
+    def _drop_small_round(self) -> None:
+        """Plan an open round anew that has fewer clients than the organiser wants by now.
+
+        It could never end. What was accepted into it stays in the spool and is folded all the same.
+        """
+        if self._deployment is None:
+            return
+        left = OpenRoster.load(self._deployment.roster)
+        if left is not None and (have := _trainable(left.profiles)) < self._need():
+            self._observer(Notice(f"round {left.round} had {have} clients: it is planned anew with more"))
+            self._deployment.roster.unlink()
+
+    def _has_open_round(self) -> bool:
+        return self._deployment is not None and self._deployment.roster.exists()
+
+    def _heed_organiser(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Apply what the organiser changed, or go back to an earlier version's values."""
+        if self._deployment is None:
+            return checkpoint
+        self._take_settings()
+        version = self._deployment.rollback()
+        if version is None:
+            return checkpoint
+        versions = self._deployment.versions
+        state = versions.state(version, self._bench.spec)
+        spanned = checkpoint.server.span is not None
+        checkpoint = replace(checkpoint, server=gone_back(checkpoint.server, state))
+        self._add_version(checkpoint, (), float("nan"), parent=version, note=f"rollback to version {version}")
+        checkpoint.save(self._folder.checkpoint)
+        self._deployment.rolled_back()
+        self._observer(Notice(f"going on from version {version}"))
+        if spanned:
+            self._observer(
+                Notice("clients are sent the whole adapter from here on, not coefficients of seeds")
+            )
+        return checkpoint
+
+    def _take_settings(self) -> None:
+        settings = self._settings if self._deployment is None else self._deployment.settings()
+        if settings != self._settings:
+            self._use(settings)
+            self._observer(Notice("the organiser's new settings hold from here"))
+
+    # --- after a round ----------------------------------------------------------------------------
+
+    def _close(self, checkpoint: Checkpoint, finished: Finished, members: Members) -> Checkpoint:
+        """Move the model, evaluate, write the round; only then is the open round forgotten."""
+        server = self._strategy.update(checkpoint.server, finished.merged)
+        accepted = {**checkpoint.accepted, **finished.accepted}
+        checkpoint = replace(checkpoint, server=server, accepted=accepted)
+        record = finished.record
+        known = members.profiles()
+        took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it
+        checkpoint, value = self._measure.after(checkpoint, members, known, record, took_part=took_part)
+        for client, reason in members.lost().items():
+            record["clients"].setdefault(client, {"bytes_down": 0, "failed": reason})
+        record["clients"] = dict(sorted(record["clients"].items()))
+        record["state_sha256"] = server.state.sha256()
+        record["seconds"] = round(self.watch.clock() - finished.started_s, 3)
+        self._commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
+        if self._deployment is not None:
+            self._deployment.forget_through(checkpoint.server.round)
+        return checkpoint
+
+    def _commit(
+        self, checkpoint: Checkpoint, record: dict[str, Any], value: float, cohort: tuple[str, ...]
+    ) -> None:
+        """The round's line first, then the checkpoint: a resume drops a line without its checkpoint."""
+        self._folder.append_round(record)
+        number = checkpoint.server.round
+        self._add_version(checkpoint, cohort, value, note=f"round {number}" if number else "initial")
+        checkpoint.save(self._folder.checkpoint)
+        if self._deployment is not None:
+            self._deployment.versions.prune()
+        self._observer(RoundEnded(record["round"], record, self._metric, value))
+
+    def _add_version(
+        self,
+        checkpoint: Checkpoint,
+        cohort: tuple[str, ...],
+        value: float,
+        *,
+        note: str,
+        parent: int | None = None,
+    ) -> None:
+        if self._deployment is None:
+            return
+        versions = self._deployment.versions
+        number = checkpoint.server.round
+        # the values of a rollback are another round's, whatever this one measured
+        best = parent is None and checkpoint.tracker.best_round == number
+        versions.add(
+            checkpoint.server.state,
+            run=self._run,
+            round=number,
+            parent=versions.last_version() if parent is None else parent,
+            config_sha256=replace(self._loaded, settings=self._settings).sha256(),
+            cohort=cohort,
+            metric=self._metric,
+            value=value,
+            best=best,
+            note=note,
+            created=time.time(),
+        )
+
+
+def _known(members: Members) -> int:
+    """How many clients the run has, with those that were lost before they could do anything."""
+    return len(members.profiles().keys() | members.lost().keys())
+
+
+def _trainable(profiles: Mapping[str, ClientProfile]) -> int:
+    return sum(profile.train_examples > 0 for profile in profiles.values())

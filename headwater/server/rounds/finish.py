@@ -1,0 +1,68 @@
+"""finish: what a run leaves behind: the adapter, the summary, the report."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headwater.config import LoadedFederation
+from headwater.server.report.page import write_report
+from headwater.server.rounds.federation_server import Outcome
+from headwater.server.rounds.summary import summarise
+from headwater.server.storage.run_folder import RunFolder
+from headwater.training.context import Workbench
+
+
+def finish(
+    loaded: LoadedFederation,
+    folder: RunFolder,
+    bench: Workbench,
+    outcome: Outcome,
+    *,
+    engine: str,
+    baselines: Mapping[str, Any] | None = None,
+    notices: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Export the best adapter (the last, if none was measured); write summary and report.
+
+    Args:
+        loaded: the federation.
+        folder: its run folder.
+        bench: its model.
+        outcome: what the rounds came to.
+        engine: who ran them.
+        baselines: what was measured beside them.
+        notices: what is worth a look in data and model. They name rows, and stay out of the adapter.
+
+    Returns:
+        The summary, as in ``summary.json``.
+    """
+    checkpoint = outcome.checkpoint
+    best = checkpoint.best is not None
+    state = checkpoint.best if checkpoint.best is not None else checkpoint.server.state
+    number = checkpoint.tracker.best_round if best else checkpoint.server.round
+    summary = summarise(loaded, folder, outcome)
+    summary |= {
+        "engine": engine,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "adapter_sha256": state.sha256(),
+        "adapter_round": number,
+        "baselines": dict(baselines or {}),
+    }
+    bench.export(state, folder.adapter, card=summary)
+    summary["notices"] = list(notices)
+    folder.write_json("summary.json", summary)
+    write_report(folder)
+    return summary
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set of this process so far, or of any of its children that ended."""
+    children = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins at the peak of whoever started this process; VmHWM does not
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return max(1024 * int(line.split()[1]), children)
+    return max(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)

@@ -1,0 +1,251 @@
+"""OpenRound: what the server holds while a round is open: accumulators, sizes, one row per client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.seed_update import decode_scalars, scalars_max_bytes
+from headwater.compression.table import codec_for
+from headwater.errors import DecodeError, UpdateRejected
+from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.product_gap import GapSketch
+from headwater.merging.update_moments import require_noise
+from headwater.proto.wire import decode_reply
+from headwater.protocol.coordinator import Close
+from headwater.protocol.messages import (
+    ClientFailure,
+    ClientPlan,
+    ClientProfile,
+    EncodedUpdate,
+    RoundPlan,
+    TrainRequest,
+    Update,
+    reported,
+)
+from headwater.seeds.coefficients import Scalars
+from headwater.seeds.keys import Key
+from headwater.server.clients.downlink import Outgoing
+from headwater.server.clients.exchange import Incoming
+from headwater.state import AdapterState
+
+SHOWN_METRICS = ("loss", "first_loss", "last_loss", "seconds", "fisher_seconds")
+"""What of a client's metrics is written down; a client may send others, under any names."""
+CLIP_SLACK = 1 + 2**-7
+"""A codec's rounding (bf16: 2^-8) may lift a norm this far above the bound it was clipped to."""
+
+
+class OpenRound:
+    """One round from the first request to the merge. Memory does not grow with clients but for rows.
+
+    Args:
+        plan: who is asked what.
+        down: the state that the clients start from, and how it travels to them.
+        run: id of the run.
+        profiles: what the clients said of themselves.
+        rule: the merge rule.
+        root: the federation's root key.
+        origins: for a client that started from an older version: its number and its base's hash.
+
+    Attributes:
+        roster: the profiles of the clients in the plan.
+        sent: bytes that went to each client so far.
+    """
+
+    def __init__(
+        self,
+        plan: RoundPlan,
+        down: Outgoing,
+        run: str,
+        profiles: Mapping[str, ClientProfile],
+        rule: Aggregator[Any],
+        root: Key,
+        origins: Mapping[str, tuple[int, str]] = MappingProxyType({}),
+    ) -> None:
+        base = down.base
+        self.plan, self.base, self.sent = plan, base, dict[str, int]()
+        self._sent_dense = dict[str, int]()
+        self.roster = {client: profiles[client] for client in plan.clients}
+        self._origins, self._root = origins, root
+        self._down, self._run, self._rule = down, run, rule
+        self.base_sha256 = base.sha256()
+        self._acc = rule.init(plan.merge)
+        # coefficients have no factors of their own whose products could be compared
+        self._gap = None if plan.merge.seeds else GapSketch(base, key=root.child("gap", plan.round))
+        self._gap_acc = None if self._gap is None else self._gap.init(plan.merge)
+        self._dense_bytes = base.spec.nbytes
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def request(self, client: str, accepted_round: int) -> TrainRequest:
+        """The client's task."""
+        return TrainRequest(
+            run=self._run,
+            round=self.plan.round,
+            client=client,
+            spec=self.base.spec.fingerprint(),
+            state_sha256=self.base_sha256,
+            state=self._down.payload(client),
+            accepted_round=accepted_round,
+            plan=self.plan.clients[client],
+        )
+
+    def note_sent(self, request: TrainRequest, size: int) -> None:
+        """Count a request that went out, in ``size`` bytes."""
+        client = request.client
+        dense = size - len(request.state.body) + self._dense_bytes
+        self.sent[client] = self.sent.get(client, 0) + size
+        self._sent_dense[client] = self._sent_dense.get(client, 0) + dense
+
+    def again(
+        self, plan: RoundPlan, origins: Mapping[str, tuple[int, str]], rule: Aggregator[Any]
+    ) -> OpenRound:
+        """The same round with another plan for some of its clients, nothing folded yet."""
+        other = OpenRound(plan, self._down, self._run, self.roster, rule, self._root, origins)
+        other.sent, other._sent_dense = self.sent, self._sent_dense
+        return other
+
+    def fold(self, incoming: Incoming) -> None:
+        """Decode, check and add one reply; nothing of it is kept but a row of numbers.
+
+        Raises:
+            DecodeError: not this client's update of this round, or bytes that are not a state.
+            UpdateRejected: the client reports a failure, or its values must not be merged.
+        """
+        client = incoming.address
+        row = self._rows[client] = {"bytes_up": incoming.bytes_up}
+        update, reply = self.check(incoming, self._origins.get(client))
+        self._acc = self._rule.add(self._acc, update)
+        if self._gap is not None and self._gap_acc is not None:
+            self._gap_acc = self._gap.add(self._gap_acc, update)
+        row |= {**update.metrics, "examples": reply.examples, "steps": reply.steps}
+        row |= {"noise": update.noise} if update.noise else {}
+        row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
+        row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
+
+    def check(
+        self, incoming: Incoming, origin: tuple[int, str] | None = None
+    ) -> tuple[Update, EncodedUpdate]:
+        """Decode and check one reply, without adding it.
+
+        Args:
+            incoming: the reply.
+            origin: number and base hash of the version it must have started from; this one's if absent.
+
+        Raises:
+            DecodeError, UpdateRejected: as :meth:`fold`.
+        """
+        client, plan = incoming.address, self.plan.clients[incoming.address]
+        if incoming.error:
+            raise DecodeError(f"client {client}", expected="an update", got=incoming.error)
+        codec, fisher, spec = codec_for(plan.codec), LogQuantCodec(), self.base.spec
+        limit = codec.max_bytes(spec) if plan.seeds is None else scalars_max_bytes(plan.seeds)
+        limit += fisher.max_bytes(spec) if plan.fisher else 0
+        reply = decode_reply(incoming.data, max_bytes=limit)
+        if isinstance(reply, ClientFailure):
+            raise reported(reply, f"client {client}", expected="an update", remote=incoming.remote)
+        if not isinstance(reply, EncodedUpdate):
+            raise DecodeError(f"client {client}", expected="an update", got=type(reply).__name__)
+        self._check(client, reply, origin or (self.plan.round, self.base_sha256))
+        metrics = {name: reply.metrics[name] for name in SHOWN_METRICS if name in reply.metrics}
+        statistics = {n: fisher.decode(p, spec) for n, p in reply.statistics.items()}
+        delta: AdapterState | Scalars
+        if plan.seeds is not None:
+            delta = decode_scalars(reply.delta, plan.seeds)
+        else:
+            delta = codec.decode(reply.delta, spec)
+            if plan.clip_l2 is not None and (norm := delta.norm()) > plan.clip_l2 * CLIP_SLACK:
+                raise UpdateRejected(
+                    f"client {client}", expected=f"an L2 norm of at most {plan.clip_l2:g}", got=f"{norm:g}"
+                )
+        noise = _noise(client, plan, delta, reply, spec.numel)
+        update = Update(
+            client, reply.round, delta, reply.examples, reply.steps, statistics, metrics, noise=noise
+        )
+        return update, reply
+
+    def _check(self, client: str, reply: EncodedUpdate, origin: tuple[int, str]) -> None:
+        wanted = {"fisher"} if self.plan.clients[client].fisher else set()
+        number, base_sha256 = origin
+        for what, expected, got in (
+            ("run", self._run, reply.run),
+            ("round", number, reply.round),
+            ("client", client, reply.client),
+            ("spec", self.base.spec.fingerprint(), reply.spec),
+            ("base state", base_sha256, reply.base_sha256),
+            ("examples", self.roster[client].train_examples, reply.examples),
+            ("statistics", wanted, set(reply.statistics)),
+        ):
+            if expected != got:
+                raise DecodeError(f"client {client}: {what}", expected=str(expected), got=str(got))
+
+    def merge(self) -> Merged:
+        """The rule's result.
+
+        Raises:
+            EmptyRound: nothing was folded.
+        """
+        return self._rule.finalize(self._acc)
+
+    def record(self, end: Close, merged: Merged, after: AdapterState) -> dict[str, Any]:
+        """The round's line for ``rounds.jsonl``: per client, bytes, gap, the rule's report."""
+        failed = dict(end.failed)
+        rows = {}
+        for client in sorted(self.plan.clients):
+            method = {"method": name} if (name := self.plan.clients[client].method) else {}
+            rows[client] = {"bytes_down": self.sent.get(client, 0), **method, **self._rows.get(client, {})}
+            if client in failed:
+                rows[client]["failed"] = failed[client]
+            if client in end.spared:
+                rows[client]["spared"] = True
+        return {
+            "round": self.plan.round,
+            "clients": rows,
+            "bytes": {
+                "up": sum(r.get("bytes_up", 0) for r in rows.values()),
+                "down": sum(r["bytes_down"] for r in rows.values()),
+                "up_dense": sum(r.get("bytes_up_dense", r.get("bytes_up", 0)) for r in rows.values()),
+                "down_dense": sum(self._sent_dense.get(client, 0) for client in rows),
+            },
+            "gap": self._found_gap(after),
+            "merge": dict(merged.report),
+        }
+
+    def _found_gap(self, after: AdapterState) -> dict[str, Any] | None:
+        """The gap as the record has it; None where it is not measured."""
+        if self._gap is None or self._gap_acc is None:
+            return None
+        gap = self._gap.finalize(self._gap_acc, after)
+        return {
+            "exact": gap.exact,
+            "absolute": gap.total.gap,
+            "relative": gap.total.relative,
+            "saturated": gap.saturated,
+            "modules": {name: m.relative for name, m in gap.modules.items()},
+        }
+
+
+def _noise(
+    client: str, plan: ClientPlan, delta: AdapterState | Scalars, reply: EncodedUpdate, size: int
+) -> float:
+    """The update's noise: none without random directions, of scalars what follows from them, else its word.
+
+    What a word counts for: see :mod:`headwater.merging.method_weights`, and ``MergePlan.claimed``.
+
+    Raises:
+        UpdateRejected: a method along random directions, and no noise, or one that is none.
+    """
+    if isinstance(delta, Scalars) and plan.training.kind != "blackbox":  # a point, not noisy steps
+        return delta.noise(size)
+    if plan.training.kind in ("backprop", "noop"):
+        return 0.0
+    if "noise" not in reply.metrics:
+        raise UpdateRejected(
+            f"client {client}",
+            expected=f"the noise of its update, which '{plan.training.kind}' tells",
+            got="none",
+            hint="Update the client's software.",
+        )
+    require_noise(reply.metrics["noise"], client)
+    return reply.metrics["noise"]

@@ -1,0 +1,328 @@
+"""Conversation: one open round, from its first requests to its end, as the coordinator says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from headwater.errors import HeadwaterError, StorageError
+from headwater.protocol.coordinator import (
+    Action,
+    Arrived,
+    Ask,
+    Close,
+    Discard,
+    Event,
+    Failed,
+    Fold,
+    Folded,
+    Gone,
+    Halt,
+    Joined,
+    Stop,
+    Tick,
+)
+from headwater.protocol.failures import NOT_READY, reported_code
+from headwater.protocol.messages import ClientProfile, TrainRequest
+from headwater.server.clients.client_pool import Members
+from headwater.server.clients.exchange import Incoming
+from headwater.server.clients.run_control import Watch
+from headwater.server.events import ClientDone, ClientFailed, Notice, Observer, Waiting, WaitingFor
+
+STOP_PATIENCE_S = 60.0
+"""After a stop was asked for, a round in which nobody is at work any more is left open this long."""
+LOOK_S = 1.0
+"""Pause between two looks at who came and who was revoked."""
+TELL_S = 10.0
+"""Who is waited for is told this long after they were asked, and at most so often again."""
+
+
+class Machine(Protocol):
+    """What a coordinator is to a conversation; both kinds have it."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was asked for."""
+
+    @property
+    def persistent(self) -> bool:
+        """Whether a round with too few updates stays open; else it ends in ``Halt`` by itself."""
+
+    @property
+    def reachable(self) -> int:
+        """With how many updates the open round can still end."""
+
+    @property
+    def waiting_for(self) -> frozenset[str]:
+        """Who was asked and has not answered."""
+
+    def receive(self, event: Event) -> list[Action]:
+        """Take one event; return what to do, in order."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One round's talk.
+
+    Args:
+        coordinator: has taken ``Begin``; decides.
+        members: the clients.
+        watch: time, stop and observer.
+        round: its number.
+        clients: who may take part, with the profiles that the round was planned with.
+        there: those of them who could be reached at ``Begin``.
+        need: below so many accepted updates the round cannot end.
+        ask: sends these clients their task.
+        fold: takes one reply, or raises ``HeadwaterError``: the client's fault, but for ``StorageError``.
+        replaceable: whether others may be asked in place of clients that cannot be had.
+        retime: called every second: applies the times that the organiser has changed meanwhile.
+    """
+
+    coordinator: Machine
+    members: Members
+    watch: Watch
+    round: int
+    clients: Mapping[str, ClientProfile]
+    there: Sequence[str]
+    need: int
+    ask: Callable[[Sequence[str]], None]
+    fold: Callable[[Incoming], None]
+    replaceable: bool = False
+    retime: Callable[[], None] = lambda: None
+
+    def run(self, first: Iterable[Action], accepted: Iterable[str] = ()) -> Close | Halt | None:
+        """Until the coordinator ends the round.
+
+        None if that cannot be: a stop was asked for and nobody is at work, too many were revoked or have
+        other data now, or others are there in place of those who fail or are silent beyond the deadline.
+
+        Raises:
+            StorageError: an update could not be kept.
+            Interrupted: the run is to end now.
+        """
+        talk = _Talk(self, accepted)
+        end = talk.do(first)
+        while end is None:
+            end = talk.step()
+            # one that is not persistent ends by itself, when all have said what went wrong
+            stuck = self.coordinator.persistent and self.coordinator.reachable < self.need
+            if end is None and (talk.gave_up() or talk.replan or stuck):
+                talk.waits.over()
+                return None
+        talk.tell_waiting(False)
+        talk.waits.over()
+        return end
+
+
+class _Talk:
+    """The state of a conversation."""
+
+    def __init__(self, conversation: Conversation, accepted: Iterable[str]) -> None:
+        self._with = conversation
+        self._accepted = set(accepted)
+        self._failed_ones: set[str] = set()
+        self._failed_once: set[str] = set()  # and may be at work again
+        self._again: set[str] = set()  # of those, who was asked once more, ready or not
+        self._looked_s = -1e18
+        self._there: set[str] = set(conversation.there)
+        self._gone: set[str] = set()
+        self._give_up_s: float | None = None
+        self._at_the_latest_s = math.inf
+        self._told_waiting: tuple[int, tuple[str, ...]] = (conversation.need, ())
+        self._began_s = conversation.watch.clock()
+        self.waits = TellsWaits(conversation.watch.observer, conversation.round, "train", self._began_s)
+        self.replan = False
+
+    def step(self) -> Close | Halt | None:
+        with_, watch = self._with, self._with.watch
+        watch.check()
+        if watch.should_stop() and not with_.coordinator.stopping:
+            watch.observer(Notice(f"stopping after round {with_.round}"))
+            with_.coordinator.receive(Stop("asked to"))
+            self._give_up_s = watch.clock() + STOP_PATIENCE_S
+            self._at_the_latest_s = watch.ends_s()
+        quiet = True
+        for incoming in with_.members.poll(TrainRequest):
+            quiet = False
+            event = Arrived(incoming.address, incoming.round)
+            end = self.do(with_.coordinator.receive(event), incoming) or self._tick()
+            if end is not None:
+                return end
+        end = self._look() or self._tick()
+        if end is None and quiet:
+            watch.pause()
+        return end
+
+    def gave_up(self) -> bool:
+        """Whether a stop has waited long enough: for a round in which nobody is at work, or for a deadline.
+
+        A client that is there and never answers must not keep the organiser from stopping.
+        """
+        if self._give_up_s is None:
+            return False
+        now = self._with.watch.clock()
+        if (self._there & set(self._with.clients)) - self._accepted - self._failed_ones:
+            self._give_up_s = now + STOP_PATIENCE_S
+        return now > min(self._give_up_s, self._at_the_latest_s)
+
+    def do(self, actions: Iterable[Action], incoming: Incoming | None = None) -> Close | Halt | None:
+        """Do what the coordinator says, in order; the end of the round, if it is one."""
+        ask: list[str] = []
+        end: Close | Halt | None = None
+        for action in actions:
+            match action:
+                case Ask():
+                    ask.append(action.client)
+                    if action.client in self._failed_ones:
+                        self._again.add(action.client)
+                    self._failed_ones.discard(action.client)
+                case Discard():
+                    self._failed(action.round, action.client, f"reply dropped: {action.reason}")
+                case Fold() if incoming is not None:
+                    end = self.do(self._fold(incoming))
+                case Close() | Halt():
+                    end = action
+        if ask:
+            self._with.ask(ask)
+        return end
+
+    def _fold(self, incoming: Incoming) -> list[Action]:
+        receive, client, round = self._with.coordinator.receive, incoming.address, incoming.round
+        self._again.discard(client)
+        try:
+            self._with.fold(incoming)
+        except StorageError:  # our disk, not the client: the update is asked for again when there is room
+            raise
+        except HeadwaterError as error:
+            self._failed_ones.add(client)
+            self._failed_once.add(client)
+            self._failed(round, client, str(error))
+            if reported_code(error) in NOT_READY:
+                self._with.members.doubt(client, error)
+            return receive(Failed(client, round, str(error)))
+        self._accepted.add(client)
+        self._with.watch.observer(ClientDone(self._with.round, client, incoming.bytes_up))
+        return receive(Folded(client, round))
+
+    def _failed(self, round: int, client: str, reason: str) -> None:
+        self._with.watch.observer(ClientFailed(round, client, reason))
+
+    def _tick(self) -> Close | Halt | None:
+        return self.do(self._with.coordinator.receive(Tick(self._with.watch.clock())))
+
+    def _look(self) -> Close | Halt | None:
+        """Who came back, who is enrolled no more, and who has other data than the round counts on?"""
+        now = self._with.watch.clock()
+        if now < self._looked_s + LOOK_S:
+            return None
+        self._looked_s = now
+        receive, number, end = self._with.coordinator.receive, self._with.round, None
+        ready, known = set(self._with.members.ready()), self._with.members.profiles()
+        for client in sorted(ready - self._there):
+            end = end or self.do(receive(Joined(client, number)))
+        self._there = ready
+        self._with.retime()
+        for client, planned in sorted(self._with.clients.items()):
+            reason = _why_gone(planned, known.get(client))
+            if reason and client not in self._gone:
+                self._gone.add(client)
+                end = end or self.do(receive(Gone(client, number, reason)))
+        self.replan = self._with.replaceable and self._lacks(now) and self._others()
+        why = self._why_not_here(ready)
+        # whose update is in is wanted no more: it counts, wherever its device has gone
+        reachable = len(set(self._with.clients) - (why.keys() - self._accepted))
+        waiting = reachable < self._with.need
+        self.tell_waiting(waiting, reachable, self._absent(why) if waiting else ())
+        if end is None:
+            self.waits.look(self._out(why), now)
+        return end
+
+    def _why_not_here(self, ready: set[str]) -> dict[str, str]:
+        """Which of the round's clients cannot work now, and why: offline, or what their device has said.
+
+        One that was asked again is at work, though it has not been introduced again yet.
+        """
+        missing = self._with.members.missing()
+        why = {c: missing.get(c, "offline") for c in set(self._with.clients) - ready}
+        self._again -= {client for client, reason in why.items() if reason == "offline"}
+        at_work = self._again & self._with.coordinator.waiting_for
+        return {client: reason for client, reason in why.items() if client not in at_work}
+
+    def _absent(self, why: Mapping[str, str]) -> tuple[str, ...]:
+        """The round's clients that are not there, and have not answered, each with the reason."""
+        lost = why.keys() - self._accepted - self._gone
+        return tuple(f"{client} ({why[client]})" for client in sorted(lost))
+
+    def _out(self, why: Mapping[str, str]) -> dict[str, str]:
+        """Who is waited for, and how it stands with each."""
+        out = {c: why.get(c, "at work") for c in self._with.coordinator.waiting_for}
+        if len(self._accepted) < self._with.need:
+            again = self._failed_ones - self._accepted - self._gone
+            out |= {c: why.get(c, "asked again soon") for c in again}
+        return out
+
+    def _lacks(self, now: float) -> bool:
+        """Whether the round has too few updates, and no hope of more soon."""
+        left = set(self._with.clients) - self._accepted - self._failed_once - self._gone
+        deadline_s = self._with.watch.deadline()
+        late = deadline_s is not None and now > self._began_s + deadline_s
+        return len(self._accepted) < self._with.need and (not left or late)
+
+    def _others(self) -> bool:
+        """Whether somebody is there who was not asked."""
+        ready = self._with.members.ready()
+        return any(p.train_examples and name not in self._with.clients for name, p in ready.items())
+
+    def tell_waiting(self, waiting: bool, reachable: int = 0, absent: tuple[str, ...] = ()) -> None:
+        """Tell that the round waits for clients, who is not here, and when it waits no more."""
+        need = self._with.need
+        told = (reachable, absent) if waiting else (need, ())
+        if told != self._told_waiting:
+            self._told_waiting = told
+            self._with.watch.observer(Waiting(told[0], need, absent))
+
+
+class TellsWaits:
+    """Tells for whom a round or an evaluation waits, with all engines: :class:`WaitingFor`.
+
+    The first time :data:`TELL_S` after the round began, then whenever others are waited for, at most once
+    in :data:`TELL_S`; and that nobody is, if it was told before.
+
+    Args:
+        observer: is told.
+        round: its number.
+        kind: ``train`` or ``evaluate``.
+        began_s: when the clients were asked.
+    """
+
+    def __init__(self, observer: Observer, round: int, kind: str, began_s: float) -> None:
+        self._observer, self._round, self._kind = observer, round, kind
+        self._told_s = began_s
+        self._told: tuple[tuple[str, str], ...] = ()
+
+    def look(self, out: Mapping[str, str], now: float) -> None:
+        """``out``: who is waited for at ``now``, and how it stands with each."""
+        names = tuple(sorted(out.items()))
+        if names != self._told and now >= self._told_s + TELL_S:
+            self._told_s = now
+            self._tell(names)
+
+    def over(self) -> None:
+        """Nobody is waited for any longer."""
+        self._tell(())
+
+    def _tell(self, names: tuple[tuple[str, str], ...]) -> None:
+        if names != self._told:
+            self._told = names
+            self._observer(WaitingFor(self._round, self._kind, names))
+
+
+def _why_gone(planned: ClientProfile, now: ClientProfile | None) -> str:
+    """Why a client can give no update to a round planned with an earlier profile; empty if it can."""
+    if now is None:
+        return "no longer enrolled"
+    if now.train_examples != planned.train_examples:  # its weight is fixed: whatever it sends is refused
+        return f"it has other data now: {now.train_examples} examples, not {planned.train_examples}"
+    return ""

@@ -1,0 +1,1 @@
+"""The organiser's status page: a small web application on loopback. Entry: :mod:`.app`."""

@@ -1,0 +1,212 @@
+"""Checkpoint: everything the server must know to go on after a crash, in one atomic file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from headwater.errors import StorageError
+from headwater.files import write_atomically
+from headwater.protocol.messages import NoisePlan
+from headwater.seeds.directions import Directions, Integers
+from headwater.seeds.seeded_state import Span
+from headwater.seeds.slopes import Steepness
+from headwater.server.metrics import Tracker
+from headwater.state import AdapterState, StateSpec
+from headwater.strategies.strategy import ServerState
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The server after a round.
+
+    Args:
+        run: id of the run.
+        server: the strategy's state: round, global adapter, momentum, noise, coefficients of seeds.
+        tracker: the best evaluation so far.
+        best: the best round's adapter; None before the first evaluation.
+        accepted: for each client, the last round whose update was accepted.
+    """
+
+    run: str
+    server: ServerState
+    tracker: Tracker
+    best: AdapterState | None = None
+    accepted: dict[str, int] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint; the old one stays if that fails.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        span, noise = self.server.span, self.server.noise
+        groups = {"state": self.server.state, "momentum": self.server.momentum, "best": self.best}
+        groups["origin"] = None if span is None else span.origin
+        present = {g: s for g, s in groups.items() if s is not None}
+        digests = {g: s.sha256() for g, s in present.items()}
+        if digests.get("best") == digests["state"]:
+            del present["best"]  # the same values: kept once
+        arrays = {f"{g}/{n}": t.contiguous().numpy() for g, s in present.items() for n, t in s.items()}
+        if span is not None:
+            arrays["span/sums"] = span.sums
+            digests["span"] = _digest(self.server.state.spec, span.sums)
+        steepness = self.server.steepness
+        if steepness is not None:
+            arrays |= {"steepness/sums": steepness.sums, "steepness/counts": steepness.counts}
+            digests["steepness"] = _digest(
+                self.server.state.spec, steepness.sums.view(np.int64), steepness.counts
+            )
+        meta = {
+            "run": self.run,
+            "round": self.server.round,
+            "spec": self.server.state.spec.fingerprint(),
+            "sha256": digests,
+            "tracker": [
+                self.tracker.metric,
+                self.tracker.best_round,
+                repr(self.tracker.best_value),
+                self.tracker.since,
+            ],
+            "accepted": self.accepted,
+            "noise": None
+            if noise is None
+            else {"between": noise.between.hex(), "of": _hex(noise.noises), "progress": _hex(noise.progress)},
+            "span": None if span is None else _described(span),
+        }
+        write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
+
+    @staticmethod
+    def load(path: Path, spec: StateSpec, run: str) -> Checkpoint | None:
+        """The checkpoint in ``path``; None if there is none yet.
+
+        Raises:
+            StorageError: it is damaged, of another adapter, or of another run.
+        """
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = json.loads(file.metadata()["headwater"])
+                groups: dict[str, AdapterState] = {}
+                if meta["spec"] == spec.fingerprint() and meta["run"] == run:
+                    for group, digest in meta["sha256"].items():
+                        if group in ("span", "steepness"):
+                            continue  # no adapter: see below
+                        if group == "best" and digest == meta["sha256"]["state"]:
+                            groups[group] = groups["state"]
+                            continue
+                        state = AdapterState(spec, {n: file.get_tensor(f"{group}/{n}") for n in spec.by_name})
+                        if state.sha256() != digest:
+                            raise ValueError(f"{group} does not match its hash")
+                        groups[group] = state
+                    sums = file.get_tensor("span/sums").numpy() if meta.get("span") else None
+                    server = _server(meta, groups, sums)
+                    if "steepness" in meta["sha256"]:
+                        steepness = Steepness(
+                            file.get_tensor("steepness/sums").numpy(),
+                            file.get_tensor("steepness/counts").numpy(),
+                        )
+                        words = steepness.sums.view(np.int64), steepness.counts
+                        if _digest(spec, *words) != meta["sha256"]["steepness"]:
+                            raise ValueError("steepness does not match its hash")
+                        server = replace(server, steepness=steepness)
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise StorageError(
+                f"checkpoint {path}",
+                expected="the checkpoint as it was written",
+                got=f"a damaged file ({error})",
+                hint="Restore it from a backup.",
+            ) from error
+        if not groups:
+            raise StorageError(
+                f"checkpoint {path}",
+                expected=f"run {run[:12]} and spec {spec.fingerprint()[:12]}",
+                got=f"run {meta['run'][:12]} and spec {meta['spec'][:12]}",
+                hint="The federation file, the seed or the model has changed since.",
+            )
+        metric, best_round, best_value, since = meta["tracker"]
+        return Checkpoint(
+            run=run,
+            server=server,
+            tracker=Tracker(metric, best_round, float(best_value), since),
+            best=groups.get("best"),
+            accepted=meta["accepted"],
+        )
+
+
+def _server(
+    meta: Mapping[str, Any], groups: Mapping[str, AdapterState], sums: Integers | None
+) -> ServerState:
+    """The strategy's state; files of older versions know less of methods, and no coefficients.
+
+    Raises:
+        ValueError: the coefficients are not those that were written, or do not make the state.
+    """
+    noise, span = meta.get("noise"), None
+    if sums is not None:
+        if _digest(groups["state"].spec, sums) != meta["sha256"]["span"]:
+            raise ValueError("span does not match its hash")
+        about, origin = meta["span"], groups["origin"]
+        key, size = bytes.fromhex(about["key"]), origin.spec.numel
+        directions = Directions(key, about["distribution"], size)
+        span = Span(origin, directions, about["unit_bits"], sums)
+        if span.state() != groups["state"]:
+            raise ValueError("the coefficients of seeds do not make the state")
+    return ServerState(
+        meta["round"],
+        groups["state"],
+        groups.get("momentum"),
+        _noise_plan(noise) if isinstance(noise, dict) else None,
+        span,
+    )
+
+
+def _noise_plan(noise: Mapping[str, Any]) -> NoisePlan:
+    """What was written.
+
+    Raises:
+        ValueError: numbers that no round tells.
+    """
+    values, progress = noise["of"], noise.get("progress", {})
+    if not isinstance(values, dict) or not isinstance(progress, dict):
+        raise ValueError("noise is not by method")
+    plan = NoisePlan(
+        float.fromhex(noise["between"]),
+        {name: float.fromhex(v) for name, v in values.items()},
+        {name: float.fromhex(v) for name, v in progress.items()},
+    )
+    if not all(0 <= v < math.inf for v in (plan.between, *plan.noises.values())):
+        raise ValueError("noise is not a squared norm")
+    if not all(0 <= c <= 1 for c in plan.progress.values()):
+        raise ValueError("progress is not between 0 and 1")
+    return plan
+
+
+def _hex(values: Mapping[str, float]) -> dict[str, str]:
+    return {name: value.hex() for name, value in values.items()}
+
+
+def _described(span: Span) -> dict[str, Any]:
+    """What besides its arrays makes a span."""
+    directions = span.directions
+    return {
+        "key": directions.key.hex(),
+        "distribution": directions.distribution,
+        "unit_bits": span.unit_bits,
+    }
+
+
+def _digest(spec: StateSpec, *arrays: Integers) -> str:
+    """SHA-256 over the spec's fingerprint and the arrays, as states have it."""
+    parts = [a.astype("<i8", copy=False).tobytes() for a in arrays]
+    return hashlib.sha256(spec.fingerprint().encode() + b"".join(parts)).hexdigest()

@@ -1,0 +1,1 @@
+"""The server's folder: settings, certificates, registry of devices, queue of runs, backups."""

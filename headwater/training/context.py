@@ -1,0 +1,194 @@
+"""Workbench: everything one process needs to train, measure and export a federation's adapter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headwater.config import LoadedFederation
+from headwater.config.federation import ClassificationData, Federation, NoData, VectorModel
+from headwater.config.training import Training
+from headwater.data.batches import Example
+from headwater.data.opened import reads_pairs
+from headwater.errors import ConfigError
+from headwater.seeds.keys import Key
+from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.training.backprop import BackpropTrainer
+from headwater.training.blackbox import BlackboxTrainer
+from headwater.training.cohort import CohortTrainer
+from headwater.training.decomfl import DecomflTrainer
+from headwater.training.evaluate import evaluate, features
+from headwater.training.forward_gradient import ForwardGradientTrainer
+from headwater.training.kseed import KseedTrainer
+from headwater.training.mezo import MezoTrainer
+from headwater.training.noop import NoopTrainer
+
+if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
+    from headwater.adapters.base import Base
+    from headwater.adapters.model import AdaptedModel
+    from headwater.adapters.reading.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Base, tokenizer, adapter and trainers of one process. Make it with :meth:`open`.
+
+    Args:
+        loaded: the federation.
+        model: its adapted model; None with model.kind 'vector'.
+        spec: of every state of the federation.
+        base_sha256: of the base model's files (of ``b"vector"`` without one).
+        notices: what the user should know of model and adapter, one sentence each.
+    """
+
+    loaded: LoadedFederation
+    model: AdaptedModel | None
+    spec: StateSpec
+    base_sha256: str
+    notices: tuple[str, ...] = ()
+
+    @staticmethod
+    def open(loaded: LoadedFederation, base: Base | None = None, *, threads: bool = True) -> Workbench:
+        """Load the base model and attach the adapter. Sets this process's CPU threads to the file's.
+
+        Args:
+            loaded: the federation.
+            base: its base model, where this process has it: from :meth:`AdaptedModel.release`.
+            threads: False leaves the threads as they are: another federation computes in this process.
+
+        Raises:
+            ModelError: the base or the adapter is wrong.
+            ConfigError: ``data.max_tokens`` is more than the base has positions for.
+            MissingDependency: quantisation without its library.
+        """
+        settings = loaded.settings
+        if threads:
+            torch.set_num_threads(settings.federation.threads)
+        if isinstance(settings.model, VectorModel):
+            spec = StateSpec((TensorSpec("vector", (settings.model.size,), "vector"),))
+            return Workbench(loaded, None, spec, hashlib.sha256(b"vector").hexdigest())
+        from headwater.adapters.base import load_base
+        from headwater.adapters.model import AdaptedModel
+        from headwater.adapters.trial import try_model
+
+        labels = settings.data.labels if isinstance(settings.data, ClassificationData) else None
+        base = base or load_base(settings.model, loaded.folder, labels=labels)
+        _require_positions(base, settings)
+        model = AdaptedModel.build(loaded, base, key=Key.root(settings.federation.seed).child("adapter"))
+        said = try_model(
+            model,
+            max_tokens=2 if isinstance(settings.data, NoData) else settings.data.max_tokens,
+            slopes=any(t.kind in ("forward_gradient", "spry") for t in settings.trainings.values()),
+        )
+        return Workbench(loaded, model, model.spec, model.base_sha256, (*model.notices, *said))
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """The base model's tokenizer; None without a base model."""
+        return None if self.model is None else self.model.base.tokenizer
+
+    @property
+    def pad(self) -> int:
+        """Token id that fills a batch."""
+        return 0 if self.tokenizer is None else self.tokenizer.pad
+
+    @property
+    def language_model(self) -> bool:
+        """Whether targets are tokens."""
+        return self.model is not None and self.model.language_model
+
+    def initial_state(self) -> AdapterState:
+        """The state of round 0: a function of the federation's seed, base and adapter."""
+        return AdapterState.zeros(self.spec) if self.model is None else self.model.initial_state()
+
+    def trainer(self, training: Training) -> CohortTrainer:
+        """The trainer of plans with this training.
+
+        Raises:
+            ConfigError: training that needs a base model, without one.
+        """
+        if training.kind == "noop":
+            return NoopTrainer()
+        if self.model is None:
+            raise ConfigError("training.kind", expected="'noop' with model.kind 'vector'", got=training.kind)
+        return _TRAINERS[training.kind](self.model, self.pad, language_model=self.language_model)
+
+    def evaluate(self, state: AdapterState, examples: Sequence[Example]) -> tuple[int, dict[str, float]]:
+        """Weight and metrics of ``state`` on ``examples``: see :mod:`headwater.training.evaluate`.
+
+        Without a base model ``loss`` is the mean square of the values.
+        """
+        if self.model is None:
+            norm = state.norm()
+            return max(1, len(examples)), {"loss": norm * norm / max(1, self.spec.numel)}
+        return evaluate(
+            self.model,
+            state,
+            examples,
+            batch_size=self.loaded.settings.evaluation.batch_size,
+            pad=self.pad,
+            language_model=self.language_model,
+            trunk_cache_bytes=self.loaded.settings.evaluation.trunk_cache_mb * 2**20,
+        )
+
+    def features(self, examples: Sequence[Example]) -> npt.NDArray[np.float32]:
+        """The frozen base's features: see :func:`headwater.training.evaluate.features`.
+
+        Raises:
+            ConfigError: there is no base model.
+        """
+        if self.model is None:
+            raise ConfigError("features", expected="a base model", got="model.kind 'vector'")
+        return features(
+            self.model,
+            examples,
+            batch_size=self.loaded.settings.evaluation.batch_size,
+            pad=self.pad,
+            language_model=self.language_model,
+        )
+
+    def export(self, state: AdapterState, folder: Path, card: Mapping[str, object]) -> None:
+        """Write ``state`` as a folder: see :func:`headwater.adapters.export.export`."""
+        from headwater.adapters.export import export, export_vector
+
+        if self.model is None:
+            export_vector(state, folder, card=card)
+        else:
+            reading = self.model.reading
+            if reading is not None and not reading.pairs:
+                self.model.reading = replace(reading, pairs=reads_pairs(self.loaded, reading.data))
+            export(self.model, state, folder, card=card)
+
+
+_TRAINERS: Mapping[str, Callable[..., CohortTrainer]] = {
+    "backprop": BackpropTrainer,
+    "blackbox": BlackboxTrainer,
+    "decomfl": DecomflTrainer,
+    "forward_gradient": ForwardGradientTrainer,
+    "kseed": KseedTrainer,
+    "mezo": MezoTrainer,
+    "spry": ForwardGradientTrainer,
+}
+"""What trains an adapted model, by ``training.kind``."""
+
+
+def _require_positions(base: Base, settings: Federation) -> None:
+    """Refuse rows that the base cannot take now, not in the round where the first long text comes up."""
+    adapter, data, positions = settings.adapter, settings.data, base.positions
+    virtual = adapter.tokens if adapter is not None and adapter.kind in ("prompt", "prefix") else 0
+    if positions is None or isinstance(data, NoData) or data.max_tokens + virtual <= positions:
+        return
+    left = f", of which the adapter takes {virtual}" if virtual else ""
+    raise ConfigError(
+        "data.max_tokens",
+        expected=f"at most {positions - virtual}: {base.settings.path} has {positions} positions{left}",
+        got=str(data.max_tokens),
+        hint="Lower it; longer texts are cut or divided.",
+    )

@@ -1,0 +1,148 @@
+"""What the server believes of an update made without backprop, and what it writes down of the round."""
+
+from __future__ import annotations
+
+import math
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+import torch
+
+from headwater.compression.compeft import CompeftCodec
+from headwater.compression.seed_update import encode_scalars
+from headwater.config.federation import DenseCodec
+from headwater.errors import HeadwaterError
+from headwater.proto.wire import encode_reply
+from headwater.protocol.coordinator import Close
+from headwater.protocol.failures import Failure, FailureCode
+from headwater.protocol.messages import ClientFailure, EncodedUpdate, TrainRequest
+from headwater.seeds.coefficients import Scalars
+from headwater.seeds.keys import Key
+from headwater.server.clients.downlink import Downlink
+from headwater.server.clients.exchange import Incoming
+from headwater.server.rounds.open_round import OpenRound
+from headwater.state import AdapterState
+from headwater.strategies import FederatedStrategy
+from tests.strategies.test_federated import federation
+from tests.strategies.test_mixed import KSEED, SPEC, ZERO, profiles
+
+RUN, ROOT = "r" * 32, Key.root(0)
+METHODS = {
+    "jvp": {"training": {"kind": "forward_gradient"}},
+    "seeds": {"training": KSEED},
+    "zo": {"training": {"kind": "mezo"}},
+}
+
+
+def opened(*names, **tables):
+    tables = tables or {
+        "methods": METHODS,
+        "assignment": {"kind": "clients", "clients": {"jvp": "jvp", "seeds": "seeds", "zo": "zo"}},
+    }
+    strategy = FederatedStrategy(federation(**tables))
+    server = strategy.init(ZERO)
+    roster = profiles(*names)
+    plan = strategy.plan(server, roster, key=ROOT)
+    down = Downlink(ROOT).open(server, DenseCodec(kind="dense"), {})
+    return OpenRound(plan, down, RUN, roster, strategy.aggregator(plan), ROOT)
+
+
+def steps(round_, *taken):
+    return Scalars.of(round_.plan.merge.seeds, list(taken))
+
+
+def values(scale=0.01):
+    return AdapterState.from_vector(SPEC, torch.linspace(-scale, scale, SPEC.numel))
+
+
+def reply(round_, client, delta, metrics=MappingProxyType({})):
+    if isinstance(delta, Scalars):
+        payload = encode_scalars(delta)
+    else:
+        payload = CompeftCodec(0.05).encode(delta, key=ROOT)
+    update = EncodedUpdate(
+        RUN, 1, client, SPEC.fingerprint(), round_.base_sha256, payload, {},
+        round_.roster[client].train_examples, 3, dict(metrics),
+    )  # fmt: skip
+    data = encode_reply(update)
+    return Incoming(client, TrainRequest, 1, data, "", len(data), data)
+
+
+def test_a_mixed_round_takes_both_kinds_and_measures_no_gap():
+    round_ = opened("big", "jvp", "seeds", "zo")
+    scalars = steps(round_, (3, 400), (5, -7))
+    round_.fold(reply(round_, "big", values(), {"noise": 5.0, "loss": 1.0}))
+    round_.fold(reply(round_, "jvp", values(), {"noise": 0.25}))
+    round_.fold(reply(round_, "seeds", scalars, {"noise": 0.0}))
+    round_.fold(reply(round_, "zo", values(), {"noise": 0.0}))
+    merged = round_.merge()
+    assert merged.clients == ("big", "jvp", "seeds", "zo")
+    assert merged.coefficients is None
+    record = round_.record(Close(1, merged.clients, (), last=False), merged, round_.base + merged.delta)
+    assert record["gap"] is None
+    rows = record["clients"]
+    assert {n: r["method"] for n, r in rows.items()} == {
+        "big": "default", "jvp": "jvp", "seeds": "seeds", "zo": "zo"
+    }  # fmt: skip
+    unit = 2.0**-round_.plan.merge.seeds.unit_bits
+    own = (400**2 + 7**2) * unit**2 * (SPEC.numel - 1)  # whatever the client claims
+    assert rows["seeds"]["noise"] == pytest.approx(own)
+    assert rows["jvp"]["noise"] == 0.25
+    assert "noise" not in rows["big"]
+    assert "noise" not in rows["zo"]
+    assert rows["seeds"]["bytes_up_dense"] > 4 * SPEC.numel > rows["seeds"]["bytes_up"] - 250
+
+
+@pytest.mark.parametrize("metrics", [{}, {"noise": -1.0}, {"noise": math.nan}, {"noise": math.inf}])
+@pytest.mark.parametrize("client", ["jvp", "zo"])
+def test_a_method_along_random_directions_must_tell_its_noise(client, metrics):
+    round_ = opened(client)
+    with pytest.raises(HeadwaterError, match="noise"):
+        round_.fold(reply(round_, client, values(), metrics))
+    with pytest.raises(HeadwaterError, match="at least one"):
+        round_.merge()
+
+
+def test_each_kind_is_refused_from_who_was_asked_for_the_other():
+    round_ = opened("big", "seeds")
+    with pytest.raises(HeadwaterError, match=r"scalars\.v1|compeft"):
+        round_.fold(reply(round_, "big", steps(round_, (1, 1))))
+    with pytest.raises(HeadwaterError, match=r"scalars\.v1"):
+        round_.fold(reply(round_, "seeds", values(1e-6)))
+
+
+def test_more_bytes_than_the_plan_allows_are_refused_unread():
+    round_ = opened("seeds")
+    incoming = reply(round_, "seeds", steps(round_, (1, 1)))
+    long = Incoming("seeds", TrainRequest, 1, incoming.data + bytes(10**6), "", 0)
+    with pytest.raises(HeadwaterError):
+        round_.fold(long)
+
+
+def test_seeds_only_measures_what_was_sent_to_whom_and_counts_dense_beside_it():
+    kseed = {**KSEED, "seeds": 4096}
+    round_ = opened("a", "b", training=kseed)
+    for client in ("a", "b", "b"):
+        request = round_.request(client, 0)
+        assert request.state.codec == "seeds.v1"
+        round_.note_sent(request, 100 + len(request.state.body))
+    round_.fold(reply(round_, "a", steps(round_, *((s, 100 + s) for s in range(5)))))
+    merged = round_.merge()
+    assert merged.coefficients is not None
+    assert np.count_nonzero(merged.coefficients) == 5
+    record = round_.record(
+        Close(1, ("a",), (("b", "failed"),), last=False), merged, round_.base + merged.delta
+    )
+    assert record["bytes"]["down"] == 3 * (100 + len(round_.request("a", 0).state.body))
+    assert record["bytes"]["down_dense"] == 3 * (100 + 4 * SPEC.numel)
+    assert record["clients"]["b"]["failed"] == "failed"
+
+
+def test_a_failure_keeps_its_code_so_that_the_server_sees_what_is_needed():
+    round_ = opened("seeds")
+    needs = Failure(FailureCode.NEEDS_FULL_STATE, (3,))
+    failure = encode_reply(ClientFailure.coded("seeds", 1, needs, RUN))
+    with pytest.raises(HeadwaterError, match="coefficients of version 3") as error:
+        round_.fold(Incoming("seeds", TrainRequest, 1, failure, "", len(failure)))
+    assert error.value.failure == needs

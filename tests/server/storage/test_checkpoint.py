@@ -1,0 +1,238 @@
+"""A checkpoint is what was saved, or a StorageError; the folder keeps whole files only."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from headwater.config import load_federation
+from headwater.errors import ConfigError, StorageError
+from headwater.files import write_atomically
+from headwater.protocol.messages import NoisePlan
+from headwater.seeds.directions import Directions
+from headwater.seeds.seeded_state import Span
+from headwater.seeds.slopes import Steepness
+from headwater.server.metrics import Tracker
+from headwater.server.storage.checkpoint import Checkpoint
+from headwater.server.storage.run_folder import RunFolder
+from headwater.server.workspace.backup import Pinned, check_checkpoint
+from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.strategies.strategy import ServerState
+
+SPEC = StateSpec.of([TensorSpec("b", (2, 3), "lora_b"), TensorSpec("a", (4,), "head")])
+
+
+def state(fill):
+    return AdapterState.from_vector(SPEC, torch.arange(10, dtype=torch.float32) * fill)
+
+
+def checkpoint(best=2.0, momentum=3.0):
+    return Checkpoint(
+        run="r" * 32,
+        server=ServerState(4, state(1.0), None if momentum is None else state(momentum)),
+        tracker=Tracker("accuracy", 3, 0.1 + 0.2, 1),
+        best=None if best is None else state(best),
+        accepted={"ann": 4, "ben": 2},
+    )
+
+
+@pytest.mark.parametrize("best", [None, 1.0, 2.0])
+@pytest.mark.parametrize("momentum", [None, 3.0])
+def test_round_trip(tmp_path, best, momentum):
+    written = checkpoint(best, momentum)
+    written.save(tmp_path / "c")
+    read = Checkpoint.load(tmp_path / "c", SPEC, "r" * 32)
+    assert read.server.round == 4
+    assert read.server.state.sha256() == written.server.state.sha256()
+    assert (read.server.momentum is None) == (momentum is None)
+    assert (read.best is None) == (best is None)
+    if best is not None:
+        assert read.best.sha256() == written.best.sha256()
+    assert read.tracker == written.tracker
+    assert read.accepted == written.accepted
+
+
+def spanned():
+    origin = Span(state(0.5), Directions(b"0123456789abcdef", "rademacher", 10), 30, np.zeros(3, np.int64))
+    span = origin.moved(1, np.array([5, -(2**40), 2**33 + 1]))
+    server = ServerState(
+        4,
+        span.state(),
+        None,
+        NoisePlan(0.1 + 0.2, {"default": 0.0, "phone": 1e-300}, {"default": 1.0, "phone": 0.1}),
+        span,
+    )
+    return Checkpoint("r" * 32, server, Tracker("accuracy"), accepted={"ann": 4})
+
+
+def test_coefficients_and_noise_come_back_bit_for_bit(tmp_path):
+    written = spanned()
+    written.save(tmp_path / "c")
+    read = Checkpoint.load(tmp_path / "c", SPEC, "r" * 32)
+    was, span = written.server.span, read.server.span
+    assert read.server.noise == written.server.noise
+    assert span.sums.tolist() == was.sums.tolist() == [0, 5, -(2**40), 2**33 + 1]
+    assert (span.directions, span.unit_bits, span.origin) == (was.directions, was.unit_bits, was.origin)
+    assert span.moved(0, np.array([9])).state() == was.moved(0, np.array([9])).state()
+    pinned = (tmp_path / "c").open("rb")
+    with pinned:
+        check_checkpoint(Pinned("c", pinned.fileno(), (tmp_path / "c").stat().st_size, 0.0))
+
+
+def test_steepness_comes_back_bit_for_bit_and_damage_is_seen(tmp_path):
+    steepness = Steepness(np.array([0.1 + 0.2, 0.0, 1e300]), np.array([3, 0, 2**40]))
+    written = spanned()
+    written = replace(written, server=replace(written.server, steepness=steepness))
+    path = tmp_path / "c"
+    written.save(path)
+    read = Checkpoint.load(path, SPEC, "r" * 32).server.steepness
+    assert read.sums.tobytes() == steepness.sums.tobytes()
+    assert read.counts.tolist() == [3, 0, 2**40]
+    arrays, meta = load_file(path), metadata(path)
+    arrays["steepness/counts"] = arrays["steepness/counts"] + 1
+    save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
+    with pytest.raises(StorageError, match="steepness"):
+        Checkpoint.load(path, SPEC, "r" * 32)
+
+
+def test_a_checkpoint_of_an_older_version_loads(tmp_path):
+    path = tmp_path / "c"
+    checkpoint().save(path)
+    arrays, meta = load_file(path), metadata(path)
+    assert meta.pop("noise", 0) is None
+    assert meta.pop("span", 0) is None
+    save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
+    read = Checkpoint.load(path, SPEC, "r" * 32)
+    assert (read.server.span, read.server.noise) == (None, None)
+    assert read.server.state == checkpoint().server.state
+
+
+def metadata(path):
+    data = path.read_bytes()
+    head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return json.loads(head["__metadata__"]["headwater"])
+
+
+@pytest.mark.parametrize("change", ["sums", "unit_bits"])
+def test_coefficients_that_are_not_those_of_the_state_are_damage(tmp_path, change):
+    path = tmp_path / "c"
+    spanned().save(path)
+    arrays, meta = load_file(path), metadata(path)
+    if change == "sums":
+        arrays["span/sums"][0] += 1
+    else:
+        meta["span"]["unit_bits"] -= 1
+    save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
+    with pytest.raises(StorageError, match="damage"):
+        Checkpoint.load(path, SPEC, "r" * 32)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"between": (-5.0).hex()},
+        {"between": "nan"},
+        {"of": {"default": "inf"}},
+        {"of": ["0x1p0"]},
+        {"progress": {"default": (1.5).hex()}},
+        {"progress": {"default": "nan"}},
+        {"progress": 1},
+    ],
+)
+def test_noise_that_no_round_tells_is_damage(tmp_path, noise):
+    path = tmp_path / "c"
+    spanned().save(path)
+    arrays, meta = load_file(path), metadata(path)
+    meta["noise"] |= noise
+    save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
+    with pytest.raises(StorageError, match="damage"):
+        Checkpoint.load(path, SPEC, "r" * 32)
+
+
+def test_absent_is_none(tmp_path):
+    assert Checkpoint.load(tmp_path / "c", SPEC, "r" * 32) is None
+
+
+def test_every_damaged_byte_is_noticed(tmp_path):
+    path = tmp_path / "c"
+    checkpoint().save(path)
+    whole = path.read_bytes()
+    for position in range(len(whole) - 1, len(whole) - 120, -7):  # values, from the end
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(StorageError, match="damage"):
+            Checkpoint.load(path, SPEC, "r" * 32)
+    for length in (0, 7, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(StorageError, match="damage"):
+            Checkpoint.load(path, SPEC, "r" * 32)
+
+
+def test_another_run_or_spec_is_refused(tmp_path):
+    checkpoint().save(tmp_path / "c")
+    with pytest.raises(StorageError, match="has changed since"):
+        Checkpoint.load(tmp_path / "c", SPEC, "s" * 32)
+    with pytest.raises(StorageError, match="has changed since"):
+        Checkpoint.load(tmp_path / "c", StateSpec.of([TensorSpec("a", (4,), "head")]), "r" * 32)
+
+
+def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "c"
+    write_atomically(path, b"old")
+
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StorageError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_real_full_disk(tmp_path):
+    """/dev/full answers every write with ENOSPC."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    folder = RunFolder(tmp_path)
+    (tmp_path / "rounds.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"(?i)space"):
+        folder.append_round({"round": 1, "x": "y" * 100_000})
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    path = tmp_path / "f.toml"
+    path.write_text(
+        '[federation]\nname="n"\nrounds=1\n[model]\nkind="vector"\nsize=3\n'
+        '[data]\nkind="none"\nclients=2\n[training]\nkind="noop"\n'
+    )
+    return load_federation(path)
+
+
+def test_rounds_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path, loaded):
+    folder = RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
+    for number in range(4):
+        folder.append_round({"round": number})
+    with folder.rounds.open("a") as file:
+        file.write('{"round": 4, "cl')
+    assert [r["round"] for r in folder.read_rounds()] == [0, 1, 2, 3]
+    assert [r["round"] for r in folder.keep_rounds(2)] == [0, 1, 2]
+    assert [json.loads(line)["round"] for line in folder.rounds.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_folder_in_use_is_not_overwritten(tmp_path, loaded):
+    folder = RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
+    folder.checkpoint.write_bytes(b"a run that began")
+    with pytest.raises(ConfigError, match="--resume"):
+        RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
+    with folder.locked(), pytest.raises(ConfigError, match="no other process works on"), folder.locked():
+        pass
+    with pytest.raises(ConfigError, match="another one"):
+        RunFolder.open(tmp_path)

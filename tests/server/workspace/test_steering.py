@@ -1,0 +1,137 @@
+"""What the organiser is told of a change: which settings, from when on, and which cannot be met."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from headwater.config.load import load_federation
+from headwater.protocol.control import RunRow
+from headwater.server.workspace.steering import (
+    AT_ONCE,
+    CHANGEABLE,
+    PLACES,
+    tell_changes,
+    tell_unmet,
+    tell_wish,
+)
+
+FEDERATION = """
+[federation]
+name = "steered"
+rounds = 20
+[model]
+kind = "vector"
+size = 10
+[data]
+kind = "none"
+clients = 2
+examples = 3
+[training]
+kind = "noop"
+[cohort]
+min_clients = 2
+deadline_s = 120
+"""
+
+
+@pytest.fixture
+def federation(tmp_path):
+    file = tmp_path / "f.toml"
+    file.write_text(FEDERATION)
+    return lambda *changes: load_federation(file, changes).settings
+
+
+def row(state="running", round=9, open=10):
+    nan = math.nan
+    return RunRow("s-1", "steered", state, "", round, 20, 0, 2, "", nan, 0, nan, 0, 0, 0.0, nan, open)
+
+
+def told(federation, row, **changes):
+    full = {CHANGEABLE[name]: value for name, value in changes.items()}
+    after = federation(*(f"{key}={value}" for key, value in full.items()))
+    return tell_changes(federation(), after, full, row)
+
+
+def test_a_time_holds_at_once_and_anything_else_from_the_round_after_the_open_one(federation):
+    assert told(federation, row(), deadline_s=30) == "deadline_s 120 → 30, at once"
+    assert told(federation, row(), evaluation_deadline_s=5) == "evaluation_deadline_s none → 5, at once"
+    assert (
+        told(federation, row(), rounds=40, min_clients=3)
+        == "rounds 20 → 40, min_clients 2 → 3, from round 11"
+    )
+    assert told(federation, row(open=0), rounds=40) == "rounds 20 → 40, from round 10"
+
+
+@pytest.mark.parametrize(
+    ("state", "when"),
+    [
+        ("queued", "when it goes on"),
+        ("paused", "once it is resumed: headwater server resume DIR s-1"),
+        ("finished", "once it is resumed: headwater server resume DIR s-1"),
+        ("stopped", "once it is resumed: headwater server resume DIR s-1"),
+        ("failed", "when it goes on or is resumed: headwater server resume DIR s-1"),
+    ],
+)
+def test_a_run_that_does_not_go_on_takes_what_is_set_when_it_does(federation, state, when):
+    for setting, shown in (("deadline_s", "120 → 30"), ("rounds", "20 → 30")):
+        said = told(federation, row(state, open=0), **{setting: 30})
+        assert said == f"{setting} {shown}, {when}"
+
+
+def test_what_changes_nothing_says_so(federation):
+    assert told(federation, row(), deadline_s=120) == "deadline_s is 120 already"
+    both = told(federation, row(), deadline_s=120, rounds=30)
+    assert both == "deadline_s is 120 already; rounds 20 → 30, from round 11"
+
+
+def test_every_setting_has_its_moment():
+    assert set(CHANGEABLE.values()) >= AT_ONCE | PLACES
+    assert {name for name in CHANGEABLE if name.endswith("_s")} == {
+        name for name, full in CHANGEABLE.items() if full in AT_ONCE
+    }
+
+
+@pytest.mark.parametrize(
+    ("wish", "open", "text"),
+    [
+        ("pause", 10, "pauses after round 10"),
+        ("pause", 0, "pauses before round 10"),
+        ("stop", 10, "stops and writes its result after round 10"),
+        ("", 10, ""),
+    ],
+)
+def test_a_wish_says_when_it_comes_true(wish, open, text):
+    assert tell_wish(wish, row(open=open)) == text
+
+
+def test_a_round_that_has_too_few_clients_keeps_nobody_from_stopping():
+    told = tell_wish("stop", row("waiting"))
+    assert told.endswith("after round 10, or without it if too few clients are there for a minute")
+
+
+@pytest.mark.parametrize(
+    ("changes", "enrolled", "words"),
+    [
+        (
+            ["cohort.min_clients=5"],
+            2,
+            ["min_clients is 5", "2 devices are enrolled", "until 3 more"],
+        ),
+        (["cohort.min_clients=2"], 1, ["1 device is enrolled", "until 1 more"]),
+        (["federation.rounds=4"], 2, ["rounds is 4", "round 10 is open", "ends with round 10"]),
+        (["cohort.target_clients=3"], 2, ["target_clients is 3", "a round asks 2", "deadline"]),
+        (['schedule={kind="buffered",buffer=5}'], 3, ["buffer is 5", "3 devices are enrolled"]),
+    ],
+)
+def test_what_cannot_be_met_is_said_with_its_numbers(federation, changes, enrolled, words):
+    (warning,) = tell_unmet(federation(*changes), row(), enrolled)
+    for word in words:
+        assert word in warning
+
+
+def test_what_can_be_met_is_no_warning(federation):
+    assert tell_unmet(federation(), row(), 2) == ()
+    assert tell_unmet(federation("federation.rounds=10"), row(), 2) == ()  # the open round is the last
+    assert tell_unmet(federation("cohort.target_clients=2"), row(), 3) == ()

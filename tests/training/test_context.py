@@ -1,0 +1,82 @@
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from headwater.config import Federation, LoadedFederation
+from headwater.config.training import BackpropTraining, NoopTraining
+from headwater.errors import ConfigError
+from headwater.training.backprop import BackpropTrainer
+from headwater.training.context import Workbench
+from headwater.training.noop import NoopTrainer
+from tests.support import federations
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_real_model(tmp_path):
+    loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter("lora", "bert"))
+    bench = Workbench.open(loaded)
+    assert torch.get_num_threads() == loaded.settings.federation.threads
+    assert bench.spec == bench.initial_state().spec
+    assert not bench.language_model
+    assert bench.pad == bench.tokenizer.pad == 0
+    assert isinstance(bench.trainer(BackpropTraining(kind="backprop")), BackpropTrainer)
+    assert isinstance(bench.trainer(NoopTraining(kind="noop")), NoopTrainer)
+    count, metrics = bench.evaluate(bench.initial_state(), federations.examples(4, language_model=False))
+    assert count == 4
+    assert metrics.keys() == {"accuracy", "macro_f1", "loss"}
+    bench.export(bench.initial_state(), tmp_path / "out", {"rounds": 3})
+    assert "| rounds | 3 |" in (tmp_path / "out/README.md").read_text()
+
+
+PRINT_STATE = """
+import sys
+import torch
+from pathlib import Path
+from tests.training.test_context import fingerprints
+torch.manual_seed(99)
+print(fingerprints(Path(sys.argv[1])))
+"""
+
+
+def fingerprints(folder):
+    table = federations.adapter("lora", "bert")
+    strategy = {"kind": "mean", "space": "ffa"}
+    loaded = federations.federation(folder, "sequence-classification", "bert", table, strategy=strategy)
+    bench = Workbench.open(loaded)
+    return f"{bench.initial_state().sha256()} {bench.model.frozen.sha256()} {bench.base_sha256}"
+
+
+def test_every_process_starts_alike(tmp_path):
+    here = fingerprints(tmp_path)
+    command = [sys.executable, "-c", PRINT_STATE, str(tmp_path)]
+    there = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert there.stdout.splitlines()[-1] == here
+
+
+def test_a_vector(tmp_path):
+    settings = {
+        "federation": {"name": "load", "rounds": 1},
+        "model": {"kind": "vector", "size": 6},
+        "data": {"kind": "none", "clients": 2},
+        "training": {"kind": "noop"},
+    }
+    bench = Workbench.open(LoadedFederation(Federation.model_validate(settings), tmp_path))
+    assert [(t.name, t.role, t.shape) for t in bench.spec] == [("vector", "vector", (6,))]
+    assert bench.base_sha256 == hashlib.sha256(b"vector").hexdigest()
+    assert bench.initial_state().max_abs() == 0
+    assert bench.tokenizer is None
+    assert bench.evaluate(bench.initial_state() + bench.initial_state(), []) == (1, {"loss": 0.0})
+    bench.export(bench.initial_state(), tmp_path / "out", {})
+    assert json.loads((tmp_path / "out/headwater.json").read_text())["kind"] == "vector"
+    with pytest.raises(ConfigError, match="noop"):
+        bench.trainer(BackpropTraining(kind="backprop"))
