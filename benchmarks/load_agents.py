@@ -24,23 +24,23 @@ import torch
 
 from headwater import __version__
 from headwater.client.agent.agent import Agent
-from headwater.client.agent.known_runs import JoinedRun
+from headwater.client.agent.known_runs import KnownRun
 from headwater.client.execution.answer import answer
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import MemoryStore
 from headwater.data.federated import FederatedData
-from headwater.flower.fleet_client import FleetConnection
+from headwater.flower.fleet_client import FleetClient
 from headwater.proto.wire import decode_request, encode_signed
 from headwater.protocol.messages import ProfileRequest
 from headwater.security.signing import Identity
 from headwater.seeds.keys import Key
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 COUNTS: Counter[str] = Counter()
 SAID: Counter[str] = Counter()
 
 
-class Counted(FleetConnection):
+class Counted(FleetClient):
     """Counts its requests by call."""
 
     def _call(self, name: str, *rest: Any) -> Any:  # noqa: ANN401 - as the product's, whatever that is
@@ -59,17 +59,20 @@ class Runtime:
         with self._lock:
             request = decode_request(envelope, state)
             if isinstance(request, ProfileRequest) and self._runtime is None:
-                joined = JoinedRun(request.run, request.federation, request.model_sha256, Path("/nowhere"))
+                joined = KnownRun(request.run, request.federation, request.model_sha256, Path("/nowhere"))
                 loaded = joined.loaded(None)
-                bench, root = Workbench.open(loaded), Key.root(loaded.settings.federation.seed)
+                training_context, root = (
+                    TrainingContext.open(loaded),
+                    Key.root(loaded.settings.federation.seed),
+                )
                 data = FederatedData.open(loaded, None, root)
-                self._runtime = ClientRuntime(request.run, bench, data, root)
+                self._runtime = ClientRuntime(request.run, training_context, data, root)
             assert self._runtime is not None
             return answer(envelope, state, name, self._store, self._runtime)
 
 
-class Desk:
-    """What :class:`headwater.client.agent.task_handler.Desk` is to an agent, without a policy."""
+class TaskHandler:
+    """What :class:`headwater.client.agent.task_handler.TaskHandler` is to an agent, without a policy."""
 
     policy = SimpleNamespace(settings=SimpleNamespace(metered=False))
 
@@ -111,7 +114,7 @@ def main() -> None:
             if "answered" not in text and text != "connected":
                 SAID[text.split(";")[0][:160]] += 1
 
-        agent: Any = Agent(connection, Desk(identity, runtime, pace_s), say, stop, status)  # type: ignore[arg-type]
+        agent: Any = Agent(connection, TaskHandler(identity, runtime, pace_s), say, stop, status)  # type: ignore[arg-type]
         threads.append(threading.Thread(target=agent.run, daemon=True))
         threads[-1].start()
         stop.wait(0.005)

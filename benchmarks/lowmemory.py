@@ -123,17 +123,17 @@ def _child(model: str, mode: str, batch: int, tokens: int) -> dict[str, float]:
     )
     from headwater.client.device.measure import train_two_steps
     from headwater.config import load_federation
-    from headwater.training.context import Workbench
+    from headwater.training.context import TrainingContext
     from headwater.training.memory_estimate import SCRATCH_BYTES, step_bytes, synthetic
 
     return_freed_memory()
     changes = [f"data.max_tokens={tokens}", *(MODES | FURTHER)[mode]]
-    bench = Workbench.open(load_federation(Path(FILES[model]), changes))
-    assert bench.model is not None
-    method = "one" if "one" in bench.loaded.settings.methods else "default"
-    base, loading = resident_base(bench), status_bytes("VmHWM")
+    context = TrainingContext.open(load_federation(Path(FILES[model]), changes))
+    assert context.model is not None
+    method = "one" if "one" in context.loaded.settings.methods else "default"
+    base, loading = resident_base(context), status_bytes("VmHWM")
     if mode == "inference":
-        model_ = bench.model
+        model_ = context.model
         with torch.no_grad():
             model_.loss(synthetic(model_, 1, 2))
         with torch.inference_mode():
@@ -141,12 +141,12 @@ def _child(model: str, mode: str, batch: int, tokens: int) -> dict[str, float]:
         expected = traced + SCRATCH_BYTES
         for _ in range(2):
             with torch.inference_mode():
-                bench.model.loss(synthetic(bench.model, batch, tokens)).item()
+                context.model.loss(synthetic(context.model, batch, tokens)).item()
     else:
-        plan = plan_of(bench.loaded.settings, bench.spec, method)
-        traced = step_bytes(bench.model, plan, batch, tokens)
-        expected = predicted(bench, method, batch)
-        train_two_steps(bench, method, batch)
+        plan = plan_of(context.loaded.settings, context.spec, method)
+        traced = step_bytes(context.model, plan, batch, tokens)
+        expected = predicted(context, method, batch)
+        train_two_steps(context, method, batch)
     peak = status_bytes("VmHWM")
     foreseen = max(loading, base + expected)
     mib = 2.0**20

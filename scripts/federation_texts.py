@@ -221,7 +221,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     f.NoData: {"clients": "how many", "examples": "of each"},
     a.Method: {"training": "as `[training]`"},
-    t.Passes: {"batch_size": "examples of one step", "learning_rate": "of the adapter"},
+    t.MinibatchTraining: {"batch_size": "examples of one step", "learning_rate": "of the adapter"},
     t.Directed: {"distribution": "of the directions"},
     t.ForwardGradientTraining: {
         "max_directions": "of a step, with `variance_target`",

@@ -1,4 +1,4 @@
-"""LateHead: a language model's losses without ever holding the logits of all its positions.
+"""ChunkedHead: a language model's losses without ever holding the logits of all its positions.
 
 Logits [b, t, vocabulary] and what cross entropy makes of them are several times the size of everything
 else in a forward pass that keeps no activations: 200 MB a copy for 1,024 tokens of a vocabulary of
@@ -24,7 +24,7 @@ _VALUES = 2**21
 _LOUD = 1000.0
 
 
-class LateHead:
+class ChunkedHead:
     """The output layer of a causal model, taken apart from the model. Make it with :meth:`of`.
 
     Args:
@@ -37,7 +37,7 @@ class LateHead:
         self._network, self._head, self._rows = network, head, rows
 
     @staticmethod
-    def of(network: Network) -> LateHead | None:
+    def of(network: Network) -> ChunkedHead | None:
         """None where the logits are something else than what one module gives.
 
         The model itself is asked: two tokens, and an output layer that is given large values instead of
@@ -53,7 +53,7 @@ class LateHead:
                 logits = network(tokens, torch.ones_like(tokens))
             if len(seen) != 1 or not torch.equal(logits, head(torch.full_like(seen[0], _LOUD))[:, -2:]):
                 return None
-        return LateHead(network, head, max(1, _VALUES // logits.shape[-1]))
+        return ChunkedHead(network, head, max(1, _VALUES // logits.shape[-1]))
 
     def losses(self, tokens: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of each row: [b].

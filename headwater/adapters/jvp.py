@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from headwater.adapters.jvp_rules import DualRules
+from headwater.adapters.jvp_rules import ForwardADRules
 from headwater.errors import ModelError
 
 
@@ -40,7 +40,7 @@ def slope(
     """
     names = {id(parameter): f"network.{name}" for name, parameter in network.named_parameters()}
     # inference_mode would drop the tangents
-    with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), DualRules():
+    with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), ForwardADRules():
         duals = dict[str, Tensor]()
         for parameter, tangent in moved:
             dual = forward_ad.make_dual(parameter.detach(), tangent.to(parameter))  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -1,4 +1,4 @@
-"""Cheaper exact forward mode for the two operations that cost most: :class:`DualRules`.
+"""Cheaper exact forward mode for the two operations that cost most: :class:`ForwardADRules`.
 
 Torch's own rules do more than is needed. For ``linear`` with a frozen weight they make a tangent of zeros
 as large as the weight and multiply by it: half as much work again, and the largest matrix once more in
@@ -27,7 +27,7 @@ _PAIRS = 2**20
 """Pairs of tokens of which attention holds values at a time: 4 MiB of float32 for each of four tensors."""
 
 
-class DualRules(TorchFunctionMode):
+class ForwardADRules(TorchFunctionMode):
     """Inside, ``linear``, ``addmm`` and attention of dual numbers follow the rules of this module."""
 
     def __torch_function__(

@@ -15,11 +15,11 @@ from torch.nn import Parameter
 
 from headwater.adapters.attach import attach
 from headwater.adapters.base import Base
-from headwater.adapters.chunked_head import IGNORED, LateHead
+from headwater.adapters.chunked_head import IGNORED, ChunkedHead
 from headwater.adapters.initial import initial_value
 from headwater.adapters.jvp import slope
 from headwater.adapters.network import Network, new_head
-from headwater.adapters.prefix_cache import Kept, Trunk, all_above
+from headwater.adapters.prefix_cache import FrozenPrefix, PrefixCache, all_above
 from headwater.adapters.reading.segments import separator_of
 from headwater.adapters.reading.settings import Reading
 from headwater.adapters.trainable_names import module_of, named_trainables
@@ -112,8 +112,8 @@ class AdaptedModel:
         self.spec = StateSpec(())
         self.frozen = AdapterState(self.spec, {})
         self._initial = self.frozen
-        self._trunk: Trunk | None = None
-        self._kept: dict[str, Kept] = {}
+        self._trunk: FrozenPrefix | None = None
+        self._kept: dict[str, PrefixCache] = {}
         self._above: dict[tuple[str, frozenset[str]], bool] = {}
 
     @staticmethod
@@ -291,7 +291,7 @@ class AdaptedModel:
         """Losses [b] and counts int64 [b] of :class:`Output`, for callers that want nothing else.
 
         A language model's logits are computed for the positions with a target, some at a time, and not
-        kept: see :class:`LateHead`. The caller switches gradients off.
+        kept: see :class:`ChunkedHead`. The caller switches gradients off.
         """
         if (late := self._late_head) is None:
             output = self.forward(batch)
@@ -303,7 +303,7 @@ class AdaptedModel:
         return losses, (targets[:, 1:] != IGNORED).sum(1)
 
     @contextlib.contextmanager
-    def sharing_trunk(
+    def caching_prefix(
         self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0, *, purpose: str = "training"
     ) -> Iterator[None]:
         """Inside, the layers below every trained tensor are computed once for each batch.
@@ -321,12 +321,12 @@ class AdaptedModel:
         if self._trunk is not None and budget_bytes:
             kept = self._kept.get(purpose)
             if kept is None or kept.budget_bytes != budget_bytes:
-                kept = Kept(budget_bytes)
+                kept = PrefixCache(budget_bytes)
             lowest = self._trunk_below(None)
             if lowest is not None and lowest.first == self._trunk.first:
                 self._kept[purpose] = kept
             else:  # a tensor below may move between two tasks
-                kept = Kept(budget_bytes)
+                kept = PrefixCache(budget_bytes)
             kept.begin()
             self._trunk = self._trunk.keeping(kept)
         try:
@@ -336,19 +336,19 @@ class AdaptedModel:
 
     @property
     def kept_bytes(self) -> int:
-        """What :meth:`sharing_trunk` keeps at the moment."""
+        """What :meth:`caching_prefix` keeps at the moment."""
         return sum(kept.used_bytes for kept in self._kept.values())
 
     def has_trunk(self, tensors: tuple[str, ...] | None = None) -> bool:
-        """Whether there are layers below all of ``tensors`` (all if None) for :meth:`sharing_trunk`."""
+        """Whether there are layers below all of ``tensors`` (all if None) for :meth:`caching_prefix`."""
         return self._trunk_below(tensors) is not None
 
-    def _trunk_below(self, tensors: tuple[str, ...] | None) -> Trunk | None:
+    def _trunk_below(self, tensors: tuple[str, ...] | None) -> FrozenPrefix | None:
         if self.adapter.kind not in ("lora", "ia3"):
             return None  # others change what reaches the first layer, or every one
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         trained = [names[id(p)] for s, p in self._parameters if tensors is None or s.name in tensors]
-        return Trunk.below(self.network, trained, self._all_above)
+        return FrozenPrefix.below(self.network, trained, self._all_above)
 
     def _all_above(self, stack: str, names: frozenset[str]) -> bool:
         if (stack, names) not in self._above:
@@ -363,15 +363,15 @@ class AdaptedModel:
             return contextlib.nullcontext()
         return self._trunk.skipped(self._reach_of_trunk(self._trunk, batch))
 
-    def _reach_of_trunk(self, trunk: Trunk, batch: Batch) -> Tensor:
+    def _reach_of_trunk(self, trunk: FrozenPrefix, batch: Batch) -> Tensor:
         def run(tokens: Tensor, mask: Tensor) -> object:
             return self.network(tokens.to(self.base.device), mask.to(self.base.device))
 
         return trunk.reach(batch.tokens, batch.mask, run)
 
     @cached_property
-    def _late_head(self) -> LateHead | None:
-        return LateHead.of(self.network)
+    def _late_head(self) -> ChunkedHead | None:
+        return ChunkedHead.of(self.network)
 
     def output(self, logits: Tensor, targets: Tensor) -> Output:
         """The losses of ``logits`` against ``targets``, shapes as in :class:`Batch`."""

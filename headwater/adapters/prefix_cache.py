@@ -1,9 +1,9 @@
-"""Trunk: the layers below the first trained one, computed once for many passes over the same examples.
+"""FrozenPrefix: the layers below the first trained one, computed once for many passes over the same examples.
 
 A method without backprop asks for the loss of one batch again and again, at weights that differ in the
 upper layers only. What reaches the first of those is always the same: kept for the batch it saves the
-trunk in every pass but the first; kept for all examples, within a budget of memory (:class:`Kept`), in every
-step but the first that ever meets an example.
+trunk in every pass but the first; kept for all examples, within a budget of memory (:class:`PrefixCache`),
+in every step but the first that ever meets an example.
 
 What is to be kept is computed for each example by itself, without padding. So it is a function of the
 example: no bit of a loss depends on what was kept before, on batches, on other clients, or on a restart.
@@ -24,7 +24,7 @@ Above: TypeAlias = Callable[[str, frozenset[str]], bool]
 """Tells of a stack's path and names of parameters whether all of them act above the stack."""
 
 
-class Kept:
+class PrefixCache:
     """What reached the layer above the trunk, by example, up to so many bytes.
 
     Where room is wanting, examples make way that were not met since :meth:`begin`, the longest unused
@@ -66,7 +66,7 @@ class Kept:
         self.used_bytes += size
 
 
-class Trunk:
+class FrozenPrefix:
     """The part of a network below a layer.
 
     Args:
@@ -75,12 +75,12 @@ class Trunk:
         kept: hidden states from batch to batch; None: of the last batch only.
     """
 
-    def __init__(self, layers: nn.ModuleList, first: int, kept: Kept | None = None) -> None:
+    def __init__(self, layers: nn.ModuleList, first: int, kept: PrefixCache | None = None) -> None:
         self._layers, self.first, self._kept = layers, first, kept
         self._last: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def below(network: nn.Module, trained: Iterable[str], above: Above) -> Trunk | None:
+    def below(network: nn.Module, trained: Iterable[str], above: Above) -> FrozenPrefix | None:
         """What lies below every trained tensor.
 
         Args:
@@ -110,11 +110,11 @@ class Trunk:
             return None
         if outside and not above(stack, frozenset(outside)):
             return None
-        return Trunk(layers, first)
+        return FrozenPrefix(layers, first)
 
-    def keeping(self, kept: Kept) -> Trunk:
+    def keeping(self, kept: PrefixCache) -> FrozenPrefix:
         """The same, which keeps what it computes in ``kept``."""
-        return Trunk(self._layers, self.first, kept)
+        return FrozenPrefix(self._layers, self.first, kept)
 
     def reach(self, tokens: Tensor, mask: Tensor, run: Run) -> Tensor:
         """What reaches the first layer above the trunk: [b, t, d].

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from headwater.client.usage import DayUsage
 from headwater.config.agent import PolicySettings
 from headwater.config.federation import Federation, LoraAdapter
-from headwater.config.training import BlackboxTraining, DecomflTraining, Passes, Training
+from headwater.config.training import BlackboxTraining, DecomflTraining, MinibatchTraining, Training
 from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import EvaluateRequest, Request, TrainRequest
 
@@ -199,7 +199,7 @@ def count_steps(training: Training, examples: int | None) -> int | None:
         return training.generations
     if isinstance(training, DecomflTraining):  # its seeds are the round's, however many examples there are
         return training.max_steps
-    if not isinstance(training, Passes):
+    if not isinstance(training, MinibatchTraining):
         return 0
     if examples is None:
         return training.max_steps

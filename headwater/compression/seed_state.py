@@ -1,9 +1,9 @@
 """``seeds.v1``: a global adapter as the coefficients of its seeds that changed: :func:`encode_sums`.
 
-Goes down where every client sends scalars (:class:`headwater.seeds.seeded_state.Span`). Full form: since
-all were zero. Incremental form: since a version that the receiver has. Which seeds changed is a row of bits
-of known count, the changes take a curve (:mod:`.t_tables`) for their leading bits; the rest is as good
-as random and goes as it is.
+Goes down where every client sends scalars (:class:`~headwater.seeds.seeded_state.SeededState`). Full form:
+since all were zero. Incremental form: since a version that the receiver has. Which seeds changed is a row
+of bits of known count, the changes take a curve (:mod:`.t_tables`) for their leading bits; the rest is as
+good as random and goes as it is.
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ from headwater.compression.entropy import Block, Symbols, Table, pack, unpack
 from headwater.compression.reader import RESEND, Reader, varint
 from headwater.errors import DecodeError
 from headwater.protocol.messages import Payload
-from headwater.seeds.coefficients import Scalars, SeedPlan
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 
 SCALARS = "scalars.v1"
 VERSION = 1
 _LARGEST = 32767
 
 
-def encode_scalars(scalars: Scalars) -> Payload:
+def encode_scalars(scalars: SeedCoefficients) -> Payload:
     """The payload of ``scalars``. Entries of one seed may be in any order: they are sorted.
 
     Raises:
@@ -47,7 +47,7 @@ def encode_scalars(scalars: Scalars) -> Payload:
     return Payload(SCALARS, head + table.header() + pack(blocks))
 
 
-def decode_scalars(payload: Payload, plan: SeedPlan) -> Scalars:
+def decode_scalars(payload: Payload, plan: SeedPlan) -> SeedCoefficients:
     """The scalars of ``plan`` in ``payload``, whatever the bytes claim. Memory: as the plan says.
 
     Raises:
@@ -69,7 +69,7 @@ def decode_scalars(payload: Payload, plan: SeedPlan) -> Scalars:
     reader.end()
     if n and int(np.abs(coefficients).max()) > _LARGEST:
         raise reader.fail(f"coefficients within ±{_LARGEST}", "a larger one")
-    scalars = Scalars(plan, plan.first + seeds, coefficients)
+    scalars = SeedCoefficients(plan, plan.first + seeds, coefficients)
     if encode_scalars(scalars).body != payload.body:
         raise reader.fail("the one encoding of these scalars", "another one")
     return scalars

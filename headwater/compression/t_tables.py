@@ -34,7 +34,7 @@ _FREE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
-class Bell:
+class StudentTTable:
     """A table for ``length`` values −2^bits … 2^bits − 1, as symbols 0 … 2^(bits + 1) − 1.
 
     Args:
@@ -71,7 +71,7 @@ class Bell:
         return bytes([self.shape << 4 | self.bits] + [self.scale] * (self.shape != FLAT))
 
 
-def describe(values: Integers) -> tuple[Symbols, Bell]:
+def describe(values: Integers) -> tuple[Symbols, StudentTTable]:
     """The symbols of ``values`` and the cheapest table for them: a function of the values alone.
 
     Raises:
@@ -81,32 +81,32 @@ def describe(values: Integers) -> tuple[Symbols, Bell]:
     if bits > MAX_BITS:
         raise ConfigError("integers to encode", expected="at most 16 bits", got=f"{bits + 1}")
     if not bits:
-        return np.zeros(len(values), np.int32), Bell(len(values), 0)
+        return np.zeros(len(values), np.int32), StudentTTable(len(values), 0)
     symbols: Symbols = (values + (1 << bits)).astype(np.int32)
     kinds, counts = np.unique(symbols, return_counts=True)
     # ⌊4·log2(4·mean |x|)⌋, whose neighbours are tried
     mean = 4 * int(np.abs(values).sum()) // len(values)
     middle = max((mean**4).bit_length() - 1, 0)
-    tried = [Bell(len(values), bits)]
+    tried = [StudentTTable(len(values), bits)]
     for shape in range(1, len(_POWERS)):
         scales = range(max(0, middle - 6), min(_SCALES, middle + 4))
-        tried += [Bell(len(values), bits, shape, scale) for scale in scales]
+        tried += [StudentTTable(len(values), bits, shape, scale) for scale in scales]
     costs = [int((_cost(table.weights()[kinds]) * counts).sum()) for table in tried]
     return symbols, tried[costs.index(min(costs))]
 
 
-def read(reader: Reader, length: int) -> Bell:
+def read(reader: Reader, length: int) -> StudentTTable:
     """The table of the next ``length`` values.
 
     Raises:
-        DecodeError: not a header that :meth:`Bell.header` writes.
+        DecodeError: not a header that :meth:`StudentTTable.header` writes.
     """
     head = reader.take(1, "shape and width")[0]
     shape, bits = head >> 4, head & 15
     if shape >= len(_POWERS) or (shape and not bits):
         raise reader.fail(f"a shape below {len(_POWERS)}, flat where all values are zero", str(shape))
     scale = reader.byte(tuple(range(_SCALES)), "scale") if shape != FLAT else 0
-    return Bell(length, bits, shape, scale)
+    return StudentTTable(length, bits, shape, scale)
 
 
 def width(values: Integers) -> int:

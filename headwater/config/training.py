@@ -18,7 +18,7 @@ from headwater.config.settings import Settings
 Distribution = Literal["rademacher", "gaussian"]
 
 
-class Passes(Settings):
+class MinibatchTraining(Settings):
     """What every method over batches has: how much it works, and how fast its rate falls."""
 
     epochs: float = Field(
@@ -52,13 +52,13 @@ class Passes(Settings):
         return min(steps, self.max_steps or steps)
 
 
-class Directed(Passes):
+class Directed(MinibatchTraining):
     """What the methods along random directions have."""
 
     distribution: Distribution = "rademacher"
 
 
-class BackpropTraining(Passes):
+class BackpropTraining(MinibatchTraining):
     """AdamW on the adapter and head of one client, starting afresh each round."""
 
     kind: Literal["backprop"]

@@ -1,4 +1,4 @@
-"""Eight of Flower's Fleet calls, without Flower's web stack: :class:`FleetCalls`.
+"""Eight of Flower's Fleet calls, without Flower's web stack: :class:`FleetApi`.
 
 Parsing, Flower's handlers and the answer happen in the event loop's own thread: all they do is in memory, and
 a call takes a fraction of a millisecond. Flower's FastAPI app does the same in three middlewares and two
@@ -29,7 +29,7 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message as Protobuf
 
-from headwater.flower.link_state import Mail
+from headwater.flower.link_state import HeadwaterLinkState
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -48,7 +48,7 @@ class Call:
     answer: Callable[[Any], Protobuf]
 
 
-class FleetCalls:
+class FleetApi:
     """An ASGI app. Who calls has been decided before; that the node is the caller's is checked here.
 
     Args:
@@ -56,7 +56,7 @@ class FleetCalls:
         check: raises ``HTTPException`` for a request that must not be answered.
     """
 
-    def __init__(self, mail: Mail, check: Callable[[Protobuf], None]) -> None:
+    def __init__(self, mail: HeadwaterLinkState, check: Callable[[Protobuf], None]) -> None:
         self._mail, self._check = mail, check
         self.routes = tuple(_calls(mail))
         self._by_path = {call.path: call for call in self.routes}
@@ -131,7 +131,7 @@ class FleetCalls:
         self._signed.pop(key, None)
 
 
-def _calls(mail: Mail) -> Iterable[Call]:
+def _calls(mail: HeadwaterLinkState) -> Iterable[Call]:
     """What each of the eight paths does."""
     handlers, store = fleet_handlers, mail.object_store
 

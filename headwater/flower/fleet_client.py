@@ -1,4 +1,4 @@
-"""A device's end of Flower's Fleet API: :class:`FleetConnection`.
+"""A device's end of Flower's Fleet API: :class:`FleetClient`.
 
 An object is at most about a MiB, so that a broken line costs one: what was sent or fetched before is not
 sent again.
@@ -36,7 +36,7 @@ from headwater.flower.signed_http import Gone, SignedHttp
 from headwater.security.signing import Identity
 
 HEARTBEAT_S = float(HEARTBEAT_DEFAULT_INTERVAL)
-"""How often an agent should call :meth:`FleetConnection.heartbeat`."""
+"""How often an agent should call :meth:`FleetClient.heartbeat`."""
 _AT_ONCE = 4
 _FEW = 8
 """So many objects go one after the other: a small message is not worth three more connections."""
@@ -75,7 +75,7 @@ class _Fetching:
     size: int = 0
 
 
-class FleetConnection:
+class FleetClient:
     """One device's connection to its server.
 
     :meth:`heartbeat` may be called from another thread at any time; the other methods from one.

@@ -1,4 +1,4 @@
-"""The server's end of Flower's Fleet API: :class:`FleetLink`.
+"""The server's end of Flower's Fleet API: :class:`FleetServer`.
 
 Its ``app`` speaks eight of Flower's calls and nothing else: no registration, no Control API, no Runtime
 API, no documentation pages. It answers only requests that a gate has put a proven name on (:data:`CLIENT`
@@ -24,9 +24,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from google.protobuf.message import Message as Protobuf
 
-from headwater.flower.fleet_api import FleetCalls
+from headwater.flower.fleet_api import FleetApi
 from headwater.flower.grid import LinkGrid
-from headwater.flower.link_state import Mail
+from headwater.flower.link_state import HeadwaterLinkState
 from headwater.flower.message_objects import wrapped
 from headwater.flower.records import assume_task_identity
 
@@ -48,7 +48,7 @@ PATHS = frozenset(
 """All that ``app`` answers."""
 
 
-class FleetLink:
+class FleetServer:
     """Nodes, messages and objects of one daemon start; nothing of it outlives the process. Thread-safe.
 
     Args:
@@ -77,10 +77,10 @@ class FleetLink:
         self._begun: dict[str, int] = {}
         self._lock = threading.RLock()
         self._max_reply_bytes = max_reply_bytes
-        self._mail = Mail(lambda node: max_reply_bytes(self.name_of(node)))
+        self._mail = HeadwaterLinkState(lambda node: max_reply_bytes(self.name_of(node)))
         assume_task_identity(self._mail.run_id, SUPERLINK_NODE_ID)
         self._grid = LinkGrid(self._mail, self._online_nodes)
-        self._api = FleetCalls(self._mail, functools.partial(_check, self._mail))
+        self._api = FleetApi(self._mail, functools.partial(_check, self._mail))
 
     @property
     def grid(self) -> Grid:
@@ -187,7 +187,7 @@ class FleetLink:
             await self._api(scope, receive, send)
 
 
-def _check(mail: Mail, request: Protobuf) -> None:
+def _check(mail: HeadwaterLinkState, request: Protobuf) -> None:
     """What Flower's handlers take on trust: that a node speaks of its own messages, in this run.
 
     Raises:

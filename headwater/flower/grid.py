@@ -1,4 +1,4 @@
-"""The daemon's Grid over :class:`headwater.flower.link_state.Mail`: :class:`LinkGrid`.
+"""The daemon's Grid over :class:`headwater.flower.link_state.HeadwaterLinkState`: :class:`LinkGrid`.
 
 No sockets, no polling of a SuperLink: requests are laid into the state that the Fleet API serves from,
 and replies are taken out of it.
@@ -21,7 +21,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 from headwater.errors import DecodeError
-from headwater.flower.link_state import FOREVER_S, Mail
+from headwater.flower.link_state import FOREVER_S, HeadwaterLinkState
 from headwater.flower.message_objects import open_objects, seal
 from headwater.flower.records import pack
 
@@ -38,7 +38,7 @@ class LinkGrid(Grid):
         node_ids: the nodes that are there.
     """
 
-    def __init__(self, mail: Mail, node_ids: Callable[[], list[int]]) -> None:
+    def __init__(self, mail: HeadwaterLinkState, node_ids: Callable[[], list[int]]) -> None:
         self._mail, self._node_ids = mail, node_ids
         self._last = 0.0
 

@@ -43,7 +43,7 @@ class Upload:
     size: int = 0
 
 
-class Mail(InMemoryLinkState):
+class HeadwaterLinkState(InMemoryLinkState):
     """Requests out, replies in.
 
     Args:
@@ -97,7 +97,7 @@ class Mail(InMemoryLinkState):
             return True
 
     def acknowledge_node_heartbeat(self, node_id: int, heartbeat_interval: float) -> bool:
-        """Whether the node exists: that it is there, :class:`~.fleet_server.FleetLink` keeps."""
+        """Whether the node exists: that it is there, :class:`~.fleet_server.FleetServer` keeps."""
         return node_id in self.nodes
 
     def deactivate_node(self, node_id: int) -> bool:

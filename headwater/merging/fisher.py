@@ -21,7 +21,7 @@ from torch import Tensor
 from headwater.errors import ConfigError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
-from headwater.merging.participants import Roster
+from headwater.merging.participants import Participants
 from headwater.protocol.messages import MergePlan, Update
 from headwater.state import AdapterState
 
@@ -38,7 +38,7 @@ class FisherSums:
     that one int64 would leave no digits to coordinates of small F.
     """
 
-    roster: Roster
+    roster: Participants
     delta_bits: int
     fisher_bits: int
     product_bits: int
@@ -68,7 +68,7 @@ class FisherAggregator(Aggregator[FisherSums]):
         """Zeros, 32 bytes a value."""
         zeros = [torch.zeros(plan.spec.numel, dtype=torch.int64) for _ in range(4)]
         return FisherSums(
-            Roster(plan),
+            Participants(plan),
             plan.scale_bits(),
             plan.scale_bits(self.cap),
             plan.scale_bits(self.cap * plan.value_bound),

@@ -23,11 +23,11 @@ from headwater.errors import ConfigError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import divisors, require_covered
 from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
-from headwater.merging.method_weights import Share, completed, estimate, longest, shares_of, smoothed
-from headwater.merging.participants import Roster
-from headwater.merging.update_moments import Seen, Together, energy_of, require_noise
+from headwater.merging.method_weights import MethodWeight, completed, estimate, longest, shares_of, smoothed
+from headwater.merging.participants import Participants
+from headwater.merging.update_moments import UpdateNorm, UpdateSums, energy_of, require_noise
 from headwater.protocol.messages import MergePlan, Update
-from headwater.seeds.coefficients import FINE_BITS, Scalars, to_float32
+from headwater.seeds.coefficients import FINE_BITS, SeedCoefficients, to_float32
 from headwater.seeds.directions import Integers
 from headwater.seeds.slopes import SeedUse
 from headwater.state import AdapterState
@@ -76,10 +76,10 @@ class MeanSums:
         use: steps along each seed, where the plan asks for it.
     """
 
-    roster: Roster
+    roster: Participants
     bits: int
     methods: dict[str, MethodSums] = field(default_factory=dict)
-    seen: dict[str, Seen] = field(default_factory=dict)
+    seen: dict[str, UpdateNorm] = field(default_factory=dict)
     use: SeedUse | None = None
 
     def method(self, client: str) -> str:
@@ -118,7 +118,7 @@ class MeanAggregator(Aggregator[MeanSums]):
                     got=f"total weight {plan.total_weight}, {plan.seeds.entries} entries",
                     hint='Use weighting = "equal".',
                 )
-        return MeanSums(Roster(plan), plan.scale_bits(), use=SeedUse.none(seeds) if plan.use else None)
+        return MeanSums(Participants(plan), plan.scale_bits(), use=SeedUse.none(seeds) if plan.use else None)
 
     def add(self, acc: MeanSums, update: Update) -> MeanSums:
         """Add w·δ, or w·a.
@@ -130,7 +130,7 @@ class MeanAggregator(Aggregator[MeanSums]):
         plan, who = acc.roster.plan, f"client {update.client}"
         weight, energy = acc.roster.weight_of(update), 0.0
         require_noise(update.noise, update.client)
-        if isinstance(update.delta, Scalars):
+        if isinstance(update.delta, SeedCoefficients):
             if plan.seeds is None or plan.directions is None:
                 raise UpdateRejected(who, expected="a delta", got="coefficients of seeds")
             if update.client in plan.tensors or update.client in plan.ranks:
@@ -153,8 +153,10 @@ class MeanAggregator(Aggregator[MeanSums]):
                 sums.total[part].add_(to_fixed(vector[part], acc.bits), alpha=weight)
             sums.values += 1
             energy = energy_of(vector) if plan.weighs else 0.0
-        seeded = isinstance(update.delta, Scalars) and update.noise == update.delta.noise(plan.spec.numel)
-        acc.seen[update.client] = Seen(weight, energy, min(update.noise, energy), seeded)
+        seeded = isinstance(update.delta, SeedCoefficients) and update.noise == update.delta.noise(
+            plan.spec.numel
+        )
+        acc.seen[update.client] = UpdateNorm(weight, energy, min(update.noise, energy), seeded)
         acc.roster.enter(update.client)
         return acc
 
@@ -183,7 +185,7 @@ class MeanAggregator(Aggregator[MeanSums]):
         roster, plan = acc.roster, acc.roster.plan
         if not roster.clients:
             raise EmptyRound("mean", expected="at least one accepted update", got="none")
-        names, methods = sorted(acc.methods), dict[str, Together]()
+        names, methods = sorted(acc.methods), dict[str, UpdateSums]()
         only_scalars = not any(sums.values for sums in acc.methods.values())
         if plan.weighs or not only_scalars:
             methods = _by_method(acc)
@@ -222,9 +224,9 @@ class MeanAggregator(Aggregator[MeanSums]):
         )
 
 
-def _by_method(acc: MeanSums) -> dict[str, Together]:
+def _by_method(acc: MeanSums) -> dict[str, UpdateSums]:
     """What the clients of each method add up to, as they sent it."""
-    plan, seen, found = acc.roster.plan, dict[str, dict[str, Seen]](), dict[str, Together]()
+    plan, seen, found = acc.roster.plan, dict[str, dict[str, UpdateNorm]](), dict[str, UpdateSums]()
     for client, row in acc.seen.items():
         seen.setdefault(acc.method(client), {})[client] = row
     for name, sums in sorted(acc.methods.items()):
@@ -233,12 +235,12 @@ def _by_method(acc: MeanSums) -> dict[str, Together]:
             total += _expanded(plan, [(sums, 1.0)], whole)[1] * whole
         weights = divisors(plan, {client: row.weight for client, row in seen[name].items()})
         by_value = torch.as_tensor(weights, dtype=torch.float64).expand(plan.spec.numel)
-        found[name] = Together(seen[name], total.numpy(), by_value.numpy(), sums.coefficients.numpy())
+        found[name] = UpdateSums(seen[name], total.numpy(), by_value.numpy(), sums.coefficients.numpy())
     return found
 
 
 def _weighted(
-    methods: Mapping[str, Together], shares: Mapping[str, Share], divisor: Tensor | float, size: int
+    methods: Mapping[str, UpdateSums], shares: Mapping[str, MethodWeight], divisor: Tensor | float, size: int
 ) -> Tensor:
     """Σ f·Σ w·δ / divisor, float64 [size]; zeros without methods."""
     values = torch.zeros(size, dtype=torch.float64)

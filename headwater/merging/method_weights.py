@@ -55,7 +55,7 @@ from functools import reduce
 
 import numpy as np
 
-from headwater.merging.update_moments import Moments, Parts, Together, seeds_in_common
+from headwater.merging.update_moments import Parts, UpdateMoments, UpdateSums, seeds_in_common
 from headwater.protocol.messages import MergePlan, NoisePlan
 
 LEAST_PROGRESS = 1 / 64
@@ -71,7 +71,7 @@ _AS_FAR = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class MethodWeight:
     """What the updates of a method count for.
 
     Args:
@@ -83,22 +83,22 @@ class Share:
     progress: float = 1.0
 
 
-def shares_of(known: NoisePlan | None, methods: Iterable[str]) -> dict[str, Share]:
+def shares_of(known: NoisePlan | None, methods: Iterable[str]) -> dict[str, MethodWeight]:
     """The f = min(1, (h + ν_least)/(h + ν)/c) and c of each method that is in; 1 of what is not known."""
     if known is None:
-        return {name: Share() for name in methods}
+        return {name: MethodWeight() for name in methods}
     progress = {name: max(known.progress.get(name, 1.0), LEAST_PROGRESS) for name in methods}
     relative = {name: known.noises[name] / c**2 for name, c in progress.items() if name in known.noises}
-    least, shares = min(relative.values(), default=0.0), dict[str, Share]()
+    least, shares = min(relative.values(), default=0.0), dict[str, MethodWeight]()
     for name, c in progress.items():
         factor, noise = 1.0, relative.get(name, least)
         if noise > least:
             factor = (known.between + least) / (known.between + noise) / c
-        shares[name] = Share(min(1.0, max(LEAST_WEIGHT, factor)), c)
+        shares[name] = MethodWeight(min(1.0, max(LEAST_WEIGHT, factor)), c)
     return shares
 
 
-def longest(plan: MergePlan, methods: Mapping[str, Together], shares: Mapping[str, Share]) -> float:
+def longest(plan: MergePlan, methods: Mapping[str, UpdateSums], shares: Mapping[str, MethodWeight]) -> float:
     """How long the merged update may be: as the median one, by weight, of the methods that get furthest.
 
     Infinite if all get as far and weigh as planned: then the mean is a plain one.
@@ -121,7 +121,7 @@ def longest(plan: MergePlan, methods: Mapping[str, Together], shares: Mapping[st
     return math.inf
 
 
-def estimate(plan: MergePlan, methods: Mapping[str, Together]) -> NoisePlan | None:
+def estimate(plan: MergePlan, methods: Mapping[str, UpdateSums]) -> NoisePlan | None:
     """What this round tells; None where there is one method only.
 
     Args:
@@ -130,7 +130,7 @@ def estimate(plan: MergePlan, methods: Mapping[str, Together]) -> NoisePlan | No
     """
     if not plan.weighs or len(methods) < 2 or not plan.spec.numel:
         return None
-    found = {name: Moments.of(plan, method) for name, method in sorted(methods.items())}
+    found = {name: UpdateMoments.of(plan, method) for name, method in sorted(methods.items())}
     known = shares_of(plan.noise, found)
     least = LEAST_SHARE * math.fsum(m.weight for m in found.values())
     measures = {
@@ -155,13 +155,13 @@ def estimate(plan: MergePlan, methods: Mapping[str, Together]) -> NoisePlan | No
 
 
 def _believed(
-    plan: MergePlan, methods: Mapping[str, Together], found: Mapping[str, Moments]
+    plan: MergePlan, methods: Mapping[str, UpdateSums], found: Mapping[str, UpdateMoments]
 ) -> NoisePlan | None:
     """What a round tells in which no method can measure the others: c stays."""
     shares = shares_of(plan.noise, found)  # the noisy ones tell less of h
     squared = {name: share.progress**2 for name, share in shares.items()}
-    pooled = reduce(Together.joined, (methods[name].scaled(shares[name].weight) for name in found))
-    everybody = Moments.of(plan, pooled)
+    pooled = reduce(UpdateSums.joined, (methods[name].scaled(shares[name].weight) for name in found))
+    everybody = UpdateMoments.of(plan, pooled)
     moved = {name: m for name, m in found.items() if m.noise is not None}
     freedom = math.fsum((squared[name] * shares[name].weight) ** 2 * m.freedom for name, m in moved.items())
     excess = math.fsum(squared[name] * shares[name].weight ** 2 * m.excess for name, m in moved.items())
@@ -182,7 +182,9 @@ def _believed(
     return NoisePlan(min(max(0.0, excess / freedom), bound), noises)
 
 
-def _reached(plan: MergePlan, method: Together, measure: Together, moments: Moments) -> float | None:
+def _reached(
+    plan: MergePlan, method: UpdateSums, measure: UpdateSums, moments: UpdateMoments
+) -> float | None:
     """⟨δ̄_m, δ̄_r⟩/‖δ̄_r‖²/ρ over the values that the method's clients train; None if ρ is too small there."""
     trained = method.weights > 0
     energy = float(np.sum(np.square(measure.mean), where=trained))

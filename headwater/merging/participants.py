@@ -1,4 +1,4 @@
-"""Roster: who is in an accumulator, and who may still enter. Every rule shares it."""
+"""Participants: who is in an accumulator, and who may still enter. Every rule shares it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from headwater.state import AdapterState
 
 
 @dataclass
-class Roster:
+class Participants:
     """The clients of one accumulator and their summed weight. Owned by the accumulator."""
 
     plan: MergePlan
@@ -63,7 +63,7 @@ class Roster:
         self.clients.add(client)
         self.weight += self.plan.weights[client]
 
-    def require_disjoint(self, other: Roster) -> None:
+    def require_disjoint(self, other: Participants) -> None:
         """Check that ``other`` may be combined with this one; changes nothing.
 
         Raises:
@@ -86,7 +86,7 @@ class Roster:
                 hint="An update must be folded into one group only.",
             )
 
-    def join(self, other: Roster) -> None:
+    def join(self, other: Participants) -> None:
         """Take over the clients of ``other``."""
         self.clients |= other.clients
         self.weight += other.weight

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from headwater.errors import ConfigError, EmptyRound
 from headwater.merging.fixed_point import from_fixed, to_fixed
-from headwater.merging.participants import Roster
+from headwater.merging.participants import Participants
 from headwater.protocol.messages import MergePlan, Update
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, TensorSpec
@@ -76,7 +76,7 @@ class GapReport:
 class GapSums:
     """Σ w·s·B·(A·V) in units of 2^-bits, int64 [experts·d_out, m] per module. Owned by the sketch."""
 
-    roster: Roster
+    roster: Participants
     bits: int
     bound: float
     products: dict[str, Tensor] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class GapSketch:
             b.name: torch.zeros(b.experts * b.shape[0], self.probes, dtype=torch.int64) for b in self._modules
         }
         bound, bits = self._scale(plan)
-        return GapSums(Roster(plan), bits, bound, zeros)
+        return GapSums(Participants(plan), bits, bound, zeros)
 
     def add(self, acc: GapSums, update: Update) -> GapSums:
         """Add w·s·B·(A·V) of the client's state, base + delta. Consumes ``acc``.

@@ -24,7 +24,7 @@ from torch import Tensor
 from headwater.errors import ConfigError, EmptyRound
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
-from headwater.merging.participants import Roster
+from headwater.merging.participants import Participants
 from headwater.protocol.messages import MergePlan, Update
 from headwater.state import AdapterState
 
@@ -33,7 +33,7 @@ from headwater.state import AdapterState
 class TiesSums:
     """P and N in units of 2^-bits, and the weights c⁺ and c⁻ behind them: int64 [numel] each."""
 
-    roster: Roster
+    roster: Participants
     bits: int
     positive: Tensor
     negative: Tensor
@@ -56,7 +56,7 @@ class TiesAggregator(Aggregator[TiesSums]):
     def init(self, plan: MergePlan) -> TiesSums:
         """Zeros, 32 bytes a value."""
         zeros = [torch.zeros(plan.spec.numel, dtype=torch.int64) for _ in range(4)]
-        return TiesSums(Roster(plan), plan.scale_bits(), *zeros)
+        return TiesSums(Participants(plan), plan.scale_bits(), *zeros)
 
     def add(self, acc: TiesSums, update: Update) -> TiesSums:
         """Trim, and add to the four sums.

@@ -1,6 +1,6 @@
 """Moments: what the updates of some clients add up to, and what that says of their scatter.
 
-:class:`Together` are sums of updates; :class:`Moments` what :mod:`.method_weights` needs to know of
+:class:`UpdateSums` are sums of updates; :class:`UpdateMoments` what :mod:`.method_weights` needs to know of
 them. Its formulas stand there.
 """
 
@@ -28,7 +28,7 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class UpdateNorm:
     """One update that is in.
 
     Args:
@@ -45,7 +45,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class UpdateSums:
     """The updates of some clients, and what they add up to.
 
     Args:
@@ -55,7 +55,7 @@ class Together:
         coefficients: [plan.seeds.count], Σ w·a; empty without seeds.
     """
 
-    seen: Mapping[str, Seen]
+    seen: Mapping[str, UpdateNorm]
     total: Floats
     weights: Floats
     coefficients: Integers | Floats
@@ -65,18 +65,18 @@ class Together:
         """δ̄; 0 where nobody trains."""
         return np.divide(self.total, self.weights, out=np.zeros_like(self.total), where=self.weights > 0)
 
-    def scaled(self, factor: float) -> Together:
+    def scaled(self, factor: float) -> UpdateSums:
         """The same updates, with other weights."""
-        return Together(
+        return UpdateSums(
             {client: replace(row, weight=row.weight * factor) for client, row in self.seen.items()},
             self.total * factor,
             self.weights * factor,
             self.coefficients.astype(np.float64) * factor,
         )
 
-    def joined(self, other: Together) -> Together:
+    def joined(self, other: UpdateSums) -> UpdateSums:
         """With other clients."""
-        return Together(
+        return UpdateSums(
             {**self.seen, **other.seen},
             self.total + other.total,
             self.weights + other.weights,
@@ -119,7 +119,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class UpdateMoments:
     """Of the updates of one method.
 
     Args:
@@ -149,7 +149,7 @@ class Moments:
     quiet: float
 
     @staticmethod
-    def of(plan: MergePlan, method: Together) -> Moments:
+    def of(plan: MergePlan, method: UpdateSums) -> UpdateMoments:
         """The moments of a method's updates in a round with this plan."""
         rows, parts = sorted(method.seen.items()), Parts(plan, method.weights)
         part = {client: parts[client] for client, _ in rows}
@@ -181,7 +181,7 @@ class Moments:
         typical = statistics.median(r.energy / p for r, p in moved) if moved else 0.0
         clients = total**2 / squares
         noises = [r.noise * (factor if r.seeded else 1.0) / p for r, p in moved]
-        return Moments(
+        return UpdateMoments(
             weight=total,
             excess=scatter - noise,
             freedom=freedom if freedom > _ROUNDING * total else 0.0,

@@ -20,7 +20,7 @@ from headwater.errors import ConfigError, UpdateRejected
 from headwater.protocol.failures import UNSPECIFIED, Failure, FailureCode, coded
 
 if TYPE_CHECKING:  # a device's agent reads messages without torch
-    from headwater.seeds.coefficients import Scalars, SeedPlan
+    from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
     from headwater.seeds.directions import Directions
     from headwater.state import AdapterState, StateSpec
 
@@ -285,7 +285,7 @@ class Update:
 
     client: str
     round: int
-    delta: AdapterState | Scalars
+    delta: AdapterState | SeedCoefficients
     examples: int
     steps: int = 0
     statistics: Mapping[str, AdapterState] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Scalars: an update as integer coefficients of seeds, and the plan that gives them meaning.
+"""SeedCoefficients: an update as integer coefficients of seeds, and the plan that gives them meaning.
 
 A client without gradients moves along random directions: w ← w + c·z_s, step by step. What it did is
 the list of (s, c), a few hundred bytes however large the adapter. Coefficients are integers of the
@@ -35,7 +35,7 @@ def directions_of(plan: SeedPlan, root: Key, size: int) -> Directions:
 
 
 @dataclass(frozen=True, eq=False)
-class Scalars:
+class SeedCoefficients:
     """Coefficients of seeds, one entry for each step that was taken.
 
     Args:
@@ -49,10 +49,10 @@ class Scalars:
     coefficients: Integers
 
     @staticmethod
-    def of(plan: SeedPlan, steps: list[tuple[int, int]]) -> Scalars:
+    def of(plan: SeedPlan, steps: list[tuple[int, int]]) -> SeedCoefficients:
         """From (seed, coefficient) of each step, in any order."""
         entries = np.array(sorted(steps), np.int64).reshape(-1, 2)
-        return Scalars(plan, entries[:, 0].copy(), entries[:, 1].copy())
+        return SeedCoefficients(plan, entries[:, 0].copy(), entries[:, 1].copy())
 
     @cached_property
     def sums(self) -> Integers:

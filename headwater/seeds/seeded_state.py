@@ -1,4 +1,4 @@
-"""Span: a global adapter that is its origin plus coefficients of seeds, and nothing else.
+"""SeededState: a global adapter that is its origin plus coefficients of seeds, and nothing else.
 
 Where every client sends coefficients, the server's state stays w₀ + Σ a_s·z_s for ever (FedKSeed, arXiv
 2312.06353; DeComFL, 2405.15861). Then a few hundred coefficients say what changed, instead of the adapter.
@@ -17,7 +17,7 @@ from headwater.state import AdapterState
 
 
 @dataclass(frozen=True, eq=False)
-class Span:
+class SeededState:
     """A state as coefficients.
 
     Args:
@@ -39,7 +39,7 @@ class Span:
             seeds = np.arange(len(self.sums))
             object.__setattr__(self, "exact", self.directions.combine(seeds, self.sums))
 
-    def moved(self, first: int, change: Integers) -> Span:
+    def moved(self, first: int, change: Integers) -> SeededState:
         """The span after ``change`` was added to the coefficients from seed ``first`` on.
 
         Only seeds that change are drawn, and the result is that of drawing all: sums of integers.
@@ -54,7 +54,7 @@ class Span:
         require_summable(sums)
         touched = np.flatnonzero(change)
         exact = self.total + self.directions.combine(first + touched, change[touched])
-        return Span(self.origin, self.directions, self.unit_bits, sums, exact)
+        return SeededState(self.origin, self.directions, self.unit_bits, sums, exact)
 
     @property
     def total(self) -> Integers:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from headwater.seeds.coefficients import Scalars
+from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.directions import Integers
 
 
@@ -28,7 +28,7 @@ class SeedUse:
         """Of ``count`` seeds, no step."""
         return SeedUse(np.zeros(count, np.int64), np.zeros(count, np.int64))
 
-    def add(self, scalars: Scalars) -> None:
+    def add(self, scalars: SeedCoefficients) -> None:
         """One client's steps, whatever it weighs, as in the paper."""
         where = scalars.seeds - scalars.plan.first
         np.add.at(self.lengths, where, np.abs(scalars.coefficients))
@@ -41,7 +41,7 @@ class SeedUse:
 
 
 @dataclass(frozen=True, eq=False)
-class Steepness:
+class SeedSlopes:
     """Of all rounds.
 
     Args:
@@ -52,7 +52,7 @@ class Steepness:
     sums: npt.NDArray[np.float64]
     counts: Integers
 
-    def after(self, use: SeedUse, rate: float) -> Steepness:
+    def after(self, use: SeedUse, rate: float) -> SeedSlopes:
         """After one round more.
 
         Args:
@@ -61,7 +61,7 @@ class Steepness:
         """
         if rate <= 0:
             return self
-        return Steepness(self.sums + use.lengths / rate, self.counts + use.counts)
+        return SeedSlopes(self.sums + use.lengths / rate, self.counts + use.counts)
 
     def means(self) -> npt.NDArray[np.float64]:
         """float64 [K]; NaN where a seed was never used."""

@@ -17,7 +17,7 @@ import torch
 
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.config.federation import Federation
-from headwater.config.training import Passes
+from headwater.config.training import MinibatchTraining
 from headwater.data.batches import Example
 from headwater.errors import MissingDependency
 from headwater.protocol.messages import ClientPlan
@@ -101,13 +101,15 @@ def held_out_examples(runtime: ClientRuntime, test: Sequence[Example] | None) ->
 
 def train_apart(runtime: ClientRuntime, who: str) -> float:
     """Train one client alone, or all data in one place, as often as the federation does."""
-    settings = runtime.bench.loaded.settings
+    settings = runtime.context.loaded.settings
     names = runtime.data.clients if who == CENTRALISED else (who,)
     examples = [e for name in names for e in runtime.data.client(name).train]
-    state = runtime.bench.initial_state()
-    trainer = runtime.bench.trainer(settings.training)
+    state = runtime.context.initial_state()
+    trainer = runtime.context.trainer(settings.training)
     rounds, training = settings.federation.rounds, settings.training
-    if isinstance(training, Passes) and training.max_steps:  # a cap for each client, here for all at once
+    if (
+        isinstance(training, MinibatchTraining) and training.max_steps
+    ):  # a cap for each client, here for all at once
         training = training.model_copy(update={"max_steps": training.max_steps * len(names)})
     for number in range(1, rounds + 1):
         factor = learning_rate_factor(settings.training, number, rounds)
@@ -124,7 +126,7 @@ def train_apart(runtime: ClientRuntime, who: str) -> float:
             moved = torch.from_numpy(result.delta.expand(directions))
             state = state + AdapterState.from_vector(state.spec, moved)
     held_out = held_out_examples(runtime, runtime.data.test())
-    _, metrics = runtime.bench.evaluate(state, held_out)
+    _, metrics = runtime.context.evaluate(state, held_out)
     return metrics[metric_name(settings)]
 
 
@@ -137,5 +139,5 @@ def _probe(
 
     labels = np.array([e.targets[0] for e in train])
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    model.fit(runtime.bench.features(train), labels)
-    return float((model.predict(runtime.bench.features(held_out)) == truth).mean())
+    model.fit(runtime.context.features(train), labels)
+    return float((model.predict(runtime.context.features(held_out)) == truth).mean())

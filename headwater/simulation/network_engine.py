@@ -18,15 +18,15 @@ from headwater.data.federated import FederatedData
 from headwater.errors import FederationStopped
 from headwater.seeds.keys import Key
 from headwater.server.events import Notice, Observer
-from headwater.server.rounds.federation_server import Outcome
+from headwater.server.rounds.federation_server import RunResult
 from headwater.server.rounds.finish import finish
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
-from headwater.server.workspace.run_queue import ENDED, RunBook, RunEntry
+from headwater.server.workspace.run_queue import ENDED, RunEntry, RunQueue
 from headwater.server.workspace.workspace import Workspace
 from headwater.simulation.network import LocalNetwork
 from headwater.simulation.network_follow import Follower
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 MOST_AGENTS = 64
 """Every agent is two processes, one of them with the base model."""
@@ -104,8 +104,8 @@ def _run(
             hint="Use the engine inprocess.",
         )
     if entry is not None and entry.wish == "pause":  # of a start that ended before its run had paused
-        book = RunBook(network.workspace.runs_book, network.workspace.runs)
-        entry = book.wish_end(entry.run, "")
+        book = RunQueue(network.workspace.runs_book, network.workspace.runs)
+        entry = book.request_stop(entry.run, "")
     network.start_daemon()
     observer(Notice(f"daemon on 127.0.0.1:{network.ports[0]} (TLS), {len(network.agents)} agents"))
     run = network.submit(loaded) if entry is None else entry.run
@@ -125,7 +125,7 @@ def _last_run(home: Path) -> RunEntry | None:
     server = Workspace(home / "server")
     if not server.runs_book.exists():
         return None
-    entries = RunBook(server.runs_book, server.runs).entries()
+    entries = RunQueue(server.runs_book, server.runs).entries()
     return entries[-1] if entries else None
 
 
@@ -177,8 +177,8 @@ def _result(entry: RunEntry, source: Path, loaded: LoadedFederation, folder: Run
                 shutil.copy2(source / name, folder.path / name)
         summary: dict[str, Any] = json.loads((folder.path / "summary.json").read_text(encoding="utf-8"))
         return summary
-    bench = Workbench.open(loaded)
-    checkpoint = Checkpoint.load(RunFolder(source).checkpoint, bench.spec, entry.run)
+    context = TrainingContext.open(loaded)
+    checkpoint = Checkpoint.load(RunFolder(source).checkpoint, context.spec, entry.run)
     if checkpoint is None:
         raise FederationStopped(
             f"run {entry.run}",
@@ -188,4 +188,4 @@ def _result(entry: RunEntry, source: Path, loaded: LoadedFederation, folder: Run
         )
     shutil.copy2(source / "rounds.jsonl", folder.path / "rounds.jsonl")
     clients = len(list((source.parent.parent.parent / "devices").glob("*")))
-    return finish(loaded, folder, bench, Outcome(checkpoint, False, "stopped", clients), engine="network")
+    return finish(loaded, folder, context, RunResult(checkpoint, False, "stopped", clients), engine="network")

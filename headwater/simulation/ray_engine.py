@@ -21,7 +21,7 @@ from headwater.client.execution.runtime import ClientRuntime, run_id
 from headwater.client.execution.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.errors import MissingDependency
-from headwater.server.rounds.federation_server import FederationServer, Outcome
+from headwater.server.rounds.federation_server import FederationServer, RunResult
 from headwater.simulation.workers import HEEDED_BY_PARENT, parent_heeds_signals
 
 
@@ -31,7 +31,7 @@ def run_on_ray(
     clients: Sequence[str],
     store: Path,
     interrupted: threading.Event,
-) -> Outcome:
+) -> RunResult:
     """Run the federation with one Flower node per client, on as many Ray actors as CPUs allow.
 
     Args:
@@ -54,7 +54,7 @@ def run_on_ray(
         raise MissingDependency(
             "engine ray", expected="Ray", got=str(error), hint='Install it: pip install "headwater[ray]"'
         ) from None
-    result: list[Outcome] = []
+    result: list[RunResult] = []
     failure: list[BaseException] = []
     app = ServerApp()
 

@@ -14,13 +14,13 @@ from headwater.client.execution.store import DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.data.batches import Example
 from headwater.server.events import Notice, Observer
-from headwater.server.rounds.federation_server import FederationServer, Outcome
+from headwater.server.rounds.federation_server import FederationServer, RunResult
 from headwater.server.rounds.finish import finish
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.baselines import check_baselines, run_baselines
 from headwater.simulation.grid import InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 Engine = Literal["inprocess", "ray", "network"]
 
@@ -57,9 +57,9 @@ def simulate(
         return run_on_network(loaded, folder, observer, should_stop)
     with folder.locked(), ExitStack() as stack:
         check_baselines(loaded.settings)
-        bench = Workbench.open(loaded)
-        runtime = ClientRuntime.open(loaded, bench)
-        folder.keep_inputs(base=bench.base_sha256, data=runtime.data.sha256)
+        context = TrainingContext.open(loaded)
+        runtime = ClientRuntime.open(loaded, context)
+        folder.keep_inputs(base=context.base_sha256, data=runtime.data.sha256)
         for warning in runtime.data.warnings:
             observer(Notice(warning))
         test = runtime.data.test()
@@ -67,7 +67,7 @@ def simulate(
         server = FederationServer(
             loaded,
             runtime.run,
-            bench,
+            context,
             folder,
             test=test,
             observer=observer,
@@ -89,8 +89,8 @@ def simulate(
                 grid = InProcessGrid(names, runtime, DirectoryStore(folder.clients, durable=False))
             outcome = server.run(grid, owners=names)
         close = partial(
-            finish, loaded, folder, bench, outcome, engine=engine,
-            notices=(*bench.notices, *runtime.data.warnings),
+            finish, loaded, folder, context, outcome, engine=engine,
+            notices=(*context.notices, *runtime.data.warnings),
         )  # fmt: skip
         close()  # whatever becomes of the baselines
         return close(baselines=_baselines(loaded, folder, runtime, pool, test, outcome, observer))
@@ -102,7 +102,7 @@ def _baselines(
     runtime: ClientRuntime,
     pool: WorkerPool | None,
     test: Sequence[Example] | None,
-    outcome: Outcome,
+    outcome: RunResult,
     observer: Observer,
 ) -> dict[str, Any]:
     """What the file's [baselines] ask for, once per run folder; nothing for a run that was stopped."""

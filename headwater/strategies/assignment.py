@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from headwater.config.assignment import DEFAULT, Method
 from headwater.config.dealing import deal
 from headwater.config.federation import Federation
-from headwater.config.training import NoopTraining, Passes, Training
+from headwater.config.training import MinibatchTraining, NoopTraining, Training
 from headwater.protocol.messages import ClientProfile
 from headwater.strategies.planner import Choice, pick
 
@@ -92,6 +92,10 @@ def _cut(training: Training, choice: Choice) -> Training:
     if isinstance(training, NoopTraining):
         return training
     changes = {"batch_size": max(1, min(training.batch_size, choice.batch_size))}
-    if isinstance(training, Passes) and training.kind != "decomfl" and choice.max_steps is not None:
+    if (
+        isinstance(training, MinibatchTraining)
+        and training.kind != "decomfl"
+        and choice.max_steps is not None
+    ):
         changes["max_steps"] = max(1, min(training.max_steps or choice.max_steps, choice.max_steps))
     return training.model_copy(update=changes)

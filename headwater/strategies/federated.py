@@ -3,7 +3,7 @@
 Local training on a cohort, each client with its own method, a merge rule, and a server optimiser with
 momentum: FedAvgM (Hsu et al. 2019, arXiv 1909.06335), m ← β·m + Δ and x ← x + η·m, which is FedAvg at
 β = 0, η = 1. Where every method sends coefficients of seeds, the server moves coefficients
-(:class:`~headwater.seeds.seeded_state.Span`). Which tensors travel (A is left out in ``ffa``) is decided
+(``seeds.seeded_state.SeededState``). Which tensors travel (A is left out in ``ffa``) is decided
 where the model is built, so nothing here depends on the space.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from headwater.compression.seed_state import MAX_SUMS
 from headwater.config.federation import Federation
-from headwater.config.training import SCALAR_KINDS, KseedTraining, Passes, Training
+from headwater.config.training import SCALAR_KINDS, KseedTraining, MinibatchTraining, Training
 from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import last_layers
@@ -25,8 +25,8 @@ from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan, M
 from headwater.seeds.coefficients import FINE_BITS, SeedPlan, directions_of
 from headwater.seeds.draw_weights import odds_of
 from headwater.seeds.keys import Key
-from headwater.seeds.seeded_state import Span
-from headwater.seeds.slopes import Steepness
+from headwater.seeds.seeded_state import SeededState
+from headwater.seeds.slopes import SeedSlopes
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.assignment import Assigned, assign
 from headwater.strategies.budget import codec_within
@@ -68,10 +68,10 @@ class FederatedStrategy(Strategy):
             directions = directions_of(seeds, self._root, state.spec.numel)
             fresh = any(t.kind == "decomfl" for t in self.federation.trainings.values())  # in each round
             sums = np.zeros(0 if fresh else seeds.count, np.int64)
-            span = Span(state, directions, seeds.unit_bits + FINE_BITS, sums)
+            span = SeededState(state, directions, seeds.unit_bits + FINE_BITS, sums)
         steepness = None
         if seeds is not None and self._pro is not None:
-            steepness = Steepness(np.zeros(seeds.count), np.zeros(seeds.count, np.int64))
+            steepness = SeedSlopes(np.zeros(seeds.count), np.zeros(seeds.count, np.int64))
         return ServerState(0, state, momentum, span=span, steepness=steepness)
 
     def plan(
@@ -202,13 +202,13 @@ class FederatedStrategy(Strategy):
         momentum = direction if server.momentum is not None else None
         return ServerState(server.round + 1, state, momentum, noise, steepness=steepness)
 
-    def _steepness(self, server: ServerState, merged: Merged) -> Steepness | None:
+    def _steepness(self, server: ServerState, merged: Merged) -> SeedSlopes | None:
         if server.steepness is None or merged.use is None or self._pro is None:
             return server.steepness
         rate = learning_rate_factor(self._pro, server.round + 1, self.federation.federation.rounds)
         return server.steepness.after(merged.use, rate)
 
-    def _moved(self, span: Span, number: int, merged: Merged) -> Span:
+    def _moved(self, span: SeededState, number: int, merged: Merged) -> SeededState:
         """The coefficients after the round, exactly those of the mean where the server's rate is 1."""
         seeds = round_seeds(self.federation, number)
         if seeds is None or merged.coefficients is None:
@@ -223,7 +223,7 @@ class FederatedStrategy(Strategy):
         return span.moved(seeds.first, change.astype(np.int64))
 
 
-def gone_back(server: ServerState, state: AdapterState) -> ServerState:
+def rolled_back(server: ServerState, state: AdapterState) -> ServerState:
     """The server after it went back to another version's values: dense from here on."""
     momentum = None if server.momentum is None else AdapterState.zeros(state.spec)
     return replace(server, state=state, momentum=momentum, span=None)
@@ -244,7 +244,7 @@ def _entries(training: Training, seeds: SeedPlan) -> int:
 
 def learning_rate_factor(training: Training, number: int, rounds: int) -> float:
     """Linear from 1 in round 1 to ``final_learning_rate_fraction`` in the last round."""
-    if not isinstance(training, Passes) or rounds == 1:
+    if not isinstance(training, MinibatchTraining) or rounds == 1:
         return 1.0
     progress = min(1.0, (number - 1) / (rounds - 1))
     return 1.0 - (1.0 - training.final_learning_rate_fraction) * progress

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from headwater.config.assignment import AssignedByPlanner
 from headwater.config.federation import Federation
-from headwater.config.training import Passes, Training
+from headwater.config.training import MinibatchTraining, Training
 from headwater.errors import ConfigError
 from headwater.protocol.messages import DeviceProfile, MethodCost
 
@@ -93,12 +93,12 @@ def _batch(training: Training) -> int:
 
 def _can_be_cut(training: Training) -> bool:
     """Whether a client may make fewer steps: all of decomfl's go along the same seeds."""
-    return isinstance(training, Passes) and training.kind != "decomfl"
+    return isinstance(training, MinibatchTraining) and training.kind != "decomfl"
 
 
 def _steps(training: Training, batch: int, examples: int) -> int:
     """Steps of a round at this batch size, as the trainers count them."""
-    if not isinstance(training, Passes):
+    if not isinstance(training, MinibatchTraining):
         return int(getattr(training, "generations", 1))
     return training.steps(examples, batch)
 

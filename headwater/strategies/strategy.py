@@ -10,8 +10,8 @@ from typing import Any
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.protocol.messages import ClientProfile, NoisePlan, RoundPlan
 from headwater.seeds.keys import Key
-from headwater.seeds.seeded_state import Span
-from headwater.seeds.slopes import Steepness
+from headwater.seeds.seeded_state import SeededState
+from headwater.seeds.slopes import SeedSlopes
 from headwater.state import AdapterState
 
 
@@ -33,8 +33,8 @@ class ServerState:
     state: AdapterState
     momentum: AdapterState | None = None
     noise: NoisePlan | None = None
-    span: Span | None = None
-    steepness: Steepness | None = None
+    span: SeededState | None = None
+    steepness: SeedSlopes | None = None
 
 
 class Strategy(ABC):

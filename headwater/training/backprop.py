@@ -18,8 +18,8 @@ from headwater.seeds.keys import Key
 from headwater.state import TensorSpec
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.fisher import client_fisher
-from headwater.training.minibatches import batches_of, contained, diverged, summary
-from headwater.training.trainable_part import Part
+from headwater.training.minibatches import contained, diverged, minibatches, summary
+from headwater.training.trainable_part import TrainablePart
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
     from headwater.adapters.model import AdaptedModel
@@ -70,7 +70,7 @@ class BackpropTrainer(CohortTrainer):
         return contained(task, lambda: self._result(task, training, key))
 
     def _result(self, task: TrainTask, training: BackpropTraining, key: Key) -> TrainResult:
-        part = Part.of(self._model, task.plan, who=f"client {task.client}")
+        part = TrainablePart.of(self._model, task.plan, who=f"client {task.client}")
         losses = self._descend(task, training, part, key)
         trained = self._model.read()
         if not trained.isfinite():
@@ -92,7 +92,9 @@ class BackpropTrainer(CohortTrainer):
         delta = trained - task.state
         return TrainResult(task.client, delta, len(task.examples), len(losses), statistics, metrics)
 
-    def _descend(self, task: TrainTask, training: BackpropTraining, part: Part, key: Key) -> list[float]:
+    def _descend(
+        self, task: TrainTask, training: BackpropTraining, part: TrainablePart, key: Key
+    ) -> list[float]:
         """All steps of one client; the losses, one for each step."""
         model, parameters = self._model, [p for _, p in part.trained]
         optimiser = _optimiser(part.trained, training, task.plan.learning_rate_factor)
@@ -104,7 +106,7 @@ class BackpropTrainer(CohortTrainer):
             model.training(checkpointing=training.gradient_checkpointing),
             part.alone(),
         ):
-            for batch in batches_of(
+            for batch in minibatches(
                 task.examples, training, key, pad=self._pad, language_model=self._language_model
             ):
                 optimiser.zero_grad(set_to_none=True)
@@ -129,7 +131,7 @@ class BackpropTrainer(CohortTrainer):
         """Within a step the layers below are passed once anyway: only a cache saves something."""
         if not training.trunk_cache_mb:
             return contextlib.nullcontext()
-        return self._model.sharing_trunk(task.plan.tensors, training.trunk_cache_mb * 2**20)
+        return self._model.caching_prefix(task.plan.tensors, training.trunk_cache_mb * 2**20)
 
 
 def _optimiser(

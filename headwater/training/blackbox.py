@@ -16,7 +16,7 @@ from torch import Tensor
 from headwater.config.training import BlackboxTraining
 from headwater.data.batches import Batch, Example, batches
 from headwater.errors import TrainingError
-from headwater.seeds.coefficients import Scalars, SeedPlan
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 from headwater.seeds.directions import Directions, Integers
 from headwater.seeds.keys import Key
 from headwater.state import StateSpec
@@ -135,7 +135,7 @@ class BlackboxTrainer(CohortTrainer):
         last = self._loss(task, training.generations, space.prompt(sent), batch)
         if not math.isfinite(wandered):
             raise diverged(task, training.generations, "search", "a boundless one", "Lower training.sigma.")
-        delta = Scalars(plan, np.arange(plan.first, plan.first + plan.count), sent)
+        delta = SeedCoefficients(plan, np.arange(plan.first, plan.first + plan.count), sent)
         noise = wandered * training.scale**2 * directions.size
         return TrainResult(
             task.client,

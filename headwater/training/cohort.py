@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from headwater.data.batches import Example
 from headwater.errors import HeadwaterError
 from headwater.protocol.messages import ClientPlan
-from headwater.seeds.coefficients import Scalars
+from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
@@ -52,7 +52,7 @@ class TrainResult:
     """
 
     client: str
-    delta: AdapterState | Scalars | None
+    delta: AdapterState | SeedCoefficients | None
     examples: int
     steps: int = 0
     statistics: Mapping[str, AdapterState] = field(default_factory=dict)

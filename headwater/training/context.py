@@ -1,4 +1,4 @@
-"""Workbench: everything one process needs to train, measure and export a federation's adapter."""
+"""TrainingContext: everything one process needs to train, measure and export a federation's adapter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there 
 
 
 @dataclass(frozen=True)
-class Workbench:
+class TrainingContext:
     """Base, tokenizer, adapter and trainers of one process. Make it with :meth:`open`.
 
     Args:
@@ -55,7 +55,7 @@ class Workbench:
     notices: tuple[str, ...] = ()
 
     @staticmethod
-    def open(loaded: LoadedFederation, base: Base | None = None, *, threads: bool = True) -> Workbench:
+    def open(loaded: LoadedFederation, base: Base | None = None, *, threads: bool = True) -> TrainingContext:
         """Load the base model and attach the adapter. Sets this process's CPU threads to the file's.
 
         Args:
@@ -73,7 +73,7 @@ class Workbench:
             torch.set_num_threads(settings.federation.threads)
         if isinstance(settings.model, VectorModel):
             spec = StateSpec((TensorSpec("vector", (settings.model.size,), "vector"),))
-            return Workbench(loaded, None, spec, hashlib.sha256(b"vector").hexdigest())
+            return TrainingContext(loaded, None, spec, hashlib.sha256(b"vector").hexdigest())
         from headwater.adapters.base import load_base
         from headwater.adapters.model import AdaptedModel
         from headwater.adapters.trial import try_model
@@ -87,7 +87,7 @@ class Workbench:
             max_tokens=2 if isinstance(settings.data, NoData) else settings.data.max_tokens,
             slopes=any(t.kind in ("forward_gradient", "spry") for t in settings.trainings.values()),
         )
-        return Workbench(loaded, model, model.spec, model.base_sha256, (*model.notices, *said))
+        return TrainingContext(loaded, model, model.spec, model.base_sha256, (*model.notices, *said))
 
     @property
     def tokenizer(self) -> TextTokenizer | None:

@@ -8,12 +8,12 @@ import numpy as np
 
 from headwater.config.training import DecomflTraining
 from headwater.errors import TrainingError
-from headwater.seeds.coefficients import Scalars, SeedPlan
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.minibatches import batches_of, contained, summary
-from headwater.training.parameter_walk import Walk, Walkable
+from headwater.training.minibatches import contained, minibatches, summary
+from headwater.training.parameter_walk import ParameterWalk, ZerothOrderModel
 from headwater.training.seeded import clipped, quantised, require_finite, seeds_of
 
 
@@ -35,7 +35,7 @@ class DecomflTrainer(CohortTrainer):
         language_model: whether targets are tokens.
     """
 
-    def __init__(self, model: Walkable, pad: int, *, language_model: bool) -> None:
+    def __init__(self, model: ZerothOrderModel, pad: int, *, language_model: bool) -> None:
         self._model, self._pad, self._language_model = model, pad, language_model
 
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
@@ -58,20 +58,20 @@ class DecomflTrainer(CohortTrainer):
         wanted = (training.max_steps or 0) * training.directions
         if plan.count != wanted:
             raise TrainingError(f"client {task.client}", expected=f"{wanted} seeds", got=f"{plan.count}")
-        with self._model.sharing_trunk(task.plan.tensors, training.trunk_cache_mb * 2**20):
+        with self._model.caching_prefix(task.plan.tensors, training.trunk_cache_mb * 2**20):
             return contained(task, lambda: self._descend(task, training, plan, directions, key))
 
     def _descend(
         self, task: TrainTask, training: DecomflTraining, plan: SeedPlan, directions: Directions, key: Key
     ) -> TrainResult:
-        walk = Walk(self._model, task.state, unit_bits=plan.unit_bits + directions.unit_bits)
+        walk = ParameterWalk(self._model, task.state, unit_bits=plan.unit_bits + directions.unit_bits)
         rate = training.learning_rate * task.plan.learning_rate_factor / training.directions
         reach = training.epsilon * 2.0**-directions.unit_bits
         seeds = np.arange(plan.first, plan.first + plan.count)
         coefficients = np.zeros(plan.count, np.int64)
         losses: list[float] = []
         beyond = 0
-        for batch in batches_of(
+        for batch in minibatches(
             task.examples,
             training,
             key,
@@ -93,7 +93,7 @@ class DecomflTrainer(CohortTrainer):
         metrics = summary(losses) | {"clipped": beyond / plan.count}
         return TrainResult(
             task.client,
-            Scalars(plan, seeds, coefficients),
+            SeedCoefficients(plan, seeds, coefficients),
             len(task.examples),
             len(losses),
             metrics=metrics,

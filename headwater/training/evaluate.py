@@ -56,7 +56,7 @@ def evaluate(
     model.load(state)
     sharing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if trunk_cache_bytes:
-        sharing = model.sharing_trunk(budget_bytes=trunk_cache_bytes, purpose="evaluation")
+        sharing = model.caching_prefix(budget_bytes=trunk_cache_bytes, purpose="evaluation")
     with sharing:
         return measure(model.forward, examples, batch_size=batch_size, pad=pad, language_model=language_model)
 

@@ -33,7 +33,7 @@ from headwater.seeds.directions import Directions, Distribution
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.minibatches import batches_of, contained, diverged, summary
+from headwater.training.minibatches import contained, diverged, minibatches, summary
 
 _HINT = "Lower training.learning_rate, or take more directions."
 
@@ -48,7 +48,7 @@ class Sloped(Protocol):
     def write(self, vector: Tensor) -> None:
         """Set the trained tensors: float32 [numel]."""
 
-    def sharing_trunk(
+    def caching_prefix(
         self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0
     ) -> AbstractContextManager[None]:
         """Inside, what no trained tensor changes is computed once for each batch."""
@@ -111,7 +111,7 @@ class ForwardGradientTrainer(CohortTrainer):
                 got=training.kind,
             )
         task.state.require_spec(self._model.spec, f"client {task.client}, state to train from")
-        with self._model.sharing_trunk(task.plan.tensors, training.trunk_cache_mb * 2**20):
+        with self._model.caching_prefix(task.plan.tensors, training.trunk_cache_mb * 2**20):
             return contained(task, lambda: self._descend(task, training, key))
 
     def _descend(
@@ -130,7 +130,7 @@ class ForwardGradientTrainer(CohortTrainer):
         steps = training.steps(len(task.examples))
         losses, counts, noise = list[float](), list[int](), 0.0
         for step, batch in enumerate(
-            batches_of(task.examples, training, key, pad=self._pad, language_model=self._language_model)
+            minibatches(task.examples, training, key, pad=self._pad, language_model=self._language_model)
         ):
             values[trained] = moved.detach()
             self._model.write(values)

@@ -8,13 +8,13 @@ import numpy as np
 
 from headwater.config.training import KseedTraining
 from headwater.errors import TrainingError
-from headwater.seeds.coefficients import Scalars, SeedPlan
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 from headwater.seeds.directions import Directions
 from headwater.seeds.draw_weights import weights_of
 from headwater.seeds.keys import Key
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.minibatches import batches_of, contained, summary
-from headwater.training.parameter_walk import Walk, Walkable
+from headwater.training.minibatches import contained, minibatches, summary
+from headwater.training.parameter_walk import ParameterWalk, ZerothOrderModel
 from headwater.training.seeded import clipped, quantised, require_finite, seeds_of
 
 
@@ -35,7 +35,7 @@ class KseedTrainer(CohortTrainer):
         language_model: whether targets are tokens.
     """
 
-    def __init__(self, model: Walkable, pad: int, *, language_model: bool) -> None:
+    def __init__(self, model: ZerothOrderModel, pad: int, *, language_model: bool) -> None:
         self._model, self._pad, self._language_model = model, pad, language_model
 
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
@@ -53,19 +53,19 @@ class KseedTrainer(CohortTrainer):
         if not isinstance(training, KseedTraining):
             raise TrainingError(f"client {task.client}", expected="training.kind 'kseed'", got=training.kind)
         plan, directions = seeds_of(task, self._model.spec)
-        with self._model.sharing_trunk(task.plan.tensors, training.trunk_cache_mb * 2**20):
+        with self._model.caching_prefix(task.plan.tensors, training.trunk_cache_mb * 2**20):
             return contained(task, lambda: self._descend(task, training, plan, directions, key))
 
     def _descend(
         self, task: TrainTask, training: KseedTraining, plan: SeedPlan, directions: Directions, key: Key
     ) -> TrainResult:
-        walk = Walk(self._model, task.state, unit_bits=plan.unit_bits + directions.unit_bits)
+        walk = ParameterWalk(self._model, task.state, unit_bits=plan.unit_bits + directions.unit_bits)
         rate = training.learning_rate * task.plan.learning_rate_factor
         draw = _Draw(plan, key.child("seeds"))
         losses: list[float] = []
         taken: list[tuple[int, int]] = []
         beyond = 0
-        for batch in batches_of(
+        for batch in minibatches(
             task.examples,
             training,
             key,
@@ -86,7 +86,7 @@ class KseedTrainer(CohortTrainer):
         walk.weights()
         metrics = summary(losses) | {"clipped": beyond / len(losses)}
         return TrainResult(
-            task.client, Scalars.of(plan, taken), len(task.examples), len(losses), metrics=metrics
+            task.client, SeedCoefficients.of(plan, taken), len(task.examples), len(losses), metrics=metrics
         )
 
 

@@ -18,8 +18,8 @@ from headwater.adapters.peak_memory import live_peak
 from headwater.config.training import Training
 from headwater.data.batches import Batch
 from headwater.protocol.messages import ClientPlan
-from headwater.training.parameter_walk import Walk
-from headwater.training.trainable_part import Part
+from headwater.training.parameter_walk import ParameterWalk
+from headwater.training.trainable_part import TrainablePart
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
     from headwater.adapters.model import AdaptedModel
@@ -47,7 +47,7 @@ def method_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens:
 def step_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens: int) -> int:
     """The most bytes of tensors that one step holds at once: exact demand, traced, without computing."""
     training = plan.training
-    part = Part.of(model, plan, who="footprint")  # out here: while traced, truths have no values
+    part = TrainablePart.of(model, plan, who="footprint")  # out here: while traced, truths have no values
 
     def backprop() -> object:
         checkpointing = training.kind == "backprop" and training.gradient_checkpointing
@@ -70,7 +70,7 @@ def step_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens: i
     if training.kind not in steps:
         with torch.no_grad():
             model.loss(synthetic(model, 1, 2))
-        walk = Walk(model, model.read())
+        walk = ParameterWalk(model, model.read())
     return live_peak(steps.get(training.kind, probe))
 
 

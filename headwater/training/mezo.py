@@ -12,8 +12,8 @@ from headwater.errors import TrainingError
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
-from headwater.training.minibatches import batches_of, contained, diverged, summary
-from headwater.training.parameter_walk import Walk, Walkable
+from headwater.training.minibatches import contained, diverged, minibatches, summary
+from headwater.training.parameter_walk import ParameterWalk, ZerothOrderModel
 from headwater.training.perturbations import Perturbations
 from headwater.training.seeded import clipped, require_finite
 
@@ -36,7 +36,7 @@ class MezoTrainer(CohortTrainer):
         language_model: whether targets are tokens.
     """
 
-    def __init__(self, model: Walkable, pad: int, *, language_model: bool) -> None:
+    def __init__(self, model: ZerothOrderModel, pad: int, *, language_model: bool) -> None:
         self._model, self._pad, self._language_model = model, pad, language_model
 
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
@@ -54,11 +54,11 @@ class MezoTrainer(CohortTrainer):
         if not isinstance(training, MezoTraining):
             raise TrainingError(f"client {task.client}", expected="training.kind 'mezo'", got=training.kind)
         task.state.require_spec(self._model.spec, f"client {task.client}, state to train from")
-        with self._model.sharing_trunk(task.plan.tensors, training.trunk_cache_mb * 2**20):
+        with self._model.caching_prefix(task.plan.tensors, training.trunk_cache_mb * 2**20):
             return contained(task, lambda: self._descend(task, training, key))
 
     def _descend(self, task: TrainTask, training: MezoTraining, key: Key) -> TrainResult:
-        walk = Walk(self._model, task.state)
+        walk = ParameterWalk(self._model, task.state)
         drawn = Perturbations.of(task.state, task.plan, training, key.child("directions"))
         if not drawn.dimensions:
             raise TrainingError(
@@ -70,7 +70,7 @@ class MezoTrainer(CohortTrainer):
         losses: list[float] = []
         beyond, noise = 0, 0.0
         for step, batch in enumerate(
-            batches_of(task.examples, training, key, pad=self._pad, language_model=self._language_model)
+            minibatches(task.examples, training, key, pad=self._pad, language_model=self._language_model)
         ):
             change = np.zeros(len(walk.moved))
             probed = 0.0

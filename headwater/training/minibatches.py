@@ -1,11 +1,11 @@
-"""What every training over batches has: :func:`batches_of` its steps, :func:`contained` its errors."""
+"""What every training over batches has: :func:`minibatches` its steps, :func:`contained` its errors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from headwater.config.training import Passes
+from headwater.config.training import MinibatchTraining
 from headwater.data.batches import Batch, Example, batches
 from headwater.errors import TrainingError
 from headwater.protocol.failures import FailureCode, coded
@@ -13,9 +13,9 @@ from headwater.seeds.keys import Key
 from headwater.training.cohort import TrainResult, TrainTask
 
 
-def batches_of(
+def minibatches(
     examples: Sequence[Example],
-    training: Passes,
+    training: MinibatchTraining,
     key: Key,
     *,
     pad: int,

@@ -1,7 +1,7 @@
-"""Walk: parameters that move along random directions and are always recomputed, never added back.
+"""ParameterWalk: parameters that move along random directions and are always recomputed, never added back.
 
 MeZO (arXiv 2305.17333, algorithm 1) probes with θ += εz, θ −= 2εz, θ += εz, which in floating point does
-not return to θ. A :class:`Walk` keeps where it started and what it added up since; each probe writes
+not return to θ. A :class:`ParameterWalk` keeps where it started and what it added up since; each probe writes
 ``start + moved + ε·z`` into the model anew. So what the model holds is a function of the steps alone:
 a probe leaves no trace, and whoever knows the steps has the same bits.
 """
@@ -27,7 +27,7 @@ _BLOCK = 2**16
 Values = npt.NDArray[Any]
 
 
-class Walkable(Protocol):
+class ZerothOrderModel(Protocol):
     """What a walk needs of an adapted model."""
 
     spec: StateSpec
@@ -41,13 +41,13 @@ class Walkable(Protocol):
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The losses of a batch and their counts, both [b]."""
 
-    def sharing_trunk(
+    def caching_prefix(
         self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0
     ) -> AbstractContextManager[None]:
         """Inside, what no trained tensor changes is computed once for each batch."""
 
 
-class Walk:
+class ParameterWalk:
     """One client's way through parameter space, without gradients.
 
     The weights are ``float32(start + moved)``, one rounding of a sum in float64, as
@@ -66,7 +66,7 @@ class Walk:
         SpecMismatch: a state of another spec than the model's.
     """
 
-    def __init__(self, model: Walkable, start: AdapterState, *, unit_bits: int | None = None) -> None:
+    def __init__(self, model: ZerothOrderModel, start: AdapterState, *, unit_bits: int | None = None) -> None:
         model.load(start)
         self._model, self._unit = model, 2.0 ** -(unit_bits or 0)
         self._start: npt.NDArray[np.float32] = start.vector().numpy()

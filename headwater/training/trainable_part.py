@@ -35,7 +35,7 @@ class Parameterised(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainablePart:
     """What is trained. Make it with :meth:`of` when the model holds the values to start from.
 
     Args:
@@ -51,7 +51,7 @@ class Part:
     mask: Tensor | None
 
     @staticmethod
-    def of(model: Parameterised, plan: ClientPlan, *, who: str) -> Part:
+    def of(model: Parameterised, plan: ClientPlan, *, who: str) -> TrainablePart:
         """What ``plan`` covers of ``model``.
 
         Raises:
@@ -59,7 +59,7 @@ class Part:
         """
         pairs, mask = model.parameters(), covered(model.spec, plan.tensors, plan.rank)
         if mask is None:
-            return Part(pairs, [], [], None)
+            return TrainablePart(pairs, [], [], None)
         if not bool(mask.any()):
             raise TrainingError(who, expected="values to train", got="a plan that covers none")
         parts = torch.split(mask, [spec.numel for spec, _ in pairs])
@@ -73,7 +73,7 @@ class Part:
             if not bool(own.all()):
                 outside = ~own.view(spec.shape).to(parameter.device)
                 masked.append((parameter, outside, parameter.detach()[outside]))
-        return Part(trained, still, masked, mask)
+        return TrainablePart(trained, still, masked, mask)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from headwater.adapters.chunked_head import LateHead
+from headwater.adapters.chunked_head import ChunkedHead
 from headwater.data.batches import collate
 from headwater.errors import ModelError
 from tests.support import federations
@@ -140,7 +140,7 @@ def test_the_late_heads_losses(tmp_path, base, adapter, monkeypatch):
         pytest.skip("transformers gives GPT-2 no cache of that form")
     monkeypatch.setattr("headwater.adapters.chunked_head._VALUES", 3 * 260)  # several parts
     model, batch = noisy(tmp_path, "causal-lm", base, adapter)
-    late = LateHead.of(model.network)
+    late = ChunkedHead.of(model.network)
     assert late is not None
     expected = model.forward(batch).losses.detach()
     with torch.no_grad():
@@ -161,10 +161,10 @@ def test_logits_that_are_changed_afterwards_have_no_late_head(tmp_path, monkeypa
         return out
 
     monkeypatch.setattr(body, "forward", capped)
-    assert LateHead.of(model.network) is None
+    assert ChunkedHead.of(model.network) is None
     with torch.no_grad():
         assert model.loss(batch) == model.forward(batch).loss
-    assert LateHead.of(noisy(tmp_path, "encoder", "bert", "lora")[0].network) is None
+    assert ChunkedHead.of(noisy(tmp_path, "encoder", "bert", "lora")[0].network) is None
 
 
 def test_values_that_diverged_do_not_decide(tmp_path):

@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headwater.adapters import jvp_rules as dual_rules
-from headwater.adapters.jvp_rules import DualRules
+from headwater.adapters.jvp_rules import ForwardADRules
 
 
 def normal(*shape, seed):
@@ -23,7 +23,7 @@ def derivative(function, values, moving, *, ours):
             for i, (v, t) in enumerate(zip(values, tangents, strict=True))
         ]
         if ours:
-            with DualRules():
+            with ForwardADRules():
                 out = function(*duals)
         else:
             out = function(*duals)

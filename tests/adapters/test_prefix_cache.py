@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from headwater.adapters.prefix_cache import Kept, Trunk
+from headwater.adapters.prefix_cache import FrozenPrefix, PrefixCache
 from headwater.data.batches import collate
 from headwater.merging.coverage import last_layers
 from tests.support import federations
@@ -57,13 +57,13 @@ def test_losses_are_the_same_bits_and_the_trunk_is_passed_once(tmp_path, kind, b
         plain = [model.losses(batch)[0] for batch in batches]
         slopes = [model.slope(batch, direction) for batch in batches]
     passed = count(model)
-    with model.sharing_trunk(tensors), torch.inference_mode():
+    with model.caching_prefix(tensors), torch.inference_mode():
         for batch, losses in zip(batches, plain, strict=True):
             for _ in range(3):
                 assert torch.equal(model.losses(batch)[0], losses)
     assert passed.count(1) >= 6
     assert passed.count(0) == 2
-    with model.sharing_trunk(tensors):
+    with model.caching_prefix(tensors):
         for batch, slope in zip(batches, slopes, strict=True):  # a slope's own attention is another kernel
             assert model.slope(batch, direction) == pytest.approx(slope, rel=1e-4, abs=1e-5)
     passed.clear()
@@ -77,13 +77,13 @@ def test_examples_that_come_again_are_not_passed_again_within_the_budget(tmp_pat
     with torch.no_grad():
         plain = [model.losses(batch)[0] for batch in batches]
     passed = count(model)
-    with model.sharing_trunk(tensors, budget_bytes=2**20), torch.inference_mode():
+    with model.caching_prefix(tensors, budget_bytes=2**20), torch.inference_mode():
         for _ in range(3):
             for batch, losses in zip(batches, plain, strict=True):
                 assert torch.allclose(model.losses(batch)[0], losses, atol=1e-6)
     assert passed.count(0) == 8
     passed.clear()
-    with model.sharing_trunk(tensors, budget_bytes=100), torch.inference_mode():  # not one example fits
+    with model.caching_prefix(tensors, budget_bytes=100), torch.inference_mode():  # not one example fits
         for _ in range(3):
             for batch in batches:
                 model.losses(batch)
@@ -97,12 +97,12 @@ def test_what_is_kept_is_a_function_of_the_example(tmp_path, kind, base, adapter
     rows = federations.examples(8, language_model=model.language_model)
     mixed = collate([*rows[4:], *rows[:4]], 0, language_model=model.language_model)
     with torch.inference_mode():
-        with model.sharing_trunk(tensors, budget_bytes=2**20):
+        with model.caching_prefix(tensors, budget_bytes=2**20):
             fresh = model.losses(batch)[0]
-        with model.sharing_trunk(tensors, budget_bytes=2**20):
+        with model.caching_prefix(tensors, budget_bytes=2**20):
             model.losses(mixed)
             again = model.losses(batch)[0]
-        with model.sharing_trunk(tensors, budget_bytes=1):
+        with model.caching_prefix(tensors, budget_bytes=1):
             without = model.losses(batch)[0]
     assert torch.equal(fresh, again)
     assert torch.equal(fresh, without)
@@ -120,16 +120,16 @@ def test_kept_from_task_to_task_where_nothing_below_is_ever_trained(tmp_path):
     model, batches = lowest(tmp_path)
     passed = count(model)
     for _ in range(2):
-        with model.sharing_trunk(budget_bytes=2**20), torch.inference_mode():
+        with model.caching_prefix(budget_bytes=2**20), torch.inference_mode():
             for batch in batches:
                 model.losses(batch)
         model.write(model.read().vector() * 2)
     assert passed.count(0) == 8
-    with model.sharing_trunk(budget_bytes=2**20, purpose="evaluation"), torch.inference_mode():
+    with model.caching_prefix(budget_bytes=2**20, purpose="evaluation"), torch.inference_mode():
         model.losses(batches[0])
     assert passed.count(0) == 12
     # kept in an inference, used by a method with gradients
-    with model.sharing_trunk(budget_bytes=2**20), model.training():
+    with model.caching_prefix(budget_bytes=2**20), model.training():
         model.forward(batches[0]).loss.backward()
         model.slope(batches[1], torch.ones(model.spec.numel))
     assert passed.count(0) == 12
@@ -139,17 +139,17 @@ def test_other_weights_below_are_not_taken_for_the_same(tmp_path):
     """Between two trainings the layers below may change: then nothing is kept from one to the next."""
     model, tensors, (batch, _) = upper(tmp_path, "encoder", "bert", "lora")
     with torch.inference_mode():
-        with model.sharing_trunk(tensors, budget_bytes=2**20):
+        with model.caching_prefix(tensors, budget_bytes=2**20):
             before = model.losses(batch)[0]
         model.write(model.read().vector() * 2)
-        with model.sharing_trunk(tensors, budget_bytes=2**20):
+        with model.caching_prefix(tensors, budget_bytes=2**20):
             after = model.losses(batch)[0]
         assert torch.allclose(after, model.losses(batch)[0], atol=1e-6)
         assert not torch.allclose(after, before, atol=1e-6)
 
 
 def test_what_another_task_left_makes_way_and_what_this_one_met_does_not():
-    kept, row = Kept(3 * 40), torch.zeros(2, 5)
+    kept, row = PrefixCache(3 * 40), torch.zeros(2, 5)
     kept.begin()
     for name in (b"a", b"b", b"c", b"d"):
         kept.put(name, row)
@@ -175,7 +175,7 @@ def test_there_is_none_where_the_first_layer_or_the_input_is_trained(tmp_path, a
     with torch.inference_mode():
         plain = model.losses(batch)[0]
         passed = count(model)
-        with model.sharing_trunk():
+        with model.caching_prefix():
             assert torch.equal(model.losses(batch)[0], plain)
             assert torch.equal(model.losses(batch)[0], plain)
     assert passed.count(0) == 2
@@ -210,10 +210,10 @@ def test_losses_follow_every_tensor_that_is_trained_with_the_last_layer(tmp_path
         plain = losses()
         for name, row in zip(tensors, plain[1:], strict=True):
             assert torch.equal(row, plain[0]) == ("pooler" in name)  # which mean pooling passes by
-        with model.sharing_trunk(tensors):
+        with model.caching_prefix(tensors):
             assert torch.equal(losses(), plain)
     assert model.has_trunk(tensors) == (base == "bert")
 
 
 def test_a_network_without_a_stack_has_none():
-    assert Trunk.below(torch.nn.Linear(2, 2), ["weight"], lambda *_: True) is None
+    assert FrozenPrefix.below(torch.nn.Linear(2, 2), ["weight"], lambda *_: True) is None

@@ -201,12 +201,12 @@ def test_the_end_of_a_text_counts_even_where_it_is_the_padding(tmp_path):
 
 
 def test_it_is_tried_before_the_first_round(tmp_path):
-    from headwater.training.context import Workbench
+    from headwater.training.context import TrainingContext
 
     build("albert", tmp_path / "albert")
     loaded = federations.federation(tmp_path, "encoder", "albert", {"kind": "prefix", "tokens": 2}, data=DATA)
     with pytest.raises(ModelError, match="no place for it"):
-        Workbench.open(loaded)
+        TrainingContext.open(loaded)
 
 
 @pytest.mark.parametrize(

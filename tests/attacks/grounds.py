@@ -14,12 +14,12 @@ from pathlib import Path
 
 from headwater import __version__
 from headwater.client.agent.device_runtime import DeviceRuntimes
-from headwater.client.agent.known_runs import JoinedRuns
+from headwater.client.agent.known_runs import KnownRuns
 from headwater.client.execution.answer import answer
 from headwater.client.execution.store import DirectoryStore
 from headwater.config import LoadedFederation, load_federation
 from headwater.errors import HeadwaterError
-from headwater.flower.fleet_client import FleetConnection
+from headwater.flower.fleet_client import FleetClient
 from headwater.proto.wire import decode_request, encode_signed
 from headwater.protocol.messages import ProfileRequest
 from headwater.security.enrolment import make_request, read_request
@@ -139,11 +139,11 @@ class Grounds:
         headers |= {k.replace("_", "-"): v for k, v in late.items()}
         return http_request("POST", path, headers, body)
 
-    def connect(self, name: str) -> FleetConnection:
+    def connect(self, name: str) -> FleetClient:
         """As the agent of ``name`` would."""
         credentials = self.network.workspace.credentials
         server = f"localhost:{self.network.ports[0]}"
-        return FleetConnection(server, credentials.ca(), self.keys[name], version=__version__, timeout_s=30)
+        return FleetClient(server, credentials.ca(), self.keys[name], version=__version__, timeout_s=30)
 
     # --- what the organiser sees ------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class Device:
     def __init__(self, grounds: Grounds, name: str, folder: Path) -> None:
         self.identity, self.connection = grounds.keys[name], grounds.connect(name)
         self.name, self.sent = name, []
-        self._runs, self._runtimes = JoinedRuns(folder / name), DeviceRuntimes(name, folder / "none")
+        self._runs, self._runtimes = KnownRuns(folder / name), DeviceRuntimes(name, folder / "none")
         self._stop = threading.Event()
         self.errors: list[str] = []
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headwater.client.agent.task_handler import Desk, OwnerStops
+from headwater.client.agent.task_handler import AgentStopping, TaskHandler
 from headwater.data.files.problems import BadRows
 from headwater.errors import HeadwaterError, StorageError
 from headwater.proto.wire import decode_reply, decode_signed, encode_reply
@@ -103,7 +103,7 @@ def home(tmp_path_factory):
 def test_no_text_of_an_exception_leaves(home, error, cause, place, kind):
     error.__cause__ = cause
     log: list[str] = []
-    desk = Desk(agent_file(home), FakeWorker(), sign, log.append)
+    desk = TaskHandler(agent_file(home), FakeWorker(), sign, log.append)
     desk.answer(parts(REQUESTS["profile"]))
     log.clear()
     where, name = place.split(".")
@@ -124,7 +124,7 @@ def test_no_text_of_the_workers_failure_leaves(tmp_path_factory, text, code):
     failed = ClientFailure("ann", 1, text, RUN, Failure(code, (1, 2, 3)))
     log = []
     worker = FakeWorker()
-    desk = Desk(agent_file(tmp_path_factory.mktemp("d")), worker, sign, log.append)
+    desk = TaskHandler(agent_file(tmp_path_factory.mktemp("d")), worker, sign, log.append)
     desk.answer(parts(REQUESTS["profile"]))
     worker.answer = lambda *args, **options: encode_reply(failed)
     signed = desk.answer(parts(TRAIN))
@@ -135,16 +135,16 @@ def test_no_text_of_the_workers_failure_leaves(tmp_path_factory, text, code):
 
 
 def test_a_server_that_refuses_a_reply_hears_its_own_words_no_more(tmp_path):
-    desk = Desk(agent_file(tmp_path), FakeWorker(), sign, lambda line: None)
+    desk = TaskHandler(agent_file(tmp_path), FakeWorker(), sign, lambda line: None)
     desk.answer(parts(REQUESTS["profile"]))
     failure = desk.instead_of(desk.answer(parts(TRAIN)), 413, f"413 {SECRET}")
     assert SECRET.encode() not in failure
 
 
 def test_the_owners_end_is_no_failure(tmp_path):
-    desk = Desk(agent_file(tmp_path), FakeWorker(), sign, lambda line: None)
-    desk.policy.check = raiser(OwnerStops())
-    with pytest.raises(OwnerStops):
+    desk = TaskHandler(agent_file(tmp_path), FakeWorker(), sign, lambda line: None)
+    desk.policy.check = raiser(AgentStopping())
+    with pytest.raises(AgentStopping):
         desk.answer(parts(REQUESTS["profile"]))
 
 

@@ -18,7 +18,7 @@ from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIG
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.main import create_app
 
-from headwater.flower.fleet_server import PATHS, FleetLink
+from headwater.flower.fleet_server import PATHS, FleetServer
 from headwater.server.status_page.app import open_app
 from tests.attacks.grounds import EVIL, HONEST, REVOKED, UNKNOWN, Answer, http_request
 from tests.attacks.organiser import methods
@@ -32,7 +32,7 @@ REFUSAL = (403, (("connection", "close"), ("content-length", "0")), b"")
 def paths(grounds):
     """Every path of Flower's server, of both of our apps, and every gRPC method, as they are today."""
     flower = {path for _, path in PROTOBUF_REQUEST_TYPES} | set(walk(create_app().routes))
-    ours = set(walk(FleetLink(max_reply_bytes=lambda name: 0)._api.routes))
+    ours = set(walk(FleetServer(max_reply_bytes=lambda name: 0)._api.routes))
     web = set(walk(open_app(None, None, lambda run: None).routes))
     control = {f"/{method}" for method in methods(grounds)}
     found = flower | ours | web | control | set(PATHS)

@@ -1,6 +1,6 @@
 """A running agent whose server, with the right certificate, is not to be trusted.
 
-The server is this process: ``flower.fleet_server.FleetLink`` sends whatever it likes. The agent is
+The server is this process: ``flower.fleet_server.FleetServer`` sends whatever it likes. The agent is
 the product's, started in a folder full of traps.
 """
 

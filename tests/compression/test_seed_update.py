@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from headwater.compression.entropy import pack, weights
 from headwater.compression.seed_update import SCALARS, decode_scalars, encode_scalars, scalars_max_bytes
-from headwater.compression.t_tables import Bell, describe
+from headwater.compression.t_tables import StudentTTable, describe
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.protocol.messages import Payload
-from headwater.seeds.coefficients import Scalars, SeedPlan
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 from tests.laws.integer_codec_laws import IntegerCodecLaws, vectors
 
 GOLDEN = SeedPlan(first=10, count=16, distribution="rademacher", unit_bits=9, entries=6)
 
 
 def of(plan, seeds, coefficients):
-    return Scalars(plan, np.array(seeds, np.int64), np.array(coefficients, np.int64))
+    return SeedCoefficients(plan, np.array(seeds, np.int64), np.array(coefficients, np.int64))
 
 
 class ScalarsLaws(IntegerCodecLaws):
@@ -40,13 +40,13 @@ class ScalarsLaws(IntegerCodecLaws):
         return case.seeds[order], case.coefficients[order]
 
     def encode_value(self, value, case):
-        return encode_scalars(Scalars(case.plan, *value))
+        return encode_scalars(SeedCoefficients(case.plan, *value))
 
     def max_bytes(self, case):
         return scalars_max_bytes(case.plan)
 
     def require_bounds(self, value, case):
-        Scalars(case.plan, *value).require(case.plan, "decoded")
+        SeedCoefficients(case.plan, *value).require(case.plan, "decoded")
         if case.plan.implied:
             np.testing.assert_array_equal(value[0], case.plan.first + np.arange(case.plan.count))
 
@@ -59,7 +59,7 @@ class TestNamedSeeds(ScalarsLaws):
             plan = SeedPlan(draw(st.integers(0, 2**40)), count, "gaussian", 12, entries)
             n = draw(st.integers(0, entries))
             seeds = np.random.default_rng(draw(st.integers(0, 99))).integers(0, count, n)
-            return Scalars(plan, np.sort(plan.first + seeds), draw(vectors(n, 32767)))
+            return SeedCoefficients(plan, np.sort(plan.first + seeds), draw(vectors(n, 32767)))
 
         return draw_case()
 
@@ -70,7 +70,7 @@ class TestImpliedSeeds(ScalarsLaws):
         def draw_case(draw):
             count = draw(st.integers(1, 300))
             plan = SeedPlan(draw(st.integers(0, 2**40)), count, "rademacher", 12, count, implied=True)
-            return Scalars(plan, plan.first + np.arange(count), draw(vectors(count, 32767)))
+            return SeedCoefficients(plan, plan.first + np.arange(count), draw(vectors(count, 32767)))
 
         return draw_case()
 
@@ -132,7 +132,9 @@ def rans(data, tables, lengths):
 def test_a_decoder_written_from_the_page_reads_it(sigma):
     draw = np.random.default_rng(3)
     plan = SeedPlan(100, 50, "rademacher", 12, 20)
-    sent = Scalars(plan, np.sort(draw.integers(100, 150, 20)), draw.normal(0, sigma, 20).round().astype(int))
+    sent = SeedCoefficients(
+        plan, np.sort(draw.integers(100, 150, 20)), draw.normal(0, sigma, 20).round().astype(int)
+    )
     body = encode_scalars(sent).body
     version, n, head = body[:3]
     assert (version, n) == (1, 20)
@@ -158,7 +160,9 @@ def test_a_rounds_scalars_cost_their_entropy(sigma):
     sizes = []
     for _ in range(20):
         drawn = np.clip(draw.normal(0, sigma, n).round(), -32767, 32767).astype(np.int64)
-        sizes.append(len(encode_scalars(Scalars(plan, np.sort(draw.integers(0, 4096, n)), drawn)).body))
+        sizes.append(
+            len(encode_scalars(SeedCoefficients(plan, np.sort(draw.integers(0, 4096, n)), drawn)).body)
+        )
     multisets = (math.lgamma(4096 + n) - math.lgamma(n + 1) - math.lgamma(4096)) / math.log(2)
     bound = (multisets + n * math.log2(sigma * math.sqrt(2 * math.pi * math.e))) / 8
     assert max(sizes) <= scalars_max_bytes(plan) <= 700
@@ -172,13 +176,16 @@ def test_the_cheapest_table_beats_its_neighbours():
     def bits(other):
         return -np.log2(other.weights()[symbols] / 2**24).sum()
 
-    others = [Bell(2000, table.bits, p, s) for p in range(1, 5) for s in range(10, 60)]
+    others = [StudentTTable(2000, table.bits, p, s) for p in range(1, 5) for s in range(10, 60)]
     assert bits(table) <= min(map(bits, others)) + 0.1
 
 
 @pytest.mark.parametrize("bits", [1, 6, 15])
 def test_tables_are_probabilities(bits):
-    for table in [Bell(1, bits), *(Bell(1, bits, p, s) for p in range(1, 5) for s in (0, 33, 71))]:
+    for table in [
+        StudentTTable(1, bits),
+        *(StudentTTable(1, bits, p, s) for p in range(1, 5) for s in (0, 33, 71)),
+    ]:
         found = table.weights()
         assert len(found) == 2 ** (bits + 1)
         assert found.sum() == 2**24
@@ -191,7 +198,7 @@ def test_hostile_counts_are_refused_before_anything_is_made():
     with pytest.raises(DecodeError, match="padded"):
         decode_scalars(Payload(SCALARS, bytes([1, 0x80, 0])), GOLDEN)
     one = SeedPlan(0, 1, "gaussian", 0, 1, implied=True)
-    lowest = bytes([1]) + Bell(1, 15).header()  # the empty stream is symbol 0: −32,768
+    lowest = bytes([1]) + StudentTTable(1, 15).header()  # the empty stream is symbol 0: −32,768
     with pytest.raises(DecodeError, match="32767"):
         decode_scalars(Payload(SCALARS, lowest), one)
 
@@ -201,8 +208,8 @@ def test_another_table_for_the_same_scalars_is_refused():
     values = np.random.default_rng(4).normal(0, 50, 200).round().astype(np.int64)
     symbols, table = describe(values)
     assert decode_scalars(_with(symbols, table), plan).coefficients.tolist() == values.tolist()
-    wider = Bell(200, table.bits + 1)
-    for other in (Bell(200, table.bits), replace(table, scale=table.scale + 1)):
+    wider = StudentTTable(200, table.bits + 1)
+    for other in (StudentTTable(200, table.bits), replace(table, scale=table.scale + 1)):
         with pytest.raises(DecodeError, match="the one encoding"):
             decode_scalars(_with(symbols, other), plan)
     with pytest.raises(DecodeError, match="the one encoding"):

@@ -35,7 +35,7 @@ from headwater.server.rounds.federation_server import FederationServer
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from headwater.state import AdapterState, StateSpec, TensorSpec
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from tests.docs import stranger
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/wire-format.md").read_text(encoding="utf-8")
@@ -115,7 +115,7 @@ def test_a_federation_of_strangers_gives_the_same_bits(loaded, tmp_path):
     folder = RunFolder.create(tmp_path / "theirs", loaded, {})
     grid = StrangersGrid([stranger.Stranger(f"client-{i:04}", 40, 7, 11) for i in range(3)])
     server = FederationServer(
-        loaded, "any run", Workbench.open(loaded), folder, test=None, observer=lambda event: None
+        loaded, "any run", TrainingContext.open(loaded), folder, test=None, observer=lambda event: None
     )
     outcome = server.run(grid, 3)
     assert outcome.checkpoint.server.state.sha256() == ours["adapter_sha256"]

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 
 from headwater import __version__
-from headwater.client.agent.task_handler import Desk
+from headwater.client.agent.task_handler import TaskHandler
 from headwater.client.agent.worker import Worker, WorkerOptions
 from headwater.config.agent import load_agent
 from headwater.errors import HeadwaterError
-from headwater.flower.fleet_client import Delivery, FleetConnection
+from headwater.flower.fleet_client import Delivery, FleetClient
 from headwater.proto.wire import decode_reply, decode_request, encode_reply, encode_signed
 from headwater.protocol.messages import ClientProfile, EncodedUpdate, ProfileRequest, TrainRequest
 from headwater.security.signing import Identity
@@ -30,7 +30,7 @@ class Impostor:
         home = fleet.device(name)
         self.name, self._trial = name, trial
         self.identity = Identity.load(home / "state" / "keys")
-        self.connection = FleetConnection(
+        self.connection = FleetClient(
             f"localhost:{fleet.network.ports[0]}",
             (home / "ca.pem").read_bytes(),
             self.identity,
@@ -131,7 +131,7 @@ def test_answering_twice(fleet, note, outcome):
     liar = Impostor(fleet, name, trial)
     state = str(settings.state)
     worker = Worker(WorkerOptions(name, str(settings.data), state, threads=None, nice=0))
-    desk = Desk(settings, worker, liar.identity.sign_reply, lambda text: None)
+    desk = TaskHandler(settings, worker, liar.identity.sign_reply, lambda text: None)
     twice = 0
     try:
         ends_s = time.monotonic() + 60

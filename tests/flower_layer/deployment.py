@@ -13,13 +13,13 @@ from flwr.app import Message
 
 from headwater import __version__
 from headwater.flower import pack
-from headwater.flower.fleet_client import FleetConnection
-from headwater.flower.fleet_server import FleetLink
+from headwater.flower.fleet_client import FleetClient
+from headwater.flower.fleet_server import FleetServer
 from headwater.security.certificates import Authority
 from headwater.security.signing import Identity, PublicIdentity
-from headwater.server.agent_port.connection_limits import FleetServer
+from headwater.server.agent_port.connection_limits import LimitedServer
 from headwater.server.agent_port.http_protocol import fleet_port
-from headwater.server.agent_port.request_auth import Gate, Limits
+from headwater.server.agent_port.request_auth import Limits, RequestAuthenticator
 
 MAX_REPLY = 8 * 2**20
 
@@ -59,11 +59,13 @@ class Server:
         self.start()
 
     def start(self):
-        self.link = FleetLink(max_reply_bytes=lambda name: self.max_reply)
+        self.link = FleetServer(max_reply_bytes=lambda name: self.max_reply)
         for name, row in self.registry.items():
             if row.revoked_at is None:
                 self.link.register(name, row.public.node_key)
-        self.gate = Gate(self.link.app, self.link, self.registry, self.limits, clock=self.clock)
+        self.gate = RequestAuthenticator(
+            self.link.app, self.link, self.registry, self.limits, clock=self.clock
+        )
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
@@ -71,7 +73,7 @@ class Server:
         config = fleet_port(
             self.gate, host="127.0.0.1", port=self.port, certificate=self.certificate, key=self.key
         )
-        self.uvicorn = FleetServer(config)
+        self.uvicorn = LimitedServer(config)
         self.thread = threading.Thread(target=self.uvicorn.run, args=([listener],), daemon=True)
         self.thread.start()
         wait_for(lambda: self.uvicorn.started)
@@ -96,10 +98,8 @@ class Server:
         self.link.register(name, identity.public.node_key)
         return identity
 
-    def connect(self, identity: Identity, *, version: str = __version__, **more) -> FleetConnection:
-        return FleetConnection(
-            f"127.0.0.1:{self.port}", self.ca, identity, version=version, timeout_s=60, **more
-        )
+    def connect(self, identity: Identity, *, version: str = __version__, **more) -> FleetClient:
+        return FleetClient(f"127.0.0.1:{self.port}", self.ca, identity, version=version, timeout_s=60, **more)
 
     def send(self, name: str, *, kind: str = "train", **parts: bytes) -> str:
         """One request to ``name``; its id."""

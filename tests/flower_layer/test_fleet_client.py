@@ -16,7 +16,7 @@ from flwr.proto import fleet_pb2
 
 from headwater.errors import ConfigError, ConnectionLost, DecodeError, Refused
 from headwater.flower import unpack
-from headwater.flower.fleet_client import Delivery, FleetConnection
+from headwater.flower.fleet_client import Delivery, FleetClient
 from headwater.flower.message_objects import CHUNK_BYTES
 from headwater.security.certificates import Authority
 from headwater.security.signing import Identity
@@ -382,20 +382,20 @@ def test_two_threads(server, agent):
 
 def test_only_the_given_authority_counts(server):
     other = Authority.create("other").certificate_pem
-    agent = FleetConnection(f"127.0.0.1:{server.port}", other, Identity.create("a"), version="0.1.0")
+    agent = FleetClient(f"127.0.0.1:{server.port}", other, Identity.create("a"), version="0.1.0")
     with pytest.raises(
         ConnectionLost, match=r"CERTIFICATE_VERIFY_FAILED.*is ca\.pem the organiser's\s+latest"
     ):
         agent.activate()
     agent.close()
-    agent = FleetConnection(f"localhost:{server.port}", server.ca, Identity.create("a"), version="0.1.0")
+    agent = FleetClient(f"localhost:{server.port}", server.ca, Identity.create("a"), version="0.1.0")
     with pytest.raises(
         ConnectionLost, match=r"(?i)hostname.*headwater server renew DIR"
     ):  # it is for 127.0.0.1
         agent.activate()
     agent.close()
     with pytest.raises(ConfigError, match="authority"):
-        FleetConnection("x:1", b"no pem", Identity.create("a"), version="0.1.0")
+        FleetClient("x:1", b"no pem", Identity.create("a"), version="0.1.0")
 
 
 def test_nobody_there():
@@ -403,7 +403,7 @@ def test_nobody_there():
         port = listener.getsockname()[1]
     ca = Authority.create("test").certificate_pem
     for address in (f"127.0.0.1:{port}", "name.invalid:1"):
-        agent = FleetConnection(address, ca, Identity.create("a"), version="0.1.0", timeout_s=2)
+        agent = FleetClient(address, ca, Identity.create("a"), version="0.1.0", timeout_s=2)
         with pytest.raises(ConnectionLost, match=address):
             agent.activate()
         agent.close()

@@ -31,7 +31,7 @@ from headwater.errors import DecodeError
 from headwater.flower import fleet_server as link_module
 from headwater.flower import pack, unpack
 from headwater.flower.fleet_client import sealed_reply
-from headwater.flower.fleet_server import FleetLink
+from headwater.flower.fleet_server import FleetServer
 from headwater.flower.message_objects import CHUNK_BYTES, most_objects, open_objects, wrapped
 from headwater.security.signing import Identity
 
@@ -109,7 +109,7 @@ class Device:
 
 @pytest.fixture
 def link():
-    return FleetLink(max_reply_bytes=lambda name: MAX)
+    return FleetServer(max_reply_bytes=lambda name: MAX)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_a_request_and_its_reply(link, device):
 @settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=50), st.sampled_from([0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 7]))
 def test_opening_gives_what_flower_inflates(seed, length):
-    link = FleetLink(max_reply_bytes=lambda name: MAX)
+    link = FleetServer(max_reply_bytes=lambda name: MAX)
     device = Device(link, "a")
     data = (seed + b"x") * (length // (len(seed) + 1) + 1)
     message_id = send(link, device.node, envelope=seed, state=data[:length])
@@ -565,7 +565,7 @@ def test_a_device_enrolled_anew_has_a_session_of_its_own(link):
 
 def test_who_is_online():
     now = [100.0]
-    link = FleetLink(max_reply_bytes=lambda name: MAX, online_s=90, clock=lambda: now[0])
+    link = FleetServer(max_reply_bytes=lambda name: MAX, online_s=90, clock=lambda: now[0])
     nodes = {name: link.register(name, Identity.create(name).public.node_key) for name in "ab"}
     assert link.online() == frozenset()
     assert link.seen("a") is None

@@ -40,8 +40,8 @@ import headwater
 from headwater.errors import DecodeError
 from headwater.flower import RECORD, assume_task_identity, count_bytes, pack, unpack
 from headwater.flower.fleet_client import sealed_reply
-from headwater.flower.fleet_server import PATHS, FleetLink
-from headwater.flower.link_state import Mail
+from headwater.flower.fleet_server import PATHS, FleetServer
+from headwater.flower.link_state import HeadwaterLinkState
 from headwater.flower.message_objects import CHUNK_BYTES, reply_objects, seal
 from headwater.security.signing import Identity
 
@@ -142,16 +142,16 @@ def test_the_object_store_drops_what_no_message_holds():
 
 
 def test_the_link_state_calls_that_mail_takes_over():
-    """Internal: Flower's handlers reach :class:`Mail` by these names, and keep nothing elsewhere."""
+    """Internal: Flower's handlers reach :class:`HeadwaterLinkState` by these names."""
     for name in (
         "activate_node", "acknowledge_node_heartbeat", "deactivate_node", "get_message_ins",
         "start_session", "store_message_and_object_tree", "store_object",
     ):  # fmt: skip
-        ours, theirs = (inspect.signature(getattr(c, name)) for c in (Mail, InMemoryLinkState))
+        ours, theirs = (inspect.signature(getattr(c, name)) for c in (HeadwaterLinkState, InMemoryLinkState))
         assert list(ours.parameters) == list(theirs.parameters), name
     for name in ("create_run", "create_node", "store_message_ins", "get_node_id_by_public_key"):
         assert hasattr(InMemoryLinkState, name)
-    mail = Mail(lambda node: 0)
+    mail = HeadwaterLinkState(lambda node: 0)
     assert mail.get_run_status({mail.run_id})[mail.run_id].status == "running"
     assert check_abort(mail.run_id, ["pending", "starting", "finished"], mail) is None
     node = mail.add_node(b"key")
@@ -161,7 +161,7 @@ def test_the_link_state_calls_that_mail_takes_over():
 
 def test_a_run_needs_no_heartbeat(monkeypatch):
     """Internal: a task that was set running, not claimed, has no token that could expire."""
-    mail = Mail(lambda node: 0)
+    mail = HeadwaterLinkState(lambda node: 0)
     then = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=365)
     monkeypatch.setattr("flwr.supercore.corestate.in_memory_corestate.now", lambda: then)
     assert mail.get_run_status({mail.run_id})[mail.run_id].status == "running"
@@ -170,7 +170,7 @@ def test_a_run_needs_no_heartbeat(monkeypatch):
 def test_the_calls_that_the_link_answers():
     """Internal: Flower's handlers, the protobufs of their paths, and the errors they raise."""
     routes = {route.path: route for route in fleet_router.routes}
-    calls = {call.path: call for call in FleetLink(max_reply_bytes=lambda name: 0)._api.routes}
+    calls = {call.path: call for call in FleetServer(max_reply_bytes=lambda name: 0)._api.routes}
     assert set(calls) == set(PATHS)
     for path, call in calls.items():
         hints = typing.get_type_hints(routes[path].endpoint)

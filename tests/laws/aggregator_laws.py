@@ -18,9 +18,9 @@ from torch import Tensor
 
 from headwater.errors import EmptyRound, SpecMismatch, UpdateRejected
 from headwater.merging.coverage import covered_by
-from headwater.merging.participants import Roster
+from headwater.merging.participants import Participants
 from headwater.protocol.messages import MergePlan, NoisePlan, Update
-from headwater.seeds.coefficients import Scalars, SeedPlan
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 from headwater.seeds.directions import Directions
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
@@ -67,7 +67,7 @@ def bits(thing: Any) -> Any:
         return str(thing.dtype), tuple(thing.shape), thing.numpy().tobytes()
     if isinstance(thing, AdapterState):
         return thing.tobytes()
-    if isinstance(thing, Roster):
+    if isinstance(thing, Participants):
         return tuple(sorted(thing.clients)), thing.weight
     if isinstance(thing, Mapping):
         return tuple((key, bits(thing[key])) for key in sorted(thing))
@@ -129,7 +129,7 @@ def mixed_rounds(draw: Any) -> tuple[MergePlan, list[Update]]:
     for update in updates:
         delta, mask = update.delta, covered_by(plan, update.client)
         if kinds[update.client] == "scalars":
-            delta = Scalars.of(SEEDS, draw(steps))
+            delta = SeedCoefficients.of(SEEDS, draw(steps))
         elif mask is not None:
             delta = AdapterState.from_vector(SPEC, torch.where(mask, delta.vector(), 0.0))
         mixed.append(dataclasses.replace(update, delta=delta, noise=draw(NOISES)))

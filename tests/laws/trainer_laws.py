@@ -15,7 +15,7 @@ from headwater.config.training import Training
 from headwater.data.batches import Example
 from headwater.errors import TrainingError
 from headwater.protocol.messages import ClientPlan
-from headwater.seeds.coefficients import Scalars
+from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
@@ -79,7 +79,7 @@ class TrainerLaws(ABC):
         for result in results:
             assert result.error is None
             assert result.delta is not None
-            if isinstance(result.delta, Scalars):
+            if isinstance(result.delta, SeedCoefficients):
                 result.delta.require(self.plan(self.training()).seeds, result.client)
                 assert list(result.delta.seeds) == sorted(result.delta.seeds)
                 assert result.delta.coefficients.any()
@@ -133,9 +133,9 @@ class TrainerLaws(ABC):
         assert bits(first.delta) == kept
 
 
-def bits(delta: AdapterState | Scalars) -> bytes:
+def bits(delta: AdapterState | SeedCoefficients) -> bytes:
     """All that a delta says."""
-    if isinstance(delta, Scalars):
+    if isinstance(delta, SeedCoefficients):
         return delta.seeds.tobytes() + delta.coefficients.tobytes()
     return delta.tobytes()
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from headwater.errors import ConfigError, UpdateRejected
 from headwater.merging import FisherAggregator, MeanAggregator, TiesAggregator
 from headwater.merging.coverage import covered_by
-from headwater.merging.method_weights import Share
+from headwater.merging.method_weights import MethodWeight
 from headwater.protocol.messages import MergePlan, NoisePlan, Update
-from headwater.seeds.coefficients import FINE_BITS, Scalars, SeedPlan
-from headwater.seeds.seeded_state import Span
+from headwater.seeds.coefficients import FINE_BITS, SeedCoefficients, SeedPlan
+from headwater.seeds.seeded_state import SeededState
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.laws.aggregator_laws import (
     BOUND,
@@ -54,14 +54,16 @@ def test_mean_of_mixed_updates_is_the_dense_oracles(round_: Any) -> None:
     merged = MeanAggregator().finalize(fold(plan, updates))
     assert plan.weighs or merged.scatter is None
     shares = {
-        name: Share(merged.report.get(f"weight_{name}", 1.0), merged.report.get(f"progress_{name}", 1.0))
+        name: MethodWeight(
+            merged.report.get(f"weight_{name}", 1.0), merged.report.get(f"progress_{name}", 1.0)
+        )
         for name in set(plan.groups.values())
     }
     above, below, most = ([Fraction(0)] * SPEC.numel for _ in range(3))
     for update in updates:
         share = shares[plan.groups[update.client]]
         weight, reached = plan.weights[update.client] * Fraction(share.weight), Fraction(share.progress)
-        if isinstance(update.delta, Scalars):
+        if isinstance(update.delta, SeedCoefficients):
             unit = Fraction(1, 2 ** (SEEDS.unit_bits + plan.directions.unit_bits))
             exact = plan.directions.combine(update.delta.seeds, update.delta.coefficients).tolist()
             dense = [value * unit for value in exact]
@@ -84,14 +86,14 @@ def test_mean_of_mixed_updates_is_the_dense_oracles(round_: Any) -> None:
         limit = merged.report["resolution"] + reach + 2.0**-22 * (abs(expected) + 4 * BOUND)
         assert abs(got - expected) <= limit * ratio
     assert merged.weight == sum(plan.weights[u.client] for u in updates)
-    assert (merged.coefficients is not None) == all(isinstance(u.delta, Scalars) for u in updates)
+    assert (merged.coefficients is not None) == all(isinstance(u.delta, SeedCoefficients) for u in updates)
 
 
 def test_mean_of_scalars_moves_a_span_as_it_says() -> None:
     """The merged coefficients expanded by a span are the merged delta, bit for bit."""
     updates = [
-        Update("a", 1, Scalars.of(SEEDS, [(1, 500), (3, -20000), (3, -20000)]), 1),
-        Update("b", 1, Scalars.of(SEEDS, [(0, 32767), (3, 7)]), 1),
+        Update("a", 1, SeedCoefficients.of(SEEDS, [(1, 500), (3, -20000), (3, -20000)]), 1),
+        Update("b", 1, SeedCoefficients.of(SEEDS, [(0, 32767), (3, 7)]), 1),
     ]
     plan = MergePlan(SPEC, {"a": 3, "b": 2}, BOUND, SEEDS, directions())
     merged = MeanAggregator().finalize(fold(plan, updates))
@@ -99,12 +101,14 @@ def test_mean_of_scalars_moves_a_span_as_it_says() -> None:
     expected = [int((m * 2**FINE_BITS + Fraction(1, 2)).__floor__()) for m in mean]
     assert merged.coefficients.tolist()[:4] == expected
     assert not merged.coefficients[4:].any()
-    span = Span(AdapterState.zeros(SPEC), directions(), SEEDS.unit_bits + FINE_BITS, merged.coefficients)
+    span = SeededState(
+        AdapterState.zeros(SPEC), directions(), SEEDS.unit_bits + FINE_BITS, merged.coefficients
+    )
     assert span.state().tobytes() == merged.delta.tobytes()
 
 
 def test_one_clients_scalars_come_back_exactly() -> None:
-    scalars = Scalars.of(SEEDS, [(2, -31000), (5, 17)])
+    scalars = SeedCoefficients.of(SEEDS, [(2, -31000), (5, 17)])
     plan = MergePlan(SPEC, {"a": 977}, BOUND, SEEDS, directions())
     merged = MeanAggregator().finalize(fold(plan, [Update("a", 1, scalars, 1)]))
     assert merged.delta.vector().tolist() == scalars.expand(directions()).tolist()
@@ -116,14 +120,14 @@ ZEROS = [0.0] * SPEC.numel
 PART = MergePlan(
     SPEC, {"a": 3, "b": 2, "c": 1}, BOUND, SEEDS, directions(), tensors={"b": ("head",)}, ranks={"c": 1}
 )
-FINE = Scalars.of(SEEDS, [(0, 5)])
+FINE = SeedCoefficients.of(SEEDS, [(0, 5)])
 HOSTILE = [
     ("a", replace(FINE, seeds=np.array([SEEDS.count])), 0.0, "seeds"),
     ("a", replace(FINE, seeds=np.array([-1])), 0.0, "seeds"),
     ("a", replace(FINE, coefficients=np.array([32768])), 0.0, "coefficients 32768"),
     ("a", replace(FINE, coefficients=np.array([-(2**63)])), 0.0, "coefficients -9223372036854775808"),
-    ("a", Scalars.of(SEEDS, [(0, 1)] * (SEEDS.entries + 1)), 0.0, "coefficients"),
-    ("a", Scalars(replace(SEEDS, unit_bits=0), FINE.seeds, FINE.coefficients), 0.0, "another plan"),
+    ("a", SeedCoefficients.of(SEEDS, [(0, 1)] * (SEEDS.entries + 1)), 0.0, "coefficients"),
+    ("a", SeedCoefficients(replace(SEEDS, unit_bits=0), FINE.seeds, FINE.coefficients), 0.0, "another plan"),
     ("a", FINE, float("nan"), "noise.*nan"),
     ("a", FINE, -1e-9, "noise"),
     ("a", FINE, float("inf"), "noise.*inf"),
@@ -185,7 +189,7 @@ def test_the_largest_plan_does_not_overflow() -> None:
     spec = StateSpec((TensorSpec("v", (5,), "vector"),))
     seeds = SeedPlan(0, 2, "gaussian", 15, 2**10)
     plan = MergePlan(spec, {"a": 2**36 - 1, "b": 2**36}, 2.0**-20, seeds, replace(directions(), size=5))
-    extreme = Scalars.of(seeds, [(1, -32767)] * 2**10)
+    extreme = SeedCoefficients.of(seeds, [(1, -32767)] * 2**10)
     merged = MeanAggregator().finalize(fold(plan, [Update(c, 1, extreme, 1) for c in "ab"]))
     assert merged.coefficients.tolist() == [0, -32767 * 2**10 * 2**FINE_BITS]
     assert merged.delta.vector().tolist() == extreme.expand(plan.directions).tolist()
@@ -215,8 +219,8 @@ def test_no_clients_word_lifts_its_weight_above_the_planned_one(known) -> None:
 
 def test_steps_along_each_seed_add_up_where_the_plan_asks() -> None:
     updates = [
-        Update("a", 1, Scalars.of(SEEDS, [(1, 500), (3, -20000), (3, 20000)]), 1),
-        Update("b", 1, Scalars.of(SEEDS, [(0, 32767), (3, 7)]), 1),
+        Update("a", 1, SeedCoefficients.of(SEEDS, [(1, 500), (3, -20000), (3, 20000)]), 1),
+        Update("b", 1, SeedCoefficients.of(SEEDS, [(0, 32767), (3, 7)]), 1),
     ]
     plan = MergePlan(SPEC, {"a": 3, "b": 2}, BOUND, SEEDS, directions())
     assert MeanAggregator().finalize(fold(plan, updates)).use is None

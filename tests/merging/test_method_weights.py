@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from headwater.errors import UpdateRejected
 from headwater.merging import MeanAggregator
 from headwater.merging.coverage import covered_by
-from headwater.merging.method_weights import Share, completed, shares_of, smoothed
+from headwater.merging.method_weights import MethodWeight, completed, shares_of, smoothed
 from headwater.merging.update_moments import require_noise
 from headwater.protocol.messages import MergePlan, NoisePlan, Update
-from headwater.seeds.coefficients import Scalars, SeedPlan, directions_of
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan, directions_of
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.support.quadratic import flat
@@ -226,7 +226,9 @@ def test_between_comes_out_right_where_clients_share_seeds(alike):
                 continue
             seeds = same if alike else rng.permutation(count)[:steps]
             q = np.rint(z[seeds] @ own / steps * 2.0**14).astype(np.int64)
-            delta = Scalars.of(plan, list(zip((plan.first + seeds).tolist(), q.tolist(), strict=True)))
+            delta = SeedCoefficients.of(
+                plan, list(zip((plan.first + seeds).tolist(), q.tolist(), strict=True))
+            )
             acc = rule.add(acc, Update(name, 1, delta, 1, noise=delta.noise(size)))
         scatter = rule.finalize(acc).scatter
         found.append(scatter.between)
@@ -255,7 +257,7 @@ def test_scalars_and_deltas_are_weighed_by_one_rule():
         acc = rule.init(MergePlan(flat(size), dict.fromkeys(names, 1), 64.0, plan, family, groups=names))
         for i in range(6):
             own = truth + rng.standard_normal(size) * math.sqrt(between / size)
-            delta: AdapterState | Scalars = AdapterState.from_vector(
+            delta: AdapterState | SeedCoefficients = AdapterState.from_vector(
                 flat(size), torch.from_numpy(np.float32(own))
             )
             noise = 0.0
@@ -263,7 +265,7 @@ def test_scalars_and_deltas_are_weighed_by_one_rule():
                 seeds = range(plan.first + (i - 3) * steps, plan.first + (i - 2) * steps)
                 z = np.stack([family.integers(s) for s in seeds]).astype(np.float64)
                 q = np.rint(z @ own / steps * 2.0**14).astype(np.int64)
-                delta = Scalars.of(plan, list(zip(seeds, q.tolist(), strict=True)))
+                delta = SeedCoefficients.of(plan, list(zip(seeds, q.tolist(), strict=True)))
                 noise = delta.noise(size)
             acc = rule.add(acc, Update(f"c{i}", 1, delta, 1, noise=noise))
         found.append(rule.finalize(acc).scatter.between)
@@ -294,7 +296,7 @@ def test_weights_are_the_random_effects_models():
     found = [share(NoisePlan(2.0, {"m": v, "n": 1.0})).weight for v in (0.0, 1.0, 2.0, 4.0, 28.0)]
     assert found == [1.0, 1.0, 0.75, 0.5, 0.1]
     assert share(NoisePlan(0.0, {"m": 5.0, "n": 0.0})).weight == 2.0**-20
-    assert share(NoisePlan(0.0, {"n": 0.0})) == share(None) == Share(1.0, 1.0)  # not known yet
+    assert share(NoisePlan(0.0, {"n": 0.0})) == share(None) == MethodWeight(1.0, 1.0)  # not known yet
     assert share(NoisePlan(2.0, {"m": 4.0, "n": 1.0}), among=["m"]).weight == 1  # alone
 
 
@@ -309,7 +311,7 @@ def test_progress_raises_a_weight_and_lowers_its_share_of_the_divisor():
         known = NoisePlan(2.0, {"m": noise, "n": 0.0}, {"m": progress, "n": 1.0})
         assert share(known).weight == pytest.approx(weight)
         assert share(known).progress == max(progress, 1 / 64)
-        assert share(known, "n") == Share(1.0, 1.0)
+        assert share(known, "n") == MethodWeight(1.0, 1.0)
 
 
 def test_the_furthest_method_that_is_in_is_the_measure():

@@ -11,7 +11,7 @@ import torch
 
 from headwater.merging import MeanAggregator
 from headwater.protocol.messages import MergePlan, NoisePlan, Update
-from headwater.seeds.coefficients import Scalars, SeedPlan, directions_of
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan, directions_of
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.support.quadratic import flat
@@ -226,7 +226,9 @@ def test_noise_along_the_same_seeds_is_no_progress(shared):
             own *= 1.0 if method == "long" else 0.3
             seeds = np.arange(steps) + (0 if shared or method == "long" else steps)
             q = np.rint(z[seeds] @ own / steps * 2.0**14).astype(np.int64)
-            delta = Scalars.of(plan, list(zip((plan.first + seeds).tolist(), q.tolist(), strict=True)))
+            delta = SeedCoefficients.of(
+                plan, list(zip((plan.first + seeds).tolist(), q.tolist(), strict=True))
+            )
             acc = rule.add(acc, Update(client, 1, delta, 1, noise=delta.noise(size)))
         progress = rule.finalize(acc).scatter.progress
         if progress:
@@ -361,7 +363,7 @@ def test_coefficients_that_cancel_do_not_make_a_method_noisy():
                     q = np.rint(z[seeds] @ truth / (count // 2) * 2.0**14).astype(np.int64)
                     if hostile and client == "kseed0":
                         seeds, q = np.arange(count), cancelling
-                    delta = Scalars.of(plan, list(zip(seeds.tolist(), q.tolist(), strict=True)))
+                    delta = SeedCoefficients.of(plan, list(zip(seeds.tolist(), q.tolist(), strict=True)))
                     noise = delta.noise(size)
                 acc = rule.add(acc, Update(client, 1, delta, 1, noise=noise))
             merged = rule.finalize(acc)

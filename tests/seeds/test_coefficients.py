@@ -1,4 +1,4 @@
-"""Scalars: F5 of FedKSeed, exact expansion, noise with a known answer, hostile input."""
+"""SeedCoefficients: F5 of FedKSeed, exact expansion, noise with a known answer, hostile input."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.errors import UpdateRejected
-from headwater.seeds.coefficients import Scalars, SeedPlan, directions_of, to_float32
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan, directions_of, to_float32
 from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
 
@@ -23,7 +23,7 @@ def ints(*values):
 
 @given(STEPS)
 def test_sums_count_every_step_of_a_seed(steps):
-    scalars = Scalars.of(PLAN, steps)
+    scalars = SeedCoefficients.of(PLAN, steps)
     scalars.require(PLAN, "client a")
     assert sorted(zip(scalars.seeds.tolist(), scalars.coefficients.tolist(), strict=True)) == sorted(steps)
     expected = [sum(c for s, c in steps if s == seed) for seed in range(8, 24)]
@@ -39,7 +39,7 @@ def test_expansion_rounds_once(distribution, steps):
     exact = [
         sum(Fraction(c, 2**10) * Fraction(float(family.values(s)[i])) for s, c in steps) for i in range(21)
     ]
-    got = Scalars.of(plan, steps).expand(family)
+    got = SeedCoefficients.of(plan, steps).expand(family)
     assert got.dtype == np.float32
     assert got.tolist() == [float(np.float32(float(value))) for value in exact]
 
@@ -65,7 +65,7 @@ def test_noise_is_the_distance_from_the_mean(distribution):
         own = replace(plan, first=33 * draw)
         slopes = z @ gradient
         q = np.rint(-0.5 * np.concatenate([slopes, np.full(7, slopes[0])]) * 2.0**bits).astype(np.int64)
-        scalars = Scalars.of(own, list(zip(seeds.tolist(), q.tolist(), strict=True)))
+        scalars = SeedCoefficients.of(own, list(zip(seeds.tolist(), q.tolist(), strict=True)))
         steps = np.concatenate([q[:1] + q[33:].sum(), q[1:33]]) * 2.0**-bits
         delta = steps @ z
         told.append(scalars.noise(size))
@@ -79,16 +79,18 @@ def test_noise_is_the_distance_from_the_mean(distribution):
 def test_energy_is_the_squared_norm(size):
     """Exact for few values; with many, all but what 12 directions have in common by chance (1.2 %)."""
     rng = np.random.default_rng(2)
-    scalars = Scalars.of(PLAN, [(int(s), int(c)) for s, c in rng.integers((8, -32767), (24, 32768), (12, 2))])
+    scalars = SeedCoefficients.of(
+        PLAN, [(int(s), int(c)) for s, c in rng.integers((8, -32767), (24, 32768), (12, 2))]
+    )
     family = directions_of(PLAN, Key.root(0), size)
     exact = float(np.sum(scalars.expand(family).astype(np.float64) ** 2))
     assert scalars.energy(family) == pytest.approx(exact, rel=1e-6 if size == 40 else 0.02)
-    assert Scalars.of(PLAN, []).energy(family) == 0.0
+    assert SeedCoefficients.of(PLAN, []).energy(family) == 0.0
 
 
 # --- hostile ---
 
-GOOD = Scalars(PLAN, ints(8, 8, 23), ints(5, -32767, 32767))
+GOOD = SeedCoefficients(PLAN, ints(8, 8, 23), ints(5, -32767, 32767))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ GOOD = Scalars(PLAN, ints(8, 8, 23), ints(5, -32767, 32767))
         (replace(GOOD, coefficients=ints(1, 2)), "arrays"),
         (replace(GOOD, coefficients=np.array([1.0, 2.0, np.nan])), "arrays"),
         (replace(GOOD, seeds=ints(8, 8, 23).reshape(3, 1)), "arrays"),
-        (Scalars(PLAN, np.full(13, 8), np.zeros(13, np.int64)), "13 coefficients"),
+        (SeedCoefficients(PLAN, np.full(13, 8), np.zeros(13, np.int64)), "13 coefficients"),
     ],
 )
 def test_what_breaks_the_plan_is_refused_by_name(scalars, got):
@@ -117,9 +119,9 @@ def test_what_breaks_the_plan_is_refused_by_name(scalars, got):
 @pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 1), (1, 0, 2), (0, 1, 2, 2)])
 def test_an_implied_plan_takes_one_coefficient_for_each_seed(seeds):
     plan = SeedPlan(0, 3, "rademacher", 4, 8, implied=True)
-    Scalars(plan, ints(0, 1, 2), ints(1, 2, 3)).require(plan, "client a")
+    SeedCoefficients(plan, ints(0, 1, 2), ints(1, 2, 3)).require(plan, "client a")
     with pytest.raises(UpdateRejected, match="not one for each seed"):
-        Scalars(plan, ints(*seeds), np.ones(len(seeds), np.int64)).require(plan, "client a")
+        SeedCoefficients(plan, ints(*seeds), np.ones(len(seeds), np.int64)).require(plan, "client a")
 
 
 def test_the_directions_are_the_federations():

@@ -1,4 +1,4 @@
-"""Span: incremental is at once, bit for bit, over a thousand rounds; nothing drifts, nothing overflows."""
+"""SeededState: incremental is at once, bit for bit, over a thousand rounds; no drift, no overflow."""
 
 from fractions import Fraction
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headwater.errors import ConfigError
 from headwater.seeds.directions import MAX_COEFFICIENTS, Directions
-from headwater.seeds.seeded_state import Span, shifted
+from headwater.seeds.seeded_state import SeededState, shifted
 from headwater.state import AdapterState, StateSpec, TensorSpec
 
 SPEC = StateSpec((TensorSpec("v", (37,), "vector"),))
@@ -20,7 +20,7 @@ ORIGIN = AdapterState.from_vector(
 
 
 def span(distribution="rademacher", sums=(), bits=20):
-    return Span(ORIGIN, Directions(bytes(16), distribution, 37), bits, np.array(sums, np.int64))
+    return SeededState(ORIGIN, Directions(bytes(16), distribution, 37), bits, np.array(sums, np.int64))
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])

@@ -80,19 +80,19 @@ def profile(runtime, client):
 
 
 def train(runtime, client, round=1, *, feedback=True):
-    state, settings = runtime.bench.initial_state(), runtime.bench.loaded.settings
+    state, settings = runtime.context.initial_state(), runtime.context.loaded.settings
     encoded = DenseCodec("fp32").encode(state, key=Key.root(0))
     codec = settings.codec.up.model_copy(update={"error_feedback": feedback})
     plan = ClientPlan(settings.training, codec)
-    spec = runtime.bench.spec.fingerprint()
+    spec = runtime.context.spec.fingerprint()
     task = TrainRequest(runtime.run, round, client, spec, state.sha256(), encoded, 0, plan)
     return message(task, node(client))
 
 
 def evaluation(runtime, client):
-    state = runtime.bench.initial_state()
+    state = runtime.context.initial_state()
     encoded = DenseCodec("fp32").encode(state, key=Key.root(0))
-    spec = runtime.bench.spec.fingerprint()
+    spec = runtime.context.spec.fingerprint()
     return message(EvaluateRequest(runtime.run, 1, client, spec, state.sha256(), encoded), node(client))
 
 
@@ -151,14 +151,14 @@ def test_a_pull_gives_only_what_was_asked_for_and_only_once(grid, runtime):
 
 def test_nothing_is_executed_before_a_pull(inprocess, runtime, monkeypatch):
     done = []
-    original = runtime.bench.trainer
+    original = runtime.context.trainer
 
     def trainer(training):
         done.append(training)
         return original(training)
 
     monkeypatch.setattr(
-        "headwater.training.context.Workbench.trainer", lambda self, training: trainer(training)
+        "headwater.training.context.TrainingContext.trainer", lambda self, training: trainer(training)
     )
     ids = list(inprocess.push_messages([train(runtime, client) for client in NAMES]))
     assert done == []

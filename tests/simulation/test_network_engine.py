@@ -17,7 +17,7 @@ from headwater.config import load_federation
 from headwater.errors import FederationStopped
 from headwater.protocol.control import WatchEvent
 from headwater.server.events import ClientFailed, Waiting
-from headwater.server.workspace.run_queue import RunBook
+from headwater.server.workspace.run_queue import RunQueue
 from headwater.server.workspace.workspace import Workspace
 from headwater.simulation.local_ports import free_ports, move_to_free_ports
 from headwater.simulation.network_engine import _run
@@ -182,16 +182,16 @@ def test_a_resume_does_not_end_by_the_pause_that_an_interrupted_start_asked_for(
     """A second Ctrl-C ends the daemon while the pause of the first one is still to come."""
     loaded = load_federation(tiny_federation(tmp_path / "fed"))
     server = Workspace.init(tmp_path / "server", names=["localhost"])
-    book = RunBook(server.runs_book, server.runs)
+    book = RunQueue(server.runs_book, server.runs)
     run, _ = book.submit(loaded.to_toml(), loaded.folder)
     book.begin(run.run)
-    entry = book.wish_end(run.run, "pause")
+    entry = book.request_stop(run.run, "pause")
 
     class Started(Exception):
         pass
 
     def start_daemon():
-        left = RunBook(server.runs_book, server.runs).get(run.run)
+        left = RunQueue(server.runs_book, server.runs).get(run.run)
         assert (left.state, left.wish) == ("running", "")
         raise Started
 

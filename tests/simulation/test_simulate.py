@@ -19,7 +19,7 @@ from headwater.server.events import ClientDone, ClientFailed, Notice, RoundEnded
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from headwater.training.backprop import BackpropTrainer
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from tests.client.agent.devices import vector_federation
 from tests.support.runs import OWNERS, resume, run, tiny_federation
 
@@ -326,7 +326,7 @@ def test_baselines_are_measured(tmp_path):
 
 
 def test_a_test_loss_that_is_not_finite_is_told_and_the_run_goes_on(file, tmp_path, monkeypatch):
-    original, calls = Workbench.evaluate, []
+    original, calls = TrainingContext.evaluate, []
 
     def diverged_in_round_2(self, state, examples):
         calls.append(1)
@@ -334,7 +334,7 @@ def test_a_test_loss_that_is_not_finite_is_told_and_the_run_goes_on(file, tmp_pa
             raise TrainingError("evaluation", expected="a finite loss", got="nan")
         return original(self, state, examples)
 
-    monkeypatch.setattr(Workbench, "evaluate", diverged_in_round_2)
+    monkeypatch.setattr(TrainingContext, "evaluate", diverged_in_round_2)
     summary, events = run(file, tmp_path / "run", "evaluation.clients=false")
     assert summary["rounds"] == 3
     assert ["test" in r for r in rounds(tmp_path / "run")] == [True, True, False, True]

@@ -13,12 +13,12 @@ from headwater.errors import ConfigError, HeadwaterError
 from headwater.merging import Merged
 from headwater.merging.coverage import layers_of
 from headwater.protocol.messages import ClientProfile, NoisePlan, RoundPlan, Update
-from headwater.seeds.coefficients import FINE_BITS, Scalars
+from headwater.seeds.coefficients import FINE_BITS, SeedCoefficients
 from headwater.seeds.draw_weights import weights_of
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies import FederatedStrategy, ServerState
-from headwater.strategies.federated import gone_back
+from headwater.strategies.federated import rolled_back
 from tests.strategies.test_federated import federation
 
 SPEC = StateSpec.of(
@@ -133,7 +133,7 @@ def fold(strategy: FederatedStrategy, server: ServerState, steps: dict[str, list
     assert seeds is not None
     acc = rule.init(plan.merge)
     for name, taken in steps.items():
-        scalars = Scalars.of(seeds, taken)
+        scalars = SeedCoefficients.of(seeds, taken)
         update = Update(name, plan.round, scalars, 10, noise=scalars.noise(SPEC.numel))
         acc = rule.add(acc, update)
     return rule.finalize(acc)
@@ -187,7 +187,7 @@ def test_after_a_rollback_the_server_goes_on_dense() -> None:
     strategy = FederatedStrategy(federation(training=KSEED))
     server = strategy.init(ZERO)
     merged = fold(strategy, server, {"big-1": [(3, 4000)]})
-    back = gone_back(strategy.update(server, merged), ZERO)
+    back = rolled_back(strategy.update(server, merged), ZERO)
     assert (back.span, back.state, back.round) == (None, ZERO, 1)
     assert strategy.update(back, merged).state == ZERO + merged.delta
 

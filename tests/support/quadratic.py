@@ -115,7 +115,7 @@ class Quadratic:
         return output.losses, output.counts
 
     @contextlib.contextmanager
-    def sharing_trunk(self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0) -> Iterator[None]:
+    def caching_prefix(self, tensors: tuple[str, ...] | None = None, budget_bytes: int = 0) -> Iterator[None]:
         yield
 
     def slope(self, batch: Batch, direction: Tensor) -> tuple[float, float]:

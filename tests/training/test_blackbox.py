@@ -13,7 +13,7 @@ from headwater.errors import TrainingError
 from headwater.protocol.messages import ClientPlan
 from headwater.seeds.coefficients import SeedPlan, directions_of
 from headwater.seeds.keys import Key
-from headwater.seeds.seeded_state import Span
+from headwater.seeds.seeded_state import SeededState
 from headwater.state import AdapterState
 from headwater.strategies.seeding import seed_plan
 from headwater.training.blackbox import BlackboxTrainer, asking
@@ -98,7 +98,7 @@ class TestBlackbox(TrainerLaws):
     def test_what_is_sent_is_what_was_measured(self):
         """Whoever replays the coefficients has, bit for bit, the prompt that ``last_loss`` is about."""
         result, asked = self.asked()
-        span = Span(self.start(), self.directions(), SEEDS.unit_bits, result.delta.sums)
+        span = SeededState(self.start(), self.directions(), SEEDS.unit_bits, result.delta.sums)
         prompt, _, loss = asked[-1]
         assert torch.equal(prompt, span.state().vector())
         assert result.metrics["last_loss"] == loss

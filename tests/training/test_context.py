@@ -10,7 +10,7 @@ from headwater.config import Federation, LoadedFederation
 from headwater.config.training import BackpropTraining, NoopTraining
 from headwater.errors import ConfigError
 from headwater.training.backprop import BackpropTrainer
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from headwater.training.noop import NoopTrainer
 from tests.support import federations
 
@@ -24,17 +24,17 @@ def _threads():
 
 def test_a_real_model(tmp_path):
     loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter("lora", "bert"))
-    bench = Workbench.open(loaded)
+    context = TrainingContext.open(loaded)
     assert torch.get_num_threads() == loaded.settings.federation.threads
-    assert bench.spec == bench.initial_state().spec
-    assert not bench.language_model
-    assert bench.pad == bench.tokenizer.pad == 0
-    assert isinstance(bench.trainer(BackpropTraining(kind="backprop")), BackpropTrainer)
-    assert isinstance(bench.trainer(NoopTraining(kind="noop")), NoopTrainer)
-    count, metrics = bench.evaluate(bench.initial_state(), federations.examples(4, language_model=False))
+    assert context.spec == context.initial_state().spec
+    assert not context.language_model
+    assert context.pad == context.tokenizer.pad == 0
+    assert isinstance(context.trainer(BackpropTraining(kind="backprop")), BackpropTrainer)
+    assert isinstance(context.trainer(NoopTraining(kind="noop")), NoopTrainer)
+    count, metrics = context.evaluate(context.initial_state(), federations.examples(4, language_model=False))
     assert count == 4
     assert metrics.keys() == {"accuracy", "macro_f1", "loss"}
-    bench.export(bench.initial_state(), tmp_path / "out", {"rounds": 3})
+    context.export(context.initial_state(), tmp_path / "out", {"rounds": 3})
     assert "| rounds | 3 |" in (tmp_path / "out/README.md").read_text()
 
 
@@ -52,8 +52,8 @@ def fingerprints(folder):
     table = federations.adapter("lora", "bert")
     strategy = {"kind": "mean", "space": "ffa"}
     loaded = federations.federation(folder, "sequence-classification", "bert", table, strategy=strategy)
-    bench = Workbench.open(loaded)
-    return f"{bench.initial_state().sha256()} {bench.model.frozen.sha256()} {bench.base_sha256}"
+    context = TrainingContext.open(loaded)
+    return f"{context.initial_state().sha256()} {context.model.frozen.sha256()} {context.base_sha256}"
 
 
 def test_every_process_starts_alike(tmp_path):
@@ -70,13 +70,13 @@ def test_a_vector(tmp_path):
         "data": {"kind": "none", "clients": 2},
         "training": {"kind": "noop"},
     }
-    bench = Workbench.open(LoadedFederation(Federation.model_validate(settings), tmp_path))
-    assert [(t.name, t.role, t.shape) for t in bench.spec] == [("vector", "vector", (6,))]
-    assert bench.base_sha256 == hashlib.sha256(b"vector").hexdigest()
-    assert bench.initial_state().max_abs() == 0
-    assert bench.tokenizer is None
-    assert bench.evaluate(bench.initial_state() + bench.initial_state(), []) == (1, {"loss": 0.0})
-    bench.export(bench.initial_state(), tmp_path / "out", {})
+    context = TrainingContext.open(LoadedFederation(Federation.model_validate(settings), tmp_path))
+    assert [(t.name, t.role, t.shape) for t in context.spec] == [("vector", "vector", (6,))]
+    assert context.base_sha256 == hashlib.sha256(b"vector").hexdigest()
+    assert context.initial_state().max_abs() == 0
+    assert context.tokenizer is None
+    assert context.evaluate(context.initial_state() + context.initial_state(), []) == (1, {"loss": 0.0})
+    context.export(context.initial_state(), tmp_path / "out", {})
     assert json.loads((tmp_path / "out/headwater.json").read_text())["kind"] == "vector"
     with pytest.raises(ConfigError, match="noop"):
-        bench.trainer(BackpropTraining(kind="backprop"))
+        context.trainer(BackpropTraining(kind="backprop"))

@@ -12,7 +12,7 @@ from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.cohort import TrainTask
 from headwater.training.forward_gradient import ForwardGradientTrainer, Sampler, noise_share
-from headwater.training.minibatches import batches_of
+from headwater.training.minibatches import minibatches
 from tests.laws.trainer_laws import TrainerLaws
 from tests.support import federations
 from tests.support.quadratic import PAIR, Quadratic, examples, flat
@@ -50,7 +50,7 @@ def train(model, training, *, seed=0, start=None, count=4, **plan):
 
 def first_batch(training, *, seed=0, count=4):
     key = Key.root(seed).child("client", "a")
-    return next(batches_of(examples(count), training, key, pad=0, language_model=False))
+    return next(minibatches(examples(count), training, key, pad=0, language_model=False))
 
 
 def family(distribution, size, *, seed=0):
@@ -132,7 +132,7 @@ class TestOnBert(TrainerLaws):
         (result,) = self.run([self.task("a")])
         self.model.load(self.start())
         key = Key.root(0).child("client", "a")
-        (batch,) = batches_of(self.examples(), self.training(), key, pad=0, language_model=False)
+        (batch,) = minibatches(self.examples(), self.training(), key, pad=0, language_model=False)
         loss = self.model.forward(batch).loss  # without dropout
         gradients = torch.autograd.grad(loss, [p for _, p in self.model.parameters()])
         gradient = torch.cat([g.reshape(-1) for g in gradients])

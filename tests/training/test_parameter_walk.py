@@ -1,4 +1,4 @@
-"""Walk: probes leave no trace, and steps are exact sums of integers in any order."""
+"""ParameterWalk: probes leave no trace, and steps are exact sums of integers in any order."""
 
 import tracemalloc
 from fractions import Fraction
@@ -13,9 +13,9 @@ from headwater.data.batches import collate
 from headwater.errors import SpecMismatch
 from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
-from headwater.seeds.seeded_state import Span, shifted
+from headwater.seeds.seeded_state import SeededState, shifted
 from headwater.state import AdapterState
-from headwater.training.parameter_walk import Walk
+from headwater.training.parameter_walk import ParameterWalk
 from tests.support import federations
 from tests.support.quadratic import PAIR, Quadratic, examples, flat
 
@@ -38,7 +38,7 @@ def family(distribution, size=PAIR.numel, name="test"):
 @given(distributions, steps, st.integers(0, 99), st.sampled_from([1e-6, 1e-3, 1.0, 1e6]))
 def test_a_probe_leaves_no_trace(distribution, taken, seed, scale):
     model, directions, origin = Quadratic.random(PAIR), family(distribution), start(seed, scale)
-    walk = Walk(model, origin, unit_bits=20 + directions.unit_bits)
+    walk = ParameterWalk(model, origin, unit_bits=20 + directions.unit_bits)
     assert model.read().sha256() == origin.sha256()
     for s, c in taken:
         walk.step(directions.integers(s), c)
@@ -56,7 +56,7 @@ def test_a_probe_leaves_no_trace(distribution, taken, seed, scale):
 def test_stepping_is_replaying_in_any_order(distribution, taken, seed, unit_bits, random):
     model, directions, origin = Quadratic.random(PAIR), family(distribution), start(seed)
     bits = unit_bits + directions.unit_bits
-    walk = Walk(model, origin, unit_bits=bits)
+    walk = ParameterWalk(model, origin, unit_bits=bits)
     for s, c in taken:
         walk.step(directions.integers(s), c)
     random.shuffle(taken)
@@ -71,7 +71,7 @@ def test_a_probe_is_at_the_weights_and_a_reach_away(distribution):
     """Against exact fractions: start + Σ c·z + ε·z, rounded to float64 and then to float32."""
     model, directions, origin = Quadratic.random(PAIR), family(distribution), start(3)
     bits = 13 + directions.unit_bits
-    walk = Walk(model, origin, unit_bits=bits)
+    walk = ParameterWalk(model, origin, unit_bits=bits)
     walk.step(directions.integers(5), -321)
     z, other = directions.integers(9).tolist(), directions.integers(5).tolist()
     reach = 2.0**-10 * 2.0**-directions.unit_bits
@@ -92,8 +92,8 @@ def test_a_thousand_rounds_do_not_drift(distribution):
     model, directions = Quadratic.random(flat(size)), family(distribution, size)
     origin = AdapterState.from_vector(model.spec, torch.linspace(-1, 1, size))
     bits = 20 + directions.unit_bits
-    walk = Walk(model, origin, unit_bits=bits)
-    span = Span(origin, directions, 20, np.zeros(64, np.int64))
+    walk = ParameterWalk(model, origin, unit_bits=bits)
+    span = SeededState(origin, directions, 20, np.zeros(64, np.int64))
     exact = [0] * size
     columns = [directions.integers(s).tolist() for s in range(64)]
     for _ in range(1000):
@@ -130,7 +130,7 @@ def test_no_forward_pass_leaves_a_graph(tmp_path):
     def saved(_):
         raise AssertionError("a tensor was saved for backward")
 
-    walk = Walk(Watched(), model.initial_state(), unit_bits=12)
+    walk = ParameterWalk(Watched(), model.initial_state(), unit_bits=12)
     z = family("rademacher", model.spec.numel).integers(0)
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda x: x):
         with pytest.raises(AssertionError, match="backward"):
@@ -157,7 +157,7 @@ def test_a_probe_needs_blocks_not_copies():
         def losses(self, batch):
             return self.base.losses(batch)
 
-    walk = Walk(Nothing(), AdapterState.zeros(Nothing.spec), unit_bits=12)
+    walk = ParameterWalk(Nothing(), AdapterState.zeros(Nothing.spec), unit_bits=12)
     z = np.ones(4_000_000, np.int8)
     tracemalloc.start()
     walk.central(BATCH, z, 1e-3)
@@ -169,4 +169,4 @@ def test_a_probe_needs_blocks_not_copies():
 
 def test_another_spec_is_refused():
     with pytest.raises(SpecMismatch):
-        Walk(Quadratic.random(PAIR), AdapterState.zeros(flat(3)))
+        ParameterWalk(Quadratic.random(PAIR), AdapterState.zeros(flat(3)))

@@ -17,8 +17,8 @@ from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.cohort import TrainTask
-from headwater.training.minibatches import batches_of
-from headwater.training.trainable_part import Part
+from headwater.training.minibatches import minibatches
+from headwater.training.trainable_part import TrainablePart
 from tests.laws.trainer_laws import TrainerLaws
 from tests.support import federations
 from tests.support.quadratic import PAIR, Quadratic, examples
@@ -131,7 +131,7 @@ def test_the_norm_is_that_of_the_covered_gradient():
     model.load(noisy(model))
     key = Key.root(0).child("client", "a")
     training = BackpropTraining(kind="backprop", batch_size=4)
-    gradient = model.gradient(next(batches_of(examples(4), training, key, pad=0, language_model=False)))
+    gradient = model.gradient(next(minibatches(examples(4), training, key, pad=0, language_model=False)))
     gradient[~mask] = 0
     gradient *= 1e-6 / gradient.norm()
     expected = -1e-2 * gradient / (gradient.abs() + 1e-8)
@@ -148,7 +148,7 @@ def test_last_layers_keep_no_activations_below(bert):
             return tensor
 
         plan = ClientPlan(BackpropTraining(kind="backprop"), DENSE, **plans(bert.spec)[name])
-        part = Part.of(bert, plan, who="a")
+        part = TrainablePart.of(bert, plan, who="a")
         batch = collate(federations.examples(4, language_model=False), 0, language_model=False)
         with part.alone(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             loss = bert.forward(batch).loss
@@ -160,7 +160,7 @@ def test_last_layers_keep_no_activations_below(bert):
 
 
 def test_gradients_are_needed_again_after_an_error(bert):
-    part = Part.of(bert, ClientPlan(None, DENSE, tensors=last_layers(bert.spec, 1)), who="a")
+    part = TrainablePart.of(bert, ClientPlan(None, DENSE, tensors=last_layers(bert.spec, 1)), who="a")
     assert part.still
 
     def fails():

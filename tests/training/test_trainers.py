@@ -10,7 +10,7 @@ from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.cohort import TrainTask
-from headwater.training.minibatches import batches_of
+from headwater.training.minibatches import minibatches
 from headwater.training.noop import NoopTrainer
 from tests.laws.trainer_laws import TrainerLaws
 from tests.support import federations
@@ -130,7 +130,7 @@ class TestBackprop(TrainerLaws):
         self.model.load(self.start())
         key = Key.root(0).child("client", "a")
         training = self.training().model_copy(update={"epochs": 0.1})
-        (batch,) = batches_of(self.examples(), training, key, pad=0, language_model=False)
+        (batch,) = minibatches(self.examples(), training, key, pad=0, language_model=False)
         with torch.random.fork_rng():
             torch.manual_seed(key.child("dropout").seed())
             with self.model.training():

@@ -9,11 +9,11 @@ import torch
 from headwater.config.federation import DenseCodec
 from headwater.config.training import DecomflTraining, KseedTraining, MezoTraining
 from headwater.protocol.messages import ClientPlan
-from headwater.seeds.coefficients import Scalars, SeedPlan, directions_of
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan, directions_of
 from headwater.seeds.keys import Key
 from headwater.seeds.seeded_state import shifted
 from headwater.training.cohort import TrainTask
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from tests.support import federations
 
 TRAININGS = {
@@ -28,11 +28,13 @@ SEEDS = {
 
 
 @pytest.fixture(scope="module", params=["bert", "llama"])
-def bench(request, tmp_path_factory):
+def context(request, tmp_path_factory):
     kind = "encoder" if request.param == "bert" else "causal-lm"
     table = federations.adapter("lora", request.param, dropout=0.3)
     before = torch.get_num_threads()
-    yield Workbench.open(federations.federation(tmp_path_factory.mktemp("z"), kind, request.param, table))
+    yield TrainingContext.open(
+        federations.federation(tmp_path_factory.mktemp("z"), kind, request.param, table)
+    )
     torch.set_num_threads(before)
 
 
@@ -46,13 +48,13 @@ def frozen(model):
 
 
 @pytest.mark.parametrize("kind", TRAININGS)
-def test_on_a_real_model(bench, kind):
-    model, before = bench.model, frozen(bench.model)
-    rows = federations.examples(6, language_model=bench.language_model)
+def test_on_a_real_model(context, kind):
+    model, before = context.model, frozen(context.model)
+    rows = federations.examples(6, language_model=context.language_model)
     plan = ClientPlan(TRAININGS[kind], DenseCodec(kind="dense"), seeds=SEEDS.get(kind))
     directions = directions_of(plan.seeds, Key.root(7), model.spec.numel) if plan.seeds else None
     task = TrainTask("a", model.initial_state(), rows, plan, directions)
-    trainer = bench.trainer(plan.training)
+    trainer = context.trainer(plan.training)
 
     def saved(_):
         raise AssertionError("a tensor was saved for backward")
@@ -65,7 +67,7 @@ def test_on_a_real_model(bench, kind):
     assert frozen(model) == before
     trained = model.read()
     assert trained.sha256() != model.initial_state().sha256()
-    if isinstance(result.delta, Scalars):
+    if isinstance(result.delta, SeedCoefficients):
         exact = directions.combine(result.delta.seeds, result.delta.coefficients)
         assert trained.sha256() == shifted(model.initial_state(), exact, plan.seeds.unit_bits).sha256()
     else:

@@ -17,7 +17,7 @@ from headwater.errors import ConfigError, HeadwaterError, ModelError, TrainingEr
 
 if TYPE_CHECKING:
     from headwater.protocol.messages import MethodCost
-    from headwater.training.context import Workbench
+    from headwater.training.context import TrainingContext
 
 EXAMPLES = 1000
 """Of a client, where nobody says: they decide how many steps a round has."""
@@ -67,13 +67,13 @@ def profile(options: argparse.Namespace) -> int:
     from headwater.config.assignment import AssignedByPlanner
     from headwater.protocol.messages import DeviceProfile
     from headwater.strategies.planner import pick
-    from headwater.training.context import Workbench
+    from headwater.training.context import TrainingContext
 
     agent, loaded = _files(options)
     if loaded.settings.model.kind == "vector":
         raise ConfigError("headwater client profile", expected="a federation with a base model", got="vector")
     return_freed_memory()
-    bench = Workbench.open(loaded)
+    context = TrainingContext.open(loaded)
     simulated = None if agent is None else agent.file.simulated_memory_mb
     said = simulated if options.memory_mb is None else options.memory_mb
     if said is not None:
@@ -83,14 +83,14 @@ def profile(options: argparse.Namespace) -> int:
         cap = None if agent is None else agent.file.policy.memory_mb
         memory = memory if cap is None else min(memory, cap << 20)
     if simulated is None:
-        base, floor = resident_base(bench), status_bytes("VmHWM")
+        base, floor = resident_base(context), status_bytes("VmHWM")
     else:
-        base, floor = nominal_base(bench), 0
-    costs = method_costs(bench, loaded.settings.trainings, memory, base=base, floor=floor)
+        base, floor = nominal_base(context), 0
+    costs = method_costs(context, loaded.settings.trainings, memory, base=base, floor=floor)
     rows = []
     for name, cost in costs.items():
         _say(f"measuring '{name}' in a process of its own …" if not options.no_measure else "")
-        rows.append(_row(bench, name, cost, not options.no_measure))
+        rows.append(_row(context, name, cost, not options.no_measure))
     _say("")
     policy = Policy(PolicySettings() if agent is None else agent.file.policy)
     for at, row in enumerate(rows):
@@ -104,7 +104,7 @@ def profile(options: argparse.Namespace) -> int:
     by = loaded.settings.assignment
     limited = isinstance(by, AssignedByPlanner) and by.round_s is not None
     if limited and not options.no_measure:
-        costs = timed(costs, _step_seconds(bench, rows))
+        costs = timed(costs, _step_seconds(context, rows))
     device = DeviceProfile(memory, loaded.settings.federation.threads, costs)
     picked, reason = "", ""
     try:
@@ -151,7 +151,7 @@ def _files(options: argparse.Namespace) -> tuple[AgentSettings | None, LoadedFed
     return agent, LoadedFederation(loaded.settings.model_copy(update={"model": here}), loaded.folder)
 
 
-def _step_seconds(bench: Workbench, rows: list[Row]) -> Callable[[str, int], float]:
+def _step_seconds(context: TrainingContext, rows: list[Row]) -> Callable[[str, int], float]:
     """How long a step takes at a batch size: as in the table, or measured anew for a smaller batch."""
     from headwater.client.device.measure import Measured, measure
 
@@ -161,7 +161,7 @@ def _step_seconds(bench: Workbench, rows: list[Row]) -> Callable[[str, int], flo
         row = table[name]
         found = Measured(row.measured_bytes, row.step_s, row.note)
         if batch_size != row.wanted_batch_size:
-            found = measure(bench.loaded, name, batch_size)
+            found = measure(context.loaded, name, batch_size)
         if found.error:
             raise TrainingError(f"method {name}", expected="two steps", got=found.error)
         return found.step_s
@@ -169,14 +169,14 @@ def _step_seconds(bench: Workbench, rows: list[Row]) -> Callable[[str, int], flo
     return seconds
 
 
-def _row(bench: Workbench, name: str, cost: MethodCost, measured: bool) -> Row:
+def _row(context: TrainingContext, name: str, cost: MethodCost, measured: bool) -> Row:
     from headwater.client.device.measure import Measured, measure
     from headwater.training.memory_estimate import passes
 
-    training = bench.loaded.settings.trainings[name]
+    training = context.loaded.settings.trainings[name]
     found, wanted = Measured(), int(getattr(training, "batch_size", 1))
     if measured:
-        found = measure(bench.loaded, name, wanted)
+        found = measure(context.loaded, name, wanted)
     note = f"not measured: {found.error}" if found.error else ""
     return Row(
         name,
@@ -185,14 +185,14 @@ def _row(bench: Workbench, name: str, cost: MethodCost, measured: bool) -> Row:
         found.peak_bytes,
         found.step_s,
         passes(training),
-        bytes_up(bench, name),
+        bytes_up(context, name),
         cost.batch_size,
         note,
         wanted,
     )
 
 
-def bytes_up(bench: Workbench, name: str) -> int:
+def bytes_up(context: TrainingContext, name: str) -> int:
     """Of one update: a normal delta through the codec, or random coefficients of as many seeds."""
     import numpy as np
     import torch
@@ -201,33 +201,33 @@ def bytes_up(bench: Workbench, name: str) -> int:
     from headwater.compression.seed_update import encode_scalars
     from headwater.compression.table import codec_for
     from headwater.merging.coverage import covered
-    from headwater.seeds.coefficients import Scalars
+    from headwater.seeds.coefficients import SeedCoefficients
     from headwater.seeds.keys import Key
     from headwater.state import AdapterState
     from headwater.strategies.budget import codec_within
     from headwater.strategies.seeding import seed_plan
 
-    settings, key = bench.loaded.settings, Key.root(0)
-    plan = plan_of(settings, bench.spec, name)
+    settings, key = context.loaded.settings, Key.root(0)
+    plan = plan_of(settings, context.spec, name)
     seeds = seed_plan(plan.training, 1)
     if seeds is not None:
         draw = key.numpy()
         named = np.arange(seeds.first, seeds.first + seeds.count)
         named = named if seeds.implied else np.sort(draw.choice(named, seeds.entries))
         values = np.rint(draw.normal(0, 4000, len(named))).astype(np.int64).clip(-32767, 32767)
-        return len(encode_scalars(Scalars(seeds, named.astype(np.int64), values)).body)
-    delta = torch.randn(bench.spec.numel, generator=key.torch()) * 1e-3
-    mask = covered(bench.spec, plan.tensors, plan.rank)
+        return len(encode_scalars(SeedCoefficients(seeds, named.astype(np.int64), values)).body)
+    delta = torch.randn(context.spec.numel, generator=key.torch()) * 1e-3
+    mask = covered(context.spec, plan.tensors, plan.rank)
     if mask is not None:
         delta[~mask] = 0.0
     codec, method = plan.codec, settings.methods.get(name)
     if method is not None and method.max_bytes_up is not None:
-        trained = bench.spec if plan.tensors is None else bench.spec.only(plan.tensors)
+        trained = context.spec if plan.tensors is None else context.spec.only(plan.tensors)
         fisher = settings.strategy.kind == "fisher"
         codec = codec_within(
             codec, trained, method.max_bytes_up, f"methods.{name}", seeds=None, fisher=fisher
         )
-    payload = codec_for(codec).encode(AdapterState.from_vector(bench.spec, delta), key=key)
+    payload = codec_for(codec).encode(AdapterState.from_vector(context.spec, delta), key=key)
     return len(payload.body)
 
 

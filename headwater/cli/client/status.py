@@ -34,7 +34,7 @@ def lines(settings: AgentSettings, now: datetime) -> Iterator[tuple[str, str]]:
     """Key and text of each line."""
     from headwater.client.agent.agent import is_running
     from headwater.client.agent.disk_room import SLACK_BYTES, free_bytes
-    from headwater.client.agent.known_runs import JoinedRuns
+    from headwater.client.agent.known_runs import KnownRuns
     from headwater.client.agent.waits import waits
     from headwater.client.usage import Usage
 
@@ -60,7 +60,7 @@ def lines(settings: AgentSettings, now: datetime) -> Iterator[tuple[str, str]]:
     unknown = ", and what a damaged usage.json had counted" if today.unknown else ""
     counted = f"{today.bytes / 1e6:.1f} MB{megabytes}, {today.work_s:.0f} s of work{seconds}"
     yield "today", f"{counted}{unknown}"
-    joined = JoinedRuns(state / "runs")
+    joined = KnownRuns(state / "runs")
     for run_id in joined.runs():
         found = joined.get(run_id)
         if found is not None:

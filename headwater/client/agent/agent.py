@@ -22,11 +22,11 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, Protocol
 
 from headwater import __version__
-from headwater.client.agent.connection_keeper import Beats, Keeper, for_a_person
+from headwater.client.agent.connection_keeper import ConnectionKeeper, Heartbeats, for_a_person
 from headwater.client.agent.owner_log import OwnerLog, StatusFile
 from headwater.client.agent.preflight import absent, read_authority
-from headwater.client.agent.task_clock import OwnerStops
-from headwater.client.agent.task_handler import Desk
+from headwater.client.agent.task_clock import AgentStopping
+from headwater.client.agent.task_handler import TaskHandler
 from headwater.client.agent.worker import Worker, WorkerOptions
 from headwater.config.agent import AgentSettings
 from headwater.errors import ConfigError, ConnectionLost, DecodeError, HeadwaterError, Refused, StorageError
@@ -42,12 +42,12 @@ UNFIT = frozenset({400, 411, 413, 415, 422})
 """With these the server refuses a reply by its size or form: the same bytes will never do."""
 KINDS = {"query": "profile"}
 """What a task is called to the owner, where Flower has another word."""
-FAREWELL_S = 3.0
+SHUTDOWN_S = 3.0
 """How long the server may take to hear that the agent ends."""
 
 
-class Connection(Beats, Protocol):
-    """What an agent needs of :class:`headwater.flower.fleet_client.FleetConnection`.
+class Connection(Heartbeats, Protocol):
+    """What an agent needs of :class:`headwater.flower.fleet_client.FleetClient`.
 
     Heartbeats may come from any thread at any time, everything else from one at a time.
     """
@@ -77,7 +77,7 @@ class Agent:
     def __init__(
         self,
         connection: Connection,
-        desk: Desk,
+        desk: TaskHandler,
         say: Callable[[str], None],
         stop: threading.Event,
         status: StatusFile,
@@ -85,7 +85,7 @@ class Agent:
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._guard = threading.Lock()
-        self.keeper = Keeper(connection, say, stop, self._guard, draw=draw)
+        self.keeper = ConnectionKeeper(connection, say, stop, self._guard, draw=draw)
         self._connection, self._desk, self._say = connection, desk, say
         self._stop, self._status, self._draw = stop, status, draw
         self._undelivered: tuple[Delivery, bytes] | None = None
@@ -104,14 +104,14 @@ class Agent:
         while not self._stop.wait(1.0):  # in steps: a signal's handler runs between them
             pass
         self.keeper.wake()
-        threads[1].join(FAREWELL_S)  # it ends the worker, and delivers what is finished
+        threads[1].join(SHUTDOWN_S)  # it ends the worker, and delivers what is finished
         if self.keeper.up.is_set():
             farewell = threading.Thread(target=self._leave, daemon=True)
             farewell.start()
-            farewell.join(FAREWELL_S)
+            farewell.join(SHUTDOWN_S)
 
     def _leave(self) -> None:
-        self._guard.acquire(timeout=FAREWELL_S / 2)  # a download may hold it: then in the middle of that
+        self._guard.acquire(timeout=SHUTDOWN_S / 2)  # a download may hold it: then in the middle of that
         with contextlib.suppress(HeadwaterError):  # the server notices by itself, later
             self._connection.deactivate()
 
@@ -138,7 +138,7 @@ class Agent:
                     if self._undelivered is not None:
                         self._status.doing("keeps a finished reply for the server until it is reached")
                     self._desk.recheck(self._status.doing)
-            except OwnerStops:
+            except AgentStopping:
                 return
             except (ConnectionLost, Refused) as error:
                 self.keeper.lost(error)
@@ -218,7 +218,7 @@ def run_agent(settings: AgentSettings) -> int:
         ConfigError: no keys, no CA file, or a name other than the keys'.
         StorageError: another agent uses the same state folder, or it cannot be written.
     """
-    from headwater.flower.fleet_client import FleetConnection
+    from headwater.flower.fleet_client import FleetClient
     from headwater.security.signing import Identity
 
     file, state = settings.file, settings.state
@@ -250,8 +250,8 @@ def run_agent(settings: AgentSettings) -> int:
             policy=file.policy.model_dump(),
         )
         worker = Worker(options)
-        desk = Desk(settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set)
-        connection = FleetConnection(file.server, ca, identity, version=__version__)
+        desk = TaskHandler(settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set)
+        connection = FleetClient(file.server, ca, identity, version=__version__)
         status = StatusFile(state / "status.json", file.server, settings.sha256)
         log.say(f"agent {__version__} of {file.name} for {file.server}, process {os.getpid()}")
         for line in absent(settings):

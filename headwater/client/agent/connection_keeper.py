@@ -1,4 +1,4 @@
-"""Keeper: keeps a device's connection up for ever: activates, sends heartbeats, backs off."""
+"""ConnectionKeeper: keeps a device's connection up for ever: activates, sends heartbeats, backs off."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def for_a_person(error: HeadwaterError) -> bool:
     return isinstance(error, Refused) and error.status in ENDED_FOR_NOW
 
 
-class Beats(Protocol):
+class Heartbeats(Protocol):
     """The part of a connection that a keeper uses."""
 
     def activate(self) -> None:
@@ -43,7 +43,7 @@ class Beats(Protocol):
         """Say that it still is."""
 
 
-class Keeper:
+class ConnectionKeeper:
     """Runs in a thread of its own, so that a training of an hour misses no heartbeat.
 
     Args:
@@ -62,7 +62,7 @@ class Keeper:
 
     def __init__(
         self,
-        connection: Beats,
+        connection: Heartbeats,
         say: Callable[[str], None],
         stop: threading.Event,
         guard: threading.Lock,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headwater.client.agent.advice import for_owner
-from headwater.client.agent.known_runs import JoinedRun
+from headwater.client.agent.known_runs import KnownRun
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.policy import Policy
 from headwater.config.federation import ClassificationData, VectorModel
@@ -16,7 +16,7 @@ from headwater.config.load import LoadedFederation
 from headwater.data.federated import FederatedData
 from headwater.errors import DataError
 from headwater.seeds.keys import Key
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
     from headwater.adapters.base import Base
@@ -53,7 +53,7 @@ class DeviceRuntimes:
         self._current: tuple[str, ClientRuntime] | None = None
         self.loads, self.notice = 0, ""
 
-    def open(self, joined: JoinedRun, model: Path | None) -> ClientRuntime:
+    def open(self, joined: KnownRun, model: Path | None) -> ClientRuntime:
         """The runtime of this run; the last one again if nothing changed.
 
         Args:
@@ -72,22 +72,22 @@ class DeviceRuntimes:
         base = self._release(loaded)
         if base is None and not isinstance(loaded.settings.model, VectorModel):
             self.loads += 1
-        bench = Workbench.open(loaded, base)
+        context = TrainingContext.open(loaded, base)
         metrics = self._limit_threads(loaded.settings.federation.threads)
         root = Key.root(loaded.settings.federation.seed)
         try:
-            data = FederatedData.own(loaded, self._data, self._name, bench.tokenizer, root)
+            data = FederatedData.own(loaded, self._data, self._name, context.tokenizer, root)
         except DataError as error:
             raise for_owner(error) from error
-        self.notice = "\n".join([*filter(None, [self.notice]), *bench.notices, *data.warnings])
-        runtime = ClientRuntime(joined.run, bench, data, root, metrics, self._simulated, self._policy)
+        self.notice = "\n".join([*filter(None, [self.notice]), *context.notices, *data.warnings])
+        runtime = ClientRuntime(joined.run, context, data, root, metrics, self._simulated, self._policy)
         self._current = digest, runtime
         return runtime
 
     def _release(self, loaded: LoadedFederation) -> Base | None:
         """The last run's base model if this run has the same; else its memory is given back first."""
         current, self._current = self._current, None
-        model = None if current is None else current[1].bench.model
+        model = None if current is None else current[1].context.model
         data = loaded.settings.data
         labels = data.labels if isinstance(data, ClassificationData) else None
         if model is None or (model.base.settings, model.base.labels) != (loaded.settings.model, labels):

@@ -28,7 +28,7 @@ _FILE = "federation.json"
 
 
 @dataclass(frozen=True)
-class JoinedRun:
+class KnownRun:
     """One run as its server described it.
 
     Args:
@@ -77,13 +77,13 @@ class JoinedRun:
         return hashlib.sha256(f"{self.run}\n{self.model_sha256}\n{self.federation}".encode()).hexdigest()
 
 
-class JoinedRuns:
+class KnownRuns:
     """Folders of runs below ``folder``; only the last :data:`KEPT_RUNS` stay."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def join(self, request: ProfileRequest) -> JoinedRun:
+    def join(self, request: ProfileRequest) -> KnownRun:
         """Remember the run of this request, and forget the oldest runs.
 
         Raises:
@@ -96,7 +96,7 @@ class JoinedRuns:
             )
         folder = self._path(request.run)
         old = self.get(request.run)
-        joined = JoinedRun(request.run, request.federation, request.model_sha256, folder)
+        joined = KnownRun(request.run, request.federation, request.model_sha256, folder)
         _ = joined.settings  # refused here if it is not understood
         if old is not None and old.sha256() == joined.sha256():
             joined = old
@@ -105,7 +105,7 @@ class JoinedRuns:
         self.use(joined)
         return joined
 
-    def get(self, run: str) -> JoinedRun | None:
+    def get(self, run: str) -> KnownRun | None:
         """The run, if this device was told of it.
 
         Raises:
@@ -115,7 +115,7 @@ class JoinedRuns:
         path = self._path(run) / _FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return JoinedRun(
+            return KnownRun(
                 run, content["federation"], content["model_sha256"], path.parent, content["examples"]
             )
         except FileNotFoundError:
@@ -128,14 +128,14 @@ class JoinedRuns:
                 hint="Delete the file: the server tells it again.",
             ) from None
 
-    def learn(self, joined: JoinedRun, examples: int) -> JoinedRun:
+    def learn(self, joined: KnownRun, examples: int) -> KnownRun:
         """Remember how many training examples the owner has in this run."""
         if joined.examples != examples:
             joined = replace(joined, examples=examples)
             self._write(joined)
         return joined
 
-    def use(self, joined: JoinedRun) -> None:
+    def use(self, joined: KnownRun) -> None:
         """This run is worked for now: it is the last to be forgotten."""
         with contextlib.suppress(OSError):  # the order of forgetting is no reason to refuse work
             # a device's clock may be behind what it was when the others were used
@@ -161,7 +161,7 @@ class JoinedRuns:
             raise DecodeError("run id", expected="letters, digits, '.', '_' and '-'", got=repr(run[:80]))
         return self._folder / run
 
-    def _write(self, joined: JoinedRun) -> None:
+    def _write(self, joined: KnownRun) -> None:
         content = {
             "federation": joined.federation,
             "model_sha256": joined.model_sha256,

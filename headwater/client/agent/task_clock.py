@@ -12,7 +12,7 @@ WORK_STEP_S = 10.0
 """How much work may be forgotten if the agent is killed in the middle of it."""
 
 
-class OwnerStops(Exception):
+class AgentStopping(Exception):
     """The agent is to end now."""
 
 
@@ -40,7 +40,7 @@ class TaskClock:
             NotDone: the owner's hours, or work for today, are over.
         """
         if self._should_stop():
-            raise OwnerStops
+            raise AgentStopping
         now = time.monotonic()
         if now - self._started > self._left_s:
             raise NotDone(self._rule.failure, self._rule.text)

@@ -1,4 +1,4 @@
-"""Desk: what a device does with one delivery: read it, ask the policy, have it worked for, sign.
+"""TaskHandler: what a device does with one delivery: read it, ask the policy, have it worked for, sign.
 
 Whatever comes in, what goes out is a signed reply: an answer, or the code of the reason why there is none.
 The reason's own text, which may have paths and rows in it, is for the owner's log: it stays here.
@@ -13,11 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from headwater.client.agent.known_runs import JoinedRun, JoinedRuns
+from headwater.client.agent.known_runs import KnownRun, KnownRuns
 from headwater.client.agent.models import LocalModels
 from headwater.client.agent.outbox import Outbox, request_digest
 from headwater.client.agent.setbacks import NotDone, Setbacks
-from headwater.client.agent.task_clock import OwnerStops, TaskClock
+from headwater.client.agent.task_clock import AgentStopping, TaskClock
 from headwater.client.agent.worker import WorkerDied
 from headwater.client.policy import Policy
 from headwater.client.usage import Usage
@@ -42,18 +42,18 @@ from headwater.protocol.messages import (
     TrainRequest,
 )
 
-LOOK_S = 5.0
+POLL_CLIENTS_S = 5.0
 """Between two looks whether a problem is mended."""
 
 
-class Works(Protocol):
+class WorkerProtocol(Protocol):
     """A :class:`Worker`, or a test's stand-in."""
 
     notice: str
 
     def answer(
         self,
-        joined: JoinedRun,
+        joined: KnownRun,
         model: Path | None,
         envelope: bytes,
         state: bytes,
@@ -65,7 +65,7 @@ class Works(Protocol):
         """See :meth:`Worker.close`."""
 
 
-class Desk:
+class TaskHandler:
     """Answers deliveries for one owner. One at a time.
 
     Args:
@@ -84,7 +84,7 @@ class Desk:
     def __init__(
         self,
         settings: AgentSettings,
-        worker: Works,
+        worker: WorkerProtocol,
         sign: Callable[[bytes], bytes],
         say: Callable[[str], None],
         *,
@@ -94,7 +94,7 @@ class Desk:
     ) -> None:
         self.policy = Policy(settings.file.policy)
         self.usage = Usage(settings.state / "usage.json", say, now=now)
-        self.runs = JoinedRuns(settings.state / "runs")
+        self.runs = KnownRuns(settings.state / "runs")
         self.outbox = Outbox(settings.state / "outbox")
         models = settings.file.models
         self.models = LocalModels(settings.model_folders, models.allow, settings.state / "models.json")
@@ -122,7 +122,7 @@ class Desk:
             request = decode_request(envelope, state)
             reply = self._reply(request, envelope, state, size)
             self.setbacks.done(request, self.runs.runs())
-        except OwnerStops:
+        except AgentStopping:
             raise
         except NotDone as error:
             reply = self._failure(request, error.failure, error.text)
@@ -178,7 +178,7 @@ class Desk:
         """
         if self._clock() < self._look_s:
             return
-        self._look_s = self._clock() + LOOK_S
+        self._look_s = self._clock() + POLL_CLIENTS_S
         self.setbacks.look_at_disk()
         now = self._now()
         if self.policy.asleep(now) or self.policy.exhausted(self.usage.today(now)):
@@ -209,7 +209,7 @@ class Desk:
         reply = self._work(request, joined, model, envelope, state)
         return self._settle(request, joined, digest, reply)
 
-    def _joined(self, request: Request) -> JoinedRun:
+    def _joined(self, request: Request) -> KnownRun:
         """The run of a request that is really for this device.
 
         Raises:
@@ -235,7 +235,7 @@ class Desk:
         return joined
 
     def _work(
-        self, request: Request, joined: JoinedRun, model: Path | None, envelope: bytes, state: bytes
+        self, request: Request, joined: KnownRun, model: Path | None, envelope: bytes, state: bytes
     ) -> bytes:
         """Have the worker answer. If it dies, once more; what it cannot do is a failure by name."""
         for last in (False, True):
@@ -252,7 +252,7 @@ class Desk:
                 self._tell()
         raise AssertionError
 
-    def _settle(self, request: Request, joined: JoinedRun, digest: str, data: bytes) -> bytes:
+    def _settle(self, request: Request, joined: KnownRun, digest: str, data: bytes) -> bytes:
         """Keep what must be kept of the worker's reply, before it leaves."""
         reply = decode_reply(data, max_bytes=len(data))
         if isinstance(reply, ClientProfile):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from headwater.client.agent import frames
-from headwater.client.agent.known_runs import JoinedRun
+from headwater.client.agent.known_runs import KnownRun
 from headwater.errors import DecodeError, TrainingError
 from headwater.protocol.failures import FailureCode, coded, read_failure
 
@@ -73,7 +73,7 @@ class Worker:
 
     def answer(
         self,
-        joined: JoinedRun,
+        joined: KnownRun,
         model: Path | None,
         envelope: bytes,
         state: bytes,

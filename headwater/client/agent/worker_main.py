@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from headwater.client.agent import frames
 from headwater.client.agent.advice import for_owner
-from headwater.client.agent.known_runs import JoinedRun
+from headwater.client.agent.known_runs import KnownRun
 from headwater.errors import DataError, HeadwaterError, StorageError
 from headwater.protocol.failures import failure_of
 
@@ -110,7 +110,7 @@ def _serve(
     from headwater.client.execution.store import DirectoryStore
 
     try:
-        joined = JoinedRun(head["run"], head["federation"], head["model_sha256"], Path(head["folder"]))
+        joined = KnownRun(head["run"], head["federation"], head["model_sha256"], Path(head["folder"]))
         runtime = devices.open(joined, None if head["model"] is None else Path(head["model"]))
         runtime.data.client(options["name"])  # what is wrong with the data shows here and nowhere later
         reply = answer(envelope, state, options["name"], DirectoryStore(joined.folder), runtime)

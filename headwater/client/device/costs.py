@@ -21,7 +21,7 @@ from headwater.errors import HeadwaterError
 from headwater.merging.coverage import last_layers
 from headwater.protocol.messages import ClientPlan, DeviceProfile, MethodCost
 from headwater.state import StateSpec
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from headwater.training.memory_estimate import SCRATCH_BYTES, inference_bytes, method_bytes
 
 PROCESS_BYTES = 400 << 20
@@ -30,7 +30,7 @@ _MMAP_THRESHOLD, _THRESHOLD_BYTES = -3, 1 << 20  # of malloc.h
 
 
 def device_profile(
-    bench: Workbench,
+    context: TrainingContext,
     *,
     simulated_memory_mb: int | None = None,
     allowed: Callable[[str, int], bool] = lambda method, batch_size: True,
@@ -44,71 +44,71 @@ def device_profile(
     that this device does not offer, or that nobody would plan.
 
     Args:
-        bench: with the base model loaded.
+        context: with the base model loaded.
         simulated_memory_mb: of a simulated device.
         allowed: whether the owner allows a method with such batches.
         measured: seconds of a step of a method with such a batch, where the federation plans by time; tried
             here, if absent. Raises HeadwaterError or MemoryError where it cannot be done.
     """
-    settings = bench.loaded.settings
+    settings = context.loaded.settings
     planner = settings.assignment
-    if not isinstance(planner, AssignedByPlanner) or bench.model is None:
+    if not isinstance(planner, AssignedByPlanner) or context.model is None:
         return None
     if simulated_memory_mb is None:
-        memory, base = available_memory(), resident_base(bench) - bench.model.kept_bytes
+        memory, base = available_memory(), resident_base(context) - context.model.kept_bytes
     else:
-        memory, base = simulated_memory_mb << 20, nominal_base(bench)
-    costs = method_costs(bench, planner.prefer or settings.trainings, memory, base=base)
+        memory, base = simulated_memory_mb << 20, nominal_base(context)
+    costs = method_costs(context, planner.prefer or settings.trainings, memory, base=base)
     costs = {name: cost for name, cost in costs.items() if allowed(name, cost.batch_size)}
     if simulated_memory_mb is None:
         costs = {name: cost for name, cost in costs.items() if has_library(settings.trainings[name])}
     if planner.round_s is not None:
-        costs = timed(costs, measured or step_seconds(bench))
+        costs = timed(costs, measured or step_seconds(context))
     return DeviceProfile(memory, torch.get_num_threads(), costs)
 
 
 def method_costs(
-    bench: Workbench, names: Iterable[str], memory: int, *, base: int, floor: int = 0
+    context: TrainingContext, names: Iterable[str], memory: int, *, base: int, floor: int = 0
 ) -> dict[str, MethodCost]:
     """Methods' predicted peaks at their batch size, and the largest batch (its size, halved) that fits.
 
     Args:
-        bench: with the base model.
+        context: with the base model.
         names: of the methods.
         memory: what a training may use, in bytes.
         base: what the process holds before a training.
         floor: what it held at its highest before, such as while it loaded the model. An evaluation's need
             is no less: no batch of a training helps there.
     """
-    settings = bench.loaded.settings
-    floor = max(floor, base + evaluation_bytes(bench))
+    settings = context.loaded.settings
+    floor = max(floor, base + evaluation_bytes(context))
     costs = {}
     for name in names:
         size = int(getattr(settings.trainings[name], "batch_size", 1))
-        peak = max(floor, base + predicted(bench, name, size))
+        peak = max(floor, base + predicted(context, name, size))
         fits, needed = size, peak
         while fits and needed > memory:
             fits //= 2
-            needed = max(floor, base + predicted(bench, name, fits)) if fits else 0
+            needed = max(floor, base + predicted(context, name, fits)) if fits else 0
         costs[name] = MethodCost(peak, batch_size=fits)
     return costs
 
 
-def predicted(bench: Workbench, name: str, batch_size: int) -> int:
+def predicted(context: TrainingContext, name: str, batch_size: int) -> int:
     """Bytes that a method takes beyond the loaded process, at ``batch_size`` rows of ``data.max_tokens``."""
-    settings, model = bench.loaded.settings, bench.model
+    settings, model = context.loaded.settings, context.model
     if model is None or isinstance(settings.data, NoData):
         return 0
-    plan = plan_of(settings, bench.spec, name)
-    return method_bytes(model, plan, batch_size, settings.data.max_tokens) + cache_bytes(bench, name)
+    plan = plan_of(settings, context.spec, name)
+    return method_bytes(model, plan, batch_size, settings.data.max_tokens) + cache_bytes(context, name)
 
 
-def cache_bytes(bench: Workbench, name: str) -> int:
+def cache_bytes(context: TrainingContext, name: str) -> int:
     """What a client that uses this method may come to keep of the layers below what it trains."""
-    settings, model = bench.loaded.settings, bench.model
+    settings, model = context.loaded.settings, context.model
     if model is None:
         return 0
-    plan, evaluation = plan_of(settings, bench.spec, name), settings.evaluation
+    plan, evaluation = plan_of(settings, context.spec, name), settings.evaluation
     budget = getattr(plan.training, "trunk_cache_mb", 0)
     # whom spry gives which layers is not known yet: most have some below
     kept = budget if model.has_trunk(plan.tensors) or plan.training.kind == "spry" else 0
@@ -116,9 +116,9 @@ def cache_bytes(bench: Workbench, name: str) -> int:
     return int(kept) << 20
 
 
-def evaluation_bytes(bench: Workbench) -> int:
+def evaluation_bytes(context: TrainingContext) -> int:
     """Bytes that an evaluation takes beyond the loaded process; 0 where clients do not evaluate."""
-    settings, model = bench.loaded.settings, bench.model
+    settings, model = context.loaded.settings, context.model
     if model is None or isinstance(settings.data, NoData) or not settings.evaluation.clients:
         return 0
     tokens = settings.data.max_tokens
@@ -138,19 +138,19 @@ def plan_of(settings: Federation, spec: StateSpec, name: str) -> ClientPlan:
     )
 
 
-def resident_base(bench: Workbench) -> int:
+def resident_base(context: TrainingContext) -> int:
     """What this process holds now that a first, tiny pass has loaded what is loaded late."""
     from headwater.training.memory_estimate import synthetic
 
-    if bench.model is not None:
+    if context.model is not None:
         with torch.inference_mode():
-            bench.model.forward(synthetic(bench.model, 1, 8))
+            context.model.forward(synthetic(context.model, 1, 8))
     return status_bytes("VmRSS")
 
 
-def nominal_base(bench: Workbench) -> int:
+def nominal_base(context: TrainingContext) -> int:
     """The same for a device that is not there: libraries, and every parameter of the model."""
-    weights = {id(p): p for p in bench.model.network.parameters()} if bench.model is not None else {}
+    weights = {id(p): p for p in context.model.network.parameters()} if context.model is not None else {}
     return PROCESS_BYTES + sum(p.numel() * p.element_size() for p in weights.values())
 
 
@@ -219,13 +219,13 @@ def has_library(training: Training) -> bool:
     return not eight_bits or find_spec("bitsandbytes") is not None
 
 
-def step_seconds(bench: Workbench) -> Callable[[str, int], float]:
+def step_seconds(context: TrainingContext) -> Callable[[str, int], float]:
     """How long a step of a method takes at a batch size: by two steps in this process."""
     from headwater.client.device.measure import train_two_steps
 
     def seconds(name: str, batch_size: int) -> float:
         began = time.perf_counter()
-        steps = train_two_steps(bench, name, batch_size)
+        steps = train_two_steps(context, name, batch_size)
         return (time.perf_counter() - began) / steps
 
     return seconds

@@ -16,7 +16,7 @@ from pathlib import Path
 from headwater.config.federation import Federation, NoData
 from headwater.config.load import LoadedFederation
 from headwater.errors import HeadwaterError, TrainingError
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 _STEPS = 2
 
@@ -62,14 +62,14 @@ def measure(loaded: LoadedFederation, method: str, batch_size: int, *, timeout_s
         return Measured(error=f"the process ended with {ended}: {done.stderr.strip()[-200:]}")
 
 
-def train_two_steps(bench: Workbench, name: str, batch_size: int) -> int:
+def train_two_steps(context: TrainingContext, name: str, batch_size: int) -> int:
     """Train ``name`` on synthetic rows, two steps; how many there were.
 
     Raises:
         TrainingError: it diverged, or this machine cannot do it.
     """
     from headwater.client.device.costs import plan_of
-    from headwater.config.training import Passes
+    from headwater.config.training import MinibatchTraining
     from headwater.data.batches import Example
     from headwater.seeds.coefficients import directions_of
     from headwater.seeds.keys import Key
@@ -77,18 +77,18 @@ def train_two_steps(bench: Workbench, name: str, batch_size: int) -> int:
     from headwater.training.cohort import TrainTask
     from headwater.training.memory_estimate import synthetic
 
-    settings, model = bench.loaded.settings, bench.model
+    settings, model = context.loaded.settings, context.model
     if model is None or isinstance(settings.data, NoData):
         return _STEPS
-    plan, key = plan_of(settings, bench.spec, name), Key.root(0)
+    plan, key = plan_of(settings, context.spec, name), Key.root(0)
     changes: dict[str, object] = {"batch_size": batch_size}
-    if isinstance(plan.training, Passes):
+    if isinstance(plan.training, MinibatchTraining):
         changes |= {"max_steps": _STEPS, "epochs": float(_STEPS)}
     else:
         changes["generations"] = _STEPS
     training = plan.training.model_copy(update=changes)
     seeds = seed_plan(training, 1)
-    directions = None if seeds is None else directions_of(seeds, key, bench.spec.numel)
+    directions = None if seeds is None else directions_of(seeds, key, context.spec.numel)
 
     plan = replace(plan, training=training, seeds=seeds)
     rows = synthetic(model, _STEPS * batch_size, settings.data.max_tokens)
@@ -96,8 +96,8 @@ def train_two_steps(bench: Workbench, name: str, batch_size: int) -> int:
         Example(rows.tokens[i].numpy().astype("int32"), rows.targets[i].reshape(-1).numpy())
         for i in range(len(rows))
     ]
-    task = TrainTask("profile", bench.initial_state(), examples, plan, directions)
-    (result,) = bench.trainer(training).train([task], key=key)
+    task = TrainTask("profile", context.initial_state(), examples, plan, directions)
+    (result,) = context.trainer(training).train([task], key=key)
     if result.error is not None:
         raise result.error
     if result.delta is None:
@@ -113,12 +113,12 @@ def main() -> int:
     task = json.loads(sys.stdin.read())
     settings = Federation.model_validate_json(task["federation"])
     try:
-        bench = Workbench.open(LoadedFederation(settings, Path(task["folder"])))
-        resident_base(bench)
+        context = TrainingContext.open(LoadedFederation(settings, Path(task["folder"])))
+        resident_base(context)
         # two steps hardly begin to fill a cache: as if it were full. Written to, for what is not is not there
-        cache = bytearray(b"\1") * cache_bytes(bench, task["method"])
+        cache = bytearray(b"\1") * cache_bytes(context, task["method"])
         began = time.perf_counter()
-        steps = train_two_steps(bench, task["method"], task["batch_size"])
+        steps = train_two_steps(context, task["method"], task["batch_size"])
         seconds = (time.perf_counter() - began) / steps
         print(json.dumps({"peak_bytes": status_bytes("VmHWM"), "step_s": seconds}))
         del cache

@@ -35,7 +35,7 @@ from headwater.protocol.messages import (
     Payload,
     TrainRequest,
 )
-from headwater.seeds.coefficients import Scalars, directions_of
+from headwater.seeds.coefficients import SeedCoefficients, directions_of
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
@@ -80,7 +80,7 @@ def _train(
 ) -> Iterator[Answer]:
     """One cohort of one kind of training."""
     first = cohort[0][0]
-    trainer = runtime.bench.trainer(first.plan.training)
+    trainer = runtime.context.trainer(first.plan.training)
     started = time.perf_counter()
     key = runtime.root.child("round", first.round)
     doing = f"train in round {first.round}"
@@ -117,7 +117,7 @@ def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> 
     examples, plan = runtime.data.client(request.client).train, request.plan
     directions = None
     if plan.seeds is not None:
-        directions = directions_of(plan.seeds, runtime.root, runtime.bench.spec.numel)
+        directions = directions_of(plan.seeds, runtime.root, runtime.context.spec.numel)
     return TrainTask(request.client, runtime.state(request, store), examples, plan, directions)
 
 
@@ -147,7 +147,7 @@ def _answered(request: TrainRequest, store: ClientStore, runtime: ClientRuntime)
     """The bytes this task was answered with before, if it was."""
     if not _keeps_residual(request):
         return None  # nothing is kept: training again gives the same update
-    feedback = store.load(request.client, runtime.bench.spec)
+    feedback = store.load(request.client, runtime.context.spec)
     _require_current(feedback, request)
     data = repeat(feedback, request.round)
     if data is None:
@@ -169,10 +169,10 @@ def _update(
     request: TrainRequest, result: TrainResult, seconds: float, store: ClientStore, runtime: ClientRuntime
 ) -> bytes:
     """Feed back, clip, encode; the store has the new residual before the update leaves."""
-    learned, spec = result.delta, runtime.bench.spec
+    learned, spec = result.delta, runtime.context.spec
     if result.error is not None or learned is None:
         raise result.error or DecodeError(f"client {request.client}", expected="a delta", got="none")
-    if isinstance(learned, Scalars) != (request.plan.seeds is not None):
+    if isinstance(learned, SeedCoefficients) != (request.plan.seeds is not None):
         expected = "a delta" if request.plan.seeds is None else "scalars"
         raise TrainingError(f"client {request.client}", expected=expected, got="the other")
     key = runtime.root.child("round", request.round, "client", request.client, "codec")
@@ -181,14 +181,14 @@ def _update(
         stored = store.load(request.client, spec)
         _require_current(stored, request)  # a newer task may have been answered while this one trained
         feedback = settle(stored, request.accepted_round)
-        if isinstance(learned, Scalars) and stored == FeedbackState():
+        if isinstance(learned, SeedCoefficients) and stored == FeedbackState():
             feedback = None  # a client that only ever sends scalars has no residual
     # of a residual that an earlier delta left, scalars carry nothing
-    held = AdapterState.zeros(spec) if isinstance(learned, Scalars) else learned
+    held = AdapterState.zeros(spec) if isinstance(learned, SeedCoefficients) else learned
     if feedback is not None:
         held = compensate(feedback, held)
     shrunk = 1.0
-    if isinstance(learned, Scalars):
+    if isinstance(learned, SeedCoefficients):
         payload = _encode_scalars(request, learned)
     else:
         payload, shrunk = _encode_delta(request, held, key)
@@ -216,13 +216,13 @@ def _update(
         )
     )
     if feedback is not None:
-        scalar = isinstance(learned, Scalars)
+        scalar = isinstance(learned, SeedCoefficients)
         arrives = AdapterState.zeros(spec) if scalar else codec_for(request.plan.codec).decode(payload, spec)
         store.save(request.client, sent(feedback, request.round, held, arrives, data))
     return data
 
 
-def _encode_scalars(request: TrainRequest, scalars: Scalars) -> Payload:
+def _encode_scalars(request: TrainRequest, scalars: SeedCoefficients) -> Payload:
     assert request.plan.seeds is not None
     scalars.require(request.plan.seeds, f"client {request.client}")
     return encode_scalars(scalars)
@@ -266,7 +266,7 @@ def evaluate(
             examples = runtime.data.client(request.client).validation
             count, metrics = 0, dict[str, float]()
             if examples:
-                count, metrics = runtime.bench.evaluate(runtime.state(request, store), examples)
+                count, metrics = runtime.context.evaluate(runtime.state(request, store), examples)
             reply = Evaluation(request.client, request.round, count, metrics, request.run)
             answer = Answer(request.client, encode_reply(reply))
         except Exception as error:

@@ -20,7 +20,7 @@ from headwater.errors import DecodeError
 from headwater.protocol.messages import ClientProfile, EvaluateRequest, TrainRequest
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 
 def run_id(loaded: LoadedFederation) -> str:
@@ -35,7 +35,7 @@ class ClientRuntime:
 
     Args:
         run: id of the run.
-        bench: model and trainers.
+        context: model and trainers.
         data: of the clients.
         root: the federation's root key.
         metrics: what every update of this process says besides; nothing in a simulation.
@@ -46,7 +46,7 @@ class ClientRuntime:
     """
 
     run: str
-    bench: Workbench
+    context: TrainingContext
     data: FederatedData
     root: Key
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -60,25 +60,25 @@ class ClientRuntime:
 
     @staticmethod
     def open(
-        loaded: LoadedFederation, bench: Workbench | None = None, *, check: bool = True
+        loaded: LoadedFederation, context: TrainingContext | None = None, *, check: bool = True
     ) -> ClientRuntime:
-        """For a simulation: load the base model (unless ``bench`` has it) and the data of all clients.
+        """For a simulation: load the base model (unless ``context`` has it) and the data of all clients.
 
         Args:
             loaded: the federation.
-            bench: its base model, if this process has it.
+            context: its base model, if this process has it.
             check: tokenise every row now; False in a worker, whose parent has done so.
         """
-        bench = bench or Workbench.open(loaded)
+        context = context or TrainingContext.open(loaded)
         root = Key.root(loaded.settings.federation.seed)
-        data = FederatedData.open(loaded, bench.tokenizer, root, check=check)
+        data = FederatedData.open(loaded, context.tokenizer, root, check=check)
         settings = loaded.settings
         memory = simulated_memory_mb(settings.assignment, data.clients, settings.federation.seed)
-        return ClientRuntime(run_id(loaded), bench, data, root, simulated_memory_mb=memory, simulated=True)
+        return ClientRuntime(run_id(loaded), context, data, root, simulated_memory_mb=memory, simulated=True)
 
     def profile(self, client: str) -> ClientProfile:
         """What the server may know about ``client`` before the first round."""
-        data, settings = self.data.client(client), self.bench.loaded.settings
+        data, settings = self.data.client(client), self.context.loaded.settings
 
         def allowed(method: str, batch_size: int) -> bool:
             return self.policy is None or self.policy.allows(settings, method, len(data.train), batch_size)
@@ -87,12 +87,12 @@ class ClientRuntime:
             client=client,
             train_examples=len(data.train),
             validation_examples=len(data.validation),
-            model_sha256=self.bench.base_sha256,
-            spec=self.bench.spec.fingerprint(),
+            model_sha256=self.context.base_sha256,
+            spec=self.context.spec.fingerprint(),
             run=self.run,
             version=__version__,
             device=device_profile(
-                self.bench, simulated_memory_mb=self.simulated_memory_mb.get(client), allowed=allowed
+                self.context, simulated_memory_mb=self.simulated_memory_mb.get(client), allowed=allowed
             ),
         )
 
@@ -100,10 +100,10 @@ class ClientRuntime:
         """Raise ``DecodeError`` unless the request is of this run, this adapter and a known client."""
         if request.run != self.run:
             raise DecodeError(f"client {request.client}", expected=f"run {self.run}", got=request.run)
-        if request.spec != self.bench.spec.fingerprint():
+        if request.spec != self.context.spec.fingerprint():
             raise DecodeError(
                 f"client {request.client}",
-                expected=f"adapter spec {self.bench.spec.fingerprint()[:12]}",
+                expected=f"adapter spec {self.context.spec.fingerprint()[:12]}",
                 got=request.spec[:12],
                 hint="Server and client must use the same model and [adapter] table.",
             )
@@ -126,13 +126,13 @@ class ClientRuntime:
             return self._rebuilt(request, store)
         if self._last and self._last[0] == request.state_sha256 and self._last[1] == request.state.body:
             return self._last[2]
-        state = codec_by_id(request.state.codec).decode(request.state, self.bench.spec)
+        state = codec_by_id(request.state.codec).decode(request.state, self.context.spec)
         _require_hash(state, request)
         self._last = (request.state_sha256, request.state.body, state)
         return state
 
     def _rebuilt(self, request: TrainRequest | EvaluateRequest, store: ClientStore) -> AdapterState:
-        self._replay = self._replay or Replay(self.bench.initial_state(), self.root)
+        self._replay = self._replay or Replay(self.context.initial_state(), self.root)
         rebuilt = self._replay.rebuild(request.state, request.client, store)
         if not (self._last and self._last[0] == request.state_sha256 and self._last[2] is rebuilt.state):
             _require_hash(rebuilt.state, request)

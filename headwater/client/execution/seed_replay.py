@@ -16,7 +16,7 @@ from headwater.protocol.messages import Payload
 from headwater.seeds.coefficients import SeedPlan, directions_of
 from headwater.seeds.directions import Directions, Integers, require_summable
 from headwater.seeds.keys import Key
-from headwater.seeds.seeded_state import Span
+from headwater.seeds.seeded_state import SeededState
 from headwater.state import AdapterState
 
 
@@ -45,7 +45,7 @@ class Replay:
 
     def __init__(self, origin: AdapterState, root: Key) -> None:
         self._origin, self._root = origin, root
-        self._last: tuple[Span, AdapterState] | None = None
+        self._last: tuple[SeededState, AdapterState] | None = None
 
     def rebuild(self, payload: Payload, client: str, store: ClientStore) -> Rebuilt:
         """The state in ``payload``, relative to what ``client`` has, or to the last one here.
@@ -71,21 +71,21 @@ class Replay:
             last = self._last = span, span.state()
         return Rebuilt(last[1], sums, header.version)
 
-    def _span(self, directions: Directions, unit_bits: int, sums: Integers) -> Span:
+    def _span(self, directions: Directions, unit_bits: int, sums: Integers) -> SeededState:
         """From the last one where that draws fewer directions."""
         require_summable(sums)  # also where only the change is added up
         last = None if self._last is None else self._last[0]
         if last is None or (last.directions, last.unit_bits) != (directions, unit_bits):
-            return Span(self._origin, directions, unit_bits, sums)
+            return SeededState(self._origin, directions, unit_bits, sums)
         change = np.zeros(max(len(sums), len(last.sums)), np.int64)
         change[: len(sums)] = sums
         change[: len(last.sums)] -= last.sums
         touched = np.flatnonzero(change)
         if len(touched) >= np.count_nonzero(sums):
-            return Span(self._origin, directions, unit_bits, sums)
+            return SeededState(self._origin, directions, unit_bits, sums)
         exact = last.total + directions.combine(touched, change[touched])
-        return Span(self._origin, directions, unit_bits, sums, exact)
+        return SeededState(self._origin, directions, unit_bits, sums, exact)
 
 
-def _is(span: Span, directions: Directions, unit_bits: int, sums: Integers) -> bool:
+def _is(span: SeededState, directions: Directions, unit_bits: int, sums: Integers) -> bool:
     return (span.directions, span.unit_bits) == (directions, unit_bits) and np.array_equal(span.sums, sums)

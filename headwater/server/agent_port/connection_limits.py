@@ -1,4 +1,4 @@
-"""Who may hold a connection to the fleet port: :class:`FleetServer`, uvicorn behind a doorman.
+"""Who may hold a connection to the fleet port: :class:`LimitedServer`, uvicorn behind a doorman.
 
 A connection costs a file and some hundred KiB from the moment it is accepted, long before a request shows
 whose it is; a server that accepts all comers until its files are used up shuts its own agents out. Here a
@@ -34,7 +34,7 @@ _BREATH_S = 0.05
 
 
 @dataclass(eq=False)
-class _Visitor:
+class _Connection:
     """One connection."""
 
     address: str
@@ -50,7 +50,7 @@ class _Visitor:
             self.task.cancel()
 
 
-class Doorman:
+class ConnectionLimiter:
     """Accepts connections and keeps their number bounded. Lives in one event loop.
 
     Args:
@@ -60,8 +60,8 @@ class Doorman:
 
     def __init__(self, greet: Callable[[], DeadlineProtocol], config: uvicorn.Config) -> None:
         self._greet, self._config = greet, config
-        self._strangers: dict[str, OrderedDict[_Visitor, None]] = {}
-        self._proven: dict[str, OrderedDict[_Visitor, None]] = {}
+        self._strangers: dict[str, OrderedDict[_Connection, None]] = {}
+        self._proven: dict[str, OrderedDict[_Connection, None]] = {}
         self._count = 0
 
     async def accept(self, listener: socket.socket) -> None:
@@ -74,14 +74,14 @@ class Doorman:
                 self._end_oldest()
                 await asyncio.sleep(_BREATH_S)
                 continue
-            visitor = _Visitor(network_of(address[0]))
+            visitor = _Connection(network_of(address[0]))
             self._strangers.setdefault(visitor.address, OrderedDict())[visitor] = None
             self._count += 1
             visitor.task = loop.create_task(self._welcome(visitor, connection))
             if self._count > STRANGERS:
                 self._end_oldest()
 
-    async def _welcome(self, visitor: _Visitor, connection: socket.socket) -> None:
+    async def _welcome(self, visitor: _Connection, connection: socket.socket) -> None:
         def greet() -> DeadlineProtocol:
             protocol = visitor.protocol = self._greet()
             protocol.proven = lambda name: self._prove(visitor, name)
@@ -96,7 +96,7 @@ class Doorman:
             self._forget(visitor)
             connection.close()
 
-    def _prove(self, visitor: _Visitor, name: str) -> None:
+    def _prove(self, visitor: _Connection, name: str) -> None:
         """A request of ``name`` was let in on this connection."""
         if visitor.name != name:
             self._forget(visitor)
@@ -113,11 +113,11 @@ class Doorman:
         if crowd:
             self._end(next(iter(crowd)))
 
-    def _end(self, visitor: _Visitor) -> None:
+    def _end(self, visitor: _Connection) -> None:
         self._forget(visitor)
         visitor.leave()
 
-    def _forget(self, visitor: _Visitor) -> None:
+    def _forget(self, visitor: _Connection) -> None:
         kind, key = (self._proven, visitor.name) if visitor.name else (self._strangers, visitor.address)
         group = kind.get(key, OrderedDict())
         if visitor in group:
@@ -127,8 +127,8 @@ class Doorman:
             kind.pop(key, None)
 
 
-class FleetServer(uvicorn.Server):
-    """uvicorn, whose listening sockets a :class:`Doorman` attends to.
+class LimitedServer(uvicorn.Server):
+    """uvicorn, whose listening sockets a :class:`ConnectionLimiter` attends to.
 
     Args:
         config: from :func:`headwater.server.agent_port.http_protocol.fleet_port`.
@@ -138,7 +138,7 @@ class FleetServer(uvicorn.Server):
         """Listen on ``sockets``."""
         await super().startup(sockets=[])
         _more_files()
-        doorman = Doorman(self._greet, self.config)
+        doorman = ConnectionLimiter(self._greet, self.config)
         self._accepting = []
         for listener in sockets or []:
             listener.listen(self.config.backlog)

@@ -84,7 +84,7 @@ def fleet_port(app: App, *, host: str, port: int, certificate: Path, key: Path) 
     """Settings for ``uvicorn.Server``: TLS 1.3, HTTP/1.1, no WebSockets, no proxies, no access log.
 
     Args:
-        app: a :class:`headwater.server.agent_port.request_auth.Gate`.
+        app: a :class:`headwater.server.agent_port.request_auth.RequestAuthenticator`.
         host: to listen on.
         port: to listen on.
         certificate: PEM, of the server.

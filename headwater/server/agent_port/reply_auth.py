@@ -1,4 +1,4 @@
-"""Door: a reply is believed only with the signature of the client whose task it answers."""
+"""ReplyVerifier: a reply is believed only with the signature of the client whose task it answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headwater.server.monitoring.refusals import NOT_SIGNED
 from headwater.server.workspace.registry import ClientRegistry
 
 
-class Door:
+class ReplyVerifier:
     """Opens what arrives at an enrolled client's address.
 
     Args:

@@ -1,4 +1,4 @@
-"""The gate: who may send a byte to the federation's open port. Entry point: :class:`Gate`.
+"""The gate: who may send a byte to the federation's open port. Entry point: :class:`RequestAuthenticator`.
 
 Flower's own app reads and parses a body before it asks who sent it. Here a request is judged by its head
 alone: path, a claim signed by an enrolled key, time and nonce, the newest process of that key, version,
@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias
 
 from headwater import __version__
 from headwater.errors import DecodeError, UpdateRejected
-from headwater.flower.fleet_server import ACTIVATE, CLIENT, PATHS, PUSH_MESSAGES, PUSH_OBJECT, FleetLink
+from headwater.flower.fleet_server import ACTIVATE, CLIENT, PATHS, PUSH_MESSAGES, PUSH_OBJECT, FleetServer
 from headwater.security.signing import PublicIdentity, RequestClaim, verify_request
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -108,7 +108,7 @@ class _Caller:
     at_once: int = 0
 
 
-class Gate:
+class RequestAuthenticator:
     """Pure ASGI, outermost.
 
     Args:
@@ -123,7 +123,7 @@ class Gate:
     def __init__(
         self,
         app: App,
-        link: FleetLink,
+        link: FleetServer,
         registry: Registry,
         limits: Limits,
         *,

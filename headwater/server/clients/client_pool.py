@@ -1,4 +1,4 @@
-"""Who can take part: :class:`Members`, and :class:`Introduced` for those who were asked once."""
+"""Who can take part: :class:`ClientPool`, and :class:`FixedClients` for those who were asked once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from headwater.errors import HeadwaterError
 from headwater.protocol.messages import ClientProfile, DeviceProfile, MethodCost, Request
-from headwater.server.clients.exchange import Exchange, Incoming
+from headwater.server.clients.exchange import Exchange, ReceivedReply
 
 AWAY_S = 90.0
 """So long a client that went away is waited for where only its evaluation is missing, and one that has not
 been here since the daemon began. Agents try to come back at least once a minute."""
 
 
-class Members(ABC):
+class ClientPool(ABC):
     """The clients of a run and the way to them.
 
     Attributes:
@@ -50,15 +50,15 @@ class Members(ABC):
         return {}
 
     @abstractmethod
-    def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:
+    def poll(self, *kinds: type[Request]) -> Iterator[ReceivedReply]:
         """Replies to requests of these kinds that are there now. Introductions are dealt with on the way."""
 
     @abstractmethod
-    def doubt(self, client: str, error: HeadwaterError) -> None:
+    def forget_profile(self, client: str, error: HeadwaterError) -> None:
         """``error`` says why the client cannot work (``NOT_READY``): introduce it anew where that can be."""
 
 
-class Introduced(Members):
+class FixedClients(ClientPool):
     """Clients that were there at the start and stay: a simulation's.
 
     Args:
@@ -85,10 +85,10 @@ class Introduced(Members):
     def ready(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
         return self._profiles
 
-    def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:  # noqa: D102 - inherited
+    def poll(self, *kinds: type[Request]) -> Iterator[ReceivedReply]:  # noqa: D102 - inherited
         return self.exchange.poll(*kinds)
 
-    def doubt(self, client: str, error: HeadwaterError) -> None:
+    def forget_profile(self, client: str, error: HeadwaterError) -> None:
         """Nothing: who was introduced once knows the run."""
 
 

@@ -1,4 +1,4 @@
-"""RollCall: the members of a run on a network, where clients come, go, and come back with other data."""
+"""DiscoveredClients: who takes part over a network, where clients come, go, and come back with other data."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from headwater.errors import HeadwaterError, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.failures import UNSPECIFIED, Failure
 from headwater.protocol.messages import ClientProfile, ProfileRequest, Request
-from headwater.server.clients.client_pool import AWAY_S, Members, profile_from
-from headwater.server.clients.exchange import Exchange, Incoming
+from headwater.server.clients.client_pool import AWAY_S, ClientPool, profile_from
+from headwater.server.clients.exchange import Exchange, ReceivedReply
 from headwater.server.clients.handshake import profile_of
-from headwater.server.clients.run_control import Watch
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, ClientKnown, Observer
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 ASK_AGAIN_S = 60.0
 """A client that is silent, or refused, or does not fit, is asked again after this long: that may change."""
 
 
-class RollCall(Members):
+class DiscoveredClients(ClientPool):
     """Asks every client that comes online who it is; what it said is kept in a file.
 
     Args:
         exchange: addresses are enrolled names.
         run: id of the run.
         settings: of the federation, sent to the clients.
-        bench: the base model and spec that clients must share.
+        context: the base model and spec that clients must share.
         sessions: for every enrolled client that is online, a number that changes when it comes back.
         enrolled: whether a name may take part.
         path: the file.
@@ -44,16 +44,16 @@ class RollCall(Members):
         exchange: Exchange,
         run: str,
         settings: Federation,
-        bench: Workbench,
+        context: TrainingContext,
         sessions: Callable[[], Mapping[str, int]],
         enrolled: Callable[[str], bool],
         path: Path,
-        watch: Watch,
+        watch: RunControl,
         names: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self.exchange = exchange
         self._bench, self._sessions, self._enrolled, self._path, self._watch = (
-            bench,
+            context,
             sessions,
             enrolled,
             path,
@@ -63,7 +63,7 @@ class RollCall(Members):
         self._seen: set[str] = set()  # clients that were online since then
         self._observer: Observer = watch.observer
         federation = settings.model_dump_json(exclude_none=True)
-        self._request = ProfileRequest(run, federation, bench.base_sha256, __version__)
+        self._request = ProfileRequest(run, federation, context.base_sha256, __version__)
         self._known = load_profiles(path)
         self._unsaved = False
         self._unfit: dict[str, str] = {}  # whose last answer was no profile that fits, and why
@@ -108,8 +108,8 @@ class RollCall(Members):
         self._seen.update(online)
         return online
 
-    def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:  # noqa: D102 - inherited
-        self._greet()
+    def poll(self, *kinds: type[Request]) -> Iterator[ReceivedReply]:  # noqa: D102 - inherited
+        self._request_profiles()
         for incoming in self.exchange.poll(ProfileRequest, *kinds):
             if incoming.kind is ProfileRequest:
                 self._take(incoming)
@@ -119,11 +119,11 @@ class RollCall(Members):
             save_profiles(self._path, self._known)
             self._unsaved = False
 
-    def doubt(self, client: str, error: HeadwaterError) -> None:  # noqa: D102 - inherited
+    def forget_profile(self, client: str, error: HeadwaterError) -> None:  # noqa: D102 - inherited
         self._greeted.pop(client, None)
         self._short[client] = _in_short(error)
 
-    def _greet(self) -> None:
+    def _request_profiles(self) -> None:
         now = self._watch.clock()
         for name, session in self._online().items():
             again = self._again_s.get(name)
@@ -133,7 +133,7 @@ class RollCall(Members):
                 self.exchange.forget_address(ProfileRequest, name)
                 self.exchange.send([(name, self._request)], 0)
 
-    def _take(self, incoming: Incoming) -> None:
+    def _take(self, incoming: ReceivedReply) -> None:
         name = incoming.address
         try:
             profile = profile_of(incoming, self._bench, self._request.run, client=name)

@@ -13,7 +13,7 @@ from headwater.protocol.failures import FailureCode, reported_code
 from headwater.protocol.messages import Payload
 from headwater.seeds.directions import Integers
 from headwater.seeds.keys import Key
-from headwater.seeds.seeded_state import Span
+from headwater.seeds.seeded_state import SeededState
 from headwater.state import AdapterState
 from headwater.strategies.strategy import ServerState
 
@@ -33,7 +33,7 @@ class Outgoing:
     """
 
     base: AdapterState
-    sent: Payload | Span
+    sent: Payload | SeededState
     held: Callable[[str], int] = lambda client: 0
     known: Mapping[int, Integers] = field(default_factory=dict)
     _made: dict[int, Payload] = field(default_factory=dict, repr=False)

@@ -30,7 +30,7 @@ _KINDS = {ProfileRequest: "profile", TrainRequest: "train", EvaluateRequest: "ev
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
+class ReceivedReply:
     """One reply: whose task it answers (not who claims to be), and its bytes or what is wrong with it.
 
     ``data`` is the reply; ``raw`` is what arrived, for who wants to open it again. ``remote``: it came over a
@@ -79,7 +79,7 @@ class Exchange:
     ) -> None:
         self._grid, self._nodes, self._open, self._tell = grid, nodes, open_reply, tell
         self._outstanding: dict[str, tuple[str, type[Request], int]] = {}
-        self._unsent: list[Incoming] = []
+        self._unsent: list[ReceivedReply] = []
         self._pulled: dict[str, Message] = {}  # taken from the grid, not handed on yet
 
     def send(self, requests: Iterable[tuple[str, Request]], round: int) -> dict[str, int]:
@@ -92,7 +92,7 @@ class Exchange:
             kind = _TYPES[type(request)]
             node = self._nodes.get(address)
             if node is None:
-                self._unsent.append(Incoming(address, type(request), round, b"", "it has no node", 0))
+                self._unsent.append(ReceivedReply(address, type(request), round, b"", "it has no node", 0))
                 continue
             rows.append((address, request))
             messages.append(Message(content, node, kind, group_id=str(round)))
@@ -103,7 +103,7 @@ class Exchange:
         for message_id, (address, request) in zip(ids, rows, strict=True):
             if message_id is None:
                 reason = "Flower could not push the message"
-                self._unsent.append(Incoming(address, type(request), round, b"", reason, 0))
+                self._unsent.append(ReceivedReply(address, type(request), round, b"", reason, 0))
             else:
                 self._outstanding[message_id] = (address, type(request), round)
         return sizes
@@ -114,7 +114,7 @@ class Exchange:
             i.kind is kind and i.round == round for i in self._unsent
         )
 
-    def poll(self, *kinds: type[Request]) -> Iterator[Incoming]:
+    def poll(self, *kinds: type[Request]) -> Iterator[ReceivedReply]:
         """Every reply to requests of these kinds that is there now, a few at a time, late ones too.
 
         Replies of other kinds stay where they are; without kinds, all are taken. Whoever stops in the
@@ -159,21 +159,21 @@ class Exchange:
         if gone and isinstance(self._grid, Cancels):
             self._grid.cancel(gone)
 
-    def opened(self, address: str, kind: type[Request], round: int, raw: bytes) -> Incoming:
+    def opened(self, address: str, kind: type[Request], round: int, raw: bytes) -> ReceivedReply:
         """What arrived at an address, opened: now, or again when it comes from the spool."""
         try:
             reply = self._open(address, raw)
-            return Incoming(address, kind, round, reply, "", len(raw), raw, self._open is not unsigned)
+            return ReceivedReply(address, kind, round, reply, "", len(raw), raw, self._open is not unsigned)
         except HeadwaterError as error:
-            return Incoming(address, kind, round, b"", str(error), len(raw))
+            return ReceivedReply(address, kind, round, b"", str(error), len(raw))
 
-    def _incoming(self, message: Message, address: str, kind: type[Request], round: int) -> Incoming:
+    def _incoming(self, message: Message, address: str, kind: type[Request], round: int) -> ReceivedReply:
         if message.has_error():
             if (end := end_of_run(message.error)) is not None:
                 raise end
-            return Incoming(address, kind, round, b"", f"no reply: {message.error.reason}"[:2000], 0)
+            return ReceivedReply(address, kind, round, b"", f"no reply: {message.error.reason}"[:2000], 0)
         try:
             (raw,) = unpack(message.content, "reply")
         except DecodeError as error:
-            return Incoming(address, kind, round, b"", str(error), count_bytes(message.content))
+            return ReceivedReply(address, kind, round, b"", str(error), count_bytes(message.content))
         return self.opened(address, kind, round, raw)

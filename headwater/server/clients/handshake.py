@@ -1,4 +1,4 @@
-"""introduce: the handshake before the first round, in which every node says who it is and what it has."""
+"""The handshake before the first round: every node says what it is and has: :func:`collect_profiles`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from headwater.config.federation import Federation
 from headwater.errors import ConfigError, DecodeError, FederationStopped, HeadwaterError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest, reported
-from headwater.server.clients.exchange import Exchange, Incoming
-from headwater.server.clients.run_control import Watch
+from headwater.server.clients.exchange import Exchange, ReceivedReply
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed
 from headwater.strategies.assignment import assign
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 
-def introduce(
+def collect_profiles(
     grid: Grid,
     run: str,
-    bench: Workbench,
-    watch: Watch,
+    context: TrainingContext,
+    watch: RunControl,
     *,
     expected: int,
     min_clients: int,
@@ -32,7 +32,7 @@ def introduce(
     Args:
         grid: Flower's grid.
         run: the run's id.
-        bench: the base model and spec that clients must share.
+        context: the base model and spec that clients must share.
         watch: time, stop and observer.
         expected: wait until so many nodes are there.
         min_clients: how many must fit.
@@ -62,7 +62,7 @@ def introduce(
         for incoming in exchange.poll():
             quiet = False
             try:
-                profile = profile_of(incoming, bench, run)
+                profile = profile_of(incoming, context, run)
                 if profile.client in profiles:
                     raise DecodeError(f"client {profile.client}", expected="one node", got="two")
                 profiles[profile.client], nodes[profile.client] = profile, int(incoming.address)
@@ -101,7 +101,7 @@ def introduce(
     return dict(sorted(profiles.items())), nodes, dict(sorted(lost.items()))
 
 
-def _failed_as(incoming: Incoming) -> tuple[str, str]:
+def _failed_as(incoming: ReceivedReply) -> tuple[str, str]:
     """The name in a reply that cannot be used, and its own reason; empty where there are none."""
     if incoming.error:
         return "", ""
@@ -131,12 +131,14 @@ def _by_name(name: str, reason: str) -> str:
     return reason if reason.startswith(f"client {name}") else f"{name}: {reason}"
 
 
-def profile_of(incoming: Incoming, bench: Workbench, run: str, client: str = "") -> ClientProfile:
+def profile_of(
+    incoming: ReceivedReply, context: TrainingContext, run: str, client: str = ""
+) -> ClientProfile:
     """The node's profile, if it has this base model and adapter.
 
     Args:
         incoming: the reply.
-        bench: what the profile must fit.
+        context: what the profile must fit.
         run: the run that was asked about.
         client: whose node it is, where that is known beforehand.
 
@@ -153,14 +155,14 @@ def profile_of(incoming: Incoming, bench: Workbench, run: str, client: str = "")
     if not isinstance(reply, ClientProfile):
         raise DecodeError(who, expected="a profile", got=type(reply).__name__)
     for what, theirs, ours in (
-        ("base model sha256", reply.model_sha256, bench.base_sha256),
-        ("adapter spec", reply.spec, bench.spec.fingerprint()),
+        ("base model sha256", reply.model_sha256, context.base_sha256),
+        ("adapter spec", reply.spec, context.spec.fingerprint()),
         ("run", reply.run, run),
         ("name", reply.client, client or reply.client),
     ):
         if theirs != ours:
             raise DecodeError(f"client {reply.client}", expected=f"{what} {ours[:12]}", got=theirs[:12])
-    _require_fit(reply, bench.loaded.settings)
+    _require_fit(reply, context.loaded.settings)
     return reply
 
 

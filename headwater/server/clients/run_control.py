@@ -14,7 +14,7 @@ POLL_S = 0.02
 
 
 @dataclass(frozen=True)
-class Watch:
+class RunControl:
     """Passed to whoever waits for clients.
 
     Args:

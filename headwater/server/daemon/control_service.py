@@ -1,4 +1,4 @@
-"""Office: the organiser's side of a running daemon, for gRPC, the web page and the command line."""
+"""ControlService: the organiser's side of a running daemon, for gRPC, the web page and the command line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from headwater.server.storage.adapter_versions import Versions
 from headwater.server.storage.run_folder import RunFolder
 from headwater.server.workspace.registry import ClientRegistry
 from headwater.server.workspace.required_inputs import require_inputs
-from headwater.server.workspace.run_queue import ENDED, RunBook, RunEntry
+from headwater.server.workspace.run_queue import ENDED, RunEntry, RunQueue
 from headwater.server.workspace.steering import PLACES, require_known, tell_changes, tell_unmet, tell_wish
 
 if TYPE_CHECKING:  # torch and transformers: an idle daemon has neither
     from headwater.server.daemon.run_job import RunJob
-    from headwater.training.context import Workbench
+    from headwater.training.context import TrainingContext
 
 _NO_RESULT = (
     "it was not at work, so summary, report and adapter/ are not written: "
@@ -32,7 +32,7 @@ _NO_RESULT = (
 )
 
 
-class Office:
+class ControlService:
     """Implements :class:`headwater.protocol.control.Organiser`. Thread-safe; nothing here waits for a round.
 
     Args:
@@ -46,7 +46,7 @@ class Office:
 
     def __init__(
         self,
-        book: RunBook,
+        book: RunQueue,
         registry: ClientRegistry,
         monitor: Monitor,
         job: Callable[[], RunJob | None],
@@ -126,7 +126,7 @@ class Office:
             job = self._job_of(entry.run)  # it may have begun in between
         if job is not None:
             wish: Literal["pause", "stop"] = "pause" if state == "paused" else "stop"
-            self._book.wish_end(entry.run, wish)
+            self._book.request_stop(entry.run, wish)
             job.wish(wish)
             told = tell_wish(wish, self._monitor_row(entry.run))
             self._monitor.run_told(entry.run, f"{told}, as the organiser asks")
@@ -266,14 +266,14 @@ class Office:
         folder, _ = self._book.open(run)
         return Versions.of_run(folder.path, self._keep)
 
-    def _bench(self, run: str) -> Workbench:
-        if (job := self._job_of(run)) is not None and job.bench is not None:
-            return job.bench
-        from headwater.training.context import Workbench
+    def _bench(self, run: str) -> TrainingContext:
+        if (job := self._job_of(run)) is not None and job.context is not None:
+            return job.context
+        from headwater.training.context import TrainingContext
 
         with self._loading:  # one at a time: a base model may be large
             # the run at work computes with its own threads, on which its last bits depend
-            return Workbench.open(self._book.open(run)[1], threads=False)
+            return TrainingContext.open(self._book.open(run)[1], threads=False)
 
 
 def _enrolled(status: Status) -> int:

@@ -31,16 +31,16 @@ import uvicorn
 from headwater import __version__
 from headwater.config.daemon import split_address
 from headwater.errors import ConfigError, HeadwaterError, StorageError
-from headwater.flower.fleet_server import FleetLink
+from headwater.flower.fleet_server import FleetServer
 from headwater.proto.control import serve
 from headwater.security.certificates import days_left
 from headwater.security.signing import PublicIdentity
-from headwater.server.agent_port.connection_limits import FleetServer
+from headwater.server.agent_port.connection_limits import LimitedServer
 from headwater.server.agent_port.http_protocol import fleet_port
-from headwater.server.agent_port.reply_auth import Door
-from headwater.server.agent_port.request_auth import Gate, Limits
+from headwater.server.agent_port.reply_auth import ReplyVerifier
+from headwater.server.agent_port.request_auth import Limits, RequestAuthenticator
 from headwater.server.clients.run_control import Interrupted
-from headwater.server.daemon.control_service import Office
+from headwater.server.daemon.control_service import ControlService
 from headwater.server.daemon.logs import log_to
 from headwater.server.monitoring.counters import ClientFacts
 from headwater.server.monitoring.monitor import Monitor
@@ -49,18 +49,18 @@ from headwater.server.status_page.serve import serving
 from headwater.server.storage.run_folder import RunFolder
 from headwater.server.workspace.last_seen import EVERY_S, LastSeen
 from headwater.server.workspace.registry import ClientRecord, ClientRegistry
-from headwater.server.workspace.run_queue import RunBook, RunEntry
+from headwater.server.workspace.run_queue import RunEntry, RunQueue
 from headwater.server.workspace.workspace import Workspace
 
 if TYPE_CHECKING:  # torch and transformers: not before the first run
     from headwater.server.daemon.run_job import RunJob
 
 LOG = logging.getLogger("headwater.server")
-AGAIN_S = 60.0
+RETRY_AFTER_S = 60.0
 """A run that a full disk stopped is tried again after this long."""
 GRACE_S = 15.0
 """A daemon that was told to end and is still at work (evaluating) after this long ends all the same."""
-QUIET_S = 0.25
+IDLE_POLL_S = 0.25
 
 
 def run(workspace: Workspace) -> int:
@@ -75,7 +75,7 @@ def run(workspace: Workspace) -> int:
         log_to(workspace.log, most_bytes=settings.retention.log_bytes, files=settings.retention.logs),
     ):
         daemon = Daemon(workspace)
-        with daemon.serving(), _told_to_end(daemon):
+        with daemon.serving(), _shutdown_on_signal(daemon):
             LOG.info("headwater %s serves %s, pid %d", __version__, workspace.path, os.getpid())
             for name, address in daemon.addresses.items():
                 LOG.info("%s port: %s", name, address)
@@ -107,12 +107,14 @@ class Daemon:
         self.failed = False
         self._fleet: threading.Thread | None = None
         self._registry: ClientRegistry = workspace.registry()
-        self._link = FleetLink(max_reply_bytes=lambda name: self._job.max_reply_bytes if self._job else 2**20)
+        self._link = FleetServer(
+            max_reply_bytes=lambda name: self._job.max_reply_bytes if self._job else 2**20
+        )
         self._last_seen, self._noted_s = LastSeen(workspace.last_seen), time.monotonic()
         for record in self._registry.by_name().values():
             self._enrol(record)
         self._registry.on_change(self._enrol)
-        self._gate = Gate(
+        self._gate = RequestAuthenticator(
             self._link.app,
             self._link,
             self._registry,
@@ -129,8 +131,8 @@ class Daemon:
             refused=self._gate.refusals,
             certificate_days=lambda: int(days_left(certificate)),
         )
-        self._book = RunBook(workspace.runs_book, workspace.runs)
-        self._office = Office(
+        self._book = RunQueue(workspace.runs_book, workspace.runs)
+        self._office = ControlService(
             self._book,
             self._registry,
             self._monitor,
@@ -138,7 +140,7 @@ class Daemon:
             keep=self._keep,
             wake=self._awake.set,
         )
-        self._door = Door(self._registry, self._monitor.refused)
+        self._door = ReplyVerifier(self._registry, self._monitor.refused)
 
     def end(self) -> None:
         """Finish nothing, lose nothing: :meth:`work` returns soon."""
@@ -258,7 +260,7 @@ class Daemon:
         while not self._is_ending():
             entry = self._next()
             if entry is None:
-                self._awake.wait(QUIET_S)
+                self._awake.wait(IDLE_POLL_S)
                 self._awake.clear()
             else:
                 self._do(entry)
@@ -297,7 +299,7 @@ class Daemon:
             LOG.info("run %s goes on when the daemon is started again", entry.run)
         except StorageError as error:
             self._failed(entry, error, again=True)
-            self._again_s[entry.run] = time.monotonic() + AGAIN_S
+            self._again_s[entry.run] = time.monotonic() + RETRY_AFTER_S
         except HeadwaterError as error:
             self._failed(entry, error)
         except Exception as error:  # a defect of ours: the daemon stays, with the other runs
@@ -312,7 +314,7 @@ class Daemon:
             wished = bool(self._book.get(entry.run).wish)  # then it was to end anyway
             self._book.set_state(entry.run, "failed", str(error), again=again and not wished)
         except StorageError:  # a full disk: the book cannot say so either
-            self._again_s[entry.run] = time.monotonic() + AGAIN_S
+            self._again_s[entry.run] = time.monotonic() + RETRY_AFTER_S
 
 
 _fingerprint = functools.lru_cache(maxsize=2**14)(PublicIdentity.fingerprint)
@@ -322,7 +324,7 @@ _fingerprint = functools.lru_cache(maxsize=2**14)(PublicIdentity.fingerprint)
 class _Nodes(Mapping[str, int]):
     """Flower's node id by client name, as it is now."""
 
-    def __init__(self, link: FleetLink) -> None:
+    def __init__(self, link: FleetServer) -> None:
         self._link = link
 
     def __getitem__(self, name: str) -> int:
@@ -353,7 +355,7 @@ def _listening(config: uvicorn.Config) -> Iterator[tuple[threading.Thread, str]]
             got=error.strerror or str(error),
             hint="Stop what uses it, or choose another in server.toml: [listen] fleet.",
         ) from None
-    server = FleetServer(config)
+    server = LimitedServer(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="fleet", daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
@@ -375,7 +377,7 @@ def _listening(config: uvicorn.Config) -> Iterator[tuple[threading.Thread, str]]
 
 
 @contextmanager
-def _told_to_end(daemon: Daemon) -> Iterator[None]:
+def _shutdown_on_signal(daemon: Daemon) -> Iterator[None]:
     """SIGTERM and SIGINT end the daemon; what it cannot interrupt is left after a while."""
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -16,20 +16,20 @@ from headwater.data.federated import FederatedData
 from headwater.errors import FederationStopped
 from headwater.proto.wire import MAX_ENVELOPE
 from headwater.seeds.keys import Key
-from headwater.server.clients.discovery import RollCall
+from headwater.server.clients.discovery import DiscoveredClients
 from headwater.server.clients.exchange import Exchange
 from headwater.server.events import Observer
 from headwater.server.metrics import metric_name
 from headwater.server.monitoring.monitor import Monitor
-from headwater.server.rounds.federation_server import FederationServer, Outcome
+from headwater.server.rounds.federation_server import FederationServer, RunResult
 from headwater.server.rounds.finish import finish
 from headwater.server.storage.adapter_versions import Versions
-from headwater.server.storage.durability import Deployment
+from headwater.server.storage.durability import Durability
 from headwater.server.storage.update_spool import Spool
 from headwater.server.workspace.required_inputs import require_inputs
-from headwater.server.workspace.run_queue import RunBook, RunEntry, Wish
+from headwater.server.workspace.run_queue import RunEntry, RunQueue, StopRequest
 from headwater.strategies.seeding import round_seeds
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 SIGNATURE_BYTES = 1024
 """What the signed envelope adds to a reply, with room."""
@@ -71,7 +71,7 @@ class RunJob:
     def __init__(
         self,
         entry: RunEntry,
-        book: RunBook,
+        book: RunQueue,
         network: Network,
         monitor: Monitor,
         *,
@@ -82,10 +82,10 @@ class RunJob:
         self._book, self._network, self._monitor = book, network, monitor
         self._keep, self._interrupted = keep, interrupted
         self.folder, self.loaded = book.open(entry.run)
-        self.bench: Workbench | None = None
+        self.context: TrainingContext | None = None
         self.versions = Versions.of_run(self.folder.path, keep)
         self.max_reply_bytes = 2**20
-        self._wish: Wish = entry.wish
+        self._wish: StopRequest = entry.wish
         self._changed: tuple[Mapping[str, str], Federation] | None = None
 
     def wish(self, what: Literal["pause", "stop"]) -> None:
@@ -106,29 +106,29 @@ class RunJob:
         for told in require_inputs(self.loaded, f"headwater server resume DIR {self.entry.run}"):
             self._monitor.notice(told, run=self.entry.run)
         with self.folder.locked():
-            bench = self.bench = Workbench.open(self.loaded)
-            self.max_reply_bytes = reply_bound(settings, bench)
+            context = self.context = TrainingContext.open(self.loaded)
+            self.max_reply_bytes = reply_bound(settings, context)
             root = Key.root(settings.federation.seed)
-            data = FederatedData.held_out(self.loaded, bench.tokenizer, root)
-            self.folder.keep_inputs(base=bench.base_sha256, data=data.sha256)
+            data = FederatedData.held_out(self.loaded, context.tokenizer, root)
+            self.folder.keep_inputs(base=context.base_sha256, data=data.sha256)
             self._monitor.run_restored(self.entry.run, self.folder.read_rounds(), metric_name(settings))
             server = FederationServer(
                 replace(self.loaded, settings=settings),
                 self.entry.run,
-                bench,
+                context,
                 self.folder,
                 test=data.test(),
                 observer=self._observer,
                 should_stop=lambda: bool(self._wish),
                 deployment=self._deployment(),
-                known_as=self.entry.known_as,
+                wire_run_id=self.entry.wire_run_id,
             )
             network = self._network
-            members = RollCall(
+            members = DiscoveredClients(
                 Exchange(network.grid, network.nodes, network.open_reply, self._observer),
-                self.entry.known_as,
+                self.entry.wire_run_id,
                 self.loaded.settings,
-                bench,
+                context,
                 network.sessions,
                 network.enrolled,
                 self.folder.path / "state" / "profiles.json",
@@ -145,15 +145,15 @@ class RunJob:
                 return
             finally:
                 members.exchange.forget_all()
-            self._finish(outcome, bench)
+            self._finish(outcome, context)
 
     @property
     def _observer(self) -> Observer:
         return self._monitor.observer(self.entry.run)
 
-    def _deployment(self) -> Deployment:
+    def _deployment(self) -> Durability:
         state = self.folder.path / "state"
-        return Deployment(
+        return Durability(
             spool=Spool(state / "spool", notice=lambda text: self._monitor.error(text, run=self.entry.run)),
             versions=self.versions,
             roster=state / "open_round.json",
@@ -173,11 +173,11 @@ class RunJob:
     def _rolled_back(self) -> None:
         self._book.wish_rollback(self.entry.run, None)
 
-    def _finish(self, outcome: Outcome, bench: Workbench) -> None:
+    def _finish(self, outcome: RunResult, context: TrainingContext) -> None:
         if outcome.reason == "stopped" and self._wish == "pause":
             self._set("paused", "by the organiser")
             return
-        finish(self.loaded, self.folder, bench, outcome, engine="server", notices=bench.notices)
+        finish(self.loaded, self.folder, context, outcome, engine="server", notices=context.notices)
         ends = {"rounds": "all rounds are done", "patience": "no better adapter came"}
         self._set("finished" if outcome.finished else "stopped", ends.get(outcome.reason, "by the organiser"))
 
@@ -186,10 +186,10 @@ class RunJob:
         self._monitor.run_state(self.entry.run, state, reason)
 
 
-def reply_bound(settings: Federation, bench: Workbench) -> int:
+def reply_bound(settings: Federation, context: TrainingContext) -> int:
     """Bytes that one client's reply may have in this federation."""
-    fisher = LogQuantCodec().max_bytes(bench.spec) if settings.strategy.kind == "fisher" else 0
+    fisher = LogQuantCodec().max_bytes(context.spec) if settings.strategy.kind == "fisher" else 0
     seeds = round_seeds(settings, 1)
     scalars = 0 if seeds is None else scalars_max_bytes(seeds)
-    values = max(codec_for(settings.codec.up).max_bytes(bench.spec), scalars)
+    values = max(codec_for(settings.codec.up).max_bytes(context.spec), scalars)
     return values + fisher + MAX_ENVELOPE + SIGNATURE_BYTES

@@ -1,4 +1,4 @@
-"""What the events of a run add up to: :class:`RunTally` and :class:`ClientTally`. Plain values, no locks.
+"""What the events of a run add up to: :class:`RunCounters` and :class:`ClientTally`. Plain values, no locks.
 
 Their size does not depend on how many rounds have passed.
 """
@@ -97,7 +97,7 @@ class ClientTally:
 
 
 @dataclass(slots=True)
-class RunTally:
+class RunCounters:
     """Where one run stands."""
 
     run: str

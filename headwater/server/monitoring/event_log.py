@@ -1,4 +1,4 @@
-"""EventRing: the latest events, numbered, for any number of threads that wait for the next one."""
+"""EventLog: the latest events, numbered, for any number of threads that wait for the next one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headwater.text import plain
 
 MOST_EVENTS = 2_000
 MOST_AT_ONCE = 500
-"""Events that one call of :meth:`EventRing.after` returns."""
+"""Events that one call of :meth:`EventLog.after` returns."""
 MOST_ERRORS = 50
 MOST_TEXT = 500
 """Characters kept of an event's text."""
@@ -21,7 +21,7 @@ _LEVELS = {"error": logging.ERROR, "refused": logging.WARNING, "notice": logging
 _log = logging.getLogger("headwater.server")
 
 
-class EventRing:
+class EventLog:
     """Bounded: :data:`MOST_EVENTS` events of at most about 1 KB.
 
     Apart from them :data:`MOST_ERRORS` errors of the daemon and as many failures of clients, so that

@@ -2,7 +2,7 @@
 
 It watches runs (:meth:`Monitor.observer`) and is told the rest by the daemon. Whoever asks gets a
 :class:`~headwater.protocol.control.Status`, or waits for events. What it holds is bounded: the latest events
-(:class:`~.event_log.EventRing`), :data:`MOST_ENDED` ended runs, a row per enrolled client.
+(:class:`~.event_log.EventLog`), :data:`MOST_ENDED` ended runs, a row per enrolled client.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from headwater.server.events import (
     Waiting,
     WaitingFor,
 )
-from headwater.server.monitoring.counters import ClientFacts, ClientTally, RunTally, client_rows
-from headwater.server.monitoring.event_log import MOST_TEXT, EventRing
+from headwater.server.monitoring.counters import ClientFacts, ClientTally, RunCounters, client_rows
+from headwater.server.monitoring.event_log import MOST_TEXT, EventLog
 from headwater.server.monitoring.refusals import Refusals
 from headwater.text import finite, human_bytes, name_some, number, plain
 
@@ -65,8 +65,8 @@ class Monitor:
         self._certificate_days, self._clock = certificate_days, clock
         self._started = clock()
         self._lock = threading.RLock()
-        self._ring = EventRing(clock)
-        self._runs: dict[str, RunTally] = {}
+        self._ring = EventLog(clock)
+        self._runs: dict[str, RunCounters] = {}
         self._clients: dict[str, ClientTally] = {}
         self._refusals = Refusals()
 
@@ -100,7 +100,7 @@ class Monitor:
         return self._ring.last
 
     def events(self, after: int, timeout_s: float = 0.0) -> list[WatchEvent]:
-        """Events after a ``seq`` (all: -1), oldest first; see :meth:`EventRing.after`."""
+        """Events after a ``seq`` (all: -1), oldest first; see :meth:`EventLog.after`."""
         return self._ring.after(after, timeout_s)
 
     def watch(self, after: int = 0, ended: Callable[[], bool] = lambda: False) -> Iterator[WatchEvent]:
@@ -123,7 +123,7 @@ class Monitor:
         """A run is there; also at the daemon's start, for each one it finds."""
         with self._lock:
             when = self._clock() if submitted is None else submitted
-            self._runs[run] = RunTally(run, plain(name, 120), rounds, when, metric=metric)
+            self._runs[run] = RunCounters(run, plain(name, 120), rounds, when, metric=metric)
             ended = [key for key, old in self._runs.items() if old.ended]
             for key in ended[: max(len(ended) - MOST_ENDED, 0)]:
                 del self._runs[key]
@@ -244,7 +244,7 @@ class Monitor:
                 case Notice():
                     self._ring.add("notice", run, event.text)
 
-    def _begun(self, tally: RunTally, event: RunStarted) -> None:
+    def _begun(self, tally: RunCounters, event: RunStarted) -> None:
         tally.rounds, tally.round = event.rounds, event.done
         if event.done:  # the files' own sums, whatever was restored before
             tally.bytes_up, tally.bytes_down = event.bytes_up, event.bytes_down
@@ -253,7 +253,7 @@ class Monitor:
         done = f"{event.done} of {event.rounds} rounds are done"
         self._ring.add("run", tally.run, f"training begins with {event.clients} clients, {done}")
 
-    def _ended(self, tally: RunTally, event: RoundEnded) -> None:
+    def _ended(self, tally: RunCounters, event: RoundEnded) -> None:
         up, down = tally.bytes_up, tally.bytes_down
         tally.take(event.record, event.metric, event.value)
         rows = dict(client_rows(event.record))
@@ -272,8 +272,8 @@ class Monitor:
 
     # --- within -----------------------------------------------------------------------------------
 
-    def _run(self, run: str) -> RunTally:
-        return self._runs.setdefault(run, RunTally(run, "", 0, self._clock()))
+    def _run(self, run: str) -> RunCounters:
+        return self._runs.setdefault(run, RunCounters(run, "", 0, self._clock()))
 
     def _client(self, name: str) -> ClientTally:
         if name not in self._clients and len(self._clients) >= MOST_CLIENTS:
@@ -281,7 +281,7 @@ class Monitor:
         return self._clients.setdefault(name, ClientTally())
 
 
-def _when(round: int, tally: RunTally) -> str:
+def _when(round: int, tally: RunCounters) -> str:
     """In which round a client failed; a profile belongs to none, and is told with where the run stands."""
     if round:
         return f"round {round}"

@@ -1,4 +1,4 @@
-"""Measurement: the global adapter on the server's test file and on the clients' validation splits."""
+"""EvaluationRound: the global adapter on the server's test file and on the clients' validation splits."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from headwater.data.batches import Example
 from headwater.errors import DecodeError, HeadwaterError, TrainingError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, Evaluation, reported
-from headwater.server.clients.client_pool import Members
+from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.downlink import Downlink
-from headwater.server.clients.exchange import Exchange, Incoming
-from headwater.server.clients.run_control import Watch
+from headwater.server.clients.exchange import Exchange, ReceivedReply
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Evaluating, Notice
 from headwater.server.metrics import checked, decisive, metric_name, over_clients, per_client
-from headwater.server.rounds.evaluation_wait import Answers
+from headwater.server.rounds.evaluation_wait import EvaluationWait
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.text import name_some
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 MOST_REASON = 500
 """Characters of why a client gave no evaluation that a round's record keeps."""
 
 
-class Measurement:
+class EvaluationRound:
     """Evaluates after a round.
 
     Args:
         federation: the federation file.
         run: the run's id.
-        bench: the base model.
+        context: the base model.
         test: the server's held-out examples, if any.
         downlink: how the adapter travels.
         watch: time and observer.
@@ -45,15 +45,15 @@ class Measurement:
         self,
         federation: Federation,
         run: str,
-        bench: Workbench,
+        context: TrainingContext,
         test: Sequence[Example] | None,
         downlink: Downlink,
-        watch: Watch,
+        watch: RunControl,
         *,
         lasting: bool = False,
         live: Callable[[], Federation] | None = None,
     ) -> None:
-        self._federation, self._run, self._bench, self._test = federation, run, bench, test
+        self._federation, self._run, self._bench, self._test = federation, run, context, test
         self._downlink, self._watch, self._lasting = downlink, watch, lasting
         self._absent: set[str] = set()
         self._live = live or (lambda: federation)
@@ -72,7 +72,7 @@ class Measurement:
     def after(
         self,
         checkpoint: Checkpoint,
-        members: Members,
+        members: ClientPool,
         profiles: Mapping[str, ClientProfile],
         record: dict[str, Any],
         *,
@@ -119,7 +119,7 @@ class Measurement:
         return replace(checkpoint, tracker=tracker, best=best), value
 
     def _who_is_here(
-        self, wanted: Sequence[str], took_part: Collection[str], members: Members, record: dict[str, Any]
+        self, wanted: Sequence[str], took_part: Collection[str], members: ClientPool, record: dict[str, Any]
     ) -> list[str]:
         """Those who can answer. The others are named in the round's record, and to whoever watches.
 
@@ -156,7 +156,7 @@ class Measurement:
         self,
         checkpoint: Checkpoint,
         asked: Sequence[str],
-        members: Members,
+        members: ClientPool,
         profiles: Mapping[str, ClientProfile],
         record: dict[str, Any],
     ) -> list[Evaluation]:
@@ -165,7 +165,7 @@ class Measurement:
         sizes = record["bytes"]
         number = checkpoint.server.round
         exchange = members.exchange
-        answers = Answers(number, asked, members, self._watch, self._deadline_s, lasting=self._lasting)
+        answers = EvaluationWait(number, asked, members, self._watch, self._deadline_s, lasting=self._lasting)
         while exchange.waiting(EvaluateRequest, number) and not answers.over():
             quiet = True
             for incoming in members.poll(EvaluateRequest):
@@ -199,7 +199,7 @@ class Measurement:
         return set_s if set_s is not None else EVALUATION_S if self._lasting else math.inf
 
 
-def _evaluation(incoming: Incoming, number: int, run: str) -> Evaluation:
+def _evaluation(incoming: ReceivedReply, number: int, run: str) -> Evaluation:
     """The reply to an evaluation, believed only for the client and round it was asked of."""
     if incoming.error:
         raise DecodeError(f"client {incoming.address}", expected="an evaluation", got=incoming.error)

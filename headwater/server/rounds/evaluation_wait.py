@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from headwater.protocol.messages import EvaluateRequest
-from headwater.server.clients.client_pool import AWAY_S, Members
-from headwater.server.clients.run_control import Watch
+from headwater.server.clients.client_pool import AWAY_S, ClientPool
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Notice
-from headwater.server.rounds.round_driver import LOOK_S, STOP_PATIENCE_S, TellsWaits
+from headwater.server.rounds.round_driver import POLL_CLIENTS_S, STOP_PATIENCE_S, TellsWaits
 
 STOP_AT_MOST_S = 600.0
 """After a stop was asked for, clients that are there may go on evaluating this long."""
 
 
-class Unmeasured(Exception):
+class EvaluationAborted(Exception):
     """A stop was asked for and the evaluation cannot end: its round is left open. No error."""
 
 
-class Answers:
+class EvaluationWait:
     """One evaluation's wait. Who goes away meanwhile is waited for :data:`AWAY_S`, and not for longer.
 
     Args:
@@ -34,8 +34,8 @@ class Answers:
         self,
         number: int,
         asked: Iterable[str],
-        members: Members,
-        watch: Watch,
+        members: ClientPool,
+        watch: RunControl,
         deadline_s: Callable[[], float],
         *,
         lasting: bool,
@@ -68,7 +68,7 @@ class Answers:
             for client in sorted(self._missing):
                 self._failed(client, f"no evaluation within {deadline_s:g} s")
             return True
-        if now >= self._looked_s + LOOK_S:
+        if now >= self._looked_s + POLL_CLIENTS_S:
             self._looked_s = now
             if self._lasting:
                 self._look(now)
@@ -115,7 +115,7 @@ class Answers:
                     "a resume merges the same updates and evaluates again"
                 )
             )
-            raise Unmeasured
+            raise EvaluationAborted
 
     def _failed(self, client: str, reason: str) -> None:
         self.given_up[client] = reason

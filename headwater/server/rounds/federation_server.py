@@ -20,25 +20,25 @@ from headwater.data.batches import Example
 from headwater.errors import FederationStopped
 from headwater.protocol.messages import ClientProfile, ProfileRequest
 from headwater.seeds.keys import Key
-from headwater.server.clients.client_pool import Introduced, Members
+from headwater.server.clients.client_pool import ClientPool, FixedClients
 from headwater.server.clients.downlink import Downlink
 from headwater.server.clients.exchange import Exchange
-from headwater.server.clients.handshake import introduce
-from headwater.server.clients.run_control import Watch
+from headwater.server.clients.handshake import collect_profiles
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Notice, Observer, RoundEnded, RunStarted, Waiting
 from headwater.server.metrics import Tracker, metric_name
-from headwater.server.rounds.evaluation import Measurement
-from headwater.server.rounds.evaluation_wait import Unmeasured
-from headwater.server.rounds.synchronous import BufferedRounds, Finished, Rounds, SynchronousRounds
+from headwater.server.rounds.evaluation import EvaluationRound
+from headwater.server.rounds.evaluation_wait import EvaluationAborted
+from headwater.server.rounds.synchronous import BufferedRounds, RoundResult, Rounds, SynchronousRounds
 from headwater.server.storage.checkpoint import Checkpoint
-from headwater.server.storage.durability import Deployment, OpenRoster
+from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.server.storage.run_folder import RunFolder
-from headwater.strategies.federated import FederatedStrategy, gone_back
-from headwater.training.context import Workbench
+from headwater.strategies.federated import FederatedStrategy, rolled_back
+from headwater.training.context import TrainingContext
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """How a run ended.
 
     Args:
@@ -60,7 +60,7 @@ class FederationServer:
     Args:
         loaded: the federation file.
         run: the run's id.
-        bench: the base model, for evaluation and the initial adapter.
+        context: the base model, for evaluation and the initial adapter.
         folder: where rounds and checkpoints are written.
         test: the server's held-out examples, if any.
         observer: is told what happens.
@@ -75,25 +75,25 @@ class FederationServer:
         self,
         loaded: LoadedFederation,
         run: str,
-        bench: Workbench,
+        context: TrainingContext,
         folder: RunFolder,
         *,
         test: Sequence[Example] | None,
         observer: Observer,
         should_stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
-        deployment: Deployment | None = None,
-        known_as: str = "",
+        deployment: Durability | None = None,
+        wire_run_id: str = "",
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._known_as = known_as or run
-        self._loaded, self._run, self._bench, self._folder, self._test = loaded, run, bench, folder, test
+        self._known_as = wire_run_id or run
+        self._loaded, self._run, self._bench, self._folder, self._test = loaded, run, context, folder, test
         self._observer, self._should_stop = observer, should_stop
         self._deployment = deployment
         self._root = Key.root(loaded.settings.federation.seed)
         self._downlink = Downlink(self._root)
         interrupted = deployment.interrupted if deployment else interrupted
-        self.watch = Watch(observer, should_stop, clock, None, interrupted)
+        self.watch = RunControl(observer, should_stop, clock, None, interrupted)
         self._use(loaded.settings)
 
     def _use(self, settings: Federation) -> None:
@@ -104,7 +104,7 @@ class FederationServer:
         self.watch = replace(self.watch, deadline_s=settings.cohort.deadline_s, live_deadline=live)
         self._strategy = FederatedStrategy(settings)
         self._metric = metric_name(settings)
-        self._measure = Measurement(
+        self._measure = EvaluationRound(
             settings,
             self._known_as,
             self._bench,
@@ -115,7 +115,9 @@ class FederationServer:
             live=None if deployment is None else deployment.settings,
         )
 
-    def run(self, grid: Grid, expected_clients: int | None = None, *, owners: Sequence[str] = ()) -> Outcome:
+    def run(
+        self, grid: Grid, expected_clients: int | None = None, *, owners: Sequence[str] = ()
+    ) -> RunResult:
         """Run all rounds that are left, with the clients that are there now: a simulation.
 
         Args:
@@ -128,7 +130,7 @@ class FederationServer:
             FederationStopped: too few clients; the last checkpoint stays.
         """
         least = self._settings.cohort.min_clients
-        profiles, nodes, lost = introduce(
+        profiles, nodes, lost = collect_profiles(
             grid,
             self._run,
             self._bench,
@@ -137,9 +139,9 @@ class FederationServer:
             owners=owners,
             min_clients=least,
         )
-        return self.serve(Introduced(Exchange(grid, nodes, tell=self._observer), profiles, lost))
+        return self.serve(FixedClients(Exchange(grid, nodes, tell=self._observer), profiles, lost))
 
-    def serve(self, members: Members) -> Outcome:
+    def serve(self, members: ClientPool) -> RunResult:
         """Run all rounds that are left, with whoever is there.
 
         Raises:
@@ -156,7 +158,7 @@ class FederationServer:
         self._tell_started(checkpoint, members)
         rounds: Rounds | None = None
         while True:
-            checkpoint = self._heed_organiser(checkpoint)
+            checkpoint = self._apply_operator_changes(checkpoint)
             self._drop_small_round()
             reason = self._over(checkpoint)
             if reason is None:
@@ -164,7 +166,7 @@ class FederationServer:
                 reason = self._over(checkpoint) if gathered else "stopped"
             if reason is not None:
                 finished = reason in ("rounds", "patience")
-                return Outcome(checkpoint, finished, reason, _known(members))
+                return RunResult(checkpoint, finished, reason, _known(members))
             if rounds is None or rounds.kind != self._settings.schedule.kind:
                 rounds = self._rounds(checkpoint, members)
             rounds.reconfigure(self._settings, self._strategy, self.watch)
@@ -172,8 +174,8 @@ class FederationServer:
             if closed is not None:
                 try:
                     checkpoint = self._close(checkpoint, closed, members)
-                except Unmeasured:  # as after a crash: the next start closes it from the spool
-                    return Outcome(checkpoint, False, "stopped", _known(members))
+                except EvaluationAborted:  # as after a crash: the next start closes it from the spool
+                    return RunResult(checkpoint, False, "stopped", _known(members))
             elif self._deployment is not None and not self._should_stop():
                 why = "too many of its clients are lost to it"
                 self._observer(Notice(f"{why}: the round is planned anew"))
@@ -189,7 +191,7 @@ class FederationServer:
             return "patience"
         return "stopped" if self._should_stop() else None
 
-    def _rounds(self, checkpoint: Checkpoint, members: Members) -> Rounds:
+    def _rounds(self, checkpoint: Checkpoint, members: ClientPool) -> Rounds:
         kind = BufferedRounds if self._settings.schedule.kind == "buffered" else SynchronousRounds
         done = checkpoint.server.round
         return kind(
@@ -205,7 +207,7 @@ class FederationServer:
 
     # --- between rounds ---------------------------------------------------------------------------
 
-    def _start(self, members: Members) -> Checkpoint | None:
+    def _start(self, members: ClientPool) -> Checkpoint | None:
         """The checkpoint to go on from: the saved one, or round 0, evaluated and saved.
 
         None if a stop was asked for before there were clients to evaluate it, or before they had.
@@ -233,13 +235,13 @@ class FederationServer:
         }
         try:
             checkpoint, value = self._measure.after(checkpoint, members, members.profiles(), record)
-        except Unmeasured:
+        except EvaluationAborted:
             return None
         record["seconds"] = round(self.watch.clock() - started, 3)
         self._commit(checkpoint, record, value, ())
         return checkpoint
 
-    def _tell_started(self, checkpoint: Checkpoint, members: Members) -> None:
+    def _tell_started(self, checkpoint: Checkpoint, members: ClientPool) -> None:
         for notice in self._bench.notices:
             self._observer(Notice(notice))
         sizes = [record["bytes"] for record in self._folder.read_rounds()]
@@ -259,12 +261,12 @@ class FederationServer:
         schedule, least = self._settings.schedule, self._settings.cohort.min_clients
         return max(least, schedule.buffer) if schedule.kind == "buffered" else least
 
-    def _missing(self, members: Members) -> Mapping[str, str]:
+    def _missing(self, members: ClientPool) -> Mapping[str, str]:
         """Who is not counted among those that can train, and why."""
         only = {n: "has no rows to train on" for n, p in members.ready().items() if p.train_examples < 1}
         return dict(sorted({**members.missing(), **only}.items()))
 
-    def _gather(self, members: Members, done: int = -1) -> bool:
+    def _gather(self, members: ClientPool, done: int = -1) -> bool:
         """Wait until a round can begin; False if a stop is asked for first.
 
         An open round that a crash left behind goes on at once: who was asked is known.
@@ -283,7 +285,7 @@ class FederationServer:
                 raise FederationStopped(
                     "federation", expected=f"at least {self._need()} clients with data", got=f"{have}"
                 )
-            self._take_settings()
+            self._reload_settings()
             missing = tuple(f"{name} ({why})" for name, why in self._missing(members).items())
             waiting = Waiting(have, self._need(), missing)
             if told != waiting:
@@ -303,7 +305,7 @@ class FederationServer:
         """
         if self._deployment is None:
             return
-        left = OpenRoster.load(self._deployment.roster)
+        left = OpenRoundRecord.load(self._deployment.roster)
         if left is not None and (have := _trainable(left.profiles)) < self._need():
             self._observer(Notice(f"round {left.round} had {have} clients: it is planned anew with more"))
             self._deployment.roster.unlink()
@@ -311,18 +313,18 @@ class FederationServer:
     def _has_open_round(self) -> bool:
         return self._deployment is not None and self._deployment.roster.exists()
 
-    def _heed_organiser(self, checkpoint: Checkpoint) -> Checkpoint:
+    def _apply_operator_changes(self, checkpoint: Checkpoint) -> Checkpoint:
         """Apply what the organiser changed, or go back to an earlier version's values."""
         if self._deployment is None:
             return checkpoint
-        self._take_settings()
+        self._reload_settings()
         version = self._deployment.rollback()
         if version is None:
             return checkpoint
         versions = self._deployment.versions
         state = versions.state(version, self._bench.spec)
         spanned = checkpoint.server.span is not None
-        checkpoint = replace(checkpoint, server=gone_back(checkpoint.server, state))
+        checkpoint = replace(checkpoint, server=rolled_back(checkpoint.server, state))
         self._add_version(checkpoint, (), float("nan"), parent=version, note=f"rollback to version {version}")
         checkpoint.save(self._folder.checkpoint)
         self._deployment.rolled_back()
@@ -333,7 +335,7 @@ class FederationServer:
             )
         return checkpoint
 
-    def _take_settings(self) -> None:
+    def _reload_settings(self) -> None:
         settings = self._settings if self._deployment is None else self._deployment.settings()
         if settings != self._settings:
             self._use(settings)
@@ -341,7 +343,7 @@ class FederationServer:
 
     # --- after a round ----------------------------------------------------------------------------
 
-    def _close(self, checkpoint: Checkpoint, finished: Finished, members: Members) -> Checkpoint:
+    def _close(self, checkpoint: Checkpoint, finished: RoundResult, members: ClientPool) -> Checkpoint:
         """Move the model, evaluate, write the round; only then is the open round forgotten."""
         server = self._strategy.update(checkpoint.server, finished.merged)
         accepted = {**checkpoint.accepted, **finished.accepted}
@@ -402,7 +404,7 @@ class FederationServer:
         )
 
 
-def _known(members: Members) -> int:
+def _known(members: ClientPool) -> int:
     """How many clients the run has, with those that were lost before they could do anything."""
     return len(members.profiles().keys() | members.lost().keys())
 

@@ -9,17 +9,17 @@ from typing import Any
 
 from headwater.config import LoadedFederation
 from headwater.server.report.page import write_report
-from headwater.server.rounds.federation_server import Outcome
+from headwater.server.rounds.federation_server import RunResult
 from headwater.server.rounds.summary import summarise
 from headwater.server.storage.run_folder import RunFolder
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 
 def finish(
     loaded: LoadedFederation,
     folder: RunFolder,
-    bench: Workbench,
-    outcome: Outcome,
+    context: TrainingContext,
+    outcome: RunResult,
     *,
     engine: str,
     baselines: Mapping[str, Any] | None = None,
@@ -30,7 +30,7 @@ def finish(
     Args:
         loaded: the federation.
         folder: its run folder.
-        bench: its model.
+        context: its model.
         outcome: what the rounds came to.
         engine: who ran them.
         baselines: what was measured beside them.
@@ -51,7 +51,7 @@ def finish(
         "adapter_round": number,
         "baselines": dict(baselines or {}),
     }
-    bench.export(state, folder.adapter, card=summary)
+    context.export(state, folder.adapter, card=summary)
     summary["notices"] = list(notices)
     folder.write_json("summary.json", summary)
     write_report(folder)

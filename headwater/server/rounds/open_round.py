@@ -25,10 +25,10 @@ from headwater.protocol.messages import (
     Update,
     reported,
 )
-from headwater.seeds.coefficients import Scalars
+from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Outgoing
-from headwater.server.clients.exchange import Incoming
+from headwater.server.clients.exchange import ReceivedReply
 from headwater.state import AdapterState
 
 SHOWN_METRICS = ("loss", "first_loss", "last_loss", "seconds", "fisher_seconds")
@@ -106,7 +106,7 @@ class OpenRound:
         other.sent, other._sent_dense = self.sent, self._sent_dense
         return other
 
-    def fold(self, incoming: Incoming) -> None:
+    def fold(self, incoming: ReceivedReply) -> None:
         """Decode, check and add one reply; nothing of it is kept but a row of numbers.
 
         Raises:
@@ -125,7 +125,7 @@ class OpenRound:
         row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
 
     def check(
-        self, incoming: Incoming, origin: tuple[int, str] | None = None
+        self, incoming: ReceivedReply, origin: tuple[int, str] | None = None
     ) -> tuple[Update, EncodedUpdate]:
         """Decode and check one reply, without adding it.
 
@@ -150,7 +150,7 @@ class OpenRound:
         self._check(client, reply, origin or (self.plan.round, self.base_sha256))
         metrics = {name: reply.metrics[name] for name in SHOWN_METRICS if name in reply.metrics}
         statistics = {n: fisher.decode(p, spec) for n, p in reply.statistics.items()}
-        delta: AdapterState | Scalars
+        delta: AdapterState | SeedCoefficients
         if plan.seeds is not None:
             delta = decode_scalars(reply.delta, plan.seeds)
         else:
@@ -227,7 +227,7 @@ class OpenRound:
 
 
 def _noise(
-    client: str, plan: ClientPlan, delta: AdapterState | Scalars, reply: EncodedUpdate, size: int
+    client: str, plan: ClientPlan, delta: AdapterState | SeedCoefficients, reply: EncodedUpdate, size: int
 ) -> float:
     """The update's noise: none without random directions, of scalars what follows from them, else its word.
 
@@ -236,7 +236,7 @@ def _noise(
     Raises:
         UpdateRejected: a method along random directions, and no noise, or one that is none.
     """
-    if isinstance(delta, Scalars) and plan.training.kind != "blackbox":  # a point, not noisy steps
+    if isinstance(delta, SeedCoefficients) and plan.training.kind != "blackbox":  # a point, not noisy steps
         return delta.noise(size)
     if plan.training.kind in ("backprop", "noop"):
         return 0.0

@@ -1,4 +1,4 @@
-"""Conversation: one open round, from its first requests to its end, as the coordinator says."""
+"""RoundDriver: one open round, from its first requests to its end, as the coordinator says."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from headwater.protocol.coordinator import (
 )
 from headwater.protocol.failures import NOT_READY, reported_code
 from headwater.protocol.messages import ClientProfile, TrainRequest
-from headwater.server.clients.client_pool import Members
-from headwater.server.clients.exchange import Incoming
-from headwater.server.clients.run_control import Watch
+from headwater.server.clients.client_pool import ClientPool
+from headwater.server.clients.exchange import ReceivedReply
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientDone, ClientFailed, Notice, Observer, Waiting, WaitingFor
 
 STOP_PATIENCE_S = 60.0
 """After a stop was asked for, a round in which nobody is at work any more is left open this long."""
-LOOK_S = 1.0
+POLL_CLIENTS_S = 1.0
 """Pause between two looks at who came and who was revoked."""
 TELL_S = 10.0
 """Who is waited for is told this long after they were asked, and at most so often again."""
 
 
-class Machine(Protocol):
+class CoordinatorProtocol(Protocol):
     """What a coordinator is to a conversation; both kinds have it."""
 
     @property
@@ -63,7 +63,7 @@ class Machine(Protocol):
 
 
 @dataclass(frozen=True)
-class Conversation:
+class RoundDriver:
     """One round's talk.
 
     Args:
@@ -80,15 +80,15 @@ class Conversation:
         retime: called every second: applies the times that the organiser has changed meanwhile.
     """
 
-    coordinator: Machine
-    members: Members
-    watch: Watch
+    coordinator: CoordinatorProtocol
+    members: ClientPool
+    watch: RunControl
     round: int
     clients: Mapping[str, ClientProfile]
     there: Sequence[str]
     need: int
     ask: Callable[[Sequence[str]], None]
-    fold: Callable[[Incoming], None]
+    fold: Callable[[ReceivedReply], None]
     replaceable: bool = False
     retime: Callable[[], None] = lambda: None
 
@@ -119,7 +119,7 @@ class Conversation:
 class _Talk:
     """The state of a conversation."""
 
-    def __init__(self, conversation: Conversation, accepted: Iterable[str]) -> None:
+    def __init__(self, conversation: RoundDriver, accepted: Iterable[str]) -> None:
         self._with = conversation
         self._accepted = set(accepted)
         self._failed_ones: set[str] = set()
@@ -167,7 +167,7 @@ class _Talk:
             self._give_up_s = now + STOP_PATIENCE_S
         return now > min(self._give_up_s, self._at_the_latest_s)
 
-    def do(self, actions: Iterable[Action], incoming: Incoming | None = None) -> Close | Halt | None:
+    def do(self, actions: Iterable[Action], incoming: ReceivedReply | None = None) -> Close | Halt | None:
         """Do what the coordinator says, in order; the end of the round, if it is one."""
         ask: list[str] = []
         end: Close | Halt | None = None
@@ -188,7 +188,7 @@ class _Talk:
             self._with.ask(ask)
         return end
 
-    def _fold(self, incoming: Incoming) -> list[Action]:
+    def _fold(self, incoming: ReceivedReply) -> list[Action]:
         receive, client, round = self._with.coordinator.receive, incoming.address, incoming.round
         self._again.discard(client)
         try:
@@ -200,7 +200,7 @@ class _Talk:
             self._failed_once.add(client)
             self._failed(round, client, str(error))
             if reported_code(error) in NOT_READY:
-                self._with.members.doubt(client, error)
+                self._with.members.forget_profile(client, error)
             return receive(Failed(client, round, str(error)))
         self._accepted.add(client)
         self._with.watch.observer(ClientDone(self._with.round, client, incoming.bytes_up))
@@ -215,7 +215,7 @@ class _Talk:
     def _look(self) -> Close | Halt | None:
         """Who came back, who is enrolled no more, and who has other data than the round counts on?"""
         now = self._with.watch.clock()
-        if now < self._looked_s + LOOK_S:
+        if now < self._looked_s + POLL_CLIENTS_S:
             return None
         self._looked_s = now
         receive, number, end = self._with.coordinator.receive, self._with.round, None

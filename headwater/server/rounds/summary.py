@@ -8,13 +8,13 @@ from typing import Any
 
 from headwater.config import LoadedFederation
 from headwater.server.metrics import decisive
-from headwater.server.rounds.federation_server import Outcome
+from headwater.server.rounds.federation_server import RunResult
 from headwater.server.storage.run_folder import RunFolder
 
 SHOWN_FAILURES = 100
 
 
-def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
+def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -> dict[str, Any]:
     """The summary but for what only the caller knows: engine, memory, adapter, baselines."""
     rounds = folder.read_rounds()
     tracker = outcome.checkpoint.tracker

@@ -20,23 +20,23 @@ from headwater.protocol.buffered import BufferedCoordinator, staleness_weight
 from headwater.protocol.coordinator import Begin, Close, Coordinator, Gone, Halt
 from headwater.protocol.messages import ClientProfile, RoundPlan, TrainRequest
 from headwater.seeds.keys import Key
-from headwater.server.clients.client_pool import Members
+from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.downlink import Downlink
-from headwater.server.clients.exchange import Incoming
+from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.clients.handshake import name_reasons
-from headwater.server.clients.run_control import Watch
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Notice, RoundStarted
 from headwater.server.rounds.open_round import OpenRound
-from headwater.server.rounds.round_driver import Conversation
+from headwater.server.rounds.round_driver import RoundDriver
 from headwater.server.storage.checkpoint import Checkpoint
-from headwater.server.storage.durability import Deployment, OpenRoster
+from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.strategies.assignment import names_of
 from headwater.strategies.federated import FederatedStrategy
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 
 @dataclass(frozen=True)
-class Finished:
+class RoundResult:
     """A round that ended.
 
     Args:
@@ -58,7 +58,7 @@ class Rounds(ABC):
     Args:
         settings: of the federation.
         run: id of the run.
-        bench: the base model.
+        context: the base model.
         members: the clients.
         root: the federation's root key.
         deployment: where what was accepted outlives a crash; None in a simulation.
@@ -73,20 +73,20 @@ class Rounds(ABC):
         self,
         settings: Federation,
         run: str,
-        bench: Workbench,
-        members: Members,
+        context: TrainingContext,
+        members: ClientPool,
         root: Key,
-        deployment: Deployment | None,
+        deployment: Durability | None,
         downlink: Downlink,
         *,
         done: int,
     ) -> None:
         self._downlink = downlink
-        self._run, self._bench, self._members = run, bench, members
+        self._run, self._bench, self._members = run, context, members
         self._root, self._deployment = root, deployment
         self._begin(settings, done)
 
-    def reconfigure(self, settings: Federation, strategy: FederatedStrategy, watch: Watch) -> None:
+    def reconfigure(self, settings: Federation, strategy: FederatedStrategy, watch: RunControl) -> None:
         """Go on under these settings, between rounds; call it before the first one too."""
         self._settings, self._strategy, self._watch = settings, strategy, watch
         self._times = settings.cohort.deadline_s, settings.cohort.retry_s
@@ -101,7 +101,7 @@ class Rounds(ABC):
         """Tell it other rules."""
 
     @abstractmethod
-    def run(self, checkpoint: Checkpoint) -> Finished | None:
+    def run(self, checkpoint: Checkpoint) -> RoundResult | None:
         """The round after the checkpoint's.
 
         None if it cannot end: a stop was asked for, or too many clients are gone. It stays open.
@@ -140,7 +140,7 @@ class Rounds(ABC):
         )
 
     def _open(
-        self, checkpoint: Checkpoint, roster: Mapping[str, ClientProfile], left: OpenRoster | None
+        self, checkpoint: Checkpoint, roster: Mapping[str, ClientProfile], left: OpenRoundRecord | None
     ) -> OpenRound:
         """Plan the next round for these clients; one that was left open, as it was planned then."""
         strategy = self._strategy if left is None else FederatedStrategy(_as_then(self._settings, left))
@@ -149,29 +149,29 @@ class Rounds(ABC):
         rule = self._strategy.aggregator(plan)
         return OpenRound(plan, down, self._run, roster, rule, self._root)
 
-    def _dealt(self, roster: Mapping[str, ClientProfile], left: OpenRoster | None) -> Mapping[str, str]:
+    def _dealt(self, roster: Mapping[str, ClientProfile], left: OpenRoundRecord | None) -> Mapping[str, str]:
         """The names of the clients' methods: quotas of all that are known, whoever is there now."""
         if left is not None and left.methods:
             return left.methods
         everyone = {**self._members.profiles(), **roster}
         return names_of(self._settings, [n for n, p in everyone.items() if p.train_examples > 0])
 
-    def _left_open(self, number: int) -> OpenRoster | None:
+    def _left_open(self, number: int) -> OpenRoundRecord | None:
         """The roster of this round, if an earlier process had begun it."""
-        roster = OpenRoster.load(self._deployment.roster) if self._deployment else None
+        roster = OpenRoundRecord.load(self._deployment.roster) if self._deployment else None
         return roster if roster is not None and roster.round == number else None
 
     def _write_down(
-        self, open_round: OpenRound, bases: Mapping[int, str], left: OpenRoster | None = None
+        self, open_round: OpenRound, bases: Mapping[int, str], left: OpenRoundRecord | None = None
     ) -> None:
         """Who is in the round, for a process that has to go on with it."""
         if self._deployment is not None:
             rounds = self._settings.federation.rounds if left is None else left.rounds
             number = open_round.plan.round
             methods = {c: plan.method for c, plan in open_round.plan.clients.items() if plan.method}
-            OpenRoster(number, open_round.roster, bases, rounds, methods).save(self._deployment.roster)
+            OpenRoundRecord(number, open_round.roster, bases, rounds, methods).save(self._deployment.roster)
 
-    def _spooled(self, number: int, clients: Mapping[str, Any]) -> list[Incoming]:
+    def _spooled(self, number: int, clients: Mapping[str, Any]) -> list[ReceivedReply]:
         """What an earlier process had accepted into this round."""
         if self._deployment is None:
             return []
@@ -193,11 +193,11 @@ class Rounds(ABC):
             open_round.note_sent(request, sizes[client])
 
     def _heeding(
-        self, checkpoint: Checkpoint, fold: Callable[[Incoming], None]
-    ) -> Callable[[Incoming], None]:
+        self, checkpoint: Checkpoint, fold: Callable[[ReceivedReply], None]
+    ) -> Callable[[ReceivedReply], None]:
         """``fold``, and whoever cannot make its base of what it was sent is sent everything next time."""
 
-        def fold_or_note(incoming: Incoming) -> None:
+        def fold_or_note(incoming: ReceivedReply) -> None:
             try:
                 fold(incoming)
             except HeadwaterError as error:
@@ -214,7 +214,7 @@ class Rounds(ABC):
         for client, reason in lost.items():
             self._watch.observer(ClientFailed(number, client, reason))
 
-    def _refused(self, number: int, incoming: Incoming, error: HeadwaterError) -> None:
+    def _refused(self, number: int, incoming: ReceivedReply, error: HeadwaterError) -> None:
         """An update from the spool of this round that cannot be folded after all: asked for again."""
         assert self._deployment is not None
         self._deployment.spool.remove(number, incoming.address)
@@ -240,7 +240,7 @@ class SynchronousRounds(Rounds):
             retry_s=cohort.retry_s if self._deployment else None,
         )
 
-    def run(self, checkpoint: Checkpoint) -> Finished | None:  # noqa: D102 - inherited
+    def run(self, checkpoint: Checkpoint) -> RoundResult | None:  # noqa: D102 - inherited
         number, started_s = checkpoint.server.round + 1, self._watch.clock()
         left = self._left_open(number)
         known = self._planned_anew(number) if left is None else left.profiles
@@ -253,7 +253,7 @@ class SynchronousRounds(Rounds):
         self._tell_begun(number, len(clients))
         accepted = self._refold(open_round)
         actions = self._coordinator.receive(Begin(number, tuple(clients), self._watch.clock(), accepted))
-        conversation = Conversation(
+        conversation = RoundDriver(
             self._coordinator,
             self._members,
             self._watch,
@@ -274,7 +274,7 @@ class SynchronousRounds(Rounds):
             raise self._halted(end)
         merged = open_round.merge()
         record = open_round.record(end, merged, open_round.base + merged.delta)
-        return Finished(merged, record, dict.fromkeys(end.accepted, number), started_s)
+        return RoundResult(merged, record, dict.fromkeys(end.accepted, number), started_s)
 
     def _planned_anew(self, number: int) -> Mapping[str, ClientProfile]:
         """Who is there, and whose update was accepted before the round had to be planned anew."""
@@ -292,7 +292,7 @@ class SynchronousRounds(Rounds):
                 self._refused(open_round.plan.round, incoming, error)
         return tuple(accepted)
 
-    def _fold(self, open_round: OpenRound, incoming: Incoming) -> None:
+    def _fold(self, open_round: OpenRound, incoming: ReceivedReply) -> None:
         """To disk, then into the accumulator: once it is said to be accepted, a crash cannot lose it."""
         spool = self._deployment.spool if self._deployment else None
         if spool is not None and not incoming.error:
@@ -315,7 +315,7 @@ class BufferedRounds(Rounds):
         buffer = _schedule(settings).buffer
         self._coordinator = BufferedCoordinator(settings.federation.rounds, buffer=buffer, done=done)
         self._bases: dict[int, str] = {}
-        self._waiting: dict[str, Incoming] = {}  # accepted updates, where no spool keeps them
+        self._waiting: dict[str, ReceivedReply] = {}  # accepted updates, where no spool keeps them
 
     def _take(self, settings: Federation) -> None:
         self._schedule, cohort = _schedule(settings), settings.cohort
@@ -329,7 +329,7 @@ class BufferedRounds(Rounds):
             at_once=cohort.clients_per_round,
         )
 
-    def run(self, checkpoint: Checkpoint) -> Finished | None:  # noqa: D102 - inherited
+    def run(self, checkpoint: Checkpoint) -> RoundResult | None:  # noqa: D102 - inherited
         number, started_s = checkpoint.server.round + 1, self._watch.clock()
         left = self._left_open(number)
         known = dict(self._members.profiles()) if left is None else dict(left.profiles)
@@ -339,7 +339,7 @@ class BufferedRounds(Rounds):
         self._bases |= {} if left is None else left.bases
         self._bases[number] = open_round.base_sha256
         oldest = number - self._schedule.max_staleness
-        self._bases = {n: digest for n, digest in self._bases.items() if n >= oldest and self._stands(n)}
+        self._bases = {n: digest for n, digest in self._bases.items() if n >= oldest and self._is_ancestor(n)}
         self._write_down(open_round, self._bases, left)
         ready, clients = self._members.ready(), tuple(open_round.plan.clients)
         there = tuple(c for c in clients if c in ready)
@@ -357,7 +357,7 @@ class BufferedRounds(Rounds):
             self._coordinator.receive(Gone(client, number, "no longer enrolled"))
         self._free_the_given_up()
         actions = self._coordinator.receive(begin)
-        conversation = Conversation(
+        conversation = RoundDriver(
             self._coordinator,
             self._members,
             self._watch,
@@ -376,19 +376,19 @@ class BufferedRounds(Rounds):
             raise self._halted(end)
         return self._merge(checkpoint, open_round, end, started_s)
 
-    def _stands(self, origin: int) -> bool:
+    def _is_ancestor(self, origin: int) -> bool:
         """Whether what clients started from in this version is behind the adapter as it is now."""
         return self._deployment is None or self._deployment.versions.descends_from(origin - 1)
 
     def _free_the_given_up(self) -> None:
         """Who works from what a rollback gave up is asked anew; its reply is not waited for."""
         for client, origin in sorted(self._coordinator.working.items()):
-            if not self._stands(origin):
+            if not self._is_ancestor(origin):
                 self._watch.observer(ClientFailed(origin, client, str(_given_up(client, origin))))
                 self._coordinator.receive(Gone(client, origin, "a rollback"))
                 self._members.exchange.forget_address(TrainRequest, client)
 
-    def _rechecked(self, open_round: OpenRound) -> dict[str, Incoming]:
+    def _rechecked(self, open_round: OpenRound) -> dict[str, ReceivedReply]:
         """What an earlier process had accepted, as far as it can be folded still.
 
         Not what started from a base that is forgotten (the round was planned anew, or the organiser takes
@@ -398,7 +398,7 @@ class BufferedRounds(Rounds):
         kept, number = {}, open_round.plan.round
         for incoming in self._spooled(number, open_round.plan.clients):
             try:
-                if not self._stands(incoming.round):
+                if not self._is_ancestor(incoming.round):
                     raise _given_up(incoming.address, incoming.round)
                 open_round.check(incoming, self._origin(incoming.round))
                 kept[incoming.address] = replace(incoming, data=b"", raw=b"")
@@ -406,7 +406,7 @@ class BufferedRounds(Rounds):
                 self._refused(number, incoming, error)
         return kept
 
-    def _keep(self, open_round: OpenRound, incoming: Incoming) -> None:
+    def _keep(self, open_round: OpenRound, incoming: ReceivedReply) -> None:
         """Check the update as if it were folded now; keep it until the buffer is full."""
         open_round.check(incoming, self._origin(incoming.round))
         if self._deployment is not None:
@@ -415,7 +415,7 @@ class BufferedRounds(Rounds):
             incoming = replace(incoming, data=b"", raw=b"")  # read back when it is folded
         self._waiting[incoming.address] = incoming
 
-    def _kept(self, number: int, client: str) -> Incoming:
+    def _kept(self, number: int, client: str) -> ReceivedReply:
         incoming = self._waiting.pop(client)
         if self._deployment is None:
             return incoming
@@ -425,7 +425,9 @@ class BufferedRounds(Rounds):
     def _origin(self, number: int) -> tuple[int, str]:
         return number, self._bases.get(number, "")
 
-    def _merge(self, checkpoint: Checkpoint, open_round: OpenRound, end: Close, started_s: float) -> Finished:
+    def _merge(
+        self, checkpoint: Checkpoint, open_round: OpenRound, end: Close, started_s: float
+    ) -> RoundResult:
         """Fold what is in the buffer, each update with its weight."""
         plan, number = open_round.plan, open_round.plan.round
         started = {client: self._waiting[client].round for client in end.accepted}
@@ -454,7 +456,7 @@ class BufferedRounds(Rounds):
         record = folding.record(end, merged, folding.base + merged.delta)
         for client, origin in started.items():
             record["clients"][client]["staleness"] = number - origin
-        return Finished(merged, record, started, started_s)
+        return RoundResult(merged, record, started, started_s)
 
 
 def _given_up(client: str, origin: int) -> UpdateRejected:
@@ -471,7 +473,7 @@ def _schedule(settings: Federation) -> BufferedSchedule:
     return settings.schedule
 
 
-def _as_then(settings: Federation, left: OpenRoster) -> Federation:
+def _as_then(settings: Federation, left: OpenRoundRecord) -> Federation:
     """The settings under which a round that was left open is planned again to the same plan."""
     federation = settings.federation.model_copy(update={"rounds": left.rounds or settings.federation.rounds})
     cohort = settings.cohort.model_copy(update={"clients_per_round": None})  # its clients are known

@@ -31,7 +31,7 @@ from headwater.protocol.control import Organiser
 from headwater.server.monitoring import prometheus
 from headwater.server.monitoring.monitor import Monitor
 from headwater.server.monitoring.round_history import RoundRows
-from headwater.server.status_page.guard import App, Guard, Receive, Scope, Send
+from headwater.server.status_page.guard import App, Receive, Scope, Send, WebAuth
 from headwater.server.storage.run_folder import finite
 from headwater.text import plain
 
@@ -65,7 +65,7 @@ def make_app(
         rounds: from a run's id to its ``rounds.jsonl``; only asked for runs that the status lists.
     """
     app = open_app(organiser, monitor, rounds)
-    return Guard(app, token, frozenset(_ASSETS))
+    return WebAuth(app, token, frozenset(_ASSETS))
 
 
 def open_app(organiser: Organiser, monitor: Monitor, rounds: Callable[[str], Path | None]) -> FastAPI:

@@ -40,7 +40,7 @@ from headwater.server.storage.tar import tar
 
 if TYPE_CHECKING:  # torch and transformers: who only lists versions needs neither
     from headwater.state import AdapterState, StateSpec
-    from headwater.training.context import Workbench
+    from headwater.training.context import TrainingContext
 
 _NAME = re.compile(r"v(\d{6,})\.safetensors")
 _SCRATCH = ".export-"
@@ -300,16 +300,18 @@ class Versions:
 
     # --- what an organiser takes away -------------------------------------------------------------
 
-    def export(self, version: int, bench: Workbench, folder: Path, card: Mapping[str, object]) -> None:
+    def export(
+        self, version: int, context: TrainingContext, folder: Path, card: Mapping[str, object]
+    ) -> None:
         """Write a version as a folder for ``PeftModel.from_pretrained``: see ``adapters.export``.
 
         Raises:
             ConfigError: there is no such version, or its values were pruned.
             StorageError: the values are damaged, or ``folder`` cannot be written.
         """
-        bench.export(self.state(version, bench.spec), folder, card)
+        context.export(self.state(version, context.spec), folder, card)
 
-    def tar(self, version: int, bench: Workbench, card: Mapping[str, object]) -> Iterator[bytes]:
+    def tar(self, version: int, context: TrainingContext, card: Mapping[str, object]) -> Iterator[bytes]:
         """The folder that :meth:`export` writes as a tar, in pieces of at most 1 MiB.
 
         The same version and card give the same bytes. Its members are the folder's files, without a
@@ -324,7 +326,7 @@ class Versions:
                 prefix=_SCRATCH, dir=self._folder, ignore_cleanup_errors=True
             ) as scratch:
                 folder = Path(scratch) / "adapter"
-                self.export(version, bench, folder, card)
+                self.export(version, context, folder, card)
                 yield from tar(folder)
         except OSError as error:
             raise StorageError(

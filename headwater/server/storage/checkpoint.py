@@ -18,8 +18,8 @@ from headwater.errors import StorageError
 from headwater.files import write_atomically
 from headwater.protocol.messages import NoisePlan
 from headwater.seeds.directions import Directions, Integers
-from headwater.seeds.seeded_state import Span
-from headwater.seeds.slopes import Steepness
+from headwater.seeds.seeded_state import SeededState
+from headwater.seeds.slopes import SeedSlopes
 from headwater.server.metrics import Tracker
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.strategy import ServerState
@@ -112,7 +112,7 @@ class Checkpoint:
                     sums = file.get_tensor("span/sums").numpy() if meta.get("span") else None
                     server = _server(meta, groups, sums)
                     if "steepness" in meta["sha256"]:
-                        steepness = Steepness(
+                        steepness = SeedSlopes(
                             file.get_tensor("steepness/sums").numpy(),
                             file.get_tensor("steepness/counts").numpy(),
                         )
@@ -159,7 +159,7 @@ def _server(
         about, origin = meta["span"], groups["origin"]
         key, size = bytes.fromhex(about["key"]), origin.spec.numel
         directions = Directions(key, about["distribution"], size)
-        span = Span(origin, directions, about["unit_bits"], sums)
+        span = SeededState(origin, directions, about["unit_bits"], sums)
         if span.state() != groups["state"]:
             raise ValueError("the coefficients of seeds do not make the state")
     return ServerState(
@@ -196,7 +196,7 @@ def _hex(values: Mapping[str, float]) -> dict[str, str]:
     return {name: value.hex() for name, value in values.items()}
 
 
-def _described(span: Span) -> dict[str, Any]:
+def _described(span: SeededState) -> dict[str, Any]:
     """What besides its arrays makes a span."""
     directions = span.directions
     return {

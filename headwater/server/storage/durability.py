@@ -1,4 +1,4 @@
-"""Deployment: what a run needs to last for weeks and over crashes; a simulation needs none of it."""
+"""Durability: what a run needs to last for weeks and over crashes; a simulation needs none of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from headwater.server.storage.update_spool import Spool
 
 
 @dataclass(frozen=True)
-class OpenRoster:
+class OpenRoundRecord:
     """Who was asked in the open round, so that a restart plans the same round again.
 
     Args:
@@ -47,7 +47,7 @@ class OpenRoster:
         write_atomically(path, json.dumps(content, indent=1).encode())
 
     @staticmethod
-    def load(path: Path) -> OpenRoster | None:
+    def load(path: Path) -> OpenRoundRecord | None:
         """The roster in ``path``; None if there is none.
 
         Raises:
@@ -60,7 +60,9 @@ class OpenRoster:
             profiles = {row["client"]: profile_from(row) for row in content["profiles"]}
             bases = {int(n): str(digest) for n, digest in content["bases"].items()}
             methods = {str(client): str(name) for client, name in content.get("methods", {}).items()}
-            return OpenRoster(int(content["round"]), profiles, bases, int(content.get("rounds", 0)), methods)
+            return OpenRoundRecord(
+                int(content["round"]), profiles, bases, int(content.get("rounds", 0)), methods
+            )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StorageError(
                 f"{path}",
@@ -71,7 +73,7 @@ class OpenRoster:
 
 
 @dataclass(frozen=True)
-class Deployment:
+class Durability:
     """What only a daemon gives a run.
 
     Args:
@@ -101,7 +103,7 @@ class Deployment:
         Raises:
             StorageError: the roster is damaged.
         """
-        roster = OpenRoster.load(self.roster)
+        roster = OpenRoundRecord.load(self.roster)
         if roster is not None and roster.round <= round:
             self.roster.unlink(missing_ok=True)
         self.spool.drop_through(round)

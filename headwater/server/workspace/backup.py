@@ -24,7 +24,7 @@ from headwater import __version__
 from headwater.errors import ConfigError, DecodeError, StorageError
 from headwater.files import sync_folder
 from headwater.server.workspace.archive import LIST, MAX_LIST_BYTES, Writer, parse_list, read_members
-from headwater.server.workspace.run_queue import RunBook
+from headwater.server.workspace.run_queue import RunQueue
 from headwater.server.workspace.snapshot import Pinned, snapshot
 from headwater.server.workspace.workspace import Workspace, empty_folder, make_private_folder
 
@@ -240,7 +240,7 @@ def _unpack(path: Path, file: IO[bytes]) -> BackupFacts:
     for folder, _, _ in os.walk(path):
         sync_folder(Path(folder))
     if (path / "runs.json").exists():
-        RunBook(path / "runs.json", path / "runs").mark_restored()
+        RunQueue(path / "runs.json", path / "runs").mark_restored()
     (path / ".server.toml.restored").rename(path / "server.toml")
     sync_folder(path)
     size = sum(size for size, _ in found.values())

@@ -1,4 +1,4 @@
-"""RunBook: the runs of a server, in the order in which they were submitted; one JSON file."""
+"""RunQueue: the runs of a server, in the order in which they were submitted; one JSON file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headwater.server.storage.run_folder import RunFolder
 from headwater.server.workspace.required_inputs import require_inputs
 from headwater.server.workspace.steering import CHANGEABLE, PLACES, require_known
 
-Wish: TypeAlias = Literal["", "pause", "stop"]
+StopRequest: TypeAlias = Literal["", "pause", "stop"]
 ENDED: tuple[RunState, ...] = ("finished", "stopped")
 _MOST_RESOLVED = 64
 """Runs whose settings are held: a status asks for those of every run that goes on."""
@@ -54,12 +54,12 @@ class RunEntry:
     changes: Mapping[str, str] = field(default_factory=dict)
     rollback: int | None = None
     restored: int = 0
-    wish: Wish = ""
+    wish: StopRequest = ""
     again: bool = False
     folder: str = ""
 
     @property
-    def known_as(self) -> str:
+    def wire_run_id(self) -> str:
         """What clients know it as: another run after a restore, since they may be rounds ahead of it.
 
         No run has such an id, which ends in ``-N``; and a device can make a folder of it.
@@ -67,7 +67,7 @@ class RunEntry:
         return f"{self.run}.{self.restored}" if self.restored else self.run
 
 
-class RunBook:
+class RunQueue:
     """Thread-safe.
 
     Args:
@@ -186,7 +186,7 @@ class RunBook:
             self._put(entry)
             return entry
 
-    def wish_end(self, run: str, wish: Wish) -> RunEntry:
+    def request_stop(self, run: str, wish: StopRequest) -> RunEntry:
         """Note what is to become of the run after its open round."""
         with self._lock:
             entry = replace(self.get(run), wish=wish)

@@ -65,7 +65,7 @@ class Workspace:
 
     @property
     def runs_book(self) -> Path:
-        """``runs.json``, of :class:`headwater.server.workspace.run_queue.RunBook`."""
+        """``runs.json``, of :class:`headwater.server.workspace.run_queue.RunQueue`."""
         return self.path / "runs.json"
 
     @property

@@ -10,8 +10,8 @@ from typing import Any
 import tomli_w
 
 from headwater.adapters.weights import hash_base
-from headwater.client.agent.known_runs import JoinedRuns
-from headwater.client.agent.task_handler import Desk
+from headwater.client.agent.known_runs import KnownRuns
+from headwater.client.agent.task_handler import TaskHandler
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.compression.dense import DenseCodec
 from headwater.config import Federation, load_federation
@@ -27,7 +27,7 @@ from headwater.protocol.messages import (
 )
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from tests.support.runs import OWNERS, rows, tiny_federation, write_jsonl
 
 RUN = "0123456789abcdef0123456789abcdef"
@@ -113,11 +113,11 @@ class TextDevice:
     def profile(self, run: str = RUN) -> ProfileRequest:
         return profile_request(self.federation, self.sha256, run)
 
-    def train(self, bench: Workbench, **changes: Any) -> TrainRequest:
-        return _train(self.federation, bench.initial_state(), **changes)
+    def train(self, context: TrainingContext, **changes: Any) -> TrainRequest:
+        return _train(self.federation, context.initial_state(), **changes)
 
     def joined(self):
-        return JoinedRuns(self.settings.state / "runs").join(self.profile())
+        return KnownRuns(self.settings.state / "runs").join(self.profile())
 
 
 def parts(request: Request) -> dict[str, bytes]:
@@ -131,7 +131,7 @@ def opened(signed: bytes) -> Reply:
     return decode_reply(data, max_bytes=10**9)
 
 
-def ask(desk: Desk, request: Request) -> Reply:
+def ask(desk: TaskHandler, request: Request) -> Reply:
     return opened(desk.answer(parts(request)))
 
 

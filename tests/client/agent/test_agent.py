@@ -13,10 +13,10 @@ from datetime import datetime
 import pytest
 
 from headwater.client.agent.agent import Agent, is_running, only_agent, sweep
-from headwater.client.agent.connection_keeper import Keeper, for_a_person
+from headwater.client.agent.connection_keeper import ConnectionKeeper, for_a_person
 from headwater.client.agent.outbox import KEPT_REPLIES, Outbox, request_digest
 from headwater.client.agent.owner_log import LOG_BYTES, OwnerLog, StatusFile
-from headwater.client.agent.task_handler import Desk, OwnerStops
+from headwater.client.agent.task_handler import AgentStopping, TaskHandler
 from headwater.client.agent.worker import WorkerDied
 from headwater.errors import ConnectionLost, DataError, DecodeError, Refused, StorageError, TrainingError
 from headwater.proto.wire import decode_request, decode_signed, encode_reply
@@ -99,7 +99,7 @@ class FakeWorker:
 class Desked:
     """A desk with a fake worker in a folder."""
 
-    desk: Desk
+    desk: TaskHandler
     worker: FakeWorker
     log: list[str]
     settings: object
@@ -113,7 +113,7 @@ def make(tmp_path):
     def build(policy=None, worker=None, joined=True, **options) -> Desked:
         settings = agent_file(tmp_path, policy)
         found, log = worker or FakeWorker(), []
-        desk = Desk(settings, found, sign, log.append, **options)
+        desk = TaskHandler(settings, found, sign, log.append, **options)
         if joined:
             assert isinstance(ask(desk, profile_request(FEDERATION)), ClientProfile)
             found.asked.clear()
@@ -130,7 +130,7 @@ def test_every_kind_is_answered_and_signed(make):
     assert isinstance(found.ask(vector_train(FEDERATION)), EncodedUpdate)
     assert isinstance(found.ask(evaluation_of(vector_train(FEDERATION))), Evaluation)
     signatures = []
-    desk = Desk(found.settings, found.worker, lambda data: signatures.append(data) or b"x" * 64, print)
+    desk = TaskHandler(found.settings, found.worker, lambda data: signatures.append(data) or b"x" * 64, print)
     data, signature = decode_signed(desk.answer(parts(profile_request(FEDERATION))), max_bytes=10**6)
     assert signatures == [data]
     assert signature == b"x" * 64
@@ -175,7 +175,7 @@ def test_the_owners_examples_decide_after_the_profile(make):
 
 def test_a_restarted_agent_knows_the_run(make, tmp_path):
     make()
-    again = Desk(agent_file(tmp_path), FakeWorker(), sign, print)
+    again = TaskHandler(agent_file(tmp_path), FakeWorker(), sign, print)
     assert isinstance(ask(again, vector_train(FEDERATION)), EncodedUpdate)
 
 
@@ -283,7 +283,7 @@ def test_out_of_hours_the_worker_is_let_go(make):
 def test_a_repeated_task_gives_the_same_bytes_without_training(make, tmp_path):
     found = make()
     first = found.desk.answer(parts(vector_train(FEDERATION)))
-    again = Desk(agent_file(tmp_path), found.worker, sign, print)
+    again = TaskHandler(agent_file(tmp_path), found.worker, sign, print)
     assert again.answer(parts(vector_train(FEDERATION))) == first
     assert found.worker.asked == ["TrainRequest"]
     assert again.answer(parts(vector_train(FEDERATION, round=2))) != first
@@ -514,7 +514,7 @@ def test_a_task_in_the_middle_of_a_stop_is_dropped_within_seconds(make, tmp_path
         until(lambda: found.worker.asked)
     assert connection.replies == []
     assert connection.calls[-1] == "deactivate"
-    with pytest.raises(OwnerStops):
+    with pytest.raises(AgentStopping):
         found.desk.answer(parts(vector_train(FEDERATION)))
 
 
@@ -616,7 +616,7 @@ class Beat:
 def kept(*script, draw=lambda: 1.0):
     """Run a keeper over a script of answers: its pauses, calls and lines."""
     beat, stop, log, pauses = Beat(*script), threading.Event(), [], []
-    keeper = Keeper(beat, log.append, stop, threading.Lock(), draw=draw)
+    keeper = ConnectionKeeper(beat, log.append, stop, threading.Lock(), draw=draw)
 
     def wait(seconds):
         pauses.append(seconds)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Message
 
-from headwater.client.agent.known_runs import JoinedRuns
+from headwater.client.agent.known_runs import KnownRuns
 from headwater.client.execution.execute import execute
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import MemoryStore
@@ -25,7 +25,7 @@ from headwater.proto.wire import decode_reply, decode_signed
 from headwater.protocol.messages import ClientProfile, EncodedUpdate
 from headwater.security.signing import Identity, verify_reply
 from headwater.seeds.keys import Key
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from tests.client.agent.devices import (
     RUN,
     agent_file,
@@ -123,10 +123,10 @@ def gone(pid: int) -> bool:
 
 
 def undisturbed(folder: Path, task) -> EncodedUpdate:
-    loaded = JoinedRuns(folder / "oracle").join(profile_request(FEDERATION)).loaded(None)
+    loaded = KnownRuns(folder / "oracle").join(profile_request(FEDERATION)).loaded(None)
     root = Key.root(FEDERATION.federation.seed)
     data = FederatedData.own(loaded, folder, "ann", None, root)
-    runtime = ClientRuntime(RUN, Workbench.open(loaded), data, root)
+    runtime = ClientRuntime(RUN, TrainingContext.open(loaded), data, root)
     (found,) = execute([task], MemoryStore(), runtime)
     return decode_reply(found.data, max_bytes=10**6)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from headwater.client.agent.device_runtime import DeviceRuntimes
-from headwater.client.agent.known_runs import KEPT_RUNS, JoinedRuns
+from headwater.client.agent.known_runs import KEPT_RUNS, KnownRuns
 from headwater.client.agent.models import LocalModels
 from headwater.client.execution.answer import answer
 from headwater.client.execution.store import DirectoryStore, MemoryStore
@@ -53,7 +53,7 @@ def test_the_device_sends_the_bits_that_the_simulation_sends(device, simulated):
     _, runtime = opened(device)
     assert runtime.profile("ann") == simulated.profile("ann")
     for number in (1, 2):
-        request = device.train(simulated.bench, round=number)
+        request = device.train(simulated.context, round=number)
         assert update(request, runtime) == update(request, simulated)
 
 
@@ -76,30 +76,30 @@ def test_the_base_loads_once_for_all_runs_that_share_it(device, simulated):
     """And a base that was used before gives the bits of a fresh one."""
     devices, first = opened(device)
     assert devices.open(device.joined(), device.theirs / "bert") is first
-    update(device.train(simulated.bench), first)  # values of the first run are in the model now
+    update(device.train(simulated.context), first)  # values of the first run are in the model now
     adapter = device.federation.adapter.model_copy(update={"rank": 3})
     head = device.federation.federation.model_copy(update={"seed": 99})
     other = device.federation.model_copy(update={"adapter": adapter, "federation": head})
-    joined = JoinedRuns(device.settings.state / "runs").join(profile_request(other, device.sha256, "ff" * 16))
+    joined = KnownRuns(device.settings.state / "runs").join(profile_request(other, device.sha256, "ff" * 16))
     shared = devices.open(joined, device.theirs / "bert")
     assert devices.loads == 1
     fresh_devices = DeviceRuntimes("ann", device.settings.data)
     fresh = fresh_devices.open(joined, device.theirs / "bert")
-    assert fresh.bench.initial_state().sha256() == shared.bench.initial_state().sha256()
-    request = device.train(fresh.bench, run="ff" * 16)
+    assert fresh.context.initial_state().sha256() == shared.context.initial_state().sha256()
+    request = device.train(fresh.context, run="ff" * 16)
     assert update(request, shared) == update(request, fresh)
     again = devices.open(device.joined(), device.theirs / "bert")
     assert devices.loads == 1
-    request = device.train(simulated.bench)
+    request = device.train(simulated.context)
     assert update(request, again) == update(request, simulated)
 
 
 def test_a_released_base_has_its_bits_and_no_adapter(device):
     _, runtime = opened(device)
     _, untouched = opened(device)
-    base = runtime.bench.model.release()
+    base = runtime.context.model.release()
     weights = dict(base.model.named_parameters())
-    for name, value in untouched.bench.model.network.peft.unload().named_parameters():
+    for name, value in untouched.context.model.network.peft.unload().named_parameters():
         assert torch.equal(weights[name], value)
     assert not any("lora" in name for name in weights)
 
@@ -107,13 +107,13 @@ def test_a_released_base_has_its_bits_and_no_adapter(device):
 def test_fewer_threads_than_the_federation_asks_for_are_said(device):
     head = device.federation.federation.model_copy(update={"threads": 4})
     federation = device.federation.model_copy(update={"federation": head})
-    joined = JoinedRuns(device.settings.state / "runs").join(profile_request(federation, device.sha256))
+    joined = KnownRuns(device.settings.state / "runs").join(profile_request(federation, device.sha256))
     try:
         devices = DeviceRuntimes("ann", device.settings.data, threads=1)
         runtime = devices.open(joined, device.theirs / "bert")
         assert torch.get_num_threads() == 1
         assert "policy threads 1: the federation asks for 4" in devices.notice
-        assert update(device.train(runtime.bench), runtime).metrics["threads"] == 1.0
+        assert update(device.train(runtime.context), runtime).metrics["threads"] == 1.0
         plenty = DeviceRuntimes("ann", device.settings.data, threads=8)
         assert plenty.open(joined, device.theirs / "bert").metrics == {}
         assert torch.get_num_threads() == 4
@@ -125,9 +125,7 @@ def test_fewer_threads_than_the_federation_asks_for_are_said(device):
 def test_what_is_worth_a_look_in_the_owner_s_data_is_told_to_the_owner(device, tmp_path):
     rows = device.settings.data.read_text().splitlines()
     (tmp_path / "ann.jsonl").write_text("\n".join([*rows, rows[-1]]) + "\n")
-    joined = JoinedRuns(device.settings.state / "runs").join(
-        profile_request(device.federation, device.sha256)
-    )
+    joined = KnownRuns(device.settings.state / "runs").join(profile_request(device.federation, device.sha256))
     devices = DeviceRuntimes("ann", tmp_path / "ann.jsonl")
     devices.open(joined, device.theirs / "bert")
     assert "1 row is an exact duplicate" in devices.notice
@@ -138,7 +136,7 @@ def test_no_path_of_the_server_is_read(device, tmp_path):
     data = device.federation.data.model_copy(update={"path": "/etc/passwd", "test": "/etc/shadow"})
     model = device.federation.model.model_copy(update={"path": "/nowhere", "revision": "main"})
     federation = device.federation.model_copy(update={"data": data, "model": model})
-    joined = JoinedRuns(tmp_path).join(profile_request(federation, device.sha256))
+    joined = KnownRuns(tmp_path).join(profile_request(federation, device.sha256))
     runtime = DeviceRuntimes("ann", device.settings.data).open(joined, device.theirs / "bert")
     assert runtime.profile("ann").train_examples > 0
     assert runtime.data.test() is None
@@ -148,7 +146,7 @@ def test_no_path_of_the_server_is_read(device, tmp_path):
 
 
 def test_a_run_that_is_joined_under_an_older_clock_is_not_the_one_to_forget(tmp_path, monkeypatch):
-    runs = JoinedRuns(tmp_path)
+    runs = KnownRuns(tmp_path)
     for i in range(KEPT_RUNS):
         runs.join(profile_request(vector_federation(), run=f"run-{i}"))
     monkeypatch.setattr("headwater.client.agent.known_runs.time.time_ns", lambda: 1)
@@ -161,33 +159,33 @@ def test_a_run_is_known_after_a_restart_and_old_runs_are_forgotten(tmp_path):
     federation = vector_federation()
     names = [f"run-{i}" for i in range(KEPT_RUNS + 2)]
     for name in names:
-        joined = JoinedRuns(tmp_path).join(profile_request(federation, run=name))
+        joined = KnownRuns(tmp_path).join(profile_request(federation, run=name))
         (joined.folder / "ann.feedback").write_bytes(b"x")
-        JoinedRuns(tmp_path).use(JoinedRuns(tmp_path).get("run-0") or joined)
-    assert sorted(JoinedRuns(tmp_path).runs()) == ["run-0", *names[-KEPT_RUNS + 1 :]]
+        KnownRuns(tmp_path).use(KnownRuns(tmp_path).get("run-0") or joined)
+    assert sorted(KnownRuns(tmp_path).runs()) == ["run-0", *names[-KEPT_RUNS + 1 :]]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run-0", *names[-KEPT_RUNS + 1 :]]
-    assert JoinedRuns(tmp_path).get("run-0").settings == federation
+    assert KnownRuns(tmp_path).get("run-0").settings == federation
 
 
 @pytest.mark.parametrize("run_id", ["..", "../up", "a/b", ".hidden", "a\\b c", "x" * 65])
 def test_a_run_id_that_is_a_path_is_refused(tmp_path, run_id):
     with pytest.raises(DecodeError, match="run id"):
-        JoinedRuns(tmp_path / "runs").join(profile_request(vector_federation(), run=run_id))
+        KnownRuns(tmp_path / "runs").join(profile_request(vector_federation(), run=run_id))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_settings_of_another_version_are_refused_by_key(tmp_path):
     request = replace(profile_request(vector_federation()), federation='{"federation": {"name": "x"}}')
     with pytest.raises(DecodeError, match="same minor version"):
-        JoinedRuns(tmp_path).join(request)
+        KnownRuns(tmp_path).join(request)
     with pytest.raises(DecodeError, match="without them"):
-        JoinedRuns(tmp_path).join(replace(request, federation=""))
+        KnownRuns(tmp_path).join(replace(request, federation=""))
 
 
 def test_examples_are_remembered_until_the_settings_change(tmp_path):
-    runs = JoinedRuns(tmp_path)
+    runs = KnownRuns(tmp_path)
     runs.learn(runs.join(profile_request(vector_federation())), 7)
-    assert JoinedRuns(tmp_path).join(profile_request(vector_federation())).examples == 7
+    assert KnownRuns(tmp_path).join(profile_request(vector_federation())).examples == 7
     assert runs.join(profile_request(vector_federation(65))).examples is None
 
 
@@ -266,10 +264,10 @@ def test_a_task_again_after_a_crash_gives_the_same_update(device, simulated, tmp
     _, runtime = opened(device)
     store = DirectoryStore(tmp_path)
     undisturbed = [
-        update(device.train(simulated.bench, round=n), simulated, DirectoryStore(tmp_path / "u"))
+        update(device.train(simulated.context, round=n), simulated, DirectoryStore(tmp_path / "u"))
         for n in (1, 2)
     ]
-    assert update(device.train(simulated.bench, round=1), runtime, store) == undisturbed[0]
+    assert update(device.train(simulated.context, round=1), runtime, store) == undisturbed[0]
     before = {p: p.read_bytes() for p in tmp_path.glob("*.feedback")}
 
     def full(path, data, **options):
@@ -277,8 +275,8 @@ def test_a_task_again_after_a_crash_gives_the_same_update(device, simulated, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr("headwater.client.execution.store.write_atomically", full)
-        p = parts(device.train(simulated.bench, round=2))
+        p = parts(device.train(simulated.context, round=2))
         failure = decode_reply(answer(p["envelope"], p["state"], "ann", store, runtime), max_bytes=10**6)
         assert "No space left" in failure.reason
     assert {p: p.read_bytes() for p in tmp_path.glob("*.feedback")} == before
-    assert update(device.train(simulated.bench, round=2), runtime, store) == undisturbed[1]
+    assert update(device.train(simulated.context, round=2), runtime, store) == undisturbed[1]

@@ -23,7 +23,7 @@ from headwater.client.agent.disk_room import SLACK_BYTES, needed_bytes
 from headwater.client.agent.outbox import Outbox
 from headwater.client.agent.owner_log import StatusFile
 from headwater.client.agent.problems import MOST_PROBLEMS, Problem, Problems, read_problems
-from headwater.client.agent.task_handler import LOOK_S, Desk
+from headwater.client.agent.task_handler import POLL_CLIENTS_S, TaskHandler
 from headwater.client.execution.execute import execute
 from headwater.client.execution.store import DirectoryStore
 from headwater.data.files.problems import BadRows
@@ -71,7 +71,7 @@ class Home:
 
     def start(self, policy=None) -> None:
         self.settings = agent_file(self.folder, policy)
-        self.desk = Desk(
+        self.desk = TaskHandler(
             self.settings, self.worker, sign, self.log.append, now=self.clock.now, clock=self.clock
         )
 
@@ -86,7 +86,7 @@ class Home:
         self.clock.seconds += seconds
 
     def recheck(self) -> None:
-        self.wait(LOOK_S + 1)
+        self.wait(POLL_CLIENTS_S + 1)
         self.desk.recheck()
 
     def edit(self) -> None:
@@ -267,12 +267,12 @@ def test_an_agent_file_that_changed_since_the_start_is_said(home, monkeypatch):
 
 def test_weights_that_changed_are_told_from_a_model_that_was_never_there(tmp_path):
     device = TextDevice(tmp_path / "theirs", tmp_path / "ours")
-    desk = Desk(device.settings, FakeWorker(), sign, lambda line: None)
+    desk = TaskHandler(device.settings, FakeWorker(), sign, lambda line: None)
     assert isinstance(ask(desk, device.profile()), ClientProfile)
     path = device.theirs / "bert" / "config.json"
     whole = path.read_text()
     path.write_text(json.dumps(json.loads(whole) | {"hidden_act": "relu"}))
-    again = Desk(device.settings, FakeWorker(), sign, lambda line: None)
+    again = TaskHandler(device.settings, FakeWorker(), sign, lambda line: None)
     for _ in range(2):
         reply = ask(again, device.profile())
         assert reply.failure.code is FailureCode.WEIGHTS_CHANGED
@@ -392,7 +392,7 @@ def test_what_a_training_keeps_is_no_more_than_was_asked_for(tmp_path, codec):
     runtime, state = device.simulated(), tmp_path / "state"
     store, outbox = DirectoryStore(state / "runs" / RUN), Outbox(state / "outbox")
     for number in (1, 2, 3):
-        task = device.train(runtime.bench, round=number, accepted_round=number - 1)
+        task = device.train(runtime.context, round=number, accepted_round=number - 1)
         before = sum(p.stat().st_size for p in state.rglob("*") if p.is_file())
         needed = needed_bytes(task, state)
         (answer,) = execute([task], store, runtime)

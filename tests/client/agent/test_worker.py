@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from headwater.client.agent import frames, worker_main
-from headwater.client.agent.known_runs import JoinedRuns
-from headwater.client.agent.task_handler import Desk
+from headwater.client.agent.known_runs import KnownRuns
+from headwater.client.agent.task_handler import TaskHandler
 from headwater.client.agent.worker import Worker, WorkerDied, WorkerOptions, clean_environment, describe_end
 from headwater.client.execution.answer import answer
 from headwater.client.execution.store import MemoryStore
@@ -78,7 +78,7 @@ def serve(worker, device, request, **more):
 
 
 def vector_answer(worker, folder, request, size: int = 64, **more):
-    joined = JoinedRuns(folder / str(size)).join(profile_request(vector_federation(size)))
+    joined = KnownRuns(folder / str(size)).join(profile_request(vector_federation(size)))
     p = parts(request)
     return decode_reply(worker.answer(joined, None, p["envelope"], p["state"], **more), max_bytes=10**9)
 
@@ -91,7 +91,7 @@ def test_a_worker_gives_the_bytes_of_execute_and_loads_the_base_once(worker, dev
     runtime = device.simulated()
     store = MemoryStore()
     for number in (1, 2, 3):
-        request = device.train(runtime.bench, round=number, accepted_round=number - 1)
+        request = device.train(runtime.context, round=number, accepted_round=number - 1)
         p = parts(request)
         expected = decode_reply(answer(p["envelope"], p["state"], "ann", store, runtime), max_bytes=10**6)
         got = serve(worker, device, request)
@@ -147,7 +147,7 @@ def test_no_row_of_the_data_reaches_the_server_in_an_error(worker, device):
     data = device.federation.data.model_copy(update={"label": "text", "labels": ("x", "y")})
     federation = device.federation.model_copy(update={"data": data})
     log: list[str] = []
-    desk = Desk(device.settings, worker, sign, log.append)
+    desk = TaskHandler(device.settings, worker, sign, log.append)
     signed = desk.answer(parts(profile_request(federation, device.sha256, "probe")))
     assert any("the movie was" in line for line in log)
     assert b"movie" not in signed

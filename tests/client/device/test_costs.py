@@ -11,7 +11,7 @@ from headwater.client.policy import Policy
 from headwater.config.agent import PolicySettings
 from headwater.config.load import load_federation
 from headwater.errors import TrainingError
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from tests.client.agent.devices import TextDevice
 from tests.support.runs import tiny_federation
 
@@ -32,20 +32,22 @@ def folder(tmp_path_factory):
 
 
 def test_costs_are_those_of_the_methods_that_may_be_planned(folder):
-    bench = Workbench.open(loaded(folder))
-    assert list(device_profile(bench).costs) == ["default", "wide", "seeds"]
-    bench = Workbench.open(loaded(folder, prefer=["seeds", "default"]))
-    assert list(device_profile(bench).costs) == ["seeds", "default"]
+    context = TrainingContext.open(loaded(folder))
+    assert list(device_profile(context).costs) == ["default", "wide", "seeds"]
+    context = TrainingContext.open(loaded(folder, prefer=["seeds", "default"]))
+    assert list(device_profile(context).costs) == ["seeds", "default"]
 
 
 def test_a_method_without_its_library_is_not_offered(folder, monkeypatch):
     methods = {"eight": {"training": {"kind": "backprop", "optimizer": "adamw8bit"}}}
-    bench = Workbench.open(load_federation(tiny_federation(folder, methods=methods, assignment=PLANNER)))
+    context = TrainingContext.open(
+        load_federation(tiny_federation(folder, methods=methods, assignment=PLANNER))
+    )
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert list(device_profile(bench).costs) == ["default"]
-    assert list(device_profile(bench, simulated_memory_mb=9000).costs) == ["default", "eight"]
+    assert list(device_profile(context).costs) == ["default"]
+    assert list(device_profile(context, simulated_memory_mb=9000).costs) == ["default", "eight"]
     monkeypatch.setattr(module, "find_spec", lambda name: name)
-    assert list(device_profile(bench).costs) == ["default", "eight"]
+    assert list(device_profile(context).costs) == ["default", "eight"]
 
 
 @pytest.mark.parametrize("error", [MemoryError("none"), TrainingError("default", expected="a library")])
@@ -55,24 +57,24 @@ def test_what_cannot_be_done_here_is_not_offered_and_the_rest_is(folder, error):
             raise error
         return batch_size / 8
 
-    bench = Workbench.open(loaded(folder, round_s=1.0))
-    costs = device_profile(bench, measured=seconds).costs
+    context = TrainingContext.open(loaded(folder, round_s=1.0))
+    costs = device_profile(context, measured=seconds).costs
     assert {name: cost.step_s for name, cost in costs.items()} == {"wide": 8.0, "seeds": 0.25}
 
 
 def test_a_cache_that_is_full_is_not_counted_twice(folder):
-    bench = Workbench.open(loaded(folder))
-    before = device_profile(bench).costs["seeds"].peak_bytes
+    context = TrainingContext.open(loaded(folder))
+    before = device_profile(context).costs["seeds"].peak_bytes
     kept = bytearray(b"\1") * (200 << 20)  # resident, as the cache that is said to be kept
 
     class Kept:
         used_bytes = len(kept)
 
-    bench.model._kept["training"] = Kept
+    context.model._kept["training"] = Kept
     try:
-        assert abs(device_profile(bench).costs["seeds"].peak_bytes - before) < 50 << 20
+        assert abs(device_profile(context).costs["seeds"].peak_bytes - before) < 50 << 20
     finally:
-        del bench.model._kept["training"], kept
+        del context.model._kept["training"], kept
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,13 @@ def runtime(tmp_path_factory):
 
 
 def request(runtime, client="ann", round=1, accepted=0, **changes):
-    state = runtime.bench.initial_state()
-    settings = runtime.bench.loaded.settings
+    state = runtime.context.initial_state()
+    settings = runtime.context.loaded.settings
     whole = TrainRequest(
         run=runtime.run,
         round=round,
         client=client,
-        spec=runtime.bench.spec.fingerprint(),
+        spec=runtime.context.spec.fingerprint(),
         state_sha256=state.sha256(),
         state=DenseCodec("fp32").encode(state, key=Key.root(0)),
         accepted_round=accepted,
@@ -60,7 +60,7 @@ def decoded(data):
 
 
 def delta(runtime, data):
-    return CompeftCodec(0.2).decode(decoded(data).delta, runtime.bench.spec)
+    return CompeftCodec(0.2).decode(decoded(data).delta, runtime.context.spec)
 
 
 @pytest.mark.parametrize("kind", ["memory", "directory"])
@@ -77,16 +77,16 @@ def test_what_is_sent_plus_what_is_held_back_is_what_was_learned(runtime):
     """Over accepted and refused rounds: nothing is lost, nothing is counted twice."""
     store = MemoryStore()
     plain = replace(request(runtime), plan=replace(request(runtime).plan, codec=DenseSettings(kind="dense")))
-    learned = AdapterState.zeros(runtime.bench.spec)
-    arrived = AdapterState.zeros(runtime.bench.spec)
+    learned = AdapterState.zeros(runtime.context.spec)
+    arrived = AdapterState.zeros(runtime.context.spec)
     accepted = 0
     for number, taken in enumerate([True, False, True, True, False], start=1):
         dense = one(execute([replace(plain, round=number)], MemoryStore(), runtime))
-        learned = learned + DenseCodec("fp32").decode(decoded(dense).delta, runtime.bench.spec)
+        learned = learned + DenseCodec("fp32").decode(decoded(dense).delta, runtime.context.spec)
         data = one(execute([request(runtime, round=number, accepted=accepted)], store, runtime))
         if taken:
             arrived, accepted = arrived + delta(runtime, data), number
-    last = store.load("ann", runtime.bench.spec)
+    last = store.load("ann", runtime.context.spec)
     held = last.pending.residual_if_accepted + last.pending.sent  # the last one was refused
     assert (arrived + held - learned).max_abs() < 1e-6
     assert held.max_abs() > 0
@@ -94,10 +94,10 @@ def test_what_is_sent_plus_what_is_held_back_is_what_was_learned(runtime):
 
 def test_the_same_round_from_another_base_is_trained_anew(runtime):
     """The organiser went back in the middle of the round: the old bytes would be refused for ever."""
-    store, spec = MemoryStore(), runtime.bench.spec
+    store, spec = MemoryStore(), runtime.context.spec
     first = one(execute([request(runtime)], store, runtime))
     pending = store.load("ann", spec).pending
-    back = runtime.bench.initial_state().map(lambda tensor: tensor + 0.25)
+    back = runtime.context.initial_state().map(lambda tensor: tensor + 0.25)
     state = {"state_sha256": back.sha256(), "state": DenseCodec("fp32").encode(back, key=Key.root(0))}
     again = one(execute([request(runtime, **state)], store, runtime))
     assert again != first
@@ -123,7 +123,7 @@ def test_an_older_round_than_the_pending_one_is_refused(runtime):
 def test_a_task_that_ends_after_a_newer_one_was_answered_is_refused(runtime, monkeypatch):
     """Past a deadline two tasks of one client may train at once; the older must not undo the newer."""
     store = MemoryStore()
-    trainer = runtime.bench.trainer(request(runtime).plan.training)
+    trainer = runtime.context.trainer(request(runtime).plan.training)
     newer = []
 
     class Slow(type(trainer)):
@@ -134,8 +134,8 @@ def test_a_task_that_ends_after_a_newer_one_was_answered_is_refused(runtime, mon
                 newer[0] = one(execute([request(runtime, round=2)], store, runtime))
             yield from results
 
-    slow = Slow(runtime.bench.model, runtime.bench.pad, language_model=False)
-    monkeypatch.setattr(type(runtime.bench), "trainer", lambda self, training: slow)
+    slow = Slow(runtime.context.model, runtime.context.pad, language_model=False)
+    monkeypatch.setattr(type(runtime.context), "trainer", lambda self, training: slow)
     late = decoded(one(execute([request(runtime, round=1)], store, runtime)))
     assert isinstance(late, ClientFailure)
     assert "after those answered" in late.reason
@@ -152,7 +152,7 @@ def test_what_is_sent_is_within_the_clip_in_every_round(runtime, codec):
     plan = replace(request(runtime).plan, codec=codec, clip_l2=bound)
     for number in range(1, 8):
         data = one(execute([request(runtime, round=number, plan=plan)], store, runtime))
-        update = codec_for(codec).decode(decoded(data).delta, runtime.bench.spec)
+        update = codec_for(codec).decode(decoded(data).delta, runtime.context.spec)
         assert 0 < update.norm() <= bound * (1 + 1e-6)
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_store_is_a_devices_failure_and_a_simulations_end(runtime, tmp
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(StorageError):
-        store.load("ann", runtime.bench.spec)
+        store.load("ann", runtime.context.spec)
     answer = decoded(one(execute([request(runtime, round=2)], store, device)))
     assert isinstance(answer, ClientFailure)
     with pytest.raises(StorageError):
@@ -232,4 +232,4 @@ def test_evaluation(runtime):
 def test_profile_tells_sizes_only(runtime):
     profile = runtime.profile("ann")
     assert profile.train_examples + profile.validation_examples == OWNERS["ann"]
-    assert profile.model_sha256 == runtime.bench.base_sha256
+    assert profile.model_sha256 == runtime.context.base_sha256

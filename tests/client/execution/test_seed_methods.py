@@ -31,10 +31,10 @@ from headwater.protocol.messages import (
     Payload,
     TrainRequest,
 )
-from headwater.seeds.coefficients import FINE_BITS, Scalars, SeedPlan, directions_of
+from headwater.seeds.coefficients import FINE_BITS, SeedCoefficients, SeedPlan, directions_of
 from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
-from headwater.seeds.seeded_state import Span
+from headwater.seeds.seeded_state import SeededState
 from headwater.state import AdapterState
 from headwater.training.cohort import CohortTrainer, TrainResult
 from tests.support.runs import OWNERS, tiny_federation
@@ -53,14 +53,14 @@ def runtime(tmp_path_factory):
 @pytest.fixture(scope="module")
 def span(runtime):
     """A server's: all zero."""
-    origin = runtime.bench.initial_state()
+    origin = runtime.context.initial_state()
     directions = directions_of(SEEDS, runtime.root, origin.spec.numel)
-    return Span(origin, directions, SEEDS.unit_bits + FINE_BITS, np.zeros(64, np.int64))
+    return SeededState(origin, directions, SEEDS.unit_bits + FINE_BITS, np.zeros(64, np.int64))
 
 
 def fresh(runtime):
     """The same runtime after a restart: nothing in memory."""
-    return ClientRuntime(runtime.run, runtime.bench, runtime.data, runtime.root)
+    return ClientRuntime(runtime.run, runtime.context, runtime.data, runtime.root)
 
 
 def moved(span, seed):
@@ -87,7 +87,7 @@ def request(runtime, state, payload, client="ann", round=1, plan=PLAN, accepted=
         run=runtime.run,
         round=round,
         client=client,
-        spec=runtime.bench.spec.fingerprint(),
+        spec=runtime.context.spec.fingerprint(),
         state_sha256=state.sha256(),
         state=payload,
         accepted_round=accepted,
@@ -96,7 +96,7 @@ def request(runtime, state, payload, client="ann", round=1, plan=PLAN, accepted=
 
 
 def dense(runtime, **changes):
-    state = runtime.bench.initial_state()
+    state = runtime.context.initial_state()
     return request(runtime, state, DenseCodec("fp32").encode(state, key=Key.root(0)), **changes)
 
 
@@ -121,7 +121,7 @@ class Fixed(CohortTrainer):
 def trains(runtime, monkeypatch):
     def as_told(delta, noise=0.0):
         trainer = Fixed(delta, noise)
-        monkeypatch.setattr(type(runtime.bench), "trainer", lambda self, training: trainer)
+        monkeypatch.setattr(type(runtime.context), "trainer", lambda self, training: trainer)
         return trainer
 
     return as_told
@@ -145,28 +145,28 @@ def test_a_kseed_round_costs_some_bytes_and_is_repeated_with_the_same(runtime, t
 
 
 def test_the_trainer_is_given_the_federations_directions(runtime, trains):
-    trainer = trains(Scalars.of(SEEDS, [(3, 5)]))
+    trainer = trains(SeedCoefficients.of(SEEDS, [(3, 5)]))
     update = one(execute([dense(runtime)], MemoryStore(), runtime))
-    assert trainer.task.directions == directions_of(SEEDS, runtime.root, runtime.bench.spec.numel)
+    assert trainer.task.directions == directions_of(SEEDS, runtime.root, runtime.context.spec.numel)
     assert decode_scalars(update.delta, SEEDS).coefficients.tolist() == [5]
 
 
 def test_scalars_beyond_the_plan_do_not_leave(runtime, trains):
-    trains(Scalars.of(SEEDS, [(3, 40_000)]))
+    trains(SeedCoefficients.of(SEEDS, [(3, 40_000)]))
     assert "32767" in one(execute([dense(runtime)], MemoryStore(), runtime)).reason
-    trains(AdapterState.zeros(runtime.bench.spec))
+    trains(AdapterState.zeros(runtime.context.spec))
     assert "expected scalars" in one(execute([dense(runtime)], MemoryStore(), runtime)).reason
 
 
 def test_a_residual_outlives_rounds_of_scalars(runtime, trains):
     """A client that is switched from deltas to scalars and back loses nothing of what it held back."""
-    store, spec = MemoryStore(), runtime.bench.spec
+    store, spec = MemoryStore(), runtime.context.spec
     delta = AdapterState.from_vector(spec, torch.linspace(-1, 1, spec.numel))
     plain = replace(PLAN, seeds=None)
     trains(delta)
     one(execute([dense(runtime, plan=plain)], store, runtime))
     held = store.load("ann", spec).pending
-    trains(Scalars.of(SEEDS, [(3, 5)]))
+    trains(SeedCoefficients.of(SEEDS, [(3, 5)]))
     # round 1 was refused: everything comes back; round 2 says so, not only round 3
     one(execute([dense(runtime, round=2, accepted=0)], store, runtime))
     pending = store.load("ann", spec).pending
@@ -181,7 +181,7 @@ def test_a_residual_outlives_rounds_of_scalars(runtime, trains):
 def test_kinds_are_trained_apart_in_one_round(runtime):
     tasks = [
         dense(runtime, client="ann"),
-        dense(runtime, client="ben", plan=ClientPlan(runtime.bench.loaded.settings.training, COMPEFT)),
+        dense(runtime, client="ben", plan=ClientPlan(runtime.context.loaded.settings.training, COMPEFT)),
         dense(runtime, client="cleo"),
     ]
     answers = {a.client: a.data for a in execute(tasks, MemoryStore(), runtime)}
@@ -196,10 +196,10 @@ def test_kinds_are_trained_apart_in_one_round(runtime):
 
 @pytest.mark.parametrize("part", ["tensors", "rank"])
 def test_what_is_not_covered_stays_in_the_residual(runtime, trains, part):
-    store, spec = MemoryStore(), runtime.bench.spec
+    store, spec = MemoryStore(), runtime.context.spec
     delta = AdapterState.from_vector(spec, torch.linspace(-1, 1, spec.numel))
     trains(delta)
-    plan = ClientPlan(runtime.bench.loaded.settings.training, COMPEFT)
+    plan = ClientPlan(runtime.context.loaded.settings.training, COMPEFT)
     one(execute([dense(runtime, plan=plan)], store, runtime))  # leaves a residual everywhere
     before = store.load("ann", spec).pending.residual_if_accepted
     limits = {"tensors": (spec.tensors[0].name,)} if part == "tensors" else {"rank": 1}
@@ -215,11 +215,11 @@ def test_what_is_not_covered_stays_in_the_residual(runtime, trains, part):
 
 
 def test_noise_is_told_by_the_methods_that_have_it(runtime, trains):
-    delta = AdapterState.zeros(runtime.bench.spec)
+    delta = AdapterState.zeros(runtime.context.spec)
     mezo = ClientPlan(MezoTraining(kind="mezo"), COMPEFT)
     trains(delta, noise=0.25)
     assert one(execute([dense(runtime, plan=mezo)], MemoryStore(), runtime)).metrics["noise"] == 0.25
-    backprop = ClientPlan(runtime.bench.loaded.settings.training, COMPEFT)
+    backprop = ClientPlan(runtime.context.loaded.settings.training, COMPEFT)
     assert "noise" not in one(execute([dense(runtime, plan=backprop)], MemoryStore(), runtime)).metrics
     for bad in (-1.0, float("nan"), float("inf")):
         trains(delta, noise=bad)
@@ -228,7 +228,7 @@ def test_noise_is_told_by_the_methods_that_have_it(runtime, trains):
 
 def test_noise_is_that_of_the_update_as_it_is_sent(runtime, trains):
     """A clipped update has less of it: the square of what it was shortened by."""
-    spec = runtime.bench.spec
+    spec = runtime.context.spec
     delta = AdapterState.from_vector(spec, torch.full((spec.numel,), 2.0 / spec.numel**0.5))
     trains(delta, noise=0.25)
     plan = ClientPlan(MezoTraining(kind="mezo"), DenseSettings(kind="dense"), clip_l2=0.5)
@@ -244,9 +244,9 @@ def test_what_a_trainer_refuses_ends_that_task_only(runtime, monkeypatch):
             for task in tasks:
                 if task.client == "ben":
                     raise ModelError("adapter", expected="forward mode", got="none")
-                yield TrainResult(task.client, Scalars.of(SEEDS, [(3, 5)]), len(task.examples))
+                yield TrainResult(task.client, SeedCoefficients.of(SEEDS, [(3, 5)]), len(task.examples))
 
-    monkeypatch.setattr(type(runtime.bench), "trainer", lambda self, training: Choosy())
+    monkeypatch.setattr(type(runtime.context), "trainer", lambda self, training: Choosy())
     tasks = [dense(runtime, client=name) for name in OWNERS]
     answers = [decode_reply(a.data, max_bytes=10**6) for a in execute(tasks, MemoryStore(), runtime)]
     assert [a.client for a in answers] == list(OWNERS)
@@ -299,8 +299,8 @@ def test_sums_that_no_member_could_rebuild_are_refused_by_those_that_followed_to
     sums[3] = 2**45
     change = np.zeros(64, np.int64)
     change[3] = 2**45 + 2**44
-    first = Span(span.origin, span.directions, span.unit_bits, sums)
-    second = Span(span.origin, span.directions, span.unit_bits, sums + change, first.total)
+    first = SeededState(span.origin, span.directions, span.unit_bits, sums)
+    second = SeededState(span.origin, span.directions, span.unit_bits, sums + change, first.total)
     living, store = fresh(runtime), MemoryStore()
     living.state(request(runtime, first.state(), sent(first), round=2), store)
     task = request(runtime, first.state(), sent(second, first, 1), round=3)

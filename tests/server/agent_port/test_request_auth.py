@@ -21,25 +21,25 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.main import create_app
 
 from headwater import __version__
-from headwater.flower.fleet_server import ACTIVATE, PATHS, PUSH_OBJECT, FleetLink
+from headwater.flower.fleet_server import ACTIVATE, PATHS, PUSH_OBJECT, FleetServer
 from headwater.security.signing import Identity, RequestClaim
 from headwater.server.agent_port import connection_limits as doorman
 from headwater.server.agent_port import http_protocol as fleet_port
-from headwater.server.agent_port.request_auth import WINDOW_S, Gate, Limits
+from headwater.server.agent_port.request_auth import WINDOW_S, Limits, RequestAuthenticator
 from tests.flower_layer.deployment import Registry, running, wait_for
 
 PULL = "/v1/fleet/pull-messages"
 NOW = 1.8e9
 
 
-class Door:
+class ReplyVerifier:
     """A gate with an app behind it that notes what comes through."""
 
     def __init__(self, limits=None):
         self.now, self.registry = NOW, Registry()
-        self.link = FleetLink(max_reply_bytes=lambda name: 2**20)
+        self.link = FleetServer(max_reply_bytes=lambda name: 2**20)
         self.through, self.wait = [], None
-        self.gate = Gate(
+        self.gate = RequestAuthenticator(
             self.app, self.link, self.registry, limits or Limits(body_s=0.2), clock=lambda: self.now
         )
         self.a = self.enrol("a")
@@ -116,7 +116,7 @@ class Door:
 
 @pytest.fixture
 def door():
-    door = Door()
+    door = ReplyVerifier()
     door.activate()
     door.through.clear()
     return door
@@ -316,7 +316,7 @@ def test_one_clients_process_is_not_anothers(door):
 
 
 def test_bytes_per_hour():
-    door = Door(Limits(bytes_per_hour=1000))
+    door = ReplyVerifier(Limits(bytes_per_hour=1000))
     door.activate(body=b"")
     assert door.ask(body=bytes(900))[0] == 200
     door.through.clear()
@@ -328,7 +328,7 @@ def test_bytes_per_hour():
 
 
 def test_requests_in_the_window():
-    door = Door(Limits(requests_in_window=3))
+    door = ReplyVerifier(Limits(requests_in_window=3))
     door.activate()
     assert [door.ask()[0] for _ in range(3)] == [200, 200, 429]
     door.now += 2 * WINDOW_S + 1
@@ -336,7 +336,7 @@ def test_requests_in_the_window():
 
 
 def test_requests_at_once():
-    door = Door(Limits(requests_at_once=2, body_s=0.2))
+    door = ReplyVerifier(Limits(requests_at_once=2, body_s=0.2))
     b = door.enrol("b")
     door.activate()
     door.activate(identity=b)
@@ -360,7 +360,7 @@ def test_requests_at_once():
 
 def test_a_request_is_done_before_its_answer_leaves():
     """Else an agent that goes on at once would find its own last request in its way."""
-    door = Door(Limits(requests_at_once=1))
+    door = ReplyVerifier(Limits(requests_at_once=1))
     door.activate()
 
     async def lingering(scope, receive, send):

@@ -12,11 +12,11 @@ from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest, reported
 from headwater.server.clients import discovery as roll_call
 from headwater.server.clients.client_pool import AWAY_S
-from headwater.server.clients.discovery import RollCall, save_profiles
-from headwater.server.clients.exchange import Incoming
-from headwater.server.clients.run_control import Watch
+from headwater.server.clients.discovery import DiscoveredClients, save_profiles
+from headwater.server.clients.exchange import ReceivedReply
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Notice
-from headwater.server.rounds.evaluation import Measurement
+from headwater.server.rounds.evaluation import EvaluationRound
 
 FEDERATION = """
 [federation]
@@ -48,8 +48,8 @@ class Site:
         self.sessions, self.now, self.events, self.replies = {}, 0.0, [], []
         save_profiles(folder / "profiles.json", {name: profile(name) for name in NAMES[:3]})
         monkeypatch.setattr(roll_call, "profile_of", self.answer)
-        watch = Watch(self.events.append, clock=lambda: self.now)
-        self.members = RollCall(
+        watch = RunControl(self.events.append, clock=lambda: self.now)
+        self.members = DiscoveredClients(
             self,
             "run-1",
             SimpleNamespace(model_dump_json=lambda **named: "{}"),
@@ -62,7 +62,7 @@ class Site:
         )
         self.watch = watch
 
-    def answer(self, incoming, bench, run, client=""):
+    def answer(self, incoming, context, run, client=""):
         if incoming.error:
             raise DecodeError(f"client {client}", expected="a profile", got=incoming.error)
         return profile(client)
@@ -80,7 +80,7 @@ class Site:
     def come(self, name, error=""):
         self.sessions[name] = self.sessions.get(name, 0) + 1
         self.look()
-        self.replies.append(Incoming(name, ProfileRequest, 0, b"", error, 0))
+        self.replies.append(ReceivedReply(name, ProfileRequest, 0, b"", error, 0))
         self.look()
 
     def look(self):
@@ -115,7 +115,7 @@ def test_who_cannot_work_is_missing_for_the_reason_that_its_device_gave(site, mo
         reported(ClientFailure.coded("ann", 0, f), "client ann", expected="a profile") for f in (hours, full)
     )
 
-    def refuse(incoming, bench, run, client=""):
+    def refuse(incoming, context, run, client=""):
         raise after_hours
 
     monkeypatch.setattr(roll_call, "profile_of", refuse)
@@ -125,11 +125,11 @@ def test_who_cannot_work_is_missing_for_the_reason_that_its_device_gave(site, mo
     monkeypatch.setattr(roll_call, "profile_of", site.answer)
     site.come("ann")
     assert "ann" in site.members.ready()
-    site.members.doubt("ann", no_room)
+    site.members.forget_profile("ann", no_room)
     assert site.members.missing()["ann"] == full.sentence()
     site.look()
     assert site.members.missing()["ann"] == full.sentence()
-    site.replies.append(Incoming("ann", ProfileRequest, 0, b"", "", 0))
+    site.replies.append(ReceivedReply("ann", ProfileRequest, 0, b"", "", 0))
     site.look()
     assert "ann" in site.members.ready()
     del site.sessions["ann"]
@@ -154,7 +154,7 @@ def test_who_has_not_been_here_since_the_daemon_began_has_time_to_come_back(site
 
 
 def who_is_asked(site, took_part):
-    measurement = Measurement(None, "run-1", None, None, None, site.watch, lasting=True)
+    measurement = EvaluationRound(None, "run-1", None, None, None, site.watch, lasting=True)
     record = {"round": 3}
     asked = measurement._who_is_here(NAMES[:3], took_part, site.members, record)
     again = {"round": 4}
@@ -187,7 +187,7 @@ def test_how_long_an_evaluation_is_waited_for_is_what_the_organiser_says_now(sit
         return load_federation(file, changes).settings
 
     now = [federation()]
-    measurement = Measurement(
+    measurement = EvaluationRound(
         federation(), "run-1", None, None, None, site.watch, lasting=True, live=lambda: now[0]
     )
     assert measurement._deadline_s() == 3600.0  # the round's, where it has none of its own

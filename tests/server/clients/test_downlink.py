@@ -13,7 +13,7 @@ from headwater.errors import UpdateRejected
 from headwater.protocol.failures import FailureCode, coded
 from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
-from headwater.seeds.seeded_state import Span
+from headwater.seeds.seeded_state import SeededState
 from headwater.server.clients import downlink as module
 from headwater.server.clients.downlink import KEPT_VERSIONS, Downlink
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -22,7 +22,7 @@ from headwater.strategies.strategy import ServerState
 SPEC = StateSpec.of([TensorSpec("v", (64,), "vector")])
 DENSE = DenseCodec(kind="dense", dtype="bf16")
 ORIGIN = AdapterState.from_vector(SPEC, torch.linspace(-1, 1, 64))
-SPAN = Span(ORIGIN, Directions(b"k" * 16, "rademacher", 64), 40, np.zeros(512, np.int64))
+SPAN = SeededState(ORIGIN, Directions(b"k" * 16, "rademacher", 64), 40, np.zeros(512, np.int64))
 
 
 def servers(count):

@@ -24,7 +24,7 @@ from headwater.server.events import ClientDone, ClientFailed
 from headwater.server.rounds.federation_server import FederationServer
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.grid import InProcessGrid
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from tests.support.runs import tiny_federation
 
 HOSTILE = "ben"
@@ -93,14 +93,14 @@ def file(tmp_path_factory):
 def federate(file, tmp_path):
     def go(name, tamper, *overrides, kind=MessageType.TRAIN):
         loaded = load_federation(file, overrides)
-        bench = Workbench.open(loaded)
-        runtime = ClientRuntime.open(loaded, bench)
+        context = TrainingContext.open(loaded)
+        runtime = ClientRuntime.open(loaded, context)
         folder = RunFolder.create(tmp_path / name, loaded, {"engine": "inprocess"})
         events = []
         names = runtime.data.clients
         grid = Tampered(InProcessGrid(names, runtime, MemoryStore()), names, tamper, kind)
         test = runtime.data.test()
-        server = FederationServer(loaded, runtime.run, bench, folder, test=test, observer=events.append)
+        server = FederationServer(loaded, runtime.run, context, folder, test=test, observer=events.append)
         server.run(grid, len(names))
         records = [json.loads(line) for line in folder.rounds.read_text().splitlines()]
         return Ended([r["state_sha256"] for r in records], records, events)

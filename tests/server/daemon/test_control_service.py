@@ -12,9 +12,9 @@ from huggingface_hub import constants
 
 from headwater.config import load_federation
 from headwater.errors import ConfigError, FederationStopped, ModelError
-from headwater.flower.fleet_server import FleetLink
+from headwater.flower.fleet_server import FleetServer
 from headwater.server.clients.run_control import Interrupted
-from headwater.server.daemon.control_service import Office
+from headwater.server.daemon.control_service import ControlService
 from headwater.server.daemon.daemon import Daemon
 from headwater.server.daemon.run_job import Network, RunJob
 from headwater.server.events import RoundEnded, RoundStarted
@@ -23,10 +23,10 @@ from headwater.server.monitoring.monitor import Monitor
 from headwater.server.storage.adapter_versions import Versions
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.workspace.registry import ClientRegistry
-from headwater.server.workspace.run_queue import RunBook
+from headwater.server.workspace.run_queue import RunQueue
 from headwater.server.workspace.workspace import Workspace
 from headwater.strategies.strategy import ServerState
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from tests.support.runs import tiny_federation
 
 FEDERATION = """
@@ -59,16 +59,18 @@ class Site:
         self.run = self.office.submit(FEDERATION, folder).run
 
     def open(self):
-        self.book = RunBook(self.folder / "runs.json", self.folder / "runs")
+        self.book = RunQueue(self.folder / "runs.json", self.folder / "runs")
         registry = ClientRegistry(self.folder / "clients.json")
-        self.office = Office(self.book, registry, self.monitor, self.working, keep=3, wake=lambda: None)
+        self.office = ControlService(
+            self.book, registry, self.monitor, self.working, keep=3, wake=lambda: None
+        )
 
     def working(self):
         """The daemon's answer to what it works on: each of ``jobs`` once, then the last one."""
         return self.jobs.pop(0) if len(self.jobs) > 1 else self.jobs[0] if self.jobs else None
 
     def job(self, interrupted=lambda: False):
-        grid: Grid = FleetLink(max_reply_bytes=lambda name: 1).grid
+        grid: Grid = FleetServer(max_reply_bytes=lambda name: 1).grid
         network = Network(grid, {}, lambda name, data: data, dict, lambda name: True)
         entry = self.book.get(self.run)
         return RunJob(entry, self.book, network, self.monitor, keep=3, interrupted=interrupted)
@@ -139,9 +141,9 @@ def test_a_restart_forgets_no_wish(site):
 def test_an_export_leaves_the_threads_of_the_run_at_work(site):
     """With other threads its evaluations round differently, and another round may be the best."""
     folder, loaded = site.book.open(site.run)
-    bench = Workbench.open(loaded, threads=False)
+    context = TrainingContext.open(loaded, threads=False)
     Versions.of_run(folder.path, 3).add(
-        bench.initial_state(), run=site.run, round=0, parent=0, config_sha256="", cohort=(),
+        context.initial_state(), run=site.run, round=0, parent=0, config_sha256="", cohort=(),
         metric="loss", value=1.0, best=True, note="initial", created=0.0,
     )  # fmt: skip
     before = torch.get_num_threads()
@@ -155,11 +157,11 @@ def test_an_export_leaves_the_threads_of_the_run_at_work(site):
 
 def test_an_unpinned_version_goes_at_once_where_no_round_follows(site):
     folder, loaded = site.book.open(site.run)
-    bench = Workbench.open(loaded, threads=False)
+    context = TrainingContext.open(loaded, threads=False)
     versions = Versions.of_run(folder.path, 3)
     for number in range(6):
         versions.add(
-            bench.initial_state(), run=site.run, round=number, parent=number, config_sha256="", cohort=(),
+            context.initial_state(), run=site.run, round=number, parent=number, config_sha256="", cohort=(),
             metric="loss", value=1.0, best=not number, note=f"round {number}", created=0.0,
         )  # fmt: skip
     site.office.rollback(site.run, 2)
@@ -266,12 +268,12 @@ def test_a_run_of_a_folder_that_was_moved_finds_its_files(tmp_path):
     inside = site.office.submit(FEDERATION, old / "data").run
     outside = site.office.submit(FEDERATION, tmp_path / "elsewhere").run
     old.rename(tmp_path / "new")
-    moved = RunBook(tmp_path / "new" / "runs.json", tmp_path / "new" / "runs")
+    moved = RunQueue(tmp_path / "new" / "runs.json", tmp_path / "new" / "runs")
     assert moved.open(inside)[1].folder == tmp_path / "new" / "data"
     assert moved.open(outside)[1].folder == tmp_path / "elsewhere"
     moved.move(outside, tmp_path / "new" / "data")
     (tmp_path / "new").rename(tmp_path / "newer")
-    again = RunBook(tmp_path / "newer" / "runs.json", tmp_path / "newer" / "runs")
+    again = RunQueue(tmp_path / "newer" / "runs.json", tmp_path / "newer" / "runs")
     assert again.open(outside)[1].folder == tmp_path / "newer" / "data"
 
 
@@ -293,7 +295,7 @@ def test_a_run_that_fails_as_it_begins_is_shown_with_the_round_of_its_checkpoint
     folder, loaded = daemon._book.open(run)
     for number in range(28):
         folder.append_round({"round": number, "clients": {}, "bytes": {"up": 1, "down": 1}})
-    state = Workbench.open(loaded, threads=False).initial_state()
+    state = TrainingContext.open(loaded, threads=False).initial_state()
     Checkpoint(run, ServerState(26, state), Tracker("loss")).save(folder.checkpoint)
     assert folder.checkpoint_round() == 26
     for state in ("queued", "running", "failed", "paused"):

@@ -5,22 +5,22 @@ from __future__ import annotations
 from headwater.errors import DecodeError
 from headwater.protocol.coordinator import Begin, Close, Coordinator
 from headwater.protocol.messages import ClientProfile, TrainRequest
-from headwater.server.clients.client_pool import Members
-from headwater.server.clients.exchange import Incoming
-from headwater.server.clients.run_control import Watch
-from headwater.server.rounds.round_driver import Conversation
+from headwater.server.clients.client_pool import ClientPool
+from headwater.server.clients.exchange import ReceivedReply
+from headwater.server.clients.run_control import RunControl
+from headwater.server.rounds.round_driver import RoundDriver
 
 
 def profile(name, examples=5):
     return ClientProfile(name, examples, 0, "model", "spec")
 
 
-class Fleet(Members):
+class Fleet(ClientPool):
     """Clients that are all there; ``answers`` come one at a time."""
 
     def __init__(self, *answers, **examples):
         self.known = {name: profile(name, n) for name, n in examples.items()}
-        self.answers = [Incoming(a, TrainRequest, 1, b"update", "", 6) for a in answers]
+        self.answers = [ReceivedReply(a, TrainRequest, 1, b"update", "", 6) for a in answers]
 
     def profiles(self):
         return self.known
@@ -28,7 +28,7 @@ class Fleet(Members):
     def ready(self):
         return self.known
 
-    def doubt(self, client, error):
+    def forget_profile(self, client, error):
         pass
 
     def poll(self, *kinds):
@@ -43,10 +43,10 @@ def talk(
     clock = iter(range(5000))
     coordinator = Coordinator(1, min_clients=need, retry_s=2, deadline_s=deadline_s)
     asked = []
-    conversation = Conversation(
+    conversation = RoundDriver(
         coordinator,
         members,
-        Watch(lambda event: None, lambda: stop, lambda: float(next(clock)), deadline_s),
+        RunControl(lambda event: None, lambda: stop, lambda: float(next(clock)), deadline_s),
         1,
         {name: profile(name) for name in planned},
         tuple(planned),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from headwater.server.clients.client_pool import AWAY_S
-from headwater.server.clients.run_control import Watch
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Waiting, WaitingFor
 from headwater.server.monitoring.monitor import Monitor
-from headwater.server.rounds.evaluation_wait import Answers, Unmeasured
+from headwater.server.rounds.evaluation_wait import EvaluationAborted, EvaluationWait
 
 
 class Fleet:
@@ -32,9 +32,9 @@ class Fleet:
         self.forgotten.append(client)
 
     def answers(self, deadline_s=3600.0, *, lasting=True):
-        watch = Watch(self.events.append, lambda: self.stop, lambda: self.now)
+        watch = RunControl(self.events.append, lambda: self.stop, lambda: self.now)
         self.deadline_s = deadline_s
-        return Answers(7, self.enrolled, self, watch, lambda: self.deadline_s, lasting=lasting)
+        return EvaluationWait(7, self.enrolled, self, watch, lambda: self.deadline_s, lasting=lasting)
 
     def lasts(self, answers, seconds):
         """Whether the wait goes on for so long, in steps of five seconds."""
@@ -130,14 +130,14 @@ def test_a_stop_waits_a_minute_for_who_is_away_and_longer_for_who_works():
     assert fleet.lasts(answers, 300)  # both are at work
     answers.heard("ann")
     del fleet.here["bo"]
-    with pytest.raises(Unmeasured):
+    with pytest.raises(EvaluationAborted):
         fleet.lasts(answers, 75)
 
 
 def test_a_client_that_never_answers_does_not_keep_the_organiser_from_stopping():
     fleet = Fleet("ann")
     answers, fleet.stop = fleet.answers(), True
-    with pytest.raises(Unmeasured):
+    with pytest.raises(EvaluationAborted):
         fleet.lasts(answers, 660)
 
 

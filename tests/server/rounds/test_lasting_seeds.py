@@ -9,11 +9,11 @@ from headwater.errors import DecodeError
 from headwater.proto.wire import encode_reply
 from headwater.protocol.messages import ClientProfile, DeviceProfile, MethodCost, ProfileRequest
 from headwater.server.clients.client_pool import profile_from
-from headwater.server.clients.exchange import Incoming
+from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.clients.handshake import profile_of
 from headwater.server.clients.run_control import Interrupted
 from headwater.server.events import ClientDone, ClientFailed, Notice, RoundEnded
-from headwater.server.storage.durability import OpenRoster
+from headwater.server.storage.durability import OpenRoundRecord
 from headwater.server.storage.run_folder import RunFolder
 from tests.server.storage import test_durability as test_deployment
 from tests.support.runs import tiny_federation
@@ -99,11 +99,11 @@ def profile(device, name="ann"):
 
 def test_a_device_outlives_a_restart_with_its_profile(tmp_path):
     device = DeviceProfile(2**30, 2, {"default": MethodCost(2**20, 0.25, 8)})
-    roster = OpenRoster(
+    roster = OpenRoundRecord(
         3, {"ann": profile(device), "ben": profile(None, "ben")}, {2: "x"}, 9, {"ann": "default"}
     )
     roster.save(tmp_path / "r")
-    loaded = OpenRoster.load(tmp_path / "r")
+    loaded = OpenRoundRecord.load(tmp_path / "r")
     assert loaded is not None
     assert loaded.profiles["ann"] == profile(device)
     assert loaded.methods == {"ann": "default"}
@@ -126,7 +126,7 @@ def test_a_device_that_no_method_fits_is_refused_when_it_introduces_itself(tmp_p
     file = tiny_federation(tmp_path, assignment={"kind": "planner"})
     device = DeviceProfile(2**20, 1, {"default": MethodCost(2**30, 0.0, batch)})
     data = encode_reply(profile(device))
-    incoming = Incoming("ann", ProfileRequest, 0, data, "", len(data))
+    incoming = ReceivedReply("ann", ProfileRequest, 0, data, "", len(data))
     if fits:
         assert profile_of(incoming, Bench(load_federation(file)), "run").device == device
         return

@@ -17,10 +17,10 @@ from headwater.proto.wire import encode_reply
 from headwater.protocol.coordinator import Close
 from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import ClientFailure, EncodedUpdate, TrainRequest
-from headwater.seeds.coefficients import Scalars
+from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Downlink
-from headwater.server.clients.exchange import Incoming
+from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.rounds.open_round import OpenRound
 from headwater.state import AdapterState
 from headwater.strategies import FederatedStrategy
@@ -49,7 +49,7 @@ def opened(*names, **tables):
 
 
 def steps(round_, *taken):
-    return Scalars.of(round_.plan.merge.seeds, list(taken))
+    return SeedCoefficients.of(round_.plan.merge.seeds, list(taken))
 
 
 def values(scale=0.01):
@@ -57,7 +57,7 @@ def values(scale=0.01):
 
 
 def reply(round_, client, delta, metrics=MappingProxyType({})):
-    if isinstance(delta, Scalars):
+    if isinstance(delta, SeedCoefficients):
         payload = encode_scalars(delta)
     else:
         payload = CompeftCodec(0.05).encode(delta, key=ROOT)
@@ -66,7 +66,7 @@ def reply(round_, client, delta, metrics=MappingProxyType({})):
         round_.roster[client].train_examples, 3, dict(metrics),
     )  # fmt: skip
     data = encode_reply(update)
-    return Incoming(client, TrainRequest, 1, data, "", len(data), data)
+    return ReceivedReply(client, TrainRequest, 1, data, "", len(data), data)
 
 
 def test_a_mixed_round_takes_both_kinds_and_measures_no_gap():
@@ -115,7 +115,7 @@ def test_each_kind_is_refused_from_who_was_asked_for_the_other():
 def test_more_bytes_than_the_plan_allows_are_refused_unread():
     round_ = opened("seeds")
     incoming = reply(round_, "seeds", steps(round_, (1, 1)))
-    long = Incoming("seeds", TrainRequest, 1, incoming.data + bytes(10**6), "", 0)
+    long = ReceivedReply("seeds", TrainRequest, 1, incoming.data + bytes(10**6), "", 0)
     with pytest.raises(HeadwaterError):
         round_.fold(long)
 
@@ -144,5 +144,5 @@ def test_a_failure_keeps_its_code_so_that_the_server_sees_what_is_needed():
     needs = Failure(FailureCode.NEEDS_FULL_STATE, (3,))
     failure = encode_reply(ClientFailure.coded("seeds", 1, needs, RUN))
     with pytest.raises(HeadwaterError, match="coefficients of version 3") as error:
-        round_.fold(Incoming("seeds", TrainRequest, 1, failure, "", len(failure)))
+        round_.fold(ReceivedReply("seeds", TrainRequest, 1, failure, "", len(failure)))
     assert error.value.failure == needs

@@ -11,10 +11,10 @@ from headwater.protocol.buffered import BufferedCoordinator
 from headwater.protocol.coordinator import Begin, Coordinator, Halt
 from headwater.protocol.failures import NOT_READY, Failure, FailureCode
 from headwater.protocol.messages import ClientFailure, ClientProfile, TrainRequest, reported
-from headwater.server.clients.exchange import Exchange, Incoming
-from headwater.server.clients.run_control import Watch
+from headwater.server.clients.exchange import Exchange, ReceivedReply
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Waiting, WaitingFor
-from headwater.server.rounds.round_driver import Conversation
+from headwater.server.rounds.round_driver import RoundDriver
 
 
 class One:
@@ -26,12 +26,12 @@ class One:
     profiles = ready
 
     def poll(self, *kinds):
-        yield Incoming("ann", TrainRequest, 1, b"", "", 0)
+        yield ReceivedReply("ann", TrainRequest, 1, b"", "", 0)
 
     def missing(self):
         return {}
 
-    def doubt(self, client, error):
+    def forget_profile(self, client, error):
         self.doubted = client
 
 
@@ -41,9 +41,9 @@ def talk(error, members=None):
     def fold(incoming):
         raise error
 
-    watch = Watch(told.append, lambda: False, time.monotonic, None, lambda: False)
+    watch = RunControl(told.append, lambda: False, time.monotonic, None, lambda: False)
     begun = coordinator.receive(Begin(1, ("ann",), 0.0))
-    conversation = Conversation(
+    conversation = RoundDriver(
         coordinator, members or One(), watch, 1, ("ann",), ("ann",), 1, ask=lambda names: None, fold=fold
     )
     conversation.run(begun)
@@ -97,15 +97,15 @@ def test_a_simulated_round_that_has_lost_too_many_ends_with_what_all_of_them_sai
         def poll(self, *kinds):
             looks[0] += 1
             if looks[0] % 2 == 0:
-                yield Incoming(names[looks[0] // 2 - 1], TrainRequest, 1, b"", "", 0)
+                yield ReceivedReply(names[looks[0] // 2 - 1], TrainRequest, 1, b"", "", 0)
 
     def fold(incoming):
         raise UpdateRejected(f"client {incoming.address}", expected="an update", got="noise")
 
-    members, watch = OneByOne(), Watch(lambda event: None, lambda: False, time.monotonic)
+    members, watch = OneByOne(), RunControl(lambda event: None, lambda: False, time.monotonic)
     begun = coordinator.receive(Begin(1, names, 0.0))
     nothing = {"ask": lambda names: None, "fold": fold}
-    end = Conversation(coordinator, members, watch, 1, members.ready(), names, 2, **nothing).run(begun)
+    end = RoundDriver(coordinator, members, watch, 1, members.ready(), names, 2, **nothing).run(begun)
     assert isinstance(end, Halt)
     assert [client for client, _ in end.failed] == list(names)
 
@@ -130,15 +130,15 @@ class Few:
 
     def poll(self, *kinds):
         if self.looks > 6:
-            yield from (Incoming(name, TrainRequest, 1, b"", "", 0) for name in self.names)
+            yield from (ReceivedReply(name, TrainRequest, 1, b"", "", 0) for name in self.names)
 
 
 def test_a_round_that_waits_tells_how_many_are_here_each_time_it_changes():
     coordinator, told, few = Coordinator(3), [], Few()
     times = iter(range(0, 10**6, 2))
-    watch = Watch(told.append, lambda: False, lambda: float(next(times)), None, lambda: False)
+    watch = RunControl(told.append, lambda: False, lambda: float(next(times)), None, lambda: False)
     begun = coordinator.receive(Begin(1, few.names, 0.0))
-    Conversation(
+    RoundDriver(
         coordinator,
         few,
         watch,
@@ -165,15 +165,15 @@ def test_a_round_names_who_it_waits_for_within_fifteen_seconds_and_that_it_waits
         def poll(self, *kinds):
             now[0] += 1
             if now[0] == 5:
-                yield Incoming("ann", TrainRequest, 1, b"", "", 0)
+                yield ReceivedReply("ann", TrainRequest, 1, b"", "", 0)
             if now[0] == 80:
-                yield Incoming("ben", TrainRequest, 1, b"", "", 0)
+                yield ReceivedReply("ben", TrainRequest, 1, b"", "", 0)
 
-    watch = Watch(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
+    watch = RunControl(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
-    Conversation(coordinator, Slow(), watch, 1, clients, tuple(clients), 1, **nothing).run(begun)
+    RoundDriver(coordinator, Slow(), watch, 1, clients, tuple(clients), 1, **nothing).run(begun)
     waits = [(at, event.clients) for at, event in told if isinstance(event, WaitingFor)]
     assert waits == [
         (10, (("ben", "at work"),)),
@@ -196,13 +196,13 @@ def test_a_client_that_leaves_after_its_update_is_missed_by_nobody():
         def poll(self, *kinds):
             now[0] += 1
             if now[0] in (3, 30):
-                yield Incoming("ann" if now[0] == 3 else "ben", TrainRequest, 1, b"", "", 0)
+                yield ReceivedReply("ann" if now[0] == 3 else "ben", TrainRequest, 1, b"", "", 0)
 
-    watch = Watch(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
+    watch = RunControl(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
-    Conversation(coordinator, Leaves(), watch, 1, clients, tuple(clients), 2, **nothing).run(begun)
+    RoundDriver(coordinator, Leaves(), watch, 1, clients, tuple(clients), 2, **nothing).run(begun)
     assert [event for _, event in told if isinstance(event, Waiting)] == []
     waits = [(at, event.clients) for at, event in told if isinstance(event, WaitingFor)]
     assert waits == [(10, (("ben", "at work"),)), (30, ())]
@@ -226,19 +226,19 @@ def test_who_is_online_and_cannot_work_is_missing_with_the_reason_until_asked_ag
             if now[0] == 100:
                 raise InterruptedError
             if now[0] in (3, 5):
-                yield Incoming("ann" if now[0] == 3 else "ben", TrainRequest, 1, b"", "", 0)
+                yield ReceivedReply("ann" if now[0] == 3 else "ben", TrainRequest, 1, b"", "", 0)
 
-        def doubt(self, client, error):
+        def forget_profile(self, client, error):
             pass
 
     def fold(incoming):
         if incoming.address == "ben":
             raise UpdateRejected("client ben", expected="an update", got="none")
 
-    watch = Watch(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
+    watch = RunControl(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
-    talk = Conversation(
+    talk = RoundDriver(
         coordinator, Ill(), watch, 1, clients, tuple(clients), 2, ask=lambda names: None, fold=fold
     )
     with pytest.raises(InterruptedError):
@@ -273,17 +273,17 @@ def test_times_that_the_organiser_changes_hold_for_the_open_round(shorter):
         def poll(self, *kinds):
             now[0] += 1
             if now[0] == 3:
-                yield Incoming("ann", TrainRequest, 1, b"", "", 0)
+                yield ReceivedReply("ann", TrainRequest, 1, b"", "", 0)
 
     def retime():
         if now[0] == 40:
             coordinator.retime(deadline_s=50.0 if shorter else 200.0, retry_s=60.0)
 
-    watch = Watch(lambda event: None, lambda: False, lambda: now[0])
+    watch = RunControl(lambda event: None, lambda: False, lambda: now[0])
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
     nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
-    end = Conversation(
+    end = RoundDriver(
         coordinator, Silent(), watch, 1, clients, tuple(clients), 1, retime=retime, **nothing
     ).run(begun)
     assert end.accepted == ("ann",)

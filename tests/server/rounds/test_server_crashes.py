@@ -26,7 +26,7 @@ from headwater.config import load_federation
 from headwater.errors import StorageError
 from headwater.protocol.messages import NoisePlan
 from headwater.seeds.directions import Directions
-from headwater.seeds.seeded_state import Span
+from headwater.seeds.seeded_state import SeededState
 from headwater.server.metrics import Tracker
 from headwater.server.storage.adapter_versions import Versions
 from headwater.server.storage.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ def state(value):
     return AdapterState.from_vector(SPEC, torch.full((4,), float(value)))
 
 
-ORIGIN = Span(state(0.1), Directions(b"k" * 16, "gaussian", 4), 20, np.zeros(2, np.int64))
+ORIGIN = SeededState(state(0.1), Directions(b"k" * 16, "gaussian", 4), 20, np.zeros(2, np.int64))
 
 
 def dense(number, total):

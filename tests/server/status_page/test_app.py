@@ -26,7 +26,7 @@ from headwater.server.status_page.app import (
     make_app,
     open_app,
 )
-from headwater.server.status_page.guard import HEADERS, Guard
+from headwater.server.status_page.guard import HEADERS, WebAuth
 from headwater.server.status_page.serve import serving
 from tests.support.organisers import RUN, TOKEN, ToyOrganiser
 
@@ -192,7 +192,7 @@ def test_websockets_are_closed_and_a_short_token_is_a_mistake(app):
     asyncio.run(app({"type": "websocket", "headers": []}, None, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
     with pytest.raises(ValueError, match="32"):
-        Guard(app, "short", frozenset())
+        WebAuth(app, "short", frozenset())
 
 
 # --- the organiser --------------------------------------------------------------------------------------

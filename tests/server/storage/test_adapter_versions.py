@@ -19,7 +19,7 @@ from headwater.protocol.control import AdapterRow
 from headwater.server.storage.adapter_versions import Versions
 from headwater.server.storage.tar import PIECE, tar
 from headwater.state import AdapterState, StateSpec, TensorSpec
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 from tests.support.faults import CRASHES, crash_points
 from tests.support.federations import adapted, adapter, federation
 
@@ -383,34 +383,34 @@ def vector_bench(tmp_path, size):
         f'[federation]\nname="n"\nrounds=1\n[model]\nkind="vector"\nsize={size}\n'
         '[data]\nkind="none"\nclients=2\n[training]\nkind="noop"\n'
     )
-    return Workbench.open(load_federation(path))
+    return TrainingContext.open(load_federation(path))
 
 
 def test_a_tar_is_in_pieces_and_leaves_nothing_behind(tmp_path):
-    bench = vector_bench(tmp_path, 700_000)
+    context = vector_bench(tmp_path, 700_000)
     versions = Versions(tmp_path / "adapters", keep=5)
-    add_state = AdapterState.from_vector(bench.spec, torch.randn(700_000))
+    add_state = AdapterState.from_vector(context.spec, torch.randn(700_000))
     fields = {"run": "r", "parent": 0, "config_sha256": "c", "cohort": (), "metric": "loss", "value": 1.0}
     versions.add(add_state, round=0, best=False, note="initial", created=0.0, **fields)
-    pieces = list(versions.tar(1, bench, {"name": "n"}))
+    pieces = list(versions.tar(1, context, {"name": "n"}))
     assert [len(piece) for piece in pieces[:-1]] == [PIECE] * 2
     assert len(pieces[-1]) <= PIECE
-    assert b"".join(versions.tar(1, bench, {"name": "n"})) == b"".join(pieces)
-    versions.export(1, bench, tmp_path / "out", {"name": "n"})
+    assert b"".join(versions.tar(1, context, {"name": "n"})) == b"".join(pieces)
+    versions.export(1, context, tmp_path / "out", {"name": "n"})
     with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
         members = {m.name: archive.extractfile(m).read() for m in archive}
     assert members == {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    half = versions.tar(1, bench, {})
+    half = versions.tar(1, context, {})
     next(half)
     assert len(list((tmp_path / "adapters").iterdir())) == 3
     half.close()
     assert len(list((tmp_path / "adapters").iterdir())) == 2
     with pytest.raises(ConfigError, match="no such version"):
-        next(versions.tar(2, bench, {}))
+        next(versions.tar(2, context, {}))
 
 
 def test_a_tar_without_room_is_a_storage_error(tmp_path, monkeypatch):
-    bench = vector_bench(tmp_path, 3)
+    context = vector_bench(tmp_path, 3)
     versions = Versions(tmp_path / "adapters", keep=5)
 
     def full(**_):
@@ -418,7 +418,7 @@ def test_a_tar_without_room_is_a_storage_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr("tempfile.mkdtemp", lambda *a: full())
     with pytest.raises(StorageError, match="No space left"):
-        next(versions.tar(1, bench, {}))
+        next(versions.tar(1, context, {}))
 
 
 def test_a_tar_is_what_tar_reads(tmp_path):
@@ -441,12 +441,12 @@ def test_a_real_adapter_comes_out_whole_and_in_an_order_of_its_own(tmp_path):
         tmp_path, "sequence-classification", "bert", adapter("lora", "bert", target_modules=targets)
     )
     model = adapted(loaded)
-    bench = Workbench(loaded, model, model.spec, model.base_sha256)
+    context = TrainingContext(loaded, model, model.spec, model.base_sha256)
     versions = Versions(tmp_path / "adapters", keep=5)
-    made = bench.initial_state().map(lambda value: value + 0.25)
+    made = context.initial_state().map(lambda value: value + 0.25)
     fields = {"run": "r", "parent": 0, "config_sha256": "c", "cohort": (), "metric": "loss", "value": 1.0}
     versions.add(made, round=0, best=False, note="initial", created=0.0, **fields)
-    data = b"".join(versions.tar(1, bench, {}))
+    data = b"".join(versions.tar(1, context, {}))
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(archive.getnames())
         config = json.load(archive.extractfile("adapter_config.json"))
@@ -457,10 +457,10 @@ def test_a_real_adapter_comes_out_whole_and_in_an_order_of_its_own(tmp_path):
 
 def test_who_lists_the_versions_of_a_run_does_not_end_anothers_export(tmp_path):
     """The page lists them every few seconds, while an export may take minutes."""
-    bench = vector_bench(tmp_path, 5_000_000)  # tar reads it a piece at a time
+    context = vector_bench(tmp_path, 5_000_000)  # tar reads it a piece at a time
     versions = Versions.of_run(tmp_path / "run", keep=2)
     made = versions.add(
-        bench.initial_state(),
+        context.initial_state(),
         run="r",
         round=0,
         parent=0,
@@ -472,7 +472,7 @@ def test_who_lists_the_versions_of_a_run_does_not_end_anothers_export(tmp_path):
         note="initial",
         created=0.0,
     )
-    pieces = versions.tar(made.version, bench, {})
+    pieces = versions.tar(made.version, context, {})
     first = next(pieces)
     other = Versions.of_run(tmp_path / "x" / ".." / "run", keep=2)
     assert [row.version for row in other.rows()] == [1]

@@ -17,8 +17,8 @@ from headwater.errors import ConfigError, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.messages import NoisePlan
 from headwater.seeds.directions import Directions
-from headwater.seeds.seeded_state import Span
-from headwater.seeds.slopes import Steepness
+from headwater.seeds.seeded_state import SeededState
+from headwater.seeds.slopes import SeedSlopes
 from headwater.server.metrics import Tracker
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
@@ -60,7 +60,9 @@ def test_round_trip(tmp_path, best, momentum):
 
 
 def spanned():
-    origin = Span(state(0.5), Directions(b"0123456789abcdef", "rademacher", 10), 30, np.zeros(3, np.int64))
+    origin = SeededState(
+        state(0.5), Directions(b"0123456789abcdef", "rademacher", 10), 30, np.zeros(3, np.int64)
+    )
     span = origin.moved(1, np.array([5, -(2**40), 2**33 + 1]))
     server = ServerState(
         4,
@@ -87,7 +89,7 @@ def test_coefficients_and_noise_come_back_bit_for_bit(tmp_path):
 
 
 def test_steepness_comes_back_bit_for_bit_and_damage_is_seen(tmp_path):
-    steepness = Steepness(np.array([0.1 + 0.2, 0.0, 1e300]), np.array([3, 0, 2**40]))
+    steepness = SeedSlopes(np.array([0.1 + 0.2, 0.0, 1e300]), np.array([3, 0, 2**40]))
     written = spanned()
     written = replace(written, server=replace(written.server, steepness=steepness))
     path = tmp_path / "c"

@@ -13,20 +13,20 @@ from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import DirectoryStore
 from headwater.config import load_federation
 from headwater.protocol.messages import TrainRequest
-from headwater.server.clients.client_pool import Introduced
+from headwater.server.clients.client_pool import FixedClients
 from headwater.server.clients.exchange import Exchange
-from headwater.server.clients.handshake import introduce
+from headwater.server.clients.handshake import collect_profiles
 from headwater.server.clients.run_control import Interrupted
 from headwater.server.events import ClientDone, RoundEnded, Waiting
-from headwater.server.rounds.evaluation import Measurement
-from headwater.server.rounds.evaluation_wait import Unmeasured
+from headwater.server.rounds.evaluation import EvaluationRound
+from headwater.server.rounds.evaluation_wait import EvaluationAborted
 from headwater.server.rounds.federation_server import FederationServer
 from headwater.server.storage.adapter_versions import Versions
-from headwater.server.storage.durability import Deployment, OpenRoster
+from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.server.storage.run_folder import RunFolder
 from headwater.server.storage.update_spool import Spool
 from headwater.simulation.grid import InProcessGrid
-from headwater.training.context import Workbench
+from headwater.training.context import TrainingContext
 
 CLIENTS, ROUNDS = 4, 3
 
@@ -77,8 +77,8 @@ class Site:
                         site.asked[name, request.round] += 1
                 return super().send(rows, round)
 
-        bench = Workbench.open(self.loaded)
-        runtime = ClientRuntime.open(self.loaded, bench)
+        context = TrainingContext.open(self.loaded)
+        runtime = ClientRuntime.open(self.loaded, context)
         grid = InProcessGrid(
             runtime.data.clients, runtime, DirectoryStore(self.folder.clients, durable=False)
         )
@@ -91,11 +91,11 @@ class Site:
         server = FederationServer(
             self.loaded,
             runtime.run,
-            bench,
+            context,
             self.folder,
             test=None,
             observer=observe,
-            deployment=Deployment(
+            deployment=Durability(
                 spool=Spool(state / "spool"),
                 versions=versions,
                 roster=state / "open_round.json",
@@ -105,10 +105,10 @@ class Site:
                 interrupted=lambda: bool(dead),
             ),
         )
-        profiles, nodes, _ = introduce(
-            grid, runtime.run, bench, server.watch, expected=CLIENTS, min_clients=CLIENTS
+        profiles, nodes, _ = collect_profiles(
+            grid, runtime.run, context, server.watch, expected=CLIENTS, min_clients=CLIENTS
         )
-        outcome = server.serve(Introduced(Counting(grid, nodes), profiles))
+        outcome = server.serve(FixedClients(Counting(grid, nodes), profiles))
         self.versions = versions
         return outcome
 
@@ -241,16 +241,16 @@ def test_no_update_of_what_a_rollback_gave_up_is_merged(tmp_path):
 
 
 def test_a_round_whose_evaluation_a_stop_cut_short_is_closed_by_the_resume(calm, tmp_path, monkeypatch):
-    after = Measurement.after
+    after = EvaluationRound.after
 
     def cut_short(self, checkpoint, *rest, **named):
         if checkpoint.server.round == 2:
-            raise Unmeasured
+            raise EvaluationAborted
         return after(self, checkpoint, *rest, **named)
 
     site = Site(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Measurement, "after", cut_short)
+        patch.setattr(EvaluationRound, "after", cut_short)
         outcome = site.go()
     assert (outcome.reason, outcome.finished, outcome.checkpoint.server.round) == ("stopped", False, 1)
     assert [r["round"] for r in site.records] == [0, 1]
@@ -307,9 +307,9 @@ def test_an_open_round_with_fewer_clients_than_are_wanted_now_is_planned_anew(tm
     with pytest.raises(Interrupted):
         site.go(crash_at=2, kinds=ClientDone)
     roster = site.folder.path / "state" / "open_round.json"
-    left = OpenRoster.load(roster)
+    left = OpenRoundRecord.load(roster)
     first = dict(list(left.profiles.items())[:2])
-    OpenRoster(left.round, first, left.bases).save(roster)  # a round of two of the four
+    OpenRoundRecord(left.round, first, left.bases).save(roster)  # a round of two of the four
     site.go()
     assert len(site.records) == ROUNDS + 1
     assert [len(r["clients"]) for r in site.records[1:]] == [CLIENTS] * ROUNDS
@@ -318,7 +318,7 @@ def test_an_open_round_with_fewer_clients_than_are_wanted_now_is_planned_anew(tm
 
 def test_clients_that_leave_as_a_round_is_planned_end_no_run(calm, tmp_path, monkeypatch):
     """They were counted a moment before; the round that waits for them is planned when they are back."""
-    ready = Introduced.ready
+    ready = FixedClients.ready
     for moment in range(1, 10):
         calls = []
 
@@ -327,21 +327,21 @@ def test_clients_that_leave_as_a_round_is_planned_end_no_run(calm, tmp_path, mon
             there = ready(self)
             return dict(list(there.items())[:1]) if len(calls) == moment else there
 
-        monkeypatch.setattr(Introduced, "ready", blinking)
+        monkeypatch.setattr(FixedClients, "ready", blinking)
         site = Site(tmp_path, name=f"blink{moment}")
         site.go()
         assert site.states == calm.states
 
 
 def test_whoever_waits_is_told_each_time_the_count_changes(tmp_path, monkeypatch):
-    ready, calls, told = Introduced.ready, [], []
+    ready, calls, told = FixedClients.ready, [], []
 
     def growing(self):
         """One more every other look."""
         calls.append(None)
         return dict(list(ready(self).items())[: (len(calls) - 1) // 2])
 
-    monkeypatch.setattr(Introduced, "ready", growing)
+    monkeypatch.setattr(FixedClients, "ready", growing)
     monkeypatch.setattr("headwater.server.clients.run_control.POLL_S", 0.0)
     Site(tmp_path).go(tell=told.append)
     waits = [(event.have, event.need) for event in told if isinstance(event, Waiting)]

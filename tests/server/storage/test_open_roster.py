@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from headwater.errors import StorageError
-from headwater.server.storage.durability import Deployment, OpenRoster
+from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.server.storage.update_spool import Spool
 
 
 def left_behind(folder, number):
     """Roster and spool as a round that was open has them."""
     roster, spool = folder / "open_round.json", Spool(folder / "spool")
-    OpenRoster(number, {}, {}).save(roster)
+    OpenRoundRecord(number, {}, {}).save(roster)
     spool.put(number, "ann", b"reply")
-    deployment = Deployment(spool, None, roster, lambda: None, lambda: None, lambda: None, lambda: False)
+    deployment = Durability(spool, None, roster, lambda: None, lambda: None, lambda: None, lambda: False)
     return deployment, roster, spool
 
 
@@ -29,7 +29,7 @@ def test_a_finished_round_is_forgotten(tmp_path):
 def test_an_open_round_is_kept(tmp_path):
     deployment, roster, spool = left_behind(tmp_path, 5)
     deployment.forget_through(4)
-    assert OpenRoster.load(roster) == OpenRoster(5, {}, {})
+    assert OpenRoundRecord.load(roster) == OpenRoundRecord(5, {}, {})
     assert spool.read(5, "ann") == b"reply"
 
 
