@@ -18,9 +18,10 @@ from headwater.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _ASSISTANTS = ("gpt", "assistant", "chatgpt", "bard", "bing", "model")
-_TOOLS = ("tool", "observation", "function_response")
+_CALLS = ("function_call", "tool_call")
+_TOOLS = ("tool", "observation", "function_response", "tool_response")
 _SHAREGPT = {"human": "user", "user": "user", "system": "system"} | {
-    **dict.fromkeys(_ASSISTANTS, "assistant"),
+    **dict.fromkeys((*_ASSISTANTS, *_CALLS), "assistant"),
     **dict.fromkeys(_TOOLS, "tool"),
 }
 
@@ -51,7 +52,7 @@ def conversation_of(
     layout = layout_of(table, row, settings, answered=answered)
     where, tools = table.where(row), None
     match layout.kind:
-        case "messages" | "sharegpt":
+        case "messages" | "sharegpt" | "turns":
             messages = _chat(table, row, layout, answered=answered)
             tools = _tools(_optional(table, row, layout, "tools"), where)
         case "alpaca":
@@ -120,8 +121,17 @@ def _history(value: object, where: str) -> list[dict[str, Any]]:
 def _chat(table: Table, row: int, layout: Layout, *, answered: bool) -> list[dict[str, Any]]:
     column, where = layout.columns[0], table.where(row)
     value = _parsed(table.value(column, row), where, column)
+    if layout.kind == "turns":
+        value = _in_turn(value, where, column)
     keys = ("from", "value") if layout.kind == "sharegpt" else ("role", "content")
     return _messages(value, keys, column, where, answered=answered)
+
+
+def _in_turn(value: object, where: str, column: str) -> list[dict[str, Any]]:
+    """Texts by turns of user and assistant, as LIMA has them."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise DataError(where, expected=f"a list of texts in column {column!r}", got=f"{value!r:.60}")
+    return [{"role": ROLES[2 + i % 2], "content": text} for i, text in enumerate(value)]
 
 
 def _messages(
@@ -160,6 +170,8 @@ def _message(message: object, sharegpt: bool, expected: str, where: str, column:
     if sharegpt:
         name = said.pop("from", None)
         role, content = _SHAREGPT.get(name) if isinstance(name, str) else None, said.pop("value", None)
+        if name in _CALLS:
+            said["tool_calls"], content = _called(content, name, where), None
     if role not in ROLES:
         shown = message.get("from" if sharegpt else "role")
         got = f"{shown!r:.60}" if shown is not None else f"{message!r:.60}"
@@ -213,6 +225,18 @@ def _calls(calls: object, where: str) -> list[Any]:
             call = {**call, "function": {**function, "arguments": arguments}}
         found.append(call)
     return found
+
+
+def _called(value: object, name: str, where: str) -> list[Any]:
+    """What ShareGPT has as the JSON text of a call, or of several, as OpenAI's tool calls."""
+    found: Any = _parsed(value, where, name)
+    calls = found if isinstance(found, list) and found else [found]
+    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise DataError(
+            where, expected=f'JSON {{"name", "arguments"}} as what a {name!r} says', got=f"{value!r:.60}"
+        )
+    functions = [{"name": c["name"], "arguments": c.get("arguments", c.get("parameters", {}))} for c in calls]
+    return [{"type": "function", "function": function} for function in functions]
 
 
 def _tools(value: object, where: str) -> list[Any] | None:

@@ -21,7 +21,7 @@ from headwater.config.load import LoadedFederation
 from headwater.data.batches import Example
 from headwater.data.files.layouts import RowData
 from headwater.data.files.table import Table, check_name
-from headwater.data.opened import held_out_rows, open_rows, own_rows
+from headwater.data.opened import held_out_rows, open_rows, own_rows, require_said_pairs
 from headwater.data.row_check import RowCheck, tokenise_rows
 from headwater.data.split import sample
 from headwater.data.tokenise import Tokenizer
@@ -80,7 +80,12 @@ class FederatedData:
 
     @staticmethod
     def open(
-        loaded: LoadedFederation, tokenizer: Tokenizer | None, key: Key, *, check: bool = True
+        loaded: LoadedFederation,
+        tokenizer: Tokenizer | None,
+        key: Key,
+        *,
+        check: bool = True,
+        on_devices: bool = False,
     ) -> FederatedData:
         """Every client's data, as the organiser of a simulation sees it.
 
@@ -89,6 +94,7 @@ class FederatedData:
             tokenizer: the base model's; None is enough where only names and sizes are wanted.
             key: the federation's root key.
             check: tokenise every row now; False where another process has done so.
+            on_devices: refuse what :meth:`own` refuses on a device.
 
         Raises:
             DataError: a file, row, label, name or partition is wrong, or a client is empty; all bad rows
@@ -103,6 +109,8 @@ class FederatedData:
                 settings, None, splits={f"client-{i:0{width}}": (rows, []) for i in range(settings.clients)}
             )
         opened = open_rows(loaded, settings, key)
+        if on_devices and opened.table is not None:
+            require_said_pairs(opened.table, settings)
         found = FederatedData(
             settings,
             tokenizer,

@@ -18,7 +18,7 @@ from headwater.config.load import LoadedFederation
 from headwater.data.conversations import conversation_of
 from headwater.data.files.folders import Sources, sources
 from headwater.data.files.formats import files_sha256, read_chunks, read_sources
-from headwater.data.files.layouts import RowData, layout_of, texts_of
+from headwater.data.files.layouts import Layout, RowData, layout_of, texts_of
 from headwater.data.files.problems import Problems
 from headwater.data.files.table import FILE_COLUMN, Table, check_name
 from headwater.data.labels import label_of
@@ -90,6 +90,7 @@ def own_rows(loaded: LoadedFederation, settings: RowData, path: Path, name: str,
     found = _sources(loaded, str(path), None, settings.split or "train")
     table = _read(found, settings, problems)
     problems.raise_any()
+    require_said_pairs(table, settings)
     splits = {name: _split(name, table, list(range(len(table))), settings, key)}
     return OpenedRows(table, splits, None, unread_splits(found, []) + remarks(table, splits, None, settings))
 
@@ -140,6 +141,29 @@ def reads_pairs(loaded: LoadedFederation, settings: RowData) -> bool:
             if table is not None:
                 return layout_of(table, 0, settings).kind == "pair"
     return False
+
+
+def require_said_pairs(table: Table, settings: RowData) -> None:
+    """Refuse pairs of texts that are only recognised, where a server has no rows to recognise them by.
+
+    It could not write into the adapter's ``headwater.json`` that rows are pairs, and texts alone would be
+    predicted without a word.
+
+    Raises:
+        DataError: names the file, and the keys that the organiser sets.
+    """
+    if not isinstance(settings, ClassificationData) or settings.test is not None:
+        return
+    for file, layout in sorted(table.layouts.items()):
+        if isinstance(layout, Layout) and layout.kind == "pair" and layout.recognised:
+            first, second = layout.columns
+            raise DataError(
+                str(table.files[file]),
+                expected="data.text_pair in the federation file: without data.test a server cannot see that "
+                "rows are pairs of texts",
+                got=f"pairs, recognised by their columns {first!r} and {second!r}",
+                hint=f'The organiser sets data.text = "{first}" and data.text_pair = "{second}".',
+            )
 
 
 def check_values(table: Table, settings: RowData, problems: Problems, column: str | None = None) -> None:

@@ -64,10 +64,17 @@ def unread_splits(sources: Sources, read: Sequence[str]) -> tuple[str, ...]:
         if len(named) > 1:
             are = "are read like the other files, though they have the names of splits"
         return (f"{sources.files[0].parent}: {_listed(named)} {are}",)
-    left = [name for name in sources.unread if name not in read]
-    if not left:
-        return ()
-    return (f"{sources.files[0].parent}: of its splits '{sources.split}' is read, not {_listed(left)}",)
+    found = []
+    if left := [name for name in sources.unread if name not in read]:
+        found.append(
+            f"{sources.files[0].parent}: of its splits '{sources.split}' is read, not {_listed(left)}"
+        )
+    if sources.unlisted:
+        found.append(
+            f"{sources.files[0].parent}: not read are {_listed(sources.unlisted)}, "
+            "which its README.md does not list"
+        )
+    return tuple(found)
 
 
 def content(table: Table, row: int, settings: RowData) -> str:

@@ -83,7 +83,7 @@ def _check_rows(loaded: LoadedFederation) -> tuple[str, ...]:
         return ()
     tokenizer = TextTokenizer.load(resolve_base(model.path, model.revision, loaded.folder), model.path)
     key = Key.root(loaded.settings.federation.seed)
-    return FederatedData.open(loaded, tokenizer, key).warnings
+    return FederatedData.open(loaded, tokenizer, key, on_devices=True).warnings
 
 
 def _run(

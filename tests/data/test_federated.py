@@ -232,3 +232,24 @@ def test_the_sample_of_own_data_opens():
         assert {table.name("label", i) for i in range(len(table))} == {"praise", "complaint", "question"}
         texts += [table.text("text", i) for i in range(len(table))]
     assert len(texts) == len(set(texts)) == 34 + 34 + 31 + 30
+
+
+def test_pairs_that_no_server_can_see_must_be_said_in_the_federation_file(tmp_path):
+    rows = [
+        {"premise": f"p{i}", "hypothesis": f"h{i}", "label": "ab"[i % 2], "owner": "x"} for i in range(20)
+    ]
+    write_jsonl(tmp_path / "data.jsonl", rows)
+    loaded = federation(tmp_path, classes())
+    assert FederatedData.open(loaded, Letters(), KEY).clients == ("x",)  # a simulation sees the rows
+    message = (
+        r'data\.jsonl: expected data\.text_pair .*data\.text = "premise" and data\.text_pair = "hypothesis"'
+    )
+    with pytest.raises(DataError, match=message):
+        FederatedData.own(loaded, tmp_path / "data.jsonl", "x", Letters(), KEY)
+    with pytest.raises(DataError, match=message):
+        FederatedData.open(loaded, Letters(), KEY, on_devices=True)
+    for settled in ({"text": "premise", "text_pair": "hypothesis"}, {"test": "data.jsonl"}):
+        loaded = federation(tmp_path, classes(**settled))
+        own = FederatedData.own(loaded, tmp_path / "data.jsonl", "x", Letters(), KEY)
+        assert chr(own.client("x").train[0].tokens[1]) == "p"
+        assert ord("|") in own.client("x").train[0].tokens

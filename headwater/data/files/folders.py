@@ -2,15 +2,17 @@
 
 A folder is one of: files of rows (one for each owner, say); a folder saved by `datasets`, or several; a
 folder with splits, as ``save_to_disk`` of a ``DatasetDict`` and repositories of data sets have them
-(``data/train-00000-of-00002.parquet``, ``train/…``, ``train.jsonl`` beside ``test.jsonl``).
+(``data/train-00000-of-00002.parquet``, ``train/…``, ``train.jsonl`` beside ``test.jsonl``), or as the card
+of a repository lists them (:mod:`headwater.data.cards`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from headwater.data.cards import listed_splits
 from headwater.data.files.arrow import read_json_object
 from headwater.data.files.problems import Problems
 from headwater.data.files.streams import suffixes
@@ -33,11 +35,13 @@ class Sources:
         files: files, and folders saved by `datasets`, in the order in which they are read.
         split: the split that was chosen; None where the path has none.
         unread: the splits that are there too, which nobody reads.
+        unlisted: data files that the folder's card does not list.
     """
 
     files: tuple[Path, ...]
     split: str | None = None
     unread: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
 
 def sources(path: Path, split: str | None = None, *, default: str = "train") -> Sources:
@@ -89,12 +93,24 @@ def _sources(path: Path, split: str | None, default: str) -> Sources:
         names = read_json_object(path / "dataset_dict.json").get("splits", [])
         names = [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
         return _chosen(path, {n: [path / Path(n).name] for n in names}, split, default)
+    if (listed := listed_splits(path)) is not None:
+        return _of_card(path, listed, split, default)
     entries = sorted((p for p in path.iterdir() if not _NOT_DATA.fullmatch(p.name)), key=lambda p: p.name)
     if not entries:
         raise DataError(str(path), expected=KNOWN, got="an empty folder")
     if (splits := _splits(entries)) is not None:
         return _chosen(path, splits, split, default)
     return Sources(tuple(_data(entries)))
+
+
+def _of_card(path: Path, listed: dict[str, list[Path]], split: str | None, default: str) -> Sources:
+    files = {n: _data([p for p in found if not _NOT_DATA.fullmatch(p.name)]) for n, found in listed.items()}
+    known = {file for of in files.values() for file in of}
+    there = [p for p in sorted(path.rglob("*")) if p.is_file() and suffixes(p)[0] in SUFFIXES]
+    left = [
+        p.relative_to(path).as_posix() for p in there if p not in known and not _NOT_DATA.fullmatch(p.name)
+    ]
+    return replace(_chosen(path, files, split, default), unlisted=tuple(left))
 
 
 def _splits(entries: list[Path]) -> dict[str, list[Path]] | None:
@@ -150,5 +166,7 @@ def _require_data(entry: Path) -> Path:
         expected="only .jsonl, .json, .csv, .tsv and .parquet files in a data folder (or packed: .gz, .xz, "
         ".bz2, .zst)",
         got="a folder" if entry.is_dir() else "another file",
-        hint="Move it elsewhere, so that nothing is left out of the training unseen.",
+        hint="Give that folder as the path, or move its files up; only folders of splits are looked into."
+        if entry.is_dir()
+        else "Move it elsewhere, so that nothing is left out of the training unseen.",
     )

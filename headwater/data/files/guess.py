@@ -5,7 +5,13 @@ from __future__ import annotations
 from headwater.data.files.layouts import CHATS, PAIRS, PROMPTS
 from headwater.data.files.table import Table
 
-_TURNS = (("prompt", "answer"), ("instruction", "output"), ("instruction", "response"), *PROMPTS)
+_TURNS = (
+    ("prompt", "answer"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    *PROMPTS,
+    ("chosen", "rejected"),
+)
 
 
 def guess(table: Table) -> str | None:

@@ -15,7 +15,7 @@ from headwater.data.files.table import Table
 from headwater.errors import DataError
 
 RowData = ClassificationData | CausalLMData | InstructionData
-Kind = Literal["text", "pair", "columns", "alpaca", "messages", "sharegpt"]
+Kind = Literal["text", "pair", "columns", "alpaca", "messages", "sharegpt", "turns"]
 
 _LOOKED_AT = 64
 """Rows of a file whose columns decide."""
@@ -33,6 +33,7 @@ _IN_WORDS: Mapping[Kind, str] = {
     "alpaca": "Alpaca rows",
     "messages": "OpenAI messages",
     "sharegpt": "ShareGPT conversations",
+    "turns": "conversations as lists of texts, the user's first",
 }
 
 
@@ -150,6 +151,8 @@ def _instruction(
     ]
     if not fitting and not answered:
         fitting = _questions(sample, alpaca)
+    if answered:
+        _refuse_preferences(table, row, sample, fitting)
     if not fitting:
         table.require("prompt")
         table.require("answer")
@@ -159,6 +162,34 @@ def _instruction(
             table, row, [f.columns for f in fitting], "data.format (or data.prompt, data.answer)"
         )
     return fitting[0]
+
+
+def _refuse_preferences(
+    table: Table, row: int, sample: Mapping[str, object], fitting: Sequence[Layout]
+) -> None:
+    """Refuse rows that hold answers not to be learnt: two of them each, or one that is judged."""
+    if not fitting and "chosen" in sample and "rejected" in sample:
+        hint = _preferred(sample)
+        got = "preference data: 'chosen' and 'rejected'"
+    elif fitting and "completion" in fitting[0].columns and isinstance(sample.get("label"), bool):
+        got = "preference data: a 'completion' and the 'label' true or false"
+        hint = 'Keep the good rows alone, or train on all: data.answer = "completion".'
+    else:
+        return
+    where = str(table.files[table.file[row]])
+    raise DataError(where, expected="rows whose answer is to be learnt", got=got, hint=hint)
+
+
+def _preferred(sample: Mapping[str, object]) -> str:
+    """How to train on the preferred answers."""
+    chosen, asked = sample["chosen"], [p for p, _ in [*PROMPTS, ("instruction", "")] if p in sample]
+    first = chosen[0] if isinstance(chosen, list) and chosen else None
+    if isinstance(first, dict) and first.get("role", first.get("from")) not in ("assistant", "gpt"):
+        return 'data.messages = "chosen" trains on the chosen ones.'
+    if not asked:
+        return "Divide the chosen texts into the columns prompt and answer."
+    prompt = "" if asked[0] == "prompt" else f'data.prompt = "{asked[0]}" and '
+    return f'{prompt}data.answer = "chosen" trains on the chosen ones.'
 
 
 def _questions(sample: Mapping[str, object], alpaca: Layout) -> list[Layout]:
@@ -180,6 +211,8 @@ def _chat(table: Table, row: int, settings: InstructionData, sample: Mapping[str
         first = value[0] if isinstance(value, list) and value else None
         if isinstance(first, dict) and "from" in first and "value" in first:
             found.append(Layout("sharegpt", (name,), ("system", "tools")))
+        elif isinstance(first, str):
+            found.append(Layout("turns", (name,), ("system",)))
         elif isinstance(first, dict) or (isinstance(value, str) and value.lstrip().startswith("[")):
             found.append(Layout("messages", (name,), ("tools",)))
     if len(found) > 1:

@@ -43,7 +43,7 @@ def stem(path: Path) -> str:
 
 
 @contextmanager
-def open_data(path: Path, watch: Watch | None = None) -> Iterator[BinaryIO]:
+def open_data(path: Path, watch: Watch | None = None) -> Iterator[io.BufferedReader[io.RawIOBase]]:
     """The bytes of a text file, unpacked. Nothing but UTF-8 text gets further than its first bytes.
 
     Raises:
@@ -60,14 +60,15 @@ def open_data(path: Path, watch: Watch | None = None) -> Iterator[BinaryIO]:
         limit = max(ALWAYS_UNPACKED, MOST_TIMES * size) if packed else None
         counted = io.BufferedReader(_Watched(raw, path, watch))
         inner = cast("io.RawIOBase", _unpacked(counted, packed, path) if packed else counted)
-        stream = io.BufferedReader(_Watched(inner, path, limit=limit), 2**20)
+        watched: io.RawIOBase = _Watched(inner, path, limit=limit)
+        stream = io.BufferedReader(watched, 2**20)
         head = stream.peek(HEAD)[:HEAD]
         if (kind := binary_kind(head)) is not None:
             raise DataError(
                 str(path), expected=f"UTF-8 text, as in every *{suffix}{packed}", got=kind,
                 hint=advice(kind, suffix),
             )  # fmt: skip
-        yield cast("BinaryIO", stream)
+        yield stream
 
 
 class _Watched(io.RawIOBase):

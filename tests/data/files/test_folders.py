@@ -149,3 +149,63 @@ def test_a_parquet_file_that_unpacks_to_too_much(tmp_path, monkeypatch):
     parquet.write_table(pa.table({"text": ["x" * 1000] * 5000}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"unpacks to at most 200 times its size"):
         read_rows(tmp_path / "a.parquet")
+
+
+def card(folder, configs):
+    (folder / "README.md").write_text(f"---\nlicense: mit\n{configs}---\n# A data set\n")
+    return folder
+
+
+def test_the_card_of_a_repository_says_which_file_is_of_which_split(tmp_path):
+    folder = place(tmp_path / "repo", "a.jsonl", "b.jsonl", "more/c.jsonl", "old.csv")
+    card(folder, "configs:\n- config_name: default\n  data_files:\n  - split: train\n"
+                 "    path: [a.jsonl, 'more/*']\n  - split: test\n    path: b.*\n")  # fmt: skip
+    assert texts(folder) == ["a.jsonl", "more/c.jsonl"]
+    assert texts(folder, default="test") == ["b.jsonl"]
+    told = unread_splits(sources(folder), [])
+    assert len(told) == 2
+    assert "'train' is read, not 'test'" in told[0]
+    assert "not read are 'old.csv', which its README.md does not list" in told[1]
+
+
+def test_files_without_a_split_are_the_train_split_as_on_the_hub(tmp_path):
+    folder = card(place(tmp_path / "repo", "in/a.jsonl", "in/b.jsonl"),
+                  "configs:\n- config_name: x\n  data_dir: in\n  data_files: '*.jsonl'\n")  # fmt: skip
+    assert texts(folder) == ["in/a.jsonl", "in/b.jsonl"]
+    with pytest.raises(DataError, match="a split named 'test', got the splits 'train'"):
+        sources(folder, default="test")
+
+
+def test_several_configurations_are_refused_by_name_and_each_is_a_path(tmp_path):
+    names = ("en/train-00000-of-00001.jsonl", "en/test-00000-of-00001.jsonl", "fr/train-00000-of-00001.jsonl")
+    folder = place(tmp_path / "repo", *names)
+    card(folder, "configs:\n- config_name: en\n  data_files: en/*\n- config_name: fr\n  data_files: fr/*\n")
+    with pytest.raises(
+        DataError, match=r"with 2 of them, as its README\.md says: 'en', 'fr'\. Give the folder"
+    ):
+        sources(folder)
+    assert texts(folder / "en") == [names[0]]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ("train-*", "files of the split 'train' at train-.*got none"),
+        ("../a.jsonl", "below its own folder"),
+        ("https://example.org/a.jsonl", "below its own folder"),
+        ("[7]", "name a split and its paths"),
+    ],
+)
+def test_a_card_that_lists_what_is_not_here_is_refused(tmp_path, files, message):
+    folder = card(place(tmp_path / "repo", "b.jsonl"), f"configs:\n- config_name: x\n  data_files: {files}\n")
+    with pytest.raises(DataError, match=message):
+        sources(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["# A card", "---\nconfigs: no\n---\n", "---\n: [\n---\n", "---\nconfigs: []\n"]
+)
+def test_a_readme_that_lists_no_files_decides_nothing(tmp_path, text):
+    folder = place(tmp_path / "owners", "anna.jsonl", "ben.jsonl")
+    (folder / "README.md").write_text(text)
+    assert texts(folder) == ["anna.jsonl", "ben.jsonl"]

@@ -44,6 +44,7 @@ def said(row, **more):
         ({"prompt": [Q], "completion": [A]}, "columns"),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "sharegpt"),
         ({"conversations": [{"from": "user", "value": "q"}, {"from": "chatgpt", "value": "a"}]}, "sharegpt"),
+        ({"conversations": ["q", "a"], "source": "wiki"}, "turns"),
     ],
 )
 def test_usual_rows_are_the_same_conversation(row, kind):
@@ -108,8 +109,59 @@ def test_sharegpt_systems_and_tools():
     assert [m["role"] for m in found.messages] == ["system", "user", "assistant", "tool", "assistant"]
     assert found.messages[2]["weight"] == 0
     assert found.tools == [{"name": "look"}]
-    with pytest.raises(DataError, match=r"from one of human, .*got 'function_call'"):
-        said({"conversations": [*turns, {"from": "function_call", "value": "{}"}]})
+    with pytest.raises(DataError, match=r"from one of human, .*got 'narrator'"):
+        said({"conversations": [*turns, {"from": "narrator", "value": "{}"}]})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ['{"name": "sum", "arguments": {"of": [1, 2]}}', '[{"name": "sum", "parameters": {"of": [1, 2]}}]'],
+)
+def test_sharegpt_calls_of_functions(value):
+    turns = [("human", "1 + 2?"), ("function_call", value), ("observation", "3"), ("gpt", "three")]
+    found = said({"conversations": [{"from": who, "value": text} for who, text in turns]})
+    assert [m["role"] for m in found] == ["user", "assistant", "tool", "assistant"]
+    function = {"name": "sum", "arguments": {"of": [1, 2]}}
+    assert found[1]["tool_calls"] == [{"type": "function", "function": function}]
+    assert found[2]["content"] == "3"
+    turns[1] = ("function_call", "sum(1, 2)")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*\"name\", \"arguments\".*got 'sum\(1, 2\)'"):
+        said({"conversations": [{"from": who, "value": text} for who, text in turns]})
+
+
+def test_lists_of_texts_are_turns_and_one_without_an_answer_is_refused():
+    found = said({"conversations": ["q", "a", "q2", "a2"]}, system="be short")
+    assert [m["role"] for m in found] == ["system", *["user", "assistant"] * 2]
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*answer"):
+        said({"conversations": ["q"]})
+    with pytest.raises(DataError, match=r"a list of texts in column 'conversations', got \['q', 7\]"):
+        said({"conversations": ["q", 7]})
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"answer": "chosen"}),
+        ({"question": "q", "chosen": "a", "rejected": "b"}, {"prompt": "question", "answer": "chosen"}),
+        ({"prompt": [Q], "chosen": [A], "rejected": [A]}, {"answer": "chosen"}),
+        ({"chosen": [Q, A], "rejected": [Q, A]}, {"messages": "chosen"}),
+        ({"prompt": "q", "chosen": [Q, A], "rejected": [Q, A]}, {"messages": "chosen"}),
+        ({"prompt": "q", "completion": "a", "label": False}, {"answer": "completion"}),
+    ],
+)
+def test_preferences_are_refused_with_settings_that_train_on_the_preferred(row, hint):
+    with pytest.raises(DataError, match="preference data") as found:
+        said(row)
+    for key, value in hint.items():
+        assert f'data.{key} = "{value}"' in str(found.value)
+    told = [m for m in said(row, **hint) if m.pop("weight", 1)]
+    assert told == [Q, A]
+
+
+def test_preferences_without_a_prompt_of_their_own():
+    row = {"chosen": "Human: q Assistant: a", "rejected": "Human: q Assistant: b"}
+    with pytest.raises(DataError, match=r"preference data.*into the columns prompt and answer"):
+        said(row)
 
 
 def test_openai_messages_keep_what_changes_their_meaning():

@@ -6,11 +6,13 @@ import json
 import lzma
 import os
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater.data import json_array
 from headwater.data.files import json_rows, streams
 from headwater.data.files.formats import read_rows
 from headwater.data.files.problems import BadRows
@@ -200,3 +202,69 @@ def test_what_is_not_compressed_is_refused_with_a_next_step(tmp_path, packed):
     with pytest.raises(DataError) as refused:
         read_rows(path)
     assert "take the last suffix off its name" in refused.value.hint
+
+
+@pytest.mark.parametrize("read", [1, 7, 2**20])
+def test_arrays_are_the_same_rows_whatever_is_read_at_a_time(tmp_path, monkeypatch, read):
+    monkeypatch.setattr(json_array, "_READ", read)
+    rows = [
+        {"text": 'caf\u00e9 \U0001f600 \\ "[{'},
+        {"n": 12, "list": [1, {"a": None}], "text": ""},
+        {"text": "line\u2028 \\u"},
+    ]
+    for indent in (None, 1):
+        path = tmp_path / f"{indent}.json"
+        path.write_text("\ufeff \n" + json.dumps(rows, indent=indent, ensure_ascii=indent is None) + "\n\n")
+        found = read_rows(path)
+        assert [{k: v[i] for k, v in found.columns.items() if v[i] is not None} for i in range(3)] == [
+            {k: v for k, v in row.items() if v is not None} for row in rows
+        ]
+        assert list(found.line) == ([2, 2, 2] if indent is None else [3, 6, 16])
+
+
+@pytest.mark.parametrize("read", [1, 7, 2**20])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"text": "a"},\n {"text": "b"', "x.json:2: expected an array of JSON objects, got the end"),
+        (b'[{"text": "a"},\n {"text": b}]', "x.json:2: .*no valid JSON: Expecting value"),
+        (b'[{"text": "a"}\n {"text": "b"}]', "x.json:2: .*got expected ',' or ']'"),
+        (
+            b'[{"text": "a"},\n\n {"text": "b\xe9"}]',
+            "x.json:3: expected UTF-8 text, got byte 0xe9 at byte 29",
+        ),
+        (b'[{"text": "a"},\n {"text": "b\xc3', "x.json:2: .*in the middle of a character"),
+        (b'[{"text": "a"}]\n]', "more after its end"),
+        (b'[{"text": "a"},\n 12, 1]', r"x.json:2: .*got a int"),
+        (b'[{"a": 1, "a": 2}]', "x.json:1: .*the key 'a' twice"),
+    ],
+)
+def test_broken_arrays_are_named_whatever_is_read_at_a_time(tmp_path, monkeypatch, read, content, message):
+    monkeypatch.setattr(json_array, "_READ", read)
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_rows(tmp_path / "x.json")
+
+
+def test_an_array_is_not_read_whole(tmp_path):
+    """What is held is bounded by the rows, not by the file."""
+    path = tmp_path / "x.json"
+    row = json.dumps({"text": "x" * 1000})
+    path.write_text("[" + ",\n".join([row] * 20_000) + "]")
+    with streams.open_data(path) as stream:
+        tracemalloc.start()
+        try:
+            count = sum(1 for _ in json_array.read_json(path, stream))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert count == 20_000
+    assert peak < path.stat().st_size // 2
+
+
+def test_a_row_of_an_array_that_is_too_long_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_array, "_READ", 16)
+    monkeypatch.setattr(json_array, "ROW_BYTES", 256)
+    (tmp_path / "x.json").write_text('[{"text": "a"},\n{"text": "' + "b" * 2000 + '"}]')
+    with pytest.raises(DataError, match=r"x\.json:2: expected a row of at most"):
+        read_rows(tmp_path / "x.json")
