@@ -3,7 +3,7 @@
 A folder is one of: files of rows (one for each owner, say); a folder saved by `datasets`, or several; a
 folder with splits, as ``save_to_disk`` of a ``DatasetDict`` and repositories of data sets have them
 (``data/train-00000-of-00002.parquet``, ``train/…``, ``train.jsonl`` beside ``test.jsonl``), or as the card
-of a repository lists them (:mod:`headwater.data.cards`).
+of a repository lists them (:mod:`headwater.data.files.cards`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from headwater.data.cards import listed_splits
 from headwater.data.files.arrow import read_json_object
+from headwater.data.files.cards import listed_splits
 from headwater.data.files.problems import Problems
 from headwater.data.files.streams import suffixes
 from headwater.errors import DataError

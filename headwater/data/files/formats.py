@@ -13,12 +13,12 @@ from pathlib import Path
 from headwater.data.files.arrow import read_datasets_folder, read_parquet
 from headwater.data.files.csv_rows import read_delimited
 from headwater.data.files.folders import KNOWN, SUFFIXES, Sources, sources
+from headwater.data.files.json_array import read_json
 from headwater.data.files.json_rows import read_jsonl
 from headwater.data.files.problems import Problems
 from headwater.data.files.sniff import HEAD, advice, binary_kind
 from headwater.data.files.streams import Watch, open_data, suffixes
 from headwater.data.files.table import Row, Table
-from headwater.data.json_array import read_json
 from headwater.errors import DataError
 
 CHUNK = 1024

@@ -1,4 +1,4 @@
-"""JSON lines to rows: :func:`read_jsonl`. Arrays are in :mod:`headwater.data.json_array`.
+"""JSON lines to rows: :func:`read_jsonl`. Arrays are in :mod:`headwater.data.files.json_array`.
 
 A row that cannot be read is handed on as its error, so that all of a file's bad rows are known at once.
 """

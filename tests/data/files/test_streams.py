@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.data import json_array
-from headwater.data.files import json_rows, streams
+from headwater.data.files import json_array, json_rows, streams
 from headwater.data.files.formats import read_rows
 from headwater.data.files.problems import BadRows
 from headwater.data.files.sniff import binary_kind
