@@ -211,7 +211,7 @@ def test_every_field_of_the_replies():
 
 
 def test_the_list_of_failures_is_the_closed_list():
-    rows = re.findall(r"^\| (\d+) \| `([a-z_]+)` \| ([^|]*) \|", PAGE.split("### Failures")[1], re.MULTILINE)
+    rows = re.findall(r"^- (\d+) `([a-z_]+)`(?: \(([^)]*)\))?: ", PAGE.split("### Failures")[1], re.MULTILINE)
     listed = {
         name: (int(code), len(numbers.split(",")) if numbers.strip() else 0) for code, name, numbers in rows
     }
@@ -254,8 +254,8 @@ def test_the_tables_are_the_schema():
 def test_limits_on_the_page():
     assert f"{wire.MAX_ENVELOPE:,} bytes" in PAGE
     assert f"1 to {wire.MAX_NAME} printable" in PAGE
-    assert f"| metrics | {wire.MAX_METRICS}," in PAGE
-    assert f"| statistics | {wire.MAX_STATISTICS}," in PAGE
+    assert f"- metrics: {wire.MAX_METRICS}," in PAGE
+    assert f"- statistics: {wire.MAX_STATISTICS}," in PAGE
     assert f"cut to {wire.MAX_REASON:,} characters" in PAGE
     assert wire.MAX_COUNT == 2**32
     assert f"named `{RECORD}`" in PAGE

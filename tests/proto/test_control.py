@@ -146,10 +146,10 @@ def test_the_tests_know_every_method():
 
 def test_the_page_describes_every_method_and_its_fields():
     page = (Path(__file__).parents[2] / "docs/reference/control-api.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)$", page, re.MULTILINE))
+    rows = dict(re.findall(r"^- `(\w+)` (\(.*?\) → .*?): ", page, re.MULTILINE))
     assert set(rows) == {m.name for m in control_server.SERVICE.methods}
     for method in control_server.SERVICE.methods:
-        request, answer = rows[method.name].split("|")[:2]
+        request, answer = rows[method.name].split(" → ")
         assert re.findall(r"`(\w+)`", request) == [f.name for f in method.input_type.fields]
         assert f"`{method.output_type.name}`" in answer
         assert ("stream" in answer) == method.server_streaming

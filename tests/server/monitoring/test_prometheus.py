@@ -64,7 +64,7 @@ def test_the_process_wide_registry_is_left_alone(tmp_path):
 
 def test_the_guide_lists_every_metric(samples):
     page = (Path(__file__).parents[3] / "docs/guides/watching.md").read_text(encoding="utf-8")
-    listed = dict(re.findall(r"^\| `(headwater_\w+)` \| *([^|]*?) *\|", page, re.MULTILINE))
+    listed = dict(re.findall(r"^- `(headwater_\w+)`(?: \(([^)]*)\))?: ", page, re.MULTILINE))
     assert listed.keys() == {name for name, _ in samples}
     for name, labels in samples:
         assert {key for key, _ in labels} == set(filter(None, listed[name].split(", "))), name

@@ -29,4 +29,4 @@ def test_the_table_has_every_reason_and_no_other():
 
 def test_the_guide_has_the_table():
     page = PAGE.read_text(encoding="utf-8").partition("## What the port refuses")[2].partition("\n## ")[0]
-    assert dict(re.findall(r"^\| `([^`]+)` \| (.+) \|$", page, re.MULTILINE)) == REASONS
+    assert dict(re.findall(r"^- `([^`]+)`: (.+)$", page, re.MULTILINE)) == REASONS
