@@ -61,7 +61,7 @@ def test_every_option_of_the_command_line_is_described():
         section = page.split(f"## `headwater {verb}`")[1].split("\n## ")[0]
         for option in set(re.findall(r"--[a-z][a-z-]+", helped)) - {"--help"}:
             assert f"`{option}" in section, (verb, option)
-        for option in re.findall(r"^\| `(--[a-z-]+)", section, re.MULTILINE):
+        for option in re.findall(r"^- `(--[a-z-]+)", section, re.MULTILINE):
             assert option in helped, (verb, option)
 
 
