@@ -93,7 +93,7 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("device")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     error=ours | foreign | storage | marked,
     cause=st.none() | foreign | storage,

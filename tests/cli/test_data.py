@@ -217,7 +217,7 @@ TEXTS = st.one_of(
 )  # fmt: skip
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=150)
 @given(name=NAMES, content=TEXTS, pack=st.booleans())
 def test_any_bytes_end_in_a_report_or_one_error(tmp_path, name, content, pack):
     (tmp_path / name).write_bytes(gzip.compress(content) if pack and name.endswith(".gz") else content)

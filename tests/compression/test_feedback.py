@@ -47,7 +47,7 @@ def held_back(state):
 FATES = st.lists(st.sampled_from(["accept", "refuse", "lose", "repeat", "crash"]), max_size=25)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(fates=FATES)
 def test_nothing_is_lost_over_any_sequence(fates):
     state, accepted_round, round = FeedbackState(), 0, 0
@@ -168,14 +168,14 @@ def test_bytes_round_trip(state):
 DATA = to_bytes(full_state())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cut=st.integers(0, len(DATA) - 1))
 def test_torn_file(cut):
     with pytest.raises(StorageError, match="SHA-256"):
         from_bytes(DATA[:cut], SPEC)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(at=st.integers(0, len(DATA) - 1), bit=st.integers(0, 7))
 def test_one_flipped_bit(at, bit):
     data = bytearray(DATA)

@@ -21,7 +21,7 @@ def select_by_sorting(values, count):
     return [0 if i not in chosen else 1 if values[i] > 0 else 2 for i in range(len(values))]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     values=st.lists(
         st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -(2.0**-149)]), st.floats(-9, 9, width=32)),
@@ -57,7 +57,7 @@ def test_f1_bound():
     assert bound_bits(1_000_000, 50_000) / 8 == pytest.approx(42_050, abs=1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(counts=st.lists(st.integers(0, 2**31), min_size=2, max_size=256).filter(any))
 def test_weights_are_a_distribution_close_to_the_counts(counts):
     units = weights(counts)
@@ -108,7 +108,7 @@ def reference_weights(counts):
     return units
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     vectors=st.lists(
         st.lists(st.sampled_from([0, 0, 0, 1, 2]), min_size=1, max_size=120), min_size=1, max_size=4
@@ -122,7 +122,7 @@ def test_streams_are_what_the_reference_implementation_reads(vectors):
     assert [u.tolist() for u in unpack(Reader(data, "test"), blocks)] == vectors
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_stream_that_decodes_is_the_one_that_would_be_written(data):
     numel = data.draw(st.integers(2, 60))

@@ -39,7 +39,7 @@ def rows(labels, owners=None):
 
 
 @pytest.mark.parametrize("kind", RULES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     labels=st.lists(st.sampled_from("abc"), min_size=12, max_size=120),
     clients=st.integers(1, 4),

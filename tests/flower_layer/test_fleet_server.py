@@ -156,7 +156,7 @@ def test_a_request_and_its_reply(link, device):
     assert unpack(reply.content, "reply") == (b"answer",)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.binary(max_size=50), st.sampled_from([0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, 2 * CHUNK_BYTES + 7]))
 def test_opening_gives_what_flower_inflates(seed, length):
     link = FleetServer(max_reply_bytes=lambda name: MAX)
@@ -456,7 +456,7 @@ def test_whom_a_reply_answers_is_not_what_it_says(link, device):
     assert reply.metadata.group_id == ""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_objects_open_or_are_refused(data):
     request, objects = sealed_reply(ASKED, b"a" * 100)

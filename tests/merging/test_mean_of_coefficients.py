@@ -46,7 +46,7 @@ def fold(plan: MergePlan, updates: list[Update]) -> Any:
     return acc
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(mixed_rounds())
 def test_mean_of_mixed_updates_is_the_dense_oracles(round_: Any) -> None:
     """Every update made dense, in fractions; each value's mean over those who train it."""

@@ -389,7 +389,7 @@ EVENTS = st.one_of(
     st.sampled_from((None, 4.0)),
     st.sampled_from((None, 1, 2)),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_no_event_sequence_breaks_a_version(events, buffer, max_staleness, deadline_s, retry_s, at_once):
     """Any events at all: who is folded was asked at that version, and is at most once in a buffer."""
     machine = BufferedCoordinator(

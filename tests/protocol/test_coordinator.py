@@ -333,7 +333,7 @@ EVENTS = st.one_of(
 
 
 @given(st.lists(EVENTS, max_size=60), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_each_client_is_folded_once_and_every_round_ends(events, deadline):
     machine = c.Coordinator(3, deadline_s=40.0 if deadline else None)
     number, folds, ends = 1, set(), 0
@@ -369,7 +369,7 @@ def test_each_client_is_folded_once_and_every_round_ends(events, deadline):
     st.sampled_from((None, 3)),
     st.sampled_from((None, 4.0)),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_no_event_sequence_breaks_a_round(events, deadline_s, least, target, retry_s):
     """Any events at all: who is folded was asked, nobody is accepted twice, ends add up."""
     machine = c.Coordinator(3, min_clients=least, target=target, deadline_s=deadline_s, retry_s=retry_s)

@@ -31,7 +31,7 @@ def test_sums_count_every_step_of_a_seed(steps):
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(STEPS)
 def test_expansion_rounds_once(distribution, steps):
     plan = replace(PLAN, distribution=distribution)

@@ -59,7 +59,7 @@ def test_philox_gives_the_known_answers_of_random123(words, answer):
 
 
 @pytest.mark.parametrize("distribution", BOTH)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(-(2**63), 2**63), st.one_of(GROUPS, st.just(2**64 - 1)), st.integers(0, 10**7))
 def test_every_value_is_the_oracles(distribution, federation, seed, index):
     family = of(federation, distribution, 10**7 + 40)
@@ -103,7 +103,7 @@ def test_a_machine_with_another_logarithm_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("distribution", BOTH)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(GROUPS, st.integers(0, 300), st.data())
 def test_any_part_is_a_slice_of_the_whole(distribution, seed, size, data):
     family = Directions(KEY, distribution, size)
@@ -125,7 +125,7 @@ def test_values_are_the_integers_exactly(distribution):
 
 
 @pytest.mark.parametrize("distribution", BOTH)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(GROUPS, COEFFICIENTS), max_size=12), st.integers(0, 90), st.data())
 def test_combine_is_the_naive_sum(distribution, steps, size, data):
     """In Python's integers: duplicates, zeros, seeds of one group and far ones, coefficients beyond int32."""
@@ -162,7 +162,7 @@ def test_combine_of_long_vectors_is_the_naive_sum(distribution, scale, monkeypat
 
 
 @pytest.mark.parametrize("distribution", BOTH)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 40), COEFFICIENTS), min_size=2, max_size=10), st.randoms())
 def test_incremental_is_at_once_in_any_order(distribution, steps, random):
     family = Directions(KEY, distribution, 77)

@@ -24,7 +24,7 @@ def span(distribution="rademacher", sums=(), bits=20):
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.lists(st.integers(-(2**23), 2**23), max_size=9)), max_size=6)
 )

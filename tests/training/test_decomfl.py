@@ -136,7 +136,7 @@ class TestGaussian(TestDecomfl):
         assert np.abs(result.delta.coefficients).max() == round(2e-3 / 3 * 1e-1 * 2**17)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(0, 2**40),
     st.integers(1, 3),

@@ -256,7 +256,7 @@ def test_golden_rounds(monkeypatch):
     assert merged == pytest.approx([0.409, 0.0055, -0.1335, 0.548], abs=3e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.integers(0, 2**40),
     st.integers(1, 40),

@@ -34,7 +34,7 @@ def family(distribution, size=PAIR.numel, name="test"):
     return Directions.of(Key.root(1).child(name), distribution, size)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(distributions, steps, st.integers(0, 99), st.sampled_from([1e-6, 1e-3, 1.0, 1e6]))
 def test_a_probe_leaves_no_trace(distribution, taken, seed, scale):
     model, directions, origin = Quadratic.random(PAIR), family(distribution), start(seed, scale)
@@ -51,7 +51,7 @@ def test_a_probe_leaves_no_trace(distribution, taken, seed, scale):
     assert model.read().sha256() == before
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(distributions, steps, st.integers(0, 99), st.integers(0, 30), st.randoms(use_true_random=False))
 def test_stepping_is_replaying_in_any_order(distribution, taken, seed, unit_bits, random):
     model, directions, origin = Quadratic.random(PAIR), family(distribution), start(seed)

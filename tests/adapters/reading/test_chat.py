@@ -201,7 +201,7 @@ def test_keys_of_messages_reach_the_template_or_are_named():
 
 
 @pytest.mark.parametrize("style", TEMPLATES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_text_of_users_is_never_a_control_token(style, data):
     """A row that writes tokens of the model forges no turn: it gives the same frame as other words."""
@@ -503,7 +503,7 @@ NO_END = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + 
 
 @pytest.mark.parametrize("eos", ["</s>", None])
 @pytest.mark.parametrize("template", [SPACE_BEFORE_AN_ANSWER, LINES_BEFORE_AN_ANSWER, NO_END])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(said=st.lists(st.text("yh \n", min_size=1, max_size=4), min_size=2, max_size=6))
 def test_an_earlier_answer_is_read_as_in_training_when_predict_asks_again(template, eos, said):
     """Letters that are one token of the whole stand at the border of the first prompt and its answer."""

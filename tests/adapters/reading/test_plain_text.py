@@ -53,7 +53,7 @@ KINDS = ["tiny_bert", "tiny_gpt2", "tiny_llama", "unigram", "words"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_no_control_token_comes_of_text(tokenizers, kind, data):
     tokenizer = tokenizers[kind]

@@ -309,7 +309,7 @@ def holes(content: Any, rng: random.Random, share: float) -> Any:
     return rng.choice(JUNK) if rng.random() < share else content
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32), share=st.sampled_from([0.02, 0.1, 0.5]), clients=st.sampled_from([1, 3, 20])
 )
