@@ -146,7 +146,9 @@ class Predictor:
         most = self.max_tokens if max_tokens is None else min(max_tokens, self.room or max_tokens)
         rows = []
         for number, text in enumerate(texts, start=1):
-            rows.append(self.base.tokenizer.encode(text, most) if text.strip() else [])
+            # as in training, what the model puts around every text is none
+            read = text.strip() and self.base.tokenizer.encode_plain(text)
+            rows.append(self.base.tokenizer.encode(text, most) if read else [])
             if not rows[-1]:
                 raise DataError(
                     f"text {number}",

@@ -9,7 +9,7 @@ from headwater.adapters import export as room
 from headwater.adapters.card import loading_code
 from headwater.adapters.export import export, export_vector
 from headwater.adapters.predict import Predictor
-from headwater.errors import ModelError, SpecMismatch, StorageError
+from headwater.errors import DataError, ModelError, SpecMismatch, StorageError
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.support import federations
 
@@ -144,6 +144,9 @@ class TestPredictor:
             assert result["score"] == max(result["scores"].values())
         with pytest.raises(ModelError, match="causal"):
             predictor.generate(["x"], 3)
+        for nothing in ("", " ", "\u200b", "\x01\x02"):  # the tokenizer drops all of it
+            with pytest.raises(DataError, match="text 2: expected a text with at least one token"):
+                predictor.classify(["good", nothing])
 
     @pytest.mark.parametrize("base", ["llama", "gpt2"])
     @pytest.mark.parametrize("adapter", ["lora", "prompt", "prefix", "ia3"])
