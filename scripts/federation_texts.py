@@ -171,6 +171,13 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "sha256": "what the base's files must hash to",
         "quantization": "of the base; needs a CUDA GPU and bitsandbytes",
     },
+    f.SequenceClassificationModel: {
+        "head": "a trained head's outputs go to the labels of the same name; output k is label k; it starts anew",
+    },
+    f.BaseAdapter: {
+        "head_bits": "a fresh head in units of 2^head_bits, [for methods along random "
+        "directions](../guides/low-memory.md#what-makes-it-work) (5 or 6)",
+    },
     f.VectorModel: {"size": "values of the vector"},
     f.LoraAdapter: {
         "rank": "r",
@@ -221,7 +228,20 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     f.NoData: {"clients": "how many", "examples": "of each"},
     a.Method: {"training": "as `[training]`"},
-    t.MinibatchTraining: {"batch_size": "examples of one step", "learning_rate": "of the adapter"},
+    t.MinibatchTraining: {
+        "batch_size": "examples of one step",
+        "learning_rate": "of the adapter",
+        "trunk_cache_mb": "MiB for [what reaches the first trained layer]"
+        "(../guides/low-memory.md#what-makes-it-work), of examples that come again",
+    },
+    t.KseedTraining: {
+        "pro": "FedKSeed-Pro: draw a seed the more often the steeper all clients found it; half a byte down "
+        "for each seed",
+    },
+    f.MeanStrategy: {
+        "noise": "whether updates of a mixed round weigh by [how far and how noisily their method "
+        "gets](../guides/low-memory.md#mixed-rounds)",
+    },
     t.Directed: {"distribution": "of the directions"},
     t.ForwardGradientTraining: {
         "max_directions": "of a step, with `variance_target`",
@@ -278,4 +298,4 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     f.BaselineSettings: {"majority": "always the most frequent training label"},
 }
-"""Meanings of keys whose settings carry no description, by the class that declares them."""
+"""Meanings of keys whose settings carry no description, or a longer one than this page needs, by class."""
