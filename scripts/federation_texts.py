@@ -172,7 +172,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "quantization": "of the base; needs a CUDA GPU and bitsandbytes",
     },
     f.SequenceClassificationModel: {
-        "head": "a trained head's outputs go to the labels of the same name; output k is label k; it starts anew",
+        "head": "outputs of a trained head go to labels of their names; output k is label k; it starts anew",
     },
     f.BaseAdapter: {
         "head_bits": "a fresh head in units of 2^head_bits, [for methods along random "
