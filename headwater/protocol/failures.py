@@ -8,6 +8,7 @@ an exception, :meth:`Failure.sentence` says a code to people, and whoever decide
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -108,7 +109,7 @@ _SENTENCES: dict[FailureCode, tuple[int, str]] = {
     FailureCode.TRAINING_FAILED: (0, "the training failed; the owner's log says why"),
     FailureCode.DIVERGED: (0, "the training diverged: lower the learning rate"),
     FailureCode.OUT_OF_MEMORY: (0, "the device ran out of memory"),
-    FailureCode.WORKER_DIED: (2, "the worker process died: signal {0}, exit code {1}"),
+    FailureCode.WORKER_DIED: (2, "the worker process died: {ended}"),
     FailureCode.DISK_FULL: (2, "the device's disk is full: {0:,} bytes are needed and {1:,} are free"),
     FailureCode.STORAGE_FAILED: (0, "the device could not read or write its files; the owner's log says why"),
     FailureCode.REPLY_REFUSED: (2, "the server refused the client's reply of {1:,} bytes: HTTP status {0}"),
@@ -166,7 +167,21 @@ class Failure:
         """What it says to people: made of the code and its numbers alone."""
         clock = [f"{minute // 60:02}:{minute % 60:02}" for minute in self.numbers]
         name = _known(self.numbers[0]).name.lower() if self.numbers else ""
-        return _SENTENCES[self.code][1].format(*self.numbers, clock=clock, name=name)
+        ended = ""
+        if self.code is FailureCode.WORKER_DIED:
+            ended = how_ended(-self.numbers[0] if self.numbers[0] else self.numbers[1])
+        return _SENTENCES[self.code][1].format(*self.numbers, clock=clock, name=name, ended=ended)
+
+
+def how_ended(code: int) -> str:
+    """How a process ended, from its exit code: ``killed by signal 9 (SIGKILL)`` for -9, ``exit code 3``."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = f" ({signal.Signals(-code).name})"
+    except ValueError:  # one that this system does not have
+        name = ""
+    return f"killed by signal {-code}{name}"
 
 
 def count_of(code: FailureCode) -> int:

@@ -13,8 +13,15 @@ import time
 from collections.abc import Callable
 
 from headwater.config import LoadedFederation
-from headwater.errors import ConfigError, ConnectionLost, FederationStopped, HeadwaterError
+from headwater.errors import (
+    ConfigError,
+    ConnectionLost,
+    FederationStopped,
+    HeadwaterError,
+    StorageError,
+)
 from headwater.protocol.control import RunRow, Status, WatchEvent
+from headwater.protocol.failures import how_ended
 from headwater.server.clients.handshake import name_reasons
 from headwater.server.events import (
     ClientAsked,
@@ -35,6 +42,8 @@ from headwater.simulation.network import LocalNetwork
 POLL_CLIENTS_S = 0.3
 SILENT_S = 120.0
 """An agent of this machine that the daemon has not heard of for so long is lost."""
+EVENT_S = 5.0
+"""So long the event of a failed run may come after its row."""
 RESTARTS = 2
 """An agent that ends by itself is started again so often."""
 ENDED = ("finished", "stopped", "failed", "paused")
@@ -73,6 +82,7 @@ class Follower:
         self._open = 0
         self._evaluating = False
         self._assembled = False
+        self._failure_told, self._code = False, ""  # whether the run's failure was told, and its error's code
         self._known: set[str] = set()
         self._missing: tuple[str, ...] = ()
         self.lost: dict[str, str] = {}
@@ -90,7 +100,8 @@ class Follower:
         """Until the run has ended, is paused as asked, or cannot go on.
 
         Raises:
-            FederationStopped: too few clients are left, or the daemon ended.
+            FederationStopped: too few clients are left, the daemon ended, or the run failed.
+            StorageError: it failed for want of a disk.
         """
         rounds = self._folder.read_rounds()
         self._told = rounds[-1]["round"] if rounds else -1
@@ -117,8 +128,13 @@ class Follower:
         self._tell_rounds()
         if row.state in ENDED:
             if row.state == "failed":
-                raise FederationStopped(
-                    f"run {self._run}", expected="it to go on", got=row.reason, hint="Mend it, then --resume."
+                self._await_failure()
+                stopped = StorageError if self._code == StorageError.code else FederationStopped
+                raise stopped(
+                    f"run {self._run}",
+                    expected="it to go on",
+                    got=row.reason.rstrip("."),
+                    hint="Mend it, then --resume.",
                 )
             return True
         self._look_at_agents(status)
@@ -128,6 +144,13 @@ class Follower:
         else:
             self._assemble(status)
         return False
+
+    def _await_failure(self) -> None:
+        """Wait a moment for the event that says with which code the run failed; the row only has the text."""
+        ends_s = time.monotonic() + EVENT_S
+        while not self._failure_told and time.monotonic() < ends_s:
+            time.sleep(0.05)
+            self._drain()
 
     # --- the daemon -------------------------------------------------------------------------------
 
@@ -207,11 +230,12 @@ class Follower:
                 self._seen_s[name] = now
             if not agent.alive:
                 code = agent.process.returncode if agent.process is not None else None
+                how = "before it had begun" if code is None else how_ended(code)
                 if self._restarts.get(name, 0) >= RESTARTS:
-                    self._give_up(name, f"its agent ended, exit code {code}: {agent.tail(3)}")
+                    self._give_up(name, f"its agent ended, {how}: {agent.tail(3)}")
                     continue
                 self._restarts[name] = self._restarts.get(name, 0) + 1
-                self._observer(Notice(f"the agent of {name} ended, exit code {code}: it is started again"))
+                self._observer(Notice(f"the agent of {name} ended, {how}: it is started again"))
                 agent.start()
             elif now - self._seen_s.get(name, self._began_s) > SILENT_S:
                 self._give_up(name, f"its agent has not been heard of for {SILENT_S:.0f} s")
@@ -236,7 +260,8 @@ class Follower:
             f"round {self._open}",
             expected=f"at least {self._least} updates",
             got=f"{row.accepted}{name_reasons(sorted(failed.items()))}",
-            hint=f"The state after round {self._open - 1} is kept: mend the clients, then --resume.",
+            hint=f"The state after round {self._open - 1} is kept: mend the clients, then --resume, "
+            "or mend the file and start anew.",
         )
 
     # --- what the observer is told ----------------------------------------------------------------
@@ -247,6 +272,9 @@ class Follower:
                 event = self._events.get_nowait()
             except queue.Empty:
                 return
+            if event.run == self._run and "state" in event.data:
+                self._failure_told = event.data["state"] == "failed"
+                self._code = str(event.data.get("code", ""))
             client, number = event.data.get("client"), event.data.get("round", 0)
             if event.kind != "client" or event.run != self._run or not isinstance(client, str) or not client:
                 continue

@@ -99,3 +99,11 @@ def test_any_code_is_read(code, numbers):
     assert read_failure(code, numbers).code in FailureCode
     if code not in set(FailureCode):
         assert read_failure(code, numbers) == UNSPECIFIED
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [((9, 0), "killed by signal 9 (SIGKILL)"), ((0, 3), "exit code 3"), ((4000, 0), "killed by signal 4000")],
+)
+def test_a_worker_s_death_is_its_signal_or_its_exit_code_and_not_both(numbers, said):
+    assert Failure(FailureCode.WORKER_DIED, numbers).sentence() == f"the worker process died: {said}"

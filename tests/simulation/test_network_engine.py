@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from headwater.config import load_federation
-from headwater.errors import FederationStopped
+from headwater.errors import FederationStopped, StorageError
 from headwater.protocol.control import WatchEvent
 from headwater.server.events import ClientFailed, Waiting
 from headwater.server.workspace.run_queue import RunQueue
@@ -165,6 +165,33 @@ def test_all_failing_in_the_first_round_end_the_run_with_that_reason(follower):
         follower._events.put(failed(name, 1))
     with pytest.raises(FederationStopped, match=r"round 1.*all 2 failed the same way: client ann"):
         follower._step(status(row(asked=2), ann="1", ben="1"))
+
+
+@pytest.mark.parametrize("told", ["at once", "a moment later"])
+def test_a_run_that_failed_for_want_of_a_disk_ends_as_with_the_other_engines(follower, monkeypatch, told):
+    """The code of what failed comes as an event, and earlier failures of the run count no more."""
+
+    def event(number, state, code):
+        return WatchEvent(number, 0.0, "error", "r-1", state, {"state": state, "code": code})
+
+    follower._events.put(event(1, "failed", "HW08"))
+    follower._step(status(row("waiting"), ann="1", ben=""))
+    follower._events.put(event(2, "queued", ""))
+    full, late = event(3, "failed", "HW11"), [event(3, "failed", "HW11")]
+    if told == "at once":
+        follower._events.put(full)
+    else:
+        monkeypatch.setattr(time, "sleep", lambda seconds: late and follower._events.put(late.pop()))
+    ended = row("failed")
+    ended.reason = "writing checkpoint: expected room, got No space left on device."
+    with pytest.raises(StorageError, match=r"No space left on device\. Mend it, then --resume"):
+        follower._step(status(ended, ann="1", ben=""))
+
+
+def test_a_run_that_failed_otherwise_has_stopped(follower, monkeypatch):
+    monkeypatch.setattr("headwater.simulation.network_follow.EVENT_S", 0.0)
+    with pytest.raises(FederationStopped, match="expected it to go on"):
+        follower._step(status(row("failed"), ann="1", ben=""))
 
 
 def test_an_agent_that_does_not_stay_is_lost_with_its_last_words(follower):

@@ -23,7 +23,7 @@ from typing import IO, Any
 from headwater.client.agent import frames
 from headwater.client.agent.known_runs import KnownRun
 from headwater.errors import DecodeError, TrainingError
-from headwater.protocol.failures import FailureCode, coded, read_failure
+from headwater.protocol.failures import FailureCode, coded, how_ended, read_failure
 
 _KEPT = (
     "PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH",
@@ -172,11 +172,9 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def describe_end(code: int, memory_mb: int | None = None) -> str:
     """How a child ended, for the owner."""
-    if code >= 0:
-        return f"worker died: exit code {code}"
     cap = f" (policy memory_mb {memory_mb})" if memory_mb is not None else ""
     hungry = code in (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
-    return f"worker died: signal {-code}" + (f", perhaps out of memory{cap}" if hungry else "")
+    return f"worker died: {how_ended(code)}" + (f", perhaps out of memory{cap}" if hungry else "")
 
 
 def _listen(stream: IO[bytes] | None, said: deque[str]) -> None:

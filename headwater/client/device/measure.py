@@ -16,6 +16,7 @@ from pathlib import Path
 from headwater.config.federation import Federation, NoData
 from headwater.config.load import LoadedFederation
 from headwater.errors import HeadwaterError, TrainingError
+from headwater.protocol.failures import how_ended
 from headwater.training.context import TrainingContext
 
 _STEPS = 2
@@ -58,7 +59,7 @@ def measure(loaded: LoadedFederation, method: str, batch_size: int, *, timeout_s
     try:
         return Measured(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
-        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        ended = how_ended(done.returncode)
         return Measured(error=f"the process ended with {ended}: {done.stderr.strip()[-200:]}")
 
 

@@ -309,7 +309,8 @@ class Daemon:
             self._job = None
 
     def _failed(self, entry: RunEntry, error: Exception, *, again: bool = False) -> None:
-        self._monitor.run_state(entry.run, "failed", str(error))
+        code = error.code if isinstance(error, HeadwaterError) else ""
+        self._monitor.run_state(entry.run, "failed", str(error), code)
         try:
             wished = bool(self._book.get(entry.run).wish)  # then it was to end anyway
             self._book.set_state(entry.run, "failed", str(error), again=again and not wished)

@@ -135,8 +135,15 @@ class Monitor:
             for client, row in self._run(run).restore(records, metric):
                 self._client(client).take(row)
 
-    def run_state(self, run: str, state: RunState, reason: str = "") -> None:
-        """A run goes on, waits, pauses or ends; ``failed`` is an error. The same state twice is no event."""
+    def run_state(self, run: str, state: RunState, reason: str = "", code: str = "") -> None:
+        """A run goes on, waits, pauses or ends; ``failed`` is an error. The same state twice is no event.
+
+        Args:
+            run: its id.
+            state: its new state.
+            reason: of the state, for people.
+            code: of the error that ended it, for programs: ``HW11``.
+        """
         with self._lock:
             tally = self._run(run)
             reason = plain(reason, MOST_TEXT)
@@ -148,7 +155,7 @@ class Monitor:
                 for client in self._clients.values():
                     client.doing = "idle"
             text = f"run {tally.name or run}: {state}" + (f": {reason}" if reason else "")
-            self._ring.add("error" if state == "failed" else "run", run, text, state=state)
+            self._ring.add("error" if state == "failed" else "run", run, text, state=state, code=code)
 
     def run_told(self, run: str, told: str) -> None:
         """The organiser has asked something of a run."""

@@ -66,7 +66,7 @@ class FakeWorker:
             time.sleep(0.01)
         if self.deaths:
             self.deaths -= 1
-            died = WorkerDied("worker died: signal 9, perhaps out of memory")
+            died = WorkerDied("worker died: killed by signal 9 (SIGKILL), perhaps out of memory")
             raise coded(died, FailureCode.WORKER_DIED, 9, 0)
         if self.error is not None:
             raise self.error
@@ -219,7 +219,7 @@ def test_a_task_whose_worker_dies_is_repeated_once(make):
     found.worker.deaths = 2
     reply = found.ask(vector_train(FEDERATION, round=2))
     assert reply.failure.code is FailureCode.WORKER_DIED
-    assert found.log[-1].endswith("refused: worker died: signal 9, perhaps out of memory")
+    assert found.log[-1].endswith("refused: worker died: killed by signal 9 (SIGKILL), perhaps out of memory")
     assert found.worker.asked == ["TrainRequest"] * 4
 
 
