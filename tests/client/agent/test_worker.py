@@ -164,7 +164,7 @@ def test_a_worker_killed_in_the_middle_of_a_task_is_started_again(worker, tmp_pa
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
-    with pytest.raises(WorkerDied, match=r"worker died: killed by signal 9 \(SIGKILL\), perhaps out of memory"):
+    with pytest.raises(WorkerDied, match=r"killed by signal 9 \(SIGKILL\), perhaps out of memory"):
         vector_answer(worker, tmp_path, replace(task, round=2), tick=kill)
     assert worker.pid is None
     assert isinstance(vector_answer(worker, tmp_path, replace(task, round=2)), EncodedUpdate)
@@ -270,8 +270,8 @@ def test_the_cap_on_memory_is_a_refusal_and_not_a_death(tmp_path):
 def test_ends_are_described():
     assert describe_end(1) == "worker died: exit code 1"
     assert describe_end(-9) == "worker died: killed by signal 9 (SIGKILL), perhaps out of memory"
-    cap = "policy memory_mb 700"
-    assert describe_end(-6, 700) == f"worker died: killed by signal 6 (SIGABRT), perhaps out of memory ({cap})"
+    hungry = "perhaps out of memory (policy memory_mb 700)"
+    assert describe_end(-6, 700) == f"worker died: killed by signal 6 (SIGABRT), {hungry}"
     assert describe_end(-15) == "worker died: killed by signal 15 (SIGTERM)"
 
 
