@@ -197,12 +197,12 @@ PARENT = """
 import json, sys, threading
 from pathlib import Path
 from headwater.client.agent.worker import Worker, WorkerOptions
-from headwater.client.agent.known_runs import JoinedRuns
+from headwater.client.agent.known_runs import KnownRuns
 from tests.client.agent.devices import parts, profile_request, vector_federation, vector_train
 state = Path(sys.argv[1])
 state.mkdir(exist_ok=True)
 federation = vector_federation(6_000_000)
-joined = JoinedRuns(state / "runs").join(profile_request(federation))
+joined = KnownRuns(state / "runs").join(profile_request(federation))
 worker = Worker(WorkerOptions("ann", "none", str(state), nice=0))
 p = parts(profile_request(federation))
 worker.answer(joined, None, p["envelope"], p["state"])
