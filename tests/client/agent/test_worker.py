@@ -292,7 +292,7 @@ def test_frames_are_bounded(head):
 def test_agent_and_worker_say_only_bytes_and_json():
     """No pickle between them, none of the network's bytes as code."""
     folder = Path(frames.__file__).parent
-    for name in ("frames", "worker", "worker_main", "desk", "agent", "outbox", "joined"):
+    for name in ("frames", "worker", "worker_main", "task_handler", "agent", "outbox", "known_runs"):
         text = (folder / f"{name}.py").read_text()
         for word in ("pickle", "marshal", "eval(", "exec(", "multiprocessing", "sys.path.", "__import__"):
             assert word not in text.replace("unpickled", ""), (name, word)
