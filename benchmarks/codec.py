@@ -60,7 +60,7 @@ _ALL: list[tuple[Codec, bool]] = [
 
 def _vector(square: bool) -> AdapterState:
     """One tensor of a million Gaussian values (or their squares)."""
-    values = torch.randn(N, generator=KEY.torch())
+    values = torch.randn(N, generator=torch.Generator().manual_seed(KEY.seed()))
     spec = StateSpec.of([TensorSpec("t", (N,), "vector")])
     return AdapterState(spec, {"t": values.square() if square else values})
 
@@ -74,7 +74,7 @@ def _lora(square: bool) -> AdapterState:
             tensors.append(TensorSpec(a, (8, 384), "lora_a"))
             tensors.append(TensorSpec(a[:-1] + "b", (384, 8), "lora_b", pair=a, scaling=2.0))
     spec = StateSpec.of(tensors)
-    generator = KEY.torch()
+    generator = torch.Generator().manual_seed(KEY.seed())
     values = {}
     for t in spec:
         value = torch.randn(t.shape, generator=generator) * (1e-3 if t.role == "lora_a" else 1e-4)

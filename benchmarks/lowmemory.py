@@ -114,15 +114,10 @@ def _child(model: str, mode: str, batch: int, tokens: int) -> dict[str, float]:
     import torch
 
     from headwater.adapters.peak_memory import live_peak
-    from headwater.client.device.costs import (
-        plan_of,
-        predicted,
-        resident_base,
-        return_freed_memory,
-        status_bytes,
-    )
+    from headwater.client.device.costs import plan_of, predicted, resident_base, return_freed_memory
     from headwater.client.device.measure import train_two_steps
     from headwater.config import load_federation
+    from headwater.process_memory import status_bytes
     from headwater.training.context import TrainingContext
     from headwater.training.memory_estimate import SCRATCH_BYTES, step_bytes, synthetic
 

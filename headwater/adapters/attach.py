@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from headwater.adapters.base import Base
 from headwater.adapters.reports import listening
 from headwater.config.federation import Adapter, Ia3Adapter, LoraAdapter, PrefixAdapter, PromptAdapter
+from headwater.config.traits import AdapterTraits
 from headwater.errors import ModelError
 from headwater.merging.coverage import layer_of
 
@@ -63,7 +64,7 @@ def attach(base: Base, adapter: Adapter) -> tuple[PeftModel, tuple[str, ...]]:
         _require_untied(who, peft, tied)
     if isinstance(adapter, LoraAdapter) and adapter.target_modules == (ALL_LINEAR,):
         _require_all_linear(who, peft, linear, adapter)
-    if base.settings.kind == "sequence-classification":
+    if base.settings.own_head:
         _require_trained(base, adapter, peft, changed)
     return peft, tuple(heard.notices)
 
@@ -138,32 +139,50 @@ def linear_modules(model: torch.nn.Module) -> list[str]:
 
 
 def _peft_config(base: Base, adapter: Adapter) -> PeftConfig:
+    """PEFT's settings of ``adapter``.
+
+    Raises:
+        ModelError: :data:`ADAPTERS` has nothing for this kind, or the base does not fit it.
+    """
+    made = ADAPTERS.get(type(adapter))
+    if made is None:
+        known = ", ".join(kind.__name__ for kind in ADAPTERS)
+        raise ModelError("adapter", expected=f"one of {known}", got=type(adapter).__name__)
     common: dict[str, Any] = {"task_type": _TASKS[base.settings.kind]}
-    if isinstance(adapter, PromptAdapter):
-        shape = base.model.config  # PEFT guesses these from names that not every architecture uses
-        return PromptTuningConfig(
-            num_virtual_tokens=adapter.tokens,
-            token_dim=base.model.get_input_embeddings().embedding_dim,
-            num_layers=shape.num_hidden_layers,
-            num_attention_heads=getattr(shape, "num_attention_heads", 1),  # of no use to a prompt
-            **common,
-        )
-    if isinstance(adapter, PrefixAdapter):
-        return PrefixTuningConfig(num_virtual_tokens=adapter.tokens, **_unguessed(base), **common)
-    if base.settings.kind == "sequence-classification":
+    if base.settings.own_head and not adapter.virtual_tokens:
         # what the files lack (a new head, a pooler) starts at random, so it must be trained and saved
         common["modules_to_save"] = _fresh_modules(base) or None
-    if isinstance(adapter, Ia3Adapter):
-        _check_targets(base, adapter.target_modules)
-        return IA3Config(
-            target_modules=list(adapter.target_modules),
-            feedforward_modules=list(adapter.feedforward_modules),
-            fan_in_fan_out=_transposed(base, adapter.target_modules),
-            **common,
-        )
+    return made(base, adapter, common)
+
+
+def _prompt(base: Base, adapter: PromptAdapter, common: Mapping[str, Any]) -> PeftConfig:
+    shape = base.model.config  # PEFT guesses these from names that not every architecture uses
+    return PromptTuningConfig(
+        num_virtual_tokens=adapter.tokens,
+        token_dim=base.model.get_input_embeddings().embedding_dim,
+        num_layers=shape.num_hidden_layers,
+        num_attention_heads=getattr(shape, "num_attention_heads", 1),  # of no use to a prompt
+        **common,
+    )
+
+
+def _prefix(base: Base, adapter: PrefixAdapter, common: Mapping[str, Any]) -> PeftConfig:
+    return PrefixTuningConfig(num_virtual_tokens=adapter.tokens, **_unguessed(base), **common)
+
+
+def _ia3(base: Base, adapter: Ia3Adapter, common: Mapping[str, Any]) -> PeftConfig:
+    _check_targets(base, adapter.target_modules)
+    return IA3Config(
+        target_modules=list(adapter.target_modules),
+        feedforward_modules=list(adapter.feedforward_modules),
+        fan_in_fan_out=_transposed(base, adapter.target_modules),
+        **common,
+    )
+
+
+def _lora(base: Base, adapter: LoraAdapter, common: Mapping[str, Any]) -> PeftConfig:
     _check_targets(base, adapter.target_modules)
     _check_layers(base, adapter)
-    targets = adapter.target_modules
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
@@ -173,10 +192,19 @@ def _peft_config(base: Base, adapter: Adapter) -> PeftConfig:
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
         lora_dropout=adapter.dropout,
-        fan_in_fan_out=_transposed(base, targets),
+        fan_in_fan_out=_transposed(base, adapter.target_modules),
         bias="none",
         **common,
     )
+
+
+ADAPTERS: Mapping[type[AdapterTraits], Callable[[Base, Any, Mapping[str, Any]], PeftConfig]] = {
+    LoraAdapter: _lora,
+    PromptAdapter: _prompt,
+    PrefixAdapter: _prefix,
+    Ia3Adapter: _ia3,
+}
+"""What makes PEFT's settings of an ``[adapter]``, by its class."""
 
 
 _GUESSED = {
@@ -212,7 +240,7 @@ def _targets(base: Base, adapter: LoraAdapter) -> str | list[str]:
 
 def _saved_whole(base: Base, adapter: LoraAdapter, saved: Sequence[str]) -> list[str] | None:
     """Linear layers that PEFT saves whole, by the ends of their names, and ``all-linear`` would adapt."""
-    if base.settings.kind != "sequence-classification" or adapter.target_modules != (ALL_LINEAR,):
+    if not base.settings.own_head or adapter.target_modules != (ALL_LINEAR,):
         return None
     ends = (*_PEFT_HEADS, *saved)
     return [n for n in linear_modules(base.model) if n.endswith(ends) and n not in _PEFT_HEADS] or None

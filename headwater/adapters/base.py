@@ -25,7 +25,7 @@ from headwater.adapters.head import last_layer, match_head, move_rows
 from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.adapters.reports import listening
 from headwater.adapters.weights import hash_base, hashed_files, resolve_base
-from headwater.config.federation import CausalLMModel, EncoderModel, SequenceClassificationModel
+from headwater.config.federation import MODELS, CausalLMModel, EncoderModel, SequenceClassificationModel
 from headwater.errors import MissingDependency, ModelError
 from headwater.merging.coverage import layer_of
 
@@ -117,7 +117,7 @@ def load_base(
         try:
             config = _configuration(view, settings, tokenizer)
             own_labels = dict(config.id2label or {})
-            if labels is not None and settings.kind == "sequence-classification":
+            if labels is not None and settings.own_head:
                 config.id2label = dict(enumerate(labels))
                 config.label2id = {label: i for i, label in enumerate(labels)}
             model, info = _CLASSES[settings.kind].from_pretrained(
@@ -126,7 +126,7 @@ def load_base(
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=settings.kind == "sequence-classification",
+                ignore_mismatched_sizes=settings.own_head,
                 output_loading_info=True,
                 **quantisation,
             )
@@ -145,7 +145,7 @@ def load_base(
     _require_complete(who, settings, model, fresh)
     notices += _left_over(who, settings, frozenset(info["unexpected_keys"]))
     head = _Head(frozenset())
-    if labels is not None and settings.kind == "sequence-classification" and not head_in_adapter:
+    if labels is not None and isinstance(settings, SequenceClassificationModel) and not head_in_adapter:
         others = {str(key[0]): int(key[1][0]) for key in info["mismatched_keys"] if len(key) > 1 and key[1]}
         head = _head(who, settings, model, frozenset(info["missing_keys"]), others, own_labels, labels)
     _set_ends(model, where)
@@ -184,7 +184,7 @@ def _configuration(where: Path, settings: PretrainedSettings, tokenizer: TextTok
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
     config.use_cache = False
-    if config.pad_token_id is None and settings.kind == "sequence-classification":
+    if config.pad_token_id is None and settings.own_head:
         config.pad_token_id = tokenizer.pad  # decoders want one, though adapters.network reads by the mask
     return config
 
@@ -216,9 +216,9 @@ def _require_complete(
     who: str, settings: PretrainedSettings, model: PreTrainedModel, fresh: frozenset[str]
 ) -> None:
     """Refuse random weights where none would be trained: every process would draw others."""
-    if settings.kind == "sequence-classification":
+    if settings.own_head:
         body = [n for n in fresh if n.startswith(f"{model.base_model_prefix}.") and "pooler" not in n]
-    elif settings.kind == "encoder":
+    elif settings.pooled:
         body = [name for name in fresh if "pooler" not in name]  # mean pooling passes the pooler by
     else:
         body = list(fresh)
@@ -337,7 +337,7 @@ def _other_kind(where: Path, settings: PretrainedSettings) -> str:
         for kind, auto in _CLASSES.items()
         if kind != settings.kind
         and type(config) in auto._model_mapping
-        and not (kind == "encoder" and config.is_encoder_decoder)
+        and not (MODELS[kind].pooled and config.is_encoder_decoder)
     ]
     if type(config) in _CLASSES[settings.kind]._model_mapping or not kinds:
         return ""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headwater.adapters.base import PER_LAYER
+from headwater.config.federation import MODELS
 
 _CLASSES = {
     "encoder": "AutoModel",
@@ -44,13 +45,13 @@ def loading_code(notes: Mapping[str, Any]) -> str:
 
     One text at a time, read as in training: nothing is padded, so nothing depends on padding.
     """
-    kind = notes["kind"]
+    model = MODELS[notes["kind"]]
     types = ", token_type_ids=types" if notes.get("token_types") else ""
     lines = [
         "import torch",
         f"from transformers import {_imports(notes)}",
         "from peft import PeftModel",
-        *(["from safetensors.torch import load_file"] if kind == "encoder" else []),
+        *(["from safetensors.torch import load_file"] if model.pooled else []),
         "",
         *_loading(notes),
         'model = PeftModel.from_pretrained(base, ".").eval()',
@@ -61,13 +62,13 @@ def loading_code(notes: Mapping[str, Any]) -> str:
         "with torch.no_grad():",
         f"    out = model(input_ids=tokens, attention_mask=mask{types})",
     ]
-    if kind == "encoder":
+    if model.pooled:
         lines += [
             'head = load_file("head.safetensors")',
             "hidden = out.last_hidden_state[:, -len(ids) :]  # without a soft prompt's places",
             'logits = hidden.mean(1) @ head["weight"].T + head["bias"]',
         ]
-    elif kind == "sequence-classification":
+    elif model.own_head:
         lines.append("logits = out.logits")
     else:
         lines += [
@@ -85,7 +86,7 @@ def loading_code(notes: Mapping[str, Any]) -> str:
 
 def _imports(notes: Mapping[str, Any]) -> str:
     config = ["AutoConfig"] if notes["base"]["layers"] else []
-    generation = ["GenerationConfig"] if notes["kind"] == "causal-lm" else []
+    generation = ["GenerationConfig"] if MODELS[notes["kind"]].language_model else []
     return ", ".join([*config, _CLASSES[notes["kind"]], "AutoTokenizer", *generation])
 
 
@@ -95,7 +96,7 @@ def _loading(notes: Mapping[str, Any]) -> list[str]:
     source = json.dumps(base["path"])
     if base["revision"]:
         source += f", revision={base['revision']!r}"
-    classifier = notes["kind"] == "sequence-classification"
+    classifier = MODELS[notes["kind"]].own_head
     labels = f", num_labels={len(notes['labels'])}" if classifier else ""
     lines = [f"tokenizer = AutoTokenizer.from_pretrained({source})"]
     if base["layers"]:
@@ -111,7 +112,7 @@ def _loading(notes: Mapping[str, Any]) -> list[str]:
     if classifier:
         arguments += ", ignore_mismatched_sizes=True"
     lines.append(f"base = {_CLASSES[notes['kind']]}.from_pretrained({arguments})")
-    if notes["kind"] == "causal-lm":
+    if MODELS[notes["kind"]].language_model:
         lines.append("base.generation_config = GenerationConfig()  # no penalties or draws of the base's own")
     if notes.get("read_at_last_token"):
         lines.append("base.config.pad_token_id = None  # the head is read at the last token, whatever it is")
@@ -127,7 +128,7 @@ def _pairs(notes: Mapping[str, Any]) -> bool:
 def _tokens(notes: Mapping[str, Any]) -> list[str]:
     """Lines that make ``ids`` of a text, as training made them."""
     rows = notes.get("rows") or {}
-    if notes["kind"] != "causal-lm":
+    if not MODELS[notes["kind"]].language_model:
         cut = f", truncation=True, max_length={rows['data']['max_tokens']}" if rows else ""
         texts = '"a text", "and its pair"' if _pairs(notes) else '"a text"'
         if notes.get("token_types"):

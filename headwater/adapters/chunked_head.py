@@ -44,7 +44,7 @@ class ChunkedHead:
         what it should have had. A cap or a scale on the logits (Gemma, Granite, Cohere) shows; values of
         the adapter that diverged do not.
         """
-        head = network.peft.get_base_model().get_output_embeddings() if network.kind == "causal-lm" else None
+        head = network.peft.get_base_model().get_output_embeddings() if network.model.language_model else None
         if not isinstance(head, nn.Module):
             return None
         tokens = torch.zeros(1, 2, dtype=torch.int64, device=next(network.parameters()).device)

@@ -92,7 +92,7 @@ def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object])
     decoder = hasattr(model.network.peft.get_base_model(), "score")
     return {
         "format": FORMAT,
-        "kind": model.network.kind,
+        "kind": model.base.settings.kind,
         "labels": None if model.labels is None else list(model.labels),
         "pooling": "mean" if model.network.head is not None else None,
         "base": {**model.base.settings.model_dump(mode="json"), "sha256": model.base_sha256},
@@ -107,7 +107,7 @@ def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object])
         if model.language_model
         else None,
         "token_types": model.network.separator is not None,
-        "read_at_last_token": model.network.kind == "sequence-classification" and decoder,
+        "read_at_last_token": model.network.model.own_head and decoder,
         "card": dict(card),
     }
 

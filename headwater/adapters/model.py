@@ -27,8 +27,6 @@ from headwater.config import LoadedFederation
 from headwater.config.federation import (
     Adapter,
     LoraAdapter,
-    PrefixAdapter,
-    PromptAdapter,
     VectorModel,
 )
 from headwater.errors import ModelError
@@ -134,14 +132,14 @@ class AdaptedModel:
             raise ModelError("model", expected="a base model and an [adapter]", got=settings.model.kind)
         peft, said = attach(base, adapter)
         head = None
-        if settings.model.kind == "encoder":
+        if settings.model.pooled:
             head = new_head(peft.config.hidden_size, len(base.labels or ()), base.device)
-        drops = settings.model.kind == "encoder" and adapter.kind in ("prompt", "prefix")
+        drops = settings.model.pooled and adapter.virtual_tokens > 0
         separator = separator_of(base.model.config, base.tokenizer, drops=drops)
-        network = Network(peft, settings.model.kind, head, separator)
+        network = Network(peft, settings.model, head, separator)
         model = AdaptedModel(base, adapter, network, Reading.of(settings))
         model.notices = (*base.notices, *said)
-        freeze_a = settings.strategy.space == "ffa" and isinstance(adapter, LoraAdapter)
+        freeze_a = settings.strategy.space == "ffa" and adapter.has_factors
         model._initialise(freeze_a, key)
         return model
 
@@ -204,7 +202,7 @@ class AdaptedModel:
     @property
     def language_model(self) -> bool:
         """Whether targets are tokens."""
-        return self.network.kind == "causal-lm"
+        return self.network.model.language_model
 
     def initial_state(self) -> AdapterState:
         """The state it was built in: a function of federation, base and key alone."""
@@ -213,7 +211,7 @@ class AdaptedModel:
     @property
     def virtual_tokens(self) -> int:
         """Positions of every row that the adapter takes."""
-        return self.adapter.tokens if isinstance(self.adapter, PromptAdapter | PrefixAdapter) else 0
+        return self.adapter.virtual_tokens
 
     def saved_tensors(self, state: AdapterState) -> dict[str, Tensor]:
         """What PEFT saves of ``state``, under its names, with the head of an encoder as ``head.*``."""
@@ -344,7 +342,7 @@ class AdaptedModel:
         return self._trunk_below(tensors) is not None
 
     def _trunk_below(self, tensors: tuple[str, ...] | None) -> FrozenPrefix | None:
-        if self.adapter.kind not in ("lora", "ia3"):
+        if not self.adapter.layered:
             return None  # others change what reaches the first layer, or every one
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         trained = [names[id(p)] for s, p in self._parameters if tensors is None or s.name in tensors]
@@ -386,7 +384,7 @@ class AdaptedModel:
         Raises:
             ModelError: checkpointing with prefix tuning, which transformers computes wrongly.
         """
-        if checkpointing and self.adapter.kind == "prefix":
+        if checkpointing and not self.adapter.checkpoints:
             raise ModelError(
                 "training.gradient_checkpointing",
                 expected="an adapter other than 'prefix', whose cache and checkpointing exclude each other",

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from headwater.adapters.reading.segments import segments
-
-Kind = Literal["encoder", "sequence-classification", "causal-lm"]
+from headwater.config.traits import ModelTraits
 
 
 class Network(nn.Module):
@@ -20,18 +18,18 @@ class Network(nn.Module):
 
     Args:
         peft: the PEFT model.
-        kind: what the base is.
+        model: what the base is.
         head: the linear head of an encoder; None otherwise.
         separator: the id by which the base's token types are known; None if it takes none.
     """
 
     def __init__(
-        self, peft: PeftModel, kind: Kind, head: nn.Linear | None, separator: int | None = None
+        self, peft: PeftModel, model: ModelTraits, head: nn.Linear | None, separator: int | None = None
     ) -> None:
         super().__init__()
         self.separator = separator
-        self.peft, self.kind, self.head = peft, kind, head
-        self._scores = kind == "sequence-classification" and hasattr(peft.get_base_model(), "score")
+        self.peft, self.model, self.head = peft, model, head
+        self._scores = model.own_head and hasattr(peft.get_base_model(), "score")
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Logits of right-padded ``tokens`` int64 [b, t] with ``mask`` int64 [b, t].
@@ -43,7 +41,7 @@ class Network(nn.Module):
             return self._at_last_token(tokens, mask)
         out = self.peft(**self._read(tokens, mask), return_dict=True)
         width = tokens.shape[1]
-        if self.kind == "causal-lm":
+        if self.model.language_model:
             return out.logits[:, -width:]  # type: ignore[no-any-return]  # transformers is untyped here
         if self.head is None:
             return out.logits  # type: ignore[no-any-return]  # likewise

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from headwater.adapters.base import PretrainedSettings
 from headwater.adapters.export import FORMAT, NOTES
+from headwater.config.federation import MODELS
 from headwater.errors import ModelError
 
 _SETTINGS: TypeAdapter[PretrainedSettings] = TypeAdapter(PretrainedSettings)
@@ -49,7 +50,8 @@ class Notes:
         who = f"adapter {folder}"
         try:
             notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
-            if notes["format"] != FORMAT or notes["kind"] == "vector":
+            model = MODELS.get(notes["kind"])
+            if notes["format"] != FORMAT or (model is not None and not model.pretrained):
                 raise ModelError(who, expected=f"a {FORMAT} folder with a base model", got=notes["kind"])
             settings = {**notes["base"], "path": base or notes["base"]["path"]}
             adapter = notes["adapter"]
@@ -62,7 +64,7 @@ class Notes:
                 chat=bool(notes["chat"]),
                 system=None if notes["system"] is None else str(notes["system"]),
                 pooled=notes["pooling"] == "mean",
-                virtual_tokens=int(adapter["tokens"]) if adapter["kind"] in ("prompt", "prefix") else 0,
+                virtual_tokens=int(adapter.get("tokens", 0)),
                 rows=rows,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:

@@ -87,9 +87,9 @@ class Predictor:
             raise ModelError(
                 who, expected="an adapter that PEFT loads on this base", got=str(error)
             ) from error
-        drops = settings.kind == "encoder" and peft.active_peft_config.is_prompt_learning
+        drops = settings.pooled and peft.active_peft_config.is_prompt_learning
         separator = separator_of(loaded.model.config, loaded.tokenizer, drops=drops)
-        network = Network(peft, settings.kind, head, separator).eval()
+        network = Network(peft, settings, head, separator).eval()
         network.requires_grad_(False)
         return Predictor(
             base=loaded,

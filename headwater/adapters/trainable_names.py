@@ -65,7 +65,7 @@ def module_of(peft: PeftModel, name: str) -> BaseTunerLayer:
 def _spec(peft: PeftModel, adapter: Adapter, name: str, parameter: torch.Tensor) -> TensorSpec:
     shape = tuple(parameter.shape)
     if name == PROMPT:
-        return TensorSpec(name, shape, "prompt" if adapter.kind == "prompt" else "prefix")
+        return TensorSpec(name, shape, "prompt" if adapter.is_prompt else "prefix")
     role: Role = next((role for mark, role in _MARKS if mark in name), "head")
     if role == "lora_a":
         return TensorSpec(name, shape, role, experts=_experts(module_of(peft, name)))

@@ -121,10 +121,10 @@ class _Trial:
     def base_runs(self) -> None:
         """The base alone, so that the adapter is not blamed for it."""
         model, rows = self.model, self.rows(self.long, self.short)
-        expected = f"an architecture that takes padded token ids as model.kind {model.network.kind!r}"
+        expected = f"an architecture that takes padded token ids as model.kind {model.base.settings.kind!r}"
         hint = "Use another base."
         config = model.base.model.config
-        if config.is_encoder_decoder and model.network.kind == "sequence-classification":
+        if config.is_encoder_decoder and model.network.model.own_head:
             hint = (
                 f"Its head reads at the end token: config.json's eos_token_id {config.eos_token_id} must be "
                 f"what the tokenizer ends a text with, which is {self.long[-1]}."
@@ -244,13 +244,13 @@ class _Trial:
         # a stack that is too short is passed
         with _given_to(self.model.network, layer) as seen, torch.no_grad(), contextlib.suppress(_Reached):
             self.model.forward(self.rows(*rows))
-        before = self.model.virtual_tokens if self.model.adapter.kind == "prompt" else 0
+        before = self.model.virtual_tokens if self.model.adapter.is_prompt else 0
         width = before + max(map(len, rows))
         by_row = [x for x in seen if x.shape[0] in (1, len(rows)) and x.shape[1] >= width]
         return [x[0, : before + len(rows[0])].float() for x in by_row]
 
     def _instead(self) -> str:
-        if self.model.adapter.kind in ("prompt", "prefix"):
+        if self.model.virtual_tokens:
             return 'This architecture has no place for it. Use adapter.kind = "lora".'
         return "Name other target_modules, or use another adapter.kind."
 

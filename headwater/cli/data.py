@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from headwater.cli.data_view import Checked, as_dict, show
 from headwater.config import load_federation
-from headwater.config.federation import ClassificationData, ColumnPartition, NoData
+from headwater.config.federation import LABELLED, ClassificationData, ColumnPartition, NoData
 from headwater.config.load import LoadedFederation, load_data
 from headwater.data.files.folders import Sources, sources
 from headwater.data.files.formats import read_chunks
@@ -119,7 +119,7 @@ def _files(options: argparse.Namespace) -> Checked:
     if kind is not None or "data.kind" in said:
         if kind is not None:
             given["kind"] = kind
-        if "data.labels" not in said and (kind or _said(options.set, "data.kind")) == "classification":
+        if "data.labels" not in said and (kind or _said(options.set, "data.kind")) in LABELLED:
             given["labels"] = list(UNKNOWN)
         data = load_data(given, options.set)
         if isinstance(data, NoData):

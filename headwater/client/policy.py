@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from headwater.client.usage import DayUsage
 from headwater.config.agent import PolicySettings
 from headwater.config.federation import Federation, LoraAdapter
-from headwater.config.training import BlackboxTraining, DecomflTraining, MinibatchTraining, Training
+from headwater.config.training import Training
 from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import EvaluateRequest, Request, TrainRequest
 
@@ -70,14 +70,12 @@ class Policy:
         training, limit, rank = federation.trainings[method], self.settings.max_rank, None
         if training.kind not in self.settings.training:
             return False
-        if "batch_size" in type(training).model_fields:
-            training = training.model_copy(update={"batch_size": max(1, batch_size)})
         if isinstance(federation.adapter, LoraAdapter):
             part = federation.methods[method].rank if method in federation.methods else None
             rank = min(part or federation.adapter.rank, federation.adapter.rank)
         few = self.settings.max_examples is None or examples <= self.settings.max_examples
         thin = limit is None or rank is None or rank <= limit
-        return few and thin and self._steps(training, examples) is None
+        return few and thin and self._steps(training, examples, max(1, batch_size)) is None
 
     def asleep(self, now: datetime) -> Refusal | None:
         """Whether ``now`` lies outside ``hours``."""
@@ -179,11 +177,13 @@ class Policy:
         text = f"policy max_examples {most}: the task takes all {examples} of this device"
         return Refusal(text, Failure(FailureCode.POLICY_EXAMPLES, (most, examples)))
 
-    def _steps(self, training: Training, examples: int | None) -> Refusal | None:
+    def _steps(
+        self, training: Training, examples: int | None, batch_size: int | None = None
+    ) -> Refusal | None:
         limit = self.settings.max_steps
         if limit is None:
             return None
-        steps = count_steps(training, examples)
+        steps = training.steps_of(examples, batch_size)
         if steps is None:
             text = f"policy max_steps {limit}: the task does not say how many steps it takes"
             return Refusal(text, Failure(FailureCode.POLICY_STEPS_UNKNOWN, (limit,)))
@@ -191,16 +191,3 @@ class Policy:
             return None
         failure = Failure(FailureCode.POLICY_STEPS, (limit, steps))
         return Refusal(f"policy max_steps {limit}: the task wants {steps}", failure)
-
-
-def count_steps(training: Training, examples: int | None) -> int | None:
-    """Optimiser steps of one task, as the trainer takes them; None if they cannot be known."""
-    if isinstance(training, BlackboxTraining):
-        return training.generations
-    if isinstance(training, DecomflTraining):  # its seeds are the round's, however many examples there are
-        return training.max_steps
-    if not isinstance(training, MinibatchTraining):
-        return 0
-    if examples is None:
-        return training.max_steps
-    return training.steps(examples)

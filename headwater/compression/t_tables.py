@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from headwater.compression.entropy import Symbols
 from headwater.compression.reader import Reader
 from headwater.errors import ConfigError
-
-Integers = npt.NDArray[np.int64]
+from headwater.seeds.directions import Integers
 
 MAX_BITS = 15
 """Values are within −2^15 … 2^15 − 1."""

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from headwater.compression.codec import Codec
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.logquant import LogQuantCodec
 from headwater.config import federation
-from headwater.errors import DecodeError
+from headwater.config.settings import Settings
+from headwater.errors import ConfigError, DecodeError
 
 _BY_ID: Mapping[str, Codec] = {
     codec.id: codec for codec in (DenseCodec("fp32"), DenseCodec("bf16"), CompeftCodec(), LogQuantCodec())
 }
 
 
+CODECS: Mapping[type[Settings], Callable[[Any], Codec]] = {
+    federation.DenseCodec: lambda settings: DenseCodec(settings.dtype),
+    federation.CompeftCodec: lambda settings: CompeftCodec(settings.density, settings.alpha),
+}
+"""What encodes as the settings of this class ask."""
+
+
 def codec_for(settings: federation.Codec) -> Codec:
-    """The codec that ``[codec]`` asks for."""
-    if settings.kind == "dense":
-        return DenseCodec(settings.dtype)
-    return CompeftCodec(settings.density, settings.alpha)
+    """The codec that ``[codec]`` asks for.
+
+    Raises:
+        ConfigError: :data:`CODECS` has none for these settings.
+    """
+    made = CODECS.get(type(settings))
+    if made is None:
+        known = ", ".join(kind.__name__ for kind in CODECS)
+        raise ConfigError("codec", expected=f"one of {known}", got=type(settings).__name__)
+    return made(settings)
 
 
 def codec_by_id(id: str) -> Codec:

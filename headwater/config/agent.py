@@ -12,12 +12,12 @@ import tomllib
 from dataclasses import dataclass
 from datetime import time
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from headwater.config.copied import server_address
 from headwater.config.settings import Settings, in_words
+from headwater.config.training import TRAINING_KINDS
 from headwater.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -60,17 +60,20 @@ class PolicySettings(Settings):
     max_rank: int | None = Field(default=None, ge=1, description="of a LoRA adapter")
     max_examples: int | None = Field(default=None, ge=1, description="training examples of one task")
     allow_evaluate: bool = True
-    training: list[
-        Literal["backprop", "forward_gradient", "spry", "mezo", "kseed", "decomfl", "blackbox", "noop"]
-    ] = Field(
-        default=["backprop", "forward_gradient", "spry", "mezo", "kseed", "decomfl", "blackbox", "noop"]
-    )
+    training: list[str] = Field(default=list(TRAINING_KINDS), description="kinds of training")
 
     @field_validator("hours")
     @classmethod
     def _hours(cls, value: str | None) -> str | None:
         if value is not None and not _HOURS.fullmatch(value):
             raise ValueError('hours such as "22:00-06:00"')
+        return value
+
+    @field_validator("training")
+    @classmethod
+    def _kinds(cls, value: list[str]) -> list[str]:
+        if unknown := [kind for kind in value if kind not in TRAINING_KINDS]:
+            raise ValueError(f"kinds out of {', '.join(TRAINING_KINDS)}, not '{unknown[0]}'")
         return value
 
     @model_validator(mode="after")

@@ -6,8 +6,9 @@ which client uses which. Without it everybody uses ``default``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,8 +37,17 @@ class Method(Settings):
 class AssignedByShare(Settings):
     """A share of the clients to each method, dealt at random once by the federation's seed."""
 
+    by_device: ClassVar[bool] = False
     kind: Literal["shares"]
     shares: dict[str, float] = Field(min_length=1, description="method → fraction of the clients, sum 1")
+
+    def methods(self) -> Collection[str]:
+        """Names of the methods that it speaks of."""
+        return self.shares
+
+    def deal(self, clients: Sequence[str], seed: int) -> dict[str, str]:
+        """The method's name for every client: quotas of all of them, so who comes may change another's."""
+        return deal(clients, self.shares, seed)
 
     @model_validator(mode="after")
     def _sum(self) -> AssignedByShare:
@@ -49,8 +59,20 @@ class AssignedByShare(Settings):
 class AssignedByClient(Settings):
     """By name: the first pattern that fits, else ``default``."""
 
+    by_device: ClassVar[bool] = False
     kind: Literal["clients"]
     clients: dict[str, str] = Field(description="pattern of names (`*`, `?`) → method, in order")
+
+    def methods(self) -> Collection[str]:
+        """Names of the methods that it speaks of."""
+        return self.clients.values()
+
+    def deal(self, clients: Sequence[str], seed: int) -> dict[str, str]:
+        """The method's name for every client: that of the first pattern in the file's order that fits."""
+        return {
+            client: next((m for pattern, m in self.clients.items() if _fits(client, pattern)), DEFAULT)
+            for client in clients
+        }
 
 
 class Device(Settings):
@@ -63,6 +85,7 @@ class Device(Settings):
 class AssignedByPlanner(Settings):
     """By device: the first method of ``prefer`` whose predicted memory and time fit the device."""
 
+    by_device: ClassVar[bool] = True
     kind: Literal["planner"]
     prefer: tuple[str, ...] = Field(
         default=(), description="methods, best first; absent: `default`, then `[methods]` as in the file"
@@ -83,8 +106,20 @@ class AssignedByPlanner(Settings):
             raise ValueError("assignment.devices: the shares must sum up to 1")
         return self
 
+    def methods(self) -> Collection[str]:
+        """Names of the methods that it speaks of."""
+        return self.prefer
+
+    def deal(self, clients: Sequence[str], seed: int) -> dict[str, str]:
+        """``default`` for everybody, before the devices have said what they can."""
+        return dict.fromkeys(clients, DEFAULT)
+
 
 Assignment = Annotated[AssignedByShare | AssignedByClient | AssignedByPlanner, Field(discriminator="kind")]
+
+
+def _fits(client: str, pattern: str) -> bool:
+    return fnmatchcase(client, pattern.replace("[", "[[]"))  # only * and ? mean more than themselves
 
 
 def simulated_memory_mb(assignment: Assignment | None, clients: Sequence[str], seed: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headwater.config.assignment import DEFAULT
-from headwater.config.training import SCALAR_KINDS, Training
+from headwater.config.training import Training
 
 if TYPE_CHECKING:
     from headwater.config.federation import Federation
@@ -22,46 +22,34 @@ def require_consistent(federation: Federation) -> None:
     Raises:
         ValueError: says which, and what to change.
     """
-    vector = federation.model.kind == "vector"
-    bare = (
-        federation.training.kind == "noop" and federation.data.kind == "none" and federation.adapter is None
-    )
+    vector, data = not federation.model.pretrained, federation.data
+    bare = federation.training.learns_from == "nothing" and not data.has_rows and federation.adapter is None
     if vector and not bare:
         raise ValueError("model.kind 'vector' needs data.kind 'none', training.kind 'noop' and no [adapter]")
     if not vector and federation.adapter is None:
         raise ValueError('[adapter] is missing: add one, for example kind = "lora"')
-    if not vector and federation.data.kind == "none":
+    if not vector and not data.has_rows:
         raise ValueError("data.kind 'none' goes with model.kind 'vector' only")
-    if not vector and (federation.model.kind == "causal-lm") != (
-        federation.data.kind in ("causal-lm", "instruction")
-    ):
+    if not vector and federation.model.language_model != data.language_model:
         raise ValueError(
-            f"model.kind '{federation.model.kind}' does not fit data.kind '{federation.data.kind}': "
+            f"model.kind '{federation.model.kind}' does not fit data.kind '{data.kind}': "
             "classification goes with 'encoder' or 'sequence-classification', text and instructions "
             "with 'causal-lm'"
         )
     _measurable(federation)
     _cohort(federation)
     _methods(federation)
-    if (
-        federation.privacy.clip_l2 is not None
-        and federation.codec.up.kind == "compeft"
-        and federation.codec.up.alpha
-    ):
+    if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
         raise ValueError("codec.up.alpha may lift an update above privacy.clip_l2: leave one of them out")
     strategy = federation.strategy
-    if strategy.kind != "mean" and strategy.space == "factors" and not strategy.allow_factors:
+    if strategy.blends_factors():
         raise ValueError(
             f"strategy '{strategy.kind}' in space 'factors' merges A and B coordinate by coordinate, "
             'which is noise of the basis: use space = "ffa", or set allow_factors = true if you mean it'
         )
-    if (
-        strategy.space == "ffa"
-        and federation.adapter is not None
-        and federation.adapter.kind != "lora"
-        and (strategy.kind == "mean")
-    ):
-        raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{federation.adapter.kind}'")
+    adapter = federation.adapter
+    if strategy.space == "ffa" and strategy.linear and adapter is not None and not adapter.has_factors:
+        raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{adapter.kind}'")
 
 
 def _methods(federation: Federation) -> None:
@@ -74,65 +62,49 @@ def _methods(federation: Federation) -> None:
         raise ValueError(
             f"[methods]: fewer than {MAX_METHODS}, with names of at most {MAX_METHOD_NAME} characters"
         )
-    named = set[str]()
-    if federation.assignment is not None:
-        match federation.assignment.kind:
-            case "shares":
-                named = set(federation.assignment.shares)
-            case "clients":
-                named = set(federation.assignment.clients.values())
-            case "planner":
-                named = set(federation.assignment.prefer)
+    named = set(federation.assignment.methods()) if federation.assignment is not None else set()
     if unknown := sorted(named - federation.trainings.keys()):
         raise ValueError(
             f"assignment: there is no method '{unknown[0]}'; there are {', '.join(federation.trainings)}"
         )
     if federation.methods and federation.assignment is None:
         raise ValueError("[methods] without [assignment]: nobody would use them")
-    mean, buffered = federation.strategy.kind == "mean", federation.schedule.kind == "buffered"
-    scalar = [t for t in federation.trainings.values() if t.kind in SCALAR_KINDS]
+    strategy = federation.strategy
+    scalar = [t for t in federation.trainings.values() if t.sends == "coefficients"]
     partial = any(m.rank or m.last_layers for m in federation.methods.values())
     for training in federation.trainings.values():
         kind = training.kind
-        if kind == "noop" and federation.methods:
-            raise ValueError("training kind 'noop' goes with no other method")
-        if not mean and (kind in SCALAR_KINDS or kind == "spry" or partial):
+        if training.alone and federation.methods:
+            raise ValueError(f"training kind '{kind}' goes with no other method")
+        if not strategy.linear and (training.sends == "coefficients" or training.splits_layers or partial):
             raise ValueError(
                 f"method '{kind}' and methods with rank or last_layers need strategy 'mean', "
-                f"not '{federation.strategy.kind}'"
+                f"not '{strategy.kind}'"
             )
-        if (
-            federation.strategy.kind == "fisher"
-            and federation.adapter is not None
-            and federation.adapter.head_bits
-        ):
+        if strategy.needs_fisher and federation.adapter is not None and federation.adapter.head_bits:
             raise ValueError("adapter.head_bits is for methods without gradients, not strategy 'fisher'")
-        if federation.strategy.kind == "fisher" and kind not in ("backprop", "noop"):
+        if strategy.needs_fisher and training.learns_from not in ("gradients", "nothing"):
             raise ValueError(f"strategy 'fisher' needs gradients, which '{kind}' does not have")
-        if buffered and kind in ("spry", "decomfl"):
+        if training.needs_rounds and not federation.schedule.has_rounds:
             raise ValueError(f"method '{kind}' needs rounds: a buffered version has updates of several")
-        if kind == "blackbox" and (federation.adapter is None or federation.adapter.kind != "prompt"):
-            raise ValueError("method 'blackbox' searches a soft prompt: use [adapter] kind = \"prompt\"")
-        if kind == "spry" and not _layered(federation):
-            raise ValueError('method \'spry\' splits layers: use [adapter] kind = "lora" or "ia3"')
-        if not 2.0**-40 <= _largest_step(training) <= 2.0**14:
+        if training.needs_prompt and not (federation.adapter is not None and federation.adapter.is_prompt):
+            raise ValueError(f"method '{kind}' searches a soft prompt: use [adapter] kind = \"prompt\"")
+        if training.splits_layers and not _layered(federation):
+            raise ValueError(f'method \'{kind}\' splits layers: use [adapter] kind = "lora" or "ia3"')
+        if not 2.0**-40 <= training.largest_step() <= 2.0**14:
             raise ValueError(
                 f"method '{kind}': learning_rate times gradient_bound (scale times 8 of blackbox) is the "
                 "largest step along a seed, and must be between 2^-40 and 2^14, not "
-                f"{_largest_step(training):g}"
+                f"{training.largest_step():g}"
             )
     if scalar and federation.privacy.clip_l2 is not None:
         raise ValueError("privacy.clip_l2 goes with deltas; bound scalars by gradient_bound instead")
     for name, method in federation.methods.items():
-        if method.training.kind in SCALAR_KINDS and (method.rank or method.last_layers):
+        if method.training.sends == "coefficients" and (method.rank or method.last_layers):
             raise ValueError(f"methods.{name}: seeds move the whole adapter: no rank, no last_layers")
         if method.last_layers and not _layered(federation):
             raise ValueError(f'methods.{name}.last_layers needs [adapter] kind = "lora" or "ia3"')
-        whole = (
-            federation.adapter.rank
-            if federation.adapter is not None and federation.adapter.kind == "lora"
-            else 0
-        )
+        whole = getattr(federation.adapter, "rank", 0)
         if method.rank and method.rank > whole:
             raise ValueError(f"methods.{name}.rank {method.rank} needs LoRA of at least that rank")
     for training in scalar[1:]:
@@ -147,9 +119,9 @@ def _cohort(federation: Federation) -> None:
     """A round, or a version, can end as the file asks."""
     cohort, schedule = federation.cohort, federation.schedule
     per_round, target, least = cohort.clients_per_round, cohort.target_clients, cohort.min_clients
-    if target is not None and schedule.kind == "buffered":
+    if target is not None and not schedule.has_rounds:
         raise ValueError("cohort.target_clients goes with rounds: set schedule.buffer instead")
-    if schedule.kind == "buffered":
+    if schedule.buffer is not None:
         if least > schedule.buffer:
             raise ValueError(
                 f"cohort.min_clients {least} is above schedule.buffer {schedule.buffer}, "
@@ -167,41 +139,29 @@ def _cohort(federation: Federation) -> None:
 def _measurable(federation: Federation) -> None:
     """What is to be measured can be: found out here, not after the last round."""
     data, wanted, metric = federation.data, federation.baselines, federation.evaluation.metric
-    tokens = federation.model.kind in ("causal-lm", "vector")
+    tokens = not federation.model.classifies
     if metric in ("accuracy", "macro_f1") and tokens:
         raise ValueError(f"evaluation.metric '{metric}' needs classification: use 'loss' or 'perplexity'")
-    if metric == "perplexity" and federation.model.kind != "causal-lm":
+    if metric == "perplexity" and not federation.model.language_model:
         raise ValueError("evaluation.metric 'perplexity' needs a causal model")
     if (wanted.majority or wanted.probe) and (tokens or metric not in (None, "accuracy")):
         raise ValueError("baselines.majority and probe need classification judged by accuracy")
-    held_out = data.kind != "none" and (data.test is not None or data.validation_fraction > 0)
+    held_out = data.test is not None or data.validation_fraction > 0
     if any(value for _, value in wanted) and not held_out:
         raise ValueError("[baselines] need data.test, or data.validation_fraction above 0")
     measured = held_out and federation.evaluation.every > 0
-    by_clients = data.kind != "none" and data.validation_fraction > 0 and federation.evaluation.clients
+    by_clients = data.validation_fraction > 0 and federation.evaluation.clients
     if federation.evaluation.patience is not None and not (
-        measured and (by_clients or (data.kind != "none" and data.test is not None))
+        measured and (by_clients or data.test is not None)
     ):
         raise ValueError("evaluation.patience needs evaluations: data.test, or clients that evaluate")
 
 
 def _layered(federation: Federation) -> bool:
     """Whether the adapter has tensors of single layers."""
-    return federation.adapter is not None and federation.adapter.kind in ("lora", "ia3")
-
-
-def _largest_step(training: Training) -> float:
-    """How far a client that sends scalars can go along a seed at once; 1 for other methods."""
-    if training.kind == "blackbox":
-        return 8 * training.scale
-    if training.kind == "kseed" or training.kind == "decomfl":
-        return training.learning_rate * training.gradient_bound
-    return 1.0
+    return federation.adapter is not None and federation.adapter.layered
 
 
 def _span(training: Training) -> dict[str, object]:
     """What makes two methods' scalars mean the same."""
-    names = ["kind", "seeds", "pro", "dimensions", "directions", "max_steps", "distribution"]
-    names += ["learning_rate", "gradient_bound", "scale", "sigma"]
-    kseed = training.kind == "kseed"
-    return {name: getattr(training, name, None) for name in names if not (kseed and name == "max_steps")}
+    return {name: getattr(training, name) for name in ("kind", *training.alike)}

@@ -7,14 +7,15 @@ wrong types are errors. Units stand in the names. Nothing here imports torch.
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from headwater.config.assignment import DEFAULT, Assignment, Method
 from headwater.config.consistency import require_consistent
-from headwater.config.settings import Settings
+from headwater.config.settings import Settings, by_kind
 from headwater.config.training import Training
+from headwater.config.traits import AdapterTraits, CodecTraits, DataTraits, ModelTraits, StrategyTraits
 
 
 class FederationSettings(Settings):
@@ -29,7 +30,7 @@ class FederationSettings(Settings):
 # --- [model] -----------------------------------------------------------------------------------
 
 
-class BaseModelSettings(Settings):
+class BaseModelSettings(ModelTraits):
     """What every pretrained base model has."""
 
     path: str = Field(min_length=1, description="a folder (relative to the file) or a hub name")
@@ -47,12 +48,16 @@ class BaseModelSettings(Settings):
 class EncoderModel(BaseModelSettings):
     """An encoder (``AutoModel``) with a mean-pooled linear head."""
 
+    classifies: ClassVar[bool] = True
+    pooled: ClassVar[bool] = True
     kind: Literal["encoder"]
 
 
 class SequenceClassificationModel(BaseModelSettings):
     """Any ``AutoModelForSequenceClassification`` with its own head."""
 
+    classifies: ClassVar[bool] = True
+    own_head: ClassVar[bool] = True
     kind: Literal["sequence-classification"]
     head: Literal["match", "in-order", "fresh"] = Field(
         default="match",
@@ -64,12 +69,14 @@ class SequenceClassificationModel(BaseModelSettings):
 class CausalLMModel(BaseModelSettings):
     """Any ``AutoModelForCausalLM``."""
 
+    language_model: ClassVar[bool] = True
     kind: Literal["causal-lm"]
 
 
-class VectorModel(Settings):
+class VectorModel(ModelTraits):
     """No base model: a bare vector of values, for transport and load experiments."""
 
+    pretrained: ClassVar[bool] = False
     kind: Literal["vector"]
     size: int = Field(ge=1, le=2**31)
 
@@ -77,12 +84,14 @@ class VectorModel(Settings):
 Model = Annotated[
     EncoderModel | SequenceClassificationModel | CausalLMModel | VectorModel, Field(discriminator="kind")
 ]
+MODELS: dict[str, type[ModelTraits]] = by_kind(Model)
+"""The settings class of every ``model.kind``."""
 
 
 # --- [adapter] ---------------------------------------------------------------------------------
 
 
-class BaseAdapter(Settings):
+class BaseAdapter(AdapterTraits):
     """What every adapter has."""
 
     head_bits: int = Field(
@@ -97,6 +106,8 @@ class BaseAdapter(Settings):
 class LoraAdapter(BaseAdapter):
     """LoRA (arXiv 2106.09685), with rsLoRA (2312.03732) and DoRA (2402.09353) as flags."""
 
+    layered: ClassVar[bool] = True
+    has_factors: ClassVar[bool] = True
     kind: Literal["lora"]
     rank: int = Field(default=8, ge=1, le=1024)
     alpha: float = Field(default=16.0, gt=0)
@@ -110,20 +121,31 @@ class LoraAdapter(BaseAdapter):
 class PromptAdapter(BaseAdapter):
     """Prompt tuning (arXiv 2104.08691): trained virtual tokens before the input."""
 
+    is_prompt: ClassVar[bool] = True
     kind: Literal["prompt"]
     tokens: int = Field(default=16, ge=1, le=4096)
+
+    @property
+    def virtual_tokens(self) -> int:  # noqa: D102 - inherited
+        return self.tokens
 
 
 class PrefixAdapter(BaseAdapter):
     """Prefix tuning (arXiv 2101.00190): trained keys and values in every layer."""
 
+    checkpoints: ClassVar[bool] = False  # transformers' cache and checkpointing exclude each other
     kind: Literal["prefix"]
     tokens: int = Field(default=16, ge=1, le=4096)
+
+    @property
+    def virtual_tokens(self) -> int:  # noqa: D102 - inherited
+        return self.tokens
 
 
 class Ia3Adapter(BaseAdapter):
     """IA3 (arXiv 2205.05638): trained rescaling of activations."""
 
+    layered: ClassVar[bool] = True
     kind: Literal["ia3"]
     target_modules: tuple[str, ...]
     feedforward_modules: tuple[str, ...] = ()
@@ -180,7 +202,7 @@ Partition = Annotated[
 ]
 
 
-class BaseData(Settings):
+class BaseData(DataTraits):
     """What every kind of data has."""
 
     path: str = Field(
@@ -206,6 +228,7 @@ class BaseData(Settings):
 class ClassificationData(BaseData):
     """Text and label per row."""
 
+    has_labels: ClassVar[bool] = True
     kind: Literal["classification"]
     text: str = "text"
     text_pair: str | None = Field(
@@ -228,6 +251,7 @@ class ClassificationData(BaseData):
 class CausalLMData(BaseData):
     """Running text per row; loss on every token; long texts are cut into windows."""
 
+    language_model: ClassVar[bool] = True
     kind: Literal["causal-lm"]
     text: str = "text"
 
@@ -242,6 +266,7 @@ class InstructionData(BaseData):
     The loss is on the answer only.
     """
 
+    language_model: ClassVar[bool] = True
     kind: Literal["instruction"]
     format: Literal["columns", "alpaca", "messages", "sharegpt"] | None = Field(
         default=None, description="how rows hold a conversation; recognised by their columns if absent"
@@ -260,36 +285,47 @@ class InstructionData(BaseData):
     )
 
 
-class NoData(Settings):
+class NoData(DataTraits):
     """No data: names ``clients`` clients of ``examples`` examples, for the ``noop`` training."""
 
+    has_rows: ClassVar[bool] = False
+    test: ClassVar[None] = None
+    validation_fraction: ClassVar[float] = 0.0
     kind: Literal["none"]
     clients: int = Field(ge=1, le=1_000_000)
     examples: int = Field(default=1, ge=1)
 
 
 Data = Annotated[ClassificationData | CausalLMData | InstructionData | NoData, Field(discriminator="kind")]
+LABELLED = frozenset(kind for kind, settings in by_kind(Data).items() if settings.has_labels)
+"""Every ``data.kind`` whose rows bring labels."""
 
 
 # --- [codec], [strategy], … ----------------------------------------------------------
 
 
-class DenseCodec(Settings):
+class DenseCodec(CodecTraits):
     """Every value as fp32 or bf16."""
 
+    error_feedback: ClassVar[bool] = False
     kind: Literal["dense"] = "dense"
     dtype: Literal["fp32", "bf16"] = "fp32"
 
 
-class CompeftCodec(Settings):
+class CompeftCodec(CodecTraits):
     """ComPEFT (arXiv 2311.13171): sparse ternary values with one scale per tensor, entropy-coded."""
 
+    lossy: ClassVar[bool] = True
     kind: Literal["compeft"]
     density: float = Field(default=0.05, gt=0, le=1, description="fraction of values kept per tensor")
     alpha: float | None = Field(
         default=None, gt=0, description="scale = alpha·std as in the paper; the kept mean if absent"
     )
     error_feedback: bool = True
+
+    def may_lengthen(self) -> bool:
+        """With ``alpha``, which need not be what the kept values were."""
+        return bool(self.alpha)
 
 
 Codec = Annotated[DenseCodec | CompeftCodec, Field(discriminator="kind")]
@@ -302,7 +338,7 @@ class CodecSettings(Settings):
     down: DenseCodec = DenseCodec(kind="dense")
 
 
-class BaseStrategy(Settings):
+class BaseStrategy(StrategyTraits):
     """What every strategy has."""
 
     space: Literal["factors", "ffa"]
@@ -315,6 +351,7 @@ class BaseStrategy(Settings):
 class MeanStrategy(BaseStrategy):
     """Weighted mean of the deltas (FedAvg, arXiv 1602.05629)."""
 
+    linear: ClassVar[bool] = True
     kind: Literal["mean"]
     space: Literal["factors", "ffa"] = "factors"
     noise: Literal["weigh", "ignore"] = Field(
@@ -323,6 +360,9 @@ class MeanStrategy(BaseStrategy):
         "noisy it is and how far clients differ (generalised least squares); with one method, and with "
         "backprop alone, nothing changes",
     )
+
+    def weighs_methods(self) -> bool:  # noqa: D102 - inherited
+        return self.noise == "weigh"
 
 
 class TiesStrategy(BaseStrategy):
@@ -337,6 +377,7 @@ class TiesStrategy(BaseStrategy):
 class FisherStrategy(BaseStrategy):
     """Fisher merging (arXiv 2111.09832) with diagonal Fishers from the clients."""
 
+    needs_fisher: ClassVar[bool] = True
     kind: Literal["fisher"]
     space: Literal["factors", "ffa"] = "ffa"
     allow_factors: bool = False
@@ -370,12 +411,15 @@ class CohortSettings(Settings):
 class SynchronousSchedule(Settings):
     """Rounds: all start from the same version, and the next begins when this one has closed."""
 
+    has_rounds: ClassVar[bool] = True
+    buffer: ClassVar[int | None] = None
     kind: Literal["synchronous"] = "synchronous"
 
 
 class BufferedSchedule(Settings):
     """FedBuff (arXiv 2106.06639): whoever is free works; so many updates make a new version."""
 
+    has_rounds: ClassVar[bool] = False
     kind: Literal["buffered"]
     buffer: int = Field(ge=1, description="updates that make a new version")
     staleness_exponent: float = Field(

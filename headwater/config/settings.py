@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,6 +15,12 @@ class Settings(BaseModel):
     """Frozen, no unknown keys, no silent conversion of types, finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def by_kind(union: Any) -> dict[str, Any]:  # noqa: ANN401 - Annotated unions have no type of their own
+    """The settings class of every ``kind`` of an annotated union such as ``Training``."""
+    classes = get_args(get_args(union)[0])
+    return {get_args(settings.model_fields["kind"].annotation)[0]: settings for settings in classes}
 
 
 def in_words(problem: Mapping[str, Any]) -> tuple[str, str]:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from headwater.config.settings import Settings
+from headwater.config.settings import by_kind
+from headwater.config.traits import Distribution, Noise, SeedRange, Sends, Source, TrainingSettings
 
-Distribution = Literal["rademacher", "gaussian"]
 
-
-class MinibatchTraining(Settings):
+class MinibatchTraining(TrainingSettings):
     """What every method over batches has: how much it works, and how fast its rate falls."""
 
     epochs: float = Field(
@@ -51,16 +50,33 @@ class MinibatchTraining(Settings):
         steps = max(1, math.ceil(Fraction(str(self.epochs)) * batches))
         return min(steps, self.max_steps or steps)
 
+    def steps_of(self, examples: int | None, batch_size: int | None = None) -> int | None:
+        """:meth:`steps`, or ``max_steps`` where nobody knows the examples."""
+        return self.max_steps if examples is None else self.steps(examples, batch_size)
+
+    def passes_text(self) -> str:  # noqa: D102 - inherited
+        return "1 + backward"
+
+    def cut(self, batch_size: int, max_steps: int | None) -> MinibatchTraining:  # noqa: D102 - inherited
+        changes = {"batch_size": max(1, min(self.batch_size, batch_size))}
+        if not self.fixed_steps and max_steps is not None:
+            changes["max_steps"] = max(1, min(self.max_steps or max_steps, max_steps))
+        return self.model_copy(update=changes)
+
 
 class Directed(MinibatchTraining):
     """What the methods along random directions have."""
 
+    noise: ClassVar[Noise] = "reported"
+    learns_from: ClassVar[Source] = "losses"
+    vectors: ClassVar[int] = 9
     distribution: Distribution = "rademacher"
 
 
 class BackpropTraining(MinibatchTraining):
     """AdamW on the adapter and head of one client, starting afresh each round."""
 
+    vectors: ClassVar[int] = 6
     kind: Literal["backprop"]
     learning_rate: float = Field(default=1e-3, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
@@ -72,6 +88,12 @@ class BackpropTraining(MinibatchTraining):
         default="adamw", description="adamw8bit keeps its moments in 8 bits and needs bitsandbytes"
     )
 
+    def passes_text(self) -> str:  # noqa: D102 - inherited
+        return "2 + backward" if self.gradient_checkpointing else "1 + backward"
+
+    def checkpoints(self) -> bool:  # noqa: D102 - inherited
+        return self.gradient_checkpointing
+
 
 class ForwardGradientTraining(Directed):
     """Forward gradients (FwdLLM, arXiv 2308.13894): mean of (∇L·v)v over K directions, by exact JVPs.
@@ -79,6 +101,7 @@ class ForwardGradientTraining(Directed):
     The optimiser sees that estimate as if it were the gradient.
     """
 
+    learns_from: ClassVar[Source] = "slopes"
     kind: Literal["forward_gradient"]
     learning_rate: float = Field(default=1e-3, gt=0)
     directions: int = Field(default=1, ge=1, description="K, directions of a step")
@@ -104,10 +127,18 @@ class ForwardGradientTraining(Directed):
             raise ValueError("max_directions is below 2, or below directions")
         return self
 
+    def passes_text(self) -> str:  # noqa: D102 - inherited
+        if self.variance_target is not None:
+            return f"{max(2, self.directions)}–{self.max_directions} in forward mode"
+        return f"{self.directions} in forward mode"
+
 
 class SpryTraining(Directed):
     """SPRY (arXiv 2405.15551): forward gradients of the few layers that this client was given."""
 
+    learns_from: ClassVar[Source] = "slopes"
+    needs_rounds: ClassVar[bool] = True
+    splits_layers: ClassVar[bool] = True
     kind: Literal["spry"]
     learning_rate: float = Field(default=1e-3, gt=0)
     layers_per_client: int = Field(default=1, ge=1, description="layers that the server gives a client")
@@ -115,10 +146,14 @@ class SpryTraining(Directed):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = Field(default=0.0, ge=0, lt=1, description="of sgd")
 
+    def passes_text(self) -> str:  # noqa: D102 - inherited
+        return f"{self.directions} in forward mode"
+
 
 class MezoTraining(Directed):
     """MeZO (arXiv 2305.17333): n-SPSA with seeds instead of stored directions; sends a delta."""
 
+    vectors: ClassVar[int] = 10
     kind: Literal["mezo"]
     learning_rate: float = Field(default=1e-4, gt=0)
     epsilon: float = Field(default=1e-3, gt=0, description="how far a loss is probed")
@@ -135,13 +170,22 @@ class MezoTraining(Directed):
     resample_every: int = Field(default=50, ge=1, description="steps that share V, with low_rank")
     gradient_bound: float = Field(default=64.0, gt=0, description="a slope beyond it counts as this much")
 
+    def passes_text(self) -> str:  # noqa: D102 - inherited
+        return str(2 * self.directions)
+
 
 class ScalarPasses(Directed):
     """What the methods that send coefficients of seeds have."""
 
+    sends: ClassVar[Sends] = "coefficients"
+    noise: ClassVar[Noise] = "from coefficients"
+    vectors: ClassVar[int] = 12
     learning_rate: float = Field(default=1e-4, gt=0)
     epsilon: float = Field(default=5e-4, gt=0, description="how far a loss is probed")
     gradient_bound: float = Field(default=64.0, gt=0, description="a slope beyond it counts as this much")
+
+    def largest_step(self) -> float:  # noqa: D102 - inherited
+        return self.learning_rate * self.gradient_bound
 
 
 class KseedTraining(ScalarPasses):
@@ -150,6 +194,7 @@ class KseedTraining(ScalarPasses):
     ``pro`` draws a seed the more often the steeper clients found losses along it in earlier rounds.
     """
 
+    alike: ClassVar[tuple[str, ...]] = ("seeds", "pro", "distribution", "learning_rate", "gradient_bound")
     kind: Literal["kseed"]
     epochs: float = Field(
         default=1e9, gt=0, le=1e9, description="passes over the train split; `max_steps` counts"
@@ -168,6 +213,13 @@ class KseedTraining(ScalarPasses):
             raise ValueError("max_steps must be given: it bounds the update's size")
         return self
 
+    def passes_text(self) -> str:  # noqa: D102 - inherited
+        return "2"
+
+    def seed_range(self, round: int) -> SeedRange:
+        """The same K seeds in every round."""
+        return SeedRange(0, self.seeds, self.max_steps or 0, self.distribution, self.largest_step())
+
 
 class DecomflTraining(ScalarPasses):
     """DeComFL (arXiv 2405.15861): all clients step along the round's seeds; sends one scalar for each.
@@ -175,6 +227,16 @@ class DecomflTraining(ScalarPasses):
     Forward differences: one loss more than directions. An absent client catches up by scalars.
     """
 
+    needs_rounds: ClassVar[bool] = True
+    fixed_steps: ClassVar[bool] = True
+    fresh_seeds: ClassVar[bool] = True
+    alike: ClassVar[tuple[str, ...]] = (
+        "directions",
+        "max_steps",
+        "distribution",
+        "learning_rate",
+        "gradient_bound",
+    )
     kind: Literal["decomfl"]
     epsilon: float = Field(default=1e-3, gt=0, description="how far a loss is probed")
     epochs: float = Field(
@@ -191,13 +253,37 @@ class DecomflTraining(ScalarPasses):
             raise ValueError("max_steps times directions must be below 131,072, or sums could overflow")
         return self
 
+    def steps_of(self, examples: int | None, batch_size: int | None = None) -> int | None:
+        """``max_steps``, whatever the data: all clients of a round go along the same seeds."""
+        return self.max_steps
 
-class BlackboxTraining(Settings):
+    def passes_text(self) -> str:  # noqa: D102 - inherited
+        return str(self.directions + 1)
+
+    def seed_range(self, round: int) -> SeedRange:
+        """New seeds in every round: one for each direction of each step, and one coefficient for each."""
+        count = (self.max_steps or 0) * self.directions
+        largest = self.largest_step() / self.directions
+        return SeedRange((round - 1) * count, count, count, self.distribution, largest, implied=True)
+
+
+COORDINATE_BOUND = 8.0
+"""Coordinates of the black box's search are clipped to ± this, or up to twice that: to what 16 bits hold."""
+
+
+class BlackboxTraining(TrainingSettings):
     """CMA-ES on a projection of the soft prompt (BBTv2, arXiv 2205.11200; Fed-BBPT, 2310.03123).
 
     The model is only asked for losses. Sends the coordinates of the search's mean, as coefficients of seeds.
     """
 
+    sends: ClassVar[Sends] = "coefficients"
+    noise: ClassVar[Noise] = "reported"  # a point, no noisy steps
+    learns_from: ClassVar[Source] = "losses"
+    fixed_steps: ClassVar[bool] = True
+    needs_prompt: ClassVar[bool] = True
+    vectors: ClassVar[int] = 10
+    alike: ClassVar[tuple[str, ...]] = ("dimensions", "distribution", "scale", "sigma")
     kind: Literal["blackbox"]
     dimensions: int = Field(default=64, ge=2, le=1024, description="of the space that is searched")
     population: int = Field(default=16, ge=4, le=1024)
@@ -207,10 +293,30 @@ class BlackboxTraining(Settings):
     batch_size: int = Field(default=16, ge=1, le=2**20)
     distribution: Distribution = "gaussian"
 
+    def steps_of(self, examples: int | None, batch_size: int | None = None) -> int:
+        """Its generations."""
+        return self.generations
 
-class NoopTraining(Settings):
+    def passes_text(self) -> str:  # noqa: D102 - inherited
+        return str(self.population)
+
+    def cut(self, batch_size: int, max_steps: int | None) -> BlackboxTraining:  # noqa: D102 - inherited
+        return self.model_copy(update={"batch_size": max(1, min(self.batch_size, batch_size))})
+
+    def seed_range(self, round: int) -> SeedRange:
+        """One seed for each coordinate of its search, the same in every round."""
+        count = self.dimensions
+        return SeedRange(0, count, count, self.distribution, self.largest_step(), implied=True)
+
+    def largest_step(self) -> float:  # noqa: D102 - inherited
+        return self.scale * COORDINATE_BOUND
+
+
+class NoopTraining(TrainingSettings):
     """No training: a reproducible random change, for transport and load experiments."""
 
+    learns_from: ClassVar[Source] = "nothing"
+    alone: ClassVar[bool] = True
     kind: Literal["noop"]
     scale: float = Field(default=1e-3, gt=0)
 
@@ -227,5 +333,5 @@ Training = Annotated[
     Field(discriminator="kind"),
 ]
 
-SCALAR_KINDS = ("kseed", "decomfl", "blackbox")
-"""Methods that send coefficients of seeds instead of a delta."""
+TRAINING_KINDS = tuple(by_kind(Training))
+"""Every ``kind`` of :data:`Training`."""

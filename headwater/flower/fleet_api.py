@@ -11,9 +11,9 @@ import datetime
 import json
 import logging
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from fastapi import HTTPException
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
@@ -29,11 +29,8 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message as Protobuf
 
+from headwater.asgi import Receive, Scope, Send
 from headwater.flower.link_state import HeadwaterLinkState
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 PREFIX = "/v1/fleet/"
 _LOG = logging.getLogger("headwater.flower")

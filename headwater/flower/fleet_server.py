@@ -13,8 +13,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
 
 from fastapi import HTTPException
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -24,15 +23,12 @@ from flwr.serverapp import Grid
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from google.protobuf.message import Message as Protobuf
 
+from headwater.asgi import Receive, Scope, Send
 from headwater.flower.fleet_api import FleetApi
 from headwater.flower.grid import LinkGrid
 from headwater.flower.link_state import HeadwaterLinkState
 from headwater.flower.message_objects import wrapped
 from headwater.flower.records import assume_task_identity
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 CLIENT = "headwater.client"
 """Key of the ASGI scope under which a gate hands on the name that it has proven."""

@@ -2,7 +2,7 @@
 
 Clients do not wait for each other. Whoever is free is asked with the newest version; the first
 ``buffer`` updates, whichever versions they started from, make the next one; whoever is still at work
-stays at work. Events and actions are those of :mod:`headwater.protocol.coordinator`; ``Begin.round``
+stays at work. Events and actions are those of :mod:`headwater.protocol.machine`; ``Begin.round``
 is the version to be made, and in ``Ask``, ``Arrived``, ``Fold``, ``Folded``, ``Failed`` and
 ``Discard`` the round is the version that the client started from::
 
@@ -14,17 +14,18 @@ Between versions nothing can be folded: leave replies with the transport until t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
 from headwater.errors import ConfigError
-from headwater.protocol.coordinator import (
+from headwater.protocol.machine import (
     Action,
     Arrived,
     Ask,
     Begin,
     Close,
+    CoordinatorProtocol,
     Discard,
     Event,
     Failed,
@@ -32,11 +33,11 @@ from headwater.protocol.coordinator import (
     Folded,
     Gone,
     Halt,
+    Handler,
     Joined,
     Phase,
     Stop,
     Tick,
-    require_same_kind,
 )
 from headwater.protocol.retries import Retries
 from headwater.protocol.staleness import staleness_weight as staleness_weight
@@ -80,7 +81,7 @@ class BufferedRules:
             )
 
 
-class BufferedCoordinator:
+class BufferedCoordinator(CoordinatorProtocol[BufferedRules]):
     """Versions made of whoever's updates come first; a client is at most once in each.
 
     Args:
@@ -99,6 +100,8 @@ class BufferedCoordinator:
         ConfigError: ``min_clients`` above ``buffer``, or a number out of range.
     """
 
+    _what, _ends = "version", "to be made"
+
     def __init__(
         self,
         rounds: int,
@@ -111,11 +114,8 @@ class BufferedCoordinator:
         at_once: int | None = None,
         done: int = 0,
     ) -> None:
-        self._rules = BufferedRules(rounds, buffer, max_staleness, min_clients, deadline_s, retry_s, at_once)
-        self._phase = Phase.IDLE
-        self._version = done
-        self._now_s = self._counted_from_s = 0.0
-        self._ends_s: float | None = None
+        rules = BufferedRules(rounds, buffer, max_staleness, min_clients, deadline_s, retry_s, at_once)
+        super().__init__(rules, done)
         self._clients: set[str] = set()  # who may be asked in this version
         self._queue: list[str] = []  # free, to be asked as soon as there is room
         self._absent: set[str] = set()  # to be asked after Joined
@@ -125,28 +125,11 @@ class BufferedCoordinator:
         self._accepted: dict[str, int] = {}
         self._failed: dict[str, str] = {}
         self._gone: set[str] = set()
-        self._retries = Retries(retry_s)
-        self._stopping = False
-
-    @property
-    def phase(self) -> Phase:
-        """Where the machine is."""
-        return self._phase
-
-    @property
-    def stopping(self) -> bool:
-        """Whether a stop was asked for."""
-        return self._stopping
 
     @property
     def working(self) -> Mapping[str, int]:
         """Who was asked and has not answered, and the version each started from."""
         return dict(self._working)
-
-    @property
-    def persistent(self) -> bool:
-        """Whether it never halts: it has a ``retry_s``."""
-        return self._rules.retry_s is not None
 
     @property
     def reachable(self) -> int:
@@ -166,42 +149,15 @@ class BufferedCoordinator:
         Raises:
             ConfigError: a version is open, fewer than are made, or rules that do not fit together.
         """
-        if self._phase is not Phase.IDLE:
-            raise ConfigError(
-                f"version {self._version}",
-                expected="it to be made before rules change",
-                got="an open version",
-            )
-        if changes.get("rounds", self._version) < self._version:
-            raise ConfigError(
-                "rounds", expected=f"at least {self._version}: they are done", got=str(changes["rounds"])
-            )
-        self._rules = replace(self._rules, **changes)
+        self._change(changes)
 
     @property
     def waiting_for(self) -> frozenset[str]:
         """The clients that were asked, for this version or an earlier one, and have not answered."""
         return frozenset(self._working)
 
-    def retime(self, *, deadline_s: float | None, retry_s: float | None) -> None:
-        """Other times, at once: they hold for the open version too, counted from where they were counted.
-
-        Raises:
-            ConfigError: a time is not above 0, or ``retry_s`` comes or goes.
-        """
-        require_same_kind(self._rules.retry_s, retry_s)
-        self._rules = replace(self._rules, deadline_s=deadline_s, retry_s=retry_s)
-        if self._phase is Phase.OPEN:
-            self._ends_s = None if deadline_s is None else self._counted_from_s + deadline_s
-            self._retries.retime(retry_s, self._now_s)
-
-    def receive(self, event: Event) -> list[Action]:
-        """Take one event; return what to do, in order.
-
-        Raises:
-            ConfigError: ``Begin`` while a version is open, or with too few clients, or out of order.
-        """
-        return _TRANSITIONS[self._phase, type(event)](self, event)
+    def _handlers(self) -> Mapping[tuple[Phase, type], Handler]:
+        return _TRANSITIONS
 
     # One handler per cell of the table; ``event`` is of the type in the cell.
 
@@ -209,7 +165,7 @@ class BufferedCoordinator:
         assert isinstance(event, Begin)
         self._check(event)
         rules, version, started = self._rules, event.round, dict(event.started)
-        self._phase, self._version, self._now_s = Phase.OPEN, version, event.now_s
+        self._phase, self._number, self._now_s = Phase.OPEN, version, event.now_s
         self._set_deadline()
         self._accepted = {client: started.get(client, version) for client in event.accepted}
         # what would be too stale when it comes is not waited for: its client is free
@@ -231,11 +187,11 @@ class BufferedCoordinator:
         rules = self._rules
         count = len({*event.clients, *event.accepted, *event.absent, *self._working})
         least = 1 if rules.retry_s is None else rules.min_clients  # a persistent one would wait for ever
-        if count < least or not self._version < event.round <= rules.rounds:
+        if count < least or not self._number < event.round <= rules.rounds:
             raise ConfigError(
                 f"version {event.round}",
                 expected=f"at least {least} client{'s' * (least > 1)} "
-                f"and a version in {self._version + 1}…{rules.rounds}",
+                f"and a version in {self._number + 1}…{rules.rounds}",
                 got=f"{count} clients",
             )
         if any(not 1 <= origin <= event.round for _, origin in event.started):
@@ -244,11 +200,6 @@ class BufferedCoordinator:
                 expected="accepted updates that started from it or before",
                 got=f"{event.started}",
             )
-
-    def _begin_while_open(self, event: Event) -> list[Action]:
-        raise ConfigError(
-            f"version {self._version}", expected="it to be made before another begins", got="Begin"
-        )
 
     def _arrived(self, event: Event) -> list[Action]:
         assert isinstance(event, Arrived)
@@ -261,9 +212,9 @@ class BufferedCoordinator:
 
     def _why_not(self, client: str, origin: int) -> str:
         """Why a reply is not one that is waited for."""
-        if self._version - origin > self._rules.max_staleness:
+        if self._number - origin > self._rules.max_staleness:
             most = self._rules.max_staleness
-            return f"too stale: version {self._version} is open, at most {most} older is taken"
+            return f"too stale: version {self._number} is open, at most {most} older is taken"
         if client in self._working:
             return f"not what it was asked: it works from version {self._working[client]}"
         known = client in self._accepted or client in self._folding or client in self._failed
@@ -340,18 +291,7 @@ class BufferedCoordinator:
         self._queue += self._retries.due(self._now_s)
         return self._settle()
 
-    def _stop(self, event: Event) -> list[Action]:
-        self._stopping = True
-        return []
-
-    def _nothing(self, event: Event) -> list[Action]:
-        return []
-
     # --- what the handlers share ------------------------------------------------------------------
-
-    def _set_deadline(self) -> None:
-        deadline_s, self._counted_from_s = self._rules.deadline_s, self._now_s
-        self._ends_s = None if deadline_s is None else self._now_s + deadline_s
 
     def _forget(self, client: str) -> None:
         """Nothing is expected of this client any longer."""
@@ -379,10 +319,10 @@ class BufferedCoordinator:
             return [] if folding else self._end()
         room = self._room() if self._queue else 0
         asked, self._queue = self._queue[:room], self._queue[room:]
-        self._working |= dict.fromkeys(asked, self._version)
+        self._working |= dict.fromkeys(asked, self._number)
         self._asked_s |= dict.fromkeys(asked, self._now_s)
         if self._working or folding:
-            return [Ask(client, self._version) for client in asked]
+            return [Ask(client, self._number) for client in asked]
         may_wait = self._absent or self._rules.retry_s is not None
         return [] if count < self._rules.min_clients and may_wait else self._end()
 
@@ -391,12 +331,12 @@ class BufferedCoordinator:
         accepted = tuple(sorted(self._accepted))
         failed = tuple(sorted((c, why) for c, why in self._failed.items() if c not in self._working))
         if len(accepted) < self._rules.min_clients:
-            return [Halt(self._version, accepted, failed)]
-        last = self._version == self._rules.rounds or self._stopping
-        return [Close(self._version, accepted, failed, last, tuple(sorted(self._accepted.items())))]
+            return [Halt(self._number, accepted, failed)]
+        last = self._number == self._rules.rounds or self._stopping
+        return [Close(self._number, accepted, failed, last, tuple(sorted(self._accepted.items())))]
 
 
-_TRANSITIONS: dict[tuple[Phase, type], Callable[[BufferedCoordinator, Event], list[Action]]] = {
+_TRANSITIONS: Mapping[tuple[Phase, type], Handler] = {
     (Phase.IDLE, Begin): BufferedCoordinator._begin,
     (Phase.IDLE, Arrived): BufferedCoordinator._arrived_while_idle,
     (Phase.IDLE, Folded): BufferedCoordinator._nothing,

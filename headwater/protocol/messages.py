@@ -18,6 +18,7 @@ from headwater.config.federation import Codec
 from headwater.config.training import Training
 from headwater.errors import ConfigError, UpdateRejected
 from headwater.protocol.failures import UNSPECIFIED, Failure, FailureCode, coded
+from headwater.seeds.coefficients import SeedPlan
 
 if TYPE_CHECKING:  # a device's agent reads messages without torch
     from headwater.seeds.coefficients import SeedCoefficients, SeedPlan

@@ -3,7 +3,7 @@
 A key is 32 bytes derived by SHA-256 from the federation's seed and a path of names, such as
 ``root.child("round", 3, "client", "edge-7")``. The same path gives the same key on every machine,
 whatever was drawn before. Generators made from it are NumPy's Philox (counter-based, the same
-stream on every platform) and torch's for what torch alone must draw.
+stream on every platform); what torch alone must draw is seeded by :meth:`Key.seed`.
 
 Masks and deployed differential privacy must not use it: they take entropy of the operating system.
 """
@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +42,3 @@ class Key:
     def numpy(self) -> np.random.Generator:
         """A fresh NumPy generator (Philox) at the start of this key's stream."""
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self.digest[:16], "big")))
-
-    def torch(self) -> torch.Generator:
-        """A fresh CPU torch generator at the start of this key's stream."""
-        import torch  # who partitions data needs none
-
-        return torch.Generator().manual_seed(self.seed())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from headwater.config.federation import Federation
+from headwater.config.federation import Federation, NoData
 from headwater.errors import DecodeError
 from headwater.protocol.messages import ClientProfile, Evaluation
 from headwater.text import LOWER_IS_BETTER
@@ -62,14 +62,14 @@ def checked(evaluation: Evaluation, profile: ClientProfile, federation: Federati
         DecodeError: other metrics than the task's, values or counts out of range.
     """
     who = f"client {evaluation.client}: evaluation"
-    language_model = federation.model.kind == "causal-lm"
+    language_model = federation.model.language_model
     names = {"loss", "perplexity"} if language_model else {"accuracy", "macro_f1", "loss"}
-    if federation.model.kind == "vector":
+    if not federation.model.pretrained:
         names = {"loss"}
     if set(evaluation.metrics) != names:
         raise DecodeError(who, expected=f"metrics {sorted(names)}", got=f"{sorted(evaluation.metrics)[:9]}")
     most = profile.validation_examples
-    if language_model and federation.data.kind != "none":
+    if language_model and not isinstance(federation.data, NoData):
         most *= federation.data.max_tokens  # counted in tokens
     exact = not language_model and evaluation.examples != most
     if exact or not 0 < evaluation.examples <= most:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from headwater.compression.seed_state import MAX_SUMS
-from headwater.config.federation import Federation
-from headwater.config.training import SCALAR_KINDS, KseedTraining, MinibatchTraining, Training
+from headwater.config.federation import Federation, FisherStrategy
+from headwater.config.training import KseedTraining, MinibatchTraining, Training
 from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import last_layers
@@ -35,8 +35,6 @@ from headwater.strategies.rules import rule_for
 from headwater.strategies.seeding import round_seeds, seeds_only
 from headwater.strategies.strategy import ServerState, Strategy
 
-NOISE_KNOWN = ("backprop", "noop", "kseed", "decomfl")
-"""What updates of these have of it the server knows without their clients' word."""
 MAX_WEIGHT = 2**24
 """Examples beyond this count no more: a client's claim must not use up the accumulators' bits."""
 
@@ -47,12 +45,12 @@ class FederatedStrategy(Strategy):
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
         strategy = federation.strategy
-        noisy = any(t.kind not in ("backprop", "noop") for t in federation.trainings.values())
+        noisy = any(t.noise != "none" for t in federation.trainings.values())
         several = noisy and len(federation.trainings) > 1  # of one method all weigh the same
-        self.weighs_noise = several and strategy.kind == "mean" and strategy.noise == "weigh"
+        self.weighs_noise = several and strategy.weighs_methods()
         self._root = Key.root(federation.federation.seed)
         kseeds = (t for t in federation.trainings.values() if isinstance(t, KseedTraining))
-        self._pro = next((t for t in kseeds if t.pro and strategy.kind == "mean"), None)
+        self._pro = next((t for t in kseeds if t.pro and strategy.linear), None)
 
     def init(self, state: AdapterState) -> ServerState:
         """Round 0; the momentum is zero if the file asks for one, and so are the coefficients of seeds.
@@ -66,7 +64,7 @@ class FederatedStrategy(Strategy):
         seeds = round_seeds(self.federation, 1)
         if seeds is not None and seeds_only(self.federation):
             directions = directions_of(seeds, self._root, state.spec.numel)
-            fresh = any(t.kind == "decomfl" for t in self.federation.trainings.values())  # in each round
+            fresh = any(t.fresh_seeds for t in self.federation.trainings.values())
             sums = np.zeros(0 if fresh else seeds.count, np.int64)
             span = SeededState(state, directions, seeds.unit_bits + FINE_BITS, sums)
         steepness = None
@@ -93,7 +91,7 @@ class FederatedStrategy(Strategy):
                 hint="Check the clients' data and their validation_fraction.",
             )
         methods = assign(federation, {name: profiles[name] for name in names}, dealt)
-        if federation.schedule.kind == "synchronous":  # a buffered version takes whoever is first
+        if federation.schedule.has_rounds:  # a buffered version takes whoever is first
             names = _sample(names, federation.cohort.clients_per_round, key.child("cohort", number))
         methods = {name: methods[name] for name in names}
         spec, layers_key = server.state.spec, key.child("layers", number)
@@ -121,8 +119,9 @@ class FederatedStrategy(Strategy):
         """What a client with this method is asked."""
         federation, method = self.federation, assigned.method
         strategy, training = federation.strategy, method.training
-        fisher = FisherPlan(strategy.examples, strategy.cap) if strategy.kind == "fisher" else None
-        seeds = seeds if training.kind in SCALAR_KINDS else None
+        fisher = FisherPlan(strategy.examples, strategy.cap) if isinstance(strategy, FisherStrategy) else None
+        mine = training.seed_range(number)
+        seeds = None if mine is None else seeds
         codec = federation.codec.up
         if method.max_bytes_up is not None:
             trained = spec if tensors is None else spec.only(tensors)
@@ -131,7 +130,9 @@ class FederatedStrategy(Strategy):
                 trained,
                 method.max_bytes_up,
                 f"methods.{assigned.name}",
-                seeds=seeds and replace(seeds, entries=min(seeds.entries, _entries(training, seeds))),
+                seeds=None
+                if mine is None or seeds is None
+                else replace(seeds, entries=min(seeds.entries, mine.entries)),
                 fisher=fisher is not None,
             )
         return ClientPlan(
@@ -150,7 +151,7 @@ class FederatedStrategy(Strategy):
         """Before anybody works: who uses which method may be known late, and by the devices' word."""
         seeds = round_seeds(self.federation, 1)
         for name, method in self.federation.methods.items():
-            if method.training.kind != "spry":  # which layers it has is dealt in each round
+            if not method.training.splits_layers:  # which layers it has is dealt in each round
                 tensors = None if method.last_layers is None else last_layers(spec, method.last_layers)
                 self._task(Assigned(name, method), 1, spec, seeds, tensors)
 
@@ -173,7 +174,7 @@ class FederatedStrategy(Strategy):
             ranks={name: plan.rank for name, plan in tasks.items() if plan.rank is not None},
             noise=server.noise if self.weighs_noise else None,
             groups={name: plan.method for name, plan in tasks.items()} if self.weighs_noise else {},
-            claimed=frozenset(p.method for p in tasks.values() if p.training.kind not in NOISE_KNOWN),
+            claimed=frozenset(p.method for p in tasks.values() if p.training.noise == "reported"),
             use=seeds is not None and server.steepness is not None,
         )
 
@@ -235,11 +236,6 @@ def _sample(names: Sequence[str], size: int | None, key: Key) -> list[str]:
         return list(names)
     chosen = key.numpy().choice(len(names), size=size, replace=False)
     return [names[i] for i in sorted(chosen.tolist())]
-
-
-def _entries(training: Training, seeds: SeedPlan) -> int:
-    """How many coefficients a client with this training can send: the round's plan bounds everybody's."""
-    return training.max_steps or seeds.entries if isinstance(training, KseedTraining) else seeds.entries
 
 
 def learning_rate_factor(training: Training, number: int, rounds: int) -> float:

@@ -28,7 +28,7 @@ def trained_tensors(
     found: dict[str, tuple[str, ...] | None] = {}
     pools: dict[int | None, list[str]] = {}
     for client, method in sorted(methods.items()):
-        if method.training.kind == "spry":
+        if method.training.splits_layers:
             pools.setdefault(method.last_layers, []).append(client)
         else:
             found[client] = None if method.last_layers is None else last_layers(spec, method.last_layers)
@@ -38,8 +38,7 @@ def trained_tensors(
         order = key.child("layers", last or 0).numpy().permutation(layers).tolist()
         at = 0
         for client in key.child("spry", last or 0).numpy().permutation(clients).tolist():
-            training = methods[client].training
-            count = min(training.layers_per_client, len(layers)) if training.kind == "spry" else 0
+            count = min(getattr(methods[client].training, "layers_per_client", 1), len(layers))
             mine = {order[(at + i) % len(order)] for i in range(count)}
             at += count
             found[client] = tuple(n for n in names if (layer := layer_of(n)) is None or layer in mine)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from headwater.config.assignment import AssignedByPlanner
 from headwater.config.federation import Federation
-from headwater.config.training import MinibatchTraining, Training
+from headwater.config.training import Training
 from headwater.errors import ConfigError
 from headwater.protocol.messages import DeviceProfile, MethodCost
 
@@ -58,9 +58,9 @@ def pick(federation: Federation, device: DeviceProfile, *, examples: int) -> Cho
             skipped.append(f"'{name}' needs {_mib(cost.peak_bytes)}")
             continue
         batch = min(cost.batch_size, _batch(training))
-        steps = _steps(training, batch, examples)
+        steps = max(1, training.steps_of(examples, batch) or 0)
         allowed = steps if limit is None or not cost.step_s else int(min(steps, limit / cost.step_s))
-        if allowed < 1 or (allowed < steps and not _can_be_cut(training)):
+        if allowed < 1 or (allowed < steps and training.fixed_steps):
             skipped.append(f"'{name}' takes {cost.step_s * (1 if allowed < 1 else steps):.3g} s")
             continue
         cut = allowed if allowed < steps else None
@@ -89,18 +89,6 @@ def _hint(costs: list[MethodCost]) -> str:
 
 def _batch(training: Training) -> int:
     return int(getattr(training, "batch_size", 1))
-
-
-def _can_be_cut(training: Training) -> bool:
-    """Whether a client may make fewer steps: all of decomfl's go along the same seeds."""
-    return isinstance(training, MinibatchTraining) and training.kind != "decomfl"
-
-
-def _steps(training: Training, batch: int, examples: int) -> int:
-    """Steps of a round at this batch size, as the trainers count them."""
-    if not isinstance(training, MinibatchTraining):
-        return int(getattr(training, "generations", 1))
-    return training.steps(examples, batch)
 
 
 def _reason(

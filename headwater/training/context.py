@@ -85,7 +85,7 @@ class TrainingContext:
         said = try_model(
             model,
             max_tokens=2 if isinstance(settings.data, NoData) else settings.data.max_tokens,
-            slopes=any(t.kind in ("forward_gradient", "spry") for t in settings.trainings.values()),
+            slopes=any(t.learns_from == "slopes" for t in settings.trainings.values()),
         )
         return TrainingContext(loaded, model, model.spec, model.base_sha256, (*model.notices, *said))
 
@@ -114,8 +114,8 @@ class TrainingContext:
         Raises:
             ConfigError: training that needs a base model, without one.
         """
-        if training.kind == "noop":
-            return NoopTrainer()
+        if (made := _WITHOUT_A_MODEL.get(training.kind)) is not None:
+            return made()
         if self.model is None:
             raise ConfigError("training.kind", expected="'noop' with model.kind 'vector'", got=training.kind)
         return _TRAINERS[training.kind](self.model, self.pad, language_model=self.language_model)
@@ -167,6 +167,7 @@ class TrainingContext:
             export(self.model, state, folder, card=card)
 
 
+_WITHOUT_A_MODEL: Mapping[str, Callable[[], CohortTrainer]] = {"noop": NoopTrainer}
 _TRAINERS: Mapping[str, Callable[..., CohortTrainer]] = {
     "backprop": BackpropTrainer,
     "blackbox": BlackboxTrainer,
@@ -182,7 +183,7 @@ _TRAINERS: Mapping[str, Callable[..., CohortTrainer]] = {
 def _require_positions(base: Base, settings: Federation) -> None:
     """Refuse rows that the base cannot take now, not in the round where the first long text comes up."""
     adapter, data, positions = settings.adapter, settings.data, base.positions
-    virtual = adapter.tokens if adapter is not None and adapter.kind in ("prompt", "prefix") else 0
+    virtual = 0 if adapter is None else adapter.virtual_tokens
     if positions is None or isinstance(data, NoData) or data.max_tokens + virtual <= positions:
         return
     left = f", of which the adapter takes {virtual}" if virtual else ""

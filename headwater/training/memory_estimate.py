@@ -1,4 +1,4 @@
-"""What a method takes: its memory predicted by tracing one step, and its passes over a batch.
+"""What a method takes: its memory predicted by tracing one step.
 
 The process of a training holds what it held before (interpreter, libraries, base model), what one step
 holds at its highest (:func:`step_bytes`, traced on fake tensors) and a few vectors of the adapter's size.
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from headwater.adapters.peak_memory import live_peak
-from headwater.config.training import Training
 from headwater.data.batches import Batch
 from headwater.protocol.messages import ClientPlan
 from headwater.training.parameter_walk import ParameterWalk
@@ -26,9 +25,6 @@ if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there 
 
 SCRATCH_BYTES = 24 << 20
 """Scratch of kernels and code that the first step loads. Measured on x86-64 with torch 2.13: 5 to 40 MiB."""
-_VECTORS = {"backprop": 6, "forward_gradient": 9, "spry": 9, "mezo": 10, "blackbox": 10}
-"""Vectors of the adapter's size, in float32, that a training keeps between its steps."""
-_SEEDED_VECTORS = 12
 
 
 def method_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens: int) -> int:
@@ -40,7 +36,7 @@ def method_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens:
         batch_size: b.
         tokens: T, of the longest row.
     """
-    kept = 4 * model.spec.numel * _VECTORS.get(plan.training.kind, _SEEDED_VECTORS)
+    kept = 4 * model.spec.numel * plan.training.vectors
     return step_bytes(model, plan, batch_size, tokens) + kept + SCRATCH_BYTES
 
 
@@ -50,8 +46,7 @@ def step_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens: i
     part = TrainablePart.of(model, plan, who="footprint")  # out here: while traced, truths have no values
 
     def backprop() -> object:
-        checkpointing = training.kind == "backprop" and training.gradient_checkpointing
-        with model.training(checkpointing=checkpointing), part.alone():
+        with model.training(checkpointing=training.checkpoints()), part.alone():
             loss = model.forward(synthetic(model, batch_size, tokens)).loss
             return torch.autograd.grad(loss, [p for _, p in part.trained])
 
@@ -61,17 +56,16 @@ def step_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens: i
     def probe() -> object:
         return walk.loss(synthetic(model, batch_size, tokens))
 
-    if training.kind == "noop":
+    steps: dict[str, Callable[[], object]] = {"gradients": backprop, "slopes": slope, "losses": probe}
+    step = steps.get(training.learns_from)
+    if step is None:
         return 0
-    if training.kind in ("forward_gradient", "spry"):
+    if training.learns_from != "gradients":
         with torch.no_grad():
             model.loss(synthetic(model, 1, 2))  # what the model is asked once, it is asked before
-    steps: dict[str, Callable[[], object]] = {"backprop": backprop, "forward_gradient": slope, "spry": slope}
-    if training.kind not in steps:
-        with torch.no_grad():
-            model.loss(synthetic(model, 1, 2))
+    if training.learns_from == "losses":
         walk = ParameterWalk(model, model.read())
-    return live_peak(steps.get(training.kind, probe))
+    return live_peak(step)
 
 
 def inference_bytes(model: AdaptedModel, batch_size: int, tokens: int) -> int:
@@ -82,29 +76,6 @@ def inference_bytes(model: AdaptedModel, batch_size: int, tokens: int) -> int:
             return model.forward(synthetic(model, batch_size, tokens)).losses
 
     return live_peak(forward)
-
-
-def passes(training: Training) -> str:
-    """Passes over a batch in one step, for people."""
-    match training.kind:
-        case "backprop":
-            return "1 + backward" if not training.gradient_checkpointing else "2 + backward"
-        case "forward_gradient":
-            if training.variance_target is not None:
-                return f"{max(2, training.directions)}–{training.max_directions} in forward mode"
-            return f"{training.directions} in forward mode"
-        case "spry":
-            return f"{training.directions} in forward mode"
-        case "mezo":
-            return str(2 * training.directions)
-        case "kseed":
-            return "2"
-        case "decomfl":
-            return str(training.directions + 1)
-        case "blackbox":
-            return str(training.population)
-        case "noop":
-            return "0"
 
 
 def synthetic(model: AdaptedModel, batch_size: int, tokens: int) -> Batch:

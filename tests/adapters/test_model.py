@@ -139,6 +139,17 @@ def test_ffa_freezes_a_and_keeps_it_at_home(folder):
     assert len(plain.frozen) == 0
 
 
+def test_an_adapter_kind_without_a_builder_is_refused_by_name(folder):
+    """It must never become LoRA because nothing else fitted."""
+    model = build(folder, "encoder", "bert", "lora")
+
+    class Vera(type(model.adapter)):
+        """A kind that nobody entered in the table."""
+
+    with pytest.raises(ModelError, match="Ia3Adapter, got Vera"):
+        room.attach(model.base, Vera(kind="lora"))
+
+
 def test_golden_initial_values(folder):
     """A is PEFT's Kaiming-uniform in law; the draw itself is NumPy's, at the tensor's own key."""
     state = build(folder, "encoder", "bert", "lora").initial_state()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.client.policy import Policy, count_steps
+from headwater.client.policy import Policy
 from headwater.client.usage import DayUsage, Usage
 from headwater.config.agent import PolicySettings
 from headwater.config.federation import Federation
@@ -144,7 +144,7 @@ def test_a_federation_is_refused_at_first_only_if_none_of_its_methods_is_allowed
 
 def test_decomfl_takes_its_steps_whatever_the_examples():
     training = DecomflTraining(kind="decomfl", max_steps=7, epochs=0.1)
-    assert [count_steps(training, examples) for examples in (None, 1, 10**6)] == [7, 7, 7]
+    assert [training.steps_of(examples) for examples in (None, 1, 10**6)] == [7, 7, 7]
 
 
 def test_evaluation():
@@ -206,7 +206,7 @@ def test_steps_are_those_that_the_trainer_takes(examples, size, epochs, most):
     training = BackpropTraining(kind="backprop", epochs=epochs, batch_size=size, max_steps=most)
     rows = [Example(np.ones(1, np.int32), np.zeros(1, np.int64))] * examples
     taken = sum(1 for _ in minibatches(rows, training, Key.root(0), pad=0, language_model=False))
-    assert count_steps(training, examples) == taken
+    assert training.steps_of(examples) == taken
 
 
 @pytest.mark.parametrize(("epochs", "examples", "steps"), [(0.07, 100, 7), (0.14, 50, 7), (1.1, 10, 11)])

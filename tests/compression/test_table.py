@@ -4,7 +4,7 @@ from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.table import codec_by_id, codec_for
 from headwater.config import federation
-from headwater.errors import DecodeError
+from headwater.errors import ConfigError, DecodeError
 
 
 def test_ids_are_frozen():
@@ -32,3 +32,11 @@ def test_every_default_codec_can_be_decoded():
     settings = federation.CodecSettings()
     for codec in (codec_for(settings.up), codec_for(settings.down)):
         assert type(codec_by_id(codec.id)) is type(codec)
+
+
+def test_settings_without_a_codec_are_refused_by_name():
+    class Zip(federation.DenseCodec):
+        """A kind that nobody entered in the table."""
+
+    with pytest.raises(ConfigError, match="CompeftCodec, got Zip"):
+        codec_for(Zip())

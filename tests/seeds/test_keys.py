@@ -32,4 +32,3 @@ def test_types_of_parts_and_seeds_matter():
 def test_generators_start_afresh():
     key = Key.root(5)
     assert key.numpy().random() == key.numpy().random()
-    assert key.torch().initial_seed() == key.seed()

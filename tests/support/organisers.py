@@ -16,7 +16,7 @@ from headwater.protocol.control import AdapterRow, ClientRow, RunRow, Status, Wa
 from headwater.server.events import ClientAsked, ClientDone, ClientFailed, RoundEnded, RoundStarted
 from headwater.server.monitoring.counters import ClientFacts
 from headwater.server.monitoring.monitor import Monitor
-from headwater.server.storage.run_folder import finite
+from headwater.server.storage.run_folder import json_safe
 
 TOKEN = "t0ken-" + "x" * 40
 RUN = "20260301-0915-a1b2"
@@ -73,7 +73,7 @@ class ToyOrganiser:
         if math.isfinite(value):
             record["test"] = {"accuracy": value, "loss": 1.2 - value, "examples": 200}
         with self.rounds_file.open("a") as file:
-            file.write(json.dumps(finite(record)) + "\n")
+            file.write(json.dumps(json_safe(record)) + "\n")
         digest = hashlib.sha256(str(number).encode()).hexdigest()
         best = max([value, *(v.value for v in self.versions)]) == value
         kept = [AdapterRow(**{**_fields(v), "best": v.best and not best}) for v in self.versions]

@@ -61,16 +61,16 @@ def profile(options: argparse.Namespace) -> int:
         nominal_base,
         resident_base,
         return_freed_memory,
-        status_bytes,
         timed,
     )
     from headwater.config.assignment import AssignedByPlanner
+    from headwater.process_memory import status_bytes
     from headwater.protocol.messages import DeviceProfile
     from headwater.strategies.planner import pick
     from headwater.training.context import TrainingContext
 
     agent, loaded = _files(options)
-    if loaded.settings.model.kind == "vector":
+    if not loaded.settings.model.pretrained:
         raise ConfigError("headwater client profile", expected="a federation with a base model", got="vector")
     return_freed_memory()
     context = TrainingContext.open(loaded)
@@ -128,6 +128,8 @@ def _files(options: argparse.Namespace) -> tuple[AgentSettings | None, LoadedFed
         raise ConfigError(
             "headwater client profile", expected="CONFIG, the agent's or a federation's file", got="nothing"
         )
+    from headwater.config.federation import VectorModel
+
     if options.federation is None:
         return None, load_federation(options.config)
     agent, loaded = load_agent(options.config), load_federation(options.federation)
@@ -136,7 +138,7 @@ def _files(options: argparse.Namespace) -> tuple[AgentSettings | None, LoadedFed
         fewer = federation.model_copy(update={"threads": min(federation.threads, agent.file.policy.threads)})
         loaded = LoadedFederation(loaded.settings.model_copy(update={"federation": fewer}), loaded.folder)
     model = loaded.settings.model
-    if model.kind == "vector" or loaded.path(model.path).is_dir():
+    if isinstance(model, VectorModel) or loaded.path(model.path).is_dir():
         return agent, loaded
     if model.sha256 is None:
         raise ModelError(
@@ -171,7 +173,6 @@ def _step_seconds(context: TrainingContext, rows: list[Row]) -> Callable[[str, i
 
 def _row(context: TrainingContext, name: str, cost: MethodCost, measured: bool) -> Row:
     from headwater.client.device.measure import Measured, measure
-    from headwater.training.memory_estimate import passes
 
     training = context.loaded.settings.trainings[name]
     found, wanted = Measured(), int(getattr(training, "batch_size", 1))
@@ -184,7 +185,7 @@ def _row(context: TrainingContext, name: str, cost: MethodCost, measured: bool) 
         cost.peak_bytes,
         found.peak_bytes,
         found.step_s,
-        passes(training),
+        training.passes_text(),
         bytes_up(context, name),
         cost.batch_size,
         note,
@@ -216,14 +217,14 @@ def bytes_up(context: TrainingContext, name: str) -> int:
         named = named if seeds.implied else np.sort(draw.choice(named, seeds.entries))
         values = np.rint(draw.normal(0, 4000, len(named))).astype(np.int64).clip(-32767, 32767)
         return len(encode_scalars(SeedCoefficients(seeds, named.astype(np.int64), values)).body)
-    delta = torch.randn(context.spec.numel, generator=key.torch()) * 1e-3
+    delta = torch.randn(context.spec.numel, generator=torch.Generator().manual_seed(key.seed())) * 1e-3
     mask = covered(context.spec, plan.tensors, plan.rank)
     if mask is not None:
         delta[~mask] = 0.0
     codec, method = plan.codec, settings.methods.get(name)
     if method is not None and method.max_bytes_up is not None:
         trained = context.spec if plan.tensors is None else context.spec.only(plan.tensors)
-        fisher = settings.strategy.kind == "fisher"
+        fisher = settings.strategy.needs_fisher
         codec = codec_within(
             codec, trained, method.max_bytes_up, f"methods.{name}", seeds=None, fisher=fisher
         )

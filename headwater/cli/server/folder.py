@@ -184,9 +184,11 @@ def _renew(options: argparse.Namespace) -> int:
 
 def _tell_moved(loaded: LoadedFederation, folder: Path) -> None:
     """Which relative paths of a federation file that was copied to ``folder`` lead nowhere from there."""
+    from headwater.config.federation import NoData, VectorModel
+
     settings = loaded.settings
-    paths = {} if settings.model.kind == "vector" else {"model.path": settings.model.path}
-    if settings.data.kind != "none" and settings.data.test is not None:
+    paths = {} if isinstance(settings.model, VectorModel) else {"model.path": settings.model.path}
+    if not isinstance(settings.data, NoData) and settings.data.test is not None:
         paths["data.test"] = settings.data.test
     for key, path in paths.items():
         if loaded.path(path).exists() and not (folder.resolve() / Path(path).expanduser()).exists():

@@ -8,7 +8,6 @@ is imported, unpickled or put on ``sys.path``: bytes in, bytes out.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import random
 import signal
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from headwater import __version__
 from headwater.client.agent.connection_keeper import ConnectionKeeper, Heartbeats, for_a_person
@@ -30,6 +29,7 @@ from headwater.client.agent.task_handler import TaskHandler
 from headwater.client.agent.worker import Worker, WorkerOptions
 from headwater.config.agent import AgentSettings
 from headwater.errors import ConfigError, ConnectionLost, DecodeError, HeadwaterError, Refused, StorageError
+from headwater.locks import lock_file, take, take_within
 
 if TYPE_CHECKING:
     from headwater.flower.fleet_client import Delivery
@@ -265,6 +265,10 @@ def run_agent(settings: AgentSettings) -> int:
     return 0
 
 
+_PREDECESSOR_S = 2.0
+"""How long an agent may take to end, and `status` to look, before another finds the folder in use."""
+
+
 @contextlib.contextmanager
 def only_agent(state: Path) -> Iterator[None]:
     """Hold the state folder for this process.
@@ -272,25 +276,23 @@ def only_agent(state: Path) -> Iterator[None]:
     Raises:
         StorageError: another agent has it, or it cannot be written.
     """
-    try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        state.chmod(0o700)  # enrolling may have made it: updates that wait in it are nobody else's
-        file = (state / "lock").open("w")
-    except OSError as error:
-        raise StorageError(
-            f"state folder {state}", expected="a folder that can be written", got=error.strerror or str(error)
-        ) from None
-    with file:
-        ends = time.monotonic() + 2.0  # a predecessor may be ending, and `status` looks for a moment
-        while not _held(file, fcntl.LOCK_EX):
-            if time.monotonic() > ends:
-                raise StorageError(
-                    f"state folder {state}",
-                    expected="no other agent that uses it",
-                    got="one that runs",
-                    hint="End that one, or give this one a state folder and keys of its own.",
-                )
-            time.sleep(0.05)
+    with contextlib.ExitStack() as stack:
+        try:
+            state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            state.chmod(0o700)  # enrolling may have made it: updates that wait in it are nobody else's
+            handle = stack.enter_context(lock_file(state / "lock"))
+        except OSError as error:
+            got = error.strerror or str(error)
+            raise StorageError(
+                f"state folder {state}", expected="a folder that can be written", got=got
+            ) from None
+        if not take_within(handle, _PREDECESSOR_S):
+            raise StorageError(
+                f"state folder {state}",
+                expected="no other agent that uses it",
+                got="one that runs",
+                hint="End that one, or give this one a state folder and keys of its own.",
+            )
         yield
 
 
@@ -298,18 +300,9 @@ def is_running(state: Path) -> bool:
     """Whether an agent holds this state folder."""
     try:
         with (state / "lock").open() as file:
-            return not _held(file, fcntl.LOCK_SH)
+            return not take(file.fileno(), shared=True)
     except FileNotFoundError:
         return False
-
-
-def _held(file: IO[str], kind: int) -> bool:
-    """Whether this process got the lock."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def sweep(state: Path) -> None:

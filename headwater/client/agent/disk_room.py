@@ -50,7 +50,7 @@ def needed_bytes(request: TrainRequest, state: Path) -> int:
         payload += values
     codec, client = request.plan.codec, file_name(request.client)
     residual = 0
-    if codec.kind == "compeft" and codec.error_feedback and request.plan.seeds is None:
+    if codec.error_feedback and request.plan.seeds is None:
         # both outcomes of the update, and the update
         residual = max([8 * values + payload, *_sizes(folder, f"{client}.feedback")])
     return residual + payload + max(_sizes(folder, f"{client}.sums"), default=0) + SLACK_BYTES

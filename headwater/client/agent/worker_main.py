@@ -8,7 +8,6 @@ after the owner's limits are set.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import queue
@@ -16,7 +15,6 @@ import resource
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ from headwater.client.agent import frames
 from headwater.client.agent.advice import for_owner
 from headwater.client.agent.known_runs import KnownRun
 from headwater.errors import DataError, HeadwaterError, StorageError
+from headwater.locks import lock_file, take_within
 from headwater.protocol.failures import failure_of
 
 if TYPE_CHECKING:
@@ -85,20 +84,13 @@ def _limit(options: dict[str, Any]) -> None:
 def _lock(state: Path) -> Iterator[None]:
     """Hold the store: two workers must never write one client's residuals."""
     path = state / "worker.lock"
-    with path.open("w") as file:
-        ends = time.monotonic() + LOCK_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > ends:
-                    raise StorageError(
-                        f"worker lock {path}",
-                        expected="no other worker",
-                        got=f"one that has not ended within {LOCK_S:.0f} s",
-                    ) from None
-                time.sleep(0.05)
+    with lock_file(path) as handle:
+        if not take_within(handle, LOCK_S):
+            raise StorageError(
+                f"worker lock {path}",
+                expected="no other worker",
+                got=f"one that has not ended within {LOCK_S:.0f} s",
+            )
         yield
 
 

@@ -19,6 +19,7 @@ from headwater.config.federation import Federation, NoData
 from headwater.config.training import Training
 from headwater.errors import HeadwaterError
 from headwater.merging.coverage import last_layers
+from headwater.process_memory import status_bytes
 from headwater.protocol.messages import ClientPlan, DeviceProfile, MethodCost
 from headwater.state import StateSpec
 from headwater.training.context import TrainingContext
@@ -111,7 +112,7 @@ def cache_bytes(context: TrainingContext, name: str) -> int:
     plan, evaluation = plan_of(settings, context.spec, name), settings.evaluation
     budget = getattr(plan.training, "trunk_cache_mb", 0)
     # whom spry gives which layers is not known yet: most have some below
-    kept = budget if model.has_trunk(plan.tensors) or plan.training.kind == "spry" else 0
+    kept = budget if model.has_trunk(plan.tensors) or plan.training.splits_layers else 0
     kept += evaluation.trunk_cache_mb if evaluation.clients and model.has_trunk() else 0
     return int(kept) << 20
 
@@ -189,15 +190,6 @@ def group_limits(root: Path = Path("/")) -> list[int]:
             if folder == top:
                 break
     return found
-
-
-def status_bytes(key: str) -> int:
-    """A line of this process's status, such as ``VmRSS`` or ``VmHWM``, in bytes; 0 where there is none."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:")), 0)
 
 
 def return_freed_memory() -> None:

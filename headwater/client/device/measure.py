@@ -108,7 +108,8 @@ def train_two_steps(context: TrainingContext, name: str, batch_size: int) -> int
 
 def main() -> int:
     """Do the task on standard input."""
-    from headwater.client.device.costs import cache_bytes, resident_base, return_freed_memory, status_bytes
+    from headwater.client.device.costs import cache_bytes, resident_base, return_freed_memory
+    from headwater.process_memory import status_bytes
 
     return_freed_memory()
     task = json.loads(sys.stdin.read())

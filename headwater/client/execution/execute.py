@@ -40,9 +40,6 @@ from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 
-ESTIMATES = ("forward_gradient", "spry", "mezo", "blackbox")
-"""Methods whose noise only the client knows: their updates say how much."""
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -140,7 +137,7 @@ def _contained(error: Exception, client: str, doing: str, runtime: ClientRuntime
 
 
 def _keeps_residual(request: TrainRequest) -> bool:
-    return request.plan.codec.kind == "compeft" and request.plan.codec.error_feedback
+    return request.plan.codec.error_feedback
 
 
 def _answered(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> bytes | None:
@@ -243,7 +240,7 @@ def _encode_delta(request: TrainRequest, held: AdapterState, key: Key) -> tuple[
 
 def _noise(request: TrainRequest, result: TrainResult, shrunk: float) -> dict[str, float]:
     """The metric ``noise`` of a method that draws directions of its own: of the update as it is sent."""
-    if request.plan.training.kind not in ESTIMATES:
+    if request.plan.training.noise != "reported":
         return {}
     if not 0 <= result.noise < math.inf:
         error = TrainingError(

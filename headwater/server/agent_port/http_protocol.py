@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from headwater.server.agent_port.request_auth import PROVEN, App
+from headwater.asgi import App
+from headwater.server.agent_port.request_auth import PROVEN
 
 HEAD_S = 10.0
 """Seconds from a connection's start to the end of its first request's head."""
@@ -29,22 +32,59 @@ HEAD_BYTES = 2**14
 NOT_HTTP = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a connection may take.
+
+    Args:
+        head_s: seconds from its start to the end of its first request's head.
+        idle_s: seconds between its requests.
+        close_s: seconds for a peer to hear the last answer before a closed connection is dropped.
+        connections: so many at one time; the oldest, if there is one that asks nothing, makes room for the
+            newest. None: somebody else counts them.
+    """
+
+    head_s: float = HEAD_S
+    idle_s: float = IDLE_S
+    close_s: float = CLOSE_S
+    connections: int | None = None
+
+
 class DeadlineProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 with a deadline for the head of each request, and no answer to what is no HTTP.
 
     Attributes:
+        limits: of each connection.
         proven: is told whose a request is, when the gate knows.
         ended: is told when the connection ends.
     """
 
+    limits: ClassVar[Limits] = Limits()
     proven: Callable[[str], None] | None = None
     ended: Callable[[], None] | None = None
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin to wait for the first head."""
+        self._make_room()
+        self._opened_s = self.loop.time()
         super().connection_made(transport)
-        self._wait(HEAD_S)
+        self._wait(self.limits.head_s)
+
+    def _make_room(self) -> None:
+        """Give up the oldest connection where there are too many, an idle one if there is one."""
+        most = self.limits.connections
+        if most is None:
+            return
+        others = [c for c in self.connections if isinstance(c, DeadlineProtocol)]
+        others = [c for c in others if not c.transport.is_closing()]
+        if len(others) >= most:
+            min(others, key=lambda c: (c._busy, c._opened_s)).transport.abort()
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
@@ -63,7 +103,8 @@ class DeadlineProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next head, or for the end."""
-        self._wait(CLOSE_S if self.transport.is_closing() else IDLE_S + HEAD_S)
+        limits = self.limits
+        self._wait(limits.close_s if self.transport.is_closing() else limits.idle_s + limits.head_s)
         super().on_response_complete()  # last: a pipelined request begins inside
 
     def send_400_response(self, msg: str) -> None:
@@ -71,7 +112,7 @@ class DeadlineProtocol(H11Protocol):
         if self.conn.our_state is h11.IDLE:  # no answer to an earlier request is on its way
             self.transport.write(NOT_HTTP)
         self.transport.close()
-        self._wait(CLOSE_S)
+        self._wait(self.limits.close_s)
 
     def _wait(self, seconds: float | None) -> None:
         if self._deadline is not None:

@@ -12,19 +12,15 @@ import asyncio
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from headwater import __version__
+from headwater.asgi import App, Receive, Scope, Send
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.flower.fleet_server import ACTIVATE, CLIENT, PATHS, PUSH_MESSAGES, PUSH_OBJECT, FleetServer
 from headwater.security.signing import PublicIdentity, RequestClaim, verify_request
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 WINDOW_S = 300
 """How far a request's time may be from ours."""

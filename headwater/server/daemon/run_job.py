@@ -188,7 +188,7 @@ class RunJob:
 
 def reply_bound(settings: Federation, context: TrainingContext) -> int:
     """Bytes that one client's reply may have in this federation."""
-    fisher = LogQuantCodec().max_bytes(context.spec) if settings.strategy.kind == "fisher" else 0
+    fisher = LogQuantCodec().max_bytes(context.spec) if settings.strategy.needs_fisher else 0
     seeds = round_seeds(settings, 1)
     scalars = 0 if seeds is None else scalars_max_bytes(seeds)
     values = max(codec_for(settings.codec.up).max_bytes(context.spec), scalars)

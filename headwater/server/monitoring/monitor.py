@@ -7,15 +7,14 @@ It watches runs (:meth:`Monitor.observer`) and is told the rest by the daemon. W
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from headwater.process_memory import status_bytes
 from headwater.protocol.control import RunState, Status, WatchEvent
 from headwater.server.events import (
     ClientAsked,
@@ -81,7 +80,7 @@ class Monitor:
             return Status(
                 version=self._version,
                 started=self._started,
-                rss_bytes=rss_bytes(),
+                rss_bytes=status_bytes("VmRSS"),
                 certificate_days=days,
                 runs=tuple(tally.row() for tally in self._runs.values()),
                 clients=tuple(self._clients[f.client].row(f) for f in facts),
@@ -313,12 +312,3 @@ def _waits_for(event: WaitingFor) -> str:
     who = ", ".join(f"{name_some(names)} ({how})" for how, names in sorted(groups.items()))
     what = "evaluation" if event.kind == "evaluate" else "update"
     return f"round {event.round} waits for the {what} of {who}"
-
-
-def rss_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

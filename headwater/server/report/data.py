@@ -75,7 +75,7 @@ class Run:
         named = self.get("metric", "name")
         if named:
             return str(named)
-        seen = {k for r in self.rounds for part in ("test", "clients_pooled") for k in table(r, part)}
+        seen = {k for r in self.rounds for part in ("test", "clients_pooled") for k in table_at(r, part)}
         return next((m for m in ("accuracy", "perplexity", "macro_f1", "loss") if m in seen), "accuracy")
 
     @property
@@ -94,7 +94,7 @@ class Run:
     @property
     def evaluated(self) -> bool:
         """Whether any round was evaluated, whatever came of it."""
-        return any(table(r, "test") or table(r, "clients_pooled") for r in self.rounds)
+        return any(table_at(r, "test") or table_at(r, "clients_pooled") for r in self.rounds)
 
     @property
     def exported_value(self) -> float | None:
@@ -122,14 +122,14 @@ class Run:
 
     def measured(self, source: str) -> list[Point]:
         """The deciding metric by round, from ``source``; None where it is no finite number."""
-        return [(r["round"], finite(r[source].get(self.metric))) for r in self.shown if table(r, source)]
+        return [(r["round"], finite(r[source].get(self.metric))) for r in self.shown if table_at(r, source)]
 
     def of_client(self, record: Mapping[str, Any], what: str) -> dict[str, float | None]:
         """By client: the metric of its evaluation (``metric``), or the training ``loss``."""
         if what == "metric":
-            rows = table(record, "clients_each")
+            rows = table_at(record, "clients_each")
             return {c: finite(get(rows, c, self.metric)) for c in rows}
-        rows = table(record, "clients")
+        rows = table_at(record, "clients")
         return {c: finite(get(rows, c, what)) for c in rows if get(rows, c, what) is not None}
 
     def by_client(self, what: str) -> dict[str, list[Point]]:
@@ -156,14 +156,14 @@ class Run:
     @cached_property
     def baselines(self) -> dict[str, float]:
         """Those of one number: majority, probe, centralised."""
-        rows = table(self.summary, "baselines")
+        rows = table_at(self.summary, "baselines")
         found = {k: finite(rows.get(k)) for k in ("majority", "probe", "centralised")}
         return {k: v for k, v in found.items() if v is not None}
 
     @cached_property
     def alone(self) -> dict[str, float]:
         """Each client without the others."""
-        rows = table(table(self.summary, "baselines"), "alone")
+        rows = table_at(table_at(self.summary, "baselines"), "alone")
         found = {c: finite(v) for c, v in sorted(rows.items())}
         return {c: v for c, v in found.items() if v is not None}
 
@@ -173,7 +173,7 @@ class Run:
         found = [
             (r["round"], plain(c), plain(get(row, "failed"), 500))
             for r in self.rounds
-            for c, row in sorted(table(r, "clients").items())
+            for c, row in sorted(table_at(r, "clients").items())
             if get(row, "failed") and not get(row, "spared")
         ]
         listed = self.get("failures")
@@ -196,7 +196,7 @@ class Run:
     @cached_property
     def lost(self) -> list[str]:
         """Who was no longer in the run at its end, by name."""
-        return [plain(name, 80) for name in sorted(table(self.summary, "lost"))]
+        return [plain(name, 80) for name in sorted(table_at(self.summary, "lost"))]
 
     @cached_property
     def clients(self) -> list[Client]:
@@ -204,7 +204,7 @@ class Run:
         trained: dict[str, list[Mapping[str, Any]]] = {}
         latest: dict[str, float | None] = {}
         for record in self.rounds:
-            for name, row in table(record, "clients").items():
+            for name, row in table_at(record, "clients").items():
                 trained.setdefault(name, []).append(row if isinstance(row, Mapping) else {})
             latest.update(self.of_client(record, "metric"))
         return [_client(n, trained.get(n, []), latest.get(n)) for n in sorted(trained.keys() | latest.keys())]
@@ -231,7 +231,7 @@ def get(content: object, *keys: str) -> object:
     return content
 
 
-def table(content: object, key: str) -> Mapping[str, Any]:
+def table_at(content: object, key: str) -> Mapping[str, Any]:
     """A nested table; an empty one if it is missing."""
     found = get(content, key)
     return found if isinstance(found, Mapping) else {}

@@ -54,6 +54,13 @@ class RunResult:
     clients: int
 
 
+_ROUNDS: Mapping[str, type[SynchronousRounds | BufferedRounds]] = {
+    "synchronous": SynchronousRounds,
+    "buffered": BufferedRounds,
+}
+"""What runs the rounds of each ``schedule.kind``."""
+
+
 class FederationServer:
     """One run.
 
@@ -167,7 +174,7 @@ class FederationServer:
             if reason is not None:
                 finished = reason in ("rounds", "patience")
                 return RunResult(checkpoint, finished, reason, _known(members))
-            if rounds is None or rounds.kind != self._settings.schedule.kind:
+            if not isinstance(rounds, _ROUNDS[self._settings.schedule.kind]):
                 rounds = self._rounds(checkpoint, members)
             rounds.reconfigure(self._settings, self._strategy, self.watch)
             closed = rounds.run(checkpoint)
@@ -192,7 +199,7 @@ class FederationServer:
         return "stopped" if self._should_stop() else None
 
     def _rounds(self, checkpoint: Checkpoint, members: ClientPool) -> Rounds:
-        kind = BufferedRounds if self._settings.schedule.kind == "buffered" else SynchronousRounds
+        kind = _ROUNDS[self._settings.schedule.kind]
         done = checkpoint.server.round
         return kind(
             self._settings,
@@ -259,7 +266,7 @@ class FederationServer:
     def _need(self) -> int:
         """How many clients must be there for a round."""
         schedule, least = self._settings.schedule, self._settings.cohort.min_clients
-        return max(least, schedule.buffer) if schedule.kind == "buffered" else least
+        return max(least, schedule.buffer or 0)
 
     def _missing(self, members: ClientPool) -> Mapping[str, str]:
         """Who is not counted among those that can train, and why."""

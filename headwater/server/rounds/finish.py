@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from headwater.config import LoadedFederation
+from headwater.process_memory import status_bytes
 from headwater.server.report.page import write_report
 from headwater.server.rounds.federation_server import RunResult
 from headwater.server.rounds.summary import summarise
@@ -61,8 +61,6 @@ def finish(
 def peak_rss_bytes() -> int:
     """The largest resident set of this process so far, or of any of its children that ended."""
     children = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss begins at the peak of whoever started this process; VmHWM does not
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return max(1024 * int(line.split()[1]), children)
-    return max(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, children)
+    # ru_maxrss begins at the peak of whoever started this process; VmHWM does not
+    own = status_bytes("VmHWM") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max(own, children)

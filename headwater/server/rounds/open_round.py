@@ -14,7 +14,7 @@ from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.product_gap import GapSketch
 from headwater.merging.update_moments import require_noise
 from headwater.proto.wire import decode_reply
-from headwater.protocol.coordinator import Close
+from headwater.protocol.machine import Close
 from headwater.protocol.messages import (
     ClientFailure,
     ClientPlan,
@@ -236,9 +236,9 @@ def _noise(
     Raises:
         UpdateRejected: a method along random directions, and no noise, or one that is none.
     """
-    if isinstance(delta, SeedCoefficients) and plan.training.kind != "blackbox":  # a point, not noisy steps
+    if isinstance(delta, SeedCoefficients) and plan.training.noise == "from coefficients":
         return delta.noise(size)
-    if plan.training.kind in ("backprop", "noop"):
+    if plan.training.noise == "none":
         return 0.0
     if "noise" not in reply.metrics:
         raise UpdateRejected(

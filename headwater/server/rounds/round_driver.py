@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from headwater.errors import HeadwaterError, StorageError
-from headwater.protocol.coordinator import (
+from headwater.protocol.failures import NOT_READY, reported_code
+from headwater.protocol.machine import (
     Action,
     Arrived,
     Ask,
@@ -24,7 +25,6 @@ from headwater.protocol.coordinator import (
     Stop,
     Tick,
 )
-from headwater.protocol.failures import NOT_READY, reported_code
 from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.exchange import ReceivedReply

@@ -17,7 +17,8 @@ from headwater.config.federation import BufferedSchedule, Federation
 from headwater.errors import FederationStopped, HeadwaterError, UpdateRejected
 from headwater.merging.aggregator import Merged
 from headwater.protocol.buffered import BufferedCoordinator, staleness_weight
-from headwater.protocol.coordinator import Begin, Close, Coordinator, Gone, Halt
+from headwater.protocol.coordinator import Coordinator
+from headwater.protocol.machine import Begin, Close, Gone, Halt
 from headwater.protocol.messages import ClientProfile, RoundPlan, TrainRequest
 from headwater.seeds.keys import Key
 from headwater.server.clients.client_pool import ClientPool

@@ -26,13 +26,14 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from headwater.asgi import App, Receive, Scope, Send
 from headwater.errors import HeadwaterError
 from headwater.protocol.control import Organiser
 from headwater.server.monitoring import prometheus
 from headwater.server.monitoring.monitor import Monitor
 from headwater.server.monitoring.round_history import RoundRows
-from headwater.server.status_page.guard import App, Receive, Scope, Send, WebAuth
-from headwater.server.storage.run_folder import finite
+from headwater.server.status_page.guard import WebAuth
+from headwater.server.storage.run_folder import json_safe
 from headwater.text import plain
 
 MOST_WAITING = 16
@@ -81,7 +82,7 @@ def open_app(organiser: Organiser, monitor: Monitor, rounds: Callable[[str], Pat
 
     @app.get("/api/status")
     def status() -> Response:
-        return JSONResponse(finite(asdict(organiser.status())))
+        return JSONResponse(json_safe(asdict(organiser.status())))
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -92,7 +93,7 @@ def open_app(organiser: Organiser, monitor: Monitor, rounds: Callable[[str], Pat
         rows = organiser.adapters(run)
         shown = [row for i, row in enumerate(reversed(rows)) if i < MOST_VERSIONS or row.best]
         counts = {"made": len(rows), "kept": sum(row.kept for row in rows)}
-        return JSONResponse(finite({**counts, "adapters": [asdict(row) for row in shown]}))
+        return JSONResponse(json_safe({**counts, "adapters": [asdict(row) for row in shown]}))
 
     app.get("/api/rounds")(_rounds(organiser, rounds))
     app.get("/api/events")(_events(monitor))
@@ -146,7 +147,7 @@ def _events(monitor: Monitor) -> Callable[..., Awaitable[Response]]:
                 left -= _SLICE_S
         finally:
             waiting -= 1
-        return JSONResponse(finite({"events": [asdict(e) for e in found], "started": monitor.started}))
+        return JSONResponse(json_safe({"events": [asdict(e) for e in found], "started": monitor.started}))
 
     return events
 

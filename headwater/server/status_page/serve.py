@@ -7,7 +7,6 @@ and where there are too many, the oldest (one that asks nothing, if there is one
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import socket
@@ -16,10 +15,10 @@ import time
 from collections.abc import Iterator
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from headwater.asgi import App
 from headwater.errors import ConfigError
-from headwater.server.status_page.guard import App
+from headwater.server.agent_port.http_protocol import DeadlineProtocol, Limits
 
 MOST_CONNECTIONS = 64
 ASK_WITHIN_S = 10.0
@@ -55,7 +54,7 @@ def serving(app: App, port: int) -> Iterator[int]:
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=_Bounded,
+            http=_PageProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -81,32 +80,7 @@ def serving(app: App, port: int) -> Iterator[int]:
             logging.getLogger(__name__).warning("the web page did not end within %.0f s", _STOP_S)
 
 
-class _Bounded(H11Protocol):
-    """One connection."""
+class _PageProtocol(DeadlineProtocol):
+    """One connection to the page."""
 
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        others = [c for c in self.connections if isinstance(c, _Bounded) and not c.transport.is_closing()]
-        if len(others) >= MOST_CONNECTIONS:
-            min(others, key=lambda c: (c.busy, c.opened)).transport.abort()
-        self.opened = self.loop.time()
-        super().connection_made(transport)
-        self._deadline = self.loop.call_later(ASK_WITHIN_S, self._out_of_time)
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request is being answered."""
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def _out_of_time(self) -> None:
-        """Closed if it has not asked yet; later requests are under uvicorn's keep-alive, and this again."""
-        if self.busy:
-            self._deadline = self.loop.call_later(ASK_WITHIN_S, self._out_of_time)
-        else:
-            self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        super().connection_lost(exc)
+    limits = Limits(head_s=ASK_WITHIN_S, idle_s=ASK_WITHIN_S, connections=MOST_CONNECTIONS)

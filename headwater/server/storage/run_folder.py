@@ -12,11 +12,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from headwater.files import (
     read_lines,
     write_atomically,
 )
+from headwater.locks import lock_file, take
 
 _MOST_HEAD = 100 << 20
 """Bytes of a safetensors file's head, as its own readers have it."""
@@ -125,26 +125,24 @@ class RunFolder:
             StorageError: the folder cannot be written.
         """
         lock = self.path / "state" / "lock"
-        try:
-            make_folder(lock.parent)
-            file = lock.open("w")
-        except OSError as error:
-            raise StorageError(
-                f"run folder {self.path}",
-                expected="a folder that can be written",
-                got=error.strerror or str(error),
-                hint="Mend the rights, or choose another folder.",
-            ) from None
-        with file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                make_folder(lock.parent)
+                handle = stack.enter_context(lock_file(lock))
+            except OSError as error:
+                raise StorageError(
+                    f"run folder {self.path}",
+                    expected="a folder that can be written",
+                    got=error.strerror or str(error),
+                    hint="Mend the rights, or choose another folder.",
+                ) from None
+            if not take(handle):
                 raise ConfigError(
                     f"run folder {self.path}",
                     expected="a run that no other process works on",
                     got="one that a process works on",
                     hint="Wait for that run to end, or stop it.",
-                ) from None
+                )
             for folder in (self.path, self.path / "state", self.clients):
                 clear_temporaries(folder)  # of a process that was killed: nobody else writes here now
             yield
@@ -170,7 +168,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write ``name`` as indented JSON, atomically."""
-        write_atomically(self.path / name, json.dumps(finite(content), indent=2).encode() + b"\n")
+        write_atomically(self.path / name, json.dumps(json_safe(content), indent=2).encode() + b"\n")
 
     def checkpoint_round(self) -> int | None:
         """The round after which the run goes on, from the checkpoint's head; None if that is not there."""
@@ -188,7 +186,7 @@ class RunFolder:
         Raises:
             StorageError: the disk is full or not writable; the lines before are intact.
         """
-        append_line(self.rounds, json.dumps(finite(record), separators=(",", ":")).encode())
+        append_line(self.rounds, json.dumps(json_safe(record), separators=(",", ":")).encode())
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """All whole lines of ``rounds.jsonl``; a torn last line is left out."""
@@ -225,12 +223,12 @@ def _never_began(path: Path) -> bool:
     )
 
 
-def finite(content: Any) -> Any:  # noqa: ANN401 - JSON is any of six types, nested
+def json_safe(content: Any) -> Any:  # noqa: ANN401 - JSON is any of six types, nested
     """``content`` with null for what JSON has no number for: NaN and the infinities."""
     if isinstance(content, Mapping):
-        return {key: finite(value) for key, value in content.items()}
+        return {key: json_safe(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
+        return [json_safe(value) for value in content]
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content

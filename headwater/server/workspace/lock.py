@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from headwater.errors import ConfigError, StorageError
+from headwater.locks import lock_file, take, take_within
 
 _PATIENCE_S = 1.0
 """A command that looks who holds the lock holds it itself for a moment."""
@@ -31,16 +30,13 @@ class FolderLock:
             StorageError: the folder cannot be written.
         """
         with self._open() as handle:
-            until = time.monotonic() + _PATIENCE_S
-            while not _take(handle, fcntl.LOCK_EX):
-                if time.monotonic() > until:
-                    raise ConfigError(
-                        f"server folder {self.folder}",
-                        expected="a folder in which no other daemon runs",
-                        got=f"one that process {_owner(handle) or '(not known)'} runs in",
-                        hint=f"One folder has one daemon. Ask it: headwater server status {self.folder}",
-                    )
-                time.sleep(0.02)
+            if not take_within(handle, _PATIENCE_S):
+                raise ConfigError(
+                    f"server folder {self.folder}",
+                    expected="a folder in which no other daemon runs",
+                    got=f"one that process {_owner(handle) or '(not known)'} runs in",
+                    hint=f"One folder has one daemon. Ask it: headwater server status {self.folder}",
+                )
             with suppress(OSError):  # a full disk: then the process stays unnamed
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
@@ -57,31 +53,21 @@ class FolderLock:
             StorageError: the folder cannot be written.
         """
         with self._open() as handle:
-            return None if _take(handle, fcntl.LOCK_SH) else _owner(handle)
+            return None if take(handle, shared=True) else _owner(handle)
 
     @contextmanager
     def _open(self) -> Iterator[int]:
-        try:
-            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StorageError(
-                f"server folder {self.folder}",
-                expected="a folder that can be written",
-                got=error.strerror or str(error),
-                hint="Run this as the user who owns it.",
-            ) from error
-        try:
+        with ExitStack() as stack:
+            try:
+                handle = stack.enter_context(lock_file(self.folder / "lock", mode=0o600))
+            except OSError as error:
+                raise StorageError(
+                    f"server folder {self.folder}",
+                    expected="a folder that can be written",
+                    got=error.strerror or str(error),
+                    hint="Run this as the user who owns it.",
+                ) from error
             yield handle
-        finally:
-            os.close(handle)
-
-
-def _take(handle: int, how: int) -> bool:
-    try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _owner(handle: int) -> int:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from headwater.errors import HeadwaterError, StorageError
+from headwater.locks import lock_file, take
 from headwater.security.keyfiles import write_secret
 from headwater.security.signing import PublicIdentity
 
@@ -116,17 +116,15 @@ class RegistryFile:
         Raises:
             StorageError: the folder cannot be written.
         """
-        try:
-            lock = self._path.with_name(f".{self._path.name}.lock")
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            got = error.strerror or str(error)
-            raise StorageError(self._who, expected="a folder that can be written", got=got) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with ExitStack() as stack:
+            try:
+                lock = self._path.with_name(f".{self._path.name}.lock")
+                handle = stack.enter_context(lock_file(lock, mode=0o600))
+            except OSError as error:
+                got = error.strerror or str(error)
+                raise StorageError(self._who, expected="a folder that can be written", got=got) from error
+            take(handle, wait=True)
             yield
-        finally:
-            os.close(handle)
 
     def close(self) -> None:
         """Let go of the file that was read last."""

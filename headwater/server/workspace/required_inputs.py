@@ -6,6 +6,7 @@ from pathlib import Path
 
 from headwater.adapters.weights import HUB_NAME
 from headwater.config import LoadedFederation
+from headwater.config.federation import NoData, VectorModel
 from headwater.errors import ConfigError, DataError, ModelError
 
 HUB_S = 5.0
@@ -37,7 +38,7 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
             got="no folder",
             hint=hint.strip() or "Check --folder.",
         )
-    if settings.data.kind != "none" and settings.data.test is not None:
+    if not isinstance(settings.data, NoData) and settings.data.test is not None:
         test = loaded.path(settings.data.test)
         if not test.exists():
             raise DataError(
@@ -46,7 +47,7 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
                 got="nothing there",
                 hint=f"Put it there, or take the key out.{hint}",
             )
-    if settings.model.kind == "vector":
+    if isinstance(settings.model, VectorModel):
         return ()
     model = settings.model
     return _require_model(model.path, model.revision, loaded.path(model.path), hint)

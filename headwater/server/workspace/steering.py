@@ -87,7 +87,7 @@ def tell_unmet(settings: Federation, row: RunRow, enrolled: int) -> tuple[str, .
             f"min_clients is {cohort.min_clients}, but {devices}: no round can close "
             f"until {cohort.min_clients - enrolled} more take part"
         )
-    elif schedule.kind == "buffered" and schedule.buffer > enrolled:
+    elif schedule.buffer is not None and schedule.buffer > enrolled:
         told.append(f"buffer is {schedule.buffer}, but {devices}: no version can be made of so many updates")
     most = min(cohort.clients_per_round or enrolled, enrolled)
     if cohort.target_clients is not None and cohort.target_clients > most >= cohort.min_clients:

@@ -636,11 +636,11 @@ def test_a_slow_body_is_cut(tmp_path):
 
 def test_a_slow_head_is_cut(tmp_path, monkeypatch):
     with running(tmp_path) as server:
-        monkeypatch.setattr(fleet_port, "HEAD_S", 0.3)
+        monkeypatch.setattr(fleet_port.DeadlineProtocol, "limits", fleet_port.Limits(head_s=0.3))
         with raw(server.port, server.certificate_of_authority(tmp_path)) as slow:
             drip(slow)
         wait_for(lambda: not server.uvicorn.server_state.connections)
-        monkeypatch.setattr(fleet_port, "HEAD_S", 30)
+        monkeypatch.setattr(fleet_port.DeadlineProtocol, "limits", fleet_port.Limits(head_s=30))
         connection = server.connect(server.enrol("a"))
         connection.activate()
         (held,) = server.uvicorn.server_state.connections
@@ -653,7 +653,7 @@ def test_a_slow_head_is_cut(tmp_path, monkeypatch):
 def test_strangers_make_room_for_each_other_and_never_take_an_agents(tmp_path, monkeypatch):
     monkeypatch.setattr(doorman, "STRANGERS", 3)
     monkeypatch.setattr(doorman, "HANDSHAKE_S", 600)  # nobody's time is over here
-    monkeypatch.setattr(fleet_port, "HEAD_S", 600)
+    monkeypatch.setattr(fleet_port.DeadlineProtocol, "limits", fleet_port.Limits(head_s=600))
     with running(tmp_path) as server, contextlib.ExitStack() as stack:
         authority = server.certificate_of_authority(tmp_path)
         agent = server.connect(server.enrol("a"))

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from headwater.process_memory import status_bytes
 from headwater.server.events import (
     ClientAsked,
     ClientFailed,
@@ -23,7 +24,7 @@ from headwater.server.events import (
 )
 from headwater.server.monitoring.counters import ClientFacts
 from headwater.server.monitoring.event_log import MOST_AT_ONCE, MOST_ERRORS, MOST_EVENTS
-from headwater.server.monitoring.monitor import MOST_ENDED, Monitor, rss_bytes
+from headwater.server.monitoring.monitor import MOST_ENDED, Monitor
 from headwater.server.monitoring.refusals import MOST_REASONS, TELL_EVERY_S
 from tests.support.organisers import RUN, ToyOrganiser
 
@@ -149,7 +150,7 @@ def test_memory_does_not_grow_with_rounds(tmp_path):
             if n % 10 == 0:
                 tell(ClientFailed(n, "ben", f"reason {n}"))
         gc.collect()
-        return len(gc.get_objects()), rss_bytes()
+        return len(gc.get_objects()), status_bytes("VmRSS")
 
     logging.disable()  # pytest keeps every line
     try:

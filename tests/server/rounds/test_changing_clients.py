@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from headwater.errors import DecodeError
-from headwater.protocol.coordinator import Begin, Close, Coordinator
+from headwater.protocol.coordinator import Coordinator
+from headwater.protocol.machine import Begin, Close
 from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.exchange import ReceivedReply

@@ -14,8 +14,8 @@ from headwater.compression.seed_update import encode_scalars
 from headwater.config.federation import DenseCodec
 from headwater.errors import HeadwaterError
 from headwater.proto.wire import encode_reply
-from headwater.protocol.coordinator import Close
 from headwater.protocol.failures import Failure, FailureCode
+from headwater.protocol.machine import Close
 from headwater.protocol.messages import ClientFailure, EncodedUpdate, TrainRequest
 from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.keys import Key

@@ -8,8 +8,9 @@ import pytest
 
 from headwater.errors import StorageError, UpdateRejected
 from headwater.protocol.buffered import BufferedCoordinator
-from headwater.protocol.coordinator import Begin, Coordinator, Halt
+from headwater.protocol.coordinator import Coordinator
 from headwater.protocol.failures import NOT_READY, Failure, FailureCode
+from headwater.protocol.machine import Begin, Halt
 from headwater.protocol.messages import ClientFailure, ClientProfile, TrainRequest, reported
 from headwater.server.clients.exchange import Exchange, ReceivedReply
 from headwater.server.clients.run_control import RunControl

@@ -10,6 +10,7 @@ import re
 import select
 import socket
 import threading
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -331,7 +332,8 @@ def _get(path):
 
 
 def test_silent_connections_are_closed(app, monkeypatch):
-    monkeypatch.setattr(web_serve, "ASK_WITHIN_S", 0.5)
+    page = web_serve._PageProtocol
+    monkeypatch.setattr(page, "limits", replace(page.limits, head_s=0.5))
     with serving(app, 0) as port, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(200)]
         with contextlib.suppress(OSError):  # it may be closed already
@@ -343,7 +345,8 @@ def test_silent_connections_are_closed(app, monkeypatch):
 
 
 def test_silent_connections_cannot_shut_out_the_organiser(app, monkeypatch):
-    monkeypatch.setattr(web_serve, "ASK_WITHIN_S", 600)  # their time to ask is not over
+    page = web_serve._PageProtocol  # their time to ask is not over
+    monkeypatch.setattr(page, "limits", replace(page.limits, head_s=600))
     with serving(app, 0) as port, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(200)]
         idle[-1].send(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")

@@ -1,0 +1,187 @@
+"""The traits of a method: what the rest of headwater asks of ``[training]`` whatever its kind.
+
+Every settings class of :mod:`headwater.config.training` extends :class:`TrainingSettings` and says there what
+is special about it. Nothing else compares kinds: who adds a method changes no other list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from headwater.config.settings import Settings
+
+Distribution = Literal["rademacher", "gaussian"]
+Sends = Literal["delta", "coefficients"]
+Noise = Literal["none", "reported", "from coefficients"]
+Source = Literal["gradients", "slopes", "losses", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class SeedRange:
+    """The seeds of one method in one round, and the largest coefficient that it may send of one.
+
+    Args:
+        first: the first seed.
+        count: seeds ``first`` … ``first + count − 1`` may be named.
+        entries: at most so many coefficients in one update.
+        distribution: of the directions that the seeds stand for.
+        largest: the magnitude that the coefficients' unit must be able to hold.
+        implied: the update has exactly one coefficient for each seed, in order, and names none.
+    """
+
+    first: int
+    count: int
+    entries: int
+    distribution: Distribution
+    largest: float
+    implied: bool = False
+
+
+class TrainingSettings(Settings):
+    """What headwater must know of a method beside its trainer: its traits, once, where its settings are.
+
+    Attributes:
+        sends: the values of a delta, or coefficients of the plan's seeds.
+        noise: whether random directions make its updates noisy, and who says how much: nobody ("none"), its
+            client ("reported"), or whoever reads the update ("from coefficients").
+        learns_from: what a step asks of the model: gradients, slopes in forward mode, losses, or nothing.
+        needs_rounds: all clients of a round must start from one version.
+        fixed_steps: a client cannot be told to make fewer steps.
+        splits_layers: the server deals each client some layers, ``layers_per_client``.
+        needs_prompt: it searches a soft prompt.
+        fresh_seeds: each round has new seeds.
+        alone: no other method may be beside it.
+        vectors: of the adapter's size, in float32, that a training keeps between its steps.
+        alike: the settings that all methods which send coefficients in one federation must share.
+    """
+
+    sends: ClassVar[Sends] = "delta"
+    noise: ClassVar[Noise] = "none"
+    learns_from: ClassVar[Source] = "gradients"
+    needs_rounds: ClassVar[bool] = False
+    fixed_steps: ClassVar[bool] = False
+    splits_layers: ClassVar[bool] = False
+    needs_prompt: ClassVar[bool] = False
+    fresh_seeds: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
+    vectors: ClassVar[int] = 12
+    alike: ClassVar[tuple[str, ...]] = ()
+
+    def steps_of(self, examples: int | None, batch_size: int | None = None) -> int | None:
+        """Optimiser steps of one round, as the trainer takes them; None if they cannot be known.
+
+        Args:
+            examples: that the client trains on; None if not known.
+            batch_size: instead of the file's.
+        """
+        return 0
+
+    def passes_text(self) -> str:
+        """Passes over a batch in one step, for people."""
+        return "0"
+
+    def cut(self, batch_size: int, max_steps: int | None) -> TrainingSettings:
+        """These settings with at most so many rows a step, and steps a round unless None."""
+        return self
+
+    def checkpoints(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return False
+
+    def seed_range(self, round: int) -> SeedRange | None:
+        """The seeds of round 1, 2, …; None for a method that sends a delta."""
+        return None
+
+    def largest_step(self) -> float:
+        """How far a client that sends coefficients can go along a seed at once; 1 for other methods."""
+        return 1.0
+
+
+class ModelTraits(Settings):
+    """What headwater asks of ``[model]`` whatever its kind.
+
+    Attributes:
+        pretrained: it is a base model, with files, a tokenizer and an adapter.
+        language_model: its targets are tokens.
+        classifies: its targets are labels.
+        own_head: the architecture brings the head that classifies.
+        pooled: headwater's own linear head reads its mean-pooled hidden states.
+    """
+
+    pretrained: ClassVar[bool] = True
+    language_model: ClassVar[bool] = False
+    classifies: ClassVar[bool] = False
+    own_head: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
+
+
+class AdapterTraits(Settings):
+    """What headwater asks of ``[adapter]`` whatever its kind.
+
+    Attributes:
+        layered: each of its tensors belongs to one layer, and the layers below see nothing of it.
+        has_factors: its tensors are pairs of factors A and B, of a rank.
+        is_prompt: it is trained tokens before the input.
+        checkpoints: activations may be computed again in the backward pass.
+    """
+
+    layered: ClassVar[bool] = False
+    has_factors: ClassVar[bool] = False
+    is_prompt: ClassVar[bool] = False
+    checkpoints: ClassVar[bool] = True
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions of every row that the adapter takes."""
+        return 0
+
+
+class DataTraits(Settings):
+    """What headwater asks of ``[data]`` whatever its kind.
+
+    Attributes:
+        has_rows: it comes from files.
+        language_model: its targets are tokens.
+        has_labels: its rows bring labels of a closed list.
+    """
+
+    has_rows: ClassVar[bool] = True
+    language_model: ClassVar[bool] = False
+    has_labels: ClassVar[bool] = False
+
+
+class StrategyTraits(Settings):
+    """What headwater asks of ``[strategy]`` whatever its kind.
+
+    Attributes:
+        linear: the result is a weighted mean, so that clients may send parts of the adapter and coefficients
+            of seeds.
+        needs_fisher: every update brings a diagonal Fisher.
+    """
+
+    linear: ClassVar[bool] = False
+    needs_fisher: ClassVar[bool] = False
+
+    def blends_factors(self) -> bool:
+        """Whether it would merge A and B coordinate by coordinate without having been told to."""
+        space, allowed = getattr(self, "space", ""), getattr(self, "allow_factors", False)
+        return not self.linear and space == "factors" and not allowed
+
+    def weighs_methods(self) -> bool:
+        """Whether what an update weighs depends on its method."""
+        return False
+
+
+class CodecTraits(Settings):
+    """What headwater asks of a codec whatever its kind.
+
+    Attributes:
+        lossy: what arrives is not what was sent.
+    """
+
+    lossy: ClassVar[bool] = False
+
+    def may_lengthen(self) -> bool:
+        """Whether the decoded values may be longer, in L2 norm, than those that were encoded."""
+        return False
