@@ -9,8 +9,33 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from headwater.config import assignment as a
-from headwater.config import federation as f
 from headwater.config import training as t
+from headwater.config.adapter import BaseAdapter, Ia3Adapter, LoraAdapter, PrefixAdapter, PromptAdapter
+from headwater.config.codec import CompeftCodec, DenseCodec
+from headwater.config.data import (
+    BaseData,
+    CausalLMData,
+    ClassificationData,
+    ColumnPartition,
+    DirichletPartition,
+    FilesPartition,
+    IidPartition,
+    InstructionData,
+    NoData,
+    QuantityPartition,
+)
+from headwater.config.evaluation import BaselineSettings, EvaluationSettings
+from headwater.config.model import (
+    BaseModelSettings,
+    CausalLMModel,
+    EncoderModel,
+    SequenceClassificationModel,
+    VectorModel,
+)
+from headwater.config.privacy import PrivacySettings
+from headwater.config.schedule import BufferedSchedule, CohortSettings, SynchronousSchedule
+from headwater.config.strategy import BaseStrategy, FisherStrategy, MeanStrategy, TiesStrategy
+from headwater.config.tables import FederationSettings
 
 HEAD = """\
 # The federation file
@@ -90,22 +115,22 @@ shortest update.
 """
 
 TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
-    "federation": ("What the whole run has in common.", (f.FederationSettings,)),
+    "federation": ("What the whole run has in common.", (FederationSettings,)),
     "model": (
         "The frozen base model. [More](adapters.md#base-model).",
-        (f.EncoderModel, f.SequenceClassificationModel, f.CausalLMModel, f.VectorModel),
+        (EncoderModel, SequenceClassificationModel, CausalLMModel, VectorModel),
     ),
     "adapter": (
         "What is trained and travels. Absent only with model kind `vector`. [More](adapters.md).",
-        (f.LoraAdapter, f.PromptAdapter, f.PrefixAdapter, f.Ia3Adapter),
+        (LoraAdapter, PromptAdapter, PrefixAdapter, Ia3Adapter),
     ),
     "data": (
         "What the clients learn from. [More](data.md).",
-        (f.ClassificationData, f.CausalLMData, f.InstructionData, f.NoData),
+        (ClassificationData, CausalLMData, InstructionData, NoData),
     ),
     "data.partition": (
         "Who has which rows. [More](data.md#partitions).",
-        (f.ColumnPartition, f.FilesPartition, f.IidPartition, f.DirichletPartition, f.QuantityPartition),
+        (ColumnPartition, FilesPartition, IidPartition, DirichletPartition, QuantityPartition),
     ),
     "training": (
         "What a client does in a round. [More](adapters.md#training). "
@@ -136,50 +161,50 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "codec.up": (
         "How updates travel. May be left out: `compeft` with its defaults. "
         "[Which one?](../how-to/choose-a-codec.md)",
-        (f.DenseCodec, f.CompeftCodec),
+        (DenseCodec, CompeftCodec),
     ),
-    "codec.down": ("How the global state travels. May be left out: `dense`, fp32.", (f.DenseCodec,)),
+    "codec.down": ("How the global state travels. May be left out: `dense`, fp32.", (DenseCodec,)),
     "strategy": (
         "How updates become the next global adapter. May be left out: `mean`. "
         "A table without `kind` is `mean`. [Which one?](../how-to/choose-a-strategy.md)",
-        (f.MeanStrategy, f.TiesStrategy, f.FisherStrategy),
+        (MeanStrategy, TiesStrategy, FisherStrategy),
     ),
-    "cohort": ("Who takes part in a round, and when it ends. May be left out.", (f.CohortSettings,)),
+    "cohort": ("Who takes part in a round, and when it ends. May be left out.", (CohortSettings,)),
     "schedule": (
         "Whether clients work in rounds. May be left out: `synchronous`.",
-        (f.SynchronousSchedule, f.BufferedSchedule),
+        (SynchronousSchedule, BufferedSchedule),
     ),
-    "privacy": ("Bounds on what an update may hold. May be left out.", (f.PrivacySettings,)),
+    "privacy": ("Bounds on what an update may hold. May be left out.", (PrivacySettings,)),
     "evaluation": (
         "What is measured, where, and what it decides. May be left out.",
-        (f.EvaluationSettings,),
+        (EvaluationSettings,),
     ),
     "baselines": (
         "Compared with the federation after the last round. May be left out.",
-        (f.BaselineSettings,),
+        (BaselineSettings,),
     ),
 }
 
 MEANINGS: dict[type[BaseModel], dict[str, str]] = {
-    f.FederationSettings: {
+    FederationSettings: {
         "name": "of the run",
         "seed": "of everything random; replaced by `--seed N`",
         "rounds": "fewer if `evaluation.patience` ends the run",
     },
-    f.BaseModelSettings: {
+    BaseModelSettings: {
         "revision": "of a hub name",
         "sha256": "what the base's files must hash to",
         "quantization": "of the base; needs a CUDA GPU and bitsandbytes",
     },
-    f.SequenceClassificationModel: {
+    SequenceClassificationModel: {
         "head": "outputs of a trained head go to labels of their names; output k is label k; it starts anew",
     },
-    f.BaseAdapter: {
+    BaseAdapter: {
         "head_bits": "a fresh head in units of 2^head_bits, [for methods along random "
         "directions](../guides/low-memory.md#what-makes-it-work) (5 or 6)",
     },
-    f.VectorModel: {"size": "values of the vector"},
-    f.LoraAdapter: {
+    VectorModel: {"size": "values of the vector"},
+    LoraAdapter: {
         "rank": "r",
         "alpha": "the change of weight is s·B·A with s = alpha/r",
         "target_modules": 'the ends of module names, or `["all-linear"]`',
@@ -187,25 +212,25 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "dora": "train the rows' magnitudes too (arXiv 2402.09353)",
         "dropout": "on the input of A while training",
     },
-    f.PromptAdapter: {"tokens": "virtual tokens"},
-    f.PrefixAdapter: {"tokens": "virtual tokens of every layer"},
-    f.Ia3Adapter: {
+    PromptAdapter: {"tokens": "virtual tokens"},
+    PrefixAdapter: {"tokens": "virtual tokens of every layer"},
+    Ia3Adapter: {
         "target_modules": "the ends of module names",
         "feedforward_modules": "those of them whose input is rescaled, not the output",
     },
-    f.ColumnPartition: {"column": "its value is the client's name"},
-    f.IidPartition: {"clients": "how many"},
-    f.DirichletPartition: {
+    ColumnPartition: {"column": "its value is the client's name"},
+    IidPartition: {"clients": "how many"},
+    DirichletPartition: {
         "clients": "how many",
         "alpha": "small: each client has few labels; large: all alike",
         "min_examples": "of every client; the shares are drawn again until they fit",
     },
-    f.QuantityPartition: {
+    QuantityPartition: {
         "clients": "how many",
         "alpha": "small: very unequal sizes; large: all alike",
         "min_examples": "of every client; the shares are drawn again until they fit",
     },
-    f.BaseData: {
+    BaseData: {
         "partition": "who has which rows, see below",
         "max_tokens": "longer texts are cut; running text is cut into windows",
         "validation_fraction": "of each client's rows, drawn once",
@@ -213,20 +238,20 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "max_test_examples": "as many of the test file's examples (of a causal model: windows)",
         "fraction": "keep this share of each client's rows, drawn once",
     },
-    f.ClassificationData: {
+    ClassificationData: {
         "text": "the column of the text",
         "label": "the column of the label",
         "labels": "all labels, in the order of the model's outputs; whole numbers and booleans stand for "
         "their names",
     },
-    f.CausalLMData: {"text": "the column of the text"},
-    f.InstructionData: {
+    CausalLMData: {"text": "the column of the text"},
+    InstructionData: {
         "prompt": "the column of the prompt",
         "answer": "the column of the answer",
         "messages": "a column with lists of `role` and `content`, in place of prompt and answer",
         "system": "a system message before every prompt",
     },
-    f.NoData: {"clients": "how many", "examples": "of each"},
+    NoData: {"clients": "how many", "examples": "of each"},
     a.Method: {"training": "as `[training]`"},
     t.MinibatchTraining: {
         "batch_size": "examples of one step",
@@ -238,7 +263,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "pro": "FedKSeed-Pro: draw a seed the more often the steeper all clients found it; half a byte down "
         "for each seed",
     },
-    f.MeanStrategy: {
+    MeanStrategy: {
         "noise": "whether updates of a mixed round weigh by [how far and how noisily their method "
         "gets](../guides/low-memory.md#mixed-rounds)",
     },
@@ -263,29 +288,29 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "gradient_checkpointing": "less memory, more time, the same bits",
     },
     t.NoopTraining: {"scale": "standard deviation of the random change"},
-    f.DenseCodec: {"dtype": "4 or 2 bytes a value"},
-    f.CompeftCodec: {
+    DenseCodec: {"dtype": "4 or 2 bytes a value"},
+    CompeftCodec: {
         "error_feedback": "a client adds to its next update what this one dropped",
     },
-    f.BaseStrategy: {
+    BaseStrategy: {
         "space": "`factors`: A and B are trained and merged; `ffa`: A is frozen and shared",
         "weighting": "a client weighs as many as its training examples (at most 2²⁴), or 1",
         "server_learning_rate": "η in x ← x + η·m",
         "server_momentum": "β in m ← β·m + Δ",
     },
-    f.TiesStrategy: {
+    TiesStrategy: {
         "allow_factors": "permit space `factors`, where it merges noise of the basis",
         "density": "fraction of each delta's values that take part",
     },
-    f.FisherStrategy: {"allow_factors": "permit space `factors`, where it merges noise of the basis"},
-    f.CohortSettings: {
+    FisherStrategy: {"allow_factors": "permit space `factors`, where it merges noise of the basis"},
+    CohortSettings: {
         "clients_per_round": "how many are asked, drawn anew each round; all if absent. "
         "Schedule `buffered`: how many work at once",
         "min_clients": "a round with fewer accepted updates does not close: on a server it waits, "
         "a simulation stops; the state is kept",
         "deadline_s": "seconds after which a round closes with who answered; never if absent",
     },
-    f.EvaluationSettings: {
+    EvaluationSettings: {
         "every": "rounds between evaluations, the last round always; 0: never",
         "deadline_s": "seconds after which an evaluation ends with who answered; absent: "
         "`cohort.deadline_s`, else 3600 on a server. [What depends on it](../how-to/choose-a-schedule.md)",
@@ -293,9 +318,9 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "metric": "which one decides; absent: `perplexity` of a causal model, else `accuracy`",
         "batch_size": "examples at once",
     },
-    f.PrivacySettings: {
+    PrivacySettings: {
         "clip_l2": "bound on an update's L2 norm, which clients keep and the server checks; adds no noise"
     },
-    f.BaselineSettings: {"majority": "always the most frequent training label"},
+    BaselineSettings: {"majority": "always the most frequent training label"},
 }
 """Meanings of keys whose settings carry no description, or a longer one than this page needs, by class."""

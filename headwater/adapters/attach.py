@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headwater.adapters.base import Base
 from headwater.adapters.reports import listening
-from headwater.config.federation import Adapter, Ia3Adapter, LoraAdapter, PrefixAdapter, PromptAdapter
+from headwater.config.adapter import Adapter, Ia3Adapter, LoraAdapter, PrefixAdapter, PromptAdapter
 from headwater.config.traits import AdapterTraits
 from headwater.errors import ModelError
 from headwater.merging.coverage import layer_of

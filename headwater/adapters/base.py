@@ -25,7 +25,7 @@ from headwater.adapters.head import last_layer, match_head, move_rows
 from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.adapters.reports import listening
 from headwater.adapters.weights import hash_base, hashed_files, resolve_base
-from headwater.config.federation import MODELS, CausalLMModel, EncoderModel, SequenceClassificationModel
+from headwater.config.model import MODELS, CausalLMModel, EncoderModel, SequenceClassificationModel
 from headwater.errors import MissingDependency, ModelError
 from headwater.merging.coverage import layer_of
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headwater.adapters.base import PER_LAYER
-from headwater.config.federation import MODELS
+from headwater.config.model import MODELS
 
 _CLASSES = {
     "encoder": "AutoModel",

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from headwater.config.federation import InstructionData
+from headwater.config.data import InstructionData
 from headwater.errors import StorageError
 from headwater.state import AdapterState
 

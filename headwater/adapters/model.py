@@ -24,11 +24,8 @@ from headwater.adapters.reading.segments import separator_of
 from headwater.adapters.reading.settings import Reading
 from headwater.adapters.trainable_names import module_of, named_trainables
 from headwater.config import LoadedFederation
-from headwater.config.federation import (
-    Adapter,
-    LoraAdapter,
-    VectorModel,
-)
+from headwater.config.adapter import Adapter, LoraAdapter
+from headwater.config.model import VectorModel
 from headwater.errors import ModelError
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec

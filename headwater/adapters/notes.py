@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from headwater.adapters.base import PretrainedSettings
 from headwater.adapters.export import FORMAT, NOTES
-from headwater.config.federation import MODELS
+from headwater.config.model import MODELS
 from headwater.errors import ModelError
 
 _SETTINGS: TypeAdapter[PretrainedSettings] = TypeAdapter(PretrainedSettings)

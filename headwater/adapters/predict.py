@@ -21,7 +21,7 @@ from headwater.adapters.reading.chat_template import Messages
 from headwater.adapters.reading.segments import separator_of
 from headwater.adapters.reading.settings import Reading, ends_of
 from headwater.adapters.reports import listening
-from headwater.config.federation import InstructionData
+from headwater.config.data import InstructionData
 from headwater.errors import DataError, ModelError
 
 _UNRECORDED = 512

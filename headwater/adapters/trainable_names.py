@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from transformers.pytorch_utils import Conv1D
 
 from headwater.adapters.network import Network
-from headwater.config.federation import Adapter
+from headwater.config.adapter import Adapter
 from headwater.errors import ModelError
 from headwater.state import Role, TensorSpec
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from headwater.cli.data_view import Checked, as_dict, show
 from headwater.config import load_federation
-from headwater.config.federation import LABELLED, ClassificationData, ColumnPartition, NoData
+from headwater.config.data import LABELLED, ClassificationData, ColumnPartition, NoData
 from headwater.config.load import LoadedFederation, load_data
 from headwater.data.files.folders import Sources, sources
 from headwater.data.files.formats import read_chunks

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.cli.data_view import Checked
-from headwater.config.federation import ClassificationData
+from headwater.config.data import ClassificationData
 from headwater.config.load import LoadedFederation
 from headwater.data.batches import IGNORED, Example
 from headwater.data.federated import FederatedData

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from headwater.cli.fitting import FittingTable
-from headwater.config.federation import ClassificationData
+from headwater.config.data import ClassificationData
 from headwater.data.files.layouts import RowData
 from headwater.data.files.problems import Problems
 from headwater.data.remarks import contradictions, duplicates, line_breaks, rows_of, unread_columns

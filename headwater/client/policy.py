@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from headwater.client.usage import DayUsage
+from headwater.config.adapter import LoraAdapter
 from headwater.config.agent import PolicySettings
-from headwater.config.federation import Federation, LoraAdapter
+from headwater.config.federation import Federation
 from headwater.config.training import Training
 from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import EvaluateRequest, Request, TrainRequest

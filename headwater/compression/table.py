@@ -9,7 +9,7 @@ from headwater.compression.codec import Codec
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.logquant import LogQuantCodec
-from headwater.config import federation
+from headwater.config import codec as settings_of
 from headwater.config.settings import Settings
 from headwater.errors import ConfigError, DecodeError
 
@@ -19,13 +19,13 @@ _BY_ID: Mapping[str, Codec] = {
 
 
 CODECS: Mapping[type[Settings], Callable[[Any], Codec]] = {
-    federation.DenseCodec: lambda settings: DenseCodec(settings.dtype),
-    federation.CompeftCodec: lambda settings: CompeftCodec(settings.density, settings.alpha),
+    settings_of.DenseCodec: lambda settings: DenseCodec(settings.dtype),
+    settings_of.CompeftCodec: lambda settings: CompeftCodec(settings.density, settings.alpha),
 }
 """What encodes as the settings of this class ask."""
 
 
-def codec_for(settings: federation.Codec) -> Codec:
+def codec_for(settings: settings_of.Codec) -> Codec:
     """The codec that ``[codec]`` asks for.
 
     Raises:

@@ -5,18 +5,14 @@ Each table is right by itself when this is asked; here are the rules between tab
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from headwater.config.assignment import DEFAULT
+from headwater.config.tables import FederationTables
 from headwater.config.training import Training
-
-if TYPE_CHECKING:
-    from headwater.config.federation import Federation
 
 MAX_METHODS, MAX_METHOD_NAME = 64, 64
 
 
-def require_consistent(federation: Federation) -> None:
+def require_consistent(federation: FederationTables) -> None:
     """Refuse settings that contradict each other.
 
     Raises:
@@ -52,7 +48,7 @@ def require_consistent(federation: Federation) -> None:
         raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{adapter.kind}'")
 
 
-def _methods(federation: Federation) -> None:
+def _methods(federation: FederationTables) -> None:
     """Every method can be used, and be merged with the others."""
     if bad := [name for name in federation.methods if name == DEFAULT or not name.isidentifier()]:
         raise ValueError(f"methods.{bad[0]}: a name of letters, digits and _ other than '{DEFAULT}'")
@@ -115,7 +111,7 @@ def _methods(federation: Federation) -> None:
             )
 
 
-def _cohort(federation: Federation) -> None:
+def _cohort(federation: FederationTables) -> None:
     """A round, or a version, can end as the file asks."""
     cohort, schedule = federation.cohort, federation.schedule
     per_round, target, least = cohort.clients_per_round, cohort.target_clients, cohort.min_clients
@@ -136,7 +132,7 @@ def _cohort(federation: Federation) -> None:
         raise ValueError(f"cohort.target_clients {target} is above cohort.clients_per_round {per_round}")
 
 
-def _measurable(federation: Federation) -> None:
+def _measurable(federation: FederationTables) -> None:
     """What is to be measured can be: found out here, not after the last round."""
     data, wanted, metric = federation.data, federation.baselines, federation.evaluation.metric
     tokens = not federation.model.classifies
@@ -157,7 +153,7 @@ def _measurable(federation: Federation) -> None:
         raise ValueError("evaluation.patience needs evaluations: data.test, or clients that evaluate")
 
 
-def _layered(federation: Federation) -> bool:
+def _layered(federation: FederationTables) -> bool:
     """Whether the adapter has tensors of single layers."""
     return federation.adapter is not None and federation.adapter.layered
 

@@ -13,7 +13,8 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from headwater.config.federation import Data, Federation
+from headwater.config.data import Data
+from headwater.config.federation import Federation
 from headwater.config.settings import Settings, in_words
 from headwater.errors import ConfigError
 

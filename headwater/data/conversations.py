@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headwater.config.federation import InstructionData
+from headwater.config.data import InstructionData
 from headwater.data.files.layouts import Layout, layout_of
 from headwater.data.files.table import Table, require_unicode
 from headwater.errors import DataError

@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from headwater.config.federation import NoData
+from headwater.config.data import NoData
 from headwater.config.load import LoadedFederation
 from headwater.data.batches import Example
 from headwater.data.files.layouts import RowData

@@ -10,7 +10,7 @@ import math
 import re
 from functools import lru_cache
 
-from headwater.config.federation import ClassificationData
+from headwater.config.data import ClassificationData
 from headwater.data.files.table import Table
 from headwater.errors import DataError
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from headwater.config.federation import ClassificationData, ColumnPartition, InstructionData
+from headwater.config.data import ClassificationData, ColumnPartition, InstructionData
 from headwater.config.load import LoadedFederation
 from headwater.data.conversations import conversation_of
 from headwater.data.files.folders import Sources, sources

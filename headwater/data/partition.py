@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from headwater.config.federation import (
+from headwater.config.data import (
     ColumnPartition,
     DirichletPartition,
     FilesPartition,

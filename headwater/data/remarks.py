@@ -10,12 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from headwater.config.federation import (
-    ClassificationData,
-    ColumnPartition,
-    DirichletPartition,
-    InstructionData,
-)
+from headwater.config.data import ClassificationData, ColumnPartition, DirichletPartition, InstructionData
 from headwater.data.conversations import messages_of
 from headwater.data.files.folders import Sources, is_split_name
 from headwater.data.files.layouts import Layout, RowData, texts_of

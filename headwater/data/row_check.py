@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from headwater.config.federation import CausalLMData, ClassificationData
+from headwater.config.data import CausalLMData, ClassificationData
 from headwater.data.batches import Example
 from headwater.data.files.layouts import RowData
 from headwater.data.files.problems import Problems

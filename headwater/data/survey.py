@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
+from headwater.config.data import CausalLMData, ClassificationData, InstructionData
 from headwater.data.conversations import conversation_of
 from headwater.data.files.layouts import Layout, RowData, layout_of, texts_of
 from headwater.data.files.problems import Problems

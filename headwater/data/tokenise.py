@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
+from headwater.config.data import CausalLMData, ClassificationData, InstructionData
 from headwater.data.batches import IGNORED, Example
 from headwater.data.conversations import conversation_of
 from headwater.data.files.layouts import texts_of

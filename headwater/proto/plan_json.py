@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from headwater.config.federation import Codec
+from headwater.config.codec import Codec
 from headwater.config.training import Training
 from headwater.errors import DecodeError
 from headwater.protocol.messages import ClientPlan, DeviceProfile, FisherPlan, MethodCost

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
-from headwater.config.federation import Codec
+from headwater.config.codec import Codec
 from headwater.config.training import Training
 from headwater.errors import ConfigError, UpdateRejected
 from headwater.protocol.failures import UNSPECIFIED, Failure, FailureCode, coded

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from headwater.config.federation import Federation, NoData
+from headwater.config.data import NoData
+from headwater.config.federation import Federation
 from headwater.errors import DecodeError
 from headwater.protocol.messages import ClientProfile, Evaluation
 from headwater.text import LOWER_IS_BETTER

@@ -20,7 +20,7 @@ from pathlib import Path
 from headwater.config import LoadedFederation
 from headwater.config.agent import NAME
 from headwater.config.assignment import simulated_memory_mb
-from headwater.config.federation import ClassificationData, NoData
+from headwater.config.data import ClassificationData, NoData
 from headwater.data.files.formats import read_rows
 from headwater.data.partition import partition
 from headwater.errors import ConnectionLost, DataError, FederationStopped

@@ -13,7 +13,7 @@ from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.adapters.weights import resolve_base
 from headwater.client.agent.agent import is_running
 from headwater.config import LoadedFederation
-from headwater.config.federation import VectorModel
+from headwater.config.model import VectorModel
 from headwater.data.federated import FederatedData
 from headwater.errors import FederationStopped
 from headwater.seeds.keys import Key

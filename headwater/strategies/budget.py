@@ -10,7 +10,7 @@ from headwater.compression.reader import varint
 from headwater.compression.seed_update import scalars_max_bytes
 from headwater.compression.table import codec_for
 from headwater.compression.ternary import kept
-from headwater.config.federation import Codec, CompeftCodec
+from headwater.config.codec import Codec, CompeftCodec
 from headwater.errors import ConfigError
 from headwater.seeds.coefficients import SeedPlan
 from headwater.state import StateSpec

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from headwater.compression.seed_state import MAX_SUMS
-from headwater.config.federation import Federation, FisherStrategy
+from headwater.config.federation import Federation
+from headwater.config.strategy import FisherStrategy
 from headwater.config.training import KseedTraining, MinibatchTraining, Training
 from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Aggregator, Merged

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from headwater.config.federation import FisherStrategy, MeanStrategy, Strategy, TiesStrategy
+from headwater.config.strategy import FisherStrategy, MeanStrategy, Strategy, TiesStrategy
 from headwater.errors import ConfigError
 from headwater.merging.aggregator import Aggregator
 from headwater.merging.fisher import FisherAggregator

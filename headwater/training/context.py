@@ -13,7 +13,9 @@ import numpy.typing as npt
 import torch
 
 from headwater.config import LoadedFederation
-from headwater.config.federation import ClassificationData, Federation, NoData, VectorModel
+from headwater.config.data import ClassificationData, NoData
+from headwater.config.federation import Federation
+from headwater.config.model import VectorModel
 from headwater.config.training import Training
 from headwater.data.batches import Example
 from headwater.data.opened import reads_pairs

@@ -11,7 +11,7 @@ from functools import partial
 
 from headwater.adapters.predict import Predictor
 from headwater.adapters.reading.settings import Reading
-from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
+from headwater.config.data import CausalLMData, ClassificationData, InstructionData
 from headwater.data.batches import Example
 from headwater.data.conversations import conversation_of
 from headwater.data.files.layouts import layout_of, texts_of

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from headwater.adapters.base import load_base
 from headwater.adapters.weights import hash_base
-from headwater.config.federation import CausalLMModel, EncoderModel, SequenceClassificationModel
+from headwater.config.model import CausalLMModel, EncoderModel, SequenceClassificationModel
 from headwater.errors import ModelError
 from tests.support.tiny_models import tiny_bert, tiny_llama
 

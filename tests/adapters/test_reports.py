@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from headwater.adapters.base import load_base
 from headwater.adapters.reports import listening
-from headwater.config.federation import CausalLMModel, EncoderModel, SequenceClassificationModel
+from headwater.config.model import CausalLMModel, EncoderModel, SequenceClassificationModel
 from headwater.errors import ModelError, StorageError
 from tests.support.tiny_models import tiny_bert, tiny_llama
 

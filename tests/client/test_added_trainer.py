@@ -14,7 +14,7 @@ from headwater.client.execution.execute import execute
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import MemoryStore
 from headwater.config import load_federation
-from headwater.config.federation import DenseCodec as DenseSettings
+from headwater.config.codec import DenseCodec as DenseSettings
 from headwater.config.training import MinibatchTraining
 from headwater.errors import UpdateRejected
 from headwater.proto.wire import decode_reply, encode_reply

@@ -3,7 +3,9 @@ import pytest
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.table import codec_by_id, codec_for
-from headwater.config import federation
+from headwater.config.codec import CodecSettings
+from headwater.config.codec import CompeftCodec as CompeftCodecSettings
+from headwater.config.codec import DenseCodec as DenseCodecSettings
 from headwater.errors import ConfigError, DecodeError
 
 
@@ -20,22 +22,22 @@ def test_unknown_id(id):
 
 
 def test_settings_reach_the_codec():
-    codec = codec_for(federation.CompeftCodec(kind="compeft", density=0.1, alpha=2.0))
+    codec = codec_for(CompeftCodecSettings(kind="compeft", density=0.1, alpha=2.0))
     assert isinstance(codec, CompeftCodec)
     assert (codec.density, codec.alpha) == (0.1, 2.0)
-    dense = codec_for(federation.DenseCodec(kind="dense", dtype="bf16"))
+    dense = codec_for(DenseCodecSettings(kind="dense", dtype="bf16"))
     assert isinstance(dense, DenseCodec)
     assert dense.id == "dense-bf16.v1"
 
 
 def test_every_default_codec_can_be_decoded():
-    settings = federation.CodecSettings()
+    settings = CodecSettings()
     for codec in (codec_for(settings.up), codec_for(settings.down)):
         assert type(codec_by_id(codec.id)) is type(codec)
 
 
 def test_settings_without_a_codec_are_refused_by_name():
-    class Zip(federation.DenseCodec):
+    class Zip(DenseCodecSettings):
         """A kind that nobody entered in the table."""
 
     with pytest.raises(ConfigError, match="CompeftCodec, got Zip"):

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from headwater.adapters.reading.tokenizer import TextTokenizer
-from headwater.config.federation import CausalLMData, ClassificationData, IidPartition, InstructionData
+from headwater.config.data import CausalLMData, ClassificationData, IidPartition, InstructionData
 from headwater.data.batches import IGNORED
 from headwater.data.conversations import messages_of
 from headwater.data.row_report import RowReport

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from google.protobuf.descriptor import FieldDescriptor
 
 from headwater.config import load_federation
-from headwater.config.federation import CompeftCodec
+from headwater.config.codec import CompeftCodec
 from headwater.config.training import NoopTraining
 from headwater.flower import RECORD, assume_task_identity, pack
 from headwater.proto import wire

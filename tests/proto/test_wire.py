@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headwater.config.codec import CompeftCodec, DenseCodec
 from headwater.config.consistency import MAX_METHOD_NAME, MAX_METHODS
-from headwater.config.federation import CompeftCodec, DenseCodec
 from headwater.config.training import BackpropTraining, KseedTraining, NoopTraining
 from headwater.errors import DecodeError
 from headwater.proto import plan_json, wire

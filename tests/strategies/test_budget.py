@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.seed_update import scalars_max_bytes
-from headwater.config import federation
+from headwater.config.codec import Codec
+from headwater.config.codec import CompeftCodec as CompeftCodecSettings
+from headwater.config.codec import DenseCodec as DenseCodecSettings
 from headwater.errors import ConfigError
 from headwater.seeds.coefficients import SeedPlan
 from headwater.seeds.keys import Key
@@ -20,7 +22,7 @@ KEY = Key.root(1)
 SPEC = StateSpec.of(
     [TensorSpec("a", (8, 384), "lora_a"), TensorSpec("b", (384, 8), "lora_b"), TensorSpec("c", (5,), "head")]
 )
-COMPEFT = federation.CompeftCodec(kind="compeft", density=0.5)
+COMPEFT = CompeftCodecSettings(kind="compeft", density=0.5)
 
 
 def size(density: float, values: torch.Tensor, spec: StateSpec = SPEC) -> int:
@@ -36,7 +38,7 @@ def normal(seed: int, spec: StateSpec = SPEC) -> torch.Tensor:
 @given(st.integers(600, 3000), st.integers(0, 10**6))
 def test_no_update_is_longer_and_little_room_is_left(most: int, seed: int) -> None:
     codec = codec_within(COMPEFT, SPEC, most, "m", seeds=None)
-    assert isinstance(codec, federation.CompeftCodec)
+    assert isinstance(codec, CompeftCodecSettings)
     found = size(codec.density, normal(seed)) + ENVELOPE_BYTES
     assert found <= most
     assert codec.density == 0.5 or found >= most - 24
@@ -45,7 +47,7 @@ def test_no_update_is_longer_and_little_room_is_left(most: int, seed: int) -> No
 def test_signs_in_equal_parts_are_the_worst_case() -> None:
     values = normal(5)
     codec = codec_within(COMPEFT, SPEC, 900, "m", seeds=None)
-    assert isinstance(codec, federation.CompeftCodec)
+    assert isinstance(codec, CompeftCodecSettings)
     assert size(codec.density, values.abs()) < size(codec.density, values) <= 900 - ENVELOPE_BYTES
 
 
@@ -57,12 +59,12 @@ def test_a_codec_that_fits_stays() -> None:
     ("codec", "seeds"),
     [
         (COMPEFT, None),
-        (federation.DenseCodec(kind="dense"), None),
+        (DenseCodecSettings(kind="dense"), None),
         (COMPEFT, SeedPlan(0, 4096, "rademacher", 20, 200)),
     ],
 )
 def test_a_budget_that_cannot_be_kept_is_refused_and_the_least_is_named(
-    codec: federation.Codec, seeds: SeedPlan | None
+    codec: Codec, seeds: SeedPlan | None
 ) -> None:
     with pytest.raises(ConfigError, match=r"methods\.m\.max_bytes_up.*at least (\d+) bytes") as caught:
         codec_within(codec, SPEC, 520, "methods.m", seeds=seeds)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.config.training import BlackboxTraining, NoopTraining
 from headwater.errors import TrainingError
 from headwater.protocol.messages import ClientPlan

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.config.training import DecomflTraining, MezoTraining
 from headwater.errors import SpecMismatch, TrainingError
 from headwater.protocol.messages import ClientPlan

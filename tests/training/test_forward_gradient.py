@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.config.training import ForwardGradientTraining, NoopTraining, SpryTraining
 from headwater.errors import SpecMismatch, TrainingError
 from headwater.merging.coverage import covered

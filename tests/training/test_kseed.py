@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.config.training import KseedTraining, MezoTraining
 from headwater.errors import SpecMismatch, TrainingError
 from headwater.merging.mean import MeanAggregator

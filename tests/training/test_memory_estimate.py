@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter
 
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.config.training import Training
 from headwater.errors import TrainingError
 from headwater.merging.coverage import last_layers

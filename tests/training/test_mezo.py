@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.config.training import KseedTraining, MezoTraining
 from headwater.data.batches import collate
 from headwater.errors import SpecMismatch, TrainingError

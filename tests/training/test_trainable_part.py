@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headwater.adapters.adamw8bit import adamw8bit
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.config.training import BackpropTraining
 from headwater.data.batches import collate
 from headwater.errors import MissingDependency

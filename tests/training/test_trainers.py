@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.config.training import BackpropTraining, NoopTraining
 from headwater.errors import ModelError, SpecMismatch, TrainingError
 from headwater.protocol.messages import ClientPlan, FisherPlan

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.config.training import DecomflTraining, KseedTraining, MezoTraining
 from headwater.protocol.messages import ClientPlan
 from headwater.seeds.coefficients import SeedCoefficients, SeedPlan, directions_of

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from headwater.adapters.reading.chat_template import clock
 from headwater.adapters.reading.tokenizer import TextTokenizer
-from headwater.config.federation import CausalLMData, ClassificationData, Federation, InstructionData, NoData
+from headwater.config.data import CausalLMData, ClassificationData, InstructionData, NoData
+from headwater.config.federation import Federation
 from headwater.errors import ModelError
 from headwater.seeds.keys import Key
 

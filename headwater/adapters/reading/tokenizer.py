@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from headwater.adapters.reading.chat import Chat, ChatTokens
 from headwater.adapters.reading.chat_template import ChatTemplate, Messages
 from headwater.adapters.reading.plain_text import PlainText
-from headwater.config.federation import TEMPLATE_DATE
+from headwater.config.data import TEMPLATE_DATE
 from headwater.errors import DataError, ModelError
 
 _RARE = "\ufffd\u2603\U00012000\ufdd0"

@@ -128,7 +128,7 @@ def _files(options: argparse.Namespace) -> tuple[AgentSettings | None, LoadedFed
         raise ConfigError(
             "headwater client profile", expected="CONFIG, the agent's or a federation's file", got="nothing"
         )
-    from headwater.config.federation import VectorModel
+    from headwater.config.model import VectorModel
 
     if options.federation is None:
         return None, load_federation(options.config)

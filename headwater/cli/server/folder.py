@@ -184,7 +184,8 @@ def _renew(options: argparse.Namespace) -> int:
 
 def _tell_moved(loaded: LoadedFederation, folder: Path) -> None:
     """Which relative paths of a federation file that was copied to ``folder`` lead nowhere from there."""
-    from headwater.config.federation import NoData, VectorModel
+    from headwater.config.data import NoData
+    from headwater.config.model import VectorModel
 
     settings = loaded.settings
     paths = {} if isinstance(settings.model, VectorModel) else {"model.path": settings.model.path}

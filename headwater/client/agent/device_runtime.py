@@ -11,8 +11,9 @@ from headwater.client.agent.advice import for_owner
 from headwater.client.agent.known_runs import KnownRun
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.policy import Policy
-from headwater.config.federation import ClassificationData, VectorModel
+from headwater.config.data import ClassificationData
 from headwater.config.load import LoadedFederation
+from headwater.config.model import VectorModel
 from headwater.data.federated import FederatedData
 from headwater.errors import DataError
 from headwater.seeds.keys import Key

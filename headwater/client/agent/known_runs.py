@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from headwater.config.federation import Federation, VectorModel
+from headwater.config.federation import Federation
 from headwater.config.load import LoadedFederation
+from headwater.config.model import VectorModel
 from headwater.errors import DecodeError, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.failures import FailureCode, coded

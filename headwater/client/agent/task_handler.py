@@ -22,7 +22,7 @@ from headwater.client.agent.worker import WorkerDied
 from headwater.client.policy import Policy
 from headwater.client.usage import Usage
 from headwater.config.agent import AgentSettings
-from headwater.config.federation import VectorModel
+from headwater.config.model import VectorModel
 from headwater.errors import DecodeError, HeadwaterError, StorageError
 from headwater.proto.wire import (
     decode_reply,

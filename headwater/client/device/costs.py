@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from headwater.config.assignment import AssignedByPlanner
-from headwater.config.federation import Federation, NoData
+from headwater.config.data import NoData
+from headwater.config.federation import Federation
 from headwater.config.training import Training
 from headwater.errors import HeadwaterError
 from headwater.merging.coverage import last_layers

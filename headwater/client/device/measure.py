@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from headwater.config.federation import Federation, NoData
+from headwater.config.data import NoData
+from headwater.config.federation import Federation
 from headwater.config.load import LoadedFederation
 from headwater.errors import HeadwaterError, TrainingError
 from headwater.protocol.failures import how_ended

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from headwater.config.federation import CausalLMData, ClassificationData, InstructionData
+from headwater.config.data import CausalLMData, ClassificationData, InstructionData
 from headwater.data.files.table import Table
 from headwater.errors import DataError
 

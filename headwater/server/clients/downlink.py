@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from headwater.compression.seed_state import MAX_SUMS, encode_sums
 from headwater.compression.table import codec_for
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.errors import HeadwaterError
 from headwater.protocol.failures import FailureCode, reported_code
 from headwater.protocol.messages import Payload

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from headwater.config.federation import EVALUATION_S, Federation
+from headwater.config.evaluation import EVALUATION_S
+from headwater.config.federation import Federation
 from headwater.data.batches import Example
 from headwater.errors import DecodeError, HeadwaterError, TrainingError
 from headwater.proto.wire import decode_reply

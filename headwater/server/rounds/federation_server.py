@@ -266,7 +266,8 @@ class FederationServer:
     def _need(self) -> int:
         """How many clients must be there for a round."""
         schedule, least = self._settings.schedule, self._settings.cohort.min_clients
-        return max(least, schedule.buffer or 0)
+        buffer: int = schedule.buffer or 0
+        return max(least, buffer)
 
     def _missing(self, members: ClientPool) -> Mapping[str, str]:
         """Who is not counted among those that can train, and why."""

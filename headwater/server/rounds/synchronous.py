@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from headwater.config.federation import BufferedSchedule, Federation
+from headwater.config.federation import Federation
+from headwater.config.schedule import BufferedSchedule
 from headwater.errors import FederationStopped, HeadwaterError, UpdateRejected
 from headwater.merging.aggregator import Merged
 from headwater.protocol.buffered import BufferedCoordinator, staleness_weight

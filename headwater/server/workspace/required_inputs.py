@@ -6,7 +6,8 @@ from pathlib import Path
 
 from headwater.adapters.weights import HUB_NAME
 from headwater.config import LoadedFederation
-from headwater.config.federation import NoData, VectorModel
+from headwater.config.data import NoData
+from headwater.config.model import VectorModel
 from headwater.errors import ConfigError, DataError, ModelError
 
 HUB_S = 5.0

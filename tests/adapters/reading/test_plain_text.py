@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from headwater.adapters.reading.settings import Reading
 from headwater.adapters.reading.tokenizer import TextTokenizer
-from headwater.config.federation import CausalLMData
+from headwater.config.data import CausalLMData
 from headwater.errors import DataError, ModelError
 from headwater.seeds.keys import Key
 from tests.support.tiny_models import tiny_bert, tiny_gpt2, tiny_llama

@@ -13,8 +13,8 @@ from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.table import codec_for
 from headwater.config import load_federation
-from headwater.config.federation import CompeftCodec as CompeftSettings
-from headwater.config.federation import DenseCodec as DenseSettings
+from headwater.config.codec import CompeftCodec as CompeftSettings
+from headwater.config.codec import DenseCodec as DenseSettings
 from headwater.errors import DataError, StorageError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import (

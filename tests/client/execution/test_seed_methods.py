@@ -16,8 +16,8 @@ from headwater.compression.dense import DenseCodec
 from headwater.compression.seed_state import encode_sums
 from headwater.compression.seed_update import decode_scalars
 from headwater.config import load_federation
-from headwater.config.federation import CompeftCodec as CompeftSettings
-from headwater.config.federation import DenseCodec as DenseSettings
+from headwater.config.codec import CompeftCodec as CompeftSettings
+from headwater.config.codec import DenseCodec as DenseSettings
 from headwater.config.training import KseedTraining, MezoTraining
 from headwater.errors import ConfigError, ModelError
 from headwater.merging.coverage import covered

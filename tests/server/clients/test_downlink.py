@@ -8,7 +8,7 @@ import torch
 
 from headwater.compression.seed_state import MAX_SUMS, SEEDS, decode_sums
 from headwater.compression.table import codec_by_id
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.errors import UpdateRejected
 from headwater.protocol.failures import FailureCode, coded
 from headwater.seeds.directions import Directions

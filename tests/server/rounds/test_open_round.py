@@ -11,7 +11,7 @@ import torch
 
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.seed_update import encode_scalars
-from headwater.config.federation import DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.errors import HeadwaterError
 from headwater.proto.wire import encode_reply
 from headwater.protocol.failures import Failure, FailureCode

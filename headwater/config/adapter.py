@@ -1,0 +1,72 @@
+"""``[adapter]``: what is trained beside the frozen base, one class a kind."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from headwater.config.traits import AdapterTraits
+
+
+class BaseAdapter(AdapterTraits):
+    """What every adapter has."""
+
+    head_bits: int = Field(
+        default=0,
+        ge=0,
+        le=12,
+        description="a fresh head travels and moves in units of 2^head_bits: methods along random directions "
+        "then take steps so much longer in it than in the adapter, as its steeper loss needs (5 or 6)",
+    )
+
+
+class LoraAdapter(BaseAdapter):
+    """LoRA (arXiv 2106.09685), with rsLoRA (2312.03732) and DoRA (2402.09353) as flags."""
+
+    layered: ClassVar[bool] = True
+    has_factors: ClassVar[bool] = True
+    kind: Literal["lora"]
+    rank: int = Field(default=8, ge=1, le=1024)
+    alpha: float = Field(default=16.0, gt=0)
+    target_modules: tuple[str, ...] = ("query", "value")
+    layers: tuple[int, ...] | None = Field(default=None, description="only these layers; all if absent")
+    rslora: bool = False
+    dora: bool = False
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class PromptAdapter(BaseAdapter):
+    """Prompt tuning (arXiv 2104.08691): trained virtual tokens before the input."""
+
+    is_prompt: ClassVar[bool] = True
+    kind: Literal["prompt"]
+    tokens: int = Field(default=16, ge=1, le=4096)
+
+    @property
+    def virtual_tokens(self) -> int:  # noqa: D102 - inherited
+        return self.tokens
+
+
+class PrefixAdapter(BaseAdapter):
+    """Prefix tuning (arXiv 2101.00190): trained keys and values in every layer."""
+
+    checkpoints: ClassVar[bool] = False  # transformers' cache and checkpointing exclude each other
+    kind: Literal["prefix"]
+    tokens: int = Field(default=16, ge=1, le=4096)
+
+    @property
+    def virtual_tokens(self) -> int:  # noqa: D102 - inherited
+        return self.tokens
+
+
+class Ia3Adapter(BaseAdapter):
+    """IA3 (arXiv 2205.05638): trained rescaling of activations."""
+
+    layered: ClassVar[bool] = True
+    kind: Literal["ia3"]
+    target_modules: tuple[str, ...]
+    feedforward_modules: tuple[str, ...] = ()
+
+
+Adapter = Annotated[LoraAdapter | PromptAdapter | PrefixAdapter | Ia3Adapter, Field(discriminator="kind")]

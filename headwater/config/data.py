@@ -1,0 +1,157 @@
+"""``[data]`` and its ``[data.partition]``: where rows lie and who owns them."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from headwater.config.settings import Settings, by_kind
+from headwater.config.traits import DataTraits
+
+
+class ColumnPartition(Settings):
+    """One client per value of a column."""
+
+    kind: Literal["column"]
+    column: str
+
+
+class FilesPartition(Settings):
+    """``data.path`` is a folder with one file per client, named after it."""
+
+    kind: Literal["files"]
+
+
+class IidPartition(Settings):
+    """Rows dealt at random into equal shares."""
+
+    kind: Literal["iid"]
+    clients: int = Field(ge=1, le=1_000_000)
+
+
+class DirichletPartition(Settings):
+    """For each label, shares of the clients from Dirichlet(alpha) (arXiv 1909.06335)."""
+
+    kind: Literal["dirichlet"]
+    clients: int = Field(ge=1, le=1_000_000)
+    alpha: float = Field(gt=0)
+    column: str | None = Field(default=None, description="the label column if absent")
+    min_examples: int = Field(default=10, ge=1)
+
+
+class QuantityPartition(Settings):
+    """Rows dealt at random into shares whose sizes follow Dirichlet(alpha)."""
+
+    kind: Literal["quantity"]
+    clients: int = Field(ge=1, le=1_000_000)
+    alpha: float = Field(gt=0)
+    min_examples: int = Field(default=10, ge=1)
+
+
+Partition = Annotated[
+    ColumnPartition | FilesPartition | IidPartition | DirichletPartition | QuantityPartition,
+    Field(discriminator="kind"),
+]
+
+
+class BaseData(DataTraits):
+    """What every kind of data has."""
+
+    path: str = Field(
+        description="a JSONL, JSON, CSV, TSV or Parquet file, a folder of them, or a `datasets` folder"
+    )
+    split: str | None = Field(
+        default=None, min_length=1, description="of a path with splits; `train` if absent"
+    )
+    test: str | None = Field(default=None, description="the server's held-out file or folder")
+    test_split: str | None = Field(
+        default=None, min_length=1, description="of a test path with splits; `test` if absent"
+    )
+    partition: Partition
+    max_tokens: int = Field(default=128, ge=2, le=1_048_576)
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    fraction: float = Field(default=1.0, gt=0, le=1, description="of each client's rows, drawn once")
+    max_examples_per_client: int | None = Field(default=None, ge=1, description="rows, drawn once")
+    max_test_examples: int | None = Field(
+        default=None, ge=1, description="of the tokenised test file (a causal model's windows), drawn once"
+    )
+
+
+class ClassificationData(BaseData):
+    """Text and label per row."""
+
+    has_labels: ClassVar[bool] = True
+    kind: Literal["classification"]
+    text: str = "text"
+    text_pair: str | None = Field(
+        default=None, description="the column of a second text, encoded as the tokenizer's pair"
+    )
+    label: str = "label"
+    labels: tuple[str, ...] = Field(min_length=2)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """Whole numbers and truth values as their names: ``[0, 1]`` is ``["0", "1"]``."""
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(
+            str(v).lower() if isinstance(v, bool) else str(v) if isinstance(v, int) else v for v in value
+        )
+
+
+class CausalLMData(BaseData):
+    """Running text per row; loss on every token; long texts are cut into windows."""
+
+    language_model: ClassVar[bool] = True
+    kind: Literal["causal-lm"]
+    text: str = "text"
+
+
+TEMPLATE_DATE = datetime.date(2024, 7, 26)
+"""What chat templates take for today unless the file says otherwise: Llama 3's own date without a clock."""
+
+
+class InstructionData(BaseData):
+    """Prompt and answer per row (or a ``messages`` column) with the model's chat template.
+
+    The loss is on the answer only.
+    """
+
+    language_model: ClassVar[bool] = True
+    kind: Literal["instruction"]
+    format: Literal["columns", "alpaca", "messages", "sharegpt"] | None = Field(
+        default=None, description="how rows hold a conversation; recognised by their columns if absent"
+    )
+    prompt: str = "prompt"
+    answer: str = "answer"
+    messages: str | None = None
+    system: str | None = None
+    date: datetime.date = Field(
+        default=TEMPLATE_DATE,
+        description="what a chat template takes for today where it writes the date, whatever day it is",
+    )
+    thinking: bool = Field(
+        default=False,
+        description="the model is asked to think before it answers; rows bring `reasoning_content`",
+    )
+
+
+class NoData(DataTraits):
+    """No data: names ``clients`` clients of ``examples`` examples, for the ``noop`` training."""
+
+    has_rows: ClassVar[bool] = False
+    test: ClassVar[None] = None
+    validation_fraction: ClassVar[float] = 0.0
+    kind: Literal["none"]
+    clients: int = Field(ge=1, le=1_000_000)
+    examples: int = Field(default=1, ge=1)
+
+
+Data = Annotated[ClassificationData | CausalLMData | InstructionData | NoData, Field(discriminator="kind")]
+
+
+LABELLED = frozenset(kind for kind, settings in by_kind(Data).items() if settings.has_labels)
+"""Every ``data.kind`` whose rows bring labels."""

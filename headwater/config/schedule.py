@@ -1,0 +1,55 @@
+"""``[cohort]`` and ``[schedule]``: who takes part in a round, and when a round ends."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from headwater.config.settings import Settings
+
+
+class CohortSettings(Settings):
+    """``[cohort]``: who takes part in a round, and when a round ends."""
+
+    clients_per_round: int | None = Field(default=None, ge=1, description="all if absent")
+    target_clients: int | None = Field(
+        default=None,
+        ge=1,
+        description="a round closes as soon as so many updates are in: over-selection, with more "
+        "`clients_per_round`",
+    )
+    min_clients: int = Field(default=1, ge=1, description="fewer accepted updates end the run")
+    deadline_s: float | None = Field(default=None, gt=0)
+    retry_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="on a server: how long after a failure a client is asked again while the round waits; "
+        "doubled each time, up to 16-fold",
+    )
+
+
+class SynchronousSchedule(Settings):
+    """Rounds: all start from the same version, and the next begins when this one has closed."""
+
+    has_rounds: ClassVar[bool] = True
+    buffer: ClassVar[int | None] = None
+    kind: Literal["synchronous"] = "synchronous"
+
+
+class BufferedSchedule(Settings):
+    """FedBuff (arXiv 2106.06639): whoever is free works; so many updates make a new version."""
+
+    has_rounds: ClassVar[bool] = False
+    kind: Literal["buffered"]
+    buffer: int = Field(ge=1, description="updates that make a new version")
+    staleness_exponent: float = Field(
+        default=0.5,
+        ge=0,
+        le=8,
+        description="a in an update's weight · (1+s)⁻ᵃ, where s new versions were made since it started",
+    )
+    max_staleness: int = Field(default=20, ge=0, description="older updates are dropped")
+
+
+Schedule = Annotated[SynchronousSchedule | BufferedSchedule, Field(discriminator="kind")]

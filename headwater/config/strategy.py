@@ -1,0 +1,59 @@
+"""``[strategy]``: how updates are merged."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from headwater.config.traits import StrategyTraits
+
+
+class BaseStrategy(StrategyTraits):
+    """What every strategy has."""
+
+    space: Literal["factors", "ffa"]
+    weighting: Literal["examples", "equal"] = "examples"
+    server_learning_rate: float = Field(default=1.0, gt=0)
+    server_momentum: float = Field(default=0.0, ge=0, lt=1)
+    value_bound: float = Field(default=16.0, gt=0, le=2**16, description="an update beyond it is refused")
+
+
+class MeanStrategy(BaseStrategy):
+    """Weighted mean of the deltas (FedAvg, arXiv 1602.05629)."""
+
+    linear: ClassVar[bool] = True
+    kind: Literal["mean"]
+    space: Literal["factors", "ffa"] = "factors"
+    noise: Literal["weigh", "ignore"] = Field(
+        default="weigh",
+        description="in a mixed round, what updates weigh depends on their method: on how far it gets, how "
+        "noisy it is and how far clients differ (generalised least squares); with one method, and with "
+        "backprop alone, nothing changes",
+    )
+
+    def weighs_methods(self) -> bool:  # noqa: D102 - inherited
+        return self.noise == "weigh"
+
+
+class TiesStrategy(BaseStrategy):
+    """TIES (arXiv 2306.01708): trim, elect signs, mean of those that agree."""
+
+    kind: Literal["ties"]
+    space: Literal["factors", "ffa"] = "ffa"
+    allow_factors: bool = False
+    density: float = Field(default=0.2, gt=0, le=1)
+
+
+class FisherStrategy(BaseStrategy):
+    """Fisher merging (arXiv 2111.09832) with diagonal Fishers from the clients."""
+
+    needs_fisher: ClassVar[bool] = True
+    kind: Literal["fisher"]
+    space: Literal["factors", "ffa"] = "ffa"
+    allow_factors: bool = False
+    examples: int = Field(default=128, ge=1, description="examples of a client's Fisher estimate")
+    cap: float = Field(default=256.0, gt=1, le=2**20, description="bound after scaling to mean 1")
+
+
+Strategy = Annotated[MeanStrategy | TiesStrategy | FisherStrategy, Field(discriminator="kind")]
