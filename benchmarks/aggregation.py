@@ -29,7 +29,7 @@ import torch
 from picture import bars
 
 from headwater.merging import FisherAggregator, GapSketch, MeanAggregator, TiesAggregator
-from headwater.protocol.messages import MergePlan, Update
+from headwater.merging.plan import MergePlan, Update
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 

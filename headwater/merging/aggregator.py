@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from headwater.protocol.messages import MergePlan, NoisePlan, Update
+from headwater.merging.plan import MergePlan, NoisePlan, Update
 from headwater.seeds.directions import Integers
 from headwater.seeds.slopes import SeedUse
 from headwater.state import AdapterState

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headwater.errors import ConfigError, UpdateRejected
-from headwater.protocol.messages import MergePlan
+from headwater.merging.plan import MergePlan
 from headwater.state import StateSpec
 
 

@@ -22,7 +22,7 @@ from headwater.errors import ConfigError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
 from headwater.merging.participants import Participants
-from headwater.protocol.messages import MergePlan, Update
+from headwater.merging.plan import MergePlan, Update
 from headwater.state import AdapterState
 
 MEAN_LIMIT = 1.06

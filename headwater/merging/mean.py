@@ -25,8 +25,8 @@ from headwater.merging.coverage import divisors, require_covered
 from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
 from headwater.merging.method_weights import MethodWeight, completed, estimate, longest, shares_of, smoothed
 from headwater.merging.participants import Participants
+from headwater.merging.plan import MergePlan, Update
 from headwater.merging.update_moments import UpdateNorm, UpdateSums, energy_of, require_noise
-from headwater.protocol.messages import MergePlan, Update
 from headwater.seeds.coefficients import FINE_BITS, SeedCoefficients, to_float32
 from headwater.seeds.directions import Integers
 from headwater.seeds.slopes import SeedUse

@@ -55,8 +55,8 @@ from functools import reduce
 
 import numpy as np
 
+from headwater.merging.plan import MergePlan, NoisePlan
 from headwater.merging.update_moments import Parts, UpdateMoments, UpdateSums, seeds_in_common
-from headwater.protocol.messages import MergePlan, NoisePlan
 
 LEAST_PROGRESS = 1 / 64
 """No c is taken as less: Σ n·c/max c is never below this part of Σ n."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from headwater.errors import SpecMismatch, UpdateRejected
-from headwater.protocol.messages import MergePlan, Update
+from headwater.merging.plan import MergePlan, Update
 from headwater.state import AdapterState
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from headwater.errors import ConfigError, EmptyRound
 from headwater.merging.fixed_point import from_fixed, to_fixed
 from headwater.merging.participants import Participants
-from headwater.protocol.messages import MergePlan, Update
+from headwater.merging.plan import MergePlan, Update
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, TensorSpec
 

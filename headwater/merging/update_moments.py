@@ -18,7 +18,7 @@ from torch import Tensor
 
 from headwater.errors import UpdateRejected
 from headwater.merging.coverage import covered_by
-from headwater.protocol.messages import MergePlan
+from headwater.merging.plan import MergePlan
 from headwater.seeds.directions import Integers
 
 Floats: TypeAlias = npt.NDArray[np.float64]

@@ -22,7 +22,8 @@ from headwater.config.training import KseedTraining, MinibatchTraining, Training
 from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import last_layers
-from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan, MergePlan, RoundPlan
+from headwater.merging.plan import MergePlan
+from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan
 from headwater.seeds.coefficients import FINE_BITS, SeedPlan, directions_of
 from headwater.seeds.draw_weights import odds_of
 from headwater.seeds.keys import Key
@@ -34,7 +35,7 @@ from headwater.strategies.budget import codec_within
 from headwater.strategies.layers import trained_tensors
 from headwater.strategies.rules import rule_for
 from headwater.strategies.seeding import round_seeds, seeds_only
-from headwater.strategies.strategy import ServerState, Strategy
+from headwater.strategies.strategy import RoundPlan, ServerState, Strategy
 
 MAX_WEIGHT = 2**24
 """Examples beyond this count no more: a client's claim must not use up the accumulators' bits."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.protocol.messages import ClientProfile, NoisePlan, RoundPlan
+from headwater.merging.plan import MergePlan, NoisePlan
+from headwater.protocol.messages import ClientPlan, ClientProfile
 from headwater.seeds.keys import Key
 from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes
@@ -77,3 +78,12 @@ class Strategy(ABC):
         Raises:
             SpecMismatch: the merged delta has another spec than the global adapter.
         """
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One round: who takes part, what each is asked, how the result is merged."""
+
+    round: int
+    clients: Mapping[str, ClientPlan]
+    merge: MergePlan

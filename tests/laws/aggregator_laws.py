@@ -19,7 +19,7 @@ from torch import Tensor
 from headwater.errors import EmptyRound, SpecMismatch, UpdateRejected
 from headwater.merging.coverage import covered_by
 from headwater.merging.participants import Participants
-from headwater.protocol.messages import MergePlan, NoisePlan, Update
+from headwater.merging.plan import MergePlan, NoisePlan, Update
 from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 from headwater.seeds.directions import Directions
 from headwater.state import AdapterState, StateSpec, TensorSpec

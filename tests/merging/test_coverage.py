@@ -17,7 +17,7 @@ from headwater.merging.coverage import (
     layers_of,
     require_covered,
 )
-from headwater.protocol.messages import MergePlan
+from headwater.merging.plan import MergePlan
 from headwater.state import AdapterState, StateSpec
 from tests.support.quadratic import PAIR
 

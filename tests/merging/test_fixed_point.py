@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headwater.errors import ConfigError, UpdateRejected
 from headwater.merging import FisherAggregator, MeanAggregator
 from headwater.merging.fixed_point import float32_at_most, from_fixed, require_bounded, to_fixed
-from headwater.protocol.messages import MergePlan
+from headwater.merging.plan import MergePlan
 from headwater.state import StateSpec, TensorSpec
 from tests.laws.aggregator_laws import update_of
 

@@ -5,7 +5,7 @@ import torch
 
 from headwater.merging import GapSketch
 from headwater.merging.coverage import covered
-from headwater.protocol.messages import MergePlan, Update
+from headwater.merging.plan import MergePlan, Update
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.support import federations

@@ -13,7 +13,7 @@ from headwater.errors import ConfigError, UpdateRejected
 from headwater.merging import FisherAggregator, MeanAggregator, TiesAggregator
 from headwater.merging.coverage import covered_by
 from headwater.merging.method_weights import MethodWeight
-from headwater.protocol.messages import MergePlan, NoisePlan, Update
+from headwater.merging.plan import MergePlan, NoisePlan, Update
 from headwater.seeds.coefficients import FINE_BITS, SeedCoefficients, SeedPlan
 from headwater.seeds.seeded_state import SeededState
 from headwater.state import AdapterState, StateSpec, TensorSpec

@@ -19,8 +19,8 @@ from headwater.errors import UpdateRejected
 from headwater.merging import MeanAggregator
 from headwater.merging.coverage import covered_by
 from headwater.merging.method_weights import MethodWeight, completed, shares_of, smoothed
+from headwater.merging.plan import MergePlan, NoisePlan, Update
 from headwater.merging.update_moments import require_noise
-from headwater.protocol.messages import MergePlan, NoisePlan, Update
 from headwater.seeds.coefficients import SeedCoefficients, SeedPlan, directions_of
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec

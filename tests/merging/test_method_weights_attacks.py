@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headwater.merging import MeanAggregator
-from headwater.protocol.messages import MergePlan, NoisePlan, Update
+from headwater.merging.plan import MergePlan, NoisePlan, Update
 from headwater.seeds.coefficients import SeedCoefficients, SeedPlan, directions_of
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec

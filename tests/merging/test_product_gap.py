@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from headwater.merging import GapReport, GapSketch, MeanAggregator
+from headwater.merging.plan import MergePlan, Update
 from headwater.merging.product_gap import ModuleGap
-from headwater.protocol.messages import MergePlan, Update
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.laws.aggregator_laws import lora_spec, state_of

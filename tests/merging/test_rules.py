@@ -16,8 +16,8 @@ from headwater.compression.logquant import LogQuantCodec
 from headwater.errors import ConfigError, SpecMismatch, UpdateRejected
 from headwater.merging import FisherAggregator, MeanAggregator, Merged, TiesAggregator
 from headwater.merging.fixed_point import BLOCK
+from headwater.merging.plan import MergePlan
 from headwater.merging.ties import trim
-from headwater.protocol.messages import MergePlan
 from headwater.seeds.keys import Key
 from headwater.state import StateSpec, TensorSpec
 from tests.laws.aggregator_laws import state_of, update_of

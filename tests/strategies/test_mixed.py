@@ -12,13 +12,15 @@ import torch
 from headwater.errors import ConfigError, HeadwaterError
 from headwater.merging import Merged
 from headwater.merging.coverage import layers_of
-from headwater.protocol.messages import ClientProfile, NoisePlan, RoundPlan, Update
+from headwater.merging.plan import NoisePlan, Update
+from headwater.protocol.messages import ClientProfile
 from headwater.seeds.coefficients import FINE_BITS, SeedCoefficients
 from headwater.seeds.draw_weights import weights_of
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies import FederatedStrategy, ServerState
 from headwater.strategies.federated import rolled_back
+from headwater.strategies.strategy import RoundPlan
 from tests.strategies.test_federated import federation
 
 SPEC = StateSpec.of(

@@ -15,7 +15,8 @@ from transformers import (
 from headwater.compression.logquant import LogQuantCodec
 from headwater.errors import TrainingError
 from headwater.merging import FisherAggregator
-from headwater.protocol.messages import FisherPlan, MergePlan, Update
+from headwater.merging.plan import MergePlan, Update
+from headwater.protocol.messages import FisherPlan
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.training import fisher as room

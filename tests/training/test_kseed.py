@@ -16,7 +16,8 @@ from headwater.config.codec import DenseCodec
 from headwater.config.training import KseedTraining, MezoTraining
 from headwater.errors import SpecMismatch, TrainingError
 from headwater.merging.mean import MeanAggregator
-from headwater.protocol.messages import ClientPlan, MergePlan, Update
+from headwater.merging.plan import MergePlan, Update
+from headwater.protocol.messages import ClientPlan
 from headwater.seeds.coefficients import SeedPlan, directions_of
 from headwater.seeds.directions import Directions
 from headwater.seeds.draw_weights import odds_of, weights_of

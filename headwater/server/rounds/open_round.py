@@ -11,6 +11,7 @@ from headwater.compression.seed_update import decode_scalars, scalars_max_bytes
 from headwater.compression.table import codec_for
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.plan import Update
 from headwater.merging.product_gap import GapSketch
 from headwater.merging.update_moments import require_noise
 from headwater.proto.wire import decode_reply
@@ -20,9 +21,7 @@ from headwater.protocol.messages import (
     ClientPlan,
     ClientProfile,
     EncodedUpdate,
-    RoundPlan,
     TrainRequest,
-    Update,
     reported,
 )
 from headwater.seeds.coefficients import SeedCoefficients
@@ -30,6 +29,7 @@ from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Outgoing
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.state import AdapterState
+from headwater.strategies.strategy import RoundPlan
 
 SHOWN_METRICS = ("loss", "first_loss", "last_loss", "seconds", "fisher_seconds")
 """What of a client's metrics is written down; a client may send others, under any names."""

@@ -20,7 +20,7 @@ from headwater.merging.aggregator import Merged
 from headwater.protocol.buffered import BufferedCoordinator, staleness_weight
 from headwater.protocol.coordinator import Coordinator
 from headwater.protocol.machine import Begin, Close, Gone, Halt
-from headwater.protocol.messages import ClientProfile, RoundPlan, TrainRequest
+from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.seeds.keys import Key
 from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.downlink import Downlink
@@ -34,6 +34,7 @@ from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.strategies.assignment import names_of
 from headwater.strategies.federated import FederatedStrategy
+from headwater.strategies.strategy import RoundPlan
 from headwater.training.context import TrainingContext
 
 

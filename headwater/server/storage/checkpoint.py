@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from headwater.errors import StorageError
 from headwater.files import write_atomically
-from headwater.protocol.messages import NoisePlan
+from headwater.merging.plan import NoisePlan
 from headwater.seeds.directions import Directions, Integers
 from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes

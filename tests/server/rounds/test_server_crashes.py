@@ -24,7 +24,7 @@ import torch
 
 from headwater.config import load_federation
 from headwater.errors import StorageError
-from headwater.protocol.messages import NoisePlan
+from headwater.merging.plan import NoisePlan
 from headwater.seeds.directions import Directions
 from headwater.seeds.seeded_state import SeededState
 from headwater.server.metrics import Tracker

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from headwater.config import load_federation
 from headwater.errors import ConfigError, StorageError
 from headwater.files import write_atomically
-from headwater.protocol.messages import NoisePlan
+from headwater.merging.plan import NoisePlan
 from headwater.seeds.directions import Directions
 from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes

@@ -1,0 +1,126 @@
+"""What a merge is told and fed: :class:`MergePlan`, and :class:`Update`, an update as the rules take it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from headwater.errors import ConfigError
+from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
+from headwater.seeds.directions import Directions
+from headwater.state import AdapterState, StateSpec
+
+
+@dataclass(frozen=True, slots=True)
+class NoisePlan:
+    """What rounds told of how methods differ and their updates scatter.
+
+    An update of method m is δ_i = c_m·(Δ + (what is its client's own, variance h)) + (noise, variance v_m);
+    :mod:`headwater.merging.method_weights` says how it is weighed. Variances are squared L2 norms.
+
+    Args:
+        between: h, how far clients differ.
+        noises: v by method.
+        progress: c by method, in [0, 1]: how far its updates get of where the best method's do; 1 if absent.
+    """
+
+    between: float
+    noises: Mapping[str, float]
+    progress: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Everything an aggregator must know before the first update arrives.
+
+    Args:
+        spec: the spec of every delta.
+        weights: integer weight (≥ 1) of every client that may contribute, by enrolled name.
+        value_bound: no value of a delta may be larger in magnitude; a power of two is exact.
+        seeds: the seeds that scalars may use; None if every update is a delta.
+        directions: what those seeds stand for; given with ``seeds``.
+        tensors: for clients that train some tensors only: which. Others' values must be zero, and a
+            tensor's mean is taken over the clients that train it.
+        ranks: for clients that train the first components of each LoRA pair only: how many. Likewise.
+        noise: what earlier rounds told of the methods; None before the first.
+        groups: the method of each client, where methods are weighed; empty where they are not.
+        claimed: the methods whose noise is their clients' word.
+        use: whether to add up how far clients stepped along each seed.
+    """
+
+    spec: StateSpec
+    weights: Mapping[str, int]
+    value_bound: float
+    seeds: SeedPlan | None = None
+    directions: Directions | None = None
+    tensors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    noise: NoisePlan | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
+    claimed: frozenset[str] = frozenset()
+    use: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights.values()) < 1:
+            raise ConfigError(
+                "merge plan", expected="integer weights of at least 1", got=f"{dict(self.weights)}"
+            )
+
+    @cached_property
+    def total_weight(self) -> int:
+        """The sum of all weights: the most that any accumulated weight can reach."""
+        return sum(self.weights.values())
+
+    @cached_property
+    def weighs(self) -> bool:
+        """Whether there are methods to weigh against each other."""
+        return len(set(self.groups.values())) > 1
+
+    def scale_bits(self, bound: float | None = None) -> int:
+        """The largest f such that Σ weight·round(x·2^f) cannot overflow int64 for |x| ≤ ``bound``.
+
+        |Σ w·round(x·2^f)| ≤ W·(bound·2^f + ½) ≤ 2^62 whenever W·bound·2^f ≤ 2^61 and W ≤ 2^61, so
+        two such sums may still be added before the check. Never more than 52, so that x·2^f of an
+        fp32 or fp64 x below 2^9 rounds once, exactly as in real arithmetic.
+
+        Raises:
+            ConfigError: the weights leave fewer than 8 fractional bits.
+        """
+        limit = self.value_bound if bound is None else bound
+        bits = min(52, 61 - math.ceil(math.log2(limit)) - self.total_weight.bit_length())
+        if bits < 8:
+            raise ConfigError(
+                "merge plan",
+                expected="weights and bounds that leave 8 bits of int64 for fractions",
+                got=f"total weight {self.total_weight}, bound {limit}",
+                hint='Use weighting = "equal" or a smaller value_bound.',
+            )
+        return bits
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A decoded update.
+
+    Args:
+        client: enrolled name.
+        round: which it answers.
+        delta: what changed, relative to the state it started from: values, or coefficients of seeds.
+        examples: that the client trains on.
+        steps: taken.
+        statistics: named statistics that the plan asked for.
+        metrics: numbers for people.
+        noise: v, the expected squared L2 distance of the delta from its own mean over the random
+            directions it was made with; 0 for a method without any.
+    """
+
+    client: str
+    round: int
+    delta: AdapterState | SeedCoefficients
+    examples: int
+    steps: int = 0
+    statistics: Mapping[str, AdapterState] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    noise: float = 0.0
