@@ -114,8 +114,9 @@ def _child(model: str, mode: str, batch: int, tokens: int) -> dict[str, float]:
     import torch
 
     from headwater.adapters.peak_memory import live_peak
-    from headwater.client.device.costs import plan_of, predicted, resident_base, return_freed_memory
-    from headwater.client.device.measure import train_two_steps
+    from headwater.client.device.costs import predicted
+    from headwater.client.device.memory import resident_base, return_freed_memory
+    from headwater.client.device.trial import plan_of, train_two_steps
     from headwater.config import load_federation
     from headwater.process_memory import status_bytes
     from headwater.training.context import TrainingContext

@@ -54,14 +54,12 @@ class Row:
 
 def profile(options: argparse.Namespace) -> int:
     """Print the table, or one JSON object."""
-    from headwater.client.device.costs import (
+    from headwater.client.device.costs import has_library, method_costs, timed
+    from headwater.client.device.memory import (
         available_memory,
-        has_library,
-        method_costs,
         nominal_base,
         resident_base,
         return_freed_memory,
-        timed,
     )
     from headwater.config.assignment import AssignedByPlanner
     from headwater.process_memory import status_bytes
@@ -198,7 +196,7 @@ def bytes_up(context: TrainingContext, name: str) -> int:
     import numpy as np
     import torch
 
-    from headwater.client.device.costs import plan_of
+    from headwater.client.device.trial import plan_of
     from headwater.compression.seed_update import encode_scalars
     from headwater.compression.table import codec_for
     from headwater.merging.coverage import covered

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headwater.cli.server.connect import add_daemon, connect
-from headwater.cli.server.run import as_json, take_words
+from headwater.cli.output import as_json
+from headwater.cli.server.connect import add_daemon, connect, take_words
 from headwater.errors import ConfigError, DecodeError, StorageError
 from headwater.text import number, plain
 

@@ -17,6 +17,9 @@ from headwater.errors import ConfigError
 if TYPE_CHECKING:
     from headwater.proto.control import ControlClient
 
+if TYPE_CHECKING:
+    from headwater.proto.control import ControlClient
+
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -104,3 +107,19 @@ def _checked(address: str) -> str:
     except ValueError as error:
         hint = "It is the control port, 8444 unless server.toml says otherwise."
         raise ConfigError("--server", expected=str(error), got=ascii(address), hint=hint) from None
+
+
+def take_words(options: argparse.Namespace, least: int, most: int) -> list[str]:
+    """The verb's own positional arguments.
+
+    Raises:
+        ConfigError: too few or too many.
+    """
+    words: list[str] = options.words
+    if not least <= len(words) <= most:
+        wanted = str(most) if least == most else f"{least} to {most}"
+        raise ConfigError(
+            f"headwater server {options.verb}", expected=f"{wanted} arguments behind the server's folder",
+            got=" ".join(map(ascii, words)) or "none", hint=f"See: headwater server {options.verb} --help",
+        )  # fmt: skip
+    return words

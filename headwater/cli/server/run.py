@@ -6,16 +6,14 @@ One function per verb; each asks the daemon's control port and prints what it an
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headwater.cli.server.connect import add_daemon, connect
+from headwater.cli.output import as_json
+from headwater.cli.server.connect import add_daemon, connect, take_words
 from headwater.errors import ConfigError
 from headwater.protocol.control import RunRow
 
@@ -151,43 +149,6 @@ def change(client: ControlClient, options: argparse.Namespace) -> int:
             hint="For example: headwater server set DIR deadline_s=600",
         )
     return _answer(client.change(run, changes), options)
-
-
-def take_words(options: argparse.Namespace, least: int, most: int) -> list[str]:
-    """The verb's own positional arguments.
-
-    Raises:
-        ConfigError: too few or too many.
-    """
-    words: list[str] = options.words
-    if not least <= len(words) <= most:
-        wanted = str(most) if least == most else f"{least} to {most}"
-        raise ConfigError(
-            f"headwater server {options.verb}", expected=f"{wanted} arguments behind the server's folder",
-            got=" ".join(map(ascii, words)) or "none", hint=f"See: headwater server {options.verb} --help",
-        )  # fmt: skip
-    return words
-
-
-def as_json(value: object) -> str:
-    """Rows as one line of JSON; what is no number yet is null."""
-
-    def plain(found: object) -> object:
-        match found:
-            case dict():
-                return {k: plain(v) for k, v in found.items()}
-            case list() | tuple():
-                return [plain(v) for v in found]
-            case float() if not math.isfinite(found):
-                return None
-            case _:
-                return found
-
-    if isinstance(value, tuple):
-        return json.dumps([plain(dataclasses.asdict(v)) for v in value], ensure_ascii=False)
-    assert dataclasses.is_dataclass(value)
-    assert not isinstance(value, type)
-    return json.dumps(plain(dataclasses.asdict(value)), ensure_ascii=False)
 
 
 def _run_named(options: argparse.Namespace) -> str:

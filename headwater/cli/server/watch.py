@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from headwater.cli.interrupts import interruptible
-from headwater.cli.server import run as server_run
+from headwater.cli.output import as_json
 from headwater.cli.tables import event_line, run_line, status_view
 from headwater.errors import ConnectionLost, HeadwaterError
 from headwater.protocol.control import Status, WatchEvent
@@ -95,7 +95,7 @@ class _Lines:
 
     def event(self, event: WatchEvent) -> None:
         if self._json:
-            print(server_run.as_json(event), flush=True)
+            print(as_json(event), flush=True)
         else:
             self._console.print(event_line(event, time.time()))
             self._console.file.flush()

@@ -43,7 +43,7 @@ def worker_main(arguments: list[str]) -> int:
     _limit(options)
     with _lock(Path(options["state"])):
         from headwater.client.agent.device_runtime import DeviceRuntimes
-        from headwater.client.device.costs import return_freed_memory
+        from headwater.client.device.memory import return_freed_memory
         from headwater.client.policy import Policy
         from headwater.config.agent import PolicySettings
 

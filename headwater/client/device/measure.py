@@ -10,17 +10,15 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from headwater.config.data import NoData
+from headwater.client.device.trial import train_two_steps
 from headwater.config.federation import Federation
 from headwater.config.load import LoadedFederation
-from headwater.errors import HeadwaterError, TrainingError
+from headwater.errors import HeadwaterError
 from headwater.protocol.failures import how_ended
 from headwater.training.context import TrainingContext
-
-_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,52 +62,10 @@ def measure(loaded: LoadedFederation, method: str, batch_size: int, *, timeout_s
         return Measured(error=f"the process ended with {ended}: {done.stderr.strip()[-200:]}")
 
 
-def train_two_steps(context: TrainingContext, name: str, batch_size: int) -> int:
-    """Train ``name`` on synthetic rows, two steps; how many there were.
-
-    Raises:
-        TrainingError: it diverged, or this machine cannot do it.
-    """
-    from headwater.client.device.costs import plan_of
-    from headwater.config.training import MinibatchTraining
-    from headwater.data.batches import Example
-    from headwater.seeds.coefficients import directions_of
-    from headwater.seeds.keys import Key
-    from headwater.strategies.seeding import seed_plan
-    from headwater.training.cohort import TrainTask
-    from headwater.training.memory_estimate import synthetic
-
-    settings, model = context.loaded.settings, context.model
-    if model is None or isinstance(settings.data, NoData):
-        return _STEPS
-    plan, key = plan_of(settings, context.spec, name), Key.root(0)
-    changes: dict[str, object] = {"batch_size": batch_size}
-    if isinstance(plan.training, MinibatchTraining):
-        changes |= {"max_steps": _STEPS, "epochs": float(_STEPS)}
-    else:
-        changes["generations"] = _STEPS
-    training = plan.training.model_copy(update=changes)
-    seeds = seed_plan(training, 1)
-    directions = None if seeds is None else directions_of(seeds, key, context.spec.numel)
-
-    plan = replace(plan, training=training, seeds=seeds)
-    rows = synthetic(model, _STEPS * batch_size, settings.data.max_tokens)
-    examples = [
-        Example(rows.tokens[i].numpy().astype("int32"), rows.targets[i].reshape(-1).numpy())
-        for i in range(len(rows))
-    ]
-    task = TrainTask("profile", context.initial_state(), examples, plan, directions)
-    (result,) = context.trainer(training).train([task], key=key)
-    if result.error is not None:
-        raise result.error
-    if result.delta is None:
-        raise TrainingError(f"method {name}", expected="an update of its two steps", got="none")
-    return max(1, result.steps)
-
-
 def main() -> int:
     """Do the task on standard input."""
-    from headwater.client.device.costs import cache_bytes, resident_base, return_freed_memory
+    from headwater.client.device.costs import cache_bytes
+    from headwater.client.device.memory import resident_base, return_freed_memory
     from headwater.process_memory import status_bytes
 
     return_freed_memory()

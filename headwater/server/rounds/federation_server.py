@@ -27,9 +27,11 @@ from headwater.server.clients.handshake import collect_profiles
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Notice, Observer, RoundEnded, RunStarted, Waiting
 from headwater.server.metrics import Tracker, metric_name
+from headwater.server.rounds.base import RoundResult, Rounds
+from headwater.server.rounds.buffered import BufferedRounds
 from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.rounds.evaluation_wait import EvaluationAborted
-from headwater.server.rounds.synchronous import BufferedRounds, RoundResult, Rounds, SynchronousRounds
+from headwater.server.rounds.synchronous import SynchronousRounds
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.server.storage.run_folder import RunFolder

@@ -6,7 +6,8 @@ import pytest
 
 from headwater.client.agent.device_runtime import DeviceRuntimes
 from headwater.client.device import costs as module
-from headwater.client.device.costs import device_profile, group_limits
+from headwater.client.device.costs import device_profile
+from headwater.client.device.memory import group_limits
 from headwater.client.policy import Policy
 from headwater.config.agent import PolicySettings
 from headwater.config.load import load_federation

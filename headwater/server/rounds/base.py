@@ -1,0 +1,222 @@
+"""What synchronous and buffered rounds share: :class:`Rounds` opens, merges, measures and keeps them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from headwater.config.federation import Federation
+from headwater.errors import FederationStopped, HeadwaterError
+from headwater.merging.aggregator import Merged
+from headwater.protocol.buffered import BufferedCoordinator
+from headwater.protocol.coordinator import Coordinator
+from headwater.protocol.machine import Halt
+from headwater.protocol.messages import ClientProfile, TrainRequest
+from headwater.seeds.keys import Key
+from headwater.server.clients.client_pool import ClientPool
+from headwater.server.clients.downlink import Downlink
+from headwater.server.clients.exchange import ReceivedReply
+from headwater.server.clients.handshake import name_reasons
+from headwater.server.clients.run_control import RunControl
+from headwater.server.events import ClientFailed, Notice, RoundStarted
+from headwater.server.rounds.open_round import OpenRound
+from headwater.server.storage.checkpoint import Checkpoint
+from headwater.server.storage.durability import Durability, OpenRoundRecord
+from headwater.strategies.assignment import names_of
+from headwater.strategies.federated import FederatedStrategy
+from headwater.training.context import TrainingContext
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A round that ended.
+
+    Args:
+        merged: the rule's result.
+        record: its line in ``rounds.jsonl``, without what comes after the merge.
+        accepted: for every client whose update is in it, the round that the update answered.
+        started_s: when it began, on the watch's clock.
+    """
+
+    merged: Merged
+    record: dict[str, Any]
+    accepted: Mapping[str, int]
+    started_s: float
+
+
+class Rounds(ABC):
+    """What both kinds have in common; :meth:`run` is the way in.
+
+    Args:
+        settings: of the federation.
+        run: id of the run.
+        context: the base model.
+        members: the clients.
+        root: the federation's root key.
+        deployment: where what was accepted outlives a crash; None in a simulation.
+        downlink: how the adapter travels.
+        done: rounds that are finished.
+    """
+
+    kind: ClassVar[str]
+    _coordinator: Coordinator | BufferedCoordinator
+
+    def __init__(
+        self,
+        settings: Federation,
+        run: str,
+        context: TrainingContext,
+        members: ClientPool,
+        root: Key,
+        deployment: Durability | None,
+        downlink: Downlink,
+        *,
+        done: int,
+    ) -> None:
+        self._downlink = downlink
+        self._run, self._bench, self._members = run, context, members
+        self._root, self._deployment = root, deployment
+        self._begin(settings, done)
+
+    def reconfigure(self, settings: Federation, strategy: FederatedStrategy, watch: RunControl) -> None:
+        """Go on under these settings, between rounds; call it before the first one too."""
+        self._settings, self._strategy, self._watch = settings, strategy, watch
+        self._times = settings.cohort.deadline_s, settings.cohort.retry_s
+        self._take(settings)
+
+    @abstractmethod
+    def _begin(self, settings: Federation, done: int) -> None:
+        """Make the coordinator."""
+
+    @abstractmethod
+    def _take(self, settings: Federation) -> None:
+        """Tell it other rules."""
+
+    @abstractmethod
+    def run(self, checkpoint: Checkpoint) -> RoundResult | None:
+        """The round after the checkpoint's.
+
+        None if it cannot end: a stop was asked for, or too many clients are gone. It stays open.
+
+        Raises:
+            FederationStopped: too few updates, in a simulation.
+            Interrupted: the run is to end now; what was accepted is in the spool.
+        """
+
+    def _retime(self) -> None:
+        """Apply the times that the organiser has changed since they were last asked for, at once."""
+        if self._deployment is None:
+            return
+        cohort = self._deployment.settings().cohort
+        times = cohort.deadline_s, cohort.retry_s
+        if times != self._times:
+            self._times = times
+            self._coordinator.retime(deadline_s=cohort.deadline_s, retry_s=cohort.retry_s)
+            shown = "none" if cohort.deadline_s is None else f"{cohort.deadline_s:g} s"
+            text = f"the open round has new times: deadline {shown}, a failed client is asked again after "
+            self._watch.observer(Notice(f"{text}{cohort.retry_s:g} s"))
+
+    def _too_few(self, known: Mapping[str, ClientProfile]) -> bool:
+        """Whether clients have left since they were counted, so that the round could never end."""
+        there = sum(profile.train_examples > 0 for profile in known.values())
+        return self._deployment is not None and there < self._settings.cohort.min_clients
+
+    def _halted(self, end: Halt) -> FederationStopped:
+        """Too few updates, and nobody is asked again: a simulation ends."""
+        return FederationStopped(
+            f"round {end.round}",
+            expected=f"at least {self._settings.cohort.min_clients} updates",
+            got=f"{len(end.accepted)}{name_reasons(end.failed)}",
+            hint=f"The state after round {end.round - 1} is kept: mend the clients, then --resume, or mend "
+            "the file and start anew.",
+        )
+
+    def _open(
+        self, checkpoint: Checkpoint, roster: Mapping[str, ClientProfile], left: OpenRoundRecord | None
+    ) -> OpenRound:
+        """Plan the next round for these clients; one that was left open, as it was planned then."""
+        strategy = self._strategy if left is None else FederatedStrategy(_as_then(self._settings, left))
+        plan = strategy.plan(checkpoint.server, roster, key=self._root, dealt=self._dealt(roster, left))
+        down = self._downlink.open(checkpoint.server, self._settings.codec.down, checkpoint.accepted)
+        rule = self._strategy.aggregator(plan)
+        return OpenRound(plan, down, self._run, roster, rule, self._root)
+
+    def _dealt(self, roster: Mapping[str, ClientProfile], left: OpenRoundRecord | None) -> Mapping[str, str]:
+        """The names of the clients' methods: quotas of all that are known, whoever is there now."""
+        if left is not None and left.methods:
+            return left.methods
+        everyone = {**self._members.profiles(), **roster}
+        return names_of(self._settings, [n for n, p in everyone.items() if p.train_examples > 0])
+
+    def _left_open(self, number: int) -> OpenRoundRecord | None:
+        """The roster of this round, if an earlier process had begun it."""
+        roster = OpenRoundRecord.load(self._deployment.roster) if self._deployment else None
+        return roster if roster is not None and roster.round == number else None
+
+    def _write_down(
+        self, open_round: OpenRound, bases: Mapping[int, str], left: OpenRoundRecord | None = None
+    ) -> None:
+        """Who is in the round, for a process that has to go on with it."""
+        if self._deployment is not None:
+            rounds = self._settings.federation.rounds if left is None else left.rounds
+            number = open_round.plan.round
+            methods = {c: plan.method for c, plan in open_round.plan.clients.items() if plan.method}
+            OpenRoundRecord(number, open_round.roster, bases, rounds, methods).save(self._deployment.roster)
+
+    def _spooled(self, number: int, clients: Mapping[str, Any]) -> list[ReceivedReply]:
+        """What an earlier process had accepted into this round."""
+        if self._deployment is None:
+            return []
+        spool, opened = self._deployment.spool, self._members.exchange.opened
+        started = spool.started(number)
+        found = []
+        for client in spool.clients(number):
+            raw = spool.read(number, client) if client in clients else None
+            if raw is not None:  # else it is damaged: the client is asked again, and sends the same bytes
+                found.append(opened(client, TrainRequest, started.get(client, number), raw))
+        return found
+
+    def _ask(self, open_round: OpenRound, checkpoint: Checkpoint, clients: Sequence[str]) -> None:
+        for client in clients:
+            self._members.exchange.forget_address(TrainRequest, client)
+        requests = [(c, open_round.request(c, checkpoint.accepted.get(c, 0))) for c in clients]
+        sizes = self._members.exchange.send(requests, open_round.plan.round)
+        for client, request in requests:
+            open_round.note_sent(request, sizes[client])
+
+    def _heeding(
+        self, checkpoint: Checkpoint, fold: Callable[[ReceivedReply], None]
+    ) -> Callable[[ReceivedReply], None]:
+        """``fold``, and whoever cannot make its base of what it was sent is sent everything next time."""
+
+        def fold_or_note(incoming: ReceivedReply) -> None:
+            try:
+                fold(incoming)
+            except HeadwaterError as error:
+                client = incoming.address
+                self._downlink.heard(client, error, checkpoint.accepted.get(client, 0))
+                raise
+
+        return fold_or_note
+
+    def _tell_begun(self, number: int, clients: int) -> None:
+        """A round is open; clients that were lost before it are failures of it."""
+        lost = self._members.lost()
+        self._watch.observer(RoundStarted(number, clients + len(lost)))
+        for client, reason in lost.items():
+            self._watch.observer(ClientFailed(number, client, reason))
+
+    def _refused(self, number: int, incoming: ReceivedReply, error: HeadwaterError) -> None:
+        """An update from the spool of this round that cannot be folded after all: asked for again."""
+        assert self._deployment is not None
+        self._deployment.spool.remove(number, incoming.address)
+        self._watch.observer(ClientFailed(number, incoming.address, f"from the spool: {error}"))
+
+
+def _as_then(settings: Federation, left: OpenRoundRecord) -> Federation:
+    """The settings under which a round that was left open is planned again to the same plan."""
+    federation = settings.federation.model_copy(update={"rounds": left.rounds or settings.federation.rounds})
+    cohort = settings.cohort.model_copy(update={"clients_per_round": None})  # its clients are known
+    return settings.model_copy(update={"federation": federation, "cohort": cohort})
