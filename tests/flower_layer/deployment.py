@@ -18,8 +18,8 @@ from headwater.flower.fleet_server import FleetServer
 from headwater.security.certificates import Authority
 from headwater.security.signing import Identity, PublicIdentity
 from headwater.server.agent_port.connection_limits import LimitedServer
-from headwater.server.agent_port.http_protocol import fleet_port
 from headwater.server.agent_port.request_auth import Limits, RequestAuthenticator
+from headwater.server.http_protocol import fleet_port
 
 MAX_REPLY = 8 * 2**20
 

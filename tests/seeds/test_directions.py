@@ -201,7 +201,7 @@ def test_what_fits_int32_by_itself_does_not_overflow_together(distribution, each
 PROCESS = """
 import hashlib, sys
 import numpy as np, torch
-from headwater.protocol import directions as module
+from headwater.seeds import directions as module
 module._CHUNK, module._BLOCK, module._SHORT = (int(a) for a in sys.argv[1:4])
 torch.set_num_threads(int(sys.argv[4]))
 rng = np.random.default_rng(5)

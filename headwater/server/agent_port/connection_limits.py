@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from headwater.server.agent_port.http_protocol import DeadlineProtocol
+from headwater.server.http_protocol import DeadlineProtocol
 
 STRANGERS = 256
 """Connections at once on which no enrolled key was proven."""
@@ -131,7 +131,7 @@ class LimitedServer(uvicorn.Server):
     """uvicorn, whose listening sockets a :class:`ConnectionLimiter` attends to.
 
     Args:
-        config: from :func:`headwater.server.agent_port.http_protocol.fleet_port`.
+        config: from :func:`headwater.server.http_protocol.fleet_port`.
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from headwater.errors import HeadwaterError
-from headwater.protocol.messages import ClientProfile, DeviceProfile, MethodCost, Request
+from headwater.protocol.messages import ClientProfile, Request
 from headwater.server.clients.exchange import Exchange, ReceivedReply
 
 AWAY_S = 90.0
@@ -90,16 +89,3 @@ class FixedClients(ClientPool):
 
     def forget_profile(self, client: str, error: HeadwaterError) -> None:
         """Nothing: who was introduced once knows the run."""
-
-
-def profile_from(row: Mapping[str, Any]) -> ClientProfile:
-    """A profile out of what ``dataclasses.asdict`` made of it, and JSON of that.
-
-    Raises:
-        KeyError, TypeError: it is none.
-    """
-    device = row.get("device")
-    if device is not None:
-        costs = {name: MethodCost(**cost) for name, cost in device["costs"].items()}
-        device = DeviceProfile(**{**device, "costs": costs})
-    return ClientProfile(**{**row, "device": device})

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from headwater import __version__
 from headwater.config.federation import Federation
-from headwater.errors import HeadwaterError, StorageError
-from headwater.files import write_atomically
+from headwater.errors import HeadwaterError
 from headwater.protocol.failures import UNSPECIFIED, Failure
 from headwater.protocol.messages import ClientProfile, ProfileRequest, Request
-from headwater.server.clients.client_pool import AWAY_S, ClientPool, profile_from
+from headwater.server.clients.client_pool import AWAY_S, ClientPool
 from headwater.server.clients.exchange import Exchange, ReceivedReply
 from headwater.server.clients.handshake import profile_of
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, ClientKnown, Observer
+from headwater.server.storage.profiles import load_profiles, save_profiles
 from headwater.training.context import TrainingContext
 
 ASK_AGAIN_S = 60.0
@@ -157,29 +155,3 @@ def _in_short(error: HeadwaterError) -> str:
     if isinstance(failure, Failure) and failure != UNSPECIFIED:
         return failure.sentence()
     return "does not fit this run"
-
-
-def load_profiles(path: Path) -> dict[str, ClientProfile]:
-    """What :func:`save_profiles` wrote; empty if there is no file.
-
-    Raises:
-        StorageError: it is damaged.
-    """
-    if not path.exists():
-        return {}
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return {row["client"]: profile_from(row) for row in rows}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StorageError(
-            f"{path}",
-            expected="the clients' profiles",
-            got=str(error),
-            hint="Delete the file: the clients are asked again.",
-        ) from error
-
-
-def save_profiles(path: Path, profiles: Mapping[str, ClientProfile]) -> None:
-    """Write the profiles, sorted by name, atomically."""
-    rows = [asdict(profile) for _, profile in sorted(profiles.items())]
-    write_atomically(path, json.dumps(rows, indent=1).encode())

@@ -36,12 +36,12 @@ from headwater.proto.control import serve
 from headwater.security.certificates import days_left
 from headwater.security.signing import PublicIdentity
 from headwater.server.agent_port.connection_limits import LimitedServer
-from headwater.server.agent_port.http_protocol import fleet_port
 from headwater.server.agent_port.reply_auth import ReplyVerifier
 from headwater.server.agent_port.request_auth import Limits, RequestAuthenticator
 from headwater.server.clients.run_control import Interrupted
 from headwater.server.daemon.control_service import ControlService
 from headwater.server.daemon.logs import log_to
+from headwater.server.http_protocol import fleet_port
 from headwater.server.monitoring.counters import ClientFacts
 from headwater.server.monitoring.monitor import Monitor
 from headwater.server.status_page.app import make_app

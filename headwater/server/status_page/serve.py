@@ -18,7 +18,7 @@ import uvicorn
 
 from headwater.asgi import App
 from headwater.errors import ConfigError
-from headwater.server.agent_port.http_protocol import DeadlineProtocol, Limits
+from headwater.server.http_protocol import DeadlineProtocol, Limits
 
 MOST_CONNECTIONS = 64
 ASK_WITHIN_S = 10.0

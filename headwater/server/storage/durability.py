@@ -11,8 +11,8 @@ from headwater.config.federation import Federation
 from headwater.errors import StorageError
 from headwater.files import write_atomically
 from headwater.protocol.messages import ClientProfile
-from headwater.server.clients.client_pool import profile_from
 from headwater.server.storage.adapter_versions import Versions
+from headwater.server.storage.profiles import profile_from
 from headwater.server.storage.update_spool import Spool
 
 

@@ -23,8 +23,8 @@ from flwr.superlink.main import create_app
 from headwater import __version__
 from headwater.flower.fleet_server import ACTIVATE, PATHS, PUSH_OBJECT, FleetServer
 from headwater.security.signing import Identity, RequestClaim
+from headwater.server import http_protocol as fleet_port
 from headwater.server.agent_port import connection_limits as doorman
-from headwater.server.agent_port import http_protocol as fleet_port
 from headwater.server.agent_port.request_auth import WINDOW_S, Limits, RequestAuthenticator
 from tests.flower_layer.deployment import Registry, running, wait_for
 

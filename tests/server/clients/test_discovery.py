@@ -12,11 +12,12 @@ from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest, reported
 from headwater.server.clients import discovery as roll_call
 from headwater.server.clients.client_pool import AWAY_S
-from headwater.server.clients.discovery import DiscoveredClients, save_profiles
+from headwater.server.clients.discovery import DiscoveredClients
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Notice
 from headwater.server.rounds.evaluation import EvaluationRound
+from headwater.server.storage.profiles import save_profiles
 
 FEDERATION = """
 [federation]

@@ -8,12 +8,12 @@ from headwater.config import load_federation
 from headwater.errors import DecodeError
 from headwater.proto.wire import encode_reply
 from headwater.protocol.messages import ClientProfile, DeviceProfile, MethodCost, ProfileRequest
-from headwater.server.clients.client_pool import profile_from
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.clients.handshake import profile_of
 from headwater.server.clients.run_control import Interrupted
 from headwater.server.events import ClientDone, ClientFailed, Notice, RoundEnded
 from headwater.server.storage.durability import OpenRoundRecord
+from headwater.server.storage.profiles import profile_from
 from headwater.server.storage.run_folder import RunFolder
 from tests.server.storage import test_durability as test_deployment
 from tests.support.runs import tiny_federation
