@@ -18,7 +18,6 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from headwater.asgi import App
-from headwater.server.agent_port.request_auth import PROVEN
 
 HEAD_S = 10.0
 """Seconds from a connection's start to the end of its first request's head."""
@@ -155,3 +154,7 @@ def _tls(config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.S
     context = default()
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context
+
+
+PROVEN = "headwater.proven"
+"""Key of the ASGI scope under which a port puts whom to tell the name behind a request, once it is proven."""

@@ -21,11 +21,10 @@ from headwater.asgi import App, Receive, Scope, Send
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.flower.fleet_server import ACTIVATE, CLIENT, PATHS, PUSH_MESSAGES, PUSH_OBJECT, FleetServer
 from headwater.security.signing import PublicIdentity, RequestClaim, verify_request
+from headwater.server.http_protocol import PROVEN
 
 WINDOW_S = 300
 """How far a request's time may be from ours."""
-PROVEN = "headwater.proven"
-"""Key of the ASGI scope under which a port puts whom to tell the name behind a request, once it is proven."""
 _FORMER = 16
 _ANSWERS = {
     401: "another's node",
