@@ -232,10 +232,10 @@ def test_any_bytes_end_in_a_report_or_one_error(tmp_path, name, content, pack):
 
 
 def test_a_column_that_is_not_there_is_said_once_for_a_file(tmp_path):
-    path = write_jsonl(tmp_path / "x.jsonl", [{"conversations": ["q", "a"], "source": "s"}] * 3000)
-    found, done = checked(path)
+    path = write_jsonl(tmp_path / "x.jsonl", [{"talk": ["q", "a"], "source": "s"}] * 3000)
+    found, done = checked(path, "--set", "data.kind=instruction")
     assert (done.code, found["bad_rows"], found["rows"]) == (3, 1, 0)
-    assert "x.jsonl: expected a column 'prompt', got the columns 'conversations', 'source'" in done.err
+    assert "x.jsonl: expected a column 'prompt', got the columns 'talk', 'source'" in done.err
 
 
 def test_the_same_text_with_two_labels_is_named(tmp_path):
