@@ -1,1 +1,1 @@
-"""Privacy: what an update may tell of its owner's data: :func:`headwater.privacy.clip.clip_l2`."""
+"""Privacy: what an update may tell of its owner's data: ``clip.clip_l2``, ``sensitivity.Sensitivity``."""

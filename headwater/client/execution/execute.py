@@ -1,8 +1,8 @@
 """execute: the one client path, for a device's cohort of one and a simulation's cohort of many.
 
-For each task: train, settle the error feedback of earlier rounds and add it, clip, encode, keep the new
-residual, answer. Coefficients of seeds are exact and bounded already: they are encoded as they are. A failure
-of one client is that client's answer; the others go on. :mod:`.faults` says what is one.
+For each task: train, settle the error feedback of earlier rounds, send the update through its pipeline
+(:mod:`.update_pipeline`), keep the new residual, answer. A failure of one client is that client's answer; the
+others go on. :mod:`.faults` says what is one.
 """
 
 from __future__ import annotations
@@ -12,19 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from headwater.client.agent.advice import for_owner
 from headwater.client.execution.faults import contained
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
-from headwater.compression.feedback import FeedbackState, compensate, is_stale, repeat, sent, settle
+from headwater.client.execution.update_pipeline import OutgoingUpdate, pipeline_for
+from headwater.compression.feedback import FeedbackState, is_stale, repeat, sent, settle
 from headwater.compression.logquant import LogQuantCodec
-from headwater.compression.seed_update import encode_scalars
-from headwater.compression.table import codec_for
 from headwater.errors import DataError, DecodeError, HeadwaterError, TrainingError
-from headwater.merging.coverage import covered
-from headwater.privacy.clip import clip_l2
 from headwater.proto.wire import decode_reply, encode_reply
 from headwater.protocol.failures import FailureCode, coded, failure_of
 from headwater.protocol.messages import (
@@ -32,12 +27,11 @@ from headwater.protocol.messages import (
     EncodedUpdate,
     EvaluateRequest,
     Evaluation,
-    Payload,
     TrainRequest,
 )
 from headwater.seeds.coefficients import SeedCoefficients, directions_of
 from headwater.seeds.keys import Key
-from headwater.state import AdapterState
+from headwater.state import AdapterState, StateSpec
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 
 
@@ -165,7 +159,7 @@ def _require_current(feedback: FeedbackState, request: TrainRequest) -> None:
 def _update(
     request: TrainRequest, result: TrainResult, seconds: float, store: ClientStore, runtime: ClientRuntime
 ) -> bytes:
-    """Feed back, clip, encode; the store has the new residual before the update leaves."""
+    """Through the pipeline, to bytes; the store has the new residual before the update leaves."""
     learned, spec = result.delta, runtime.context.spec
     if result.error is not None or learned is None:
         raise result.error or DecodeError(f"client {request.client}", expected="a delta", got="none")
@@ -173,22 +167,10 @@ def _update(
         expected = "a delta" if request.plan.seeds is None else "scalars"
         raise TrainingError(f"client {request.client}", expected=expected, got="the other")
     key = runtime.root.child("round", request.round, "client", request.client, "codec")
-    feedback = None
-    if _keeps_residual(request):
-        stored = store.load(request.client, spec)
-        _require_current(stored, request)  # a newer task may have been answered while this one trained
-        feedback = settle(stored, request.accepted_round)
-        if isinstance(learned, SeedCoefficients) and stored == FeedbackState():
-            feedback = None  # a client that only ever sends scalars has no residual
-    # of a residual that an earlier delta left, scalars carry nothing
-    held = AdapterState.zeros(spec) if isinstance(learned, SeedCoefficients) else learned
-    if feedback is not None:
-        held = compensate(feedback, held)
-    shrunk = 1.0
-    if isinstance(learned, SeedCoefficients):
-        payload = _encode_scalars(request, learned)
-    else:
-        payload, shrunk = _encode_delta(request, held, key)
+    feedback = _settled(request, learned, store, spec)
+    pipeline = pipeline_for(request.plan, spec, feedback, key=key, who=f"client {request.client}")
+    update = pipeline.apply(OutgoingUpdate.of(learned, spec, float(result.noise)))
+    assert update.payload is not None, "the pipeline's promise"
     statistics = {
         name: LogQuantCodec().encode(values, key=key.child(name))
         for name, values in result.statistics.items()
@@ -200,45 +182,37 @@ def _update(
             client=request.client,
             spec=request.spec,
             base_sha256=request.state_sha256,
-            delta=payload,
+            delta=update.payload,
             statistics=statistics,
             examples=result.examples,
             steps=result.steps,
             metrics={
                 **result.metrics,
                 **runtime.metrics,
-                **_noise(request, result, shrunk),
+                **_noise(request, result, update.noise),
                 "seconds": seconds,
             },
         )
     )
-    if feedback is not None:
-        scalar = isinstance(learned, SeedCoefficients)
-        arrives = AdapterState.zeros(spec) if scalar else codec_for(request.plan.codec).decode(payload, spec)
-        store.save(request.client, sent(feedback, request.round, held, arrives, data))
+    if feedback is not None and update.held is not None:
+        store.save(request.client, sent(feedback, request.round, update.held, update.values, data))
     return data
 
 
-def _encode_scalars(request: TrainRequest, scalars: SeedCoefficients) -> Payload:
-    assert request.plan.seeds is not None
-    scalars.require(request.plan.seeds, f"client {request.client}")
-    return encode_scalars(scalars)
+def _settled(
+    request: TrainRequest, learned: AdapterState | SeedCoefficients, store: ClientStore, spec: StateSpec
+) -> FeedbackState | None:
+    """The client's error feedback, its last update committed or rolled back; None where nothing is kept."""
+    if not _keeps_residual(request):
+        return None
+    stored = store.load(request.client, spec)
+    _require_current(stored, request)  # a newer task may have been answered while this one trained
+    if isinstance(learned, SeedCoefficients) and stored == FeedbackState():
+        return None  # a client that only ever sends scalars has no residual
+    return settle(stored, request.accepted_round)
 
 
-def _encode_delta(request: TrainRequest, held: AdapterState, key: Key) -> tuple[Payload, float]:
-    """What is sent of ``held``, within the covered part and the bound, and how much the bound shortens it."""
-    plan, delta, shrunk = request.plan, held, 1.0
-    if (mask := covered(held.spec, plan.tensors, plan.rank)) is not None:
-        values = held.vector()
-        # after feedback: a residual's uncovered part stays where it is
-        delta = AdapterState.from_vector(held.spec, torch.where(mask, values, torch.zeros_like(values)))
-    if plan.clip_l2 is not None:
-        delta, norm = clip_l2(delta, plan.clip_l2)  # after feedback: what is sent is within the bound
-        shrunk = min(1.0, plan.clip_l2 / norm) if norm else 1.0
-    return codec_for(plan.codec).encode(delta, key=key), shrunk
-
-
-def _noise(request: TrainRequest, result: TrainResult, shrunk: float) -> dict[str, float]:
+def _noise(request: TrainRequest, result: TrainResult, sent_noise: float) -> dict[str, float]:
     """The metric ``noise`` of a method that draws directions of its own: of the update as it is sent."""
     if request.plan.training.noise != "reported":
         return {}
@@ -250,7 +224,7 @@ def _noise(request: TrainRequest, result: TrainResult, shrunk: float) -> dict[st
             hint="The run diverged: lower the learning rate.",
         )
         raise coded(error, FailureCode.DIVERGED)
-    return {"noise": float(result.noise) * shrunk**2}
+    return {"noise": sent_noise}
 
 
 def evaluate(

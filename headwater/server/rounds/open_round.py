@@ -14,6 +14,7 @@ from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.plan import Update
 from headwater.merging.product_gap import GapSketch
 from headwater.merging.update_moments import require_noise
+from headwater.privacy.sensitivity import ROUNDING
 from headwater.proto.wire import decode_reply
 from headwater.protocol.machine import Close
 from headwater.protocol.messages import (
@@ -33,8 +34,6 @@ from headwater.strategies.strategy import RoundPlan
 
 SHOWN_METRICS = ("loss", "first_loss", "last_loss", "seconds", "fisher_seconds")
 """What of a client's metrics is written down; a client may send others, under any names."""
-CLIP_SLACK = 1 + 2**-7
-"""A codec's rounding (bf16: 2^-8) may lift a norm this far above the bound it was clipped to."""
 
 
 class OpenRound:
@@ -155,7 +154,7 @@ class OpenRound:
             delta = decode_scalars(reply.delta, plan.seeds)
         else:
             delta = codec.decode(reply.delta, spec)
-            if plan.clip_l2 is not None and (norm := delta.norm()) > plan.clip_l2 * CLIP_SLACK:
+            if plan.clip_l2 is not None and (norm := delta.norm()) > plan.clip_l2 * ROUNDING:
                 raise UpdateRejected(
                     f"client {client}", expected=f"an L2 norm of at most {plan.clip_l2:g}", got=f"{norm:g}"
                 )
