@@ -26,7 +26,7 @@ from headwater.server.events import Notice, Observer
 from headwater.server.metrics import metric_name
 from headwater.simulation.workers import WorkerPool
 from headwater.state import AdapterState
-from headwater.strategies.federated import learning_rate_factor
+from headwater.strategies.learning_rate import learning_rate_factor
 from headwater.strategies.seeding import seed_plan
 from headwater.training.cohort import TrainTask
 

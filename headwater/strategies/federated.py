@@ -18,8 +18,7 @@ import numpy as np
 from headwater.compression.seed_state import MAX_SUMS
 from headwater.config.federation import Federation
 from headwater.config.strategy import FisherStrategy
-from headwater.config.training import KseedTraining, MinibatchTraining, Training
-from headwater.errors import FederationStopped, HeadwaterError
+from headwater.errors import FederationStopped
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import last_layers
 from headwater.merging.plan import MergePlan
@@ -33,6 +32,8 @@ from headwater.state import AdapterState, StateSpec
 from headwater.strategies.assignment import Assigned, assign
 from headwater.strategies.budget import codec_within
 from headwater.strategies.layers import trained_tensors
+from headwater.strategies.learning_rate import learning_rate_factor
+from headwater.strategies.merge_transforms import merge_transforms, pro_training
 from headwater.strategies.rules import rule_for
 from headwater.strategies.seeding import round_seeds, seeds_only
 from headwater.strategies.strategy import RoundPlan, ServerState, Strategy
@@ -51,8 +52,7 @@ class FederatedStrategy(Strategy):
         several = noisy and len(federation.trainings) > 1  # of one method all weigh the same
         self.weighs_noise = several and strategy.weighs_methods()
         self._root = Key.root(federation.federation.seed)
-        kseeds = (t for t in federation.trainings.values() if isinstance(t, KseedTraining))
-        self._pro = next((t for t in kseeds if t.pro and strategy.linear), None)
+        self._transforms = merge_transforms(federation)
 
     def init(self, state: AdapterState) -> ServerState:
         """Round 0; the momentum is zero if the file asks for one, and so are the coefficients of seeds.
@@ -70,7 +70,7 @@ class FederatedStrategy(Strategy):
             sums = np.zeros(0 if fresh else seeds.count, np.int64)
             span = SeededState(state, directions, seeds.unit_bits + FINE_BITS, sums)
         steepness = None
-        if seeds is not None and self._pro is not None:
+        if seeds is not None and pro_training(self.federation) is not None:
             steepness = SeedSlopes(np.zeros(seeds.count), np.zeros(seeds.count, np.int64))
         return ServerState(0, state, momentum, span=span, steepness=steepness)
 
@@ -185,45 +185,28 @@ class FederatedStrategy(Strategy):
         return rule_for(self.federation.strategy)
 
     def update(self, server: ServerState, merged: Merged) -> ServerState:
-        """One step of the server optimiser.
+        """The merge transforms, then one step of the server optimiser.
 
         Raises:
             HeadwaterError: values were merged in a federation whose clients send coefficients only.
         """
         strategy = self.federation.strategy
-        noise = merged.scatter or server.noise  # a round of one method tells nothing
-        steepness = self._steepness(server, merged)
+        for transform in self._transforms:
+            server, merged = transform.apply(server, merged)
         if server.span is not None:
-            span = self._moved(server.span, server.round + 1, merged)
+            seeds = round_seeds(self.federation, server.round + 1)
+            assert seeds is not None, "coefficients of what?"
+            assert merged.coefficients is not None, "ScaleCoefficients refuses values"
+            span = server.span.moved(seeds.first, merged.coefficients)
             # what does not travel any more need not be kept: decomfl's seeds are new ones in every round
             kept = span if len(span.sums) <= MAX_SUMS else None
-            return ServerState(server.round + 1, span.state(), None, noise, kept, steepness)
+            return replace(server, round=server.round + 1, state=span.state(), momentum=None, span=kept)
         direction = merged.delta
         if server.momentum is not None:
             direction = server.momentum * strategy.server_momentum + direction
         state = server.state + direction * strategy.server_learning_rate
         momentum = direction if server.momentum is not None else None
-        return ServerState(server.round + 1, state, momentum, noise, steepness=steepness)
-
-    def _steepness(self, server: ServerState, merged: Merged) -> SeedSlopes | None:
-        if server.steepness is None or merged.use is None or self._pro is None:
-            return server.steepness
-        rate = learning_rate_factor(self._pro, server.round + 1, self.federation.federation.rounds)
-        return server.steepness.after(merged.use, rate)
-
-    def _moved(self, span: SeededState, number: int, merged: Merged) -> SeededState:
-        """The coefficients after the round, exactly those of the mean where the server's rate is 1."""
-        seeds = round_seeds(self.federation, number)
-        if seeds is None or merged.coefficients is None:
-            merged.delta.require_spec(span.origin.spec, f"round {number}, merged delta")
-            raise HeadwaterError(
-                f"round {number}",
-                expected="coefficients of seeds alone, as every method of the file sends them",
-                got="values",
-                hint="This is a fault of the server: please report it with the federation file.",
-            )
-        change = np.rint(merged.coefficients * self.federation.strategy.server_learning_rate)
-        return span.moved(seeds.first, change.astype(np.int64))
+        return replace(server, round=server.round + 1, state=state, momentum=momentum)
 
 
 def rolled_back(server: ServerState, state: AdapterState) -> ServerState:
@@ -238,11 +221,3 @@ def _sample(names: Sequence[str], size: int | None, key: Key) -> list[str]:
         return list(names)
     chosen = key.numpy().choice(len(names), size=size, replace=False)
     return [names[i] for i in sorted(chosen.tolist())]
-
-
-def learning_rate_factor(training: Training, number: int, rounds: int) -> float:
-    """Linear from 1 in round 1 to ``final_learning_rate_fraction`` in the last round."""
-    if not isinstance(training, MinibatchTraining) or rounds == 1:
-        return 1.0
-    progress = min(1.0, (number - 1) / (rounds - 1))
-    return 1.0 - (1.0 - training.final_learning_rate_fraction) * progress

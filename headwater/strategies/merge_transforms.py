@@ -1,0 +1,112 @@
+"""What happens to a merged round before the server's optimiser: :class:`MergeTransform`, one class a step.
+
+A rule says what a round's updates come to (:class:`~headwater.merging.aggregator.Merged`), and the optimiser
+moves the adapter by it. Between them each transform takes the server's state and the merged round, and gives
+both on: it may change what the optimiser gets, and note in the state what later rounds must know. Pure: no
+file, no clock, nothing kept between two calls. :func:`merge_transforms` says which ones a federation has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from headwater.config.federation import Federation
+from headwater.config.training import KseedTraining
+from headwater.errors import HeadwaterError
+from headwater.merging.aggregator import Merged
+from headwater.strategies.learning_rate import learning_rate_factor
+from headwater.strategies.strategy import ServerState
+
+
+class MergeTransform(ABC):
+    """One step between ``Aggregator.finalize`` and the server's optimiser."""
+
+    @abstractmethod
+    def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:
+        """The state with what is to be remembered of the round, and what the next step gets of it.
+
+        Args:
+            server: as it was before the round: ``server.round + 1`` is the round's number, and neither the
+                adapter nor the momentum has moved.
+            merged: what the rule made of the round, or the transform before this one.
+
+        Raises:
+            HeadwaterError: this federation's rounds cannot merge to that.
+        """
+
+
+class RememberScatter(MergeTransform):
+    """Keep how far the updates lay apart: methods are weighed by it in the next round.
+
+    A round of one method tells nothing of that, and leaves what was known.
+    """
+
+    def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:  # noqa: D102 - inherited
+        return replace(server, noise=merged.scatter or server.noise), merged
+
+
+@dataclass(frozen=True)
+class RememberSlopes(MergeTransform):
+    """Keep how steep the losses were along each seed: ``kseed`` with ``pro`` draws steep ones more often.
+
+    Args:
+        training: whose steps tell it.
+        rounds: of the run, for the learning rate at which they were made.
+    """
+
+    training: KseedTraining
+    rounds: int
+
+    def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:  # noqa: D102 - inherited
+        if server.steepness is None or merged.use is None:
+            return server, merged
+        rate = learning_rate_factor(self.training, server.round + 1, self.rounds)
+        return replace(server, steepness=server.steepness.after(merged.use, rate)), merged
+
+
+@dataclass(frozen=True)
+class ScaleCoefficients(MergeTransform):
+    """Where the adapter is its origin plus coefficients, apply the server's rate to whole coefficients.
+
+    Clients are sent the coefficients, so they must be integers: exactly those of the mean at rate 1, else
+    rounded to the nearest, ties to even. After a rollback the adapter is values, and nothing is changed.
+
+    Args:
+        rate: ``strategy.server_learning_rate``.
+    """
+
+    rate: float
+
+    def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:  # noqa: D102 - inherited
+        if server.span is None:
+            return server, merged
+        if merged.coefficients is None:
+            number = server.round + 1
+            merged.delta.require_spec(server.span.origin.spec, f"round {number}, merged delta")
+            raise HeadwaterError(
+                f"round {number}",
+                expected="coefficients of seeds alone, as every method of the file sends them",
+                got="values",
+                hint="This is a fault of the server: please report it with the federation file.",
+            )
+        change = np.rint(merged.coefficients * self.rate).astype(np.int64)
+        return server, replace(merged, coefficients=change)
+
+
+def merge_transforms(federation: Federation) -> tuple[MergeTransform, ...]:
+    """The steps of a federation, in order."""
+    strategy = federation.strategy
+    steps: list[MergeTransform] = [RememberScatter()]
+    if (pro := pro_training(federation)) is not None:
+        steps.append(RememberSlopes(pro, federation.federation.rounds))
+    steps.append(ScaleCoefficients(strategy.server_learning_rate))
+    return tuple(steps)
+
+
+def pro_training(federation: Federation) -> KseedTraining | None:
+    """The ``kseed`` whose seeds are drawn by how steep losses are along them; None without one."""
+    kseeds = (t for t in federation.trainings.values() if isinstance(t, KseedTraining))
+    return next((t for t in kseeds if t.pro and federation.strategy.linear), None)
