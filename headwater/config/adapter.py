@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from headwater.config.plugins import open_to
 from headwater.config.traits import AdapterTraits
 
 
@@ -69,4 +70,8 @@ class Ia3Adapter(BaseAdapter):
     feedforward_modules: tuple[str, ...] = ()
 
 
-Adapter = Annotated[LoraAdapter | PromptAdapter | PrefixAdapter | Ia3Adapter, Field(discriminator="kind")]
+Adapter = Annotated[
+    LoraAdapter | PromptAdapter | PrefixAdapter | Ia3Adapter,
+    Field(discriminator="kind"),
+    open_to("adapter_kinds", BaseAdapter),
+]

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from headwater.config.plugins import open_to
 from headwater.config.settings import Settings
 from headwater.config.traits import CodecTraits
 
@@ -34,7 +35,9 @@ class CompeftCodec(CodecTraits):
         return bool(self.alpha)
 
 
-Codec = Annotated[DenseCodec | CompeftCodec, Field(discriminator="kind")]
+Codec = Annotated[
+    DenseCodec | CompeftCodec, Field(discriminator="kind"), open_to("codecs", CodecTraits)
+]
 
 
 class CodecSettings(Settings):

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from headwater.config.plugins import open_to
 from headwater.config.settings import Settings, by_kind
 from headwater.config.traits import DataTraits
 
@@ -150,7 +151,11 @@ class NoData(DataTraits):
     examples: int = Field(default=1, ge=1)
 
 
-Data = Annotated[ClassificationData | CausalLMData | InstructionData | NoData, Field(discriminator="kind")]
+Data = Annotated[
+    ClassificationData | CausalLMData | InstructionData | NoData,
+    Field(discriminator="kind"),
+    open_to("tasks", BaseData),
+]
 
 
 LABELLED = frozenset(kind for kind, settings in by_kind(Data).items() if settings.has_labels)

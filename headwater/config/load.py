@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from headwater.config.data import Data
 from headwater.config.federation import Federation
+from headwater.config.plugins import INSTALLED
 from headwater.config.settings import Settings, in_words
 from headwater.errors import ConfigError
 
@@ -136,7 +137,9 @@ def _key(raw: Mapping[str, Any], location: tuple[int | str, ...]) -> str:
     parts: list[str] = []
     table: Any = raw
     for part in location:
-        if isinstance(table, Mapping) and part not in table and table.get("kind") == part:
+        if part == INSTALLED or (
+            isinstance(table, Mapping) and part not in table and table.get("kind") == part
+        ):
             continue
         parts.append(str(part))
         table = table.get(part) if isinstance(table, Mapping) else None
@@ -171,6 +174,10 @@ def _explain(path: str, raw: Mapping[str, Any], error: ValidationError) -> Confi
         hint = "Check its spelling and table against docs/reference/federation-file.md."
     elif first["type"] == "union_tag_not_found":
         key, expected, shown, hint = f"{key}.kind", "this key", "nothing", "Say which kind this table is."
+    elif first["type"] == "unknown_kind":
+        context = first["ctx"]
+        key, expected, shown = f"{key}.kind", first["msg"].removeprefix("Input should be "), repr(context["kind"])
+        hint = f"Check its spelling, or install the package that brings it (entry point {context['group']})."
     elif first["type"] == "missing":
         expected, shown, hint = "this key", "nothing", "Add it."
     else:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from headwater.config.plugins import open_to
 from headwater.config.traits import StrategyTraits
 
 
@@ -56,4 +57,6 @@ class FisherStrategy(BaseStrategy):
     cap: float = Field(default=256.0, gt=1, le=2**20, description="bound after scaling to mean 1")
 
 
-Strategy = Annotated[MeanStrategy | TiesStrategy | FisherStrategy, Field(discriminator="kind")]
+Strategy = Annotated[
+    MeanStrategy | TiesStrategy | FisherStrategy, Field(discriminator="kind"), open_to("rules", BaseStrategy)
+]

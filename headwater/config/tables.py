@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from headwater.config.adapter import Adapter
 from headwater.config.assignment import DEFAULT, Assignment, Method
@@ -10,6 +12,7 @@ from headwater.config.codec import CodecSettings
 from headwater.config.data import Data
 from headwater.config.evaluation import BaselineSettings, EvaluationSettings
 from headwater.config.model import Model
+from headwater.config.plugins import releases, require_releases
 from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import CohortSettings, Schedule, SynchronousSchedule
 from headwater.config.settings import Settings
@@ -29,6 +32,11 @@ class FederationSettings(Settings):
 class FederationTables(Settings):
     """Every table of the file, each right by itself."""
 
+    plugins: dict[str, str] = Field(
+        default={},
+        description="the installed packages whose kinds this file names, each with its version; headwater writes "
+        "it, and where it is given, exactly these must be installed",
+    )
     federation: FederationSettings
     model: Model
     adapter: Adapter | None = None
@@ -43,6 +51,37 @@ class FederationTables(Settings):
     privacy: PrivacySettings = PrivacySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     baselines: BaselineSettings = BaselineSettings()
+
+    @field_validator("plugins")
+    @classmethod
+    def _there(cls, value: dict[str, str]) -> dict[str, str]:
+        require_releases(value)  # first of all tables: who lacks a package is told its name
+        return value
+
+    @model_validator(mode="after")
+    def _no_others(self) -> FederationTables:
+        if self.plugins and self.plugins != (used := self.packages):
+            raise ValueError(f"[plugins] says {self.plugins}, and the tables use {used}: leave [plugins] out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _with_packages(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """``[plugins]`` is what is used, and absent where nothing is: files without plug-ins stay as they are."""
+        content: dict[str, Any] = handler(self)
+        content.pop("plugins", None)
+        return content | ({"plugins": packages} if (packages := self.packages) else {})
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """The packages whose kinds are used: ``{"rules:NAME": "package version"}``."""
+        trainings = [("trainers", training) for training in self.trainings.values()]
+        others = [
+            ("rules", self.strategy),
+            ("codecs", self.codec.up),
+            ("adapter_kinds", self.adapter),
+            ("tasks", self.data),
+        ]
+        return releases([*trainings, *others])
 
     @property
     def trainings(self) -> dict[str, Training]:

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from headwater.config.plugins import open_to
 from headwater.config.settings import by_kind
 from headwater.config.traits import Distribution, Noise, SeedRange, Sends, Source, TrainingSettings
 
@@ -331,6 +332,7 @@ Training = Annotated[
     | BlackboxTraining
     | NoopTraining,
     Field(discriminator="kind"),
+    open_to("trainers", TrainingSettings),
 ]
 
 TRAINING_KINDS = tuple(by_kind(Training))

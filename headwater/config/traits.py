@@ -17,6 +17,17 @@ Noise = Literal["none", "reported", "from coefficients"]
 Source = Literal["gradients", "slopes", "losses", "nothing"]
 
 
+class Pluggable(Settings):
+    """What a kind that an installed package brings says besides (:mod:`headwater.config.plugins`).
+
+    Attributes:
+        implementation: what does the work, as ``module:name``; imported when it is first used. Empty for
+            headwater's own kinds.
+    """
+
+    implementation: ClassVar[str] = ""
+
+
 @dataclass(frozen=True, slots=True)
 class SeedRange:
     """The seeds of one method in one round, and the largest coefficient that it may send of one.
@@ -38,7 +49,7 @@ class SeedRange:
     implied: bool = False
 
 
-class TrainingSettings(Settings):
+class TrainingSettings(Pluggable):
     """What headwater must know of a method beside its trainer: its traits, once, where its settings are.
 
     Attributes:
@@ -116,7 +127,7 @@ class ModelTraits(Settings):
     pooled: ClassVar[bool] = False
 
 
-class AdapterTraits(Settings):
+class AdapterTraits(Pluggable):
     """What headwater asks of ``[adapter]`` whatever its kind.
 
     Attributes:
@@ -137,7 +148,7 @@ class AdapterTraits(Settings):
         return 0
 
 
-class DataTraits(Settings):
+class DataTraits(Pluggable):
     """What headwater asks of ``[data]`` whatever its kind.
 
     Attributes:
@@ -151,7 +162,7 @@ class DataTraits(Settings):
     has_labels: ClassVar[bool] = False
 
 
-class StrategyTraits(Settings):
+class StrategyTraits(Pluggable):
     """What headwater asks of ``[strategy]`` whatever its kind.
 
     Attributes:
@@ -173,7 +184,7 @@ class StrategyTraits(Settings):
         return False
 
 
-class CodecTraits(Settings):
+class CodecTraits(Pluggable):
     """What headwater asks of a codec whatever its kind.
 
     Attributes:
