@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from headwater.adapters.base import Base
 from headwater.adapters.reports import listening
 from headwater.config.adapter import Adapter, Ia3Adapter, LoraAdapter, PrefixAdapter, PromptAdapter
+from headwater.config.plugins import implementation
 from headwater.config.traits import AdapterTraits
 from headwater.errors import ModelError
 from headwater.merging.coverage import layer_of
@@ -142,17 +143,16 @@ def _peft_config(base: Base, adapter: Adapter) -> PeftConfig:
     """PEFT's settings of ``adapter``.
 
     Raises:
-        ModelError: :data:`ADAPTERS` has nothing for this kind, or the base does not fit it.
+        ConfigError: neither :data:`ADAPTERS` nor an installed package has anything for this kind.
+        ModelError: the base does not fit it.
     """
-    made = ADAPTERS.get(type(adapter))
-    if made is None:
-        known = ", ".join(kind.__name__ for kind in ADAPTERS)
-        raise ModelError("adapter", expected=f"one of {known}", got=type(adapter).__name__)
+    made = ADAPTERS.get(type(adapter)) or implementation("adapter_kinds", adapter)
     common: dict[str, Any] = {"task_type": _TASKS[base.settings.kind]}
     if base.settings.own_head and not adapter.virtual_tokens:
         # what the files lack (a new head, a pooler) starts at random, so it must be trained and saved
         common["modules_to_save"] = _fresh_modules(base) or None
-    return made(base, adapter, common)
+    config: PeftConfig = made(base, adapter, common)
+    return config
 
 
 def _prompt(base: Base, adapter: PromptAdapter, common: Mapping[str, Any]) -> PeftConfig:

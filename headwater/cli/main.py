@@ -25,6 +25,7 @@ VERBS = {
     "data": Verb("check data: what would be trained, and what is wrong with it", "headwater.cli.data"),
     "predict": Verb("answer for texts with a trained adapter", "headwater.cli.predict"),
     "report": Verb("write a run folder's report.html again", "headwater.cli.report"),
+    "plugins": Verb("list what installed packages bring, and what is allowed", "headwater.cli.plugins"),
     "fetch": Verb("download the models and corpora of the examples", "headwater.cli.fetch"),
 }
 

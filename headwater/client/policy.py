@@ -69,7 +69,7 @@ class Policy:
     def allows(self, federation: Federation, method: str, examples: int, batch_size: int) -> bool:
         """Whether the rules on work allow a round of ``method`` on so many examples, with such batches."""
         training, limit, rank = federation.trainings[method], self.settings.max_rank, None
-        if training.kind not in self.settings.training:
+        if not self.settings.allows_training(training.kind):
             return False
         if isinstance(federation.adapter, LoraAdapter):
             part = federation.methods[method].rank if method in federation.methods else None
@@ -159,7 +159,7 @@ class Policy:
         offered = list(federation.trainings.values())
         if isinstance(request, TrainRequest):
             offered = [request.plan.training]
-        allowed = [training for training in offered if training.kind in self.settings.training]
+        allowed = [training for training in offered if self.settings.allows_training(training.kind)]
         steps = None
         if examples is not None or isinstance(request, TrainRequest):
             said = [self._steps(training, examples) for training in allowed or offered]

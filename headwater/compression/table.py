@@ -10,8 +10,9 @@ from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.logquant import LogQuantCodec
 from headwater.config import codec as settings_of
+from headwater.config.plugins import implementation
 from headwater.config.settings import Settings
-from headwater.errors import ConfigError, DecodeError
+from headwater.errors import DecodeError
 
 _BY_ID: Mapping[str, Codec] = {
     codec.id: codec for codec in (DenseCodec("fp32"), DenseCodec("bf16"), CompeftCodec(), LogQuantCodec())
@@ -29,12 +30,9 @@ def codec_for(settings: settings_of.Codec) -> Codec:
     """The codec that ``[codec]`` asks for.
 
     Raises:
-        ConfigError: :data:`CODECS` has none for these settings.
+        ConfigError: neither :data:`CODECS` nor an installed package has one for these settings.
     """
-    made = CODECS.get(type(settings))
-    if made is None:
-        known = ", ".join(kind.__name__ for kind in CODECS)
-        raise ConfigError("codec", expected=f"one of {known}", got=type(settings).__name__)
+    made = CODECS.get(type(settings)) or implementation("codecs", settings)
     return made(settings)
 
 

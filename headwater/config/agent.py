@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from headwater.config.copied import server_address
+from headwater.config.plugins import AllowedPlugins
 from headwater.config.settings import Settings, in_words
 from headwater.config.training import TRAINING_KINDS
 from headwater.errors import ConfigError
@@ -60,7 +61,9 @@ class PolicySettings(Settings):
     max_rank: int | None = Field(default=None, ge=1, description="of a LoRA adapter")
     max_examples: int | None = Field(default=None, ge=1, description="training examples of one task")
     allow_evaluate: bool = True
-    training: list[str] = Field(default=list(TRAINING_KINDS), description="kinds of training")
+    training: list[str] = Field(
+        default=list(TRAINING_KINDS), description="kinds of training that headwater brings"
+    )
 
     @field_validator("hours")
     @classmethod
@@ -81,6 +84,10 @@ class PolicySettings(Settings):
         if self.metered and self.max_mb_per_day is None:
             raise ValueError("metered = true without max_mb_per_day, which it needs")
         return self
+
+    def allows_training(self, kind: str) -> bool:
+        """Whether the owner allows this kind. Of a package's, ``[plugins]`` has decided already."""
+        return kind in self.training or kind not in TRAINING_KINDS
 
     def window(self) -> tuple[time, time] | None:
         """Start and end of ``hours``; equal ones mean the whole day."""
@@ -106,6 +113,7 @@ class AgentFile(Settings):
     data: DataFolder
     models: ModelFolders = ModelFolders()
     policy: PolicySettings = PolicySettings()
+    plugins: AllowedPlugins = AllowedPlugins()
 
     @field_validator("name")
     @classmethod
@@ -225,5 +233,8 @@ folders = ["models"]            # where base models are; a federation asks for o
 # max_examples = 100000
 # allow_evaluate = true
 # training = ["backprop"]       # kinds of training
+
+# [plugins]                     # what runs of packages that you have installed here; nothing if absent
+# allow = ["trainers:NAME"]     # see: headwater plugins
 """
 """A commented agent.toml with ``{{name}}`` and ``{{server}}`` to fill in."""

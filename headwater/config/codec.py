@@ -35,9 +35,7 @@ class CompeftCodec(CodecTraits):
         return bool(self.alpha)
 
 
-Codec = Annotated[
-    DenseCodec | CompeftCodec, Field(discriminator="kind"), open_to("codecs", CodecTraits)
-]
+Codec = Annotated[DenseCodec | CompeftCodec, Field(discriminator="kind"), open_to("codecs", CodecTraits)]
 
 
 class CodecSettings(Settings):

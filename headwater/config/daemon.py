@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from headwater.config.plugins import AllowedPlugins
 from headwater.config.settings import Settings, in_words
 from headwater.errors import ConfigError
 
@@ -110,6 +111,7 @@ class DaemonSettings(Settings):
     listen: Listen
     limits: Limits = Limits()
     retention: Retention = Retention()
+    plugins: AllowedPlugins = AllowedPlugins()
 
 
 def load_daemon(path: Path) -> DaemonSettings:
@@ -159,7 +161,8 @@ def daemon_toml(settings: DaemonSettings) -> str:
         "",
         f"name = {json.dumps(settings.name)}  # of the authority that signs the certificates",
     ]
-    for table in ("listen", "limits", "retention"):
+    # [plugins] only where something is allowed: nothing is, if it is absent
+    for table in ("listen", "limits", "retention", *(["plugins"] if settings.plugins.allow else [])):
         section: Settings = getattr(settings, table)
         lines += ["", f"[{table}]"]
         for key, field in type(section).model_fields.items():

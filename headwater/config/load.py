@@ -176,7 +176,11 @@ def _explain(path: str, raw: Mapping[str, Any], error: ValidationError) -> Confi
         key, expected, shown, hint = f"{key}.kind", "this key", "nothing", "Say which kind this table is."
     elif first["type"] == "unknown_kind":
         context = first["ctx"]
-        key, expected, shown = f"{key}.kind", first["msg"].removeprefix("Input should be "), repr(context["kind"])
+        key, expected, shown = (
+            f"{key}.kind",
+            first["msg"].removeprefix("Input should be "),
+            repr(context["kind"]),
+        )
         hint = f"Check its spelling, or install the package that brings it (entry point {context['group']})."
     elif first["type"] == "missing":
         expected, shown, hint = "this key", "nothing", "Add it."

@@ -1,8 +1,8 @@
 """Kinds that installed packages bring, by Python entry points: :func:`installed`, :class:`open_to`.
 
-A package names its settings class in the group of a family, such as ``headwater.rules``, under the kind that a
-file says. Nothing else is ever looked at: no path, no module and no code comes from a file or a network, only
-a kind, which is looked up among the entry points of packages that the owner of this machine installed.
+A package names its settings class in the group of a family, such as ``headwater.rules``, under the kind that
+a file says. Nothing else is ever looked at: no path, no module and no code comes from a file or a network,
+only a kind, which is looked up among the entry points of packages that this machine's owner installed.
 
 Built-in kinds are looked up nowhere and import no package; a package cannot take the name of one. Nothing
 here imports torch, and a settings class should not either: it says where its work is done as
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, TypeVar
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import Field, GetCoreSchemaHandler, field_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from headwater.config.settings import Settings
@@ -32,7 +32,7 @@ FAMILIES: Mapping[str, str] = {
     "adapter_kinds": "adapter",
     "tasks": "data",
 }
-"""For each family the table of the federation file that names its kinds. Its group is ``headwater.FAMILY``."""
+"""For each family the table of the federation file that names its kinds; its group is ``headwater.NAME``."""
 INSTALLED = "(installed)"
 """The tag of every kind of a package in a pydantic union; no file can say it."""
 Found = TypeVar("Found", bound=Pluggable)
@@ -47,6 +47,7 @@ class Plugin:
         kind: the name of the entry point.
         package, version: of the distribution.
         settings: its settings class, as ``module:name``.
+        folder: where the package is installed.
     """
 
     family: str
@@ -54,6 +55,7 @@ class Plugin:
     package: str
     version: str
     settings: str
+    folder: str
 
     @property
     def name(self) -> str:
@@ -67,11 +69,41 @@ class Plugin:
 
 
 class PluginMissing(MissingDependency):
-    """A package whose kind a federation uses is not installed here, or in another version."""
+    """A package whose kind a federation uses is not installed here, or in another version.
+
+    Attributes:
+        number: of the package among the federation's ``[plugins]``, from 1; 0 where it is not known.
+    """
+
+    number = 0
 
 
 class PluginNotAllowed(ConfigError):
-    """A package's kind that the owner of this machine does not allow."""
+    """A package's kind that the owner of this machine does not allow.
+
+    Attributes:
+        number: as in :class:`PluginMissing`.
+    """
+
+    number = 0
+
+
+class AllowedPlugins(Settings):
+    """``[plugins]`` of ``server.toml`` and ``agent.toml``: what of installed packages may run here."""
+
+    allow: list[str] = Field(
+        default=[], description='kinds of installed packages that may run here, such as "rules:NAME"'
+    )
+
+    @field_validator("allow")
+    @classmethod
+    def _names(cls, value: list[str]) -> list[str]:
+        for name in value:
+            _split(name)
+        return value
+
+
+AGENT_ALLOWS, SERVER_ALLOWS = "[plugins] allow of agent.toml", "[plugins] allow of server.toml"
 
 
 class _Allowed:
@@ -202,20 +234,31 @@ def require_releases(wanted: Mapping[str, str]) -> None:
         PluginMissing: one is not installed, or in another version.
         ValueError: a name that is none of a plug-in.
     """
-    for name, release in wanted.items():
-        family, _, kind = name.partition(":")
-        if family not in FAMILIES or not kind:
-            raise ValueError(f"names such as rules:NAME, of the families {', '.join(FAMILIES)}")
-        require_allowed(name, release)
+    for number, (name, release) in enumerate(sorted(wanted.items()), start=1):
+        family, kind = _split(name)
+        try:
+            require_allowed(name, release)
+        except PluginNotAllowed as error:
+            error.number = number
+            raise
         here = find(family, kind)
         if here is None or here.release != release:
             package, _, version = release.partition(" ")
-            raise PluginMissing(
+            missing = PluginMissing(
                 f"{FAMILIES[family]}.kind '{kind}'",
                 expected=f"package {release}, with which the federation was made",
                 got="none" if here is None else here.release,
-                hint=f"Install it here: pip install {package}=={version}",
+                hint=f"If you trust it, install it here: pip install {package}=={version}",
             )
+            missing.number = number
+            raise missing
+
+
+def _split(name: str) -> tuple[str, str]:
+    family, _, kind = name.partition(":")
+    if family not in FAMILIES or not kind:
+        raise ValueError(f"names such as rules:NAME, of the families {', '.join(FAMILIES)}")
+    return family, kind
 
 
 class open_to:  # noqa: N801 - reads as a word among annotations, as pydantic's own do
@@ -287,7 +330,14 @@ def _points(family: str) -> list[Plugin]:
     """Sorted by name and package."""
     points = metadata.entry_points(group=f"headwater.{family}")
     found = [
-        Plugin(family, point.name, point.dist.name, point.dist.version, point.value)
+        Plugin(
+            family,
+            point.name,
+            point.dist.name,
+            point.dist.version,
+            point.value,
+            str(point.dist.locate_file("")),
+        )
         for point in points
         if point.dist is not None
     ]

@@ -34,8 +34,8 @@ class FederationTables(Settings):
 
     plugins: dict[str, str] = Field(
         default={},
-        description="the installed packages whose kinds this file names, each with its version; headwater writes "
-        "it, and where it is given, exactly these must be installed",
+        description="the installed packages whose kinds this file names, each with its version; "
+        "headwater writes it, and where it is given, exactly these must be installed",
     )
     federation: FederationSettings
     model: Model
@@ -66,7 +66,7 @@ class FederationTables(Settings):
 
     @model_serializer(mode="wrap")
     def _with_packages(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """``[plugins]`` is what is used, and absent where nothing is: files without plug-ins stay as they are."""
+        """``[plugins]`` is what is used, and absent where nothing is."""
         content: dict[str, Any] = handler(self)
         content.pop("plugins", None)
         return content | ({"plugins": packages} if (packages := self.packages) else {})

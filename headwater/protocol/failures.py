@@ -55,6 +55,7 @@ class FailureCode(IntEnum):
     STORAGE_FAILED = 18
     REPLY_REFUSED = 19
     TRIES_LATER = 20
+    PLUGIN_MISSING = 21
     POLICY_HOURS = 32
     POLICY_BYTES_PER_DAY = 33
     POLICY_WORK_PER_DAY = 34
@@ -67,6 +68,7 @@ class FailureCode(IntEnum):
     POLICY_EVALUATE = 41
     POLICY_MODELS = 42
     POLICY_MEMORY = 43
+    POLICY_PLUGINS = 44
 
 
 NOT_READY = frozenset(
@@ -80,15 +82,19 @@ NOT_READY = frozenset(
         FailureCode.LIBRARY_MISSING,
         FailureCode.DISK_FULL,
         FailureCode.TRIES_LATER,
+        FailureCode.PLUGIN_MISSING,
         FailureCode.POLICY_HOURS,
         FailureCode.POLICY_BYTES_PER_DAY,
         FailureCode.POLICY_WORK_PER_DAY,
         FailureCode.POLICY_DAY_UNKNOWN,
         FailureCode.POLICY_MODELS,
+        FailureCode.POLICY_PLUGINS,
     }
 )
 """A client that reports one of these is not asked for an update before it has answered a profile request:
 its next update would fail likewise."""
+OF_PACKAGES = frozenset({FailureCode.PLUGIN_MISSING, FailureCode.POLICY_PLUGINS})
+"""Their number is that of a package among the ``[plugins]`` of the run's federation, from 1."""
 _SENTENCES: dict[FailureCode, tuple[int, str]] = {
     FailureCode.UNSPECIFIED: (0, "it could not be done, for a reason that is not told"),
     FailureCode.INTERNAL: (0, "a fault in the client's software; the owner's log has the details"),
@@ -114,6 +120,10 @@ _SENTENCES: dict[FailureCode, tuple[int, str]] = {
     FailureCode.STORAGE_FAILED: (0, "the device could not read or write its files; the owner's log says why"),
     FailureCode.REPLY_REFUSED: (2, "the server refused the client's reply of {1:,} bytes: HTTP status {0}"),
     FailureCode.TRIES_LATER: (2, "the client failed before ({name}) and tries again in {1:,} s"),
+    FailureCode.PLUGIN_MISSING: (
+        1,
+        "package {0} of the run's [plugins] is not installed on the device, or in another version",
+    ),
     FailureCode.POLICY_HOURS: (3, "policy hours {clock[0]}-{clock[1]}: it is {clock[2]} on the device"),
     FailureCode.POLICY_BYTES_PER_DAY: (
         3,
@@ -129,6 +139,10 @@ _SENTENCES: dict[FailureCode, tuple[int, str]] = {
     FailureCode.POLICY_EVALUATE: (0, "policy allow_evaluate false: the owner allows no evaluation"),
     FailureCode.POLICY_MODELS: (0, "policy models.allow: the owner does not allow this base model"),
     FailureCode.POLICY_MEMORY: (1, "policy memory_mb {0}: the task wants more"),
+    FailureCode.POLICY_PLUGINS: (
+        1,
+        "policy plugins.allow: the owner does not allow package {0} of the run's [plugins]",
+    ),
 }
 """For each code how many numbers it has, and what it says to people with them."""
 _KINDS: tuple[tuple[type[BaseException], FailureCode], ...] = (

@@ -123,6 +123,7 @@ class LocalNetwork:
         ports: fleet, control and web; free ones if absent.
         names: further ones under which devices reach the server.
         host: this machine's address, as in ``host:port``: ``[::1]`` for IPv6.
+        plugins: kinds of installed packages that daemon and devices allow.
     """
 
     def __init__(
@@ -131,8 +132,9 @@ class LocalNetwork:
         ports: tuple[int, int, int] | None = None,
         names: Sequence[str] = (),
         host: str = "127.0.0.1",
+        plugins: Sequence[str] = (),
     ) -> None:
-        self.folder = folder
+        self.folder, self._plugins = folder, tuple(plugins)
         reopened = (folder / "server" / "server.toml").exists()
         self.ports = ports or (move_to_free_ports(folder) if reopened else free_ports())
         self._fleet, self._control = (f"{host}:{port}" for port in self.ports[:2])
@@ -146,6 +148,7 @@ class LocalNetwork:
                 fleet=self._fleet,
                 control=self._control,
                 web=f"127.0.0.1:{self.ports[2]}",
+                plugins=plugins,
             )
         )
         self.daemon = LocalProcess(["server", "run", str(self.workspace.path)], folder / "daemon.log")
@@ -197,6 +200,7 @@ class LocalNetwork:
             f"[data]\npath = {json.dumps(str(data.resolve()))}\n"
             f"[models]\nfolders = {json.dumps([str(m.resolve()) for m in models])}\n"
             f"[policy]\nnice = 0\n{policy}\n"
+            + (f"[plugins]\nallow = {json.dumps(list(self._plugins))}\n" if self._plugins else "")
         )
         identity = Identity.create(name)
         identity.save(home / "state" / "keys")

@@ -58,7 +58,7 @@ def run_on_network(
     with folder.locked():
         entry = _earlier_run(home, observer)
         if entry is None or entry.state not in ENDED:
-            with LocalNetwork(home) as network:
+            with LocalNetwork(home, plugins=tuple(loaded.settings.packages)) as network:
                 lost = _run(network, entry, loaded, observer, should_stop)
         entry = _last_run(home)
         assert entry is not None

@@ -1,12 +1,12 @@
-"""The table of merge rules: :func:`rule_for`. A new rule is one line here (docs/how-to/add-a-rule.md)."""
+"""The table of merge rules: :func:`rule_for`. Packages bring others (docs/how-to/add-a-rule.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from headwater.config.plugins import implementation
 from headwater.config.strategy import FisherStrategy, MeanStrategy, Strategy, TiesStrategy
-from headwater.errors import ConfigError
 from headwater.merging.aggregator import Aggregator
 from headwater.merging.fisher import FisherAggregator
 from headwater.merging.mean import MeanAggregator
@@ -24,10 +24,8 @@ def rule_for(settings: Strategy) -> Aggregator[Any]:
     """The aggregator of a ``[strategy]`` table.
 
     Raises:
-        ConfigError: no rule is registered for this kind.
+        ConfigError: neither :data:`RULES` nor an installed package has one for these settings.
     """
-    make = RULES.get(type(settings))
-    if make is None:
-        known = ", ".join(kind.__name__ for kind in RULES)
-        raise ConfigError("strategy.kind", expected=f"one of {known}", got=type(settings).__name__)
-    return make(settings)
+    make = RULES.get(type(settings)) or implementation("rules", settings)
+    made: Aggregator[Any] = make(settings)
+    return made

@@ -16,6 +16,7 @@ from headwater.config import LoadedFederation
 from headwater.config.data import ClassificationData, NoData
 from headwater.config.federation import Federation
 from headwater.config.model import VectorModel
+from headwater.config.plugins import implementation
 from headwater.config.training import Training
 from headwater.data.batches import Example
 from headwater.data.opened import reads_pairs
@@ -118,9 +119,11 @@ class TrainingContext:
         """
         if (made := _WITHOUT_A_MODEL.get(training.kind)) is not None:
             return made()
-        if self.model is None:
+        if self.model is None and training.learns_from != "nothing":
             raise ConfigError("training.kind", expected="'noop' with model.kind 'vector'", got=training.kind)
-        return _TRAINERS[training.kind](self.model, self.pad, language_model=self.language_model)
+        make = _TRAINERS.get(training.kind) or implementation("trainers", training)
+        trainer: CohortTrainer = make(self.model, self.pad, language_model=self.language_model)
+        return trainer
 
     def evaluate(self, state: AdapterState, examples: Sequence[Example]) -> tuple[int, dict[str, float]]:
         """Weight and metrics of ``state`` on ``examples``: see :mod:`headwater.training.evaluate`.

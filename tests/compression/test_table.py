@@ -40,5 +40,5 @@ def test_settings_without_a_codec_are_refused_by_name():
     class Zip(DenseCodecSettings):
         """A kind that nobody entered in the table."""
 
-    with pytest.raises(ConfigError, match="CompeftCodec, got Zip"):
+    with pytest.raises(ConfigError, match="of an installed package, got settings of class Zip"):
         codec_for(Zip())

@@ -76,7 +76,7 @@ def test_overrides(file):
         (["strategy.kind=fisher", "strategy.space=factors"], "allow_factors"),
         (["model.kind=causal-lm"], "does not fit"),
         (["adapter.kind=prompt", "strategy.kind=mean", "strategy.space=ffa"], "freezes LoRA's A"),
-        (["training.kind=3"], r"training: .*expected tags"),
+        (["training.kind=3"], r"training\.kind: expected one of .*'spry'.*got '3'"),
         (["federation.rounds"], "table.key=value"),
         (["federation.name.x=1"], "to be a table"),
     ],

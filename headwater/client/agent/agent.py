@@ -28,6 +28,7 @@ from headwater.client.agent.task_clock import AgentStopping
 from headwater.client.agent.task_handler import TaskHandler
 from headwater.client.agent.worker import Worker, WorkerOptions
 from headwater.config.agent import AgentSettings
+from headwater.config.plugins import AGENT_ALLOWS, allow_only
 from headwater.errors import ConfigError, ConnectionLost, DecodeError, HeadwaterError, Refused, StorageError
 from headwater.locks import lock_file, take, take_within
 
@@ -235,6 +236,7 @@ def run_agent(settings: AgentSettings) -> int:
         raise ConfigError(
             "name", expected=f"{identity.name!r}, for which the keys were made", got=repr(file.name)
         )
+    allow_only(file.plugins.allow, AGENT_ALLOWS)
     with only_agent(state):
         sweep(state)
         log = OwnerLog(state / "agent.log")
@@ -248,6 +250,7 @@ def run_agent(settings: AgentSettings) -> int:
             memory_mb=file.policy.memory_mb,
             simulated_memory_mb=file.simulated_memory_mb,
             policy=file.policy.model_dump(),
+            plugins=tuple(file.plugins.allow),
         )
         worker = Worker(options)
         desk = TaskHandler(settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set)

@@ -9,7 +9,14 @@ from headwater.protocol.failures import FailureCode
 
 FIRST_S, LONGEST_S = 60.0, 3600.0
 """The pause after the second failure in a row, and the longest; each is twice the one before."""
-NO_WORK = frozenset({FailureCode.MODEL_MISSING, FailureCode.WEIGHTS_CHANGED, FailureCode.ANOTHER_VERSION})
+NO_WORK = frozenset(
+    {
+        FailureCode.MODEL_MISSING,
+        FailureCode.WEIGHTS_CHANGED,
+        FailureCode.ANOTHER_VERSION,
+        FailureCode.PLUGIN_MISSING,
+    }
+)
 """Failures that are found without any work: there is nothing to save."""
 AT_ONCE = frozenset({FailureCode.DISK_FULL})
 """Failures that come again for certain: they are waited for after the first one."""

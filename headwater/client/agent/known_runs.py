@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from headwater.config.federation import Federation
 from headwater.config.load import LoadedFederation
 from headwater.config.model import VectorModel
+from headwater.config.plugins import PluginMissing, PluginNotAllowed
 from headwater.errors import DecodeError, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.failures import FailureCode, coded
@@ -52,9 +53,15 @@ class KnownRun:
 
         Raises:
             DecodeError: they are not a federation that this version knows.
+            PluginMissing: a package that they name is not installed here, or in another version.
+            PluginNotAllowed: the owner does not allow it.
         """
         try:
             return Federation.model_validate_json(self.federation)
+        except PluginMissing as error:
+            raise coded(error, FailureCode.PLUGIN_MISSING, error.number) from None
+        except PluginNotAllowed as error:
+            raise coded(error, FailureCode.POLICY_PLUGINS, error.number) from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             unknown = DecodeError(

@@ -26,6 +26,7 @@ OF_FILES = frozenset(
         FailureCode.SPEC_MISMATCH,
         FailureCode.LIBRARY_MISSING,
         FailureCode.ANOTHER_VERSION,
+        FailureCode.PLUGIN_MISSING,
     }
 )
 """What a profile would meet again: one that is answered shows that it is mended."""
@@ -52,6 +53,7 @@ ADVICE = {
     FailureCode.SPEC_MISMATCH: "Ask the organiser which version of headwater and its libraries to install.",
     FailureCode.LIBRARY_MISSING: "Install it, then end the agent and start it again.",
     FailureCode.ANOTHER_VERSION: "Install the organiser's version of headwater.",
+    FailureCode.PLUGIN_MISSING: "Install it if you trust it, then end the agent and start it again.",
     FailureCode.DISK_FULL: "Free space on the disk of the state folder; the agent notices by itself.",
     FailureCode.STORAGE_FAILED: "Mend the rights or the disk of the state folder.",
     FailureCode.OUT_OF_MEMORY: "Give the agent more memory, or ask the organiser for a smaller batch.",
@@ -60,8 +62,13 @@ ADVICE = {
     FailureCode.DIVERGED: "If it goes on: tell the organiser to lower the learning rate.",
     FailureCode.INTERNAL: "If it goes on: report what stands here as a fault of headwater.",
     FailureCode.REPLY_REFUSED: "Tell the organiser what stands here.",
+    FailureCode.POLICY_PLUGINS: "If you trust it: add its name to plugins.allow and start the agent again.",
     FailureCode.POLICY_MODELS: "Add the model to models.allow and start the agent again, or leave it so.",
 }
+NEVER_JOINED = frozenset(
+    {FailureCode.ANOTHER_VERSION, FailureCode.PLUGIN_MISSING, FailureCode.POLICY_PLUGINS}
+)
+"""Of a run whose settings this device does not take: it is not among those it knows."""
 OF_RULE = (
     "Change the rule in [policy] and start the agent again, or leave it so: the run goes on without you."
 )
@@ -140,7 +147,7 @@ class Problems:
     def keep_runs(self, runs: Iterable[str]) -> None:
         """Forget those of runs that this device has forgotten, but for runs that it could never join."""
         known = set(runs)
-        gone = [p for p in self if p.run not in known and p.code is not FailureCode.ANOTHER_VERSION]
+        gone = [p for p in self if p.run not in known and p.code not in NEVER_JOINED]
         with self._lock:
             for problem in gone:
                 self._found.pop((problem.run, problem.kind), None)

@@ -38,7 +38,10 @@ class WorkerDied(TrainingError):
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """What the child must know before its first task; see :class:`PolicySettings` for the limits."""
+    """What the child must know before its first task; see :class:`PolicySettings` for the limits.
+
+    ``plugins`` are the kinds of packages that it may import.
+    """
 
     name: str
     data: str
@@ -48,6 +51,7 @@ class WorkerOptions:
     memory_mb: int | None = None
     simulated_memory_mb: int | None = None
     policy: Mapping[str, Any] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
 
 
 class Worker:

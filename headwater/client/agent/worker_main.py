@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from headwater.client.agent import frames
 from headwater.client.agent.advice import for_owner
 from headwater.client.agent.known_runs import KnownRun
+from headwater.config.plugins import AGENT_ALLOWS, allow_only
 from headwater.errors import DataError, HeadwaterError, StorageError
 from headwater.locks import lock_file, take_within
 from headwater.protocol.failures import failure_of
@@ -41,6 +42,7 @@ def worker_main(arguments: list[str]) -> int:
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     options = json.loads(inbox.get()[0])
     _limit(options)
+    allow_only(options["plugins"], AGENT_ALLOWS)
     with _lock(Path(options["state"])):
         from headwater.client.agent.device_runtime import DeviceRuntimes
         from headwater.client.device.memory import return_freed_memory

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from flwr.serverapp import Grid
 
 from headwater.config.federation import Federation
-from headwater.errors import ConfigError, DecodeError, FederationStopped, HeadwaterError
+from headwater.errors import ConfigError, DecodeError, FederationStopped, HeadwaterError, UpdateRejected
 from headwater.proto.wire import decode_reply
+from headwater.protocol.failures import OF_PACKAGES, Failure, coded
 from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest, reported
 from headwater.server.clients.exchange import Exchange, ReceivedReply
 from headwater.server.clients.run_control import RunControl
@@ -151,7 +152,8 @@ def profile_of(
         raise DecodeError(who, expected="a profile", got=incoming.error)
     reply = decode_reply(incoming.data, max_bytes=0)
     if isinstance(reply, ClientFailure):
-        raise reported(reply, who, expected="a profile", remote=incoming.remote)
+        error = reported(reply, who, expected="a profile", remote=incoming.remote)
+        raise _with_package(error, context.loaded.settings)
     if not isinstance(reply, ClientProfile):
         raise DecodeError(who, expected="a profile", got=type(reply).__name__)
     for what, theirs, ours in (
@@ -164,6 +166,19 @@ def profile_of(
             raise DecodeError(f"client {reply.client}", expected=f"{what} {ours[:12]}", got=theirs[:12])
     _require_fit(reply, context.loaded.settings)
     return reply
+
+
+def _with_package(error: UpdateRejected, federation: Federation) -> UpdateRejected:
+    """With the name of the package of ``[plugins]`` whose number the client's failure has."""
+    failure = error.failure
+    if not isinstance(failure, Failure) or failure.code not in OF_PACKAGES:
+        return error
+    named = dict(enumerate(federation.packages.items(), start=1)).get(failure.numbers[0])
+    if named is None:
+        return error
+    hint = f"It is {named[1]}, for {named[0]}: its owner decides whether it may run there."
+    found = UpdateRejected(error.who, expected=error.expected, got=error.got, hint=hint)
+    return coded(found, failure.code, *failure.numbers)
 
 
 def _require_fit(profile: ClientProfile, federation: Federation) -> None:

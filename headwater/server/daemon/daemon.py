@@ -30,6 +30,7 @@ import uvicorn
 
 from headwater import __version__
 from headwater.config.daemon import split_address
+from headwater.config.plugins import SERVER_ALLOWS, allow_only
 from headwater.errors import ConfigError, HeadwaterError, StorageError
 from headwater.flower.fleet_server import FleetServer
 from headwater.proto.control import serve
@@ -70,6 +71,7 @@ def run(workspace: Workspace) -> int:
         HeadwaterError: the workspace is not in order, or a port is taken.
     """
     settings = workspace.settings
+    allow_only(settings.plugins.allow, SERVER_ALLOWS)
     with (
         workspace.locked(),
         log_to(workspace.log, most_bytes=settings.retention.log_bytes, files=settings.retention.logs),

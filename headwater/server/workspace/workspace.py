@@ -102,6 +102,7 @@ class Workspace:
         control: str | None = None,
         web: str | None = None,
         federation: str | None = None,
+        plugins: Sequence[str] = (),
     ) -> Workspace:
         """Make the folder, a new authority and all keys.
 
@@ -113,6 +114,7 @@ class Workspace:
             control: likewise.
             web: likewise.
             federation: text of ``federation.toml``; a commented template if absent.
+            plugins: kinds of installed packages that its runs may use.
 
         Raises:
             ConfigError: a name or an address is wrong, or ``path`` is not empty.
@@ -120,7 +122,8 @@ class Workspace:
         """
         addresses = {"fleet": fleet, "control": control, "web": web}
         listen = {"names": list(names), **{k: v for k, v in addresses.items() if v is not None}}
-        settings = check_daemon({"name": name, "listen": listen}, "headwater server init")
+        tables: dict[str, object] = {"name": name, "listen": listen, "plugins": {"allow": list(plugins)}}
+        settings = check_daemon(tables, "headwater server init")
         text = TEMPLATE.read_text(encoding="utf-8") if federation is None else federation
         new = not path.exists()
         make_private_folder(path)
