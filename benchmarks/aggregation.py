@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from picture import bars
 
-from headwater.merging import FisherAggregator, GapSketch, MeanAggregator, TiesAggregator
+from headwater.merging import FisherAggregator, GapSketch, MeanAggregator, MedianAggregator, TiesAggregator
 from headwater.merging.plan import MergePlan, Update
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -68,6 +68,7 @@ def rules(spec: StateSpec) -> dict[str, Any]:
         "ties density=0.2": TiesAggregator(0.2),
         "ties density=1": TiesAggregator(1.0),
         "fisher": FisherAggregator(),
+        "median": MedianAggregator(most_bytes=1 << 40),
         "gap sketch probes=8": GapSketch(base, key=Key.root(0)),
     }
 

@@ -34,7 +34,7 @@ from headwater.config.model import (
 )
 from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings, SynchronousSchedule
-from headwater.config.strategy import BaseStrategy, FisherStrategy, MeanStrategy, TiesStrategy
+from headwater.config.strategy import BaseStrategy, FisherStrategy, MeanStrategy, MedianStrategy, TiesStrategy
 from headwater.config.tables import FederationSettings
 
 HEAD = """\
@@ -61,13 +61,11 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("model kind `vector`", "data kind other than `none`, training kind other than `noop`, an `[adapter]`"),
     ("another model", "no `[adapter]`; data kind `none`"),
     ("classification", "`causal-lm`; running text or instructions with another model"),
-    ("strategy `ties`, `fisher`", "space `factors` without `allow_factors = true`"),
+    ("strategy `ties`, `fisher`, `median`", "space `factors` without `allow_factors = true`"),
     ("strategy `mean`", "space `ffa` with another adapter than LoRA"),
     ("strategy `fisher`", "a method other than `backprop`; `adapter.head_bits`"),
-    (
-        "a strategy other than `mean`",
-        "methods that send scalars (`kseed`, `decomfl`, `blackbox`), `spry`, `rank`, `last_layers`",
-    ),
+    ("a strategy other than `mean`", "methods that send scalars (`kseed`, `decomfl`, `blackbox`)"),
+    ("strategy `ties`, `fisher`", "`spry`, `rank`, `last_layers`"),
     (
         "`privacy.clip_l2`",
         "`codec.up.alpha`, which may lift an update above the bound; methods that send scalars",
@@ -167,7 +165,7 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "strategy": (
         "How updates become the next global adapter. May be left out: `mean`. "
         "A table without `kind` is `mean`. [Which one?](../how-to/choose-a-strategy.md)",
-        (MeanStrategy, TiesStrategy, FisherStrategy),
+        (MeanStrategy, TiesStrategy, FisherStrategy, MedianStrategy),
     ),
     "cohort": ("Who takes part in a round, and when it ends. May be left out.", (CohortSettings,)),
     "schedule": (
@@ -303,6 +301,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "density": "fraction of each delta's values that take part",
     },
     FisherStrategy: {"allow_factors": "permit space `factors`, where it merges noise of the basis"},
+    MedianStrategy: {"allow_factors": "permit space `factors`, where it merges noise of the basis"},
     CohortSettings: {
         "clients_per_round": "how many are asked, drawn anew each round; all if absent. "
         "Schedule `buffered`: how many work at once",

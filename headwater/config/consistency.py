@@ -72,9 +72,13 @@ def _methods(federation: FederationTables) -> None:
         kind = training.kind
         if training.alone and federation.methods:
             raise ValueError(f"training kind '{kind}' goes with no other method")
-        if not strategy.linear and (training.sends == "coefficients" or training.splits_layers or partial):
+        if not strategy.linear and training.sends == "coefficients":
             raise ValueError(
-                f"method '{kind}' and methods with rank or last_layers need strategy 'mean', "
+                f"methods that send scalars, such as '{kind}', need strategy 'mean', not '{strategy.kind}'"
+            )
+        if not strategy.takes_parts and (training.splits_layers or partial):
+            raise ValueError(
+                f"method '{kind}' and methods with rank or last_layers need strategy 'mean' or 'median', "
                 f"not '{strategy.kind}'"
             )
         if strategy.needs_fisher and federation.adapter is not None and federation.adapter.head_bits:

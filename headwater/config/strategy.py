@@ -24,6 +24,7 @@ class MeanStrategy(BaseStrategy):
     """Weighted mean of the deltas (FedAvg, arXiv 1602.05629)."""
 
     linear: ClassVar[bool] = True
+    takes_parts: ClassVar[bool] = True
     kind: Literal["mean"]
     space: Literal["factors", "ffa"] = "factors"
     noise: Literal["weigh", "ignore"] = Field(
@@ -57,6 +58,21 @@ class FisherStrategy(BaseStrategy):
     cap: float = Field(default=256.0, gt=1, le=2**20, description="bound after scaling to mean 1")
 
 
+class MedianStrategy(BaseStrategy):
+    """Coordinate-wise median (arXiv 1803.01498): a minority of clients cannot move it far."""
+
+    takes_parts: ClassVar[bool] = True
+    kind: Literal["median"]
+    space: Literal["factors", "ffa"] = "ffa"
+    weighting: Literal["examples", "equal"] = "equal"
+    allow_factors: bool = False
+    max_kept_mb: int = Field(
+        default=4096, ge=1, description="MiB of updates that a round may keep in memory until it is merged"
+    )
+
+
 Strategy = Annotated[
-    MeanStrategy | TiesStrategy | FisherStrategy, Field(discriminator="kind"), open_to("rules", BaseStrategy)
+    MeanStrategy | TiesStrategy | FisherStrategy | MedianStrategy,
+    Field(discriminator="kind"),
+    open_to("rules", BaseStrategy),
 ]

@@ -166,12 +166,13 @@ class StrategyTraits(Pluggable):
     """What headwater asks of ``[strategy]`` whatever its kind.
 
     Attributes:
-        linear: the result is a weighted mean, so that clients may send parts of the adapter and coefficients
-            of seeds.
+        linear: the result is a weighted mean, so that clients may send coefficients of seeds.
+        takes_parts: clients may train, and send, parts of the adapter only.
         needs_fisher: every update brings a diagonal Fisher.
     """
 
     linear: ClassVar[bool] = False
+    takes_parts: ClassVar[bool] = False
     needs_fisher: ClassVar[bool] = False
 
     def blends_factors(self) -> bool:

@@ -1,11 +1,11 @@
-"""Aggregator: the additive monoid at the centre of the product."""
+"""Aggregator: the commutative monoid at the centre of the product."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from headwater.merging.plan import MergePlan, NoisePlan, Update
 from headwater.seeds.directions import Integers
@@ -40,13 +40,20 @@ class Merged:
 
 
 class Aggregator(ABC, Generic[Acc]):
-    """A merge rule as sums that add.
+    """A merge rule as an accumulator that adds.
 
     Laws (``tests/laws/aggregator_laws.py``), bit for bit: ``init`` is the identity of ``combine``;
     ``combine`` is associative and commutative; ``add`` is ``combine`` with a singleton; any order of
     updates gives the same :class:`Merged`. They hold because every accumulator is int64 fixed point
-    with scales that the plan fixes.
+    with scales that the plan fixes, or the updates themselves
+    (:class:`~headwater.merging.buffered_rule.BufferedRule`).
+
+    Attributes:
+        additive: the accumulator is sums of what single clients sent, of a size that does not grow with
+            clients: a secure sum, which shows the server nothing else, could feed it.
     """
+
+    additive: ClassVar[bool] = True
 
     @abstractmethod
     def init(self, plan: MergePlan) -> Acc:

@@ -20,6 +20,7 @@ from headwater.config.federation import Federation
 from headwater.config.strategy import FisherStrategy
 from headwater.errors import FederationStopped
 from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.buffered_rule import BufferedRule
 from headwater.merging.coverage import last_layers
 from headwater.merging.plan import MergePlan
 from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan
@@ -58,9 +59,11 @@ class FederatedStrategy(Strategy):
         """Round 0; the momentum is zero if the file asks for one, and so are the coefficients of seeds.
 
         Raises:
-            ConfigError: a method whose updates cannot be as short as its ``max_bytes_up``.
+            ConfigError: a method whose updates cannot be as short as its ``max_bytes_up``, or a rule that
+                would keep more updates than it may.
         """
         self._require_budgets(state.spec)
+        self._require_room(state.spec, self.federation.cohort.min_clients)
         momentum = AdapterState.zeros(state.spec) if self.federation.strategy.server_momentum else None
         span = None
         seeds = round_seeds(self.federation, 1)
@@ -97,6 +100,7 @@ class FederatedStrategy(Strategy):
             names = _sample(names, federation.cohort.clients_per_round, key.child("cohort", number))
         methods = {name: methods[name] for name in names}
         spec, layers_key = server.state.spec, key.child("layers", number)
+        self._require_room(spec, len(names))
         tensors = trained_tensors(spec, {n: a.method for n, a in methods.items()}, key=layers_key)
         seeds = round_seeds(federation, number)
         if seeds is not None and server.steepness is not None:
@@ -156,6 +160,28 @@ class FederatedStrategy(Strategy):
             if not method.training.splits_layers:  # which layers it has is dealt in each round
                 tensors = None if method.last_layers is None else last_layers(spec, method.last_layers)
                 self._task(Assigned(name, method), 1, spec, seeds, tensors)
+
+    def kept_bytes(self, spec: StateSpec, clients: int) -> int | None:
+        """Memory of a round's updates until they are merged; None where the rule keeps no update.
+
+        Args:
+            spec: of the adapter.
+            clients: that are in the federation.
+        """
+        rule = rule_for(self.federation.strategy)
+        most = self._most_in_a_round(clients)
+        return rule.kept_bytes(spec, most) if isinstance(rule, BufferedRule) else None
+
+    def _require_room(self, spec: StateSpec, clients: int) -> None:
+        """Before anybody works: whether the rule may keep the updates of so many clients."""
+        rule = rule_for(self.federation.strategy)
+        if isinstance(rule, BufferedRule):
+            rule.require_room(spec, self._most_in_a_round(clients))
+
+    def _most_in_a_round(self, clients: int) -> int:
+        """Of so many clients, how many updates are merged at once: a full buffer, or all that are asked."""
+        per_round = self.federation.schedule.buffer or self.federation.cohort.clients_per_round
+        return clients if per_round is None else min(clients, per_round)
 
     def _merge(
         self, server: ServerState, tasks: Mapping[str, ClientPlan], profiles: Mapping[str, ClientProfile]

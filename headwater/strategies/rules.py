@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headwater.config.plugins import implementation
-from headwater.config.strategy import FisherStrategy, MeanStrategy, Strategy, TiesStrategy
+from headwater.config.strategy import FisherStrategy, MeanStrategy, MedianStrategy, Strategy, TiesStrategy
 from headwater.merging.aggregator import Aggregator
 from headwater.merging.fisher import FisherAggregator
 from headwater.merging.mean import MeanAggregator
+from headwater.merging.median import MedianAggregator
 from headwater.merging.ties import TiesAggregator
 
 # Any: the settings' class is the key, so each line knows its own.
@@ -17,6 +18,7 @@ RULES: Mapping[type[Any], Callable[[Any], Aggregator[Any]]] = {
     MeanStrategy: lambda settings: MeanAggregator(),
     TiesStrategy: lambda settings: TiesAggregator(settings.density),
     FisherStrategy: lambda settings: FisherAggregator(settings.cap),
+    MedianStrategy: lambda settings: MedianAggregator(settings.max_kept_mb << 20),
 }
 
 

@@ -73,6 +73,13 @@ def test_scalars_and_parts_of_the_adapter_need_the_mean(strategy: str, method: d
     refused("need strategy 'mean'", federation, **tables)
 
 
+def test_a_median_takes_parts_and_no_scalars() -> None:
+    median = {"kind": "median"}
+    for method in ({"training": {"kind": "spry"}}, {"training": {"kind": "backprop"}, "rank": 2}):
+        federation(methods={"m": method}, assignment=SHARES, strategy=median)
+    refused("need strategy 'mean'", federation, training=KSEED, strategy=median)
+
+
 def test_fisher_needs_gradients_and_ties_does_not() -> None:
     refused("needs gradients", federation, training={"kind": "mezo"}, strategy={"kind": "fisher"})
     federation(training={"kind": "mezo"}, strategy={"kind": "ties"})

@@ -123,6 +123,8 @@ kind = "noop"
         ["data={ kind = 'none', clients = 2 }"],
         ["model.kind=causal-lm"],
         ["strategy={ kind = 'ties', space = 'factors' }"],
+        ["strategy={ kind = 'median', space = 'factors' }"],
+        ["strategy={ kind = 'median' }", "training={ kind = 'kseed' }"],
         ["strategy.space=ffa", "adapter={ kind = 'prompt' }"],
         ["privacy.clip_l2=1.0", "codec.up={ kind = 'compeft', alpha = 2.0 }"],
         ["cohort={ clients_per_round = 2, min_clients = 3 }"],

@@ -1,4 +1,4 @@
-"""The laws of an additive merge rule: inherit :class:`AggregatorLaws` and name the rule.
+"""The laws of a merge rule: inherit :class:`AggregatorLaws` and name the rule.
 
 Everything is compared bit for bit: :func:`bits` turns an accumulator or a result into bytes.
 """
@@ -106,10 +106,12 @@ PROGRESS = st.dictionaries(METHODS, st.sampled_from([0.0, 1e-9, 0.3, 1.0]))
 
 
 @st.composite
-def mixed_rounds(draw: Any) -> tuple[MergePlan, list[Update]]:
-    """The same for rules that take both kinds of update: deltas of parts, scalars, noise."""
+def mixed_rounds(
+    draw: Any, sent: Sequence[str] = ("delta", "tensors", "rank", "scalars")
+) -> tuple[MergePlan, list[Update]]:
+    """The same for rules that take several kinds of update: deltas of parts, scalars, noise."""
     plan, updates = draw(rounds())
-    kinds = {name: draw(st.sampled_from(["delta", "tensors", "rank", "scalars"])) for name in plan.weights}
+    kinds = {name: draw(st.sampled_from(sent)) for name in plan.weights}
     names = st.lists(st.sampled_from([t.name for t in SPEC]), unique=True).map(tuple)
     plan = dataclasses.replace(
         plan,

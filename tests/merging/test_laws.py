@@ -1,4 +1,4 @@
-"""Every rule, and the sketch, under the laws of an additive rule."""
+"""Every rule, and the sketch, under the laws of a rule."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from headwater.merging import FisherAggregator, GapSketch, MeanAggregator, TiesAggregator
+from headwater.merging import FisherAggregator, GapSketch, MeanAggregator, MedianAggregator, TiesAggregator
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
-from tests.laws.aggregator_laws import AggregatorLaws
+from tests.laws.aggregator_laws import AggregatorLaws, mixed_rounds
 
 
 class TestMeanLaws(AggregatorLaws):
@@ -30,6 +30,20 @@ class TestTiesWithoutTrimmingLaws(AggregatorLaws):
 class TestFisherLaws(AggregatorLaws):
     def rule(self, spec: StateSpec) -> Any:
         return FisherAggregator(cap=64.0)
+
+
+class TestMedianLaws(AggregatorLaws):
+    def rule(self, spec: StateSpec) -> Any:
+        return MedianAggregator(1 << 30)
+
+
+class TestMedianOfPartsLaws(AggregatorLaws):
+    @staticmethod
+    def rounds() -> Any:
+        return mixed_rounds(("delta", "tensors", "rank"))
+
+    def rule(self, spec: StateSpec) -> Any:
+        return MedianAggregator(1 << 30)
 
 
 class TestGapSketchLaws(AggregatorLaws):

@@ -18,6 +18,7 @@ from headwater.errors import FederationStopped, StorageError, TrainingError
 from headwater.server.events import ClientDone, ClientFailed, Notice, RoundEnded
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
+from headwater.text import human_bytes
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.context import TrainingContext
 from tests.client.agent.devices import vector_federation
@@ -270,6 +271,7 @@ def test_disk_full_keeps_the_old_checkpoint(file, tmp_path, monkeypatch):
     [
         ["strategy.kind=ties"],
         ["strategy.kind=fisher", "strategy.examples=8"],
+        ["strategy.kind=median"],
         ["strategy.space=ffa"],
         ["strategy.server_momentum=0.5", "cohort.clients_per_round=2"],
         ["codec.up.kind=dense", "codec.up.dtype=bf16", "codec.down.dtype=bf16"],
@@ -299,6 +301,31 @@ def test_every_part_in_a_whole_run(tmp_path, overrides):
         assert record["clients"]["ann"]["fisher_seconds"] >= 0
         assert 0 < summary["fisher"]["bytes_up"] < summary["bytes"]["up"]
         assert "diagonal Fishers" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {},
+        {"schedule": {"kind": "buffered", "buffer": 2}},
+        {"training": {"kind": "spry", "learning_rate": 0.01}},
+    ],
+    ids=["rounds", "buffer", "parts"],
+)
+def test_a_median_resumes_bit_for_bit_and_tells_what_it_keeps(tmp_path, tables):
+    """Where updates are kept until the merge, as where they are summed."""
+    file = tiny_federation(tmp_path / "fed", strategy={"kind": "median"}, **tables)
+    whole, events = run(file, tmp_path / "whole")
+    assert not whole["failures"]
+    merge = rounds(tmp_path / "whole")[-1]["merge"]
+    told = [event.text for event in events if isinstance(event, Notice) and "median" in event.text]
+    assert len(told) == 1
+    assert told[0].endswith(f"up to {human_bytes(merge['kept_bytes'])} of memory")
+    asked = []
+    stopped, _ = run(file, tmp_path / "half", should_stop=lambda: bool(asked) or asked.append(1))
+    assert stopped["rounds"] < whole["rounds"]
+    resumed, _ = resume(tmp_path / "half")
+    assert resumed["adapter_sha256"] == whole["adapter_sha256"]
 
 
 def test_patience_ends_the_run(file, tmp_path):

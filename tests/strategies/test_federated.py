@@ -7,7 +7,7 @@ import torch
 
 from headwater.config import Federation
 from headwater.errors import ConfigError, FederationStopped, SpecMismatch
-from headwater.merging import FisherAggregator, MeanAggregator, Merged, TiesAggregator
+from headwater.merging import FisherAggregator, MeanAggregator, MedianAggregator, Merged, TiesAggregator
 from headwater.protocol.messages import ClientProfile, FisherPlan
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -131,6 +131,9 @@ def test_every_rule_of_the_file_has_an_aggregator() -> None:
     ties = rule_for(federation(strategy={"kind": "ties", "density": 0.3}).strategy)
     assert isinstance(ties, TiesAggregator)
     assert ties.density == 0.3
+    median = rule_for(federation(strategy={"kind": "median", "max_kept_mb": 3}).strategy)
+    assert isinstance(median, MedianAggregator)
+    assert median.most_bytes == 3 * 2**20
     settings = federation(strategy={"kind": "fisher", "cap": 32.0, "examples": 9})
     fisher = rule_for(settings.strategy)
     assert isinstance(fisher, FisherAggregator)
@@ -143,3 +146,35 @@ def test_every_rule_of_the_file_has_an_aggregator() -> None:
 def test_an_unregistered_kind_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"strategy\.kind"):
         rule_for(object())  # type: ignore[arg-type]  # what a forgotten line in the table would pass
+
+
+BIG = StateSpec.of([TensorSpec("v", (2**18,), "vector")])  # 1 MiB
+
+
+def big(**tables: Any) -> tuple[FederatedStrategy, ServerState]:
+    tables = {"strategy": {"kind": "median", "max_kept_mb": 4}, **tables}
+    strategy = FederatedStrategy(federation(**tables))
+    return strategy, strategy.init(AdapterState.zeros(BIG))
+
+
+def test_a_round_whose_updates_the_rule_may_not_keep_is_refused_before_anybody_is_asked() -> None:
+    strategy, server = big()
+    four, five = profiles(a=1, b=1, c=1, d=1), profiles(a=1, b=1, c=1, d=1, e=1)
+    assert len(strategy.plan(server, four, key=KEY).clients) == 4
+    assert strategy.kept_bytes(BIG, 4) == 4 * 2**20
+    with pytest.raises(ConfigError, match=r"5 clients x 1\.05 MB = 5\.24 MB"):
+        strategy.plan(server, five, key=KEY)
+    for fits in (
+        {"cohort": {"clients_per_round": 4}},
+        {"schedule": {"kind": "buffered", "buffer": 4}},
+        {"strategy": {"kind": "median", "max_kept_mb": 5}},
+        {"strategy": {"kind": "mean"}},
+    ):
+        strategy, server = big(**fits)
+        assert strategy.plan(server, five, key=KEY).round == 1
+    assert strategy.kept_bytes(BIG, 5) is None  # a mean keeps none
+
+
+def test_a_cohort_that_can_never_fit_is_refused_before_the_first_round() -> None:
+    with pytest.raises(ConfigError, match="max_kept_mb"):
+        big(cohort={"min_clients": 5})

@@ -36,6 +36,7 @@ from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.server.storage.run_folder import RunFolder
 from headwater.strategies.federated import FederatedStrategy, rolled_back
+from headwater.text import human_bytes
 from headwater.training.context import TrainingContext
 
 
@@ -253,6 +254,12 @@ class FederationServer:
     def _tell_started(self, checkpoint: Checkpoint, members: ClientPool) -> None:
         for notice in self._bench.notices:
             self._observer(Notice(notice))
+        clients = _trainable(members.profiles())
+        if (kept := self._strategy.kept_bytes(self._bench.spec, clients)) is not None:
+            text = (
+                f"strategy '{self._settings.strategy.kind}' keeps the updates of a round until it is merged"
+            )
+            self._observer(Notice(f"{text}: up to {human_bytes(kept)} of memory"))
         sizes = [record["bytes"] for record in self._folder.read_rounds()]
         self._observer(
             RunStarted(

@@ -1,0 +1,168 @@
+"""BufferedRule: a rule that needs every update at once, such as a median.
+
+Its accumulator is the updates themselves, by client. Joining two such tables is as associative and
+commutative as adding two sums, so every law of an :class:`~headwater.merging.aggregator.Aggregator` holds,
+and replies on disk are folded again to the same bits. What it costs is memory: 4 bytes a value *and client*,
+until the round is merged. (The spool keeps encoded replies, and grows no further than with other rules.) And
+a secure sum, which shows the server nothing but the sum, can never feed it: ``additive`` is False.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from headwater.errors import ConfigError, EmptyRound
+from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.coverage import covered_by, require_covered
+from headwater.merging.fixed_point import require_bounded
+from headwater.merging.participants import Participants
+from headwater.merging.plan import MergePlan, Update
+from headwater.state import AdapterState, StateSpec
+from headwater.text import human_bytes
+
+MOST_WEIGHT = 2**61
+"""Twice the sum of all weights must be an int64."""
+_AT_ONCE = 2**20
+"""Values of all clients together that are merged at a time."""
+
+
+@dataclass(frozen=True)
+class BufferedUpdates:
+    """Who is in, and what each of them sent: float32 [numel] by client."""
+
+    roster: Participants
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
+class BufferedRule(Aggregator[BufferedUpdates]):
+    """Keeps updates; :meth:`merge` is what a rule adds to that.
+
+    Args:
+        most_bytes: that the updates of one round may take in memory.
+    """
+
+    additive: ClassVar[bool] = False
+    name: ClassVar[str]
+    """For errors: the rule's ``strategy.kind``."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+
+    @abstractmethod
+    def merge(
+        self, values: npt.NDArray[np.float32], weights: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """The result, coordinate by coordinate: float64 [block].
+
+        The same bits for any order of the clients.
+
+        Args:
+            values: [clients, block], finite.
+            weights: [clients, block]: 0 where a client does not train that value, and perhaps for all.
+        """
+
+    def kept_bytes(self, spec: StateSpec, clients: int) -> int:
+        """Memory of the accumulator with the updates of so many clients in it."""
+        return spec.nbytes * clients
+
+    def require_room(self, spec: StateSpec, clients: int) -> None:
+        """Refuse a round whose updates could take more memory than the rule may.
+
+        Args:
+            spec: of the adapter.
+            clients: that may be in one round.
+
+        Raises:
+            ConfigError: says how much, and of what.
+        """
+        needed = self.kept_bytes(spec, clients)
+        if needed > self.most_bytes:
+            raise ConfigError(
+                f"strategy '{self.name}'",
+                expected=f"at most {human_bytes(self.most_bytes)} of updates, kept until a round ends",
+                got=f"{clients:,} clients x {human_bytes(spec.nbytes)} = {human_bytes(needed)}",
+                hint="Set cohort.clients_per_round, raise strategy.max_kept_mb if the server has that much "
+                "memory, or use a strategy that adds updates up: mean, ties or fisher.",
+            )
+
+    def init(self, plan: MergePlan) -> BufferedUpdates:
+        """No update yet.
+
+        Raises:
+            ConfigError: weights whose sum could overflow.
+        """
+        if plan.total_weight > MOST_WEIGHT:
+            raise ConfigError(
+                "merge plan",
+                expected=f"a total weight of at most {MOST_WEIGHT}",
+                got=str(plan.total_weight),
+                hint='Use weighting = "equal".',
+            )
+        return BufferedUpdates(Participants(plan))
+
+    def add(self, acc: BufferedUpdates, update: Update) -> BufferedUpdates:
+        """Keep the values.
+
+        Raises:
+            UpdateRejected: also coefficients of seeds, and values outside what the client trains.
+        """
+        plan = acc.roster.plan
+        acc.roster.weight_of(update)
+        vector = acc.roster.values_of(update).vector()
+        require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
+        require_covered(vector, plan, update.client)
+        acc.values[update.client] = vector
+        acc.roster.enter(update.client)
+        return acc
+
+    def combine(self, left: BufferedUpdates, right: BufferedUpdates) -> BufferedUpdates:
+        """The updates of both groups."""
+        left.roster.require_disjoint(right.roster)
+        left.values.update(right.values)
+        left.roster.join(right.roster)
+        return left
+
+    def finalize(self, acc: BufferedUpdates) -> Merged:
+        """Merge, some coordinates of all clients at a time.
+
+        The report has ``delta_norm`` (L2) and ``kept_bytes``, the memory that the updates took.
+        """
+        roster = acc.roster
+        if not roster.clients:
+            raise EmptyRound(self.name, expected="at least one accepted update", got="none")
+        spec = roster.plan.spec
+        merged = np.zeros(spec.numel, np.float64)
+        for part, values, weights in _blocks(acc):
+            merged[part] = self.merge(values, weights)
+        # adding zero makes one zero of two: which of -0.0 and 0.0 stood there is a matter of order
+        delta = AdapterState.from_vector(spec, torch.from_numpy((merged + 0.0).astype(np.float32)))
+        kept = float(self.kept_bytes(spec, len(roster.clients)))
+        report = {"delta_norm": delta.norm(), "kept_bytes": kept}
+        return Merged(delta, tuple(sorted(roster.clients)), roster.weight, report)
+
+
+def _blocks(
+    acc: BufferedUpdates,
+) -> Iterator[tuple[slice, npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """Coordinates, their values and their weights, of all clients in order of name."""
+    plan, names = acc.roster.plan, sorted(acc.values)
+    rows = [acc.values[name].numpy() for name in names]
+    whole = np.array([plan.weights[name] for name in names], np.int64)[:, None]
+    masks = [covered_by(plan, name) for name in names]
+    size = max(1, _AT_ONCE // len(names))
+    for start in range(0, plan.spec.numel, size):
+        part = slice(start, min(start + size, plan.spec.numel))
+        values = np.stack([row[part] for row in rows])
+        weights = np.repeat(whole, values.shape[1], axis=1)
+        for row, mask in zip(weights, masks, strict=True):
+            if mask is not None:
+                row[~mask[part].numpy()] = 0
+        yield part, values, weights
