@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from headwater.errors import SpecMismatch, StorageError
 from headwater.state import AdapterState, StateSpec
+from headwater.tensor_bytes import load, save
 
 _MAGIC = b"HWFB1\n"
 _ENTRY = "headwater"

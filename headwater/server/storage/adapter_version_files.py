@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from headwater.errors import SpecMismatch, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.control import AdapterRow
+from headwater.tensor_bytes import save
 
 if TYPE_CHECKING:  # torch: who only lists versions needs none
     from headwater.state import AdapterState, StateSpec

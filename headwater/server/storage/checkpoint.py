@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from headwater.errors import StorageError
 from headwater.files import write_atomically
@@ -23,6 +22,7 @@ from headwater.seeds.slopes import SeedSlopes
 from headwater.server.metrics import Tracker
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.strategy import ServerState
+from headwater.tensor_bytes import save
 
 
 @dataclass(frozen=True)
