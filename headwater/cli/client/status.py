@@ -121,7 +121,7 @@ def _needs(settings: AgentSettings, content: dict[str, Any], running: bool) -> I
             continue
         shown.add((problem.run, problem.code, problem.text))
         times = "" if problem.count == 1 else f", {problem.count} times, last {_clock(problem.last)}"
-        first, *others = problem.text.splitlines() or [""]
+        first, *others = problem.found.splitlines() or [""]
         again = f" Tried again at {_clock(problem.again)}." if problem.again > time.time() else ""
         what = f"run {problem.run}, {problem.kind}" if problem.run else "a message of the server"
         head = f"since {_clock(problem.since)}{times}: {what}: {first}"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from headwater.client.agent.problems import ADVICE
 from headwater.errors import StorageError
 from headwater.files import file_name
 from headwater.protocol.failures import FailureCode, coded
@@ -35,8 +36,7 @@ def require_room(request: TrainRequest, state: Path) -> None:
             f"state folder {state}",
             expected=f"room for {needed:,} bytes, which a training of this run must keep",
             got=f"{free:,} bytes free",
-            hint="Free space on this disk, or remove files where no more can be made (df -i): the agent "
-            "notices by itself.",
+            hint=ADVICE[FailureCode.DISK_FULL],
         )
         raise coded(error, FailureCode.DISK_FULL, needed, free)
 

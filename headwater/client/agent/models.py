@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headwater.adapters.weights import hash_base
+from headwater.client.agent.problems import ADVICE
 from headwater.errors import ModelError, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.failures import FailureCode, coded
@@ -40,7 +41,7 @@ class LocalModels:
                 f"policy models.allow: base model sha256 {sha256}",
                 expected=f"one of the {len(self._allow)} that the owner allows",
                 got="another",
-                hint="Add it to models.allow if this run may use it.",
+                hint=ADVICE[FailureCode.POLICY_MODELS],
             )
             raise coded(refused, FailureCode.POLICY_MODELS)
         known = self._known()
@@ -71,7 +72,7 @@ class LocalModels:
                 f"base model sha256 {sha256}",
                 expected=f"in {changed}, where it was",
                 got="other files: they have changed since",
-                hint="Put the organiser's files back.",
+                hint=ADVICE[FailureCode.WEIGHTS_CHANGED],
             )
             raise coded(other, FailureCode.WEIGHTS_CHANGED)
         if found is None:
@@ -79,7 +80,7 @@ class LocalModels:
                 f"base model sha256 {sha256}",
                 expected="in one of the device's models.folders",
                 got=f"{len(seen)} other folders of models there",
-                hint="Copy the model that the organiser names into one of them.",
+                hint=ADVICE[FailureCode.MODEL_MISSING],
             )
             raise coded(missing, FailureCode.MODEL_MISSING, len(seen))
         return found

@@ -54,7 +54,8 @@ ADVICE = {
     FailureCode.LIBRARY_MISSING: "Install it, then end the agent and start it again.",
     FailureCode.ANOTHER_VERSION: "Install the organiser's version of headwater.",
     FailureCode.PLUGIN_MISSING: "Install it if you trust it, then end the agent and start it again.",
-    FailureCode.DISK_FULL: "Free space on the disk of the state folder; the agent notices by itself.",
+    FailureCode.DISK_FULL: "Free space on the disk of the state folder, or remove files where no more can be "
+    "made (df -i); the agent notices by itself.",
     FailureCode.STORAGE_FAILED: "Mend the rights or the disk of the state folder.",
     FailureCode.OUT_OF_MEMORY: "Give the agent more memory, or ask the organiser for a smaller batch.",
     FailureCode.WORKER_DIED: "If it goes on: give the agent more memory, or tell the organiser.",
@@ -107,6 +108,11 @@ class Problem:
     def advice(self) -> str:
         """What to do."""
         return ADVICE.get(self.code, OF_RULE if self.code in OF_POLICY else "")
+
+    @property
+    def found(self) -> str:
+        """The text without the advice in which it may end: an error in the log has its next step."""
+        return self.text.removesuffix(self.advice).rstrip() if self.advice else self.text
 
 
 class Problems:

@@ -272,11 +272,17 @@ def test_weights_that_changed_are_told_from_a_model_that_was_never_there(tmp_pat
     path = device.theirs / "bert" / "config.json"
     whole = path.read_text()
     path.write_text(json.dumps(json.loads(whole) | {"hidden_act": "relu"}))
-    again = TaskHandler(device.settings, FakeWorker(), sign, lambda line: None)
+    log: list[str] = []
+    again = TaskHandler(device.settings, FakeWorker(), sign, log.append)
     for _ in range(2):
         reply = ask(again, device.profile())
         assert reply.failure.code is FailureCode.WEIGHTS_CHANGED
     assert str(device.theirs / "bert") in next(iter(again.setbacks.problems)).text
+    StatusFile(device.settings.state / "status.json", "server:1", device.settings.sha256)
+    shown = client_status.lines(device.settings, datetime.now())
+    (needs,) = [text for key, text in shown if key == "needs you"]
+    assert needs.count("Put the organiser's files") == 1, "the advice stands once"
+    assert sum("Put the organiser's files" in line for line in log) == 1, "and in the log, which has no other"
     missing = ask(again, replace(device.profile(), model_sha256="ab" * 32))
     assert missing.failure.code is FailureCode.MODEL_MISSING
     path.write_text(whole)
