@@ -97,7 +97,7 @@ class Follower:
         self._change({"min_clients": str(len(self._network.agents) + 1)})
 
     def follow(self) -> None:
-        """Until the run has ended, is paused as asked, or cannot go on.
+        """Until the run has ended, is paused as asked, cannot go on, or the daemon heeded the same stop.
 
         Raises:
             FederationStopped: too few clients are left, the daemon ended, or the run failed.
@@ -111,7 +111,9 @@ class Follower:
         reader.start()
         try:
             while True:
-                self._look_at_processes()
+                if self._ended_with_us():
+                    self._tell_rounds()
+                    return
                 status = self._status()
                 if status is not None and self._step(status):
                     return
@@ -176,14 +178,20 @@ class Follower:
         with self._network.control() as control:
             control.change(self._run, changes)
 
-    def _look_at_processes(self) -> None:
-        if not self._network.daemon.alive:
-            raise FederationStopped(
-                "daemon",
-                expected="to live as long as the run",
-                got="its end",
-                hint=self._network.daemon.tail(),
-            )
+    def _ended_with_us(self) -> bool:
+        """Whether the daemon heeded the same stop: systemd and Slurm signal all processes of a job.
+
+        Raises:
+            FederationStopped: it ended otherwise.
+        """
+        daemon = self._network.daemon
+        if daemon.alive:
+            return False
+        if self._should_stop() and daemon.process is not None and daemon.process.returncode == 0:
+            return True
+        raise FederationStopped(
+            "daemon", expected="to live as long as the run", got="its end", hint=daemon.tail()
+        )
 
     def _take_stop(self, row: RunRow) -> None:
         if not self._should_stop() or self._stopping or row.state in ENDED:

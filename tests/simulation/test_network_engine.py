@@ -84,7 +84,9 @@ class FakeNetwork:
             name: SimpleNamespace(alive=True, process=process, start=lambda: None, tail=lambda n: "why")
             for name in ("ann", "ben")
         }
-        self.daemon = SimpleNamespace(alive=True, tail=lambda: "")
+        self.daemon = SimpleNamespace(
+            alive=True, process=SimpleNamespace(returncode=None), tail=lambda: "last words"
+        )
 
     def run_folder(self, run):
         return self.folder
@@ -100,6 +102,9 @@ class FakeNetwork:
 
     def change(self, run, changes):
         self.asked.append(("change", changes))
+
+    def watch(self, after, ended):
+        return iter(())
 
     def revoke(self, name):
         self.asked.append(("revoke", name))
@@ -203,6 +208,18 @@ def test_an_agent_that_does_not_stay_is_lost_with_its_last_words(follower):
     follower._step(status(row(), ann="1", ben="1"))
     assert follower.lost == {"ben": "its agent ended, exit code 3: why"}
     assert follower._network.asked[-1] == ("revoke", "ben")
+
+
+@pytest.mark.parametrize(("asked", "code", "stops"), [(True, 0, True), (True, 1, False), (False, 0, False)])
+def test_a_daemon_that_heeds_the_same_stop_has_not_failed(follower, asked, code, stops):
+    """systemd and Slurm signal every process of a job, in whatever group it is."""
+    follower._network.daemon.alive, follower._network.daemon.process.returncode = False, code
+    follower._should_stop = lambda: asked
+    if stops:
+        follower.follow()
+    else:
+        with pytest.raises(FederationStopped, match=r"got its end\. last words"):
+            follower.follow()
 
 
 def test_a_resume_does_not_end_by_the_pause_that_an_interrupted_start_asked_for(tmp_path):
