@@ -13,7 +13,7 @@ from headwater.protocol.failures import OF_PACKAGES, Failure, coded
 from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest, reported
 from headwater.server.clients.exchange import Exchange, ReceivedReply
 from headwater.server.clients.run_control import RunControl
-from headwater.server.events import ClientFailed
+from headwater.server.events import ClientFailed, Waiting
 from headwater.strategies.assignment import assign
 from headwater.training.context import TrainingContext
 
@@ -47,9 +47,7 @@ def collect_profiles(
     """
     while len(ids := sorted(grid.get_node_ids())) < expected:
         if watch.should_stop():
-            raise FederationStopped(
-                "federation", expected=f"{expected} nodes", got=f"{len(ids)}, then a stop"
-            )
+            raise _stopped_before(f"{len(ids)} of {expected} clients were there")
         watch.pause()
     exchange = Exchange(grid, {str(i): i for i in ids})
     exchange.send([(str(i), ProfileRequest(run)) for i in ids], 0)
@@ -58,6 +56,8 @@ def collect_profiles(
     lost: dict[str, str] = {}
     nameless: dict[str, str] = {}
     ends_s = watch.ends_s()
+    if owners:
+        watch.observer(Waiting(0, len(ids), tuple(owners)))
     while exchange.waiting(ProfileRequest, 0) and watch.clock() < ends_s and not watch.should_stop():
         quiet = True
         for incoming in exchange.poll():
@@ -75,20 +75,18 @@ def collect_profiles(
                     nameless[f"node {incoming.address}"] = str(error)
         if quiet:
             watch.pause()
+        elif owners:
+            silent = [name for name in owners if name not in profiles and name not in lost]
+            watch.observer(Waiting(len(profiles), len(ids), tuple(silent)))
     waited = not watch.should_stop()  # who had no time to answer has not failed
     exchange.forget(ProfileRequest, 0)
     if not waited and len(profiles) < min_clients:
-        raise FederationStopped(
-            "federation",
-            expected=f"at least {min_clients} clients that can take part",
-            got=f"{len(profiles)}, then a stop",
-            hint="Go on with --resume.",
-        )
+        raise _stopped_before(f"{len(profiles)} of {len(ids)} clients had answered")
     for name in (
         sorted(set(owners) - profiles.keys() - lost.keys()) if waited else ()
     ):  # whoever is left is one of these
-        silent = f"client {name}: expected a profile, got no answer"
-        lost[name] = "; ".join(dict.fromkeys(nameless.values())) or silent
+        no_answer = f"client {name}: expected a profile, got no answer"
+        lost[name] = "; ".join(dict.fromkeys(nameless.values())) or no_answer
     failed = sorted((lost if owners else nameless).items())
     for name, reason in failed:
         watch.observer(ClientFailed(0, name, reason))
@@ -100,6 +98,16 @@ def collect_profiles(
             hint="Mend what is wrong with them, then start again.",
         )
     return dict(sorted(profiles.items())), nodes, dict(sorted(lost.items()))
+
+
+def _stopped_before(when: str) -> FederationStopped:
+    """A stop that was asked for before the clients had said what they have: no client's fault."""
+    return FederationStopped(
+        "run",
+        expected="the clients to answer before the first round",
+        got=f"a stop when {when}",
+        hint="Nothing is lost: go on with --resume.",
+    )
 
 
 def _failed_as(incoming: ReceivedReply) -> tuple[str, str]:

@@ -1,0 +1,39 @@
+"""The handshake of a simulation: whom it waits for, and what a stop before its end says."""
+
+from __future__ import annotations
+
+import pytest
+
+from headwater.config import load_federation
+from headwater.errors import FederationStopped
+from headwater.server.events import RunStarted, Waiting
+from headwater.server.storage.run_folder import RunFolder
+from headwater.simulation.simulate import simulate
+from tests.support.runs import OWNERS, tiny_federation
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    return load_federation(tiny_federation(tmp_path / "fed", federation={"rounds": 1}))
+
+
+def test_whoever_has_not_said_yet_what_it_has_is_waited_for_by_name(loaded, tmp_path):
+    told = []
+    simulate(
+        loaded, RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"}), observer=told.append
+    )
+    before = told[: next(i for i, event in enumerate(told) if isinstance(event, RunStarted))]
+    waits = [event for event in before if isinstance(event, Waiting)]
+    assert waits[0] == Waiting(0, len(OWNERS), tuple(OWNERS))
+    assert waits[-1] == Waiting(len(OWNERS), len(OWNERS))
+
+
+def test_a_stop_before_the_clients_have_answered_blames_none_of_them(loaded, tmp_path):
+    folder = RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
+    with pytest.raises(
+        FederationStopped, match=r"a stop when 0 of \d clients had answered.*--resume"
+    ) as found:
+        simulate(loaded, folder, should_stop=lambda: True)
+    assert "can take part" not in str(found.value)
+    simulate(loaded, folder)
+    assert (folder.path / "adapter").is_dir()
