@@ -51,6 +51,10 @@ $ headwater config show federation.toml           # every key, defaults spelled 
 $ headwater config check federation.toml --set training.learning_rate=1e-3
 ```
 
+`[strategy]`, `[codec.up]`, `[training]`, `[adapter]` and `[data]` may also name a `kind` that an installed package
+[brings](../how-to/add-a-rule.md). The resolved file then has a table `[plugins]`, such as
+`"rules:NAME" = "PACKAGE VERSION"`, which is part of its hash: only those versions take part.
+
 `--set table.key=value` works wherever a file is read; the value is TOML, or else a bare string. The
 *federation hash* is the SHA-256 of the resolved settings without the seed.
 

@@ -140,6 +140,7 @@ def mixed_rounds(
 
 LAW = settings(
     max_examples=50,
+    deadline=None,
     # The health check fears one test with several classes behind it; inheriting laws is just that.
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )

@@ -20,7 +20,11 @@ from headwater.state import AdapterState, StateSpec, TensorSpec
 KEY = Key.root(7)
 
 # inherited @given tests run once per subclass, which is exactly what this check warns about
-LAW = settings(max_examples=60, suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow])
+LAW = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+)
 
 shapes = st.one_of(
     st.just((1,)),

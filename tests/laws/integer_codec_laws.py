@@ -15,7 +15,11 @@ from headwater.errors import DecodeError
 from headwater.protocol.messages import Payload
 from tests.laws.codec_laws import mutations
 
-LAW = settings(max_examples=50, suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow])
+LAW = settings(
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+)
 
 
 @st.composite

@@ -21,7 +21,7 @@ from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 
-quick = settings(max_examples=8, suppress_health_check=list(HealthCheck), derandomize=True)
+quick = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 names = st.lists(st.text("abcdef/-7", min_size=1, max_size=4), min_size=1, max_size=4, unique=True)
 
 

@@ -1,0 +1,159 @@
+"""The pages that say how to add something: what they show is built, installed by pip, and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from tests.support.runs import tiny_federation
+
+ROOT = Path(__file__).parents[2]
+VECTOR = {
+    "federation": {"name": "how-to", "rounds": 2},
+    "model": {"kind": "vector", "size": 500},
+    "data": {"kind": "none", "clients": 3},
+    "training": {"kind": "noop", "scale": 0.5},
+}
+"""Enough for what needs no base model."""
+PAGES = {"add-a-rule": VECTOR, "add-a-codec": VECTOR, "add-a-trainer": None}
+"""The federation that a page's tables are put into; None is a tiny text model's."""
+CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def blocks(page: str) -> dict[str, str]:
+    """The files that a page shows, by their names."""
+    text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text(encoding="utf-8")
+    found = re.findall(r'^```\w+ title="([^"]+)"\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """Somebody's environment with headwater and the page's package in it."""
+
+    page: str
+    folder: Path
+    python: Path
+
+    def run(self, *arguments: object, **environment: str) -> str:
+        """``python ARGUMENTS`` there; what it printed."""
+        done = subprocess.run(
+            [str(self.python), *map(str, arguments)],
+            cwd=self.folder, env=CLEAN | environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    def federation(self) -> Path:
+        """The page's table in a federation file."""
+        file = self.folder / "fed" / "federation.toml"
+        if (content := PAGES[self.page]) is None:
+            content = tomllib.loads(tiny_federation(file.parent).read_text())
+        file.parent.mkdir(exist_ok=True)
+        shown = tomllib.loads(blocks(self.page)["federation.toml"])
+        file.write_text(tomli_w.dumps(content | shown))
+        return file
+
+
+@pytest.fixture(scope="module", params=sorted(PAGES))
+def stranger(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder / "env")
+    (site,) = (folder / "env" / "lib").glob("python*/site-packages")
+    # the packages of these tests, pip among them; what is installed from now on lies in the new environment
+    there = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "these.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in there))
+    for name, text in blocks(request.param).items():
+        if name != "federation.toml":
+            (folder / name).write_text(text)
+    found = Stranger(request.param, folder, folder / "env" / "bin" / "python")
+    found.run(
+        "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation",
+        "--disable-pip-version-check", ".",
+    )  # fmt: skip
+    (module,) = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["setuptools"]["py-modules"]
+    (folder / f"{module}.py").unlink()  # from here on there is only what was installed
+    return found
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_a_page_shows_one_short_file_and_one_line(page):
+    files = blocks(page)
+    (module,) = tomllib.loads(files["pyproject.toml"])["tool"]["setuptools"]["py-modules"]
+    assert set(files) == {f"{module}.py", f"test_{module}.py", "pyproject.toml", "federation.toml"}
+    assert len(files[f"{module}.py"].splitlines()) < 120
+    (group,) = tomllib.loads(files["pyproject.toml"])["project"]["entry-points"].values()
+    assert len(group) == 1
+    text = (ROOT / "docs" / "how-to" / f"{page}.md").read_text(encoding="utf-8")
+    assert len(re.sub(r"```.*?```", "", text, flags=re.DOTALL).split()) <= 350
+
+
+def test_the_laws_hold(stranger):
+    (file,) = stranger.folder.glob("test_*.py")
+    out = stranger.run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", stranger.folder, file,
+        PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    assert re.search(r"^(9|1\d|2\d|6) passed", out, re.MULTILINE), out
+
+
+def test_a_federation_runs_with_it(stranger):
+    out = stranger.folder / "run"
+    stranger.run("-m", "headwater", "simulate", stranger.federation(), "--out", out, "--quiet")
+    summary = json.loads((out / "summary.json").read_text())
+    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    resolved = tomllib.loads((out / "federation.toml").read_text())
+    assert not summary["failures"]
+    assert len(summary["adapter_sha256"]) == 64
+    (used,) = resolved["plugins"].items()
+    assert used[1].endswith(" 1.0")
+    assert used[0] in stranger.run("-m", "headwater", "plugins")
+    CHECKS[stranger.page](summary, rounds)
+
+
+def clipped(summary, rounds):
+    """Deltas of norm 11 came as ones of norm 0.25, so that their mean is no longer than that."""
+    norms = [row["merge"]["delta_norm"] for row in rounds[1:]]
+    assert len(norms) == 2
+    assert 0 < max(norms) <= 0.25
+
+
+def a_quarter(summary, rounds):
+    """One byte a value and two a tensor, of four bytes a value."""
+    assert 0.25 < summary["bytes"]["up"] / summary["bytes"]["up_dense"] < 0.75
+
+
+def learned(summary, rounds):
+    """Steps along signs bring the loss on the held-out rows down, as any descent does."""
+    losses = [row["test"]["loss"] for row in rounds]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+
+
+CHECKS = {"add-a-rule": clipped, "add-a-codec": a_quarter, "add-a-trainer": learned}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stranger", ["add-a-codec"], indirect=True)  # which both sides use
+def test_daemon_and_agents_run_it_where_their_owners_allow_it(stranger):
+    """As processes of their own, which see what is installed and nothing of the folder they start in."""
+    out = stranger.folder / "network"
+    changes = ("--set", "federation.rounds=1", "--set", "data.clients=2", "--engine", "network")
+    stranger.run("-m", "headwater", "simulate", stranger.federation(), *changes, "--out", out, "--quiet")
+    (server,) = out.rglob("server.toml")
+    agents = list(out.rglob("agent.toml"))
+    assert len(agents) == 2
+    for file in (server, *agents):
+        assert tomllib.loads(file.read_text())["plugins"] == {"allow": ["codecs:eight_bits"]}
+    assert json.loads((out / "summary.json").read_text())["rounds"] == 1
