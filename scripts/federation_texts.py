@@ -51,8 +51,8 @@ $ headwater config show federation.toml           # every key, defaults spelled 
 $ headwater config check federation.toml --set training.learning_rate=1e-3
 ```
 
-`[strategy]`, `[codec.up]`, `[training]`, `[adapter]` and `[data]` may also name a `kind` that an installed package
-[brings](../how-to/add-a-rule.md). The resolved file then has a table `[plugins]`, such as
+`[strategy]`, `[codec.up]`, `[training]`, `[adapter]` and `[data]` may also name a `kind` that an installed
+package [brings](../how-to/add-a-rule.md). The resolved file then has a table `[plugins]`, such as
 `"rules:NAME" = "PACKAGE VERSION"`, which is part of its hash: only those versions take part.
 
 `--set table.key=value` works wherever a file is read; the value is TOML, or else a bare string. The
