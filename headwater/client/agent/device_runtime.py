@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from headwater.client.agent.advice import for_owner
+from headwater.client.agent.data_stamp import stamp
 from headwater.client.agent.known_runs import KnownRun
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.policy import Policy
-from headwater.config.data import ClassificationData
+from headwater.config.data import ClassificationData, NoData
 from headwater.config.load import LoadedFederation
 from headwater.config.model import VectorModel
 from headwater.data.federated import FederatedData
@@ -21,6 +22,11 @@ from headwater.training.context import TrainingContext
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
     from headwater.adapters.base import Base
+
+_CHANGED = (
+    "the files of your data have changed since they were read; it goes on with the rows as they were until "
+    "the agent is started again. Put the files back, or keep the new ones for the next run"
+)
 
 
 class DeviceRuntimes:
@@ -52,6 +58,7 @@ class DeviceRuntimes:
         self._policy = policy
         self._simulated = {} if simulated_memory_mb is None else {name: simulated_memory_mb}
         self._current: tuple[str, ClientRuntime] | None = None
+        self._stamp = self._said = ""  # of the files when the run's rows were read, and the notice of then
         self.loads, self.notice = 0, ""
 
     def open(self, joined: KnownRun, model: Path | None) -> ClientRuntime:
@@ -66,8 +73,12 @@ class DeviceRuntimes:
             DataError: the owner's data does not fit the federation.
             DecodeError: settings that are not understood.
         """
-        digest = joined.sha256()
+        digest, state = joined.sha256(), joined.folder.parent.parent
+        now = stamp([self._data], skip=state)  # before the rows are read: what changes meanwhile counts
         if self._current is not None and self._current[0] == digest:
+            self.notice = self._said
+            if now != self._stamp and not isinstance(self._current[1].context.loaded.settings.data, NoData):
+                self.notice = "\n".join(filter(None, [self._said, f"run {joined.run}: {_CHANGED}"]))
             return self._current[1]
         loaded = joined.loaded(model)
         base = self._release(loaded)
@@ -82,7 +93,7 @@ class DeviceRuntimes:
             raise for_owner(error) from error
         self.notice = "\n".join([*filter(None, [self.notice]), *context.notices, *data.warnings])
         runtime = ClientRuntime(joined.run, context, data, root, metrics, self._simulated, self._policy)
-        self._current = digest, runtime
+        self._current, self._stamp, self._said = (digest, runtime), now, self.notice
         return runtime
 
     def _release(self, loaded: LoadedFederation) -> Base | None:

@@ -279,7 +279,8 @@ class TaskHandler:
         """What the worker has for the owner only; the same sentence once."""
         if self._worker.notice and self._worker.notice != self._told:
             for line in self._worker.notice.splitlines():
-                self._say(line)
+                if line not in self._told.splitlines():
+                    self._say(line)
         self._told = self._worker.notice
 
     def _failure(self, request: Request | None, failure: Failure, text: str) -> bytes:

@@ -21,7 +21,7 @@ from headwater.errors import DataError, DecodeError, ModelError, StorageError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import EncodedUpdate
 from headwater.state import AdapterState, StateSpec, TensorSpec
-from tests.client.agent.devices import TextDevice, parts, profile_request, vector_federation
+from tests.client.agent.devices import RUN, TextDevice, parts, profile_request, vector_federation
 from tests.support.runs import rows, write_jsonl
 
 
@@ -131,6 +131,27 @@ def test_what_is_worth_a_look_in_the_owner_s_data_is_told_to_the_owner(device, t
     assert "1 row is an exact duplicate" in devices.notice
 
 
+def test_data_that_change_in_a_run_are_told_to_the_owner(device, tmp_path):
+    """The run goes on with the rows as they were."""
+    own = tmp_path / "ann.jsonl"
+    own.write_bytes(device.settings.data.read_bytes())
+    devices = DeviceRuntimes("ann", own)
+    runtime = devices.open(device.joined(), device.theirs / "bert")
+    assert devices.open(device.joined(), device.theirs / "bert") is runtime
+    assert "changed" not in devices.notice
+    whole = own.read_text()
+    own.write_text(whole.replace("movie", "film"))
+    assert devices.open(device.joined(), device.theirs / "bert") is runtime
+    assert f"run {RUN}: the files of your data have changed since they were read" in devices.notice
+    kept = tmp_path / "new.jsonl"
+    own.rename(kept)
+    assert devices.open(device.joined(), device.theirs / "bert") is runtime
+    assert "changed" in devices.notice, "absent is changed, too"
+    fresh = DeviceRuntimes("ann", kept)
+    fresh.open(device.joined(), device.theirs / "bert")
+    assert "changed" not in fresh.notice
+
+
 def test_no_path_of_the_server_is_read(device, tmp_path):
     """The server's data paths stand in the settings; the device reads its owner's."""
     data = device.federation.data.model_copy(update={"path": "/etc/passwd", "test": "/etc/shadow"})
@@ -199,7 +220,7 @@ def test_a_base_is_found_by_hash_and_read_once(device, tmp_path):
     again = LocalModels([device.theirs / "bert"], [device.sha256], cache)
     assert again.find(device.sha256) == device.theirs / "bert"
     assert (models.hashed, again.hashed) == (1, 0)
-    with pytest.raises(ModelError, match="Copy the model"):
+    with pytest.raises(ModelError, match="Copy the organiser's base model"):
         models.find("0" * 64)
     with pytest.raises(ModelError, match=r"models\.allow"):
         LocalModels([device.theirs], ["0" * 64], cache).find(device.sha256)
