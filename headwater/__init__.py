@@ -1,3 +1,40 @@
-"""Headwater: fine-tune one foundation model from many data owners without moving their data."""
+"""Headwater: fine-tune one foundation model from many data owners without moving their data.
+
+The names of ``__all__`` are what other programs may count on (docs/reference/python.md); everything else may
+change. Each is imported when it is first used: ``import headwater`` loads neither torch nor anything else.
+"""
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "AdapterState": "headwater.state",
+    "Aggregator": "headwater.merging.aggregator",
+    "Codec": "headwater.compression.codec",
+    "CohortTrainer": "headwater.training.cohort",
+    "Federation": "headwater.config.federation",
+    "HeadwaterError": "headwater.errors",
+    "LoadedFederation": "headwater.config.load",
+    "Predictor": "headwater.adapters.predict",
+    "Run": "headwater.simulation.run",
+    "StateSpec": "headwater.state",
+    "load": "headwater.simulation.load",
+    "simulate": "headwater.simulation.run",
+}
+"""The module of each public name. ``__init__.pyi`` says the same to type checkers."""
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    """The public name, imported now."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'headwater' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from importlib import import_module  # it takes milliseconds that `import headwater` need not
+
+    found: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

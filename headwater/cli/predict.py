@@ -79,9 +79,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _open(options: argparse.Namespace) -> Predictor:
     from headwater.adapters.predict import Predictor
+    from headwater.simulation.run import base_of_run
 
     try:
-        return Predictor.open(options.adapter, base=options.base or _base_of_run(options.adapter))
+        return Predictor.open(options.adapter, base=options.base or base_of_run(options.adapter))
     except ModelError as error:
         if options.base or not error.who.startswith("model.path"):
             raise
@@ -150,17 +151,3 @@ def _texts(options: argparse.Namespace) -> Iterator[str]:
         ) from None
     # split at \n only: str.splitlines also cuts at U+2028 and others that a text may hold
     yield from (line.strip("\r") for line in source.removeprefix("\ufeff").split("\n") if line.strip())
-
-
-def _base_of_run(adapter: Path) -> str | None:
-    """The base model's folder where the adapter still lies in the run folder it came from.
-
-    An exported adapter names its base as the federation file does: relative to that file.
-    """
-    try:
-        origin = json.loads((adapter.resolve().parent / "state" / "origin.json").read_text(encoding="utf-8"))
-        notes = json.loads((adapter / "headwater.json").read_text(encoding="utf-8"))
-        found = Path(origin["folder"], notes["base"]["path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(found) if found.is_dir() else None

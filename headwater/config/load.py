@@ -64,8 +64,18 @@ def load_federation(
     Raises:
         ConfigError: names the file, the key, what was expected and what was got.
     """
+    raw = read_tables(path)
+    return federation_of(raw, overrides, seed=seed, folder=folder or path.parent, name=name or str(path))
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of a federation file, as they stand there.
+
+    Raises:
+        ConfigError: it cannot be read, or is no TOML.
+    """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"federation file {path}", expected="a file", got="nothing there", hint="Check the path."
@@ -74,6 +84,21 @@ def load_federation(
         raise ConfigError(f"federation file {path}", expected="readable UTF-8 text", got=str(error)) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"federation file {path}", expected="valid TOML", got=str(error)) from None
+
+
+def federation_of(
+    raw: dict[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    seed: int | None = None,
+    folder: Path,
+    name: str,
+) -> LoadedFederation:
+    """Override and check tables, which change by it; see :func:`load_federation`.
+
+    Raises:
+        ConfigError: names the key, what was expected and what was got.
+    """
     for text in overrides:
         _override(raw, text)
     if seed is not None:
@@ -83,9 +108,9 @@ def load_federation(
     try:
         settings = Federation.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise _explain(name or str(path), raw, error) from None
-    _require_filled_in(name or str(path), raw)
-    return LoadedFederation(settings, (folder or path.parent).resolve())
+        raise _explain(name, raw, error) from None
+    _require_filled_in(name, raw)
+    return LoadedFederation(settings, folder.resolve())
 
 
 class _DataOnly(Settings):
