@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
@@ -31,6 +30,7 @@ from headwater.server.events import (
     RoundStarted,
     RunStarted,
 )
+from headwater.server.round_record import RoundRecord
 from headwater.text import (
     LOWER_IS_BETTER,
     human_bytes,
@@ -121,9 +121,8 @@ class _Watch:
     def _end(self, event: RoundEnded) -> None:
         self.done, self.metric = event.round, plain(event.metric)
         self.value = event.value
-        sizes = event.record.get("bytes", {})
-        self.up += sizes.get("up", 0)
-        self.down += sizes.get("down", 0)
+        self.up += event.record.bytes.up or 0
+        self.down += event.record.bytes.down or 0
         if math.isfinite(event.value):
             lower = event.metric in LOWER_IS_BETTER
             better = event.value < self.best if lower else event.value > self.best
@@ -186,15 +185,14 @@ class _Lines:
 
     def _ended(self, event: RoundEnded) -> None:
         watch = self._watch
-        sizes = event.record.get("bytes", {})
         of = "" if watch.rounds is None else f"/{watch.rounds}"
         parts = [
             f"round {event.round}{of}",
             _taken(event.record),
-            f"up {human_bytes(sizes.get('up'))}",
-            f"down {human_bytes(sizes.get('down'))}",
+            f"up {human_bytes(event.record.bytes.up)}",
+            f"down {human_bytes(event.record.bytes.down)}",
             watch.score,
-            human_seconds(event.record.get("seconds")),
+            human_seconds(event.record.seconds),
             watch.eta,
         ]
         self._say("  ".join(p for p in parts if p))
@@ -275,13 +273,11 @@ def _failure(event: ClientFailed) -> str:
     return f"round {event.round}: failed: {named}{reason}"
 
 
-def _taken(record: Mapping[str, Any]) -> str:
+def _taken(record: RoundRecord) -> str:
     """How many of the round's clients answered; nothing for the round before training."""
-    rows = record.get("clients", {})
-    failed = [
-        plain(name, 80) for name, row in sorted(rows.items()) if row.get("failed") and not row.get("spared")
-    ]
-    spared = sum(1 for row in rows.values() if row.get("spared"))
+    rows = record.clients
+    failed = [plain(name, 80) for name, row in sorted(rows.items()) if row.failed and not row.spared]
+    spared = sum(row.spared for row in rows.values())
     names = f": {name_some(failed)}" if failed else ""
     rest = f", {spared} not needed" if spared else ""
     done = len(rows) - len(failed) - spared

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
+
+from headwater.server.round_record import RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class RoundEnded:
     """A round is on disk; ``record`` is its line in ``rounds.jsonl``, ``value`` the deciding metric."""
 
     round: int
-    record: Mapping[str, Any]
+    record: RoundRecord
     metric: str
     value: float
 

@@ -35,7 +35,7 @@ from headwater.server.events import (
     RunStarted,
     Waiting,
 )
-from headwater.server.metrics import decisive, metric_name
+from headwater.server.metrics import metric_name
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.network import LocalNetwork
 
@@ -104,7 +104,7 @@ class Follower:
             StorageError: it failed for want of a disk.
         """
         rounds = self._folder.read_rounds()
-        self._told = rounds[-1]["round"] if rounds else -1
+        self._told = rounds[-1].round if rounds else -1
         settings = self._loaded.settings.federation
         self._observer(RunStarted(settings.rounds, max(self._told, 0), len(self._network.agents)))
         reader = threading.Thread(target=self._read, daemon=True, name="events")
@@ -300,11 +300,10 @@ class Follower:
     def _tell_rounds(self) -> None:
         metric = metric_name(self._loaded.settings)
         for record in self._folder.read_rounds():
-            if record["round"] > self._told:
-                self._told, self._evaluating = record["round"], False
+            if record.round > self._told:
+                self._told, self._evaluating = record.round, False
                 self._failed.pop(self._told, None)
-                value = decisive(metric, record.get("test"), record.get("clients_pooled", {}))
-                self._observer(RoundEnded(self._told, record, metric, value))
+                self._observer(RoundEnded(self._told, record, metric, record.deciding(metric)))
 
     def _tell_open(self, row: RunRow, status: Status) -> None:
         if row.asked and self._open <= self._told:

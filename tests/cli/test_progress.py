@@ -23,6 +23,7 @@ from headwater.server.events import (
     RoundStarted,
     RunStarted,
 )
+from headwater.server.round_record import RoundRecord
 
 HOSTILE = "[red]x[/red] :smile:\x1b[2J\x07\nround 9/9  \u202egood"
 
@@ -33,7 +34,7 @@ def ended(number: int, value: float, failed: int = 0, metric: str = "accuracy") 
         clients[f"c{i}"]["failed"] = "why"
     sizes = {"up": 12_345, "down": 1_234_567, "up_dense": 99_000, "down_dense": 2_000_000}
     record = {"round": number, "clients": clients, "bytes": sizes, "seconds": 2.1}
-    return RoundEnded(number, record, metric, value)
+    return RoundEnded(number, RoundRecord(record), metric, value)
 
 
 EVENTS: list[Event] = [

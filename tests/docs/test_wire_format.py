@@ -119,8 +119,8 @@ def test_a_federation_of_strangers_gives_the_same_bits(loaded, tmp_path):
     )
     outcome = server.run(grid, 3)
     assert outcome.checkpoint.server.state.sha256() == ours["adapter_sha256"]
-    assert [len(r["clients"]) for r in folder.read_rounds()] == [0, 3, 3, 3]
-    assert not any("failed" in row for r in folder.read_rounds() for row in r["clients"].values())
+    assert [len(r.clients) for r in folder.read_rounds()] == [0, 3, 3, 3]
+    assert not any(row.failed for r in folder.read_rounds() for row in r.clients.values())
     assert grid.types == {"query", "train"}
 
 

@@ -12,7 +12,7 @@ from tests.support.runs import run, tiny_federation
 
 def states(folder):
     """The hash of the global state after each round: the exported one may be an early one."""
-    found = [row["state_sha256"] for row in RunFolder(folder).read_rounds()]
+    found = [record.content["state_sha256"] for record in RunFolder(folder).read_rounds()]
     assert len(set(found)) == len(found) == 3
     return found
 
@@ -50,7 +50,10 @@ def test_simulated_devices_get_the_simulations_plans_and_reach_its_adapter(tmp_p
     simulated, _ = run(file, tmp_path / "simulated")
     networked, _ = run(file, tmp_path / "networked", engine="network")
     steps = [
-        [row["steps"] for _, row in sorted(RunFolder(tmp_path / name).read_rounds()[1]["clients"].items())]
+        [
+            row["steps"]
+            for _, row in sorted(RunFolder(tmp_path / name).read_rounds()[1].content["clients"].items())
+        ]
         for name in ("simulated", "networked")
     ]
     assert steps[0] == steps[1]

@@ -9,6 +9,7 @@ import pytest
 from headwater.data.federated import FederatedData
 from headwater.errors import DataError, FederationStopped, InternalError, OwnersLost
 from headwater.server.events import ClientFailed, RoundStarted
+from headwater.server.round_record import RoundRecord
 from headwater.server.rounds.summary import lost_owners
 from headwater.training.backprop import BackpropTrainer
 from tests.support.command import headwater
@@ -169,7 +170,10 @@ def test_an_exception_of_the_server_side_is_no_traceback(file, tmp_path, monkeyp
 
 def test_who_was_only_not_needed_is_not_lost():
     rounds = [
-        {"clients": {"ann": {}, "ben": {"failed": "x"}}},
-        {"clients": {"ann": {"failed": "not needed", "spared": True}, "ben": {"failed": "y"}, "cleo": {}}},
+        {"round": 1, "clients": {"ann": {}, "ben": {"failed": "x"}}},
+        {
+            "round": 2,
+            "clients": {"ann": {"failed": "not needed", "spared": True}, "ben": {"failed": "y"}, "cleo": {}},
+        },
     ]
-    assert lost_owners(rounds) == {"ben": {"asked": 2, "failed": 2, "reason": "y"}}
+    assert lost_owners([RoundRecord(r) for r in rounds]) == {"ben": {"asked": 2, "failed": 2, "reason": "y"}}

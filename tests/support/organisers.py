@@ -16,7 +16,7 @@ from headwater.protocol.control import AdapterRow, ClientRow, RunRow, Status, Wa
 from headwater.server.events import ClientAsked, ClientDone, ClientFailed, RoundEnded, RoundStarted
 from headwater.server.monitoring.counters import ClientFacts
 from headwater.server.monitoring.monitor import Monitor
-from headwater.server.storage.run_folder import json_safe
+from headwater.server.round_record import RoundRecord, json_safe
 
 TOKEN = "t0ken-" + "x" * 40
 RUN = "20260301-0915-a1b2"
@@ -84,7 +84,7 @@ class ToyOrganiser:
             created=1_772_356_502.0 + 60 * number, note=f"round {number}" if number else "initial",
         )  # fmt: skip
         self.versions = [*kept, row]
-        tell(RoundEnded(number, record, "accuracy", value))
+        tell(RoundEnded(number, RoundRecord(record), "accuracy", value))
 
     def status(self) -> Status:
         return self.monitor.status()

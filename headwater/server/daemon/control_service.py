@@ -13,7 +13,6 @@ from headwater.errors import ConfigError, HeadwaterError
 from headwater.protocol.control import AdapterRow, ClientRow, RunRow, RunState, Status, WatchEvent
 from headwater.security.enrolment import read_request
 from headwater.server.metrics import metric_name
-from headwater.server.monitoring.counters import whole
 from headwater.server.monitoring.monitor import Monitor
 from headwater.server.storage.adapter_versions import Versions
 from headwater.server.storage.run_folder import RunFolder
@@ -102,7 +101,7 @@ class ControlService:
     def recall(self, entry: RunEntry, folder: RunFolder, loaded: LoadedFederation) -> None:
         """Tell the monitor what a run had come to: its rounds up to the checkpoint from which it goes on."""
         done = folder.checkpoint_round()
-        records = [r for r in folder.read_rounds() if done is None or whole(r.get("round")) <= done]
+        records = [r for r in folder.read_rounds() if done is None or r.round <= done]
         self._monitor.run_restored(entry.run, records, metric_name(loaded.settings))
 
     def pause(self, run: str) -> RunRow:  # noqa: D102

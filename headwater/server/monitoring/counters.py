@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from headwater.protocol.control import ClientRow, ClientState, RunRow, RunState
-from headwater.server.metrics import Tracker, decisive
+from headwater.server.metrics import Tracker
 from headwater.server.monitoring.event_log import MOST_TEXT
-from headwater.text import finite, plain
+from headwater.server.round_record import ClientRow as RecordedClient
+from headwater.server.round_record import RoundRecord
+from headwater.text import plain
 
 PACE_ROUNDS = 20
 """Rounds whose median is ``seconds_per_round``."""
@@ -61,17 +62,17 @@ class ClientTally:
     unfit: bool = False
     """Whether ``last_error`` is about its profile, so that a profile that fits ends it."""
 
-    def take(self, row: Mapping[str, Any]) -> None:
+    def take(self, row: RecordedClient) -> None:
         """Add the client's row of a round's record."""
-        self.bytes_up += whole(row.get("bytes_up"))
-        self.bytes_down += whole(row.get("bytes_down"))
-        self.examples = whole(row.get("examples")) or self.examples
-        if row.get("failed"):
+        self.bytes_up += row.bytes_up
+        self.bytes_down += row.bytes_down
+        self.examples = int(row.number("examples") or 0) or self.examples
+        if row.failed:
             self.failed += 1
-            self.last_error = plain(row["failed"], MOST_TEXT)
+            self.last_error = plain(row.failed, MOST_TEXT)
         else:
             self.accepted += 1
-            self.last_error = plain(row.get("not_evaluated", ""), MOST_TEXT)  # else what was is mended
+            self.last_error = plain(row.not_evaluated, MOST_TEXT)  # else what was is mended
 
     def _doing(self, facts: ClientFacts) -> str:
         if facts.revoked or self.doing == "idle":
@@ -124,35 +125,33 @@ class RunCounters:
         """Whether it will not go on by itself."""
         return self.state in _ENDED
 
-    def take(self, record: Mapping[str, Any], metric: str, value: float) -> None:
+    def take(self, record: RoundRecord, metric: str, value: float) -> None:
         """A round is on disk."""
         if metric and metric != self.best.metric:
             self.metric, self.best = metric, Tracker(metric)
-        self.round = whole(record.get("round"))
+        self.round = record.round
         self.accepted = self.asked = self.open = 0
         if math.isfinite(value):
             self.value = value
         self.best = self.best.after(self.round, value)
-        sizes = table(record.get("bytes"))
-        self.bytes_up += whole(sizes.get("up"))
-        self.bytes_down += whole(sizes.get("down"))
-        if self.round and (seconds := finite(record.get("seconds"))) is not None:
-            self._seconds.append(seconds)
+        self.bytes_up += record.bytes.up or 0
+        self.bytes_down += record.bytes.down or 0
+        if self.round and record.seconds is not None:
+            self._seconds.append(record.seconds)
 
-    def restore(self, records: Iterable[Mapping[str, Any]], metric: str) -> Iterator[tuple[str, Any]]:
+    def restore(self, records: Iterable[RoundRecord], metric: str) -> Iterator[tuple[str, RecordedClient]]:
         """Take a run's lines of ``rounds.jsonl``; gives (client, row) where those were not counted yet."""
         self.bytes_up = self.bytes_down = 0
         self.metric, self.best = metric, Tracker(metric)
         for record in records:
-            self.take(record, metric, deciding(record, metric))
+            self.take(record, metric, record.deciding(metric))
             yield from self.uncounted(record)
 
-    def uncounted(self, record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def uncounted(self, record: RoundRecord) -> Iterator[tuple[str, RecordedClient]]:
         """(client, row) of a round, the first time it is asked."""
-        number = whole(record.get("round"))
-        if number > self.counted:
-            self.counted = number
-            yield from client_rows(record)
+        if record.round > self.counted:
+            self.counted = record.round
+            yield from record.clients.items()
 
     def row(self) -> RunRow:
         """As the organiser sees it."""
@@ -175,31 +174,3 @@ class RunCounters:
             open=self.open,
             seconds_per_round=statistics.median(self._seconds) if self._seconds else math.nan,
         )
-
-
-def deciding(record: Mapping[str, Any], metric: str) -> float:
-    """The deciding value in a line of ``rounds.jsonl``, where null stands for what was not finite."""
-    test = record.get("test")
-    value = decisive(metric, test if isinstance(test, Mapping) else None, table(record.get("clients_pooled")))
-    known = finite(value)
-    return math.nan if known is None else known
-
-
-def client_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(client, row) of everyone who was asked in a round; with why it gave no evaluation, if it was asked."""
-    failed = table(record.get("not_evaluated"))
-    for client, row in table(record.get("clients")).items():
-        if isinstance(row, Mapping):
-            reason = str(failed.get(client, ""))
-            asked = bool(reason) and not reason.startswith("not asked")
-            yield client, {**row, "not_evaluated": f"evaluation: {reason}"} if asked else row
-
-
-def table(value: object) -> Mapping[str, Any]:
-    """``value`` if it is a table, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def whole(value: object) -> int:
-    """``value`` as an integer; 0 if it is no number."""
-    return int(finite(value) or 0)

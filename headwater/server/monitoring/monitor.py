@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 from headwater.process_memory import status_bytes
 from headwater.protocol.control import RunState, Status, WatchEvent
@@ -31,9 +30,10 @@ from headwater.server.events import (
     Waiting,
     WaitingFor,
 )
-from headwater.server.monitoring.counters import ClientFacts, ClientTally, RunCounters, client_rows
+from headwater.server.monitoring.counters import ClientFacts, ClientTally, RunCounters
 from headwater.server.monitoring.event_log import MOST_TEXT, EventLog
 from headwater.server.monitoring.refusals import Refusals
+from headwater.server.round_record import RoundRecord
 from headwater.text import finite, human_bytes, name_some, number, plain
 
 MOST_ENDED = 100
@@ -128,7 +128,7 @@ class Monitor:
                 del self._runs[key]
             self._ring.add("run", run, f"run {name}: queued, {rounds} rounds")
 
-    def run_restored(self, run: str, records: Iterable[Mapping[str, Any]], metric: str) -> None:
+    def run_restored(self, run: str, records: Iterable[RoundRecord], metric: str) -> None:
         """Take over the rounds that an earlier daemon wrote: ``rounds.jsonl``. Once or often; no event."""
         with self._lock:
             for client, row in self._run(run).restore(records, metric):
@@ -262,16 +262,16 @@ class Monitor:
     def _ended(self, tally: RunCounters, event: RoundEnded) -> None:
         up, down = tally.bytes_up, tally.bytes_down
         tally.take(event.record, event.metric, event.value)
-        rows = dict(client_rows(event.record))
+        rows = event.record.clients
         for name, row in tally.uncounted(event.record):
             self._client(name).take(row)
         for client in self._clients.values():  # evaluating ends without a word
             client.doing = "idle"
         measured = f", {event.metric} {number(event.value)}" if finite(event.value) is not None else ""
         went = f", up {human_bytes(tally.bytes_up - up)}, down {human_bytes(tally.bytes_down - down)}"
-        accepted = sum(not row.get("failed") for row in rows.values())
+        accepted = sum(not row.failed for row in rows.values())
         who = f", {accepted} of {len(rows)} clients" if rows else ""
-        numbers = {"value": event.value, "seconds": event.record.get("seconds")}
+        numbers = {"value": event.value, "seconds": event.record.seconds}
         known = {key: n for key, value in numbers.items() if (n := finite(value)) is not None}
         text = f"round {event.round} of {tally.rounds}{measured}{went}{who}"
         self._ring.add("round", tally.run, text, round=event.round, metric=event.metric, ended=1, **known)

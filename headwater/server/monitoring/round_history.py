@@ -6,16 +6,14 @@ two), always with the last round and the best one of each metric, so memory does
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from headwater.server.monitoring.counters import client_rows, table, whole
+from headwater.server.round_record import RoundRecord
 from headwater.text import LOWER_IS_BETTER, finite
 
 MOST_ROWS = 500
@@ -70,11 +68,10 @@ class RoundRows:
         while (line := file.readline(_MOST_LINE)).endswith(b"\n"):  # a torn last line is read again later
             self._offset += len(line)
             try:
-                record = json.loads(line)
+                record = RoundRecord.read(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and isinstance(record.get("round"), int):
-                self._add(_row(record))
+            self._add(_row(record))
 
     def _add(self, row: Row) -> None:
         self._last = row
@@ -93,20 +90,19 @@ class RoundRows:
             self._rows = self._rows[::2]
 
 
-def _row(record: Mapping[str, Any]) -> Row:
-    clients = [row for _, row in client_rows(record)]
-    losses = [loss for row in clients if (loss := finite(row.get("loss"))) is not None]
-    measured = table(record.get("test")) or table(record.get("clients_pooled"))
+def _row(record: RoundRecord) -> Row:
+    clients = record.clients.values()
+    losses = [loss for row in clients if (loss := row.number("loss")) is not None]
+    measured = record.test or record.pooled
     metrics = {str(k): v for k in measured if k != "examples" and (v := finite(measured[k])) is not None}
     if losses:
         metrics[TRAINING_LOSS] = statistics.fmean(losses)
-    sizes = table(record.get("bytes"))
     return {
-        "round": record["round"],
-        "up": whole(sizes.get("up")),
-        "down": whole(sizes.get("down")),
-        "seconds": finite(record.get("seconds")) or 0.0,
+        "round": record.round,
+        "up": record.bytes.up or 0,
+        "down": record.bytes.down or 0,
+        "seconds": record.seconds or 0.0,
         "asked": len(clients),
-        "accepted": sum(not row.get("failed") for row in clients),
+        "accepted": sum(not row.failed for row in clients),
         "metrics": {k: v for k, v in metrics.items() if math.isfinite(v)},
     }

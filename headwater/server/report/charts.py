@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from headwater.server.report.data import MOST_LINES, Run, get
+from headwater.server.report.data import MOST_LINES, Run
 from headwater.server.report.svg import Plot, Point, Scale, extent, log_ticks
+from headwater.server.round_record import RoundRecord
 from headwater.text import finite, human_bytes, number, plain, times
 
 _LOG_BEYOND = 12
@@ -35,7 +36,7 @@ def metric_chart(run: Run) -> Markup | None:
     plot = Plot(title, _x(run), y)
     arrow = ", lower is better" if run.lower_is_better else ""
     plot.axes("round", _number_ticks(y, 6), run.metric + arrow + _log_note(y))
-    plot.hover([(r["round"], _tip(run, r)) for r in run.shown])
+    plot.hover([(r.round, _tip(run, r)) for r in run.shown])
     exported = finite(run.get("adapter_round"))
     if exported is not None:
         at = plot.x(exported)
@@ -84,9 +85,9 @@ def bytes_charts(run: Run) -> list[Markup]:
 def _bytes_chart(run: Run, direction: str, title: str) -> Markup | None:
     rows = [
         (
-            r["round"],
-            finite(get(r, "bytes", direction)) or 0.0,
-            finite(get(r, "bytes", f"{direction}_dense")) or 0.0,
+            r.round,
+            float(getattr(r.bytes, direction) or 0),
+            float(getattr(r.bytes, f"{direction}_dense") or 0),
         )
         for r in run.shown
     ]
@@ -123,9 +124,9 @@ def gap_charts(run: Run) -> list[Markup]:
     ):
         points: list[Point] = []
         for record in run.shown:
-            value = finite(get(record, "gap", key))
-            if get(record, "gap"):
-                points.append((record["round"], None if value is None else value * factor))
+            value = finite(record.gap.get(key))
+            if record.gap:
+                points.append((record.round, None if value is None else value * factor))
         known = [y for _, y in points if y is not None]
         if not known or gap_is_exact(run):
             continue
@@ -140,13 +141,13 @@ def gap_charts(run: Run) -> list[Markup]:
 
 def gap_is_exact(run: Run) -> bool:
     """Whether every merge of the run was exact by construction."""
-    flags = [get(r, "gap", "exact") for r in run.rounds if get(r, "gap")]
+    flags = [r.gap.get("exact") for r in run.rounds if r.gap]
     return bool(flags) and all(flags)
 
 
 def gap_unmeasured(run: Run) -> set[int]:
     """The rounds whose clients sent coefficients of seeds: no products could be compared."""
-    return {r["round"] for r in run.rounds if "gap" in r and r["gap"] is None}
+    return {r.round for r in run.rounds if r.gap_unmeasured}
 
 
 def _client_lines(plot: Plot, run: Run, what: str) -> None:
@@ -176,15 +177,15 @@ def _half(title: str, x: Scale, y: Scale) -> Plot:
 
 
 def _x(run: Run, room: float = 0.0) -> Scale:
-    first = min((r["round"] for r in run.rounds), default=0)
-    last = max((r["round"] for r in run.rounds), default=1)
+    first = min((r.round for r in run.rounds), default=0)
+    last = max((r.round for r in run.rounds), default=1)
     return Scale(first - room, max(last, first + 1) + room, 0, 1)
 
 
-def _tip(run: Run, record: object) -> str:
-    parts = [(n, get(record, s, run.metric)) for n, s in (("test", "test"), ("clients", "clients_pooled"))]
+def _tip(run: Run, record: RoundRecord) -> str:
+    parts = [("test", record.test.get(run.metric)), ("clients", record.pooled.get(run.metric))]
     known = [f"{name} {number(value)}" for name, value in parts if value is not None]
-    return f"round {get(record, 'round')}: {', '.join(known) or 'not evaluated'}"
+    return f"round {record.round}: {', '.join(known) or 'not evaluated'}"
 
 
 def _number_ticks(scale: Scale, wanted: int) -> list[tuple[float, str]]:

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from headwater.server.report.svg import Point
+from headwater.server.round_record import ClientRow, RoundRecord
 from headwater.server.storage.run_folder import RunFolder
 from headwater.text import LOWER_IS_BETTER, finite, plain
 
@@ -62,7 +63,7 @@ class Run:
     """
 
     summary: Mapping[str, Any]
-    rounds: Sequence[Mapping[str, Any]]
+    rounds: Sequence[RoundRecord]
     toml: str
 
     def get(self, *keys: str) -> object:
@@ -75,7 +76,7 @@ class Run:
         named = self.get("metric", "name")
         if named:
             return str(named)
-        seen = {k for r in self.rounds for part in ("test", "clients_pooled") for k in table_at(r, part)}
+        seen = {k for r in self.rounds for part in (r.test, r.pooled) for k in part}
         return next((m for m in ("accuracy", "perplexity", "macro_f1", "loss") if m in seen), "accuracy")
 
     @property
@@ -89,12 +90,12 @@ class Run:
         on = self.get("metric", "on")
         if on in ("test", "clients"):
             return "test" if on == "test" else "clients_pooled"
-        return "test" if any("test" in r for r in self.rounds) else "clients_pooled"
+        return "test" if any(r.tested for r in self.rounds) else "clients_pooled"
 
     @property
     def evaluated(self) -> bool:
         """Whether any round was evaluated, whatever came of it."""
-        return any(table_at(r, "test") or table_at(r, "clients_pooled") for r in self.rounds)
+        return any(r.test or r.pooled for r in self.rounds)
 
     @property
     def exported_value(self) -> float | None:
@@ -104,15 +105,13 @@ class Run:
         return finite(self.get("metric", which))
 
     @cached_property
-    def shown(self) -> list[Mapping[str, Any]]:
+    def shown(self) -> list[RoundRecord]:
         """At most about :data:`MOST_COLUMNS` records: first, last, best, exported, every k-th."""
         step = -(-len(self.rounds) // MOST_COLUMNS)
         kept = [self.get("metric", "best_round"), self.get("adapter_round")]
         last = len(self.rounds) - 1
         return [
-            r
-            for i, r in enumerate(self.rounds)
-            if step < 2 or not i % step or i == last or r["round"] in kept
+            r for i, r in enumerate(self.rounds) if step < 2 or not i % step or i == last or r.round in kept
         ]
 
     @property
@@ -122,22 +121,22 @@ class Run:
 
     def measured(self, source: str) -> list[Point]:
         """The deciding metric by round, from ``source``; None where it is no finite number."""
-        return [(r["round"], finite(r[source].get(self.metric))) for r in self.shown if table_at(r, source)]
+        rows = [(r.round, r.test if source == "test" else r.pooled) for r in self.shown]
+        return [(number, finite(row.get(self.metric))) for number, row in rows if row]
 
-    def of_client(self, record: Mapping[str, Any], what: str) -> dict[str, float | None]:
+    def of_client(self, record: RoundRecord, what: str) -> dict[str, float | None]:
         """By client: the metric of its evaluation (``metric``), or the training ``loss``."""
         if what == "metric":
-            rows = table_at(record, "clients_each")
-            return {c: finite(get(rows, c, self.metric)) for c in rows}
-        rows = table_at(record, "clients")
-        return {c: finite(get(rows, c, what)) for c in rows if get(rows, c, what) is not None}
+            return {c: finite(row.get(self.metric)) for c, row in record.each.items()}
+        found = {c: row.number(what) for c, row in record.clients.items()}
+        return {c: value for c, value in found.items() if value is not None}
 
     def by_client(self, what: str) -> dict[str, list[Point]]:
         """Each client's points, in order of name."""
         lines: dict[str, list[Point]] = {}
         for record in self.shown:
             for client, value in self.of_client(record, what).items():
-                lines.setdefault(client, []).append((record["round"], value))
+                lines.setdefault(client, []).append((record.round, value))
         return dict(sorted(lines.items()))
 
     def spreads(self, what: str) -> list[Spread]:
@@ -150,7 +149,7 @@ class Run:
                     statistics.quantiles(known, n=4, method="inclusive") if len(known) > 1 else known * 3
                 )
                 lower, median, upper = quartiles
-                rows.append(Spread(record["round"], known[0], lower, median, upper, known[-1]))
+                rows.append(Spread(record.round, known[0], lower, median, upper, known[-1]))
         return rows
 
     @cached_property
@@ -171,10 +170,10 @@ class Run:
     def failures(self) -> list[tuple[int, str, str]]:
         """Round, client and reason, from the records; from the summary if they have none."""
         found = [
-            (r["round"], plain(c), plain(get(row, "failed"), 500))
+            (r.round, plain(c), plain(row.failed, 500))
             for r in self.rounds
-            for c, row in sorted(table_at(r, "clients").items())
-            if get(row, "failed") and not get(row, "spared")
+            for c, row in sorted(r.clients.items())
+            if row.failed and not row.spared
         ]
         listed = self.get("failures")
         if not found and isinstance(listed, list):
@@ -201,11 +200,11 @@ class Run:
     @cached_property
     def clients(self) -> list[Client]:
         """Every client that was asked or evaluated, in order of name."""
-        trained: dict[str, list[Mapping[str, Any]]] = {}
+        trained: dict[str, list[ClientRow]] = {}
         latest: dict[str, float | None] = {}
         for record in self.rounds:
-            for name, row in table_at(record, "clients").items():
-                trained.setdefault(name, []).append(row if isinstance(row, Mapping) else {})
+            for name, row in record.clients.items():
+                trained.setdefault(name, []).append(row)
             latest.update(self.of_client(record, "metric"))
         return [_client(n, trained.get(n, []), latest.get(n)) for n in sorted(trained.keys() | latest.keys())]
 
@@ -220,8 +219,7 @@ def read_run(folder: RunFolder) -> Run:
         toml = (folder.path / "federation.toml").read_text(encoding="utf-8", errors="replace")
     except OSError:
         toml = ""
-    rounds = [r for r in folder.read_rounds() if isinstance(r, dict) and isinstance(r.get("round"), int)]
-    return Run(summary if isinstance(summary, dict) else {}, rounds, toml)
+    return Run(summary if isinstance(summary, dict) else {}, folder.read_rounds(), toml)
 
 
 def get(content: object, *keys: str) -> object:
@@ -237,27 +235,23 @@ def table_at(content: object, key: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _client(name: str, rows: Sequence[Mapping[str, Any]], metric: float | None) -> Client:
-    reasons = [plain(r["failed"], 500) for r in rows if r.get("failed") and not r.get("spared")]
+def _client(name: str, rows: Sequence[ClientRow], metric: float | None) -> Client:
+    reasons = [plain(r.failed, 500) for r in rows if r.failed and not r.spared]
     return Client(
         name=plain(name, 80),
         rounds=len(rows) - len(reasons),
-        examples=_last(r.get("examples") for r in rows),
+        examples=_last(r.number("examples") for r in rows),
         metric=metric,
-        loss=_last(r.get("loss") for r in rows),
-        bytes_up=int(_total(r.get("bytes_up") for r in rows)),
-        bytes_down=int(_total(r.get("bytes_down") for r in rows)),
-        seconds=_total(r.get("seconds") for r in rows),
+        loss=_last(r.number("loss") for r in rows),
+        bytes_up=sum(r.bytes_up for r in rows),
+        bytes_down=sum(r.bytes_down for r in rows),
+        seconds=sum(r.number("seconds") or 0.0 for r in rows),
         failures=len(reasons),
         reason=reasons[-1] if reasons else "",
-        method=plain(next((r["method"] for r in reversed(rows) if r.get("method")), ""), 80),
+        method=plain(next((r.method for r in reversed(rows) if r.method), ""), 80),
     )
 
 
-def _last(values: Iterable[object]) -> float | None:
-    known = [v for v in map(finite, values) if v is not None]
+def _last(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
     return known[-1] if known else None
-
-
-def _total(values: Iterable[object]) -> float:
-    return sum(v for v in map(finite, values) if v is not None)

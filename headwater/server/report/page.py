@@ -16,7 +16,7 @@ from headwater import text as report_text
 from headwater.files import write_atomically
 from headwater.server.report import charts as report_charts
 from headwater.server.report import tables as report_tables
-from headwater.server.report.data import Run, get, read_run
+from headwater.server.report.data import Run, read_run
 from headwater.server.storage.run_folder import RunFolder
 from headwater.text import (
     NOTHING,
@@ -75,7 +75,7 @@ def render(run: Run) -> str:
         gap_is_exact=report_charts.gap_is_exact(run),
         gap_unmeasured=report_charts.gap_unmeasured(run),
         gap_modules=report_tables.gap_modules(run),
-        saturated=[str(r["round"]) for r in run.rounds if finite(get(r, "gap", "saturated"))],
+        saturated=[str(r.round) for r in run.rounds if finite(r.gap.get("saturated"))],
         legend=[(plain(c, 80), report_charts.colour_of(run, c)) for c in report_tables.legend_clients(run)],
         traffic=report_tables.traffic(run),
         fisher=report_tables.fisher(run),
@@ -87,7 +87,6 @@ def render(run: Run) -> str:
         toml="\n".join(map(report_text.visible, run.toml[:MOST_TOML].splitlines())),
         toml_cut=len(run.toml) > MOST_TOML,
         text=report_text,
-        get=get,
         spreads={s.round: s for s in run.spreads("metric")},
         losses={s.round: s for s in run.spreads("loss")},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from headwater.server.report.data import MOST_LINES, Client, Run, get
+from headwater.server.report.data import MOST_LINES, Client, Run
 from headwater.text import finite, human_bytes, human_seconds, percent, plain, signed, times
 
 MOST_CLIENTS = 50
@@ -38,7 +38,7 @@ def fisher(run: Run) -> tuple[str, str] | None:
 
 def gap_modules(run: Run) -> list[tuple[str, str]]:
     """The five modules with the largest relative gap in the last round."""
-    modules = next((m for r in reversed(run.rounds) if (m := get(r, "gap", "modules"))), None)
+    modules = next((m for r in reversed(run.rounds) if (m := r.gap.get("modules"))), None)
     if not isinstance(modules, dict):
         return []
     known = [
@@ -50,8 +50,8 @@ def gap_modules(run: Run) -> list[tuple[str, str]]:
 
 def weighed_methods(run: Run) -> list[tuple[str, str, str, str]]:
     """Of a mixed run's last round that weighed methods: method, its clients, progress, weight."""
-    merges = (get(record, "merge") for record in reversed(run.rounds))
-    merge = next((m for m in merges if isinstance(m, dict) and "between" in m), dict[str, object]())
+    merges = (record.merge for record in reversed(run.rounds))
+    merge = next((m for m in merges if "between" in m), dict[str, object]())
     rows = []
     for key, progress in sorted(merge.items()):
         name = key.removeprefix("progress_")

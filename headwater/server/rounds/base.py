@@ -21,6 +21,7 @@ from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.clients.handshake import name_reasons
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Notice, RoundStarted
+from headwater.server.round_record import RoundDraft
 from headwater.server.rounds.open_round import OpenRound
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability, OpenRoundRecord
@@ -35,13 +36,13 @@ class RoundResult:
 
     Args:
         merged: the rule's result.
-        record: its line in ``rounds.jsonl``, without what comes after the merge.
+        draft: its line in ``rounds.jsonl``, without what comes after the merge.
         accepted: for every client whose update is in it, the round that the update answered.
         started_s: when it began, on the watch's clock.
     """
 
     merged: Merged
-    record: dict[str, Any]
+    draft: RoundDraft
     accepted: Mapping[str, int]
     started_s: float
 

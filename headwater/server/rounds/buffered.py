@@ -172,10 +172,10 @@ class BufferedRounds(Rounds):
                 failed = tuple(sorted({**dict(end.failed), client: str(error)}.items()))
                 end = replace(end, accepted=tuple(started), failed=failed)
         merged = folding.merge()
-        record = folding.record(end, merged, folding.base + merged.delta)
+        draft = folding.draft(end, merged, folding.base + merged.delta)
         for client, origin in started.items():
-            record["clients"][client]["staleness"] = number - origin
-        return RoundResult(merged, record, started, started_s)
+            draft.stale(client, number - origin)
+        return RoundResult(merged, draft, started, started_s)
 
 
 def _given_up(client: str, origin: int) -> UpdateRejected:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from headwater.config.evaluation import EVALUATION_S
 from headwater.config.federation import Federation
@@ -19,6 +18,7 @@ from headwater.server.clients.exchange import Exchange, ReceivedReply
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Evaluating, Notice
 from headwater.server.metrics import checked, decisive, metric_name, over_clients, per_client
+from headwater.server.round_record import RoundDraft
 from headwater.server.rounds.evaluation_wait import EvaluationWait
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.text import name_some
@@ -75,7 +75,7 @@ class EvaluationRound:
         checkpoint: Checkpoint,
         members: ClientPool,
         profiles: Mapping[str, ClientProfile],
-        record: dict[str, Any],
+        draft: RoundDraft,
         *,
         took_part: Collection[str] = (),
     ) -> tuple[Checkpoint, float]:
@@ -85,7 +85,7 @@ class EvaluationRound:
             checkpoint: after the round.
             members: the clients.
             profiles: of all that are known; those who are here and have a validation split are asked.
-            record: the round's.
+            draft: of the round's record.
             took_part: whose updates are in the round.
 
         Returns:
@@ -100,27 +100,28 @@ class EvaluationRound:
         self._watch.observer(Evaluating(number))
         settings = self._federation.evaluation
         wanted = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
-        asked = self._who_is_here(wanted, took_part, members, record)
-        self._send(checkpoint, asked, members.exchange, record["bytes"])  # workers begin while we test
+        asked = self._who_is_here(wanted, took_part, members, draft)
+        self._send(checkpoint, asked, members.exchange, draft)  # workers begin while we test
         test: dict[str, float] | None = None
+        pooled: dict[str, float] = {}
         if self._test:
             test = {}
             try:
                 count, test = self._bench.evaluate(state, self._test)
-                record["test"] = {**test, "examples": count}
+                draft.tested(test, count)
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
                 self._watch.observer(Notice(f"round {number}: {error}"))
         if asked:
-            evaluations = self._collect(checkpoint, asked, members, profiles, record)
-            record["clients_pooled"] = over_clients(evaluations)
-            record["clients_each"] = per_client(evaluations, profiles, settings.min_client_examples)
-        value = decisive(metric_name(self._federation), test, record.get("clients_pooled", {}))
+            evaluations = self._collect(checkpoint, asked, members, profiles, draft)
+            pooled = over_clients(evaluations)
+            draft.evaluated(pooled, per_client(evaluations, profiles, settings.min_client_examples))
+        value = decisive(metric_name(self._federation), test, pooled)
         tracker = checkpoint.tracker.after(number, value)
         best = state if tracker.best_round == number else checkpoint.best
         return replace(checkpoint, tracker=tracker, best=best), value
 
     def _who_is_here(
-        self, wanted: Sequence[str], took_part: Collection[str], members: ClientPool, record: dict[str, Any]
+        self, wanted: Sequence[str], took_part: Collection[str], members: ClientPool, draft: RoundDraft
     ) -> list[str]:
         """Those who can answer. The others are named in the round's record, and to whoever watches.
 
@@ -131,16 +132,16 @@ class EvaluationRound:
         here = [c for c in wanted if c in ready or (c in took_part and not members.is_away(c))]
         absent = {c: why.get(c, "offline") for c in wanted if c not in here}
         if absent:
-            record["not_evaluated"] = {c: f"not asked: {reason}" for c, reason in absent.items()}
+            draft.not_asked(absent)
         if absent.keys() - self._absent:  # told once, and not after each round
             shown = name_some([f"{c} ({reason})" for c, reason in absent.items()])
             text = f"{len(here)} of {len(wanted)} clients are asked to evaluate, without {shown}"
-            self._watch.observer(Notice(f"round {record['round']}: {text}"))
+            self._watch.observer(Notice(f"round {draft.round}: {text}"))
         self._absent = set(absent)
         return here
 
     def _send(
-        self, checkpoint: Checkpoint, asked: Sequence[str], exchange: Exchange, sizes: dict[str, int]
+        self, checkpoint: Checkpoint, asked: Sequence[str], exchange: Exchange, draft: RoundDraft
     ) -> None:
         number, spec = checkpoint.server.round, self._bench.spec
         down = self._downlink.open(checkpoint.server, self._federation.codec.down, checkpoint.accepted)
@@ -150,8 +151,8 @@ class EvaluationRound:
             for c in asked
         }
         sent = exchange.send(requests.items(), number)
-        sizes["down"] += sum(sent.values())
-        sizes["down_dense"] += sum(n - len(requests[c].state.body) + spec.nbytes for c, n in sent.items())
+        dense = sum(n - len(requests[c].state.body) + spec.nbytes for c, n in sent.items())
+        draft.transferred(down=sum(sent.values()), down_dense=dense)
 
     def _collect(
         self,
@@ -159,11 +160,10 @@ class EvaluationRound:
         asked: Sequence[str],
         members: ClientPool,
         profiles: Mapping[str, ClientProfile],
-        record: dict[str, Any],
+        draft: RoundDraft,
     ) -> list[Evaluation]:
         """What the clients answer; one that fails, or is late, is left out and named."""
         found: list[Evaluation] = []
-        sizes = record["bytes"]
         number = checkpoint.server.round
         exchange = members.exchange
         answers = EvaluationWait(number, asked, members, self._watch, self._deadline_s, lasting=self._lasting)
@@ -174,8 +174,7 @@ class EvaluationRound:
                 if incoming.round != number:
                     continue
                 answers.heard(incoming.address)
-                sizes["up"] += incoming.bytes_up
-                sizes["up_dense"] += incoming.bytes_up
+                draft.transferred(up=incoming.bytes_up, up_dense=incoming.bytes_up)
                 try:
                     evaluation = _evaluation(incoming, number, self._run)
                     found.append(checked(evaluation, profiles[incoming.address], self._federation))
@@ -188,8 +187,7 @@ class EvaluationRound:
                 self._watch.pause()
         exchange.forget(EvaluateRequest, number)
         answers.end()
-        if answers.given_up:
-            record["not_evaluated"] = {**record.get("not_evaluated", {}), **answers.given_up}
+        draft.not_evaluated(answers.given_up)
         return found
 
     def _deadline_s(self) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -27,6 +26,7 @@ from headwater.server.clients.handshake import collect_profiles
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Notice, Observer, RoundEnded, RunStarted, Waiting
 from headwater.server.metrics import Tracker, metric_name
+from headwater.server.round_record import RoundDraft, RoundRecord, Traffic
 from headwater.server.rounds.base import RoundResult, Rounds
 from headwater.server.rounds.buffered import BufferedRounds
 from headwater.server.rounds.evaluation import EvaluationRound
@@ -237,18 +237,13 @@ class FederationServer:
         server = self._strategy.init(self._bench.initial_state())
         checkpoint = Checkpoint(self._run, server, Tracker(self._metric))
         started = self.watch.clock()
-        record: dict[str, Any] = {
-            "round": 0,
-            "clients": {},
-            "bytes": {"up": 0, "down": 0, "up_dense": 0, "down_dense": 0},
-            "state_sha256": server.state.sha256(),
-        }
+        draft = RoundDraft(0, {}, Traffic())
+        draft.moved(server.state.sha256())
         try:
-            checkpoint, value = self._measure.after(checkpoint, members, members.profiles(), record)
+            checkpoint, value = self._measure.after(checkpoint, members, members.profiles(), draft)
         except EvaluationAborted:
             return None
-        record["seconds"] = round(self.watch.clock() - started, 3)
-        self._commit(checkpoint, record, value, ())
+        self._commit(checkpoint, draft.record(self.watch.clock() - started), value, ())
         return checkpoint
 
     def _tell_started(self, checkpoint: Checkpoint, members: ClientPool) -> None:
@@ -260,15 +255,15 @@ class FederationServer:
                 f"strategy '{self._settings.strategy.kind}' keeps the updates of a round until it is merged"
             )
             self._observer(Notice(f"{text}: up to {human_bytes(kept)} of memory"))
-        sizes = [record["bytes"] for record in self._folder.read_rounds()]
+        sizes = [record.bytes for record in self._folder.read_rounds()]
         self._observer(
             RunStarted(
                 self._settings.federation.rounds,
                 checkpoint.server.round,
                 len(members.profiles()),
                 best=checkpoint.tracker.best_value,
-                bytes_up=sum(size["up"] for size in sizes),
-                bytes_down=sum(size["down"] for size in sizes),
+                bytes_up=sum(size.up or 0 for size in sizes),
+                bytes_down=sum(size.down or 0 for size in sizes),
             )
         )
 
@@ -365,22 +360,20 @@ class FederationServer:
         server = self._strategy.update(checkpoint.server, finished.merged)
         accepted = {**checkpoint.accepted, **finished.accepted}
         checkpoint = replace(checkpoint, server=server, accepted=accepted)
-        record = finished.record
+        draft = finished.draft
         known = members.profiles()
         took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it
-        checkpoint, value = self._measure.after(checkpoint, members, known, record, took_part=took_part)
-        for client, reason in members.lost().items():
-            record["clients"].setdefault(client, {"bytes_down": 0, "failed": reason})
-        record["clients"] = dict(sorted(record["clients"].items()))
-        record["state_sha256"] = server.state.sha256()
-        record["seconds"] = round(self.watch.clock() - finished.started_s, 3)
+        checkpoint, value = self._measure.after(checkpoint, members, known, draft, took_part=took_part)
+        draft.lost(members.lost())
+        draft.moved(server.state.sha256())
+        record = draft.record(self.watch.clock() - finished.started_s)
         self._commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
         if self._deployment is not None:
             self._deployment.forget_through(checkpoint.server.round)
         return checkpoint
 
     def _commit(
-        self, checkpoint: Checkpoint, record: dict[str, Any], value: float, cohort: tuple[str, ...]
+        self, checkpoint: Checkpoint, record: RoundRecord, value: float, cohort: tuple[str, ...]
     ) -> None:
         """The round's line first, then the checkpoint: a resume drops a line without its checkpoint."""
         self._folder.append_round(record)
@@ -389,7 +382,7 @@ class FederationServer:
         checkpoint.save(self._folder.checkpoint)
         if self._deployment is not None:
             self._deployment.versions.prune()
-        self._observer(RoundEnded(record["round"], record, self._metric, value))
+        self._observer(RoundEnded(record.round, record, self._metric, value))
 
     def _add_version(
         self,

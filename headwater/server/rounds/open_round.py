@@ -29,6 +29,7 @@ from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Outgoing
 from headwater.server.clients.exchange import ReceivedReply
+from headwater.server.round_record import RoundDraft, Traffic
 from headwater.state import AdapterState
 from headwater.strategies.strategy import RoundPlan
 
@@ -187,10 +188,10 @@ class OpenRound:
         """
         return self._rule.finalize(self._acc)
 
-    def record(self, end: Close, merged: Merged, after: AdapterState) -> dict[str, Any]:
-        """The round's line for ``rounds.jsonl``: per client, bytes, gap, the rule's report."""
+    def draft(self, end: Close, merged: Merged, after: AdapterState) -> RoundDraft:
+        """The round's line as far as the merge goes: per client, bytes, gap, the rule's report."""
         failed = dict(end.failed)
-        rows = {}
+        rows: dict[str, dict[str, Any]] = {}
         for client in sorted(self.plan.clients):
             method = {"method": name} if (name := self.plan.clients[client].method) else {}
             rows[client] = {"bytes_down": self.sent.get(client, 0), **method, **self._rows.get(client, {})}
@@ -198,18 +199,15 @@ class OpenRound:
                 rows[client]["failed"] = failed[client]
             if client in end.spared:
                 rows[client]["spared"] = True
-        return {
-            "round": self.plan.round,
-            "clients": rows,
-            "bytes": {
-                "up": sum(r.get("bytes_up", 0) for r in rows.values()),
-                "down": sum(r["bytes_down"] for r in rows.values()),
-                "up_dense": sum(r.get("bytes_up_dense", r.get("bytes_up", 0)) for r in rows.values()),
-                "down_dense": sum(self._sent_dense.get(client, 0) for client in rows),
-            },
-            "gap": self._found_gap(after),
-            "merge": dict(merged.report),
-        }
+        sizes = Traffic(
+            up=sum(r.get("bytes_up", 0) for r in rows.values()),
+            down=sum(r["bytes_down"] for r in rows.values()),
+            up_dense=sum(r.get("bytes_up_dense", r.get("bytes_up", 0)) for r in rows.values()),
+            down_dense=sum(self._sent_dense.get(client, 0) for client in rows),
+        )
+        draft = RoundDraft(self.plan.round, rows, sizes)
+        draft.merged(self._found_gap(after), merged.report)
+        return draft
 
     def _found_gap(self, after: AdapterState) -> dict[str, Any] | None:
         """The gap as the record has it; None where it is not measured."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from headwater.config import LoadedFederation
-from headwater.server.metrics import decisive
+from headwater.server.round_record import ClientRow, RoundRecord
 from headwater.server.rounds.federation_server import RunResult
 from headwater.server.storage.run_folder import RunFolder
 
@@ -18,18 +18,17 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -
     """The summary but for what only the caller knows: engine, memory, adapter, baselines."""
     rounds = folder.read_rounds()
     tracker = outcome.checkpoint.tracker
-    values = [decisive(tracker.metric, r.get("test"), r.get("clients_pooled", {})) for r in rounds]
-    known = [v for v in values if math.isfinite(v)]
+    known = [v for r in rounds if math.isfinite(v := r.deciding(tracker.metric))]
     failures = [
-        {"round": r["round"], "client": client, "reason": row["failed"]}
+        {"round": r.round, "client": client, "reason": row.failed}
         for r in rounds
-        for client, row in r["clients"].items()
-        if "failed" in row and not row.get("spared")
+        for client, row in r.clients.items()
+        if row.failed and not row.spared
     ]
-    rows = [row for r in rounds for row in r["clients"].values() if "bytes_fisher" in row]
+    rows = [row for r in rounds for row in r.clients.values() if row.bytes_fisher is not None]
     fisher = {
-        "bytes_up": sum(row["bytes_fisher"] for row in rows),
-        "seconds": round(sum(row.get("fisher_seconds", 0.0) for row in rows), 3),
+        "bytes_up": sum(row.bytes_fisher or 0 for row in rows),
+        "seconds": round(sum(row.number("fisher_seconds") or 0.0 for row in rows), 3),
     }
     return {
         "name": loaded.settings.federation.name,
@@ -40,17 +39,17 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -
         "stopped": outcome.reason,
         "metric": {
             "name": tracker.metric,
-            "on": "test" if any("test" in r for r in rounds) else "clients",
+            "on": "test" if any(r.tested for r in rounds) else "clients",
             "start": known[0] if known else None,
             "final": known[-1] if known else None,
             "best": tracker.best_value if tracker.best_round is not None else None,
             "best_round": tracker.best_round,
         },
         "bytes": {
-            direction: sum(r["bytes"][direction] for r in rounds)
+            direction: sum(getattr(r.bytes, direction) or 0 for r in rounds)
             for direction in ("up", "down", "up_dense", "down_dense")
         },
-        "seconds": round(sum(r["seconds"] for r in rounds), 3),
+        "seconds": round(sum(r.seconds or 0.0 for r in rounds), 3),
         "failures": failures[:SHOWN_FAILURES],
         "failures_total": len(failures),
         "lost": lost_owners(rounds),
@@ -58,7 +57,7 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -
     }
 
 
-def lost_owners(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def lost_owners(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
     """Who was no longer in the run at its end: by name, those whose last task ended in a failure.
 
     Args:
@@ -67,17 +66,17 @@ def lost_owners(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
     Returns:
         ``asked`` and ``failed``, both rounds, and ``reason``, the latest. Who was only not needed is not.
     """
-    rows: dict[str, list[Mapping[str, Any]]] = {}
+    rows: dict[str, list[ClientRow]] = {}
     for record in rounds:
-        for client, row in record["clients"].items():
-            if not row.get("spared"):
+        for client, row in record.clients.items():
+            if not row.spared:
                 rows.setdefault(client, []).append(row)
     return {
         client: {
             "asked": len(found),
-            "failed": sum("failed" in row for row in found),
-            "reason": found[-1]["failed"],
+            "failed": sum(bool(row.failed) for row in found),
+            "reason": found[-1].failed,
         }
         for client, found in sorted(rows.items())
-        if "failed" in found[-1]
+        if found[-1].failed
     }

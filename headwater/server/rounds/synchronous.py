@@ -71,8 +71,8 @@ class SynchronousRounds(Rounds):
         if isinstance(end, Halt):
             raise self._halted(end)
         merged = open_round.merge()
-        record = open_round.record(end, merged, open_round.base + merged.delta)
-        return RoundResult(merged, record, dict.fromkeys(end.accepted, number), started_s)
+        draft = open_round.draft(end, merged, open_round.base + merged.delta)
+        return RoundResult(merged, draft, dict.fromkeys(end.accepted, number), started_s)
 
     def _planned_anew(self, number: int) -> Mapping[str, ClientProfile]:
         """Who is there, and whose update was accepted before the round had to be planned anew."""

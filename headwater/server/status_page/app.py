@@ -32,8 +32,8 @@ from headwater.protocol.control import Organiser
 from headwater.server.monitoring import prometheus
 from headwater.server.monitoring.monitor import Monitor
 from headwater.server.monitoring.round_history import RoundRows
+from headwater.server.round_record import json_safe
 from headwater.server.status_page.guard import WebAuth
-from headwater.server.storage.run_folder import json_safe
 from headwater.text import plain
 
 MOST_WAITING = 16

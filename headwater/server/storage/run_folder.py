@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from headwater.files import (
     write_atomically,
 )
 from headwater.locks import lock_file, take
+from headwater.server.round_record import RoundRecord, json_safe
 
 _MOST_HEAD = 100 << 20
 """Bytes of a safetensors file's head, as its own readers have it."""
@@ -180,29 +180,28 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):  # damaged: who loads it says so
             return None
 
-    def append_round(self, record: Mapping[str, Any]) -> None:
+    def append_round(self, record: RoundRecord) -> None:
         """Add a line to ``rounds.jsonl``; on disk before this returns, as the checkpoint is after it.
 
         Raises:
             StorageError: the disk is full or not writable; the lines before are intact.
         """
-        append_line(self.rounds, json.dumps(json_safe(record), separators=(",", ":")).encode())
+        append_line(self.rounds, record.line())
 
-    def read_rounds(self) -> list[dict[str, Any]]:
-        """All whole lines of ``rounds.jsonl``; a torn last line is left out."""
+    def read_rounds(self) -> list[RoundRecord]:
+        """The whole lines of ``rounds.jsonl`` up to the first that is torn or of no round."""
         records = []
         for line in read_lines(self.rounds):
             try:
-                records.append(json.loads(line))
+                records.append(RoundRecord.read(line))
             except ValueError:
                 break
         return records
 
-    def keep_rounds(self, last: int) -> list[dict[str, Any]]:
+    def keep_rounds(self, last: int) -> list[RoundRecord]:
         """Drop lines of rounds after ``last`` (and a torn one); return the others."""
-        records = [r for r in self.read_rounds() if r["round"] <= last]
-        text = "".join(json.dumps(r, separators=(",", ":")) + "\n" for r in records)
-        write_atomically(self.rounds, text.encode())
+        records = [record for record in self.read_rounds() if record.round <= last]
+        write_atomically(self.rounds, b"".join(record.line() + b"\n" for record in records))
         return records
 
 
@@ -221,14 +220,3 @@ def _never_began(path: Path) -> bool:
         and top <= {"state", "federation.toml", "rounds.jsonl"}
         and state <= {"origin.json", "lock", "traceback.txt"}
     )
-
-
-def json_safe(content: Any) -> Any:  # noqa: ANN401 - JSON is any of six types, nested
-    """``content`` with null for what JSON has no number for: NaN and the infinities."""
-    if isinstance(content, Mapping):
-        return {key: json_safe(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [json_safe(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content

@@ -20,6 +20,7 @@ from headwater.server.daemon.run_job import Network, RunJob
 from headwater.server.events import RoundEnded, RoundStarted
 from headwater.server.metrics import Tracker
 from headwater.server.monitoring.monitor import Monitor
+from headwater.server.round_record import RoundRecord
 from headwater.server.storage.adapter_versions import Versions
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.workspace.registry import ClientRegistry
@@ -216,7 +217,7 @@ def test_an_answer_says_what_was_done_and_from_when_on(site):
 @pytest.mark.parametrize("state", ["stopped", "finished", "failed", "paused"])
 def test_settings_that_an_ended_run_cannot_meet_are_warned_of_too(site, state):
     """They are there for when it is resumed."""
-    site.monitor.observer(site.run)(RoundEnded(1, {"round": 1}, "", math.nan))
+    site.monitor.observer(site.run)(RoundEnded(1, RoundRecord({"round": 1}), "", math.nan))
     site.book.set_state(site.run, state, "")
     site.monitor.run_state(site.run, state)
     changed = site.office.change(site.run, {"rounds": "1"})
@@ -294,7 +295,7 @@ def test_a_run_that_fails_as_it_begins_is_shown_with_the_round_of_its_checkpoint
     run = daemon._book.submit(FEDERATION.replace("rounds = 2", "rounds = 200"), tmp_path)[0].run
     folder, loaded = daemon._book.open(run)
     for number in range(28):
-        folder.append_round({"round": number, "clients": {}, "bytes": {"up": 1, "down": 1}})
+        folder.append_round(RoundRecord({"round": number, "clients": {}, "bytes": {"up": 1, "down": 1}}))
     state = TrainingContext.open(loaded, threads=False).initial_state()
     Checkpoint(run, ServerState(26, state), Tracker("loss")).save(folder.checkpoint)
     assert folder.checkpoint_round() == 26
@@ -315,7 +316,7 @@ def test_a_damaged_run_folder_does_not_hide_the_others(site):
 
 def test_a_run_that_is_stopped_while_it_is_not_at_work_says_that_no_result_is_written(site):
     site.office.pause(site.run)
-    site.monitor.run_restored(site.run, [{"round": 1, "clients": {}, "bytes": {}}], "loss")
+    site.monitor.run_restored(site.run, [RoundRecord({"round": 1, "clients": {}, "bytes": {}})], "loss")
     stopped = site.office.stop(site.run)
     assert stopped.state == "stopped"
     assert "adapter/ are not written" in stopped.note

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import math
 import threading
@@ -26,6 +25,7 @@ from headwater.server.monitoring.counters import ClientFacts
 from headwater.server.monitoring.event_log import MOST_AT_ONCE, MOST_ERRORS, MOST_EVENTS
 from headwater.server.monitoring.monitor import MOST_ENDED, Monitor
 from headwater.server.monitoring.refusals import MOST_REASONS, TELL_EVERY_S
+from headwater.server.round_record import RoundRecord
 from tests.support.organisers import RUN, ToyOrganiser
 
 
@@ -93,7 +93,7 @@ def test_a_client_that_does_not_fit_is_told_with_the_round_that_is_open(toy):
     assert told() == "before round 1: client ben: no such model"
     tell(RoundStarted(361, 2))
     assert told() == "while round 361 is open: client ben: no such model"
-    tell(RoundEnded(361, {"round": 361, "clients": {}}, "accuracy", 0.5))
+    tell(RoundEnded(361, RoundRecord({"round": 361, "clients": {}}), "accuracy", 0.5))
     assert told() == "before round 362: client ben: no such model"
 
 
@@ -125,7 +125,7 @@ def test_restored_rounds_are_what_was_watched(toy, tmp_path):
         toy.end_round(number, 0.5 + 0.1 * (number % 3), {"cleo": "late"} if number == 2 else {})
     other = ToyOrganiser(tmp_path)
     other.monitor.run_queued(RUN, "sentiment", 10, submitted=toy.status().runs[0].submitted)
-    lines = [json.loads(line) for line in toy.rounds_file.read_text().splitlines()]
+    lines = [RoundRecord.read(line) for line in toy.rounds_file.read_bytes().splitlines()]
     other.monitor.run_restored(RUN, lines, "accuracy")
     other.monitor.run_restored(RUN, lines, "accuracy")  # paused, then resumed: nothing counts twice
     other.monitor.observer(RUN)(RunStarted(10, 5, 3, 0.7, toy.status().runs[0].bytes_up, 0))
@@ -146,7 +146,7 @@ def test_memory_does_not_grow_with_rounds(tmp_path):
         for n in range(first, last):
             rows = {"ann": {"bytes_up": n}, "ben": {"failed": f"reason {n}"}}
             record = {"round": n, "clients": rows, "bytes": {"up": n, "down": 1}, "seconds": 1.0}
-            tell(RoundEnded(n, record, "loss", 1 / n))
+            tell(RoundEnded(n, RoundRecord(record), "loss", 1 / n))
             if n % 10 == 0:
                 tell(ClientFailed(n, "ben", f"reason {n}"))
         gc.collect()
@@ -309,7 +309,7 @@ def last_errors(toy):
 
 
 def records(toy):
-    return [json.loads(line) for line in toy.rounds_file.read_text().splitlines()]
+    return [RoundRecord.read(line) for line in toy.rounds_file.read_bytes().splitlines()]
 
 
 def test_an_evaluation_that_failed_stays_told_until_the_next_update(toy):
@@ -324,7 +324,7 @@ def test_an_evaluation_that_failed_stays_told_until_the_next_update(toy):
         "bytes": {},
         "not_evaluated": {"ben": "noise", "ann": "not asked: offline"},
     }
-    tell(RoundEnded(2, record, "accuracy", math.nan))
+    tell(RoundEnded(2, RoundRecord(record), "accuracy", math.nan))
     assert last_errors(toy) == {"ben": "evaluation: noise"}
     toy.end_round(3, 0.7)
     assert last_errors(toy) == {}

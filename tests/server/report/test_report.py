@@ -165,7 +165,7 @@ def test_the_page_says_what_the_summary_says(tmp_path):
 def test_the_table_holds_the_numbers_of_the_charts(tmp_path):
     folder = make_run(tmp_path, rounds=3)
     page = page_of(folder)
-    for record in folder.read_rounds():
+    for record in (r.content for r in folder.read_rounds()):
         assert f"{record['test']['accuracy']:.3f}" in page.text
         assert f"{record['clients_pooled']['accuracy']:.3f}" in page.text
 
@@ -204,7 +204,7 @@ def test_nothing_is_loaded_and_nothing_runs(tmp_path, case):
 def test_hostile_text_is_shown_as_text(tmp_path):
     name = "a\ud800b\u202ec\x00d\x1b[2J"
     folder = make_run(tmp_path, clients=[HOSTILE, name], name=HOSTILE, engine=HOSTILE)
-    records = folder.read_rounds()
+    records = [r.content for r in folder.read_rounds()]
     records[1]["clients"][HOSTILE]["failed"] = HOSTILE * 3
     folder.rounds.write_text("".join(json.dumps(r) + "\n" for r in records))
     page = page_of(folder)
@@ -259,7 +259,7 @@ def test_lower_perplexity_is_a_gain(tmp_path):
 
 def test_failures_are_counted_by_client_and_listed(tmp_path):
     folder = make_run(tmp_path, fail=0.3, seed=1)
-    failed = [c for r in folder.read_rounds() for c, row in r["clients"].items() if "failed" in row]
+    failed = [c for r in folder.read_rounds() for c, row in r.clients.items() if row.failed]
     page = page_of(folder)
     assert len(failed) > 2
     assert f"{len(failed)} failed trainings" in page.text
@@ -318,7 +318,7 @@ def test_lost_and_broken_values_never_break_the_page(tmp_path_factory, seed, sha
     folder = make_run(
         tmp_path_factory.mktemp("r"), rounds=rng.randint(0, 4), clients=clients, baselines=BASELINES
     )
-    records = [holes(r, rng, share) for r in folder.read_rounds()]
+    records = [holes(r.content, rng, share) for r in folder.read_rounds()]
     folder.rounds.write_text("".join(json.dumps(r) + "\n" for r in records))
     folder.write_json(
         "summary.json", holes(json.loads((folder.path / "summary.json").read_text()), rng, share)

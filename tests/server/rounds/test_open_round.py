@@ -79,7 +79,11 @@ def test_a_mixed_round_takes_both_kinds_and_measures_no_gap():
     merged = round_.merge()
     assert merged.clients == ("big", "jvp", "seeds", "zo")
     assert merged.coefficients is None
-    record = round_.record(Close(1, merged.clients, (), last=False), merged, round_.base + merged.delta)
+    record = (
+        round_.draft(Close(1, merged.clients, (), last=False), merged, round_.base + merged.delta)
+        .record(1.0)
+        .content
+    )
     assert record["gap"] is None
     rows = record["clients"]
     assert {n: r["method"] for n, r in rows.items()} == {
@@ -131,9 +135,8 @@ def test_seeds_only_measures_what_was_sent_to_whom_and_counts_dense_beside_it():
     merged = round_.merge()
     assert merged.coefficients is not None
     assert np.count_nonzero(merged.coefficients) == 5
-    record = round_.record(
-        Close(1, ("a",), (("b", "failed"),), last=False), merged, round_.base + merged.delta
-    )
+    end = Close(1, ("a",), (("b", "failed"),), last=False)
+    record = round_.draft(end, merged, round_.base + merged.delta).record(1.0).content
     assert record["bytes"]["down"] == 3 * (100 + len(round_.request("a", 0).state.body))
     assert record["bytes"]["down_dense"] == 3 * (100 + 4 * SPEC.numel)
     assert record["clients"]["b"]["failed"] == "failed"

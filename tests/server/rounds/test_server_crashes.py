@@ -28,6 +28,7 @@ from headwater.merging.plan import NoisePlan
 from headwater.seeds.directions import Directions
 from headwater.seeds.seeded_state import SeededState
 from headwater.server.metrics import Tracker
+from headwater.server.round_record import RoundRecord
 from headwater.server.storage.adapter_versions import Versions
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
@@ -100,7 +101,7 @@ class World:
                 self.acknowledged[number, client] = self.asked
             replies[client] = int(data)
         before = folder.read_rounds()
-        total = sum(sum(r["replies"].values()) for r in before) + sum(replies.values())
+        total = sum(sum(r.content["replies"].values()) for r in before) + sum(replies.values())
         assert checkpoint.server.state == self.server(number - 1, total - sum(replies.values())).state
         tracker = checkpoint.tracker.after(number, float(number % 3))
         checkpoint = Checkpoint(RUN, self.server(number, total), tracker, accepted={"ann": number})
@@ -110,7 +111,7 @@ class World:
 
     def commit(self, folder, versions, checkpoint, replies):
         number = checkpoint.server.round
-        folder.append_round({"round": number, "replies": replies})
+        folder.append_round(RoundRecord({"round": number, "replies": replies}))
         versions.add(
             checkpoint.server.state,
             run=RUN,
@@ -133,7 +134,7 @@ class World:
         folder = RunFolder(self.home)
         found = Checkpoint.load(folder.checkpoint, SPEC, RUN)
         done = -1 if found is None else found.server.round
-        records = folder.keep_rounds(done)
+        records = [r.content for r in folder.keep_rounds(done)]
         assert [r["round"] for r in records] == list(range(done + 1))
         versions = Versions(self.home / "versions", keep=2)
         versions.keep_through(done, "" if found is None else found.server.state.sha256())
@@ -247,7 +248,7 @@ def test_a_line_without_fsync_is_lost_while_its_checkpoint_stays(tmp_path, monke
 
     def append(self, record):
         with self.rounds.open("a") as file:
-            file.write(f'{{"round": {record["round"]}, "replies": {{}}}}\n')
+            file.write(f'{{"round": {record.round}, "replies": {{}}}}\n')
 
     monkeypatch.setattr(RunFolder, "append_round", append)
 

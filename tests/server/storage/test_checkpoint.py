@@ -20,6 +20,7 @@ from headwater.seeds.directions import Directions
 from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes
 from headwater.server.metrics import Tracker
+from headwater.server.round_record import RoundRecord
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
 from headwater.server.workspace.backup import Pinned, check_checkpoint
@@ -205,7 +206,7 @@ def test_a_real_full_disk(tmp_path):
     folder = RunFolder(tmp_path)
     (tmp_path / "rounds.jsonl").symlink_to("/dev/full")
     with pytest.raises(StorageError, match=r"(?i)space"):
-        folder.append_round({"round": 1, "x": "y" * 100_000})
+        folder.append_round(RoundRecord({"round": 1, "x": "y" * 100_000}))
 
 
 @pytest.fixture
@@ -221,11 +222,11 @@ def loaded(tmp_path):
 def test_rounds_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path, loaded):
     folder = RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
     for number in range(4):
-        folder.append_round({"round": number})
+        folder.append_round(RoundRecord({"round": number}))
     with folder.rounds.open("a") as file:
         file.write('{"round": 4, "cl')
-    assert [r["round"] for r in folder.read_rounds()] == [0, 1, 2, 3]
-    assert [r["round"] for r in folder.keep_rounds(2)] == [0, 1, 2]
+    assert [r.round for r in folder.read_rounds()] == [0, 1, 2, 3]
+    assert [r.round for r in folder.keep_rounds(2)] == [0, 1, 2]
     assert [json.loads(line)["round"] for line in folder.rounds.read_text().splitlines()] == [0, 1, 2]
 
 
