@@ -6,9 +6,11 @@ Verbs are listed with their help here so that ``headwater --help`` imports none 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from headwater import __version__
 from headwater.cli.interrupts import interruptible
@@ -50,7 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("headwater: interrupted", file=sys.stderr)
+        if argv is None:  # the process is this command's
+            _end_now(130)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _end_now(code: int) -> NoReturn:
+    """End without waiting for threads: some of Ray's engine wait for ever for actors that have been ended."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -194,3 +194,22 @@ def workers_of(parent):
             continue
         if int(stat[1]) == parent and "spawn_main" in command:
             yield int(folder.name)
+
+
+WAITS_FOR_EVER = """
+import sys, threading
+import headwater.cli.main as command
+def stop():
+    raise KeyboardInterrupt
+command.interruptible = stop
+threading.Thread(target=threading.Event().wait).start()
+sys.argv = ["headwater", "config", "check", "x.toml"]
+print("so far")
+sys.exit(command.main())
+"""
+
+
+def test_no_thread_holds_a_command_that_was_interrupted():
+    """As those of Ray's engine that wait for what actors were doing when they were ended."""
+    done = subprocess.run([sys.executable, "-c", WAITS_FOR_EVER], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "so far\n", "headwater: interrupted\n")
