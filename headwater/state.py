@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,9 @@ from torch import Tensor
 
 from headwater.errors import SpecMismatch
 
-Role = Literal["lora_a", "lora_b", "dora_magnitude", "prompt", "prefix", "ia3", "head", "vector"]
+Role = str
+"""What a tensor does in its adapter. Its kind (``headwater.adapters.kinds``) names the roles of its tensors;
+rules and exports know ``lora_a``, ``lora_b``, ``head`` and ``vector`` and take any other as plain values."""
 
 
 @dataclass(frozen=True, slots=True)

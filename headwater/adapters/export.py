@@ -47,7 +47,7 @@ def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapp
     from headwater.adapters.card import readme
 
     state.require_spec(model.spec, "state to export")
-    tensors = model.saved_tensors(state) | dict(model.frozen)
+    tensors = model.saved_tensors(state)
     head = {n.removeprefix("head."): tensors.pop(n) for n in sorted(tensors) if n.startswith("head.")}
     config = copy.copy(model.network.peft.active_peft_config)
     config.base_model_name_or_path = model.base.settings.path

@@ -7,59 +7,40 @@ on every machine, in every process, whatever else is in the state.
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 
+from headwater.adapters.kinds.kind import AdapterKind
 from headwater.seeds.keys import Key
 from headwater.state import TensorSpec
 
 HEAD_STD = 0.02
-PREFIX_STD = 0.02
 
 
 def initial_value(
-    spec: TensorSpec,
-    *,
-    key: Key,
-    embeddings: Tensor | None = None,
-    base_weight: Tensor | None = None,
-    loaded: Tensor | None = None,
+    spec: TensorSpec, *, kind: AdapterKind[Any], peft: PeftModel, key: Key, loaded: Tensor | None
 ) -> Tensor:
     """The initial value of one tensor, float32 of ``spec.shape`` on the CPU.
 
-    * ``lora_a``: Kaiming uniform with a = √5, that is U(±1/√d_in), as PEFT; ``lora_b``: 0.
-    * ``dora_magnitude``: row norms of the base weight (arXiv 2402.09353, eq. 5, where BA = 0).
-    * ``prompt``: embeddings of random vocabulary entries (arXiv 2104.08691, §3.1).
-    * ``prefix``: N(0, 0.02²). ``ia3``: 1.
-    * ``head``: the base's own where its files have one; else N(0, 0.02²), biases 0, norm scales 1.
+    A ``head`` starts as the base's own where its files have one; else N(0, 0.02²), biases 0, norm scales 1.
+    Its kind says how any other tensor starts.
 
     Args:
         spec: which tensor.
+        kind: of the adapter.
+        peft: the adapted model.
         key: the adapter's key.
-        embeddings: [vocabulary, d], for ``prompt``.
-        base_weight: [d_out, d_in], for ``dora_magnitude``.
         loaded: what the base's files hold for this tensor of a ``head``.
     """
-    generator = key.child("initial", spec.name).numpy()
-    if spec.role == "lora_a":
-        bound = 1 / math.sqrt(spec.shape[1])
-        return torch.from_numpy(generator.uniform(-bound, bound, spec.shape).astype(np.float32))
-    if spec.role == "lora_b":
-        return torch.zeros(spec.shape)
-    if spec.role == "ia3":
-        return torch.ones(spec.shape)
-    if spec.role == "dora_magnitude" and base_weight is not None:
-        # in float64, so that the order of a machine's sums does not reach the rounded result
-        return base_weight.double().square().sum(1).sqrt().float().cpu().reshape(spec.shape)
-    if spec.role == "prompt" and embeddings is not None:
-        rows = generator.integers(0, embeddings.shape[0], spec.shape[0])
-        return embeddings[torch.from_numpy(rows).to(embeddings.device)].detach().float().cpu().clone()
-    if spec.role == "head" and loaded is not None:
+    draw = key.child("initial", spec.name).numpy()
+    if spec.role != "head":
+        return kind.start(spec, peft, draw)
+    if loaded is not None:
         return loaded.detach().float().cpu().clone()
-    if spec.role == "head" and len(spec.shape) == 1:
+    if len(spec.shape) == 1:
         return torch.zeros(spec.shape) if spec.name.endswith("bias") else torch.ones(spec.shape)
-    std = HEAD_STD if spec.role == "head" else PREFIX_STD
-    return torch.from_numpy((std * generator.standard_normal(spec.shape)).astype(np.float32))
+    return torch.from_numpy((HEAD_STD * draw.standard_normal(spec.shape)).astype(np.float32))

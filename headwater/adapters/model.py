@@ -18,13 +18,14 @@ from headwater.adapters.base import Base
 from headwater.adapters.chunked_head import IGNORED, ChunkedHead
 from headwater.adapters.initial import initial_value
 from headwater.adapters.jvp import slope
+from headwater.adapters.kinds.table import kind_of
 from headwater.adapters.network import Network, new_head
 from headwater.adapters.prefix_cache import FrozenPrefix, PrefixCache, all_above
 from headwater.adapters.reading.segments import separator_of
 from headwater.adapters.reading.settings import Reading
-from headwater.adapters.trainable_names import module_of, named_trainables
+from headwater.adapters.trainable_names import named_trainables
 from headwater.config import LoadedFederation
-from headwater.config.adapter import Adapter, LoraAdapter
+from headwater.config.adapter import Adapter
 from headwater.config.model import VectorModel
 from headwater.errors import ModelError
 from headwater.seeds.keys import Key
@@ -93,6 +94,7 @@ class AdaptedModel:
     Attributes:
         spec: the tensors that are trained and travel, under the names PEFT saves them by. A ``lora_b``
             carries the pair, scaling and transposition of its product.
+        kind: what ``[adapter]`` is.
         frozen: tensors of the adapter that are fixed by the key and do not travel (A in space "ffa").
         base: the base model and its settings.
         adapter: ``[adapter]``.
@@ -102,6 +104,7 @@ class AdaptedModel:
 
     def __init__(self, base: Base, adapter: Adapter, network: Network, reading: Reading | None) -> None:
         self.base, self.adapter, self.network, self.reading = base, adapter, network, reading
+        self.kind = kind_of(adapter)
         self.notices: tuple[str, ...] = base.notices
         self._parameters: list[tuple[TensorSpec, Parameter]] = []
         self.spec = StateSpec(())
@@ -127,7 +130,7 @@ class AdaptedModel:
         adapter = settings.adapter
         if adapter is None or isinstance(settings.model, VectorModel):
             raise ModelError("model", expected="a base model and an [adapter]", got=settings.model.kind)
-        peft, said = attach(base, adapter)
+        peft, said = attach(base, kind_of(adapter))
         head = None
         if settings.model.pooled:
             head = new_head(peft.config.hidden_size, len(base.labels or ()), base.device)
@@ -136,45 +139,40 @@ class AdaptedModel:
         network = Network(peft, settings.model, head, separator)
         model = AdaptedModel(base, adapter, network, Reading.of(settings))
         model.notices = (*base.notices, *said)
-        freeze_a = settings.strategy.space == "ffa" and adapter.has_factors
-        model._initialise(freeze_a, key)
+        model._initialise(settings.strategy.space, key)
         return model
 
-    def _initialise(self, freeze_a: bool, key: Key) -> None:
+    def _initialise(self, space: str, key: Key) -> None:
         named = {
             name: (replace(spec, scaling=2.0**self.adapter.head_bits) if spec.role == "head" else spec, p)
-            for name, (spec, p) in named_trainables(self.network, self.adapter).items()
+            for name, (spec, p) in named_trainables(self.network, self.kind).items()
         }
+        buffers = self.kind.buffers(self.network.peft)
+        everything: dict[str, tuple[TensorSpec, Tensor]] = {**named, **buffers}
         values = {
-            name: self._initial_value(spec, p, key) / unit_of(spec) for name, (spec, p) in named.items()
+            name: self._initial_value(spec, p, key) / unit_of(spec) for name, (spec, p) in everything.items()
         }
         self.network.requires_grad_(False)
         self.network.eval()
-        fixed = {n for n, (spec, _) in named.items() if freeze_a and spec.role == "lora_a"}
+        fixed = {n for n, (spec, _) in named.items() if self.kind.stays_home(spec, space)} | buffers.keys()
         self._parameters = [pair for name, pair in named.items() if name not in fixed]
         for _, parameter in self._parameters:
             parameter.requires_grad_(True)
         self.spec = StateSpec(tuple(spec for spec, _ in self._parameters))
         self.frozen = AdapterState(
-            StateSpec(tuple(named[n][0] for n in sorted(fixed))), {n: values[n] for n in fixed}
+            StateSpec(tuple(everything[n][0] for n in sorted(fixed))), {n: values[n] for n in fixed}
         )
         self._initial = AdapterState(self.spec, {n: v for n, v in values.items() if n not in fixed})
         with torch.no_grad():
-            for name, (spec, parameter) in named.items():
+            for name, (spec, parameter) in everything.items():
                 parameter.copy_(values[name] * unit_of(spec))
 
     def _initial_value(self, spec: TensorSpec, parameter: Tensor, key: Key) -> Tensor:
-        peft, embeddings, weight, loaded = self.network.peft, None, None, None
-        if spec.role == "prompt":
-            embeddings = peft.word_embeddings.weight
-        elif spec.role == "dora_magnitude":
-            layer = module_of(peft, spec.name)
-            weight = layer.get_base_layer().weight
-            weight = weight.T if layer.fan_in_fan_out else weight
-        elif spec.role == "head" and not spec.name.startswith("head."):
+        peft, loaded = self.network.peft, None
+        if spec.role == "head" and not spec.name.startswith("head."):
             below = "base_model." if peft.active_peft_config.is_prompt_learning else "base_model.model."
             loaded = None if spec.name.removeprefix(below) in self.base.fresh else parameter
-        return initial_value(spec, key=key, embeddings=embeddings, base_weight=weight, loaded=loaded)
+        return initial_value(spec, kind=self.kind, peft=peft, key=key, loaded=loaded)
 
     def release(self) -> Base | None:
         """The base model without the adapter, bit for bit as it was loaded; this object is then used up.
@@ -211,8 +209,12 @@ class AdaptedModel:
         return self.adapter.virtual_tokens
 
     def saved_tensors(self, state: AdapterState) -> dict[str, Tensor]:
-        """What PEFT saves of ``state``, under its names, with the head of an encoder as ``head.*``."""
-        return {name: value * unit_of(self.spec.by_name[name]) for name, value in state.items()}
+        """What PEFT saves of ``state``, under its names, with the head of an encoder as ``head.*``.
+
+        What stays at home is among it.
+        """
+        values = {name: value * unit_of(self.spec.by_name[name]) for name, value in state.items()}
+        return self.kind.saved(self.network.peft, values | dict(self.frozen))
 
     def load(self, state: AdapterState) -> None:
         """Set the trained tensors to ``state``.
@@ -379,13 +381,13 @@ class AdaptedModel:
         The base stays without dropout. Masks come from torch's global generator: seed it.
 
         Raises:
-            ModelError: checkpointing with prefix tuning, which transformers computes wrongly.
+            ModelError: checkpointing with an adapter that excludes it.
         """
-        if checkpointing and not self.adapter.checkpoints:
+        if checkpointing and (why := self.adapter.no_checkpoints):
             raise ModelError(
                 "training.gradient_checkpointing",
-                expected="an adapter other than 'prefix', whose cache and checkpointing exclude each other",
-                got="adapter.kind 'prefix'",
+                expected=f"an adapter other than '{self.adapter.kind}', {why}",
+                got=f"adapter.kind '{self.adapter.kind}'",
                 hint="Switch checkpointing off, or use prompt tuning.",
             )
         body = self.network.peft.get_base_model()
@@ -395,8 +397,7 @@ class AdaptedModel:
             # only reentrant checkpoints need inputs with gradients, and transformers never takes them back
             body.disable_input_require_grads()
             active += [m for m in body.modules() if getattr(m, "gradient_checkpointing", False)]
-        if isinstance(self.adapter, LoraAdapter) and self.adapter.dropout:
-            active += [m for m in body.modules() if isinstance(m, torch.nn.Dropout)]
+        active += self.kind.dropouts(self.network.peft)
         try:
             for module in active:
                 module.training = True  # not train(): their children stay as they are

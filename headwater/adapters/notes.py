@@ -28,7 +28,6 @@ class Notes:
         chat: whether it was trained on instructions.
         system: the system message of that training, if any.
         pooled: whether a mean-pooled head lies beside it.
-        virtual_tokens: positions of every row that it takes.
         rows: how rows are read; None if it was written before that was recorded.
     """
 
@@ -37,7 +36,6 @@ class Notes:
     chat: bool
     system: str | None
     pooled: bool
-    virtual_tokens: int
     rows: Mapping[str, Any] | None
 
     @staticmethod
@@ -54,7 +52,6 @@ class Notes:
             if notes["format"] != FORMAT or (model is not None and not model.pretrained):
                 raise ModelError(who, expected=f"a {FORMAT} folder with a base model", got=notes["kind"])
             settings = {**notes["base"], "path": base or notes["base"]["path"]}
-            adapter = notes["adapter"]
             rows = notes.get("rows")
             if not (rows is None or isinstance(rows, dict)):
                 raise TypeError(f"rows: {rows!r:.40}")
@@ -64,7 +61,6 @@ class Notes:
                 chat=bool(notes["chat"]),
                 system=None if notes["system"] is None else str(notes["system"]),
                 pooled=notes["pooling"] == "mean",
-                virtual_tokens=int(adapter.get("tokens", 0)),
                 rows=rows,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:

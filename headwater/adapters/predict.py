@@ -88,6 +88,7 @@ class Predictor:
                 who, expected="an adapter that PEFT loads on this base", got=str(error)
             ) from error
         drops = settings.pooled and peft.active_peft_config.is_prompt_learning
+        virtual = getattr(peft.active_peft_config, "num_virtual_tokens", None) or 0
         separator = separator_of(loaded.model.config, loaded.tokenizer, drops=drops)
         network = Network(peft, settings, head, separator).eval()
         network.requires_grad_(False)
@@ -98,7 +99,7 @@ class Predictor:
             chat=notes.chat,
             system=notes.system,
             labels=labels,
-            room=None if (most := _positions(loaded, labels)) is None else most - notes.virtual_tokens,
+            room=None if (most := _positions(loaded, labels)) is None else most - virtual,
             ends=tuple(ends_of(loaded.model, loaded.tokenizer, reading)) if labels is None else (),
             notices=(
                 *loaded.notices,

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftConfig, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from headwater.adapters.kinds.prompt import PROMPT
 from headwater.adapters.reports import listening
-from headwater.adapters.trainable_names import PROMPT
 from headwater.adapters.weights import temporary_storage
 from headwater.errors import HeadwaterError, ModelError
 from headwater.seeds.keys import Key
@@ -180,7 +180,7 @@ class _Trial:
         """Out as the export saves it, in as PEFT loads it: the same outputs; and its settings likewise."""
         model, peft = self.model, self.model.network.peft
         before = self.logits(self.long)
-        tensors = {**model.saved_tensors(model.read()), **model.frozen}
+        tensors = model.saved_tensors(model.read())
         head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("head.")}
         model.load(model.initial_state())
         with self._refusing("a state that PEFT loads again", "Use another adapter.kind."), torch.no_grad():
@@ -193,7 +193,9 @@ class _Trial:
         left = [n for n in result.unexpected_keys if n != PROMPT]  # which PEFT takes by another way
         if left or read.peft_type != peft.active_peft_config.peft_type:
             raise self._error("a state that PEFT loads again", f"{left[:1] or read.peft_type} not taken")
-        if (found := _difference(before, self.logits(self.long))) > TOLERANCE / 100:
+        with _as_from_a_folder(peft):
+            after = self.logits(self.long)
+        if (found := _difference(before, after)) > TOLERANCE / 100:
             raise self._error(
                 "the outputs of before once PEFT has loaded the state", f"a difference of {found:.2g}"
             )
@@ -244,7 +246,7 @@ class _Trial:
         # a stack that is too short is passed
         with _given_to(self.model.network, layer) as seen, torch.no_grad(), contextlib.suppress(_Reached):
             self.model.forward(self.rows(*rows))
-        before = self.model.virtual_tokens if self.model.adapter.is_prompt else 0
+        before = self.model.virtual_tokens if self.model.adapter.prepends else 0
         width = before + max(map(len, rows))
         by_row = [x for x in seen if x.shape[0] in (1, len(rows)) and x.shape[1] >= width]
         return [x[0, : before + len(rows[0])].float() for x in by_row]
@@ -267,6 +269,17 @@ class _Trial:
         except Exception as error:  # bare exceptions of every type
             got = f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
             raise self._error(expected, got, hint) from error
+
+
+@contextlib.contextmanager
+def _as_from_a_folder(peft: PeftModel) -> Iterator[None]:
+    """Inside, virtual tokens are the values that PEFT has loaded, without the network that made them."""
+    config = peft.active_peft_config
+    was, config.inference_mode = config.inference_mode, True
+    try:
+        yield
+    finally:
+        config.inference_mode = was
 
 
 def _elsewhere(model: AdaptedModel) -> AdapterState:

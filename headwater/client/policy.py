@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from headwater.client.usage import DayUsage
-from headwater.config.adapter import LoraAdapter
 from headwater.config.agent import PolicySettings
 from headwater.config.federation import Federation
 from headwater.config.training import Training
@@ -71,9 +70,9 @@ class Policy:
         training, limit, rank = federation.trainings[method], self.settings.max_rank, None
         if not self.settings.allows_training(training.kind):
             return False
-        if isinstance(federation.adapter, LoraAdapter):
+        if federation.adapter is not None and (whole := federation.adapter.factor_rank):
             part = federation.methods[method].rank if method in federation.methods else None
-            rank = min(part or federation.adapter.rank, federation.adapter.rank)
+            rank = min(part or whole, whole)
         few = self.settings.max_examples is None or examples <= self.settings.max_examples
         thin = limit is None or rank is None or rank <= limit
         return few and thin and self._steps(training, examples, max(1, batch_size)) is None
@@ -135,13 +134,14 @@ class Policy:
         return None
 
     def _rank(self, request: Request, federation: Federation) -> Refusal | None:
-        limit, adapter = self.settings.max_rank, federation.adapter
-        if limit is None or not isinstance(adapter, LoraAdapter):
+        limit = self.settings.max_rank
+        whole = 0 if federation.adapter is None else federation.adapter.factor_rank
+        if limit is None or not whole:
             return None
         parts = [None, *(m.rank for m in federation.methods.values())]
         if isinstance(request, TrainRequest):
             parts = [request.plan.rank]
-        wanted = min(adapter.rank if part is None else min(part, adapter.rank) for part in parts)
+        wanted = min(whole if part is None else min(part, whole) for part in parts)
         if wanted <= limit:
             return None
         failure = Failure(FailureCode.POLICY_RANK, (limit, wanted))

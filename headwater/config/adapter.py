@@ -36,11 +36,16 @@ class LoraAdapter(BaseAdapter):
     dora: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
+    @property
+    def factor_rank(self) -> int:  # noqa: D102 - inherited
+        return self.rank
+
 
 class PromptAdapter(BaseAdapter):
     """Prompt tuning (arXiv 2104.08691): trained virtual tokens before the input."""
 
     is_prompt: ClassVar[bool] = True
+    prepends: ClassVar[bool] = True
     kind: Literal["prompt"]
     tokens: int = Field(default=16, ge=1, le=4096)
 
@@ -52,7 +57,7 @@ class PromptAdapter(BaseAdapter):
 class PrefixAdapter(BaseAdapter):
     """Prefix tuning (arXiv 2101.00190): trained keys and values in every layer."""
 
-    checkpoints: ClassVar[bool] = False  # transformers' cache and checkpointing exclude each other
+    no_checkpoints: ClassVar[str] = "whose cache and checkpointing exclude each other"
     kind: Literal["prefix"]
     tokens: int = Field(default=16, ge=1, le=4096)
 
@@ -70,8 +75,35 @@ class Ia3Adapter(BaseAdapter):
     feedforward_modules: tuple[str, ...] = ()
 
 
+class VeraAdapter(BaseAdapter):
+    """VeRA (arXiv 2310.11454): trained vectors around random matrices that all layers share."""
+
+    layered: ClassVar[bool] = True
+    kind: Literal["vera"]
+    rank: int = Field(default=256, ge=1, le=4096)
+    target_modules: tuple[str, ...] = ("query", "value")
+    layers: tuple[int, ...] | None = Field(default=None, description="only these layers; all if absent")
+    d_initial: float = Field(default=0.1, gt=0, le=16)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class PTuningAdapter(BaseAdapter):
+    """P-tuning (arXiv 2103.10385): virtual tokens before the input, computed by a trained network."""
+
+    prepends: ClassVar[bool] = True
+    kind: Literal["p-tuning"]
+    tokens: int = Field(default=16, ge=1, le=4096)
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    hidden_size: int = Field(default=128, ge=1, le=65_536)
+    lstm_layers: int = Field(default=2, ge=1, le=16)
+
+    @property
+    def virtual_tokens(self) -> int:  # noqa: D102 - inherited
+        return self.tokens
+
+
 Adapter = Annotated[
-    LoraAdapter | PromptAdapter | PrefixAdapter | Ia3Adapter,
+    LoraAdapter | PromptAdapter | PrefixAdapter | Ia3Adapter | VeraAdapter | PTuningAdapter,
     Field(discriminator="kind"),
     open_to("adapter_kinds", BaseAdapter),
 ]

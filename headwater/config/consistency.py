@@ -104,7 +104,7 @@ def _methods(federation: FederationTables) -> None:
             raise ValueError(f"methods.{name}: seeds move the whole adapter: no rank, no last_layers")
         if method.last_layers and not _layered(federation):
             raise ValueError(f'methods.{name}.last_layers needs [adapter] kind = "lora" or "ia3"')
-        whole = getattr(federation.adapter, "rank", 0)
+        whole = 0 if federation.adapter is None else federation.adapter.factor_rank
         if method.rank and method.rank > whole:
             raise ValueError(f"methods.{name}.rank {method.rank} needs LoRA of at least that rank")
     for training in scalar[1:]:

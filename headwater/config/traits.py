@@ -133,14 +133,21 @@ class AdapterTraits(Pluggable):
     Attributes:
         layered: each of its tensors belongs to one layer, and the layers below see nothing of it.
         has_factors: its tensors are pairs of factors A and B, of a rank.
-        is_prompt: it is trained tokens before the input.
-        checkpoints: activations may be computed again in the backward pass.
+        is_prompt: its values are embeddings of tokens before the input, which can be searched.
+        prepends: its virtual tokens stand before the input's, in every layer.
+        no_checkpoints: why activations cannot be computed again in the backward pass; empty if they can.
     """
 
     layered: ClassVar[bool] = False
     has_factors: ClassVar[bool] = False
     is_prompt: ClassVar[bool] = False
-    checkpoints: ClassVar[bool] = True
+    prepends: ClassVar[bool] = False
+    no_checkpoints: ClassVar[str] = ""
+
+    @property
+    def factor_rank(self) -> int:
+        """Rank of its pairs of factors, of which clients may train the first ones; 0 if it has none."""
+        return 0
 
     @property
     def virtual_tokens(self) -> int:

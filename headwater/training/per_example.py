@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from headwater.config.adapter import LoraAdapter
-
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
     from headwater.adapters.model import AdaptedModel
 
@@ -25,7 +23,7 @@ def can_hook(model: AdaptedModel) -> bool:
 
     DoRA is out: it also sends the identity matrix through A and B, to measure their product.
     """
-    if not isinstance(model.adapter, LoraAdapter) or model.adapter.dora:
+    if not model.kind.is_linear_layers:
         return False
     owned = {id(p) for layer in _layers(model).values() for p in (layer.weight, layer.bias)}
     return all(id(p) in owned for _, p in model.parameters())

@@ -43,6 +43,11 @@ def adapter(kind: str, base: str, **changes: Any) -> dict[str, Any]:
     if kind == "ia3":
         both = (*TARGETS[base], *FEEDFORWARD[base])
         return {"kind": "ia3", "target_modules": both, "feedforward_modules": FEEDFORWARD[base], **changes}
+    if kind == "vera":
+        return {"kind": "vera", "rank": 4, "target_modules": TARGETS[base], **changes}
+    if kind in ("p-tuning", "p-tuning-lstm"):
+        encoder = "lstm" if kind.endswith("lstm") else "mlp"
+        return {"kind": "p-tuning", "tokens": 3, "hidden_size": 8, "encoder": encoder, **changes}
     flags = {} if kind == "lora" else {kind: True}
     return {"kind": "lora", "rank": 2, "alpha": 4.0, "target_modules": TARGETS[base], **flags, **changes}
 

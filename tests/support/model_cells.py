@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from headwater.adapters.attach import linear_modules
 from headwater.adapters.base import load_base
 from headwater.adapters.export import export
 from headwater.adapters.model import AdaptedModel
+from headwater.adapters.targets import linear_modules
 from headwater.adapters.trial import try_model
 from headwater.data.batches import Example, collate
 from headwater.errors import HeadwaterError
@@ -24,6 +24,8 @@ from tests.support import federations
 
 KINDS = ("encoder", "sequence-classification", "causal-lm")
 ADAPTERS = ("lora", "ia3", "prompt", "prefix")
+FEWER = ("vera", "p-tuning")
+"""Kinds that are tried on some architectures only."""
 REASONS = {
     "none": ("Unrecognized configuration class", "transformers has no such model of this architecture"),
     "both ways": ("is_decoder", "it reads in both directions, so it is no causal model"),
@@ -119,6 +121,8 @@ def _open(folder: Path, name: str, kind: str, adapter: str) -> AdaptedModel:
         "prompt": {"kind": "prompt", "tokens": 3},
         "prefix": {"kind": "prefix", "tokens": 3},
         "ia3": {"kind": "ia3", "target_modules": ("none",)},
+        "vera": {"kind": "vera", "rank": 4, "target_modules": ("all-linear",)},
+        "p-tuning": {"kind": "p-tuning", "tokens": 3, "hidden_size": 8},
     }
     loaded = federations.federation(folder, kind, name, tables[adapter], model={"kind": kind, "path": path})
     settings = loaded.settings
