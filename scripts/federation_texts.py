@@ -10,7 +10,15 @@ from pydantic import BaseModel
 
 from headwater.config import assignment as a
 from headwater.config import training as t
-from headwater.config.adapter import BaseAdapter, Ia3Adapter, LoraAdapter, PrefixAdapter, PromptAdapter
+from headwater.config.adapter import (
+    BaseAdapter,
+    Ia3Adapter,
+    LoraAdapter,
+    PrefixAdapter,
+    PromptAdapter,
+    PTuningAdapter,
+    VeraAdapter,
+)
 from headwater.config.codec import CompeftCodec, DenseCodec
 from headwater.config.data import (
     BaseData,
@@ -91,7 +99,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "another one of another kind, or with other seeds, directions, rate or bound; `rank`, `last_layers`",
     ),
     ("`blackbox`", "an adapter other than `prompt`"),
-    ("`spry`, `last_layers`", "an adapter other than `lora` and `ia3`"),
+    ("`spry`, `last_layers`", "an adapter other than `lora`, `ia3` and `vera`"),
     ("a method's `rank`", "a smaller rank of the adapter"),
     (
         "methods that send scalars",
@@ -124,7 +132,7 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     ),
     "adapter": (
         "What is trained and travels. Absent only with model kind `vector`. [More](adapters.md).",
-        (LoraAdapter, PromptAdapter, PrefixAdapter, Ia3Adapter),
+        (LoraAdapter, PromptAdapter, PrefixAdapter, Ia3Adapter, VeraAdapter, PTuningAdapter),
     ),
     "data": (
         "What the clients learn from. [More](data.md).",
@@ -219,6 +227,18 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     Ia3Adapter: {
         "target_modules": "the ends of module names",
         "feedforward_modules": "those of them whose input is rescaled, not the output",
+    },
+    VeraAdapter: {
+        "rank": "of the two matrices that all layers share; it costs a layer so many values",
+        "target_modules": 'the ends of module names, or `["all-linear"]`',
+        "d_initial": "what the vector of length `rank` starts as; the other one starts as 0",
+        "dropout": "on the input of A while training",
+    },
+    PTuningAdapter: {
+        "tokens": "virtual tokens",
+        "encoder": "the network that computes them",
+        "hidden_size": "of the network; an LSTM has it in each direction",
+        "lstm_layers": "of an LSTM; an MLP has two hidden layers",
     },
     ColumnPartition: {"column": "its value is the client's name"},
     IidPartition: {"clients": "how many"},

@@ -130,7 +130,11 @@ class AdaptedModel:
         adapter = settings.adapter
         if adapter is None or isinstance(settings.model, VectorModel):
             raise ModelError("model", expected="a base model and an [adapter]", got=settings.model.kind)
-        peft, said = attach(base, kind_of(adapter))
+        kind = kind_of(adapter)
+        if kind.harmless:
+            accepted = (*base.settings.accept_warnings, *kind.harmless)
+            base = replace(base, settings=base.settings.model_copy(update={"accept_warnings": accepted}))
+        peft, said = attach(base, kind)
         head = None
         if settings.model.pooled:
             head = new_head(peft.config.hidden_size, len(base.labels or ()), base.device)

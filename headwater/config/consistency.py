@@ -90,7 +90,7 @@ def _methods(federation: FederationTables) -> None:
         if training.needs_prompt and not (federation.adapter is not None and federation.adapter.is_prompt):
             raise ValueError(f"method '{kind}' searches a soft prompt: use [adapter] kind = \"prompt\"")
         if training.splits_layers and not _layered(federation):
-            raise ValueError(f'method \'{kind}\' splits layers: use [adapter] kind = "lora" or "ia3"')
+            raise ValueError(f'method \'{kind}\' splits layers: use [adapter] kind = "lora", "ia3" or "vera"')
         if not 2.0**-40 <= training.largest_step() <= 2.0**14:
             raise ValueError(
                 f"method '{kind}': learning_rate times gradient_bound (scale times 8 of blackbox) is the "
@@ -103,7 +103,7 @@ def _methods(federation: FederationTables) -> None:
         if method.training.sends == "coefficients" and (method.rank or method.last_layers):
             raise ValueError(f"methods.{name}: seeds move the whole adapter: no rank, no last_layers")
         if method.last_layers and not _layered(federation):
-            raise ValueError(f'methods.{name}.last_layers needs [adapter] kind = "lora" or "ia3"')
+            raise ValueError(f'methods.{name}.last_layers needs [adapter] kind = "lora", "ia3" or "vera"')
         whole = 0 if federation.adapter is None else federation.adapter.factor_rank
         if method.rank and method.rank > whole:
             raise ValueError(f"methods.{name}.rank {method.rank} needs LoRA of at least that rank")

@@ -16,6 +16,7 @@ from headwater.adapters.model import AdaptedModel
 from headwater.adapters.peak_memory import live_peak
 from headwater.adapters.predict import Predictor
 from headwater.adapters.trial import try_model
+from headwater.config import LoadedFederation
 from headwater.data.batches import Batch, collate
 from headwater.errors import ModelError
 from headwater.state import AdapterState
@@ -76,11 +77,14 @@ class AdapterKindLaws:
         """``[adapter]`` for a tiny base, small."""
         raise NotImplementedError
 
+    def federation(self, folder: Any, task: str, base: str) -> LoadedFederation:
+        return federations.federation(folder, task, base, self.table(base))
+
     def build(self, folder: Any, task: str, base: str, *, seed: int = 0) -> AdaptedModel:
-        return federations.adapted(federations.federation(folder, task, base, self.table(base)), seed=seed)
+        return federations.adapted(self.federation(folder, task, base), seed=seed)
 
     def test_it_is_found_by_its_settings(self, folder: Any) -> None:
-        adapter = federations.federation(folder, "encoder", "bert", self.table("bert")).settings.adapter
+        adapter = self.federation(folder, "encoder", "bert").settings.adapter
         assert isinstance(adapter, self.kind.settings)
         assert type(kind_of(adapter)) is self.kind
 

@@ -36,11 +36,14 @@ class AdapterKind(ABC, Generic[AnyAdapter]):
         settings: the class of its ``[adapter]``; its ``kind`` is the kind's name.
         roles: what its tensors do in it: for a part of a name, the role. A trained tensor with none of these
             in its name is a ``head``.
+        harmless: parts of warnings of PEFT that say nothing bad of it; any other warning is an error. Who
+            uses the adapter is told, and the export says so too, in ``base.accept_warnings``.
         adapter: its ``[adapter]``.
     """
 
     settings: ClassVar[type[BaseAdapter]]
     roles: ClassVar[tuple[tuple[str, Role], ...]] = ()
+    harmless: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, adapter: AnyAdapter) -> None:
         self.adapter = adapter
