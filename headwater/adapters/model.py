@@ -168,8 +168,8 @@ class AdaptedModel:
         )
         self._initial = AdapterState(self.spec, {n: v for n, v in values.items() if n not in fixed})
         with torch.no_grad():
-            for name, (spec, parameter) in everything.items():
-                parameter.copy_(values[name] * unit_of(spec))
+            for name, (spec, tensor) in everything.items():
+                tensor.copy_(values[name] * unit_of(spec))
 
     def _initial_value(self, spec: TensorSpec, parameter: Tensor, key: Key) -> Tensor:
         peft, loaded = self.network.peft, None

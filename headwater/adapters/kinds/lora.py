@@ -90,7 +90,7 @@ class LoraKind(AdapterKind[LoraAdapter]):
         if spec.role == "lora_b":
             return torch.zeros(spec.shape)
         layer = _layer(peft, spec.name, _MAGNITUDE)
-        weight = layer.get_base_layer().weight
+        weight: Tensor = layer.get_base_layer().weight
         weight = weight.T if layer.fan_in_fan_out else weight
         # in float64, so that the order of a machine's sums does not reach the rounded result
         return weight.double().square().sum(1).sqrt().float().cpu().reshape(spec.shape)

@@ -46,6 +46,6 @@ class PromptKind(AdapterKind[PromptAdapter]):
         return PROMPT if parameter.startswith("prompt_encoder.") else ""
 
     def start(self, spec: TensorSpec, peft: PeftModel, draw: Generator) -> Tensor:  # noqa: D102 - inherited
-        embeddings = peft.word_embeddings.weight
+        embeddings: Tensor = peft.word_embeddings.weight
         rows = draw.integers(0, embeddings.shape[0], spec.shape[0])
         return embeddings[torch.from_numpy(rows).to(embeddings.device)].detach().float().cpu().clone()
