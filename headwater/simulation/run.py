@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from headwater.config.load import LoadedFederation
 from headwater.errors import ModelError
 from headwater.server.events import Observer
-from headwater.server.metrics import decisive, metric_name
+from headwater.server.metrics import metric_name
+from headwater.server.round_record import RoundRecord
 from headwater.server.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:  # torch, where a run is only read
@@ -44,7 +46,7 @@ class Run:
     @cached_property
     def rounds(self) -> list[dict[str, Any]]:
         """What happened in each round, from round 0, before training: the lines of ``rounds.jsonl``."""
-        return RunFolder(self.folder).read_rounds()
+        return [dict(record.content) for record in self._records]
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -60,12 +62,12 @@ class Run:
     @property
     def values(self) -> dict[int, float]:
         """The deciding metric by round, where it was measured: on the test rows, else over the clients."""
-        found = {}
-        for row in self.rounds:
-            value = decisive(self.metric, row.get("test"), row.get("clients_pooled") or {})
-            if value == value:  # not NaN: it was measured
-                found[int(row["round"])] = value
-        return found
+        values = {record.round: record.deciding(self.metric) for record in self._records}
+        return {number: value for number, value in values.items() if math.isfinite(value)}
+
+    @cached_property
+    def _records(self) -> list[RoundRecord]:
+        return RunFolder(self.folder).read_rounds()
 
     @property
     def adapter(self) -> Path:

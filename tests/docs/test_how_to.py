@@ -68,7 +68,7 @@ class Stranger:
 
 @pytest.fixture(scope="module", params=sorted(PAGES))
 def stranger(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
+    folder, source = tmp_path_factory.mktemp(request.param), tmp_path_factory.mktemp("package")
     venv.EnvBuilder(with_pip=False, symlinks=True).create(folder / "env")
     (site,) = (folder / "env" / "lib").glob("python*/site-packages")
     # the packages of these tests, pip among them; what is installed from now on lies in the new environment
@@ -76,14 +76,14 @@ def stranger(request, tmp_path_factory):
     (site / "these.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in there))
     for name, text in blocks(request.param).items():
         if name != "federation.toml":
-            (folder / name).write_text(text)
+            (source / name).write_text(text)
     found = Stranger(request.param, folder, folder / "env" / "bin" / "python")
     found.run(
         "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation",
-        "--disable-pip-version-check", ".",
+        "--disable-pip-version-check", source,
     )  # fmt: skip
-    (module,) = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["setuptools"]["py-modules"]
-    (folder / f"{module}.py").unlink()  # from here on there is only what was installed
+    (laws,) = source.glob("test_*.py")
+    laws.rename(folder / laws.name)  # where there is only what was installed
     return found
 
 
@@ -118,7 +118,9 @@ def test_a_federation_runs_with_it(stranger):
     assert len(summary["adapter_sha256"]) == 64
     (used,) = resolved["plugins"].items()
     assert used[1].endswith(" 1.0")
-    assert used[0] in stranger.run("-m", "headwater", "plugins")
+    listed = stranger.run("-m", "headwater", "plugins")
+    assert f"{used[0]}: " in listed
+    assert "site-packages" in listed
     CHECKS[stranger.page](summary, rounds)
 
 
