@@ -25,7 +25,7 @@ VECTOR = {
     "training": {"kind": "noop", "scale": 0.5},
 }
 """Enough for what needs no base model."""
-PAGES = {"add-a-rule": VECTOR, "add-a-codec": VECTOR, "add-a-trainer": None}
+PAGES = {"add-a-rule": VECTOR, "add-a-codec": VECTOR, "add-a-trainer": None, "add-an-adapter-kind": None}
 """The federation that a page's tables are put into; None is a tiny text model's."""
 CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
@@ -105,7 +105,9 @@ def test_the_laws_hold(stranger):
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", stranger.folder, file,
         PYTHONPATH=str(ROOT),
     )  # fmt: skip
-    assert re.search(r"^(9|1\d|2\d|6) passed", out, re.MULTILINE), out
+    passed = re.search(r"^(\d+) passed", out, re.MULTILINE)
+    assert passed, out
+    assert int(passed[1]) >= 6  # those of the shortest suite
 
 
 def test_a_federation_runs_with_it(stranger):
@@ -137,13 +139,18 @@ def a_quarter(summary, rounds):
 
 
 def learned(summary, rounds):
-    """Steps along signs bring the loss on the held-out rows down, as any descent does."""
+    """The loss on the held-out rows falls, as it does by any descent."""
     losses = [row["test"]["loss"] for row in rounds]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
 
 
-CHECKS = {"add-a-rule": clipped, "add-a-codec": a_quarter, "add-a-trainer": learned}
+CHECKS = {
+    "add-a-rule": clipped,
+    "add-a-codec": a_quarter,
+    "add-a-trainer": learned,
+    "add-an-adapter-kind": learned,
+}
 
 
 @pytest.mark.slow
