@@ -148,8 +148,11 @@ class TestPredictor:
             with pytest.raises(DataError, match="text 2: expected a text with at least one token"):
                 predictor.classify(["good", nothing])
 
-    @pytest.mark.parametrize("base", ["llama", "gpt2"])
-    @pytest.mark.parametrize("adapter", ["lora", "prompt", "prefix", "ia3"])
+    @pytest.mark.parametrize(
+        ("adapter", "base"),
+        [(a, b) for a in ("lora", "prompt", "prefix", "ia3") for b in ("llama", "gpt2")]
+        + [("vera", "gpt2"), ("p-tuning", "llama")],
+    )
     def test_generate_is_greedy_by_default(self, tmp_path, adapter, base):
         model, state = build(tmp_path, "causal-lm", base, adapter)
         export(model, state, tmp_path / "out", card={})

@@ -34,6 +34,10 @@ CASES = [
     ("sequence-classification", "llama", "prefix"),
     ("sequence-classification", "roberta", "lora"),
     ("causal-lm", "gpt2", "lora"),
+    ("encoder", "bert", "vera"),
+    ("encoder", "bert", "p-tuning-lstm"),
+    ("causal-lm", "gpt2", "vera"),
+    ("causal-lm", "llama", "p-tuning"),
 ]
 # Runs READMEs' own code, each in its exported folder; headwater must stay unknown.
 READER = """

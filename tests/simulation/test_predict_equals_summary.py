@@ -96,10 +96,13 @@ CASES = [
     ("classifier", "llama", "lora"),
     ("classifier", "llama", "prefix"),
     ("running", "gpt2", "lora"),
+    ("chat", "llama", "vera"),
 ]
+# whose values every rule merges one by one
+BY_RULE = [(kind, rule) for kind in ("vera", "p-tuning") for rule in ("ties", "fisher")]
 
 
-def federation(folder, task, base, kind):
+def federation(folder, task, base, kind, **tables):
     model, data, make = TASKS[task]
     folder.mkdir(parents=True, exist_ok=True)
     BASES[base](folder / base)
@@ -118,14 +121,19 @@ def federation(folder, task, base, kind):
         "training": {"kind": "backprop", "learning_rate": 0.05, "batch_size": 4},
         "codec": {"up": {"kind": "dense"}},
         "evaluation": {"batch_size": 5},
+        **tables,
     }
     (folder / "federation.toml").write_text(tomli_w.dumps(content))
     return folder / "federation.toml"
 
 
-@pytest.mark.parametrize(("task", "base", "kind"), CASES)
-def test_predict_measures_what_the_summary_says(tmp_path, task, base, kind):
-    summary, _ = run(federation(tmp_path / "fed", task, base, kind), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("task", "base", "kind", "rule"),
+    [*((*case, "mean") for case in CASES), *(("encoder", "bert", kind, rule) for kind, rule in BY_RULE)],
+)
+def test_predict_measures_what_the_summary_says(tmp_path, task, base, kind, rule):
+    file = federation(tmp_path / "fed", task, base, kind, strategy={"kind": rule})
+    summary, _ = run(file, tmp_path / "run")
     predictor = Predictor.open(tmp_path / "run" / "adapter", base=str(tmp_path / "fed" / base))
     found = score(predictor, rows_of(tmp_path / "fed" / "test.jsonl", reading_of(predictor).data))
     name, best = summary["metric"]["name"], summary["metric"]["best"]

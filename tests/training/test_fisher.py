@@ -124,7 +124,7 @@ def test_what_a_layer_may_see(shape, apart):
         assert squares.apart == apart
 
 
-@pytest.mark.parametrize("adapter", ["dora", "prompt", "prefix", "ia3"])
+@pytest.mark.parametrize("adapter", ["dora", "prompt", "prefix", "ia3", "vera", "p-tuning"])
 def test_other_adapters_take_the_loop(tmp_path, adapter):
     model = model_of(tmp_path, "encoder", "bert", adapter)
     assert not can_hook(model)
