@@ -27,7 +27,7 @@ class VeraKind(AdapterKind[VeraAdapter]):
 
     A [r, d_in] and B [d_out, r] are as large as the largest adapted layer; a smaller one takes their first
     columns and rows, as PEFT does. They are Kaiming uniform, U(±√(6/fan_in)), drawn from the federation's
-    seed and not from PEFT's, whose draws are torch's and differ between versions: so the export brings them
+    seed and not by PEFT, whose draws may differ from system to system: so the export brings them
     (``save_projection``). b starts as 0, so it starts as the base; d as ``d_initial``.
     """
 
