@@ -306,7 +306,7 @@ def test_every_part_in_a_whole_run(tmp_path, overrides):
 @pytest.mark.parametrize(
     "tables",
     [
-        {},
+        {"codec": {"up": {"kind": "dense"}}},
         {"schedule": {"kind": "buffered", "buffer": 2}},
         {"training": {"kind": "spry", "learning_rate": 0.01}},
     ],
@@ -318,9 +318,10 @@ def test_a_median_resumes_bit_for_bit_and_tells_what_it_keeps(tmp_path, tables):
     whole, events = run(file, tmp_path / "whole")
     assert not whole["failures"]
     merge = rounds(tmp_path / "whole")[-1]["merge"]
-    told = [event.text for event in events if isinstance(event, Notice) and "median" in event.text]
-    assert len(told) == 1
-    assert told[0].endswith(f"up to {human_bytes(merge['kept_bytes'])} of memory")
+    told = [event.text for event in events if isinstance(event, Notice)]
+    (kept,) = [text for text in told if "strategy 'median' keeps the updates" in text]
+    assert kept.endswith(f"up to {human_bytes(merge['kept_bytes'])} of memory")
+    assert any("sees zeros" in text for text in told) == ("codec" not in tables)
     asked = []
     stopped, _ = run(file, tmp_path / "half", should_stop=lambda: bool(asked) or asked.append(1))
     assert stopped["rounds"] < whole["rounds"]
