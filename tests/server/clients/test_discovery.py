@@ -16,6 +16,7 @@ from headwater.server.clients.discovery import DiscoveredClients
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Notice
+from headwater.server.round_record import RoundDraft, Traffic
 from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.storage.profiles import save_profiles
 
@@ -156,11 +157,11 @@ def test_who_has_not_been_here_since_the_daemon_began_has_time_to_come_back(site
 
 def who_is_asked(site, took_part):
     measurement = EvaluationRound(None, "run-1", None, None, None, site.watch, lasting=True)
-    record = {"round": 3}
+    record = RoundDraft(3, {}, Traffic())
     asked = measurement._who_is_here(NAMES[:3], took_part, site.members, record)
-    again = {"round": 4}
+    again = RoundDraft(4, {}, Traffic())
     measurement._who_is_here(NAMES[:3], took_part, site.members, again)
-    return asked, record.get("not_evaluated", {})
+    return asked, record.record(1.0).content.get("not_evaluated", {})
 
 
 def test_a_client_that_said_goodbye_after_its_update_is_not_asked_and_is_named_once(site):
