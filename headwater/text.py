@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 NOTHING = "–"
 MOST_NAMED = 6
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 _UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"  # scripts and emoji need them, and they reorder nothing

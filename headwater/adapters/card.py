@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from headwater.adapters.base import PER_LAYER
+from headwater.adapters.reading.settings import read_data
 from headwater.config.model import MODELS
+from headwater.tasks.table import task_of
 
 _CLASSES = {
     "encoder": "AutoModel",
@@ -79,9 +81,16 @@ def loading_code(notes: Mapping[str, Any]) -> str:
             ")",
             "print(tokenizer.decode(answer[0, len(ids) :], skip_special_tokens=True))",
         ]
-    if notes["labels"]:
-        lines.append(f"print({notes['labels']!r}[logits[0].argmax()])")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_answer(notes)])
+
+
+def _answer(notes: Mapping[str, Any]) -> list[str]:
+    """Lines that print what a head's logits mean; an adapter without a record of rows is a classifier."""
+    if not notes["labels"]:
+        return []
+    if rows := notes.get("rows"):
+        return task_of(read_data(rows["data"])).code()
+    return [f"print({notes['labels']!r}[logits[0].argmax()])"]
 
 
 def _imports(notes: Mapping[str, Any]) -> str:

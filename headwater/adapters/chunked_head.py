@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headwater.adapters.network import Network
+from headwater.tasks.batches import IGNORED
 
-IGNORED = -100  # equals headwater.data.batches.IGNORED, which this room may not import
+TokenLosses = Callable[[Tensor, Tensor], Tensor]
+"""Logits [n, vocabulary] and targets int64 [n] to losses [n]."""
+
 _VALUES = 2**21
 """Logits held at a time: 8 MiB of float32 (and as much again for each of a few temporaries)."""
 _LOUD = 1000.0
@@ -31,13 +33,14 @@ class ChunkedHead:
         network: a causal model with its adapter.
         head: its output layer.
         rows: positions that go through the output layer at a time.
+        token_losses: the task's.
     """
 
-    def __init__(self, network: Network, head: nn.Module, rows: int) -> None:
-        self._network, self._head, self._rows = network, head, rows
+    def __init__(self, network: Network, head: nn.Module, rows: int, token_losses: TokenLosses) -> None:
+        self._network, self._head, self._rows, self._token_losses = network, head, rows, token_losses
 
     @staticmethod
-    def of(network: Network) -> ChunkedHead | None:
+    def of(network: Network, token_losses: TokenLosses) -> ChunkedHead | None:
         """None where the logits are something else than what one module gives.
 
         The model itself is asked: two tokens, and an output layer that is given large values instead of
@@ -53,10 +56,10 @@ class ChunkedHead:
                 logits = network(tokens, torch.ones_like(tokens))
             if len(seen) != 1 or not torch.equal(logits, head(torch.full_like(seen[0], _LOUD))[:, -2:]):
                 return None
-        return ChunkedHead(network, head, max(1, _VALUES // logits.shape[-1]))
+        return ChunkedHead(network, head, max(1, _VALUES // logits.shape[-1]), token_losses)
 
-    def losses(self, tokens: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-        """The summed loss of each row: [b].
+    def losses(self, tokens: Tensor, mask: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The summed loss of each row, and its number of targets: both [b].
 
         Args:
             tokens: int64 [b, t].
@@ -69,8 +72,9 @@ class ChunkedHead:
         kept = following != IGNORED
         hidden = seen.pop()[:, -tokens.shape[1] :][:, :-1][kept]  # virtual tokens stand at the front
         parts = zip(torch.split(hidden, self._rows), torch.split(following[kept], self._rows), strict=True)
-        each = torch.cat([F.cross_entropy(self._head(h), y, reduction="none") for h, y in parts])
-        return each.new_zeros(len(tokens)).index_add(0, kept.nonzero()[:, 0], each)
+        each = torch.cat([self._token_losses(self._head(h), y) for h, y in parts])
+        losses = each.new_zeros(len(tokens)).index_add(0, kept.nonzero()[:, 0], each)
+        return losses, kept.sum(1)
 
 
 @contextmanager

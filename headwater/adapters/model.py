@@ -9,13 +9,12 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
 from headwater.adapters.attach import attach
 from headwater.adapters.base import Base
-from headwater.adapters.chunked_head import IGNORED, ChunkedHead
+from headwater.adapters.chunked_head import ChunkedHead
 from headwater.adapters.initial import initial_value
 from headwater.adapters.jvp import slope
 from headwater.adapters.kinds.table import kind_of
@@ -30,10 +29,12 @@ from headwater.config.model import VectorModel
 from headwater.errors import ModelError
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.tasks.language_model import NextToken
+from headwater.tasks.table import AnyTask, task_of
 
 
 class Batch(Protocol):
-    """Padded examples, as ``headwater.data.batches`` makes them."""
+    """Padded examples, as ``headwater.tasks.batches`` makes them."""
 
     @property
     def tokens(self) -> Tensor:
@@ -45,7 +46,7 @@ class Batch(Protocol):
 
     @property
     def targets(self) -> Tensor:
-        """int64 [b] label indices, or int64 [b, t] tokens aligned with ``tokens``, -100 without loss."""
+        """As the task has them: [b], [b, k], or int64 [b, t] tokens aligned with ``tokens``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Output:
     """What a forward pass gives.
 
     Args:
-        logits: [b, labels], or [b, t, vocabulary].
+        logits: [b, outputs], or [b, t, vocabulary].
         losses: [b] loss of each example; for a causal model summed over its target tokens.
         counts: int64 [b] targets of each example: 1, or its target tokens.
     """
@@ -68,17 +69,9 @@ class Output:
         return self.losses.sum() / self.counts.sum().clamp(min=1)
 
 
-def output_of(logits: Tensor, targets: Tensor, *, language_model: bool) -> Output:
-    """The losses of ``logits`` against ``targets``, shapes as in :class:`Batch`."""
-    if not language_model:
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        return Output(logits, losses, torch.ones_like(targets))
-    following = targets[:, 1:]
-    kept = following != IGNORED
-    each = F.cross_entropy(logits[:, :-1][kept], following[kept], reduction="none")
-    rows = kept.nonzero()[:, 0]
-    losses = logits.new_zeros(len(logits)).index_add(0, rows, each)
-    return Output(logits, losses, kept.sum(1))
+def output_of(task: AnyTask, logits: Tensor, targets: Tensor) -> Output:
+    """The losses of ``logits`` against ``targets``, as the task has them."""
+    return Output(logits, *task.losses(logits, targets))
 
 
 def unit_of(spec: TensorSpec) -> float:
@@ -99,12 +92,16 @@ class AdaptedModel:
         base: the base model and its settings.
         adapter: ``[adapter]``.
         reading: how its rows are read; None without data.
+        task: what is learnt from rows.
         notices: what the user should know of base and adapter, one sentence each.
     """
 
-    def __init__(self, base: Base, adapter: Adapter, network: Network, reading: Reading | None) -> None:
+    def __init__(
+        self, base: Base, adapter: Adapter, network: Network, reading: Reading | None, task: AnyTask
+    ) -> None:
         self.base, self.adapter, self.network, self.reading = base, adapter, network, reading
         self.kind = kind_of(adapter)
+        self.task = task
         self.notices: tuple[str, ...] = base.notices
         self._parameters: list[tuple[TensorSpec, Parameter]] = []
         self.spec = StateSpec(())
@@ -141,7 +138,7 @@ class AdaptedModel:
         drops = settings.model.pooled and adapter.virtual_tokens > 0
         separator = separator_of(base.model.config, base.tokenizer, drops=drops)
         network = Network(peft, settings.model, head, separator)
-        model = AdaptedModel(base, adapter, network, Reading.of(settings))
+        model = AdaptedModel(base, adapter, network, Reading.of(settings), task_of(settings.data))
         model.notices = (*base.notices, *said)
         model._initialise(settings.strategy.space, key)
         return model
@@ -195,12 +192,12 @@ class AdaptedModel:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Names of the classes; None for a causal model."""
+        """Names of the head's outputs; None for a causal model."""
         return self.base.labels
 
     @property
     def language_model(self) -> bool:
-        """Whether targets are tokens."""
+        """Whether it has an output for each token."""
         return self.network.model.language_model
 
     def initial_state(self) -> AdapterState:
@@ -300,8 +297,7 @@ class AdaptedModel:
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
         targets = batch.targets.to(self.base.device)
         with self._above_trunk(batch):
-            losses = late.losses(tokens, mask, targets)
-        return losses, (targets[:, 1:] != IGNORED).sum(1)
+            return late.losses(tokens, mask, targets)
 
     @contextlib.contextmanager
     def caching_prefix(
@@ -372,11 +368,13 @@ class AdaptedModel:
 
     @cached_property
     def _late_head(self) -> ChunkedHead | None:
-        return ChunkedHead.of(self.network)
+        if not isinstance(self.task, NextToken):
+            return None
+        return ChunkedHead.of(self.network, self.task.token_losses)
 
     def output(self, logits: Tensor, targets: Tensor) -> Output:
         """The losses of ``logits`` against ``targets``, shapes as in :class:`Batch`."""
-        return output_of(logits, targets, language_model=self.language_model)
+        return output_of(self.task, logits, targets)
 
     @contextlib.contextmanager
     def training(self, *, checkpointing: bool = False) -> Iterator[None]:

@@ -21,8 +21,9 @@ from headwater.adapters.reading.chat_template import Messages
 from headwater.adapters.reading.segments import separator_of
 from headwater.adapters.reading.settings import Reading, ends_of
 from headwater.adapters.reports import listening
-from headwater.config.data import InstructionData
+from headwater.config.data import CausalLMData, ClassificationData, FilesPartition, InstructionData
 from headwater.errors import DataError, ModelError
+from headwater.tasks.table import AnyTask, task_of
 
 _UNRECORDED = 512
 """Tokens read of a text with an adapter that does not say how many training read."""
@@ -40,7 +41,8 @@ class Predictor:
         reading: how rows are read; None if the folder was written before that was recorded.
         chat: whether it was trained on instructions.
         system: the system message of that training, if any.
-        labels: names of the classes; None for a causal model.
+        labels: names of the head's outputs; None for a causal model.
+        task: what was learnt from rows.
         room: tokens that a text and its answer may have together; None where the base sets no bound.
         ends: ids that end an answer.
         notices: what the user should know, one sentence each.
@@ -52,6 +54,7 @@ class Predictor:
     chat: bool
     system: str | None
     labels: tuple[str, ...] | None
+    task: AnyTask
     room: int | None
     ends: tuple[int, ...]
     notices: tuple[str, ...] = ()
@@ -99,6 +102,7 @@ class Predictor:
             chat=notes.chat,
             system=notes.system,
             labels=labels,
+            task=_task(reading, labels),
             room=None if (most := _positions(loaded, labels)) is None else most - virtual,
             ends=tuple(ends_of(loaded.model, loaded.tokenizer, reading)) if labels is None else (),
             notices=(
@@ -118,12 +122,12 @@ class Predictor:
         """Logits and losses of ``batch``, as in evaluation."""
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
         logits = self.network(tokens, mask)
-        return output_of(logits, batch.targets.to(logits.device), language_model=self.labels is None)
+        return output_of(self.task, logits, batch.targets.to(logits.device))
 
     def classify(
         self, texts: Sequence[str], *, batch_size: int = 32, max_tokens: int | None = None
     ) -> list[dict[str, Any]]:
-        """The label of each text, of which no more than ``max_tokens`` are read.
+        """What the task says of each text, of which no more than ``max_tokens`` are read.
 
         Args:
             texts: the texts.
@@ -131,7 +135,8 @@ class Predictor:
             max_tokens: as many as in training if None.
 
         Returns:
-            For each text ``label``, its ``score`` (probability), and ``scores`` of all labels.
+            For each text the task's answer: of a classifier ``label``, its ``score`` (probability), and
+            ``scores`` of all labels.
 
         Raises:
             ModelError: the adapter is of a causal model.
@@ -172,10 +177,7 @@ class Predictor:
             with torch.no_grad():
                 group = rows[start : start + batch_size]
                 logits = self.network(*padded(group, self.base.tokenizer.pad, self.base.device))
-            for row in logits.double().softmax(-1).tolist():
-                scores = dict(zip(self.labels, row, strict=True))
-                best = max(scores, key=lambda label: scores[label])
-                results.append({"label": best, "score": scores[best], "scores": scores})
+            results += self.task.answers(logits.double())
         return results
 
     def generate(
@@ -253,6 +255,16 @@ class Predictor:
             return tokenizer.decode(said).strip()
         thinking = self.reading is not None and getattr(self.reading.data, "thinking", False)
         return tokenizer.answer(said, thinking=thinking)
+
+
+def _task(reading: Reading | None, labels: tuple[str, ...] | None) -> AnyTask:
+    """What the adapter learnt; of one that does not say what rows were, by whether it has labels."""
+    if reading is not None:
+        return task_of(reading.data)
+    nowhere = FilesPartition(kind="files")
+    if labels is None:
+        return task_of(CausalLMData(kind="causal-lm", path="-", partition=nowhere))
+    return task_of(ClassificationData(kind="classification", path="-", partition=nowhere, labels=labels))
 
 
 def _positions(base: Base, labels: Sequence[str] | None) -> int | None:

@@ -106,9 +106,7 @@ class _Trial:
         pad = self.model.base.tokenizer.pad
         tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        if self.model.language_model:
-            return _Rows(tokens, mask, torch.where(mask.bool(), tokens, -100))
-        return _Rows(tokens, mask, torch.zeros(len(rows), dtype=torch.int64))
+        return _Rows(tokens, mask, self.model.task.any_targets(tokens, mask))
 
     def logits(self, *rows: list[int]) -> list[Tensor]:
         """The logits of each row: [labels], or [t, vocabulary] of its own tokens."""

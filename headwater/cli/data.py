@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from headwater.cli.data_view import Checked, as_dict, show
 from headwater.config import load_federation
-from headwater.config.data import LABELLED, ClassificationData, ColumnPartition, NoData
+from headwater.config.data import UNKNOWN_LABELS, ColumnPartition, NoData, data_kind
 from headwater.config.load import LoadedFederation, load_data
 from headwater.data.files.folders import Sources, sources
 from headwater.data.files.formats import read_chunks
@@ -26,7 +26,7 @@ from headwater.data.files.streams import Watch, stem
 from headwater.data.files.table import Table
 from headwater.data.opened import open_rows
 from headwater.data.remarks import unread_splits
-from headwater.data.survey import UNKNOWN, Survey
+from headwater.data.survey import Survey
 from headwater.errors import ConfigError
 from headwater.seeds.keys import Key
 
@@ -119,8 +119,9 @@ def _files(options: argparse.Namespace) -> Checked:
     if kind is not None or "data.kind" in said:
         if kind is not None:
             given["kind"] = kind
-        if "data.labels" not in said and (kind or _said(options.set, "data.kind")) in LABELLED:
-            given["labels"] = list(UNKNOWN)
+        known = data_kind(kind or _said(options.set, "data.kind") or "")
+        if "data.labels" not in said and known is not None and known.has_labels:
+            given["labels"] = list(UNKNOWN_LABELS)
         data = load_data(given, options.set)
         if isinstance(data, NoData):
             raise ConfigError("--set data.kind", expected="a kind with rows", got="'none'")
@@ -136,9 +137,9 @@ def _files(options: argparse.Namespace) -> Checked:
     checked.unread_splits = unread_splits(found, [])
     problems.extend(survey.problems)
     checked.problems = problems
-    if isinstance(settings, ClassificationData) and settings.labels == UNKNOWN:
+    if settings is not None and getattr(settings, "labels", ()) == UNKNOWN_LABELS:
         names = sorted({label for owner in survey.owners.values() for label in owner.labels})
-        settings = settings.model_copy(update={"labels": tuple(names) or UNKNOWN})
+        settings = settings.model_copy(update={"labels": tuple(names) or UNKNOWN_LABELS})
     if options.model is not None and settings is not None and survey.rows:
         from headwater.cli.data_tokens import count_rows
 

@@ -7,9 +7,7 @@ from dataclasses import replace
 
 from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.cli.data_view import Checked
-from headwater.config.data import ClassificationData
 from headwater.config.load import LoadedFederation
-from headwater.data.batches import IGNORED, Example
 from headwater.data.federated import FederatedData
 from headwater.data.files.layouts import RowData
 from headwater.data.files.problems import Problems
@@ -17,6 +15,7 @@ from headwater.data.files.table import Table
 from headwater.data.row_check import RowCheck
 from headwater.data.survey import Owner, Spans
 from headwater.seeds.keys import Key
+from headwater.tasks.batches import IGNORED, Example
 
 
 def count_federation(checked: Checked, loaded: LoadedFederation, tokenizer: TextTokenizer) -> None:
@@ -63,7 +62,7 @@ def count_rows(
 
 def _count(owner: Owner, example: Example) -> None:
     owner.tokens.append(len(example.tokens))
-    owner.loss_tokens += int((example.targets != IGNORED).sum())
+    owner.loss_tokens += int((example.targets != IGNORED).sum()) if example.by_token else 1
 
 
 def _render(checked: Checked, settings: RowData | None, tokenizer: TextTokenizer) -> None:
@@ -75,7 +74,7 @@ def _render(checked: Checked, settings: RowData | None, tokenizer: TextTokenizer
         examples = RowCheck(settings, tokenizer).examples(sample.table, [sample.row])
         spans: Spans = []
         for example in examples[:4]:
-            spans += [*([("\n--\n", False)] if spans else []), *_spans(example, settings, tokenizer)]
+            spans += [*([("\n--\n", False)] if spans else []), *_spans(example, tokenizer)]
         if spans:
             shown.append(replace(sample, spans=spans))
         else:  # a row that gives no example: nothing of it is learnt
@@ -83,9 +82,9 @@ def _render(checked: Checked, settings: RowData | None, tokenizer: TextTokenizer
     checked.samples = shown
 
 
-def _spans(example: Example, settings: RowData, tokenizer: TextTokenizer) -> Iterator[tuple[str, bool]]:
+def _spans(example: Example, tokenizer: TextTokenizer) -> Iterator[tuple[str, bool]]:
     tokens = example.tokens.tolist()
-    if isinstance(settings, ClassificationData):
+    if not example.by_token:
         yield tokenizer.spell(tokens), False
         return
     loss = (example.targets != IGNORED).tolist()

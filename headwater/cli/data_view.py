@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.text import Text
 
 from headwater.cli.fitting import FittingTable
-from headwater.config.data import ClassificationData
 from headwater.data.files.layouts import RowData
 from headwater.data.files.problems import Problems
 from headwater.data.remarks import contradictions, duplicates, line_breaks, rows_of, unread_columns
@@ -161,7 +160,7 @@ def _columns(survey: Survey) -> Text:
 
 def _table(checked: Checked) -> FittingTable:
     survey, tokens = checked.survey, any(o.tokens for o in checked.survey.owners.values())
-    labelled = isinstance(checked.settings, ClassificationData)
+    labelled = checked.settings is not None and checked.settings.has_labels
     table = FittingTable()
     table.column("owner", 0)
     table.column("rows", 9, right=True)

@@ -97,7 +97,7 @@ def _answer_texts(predictor: Predictor, texts: list[str], options: argparse.Name
             _print_answer(text, answer, as_json=options.json)
         return
     for text, found in zip(texts, predictor.classify(texts), strict=True):
-        _print_class(text, found, as_json=options.json)
+        _print_class(predictor, text, found, as_json=options.json)
 
 
 def _answer_rows(predictor: Predictor, table: Table, options: argparse.Namespace) -> None:
@@ -105,7 +105,7 @@ def _answer_rows(predictor: Predictor, table: Table, options: argparse.Namespace
 
     if predictor.labels is not None:
         for text, found in classified(predictor, table):
-            _print_class(text, found, as_json=options.json)
+            _print_class(predictor, text, found, as_json=options.json)
         return
     for text, tokens in prompts(predictor, table):
         answer = predictor.continue_tokens(tokens, options.max_new_tokens, name=text[:40])
@@ -129,11 +129,11 @@ def _print_answer(text: str, answer: str, *, as_json: bool) -> None:
     print(json.dumps({"text": text, "answer": answer}, ensure_ascii=False) if as_json else answer)
 
 
-def _print_class(text: str, found: dict[str, object], *, as_json: bool) -> None:
+def _print_class(predictor: Predictor, text: str, found: dict[str, object], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"text": text, **found}, ensure_ascii=False))
     else:
-        print(f"{found['label']}\t{found['score']:.4f}\t{text}")
+        print(f"{predictor.task.line(found)}\t{text}")
 
 
 def _texts(options: argparse.Namespace) -> Iterator[str]:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
 from headwater.cli.waits import Ticker, Waits
+from headwater.config.data import lower_is_better
 from headwater.server.events import (
     ClientDone,
     ClientFailed,
@@ -32,7 +33,6 @@ from headwater.server.events import (
 )
 from headwater.server.round_record import RoundRecord
 from headwater.text import (
-    LOWER_IS_BETTER,
     human_bytes,
     human_seconds,
     name_some,
@@ -124,7 +124,7 @@ class _Watch:
         self.up += event.record.bytes.up or 0
         self.down += event.record.bytes.down or 0
         if math.isfinite(event.value):
-            lower = event.metric in LOWER_IS_BETTER
+            lower = lower_is_better(event.metric)
             better = event.value < self.best if lower else event.value > self.best
             if better or math.isnan(self.best):
                 self.best = event.value

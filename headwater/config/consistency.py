@@ -5,6 +5,8 @@ Each table is right by itself when this is asked; here are the rules between tab
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from headwater.config.assignment import DEFAULT
 from headwater.config.tables import FederationTables
 from headwater.config.training import Training
@@ -26,7 +28,7 @@ def require_consistent(federation: FederationTables) -> None:
         raise ValueError('[adapter] is missing: add one, for example kind = "lora"')
     if not vector and not data.has_rows:
         raise ValueError("data.kind 'none' goes with model.kind 'vector' only")
-    if not vector and federation.model.language_model != data.language_model:
+    if not vector and federation.model.language_model != data.by_token:
         raise ValueError(
             f"model.kind '{federation.model.kind}' does not fit data.kind '{data.kind}': "
             "classification goes with 'encoder' or 'sequence-classification', text and instructions "
@@ -65,7 +67,7 @@ def _methods(federation: FederationTables) -> None:
         )
     if federation.methods and federation.assignment is None:
         raise ValueError("[methods] without [assignment]: nobody would use them")
-    strategy = federation.strategy
+    strategy, data = federation.strategy, federation.data
     scalar = [t for t in federation.trainings.values() if t.sends == "coefficients"]
     partial = any(m.rank or m.last_layers for m in federation.methods.values())
     for training in federation.trainings.values():
@@ -83,6 +85,8 @@ def _methods(federation: FederationTables) -> None:
             )
         if strategy.needs_fisher and federation.adapter is not None and federation.adapter.head_bits:
             raise ValueError("adapter.head_bits is for methods without gradients, not strategy 'fisher'")
+        if strategy.needs_fisher and data.has_rows and not data.has_likelihood:
+            raise ValueError(f"strategy 'fisher' draws labels, which data.kind '{data.kind}' cannot")
         if strategy.needs_fisher and training.learns_from not in ("gradients", "nothing"):
             raise ValueError(f"strategy 'fisher' needs gradients, which '{kind}' does not have")
         if training.needs_rounds and not federation.schedule.has_rounds:
@@ -139,13 +143,18 @@ def _cohort(federation: FederationTables) -> None:
 def _measurable(federation: FederationTables) -> None:
     """What is to be measured can be: found out here, not after the last round."""
     data, wanted, metric = federation.data, federation.baselines, federation.evaluation.metric
-    tokens = not federation.model.classifies
-    if metric in ("accuracy", "macro_f1") and tokens:
-        raise ValueError(f"evaluation.metric '{metric}' needs classification: use 'loss' or 'perplexity'")
-    if metric == "perplexity" and not federation.model.language_model:
-        raise ValueError("evaluation.metric 'perplexity' needs a causal model")
-    if (wanted.majority or wanted.probe) and (tokens or metric not in (None, "accuracy")):
-        raise ValueError("baselines.majority and probe need classification judged by accuracy")
+    if metric is not None and metric not in data.metrics:
+        raise ValueError(
+            f"evaluation.metric '{metric}' is none of data.kind '{data.kind}': use {listed(data.metrics)}"
+        )
+    decides = metric or next(iter(data.metrics))
+    if wanted.majority and decides not in data.constant_metrics:
+        raise ValueError(
+            f"baselines.majority cannot be judged by '{decides}' of data.kind '{data.kind}'"
+            + (f": use {listed(data.constant_metrics)}" if data.constant_metrics else "")
+        )
+    if wanted.probe and not (data.has_probe and decides == "accuracy"):
+        raise ValueError("baselines.probe needs data.kind 'classification' judged by 'accuracy'")
     held_out = data.test is not None or data.validation_fraction > 0
     if any(value for _, value in wanted) and not held_out:
         raise ValueError("[baselines] need data.test, or data.validation_fraction above 0")
@@ -155,6 +164,12 @@ def _measurable(federation: FederationTables) -> None:
         measured and (by_clients or data.test is not None)
     ):
         raise ValueError("evaluation.patience needs evaluations: data.test, or clients that evaluate")
+
+
+def listed(names: Iterable[str]) -> str:
+    """``'a', 'b' or 'c'``."""
+    *first, last = (f"'{name}'" for name in names)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _layered(federation: FederationTables) -> bool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from headwater.config.plugins import open_to
+from headwater.config.metrics import LOSS, Metric
+from headwater.config.plugins import find, installed, open_to, settings_class
 from headwater.config.settings import Settings, by_kind
 from headwater.config.traits import DataTraits
+from headwater.errors import HeadwaterError
 
 
 class ColumnPartition(Settings):
@@ -78,35 +83,69 @@ class BaseData(DataTraits):
     max_test_examples: int | None = Field(
         default=None, ge=1, description="of the tokenised test file (a causal model's windows), drawn once"
     )
+    kind: str
 
 
-class ClassificationData(BaseData):
-    """Text and label per row."""
+class TextData(BaseData):
+    """Rows with a text, or a pair of texts, and one target each: what a new task of that kind extends."""
 
-    has_labels: ClassVar[bool] = True
-    kind: Literal["classification"]
     text: str = "text"
     text_pair: str | None = Field(
         default=None, description="the column of a second text, encoded as the tokenizer's pair"
     )
+
+
+class ClassificationData(TextData):
+    """Text and label per row."""
+
+    has_labels: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": Metric(), "macro_f1": Metric(), "loss": LOSS}
+    constant_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    has_probe: ClassVar[bool] = True
+    has_likelihood: ClassVar[bool] = True
+    kind: Literal["classification"]
     label: str = "label"
     labels: tuple[str, ...] = Field(min_length=2)
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The label's."""
+        return (self.label,)
+
+    @property
+    def group_column(self) -> str | None:
+        """The label's."""
+        return self.label
 
     @field_validator("labels", mode="before")
     @classmethod
     def _as_text(cls, value: object) -> object:
-        """Whole numbers and truth values as their names: ``[0, 1]`` is ``["0", "1"]``."""
-        if not isinstance(value, list | tuple):
-            return value
-        return tuple(
-            str(v).lower() if isinstance(v, bool) else str(v) if isinstance(v, int) else v for v in value
-        )
+        return names_of(value)
 
 
-class CausalLMData(BaseData):
+def names_of(value: object) -> object:
+    """Whole numbers and truth values as their names: ``[0, 1]`` is ``["0", "1"]``."""
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(
+        str(v).lower() if isinstance(v, bool) else str(v) if isinstance(v, int) else v for v in value
+    )
+
+
+class BaseLanguageData(BaseData):
+    """Rows of which a causal model predicts tokens."""
+
+    by_token: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "perplexity": Metric(lower=True, most=math.inf),
+        "loss": LOSS,
+    }
+    has_likelihood: ClassVar[bool] = True
+
+
+class CausalLMData(BaseLanguageData):
     """Running text per row; loss on every token; long texts are cut into windows."""
 
-    language_model: ClassVar[bool] = True
     kind: Literal["causal-lm"]
     text: str = "text"
 
@@ -115,13 +154,12 @@ TEMPLATE_DATE = datetime.date(2024, 7, 26)
 """What chat templates take for today unless the file says otherwise: Llama 3's own date without a clock."""
 
 
-class InstructionData(BaseData):
+class InstructionData(BaseLanguageData):
     """Prompt and answer per row (or a ``messages`` column) with the model's chat template.
 
     The loss is on the answer only.
     """
 
-    language_model: ClassVar[bool] = True
     kind: Literal["instruction"]
     format: Literal["columns", "alpaca", "messages", "sharegpt"] | None = Field(
         default=None, description="how rows hold a conversation; recognised by their columns if absent"
@@ -158,5 +196,41 @@ Data = Annotated[
 ]
 
 
-LABELLED = frozenset(kind for kind, settings in by_kind(Data).items() if settings.has_labels)
-"""Every ``data.kind`` whose rows bring labels."""
+UNKNOWN_LABELS = ("\x00", "\x01")
+"""``labels`` of settings that nobody wrote: any label will do."""
+
+
+def data_kind(kind: str) -> type[DataTraits] | None:
+    """The settings class of a ``data.kind``, built in or of an installed package; None if there is none."""
+    if kind in _BUILT_IN:
+        return _BUILT_IN[kind]
+    plugin = find("tasks", kind)
+    return None if plugin is None else settings_class(plugin, BaseData)
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of the metric is a better one; False of a name that no task has."""
+    found = _metric(metric)
+    return found is not None and found.lower
+
+
+def is_rate(metric: str) -> bool:
+    """Whether the metric is a share, from 0 to 1."""
+    found = _metric(metric)
+    return found is not None and found.is_rate
+
+
+_BUILT_IN: Mapping[str, type[DataTraits]] = by_kind(Data)
+
+
+def _metric(name: str) -> Metric | None:
+    """The metric of that name; installed packages are asked for names that are not headwater's own."""
+    for settings in _BUILT_IN.values():
+        if name in settings.metrics:
+            return settings.metrics[name]
+    for plugin in installed():
+        if plugin.family == "tasks":
+            with contextlib.suppress(HeadwaterError):  # not allowed here, or broken: said where it is used
+                if (found := settings_class(plugin, BaseData).metrics.get(name)) is not None:
+                    return found
+    return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from headwater.config.settings import Settings
@@ -22,7 +20,7 @@ class EvaluationSettings(Settings):
     )
     every: int = Field(default=1, ge=0, description="rounds between evaluations; 0 = never")
     clients: bool = Field(default=True, description="evaluate on the clients' validation splits too")
-    metric: Literal["accuracy", "macro_f1", "loss", "perplexity"] | None = None
+    metric: str | None = None
     patience: int | None = Field(default=None, ge=1, description="evaluations without a better one")
     min_client_examples: int = Field(default=10, ge=1, description="below it a client's own number is hidden")
     batch_size: int = Field(default=64, ge=1, le=2**20)

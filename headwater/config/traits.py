@@ -6,9 +6,11 @@ is special about it. Nothing else compares kinds: who adds a method changes no o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from headwater.config.metrics import LOSS, Metric
 from headwater.config.settings import Settings
 
 Distribution = Literal["rademacher", "gaussian"]
@@ -156,17 +158,37 @@ class AdapterTraits(Pluggable):
 
 
 class DataTraits(Pluggable):
-    """What headwater asks of ``[data]`` whatever its kind.
+    """What headwater asks of ``[data]`` whatever its kind. :class:`headwater.tasks.task.Task` does the rest.
 
     Attributes:
         has_rows: it comes from files.
-        language_model: its targets are tokens.
-        has_labels: its rows bring labels of a closed list.
+        by_token: its targets are tokens, which a causal model predicts; else a row has one target.
+        has_labels: its rows bring labels of a closed list, ``labels``.
+        metrics: what an evaluation gives, by name; the first decides unless the file names another. ``loss``
+            is always among them.
+        constant_metrics: those that the best constant answer (``baselines.majority``) can be judged by.
+        has_probe: logistic regression on frozen features (``baselines.probe``) is a baseline of it.
+        has_likelihood: its loss is minus the logarithm of a probability, so that labels can be drawn
+            (strategy ``fisher``).
     """
 
     has_rows: ClassVar[bool] = True
-    language_model: ClassVar[bool] = False
+    by_token: ClassVar[bool] = False
     has_labels: ClassVar[bool] = False
+    metrics: ClassVar[Mapping[str, Metric]] = {"loss": LOSS}
+    constant_metrics: ClassVar[tuple[str, ...]] = ()
+    has_probe: ClassVar[bool] = False
+    has_likelihood: ClassVar[bool] = False
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The columns, beside the input's, that every row must have."""
+        return ()
+
+    @property
+    def group_column(self) -> str | None:
+        """The column whose values a Dirichlet partition without a ``column`` goes by; None without one."""
+        return None
 
 
 class StrategyTraits(Pluggable):

@@ -18,15 +18,15 @@ import numpy as np
 
 from headwater.config.data import NoData
 from headwater.config.load import LoadedFederation
-from headwater.data.batches import Example
 from headwater.data.files.layouts import RowData
 from headwater.data.files.table import Table, check_name
 from headwater.data.opened import held_out_rows, open_rows, own_rows, require_said_pairs
 from headwater.data.row_check import RowCheck, tokenise_rows
 from headwater.data.split import sample
-from headwater.data.tokenise import Tokenizer
 from headwater.errors import ConfigError, DataError
 from headwater.seeds.keys import Key
+from headwater.tasks.batches import Example
+from headwater.tasks.inputs import Tokenizer
 
 CACHED_TOKENS = 64_000_000
 """Tokens kept over all clients (an example costs 12 bytes a token in language modelling)."""

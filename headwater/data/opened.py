@@ -13,20 +13,20 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from headwater.config.data import ClassificationData, ColumnPartition, InstructionData
+from headwater.config.data import ColumnPartition, TextData
 from headwater.config.load import LoadedFederation
-from headwater.data.conversations import conversation_of
 from headwater.data.files.folders import Sources, sources
 from headwater.data.files.formats import files_sha256, read_chunks, read_sources
-from headwater.data.files.layouts import Layout, RowData, layout_of, texts_of
+from headwater.data.files.layouts import Layout, RowData, layout_of
 from headwater.data.files.problems import Problems
 from headwater.data.files.table import FILE_COLUMN, Table, check_name
-from headwater.data.labels import label_of
 from headwater.data.partition import partition
 from headwater.data.remarks import remarks, unread_splits
 from headwater.data.split import sample, split
+from headwater.data.table_row import TableRow
 from headwater.errors import ConfigError, DataError, HeadwaterError
 from headwater.seeds.keys import Key
+from headwater.tasks.table import task_of
 
 _FIRST = 64
 """Rows that show whether a file holds pairs."""
@@ -67,8 +67,7 @@ def open_rows(loaded: LoadedFederation, settings: RowData, key: Key) -> OpenedRo
         if loaded.path(settings.test) == loaded.path(settings.path) and held_out.split is not None:
             read = [held_out.split]
     problems.raise_any()
-    label = settings.label if isinstance(settings, ClassificationData) else None
-    parts = partition(table, settings.partition, label, key.child("partition"))
+    parts = partition(table, settings.partition, settings.group_column, key.child("partition"))
     splits = {name: _split(name, table, rows, settings, key) for name, rows in parts.items()}
     return OpenedRows(
         table,
@@ -124,7 +123,7 @@ def reads_pairs(loaded: LoadedFederation, settings: RowData) -> bool:
 
     Looked at are the first rows of the held-out file and of the clients', those of them that are here.
     """
-    if not isinstance(settings, ClassificationData):
+    if not isinstance(settings, TextData):
         return False
     if settings.text_pair is not None:
         return True
@@ -152,7 +151,7 @@ def require_said_pairs(table: Table, settings: RowData) -> None:
     Raises:
         DataError: names the file, and the keys that the organiser sets.
     """
-    if not isinstance(settings, ClassificationData) or settings.test is not None:
+    if not isinstance(settings, TextData) or settings.test is not None:
         return
     for file, layout in sorted(table.layouts.items()):
         if isinstance(layout, Layout) and layout.kind == "pair" and layout.recognised:
@@ -175,10 +174,9 @@ def check_values(table: Table, settings: RowData, problems: Problems, column: st
         problems: takes what is wrong.
         column: one that must name a client in every row.
     """
-    if isinstance(settings, ClassificationData):
-        table.require(settings.label)
-    if column is not None:
-        table.require(column)
+    for needed in (*settings.target_columns, *([column] if column is not None else [])):
+        table.require(needed)
+    task = task_of(settings)
     lacking: dict[int, bool] = {}
     for row in range(len(table)):
         file = table.file[row]
@@ -188,12 +186,7 @@ def check_values(table: Table, settings: RowData, problems: Problems, column: st
         if lacking[file]:
             continue
         try:
-            if isinstance(settings, InstructionData):
-                conversation_of(table, row, settings)
-            else:
-                texts_of(table, row, settings)
-            if isinstance(settings, ClassificationData):
-                label_of(table, row, settings)
+            task.check(TableRow(table, row, settings))
             if column is not None:
                 table.name(column, row)
         except DataError as error:
@@ -206,9 +199,7 @@ def _lacks(table: Table, row: int, settings: RowData, column: str | None, proble
     layout = problems.attempt(lambda: layout_of(table, row, settings))
     if layout is None:
         return True
-    needed = [*layout.columns, *([column] if column else [])]
-    if isinstance(settings, ClassificationData):
-        needed.append(settings.label)
+    needed = [*layout.columns, *([column] if column else []), *settings.target_columns]
     rows = list(takewhile(lambda i: table.file[i] == file, range(row, len(table))))
     for name in needed:
         if name == FILE_COLUMN or len(rows) < 2 or any(table.columns[name][i] is not None for i in rows):
@@ -231,8 +222,9 @@ def _sources(loaded: LoadedFederation, path: str, split: str | None, default: st
 
 
 def _read(found: Sources, settings: RowData, problems: Problems, *, partitioned: bool = False) -> Table:
-    if isinstance(settings, ClassificationData) and len(set(settings.labels)) != len(settings.labels):
-        raise ConfigError("data.labels", expected="labels that differ", got=repr(list(settings.labels)))
+    labels = getattr(settings, "labels", ())
+    if len(set(labels)) != len(labels):
+        raise ConfigError("data.labels", expected="labels that differ", got=repr(list(labels)))
     table = read_sources(found, problems)
     by_column = partitioned and isinstance(settings.partition, ColumnPartition)
     column = settings.partition.column if by_column else None  # type: ignore[union-attr]  # looked at above
@@ -250,7 +242,6 @@ def _split(
     share = max(1, math.ceil(settings.fraction * len(rows)))
     limit = min(share, settings.max_examples_per_client or share)
     kept = sample(rows, limit, key.child("subsample", name))
-    labels = None
-    if isinstance(settings, ClassificationData):
-        labels = [settings.labels[label_of(table, row, settings)] for row in kept]
-    return split(kept, settings.validation_fraction, key.child("split", name), labels)
+    task = task_of(settings)
+    strata = [task.stratum(TableRow(table, row, settings)) or "" for row in kept]
+    return split(kept, settings.validation_fraction, key.child("split", name), strata)

@@ -7,16 +7,16 @@ count and the first place, however often it occurs.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from headwater.config.data import ClassificationData, ColumnPartition, DirichletPartition, InstructionData
+from headwater.config.data import ColumnPartition, DirichletPartition, InstructionData
 from headwater.data.conversations import messages_of
 from headwater.data.files.folders import Sources, is_split_name
 from headwater.data.files.layouts import Layout, RowData, texts_of
 from headwater.data.files.streams import stem, suffixes
 from headwater.data.files.table import FILE_COLUMN, Table
-from headwater.data.labels import label_of
+from headwater.data.table_row import TableRow
+from headwater.tasks.table import task_of
 
 SHOWN = 6
 """Names in one sentence; of more, the number is told."""
@@ -83,8 +83,7 @@ def content(table: Table, row: int, settings: RowData) -> str:
 def columns_read(table: Table, settings: RowData) -> set[str]:
     """The columns that decide anything, in the files of ``table`` that were looked at."""
     read = {c for layout in table.layouts.values() if isinstance(layout, Layout) for c in _all(layout)}
-    if isinstance(settings, ClassificationData):
-        read.add(settings.label)
+    read.update(settings.target_columns)
     if isinstance(settings.partition, ColumnPartition | DirichletPartition) and settings.partition.column:
         read.add(settings.partition.column)
     return read
@@ -164,16 +163,15 @@ def unread_columns(counts: Mapping[str, int], what: str) -> list[str]:
 
 
 def _duplicates(table: Table, contents: Sequence[int], settings: RowData) -> list[str]:
-    first: dict[int, int] = {}
+    task, first = task_of(settings), dict[int, int]()
     again: list[tuple[int, int]] = []
     other: list[tuple[int, int]] = []
     for row, key in enumerate(contents):
         before = first.setdefault(key, row)
         if before == row:
             continue
-        same = not isinstance(settings, ClassificationData) or label_of(table, row, settings) == label_of(
-            table, before, settings
-        )
+        one, other_one = (task.shown(TableRow(table, i, settings)) for i in (row, before))
+        same = one == other_one
         (again if same else other).append((row, before))
     found = []
     if again:
@@ -205,19 +203,19 @@ def _contents(table: Table, settings: RowData) -> list[int]:
 
 
 def _labels(table: Table, splits: Splits, test: Table | None, settings: RowData) -> list[str]:
-    if not isinstance(settings, ClassificationData):
+    if not settings.has_labels:
         return []
-    indices = [label_of(table, row, settings) for row in range(len(table))]
-    found = _never(indices, settings, "the clients' data")
+    task = task_of(settings)
+    by_row = [task.labels_of(TableRow(table, row, settings)) for row in range(len(table))]
+    found = _never(by_row, task.outputs or (), "the clients' data")
     if test is not None:
-        found += _never(
-            [label_of(test, row, settings) for row in range(len(test))], settings, "the test data"
-        )
+        held_out = [task.labels_of(TableRow(test, row, settings)) for row in range(len(test))]
+        found += _never(held_out, task.outputs or (), "the test data")
     single = []
     for name, (train, validation) in sorted(splits.items()):
-        labels = {indices[row] for row in (*train, *validation)}
+        labels = {label for row in (*train, *validation) for label in by_row[row]}
         if len(labels) == 1:
-            single.append(f"{name!r} (only {settings.labels[labels.pop()]!r})")
+            single.append(f"{name!r} (only {labels.pop()!r})")
     if single:
         shown = ", ".join(single[:5]) + (", …" if len(single) > 5 else "")
         clients = "1 client has" if len(single) == 1 else f"{len(single)} clients have"
@@ -225,9 +223,9 @@ def _labels(table: Table, splits: Splits, test: Table | None, settings: RowData)
     return found
 
 
-def _never(indices: Sequence[int], settings: ClassificationData, where: str) -> list[str]:
-    there = Counter(indices)
-    absent = [label for i, label in enumerate(settings.labels) if i not in there]
+def _never(by_row: Iterable[Sequence[str]], known: Sequence[str], where: str) -> list[str]:
+    there = {label for labels in by_row for label in labels}
+    absent = [label for label in known if label not in there]
     if not absent:
         return []
     return [f"no row of {where} has the label{'s' if len(absent) > 1 else ''} {_listed(absent)}"]

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from headwater.config.data import CausalLMData, ClassificationData
-from headwater.data.batches import Example
 from headwater.data.files.layouts import RowData
 from headwater.data.files.problems import Problems
 from headwater.data.files.table import Table
 from headwater.data.row_report import RowReport
-from headwater.data.tokenise import (
-    Tokenizer,
-    tokenise_causal,
-    tokenise_classification,
-    tokenise_instruction,
-)
+from headwater.data.table_row import TableRow
 from headwater.errors import DataError, ModelError
+from headwater.tasks.batches import Example
+from headwater.tasks.inputs import Tokenizer
+from headwater.tasks.table import task_of
 
 
 def tokenise_rows(
@@ -32,13 +28,11 @@ def tokenise_rows(
         DataError: a row cannot be used.
         ModelError: the chat template cannot, or not for this row.
     """
-    match settings:
-        case ClassificationData():
-            return tokenise_classification(table, rows, settings, tokenizer, report)
-        case CausalLMData():
-            return tokenise_causal(table, rows, settings, tokenizer, report)
-        case _:
-            return tokenise_instruction(table, rows, settings, tokenizer, report)
+    task = task_of(settings)
+    found: list[Example] = []
+    for row in rows:
+        found += task.examples(TableRow(table, row, settings), tokenizer, report)
+    return found
 
 
 class RowCheck:

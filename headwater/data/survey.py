@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from headwater.config.data import CausalLMData, ClassificationData, InstructionData
+from headwater.config.data import CausalLMData, InstructionData
 from headwater.data.conversations import conversation_of
 from headwater.data.files.layouts import Layout, RowData, layout_of, texts_of
 from headwater.data.files.problems import Problems
 from headwater.data.files.table import Table
-from headwater.data.labels import label_of
 from headwater.data.remarks import columns_read, content, with_line_breaks
+from headwater.data.table_row import TableRow
 from headwater.errors import DataError
+from headwater.tasks.table import task_of
 
 SAMPLES = 3
 """Rows that are shown."""
@@ -38,6 +39,7 @@ class Owner:
     Attributes:
         rows: how many can be used.
         labels: rows by label.
+        numbers: each row's target, where it is a number.
         characters: of each row's text.
         tokens: of each example; empty without a model.
         loss_tokens: tokens that have loss.
@@ -45,6 +47,7 @@ class Owner:
 
     rows: int = 0
     labels: Counter[str] = field(default_factory=Counter)
+    numbers: array[float] = field(default_factory=lambda: array("d"))
     characters: array[int] = field(default_factory=lambda: array("q"))
     tokens: array[int] = field(default_factory=lambda: array("q"))
     loss_tokens: int = 0
@@ -87,6 +90,7 @@ class Survey:
 
     def __init__(self, settings: RowData | None) -> None:
         self._settings = settings
+        self._task = None if settings is None else task_of(settings)
         self.owners: dict[str, Owner] = {}
         self.columns: dict[str, Column] = {}
         self.layouts: dict[str, set[int]] = {}
@@ -151,8 +155,8 @@ class Survey:
         if self._settings is None or table.file[row] in table.layouts:
             return
         layout_of(table, row, self._settings)
-        if isinstance(self._settings, ClassificationData):
-            table.require(self._settings.label)
+        for column in self._settings.target_columns:
+            table.require(column)
 
     def _row(self, into: Owner, owner: str, table: Table, row: int) -> None:
         settings = self._settings
@@ -161,13 +165,15 @@ class Survey:
         else:
             text = content(table, row, settings)
         label = None
-        if isinstance(settings, ClassificationData):
-            label = _label(table, row, settings)
-            into.labels[label] += 1
+        if settings is not None and self._task is not None:
+            read = TableRow(table, row, settings)
+            label, number = self._task.shown(read), self._task.number(read)
+            into.labels.update(self._task.labels_of(read))
+            if number is not None:
+                into.numbers.append(number)
             if len(into.labels) > MOST_LABELS:
-                raise DataError(
-                    f"column {settings.label!r}", expected=f"at most {MOST_LABELS} labels", got="more"
-                )
+                columns = " and ".join(repr(column) for column in settings.target_columns)
+                raise DataError(f"column {columns}", expected=f"at most {MOST_LABELS} labels", got="more")
         key, answer = hash(text), hash(label)  # hashes alone: the data may be of any size
         before = self._seen.get(key)
         if before is None:
@@ -205,17 +211,6 @@ def percentiles(values: Sequence[int]) -> dict[str, int]:
         return {}
     found = np.percentile(np.asarray(values), [0, 50, 90, 99, 100], method="nearest")
     return {name: int(v) for name, v in zip(("min", "p50", "p90", "p99", "max"), found, strict=True)}
-
-
-def _label(table: Table, row: int, settings: ClassificationData) -> str:
-    """The row's label; its own name where no labels are known yet."""
-    if settings.labels[0] == UNKNOWN[0]:
-        return table.name(settings.label, row)
-    return settings.labels[label_of(table, row, settings)]
-
-
-UNKNOWN = ("\x00", "\x01")
-"""``labels`` of settings that nobody wrote: any label will do."""
 
 
 def _type(value: object) -> str:

@@ -6,17 +6,18 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from headwater.config.data import NoData
+from headwater.config.data import NoData, lower_is_better
 from headwater.config.federation import Federation
+from headwater.config.traits import DataTraits
 from headwater.errors import DecodeError
 from headwater.protocol.messages import ClientProfile, Evaluation
-from headwater.text import LOWER_IS_BETTER
+from headwater.tasks.table import task_of
+from headwater.tasks.task import weighted_mean
 
 
 def metric_name(federation: Federation) -> str:
-    """The metric that decides: the file's, else accuracy, perplexity for a causal model."""
-    default = {"causal-lm": "perplexity", "vector": "loss"}.get(federation.model.kind, "accuracy")
-    return federation.evaluation.metric or default
+    """The metric that decides: the file's, else the first of its kind of data."""
+    return federation.evaluation.metric or next(iter(federation.data.metrics))
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Tracker:
             return False
         if self.best_round is None:
             return True
-        return value < self.best_value if self.metric in LOWER_IS_BETTER else value > self.best_value
+        return value < self.best_value if lower_is_better(self.metric) else value > self.best_value
 
     def after(self, round: int, value: float) -> Tracker:
         """The tracker with one evaluation more; one that measured nothing (NaN) does not count."""
@@ -52,10 +53,6 @@ class Tracker:
         return replace(self, since=self.since + 1)
 
 
-MAX_LOSS = 1e6
-"""A client's loss beyond it is refused: sums must stay finite whatever a client claims."""
-
-
 def checked(evaluation: Evaluation, profile: ClientProfile, federation: Federation) -> Evaluation:
     """The evaluation, if this client may have measured it.
 
@@ -63,40 +60,32 @@ def checked(evaluation: Evaluation, profile: ClientProfile, federation: Federati
         DecodeError: other metrics than the task's, values or counts out of range.
     """
     who = f"client {evaluation.client}: evaluation"
-    language_model = federation.model.language_model
-    names = {"loss", "perplexity"} if language_model else {"accuracy", "macro_f1", "loss"}
-    if not federation.model.pretrained:
-        names = {"loss"}
-    if set(evaluation.metrics) != names:
-        raise DecodeError(who, expected=f"metrics {sorted(names)}", got=f"{sorted(evaluation.metrics)[:9]}")
+    data = federation.data
+    if set(evaluation.metrics) != set(data.metrics):
+        raise DecodeError(
+            who, expected=f"metrics {sorted(data.metrics)}", got=f"{sorted(evaluation.metrics)[:9]}"
+        )
     most = profile.validation_examples
-    if language_model and not isinstance(federation.data, NoData):
-        most *= federation.data.max_tokens  # counted in tokens
-    exact = not language_model and evaluation.examples != most
+    if data.by_token and not isinstance(data, NoData):
+        most *= data.max_tokens  # counted in tokens
+    exact = not data.by_token and evaluation.examples != most
     if exact or not 0 < evaluation.examples <= most:
         raise DecodeError(who, expected=f"{most} examples", got=str(evaluation.examples))
     for name, value in evaluation.metrics.items():
-        top = 1.0 if name in ("accuracy", "macro_f1") else MAX_LOSS if name == "loss" else math.inf
-        if not 0 <= value <= top:
-            raise DecodeError(f"{who}, {name}", expected=f"a value from 0 to {top:g}", got=str(value))
+        least, top = data.metrics[name].least, data.metrics[name].most
+        if not least <= value <= top:
+            raise DecodeError(f"{who}, {name}", expected=f"a value from {least:g} to {top:g}", got=str(value))
     return evaluation
 
 
-def over_clients(evaluations: Iterable[Evaluation]) -> dict[str, float]:
-    """Metrics of all clients' validation splits together, weighted by examples.
-
-    Accuracy and loss are those of the pooled examples; perplexity is exp of the pooled loss;
-    macro_f1 is the weighted mean of the clients' own (the pooled one would need their confusions).
-    """
+def over_clients(evaluations: Iterable[Evaluation], data: DataTraits) -> dict[str, float]:
+    """Metrics of all clients' validation splits together, as :meth:`Task.merge` makes them."""
     rows = sorted((e for e in evaluations if e.examples), key=lambda e: e.client)
-    total = sum(e.examples for e in rows)
-    if not total:
+    if not rows:
         return {}
     names = sorted(set.intersection(*(set(e.metrics) for e in rows)))
-    pooled = {n: math.fsum(e.metrics[n] * e.examples for e in rows) / total for n in names}
-    if "perplexity" in pooled and "loss" in pooled:
-        pooled["perplexity"] = math.exp(min(pooled["loss"], 700.0))
-    return pooled
+    merge = task_of(data).merge if data.has_rows else weighted_mean
+    return merge({n: [e.metrics[n] for e in rows] for n in names}, [e.examples for e in rows])
 
 
 def per_client(

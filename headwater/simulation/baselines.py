@@ -1,14 +1,13 @@
 """run_baselines: what the federation is compared with, on the same held-out examples.
 
-*majority* answers with the most frequent training label; *probe* is logistic regression on the base
-model's frozen mean-pooled features of all training data; *alone* trains each client without the
+*majority* gives the best constant answer (the most frequent label); *probe* is logistic regression on the
+base model's frozen mean-pooled features of all training data; *alone* trains each client without the
 others, and *centralised* all data in one place, both for as many rounds, each with as many passes, as
 the federation (where it asks all clients in every round).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.config.federation import Federation
 from headwater.config.training import MinibatchTraining
-from headwater.data.batches import Example
 from headwater.errors import MissingDependency
 from headwater.protocol.messages import ClientPlan
 from headwater.seeds.coefficients import directions_of
@@ -28,6 +26,8 @@ from headwater.simulation.workers import WorkerPool
 from headwater.state import AdapterState
 from headwater.strategies.learning_rate import learning_rate_factor
 from headwater.strategies.seeding import seed_plan
+from headwater.tasks.batches import Example
+from headwater.tasks.table import task_of
 from headwater.training.cohort import TrainTask
 
 CENTRALISED = ""
@@ -53,15 +53,15 @@ def run_baselines(
     if wanted.majority or wanted.probe:
         held_out = held_out_examples(runtime, test)
         train = [e for name in names for e in runtime.data.client(name).train]
-        truth = np.array([e.targets[0] for e in held_out])
         if wanted.majority:
             observer(Notice("baseline: majority"))
-            counts = Counter(int(e.targets[0]) for e in train)
-            label = min(counts, key=lambda value: (-counts[value], value))
-            results["majority"] = float((truth == label).mean())
+            reached = task_of(settings.data).constant(
+                [e.targets for e in train], [e.targets for e in held_out]
+            )
+            results["majority"] = reached[metric_name(settings)]
         if wanted.probe:
             observer(Notice("baseline: probe on frozen features"))
-            results["probe"] = _probe(runtime, train, held_out, truth)
+            results["probe"] = _probe(runtime, train, held_out)
     jobs = ([*names] if wanted.alone else []) + ([CENTRALISED] if wanted.centralised else [])
     if jobs:
         observer(Notice(f"baseline: {len(jobs)} trainings without federation"))
@@ -130,14 +130,12 @@ def train_apart(runtime: ClientRuntime, who: str) -> float:
     return metrics[metric_name(settings)]
 
 
-def _probe(
-    runtime: ClientRuntime, train: Sequence[Example], held_out: Sequence[Example], truth: np.ndarray[Any, Any]
-) -> float:
+def _probe(runtime: ClientRuntime, train: Sequence[Example], held_out: Sequence[Example]) -> float:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    labels = np.array([e.targets[0] for e in train])
+    labels, truth = (np.array([e.targets[0] for e in examples]) for examples in (train, held_out))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(runtime.context.features(train), labels)
     return float((model.predict(runtime.context.features(held_out)) == truth).mean())

@@ -20,7 +20,7 @@ from pathlib import Path
 from headwater.config import LoadedFederation
 from headwater.config.agent import NAME
 from headwater.config.assignment import simulated_memory_mb
-from headwater.config.data import ClassificationData, NoData
+from headwater.config.data import NoData
 from headwater.data.files.formats import read_rows
 from headwater.data.partition import partition
 from headwater.errors import ConnectionLost, DataError, FederationStopped
@@ -290,9 +290,8 @@ def split_data(loaded: LoadedFederation, folder: Path) -> dict[str, Path]:
         width = max(4, len(str(settings.clients - 1)))
         return {f"client-{i:0{width}}": nothing for i in range(settings.clients)}
     table = read_rows(loaded.path(settings.path), settings.split)
-    label = settings.label if isinstance(settings, ClassificationData) else None
     key = Key.root(loaded.settings.federation.seed).child("partition")
-    paths, parts = {}, partition(table, settings.partition, label, key)
+    paths, parts = {}, partition(table, settings.partition, settings.group_column, key)
     if wrong := [name for name in parts if not NAME.fullmatch(name)]:
         raise DataError(
             f"client {wrong[0][:80]!r}",

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import DirectoryStore
 from headwater.config import LoadedFederation
-from headwater.data.batches import Example
 from headwater.server.events import Notice, Observer
 from headwater.server.rounds.federation_server import FederationServer, RunResult
 from headwater.server.rounds.finish import finish
@@ -20,6 +19,7 @@ from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.baselines import check_baselines, run_baselines
 from headwater.simulation.grid import InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
+from headwater.tasks.batches import Example
 from headwater.training.context import TrainingContext
 
 Engine = Literal["inprocess", "ray", "network"]

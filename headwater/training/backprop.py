@@ -39,11 +39,10 @@ class BackpropTrainer(CohortTrainer):
     Args:
         model: the adapted model; the trainer owns its values while it trains.
         pad: token id that fills a batch.
-        language_model: whether targets are tokens.
     """
 
-    def __init__(self, model: AdaptedModel, pad: int, *, language_model: bool) -> None:
-        self._model, self._pad, self._language_model = model, pad, language_model
+    def __init__(self, model: AdaptedModel, pad: int) -> None:
+        self._model, self._pad = model, pad
 
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
         """Train each task by itself, in order.
@@ -106,9 +105,7 @@ class BackpropTrainer(CohortTrainer):
             model.training(checkpointing=training.gradient_checkpointing),
             part.alone(),
         ):
-            for batch in minibatches(
-                task.examples, training, key, pad=self._pad, language_model=self._language_model
-            ):
+            for batch in minibatches(task.examples, training, key, pad=self._pad):
                 optimiser.zero_grad(set_to_none=True)
                 loss = model.forward(batch).loss
                 losses.append(loss.item())

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from headwater.config.training import BlackboxTraining
-from headwater.data.batches import Batch, Example, batches
 from headwater.errors import TrainingError
 from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 from headwater.seeds.directions import Directions, Integers
 from headwater.seeds.keys import Key
 from headwater.state import StateSpec
+from headwater.tasks.batches import Batch, Example, batches
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.minibatches import contained, diverged
 from headwater.training.seeded import LARGEST, seeds_of
@@ -81,12 +81,11 @@ class BlackboxTrainer(CohortTrainer):
     Args:
         model: the function, or a model in this process to be asked as one; the trainer then owns its values.
         pad: token id that fills a batch.
-        language_model: whether targets are tokens.
     """
 
-    def __init__(self, model: LossOf | Loadable, pad: int, *, language_model: bool) -> None:
+    def __init__(self, model: LossOf | Loadable, pad: int) -> None:
         self._ask = asking(model) if isinstance(model, Loadable) else model
-        self._pad, self._language_model = pad, language_model
+        self._pad = pad
 
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
         """Train each task by itself, in order; the results' deltas are Scalars.
@@ -157,7 +156,7 @@ class BlackboxTrainer(CohortTrainer):
         left, generator = training.generations, key.child("batches").numpy()
         while left:
             one_pass = batches(
-                examples, training.batch_size, self._pad, language_model=self._language_model,
+                examples, training.batch_size, self._pad,
                 generator=generator,
             )  # fmt: skip
             for batch in one_pass:

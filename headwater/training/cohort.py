@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from headwater.data.batches import Example
 from headwater.errors import HeadwaterError
 from headwater.protocol.messages import ClientPlan
 from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
+from headwater.tasks.batches import Example
 
 
 @dataclass(frozen=True)

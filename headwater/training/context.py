@@ -13,16 +13,17 @@ import numpy.typing as npt
 import torch
 
 from headwater.config import LoadedFederation
-from headwater.config.data import ClassificationData, NoData
+from headwater.config.data import NoData
 from headwater.config.federation import Federation
 from headwater.config.model import VectorModel
 from headwater.config.plugins import implementation
 from headwater.config.training import Training
-from headwater.data.batches import Example
 from headwater.data.opened import reads_pairs
 from headwater.errors import ConfigError
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.tasks.batches import Example
+from headwater.tasks.table import task_of
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.blackbox import BlackboxTrainer
 from headwater.training.cohort import CohortTrainer
@@ -81,8 +82,8 @@ class TrainingContext:
         from headwater.adapters.model import AdaptedModel
         from headwater.adapters.trial import try_model
 
-        labels = settings.data.labels if isinstance(settings.data, ClassificationData) else None
-        base = base or load_base(settings.model, loaded.folder, labels=labels)
+        outputs = task_of(settings.data).outputs
+        base = base or load_base(settings.model, loaded.folder, labels=outputs)
         _require_positions(base, settings)
         model = AdaptedModel.build(loaded, base, key=Key.root(settings.federation.seed).child("adapter"))
         said = try_model(
@@ -102,11 +103,6 @@ class TrainingContext:
         """Token id that fills a batch."""
         return 0 if self.tokenizer is None else self.tokenizer.pad
 
-    @property
-    def language_model(self) -> bool:
-        """Whether targets are tokens."""
-        return self.model is not None and self.model.language_model
-
     def initial_state(self) -> AdapterState:
         """The state of round 0: a function of the federation's seed, base and adapter."""
         return AdapterState.zeros(self.spec) if self.model is None else self.model.initial_state()
@@ -122,7 +118,7 @@ class TrainingContext:
         if self.model is None and training.learns_from != "nothing":
             raise ConfigError("training.kind", expected="'noop' with model.kind 'vector'", got=training.kind)
         make = _TRAINERS.get(training.kind) or implementation("trainers", training)
-        trainer: CohortTrainer = make(self.model, self.pad, language_model=self.language_model)
+        trainer: CohortTrainer = make(self.model, self.pad)
         return trainer
 
     def evaluate(self, state: AdapterState, examples: Sequence[Example]) -> tuple[int, dict[str, float]]:
@@ -139,7 +135,6 @@ class TrainingContext:
             examples,
             batch_size=self.loaded.settings.evaluation.batch_size,
             pad=self.pad,
-            language_model=self.language_model,
             trunk_cache_bytes=self.loaded.settings.evaluation.trunk_cache_mb * 2**20,
         )
 
@@ -156,7 +151,6 @@ class TrainingContext:
             examples,
             batch_size=self.loaded.settings.evaluation.batch_size,
             pad=self.pad,
-            language_model=self.language_model,
         )
 
     def export(self, state: AdapterState, folder: Path, card: Mapping[str, object]) -> None:

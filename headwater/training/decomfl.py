@@ -32,11 +32,10 @@ class DecomflTrainer(CohortTrainer):
     Args:
         model: the adapted model; the trainer owns its values while it trains.
         pad: token id that fills a batch.
-        language_model: whether targets are tokens.
     """
 
-    def __init__(self, model: ZerothOrderModel, pad: int, *, language_model: bool) -> None:
-        self._model, self._pad, self._language_model = model, pad, language_model
+    def __init__(self, model: ZerothOrderModel, pad: int) -> None:
+        self._model, self._pad = model, pad
 
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
         """Train each task by itself, in order; the results' deltas are Scalars.
@@ -76,7 +75,6 @@ class DecomflTrainer(CohortTrainer):
             training,
             key,
             pad=self._pad,
-            language_model=self._language_model,
             steps=training.max_steps,
         ):
             first = len(losses) * training.directions

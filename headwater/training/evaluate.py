@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from headwater.data.batches import Batch, Example, batches, collate
 from headwater.errors import DataError, TrainingError
 from headwater.protocol.failures import FailureCode, coded
 from headwater.state import AdapterState
+from headwater.tasks.batches import Batch, Example, batches, collate
+from headwater.tasks.table import AnyTask
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
     from headwater.adapters.model import AdaptedModel, Output
@@ -27,7 +28,6 @@ def evaluate(
     *,
     batch_size: int,
     pad: int,
-    language_model: bool,
     trunk_cache_bytes: int = 0,
 ) -> tuple[int, dict[str, float]]:
     """Measure ``state`` on ``examples``. Deterministic; the model keeps ``state``.
@@ -38,13 +38,10 @@ def evaluate(
         examples: on which.
         batch_size: rows at a time.
         pad: token id that fills a batch.
-        language_model: whether targets are tokens.
         trunk_cache_bytes: memory for what reaches the first trained layer, for later evaluations.
 
     Returns:
-        For a classifier, the number of examples and ``accuracy``, ``macro_f1`` (the mean F1 over labels
-        that occur among truths or predictions) and ``loss``; for a causal model the number of target
-        tokens, ``loss`` per token (nats) and ``perplexity``.
+        The number of targets (rows, or tokens of a causal model), and the task's metrics of them.
 
     Raises:
         DataError: no example, or no target token.
@@ -58,41 +55,41 @@ def evaluate(
     if trunk_cache_bytes:
         sharing = model.caching_prefix(budget_bytes=trunk_cache_bytes, purpose="evaluation")
     with sharing:
-        return measure(model.forward, examples, batch_size=batch_size, pad=pad, language_model=language_model)
+        return measure(model.forward, model.task, examples, batch_size=batch_size, pad=pad)
 
 
 def measure(
     forward: Callable[[Batch], Output],
+    task: AnyTask,
     examples: Sequence[Example],
     *,
     batch_size: int,
     pad: int,
-    language_model: bool,
 ) -> tuple[int, dict[str, float]]:
     """Count and metrics of a model on ``examples``, as :func:`evaluate`: predict measures by it too.
 
     Args:
         forward: gives logits and losses of a batch.
+        task: what is learnt.
         examples: on which, at least one.
         batch_size: rows at a time.
         pad: token id that fills a batch.
-        language_model: whether targets are tokens.
 
     Raises:
         DataError: no target token.
         TrainingError: the loss is not finite.
     """
     total, count = 0.0, 0
-    truths: list[npt.NDArray[np.int64]] = []
-    predictions: list[npt.NDArray[np.int64]] = []
+    truths: list[npt.NDArray[Any]] = []
+    decided: list[npt.NDArray[Any]] = []
     with torch.inference_mode():
-        for batch in batches(examples, batch_size, pad, language_model=language_model, generator=None):
+        for batch in batches(examples, batch_size, pad, generator=None):
             output = forward(batch)
             total += output.losses.sum(dtype=torch.float64).item()
             count += int(output.counts.sum())
-            if not language_model:
+            if (found := task.decide(output.logits)) is not None:
                 truths.append(batch.targets.numpy())
-                predictions.append(output.logits.argmax(-1).cpu().numpy())
+                decided.append(found)
     if not count:
         raise DataError("evaluation", expected="at least one token with a loss", got="none")
     loss = total / count
@@ -104,32 +101,21 @@ def measure(
             hint="The adapter has diverged: lower the learning rates.",
         )
         raise coded(error, FailureCode.DIVERGED)
-    if language_model:
-        return count, {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # e^710 overflows
-    truth, predicted = np.concatenate(truths), np.concatenate(predictions)
-    accuracy = float((truth == predicted).mean())
-    return count, {"accuracy": accuracy, "macro_f1": macro_f1(truth, predicted), "loss": loss}
+    if not decided:
+        return count, task.score(loss, None, None)
+    return count, task.score(loss, np.concatenate(truths), np.concatenate(decided))
 
 
 def features(
-    model: AdaptedModel, examples: Sequence[Example], *, batch_size: int, pad: int, language_model: bool
+    model: AdaptedModel, examples: Sequence[Example], *, batch_size: int, pad: int
 ) -> npt.NDArray[np.float32]:
     """The frozen base's mean-pooled features, float32 [examples, d], in the order of ``examples``."""
     order = np.argsort([len(e.tokens) for e in examples], kind="stable")
     rows: list[npt.NDArray[np.float32]] = []
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
-            group = [examples[i] for i in order[start : start + batch_size]]
-            batch = collate(group, pad, language_model=language_model)
+            batch = collate([examples[i] for i in order[start : start + batch_size]], pad)
             device = model.base.device
             found = model.network.features(batch.tokens.to(device), batch.mask.to(device))
             rows.append(found.float().cpu().numpy())
     return np.concatenate(rows)[np.argsort(order)]
-
-
-def macro_f1(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> float:
-    """The mean of F1 = 2·TP / (truths + predictions) over labels in ``truth`` or ``predicted``."""
-    size = int(max(truth.max(), predicted.max())) + 1
-    hits = np.bincount(truth[truth == predicted], minlength=size)
-    seen = np.bincount(truth, minlength=size) + np.bincount(predicted, minlength=size)
-    return float((2 * hits[seen > 0] / seen[seen > 0]).mean())

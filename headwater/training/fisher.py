@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.data.batches import IGNORED, Batch, Example, collate
 from headwater.errors import TrainingError
 from headwater.merging.fixed_point import float32_at_most
 from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import FisherPlan
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
+from headwater.tasks.batches import Batch, Example, collate
 from headwater.training.per_example import SquaredGradients, can_hook
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
@@ -115,34 +115,16 @@ def _mean(model: AdaptedModel, totals: Iterable[Tensor], count: int) -> AdapterS
 
 def _drawn_losses(model: AdaptedModel, examples: Sequence[Example], first: int, pad: int, key: Key) -> Tensor:
     """−log p of drawn labels, [b]: the draw of example i depends on i and its own logits alone."""
-    batch = collate(examples, pad, language_model=model.language_model)
+    batch = collate(examples, pad)
     logits = model.forward(batch).logits
-    uniforms = _uniforms(batch, first, model.language_model, key)
-    return model.output(logits, _draw(logits.detach(), batch.targets, uniforms)).losses
+    drawn = model.task.draw(logits.detach(), batch.targets, _uniforms(batch, first, key))
+    return model.output(logits, drawn).losses
 
 
-def _uniforms(batch: Batch, first: int, language_model: bool, key: Key) -> Tensor:
+def _uniforms(batch: Batch, first: int, key: Key) -> Tensor:
     """float64 of the shape of ``batch.targets``; column t of row i is draw t of example ``first + i``."""
     generators: Iterator[np.random.Generator] = (
         key.child("label", first + i).numpy() for i in range(len(batch))
     )
-    width = batch.targets.shape[1] if language_model else 1
-    rows = np.stack([generator.random(width) for generator in generators])
-    return torch.from_numpy(rows if language_model else rows[:, 0])
-
-
-def _draw(logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
-    """Labels by inversion: the first whose cumulated probability exceeds the uniform."""
-    if targets.ndim == 1:
-        return _invert(logits, uniforms.to(logits.device))
-    drawn = torch.full_like(targets, IGNORED)
-    kept = targets[:, 1:] != IGNORED  # the token at t + 1 is drawn from the logits at t
-    drawn[:, 1:][kept] = _invert(logits[:, :-1][kept], uniforms[:, 1:][kept].to(logits.device)).cpu()
-    return drawn.to(logits.device)
-
-
-def _invert(logits: Tensor, uniforms: Tensor) -> Tensor:
-    cumulated = logits.double().softmax(-1).cumsum(-1)
-    # the last sum may fall short of 1 by rounding
-    drawn: Tensor = torch.searchsorted(cumulated, uniforms.unsqueeze(-1), right=True).squeeze(-1)
-    return drawn.clamp_(max=logits.shape[-1] - 1)
+    rows = np.stack([generator.random(batch.targets[0].numel()) for generator in generators])
+    return torch.from_numpy(rows).view(batch.targets.shape)

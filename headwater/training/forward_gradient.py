@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from headwater.config.training import ForwardGradientTraining, SpryTraining
-from headwater.data.batches import Batch
 from headwater.errors import TrainingError
 from headwater.merging.coverage import covered
 from headwater.seeds.directions import Directions, Distribution
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
+from headwater.tasks.batches import Batch
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.minibatches import contained, diverged, minibatches, summary
 
@@ -85,11 +85,10 @@ class ForwardGradientTrainer(CohortTrainer):
     Args:
         model: the adapted model; the trainer owns its values while it trains.
         pad: token id that fills a batch.
-        language_model: whether targets are tokens.
     """
 
-    def __init__(self, model: Sloped, pad: int, *, language_model: bool) -> None:
-        self._model, self._pad, self._language_model = model, pad, language_model
+    def __init__(self, model: Sloped, pad: int) -> None:
+        self._model, self._pad = model, pad
 
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
         """Train each task by itself, in order.
@@ -129,9 +128,7 @@ class ForwardGradientTrainer(CohortTrainer):
         sampler = Sampler.of(training, key.child("directions"), len(trained))
         steps = training.steps(len(task.examples))
         losses, counts, noise = list[float](), list[int](), 0.0
-        for step, batch in enumerate(
-            minibatches(task.examples, training, key, pad=self._pad, language_model=self._language_model)
-        ):
+        for step, batch in enumerate(minibatches(task.examples, training, key, pad=self._pad)):
             values[trained] = moved.detach()
             self._model.write(values)
             estimate = self._estimate(task, step, batch, sampler, trained)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from headwater.adapters.peak_memory import live_peak
-from headwater.data.batches import Batch
 from headwater.protocol.messages import ClientPlan
+from headwater.tasks.batches import Batch
 from headwater.training.parameter_walk import ParameterWalk
 from headwater.training.trainable_part import TrainablePart
 
@@ -81,5 +81,5 @@ def inference_bytes(model: AdaptedModel, batch_size: int, tokens: int) -> int:
 def synthetic(model: AdaptedModel, batch_size: int, tokens: int) -> Batch:
     """A batch of full rows: every token counts, and for a language model is a target."""
     ids = torch.arange(batch_size * tokens).view(batch_size, tokens) % 97 + 3
-    targets = ids.clone() if model.language_model else torch.zeros(batch_size, dtype=torch.int64)
-    return Batch(ids, torch.ones_like(ids), targets)
+    mask = torch.ones_like(ids)
+    return Batch(ids, mask, model.task.any_targets(ids, mask))

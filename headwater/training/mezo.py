@@ -33,11 +33,10 @@ class MezoTrainer(CohortTrainer):
     Args:
         model: the adapted model; the trainer owns its values while it trains.
         pad: token id that fills a batch.
-        language_model: whether targets are tokens.
     """
 
-    def __init__(self, model: ZerothOrderModel, pad: int, *, language_model: bool) -> None:
-        self._model, self._pad, self._language_model = model, pad, language_model
+    def __init__(self, model: ZerothOrderModel, pad: int) -> None:
+        self._model, self._pad = model, pad
 
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
         """Train each task by itself, in order.
@@ -69,9 +68,7 @@ class MezoTrainer(CohortTrainer):
         steps = training.steps(len(task.examples))
         losses: list[float] = []
         beyond, noise = 0, 0.0
-        for step, batch in enumerate(
-            minibatches(task.examples, training, key, pad=self._pad, language_model=self._language_model)
-        ):
+        for step, batch in enumerate(minibatches(task.examples, training, key, pad=self._pad)):
             change = np.zeros(len(walk.moved))
             probed = 0.0
             for i in range(n):

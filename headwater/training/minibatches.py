@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from headwater.config.training import MinibatchTraining
-from headwater.data.batches import Batch, Example, batches
 from headwater.errors import TrainingError
 from headwater.protocol.failures import FailureCode, coded
 from headwater.seeds.keys import Key
+from headwater.tasks.batches import Batch, Example, batches
 from headwater.training.cohort import TrainResult, TrainTask
 
 
@@ -19,7 +19,6 @@ def minibatches(
     key: Key,
     *,
     pad: int,
-    language_model: bool,
     steps: int | None = None,
 ) -> Iterator[Batch]:
     """The batches of all steps: pass after pass, the last one cut.
@@ -29,16 +28,12 @@ def minibatches(
         training: says how many steps of which batch.
         key: of the order.
         pad: token id that fills a batch.
-        language_model: whether targets are tokens.
         steps: so many, whatever ``training`` says.
     """
     left = training.steps(len(examples)) if steps is None else steps
     generator = key.numpy()
     while left > 0:
-        one_pass = batches(
-            examples, training.batch_size, pad, language_model=language_model, generator=generator
-        )
-        for batch in one_pass:
+        for batch in batches(examples, training.batch_size, pad, generator=generator):
             if left == 0:
                 return
             left -= 1

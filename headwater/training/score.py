@@ -11,17 +11,18 @@ from functools import partial
 
 from headwater.adapters.predict import Predictor
 from headwater.adapters.reading.settings import Reading
-from headwater.config.data import CausalLMData, ClassificationData, InstructionData
-from headwater.data.batches import Example
+from headwater.config.data import CausalLMData, InstructionData
 from headwater.data.conversations import conversation_of
-from headwater.data.files.layouts import layout_of, texts_of
+from headwater.data.files.layouts import layout_of
 from headwater.data.files.problems import Problems
 from headwater.data.files.table import Table
 from headwater.data.opened import check_values
 from headwater.data.row_check import tokenise_rows
 from headwater.data.split import sample
-from headwater.data.tokenise import encode_row
+from headwater.data.table_row import TableRow
 from headwater.errors import DataError, ModelError
+from headwater.tasks.batches import Example
+from headwater.tasks.inputs import encode_texts
 from headwater.training.evaluate import measure
 
 
@@ -60,10 +61,10 @@ def score(predictor: Predictor, table: Table) -> Score:
     chosen = sample(range(len(examples)), reading.data.max_test_examples, reading.test_key)
     targets, metrics = measure(
         predictor.forward,
+        predictor.task,
         [examples[i] for i in chosen],
         batch_size=reading.batch_size,
         pad=tokenizer.pad,
-        language_model=predictor.labels is None,
     )
     return Score(metrics, len(chosen), len(examples), targets)
 
@@ -76,16 +77,17 @@ def classified(predictor: Predictor, table: Table) -> Iterator[tuple[str, dict[s
         DataError: rows without a text, all at once.
     """
     data = reading_of(predictor).data
-    if not isinstance(data, ClassificationData):
+    if predictor.labels is None:
         raise ModelError("classify", expected="a classifier", got="a causal model", hint="Use generate.")
     problems, tokenizer = Problems(), predictor.base.tokenizer
     for file in sorted(set(table.file)):  # what is wrong with a file is said once
         problems.attempt(partial(layout_of, table, table.file.index(file), data))
     problems.raise_any()
-    rows = [problems.attempt(partial(encode_row, table, row, data, tokenizer)) for row in range(len(table))]
+    read = [TableRow(table, row, data) for row in range(len(table))]
+    rows = [problems.attempt(partial(encode_texts, row, data.max_tokens, tokenizer)) for row in read]
     problems.raise_any()
     for row, found in enumerate(predictor.classify_tokens([tokens or [] for tokens in rows])):
-        yield texts_of(table, row, data)[0], found
+        yield read[row].texts()[0], found
 
 
 def prompts(predictor: Predictor, table: Table) -> Iterator[tuple[str, list[int]]]:

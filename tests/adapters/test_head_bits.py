@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from headwater.adapters.export import export
-from headwater.data.batches import collate
+from headwater.tasks.batches import collate
 from tests.support import federations
 
 
@@ -32,7 +32,7 @@ def test_the_same_model_in_other_units(tmp_path):
     vector = torch.randn(plain.spec.numel, generator=generator)
     plain.write(vector)
     model.write(scaled(model, vector))
-    batch = collate(federations.examples(5, language_model=False), 0, language_model=False)
+    batch = collate(federations.examples(5, language_model=False), 0)
     with torch.no_grad():
         assert torch.equal(plain.losses(batch)[0], model.losses(batch)[0])
     assert torch.equal(model.read().vector(), scaled(model, vector))

@@ -1,14 +1,16 @@
 """AdaptedModel.slope against backprop, and what it may not keep; AdaptedModel.loss against forward's."""
 
 import gc
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import forward_ad
 
 from headwater.adapters.chunked_head import ChunkedHead
-from headwater.data.batches import collate
 from headwater.errors import ModelError
+from headwater.tasks.batches import collate
 from tests.support import federations
 
 CASES = [
@@ -18,6 +20,8 @@ CASES = [
     ("sequence-classification", "llama", "lora"),
     ("sequence-classification", "roberta", "lora"),
 ]
+
+CROSS_ENTROPY = partial(F.cross_entropy, reduction="none")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +38,7 @@ def noisy(tmp_path, kind, base, adapter):
     model = federations.adapted(loaded)
     model.write(model.read().vector() + 0.1 * normal(model.spec.numel, 3))
     examples = federations.examples(5, language_model=model.language_model)
-    batch = collate(examples, 0, language_model=model.language_model)
+    batch = collate(examples, 0)
     assert bool((batch.mask == 0).any())
     return model, batch
 
@@ -140,7 +144,7 @@ def test_the_late_heads_losses(tmp_path, base, adapter, monkeypatch):
         pytest.skip("transformers gives GPT-2 no cache of that form")
     monkeypatch.setattr("headwater.adapters.chunked_head._VALUES", 3 * 260)  # several parts
     model, batch = noisy(tmp_path, "causal-lm", base, adapter)
-    late = ChunkedHead.of(model.network)
+    late = ChunkedHead.of(model.network, CROSS_ENTROPY)
     assert late is not None
     expected = model.forward(batch).losses.detach()
     with torch.no_grad():
@@ -161,10 +165,10 @@ def test_logits_that_are_changed_afterwards_have_no_late_head(tmp_path, monkeypa
         return out
 
     monkeypatch.setattr(body, "forward", capped)
-    assert ChunkedHead.of(model.network) is None
+    assert ChunkedHead.of(model.network, CROSS_ENTROPY) is None
     with torch.no_grad():
         assert model.loss(batch) == model.forward(batch).loss
-    assert ChunkedHead.of(noisy(tmp_path, "encoder", "bert", "lora")[0].network) is None
+    assert ChunkedHead.of(noisy(tmp_path, "encoder", "bert", "lora")[0].network, CROSS_ENTROPY) is None
 
 
 def test_values_that_diverged_do_not_decide(tmp_path):

@@ -10,10 +10,10 @@ from headwater.adapters import attach as room
 from headwater.adapters.base import load_base
 from headwater.adapters.kinds.table import kind_of
 from headwater.adapters.targets import linear_modules
-from headwater.data.batches import collate
 from headwater.errors import ConfigError, ModelError, SpecMismatch
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
+from headwater.tasks.batches import collate
 from tests.support import federations
 
 
@@ -31,7 +31,6 @@ def batch_of(model, count=3):
     return collate(
         federations.examples(count, language_model=model.language_model),
         0,
-        language_model=model.language_model,
     )
 
 

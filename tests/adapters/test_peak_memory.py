@@ -7,7 +7,7 @@ import torch
 from torch.profiler import profile
 
 from headwater.adapters.peak_memory import live_peak
-from headwater.data.batches import Batch
+from headwater.tasks.batches import Batch
 from tests.support.federations import adapted, adapter, federation
 
 KB = 1000

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from headwater.adapters.prefix_cache import FrozenPrefix, PrefixCache
-from headwater.data.batches import collate
 from headwater.merging.coverage import last_layers
+from headwater.tasks.batches import collate
 from tests.support import federations
 
 CASES = [
@@ -26,7 +26,7 @@ def upper(tmp_path, kind, base, adapter):
     loaded = federations.federation(tmp_path, kind, base, table)
     model = federations.adapted(loaded)
     rows = federations.examples(8, language_model=model.language_model)
-    batches = [collate(part, 0, language_model=model.language_model) for part in (rows[:4], rows[4:])]
+    batches = [collate(part, 0) for part in (rows[:4], rows[4:])]
     generator = torch.Generator().manual_seed(3)
     model.write(model.read().vector() + 0.1 * torch.randn(model.spec.numel, generator=generator))
     return model, last_layers(model.spec, 1), batches
@@ -95,7 +95,7 @@ def test_what_is_kept_is_a_function_of_the_example(tmp_path, kind, base, adapter
     """Neither what else is in its batch, nor what was kept before, nor a restart changes a bit."""
     model, tensors, (batch, _) = upper(tmp_path, kind, base, adapter)
     rows = federations.examples(8, language_model=model.language_model)
-    mixed = collate([*rows[4:], *rows[:4]], 0, language_model=model.language_model)
+    mixed = collate([*rows[4:], *rows[:4]], 0)
     with torch.inference_mode():
         with model.caching_prefix(tensors, budget_bytes=2**20):
             fresh = model.losses(batch)[0]
@@ -113,7 +113,7 @@ def lowest(tmp_path):
     table = federations.adapter("lora", "bert", layers=(1,))
     model = federations.adapted(federations.federation(tmp_path, "encoder", "bert", table))
     rows = federations.examples(8, language_model=False)
-    return model, [collate(part, 0, language_model=False) for part in (rows[:4], rows[4:])]
+    return model, [collate(part, 0) for part in (rows[:4], rows[4:])]
 
 
 def test_kept_from_task_to_task_where_nothing_below_is_ever_trained(tmp_path):
@@ -171,7 +171,7 @@ def test_what_another_task_left_makes_way_and_what_this_one_met_does_not():
 def test_there_is_none_where_the_first_layer_or_the_input_is_trained(tmp_path, adapter):
     loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter(adapter, "bert"))
     model = federations.adapted(loaded)
-    batch = collate(federations.examples(3, language_model=False), 0, language_model=False)
+    batch = collate(federations.examples(3, language_model=False), 0)
     with torch.inference_mode():
         plain = model.losses(batch)[0]
         passed = count(model)
@@ -188,7 +188,7 @@ def test_losses_follow_every_tensor_that_is_trained_with_the_last_layer(tmp_path
     model = federations.adapted(federations.federation(tmp_path, "encoder", base, table))
     tensors = last_layers(model.spec, 1)
     assert any("embeddings_project" in name for name in tensors) == (base == "electra")
-    batch = collate(federations.examples(4, language_model=False), 0, language_model=False)
+    batch = collate(federations.examples(4, language_model=False), 0)
     generator = torch.Generator().manual_seed(3)
     start = model.read().vector() + 0.1 * torch.randn(model.spec.numel, generator=generator)
 

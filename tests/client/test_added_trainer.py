@@ -41,7 +41,7 @@ class NoisyLionTraining(LionTraining):
 
 
 class LionTrainer(CohortTrainer):
-    def __init__(self, model, pad, *, language_model):
+    def __init__(self, model, pad):
         pass
 
     def train(self, tasks, *, key):

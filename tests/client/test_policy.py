@@ -16,11 +16,11 @@ from headwater.client.usage import DayUsage, Usage
 from headwater.config.agent import PolicySettings
 from headwater.config.federation import Federation
 from headwater.config.training import BackpropTraining, DecomflTraining
-from headwater.data.batches import Example
 from headwater.errors import StorageError
 from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import ClientPlan, ProfileRequest
 from headwater.seeds.keys import Key
+from headwater.tasks.batches import Example
 from headwater.training.minibatches import minibatches
 from tests.client.agent.devices import RUN, evaluation_of, profile_request, vector_federation, vector_train
 
@@ -205,7 +205,7 @@ def test_what_is_left_of_the_day():
 def test_steps_are_those_that_the_trainer_takes(examples, size, epochs, most):
     training = BackpropTraining(kind="backprop", epochs=epochs, batch_size=size, max_steps=most)
     rows = [Example(np.ones(1, np.int32), np.zeros(1, np.int64))] * examples
-    taken = sum(1 for _ in minibatches(rows, training, Key.root(0), pad=0, language_model=False))
+    taken = sum(1 for _ in minibatches(rows, training, Key.root(0), pad=0))
     assert training.steps_of(examples) == taken
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from headwater.data.batches import Batch, collate
 from torch.profiler import profile
 
 from headwater.adapters.base import load_base
@@ -17,7 +18,6 @@ from headwater.adapters.peak_memory import live_peak
 from headwater.adapters.predict import Predictor
 from headwater.adapters.trial import try_model
 from headwater.config import LoadedFederation
-from headwater.data.batches import Batch, collate
 from headwater.errors import ModelError
 from headwater.state import AdapterState
 from headwater.training.memory_estimate import synthetic

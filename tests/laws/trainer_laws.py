@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from headwater.config.codec import DenseCodec
 from headwater.config.training import Training
-from headwater.data.batches import Example
 from headwater.errors import TrainingError
 from headwater.protocol.messages import ClientPlan
 from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
+from headwater.tasks.batches import Example
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 
 quick = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

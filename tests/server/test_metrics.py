@@ -32,20 +32,24 @@ def test_tracker_finds_the_first_best(values, metric):
 
 def test_pooling_is_that_of_the_pooled_examples():
     rows = [
-        Evaluation("a", 1, 10, {"accuracy": 0.5, "loss": 1.0, "perplexity": math.e}),
-        Evaluation("b", 1, 30, {"accuracy": 1.0, "loss": 3.0, "perplexity": math.exp(3)}),
+        Evaluation("a", 1, 10, {"accuracy": 0.5, "loss": 1.0}),
+        Evaluation("b", 1, 30, {"accuracy": 1.0, "loss": 3.0}),
         Evaluation("c", 1, 0, {}),
     ]
-    pooled = over_clients(rows)
+    pooled = over_clients(rows, FEDERATION.data)
     assert pooled["accuracy"] == pytest.approx(35 / 40)
     assert pooled["loss"] == pytest.approx(2.5)
-    assert pooled["perplexity"] == pytest.approx(math.exp(2.5))
-    assert over_clients(reversed(rows)) == pooled
-    assert over_clients([]) == {}
+    assert over_clients(reversed(rows), FEDERATION.data) == pooled
+    assert over_clients([], FEDERATION.data) == {}
     profiles = {
         name: ClientProfile(name, 1, n, "0" * 64, "1" * 64) for name, n in (("a", 10), ("b", 30), ("c", 0))
     }
     assert set(per_client(rows, profiles, 11)) == {"b"}
+    texts = [
+        Evaluation("a", 1, 10, {"loss": 1.0, "perplexity": math.e}),
+        Evaluation("b", 1, 30, {"loss": 3.0, "perplexity": math.exp(3)}),
+    ]
+    assert over_clients(texts, CAUSAL.data)["perplexity"] == pytest.approx(math.exp(2.5))
 
 
 def test_the_server_file_decides_if_there_is_one():

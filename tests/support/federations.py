@@ -10,8 +10,9 @@ import numpy as np
 from headwater.adapters.base import load_base
 from headwater.adapters.model import AdaptedModel
 from headwater.config import Federation, LoadedFederation
-from headwater.data.batches import IGNORED, Example
 from headwater.seeds.keys import Key
+from headwater.tasks.batches import IGNORED, Example
+from headwater.tasks.table import task_of
 from tests.support.tiny_models import tiny_bert, tiny_electra, tiny_gpt2, tiny_llama, tiny_roberta
 
 LABELS = ("negative", "neutral", "positive")
@@ -71,8 +72,8 @@ def federation(folder: Path, kind: str, base: str, table: dict[str, Any], **chan
 
 def adapted(loaded: LoadedFederation, *, seed: int = 0) -> AdaptedModel:
     """The federation's model."""
-    labels = getattr(loaded.settings.data, "labels", None)
-    base = load_base(loaded.settings.model, loaded.folder, labels=labels)
+    outputs = task_of(loaded.settings.data).outputs
+    base = load_base(loaded.settings.model, loaded.folder, labels=outputs)
     return AdaptedModel.build(loaded, base, key=Key.root(seed))
 
 
@@ -86,5 +87,5 @@ def examples(count: int, *, language_model: bool, seed: int = 0) -> list[Example
         if language_model:
             targets = tokens.astype(np.int64)
             targets[:2] = IGNORED
-        found.append(Example(tokens, targets))
+        found.append(Example(tokens, targets, by_token=language_model))
     return found

@@ -17,9 +17,9 @@ from headwater.adapters.export import export
 from headwater.adapters.model import AdaptedModel
 from headwater.adapters.targets import linear_modules
 from headwater.adapters.trial import try_model
-from headwater.data.batches import Example, collate
 from headwater.errors import HeadwaterError
 from headwater.seeds.keys import Key
+from headwater.tasks.batches import Example, collate
 from tests.support import federations
 
 KINDS = ("encoder", "sequence-classification", "causal-lm")
@@ -80,9 +80,8 @@ def outcome(folder: Path, name: str, kind: str, adapter: str) -> Cell:
     tokens = model.base.tokenizer.encode("a text", 32)
     target = tokens if model.language_model else [1]
     batch = collate(
-        [Example(np.array(tokens, dtype=np.int32), np.array(target, dtype=np.int64))],
+        [Example(np.array(tokens, dtype=np.int32), np.array(target, dtype=np.int64), model.language_model)],
         model.base.tokenizer.pad,
-        language_model=model.language_model,
     )
     state = model.initial_state()
     for _ in range(2):  # a product of zeros moves one of its factors first

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.data.batches import Batch, Example
 from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.tasks.batches import Batch, Example
 
 PAIR = StateSpec.of(
     [
@@ -61,7 +61,6 @@ class Quadratic:
         curvature: float [numel], h; 1 if absent.
     """
 
-    language_model = False
     base = SimpleNamespace(device=torch.device("cpu"))
 
     def __init__(

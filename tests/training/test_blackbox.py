@@ -45,7 +45,7 @@ class TestBlackbox(TrainerLaws):
         self.model = Quadratic.random(SPEC, examples=5)
 
     def trainer(self):
-        return BlackboxTrainer(asking(self.model), 0, language_model=False)
+        return BlackboxTrainer(asking(self.model), 0)
 
     def start(self):
         return AdapterState.from_vector(SPEC, torch.linspace(-0.1, 0.1, SIZE))
@@ -70,7 +70,7 @@ class TestBlackbox(TrainerLaws):
         """The result, and all that the model was asked."""
         oracle = Oracle(model or self.model)
         task = task or self.task("a", plan=self.plan(self.training(**changes)))
-        (result,) = BlackboxTrainer(oracle, 0, language_model=False).train([task], key=Key.root(seed))
+        (result,) = BlackboxTrainer(oracle, 0).train([task], key=Key.root(seed))
         return result, oracle.asked
 
     @pytest.mark.parametrize("call", ["ask", "tell"])
@@ -174,7 +174,7 @@ class TestBlackbox(TrainerLaws):
         directions = directions_of(seeds, Key.root(1), SIZE)
         plan = ClientPlan(training, DenseCodec(kind="dense"), seeds=seeds)
         task = replace(self.task("a", plan=plan), directions=directions, state=self.start())
-        trainer = BlackboxTrainer(model, 0, language_model=False)
+        trainer = BlackboxTrainer(model, 0)
         results = [next(iter(trainer.train([task], key=Key.root(k)))) for k in range(25)]
         steps = np.stack([r.delta.expand(directions) for r in results]).astype(np.float64)
         varies = steps.var(0, ddof=1).sum()
@@ -202,7 +202,7 @@ class TestBlackbox(TrainerLaws):
                 return super().forward(batch)
 
         model = Watched(SPEC, self.model.targets)
-        (held,) = BlackboxTrainer(model, 0, language_model=False).train([self.task("a")], key=Key.root(0))
+        (held,) = BlackboxTrainer(model, 0).train([self.task("a")], key=Key.root(0))
         assert modes
         assert all(modes)
         assert np.array_equal(held.delta.coefficients, self.run([self.task("a")])[0].delta.coefficients)
@@ -235,5 +235,5 @@ def test_a_soft_prompt_learns_on_a_real_network(tmp_path):
         ClientPlan(training, DenseCodec(kind="dense"), seeds=seeds),
         directions_of(seeds, Key.root(0), model.spec.numel),
     )
-    (result,) = BlackboxTrainer(model, 0, language_model=False).train([task], key=Key.root(0))
+    (result,) = BlackboxTrainer(model, 0).train([task], key=Key.root(0))
     assert result.metrics["last_loss"] < result.metrics["first_loss"] - 0.05

@@ -27,7 +27,7 @@ def test_a_real_model(tmp_path):
     context = TrainingContext.open(loaded)
     assert torch.get_num_threads() == loaded.settings.federation.threads
     assert context.spec == context.initial_state().spec
-    assert not context.language_model
+    assert context.model.task.outputs == federations.LABELS
     assert context.pad == context.tokenizer.pad == 0
     assert isinstance(context.trainer(BackpropTraining(kind="backprop")), BackpropTrainer)
     assert isinstance(context.trainer(NoopTraining(kind="noop")), NoopTrainer)

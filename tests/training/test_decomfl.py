@@ -33,7 +33,7 @@ class TestDecomfl(TrainerLaws):
         self.model = Quadratic.random(PAIR, examples=5, condition=4.0)
 
     def trainer(self):
-        return DecomflTrainer(self.model, 0, language_model=False)
+        return DecomflTrainer(self.model, 0)
 
     def start(self):
         return AdapterState.zeros(PAIR)
@@ -92,7 +92,7 @@ class TestDecomfl(TrainerLaws):
         plan = replace(self.seeds, count=2400, entries=2400)
         training = self.training(max_steps=300, directions=8, learning_rate=1.5e-2)
         task = self.task("a", plan=replace(self.plan(training), seeds=plan))
-        (result,) = DecomflTrainer(model, 0, language_model=False).train([task], key=Key.root(0))
+        (result,) = DecomflTrainer(model, 0).train([task], key=Key.root(0))
         assert result.metrics["last_loss"] < 0.01 * result.metrics["first_loss"]
         assert model.loss_of(model.read()) == pytest.approx(result.metrics["last_loss"], rel=0.5)
 
@@ -154,7 +154,7 @@ def test_every_coefficient_is_that_of_exact_arithmetic(first, steps, width, targ
     plan_of = ClientPlan(training, DenseCodec(kind="dense"), seeds=plan)
     task = TrainTask("a", AdapterState.zeros(flat(4)), examples(1), plan_of, of)
     model = Quadratic(flat(4), [[float(t) for t in target]])
-    (result,) = DecomflTrainer(model, 0, language_model=False).train([task], key=Key.root(0))
+    (result,) = DecomflTrainer(model, 0).train([task], key=Key.root(0))
     w, found = [Fraction(0)] * 4, iter(result.delta.coefficients.tolist())
     for step in range(steps):
         here = list(w)

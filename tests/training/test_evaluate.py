@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from transformers import AutoModel
 
-from headwater.data.batches import collate
 from headwater.errors import DataError, TrainingError
-from headwater.training.evaluate import evaluate, features, macro_f1
+from headwater.tasks.batches import collate
+from headwater.tasks.classification import macro_f1
+from headwater.training.evaluate import evaluate, features
 from tests.support import federations
 
 labels = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
@@ -26,11 +27,9 @@ def test_a_classifier_by_hand(tmp_path):
     loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter("lora", "bert"))
     model = federations.adapted(loaded)
     examples = federations.examples(11, language_model=False)
-    kwargs = {"pad": 0, "language_model": False}
+    kwargs = {"pad": 0}
     count, metrics = evaluate(model, model.initial_state(), examples, batch_size=4, **kwargs)
-    logits = torch.cat(
-        [model.forward(collate([e], 0, language_model=False)).logits for e in examples]
-    ).detach()
+    logits = torch.cat([model.forward(collate([e], 0)).logits for e in examples]).detach()
     truth = torch.tensor([int(e.targets[0]) for e in examples])
     assert count == 11
     assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == truth).float().mean().item())
@@ -42,12 +41,10 @@ def test_a_language_model_as_transformers_counts(tmp_path):
     loaded = federations.federation(tmp_path, "causal-lm", "llama", federations.adapter("lora", "llama"))
     model = federations.adapted(loaded)
     examples = federations.examples(5, language_model=True)
-    count, metrics = evaluate(
-        model, model.initial_state(), examples, batch_size=2, pad=0, language_model=True
-    )
+    count, metrics = evaluate(model, model.initial_state(), examples, batch_size=2, pad=0)
     total, tokens = 0.0, 0
     for example in examples:
-        batch = collate([example], 0, language_model=True)
+        batch = collate([example], 0)
         own = model.network.peft(input_ids=batch.tokens, attention_mask=batch.mask, labels=batch.targets)
         n = int((batch.targets[:, 1:] != -100).sum())
         total, tokens = total + own.loss.item() * n, tokens + n
@@ -59,7 +56,7 @@ def test_a_language_model_as_transformers_counts(tmp_path):
 def test_refusals(tmp_path):
     loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter("lora", "bert"))
     model = federations.adapted(loaded)
-    kwargs = {"batch_size": 2, "pad": 0, "language_model": False}
+    kwargs = {"batch_size": 2, "pad": 0}
     with pytest.raises(DataError, match="at least one example"):
         evaluate(model, model.initial_state(), [], **kwargs)
     broken = model.initial_state().map(lambda v: torch.full_like(v, float("nan")))
@@ -74,7 +71,7 @@ def test_features_are_those_of_the_bare_base(tmp_path, kind):
     model = federations.adapted(loaded)
     model.load(model.initial_state().map(lambda value: value + 0.5))
     rows = federations.examples(9, language_model=False)
-    found = features(model, rows, batch_size=4, pad=0, language_model=False)
+    found = features(model, rows, batch_size=4, pad=0)
     base = AutoModel.from_pretrained(tmp_path / "bert").eval()
     for example, row in zip(rows, found, strict=True):
         with torch.no_grad():

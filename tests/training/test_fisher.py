@@ -13,12 +13,16 @@ from transformers import (
 )
 
 from headwater.compression.logquant import LogQuantCodec
+from headwater.config.load import load_data
 from headwater.errors import TrainingError
 from headwater.merging import FisherAggregator
 from headwater.merging.plan import MergePlan, Update
 from headwater.protocol.messages import FisherPlan
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.tasks.batches import collate
+from headwater.tasks.classification import invert
+from headwater.tasks.table import task_of
 from headwater.training import fisher as room
 from headwater.training.fisher import client_fisher, fisher_by_loop, fisher_diagonal
 from headwater.training.per_example import SquaredGradients, can_hook
@@ -138,7 +142,7 @@ def test_the_head_bias_has_the_softmax_variance(tmp_path):
     model = model_of(tmp_path, "encoder", "bert", "lora")
     (example,) = federations.examples(1, language_model=False)
     fisher = fisher_diagonal(model, [example] * 1200, batch_size=400, pad=0, key=Key.root(2))
-    batch = room.collate([example], 0, language_model=False)
+    batch = collate([example], 0)
     p = model.forward(batch).logits.detach().softmax(-1)[0]
     torch.testing.assert_close(fisher["head.bias"], p * (1 - p), rtol=0, atol=4 * 0.5 / math.sqrt(1200))
 
@@ -148,11 +152,12 @@ def test_drawn_tokens_follow_the_model_and_keep_the_gaps():
     targets = torch.zeros(1, 3001, dtype=torch.int64)
     targets[0, 5] = -100
     uniforms = torch.from_numpy(Key.root(0).numpy().random((1, 3001)))
-    drawn = room._draw(logits, targets, uniforms)[0]
+    text = {"kind": "causal-lm", "path": "x", "partition": {"kind": "files"}}
+    drawn = task_of(load_data(text)).draw(logits, targets, uniforms)[0]
     assert drawn[0] == drawn[5] == -100  # nothing predicts the first token; the fifth had no loss
     shares = torch.bincount(drawn[drawn >= 0], minlength=3) / 2999
     torch.testing.assert_close(shares, torch.tensor([0.5, 0.2, 0.3]), rtol=0, atol=0.04)
-    assert room._invert(logits[0, :2], torch.tensor([0.0, 1.0 - 1e-17])).tolist() == [0, 2]
+    assert invert(logits[0, :2], torch.tensor([0.0, 1.0 - 1e-17])).tolist() == [0, 2]
 
 
 def test_scaled_to_mean_one_and_capped(tmp_path):

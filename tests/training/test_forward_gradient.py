@@ -44,13 +44,13 @@ def train(model, training, *, seed=0, start=None, count=4, **plan):
     task = TrainTask(
         "a", start or model.initial_state(), examples(count), ClientPlan(training, DENSE, **plan)
     )
-    (result,) = ForwardGradientTrainer(model, 0, language_model=False).train([task], key=Key.root(seed))
+    (result,) = ForwardGradientTrainer(model, 0).train([task], key=Key.root(seed))
     return result
 
 
 def first_batch(training, *, seed=0, count=4):
     key = Key.root(seed).child("client", "a")
-    return next(minibatches(examples(count), training, key, pad=0, language_model=False))
+    return next(minibatches(examples(count), training, key, pad=0))
 
 
 def family(distribution, size, *, seed=0):
@@ -59,7 +59,7 @@ def family(distribution, size, *, seed=0):
 
 class TestForwardGradient(TrainerLaws):
     def trainer(self):
-        return ForwardGradientTrainer(Quadratic.random(PAIR, examples=10), 0, language_model=False)
+        return ForwardGradientTrainer(Quadratic.random(PAIR, examples=10), 0)
 
     def start(self):
         return AdapterState.zeros(PAIR)
@@ -114,7 +114,7 @@ class TestOnBert(TrainerLaws):
         self.model = bert
 
     def trainer(self):
-        return ForwardGradientTrainer(self.model, 0, language_model=False)
+        return ForwardGradientTrainer(self.model, 0)
 
     def start(self):
         return self.model.initial_state()
@@ -132,7 +132,7 @@ class TestOnBert(TrainerLaws):
         (result,) = self.run([self.task("a")])
         self.model.load(self.start())
         key = Key.root(0).child("client", "a")
-        (batch,) = minibatches(self.examples(), self.training(), key, pad=0, language_model=False)
+        (batch,) = minibatches(self.examples(), self.training(), key, pad=0)
         loss = self.model.forward(batch).loss  # without dropout
         gradients = torch.autograd.grad(loss, [p for _, p in self.model.parameters()])
         gradient = torch.cat([g.reshape(-1) for g in gradients])

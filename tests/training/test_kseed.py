@@ -53,7 +53,7 @@ class TestKseed(TrainerLaws):
         self.model = Quadratic.random(PAIR, examples=5, condition=4.0)
 
     def trainer(self):
-        return KseedTrainer(self.model, 0, language_model=False)
+        return KseedTrainer(self.model, 0)
 
     def start(self):
         return AdapterState.zeros(PAIR)
@@ -90,7 +90,7 @@ class TestKseed(TrainerLaws):
         plan = replace(self.seeds, count=512, entries=1200, odds=b"")
         training = self.training(max_steps=1200, seeds=512)
         task = self.task("a", plan=replace(self.plan(training), seeds=plan))
-        (result,) = KseedTrainer(model, 0, language_model=False).train([task], key=Key.root(0))
+        (result,) = KseedTrainer(model, 0).train([task], key=Key.root(0))
         assert result.metrics["last_loss"] < 0.05 * result.metrics["first_loss"]
         assert model.loss_of(model.read()) == pytest.approx(result.metrics["last_loss"], rel=0.2)
 
@@ -178,7 +178,7 @@ def test_the_plans_odds_are_followed():
     training = TestKseed().training(max_steps=5_000, learning_rate=1e-12, seeds=8)
     plan = ClientPlan(training, DenseCodec(kind="dense"), seeds=seeds)
     task = TrainTask("a", AdapterState.zeros(PAIR), examples(1), plan, directions(seeds))
-    (result,) = KseedTrainer(model, 0, language_model=False).train([task], key=Key.root(0))
+    (result,) = KseedTrainer(model, 0).train([task], key=Key.root(0))
     taken = np.bincount(result.delta.seeds, minlength=8)
     weights = weights_of(odds, 8)
     wanted = 5_000 * weights / weights.sum()
@@ -244,7 +244,7 @@ def test_golden_rounds(monkeypatch):
             ClientPlan(training, DenseCodec(kind="dense"), seeds=plan),
             Given(),
         )
-        (result,) = KseedTrainer(model, 0, language_model=False).train([task], key=Key.root(0))
+        (result,) = KseedTrainer(model, 0).train([task], key=Key.root(0))
         exact, coefficients, stepped = in_fractions(target, seeds, bits)
         assert [float(g) for g in exact] == pytest.approx(slopes, abs=1e-4)
         entries = sorted(zip(seeds, coefficients, strict=True))
@@ -273,7 +273,7 @@ def test_any_plan_is_replayed(first, count, distribution, bits, steps, pro):
     state = AdapterState.from_vector(PAIR, torch.linspace(-1, 1, PAIR.numel))
     plan_of = ClientPlan(training, DenseCodec(kind="dense"), seeds=plan)
     task = TrainTask("a", state, examples(3), plan_of, of)
-    (result,) = KseedTrainer(model, 0, language_model=False).train([task], key=Key.root(first))
+    (result,) = KseedTrainer(model, 0).train([task], key=Key.root(first))
     result.delta.require(plan, "client a")
     assert len(result.delta.seeds) == steps
     assert model.read().sha256() == replayed(result, state, of).sha256()
@@ -301,7 +301,7 @@ def walked(threads):
         state = AdapterState.from_vector(spec, torch.linspace(-1, 1, spec.numel))
         plan_of = ClientPlan(training, DenseCodec(kind="dense"), seeds=plan)
         task = TrainTask("a", state, examples(3), plan_of, of)
-        trainer = KseedTrainer(model, 0, language_model=False)
+        trainer = KseedTrainer(model, 0)
         (result,) = trainer.train([task], key=Key.root(0))
         sent = result.delta.seeds.tobytes() + result.delta.coefficients.tobytes()
         found += [hashlib.sha256(sent).hexdigest(), model.read().sha256()]

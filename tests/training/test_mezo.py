@@ -11,12 +11,12 @@ import torch
 
 from headwater.config.codec import DenseCodec
 from headwater.config.training import KseedTraining, MezoTraining
-from headwater.data.batches import collate
 from headwater.errors import SpecMismatch, TrainingError
 from headwater.merging.coverage import covered
 from headwater.protocol.messages import ClientPlan
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.tasks.batches import collate
 from headwater.training.cohort import TrainTask
 from headwater.training.mezo import MezoTrainer
 from headwater.training.perturbations import Perturbations
@@ -37,7 +37,7 @@ class TestMezo(TrainerLaws):
         self.model = Quadratic.random(PAIR, examples=5, condition=4.0)
 
     def trainer(self):
-        return MezoTrainer(self.model, 0, language_model=False)
+        return MezoTrainer(self.model, 0)
 
     def start(self):
         values = np.random.default_rng(5).standard_normal(PAIR.numel).astype(np.float32)
@@ -137,7 +137,7 @@ class TestMezo(TrainerLaws):
         model = Quadratic.random(PAIR, condition=4.0)
         plan = ClientPlan(self.training(max_steps=1200, directions=1), DenseCodec(kind="dense"))
         task = self.task("a", plan=plan, state=AdapterState.zeros(PAIR))
-        (result,) = MezoTrainer(model, 0, language_model=False).train([task], key=Key.root(0))
+        (result,) = MezoTrainer(model, 0).train([task], key=Key.root(0))
         assert result.metrics["last_loss"] < 0.05 * result.metrics["first_loss"]
 
 
@@ -150,7 +150,7 @@ class TestLowRank(TestMezo):
 
 
 WIDE = StateSpec.of([TensorSpec("a", (12, 20), "lora_a"), TensorSpec("b", (20, 8), "lora_b")])
-BATCH = collate(examples(1), 0, language_model=False)
+BATCH = collate(examples(1), 0)
 
 
 def deltas(spec, draws, start=None, **options):
@@ -161,7 +161,7 @@ def deltas(spec, draws, start=None, **options):
     training = mezo(**{"learning_rate": 1e-5, "epsilon": 1e-2, "gradient_bound": 1e9, **options})
     plan = ClientPlan(training, DenseCodec(kind="dense"))
     tasks = [TrainTask(str(i), state, examples(1), plan) for i in range(draws)]
-    results = list(MezoTrainer(model, 0, language_model=False).train(tasks, key=Key.root(0)))
+    results = list(MezoTrainer(model, 0).train(tasks, key=Key.root(0)))
     model.load(state)
     gradient = model.gradient(BATCH).numpy()
     values = np.stack([r.delta.vector().double().numpy() for r in results])

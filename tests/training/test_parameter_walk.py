@@ -9,17 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater.data.batches import collate
 from headwater.errors import SpecMismatch
 from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
 from headwater.seeds.seeded_state import SeededState, shifted
 from headwater.state import AdapterState
+from headwater.tasks.batches import collate
 from headwater.training.parameter_walk import ParameterWalk
 from tests.support import federations
 from tests.support.quadratic import PAIR, Quadratic, examples, flat
 
-BATCH = collate(examples(2), 0, language_model=False)
+BATCH = collate(examples(2), 0)
 distributions = st.sampled_from(["rademacher", "gaussian"])
 steps = st.lists(st.tuples(st.integers(0, 2**40), st.integers(-32767, 32767)), max_size=12)
 
@@ -118,7 +118,7 @@ def test_no_forward_pass_leaves_a_graph(tmp_path):
     loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter("lora", "bert"))
     model = federations.adapted(loaded)
     rows = federations.examples(4, language_model=False)
-    batch, outputs = collate(rows, 0, language_model=False), []
+    batch, outputs = collate(rows, 0), []
 
     class Watched:
         spec, load, write = model.spec, model.load, model.write

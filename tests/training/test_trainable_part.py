@@ -9,12 +9,12 @@ import torch
 from headwater.adapters.adamw8bit import adamw8bit
 from headwater.config.codec import DenseCodec
 from headwater.config.training import BackpropTraining
-from headwater.data.batches import collate
 from headwater.errors import MissingDependency
 from headwater.merging.coverage import covered, last_layers
 from headwater.protocol.messages import ClientPlan, FisherPlan
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
+from headwater.tasks.batches import collate
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.cohort import TrainTask
 from headwater.training.minibatches import minibatches
@@ -57,7 +57,7 @@ class TestPart(TrainerLaws):
         self.model = bert
 
     def trainer(self):
-        return BackpropTrainer(self.model, 0, language_model=False)
+        return BackpropTrainer(self.model, 0)
 
     def start(self):
         return self.model.initial_state()
@@ -81,7 +81,7 @@ def train(model, changes, plan, *, start=None, given=None):
     )
     given = federations.examples(6, language_model=False) if given is None else given
     task = TrainTask("a", start or noisy(model), given, ClientPlan(training, DENSE, **plan))
-    (result,) = BackpropTrainer(model, 0, language_model=False).train([task], key=Key.root(0))
+    (result,) = BackpropTrainer(model, 0).train([task], key=Key.root(0))
     return result
 
 
@@ -131,7 +131,7 @@ def test_the_norm_is_that_of_the_covered_gradient():
     model.load(noisy(model))
     key = Key.root(0).child("client", "a")
     training = BackpropTraining(kind="backprop", batch_size=4)
-    gradient = model.gradient(next(minibatches(examples(4), training, key, pad=0, language_model=False)))
+    gradient = model.gradient(next(minibatches(examples(4), training, key, pad=0)))
     gradient[~mask] = 0
     gradient *= 1e-6 / gradient.norm()
     expected = -1e-2 * gradient / (gradient.abs() + 1e-8)
@@ -149,7 +149,7 @@ def test_last_layers_keep_no_activations_below(bert):
 
         plan = ClientPlan(BackpropTraining(kind="backprop"), DENSE, **plans(bert.spec)[name])
         part = TrainablePart.of(bert, plan, who="a")
-        batch = collate(federations.examples(4, language_model=False), 0, language_model=False)
+        batch = collate(federations.examples(4, language_model=False), 0)
         with part.alone(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             loss = bert.forward(batch).loss
         counts[name] = len(kept)

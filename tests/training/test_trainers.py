@@ -54,7 +54,7 @@ class TestBackprop(TrainerLaws):
         self.model = bert
 
     def trainer(self):
-        return BackpropTrainer(self.model, 0, language_model=False)
+        return BackpropTrainer(self.model, 0)
 
     def start(self):
         return self.model.initial_state()
@@ -130,7 +130,7 @@ class TestBackprop(TrainerLaws):
         self.model.load(self.start())
         key = Key.root(0).child("client", "a")
         training = self.training().model_copy(update={"epochs": 0.1})
-        (batch,) = minibatches(self.examples(), training, key, pad=0, language_model=False)
+        (batch,) = minibatches(self.examples(), training, key, pad=0)
         with torch.random.fork_rng():
             torch.manual_seed(key.child("dropout").seed())
             with self.model.training():
@@ -174,7 +174,7 @@ def test_prefix_with_checkpointing_is_refused(tmp_path):
     training = BackpropTraining(kind="backprop", gradient_checkpointing=True)
     plan = ClientPlan(training, DenseCodec(kind="dense"))
     task = TrainTask("a", model.initial_state(), federations.examples(2, language_model=False), plan)
-    trainer = BackpropTrainer(model, 0, language_model=False)
+    trainer = BackpropTrainer(model, 0)
     with pytest.raises(ModelError, match="prefix"):
         next(trainer.train([task], key=Key.root(0)))
 
@@ -186,7 +186,7 @@ def test_every_adapter_learns_a_language_model(tmp_path, kind):
     training = BackpropTraining(kind="backprop", epochs=12.0, batch_size=4, learning_rate=3e-2)
     plan = ClientPlan(training, DenseCodec(kind="dense"))
     task = TrainTask("a", model.initial_state(), federations.examples(8, language_model=True), plan)
-    (result,) = BackpropTrainer(model, 0, language_model=True).train([task], key=Key.root(0))
+    (result,) = BackpropTrainer(model, 0).train([task], key=Key.root(0))
     assert result.error is None
     assert result.metrics["last_loss"] < result.metrics["first_loss"] - 0.02
     assert all(bool(v.any()) for v in result.delta.values())

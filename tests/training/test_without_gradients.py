@@ -50,7 +50,7 @@ def frozen(model):
 @pytest.mark.parametrize("kind", TRAININGS)
 def test_on_a_real_model(context, kind):
     model, before = context.model, frozen(context.model)
-    rows = federations.examples(6, language_model=context.language_model)
+    rows = federations.examples(6, language_model=context.model.language_model)
     plan = ClientPlan(TRAININGS[kind], DenseCodec(kind="dense"), seeds=SEEDS.get(kind))
     directions = directions_of(plan.seeds, Key.root(7), model.spec.numel) if plan.seeds else None
     task = TrainTask("a", model.initial_state(), rows, plan, directions)

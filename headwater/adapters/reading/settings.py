@@ -16,18 +16,16 @@ from transformers import PreTrainedModel
 
 from headwater.adapters.reading.chat_template import clock
 from headwater.adapters.reading.tokenizer import TextTokenizer
-from headwater.config.data import CausalLMData, ClassificationData, InstructionData, NoData
+from headwater.config.data import BaseData, CausalLMData, Data, InstructionData, NoData, TextData
 from headwater.config.federation import Federation
 from headwater.errors import ModelError
 from headwater.seeds.keys import Key
-
-RowData = ClassificationData | CausalLMData | InstructionData
 
 _ELSEWHERE = {"path": "-", "partition": {"kind": "files"}}
 """What [data] needs and a reader does not: whose rows they are, and where they lie."""
 _DROPPED = {*_ELSEWHERE, "test", "split", "test_split", "validation_fraction", "fraction"}
 _DROPPED |= {"max_examples_per_client"}
-_SETTINGS: TypeAdapter[RowData] = TypeAdapter(RowData)
+_SETTINGS: TypeAdapter[Data] = TypeAdapter(Data)
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Reading:
         pairs: whether rows are pairs of texts, said or recognised.
     """
 
-    data: RowData
+    data: BaseData
     batch_size: int
     test_key: Key
     pairs: bool = False
@@ -64,7 +62,7 @@ class Reading:
             "dtype": "float32",
             "begins": tokenizer.prompt(""),
         }
-        if isinstance(self.data, ClassificationData):
+        if isinstance(self.data, TextData):
             found["pairs"] = self.pairs
         if isinstance(self.data, InstructionData):
             source = tokenizer.template.source()
@@ -84,7 +82,7 @@ class Reading:
             ModelError: it is none, or this version reads conversations otherwise than was trained.
         """
         try:
-            data = _SETTINGS.validate_json(json.dumps({**_ELSEWHERE, **notes["data"]}))
+            data = read_data(notes["data"])
             key = Key(bytes.fromhex(notes["test_key"]))
             pairs = notes.get("pairs") is True or getattr(data, "text_pair", None) is not None
             found = Reading(data, int(notes["batch_size"]), key, pairs)
@@ -108,6 +106,18 @@ class Reading:
             got = f"{type(error).__name__}: {error}"
             raise ModelError(who, expected="settings of rows in headwater.json", got=got[:300]) from error
         return found
+
+
+def read_data(noted: Mapping[str, Any]) -> BaseData:
+    """``[data]`` as :meth:`Reading.notes` wrote it.
+
+    Raises:
+        ValueError: it is none, or one without rows.
+    """
+    data = _SETTINGS.validate_json(json.dumps({**_ELSEWHERE, **noted}))
+    if isinstance(data, NoData):
+        raise ValueError("data.kind 'none' has no rows")
+    return data
 
 
 def _turns(chat: Mapping[str, Any] | None) -> dict[str, Any] | None:

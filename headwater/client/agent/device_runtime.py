@@ -12,12 +12,13 @@ from headwater.client.agent.data_stamp import stamp
 from headwater.client.agent.known_runs import KnownRun
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.policy import Policy
-from headwater.config.data import ClassificationData, NoData
+from headwater.config.data import NoData
 from headwater.config.load import LoadedFederation
 from headwater.config.model import VectorModel
 from headwater.data.federated import FederatedData
 from headwater.errors import DataError
 from headwater.seeds.keys import Key
+from headwater.tasks.table import task_of
 from headwater.training.context import TrainingContext
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
@@ -101,7 +102,7 @@ class DeviceRuntimes:
         current, self._current = self._current, None
         model = None if current is None else current[1].context.model
         data = loaded.settings.data
-        labels = data.labels if isinstance(data, ClassificationData) else None
+        labels = task_of(data).outputs if data.has_rows else None
         if model is None or (model.base.settings, model.base.labels) != (loaded.settings.model, labels):
             return None
         return model.release()

@@ -37,10 +37,10 @@ def train_two_steps(context: TrainingContext, name: str, batch_size: int) -> int
     """
     from headwater.client.device.trial import plan_of
     from headwater.config.training import MinibatchTraining
-    from headwater.data.batches import Example
     from headwater.seeds.coefficients import directions_of
     from headwater.seeds.keys import Key
     from headwater.strategies.seeding import seed_plan
+    from headwater.tasks.batches import Example
     from headwater.training.cohort import TrainTask
     from headwater.training.memory_estimate import synthetic
 

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from headwater.config.data import CausalLMData, ClassificationData, InstructionData
+from headwater.config.data import BaseData, CausalLMData, InstructionData, TextData
 from headwater.data.files.table import Table
-from headwater.errors import DataError
+from headwater.errors import ConfigError, DataError
 
-RowData = ClassificationData | CausalLMData | InstructionData
+RowData = BaseData
+"""The settings of rows, of whatever kind."""
 Kind = Literal["text", "pair", "columns", "alpaca", "messages", "sharegpt", "turns"]
 
 _LOOKED_AT = 64
@@ -75,7 +76,7 @@ def layout_of(table: Table, row: int, settings: RowData, *, answered: bool = Tru
     return found
 
 
-def texts_of(table: Table, row: int, settings: ClassificationData | CausalLMData) -> tuple[str, str | None]:
+def texts_of(table: Table, row: int, settings: RowData) -> tuple[str, str | None]:
     """A row's text, and the text that it is paired with.
 
     Raises:
@@ -89,9 +90,15 @@ def _find(table: Table, row: int, settings: RowData, *, answered: bool) -> Layou
     sample = _sample(table, row)
     if isinstance(settings, CausalLMData):
         return Layout("text", (table.require(settings.text),))
-    if isinstance(settings, ClassificationData):
-        return _classification(table, row, settings, sample)
-    return _instruction(table, row, settings, sample, answered=answered)
+    if isinstance(settings, TextData):
+        return _texts(table, row, settings, sample)
+    if isinstance(settings, InstructionData):
+        return _instruction(table, row, settings, sample, answered=answered)
+    raise ConfigError(
+        f"data.kind '{settings.kind}'",
+        expected="settings of texts, running text or conversations",
+        got="others",
+    )
 
 
 def _sample(table: Table, row: int) -> Mapping[str, object]:
@@ -108,9 +115,7 @@ def _sample(table: Table, row: int) -> Mapping[str, object]:
     return found
 
 
-def _classification(
-    table: Table, row: int, settings: ClassificationData, sample: Mapping[str, object]
-) -> Layout:
+def _texts(table: Table, row: int, settings: TextData, sample: Mapping[str, object]) -> Layout:
     if settings.text_pair is not None:
         return Layout("pair", (table.require(settings.text), table.require(settings.text_pair)))
     if settings.text == "text" and "text" not in table.columns:

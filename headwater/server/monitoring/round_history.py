@@ -13,8 +13,9 @@ import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from headwater.config.data import lower_is_better
 from headwater.server.round_record import RoundRecord
-from headwater.text import LOWER_IS_BETTER, finite
+from headwater.text import finite
 
 MOST_ROWS = 500
 _MOST_METRICS = 8
@@ -79,7 +80,7 @@ class RoundRows:
             old = self._best.get(name)
             if old is None and len(self._best) >= _MOST_METRICS:
                 continue
-            lower = name in LOWER_IS_BETTER or name == TRAINING_LOSS
+            lower = lower_is_better(name) or name == TRAINING_LOSS
             if old is None or (value < old["metrics"][name] if lower else value > old["metrics"][name]):
                 self._best[name] = row
         if self._count % self._every == 0:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from headwater.config.data import is_rate
 from headwater.server.report.data import MOST_LINES, Run
 from headwater.server.report.svg import Plot, Point, Scale, extent, log_ticks
 from headwater.server.round_record import RoundRecord
@@ -31,7 +32,7 @@ def metric_chart(run: Run) -> Markup | None:
     values += [v for s in run.spreads("metric") for v in (s.least, s.greatest)]
     if not values:
         return None
-    rates = run.metric in ("accuracy", "macro_f1")
+    rates = is_rate(run.metric)
     y = extent([*values, *(m[0] for m in marks)], floor=0.0, ceiling=1.0 if rates else None)
     plot = Plot(title, _x(run), y)
     arrow = ", lower is better" if run.lower_is_better else ""

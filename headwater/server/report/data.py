@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from headwater.config.data import lower_is_better
 from headwater.server.report.svg import Point
 from headwater.server.round_record import ClientRow, RoundRecord
 from headwater.server.storage.run_folder import RunFolder
-from headwater.text import LOWER_IS_BETTER, finite, plain
+from headwater.text import finite, plain
 
 MOST_COLUMNS = 240
 """Rounds that charts and the table of rounds show; of more, every k-th."""
@@ -82,7 +83,7 @@ class Run:
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller metric is a better one."""
-        return self.metric in LOWER_IS_BETTER
+        return lower_is_better(self.metric)
 
     @cached_property
     def source(self) -> str:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from headwater.config.evaluation import EVALUATION_S
 from headwater.config.federation import Federation
-from headwater.data.batches import Example
 from headwater.errors import DecodeError, HeadwaterError, TrainingError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, Evaluation, reported
@@ -21,6 +20,7 @@ from headwater.server.metrics import checked, decisive, metric_name, over_client
 from headwater.server.round_record import RoundDraft
 from headwater.server.rounds.evaluation_wait import EvaluationWait
 from headwater.server.storage.checkpoint import Checkpoint
+from headwater.tasks.batches import Example
 from headwater.text import name_some
 from headwater.training.context import TrainingContext
 
@@ -113,7 +113,7 @@ class EvaluationRound:
                 self._watch.observer(Notice(f"round {number}: {error}"))
         if asked:
             evaluations = self._collect(checkpoint, asked, members, profiles, draft)
-            pooled = over_clients(evaluations)
+            pooled = over_clients(evaluations, self._federation.data)
             draft.evaluated(pooled, per_client(evaluations, profiles, settings.min_client_examples))
         value = decisive(metric_name(self._federation), test, pooled)
         tracker = checkpoint.tracker.after(number, value)

@@ -15,7 +15,6 @@ from flwr.serverapp import Grid
 
 from headwater.config import LoadedFederation
 from headwater.config.federation import Federation
-from headwater.data.batches import Example
 from headwater.errors import FederationStopped
 from headwater.protocol.messages import ClientProfile, ProfileRequest
 from headwater.seeds.keys import Key
@@ -36,6 +35,7 @@ from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.server.storage.run_folder import RunFolder
 from headwater.strategies.federated import FederatedStrategy, rolled_back
+from headwater.tasks.batches import Example
 from headwater.text import human_bytes
 from headwater.training.context import TrainingContext
 

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from headwater.adapters.reading.segments import segments, separator_of
 from headwater.adapters.reading.tokenizer import TextTokenizer
-from headwater.data.batches import Example, collate
 from headwater.errors import ModelError
+from headwater.tasks.batches import Example, collate
 from tests.support.federations import adapted, adapter, federation
 from tests.support.tiny_models import tiny_bert, tiny_gpt2
 
@@ -49,7 +49,7 @@ def test_a_pair_is_computed_with_its_token_types(tmp_path, kind, tuning):
     model = adapted(federation(tmp_path, kind, "bert", adapter(tuning, "bert")))
     tokenizer, separate = model.base.tokenizer, AutoTokenizer.from_pretrained(tmp_path / "bert")
     rows = [tokenizer.encode(text, 64, pair) for text, pair in TEXTS]
-    batch = collate([Example(_array(r), _array([0])) for r in rows], tokenizer.pad, language_model=False)
+    batch = collate([Example(_array(r), _array([0])) for r in rows], tokenizer.pad)
     with torch.no_grad(), model.network.without_adapter() as base:
         ours = model.network(batch.tokens, batch.mask)
         for i, (text, pair) in enumerate(TEXTS):

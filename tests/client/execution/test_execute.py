@@ -134,7 +134,7 @@ def test_a_task_that_ends_after_a_newer_one_was_answered_is_refused(runtime, mon
                 newer[0] = one(execute([request(runtime, round=2)], store, runtime))
             yield from results
 
-    slow = Slow(runtime.context.model, runtime.context.pad, language_model=False)
+    slow = Slow(runtime.context.model, runtime.context.pad)
     monkeypatch.setattr(type(runtime.context), "trainer", lambda self, training: slow)
     late = decoded(one(execute([request(runtime, round=1)], store, runtime)))
     assert isinstance(late, ClientFailure)

@@ -9,19 +9,20 @@ from transformers import PreTrainedTokenizerFast
 
 from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.config.data import CausalLMData, ClassificationData, IidPartition, InstructionData
-from headwater.data.batches import IGNORED
 from headwater.data.conversations import messages_of
+from headwater.data.row_check import tokenise_rows
 from headwater.data.row_report import RowReport
-from headwater.data.tokenise import (
-    encode_row,
-    tokenise_causal,
-    tokenise_classification,
-    tokenise_instruction,
-)
+from headwater.data.table_row import TableRow
 from headwater.errors import DataError, ModelError
+from headwater.tasks.batches import IGNORED
+from headwater.tasks.inputs import encode_texts
 from tests.data.toys import Bare, Letters, Turns, table
 
 IID = IidPartition(kind="iid", clients=1)
+
+
+def encoded(rows, row, settings, tokenizer):
+    return encode_texts(TableRow(rows, row, settings), settings.max_tokens, tokenizer)
 
 
 def classification(**more):
@@ -38,7 +39,7 @@ def instruction(**more):
 
 def test_classification_gives_tokens_and_the_labels_index():
     rows = table([{"text": "abc", "label": "yes"}, {"text": "abcdefgh", "label": "no"}])
-    first, second = tokenise_classification(rows, [0, 1], classification(max_tokens=5), Letters())
+    first, second = tokenise_rows(rows, [0, 1], classification(max_tokens=5), Letters())
     assert first.tokens.tolist() == [1, 97, 98, 99, 2]
     assert (first.tokens.dtype, first.targets.dtype) == (np.int32, np.int64)
     assert first.targets.tolist() == [1]
@@ -49,13 +50,13 @@ def test_classification_gives_tokens_and_the_labels_index():
 def test_an_unknown_label_is_named_with_its_line_and_the_known_ones():
     rows = table([{"text": "a", "label": "yes"}, {"text": "b", "label": "Yes"}])
     with pytest.raises(DataError, match=r"rows.jsonl:2: expected one of the labels 'no', 'yes'.*got 'Yes'"):
-        tokenise_classification(rows, [0, 1], classification(), Letters())
+        tokenise_rows(rows, [0, 1], classification(), Letters())
 
 
 def test_labels_may_be_numbers():
     settings = classification().model_copy(update={"labels": ("0", "1")})
     rows = table([{"text": "a", "label": 1}, {"text": "b", "label": "0"}])
-    found = tokenise_classification(rows, [0, 1], settings, Letters())
+    found = tokenise_rows(rows, [0, 1], settings, Letters())
     assert [e.targets.tolist() for e in found] == [[1], [0]]
 
 
@@ -68,7 +69,7 @@ def test_windows_predict_every_token_but_a_documents_first_exactly_once(texts, m
     wraps = [1] if tokenizer.bos else []
     for text in texts:
         document = [*wraps, *map(ord, text), *([2] if wraps else [])]
-        windows = tokenise_causal(table([{"text": text}]), [0], causal(max_tokens), tokenizer)
+        windows = tokenise_rows(table([{"text": text}]), [0], causal(max_tokens), tokenizer)
         assert all(2 <= len(w.tokens) == len(w.targets) <= max_tokens for w in windows)
         assert all(w.targets[0] == IGNORED and (w.targets[1:] == w.tokens[1:]).all() for w in windows)
         predicted = [t for w in windows for t in w.targets[1:].tolist()]
@@ -80,25 +81,25 @@ def test_windows_predict_every_token_but_a_documents_first_exactly_once(texts, m
 def test_a_document_without_an_example_is_counted_with_the_first_line():
     report = RowReport()
     rows = table([{"text": "ab"}, {"text": "x"}, {"text": "y"}])
-    assert len(tokenise_causal(rows, [0, 1, 2], causal(4), Bare(), report)) == 1
+    assert len(tokenise_rows(rows, [0, 1, 2], causal(4), Bare(), report)) == 1
     assert report.sentences() == (
         "2 rows have fewer than two tokens, so that there is nothing to predict: they give no example "
         "(first rows.jsonl:2)",
     )
     whole = RowReport()
-    tokenise_causal(rows, [0, 1, 2], causal(4), Letters(), whole)  # two tokens around each text
+    tokenise_rows(rows, [0, 1, 2], causal(4), Letters(), whole)  # two tokens around each text
     assert not whole.counts
 
 
 def test_documents_are_not_mixed():
     rows = table([{"text": "aaaa"}, {"text": "bbbb"}])
-    windows = tokenise_causal(rows, [0, 1], causal(3), Bare())
+    windows = tokenise_rows(rows, [0, 1], causal(3), Bare())
     assert all(len(set(w.tokens.tolist())) == 1 for w in windows)
 
 
 def test_instruction_has_loss_on_the_answer_only():
     rows = table([{"prompt": "hi", "answer": "yo"}])
-    (example,) = tokenise_instruction(rows, [0], instruction(), Letters())
+    (example,) = tokenise_rows(rows, [0], instruction(), Letters())
     assert example.tokens.tolist() == [3, 104, 105, 2, 3, 121, 111, 2]
     assert example.targets.tolist() == [IGNORED] * 5 + [121, 111, 2]
 
@@ -108,7 +109,7 @@ def test_the_first_token_never_has_loss():
         def chat(self, messages, max_tokens, **settings):
             return [Turns([7, 8, 9], [True, True, True])]
 
-    (example,) = tokenise_instruction(table([{"prompt": "q", "answer": "a"}]), [0], instruction(), Blunt())
+    (example,) = tokenise_rows(table([{"prompt": "q", "answer": "a"}]), [0], instruction(), Blunt())
     assert example.targets.tolist() == [IGNORED, 8, 9]
 
 
@@ -123,7 +124,7 @@ def test_an_answer_of_several_sequences_gives_several_examples():
 
     report = RowReport()
     rows = table([{"prompt": "q", "answer": "a"}])
-    found = tokenise_instruction(rows, [0], instruction(), Rewriting(), report)
+    found = tokenise_rows(rows, [0], instruction(), Rewriting(), report)
     assert [e.tokens.tolist() for e in found] == [[7, 8], [5, 6, 8]]
     assert report.counts == {"control-text": 1}
 
@@ -131,7 +132,7 @@ def test_an_answer_of_several_sequences_gives_several_examples():
 def test_cuts_are_counted_with_the_first_line():
     rows = table([{"prompt": "q", "answer": "a"}, *[{"prompt": "q", "answer": "long answer"}] * 2])
     report = RowReport()
-    tokenise_instruction(rows, [0, 1, 2], instruction(max_tokens=6), Letters(), report)
+    tokenise_rows(rows, [0, 1, 2], instruction(max_tokens=6), Letters(), report)
     assert report.counts == {"cut": 2, "cut-answer": 2}
     assert report.first == {"cut": "rows.jsonl:2", "cut-answer": "rows.jsonl:2"}
     assert report.sentences()[1] == (
@@ -150,7 +151,7 @@ def test_messages_keep_every_key():
 def test_an_answer_beyond_max_tokens_is_refused_by_line():
     rows = table([{"prompt": "hello", "answer": "yo"}])
     with pytest.raises(DataError, match=r"rows.jsonl:1: expected an answer.*max_tokens = 6"):
-        tokenise_instruction(rows, [0], instruction(max_tokens=6), Letters())
+        tokenise_rows(rows, [0], instruction(max_tokens=6), Letters())
 
 
 def test_messages_keep_their_system_message_or_get_ours():
@@ -198,13 +199,13 @@ def bert():
 @pytest.mark.parametrize("nothing", ["\u200b", "\ufeff\u200d", "\x01\x02", "\u200b" * 40], ids=range(4))
 def test_a_text_that_leaves_only_what_stands_around_every_text_is_refused(bert, nothing):
     rows = table([{"text": "good", "label": "no"}, {"text": nothing, "label": "yes"}])
-    assert len(encode_row(rows, 0, classification(max_tokens=32), bert)) == 3
+    assert len(encoded(rows, 0, classification(max_tokens=32), bert)) == 3
     with pytest.raises(DataError, match=r"rows.jsonl:2: expected a text of at least one token"):
-        encode_row(rows, 1, classification(max_tokens=32), bert)
+        encoded(rows, 1, classification(max_tokens=32), bert)
     pairs = table([{"text": x, "pair": y, "label": "no"} for x, y in [(nothing, "good"), ("good", nothing)]])
     for row in (0, 1):
         with pytest.raises(DataError, match=rf"rows.jsonl:{row + 1}: expected texts of at least one token"):
-            encode_row(pairs, row, classification(max_tokens=32, text_pair="pair"), bert)
+            encoded(pairs, row, classification(max_tokens=32, text_pair="pair"), bert)
 
 
 @pytest.mark.parametrize("pair", [False, True])
@@ -216,8 +217,8 @@ def test_a_cut_that_leaves_nothing_of_a_text_is_refused(bert, pair):
         with pytest.raises(
             DataError, match=rf"rows.jsonl:1: expected some of .* within data.max_tokens = {most}"
         ):
-            encode_row(rows, 0, classification(max_tokens=most, **more), bert)
-    assert len(encode_row(rows, 0, classification(max_tokens=least, **more), bert)) == least
+            encoded(rows, 0, classification(max_tokens=most, **more), bert)
+    assert len(encoded(rows, 0, classification(max_tokens=least, **more), bert)) == least
 
 
 def test_a_text_of_no_tokens_is_refused():
@@ -226,7 +227,7 @@ def test_a_text_of_no_tokens_is_refused():
             return []
 
     with pytest.raises(DataError, match=r"at least one token"):
-        tokenise_classification(table([{"text": "a", "label": "no"}]), [0], classification(), Deaf())
+        tokenise_rows(table([{"text": "a", "label": "no"}]), [0], classification(), Deaf())
 
 
 def test_a_template_whose_flags_do_not_fit_is_the_models_fault():
@@ -235,4 +236,4 @@ def test_a_template_whose_flags_do_not_fit_is_the_models_fault():
             return [Turns([1, 2], [True])]
 
     with pytest.raises(ModelError, match=r"2 loss flags, got 1"):
-        tokenise_instruction(table([{"prompt": "q", "answer": "a"}]), [0], instruction(), Wrong())
+        tokenise_rows(table([{"prompt": "q", "answer": "a"}]), [0], instruction(), Wrong())

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwater.config.load import load_data
-from headwater.data.labels import label_of
+from headwater.data.table_row import TableRow
 from headwater.errors import ConfigError, DataError
+from headwater.tasks.labels import label_of
 from tests.data.toys import table
 
 
@@ -17,7 +18,9 @@ def settings(labels):
 
 
 def index(value, labels):
-    return label_of(table([{"text": "t", "label": value}]), 0, settings(labels))
+    given = settings(labels)
+    row = TableRow(table([{"text": "t", "label": value}]), 0, given)
+    return label_of(row, given.label, given.labels)
 
 
 @pytest.mark.parametrize(

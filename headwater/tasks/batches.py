@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +21,20 @@ class Example:
 
     Args:
         tokens: int32 [length], length ≥ 1.
-        targets: int64 [1], the label's index, for classification; int64 [length] for language
-            modelling, aligned with ``tokens`` (the model shifts), ``IGNORED`` where there is no loss.
+        targets: [k], the row's target as its task encodes it (a label's index: int64 [1]). With
+            ``by_token`` int64 [length], aligned with ``tokens`` (the model shifts), ``IGNORED`` where there
+            is no loss.
+        by_token: whether each token has a target of its own.
     """
 
     tokens: npt.NDArray[np.int32]
-    targets: npt.NDArray[np.int64]
+    targets: npt.NDArray[Any]
+    by_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded examples: int64 ``tokens`` and ``mask`` [b, t]; ``targets`` int64 [b] or [b, t]."""
+    """Padded examples: int64 ``tokens`` and ``mask`` [b, t]; ``targets`` [b], [b, k], or by token [b, t]."""
 
     tokens: Tensor
     mask: Tensor
@@ -40,30 +44,26 @@ class Batch:
         return int(self.tokens.shape[0])
 
 
-def collate(examples: Sequence[Example], pad: int, *, language_model: bool) -> Batch:
-    """Right-pad ``examples`` to their longest."""
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """Right-pad ``examples``, all of one task, to their longest."""
     width = max(len(e.tokens) for e in examples)
     tokens = np.full((len(examples), width), pad, dtype=np.int64)
     mask = np.zeros((len(examples), width), dtype=np.int64)
-    shape = (len(examples), width) if language_model else (len(examples),)
-    targets = np.full(shape, IGNORED, dtype=np.int64)
     for i, e in enumerate(examples):
         tokens[i, : len(e.tokens)] = e.tokens
         mask[i, : len(e.tokens)] = 1
-        if language_model:
-            targets[i, : len(e.tokens)] = e.targets
-        else:
-            targets[i] = e.targets[0]
+    if examples[0].by_token:
+        targets = np.full((len(examples), width), IGNORED, dtype=np.int64)
+        for i, e in enumerate(examples):
+            targets[i, : len(e.targets)] = e.targets
+    else:
+        targets = np.stack([e.targets for e in examples])
+        targets = targets[:, 0] if targets.shape[1] == 1 else targets
     return Batch(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(targets))
 
 
 def batches(
-    examples: Sequence[Example],
-    batch_size: int,
-    pad: int,
-    *,
-    language_model: bool,
-    generator: np.random.Generator | None,
+    examples: Sequence[Example], batch_size: int, pad: int, *, generator: np.random.Generator | None
 ) -> Iterator[Batch]:
     """One pass over ``examples``.
 
@@ -82,4 +82,4 @@ def batches(
     if generator is not None:
         groups = [groups[i] for i in generator.permutation(len(groups))]
     for group in groups:
-        yield collate([examples[i] for i in group], pad, language_model=language_model)
+        yield collate([examples[i] for i in group], pad)

@@ -10,44 +10,52 @@ import math
 import re
 from functools import lru_cache
 
-from headwater.config.data import ClassificationData
-from headwater.data.files.table import Table
 from headwater.errors import DataError
+from headwater.tasks.inputs import Row
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,14}))(?:\.0+)?")
 _Form = tuple[str, int]
 
 
-def label_of(table: Table, row: int, settings: ClassificationData) -> int:
-    """The index of the row's label in ``settings.labels``.
+def label_of(row: Row, column: str, labels: tuple[str, ...]) -> int:
+    """The index among ``labels`` of the label in the row's ``column``.
 
     Raises:
         DataError: another label; names file, line, the label and those that are known.
     """
-    value = table.value(settings.label, row)
+    value = row.value(column)
     if isinstance(value, float) and math.isnan(value):
         raise DataError(
-            table.where(row),
-            expected=f"a value in column {settings.label!r}",
+            row.where,
+            expected=f"a value in column {column!r}",
             got="NaN (not a number)",
             hint="Fill it in or take the row out.",
         )
-    names = _names(settings.labels)
-    found = None
-    if isinstance(value, str | int | float):
-        found = names.exact.get(str(value))
-        found = names.by_form(_form(value)) if found is None else found
+    found = index_of(value, labels)
     if found is None:
-        known = ", ".join(repr(label) for label in settings.labels[:20])
-        more = f" and {len(settings.labels) - 20} more" if len(settings.labels) > 20 else ""
-        name = table.name(settings.label, row)
-        raise DataError(
-            table.where(row),
-            expected=f"one of the labels {known}{more} in column {settings.label!r}",
-            got=f"{name!r:.80}",
-            hint="Correct the row, or add the label to data.labels.",
-        )
+        raise unknown_label(row.where, column, row.name(column), labels)
     return found
+
+
+def index_of(value: object, labels: tuple[str, ...]) -> int | None:
+    """The index of the one label that ``value`` can mean; None if there is none."""
+    names = _names(labels)
+    if not isinstance(value, str | int | float):
+        return None
+    found = names.exact.get(str(value))
+    return names.by_form(_form(value)) if found is None else found
+
+
+def unknown_label(where: str, column: str, name: str, labels: tuple[str, ...]) -> DataError:
+    """The error of a label that is not among ``labels``."""
+    known = ", ".join(repr(label) for label in labels[:20])
+    more = f" and {len(labels) - 20} more" if len(labels) > 20 else ""
+    return DataError(
+        where,
+        expected=f"one of the labels {known}{more} in column {column!r}",
+        got=f"{name!r:.80}",
+        hint="Correct the row, or add the label to data.labels.",
+    )
 
 
 class _Names:
