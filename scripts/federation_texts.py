@@ -29,8 +29,11 @@ from headwater.config.data import (
     FilesPartition,
     IidPartition,
     InstructionData,
+    MultiLabelData,
     NoData,
     QuantityPartition,
+    RegressionData,
+    TextData,
 )
 from headwater.config.evaluation import BaselineSettings, EvaluationSettings
 from headwater.config.model import (
@@ -108,7 +111,8 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("`decomfl`", "`max_steps` · `directions` of 2¹⁷ or more"),
     ("`forward_gradient` with `variance_target`", "`max_directions` below 2 or below `directions`"),
     ("`evaluation.metric`", "a model that has no such metric"),
-    ("`baselines.majority`, `probe`", "a causal model; another metric than accuracy"),
+    ("`baselines.majority`", "a causal model; a metric that a constant has not, such as `spearman`"),
+    ("`baselines.probe`", "another kind of data than classification; another metric than accuracy"),
     ("`[baselines]`, `evaluation.patience`", "nothing to measure them on"),
 )
 """Rules between tables (headwater/config/consistency.py): what, and what it is refused with."""
@@ -136,7 +140,7 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     ),
     "data": (
         "What the clients learn from. [More](data.md).",
-        (ClassificationData, CausalLMData, InstructionData, NoData),
+        (ClassificationData, RegressionData, MultiLabelData, CausalLMData, InstructionData, NoData),
     ),
     "data.partition": (
         "Who has which rows. [More](data.md#partitions).",
@@ -260,11 +264,20 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "max_test_examples": "as many of the test file's examples (of a causal model: windows)",
         "fraction": "keep this share of each client's rows, drawn once",
     },
+    TextData: {"text": "the column of the text"},
     ClassificationData: {
-        "text": "the column of the text",
         "label": "the column of the label",
         "labels": "all labels, in the order of the model's outputs; whole numbers and booleans stand for "
         "their names",
+    },
+    RegressionData: {
+        "target": "the column of the number",
+        "target_mean": "what is subtracted from it before it is learnt; the same for all clients",
+        "target_scale": "what it is then divided by: about the standard deviation, where that is far from 1",
+    },
+    MultiLabelData: {
+        "label": "the column of the labels: a list, or text with `separator`",
+        "labels": "all labels, in the order of the model's outputs",
     },
     CausalLMData: {"text": "the column of the text"},
     InstructionData: {
@@ -338,12 +351,15 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "deadline_s": "seconds after which an evaluation ends with who answered; absent: "
         "`cohort.deadline_s`, else 3600 on a server. [What depends on it](../how-to/choose-a-schedule.md)",
         "patience": "end the run after so many evaluations without a better one",
-        "metric": "which one decides; absent: `perplexity` of a causal model, else `accuracy`",
+        "metric": "which one decides; absent: `accuracy`, `mse` (regression), `micro_f1` (multi-label) or "
+        "`perplexity` (tokens). [All](data.md#metrics)",
         "batch_size": "examples at once",
     },
     PrivacySettings: {
         "clip_l2": "bound on an update's L2 norm, which clients keep and the server checks; adds no noise"
     },
-    BaselineSettings: {"majority": "always the most frequent training label"},
+    BaselineSettings: {
+        "majority": "the best constant answer: the most frequent training label or set of labels, the mean"
+    },
 }
 """Meanings of keys whose settings carry no description, or a longer one than this page needs, by class."""

@@ -17,7 +17,7 @@ from headwater.cli.fitting import FittingTable
 from headwater.data.files.layouts import RowData
 from headwater.data.files.problems import Problems
 from headwater.data.remarks import contradictions, duplicates, line_breaks, rows_of, unread_columns
-from headwater.data.survey import Owner, SampleRow, Spans, Survey, percentiles
+from headwater.data.survey import Owner, SampleRow, Spans, Survey, percentiles, spread
 from headwater.text import plain, visible
 
 MOST_OWNERS = 40
@@ -161,6 +161,7 @@ def _columns(survey: Survey) -> Text:
 def _table(checked: Checked) -> FittingTable:
     survey, tokens = checked.survey, any(o.tokens for o in checked.survey.owners.values())
     labelled = checked.settings is not None and checked.settings.has_labels
+    by_token = checked.settings is None or checked.settings.by_token
     table = FittingTable()
     table.column("owner", 0)
     table.column("rows", 9, right=True)
@@ -170,11 +171,13 @@ def _table(checked: Checked) -> FittingTable:
     unit = "tokens" if tokens else "characters"
     for number, name in enumerate(("median", "90 %", "longest")):
         table.column(f"{unit}: {name}" if not number else name, 8 - number, right=True)
-    if tokens and not labelled:
+    if tokens and by_token:
         table.column("examples", 3, right=True)
         table.column("with loss", 6, right=True)
     if labelled:
         table.column("labels", 7)
+    if any(o.numbers for o in survey.owners.values()):
+        table.column("target: least, mean, greatest", 7)
     rows = list(survey.owners.items())
     for name, owner in rows[:MOST_OWNERS]:
         table.row(_cells(plain(name, 64), owner, checked, tokens, labelled))
@@ -195,10 +198,12 @@ def _cells(name: str, owner: Owner, checked: Checked, tokens: bool, labelled: bo
         train, validation = checked.splits.get(name, ("", ""))
         cells += [f"{train:,}" if train != "" else "", f"{validation:,}" if validation != "" else ""]
     cells += [f"{found[key]:,}" if found else "" for key in ("p50", "p90", "max")]
-    if tokens and not labelled:
+    if tokens and (checked.settings is None or checked.settings.by_token):
         cells += [f"{len(owner.tokens):,}", f"{owner.loss_tokens:,}"]
     if labelled:
         cells.append(_labels(owner.labels))
+    if owner.numbers:
+        cells.append(", ".join(f"{value:.5g}" for value in spread(owner.numbers).values()))
     return cells
 
 
@@ -210,6 +215,7 @@ def _labels(labels: Counter[str]) -> str:
 def _merge(into: Owner, owner: Owner) -> None:
     into.rows += owner.rows
     into.labels.update(owner.labels)
+    into.numbers.extend(owner.numbers)
     into.characters.extend(owner.characters)
     into.tokens.extend(owner.tokens)
     into.loss_tokens += owner.loss_tokens
@@ -219,6 +225,7 @@ def _owner(owner: Owner) -> dict[str, Any]:
     return {
         "rows": owner.rows,
         "labels": dict(owner.labels),
+        **({"target": spread(owner.numbers)} if owner.numbers else {}),
         "characters": percentiles(owner.characters),
         "tokens": percentiles(owner.tokens),
         "examples": len(owner.tokens),

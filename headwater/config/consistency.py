@@ -31,7 +31,7 @@ def require_consistent(federation: FederationTables) -> None:
     if not vector and federation.model.language_model != data.by_token:
         raise ValueError(
             f"model.kind '{federation.model.kind}' does not fit data.kind '{data.kind}': "
-            "classification goes with 'encoder' or 'sequence-classification', text and instructions "
+            "one target a row goes with 'encoder' or 'sequence-classification', text and instructions "
             "with 'causal-lm'"
         )
     _measurable(federation)

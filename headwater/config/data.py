@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from headwater.config.metrics import LOSS, Metric
+from headwater.config.metrics import LOSS, MAX_VALUE, Metric
 from headwater.config.plugins import find, installed, open_to, settings_class
 from headwater.config.settings import Settings, by_kind
 from headwater.config.traits import DataTraits
@@ -132,6 +132,59 @@ def names_of(value: object) -> object:
     )
 
 
+class RegressionData(TextData):
+    """Text and number per row; the loss is the squared error."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "mse": Metric(lower=True, most=1e30),
+        "mae": Metric(lower=True, most=1e15),
+        "spearman": Metric(least=-1.0),
+        "r2": Metric(least=-MAX_VALUE),
+        "loss": Metric(lower=True, most=1e30),
+    }
+    constant_metrics: ClassVar[tuple[str, ...]] = ("mse", "mae", "r2", "loss")
+    has_likelihood: ClassVar[bool] = True
+    kind: Literal["regression"]
+    target: str = "target"
+    target_mean: float = Field(default=0.0, ge=-1e12, le=1e12)
+    target_scale: float = Field(default=1.0, ge=1e-6, le=1e12)
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The number's."""
+        return (self.target,)
+
+
+class MultiLabelData(TextData):
+    """Text and any number of labels per row."""
+
+    has_labels: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "micro_f1": Metric(),
+        "macro_f1": Metric(),
+        "exact_match": Metric(),
+        "loss": LOSS,
+    }
+    constant_metrics: ClassVar[tuple[str, ...]] = ("micro_f1", "macro_f1", "exact_match")
+    has_likelihood: ClassVar[bool] = True
+    kind: Literal["multi-label"]
+    label: str = "labels"
+    labels: tuple[str, ...] = Field(min_length=2)
+    separator: str | None = Field(
+        default=None, min_length=1, description="what stands between labels where the column is text"
+    )
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The labels'."""
+        return (self.label,)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return names_of(value)
+
+
 class BaseLanguageData(BaseData):
     """Rows of which a causal model predicts tokens."""
 
@@ -190,7 +243,7 @@ class NoData(DataTraits):
 
 
 Data = Annotated[
-    ClassificationData | CausalLMData | InstructionData | NoData,
+    ClassificationData | RegressionData | MultiLabelData | CausalLMData | InstructionData | NoData,
     Field(discriminator="kind"),
     open_to("tasks", BaseData),
 ]

@@ -205,6 +205,12 @@ def plain_spans(table: Table, row: int, settings: RowData) -> Spans:
     return spans if pair is None else [*spans, ("\n", False), (pair, False)]
 
 
+def spread(numbers: Sequence[float]) -> dict[str, float]:
+    """Least, mean and greatest of at least one number."""
+    values = np.asarray(numbers)
+    return {"min": float(values.min()), "mean": float(values.mean()), "max": float(values.max())}
+
+
 def percentiles(values: Sequence[int]) -> dict[str, int]:
     """Least, median, 90th and 99th percentile, and most; nothing of nothing."""
     if not len(values):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from headwater.config.data import BaseData, InstructionData
 from headwater.data.conversations import Conversation, conversation_of
 from headwater.data.files.layouts import texts_of
-from headwater.data.files.table import Table
+from headwater.data.files.table import FILE_COLUMN, Table
 from headwater.errors import ConfigError
 
 
@@ -45,6 +45,12 @@ class TableRow:
     def value(self, column: str) -> object:
         """What ``column`` holds."""
         return self.table.value(column, self.index)
+
+    def optional(self, column: str) -> object | None:
+        """What ``column`` holds; None where this row has nothing there."""
+        if column == FILE_COLUMN:
+            return self.table.stem(self.index)
+        return self.table.columns[self.table.require(column)][self.index]
 
     def name(self, column: str) -> str:
         """A text or number in ``column``."""

@@ -121,6 +121,9 @@ class Row(Protocol):
     def value(self, column: str) -> object:
         """What the column holds: text, int, float, bool, list or dict; never None."""
 
+    def optional(self, column: str) -> object | None:
+        """What the column holds; None where this row has nothing there."""
+
     def name(self, column: str) -> str:
         """A text, or a number as ``str()`` writes it."""
 

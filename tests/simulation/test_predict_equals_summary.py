@@ -87,12 +87,43 @@ TASKS["pairs"] = (
     },
     pairs,
 )
+
+
+def scored(count, shift):
+    return [
+        {"text": f"the movie {i % 7} {i + shift}", "stars": (i * 7 + shift) % 11 / 2} for i in range(count)
+    ]
+
+
+def tagged(count, shift):
+    return [
+        {
+            "text": f"well the movie {i % 7}",
+            "tags": "|".join(t for n, t in enumerate("abc") if (i + shift) % (n + 2)),
+        }
+        for i in range(count)
+    ]
+
+
+STARS = {"kind": "regression", "target": "stars", "target_mean": 2.5, "target_scale": 1.6, "max_tokens": 12}
+TAGS = {"kind": "multi-label", "label": "tags", "labels": ["a", "b", "c"], "separator": "|", "max_tokens": 12}
+TASKS |= {
+    "stars": ("encoder", STARS, scored),
+    "stars classifier": ("sequence-classification", STARS, scored),
+    "tags": ("encoder", TAGS, tagged),
+    "tags classifier": ("sequence-classification", TAGS, tagged),
+}
 CASES = [
     (task, base, kind)
     for task, base in [("encoder", "bert"), ("classifier", "bert"), ("running", "llama"), ("chat", "llama")]
     for kind in ("lora", "prompt", "prefix", "ia3")
 ] + [
     ("pairs", "paired", "lora"),
+    ("stars", "bert", "lora"),
+    ("stars", "bert", "prompt"),
+    ("stars classifier", "llama", "lora"),
+    ("tags", "bert", "ia3"),
+    ("tags classifier", "bert", "lora"),
     ("classifier", "llama", "lora"),
     ("classifier", "llama", "prefix"),
     ("running", "gpt2", "lora"),
