@@ -62,7 +62,8 @@ class Regression(RowTask[RegressionData]):
 
     def losses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Squared errors of [b, 1] and float32 [b]."""
-        return (logits[:, 0] - targets).square(), torch.ones_like(targets, dtype=torch.int64)
+        errors: Tensor = (logits[:, 0] - targets).square()
+        return errors, torch.ones_like(targets, dtype=torch.int64)
 
     def any_targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Zero for every row."""

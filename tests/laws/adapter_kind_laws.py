@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from headwater.data.batches import Batch, collate
+from headwater.tasks.batches import Batch, collate
 from torch.profiler import profile
 
 from headwater.adapters.base import load_base
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 def batch_of(model: AdaptedModel, count: int = 3) -> Batch:
     """Random rows for ``model``."""
     rows = federations.examples(count, language_model=model.language_model)
-    return collate(rows, 0, language_model=model.language_model)
+    return collate(rows, 0)
 
 
 def elsewhere(model: AdaptedModel) -> AdapterState:
@@ -143,9 +143,9 @@ class AdapterKindLaws:
         model = self.build(folder, task, base)
         model.load(elsewhere(model))
         rows = federations.examples(4, language_model=model.language_model)
-        together = model.forward(collate(rows, 0, language_model=model.language_model))
+        together = model.forward(collate(rows, 0))
         for i, row in enumerate(rows):
-            alone = model.forward(collate([row], 3, language_model=model.language_model))
+            alone = model.forward(collate([row], 3))
             torch.testing.assert_close(together.losses[i], alone.losses[0], rtol=1e-5, atol=1e-5)
             assert together.counts[i] == alone.counts[0]
 
