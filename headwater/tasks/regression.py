@@ -71,8 +71,9 @@ class Regression(RowTask[RegressionData]):
 
     def draw(self, logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
         """From N(output, 1/2), of which the squared error is minus the log density but for a constant."""
-        normal = torch.special.ndtri(uniforms.to(logits.device).clamp(1e-12, 1 - 1e-12))
-        return (logits[:, 0].double() + normal * math.sqrt(0.5)).to(targets.dtype)
+        normal: Tensor = torch.special.ndtri(uniforms.to(logits.device).clamp(1e-12, 1 - 1e-12))
+        drawn: Tensor = logits[:, 0].double() + normal * math.sqrt(0.5)
+        return drawn.to(targets.dtype)
 
     def decide(self, logits: Tensor) -> Array:
         """The output of each row: float [b]."""
