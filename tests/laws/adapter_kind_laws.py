@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from headwater.tasks.batches import Batch, collate
 from torch.profiler import profile
 
 from headwater.adapters.base import load_base
@@ -20,6 +19,7 @@ from headwater.adapters.trial import try_model
 from headwater.config import LoadedFederation
 from headwater.errors import ModelError
 from headwater.state import AdapterState
+from headwater.tasks.batches import Batch, collate
 from headwater.training.memory_estimate import synthetic
 from tests.support import federations
 from tests.support.model_cells import run_readme
