@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # rows are read and checked without torch
+    from torch import Tensor
 
 IGNORED = -100
 """Target of a token that has no loss."""
@@ -46,6 +47,8 @@ class Batch:
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
     """Right-pad ``examples``, all of one task, to their longest."""
+    import torch
+
     width = max(len(e.tokens) for e in examples)
     tokens = np.full((len(examples), width), pad, dtype=np.int64)
     mask = np.zeros((len(examples), width), dtype=np.int64)

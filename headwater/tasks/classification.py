@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from headwater.config.data import UNKNOWN_LABELS, ClassificationData
 from headwater.tasks.inputs import Row
 from headwater.tasks.labels import label_of
 from headwater.tasks.task import Array, Metrics, RowTask
+
+if TYPE_CHECKING:  # rows are read and checked without torch
+    from torch import Tensor
 
 
 class Classification(RowTask[ClassificationData]):
@@ -52,10 +52,15 @@ class Classification(RowTask[ClassificationData]):
 
     def losses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy of [b, labels] and int64 [b]."""
+        import torch
+        import torch.nn.functional as F
+
         return F.cross_entropy(logits, targets, reduction="none"), torch.ones_like(targets)
 
     def any_targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The first label for every row."""
+        import torch
+
         return torch.zeros(len(tokens), dtype=torch.int64)
 
     def draw(self, logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
@@ -113,6 +118,8 @@ def invert(logits: Tensor, uniforms: Tensor) -> Tensor:
         logits: [n, outputs].
         uniforms: float64 [n].
     """
+    import torch
+
     cumulated = logits.double().softmax(-1).cumsum(-1)
     # the last sum may fall short of 1 by rounding
     drawn: Tensor = torch.searchsorted(cumulated, uniforms.unsqueeze(-1), right=True).squeeze(-1)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from headwater.config.data import BaseLanguageData, CausalLMData, InstructionData
 from headwater.errors import DataError, ModelError
@@ -17,6 +14,9 @@ from headwater.tasks.batches import IGNORED, Example
 from headwater.tasks.classification import invert
 from headwater.tasks.inputs import Report, Row, Tokenizer, at
 from headwater.tasks.task import Array, Metrics, Task
+
+if TYPE_CHECKING:  # rows are read and checked without torch
+    from torch import Tensor
 
 L = TypeVar("L", bound=BaseLanguageData)
 
@@ -34,6 +34,8 @@ class NextToken(Task[L]):
 
         A model may ask position by position, so that it never holds the logits of all of them.
         """
+        import torch.nn.functional as F
+
         return F.cross_entropy(logits, targets, reduction="none")
 
     def losses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,10 +48,14 @@ class NextToken(Task[L]):
 
     def any_targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Every token."""
+        import torch
+
         return torch.where(mask.bool(), tokens, IGNORED)
 
     def draw(self, logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
         """Each next token given the true ones before it."""
+        import torch
+
         drawn = torch.full_like(targets, IGNORED)
         kept = targets[:, 1:] != IGNORED  # the token at t + 1 is drawn from the logits at t
         drawn[:, 1:][kept] = invert(logits[:, :-1][kept], uniforms[:, 1:][kept].to(logits.device)).cpu()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from headwater.config.data import UNKNOWN_LABELS, MultiLabelData
 from headwater.errors import DataError
 from headwater.tasks.inputs import Row
 from headwater.tasks.labels import index_of, unknown_label
 from headwater.tasks.task import Array, Metrics, RowTask
+
+if TYPE_CHECKING:  # rows are read and checked without torch
+    from torch import Tensor
 
 Truths = npt.NDArray[np.bool_]
 
@@ -58,12 +58,17 @@ class MultiLabel(RowTask[MultiLabelData]):
 
     def losses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross entropy of [b, labels] and float32 [b, labels], the mean over labels."""
+        import torch
+        import torch.nn.functional as F
+
         # log(1 + e^x) − x·y, which has forward-mode derivatives too
         each = (F.softplus(logits) - logits * targets).mean(-1)
         return each, torch.ones(len(targets), dtype=torch.int64, device=targets.device)
 
     def any_targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """No label for any row."""
+        import torch
+
         return torch.zeros(len(tokens), len(self.outputs))
 
     def draw(self, logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:

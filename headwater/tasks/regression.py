@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from headwater.config.data import RegressionData
 from headwater.config.metrics import MAX_VALUE
 from headwater.errors import DataError
 from headwater.tasks.inputs import Row
 from headwater.tasks.task import Array, Metrics, RowTask
+
+if TYPE_CHECKING:  # rows are read and checked without torch
+    from torch import Tensor
 
 MOST = 1e12
 """The largest magnitude of a target: its square must be far from float32's end."""
@@ -62,15 +63,21 @@ class Regression(RowTask[RegressionData]):
 
     def losses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Squared errors of [b, 1] and float32 [b]."""
+        import torch
+
         errors: Tensor = (logits[:, 0] - targets).square()
         return errors, torch.ones_like(targets, dtype=torch.int64)
 
     def any_targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Zero for every row."""
+        import torch
+
         return torch.zeros(len(tokens))
 
     def draw(self, logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
         """From N(output, 1/2), of which the squared error is minus the log density but for a constant."""
+        import torch
+
         normal: Tensor = torch.special.ndtri(uniforms.to(logits.device).clamp(1e-12, 1 - 1e-12))
         drawn: Tensor = logits[:, 0].double() + normal * math.sqrt(0.5)
         return drawn.to(targets.dtype)

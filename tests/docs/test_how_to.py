@@ -25,7 +25,13 @@ VECTOR = {
     "training": {"kind": "noop", "scale": 0.5},
 }
 """Enough for what needs no base model."""
-PAGES = {"add-a-rule": VECTOR, "add-a-codec": VECTOR, "add-a-trainer": None, "add-an-adapter-kind": None}
+PAGES = {
+    "add-a-rule": VECTOR,
+    "add-a-codec": VECTOR,
+    "add-a-trainer": None,
+    "add-an-adapter-kind": None,
+    "add-a-task": None,
+}
 """The federation that a page's tables are put into; None is a tiny text model's."""
 CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
@@ -150,6 +156,7 @@ CHECKS = {
     "add-a-codec": a_quarter,
     "add-a-trainer": learned,
     "add-an-adapter-kind": learned,
+    "add-a-task": learned,
 }
 
 

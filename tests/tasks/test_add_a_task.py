@@ -1,11 +1,10 @@
-"""docs/how-to/add-a-task.md, as a stranger follows it: its package is installed, keeps the laws and runs."""
+"""The task of docs/how-to/add-a-task.md, as its user sees it; tests/docs/test_how_to.py builds it too."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import tomli_w
@@ -13,7 +12,6 @@ import tomli_w
 from headwater.config.data import lower_is_better
 from headwater.config.load import load_federation
 from headwater.errors import ConfigError
-from tests.laws.task_laws import TaskLaws
 from tests.support.command import headwater
 from tests.support.federations import adapter
 from tests.support.plugins import installed_in, write_package
@@ -21,32 +19,20 @@ from tests.support.runs import run, write_jsonl
 from tests.support.tiny_models import tiny_bert
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/add-a-task.md"
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-SOURCE = BLOCKS[0][1]
+SHOWN = re.search(
+    r'^```python title="headwater_ordinal.py"\n(.*?)^```$', PAGE.read_text(), re.DOTALL | re.MULTILINE
+)
 SCALE = ["low", "middle", "high"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def package(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packages")
-    (kind, where) = re.findall(r'^(\w+) = "(.*)"$', BLOCKS[1][1], re.MULTILINE)[0]
-    write_package(folder, "headwater_ordinal", SOURCE, {"tasks": {kind: where}})
+    assert SHOWN is not None
+    points = {"tasks": {"ordinal": "headwater_ordinal:OrdinalData"}}
+    write_package(folder, "headwater_ordinal", SHOWN[1], points)
     with installed_in(folder):
         yield
-
-
-class TestOrdinal(TaskLaws):
-    settings: ClassVar = {"kind": "ordinal", "scale": SCALE}
-    rows: ClassVar = [{"text": "a", "label": step} for step in ("low", "middle", "high", "low", "high")]
-    bad: ClassVar = [{"text": "a", "label": "highest"}, {"text": "", "label": "low"}]
-    exact: ClassVar = {"loss", "steps_off", "accuracy"}
-
-
-def test_the_page_is_short():
-    assert len(SOURCE.splitlines()) < 120
-    words = re.sub(r"```.*?```", "", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL).split()
-    assert len(words) <= 350
-    assert [language for language, _ in BLOCKS] == ["python", "toml", "python"]
 
 
 def federation(folder, **changes):
