@@ -78,7 +78,8 @@ class Run:
         if named:
             return str(named)
         seen = {k for r in self.rounds for part in (r.test, r.pooled) for k in part}
-        return next((m for m in ("accuracy", "perplexity", "macro_f1", "loss") if m in seen), "accuracy")
+        usual = ("accuracy", "perplexity", "mse", "micro_f1", "macro_f1", "loss")
+        return next((m for m in usual if m in seen), "accuracy")
 
     @property
     def lower_is_better(self) -> bool:

@@ -27,6 +27,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from headwater.asgi import App, Receive, Scope, Send
+from headwater.config.data import lower_is_better
 from headwater.errors import HeadwaterError
 from headwater.protocol.control import Organiser
 from headwater.server.monitoring import prometheus
@@ -123,7 +124,10 @@ def _rounds(organiser: Organiser, path: Callable[[str], Path | None]) -> Callabl
         while len(charts) > _MOST_RUNS:
             charts.popitem(last=False)
         every, rows = chart.rounds(after)
-        return JSONResponse({"run": chosen.run, "metric": chosen.metric, "every": every, "rows": rows})
+        lower = sorted({name for row in rows for name in row["metrics"] if lower_is_better(name)})
+        return JSONResponse(
+            {"run": chosen.run, "metric": chosen.metric, "every": every, "lower": lower, "rows": rows}
+        )
 
     return rounds
 

@@ -223,7 +223,7 @@ def test_many_versions_are_cut_but_never_the_best(app, toy):
 def test_rounds(app, toy):
     found = ask(app, "/api/rounds", headers=BEARER).json()
     assert [row["round"] for row in found["rows"]] == [0, 1]
-    assert found["metric"] == "accuracy"
+    assert (found["metric"], found["lower"]) == ("accuracy", ["loss"])
     assert found["rows"][1]["metrics"].keys() == {"accuracy", "loss", "training loss"}
     toy.end_round(2, float("nan"), {"ann": "late"})
     (row,) = ask(app, f"/api/rounds?run={RUN}&after=1", headers=BEARER).json()["rows"]

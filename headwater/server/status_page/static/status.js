@@ -4,7 +4,7 @@ import { facts, fill, keyed, make, set } from "./tables.js";
 import { ago, bytes, clock, count, moment, NOTHING, number, seconds } from "./text.js";
 
 const REFRESH_MS = 5000, LEAST_MS = 400, MOST_EVENTS = 200;
-const LOWER = new Set(["loss", "perplexity", "training loss"]);
+const LOWER = new Set(["training loss"]); // and those that the server names
 const MOODS = { running: "good", finished: "main", waiting: "warn", paused: "warn", failed: "bad", stopped: "", queued: "", online: "good", offline: "", revoked: "bad" };
 const $ = (id) => document.getElementById(id);
 const state = { token: "", status: null, got: 0, run: "", rows: new Map(), every: 1, chart: "", metric: "", after: -1, events: [], adapters: "", best: 0, said: 0, started: 0, since: 0 };
@@ -237,6 +237,7 @@ async function refreshRounds(run) {
   const from = state.rows.size ? Math.max(...state.rows.keys()) : -1;
   const found = await jsonOr({ rows: [], every: state.every, metric: "" }, `/api/rounds?run=${encodeURIComponent(run.run)}&after=${from}`);
   state.chart = found.metric || run.metric;
+  for (const name of found.lower ?? []) LOWER.add(name);
   for (const row of found.rows) state.rows.set(row.round, row);
   if (found.every !== state.every || state.rows.size > 700) {
     const whole = await json(`/api/rounds?run=${encodeURIComponent(run.run)}`);
