@@ -53,23 +53,23 @@ HEAD = """\
 
 <!-- Written by scripts/federation_reference.py from headwater/config/federation.py: change it there. -->
 
-One TOML file describes a federation. Relative paths start at its folder. An unknown key, a wrong type or a
-value out of range is a `ConfigError` (exit code 2) that names file, key, expected and got.
+One TOML file describes a federation. Relative paths start at its folder. What is unknown, of a wrong type or
+out of range is a `ConfigError` that names file, key, expected and got.
 
 ```console
-$ headwater config check federation.toml          # right or wrong, in under a second
-$ headwater config show federation.toml           # every key, defaults spelled out
-$ headwater config check federation.toml --set training.learning_rate=1e-3
+$ headwater config check federation.toml     # right or wrong, in under a second
+$ headwater config show federation.toml      # every key, defaults spelled out
 ```
 
-`[strategy]`, `[codec.up]`, `[training]`, `[adapter]` and `[data]` may also name a `kind` that an installed
-package [brings](../how-to/add-a-rule.md). The resolved file then has a table `[plugins]`, such as
-`"rules:NAME" = "PACKAGE VERSION"`, which is part of its hash: only those versions take part.
+`--set training.learning_rate=1e-3` works wherever a file is read; the value is TOML, or else a bare string.
+The *federation hash* is the SHA-256 of the resolved settings without the seed.
 
-`--set table.key=value` works wherever a file is read; the value is TOML, or else a bare string. The
-*federation hash* is the SHA-256 of the resolved settings without the seed.
+`[strategy]`, `[codec.up]`, `[training]`, `[adapter]` and `[data]` may name a `kind` that an installed package
+[brings](../how-to/add-a-rule.md). The resolved file then has `[plugins]`, such as
+`"rules:NAME" = "PACKAGE VERSION"`, part of its hash: only those versions take part.
 
-Each key is followed by its default, and in brackets by what else is allowed.
+Each key is followed by its default, and in brackets by what else is allowed. From `[methods]` on every table
+may be left out.
 """
 
 UNFIT: tuple[tuple[str, str], ...] = (
@@ -83,7 +83,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("strategy `ties`, `fisher`", "`spry`, `rank`, `last_layers`"),
     (
         "`privacy.clip_l2`",
-        "`codec.up.alpha`, which may lift an update above the bound; methods that send scalars",
+        "`codec.up.alpha`; methods that send scalars",
     ),
     (
         "`cohort.min_clients`",
@@ -93,13 +93,12 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("schedule `buffered`", "`spry`, `decomfl`"),
     (
         "`[methods]`",
-        "no `[assignment]`; training kind `noop`; 64 methods or more; names that are no identifiers of at "
-        "most 64 characters",
+        "no `[assignment]`; training kind `noop`; 64 methods or more; names that are no identifiers",
     ),
     ("`[assignment]`", "a method that is not there"),
     (
         "methods that send scalars",
-        "another one of another kind, or with other seeds, directions, rate or bound; `rank`, `last_layers`",
+        "others of another kind, seeds, directions, rate or bound; `rank`, `last_layers`",
     ),
     ("`blackbox`", "an adapter other than `prompt`"),
     ("`spry`, `last_layers`", "an adapter other than `lora`, `ia3` and `vera`"),
@@ -111,8 +110,8 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("`decomfl`", "`max_steps` · `directions` of 2¹⁷ or more"),
     ("`forward_gradient` with `variance_target`", "`max_directions` below 2 or below `directions`"),
     ("`evaluation.metric`", "a model that has no such metric"),
-    ("`baselines.majority`", "a causal model; a metric that a constant has not, such as `spearman`"),
-    ("`baselines.probe`", "another kind of data than classification; another metric than accuracy"),
+    ("`baselines.majority`", "a causal model; a metric that a constant has not"),
+    ("`baselines.probe`", "data other than classification; a metric other than accuracy"),
     ("`[baselines]`, `evaluation.patience`", "nothing to measure them on"),
 )
 """Rules between tables (headwater/config/consistency.py): what, and what it is refused with."""
@@ -124,8 +123,7 @@ Refused when the file is read:
 
 {rules}
 
-Refused when the run begins, once the adapter's tensors are known: a method's `max_bytes_up` below its
-shortest update.
+Refused when the run begins: a method's `max_bytes_up` below its shortest update.
 """
 
 TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
@@ -161,11 +159,11 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         ),
     ),
     "methods": (
-        "Ways to train beside `[training]`, the method `default`: `[methods.NAME]`. May be left out.",
+        "Ways to train beside `[training]`, the method `default`: `[methods.NAME]`.",
         (a.Method,),
     ),
     "assignment": (
-        "Who uses which method. May be left out: everybody uses `[training]`.",
+        "Who uses which method; by default everybody `default`.",
         (a.AssignedByShare, a.AssignedByClient, a.AssignedByPlanner),
     ),
     "assignment.devices": (
@@ -173,28 +171,27 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         (a.Device,),
     ),
     "codec.up": (
-        "How updates travel. May be left out: `compeft` with its defaults. "
-        "[Which one?](../how-to/choose-a-codec.md)",
+        "How updates travel; by default `compeft`. [Which one?](../how-to/choose-a-codec.md)",
         (DenseCodec, CompeftCodec),
     ),
-    "codec.down": ("How the global state travels. May be left out: `dense`, fp32.", (DenseCodec,)),
+    "codec.down": ("How the global state travels.", (DenseCodec,)),
     "strategy": (
-        "How updates become the next global adapter. May be left out: `mean`. "
-        "A table without `kind` is `mean`. [Which one?](../how-to/choose-a-strategy.md)",
+        "How updates become the next global adapter; without `kind`, by the `mean`. "
+        "[Which one?](../how-to/choose-a-strategy.md)",
         (MeanStrategy, TiesStrategy, FisherStrategy, MedianStrategy),
     ),
-    "cohort": ("Who takes part in a round, and when it ends. May be left out.", (CohortSettings,)),
+    "cohort": ("Who takes part in a round, and when it ends.", (CohortSettings,)),
     "schedule": (
-        "Whether clients work in rounds. May be left out: `synchronous`.",
+        "Whether clients work in rounds; by default `synchronous`.",
         (SynchronousSchedule, BufferedSchedule),
     ),
-    "privacy": ("Bounds on what an update may hold. May be left out.", (PrivacySettings,)),
+    "privacy": ("Bounds on what an update may hold.", (PrivacySettings,)),
     "evaluation": (
-        "What is measured, where, and what it decides. May be left out.",
+        "What is measured, where, and what it decides.",
         (EvaluationSettings,),
     ),
     "baselines": (
-        "Compared with the federation after the last round. May be left out.",
+        "Compared with the federation after the last round.",
         (BaselineSettings,),
     ),
 }
@@ -211,7 +208,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "quantization": "of the base; needs a CUDA GPU and bitsandbytes",
     },
     SequenceClassificationModel: {
-        "head": "outputs of a trained head go to labels of their names; output k is label k; it starts anew",
+        "head": "a trained head's outputs go to labels of their names; output k is label k; it starts anew",
     },
     BaseAdapter: {
         "head_bits": "a fresh head in units of 2^head_bits, [for methods along random "
@@ -222,8 +219,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "rank": "r",
         "alpha": "the change of weight is s·B·A with s = alpha/r",
         "target_modules": 'the ends of module names, or `["all-linear"]`',
-        "rslora": "s = alpha/√r (arXiv 2312.03732)",
-        "dora": "train the rows' magnitudes too (arXiv 2402.09353)",
+        "rslora": "s = alpha/√r",
+        "dora": "train the rows' magnitudes too",
         "dropout": "on the input of A while training",
     },
     PromptAdapter: {"tokens": "virtual tokens"},
@@ -235,7 +232,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     VeraAdapter: {
         "rank": "of the two matrices that all layers share; it costs a layer so many values",
         "target_modules": 'the ends of module names, or `["all-linear"]`',
-        "d_initial": "what the vector of length `rank` starts as; the other one starts as 0",
+        "d_initial": "what the vector of length `rank` starts as",
         "dropout": "on the input of A while training",
     },
     PTuningAdapter: {
@@ -248,7 +245,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     IidPartition: {"clients": "how many"},
     DirichletPartition: {
         "clients": "how many",
-        "alpha": "small: each client has few labels; large: all alike",
+        "alpha": "small: few labels each; large: all alike",
         "min_examples": "of every client; the shares are drawn again until they fit",
     },
     QuantityPartition: {
@@ -272,8 +269,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     RegressionData: {
         "target": "the column of the number",
-        "target_mean": "what is subtracted from it before it is learnt; the same for all clients",
-        "target_scale": "what it is then divided by: about the standard deviation, where that is far from 1",
+        "target_mean": "what is subtracted from it before it is learnt",
+        "target_scale": "what it is then divided by, about the standard deviation",
     },
     MultiLabelData: {
         "label": "the column of the labels: a list, or text with `separator`",
@@ -295,8 +292,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "(../guides/low-memory.md#what-makes-it-work), of examples that come again",
     },
     t.KseedTraining: {
-        "pro": "FedKSeed-Pro: draw a seed the more often the steeper all clients found it; half a byte down "
-        "for each seed",
+        "pro": "FedKSeed-Pro; half a byte down for each seed",
     },
     MeanStrategy: {
         "noise": "whether updates of a mixed round weigh by [how far and how noisily their method "
@@ -305,11 +301,11 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     t.Directed: {"distribution": "of the directions"},
     t.ForwardGradientTraining: {
         "max_directions": "of a step, with `variance_target`",
-        "optimizer": "what takes the estimate for a gradient",
+        "optimizer": "takes the estimate for a gradient",
     },
     t.SpryTraining: {
         "directions": "of a step",
-        "optimizer": "what takes the estimate for a gradient",
+        "optimizer": "takes the estimate for a gradient",
     },
     t.BlackboxTraining: {
         "population": "points of a generation",
@@ -334,32 +330,26 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "server_momentum": "β in m ← β·m + Δ",
     },
     TiesStrategy: {
-        "allow_factors": "permit space `factors`, where it merges noise of the basis",
+        "allow_factors": "permit space `factors`, which merges noise of the basis",
         "density": "fraction of each delta's values that take part",
     },
-    FisherStrategy: {"allow_factors": "permit space `factors`, where it merges noise of the basis"},
-    MedianStrategy: {"allow_factors": "permit space `factors`, where it merges noise of the basis"},
+    FisherStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
+    MedianStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     CohortSettings: {
         "clients_per_round": "how many are asked, drawn anew each round; all if absent. "
         "Schedule `buffered`: how many work at once",
-        "min_clients": "a round with fewer accepted updates does not close: on a server it waits, "
-        "a simulation stops; the state is kept",
+        "min_clients": "with fewer accepted updates a round waits on a server; a simulation stops",
         "deadline_s": "seconds after which a round closes with who answered; never if absent",
     },
     EvaluationSettings: {
         "every": "rounds between evaluations, the last round always; 0: never",
-        "deadline_s": "seconds after which an evaluation ends with who answered; absent: "
-        "`cohort.deadline_s`, else 3600 on a server. [What depends on it](../how-to/choose-a-schedule.md)",
+        "deadline_s": "of an evaluation; absent: `cohort.deadline_s`, else 3600 on a server. "
+        "[What depends on it](../how-to/choose-a-schedule.md)",
         "patience": "end the run after so many evaluations without a better one",
-        "metric": "which one decides; absent: `accuracy`, `mse` (regression), `micro_f1` (multi-label) or "
-        "`perplexity` (tokens). [All](data.md#metrics)",
+        "metric": "which one decides; absent: [the first of the kind of data](data.md#metrics)",
         "batch_size": "examples at once",
     },
-    PrivacySettings: {
-        "clip_l2": "bound on an update's L2 norm, which clients keep and the server checks; adds no noise"
-    },
-    BaselineSettings: {
-        "majority": "the best constant answer: the most frequent training label or set of labels, the mean"
-    },
+    PrivacySettings: {"clip_l2": "bound on an update's L2 norm, which the server checks; adds no noise"},
+    BaselineSettings: {"majority": "the best constant answer, such as the most frequent training label"},
 }
 """Meanings of keys whose settings carry no description, or a longer one than this page needs, by class."""
