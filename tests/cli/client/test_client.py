@@ -38,13 +38,14 @@ def test_every_key_of_the_written_file_is_one_when_uncommented(tmp_path):
     lines = []
     for line in (tmp_path / "a.toml").read_text().splitlines():
         bare = line.removeprefix("# ")
-        lines.append(bare if line.startswith("# ") and " = " in bare else line)
+        lines.append(bare if line.startswith("# ") and (" = " in bare or bare.startswith("[")) else line)
     text = "\n".join(lines).replace("0123…", "0" * 64)
     (tmp_path / "a.toml").write_text(text)
     found = load_agent(tmp_path / "a.toml").file
     unset = {k for k, v in found.policy.model_dump().items() if v is None}
     assert unset == set(), "the written file names every rule"
     assert found.models.allow == ["0" * 64]
+    assert found.plugins.allow == ["trainers:NAME"]
 
 
 @pytest.mark.parametrize(
