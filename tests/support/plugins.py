@@ -40,6 +40,7 @@ def write_package(
 def installed_in(folder: Path) -> Iterator[None]:
     """This process has the packages in ``folder``, and forgets them afterwards."""
     before = set(sys.modules)
+    plugins.allow_only(None)  # an agent or a daemon may have run in this process
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
