@@ -10,8 +10,8 @@ from pathlib import Path
 
 from safetensors.numpy import load
 
-CLOCK = {"seconds", "peak_rss_bytes", "time", "seconds_per_round", "started", "created"}
-"""Keys that tell of a clock or a machine and not of the federation."""
+CLOCK = {"seconds", "peak_rss_bytes", "time", "seconds_per_round", "started", "created", "folder"}
+"""Keys that tell of a clock, a machine or a place and not of the federation."""
 CODE = {"adapter/README.md", "report.html", "federation.toml"}
 """Files with words and paths: there must be one on both sides, of any content."""
 

@@ -175,7 +175,7 @@ CASES = {
         nothing,
         ["baselines.majority=true", "evaluation.metric=loss"],
         2,
-        r"baselines\.majority and probe need classification judged by accuracy",
+        r"baselines\.majority cannot be judged by 'loss' of data\.kind 'classification': use 'accuracy'",
     ),
 }
 
