@@ -11,12 +11,15 @@ here imports torch, and a settings class should not either: it says where its wo
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field, GetCoreSchemaHandler, field_validator
@@ -334,8 +337,21 @@ def _kind(value: object) -> object:
     return value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
 
 
-def _points(family: str) -> list[Plugin]:
-    """Sorted by name and package."""
+def _points(family: str) -> tuple[Plugin, ...]:
+    """Sorted by name and package. Looked for again where a package came or went: it reads a file of each."""
+    return _looked_for(family, tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+def _changed(folder: str) -> int:
+    """When something was put into a folder of packages or taken out of it; 0 for what is no folder."""
+    try:
+        return Path(folder or ".").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=2 * len(FAMILIES))
+def _looked_for(family: str, folders: tuple[tuple[str, int], ...]) -> tuple[Plugin, ...]:
     points = metadata.entry_points(group=f"headwater.{family}")
     found = [
         Plugin(
@@ -349,7 +365,7 @@ def _points(family: str) -> list[Plugin]:
         for point in points
         if point.dist is not None
     ]
-    return sorted(found, key=lambda plugin: (plugin.kind, plugin.package))
+    return tuple(sorted(found, key=lambda plugin: (plugin.kind, plugin.package)))
 
 
 def _imported(path: str, plugin: Plugin) -> Any:  # noqa: ANN401 - whatever the package has there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -147,7 +148,7 @@ def test_another_version_is_another_federation_and_is_refused_by_name(packages, 
 def test_who_lacks_the_package_is_told_its_name(file, packages, tmp_path):
     text = load_federation(file).to_toml()
     (tmp_path / "resolved.toml").write_text(text)
-    (packages / "stranger_settings-1.0.dist-info" / "entry_points.txt").unlink()
+    shutil.rmtree(packages / "stranger_settings-1.0.dist-info")
     plugins._FOUND.clear()
     with pytest.raises(plugins.PluginMissing, match=r"pip install stranger-settings==1\.0"):
         load_federation(tmp_path / "resolved.toml")

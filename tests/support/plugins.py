@@ -53,4 +53,5 @@ def installed_in(folder: Path) -> Iterator[None]:
             ):
                 del sys.modules[name]
         plugins._FOUND.clear()
+        plugins._looked_for.cache_clear()
         plugins.allow_only(None)

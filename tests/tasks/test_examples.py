@@ -168,7 +168,7 @@ def test_messages_keep_their_system_message_or_get_ours():
     [
         ("text", "a list.*got str.*CSV cannot hold lists"),
         ([], "a list"),
-        (["text"], "role one of"),
+        (["text"], "an answer of the assistant"),
         ([{"role": "robot", "content": "a"}], "role one of"),
         ([{"role": "user", "content": ""}], "role one of"),
         ([{"role": "user", "content": 3}], "role one of"),

@@ -34,6 +34,7 @@ class RoundRows:
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
+        self._lower: dict[str, bool] = {TRAINING_LOSS: True}  # by metric: whether less is better
         self._forget(-1)
 
     def _forget(self, inode: int) -> None:
@@ -80,7 +81,9 @@ class RoundRows:
             old = self._best.get(name)
             if old is None and len(self._best) >= _MOST_METRICS:
                 continue
-            lower = lower_is_better(name) or name == TRAINING_LOSS
+            if name not in self._lower:
+                self._lower[name] = lower_is_better(name)
+            lower = self._lower[name]
             if old is None or (value < old["metrics"][name] if lower else value > old["metrics"][name]):
                 self._best[name] = row
         if self._count % self._every == 0:
