@@ -25,7 +25,7 @@ from headwater.protocol.machine import (
     Ask,
     Begin,
     Close,
-    CoordinatorProtocol,
+    CoordinatorBase,
     Discard,
     Event,
     Failed,
@@ -81,7 +81,7 @@ class BufferedRules:
             )
 
 
-class BufferedCoordinator(CoordinatorProtocol[BufferedRules]):
+class BufferedCoordinator(CoordinatorBase[BufferedRules]):
     """Versions made of whoever's updates come first; a client is at most once in each.
 
     Args:

@@ -27,7 +27,7 @@ from headwater.protocol.machine import (
     Ask,
     Begin,
     Close,
-    CoordinatorProtocol,
+    CoordinatorBase,
     Discard,
     Event,
     Failed,
@@ -78,7 +78,7 @@ class Rules:
             )
 
 
-class Coordinator(CoordinatorProtocol[Rules]):
+class Coordinator(CoordinatorBase[Rules]):
     """Synchronous rounds: one open version at a time.
 
     Args:

@@ -1,6 +1,6 @@
 """What every coordinator is: a machine that takes events and says what to do. No I/O, no clock.
 
-:class:`CoordinatorProtocol` is the base of :class:`~headwater.protocol.coordinator.Coordinator` and
+:class:`CoordinatorBase` is the base of :class:`~headwater.protocol.coordinator.Coordinator` and
 :class:`~headwater.protocol.buffered.BufferedCoordinator`. Both take the events here and answer with the
 actions here; each has a table of handlers by phase and event.
 """
@@ -184,7 +184,7 @@ RulesT = TypeVar("RulesT", bound=MachineRules)
 Handler: TypeAlias = Callable[[Any, Event], list[Action]]
 
 
-class CoordinatorProtocol(ABC, Generic[RulesT]):
+class CoordinatorBase(ABC, Generic[RulesT]):
     """Numbers that are opened one after the other: rounds, or versions.
 
     Args:
