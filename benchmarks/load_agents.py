@@ -114,7 +114,7 @@ def main() -> None:
             if "answered" not in text and text != "connected":
                 SAID[text.split(";")[0][:160]] += 1
 
-        agent: Any = Agent(connection, TaskHandler(identity, runtime, pace_s), say, stop, status)  # type: ignore[arg-type]
+        agent: Any = Agent(connection, TaskHandler(identity, runtime, pace_s), say, stop, status)  # type: ignore[arg-type]  # a stand-in that trains in this process
         threads.append(threading.Thread(target=agent.run, daemon=True))
         threads[-1].start()
         stop.wait(0.005)

@@ -310,7 +310,7 @@ class open_to:  # noqa: N801 - reads as a word among annotations, as pydantic's 
             serialization=core_schema.wrap_serializer_function_ser_schema(dump, info_arg=True, schema=schema),
         )
 
-    def _validated(self, value: Any, info: core_schema.ValidationInfo, built_in: list[str]) -> Pluggable:  # noqa: ANN401
+    def _validated(self, value: Any, info: core_schema.ValidationInfo, built_in: list[str]) -> Pluggable:  # noqa: ANN401 - what came
         kind = str(_kind(value))
         plugin = find(self.family, kind)
         if plugin is None:
