@@ -7,24 +7,9 @@ import pytest
 from headwater.config import load_federation
 from headwater.config.daemon import check_daemon
 from headwater.errors import ConfigError
+from tests.support.federation_text import federation_text
 
-FEDERATION = """
-[federation]
-name = "t"
-rounds = 3
-[model]
-kind = "encoder"
-path = "m"
-[adapter]
-kind = "lora"
-[data]
-kind = "classification"
-path = "d"
-labels = ["a", "b"]
-partition = { kind = "files" }
-[training]
-kind = "backprop"
-"""
+FEDERATION = federation_text(rounds=3, training="backprop")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from headwater.config import load_federation
 from headwater.errors import ConfigError
 from tests.support.command import headwater
+from tests.support.federation_text import federation_text
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/*.md")])
@@ -97,23 +98,7 @@ def test_settings_that_pages_speak_of_exist():
     assert checked > 5
 
 
-FITTING = """
-[federation]
-name = "t"
-rounds = 1
-[model]
-kind = "encoder"
-path = "m"
-[adapter]
-kind = "lora"
-[data]
-kind = "classification"
-path = "d"
-labels = ["a", "b"]
-partition = { kind = "files" }
-[training]
-kind = "noop"
-"""
+FITTING = federation_text()
 
 
 @pytest.mark.parametrize(

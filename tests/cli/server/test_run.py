@@ -38,26 +38,11 @@ from tests.support.control_port import (
     write_folder,
     write_identity,
 )
+from tests.support.federation_text import federation_text
 
 NOW = 1_700_003_600.0
 HOSTILE = "[red]x[/red] :smile:\x1b[2J\x07\nann  online  \u202egood"
-FEDERATION = """
-[federation]
-name = "t"
-rounds = 1
-[model]
-kind = "encoder"
-path = "m"
-[adapter]
-kind = "lora"
-[data]
-kind = "classification"
-path = "d"
-labels = ["a", "b"]
-partition = { kind = "files" }
-[training]
-kind = "noop"
-"""
+FEDERATION = federation_text()
 
 
 @pytest.fixture

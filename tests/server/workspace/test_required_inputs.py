@@ -8,24 +8,9 @@ from huggingface_hub import constants
 from headwater.config import load_federation
 from headwater.errors import ConfigError, DataError, ModelError
 from headwater.server.workspace.required_inputs import require_inputs
+from tests.support.federation_text import federation_text
 
-FEDERATION = """
-[federation]
-name = "t"
-rounds = 1
-[model]
-kind = "encoder"
-path = "models/tiny"
-[adapter]
-kind = "lora"
-[data]
-kind = "classification"
-path = "d"
-labels = ["a", "b"]
-partition = { kind = "files" }
-[training]
-kind = "backprop"
-"""
+FEDERATION = federation_text(model="models/tiny", training="backprop")
 
 
 @pytest.fixture
