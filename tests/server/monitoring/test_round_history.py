@@ -68,6 +68,21 @@ def test_a_long_run_keeps_the_last_and_the_best(file, length):
     assert (every == 1) == (length < MOST_ROWS - 10)
 
 
+@pytest.mark.parametrize(("metric", "best"), [("loss", 0.1), ("mse", 0.1), ("accuracy", 0.9), ("r2", 0.9)])
+def test_the_best_of_an_error_is_the_smallest(file, metric, best):
+    length, at = 4 * MOST_ROWS, 2 * MOST_ROWS + 1  # long enough that most rounds are left out
+    other = 1.0 - best
+    file.write_text(
+        "".join(
+            line(n, 0.5, test={metric: {at: best, at + 2: other}.get(n, 0.5), "examples": 7})
+            for n in range(length)
+        )
+    )
+    numbers = {row["round"] for row in RoundRows(file).rounds()[1]}
+    assert at in numbers
+    assert at + 2 not in numbers
+
+
 def test_read_bit_by_bit_is_read_at_once(file):
     rows = RoundRows(file)
     with file.open("w") as out:
