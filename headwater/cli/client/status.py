@@ -110,6 +110,8 @@ def _needs(settings: AgentSettings, content: dict[str, Any], running: bool) -> I
     if running and written and content.get("config") and content["config"] != settings.sha256:
         yield "the agent file has changed since the agent started: end the agent and start it again"
     yield from absent(settings)
+    if running and written:
+        yield from _changed_rows(settings, content)
     if not written:
         yield (
             f"the disk of {settings.state} is full, {free:,} bytes are free: nothing is trained, and what is "
@@ -126,6 +128,19 @@ def _needs(settings: AgentSettings, content: dict[str, Any], running: bool) -> I
         what = f"run {problem.run}, {problem.kind}" if problem.run else "a message of the server"
         head = f"since {_clock(problem.since)}{times}: {what}: {first}"
         yield "\n".join([head, *others, f"-> {problem.advice}{again}"])
+
+
+def _changed_rows(settings: AgentSettings, content: dict[str, Any]) -> Iterator[str]:
+    """That a run goes on with rows that are no more those of the files."""
+    from headwater.client.agent.data_stamp import RowsRead
+
+    rows = RowsRead.read(content.get("rows"))
+    if rows is not None and rows.changed(settings.data, skip=settings.state):
+        yield (
+            f"the files of your data have changed since run {rows.run} read them: it goes on with the rows "
+            "as they were, the next run reads the new ones\n-> Put the files back; or try the new ones with "
+            "headwater data check, and start the agent again."
+        )
 
 
 def _as_of(settings: AgentSettings) -> str:

@@ -156,6 +156,7 @@ class Agent:
             self._deliver(*self._undelivered)
             return
         self._desk.rest()
+        self._status.rows(self._desk.rows)
         self._desk.recheck(self._status.doing)
         if (reason := self._desk.paused()) is not None:
             if reason.split(":")[0] != self._paused:
@@ -173,6 +174,7 @@ class Agent:
         self._idle_s = BUSY_S
         self._status.task(KINDS.get(delivery.kind, delivery.kind))
         data = self._desk.answer(delivery.parts)
+        self._status.rows(self._desk.rows)
         self._undelivered = replace(delivery, parts={}), data
 
     def _rest(self, seconds: float) -> None:

@@ -1,10 +1,14 @@
-"""What the owner's files are like, without reading them: :func:`stamp`. A change is worth another try."""
+"""What the owner's files are like: :func:`stamp` without reading them, :func:`contents` by what is in them.
+
+A change is worth another try; rows in memory that are no more those of the files are told to the owner.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +28,56 @@ def stamp(paths: Iterable[Path], *, skip: Path) -> str:
         for file in islice(_files(path, skip.resolve()), MOST_FILES):
             digest.update(f"{file}\0{_of(file)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
+
+
+def contents(paths: Iterable[Path], *, skip: Path) -> str:
+    """A digest over name and content of the same files: files that are put back have theirs again."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in islice(_files(path, skip.resolve()), MOST_FILES):
+            digest.update(f"{file}\0{_content(file)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class RowsRead:
+    """Rows of the owner that are in memory.
+
+    Args:
+        run: for which they were read.
+        stamp: of their files, shortly before.
+        contents: of them, shortly before.
+    """
+
+    run: str
+    stamp: str
+    contents: str
+
+    @staticmethod
+    def of(run: str, data: Path, *, skip: Path) -> RowsRead:
+        """Those that are read from ``data`` next: what changes meanwhile counts as a change."""
+        return RowsRead(run, stamp([data], skip=skip), contents([data], skip=skip))
+
+    @staticmethod
+    def read(found: Sequence[str] | None) -> RowsRead | None:
+        """What :func:`list` made of one in JSON; None for none."""
+        return None if not found else RowsRead(*found)
+
+    def list(self) -> list[str]:
+        """For JSON."""
+        return [self.run, self.stamp, self.contents]
+
+    def changed(self, data: Path, *, skip: Path) -> bool:
+        """Whether the files are others now. They are read only where one was touched."""
+        return stamp([data], skip=skip) != self.stamp and contents([data], skip=skip) != self.contents
+
+
+def _content(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        return f"absent {error.errno}"
 
 
 def _files(path: Path, skip: Path) -> Iterator[Path]:

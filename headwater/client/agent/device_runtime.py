@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headwater.client.agent.advice import for_owner
-from headwater.client.agent.data_stamp import stamp
+from headwater.client.agent.data_stamp import RowsRead
 from headwater.client.agent.known_runs import KnownRun
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.policy import Policy
@@ -44,6 +44,7 @@ class DeviceRuntimes:
     Attributes:
         loads: how often a base model was read from its files.
         notice: what the owner should know of the current run, its model and their data: lines, or nothing.
+        rows: those of the owner that are in memory for the current run; None where none are read.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class DeviceRuntimes:
         self._policy = policy
         self._simulated = {} if simulated_memory_mb is None else {name: simulated_memory_mb}
         self._current: tuple[str, ClientRuntime] | None = None
-        self._stamp = self._said = ""  # of the files when the run's rows were read, and the notice of then
+        self._said = ""  # the notice of when the run was opened
         self.loads, self.notice = 0, ""
+        self.rows: RowsRead | None = None
 
     def open(self, joined: KnownRun, model: Path | None) -> ClientRuntime:
         """The runtime of this run; the last one again if nothing changed.
@@ -75,26 +77,30 @@ class DeviceRuntimes:
             DecodeError: settings that are not understood.
         """
         digest, state = joined.sha256(), joined.folder.parent.parent
-        now = stamp([self._data], skip=state)  # before the rows are read: what changes meanwhile counts
         if self._current is not None and self._current[0] == digest:
             self.notice = self._said
-            if now != self._stamp and not isinstance(self._current[1].context.loaded.settings.data, NoData):
+            if self.rows is not None and self.rows.changed(self._data, skip=state):
                 self.notice = "\n".join(filter(None, [self._said, f"run {joined.run}: {_CHANGED}"]))
             return self._current[1]
-        loaded = joined.loaded(model)
+        loaded, self.rows = joined.loaded(model), None
         base = self._release(loaded)
         if base is None and not isinstance(loaded.settings.model, VectorModel):
             self.loads += 1
         context = TrainingContext.open(loaded, base)
         metrics = self._limit_threads(loaded.settings.federation.threads)
         root = Key.root(loaded.settings.federation.seed)
+        rows = (
+            None
+            if isinstance(loaded.settings.data, NoData)
+            else RowsRead.of(joined.run, self._data, skip=state)
+        )
         try:
             data = FederatedData.own(loaded, self._data, self._name, context.tokenizer, root)
         except DataError as error:
             raise for_owner(error) from error
         self.notice = "\n".join([*filter(None, [self.notice]), *context.notices, *data.warnings])
         runtime = ClientRuntime(joined.run, context, data, root, metrics, self._simulated, self._policy)
-        self._current, self._stamp, self._said = (digest, runtime), now, self.notice
+        self._current, self.rows, self._said = (digest, runtime), rows, self.notice
         return runtime
 
     def _release(self, loaded: LoadedFederation) -> Base | None:

@@ -13,6 +13,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from headwater import __version__
+from headwater.client.agent.data_stamp import RowsRead
 from headwater.errors import StorageError
 from headwater.files import write_atomically
 
@@ -55,7 +56,7 @@ class StatusFile:
 
     def __init__(self, path: Path, server: str, config: str = "") -> None:
         self._path, self._lock = path, threading.Lock()
-        self._content: dict[str, str | int | float | None] = {
+        self._content: dict[str, str | float | list[str] | None] = {
             "pid": os.getpid(),
             "version": __version__,
             "server": server,
@@ -66,6 +67,7 @@ class StatusFile:
             "doing": "idle",
             "task": None,
             "config": config,
+            "rows": None,
         }
         self._write()
 
@@ -85,7 +87,11 @@ class StatusFile:
         """What the agent is busy with."""
         self._change(doing=what)
 
-    def _change(self, **changes: str | float) -> None:
+    def rows(self, read: RowsRead | None) -> None:
+        """The owner's rows that are in memory."""
+        self._change(rows=None if read is None else read.list())
+
+    def _change(self, **changes: str | float | list[str] | None) -> None:
         with self._lock:
             words = {k: v for k, v in changes.items() if k != "contact"}
             fresh = any(self._content[k] != v for k, v in words.items())

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from headwater.client.agent.data_stamp import RowsRead
 from headwater.client.agent.known_runs import KnownRun, KnownRuns
 from headwater.client.agent.models import LocalModels
 from headwater.client.agent.outbox import Outbox, request_digest
@@ -50,6 +51,7 @@ class WorkerProtocol(Protocol):
     """A :class:`Worker`, or a test's stand-in."""
 
     notice: str
+    rows: RowsRead | None
 
     def answer(
         self,
@@ -159,6 +161,11 @@ class TaskHandler:
     def count(self, size: int) -> None:
         """Count the bytes of a message against the day."""
         self._add(bytes=size)
+
+    @property
+    def rows(self) -> RowsRead | None:
+        """The owner's rows that the worker has in memory."""
+        return self._worker.rows
 
     def paused(self) -> str | None:
         """Why nothing should be fetched now, if so."""

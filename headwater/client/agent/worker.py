@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from headwater.client.agent import frames
+from headwater.client.agent.data_stamp import RowsRead
 from headwater.client.agent.known_runs import KnownRun
 from headwater.errors import DecodeError, TrainingError
 from headwater.protocol.failures import FailureCode, coded, how_ended, read_failure
@@ -61,6 +62,7 @@ class Worker:
         starts: children started so far.
         loads: base models that the current child has read from files.
         notice: what the owner should know of the current run, or nothing.
+        rows: those of the owner that the child has in memory; None without.
     """
 
     def __init__(self, options: WorkerOptions) -> None:
@@ -69,6 +71,7 @@ class Worker:
         self._connection: socket.socket | None = None
         self._said: deque[str] = deque(maxlen=20)
         self.starts, self.loads, self.notice = 0, 0, ""
+        self.rows: RowsRead | None = None
 
     @property
     def pid(self) -> int | None:
@@ -111,6 +114,7 @@ class Worker:
             raise
         content = json.loads(head)
         self.loads, self.notice = content["loads"], content["notice"]
+        self.rows = RowsRead.read(content["rows"])
         if content["error"]:
             failure = read_failure(content["code"], tuple(content["numbers"]))
             raise coded(TrainingError(content["error"]), failure.code, *failure.numbers)
@@ -147,6 +151,7 @@ class Worker:
         """Clear away a child that ended or must; how it ended."""
         process, self._process = self._process, None
         connection, self._connection = self._connection, None
+        self.rows = None
         if connection is not None:
             connection.close()
         if process is None:

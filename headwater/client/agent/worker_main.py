@@ -120,7 +120,8 @@ def _serve(
 
 def _head(devices: DeviceRuntimes, error: Exception | None = None) -> bytes:
     """What the agent is told: the whole text of an error, for the owner, and the code for the server."""
-    content: dict[str, Any] = {"loads": devices.loads, "notice": devices.notice, "error": ""}
+    rows = None if devices.rows is None else devices.rows.list()
+    content: dict[str, Any] = {"loads": devices.loads, "notice": devices.notice, "rows": rows, "error": ""}
     if error is not None:
         failure = failure_of(error)
         text = str(error) if isinstance(error, HeadwaterError) else f"{type(error).__name__}: {error}"

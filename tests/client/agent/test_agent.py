@@ -14,6 +14,7 @@ import pytest
 
 from headwater.client.agent.agent import Agent, is_running, only_agent, sweep
 from headwater.client.agent.connection_keeper import ConnectionKeeper, for_a_person
+from headwater.client.agent.data_stamp import RowsRead
 from headwater.client.agent.outbox import KEPT_REPLIES, Outbox, request_digest
 from headwater.client.agent.owner_log import LOG_BYTES, OwnerLog, StatusFile
 from headwater.client.agent.task_handler import AgentStopping, TaskHandler
@@ -55,6 +56,7 @@ class FakeWorker:
         self.asked: list[str] = []
         self.closed = 0
         self.notice = ""
+        self.rows = None
         self.error: Exception | None = None
 
     def answer(self, joined, model, envelope, state, tick=lambda: None) -> bytes:
@@ -551,6 +553,20 @@ def test_while_the_server_is_away_a_finished_reply_is_no_training(make, tmp_path
         assert "revoked" in content["state"]
         assert content["again"] > time.time() - 60
         running.stop.set()
+
+
+def test_the_rows_in_memory_stand_in_the_status_while_they_are_there(make, tmp_path):
+    found, connection = make(), FakeConnection()
+    found.worker.rows = RowsRead("r1", "a", "b")
+    connection.inbox.put(train_delivery(1))
+
+    def shown():
+        return json.loads((tmp_path / "status.json").read_text())["rows"]
+
+    with Running(found, connection, tmp_path):
+        until(lambda: shown() == ["r1", "a", "b"])
+        found.worker.rows = None  # as when the owner's hours are over and the child is ended
+        until(lambda: shown() is None)
 
 
 def test_what_the_owner_mends_is_noticed_while_the_server_is_away(make, tmp_path):

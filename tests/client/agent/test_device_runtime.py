@@ -143,6 +143,9 @@ def test_data_that_change_in_a_run_are_told_to_the_owner(device, tmp_path):
     own.write_text(whole.replace("movie", "film"))
     assert devices.open(device.joined(), device.theirs / "bert") is runtime
     assert f"run {RUN}: the files of your data have changed since they were read" in devices.notice
+    own.write_text(whole)
+    assert devices.open(device.joined(), device.theirs / "bert") is runtime
+    assert "changed" not in devices.notice, "files that are put back are those that were read"
     kept = tmp_path / "new.jsonl"
     own.rename(kept)
     assert devices.open(device.joined(), device.theirs / "bert") is runtime

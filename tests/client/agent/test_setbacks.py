@@ -18,7 +18,7 @@ from headwater.cli.client import status as client_status
 from headwater.client.agent import disk_room as room
 from headwater.client.agent import setbacks
 from headwater.client.agent.backoff import FIRST_S, LONGEST_S, Backoff
-from headwater.client.agent.data_stamp import stamp
+from headwater.client.agent.data_stamp import RowsRead, stamp
 from headwater.client.agent.disk_room import SLACK_BYTES, needed_bytes
 from headwater.client.agent.outbox import Outbox
 from headwater.client.agent.owner_log import StatusFile
@@ -93,7 +93,8 @@ class Home:
         (self.folder / "ann.jsonl").write_text(f"{self.clock.seconds}\n")
 
     def status(self) -> list[tuple[str, str]]:
-        StatusFile(self.settings.state / "status.json", "server:1", self.settings.sha256)
+        status = StatusFile(self.settings.state / "status.json", "server:1", self.settings.sha256)
+        status.rows(self.desk.rows)
         return list(client_status.lines(self.settings, self.clock.now()))
 
     def needs(self) -> list[str]:
@@ -263,6 +264,23 @@ def test_an_agent_file_that_changed_since_the_start_is_said(home, monkeypatch):
     monkeypatch.setattr("headwater.client.agent.disk_room.free_bytes", lambda state: 0)
     (full,) = [text for key, text in client_status.lines(changed, home.clock.now()) if key == "needs you"]
     assert "is full, 0 bytes are free" in full
+
+
+def test_data_that_changed_since_a_run_read_them_are_said_until_they_are_put_back(home, monkeypatch):
+    monkeypatch.setattr("headwater.client.agent.agent.is_running", lambda state: True)
+    data = home.settings.data
+    home.worker.rows = RowsRead.of("r1", data, skip=home.settings.state)
+    assert home.needs() == []
+    whole = data.read_text()
+    home.edit()
+    (line,) = home.needs()
+    assert "changed since run r1 read them" in line
+    assert home.needs() == [line], "until it is mended"
+    data.write_text(whole)
+    assert home.needs() == []
+    home.edit()
+    home.worker.rows = None  # the child has ended: the next one reads the new rows
+    assert home.needs() == []
 
 
 def test_weights_that_changed_are_told_from_a_model_that_was_never_there(tmp_path):

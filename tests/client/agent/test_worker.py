@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from headwater.client.agent import frames, worker_main
+from headwater.client.agent.data_stamp import RowsRead
 from headwater.client.agent.known_runs import KnownRuns
 from headwater.client.agent.task_handler import TaskHandler
 from headwater.client.agent.worker import Worker, WorkerDied, WorkerOptions, clean_environment, describe_end
@@ -123,6 +124,8 @@ def test_the_worker_sees_a_clean_environment(worker):
 def test_what_the_worker_cannot_do_is_an_error_and_the_worker_lives(worker, device):
     pid = worker.pid
     settings = device.settings.data
+    serve(worker, device, device.profile())
+    assert worker.rows == RowsRead.of(device.joined().run, settings, skip=device.settings.state)
     missing = replace(device.joined(), model_sha256="0" * 64)
     p = parts(device.profile())
     with pytest.raises(TrainingError, match="sha256"):
@@ -134,6 +137,7 @@ def test_what_the_worker_cannot_do_is_an_error_and_the_worker_lives(worker, devi
             worker.answer(other, device.theirs / "bert", p["envelope"], p["state"])
         assert "ann.jsonl" in str(error.value), "the owner sees which file"
         assert failure_of(error.value) == Failure(FailureCode.DATA_REFUSED)
+        assert worker.rows is None, "of that run none were read"
     finally:
         settings.with_suffix(".away").rename(settings)
     with pytest.raises(TrainingError, match="request"):
