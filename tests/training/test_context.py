@@ -24,6 +24,7 @@ def _threads():
 
 def test_a_real_model(tmp_path):
     loaded = federations.federation(tmp_path, "encoder", "bert", federations.adapter("lora", "bert"))
+    torch.set_num_threads(loaded.settings.federation.threads + 1)
     context = TrainingContext.open(loaded)
     assert torch.get_num_threads() == loaded.settings.federation.threads
     assert context.spec == context.initial_state().spec
