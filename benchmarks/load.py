@@ -4,8 +4,9 @@
 
 Agents speak over TLS with keys and signatures of their own, from a few processes (:mod:`load_agents`). First
 the number of agents grows with an adapter of 20,000 values sent with compeft; then a few agents send large
-dense ones. JSON, a picture and a table. With ``--attribute`` the daemon's objects and the gate's nonces are
-counted after rounds 2 and the last too, which costs time: its timings are not those of a plain run.
+dense ones. JSON, a picture and a table. With ``--attribute`` the daemon's objects and its
+nonces are counted after rounds 2 and the last too, which costs time: its timings are not those of a plain
+run.
 """
 
 from __future__ import annotations

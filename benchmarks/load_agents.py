@@ -2,9 +2,9 @@
 
     python benchmarks/load_agents.py FOLDER FIRST LAST
 
-Each agent has keys, a TLS connection, a keeper and a loop of its own, and polls as in the product; what it
-does not have is a process with a base model: this process answers for all with the clients' own code. For
-``bench-load``, which makes FOLDER. Writes JSON to stdout when it is told to end.
+Each agent has keys, a TLS connection, a connection keeper and a loop of its own, and polls as in the product;
+what it does not have is a process with a base model: this process answers for all with the clients' own code.
+For ``bench-load``, which makes FOLDER. Writes JSON to stdout when it is told to end.
 """
 
 from __future__ import annotations

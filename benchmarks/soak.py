@@ -4,9 +4,9 @@
 
 Agents as in ``load.py`` (:mod:`load_agents`), each answering after ``--pace`` seconds, so that the daemon is
 neither idle nor saturated. Every quarter of a minute its resident memory, rounds and files are read, and
-every two minutes it counts what lives in it. What is bounded by time must have reached its bound: the gate
-remembers nonces for ten minutes, and agents open a second connection with their first heartbeat. So the
-slope is fitted from minute 12 on. JSON and a picture.
+every two minutes it counts what lives in it. What is bounded by time must have reached its bound: the request
+authenticator remembers nonces for ten minutes, and agents open a second connection with their first
+heartbeat. So the slope is fitted from minute 12 on. JSON and a picture.
 """
 
 from __future__ import annotations

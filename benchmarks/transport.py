@@ -2,7 +2,7 @@
 
     python benchmarks/transport.py [--mib 50] [--times 3]
 
-Measures Flower's Fleet API as Headwater mounts it: signatures, hashes and the gate included.
+Measures Flower's Fleet API as Headwater mounts it: signatures, hashes and the request authenticator included.
 """
 
 from __future__ import annotations

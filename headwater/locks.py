@@ -15,7 +15,7 @@ from pathlib import Path
 
 from headwater.errors import StorageError
 
-_LOOK_S = 0.02
+_POLL_S = 0.02
 
 
 @contextmanager
@@ -72,5 +72,5 @@ def take_within(handle: int, seconds: float) -> bool:
     while not take(handle):
         if time.monotonic() > until:
             return False
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     return True

@@ -36,7 +36,7 @@ def attach(base: Base, kind: AdapterKind[Any]) -> tuple[PeftModel, tuple[str, ..
     config = kind.peft_config(base, common)
     before = Unadapted.of(base)
     # names of buffers are among those that files lack
-    changed = [n for n, _ in base.model.named_parameters() if n in base.fresh | base.moved]
+    changed = [n for n, _ in base.model.named_parameters() if n in base.fresh | base.reordered]
     who = f"adapter '{kind.adapter.kind}' on {base.settings.path}"
     with listening(who, base.settings.accept_warnings) as heard:
         try:
@@ -77,5 +77,5 @@ def _fresh_modules(base: Base) -> list[str]:
     They are what the files lack, and a head whose outputs were put in another order. A module that is saved
     inside another that is saved would be saved under two names.
     """
-    modules = {name.rpartition(".")[0] for name in base.fresh | base.moved}
+    modules = {name.rpartition(".")[0] for name in base.fresh | base.reordered}
     return sorted(m for m in modules if not any(p.endswith(PEFT_HEADS) for p in m.split(".")))

@@ -55,7 +55,7 @@ class Base:
         labels: names of the classes; None for a causal model.
         fresh: names of parameters that the files lack: the random start of a new head.
         device: where it computes.
-        moved: names of the head's parameters whose rows were put in the labels' order.
+        reordered: names of the head's parameters whose rows were put in the labels' order.
         notices: what the user should know of it, one sentence each.
     """
 
@@ -66,7 +66,7 @@ class Base:
     labels: tuple[str, ...] | None
     fresh: frozenset[str]
     device: torch.device
-    moved: frozenset[str] = frozenset()
+    reordered: frozenset[str] = frozenset()
     notices: tuple[str, ...] = ()
 
     @property
@@ -156,7 +156,7 @@ def load_base(
     model.eval()
     notices += head.notices
     return Base(
-        model, tokenizer, sha256, settings, labels, fresh | head.fresh, device, head.moved, tuple(notices)
+        model, tokenizer, sha256, settings, labels, fresh | head.fresh, device, head.reordered, tuple(notices)
     )
 
 
@@ -259,7 +259,7 @@ class _Head:
     """A classifier's head: names of fresh and of moved parameters, and what the user should know."""
 
     fresh: frozenset[str]
-    moved: frozenset[str] = frozenset()
+    reordered: frozenset[str] = frozenset()
     notices: tuple[str, ...] = ()
 
 

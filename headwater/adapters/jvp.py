@@ -23,7 +23,7 @@ from headwater.errors import ModelError
 def slope(
     network: nn.Module,
     loss: Callable[[], Tensor],
-    moved: Iterable[tuple[Parameter, Tensor]],
+    tangents: Iterable[tuple[Parameter, Tensor]],
     *,
     who: str,
 ) -> tuple[float, float]:
@@ -32,7 +32,7 @@ def slope(
     Args:
         network: the module whose parameters ``loss`` uses.
         loss: computes the 0-dim loss of ``network``.
-        moved: parameters and their tangents, of the same shapes; others stand still.
+        tangents: parameters and their tangents, of the same shapes; others stand still.
         who: names adapter and model in the error.
 
     Raises:
@@ -42,7 +42,7 @@ def slope(
     # inference_mode would drop the tangents
     with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), ForwardADRules():
         duals = dict[str, Tensor]()
-        for parameter, tangent in moved:
+        for parameter, tangent in tangents:
             dual = forward_ad.make_dual(parameter.detach(), tangent.to(parameter))  # type: ignore[no-untyped-call]  # torch leaves it untyped
             duals[names[id(parameter)]] = dual
         try:

@@ -107,7 +107,7 @@ class AdaptedModel:
         self.spec = StateSpec(())
         self.frozen = AdapterState(self.spec, {})
         self._initial = self.frozen
-        self._trunk: FrozenPrefix | None = None
+        self._prefix: FrozenPrefix | None = None
         self._kept: dict[str, PrefixCache] = {}
         self._above: dict[tuple[str, frozenset[str]], bool] = {}
 
@@ -254,7 +254,7 @@ class AdaptedModel:
         """Logits and losses of ``batch``; gradients flow if enabled by the caller."""
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
         targets = batch.targets.to(self.base.device)
-        with self._above_trunk(batch):
+        with self._skipping_prefix(batch):
             logits = self.network(tokens, mask)
         return self.output(logits, targets)
 
@@ -271,14 +271,14 @@ class AdaptedModel:
         Raises:
             ModelError: a part of the model has no forward mode.
         """
-        tangents = torch.split(direction, [spec.numel for spec, _ in self._parameters])
-        moved = [
-            (p, t.view(s.shape) * unit_of(s)) for (s, p), t in zip(self._parameters, tangents, strict=True)
+        parts = torch.split(direction, [spec.numel for spec, _ in self._parameters])
+        tangents = [
+            (p, t.view(s.shape) * unit_of(s)) for (s, p), t in zip(self._parameters, parts, strict=True)
         ]
         # what asks the model itself must not do so among dual numbers
-        _ = self._late_head, self._trunk and self._reach_of_trunk(self._trunk, batch)
+        _ = self._late_head, self._prefix and self._hidden_below(self._prefix, batch)
         who = f"forward mode, adapter '{self.adapter.kind}' on {self.base.settings.path}"
-        return slope(self.network, lambda: self.loss(batch), moved, who=who)
+        return slope(self.network, lambda: self.loss(batch), tangents, who=who)
 
     def loss(self, batch: Batch) -> Tensor:
         """``forward(batch).loss`` up to rounding, 0-dim; see :meth:`losses`."""
@@ -296,7 +296,7 @@ class AdaptedModel:
             return output.losses, output.counts
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
         targets = batch.targets.to(self.base.device)
-        with self._above_trunk(batch):
+        with self._skipping_prefix(batch):
             return late.losses(tokens, mask, targets)
 
     @contextlib.contextmanager
@@ -314,33 +314,33 @@ class AdaptedModel:
             budget_bytes: memory for examples that come again.
             purpose: what is kept is kept apart for each, so that one does not push out the other's.
         """
-        self._trunk = self._trunk_below(tensors)
-        if self._trunk is not None and budget_bytes:
+        self._prefix = self._prefix_below(tensors)
+        if self._prefix is not None and budget_bytes:
             kept = self._kept.get(purpose)
             if kept is None or kept.budget_bytes != budget_bytes:
                 kept = PrefixCache(budget_bytes)
-            lowest = self._trunk_below(None)
-            if lowest is not None and lowest.first == self._trunk.first:
+            lowest = self._prefix_below(None)
+            if lowest is not None and lowest.first == self._prefix.first:
                 self._kept[purpose] = kept
             else:  # a tensor below may move between two tasks
                 kept = PrefixCache(budget_bytes)
             kept.begin()
-            self._trunk = self._trunk.keeping(kept)
+            self._prefix = self._prefix.keeping(kept)
         try:
             yield
         finally:
-            self._trunk = None
+            self._prefix = None
 
     @property
     def kept_bytes(self) -> int:
         """What :meth:`caching_prefix` keeps at the moment."""
         return sum(kept.used_bytes for kept in self._kept.values())
 
-    def has_trunk(self, tensors: tuple[str, ...] | None = None) -> bool:
+    def has_prefix(self, tensors: tuple[str, ...] | None = None) -> bool:
         """Whether there are layers below all of ``tensors`` (all if None) for :meth:`caching_prefix`."""
-        return self._trunk_below(tensors) is not None
+        return self._prefix_below(tensors) is not None
 
-    def _trunk_below(self, tensors: tuple[str, ...] | None) -> FrozenPrefix | None:
+    def _prefix_below(self, tensors: tuple[str, ...] | None) -> FrozenPrefix | None:
         if not self.adapter.layered:
             return None  # others change what reaches the first layer, or every one
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
@@ -355,16 +355,16 @@ class AdaptedModel:
             )
         return self._above[stack, names]
 
-    def _above_trunk(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
-        if self._trunk is None:
+    def _skipping_prefix(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        if self._prefix is None:
             return contextlib.nullcontext()
-        return self._trunk.skipped(self._reach_of_trunk(self._trunk, batch))
+        return self._prefix.skipped(self._hidden_below(self._prefix, batch))
 
-    def _reach_of_trunk(self, trunk: FrozenPrefix, batch: Batch) -> Tensor:
+    def _hidden_below(self, prefix: FrozenPrefix, batch: Batch) -> Tensor:
         def run(tokens: Tensor, mask: Tensor) -> object:
             return self.network(tokens.to(self.base.device), mask.to(self.base.device))
 
-        return trunk.reach(batch.tokens, batch.mask, run)
+        return prefix.hidden(batch.tokens, batch.mask, run)
 
     @cached_property
     def _late_head(self) -> ChunkedHead | None:

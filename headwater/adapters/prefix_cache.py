@@ -2,8 +2,8 @@
 
 A method without backprop asks for the loss of one batch again and again, at weights that differ in the
 upper layers only. What reaches the first of those is always the same: kept for the batch it saves the
-trunk in every pass but the first; kept for all examples, within a budget of memory (:class:`PrefixCache`),
-in every step but the first that ever meets an example.
+frozen prefix in every pass but the first; kept for all examples, within a budget of memory
+(:class:`PrefixCache`), in every step but the first that ever meets an example.
 
 What is to be kept is computed for each example by itself, without padding. So it is a function of the
 example: no bit of a loss depends on what was kept before, on batches, on other clients, or on a restart.
@@ -25,7 +25,7 @@ Above: TypeAlias = Callable[[str, frozenset[str]], bool]
 
 
 class PrefixCache:
-    """What reached the layer above the trunk, by example, up to so many bytes.
+    """What reached the layer above the frozen prefix, by example, up to so many bytes.
 
     Where room is wanting, examples make way that were not met since :meth:`begin`, the longest unused
     first. Those of the same task never do: met in turn, each would push out the next one needed.
@@ -71,7 +71,7 @@ class FrozenPrefix:
 
     Args:
         layers: the network's stack, which this object borrows while it computes.
-        first: the layers below this one are the trunk.
+        first: the layers below this one are the frozen prefix.
         kept: hidden states from batch to batch; None: of the last batch only.
     """
 
@@ -116,15 +116,15 @@ class FrozenPrefix:
         """The same, which keeps what it computes in ``kept``."""
         return FrozenPrefix(self._layers, self.first, kept)
 
-    def reach(self, tokens: Tensor, mask: Tensor, run: Run) -> Tensor:
-        """What reaches the first layer above the trunk: [b, t, d].
+    def hidden(self, tokens: Tensor, mask: Tensor, run: Run) -> Tensor:
+        """What reaches the first layer above the frozen prefix: [b, t, d].
 
         Where examples are kept it is zero in the padding, which nothing above may look at.
 
         Args:
             tokens: int64 [b, t].
             mask: int64 [b, t], ones to the left.
-            run: is cut short above the trunk.
+            run: is cut short above the frozen prefix.
         """
         if self._last is not None and self._last[0] is tokens:
             return self._last[1]
@@ -165,7 +165,7 @@ class FrozenPrefix:
 
     @contextlib.contextmanager
     def skipped(self, hidden: Tensor) -> Iterator[None]:
-        """Inside, the trunk is not computed: ``hidden`` is what reaches the layer above it."""
+        """Inside, the frozen prefix is not computed: ``hidden`` is what reaches the layer above it."""
 
         def replace(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

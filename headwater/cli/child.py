@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-POLL_CLIENTS_S = 0.5
+POLL_S = 0.5
 GRACE_S = 20.0
 """So long the command may take to end as after SIGTERM; then the process is gone."""
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
 def _end_with(parent: int, above: int) -> None:
     """Wait until the parent is another one than at the start."""
     while os.getppid() == above and above > 1:  # a command in front (ip netns exec) may stand between
-        time.sleep(POLL_CLIENTS_S)
+        time.sleep(POLL_S)
     print(f"process {parent}, which started this one, is gone: ending", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)

@@ -157,7 +157,7 @@ class _Lines:
     def __call__(self, event: Event) -> None:
         """Take an event, from any thread."""
         with self._lock:
-            self._take(event)
+            self._show(event)
 
     def tick(self) -> None:
         """Tell for whom the run waits, if it has waited long enough."""
@@ -165,7 +165,7 @@ class _Lines:
             if text := self._waits.due():
                 self._say(text)
 
-    def _take(self, event: Event) -> None:
+    def _show(self, event: Event) -> None:
         self._watch.take(event)
         self._waits.take(event)
         match event:
@@ -218,8 +218,8 @@ class _Bars(_Lines):
                 self._progress.update(self._clients, tail=text or self._tail, visible=True)
             self._waited = bool(text)
 
-    def _take(self, event: Event) -> None:
-        super()._take(event)
+    def _show(self, event: Event) -> None:
+        super()._show(event)
         watch, progress = self._watch, self._progress
         of = "" if watch.rounds is None else f"/{watch.rounds}"
         tail = [watch.score if watch.metric else "", watch.eta]

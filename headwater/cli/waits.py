@@ -22,7 +22,7 @@ from headwater.server.events import (
 )
 from headwater.text import human_seconds, name_some, plain
 
-IDLE_POLL_S = 10.0
+FIRST_LINE_S = 10.0
 """A wait is told when nothing was heard for so long, then at every doubling of that."""
 MOST_S = 600.0
 """And at least so often."""
@@ -40,7 +40,7 @@ class Waits:
         self._out: dict[str, None] = {}  # in the order in which they were asked
         self._what = ""
         self._since_s = clock()
-        self._next_s = IDLE_POLL_S
+        self._next_s = FIRST_LINE_S
 
     def take(self, event: Event) -> None:
         """Something happened."""
@@ -60,12 +60,12 @@ class Waits:
                 self._what = "word"
             case _:
                 return
-        self._since_s, self._next_s = self._clock(), IDLE_POLL_S
+        self._since_s, self._next_s = self._clock(), FIRST_LINE_S
 
     def now(self) -> str:
         """``waiting for the update of ben (12 s)``; empty before there is something to tell."""
         quiet_s = self._clock() - self._since_s
-        if not self._out or quiet_s < IDLE_POLL_S:
+        if not self._out or quiet_s < FIRST_LINE_S:
             return ""
         names = name_some([plain(name, 80) for name in self._out])
         return f"waiting for {self._what} of {names} ({human_seconds(quiet_s)})"
@@ -75,7 +75,7 @@ class Waits:
         text, quiet_s = self.now(), self._clock() - self._since_s
         if not text or quiet_s < self._next_s:
             return ""
-        self._next_s = quiet_s + min(max(quiet_s, IDLE_POLL_S), MOST_S)
+        self._next_s = quiet_s + min(max(quiet_s, FIRST_LINE_S), MOST_S)
         return text
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headwater.compression import t_tables as bell
+from headwater.compression import t_tables
 from headwater.compression.entropy import Block, pack, unpack
 from headwater.compression.reader import RESEND, Reader, varint
 from headwater.errors import ConfigError, DecodeError
@@ -86,7 +86,7 @@ def encode_sums(
         return Payload(SEEDS, bytes(head))
     values = change[touched]
     shift = _shift(values)
-    symbols, table = bell.describe(values >> shift)
+    symbols, table = t_tables.choose_table(values >> shift)
     head += bytes([shift]) + table.header() + _low_bits(values, shift)
     row = (change != 0).astype(np.int32)
     return Payload(SEEDS, bytes(head) + pack([(row, _row(n, len(touched))), (symbols, table)]))
@@ -120,7 +120,7 @@ def decode_sums(payload: Payload, known: Callable[[int], Integers | None], count
     change = np.zeros(n, np.int64)
     if touched:
         shift = reader.byte(tuple(range(_MAX_SHIFT + 1)), "shift")
-        table = bell.read(reader, touched)
+        table = t_tables.read_table(reader, touched)
         low = reader.take(-(-touched * shift // 8), "low bits")
         row, symbols = unpack(reader, [_row(n, touched), table])
         change[row != 0] = (table.values(symbols) << shift) + _from_low_bits(low, touched, shift)
@@ -180,7 +180,7 @@ def _shift(values: Integers) -> int:
     magnitudes = np.abs(values)
     total = (int((magnitudes >> 24).sum()) << 24) + int((magnitudes & 0xFFFFFF).sum())  # cannot overflow
     mean = total // len(values)
-    shift = max(0, mean.bit_length() - _LEADING, bell.width(values) - bell.MAX_BITS)
+    shift = max(0, mean.bit_length() - _LEADING, t_tables.width(values) - t_tables.MAX_BITS)
     if shift > _MAX_SHIFT:
         raise ConfigError(
             "seed coefficients",

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from headwater.compression import t_tables as bell
+from headwater.compression import t_tables
 from headwater.compression.entropy import Block, Symbols, Table, pack, unpack
 from headwater.compression.reader import RESEND, Reader, varint
 from headwater.errors import DecodeError
@@ -38,7 +38,7 @@ def encode_scalars(scalars: SeedCoefficients) -> Payload:
     head = bytes([VERSION]) + (b"" if plan.implied else varint(n))
     if not n:
         return Payload(SCALARS, head)
-    symbols, table = bell.describe(coefficients)
+    symbols, table = t_tables.choose_table(coefficients)
     blocks: list[tuple[Symbols, Table]] = [(symbols, table)]
     if not plan.implied:
         row = np.zeros(plan.count - 1 + n, np.int32)
@@ -62,7 +62,7 @@ def decode_scalars(payload: Payload, plan: SeedPlan) -> SeedCoefficients:
     n = plan.count if plan.implied else reader.varint(plan.entries, "number of coefficients")
     seeds, coefficients = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if n:
-        table = bell.read(reader, n)
+        table = t_tables.read_table(reader, n)
         found = unpack(reader, [table] if plan.implied else [_row(plan, n), table])
         coefficients = table.values(found[-1])
         seeds = np.arange(n) if plan.implied else np.flatnonzero(found[0]) - np.arange(n)

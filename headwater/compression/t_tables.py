@@ -1,4 +1,4 @@
-"""Integers that pile up around zero, described by two bytes: :func:`describe`, :func:`read`.
+"""Integers that pile up around zero, described by two bytes: :func:`choose_table`, :func:`read_table`.
 
 Coefficients of random directions are slopes g·z of a gradient that differs from step to step: a scale
 mixture of normals, near zero at most and with heavy tails. A histogram would cost as much as it saves, so
@@ -69,7 +69,7 @@ class StudentTTable:
         return bytes([self.shape << 4 | self.bits] + [self.scale] * (self.shape != FLAT))
 
 
-def describe(values: Integers) -> tuple[Symbols, StudentTTable]:
+def choose_table(values: Integers) -> tuple[Symbols, StudentTTable]:
     """The symbols of ``values`` and the cheapest table for them: a function of the values alone.
 
     Raises:
@@ -93,7 +93,7 @@ def describe(values: Integers) -> tuple[Symbols, StudentTTable]:
     return symbols, tried[costs.index(min(costs))]
 
 
-def read(reader: Reader, length: int) -> StudentTTable:
+def read_table(reader: Reader, length: int) -> StudentTTable:
     """The table of the next ``length`` values.
 
     Raises:

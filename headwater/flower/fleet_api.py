@@ -49,13 +49,13 @@ class FleetApi:
     """An ASGI app. Who calls has been decided before; that the node is the caller's is checked here.
 
     Args:
-        mail: nodes, messages and objects.
+        link_state: nodes, messages and objects.
         check: raises ``HTTPException`` for a request that must not be answered.
     """
 
-    def __init__(self, mail: HeadwaterLinkState, check: Callable[[Protobuf], None]) -> None:
-        self._mail, self._check = mail, check
-        self.routes = tuple(_calls(mail))
+    def __init__(self, link_state: HeadwaterLinkState, check: Callable[[Protobuf], None]) -> None:
+        self._link_state, self._check = link_state, check
+        self.routes = tuple(_calls(link_state))
         self._by_path = {call.path: call for call in self.routes}
         self._signed: dict[bytes, tuple[bytes, bytes]] = {}
 
@@ -113,7 +113,7 @@ class FleetApi:
                 mine = request.public_key == key
             else:
                 node = request.node.node_id if hasattr(request, "node") else request.node_id
-                mine = self._mail.get_node_id_by_public_key(key) == node
+                mine = self._link_state.get_node_id_by_public_key(key) == node
             if not mine:
                 raise ValueError
             if self._signed.get(key) != (stamp, signature):
@@ -128,23 +128,23 @@ class FleetApi:
         self._signed.pop(key, None)
 
 
-def _calls(mail: HeadwaterLinkState) -> Iterable[Call]:
+def _calls(link_state: HeadwaterLinkState) -> Iterable[Call]:
     """What each of the eight paths does."""
-    handlers, store = fleet_handlers, mail.object_store
+    handlers, store = fleet_handlers, link_state.object_store
 
     def confirm(request: ConfirmMessageReceivedRequest) -> ConfirmMessageReceivedResponse:
         # Flower deletes the message here; ours is kept for an agent that comes back from a crash
-        mail.confirm(request.message_object_id)
+        link_state.confirm(request.message_object_id)
         return ConfirmMessageReceivedResponse()
 
     answers: dict[str, Callable[[Any], Protobuf]] = {
-        "activate-node": lambda r: handlers.activate_node(r, mail),
-        "deactivate-node": lambda r: handlers.deactivate_node(r, mail),
-        "send-node-heartbeat": lambda r: handlers.send_node_heartbeat(r, mail),
-        "pull-messages": lambda r: handlers.pull_messages(r, mail, store),
-        "push-messages": lambda r: handlers.push_messages(r, mail),
-        "push-object": lambda r: handlers.push_object(r, mail),
-        "pull-object": lambda r: handlers.pull_object(r, mail),
+        "activate-node": lambda r: handlers.activate_node(r, link_state),
+        "deactivate-node": lambda r: handlers.deactivate_node(r, link_state),
+        "send-node-heartbeat": lambda r: handlers.send_node_heartbeat(r, link_state),
+        "pull-messages": lambda r: handlers.pull_messages(r, link_state, store),
+        "push-messages": lambda r: handlers.push_messages(r, link_state),
+        "push-object": lambda r: handlers.push_object(r, link_state),
+        "pull-object": lambda r: handlers.pull_object(r, link_state),
         "confirm-message-received": confirm,
     }
     for name, answer in answers.items():
@@ -153,7 +153,7 @@ def _calls(mail: HeadwaterLinkState) -> Iterable[Call]:
 
 
 async def _body(receive: Receive) -> bytes:
-    """The gate hands a body on in one piece."""
+    """The request authenticator hands a body on in one piece."""
     message = await receive()
     body: bytes = message.get("body", b"")
     while message.get("more_body", False):

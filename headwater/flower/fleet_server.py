@@ -1,9 +1,9 @@
 """The server's end of Flower's Fleet API: :class:`FleetServer`.
 
 Its ``app`` speaks eight of Flower's calls and nothing else: no registration, no Control API, no Runtime
-API, no documentation pages. It answers only requests that a gate has put a proven name on (:data:`CLIENT`
-in the ASGI scope), and checks once more, as Flower does, that the node is that name's.
-Its ``grid`` is what a ServerApp would see.
+API, no documentation pages. It answers only requests that the request authenticator has put a
+proven name on (:data:`CLIENT` in the ASGI scope), and checks once more, as Flower does, that the node is that
+name's. Its ``grid`` is what a ServerApp would see.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from headwater.flower.message_objects import wrapped
 from headwater.flower.records import assume_task_identity
 
 CLIENT = "headwater.client"
-"""Key of the ASGI scope under which a gate hands on the name that it has proven."""
+"""Key of the ASGI scope under which the request authenticator hands on the name that it has proven."""
 ACTIVATE = "/v1/fleet/activate-node"
 DEACTIVATE = "/v1/fleet/deactivate-node"
 PUSH_OBJECT = "/v1/fleet/push-object"
@@ -73,10 +73,10 @@ class FleetServer:
         self._begun: dict[str, int] = {}
         self._lock = threading.RLock()
         self._max_reply_bytes = max_reply_bytes
-        self._mail = HeadwaterLinkState(lambda node: max_reply_bytes(self.name_of(node)))
-        assume_task_identity(self._mail.run_id, SUPERLINK_NODE_ID)
-        self._grid = LinkGrid(self._mail, self._online_nodes)
-        self._api = FleetApi(self._mail, functools.partial(_check, self._mail))
+        self._link_state = HeadwaterLinkState(lambda node: max_reply_bytes(self.name_of(node)))
+        assume_task_identity(self._link_state.run_id, SUPERLINK_NODE_ID)
+        self._grid = LinkGrid(self._link_state, self._online_nodes)
+        self._api = FleetApi(self._link_state, functools.partial(_check, self._link_state))
 
     @property
     def grid(self) -> Grid:
@@ -95,7 +95,7 @@ class FleetServer:
                 if self._keys[name] == base64.b64encode(node_key).decode("ascii"):
                     return self._nodes[name]
                 self.unregister(name)
-            node = self._mail.add_node(node_key)
+            node = self._link_state.add_node(node_key)
             self._nodes[name], self._names[node] = node, name
             self._keys[name] = base64.b64encode(node_key).decode("ascii")
             return node
@@ -106,7 +106,7 @@ class FleetServer:
             node = self._nodes.pop(name, None)
             if node is None:
                 return
-            self._mail.remove_node(node)
+            self._link_state.remove_node(node)
             self._api.forget(base64.b64decode(self._keys[name]))
             del self._names[node], self._keys[name]
             self._seen.pop(name, None)
@@ -147,22 +147,22 @@ class FleetServer:
     def stored_bytes(self, name: str) -> int:
         """Bytes of this client's replies that wait here."""
         node = self._nodes.get(name)
-        return 0 if node is None else self._mail.stored_bytes(node)
+        return 0 if node is None else self._link_state.stored_bytes(node)
 
     def room(self, name: str) -> int:
         """Bytes that a further reply of this client may have before a whole one of it is pulled."""
         node = self._nodes.get(name)
-        whole = 0 if node is None else self._mail.whole_bytes(node)
+        whole = 0 if node is None else self._link_state.whole_bytes(node)
         return wrapped(self._max_reply_bytes(name)) - whole
 
     def before(self, name: str, path: str) -> None:
-        """Called by the gate when ``name`` has proven itself for a request to ``path``."""
+        """Called by the request authenticator when ``name`` has proven itself for a request to ``path``."""
         with self._lock:
             if name in self._nodes:
                 self._seen[name] = self._clock()
 
     def after(self, name: str, path: str, status: int) -> None:
-        """Called by the gate when such a request was answered."""
+        """Called by the request authenticator when such a request was answered."""
         with self._lock:
             if status == 200 and path == ACTIVATE and name in self._nodes:
                 self._active.add(name)
@@ -183,22 +183,22 @@ class FleetServer:
             await self._api(scope, receive, send)
 
 
-def _check(mail: HeadwaterLinkState, request: Protobuf) -> None:
+def _check(link_state: HeadwaterLinkState, request: Protobuf) -> None:
     """What Flower's handlers take on trust: that a node speaks of its own messages, in this run.
 
     Raises:
         HTTPException: 410 for a run of an earlier start of the daemon, 403 for others' messages, 422 for
             what is none.
     """
-    if getattr(request, "run_id", mail.run_id) != mail.run_id:
+    if getattr(request, "run_id", link_state.run_id) != link_state.run_id:
         raise HTTPException(410, "this message is of an earlier start of the server")
     if isinstance(request, PushMessagesRequest):
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
             raise HTTPException(422, "expected one message")
         metadata, root = request.messages_list[0].metadata, request.message_object_trees[0].object_id
-        if metadata.run_id != mail.run_id:
+        if metadata.run_id != link_state.run_id:
             raise HTTPException(410, "this message is of an earlier start of the server")
-        asked = mail.message_ins_store.get(metadata.reply_to_message_id)
+        asked = link_state.message_ins_store.get(metadata.reply_to_message_id)
         if metadata.src_node_id != request.node.node_id or (
             asked is not None and asked.metadata.dst_node_id != metadata.src_node_id
         ):
@@ -208,9 +208,9 @@ def _check(mail: HeadwaterLinkState, request: Protobuf) -> None:
         ):
             raise HTTPException(422, "the reply does not fit its message")
     elif isinstance(request, PushObjectRequest):
-        if not mail.owns(request.node.node_id, request.session_id):
+        if not link_state.owns(request.node.node_id, request.session_id):
             raise HTTPException(403, "the upload is another node's")
     elif isinstance(request, ConfirmMessageReceivedRequest):
-        asked = mail.message_ins_store.get(request.message_object_id)
+        asked = link_state.message_ins_store.get(request.message_object_id)
         if asked is not None and asked.metadata.dst_node_id != request.node.node_id:
             raise HTTPException(403, "the message was for another node")

@@ -34,12 +34,12 @@ class LinkGrid(Grid):
     """Messages wait until they are fetched, answered or cancelled; a client that is away is no error.
 
     Args:
-        mail: where the Fleet API serves from.
+        link_state: where the Fleet API serves from.
         node_ids: the nodes that are there.
     """
 
-    def __init__(self, mail: HeadwaterLinkState, node_ids: Callable[[], list[int]]) -> None:
-        self._mail, self._node_ids = mail, node_ids
+    def __init__(self, link_state: HeadwaterLinkState, node_ids: Callable[[], list[int]]) -> None:
+        self._link_state, self._node_ids = link_state, node_ids
         self._last = 0.0
 
     def get_node_ids(self) -> Iterable[int]:
@@ -58,7 +58,7 @@ class LinkGrid(Grid):
         # Flower names a message by its hash: two of the same content must differ in their time
         self._last = max(time.time(), self._last + 1e-5)
         metadata = Metadata(
-            run_id=self._mail.run_id,
+            run_id=self._link_state.run_id,
             message_id="",
             src_node_id=SUPERLINK_NODE_ID,
             dst_node_id=asked.dst_node_id,
@@ -71,18 +71,18 @@ class LinkGrid(Grid):
         sealed = make_message(metadata, content=seal(message.content, shared))
         metadata.__dict__["_message_id"] = sealed.object_id  # as Flower's own grids do
         objects, tree = get_all_nested_objects(sealed), get_object_tree(sealed)
-        store, ready = self._mail.object_store, dict[str, bytes]()
-        while asked.dst_node_id in self._mail.outbox:
+        store, ready = self._link_state.object_store, dict[str, bytes]()
+        while asked.dst_node_id in self._link_state.outbox:
             # a state of hundreds of MB takes seconds, and every request of every client needs the lock
             ready |= {i: objects[i].deflate() for i in objects if i not in ready and i not in store}
-            with self._mail.lock:
-                if asked.dst_node_id not in self._mail.outbox:
+            with self._link_state.lock:
+                if asked.dst_node_id not in self._link_state.outbox:
                     break
                 if any(i not in ready and i not in store for i in objects):
                     continue  # another message that held them too was dropped meanwhile
-                for object_id in store.preregister(self._mail.run_id, tree):
+                for object_id in store.preregister(self._link_state.run_id, tree):
                     store.put(object_id, ready[object_id])
-                self._mail.post(remove_content_from_message(sealed))
+                self._link_state.post(remove_content_from_message(sealed))
                 return metadata.message_id
         return None
 
@@ -96,12 +96,14 @@ class LinkGrid(Grid):
         for message_id in message_ids:
             if size >= PULL_BYTES:
                 break
-            with self._mail.lock:
-                request = self._mail.message_ins_store.get(message_id)
-                taken = self._mail.take(message_id)
-                bound = 0 if request is None else self._mail.max_reply_bytes(request.metadata.dst_node_id)
+            with self._link_state.lock:
+                request = self._link_state.message_ins_store.get(message_id)
+                taken = self._link_state.take(message_id)
+                bound = (
+                    0 if request is None else self._link_state.max_reply_bytes(request.metadata.dst_node_id)
+                )
             if request is None:
-                replies.append(_gone(message_id, self._mail.run_id))
+                replies.append(_gone(message_id, self._link_state.run_id))
             elif taken is not None:
                 _, root, contents = taken
                 size += sum(map(len, contents.values()))
@@ -117,7 +119,7 @@ class LinkGrid(Grid):
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Nobody waits for these any more: messages, replies and half replies are gone."""
         for message_id in message_ids:
-            self._mail.drop(message_id)
+            self._link_state.drop(message_id)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

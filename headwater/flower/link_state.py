@@ -1,4 +1,4 @@
-"""Mail: Flower's LinkState with messages that wait for ever and replies that nobody can flood.
+"""HeadwaterLinkState: Flower's LinkState with messages that wait for ever and replies that nobody can flood.
 
 Of Flower's ``InMemoryLinkState`` come the nodes and their keys, the run, and the store of requests and of
 their objects. Three things are ours. *Time*: no clock of the server expires a message or takes a node

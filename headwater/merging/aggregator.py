@@ -26,7 +26,7 @@ class Merged:
         report: numbers for people.
         coefficients: the delta as the mean coefficient of each seed of the plan, int64, in units of
             2^-(unit_bits + FINE_BITS); None if values were merged too.
-        scatter: how far the updates lie apart, and why; None where the rule does not say.
+        noise: how far the updates lie apart, and why; None where the rule does not say.
         use: how far clients stepped along each seed, where the plan asks for it.
     """
 
@@ -35,7 +35,7 @@ class Merged:
     weight: int
     report: Mapping[str, float] = field(default_factory=dict)
     coefficients: Integers | None = None
-    scatter: NoisePlan | None = None
+    noise: NoisePlan | None = None
     use: SeedUse | None = None
 
 

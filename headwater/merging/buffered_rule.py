@@ -38,7 +38,7 @@ _AT_ONCE = 2**20
 class BufferedUpdates:
     """Who is in, and what each of them sent: float32 [numel] by client."""
 
-    roster: Participants
+    participants: Participants
     values: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -114,20 +114,20 @@ class BufferedRule(Aggregator[BufferedUpdates]):
         Raises:
             UpdateRejected: also coefficients of seeds, and values outside what the client trains.
         """
-        plan = acc.roster.plan
-        acc.roster.weight_of(update)
-        vector = acc.roster.values_of(update).vector()
+        plan = acc.participants.plan
+        acc.participants.weight_of(update)
+        vector = acc.participants.values_of(update).vector()
         require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
         require_covered(vector, plan, update.client)
         acc.values[update.client] = vector
-        acc.roster.enter(update.client)
+        acc.participants.enter(update.client)
         return acc
 
     def combine(self, left: BufferedUpdates, right: BufferedUpdates) -> BufferedUpdates:
         """The updates of both groups."""
-        left.roster.require_disjoint(right.roster)
+        left.participants.require_disjoint(right.participants)
         left.values.update(right.values)
-        left.roster.join(right.roster)
+        left.participants.join(right.participants)
         return left
 
     def finalize(self, acc: BufferedUpdates) -> Merged:
@@ -135,25 +135,25 @@ class BufferedRule(Aggregator[BufferedUpdates]):
 
         The report has ``delta_norm`` (L2) and ``kept_bytes``, the memory that the updates took.
         """
-        roster = acc.roster
-        if not roster.clients:
+        participants = acc.participants
+        if not participants.clients:
             raise EmptyRound(self.name, expected="at least one accepted update", got="none")
-        spec = roster.plan.spec
+        spec = participants.plan.spec
         merged = np.zeros(spec.numel, np.float64)
         for part, values, weights in _blocks(acc):
             merged[part] = self.merge(values, weights)
         # adding zero makes one zero of two: which of -0.0 and 0.0 stood there is a matter of order
         delta = AdapterState.from_vector(spec, torch.from_numpy((merged + 0.0).astype(np.float32)))
-        kept = float(self.kept_bytes(spec, len(roster.clients)))
+        kept = float(self.kept_bytes(spec, len(participants.clients)))
         report = {"delta_norm": delta.norm(), "kept_bytes": kept}
-        return Merged(delta, tuple(sorted(roster.clients)), roster.weight, report)
+        return Merged(delta, tuple(sorted(participants.clients)), participants.weight, report)
 
 
 def _blocks(
     acc: BufferedUpdates,
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Coordinates, their values and their weights, of all clients in order of name."""
-    plan, names = acc.roster.plan, sorted(acc.values)
+    plan, names = acc.participants.plan, sorted(acc.values)
     rows = [acc.values[name].numpy() for name in names]
     whole = np.array([plan.weights[name] for name in names], np.int64)[:, None]
     masks = [covered_by(plan, name) for name in names]

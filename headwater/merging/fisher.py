@@ -38,7 +38,7 @@ class FisherSums:
     that one int64 would leave no digits to coordinates of small F.
     """
 
-    roster: Participants
+    participants: Participants
     delta_bits: int
     fisher_bits: int
     product_bits: int
@@ -83,8 +83,8 @@ class FisherAggregator(Aggregator[FisherSums]):
             UpdateRejected: also when the Fisher is missing, negative, above the cap, or its mean is
                 above 1: a client could otherwise multiply its own weight.
         """
-        plan, who = acc.roster.plan, f"client {update.client}"
-        weight = acc.roster.weight_of(update)
+        plan, who = acc.participants.plan, f"client {update.client}"
+        weight = acc.participants.weight_of(update)
         statistic = update.statistics.get("fisher")
         if statistic is None:
             raise UpdateRejected(
@@ -94,7 +94,7 @@ class FisherAggregator(Aggregator[FisherSums]):
                 hint="The client's training must estimate it; see the plan's fisher settings.",
             )
         statistic.require_spec(plan.spec, f"{who}, statistic fisher")
-        delta, fisher = acc.roster.values_of(update).vector(), statistic.vector()
+        delta, fisher = acc.participants.values_of(update).vector(), statistic.vector()
         require_bounded(delta, plan.spec, bound=plan.value_bound, who=who)
         require_bounded(fisher, plan.spec, bound=self.cap, who=f"{who}, fisher", non_negative=True)
         mean = float(np.mean(fisher.numpy(), dtype=np.float64)) if fisher.numel() else 0.0
@@ -109,17 +109,17 @@ class FisherAggregator(Aggregator[FisherSums]):
             acc.remainder[part].add_(to_fixed(product.sub_(whole), acc.remainder_bits), alpha=weight)
             acc.delta[part].add_(to_fixed(d, acc.delta_bits), alpha=weight)
             acc.fisher[part].add_(to_fixed(f, acc.fisher_bits), alpha=weight)
-        acc.roster.enter(update.client)
+        acc.participants.enter(update.client)
         return acc
 
     def combine(self, left: FisherSums, right: FisherSums) -> FisherSums:
         """Add the sums of two groups."""
-        left.roster.require_disjoint(right.roster)
+        left.participants.require_disjoint(right.participants)
         left.delta.add_(right.delta)
         left.fisher.add_(right.fisher)
         left.product.add_(right.product)
         left.remainder.add_(right.remainder)
-        left.roster.join(right.roster)
+        left.participants.join(right.participants)
         return left
 
     def finalize(self, acc: FisherSums) -> Merged:
@@ -129,19 +129,19 @@ class FisherAggregator(Aggregator[FisherSums]):
         ``uninformed`` (fraction of coordinates where every F is 0, merged by the plain mean) and
         ``delta_norm`` (L2).
         """
-        roster = acc.roster
-        if not roster.clients:
+        participants = acc.participants
+        if not participants.clients:
             raise EmptyRound("fisher", expected="at least one accepted update", got="none")
         fisher = from_fixed(acc.fisher, acc.fisher_bits)
         mean = from_fixed(acc.delta, acc.delta_bits)
         values = from_fixed(acc.remainder, acc.remainder_bits + acc.product_bits)
         values.add_(from_fixed(acc.product, acc.product_bits)).add_(mean.mul_(self.epsilon))
-        values.div_(fisher + self.epsilon * roster.weight)
-        delta = AdapterState.from_vector(roster.plan.spec, values.float())
+        values.div_(fisher + self.epsilon * participants.weight)
+        delta = AdapterState.from_vector(participants.plan.spec, values.float())
         size = max(1, fisher.numel())
         report = {
-            "mass": float(np.sum(fisher.numpy())) / roster.weight / size,
+            "mass": float(np.sum(fisher.numpy())) / participants.weight / size,
             "uninformed": int((acc.fisher == 0).sum()) / size,
             "delta_norm": delta.norm(),
         }
-        return Merged(delta, tuple(sorted(roster.clients)), roster.weight, report)
+        return Merged(delta, tuple(sorted(participants.clients)), participants.weight, report)

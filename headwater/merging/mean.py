@@ -69,14 +69,14 @@ class MeanSums:
     """What a round adds up.
 
     Args:
-        roster: who is in.
+        participants: who is in.
         bits: totals are in units of 2^-bits.
         methods: by method, where methods are weighed against each other; else all under "".
         seen: those who are in.
         use: steps along each seed, where the plan asks for it.
     """
 
-    roster: Participants
+    participants: Participants
     bits: int
     methods: dict[str, MethodSums] = field(default_factory=dict)
     seen: dict[str, UpdateNorm] = field(default_factory=dict)
@@ -84,14 +84,14 @@ class MeanSums:
 
     def method(self, client: str) -> str:
         """Whose sums ``client`` adds to."""
-        plan = self.roster.plan
+        plan = self.participants.plan
         return plan.groups.get(client, "") if plan.weighs else ""
 
     def of(self, client: str) -> MethodSums:
         """The sums that ``client`` adds to."""
         name = self.method(client)
         if name not in self.methods:
-            self.methods[name] = MethodSums.none(self.roster.plan)
+            self.methods[name] = MethodSums.none(self.participants.plan)
         return self.methods[name]
 
 
@@ -127,8 +127,8 @@ class MeanAggregator(Aggregator[MeanSums]):
             UpdateRejected: also scalars of another plan, values outside what the client trains, or a
                 noise that is none.
         """
-        plan, who = acc.roster.plan, f"client {update.client}"
-        weight, energy = acc.roster.weight_of(update), 0.0
+        plan, who = acc.participants.plan, f"client {update.client}"
+        weight, energy = acc.participants.weight_of(update), 0.0
         require_noise(update.noise, update.client)
         if isinstance(update.delta, SeedCoefficients):
             if plan.seeds is None or plan.directions is None:
@@ -157,12 +157,12 @@ class MeanAggregator(Aggregator[MeanSums]):
             plan.spec.numel
         )
         acc.seen[update.client] = UpdateNorm(weight, energy, min(update.noise, energy), seeded)
-        acc.roster.enter(update.client)
+        acc.participants.enter(update.client)
         return acc
 
     def combine(self, left: MeanSums, right: MeanSums) -> MeanSums:
         """Add the sums of two groups."""
-        left.roster.require_disjoint(right.roster)
+        left.participants.require_disjoint(right.participants)
         for name, sums in right.methods.items():
             if name in left.methods:
                 left.methods[name].add(sums)
@@ -171,7 +171,7 @@ class MeanAggregator(Aggregator[MeanSums]):
         left.seen |= right.seen
         if left.use is not None and right.use is not None:
             left.use.join(right.use)
-        left.roster.join(right.roster)
+        left.participants.join(right.participants)
         return left
 
     def finalize(self, acc: MeanSums) -> Merged:
@@ -182,8 +182,8 @@ class MeanAggregator(Aggregator[MeanSums]):
         was too long), and ``noise_METHOD``, ``progress_METHOD`` and ``weight_METHOD``, the fraction of the
         planned weight that its clients have.
         """
-        roster, plan = acc.roster, acc.roster.plan
-        if not roster.clients:
+        participants, plan = acc.participants, acc.participants.plan
+        if not participants.clients:
             raise EmptyRound("mean", expected="at least one accepted update", got="none")
         names, methods = sorted(acc.methods), dict[str, UpdateSums]()
         only_scalars = not any(sums.values for sums in acc.methods.values())
@@ -206,27 +206,27 @@ class MeanAggregator(Aggregator[MeanSums]):
             values *= shortened
         delta = AdapterState.from_vector(plan.spec, values.float())
         report = {"delta_norm": delta.norm(), "resolution": 2.0**-acc.bits}
-        scatter = smoothed(plan.noise, told) if plan.weighs else None
-        if scatter is not None:
-            report["between"] = scatter.between
+        noise = smoothed(plan.noise, told) if plan.weighs else None
+        if noise is not None:
+            report["between"] = noise.between
             report["shortened"] = shortened
-            report |= {f"noise_{name}": scatter.noises[name] for name in names if name in scatter.noises}
+            report |= {f"noise_{name}": noise.noises[name] for name in names if name in noise.noises}
             report |= {f"progress_{name}": shares[name].progress for name in names}
             report |= {f"weight_{name}": shares[name].weight for name in names}
         return Merged(
             delta,
-            tuple(sorted(roster.clients)),
-            roster.weight,
+            tuple(sorted(participants.clients)),
+            participants.weight,
             report,
             coefficients=coefficients,
-            scatter=scatter,
+            noise=noise,
             use=acc.use,
         )
 
 
 def _by_method(acc: MeanSums) -> dict[str, UpdateSums]:
     """What the clients of each method add up to, as they sent it."""
-    plan, seen, found = acc.roster.plan, dict[str, dict[str, UpdateNorm]](), dict[str, UpdateSums]()
+    plan, seen, found = acc.participants.plan, dict[str, dict[str, UpdateNorm]](), dict[str, UpdateSums]()
     for client, row in acc.seen.items():
         seen.setdefault(acc.method(client), {})[client] = row
     for name, sums in sorted(acc.methods.items()):

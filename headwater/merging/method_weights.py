@@ -1,4 +1,4 @@
-"""Scatter: how far updates lie apart, what of that is noise, and what the updates of a method should weigh.
+"""Method weights: how far updates lie apart, what of that is noise, and what a method's updates should weigh.
 
 A round may mix methods: some step along gradients, some along random directions, and some get much further
 in a round than others. An update of method m is taken as::

@@ -15,7 +15,7 @@ from headwater.state import AdapterState, StateSpec
 
 @dataclass(frozen=True, slots=True)
 class NoisePlan:
-    """What rounds told of how methods differ and their updates scatter.
+    """What rounds told of how methods differ, and how far their updates lie apart.
 
     An update of method m is δ_i = c_m·(Δ + (what is its client's own, variance h)) + (noise, variance v_m);
     :mod:`headwater.merging.method_weights` says how it is weighed. Variances are squared L2 norms.

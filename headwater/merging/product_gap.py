@@ -76,7 +76,7 @@ class GapReport:
 class GapSums:
     """Σ w·s·B·(A·V) in units of 2^-bits, int64 [experts·d_out, m] per module. Owned by the sketch."""
 
-    roster: Participants
+    participants: Participants
     bits: int
     bound: float
     products: dict[str, Tensor] = field(default_factory=dict)
@@ -113,12 +113,12 @@ class GapSketch:
             UpdateRejected: the client is not in the plan, or already in; never for its values.
             SpecMismatch: the delta has another spec than the plan.
         """
-        weight, delta = acc.roster.weight_of(update), acc.roster.values_of(update)
+        weight, delta = acc.participants.weight_of(update), acc.participants.values_of(update)
         for b in self._modules:
             inside, outside = _clamp(self._project(b, self.base, delta), acc.bound)
             acc.saturated += outside
             acc.products[b.name].add_(to_fixed(inside, acc.bits), alpha=weight)
-        acc.roster.enter(update.client)
+        acc.participants.enter(update.client)
         return acc
 
     def combine(self, left: GapSums, right: GapSums) -> GapSums:
@@ -127,11 +127,11 @@ class GapSketch:
         Raises:
             UpdateRejected: the groups share a client.
         """
-        left.roster.require_disjoint(right.roster)
+        left.participants.require_disjoint(right.participants)
         for name, sums in right.products.items():
             left.products[name].add_(sums)
         left.saturated += right.saturated
-        left.roster.join(right.roster)
+        left.participants.join(right.participants)
         return left
 
     def finalize(self, acc: GapSums, merged: AdapterState) -> GapReport:
@@ -143,13 +143,13 @@ class GapSketch:
             EmptyRound: no update was added.
             SpecMismatch: ``merged`` has another spec than the plan.
         """
-        if not acc.roster.clients:
+        if not acc.participants.clients:
             raise EmptyRound("gap sketch", expected="at least one accepted update", got="none")
-        merged.require_spec(acc.roster.plan.spec, "gap sketch, merged state")
+        merged.require_spec(acc.participants.plan.spec, "gap sketch, merged state")
         modules: dict[str, ModuleGap] = {}
         saturated = acc.saturated
         for b in self._modules:
-            ideal = from_fixed(acc.products[b.name], acc.bits).div_(acc.roster.weight)
+            ideal = from_fixed(acc.products[b.name], acc.bits).div_(acc.participants.weight)
             found, outside = _clamp(self._project(b, merged), acc.bound)
             saturated += outside
             modules[b.name] = ModuleGap(self._norm(ideal - found), self._norm(ideal))

@@ -33,7 +33,7 @@ from headwater.state import AdapterState
 class TiesSums:
     """P and N in units of 2^-bits, and the weights c⁺ and c⁻ behind them: int64 [numel] each."""
 
-    roster: Participants
+    participants: Participants
     bits: int
     positive: Tensor
     negative: Tensor
@@ -64,9 +64,9 @@ class TiesAggregator(Aggregator[TiesSums]):
         What is kept is a function of the update's own float values. A kept value that is zero in
         fixed point (below half a unit) has no sign and is not counted.
         """
-        plan = acc.roster.plan
-        weight = acc.roster.weight_of(update)
-        vector = acc.roster.values_of(update).vector()
+        plan = acc.participants.plan
+        weight = acc.participants.weight_of(update)
+        vector = acc.participants.values_of(update).vector()
         require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
         trim(vector, max(1, int(self.density * vector.numel())))
         for part in blocks(vector.numel()):
@@ -75,17 +75,17 @@ class TiesAggregator(Aggregator[TiesSums]):
             acc.negative[part].sub_(values.clamp(max=0), alpha=weight)
             acc.positive_weight[part].add_(values > 0, alpha=weight)
             acc.negative_weight[part].add_(values < 0, alpha=weight)
-        acc.roster.enter(update.client)
+        acc.participants.enter(update.client)
         return acc
 
     def combine(self, left: TiesSums, right: TiesSums) -> TiesSums:
         """Add the sums of two groups."""
-        left.roster.require_disjoint(right.roster)
+        left.participants.require_disjoint(right.participants)
         left.positive.add_(right.positive)
         left.negative.add_(right.negative)
         left.positive_weight.add_(right.positive_weight)
         left.negative_weight.add_(right.negative_weight)
-        left.roster.join(right.roster)
+        left.participants.join(right.participants)
         return left
 
     def finalize(self, acc: TiesSums) -> Merged:
@@ -95,15 +95,15 @@ class TiesAggregator(Aggregator[TiesSums]):
         (kept with both signs) and ``ties`` (both signs weigh exactly the same, so the result is 0);
         and ``delta_norm`` (L2).
         """
-        roster = acc.roster
-        if not roster.clients:
+        participants = acc.participants
+        if not participants.clients:
             raise EmptyRound("ties", expected="at least one accepted update", got="none")
         up, down = acc.positive > acc.negative, acc.negative > acc.positive
         total = torch.where(up, acc.positive, -acc.negative)
         count = torch.where(up, acc.positive_weight, acc.negative_weight)
         values = from_fixed(total, acc.bits).div_(count.clamp_(min=1))
         values[~(up | down)] = 0.0
-        delta = AdapterState.from_vector(roster.plan.spec, values.float())
+        delta = AdapterState.from_vector(participants.plan.spec, values.float())
         conflicts = (acc.positive_weight > 0) & (acc.negative_weight > 0)
         size = max(1, values.numel())
         report = {
@@ -112,7 +112,7 @@ class TiesAggregator(Aggregator[TiesSums]):
             "ties": int((conflicts & (acc.positive == acc.negative)).sum()) / size,
             "delta_norm": delta.norm(),
         }
-        return Merged(delta, tuple(sorted(roster.clients)), roster.weight, report)
+        return Merged(delta, tuple(sorted(participants.clients)), participants.weight, report)
 
 
 def trim(vector: Tensor, n: int) -> None:

@@ -1,4 +1,4 @@
-"""Moments: what the updates of some clients add up to, and what that says of their scatter.
+"""Update moments: what the updates of some clients add up to, and how far they lie apart.
 
 :class:`UpdateSums` are sums of updates; :class:`UpdateMoments` what :mod:`.method_weights` needs to know of
 them. Its formulas stand there.
@@ -159,7 +159,7 @@ class UpdateMoments:
         squares = math.fsum(row.weight**2 for _, row in rows)
         energies = math.fsum(row.weight * row.energy for _, row in rows)
         energy = float(np.sum(np.square(mean)))
-        scatter = energies - float(np.sum(method.weights * np.square(mean)))
+        around_mean = energies - float(np.sum(method.weights * np.square(mean)))
         apart = math.fsum(row.weight**2 * row.noise for _, row in rows if row.seeded)
         shared = seeds_in_common(plan, method.coefficients, method.coefficients) if apart else 0.0
         noise = math.fsum(
@@ -175,7 +175,7 @@ class UpdateMoments:
         if whole and total**2 - squares > _ROUNDING * total**2:
             common = shared - apart
             products = total**2 * energy - math.fsum(row.weight**2 * row.energy for _, row in rows) - common
-            spread = (scatter + common / total) / (total - squares / total)
+            spread = (around_mean + common / total) / (total - squares / total)
             rest = energy - (common + spread * squares) / total**2
             signal = max(0.0, min(products / (total**2 - squares), rest, energy))
         typical = statistics.median(r.energy / p for r, p in moved) if moved else 0.0
@@ -183,7 +183,7 @@ class UpdateMoments:
         noises = [r.noise * (factor if r.seeded else 1.0) / p for r, p in moved]
         return UpdateMoments(
             weight=total,
-            excess=scatter - noise,
+            excess=around_mean - noise,
             freedom=freedom if freedom > _ROUNDING * total else 0.0,
             energy=energy,
             own=(shared + single) / total**2,

@@ -237,7 +237,7 @@ def verify_reply(public: PublicIdentity, reply: bytes, signature: bytes) -> None
 def verify_request(public: PublicIdentity, claim: RequestClaim, *, method: str, path: str) -> None:
     """Raise :class:`UpdateRejected` unless ``public`` signed ``claim`` for this method and path.
 
-    Says nothing of time, nonce, instance, version or body: those are the gate's.
+    Says nothing of time, nonce, instance, version or body: those are the request authenticator's.
     """
     who = f"request of {public.name}"
     if claim.client != public.name:

@@ -39,8 +39,8 @@ class SeededState:
             seeds = np.arange(len(self.sums))
             object.__setattr__(self, "exact", self.directions.combine(seeds, self.sums))
 
-    def moved(self, first: int, change: Integers) -> SeededState:
-        """The span after ``change`` was added to the coefficients from seed ``first`` on.
+    def plus(self, first: int, change: Integers) -> SeededState:
+        """The state after ``change`` was added to the coefficients from seed ``first`` on.
 
         Only seeds that change are drawn, and the result is that of drawing all: sums of integers.
 

@@ -1,7 +1,7 @@
 """The port that strangers reach: uvicorn, set up so that a connection costs little until it is known.
 
-The gate judges requests; this keeps a connection from lasting without one. uvicorn has no deadline for a
-request's head: whoever sends it a byte a minute holds a connection for ever.
+The request authenticator judges requests; this keeps a connection from lasting without one. uvicorn has no
+deadline for a request's head: whoever sends it a byte a minute holds a connection for ever.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DeadlineProtocol(H11Protocol):
 
     Attributes:
         limits: of each connection.
-        proven: is told whose a request is, when the gate knows.
+        proven: is told whose a request is, when the request authenticator knows.
         ended: is told when the connection ends.
     """
 

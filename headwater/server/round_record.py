@@ -236,7 +236,7 @@ class RoundDraft:
             rows.setdefault(client, {"bytes_down": 0, "failed": reason})
         self._content["clients"] = dict(sorted(rows.items()))
 
-    def moved(self, state_sha256: str) -> None:
+    def set_state(self, state_sha256: str) -> None:
         """The adapter's hash after the round."""
         self._content["state_sha256"] = state_sha256
 

@@ -51,7 +51,7 @@ class LocalGrid(Grid):
         for message in messages:
             message_id = f"m{next(self._ids)}"
             message.metadata.__dict__["_message_id"] = message_id  # Flower's own links set it so
-            self._take(message_id, message)
+            self._deliver(message_id, message)
             ids.append(message_id)
         return ids
 
@@ -66,7 +66,7 @@ class LocalGrid(Grid):
         return replies
 
     @abstractmethod
-    def _take(self, message_id: str, message: Message) -> None:
+    def _deliver(self, message_id: str, message: Message) -> None:
         """One message more."""
 
     @abstractmethod
@@ -116,7 +116,7 @@ class InProcessGrid(LocalGrid):
         self._sent: dict[str, Message] = {}
         self._ready: dict[str, Message] = {}
 
-    def _take(self, message_id: str, message: Message) -> None:
+    def _deliver(self, message_id: str, message: Message) -> None:
         self._queued[message_id] = message
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -179,7 +179,7 @@ class WorkersGrid(LocalGrid):
         self._pool = pool
         self._sent: dict[str, tuple[Message, Future[bytes]]] = {}
 
-    def _take(self, message_id: str, message: Message) -> None:
+    def _deliver(self, message_id: str, message: Message) -> None:
         name = self._names[message.metadata.dst_node_id]
         future = self._pool.submit(name, *unpack(message.content, "envelope", "state"))
         self._sent[message_id] = message, future

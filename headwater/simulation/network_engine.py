@@ -103,7 +103,7 @@ def _run(
             got=f"{len(network.agents)}",
             hint="Use the engine inprocess.",
         )
-    if entry is not None and entry.wish == "pause":  # of a start that ended before its run had paused
+    if entry is not None and entry.stop_request == "pause":  # of a start that ended before its run had paused
         book = RunQueue(network.workspace.runs_book, network.workspace.runs)
         entry = book.request_stop(entry.run, "")
     network.start_daemon()

@@ -39,7 +39,7 @@ from headwater.server.metrics import metric_name
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.network import LocalNetwork
 
-POLL_CLIENTS_S = 0.3
+POLL_S = 0.3
 SILENT_S = 120.0
 """An agent of this machine that the daemon has not heard of for so long is lost."""
 EVENT_S = 5.0
@@ -117,7 +117,7 @@ class Follower:
                 status = self._status()
                 if status is not None and self._step(status):
                     return
-                time.sleep(POLL_CLIENTS_S)
+                time.sleep(POLL_S)
         finally:
             self._ended.set()
             reader.join(5)

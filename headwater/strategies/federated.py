@@ -223,7 +223,7 @@ class FederatedStrategy(Strategy):
             seeds = round_seeds(self.federation, server.round + 1)
             assert seeds is not None, "coefficients of what?"
             assert merged.coefficients is not None, "ScaleCoefficients refuses values"
-            span = server.span.moved(seeds.first, merged.coefficients)
+            span = server.span.plus(seeds.first, merged.coefficients)
             # what does not travel any more need not be kept: decomfl's seeds are new ones in every round
             kept = span if len(span.sums) <= MAX_SUMS else None
             return replace(server, round=server.round + 1, state=span.state(), momentum=None, span=kept)

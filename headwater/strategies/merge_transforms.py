@@ -38,14 +38,14 @@ class MergeTransform(ABC):
         """
 
 
-class RememberScatter(MergeTransform):
+class RememberNoise(MergeTransform):
     """Keep how far the updates lay apart: methods are weighed by it in the next round.
 
     A round of one method tells nothing of that, and leaves what was known.
     """
 
     def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:  # noqa: D102 - inherited
-        return replace(server, noise=merged.scatter or server.noise), merged
+        return replace(server, noise=merged.noise or server.noise), merged
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ScaleCoefficients(MergeTransform):
 def merge_transforms(federation: Federation) -> tuple[MergeTransform, ...]:
     """The steps of a federation, in order."""
     strategy = federation.strategy
-    steps: list[MergeTransform] = [RememberScatter()]
+    steps: list[MergeTransform] = [RememberNoise()]
     if (pro := pro_training(federation)) is not None:
         steps.append(RememberSlopes(pro, federation.federation.rounds))
     steps.append(ScaleCoefficients(strategy.server_learning_rate))

@@ -101,7 +101,7 @@ class BackpropTrainer(CohortTrainer):
         losses: list[float] = []
         with (
             _seeded(key),
-            self._trunk(task, training),
+            self._caching_prefix(task, training),
             model.training(checkpointing=training.gradient_checkpointing),
             part.alone(),
         ):
@@ -124,7 +124,9 @@ class BackpropTrainer(CohortTrainer):
         optimiser.zero_grad(set_to_none=True)
         return losses
 
-    def _trunk(self, task: TrainTask, training: BackpropTraining) -> contextlib.AbstractContextManager[None]:
+    def _caching_prefix(
+        self, task: TrainTask, training: BackpropTraining
+    ) -> contextlib.AbstractContextManager[None]:
         """Within a step the layers below are passed once anyway: only a cache saves something."""
         if not training.trunk_cache_mb:
             return contextlib.nullcontext()

@@ -135,7 +135,7 @@ class TrainingContext:
             examples,
             batch_size=self.loaded.settings.evaluation.batch_size,
             pad=self.pad,
-            trunk_cache_bytes=self.loaded.settings.evaluation.trunk_cache_mb * 2**20,
+            prefix_cache_bytes=self.loaded.settings.evaluation.trunk_cache_mb * 2**20,
         )
 
     def features(self, examples: Sequence[Example]) -> npt.NDArray[np.float32]:

@@ -65,7 +65,7 @@ class DecomflTrainer(CohortTrainer):
     ) -> TrainResult:
         walk = ParameterWalk(self._model, task.state, unit_bits=plan.unit_bits + directions.unit_bits)
         rate = training.learning_rate * task.plan.learning_rate_factor / training.directions
-        reach = training.epsilon * 2.0**-directions.unit_bits
+        epsilon = training.epsilon * 2.0**-directions.unit_bits
         seeds = np.arange(plan.first, plan.first + plan.count)
         coefficients = np.zeros(plan.count, np.int64)
         losses: list[float] = []
@@ -80,13 +80,13 @@ class DecomflTrainer(CohortTrainer):
             first = len(losses) * training.directions
             losses.append(require_finite(task, len(losses) + 1, walk.loss(batch)))
             for i in range(first, first + training.directions):
-                ahead = walk.loss(batch, directions.integers(int(seeds[i])), reach)
+                ahead = walk.loss(batch, directions.integers(int(seeds[i])), epsilon)
                 slope = (require_finite(task, len(losses), ahead) - losses[-1]) / training.epsilon
                 beyond += abs(slope) > training.gradient_bound
                 slope = clipped(slope, training.gradient_bound)
                 coefficients[i] = quantised(-rate * slope, plan.unit_bits)
             step = slice(first, first + training.directions)
-            walk.moved += directions.combine(seeds[step], coefficients[step])
+            walk.offset += directions.combine(seeds[step], coefficients[step])
         walk.weights()
         metrics = summary(losses) | {"clipped": beyond / plan.count}
         return TrainResult(

@@ -28,7 +28,7 @@ def evaluate(
     *,
     batch_size: int,
     pad: int,
-    trunk_cache_bytes: int = 0,
+    prefix_cache_bytes: int = 0,
 ) -> tuple[int, dict[str, float]]:
     """Measure ``state`` on ``examples``. Deterministic; the model keeps ``state``.
 
@@ -38,7 +38,7 @@ def evaluate(
         examples: on which.
         batch_size: rows at a time.
         pad: token id that fills a batch.
-        trunk_cache_bytes: memory for what reaches the first trained layer, for later evaluations.
+        prefix_cache_bytes: memory for what reaches the first trained layer, for later evaluations.
 
     Returns:
         The number of targets (rows, or tokens of a causal model), and the task's metrics of them.
@@ -52,8 +52,8 @@ def evaluate(
         raise DataError("evaluation", expected="at least one example", got="none")
     model.load(state)
     sharing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if trunk_cache_bytes:
-        sharing = model.caching_prefix(budget_bytes=trunk_cache_bytes, purpose="evaluation")
+    if prefix_cache_bytes:
+        sharing = model.caching_prefix(budget_bytes=prefix_cache_bytes, purpose="evaluation")
     with sharing:
         return measure(model.forward, model.task, examples, batch_size=batch_size, pad=pad)
 

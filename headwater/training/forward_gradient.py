@@ -123,22 +123,22 @@ class ForwardGradientTrainer(CohortTrainer):
                 f"client {task.client}", expected="values to train", got="a plan that covers none"
             )
         values = start.clone()
-        moved = torch.nn.Parameter(start[trained])
-        optimiser = _optimiser(moved, training, task.plan.learning_rate_factor)
+        trainable = torch.nn.Parameter(start[trained])
+        optimiser = _optimiser(trainable, training, task.plan.learning_rate_factor)
         sampler = Sampler.of(training, key.child("directions"), len(trained))
         steps = training.steps(len(task.examples))
         losses, counts, noise = list[float](), list[int](), 0.0
         for step, batch in enumerate(minibatches(task.examples, training, key, pad=self._pad)):
-            values[trained] = moved.detach()
+            values[trained] = trainable.detach()
             self._model.write(values)
             estimate = self._estimate(task, step, batch, sampler, trained)
-            moved.grad = estimate.gradient
+            trainable.grad = estimate.gradient
             optimiser.step()
             repeated = _repeats(training.momentum, steps - step)
             noise += repeated**2 * sampler.noise_share(estimate.directions) * _squared(estimate.gradient)
             losses.append(estimate.loss)
             counts.append(estimate.directions)
-        values[trained] = moved.detach()
+        values[trained] = trainable.detach()
         if not bool(values.isfinite().all()):
             raise diverged(task, steps, "adapter", "non-finite values", _HINT)
         change = values - start
@@ -265,9 +265,9 @@ def _squared(vector: Tensor) -> float:
 
 
 def _optimiser(
-    moved: torch.nn.Parameter, training: ForwardGradientTraining | SpryTraining, factor: float
+    trainable: torch.nn.Parameter, training: ForwardGradientTraining | SpryTraining, factor: float
 ) -> torch.optim.Optimizer:
     rate = training.learning_rate * factor
     if training.optimizer == "sgd":
-        return torch.optim.SGD([moved], lr=rate, momentum=training.momentum)
-    return torch.optim.AdamW([moved], lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+        return torch.optim.SGD([trainable], lr=rate, momentum=training.momentum)
+    return torch.optim.AdamW([trainable], lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)

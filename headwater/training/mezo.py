@@ -69,7 +69,7 @@ class MezoTrainer(CohortTrainer):
         losses: list[float] = []
         beyond, noise = 0, 0.0
         for step, batch in enumerate(minibatches(task.examples, training, key, pad=self._pad)):
-            change = np.zeros(len(walk.moved))
+            change = np.zeros(len(walk.offset))
             probed = 0.0
             for i in range(n):
                 z = drawn.values(step, i)
@@ -78,12 +78,12 @@ class MezoTrainer(CohortTrainer):
                 slope = (ahead - behind) / (2 * training.epsilon)
                 beyond += abs(slope) > training.gradient_bound
                 change -= np.multiply(z, rate * clipped(slope, training.gradient_bound), dtype=np.float64)
-            walk.moved += change
+            walk.offset += change
             losses.append(probed / n)
             together = min(every, steps - step // every * every)
             noise += float(change @ change) * drawn.noise_share(together)
         if not bool(walk.weights().isfinite().all()):
             raise diverged(task, steps, "adapter", "non-finite values", "Lower training.learning_rate.")
-        delta = AdapterState.from_vector(task.state.spec, torch.from_numpy(walk.moved.astype(np.float32)))
+        delta = AdapterState.from_vector(task.state.spec, torch.from_numpy(walk.offset.astype(np.float32)))
         metrics = summary(losses) | {"clipped": beyond / (n * steps)}
         return TrainResult(task.client, delta, len(task.examples), steps, metrics=metrics, noise=noise)

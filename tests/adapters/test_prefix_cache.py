@@ -1,4 +1,4 @@
-"""The trunk: left out of every pass but the first, and no bit of a loss changes."""
+"""The frozen prefix: left out of every pass but the first, and no bit of a loss changes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def count(model):
 
 
 @pytest.mark.parametrize(("kind", "base", "adapter"), CASES)
-def test_losses_are_the_same_bits_and_the_trunk_is_passed_once(tmp_path, kind, base, adapter):
+def test_losses_are_the_same_bits_and_the_frozen_prefix_is_passed_once(tmp_path, kind, base, adapter):
     model, tensors, batches = upper(tmp_path, kind, base, adapter)
     generator = torch.Generator().manual_seed(4)
     direction = torch.randn(model.spec.numel, generator=generator)
@@ -183,7 +183,7 @@ def test_there_is_none_where_the_first_layer_or_the_input_is_trained(tmp_path, a
 
 @pytest.mark.parametrize("base", ["bert", "electra"])
 def test_losses_follow_every_tensor_that_is_trained_with_the_last_layer(tmp_path, base):
-    """ELECTRA's projection of embeddings is in no layer, and comes before them: no trunk there."""
+    """ELECTRA's projection of embeddings is in no layer, and comes before them: no frozen prefix there."""
     table = {"kind": "lora", "rank": 2, "alpha": 4.0, "target_modules": ("all-linear",)}
     model = federations.adapted(federations.federation(tmp_path, "encoder", base, table))
     tensors = last_layers(model.spec, 1)
@@ -212,7 +212,7 @@ def test_losses_follow_every_tensor_that_is_trained_with_the_last_layer(tmp_path
             assert torch.equal(row, plain[0]) == ("pooler" in name)  # which mean pooling passes by
         with model.caching_prefix(tensors):
             assert torch.equal(losses(), plain)
-    assert model.has_trunk(tensors) == (base == "bert")
+    assert model.has_prefix(tensors) == (base == "bert")
 
 
 def test_a_network_without_a_stack_has_none():

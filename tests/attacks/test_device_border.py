@@ -103,12 +103,12 @@ def home(tmp_path_factory):
 def test_no_text_of_an_exception_leaves(home, error, cause, place, kind):
     error.__cause__ = cause
     log: list[str] = []
-    desk = TaskHandler(agent_file(home), FakeWorker(), sign, log.append)
-    desk.answer(parts(REQUESTS["profile"]))
+    handler = TaskHandler(agent_file(home), FakeWorker(), sign, log.append)
+    handler.answer(parts(REQUESTS["profile"]))
     log.clear()
     where, name = place.split(".")
-    setattr(getattr(desk, where), name, raiser(error))
-    signed = desk.answer(parts(REQUESTS[kind]))
+    setattr(getattr(handler, where), name, raiser(error))
+    signed = handler.answer(parts(REQUESTS[kind]))
     assert SECRET.encode() not in signed
     data, _ = decode_signed(signed, max_bytes=10**6)
     reply = decode_reply(data, max_bytes=10**6)
@@ -124,10 +124,10 @@ def test_no_text_of_the_workers_failure_leaves(tmp_path_factory, text, code):
     failed = ClientFailure("ann", 1, text, RUN, Failure(code, (1, 2, 3)))
     log = []
     worker = FakeWorker()
-    desk = TaskHandler(agent_file(tmp_path_factory.mktemp("d")), worker, sign, log.append)
-    desk.answer(parts(REQUESTS["profile"]))
+    handler = TaskHandler(agent_file(tmp_path_factory.mktemp("d")), worker, sign, log.append)
+    handler.answer(parts(REQUESTS["profile"]))
     worker.answer = lambda *args, **options: encode_reply(failed)
-    signed = desk.answer(parts(TRAIN))
+    signed = handler.answer(parts(TRAIN))
     assert SECRET.encode() not in signed
     reply = decode_reply(decode_signed(signed, max_bytes=10**6)[0], max_bytes=10**6)
     assert reply == ClientFailure.coded("ann", 1, failed.failure, RUN)
@@ -135,17 +135,17 @@ def test_no_text_of_the_workers_failure_leaves(tmp_path_factory, text, code):
 
 
 def test_a_server_that_refuses_a_reply_hears_its_own_words_no_more(tmp_path):
-    desk = TaskHandler(agent_file(tmp_path), FakeWorker(), sign, lambda line: None)
-    desk.answer(parts(REQUESTS["profile"]))
-    failure = desk.instead_of(desk.answer(parts(TRAIN)), 413, f"413 {SECRET}")
+    handler = TaskHandler(agent_file(tmp_path), FakeWorker(), sign, lambda line: None)
+    handler.answer(parts(REQUESTS["profile"]))
+    failure = handler.instead_of(handler.answer(parts(TRAIN)), 413, f"413 {SECRET}")
     assert SECRET.encode() not in failure
 
 
 def test_the_owners_end_is_no_failure(tmp_path):
-    desk = TaskHandler(agent_file(tmp_path), FakeWorker(), sign, lambda line: None)
-    desk.policy.check = raiser(AgentStopping())
+    handler = TaskHandler(agent_file(tmp_path), FakeWorker(), sign, lambda line: None)
+    handler.policy.check = raiser(AgentStopping())
     with pytest.raises(AgentStopping):
-        desk.answer(parts(REQUESTS["profile"]))
+        handler.answer(parts(REQUESTS["profile"]))
 
 
 def test_a_full_disk_is_told_by_code(tmp_path):

@@ -102,7 +102,7 @@ def test_names_are_plain_text(clock, told):
 @pytest.mark.parametrize(("workers", "terminal"), [(1, False), (1, True), (2, True)])
 def test_a_client_that_trains_long_is_named_while_it_trains(tmp_path, monkeypatch, workers, terminal):
     """Also where the process that trains is the one that would have to say so."""
-    monkeypatch.setattr(waits, "IDLE_POLL_S", 0.05)
+    monkeypatch.setattr(waits, "FIRST_LINE_S", 0.05)
     monkeypatch.setattr(waits.Ticker.__init__, "__defaults__", (0.02,))
     out = io.StringIO()
     named = threading.Event()

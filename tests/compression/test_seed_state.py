@@ -16,7 +16,7 @@ from headwater.compression.seed_state import (
     read_header,
     sums_max_bytes,
 )
-from headwater.compression.t_tables import describe
+from headwater.compression.t_tables import choose_table
 from headwater.errors import ConfigError, DecodeError
 from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import Payload
@@ -122,7 +122,7 @@ def test_hostile_counts_are_refused_before_anything_is_made():
 def test_what_can_be_said_in_two_ways_is_refused_in_one():
     """An unchanged coefficient among the changes, and bits beyond the last one."""
     values = np.array([3, 0, -2], np.int64)
-    symbols, table = describe(values)
+    symbols, table = choose_table(values)
     row = np.array([1, 1, 1, 0], np.int32)
     head = bytes([1, 0, 30, 4, 0, 3, 0]) + table.header()
     body = head + entropy.pack([(row, entropy.Block((1, 3))), (symbols, table)])
@@ -139,7 +139,7 @@ def test_what_can_be_said_in_two_ways_is_refused_in_one():
 def test_a_change_that_no_writer_makes_is_a_decode_error():
     """A leading part of 11 bits before 47 low ones: together more than a change can have."""
     values = np.array([2**10], np.int64)
-    symbols, table = describe(values)
+    symbols, table = choose_table(values)
     head = bytes([1, 0, 0, 1, 0, 1, 47]) + table.header() + bytes(6)
     body = head + entropy.pack([(np.ones(1, np.int32), entropy.Block((0, 1))), (symbols, table)])
     with pytest.raises(DecodeError, match="can be encoded"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headwater.compression.entropy import pack, weights
 from headwater.compression.seed_update import SCALARS, decode_scalars, encode_scalars, scalars_max_bytes
-from headwater.compression.t_tables import StudentTTable, describe
+from headwater.compression.t_tables import StudentTTable, choose_table
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.protocol.messages import Payload
 from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
@@ -171,7 +171,7 @@ def test_a_rounds_scalars_cost_their_entropy(sigma):
 
 def test_the_cheapest_table_beats_its_neighbours():
     values = np.random.default_rng(1).standard_t(3, 2000) * 100
-    symbols, table = describe(values.round().astype(np.int64))
+    symbols, table = choose_table(values.round().astype(np.int64))
 
     def bits(other):
         return -np.log2(other.weights()[symbols] / 2**24).sum()
@@ -206,7 +206,7 @@ def test_hostile_counts_are_refused_before_anything_is_made():
 def test_another_table_for_the_same_scalars_is_refused():
     plan = SeedPlan(0, 200, "rademacher", 9, 200, implied=True)
     values = np.random.default_rng(4).normal(0, 50, 200).round().astype(np.int64)
-    symbols, table = describe(values)
+    symbols, table = choose_table(values)
     assert decode_scalars(_with(symbols, table), plan).coefficients.tolist() == values.tolist()
     wider = StudentTTable(200, table.bits + 1)
     for other in (StudentTTable(200, table.bits), replace(table, scale=table.scale + 1)):

@@ -259,7 +259,7 @@ class Trial:
 
     @property
     def open_round(self) -> int:
-        """The round that is open by the roster; 0 if none is."""
+        """The round that is open by its record; 0 if none is."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             return int(json.loads((self.state / "open_round.json").read_text())["round"])
         return 0

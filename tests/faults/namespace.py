@@ -100,19 +100,19 @@ def in_namespace(fleet: Fleet, number: int, namespace: Namespace) -> Iterator[Pr
     Yields:
         What counts its bytes.
     """
-    door = Proxy(fleet.network.ports[0], FAR_HOST)
+    proxy = Proxy(fleet.network.ports[0], FAR_HOST)
     name, agent = fleet.names[number], fleet.agents[number]
     before = (fleet.device(name) / "agent.toml").read_text()
     namespace.clear()
     agent.end()
-    fleet.readdress(name, f"{FAR_HOST}:{door.port}")
+    fleet.readdress(name, f"{FAR_HOST}:{proxy.port}")
     agent.prefix = namespace.prefix
-    yield door
+    yield proxy
     namespace.clear()
     agent.end()
     agent.prefix = ()
     (fleet.device(name) / "agent.toml").write_text(before)
-    door.close()
+    proxy.close()
 
 
 def _do(command: str) -> None:

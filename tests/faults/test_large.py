@@ -58,7 +58,7 @@ def seconds(rows: list[dict[str, Any]]) -> float:
 
 def test_300_mb_at_1_mb_a_second_delay_their_own_client_only(large, namespace: Namespace, note, outcome):
     slow, fast = large.names[2], large.names[:2]
-    with in_namespace(large, 2, namespace) as door:
+    with in_namespace(large, 2, namespace) as proxy:
         large.network.start_daemon()
         for agent in large.agents[:2]:
             agent.start()
@@ -66,7 +66,7 @@ def test_300_mb_at_1_mb_a_second_delay_their_own_client_only(large, namespace: N
         trial.reach(3, 420)
         namespace.limit(LINK_KB_PER_S)
         large.agents[2].start()
-        eventually(lambda: door.down > 2_000_000, 60, "the slow download", 0.1)
+        eventually(lambda: proxy.down > 2_000_000, 60, "the slow download", 0.1)
         first, begun = trial.round + 2, time.monotonic()
         seen: list[str] = []
 
@@ -87,11 +87,11 @@ def test_300_mb_at_1_mb_a_second_delay_their_own_client_only(large, namespace: N
     before, meanwhile = seconds(rows[2:4]), rows[first:last]
     note(
         "300 MB down a link of 1 MB/s for one client, buffered",
-        f"{door.down / 1e6:.0f} MB in {took:.0f} s; the others made {len(meanwhile)} versions, "
+        f"{proxy.down / 1e6:.0f} MB in {took:.0f} s; the others made {len(meanwhile)} versions, "
         f"median {seconds(meanwhile):.1f} s, {before:.1f} s before",
     )
     outcome({"said": f"used, {row['clients'][slow]['staleness']} versions old; never called offline"})
-    assert door.down > BYTES
+    assert proxy.down > BYTES
     assert took > 0.8 * BYTES / (LINK_KB_PER_S * 1000)
     assert set(seen) == {"online"}
     assert all(set(r["clients"]) == set(fast) for r in meanwhile)

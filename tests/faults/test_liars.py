@@ -131,7 +131,7 @@ def test_answering_twice(fleet, note, outcome):
     liar = Impostor(fleet, name, trial)
     state = str(settings.state)
     worker = Worker(WorkerOptions(name, str(settings.data), state, threads=None, nice=0))
-    desk = TaskHandler(settings, worker, liar.identity.sign_reply, lambda text: None)
+    handler = TaskHandler(settings, worker, liar.identity.sign_reply, lambda text: None)
     twice = 0
     try:
         ends_s = time.monotonic() + 60
@@ -140,7 +140,7 @@ def test_answering_twice(fleet, note, outcome):
             if delivery is None:
                 time.sleep(0.05)
                 continue
-            data = desk.answer(delivery.parts)
+            data = handler.answer(delivery.parts)
             for _ in range(2):
                 try:
                     liar.connection.reply(delivery, data)

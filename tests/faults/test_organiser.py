@@ -1,4 +1,4 @@
-"""The organiser pauses, changes and rolls on while things die: what was wished is done, once."""
+"""The organiser pauses, changes and rolls on while things die: what was asked for is done, once."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Row:
 
 
 class Registry(dict):
-    """As much of the registry as the gate asks for."""
+    """As much of the registry as the request authenticator asks for."""
 
     def add(self, identity: Identity) -> Row:
         self[identity.name] = Row(identity.public)
@@ -63,7 +63,7 @@ class Server:
         for name, row in self.registry.items():
             if row.revoked_at is None:
                 self.link.register(name, row.public.node_key)
-        self.gate = RequestAuthenticator(
+        self.authenticator = RequestAuthenticator(
             self.link.app, self.link, self.registry, self.limits, clock=self.clock
         )
         listener = socket.socket()
@@ -71,7 +71,7 @@ class Server:
         listener.bind(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
         config = fleet_port(
-            self.gate, host="127.0.0.1", port=self.port, certificate=self.certificate, key=self.key
+            self.authenticator, host="127.0.0.1", port=self.port, certificate=self.certificate, key=self.key
         )
         self.uvicorn = LimitedServer(config)
         self.thread = threading.Thread(target=self.uvicorn.run, args=([listener],), daemon=True)

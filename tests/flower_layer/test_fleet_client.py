@@ -150,7 +150,9 @@ def test_a_broken_download_goes_on(server, agent, where, answered):
 
 def test_an_object_that_is_not_its_hash(server, agent):
     message_id = server.send(agent.name, envelope=b"e", state=b"right")
-    entry = next(e for e in server.link._mail.object_store.store.values() if e.content.endswith(b"\0right"))
+    entry = next(
+        e for e in server.link._link_state.object_store.store.values() if e.content.endswith(b"\0right")
+    )
     right, entry.content = entry.content, entry.content.replace(b"right", b"wrong")
     with pytest.raises(ConnectionLost, match="other bytes"):
         agent.receive()
@@ -306,7 +308,7 @@ def test_a_revoked_client_is_out_with_its_next_request(own_server):
             call()
     (reply,) = own_server.pull(message_id)
     assert reply.has_error()
-    assert own_server.gate.refused["revoked"] >= 3
+    assert own_server.authenticator.refused["revoked"] >= 3
     agent.close()
 
 
@@ -315,11 +317,11 @@ def test_a_wrong_clock_is_corrected_by_the_server(server, days):
     """The TLS certificate is still judged by the real clock: only a day is allowed for there."""
     identity = server.enrol(f"clock{days}")
     agent = server.connect(identity, clock=lambda: time.time() + days * 86400)
-    refused = server.gate.refused["time"]
+    refused = server.authenticator.refused["time"]
     agent.activate()
     for _ in range(3):
         agent.heartbeat()
-    assert server.gate.refused["time"] == refused + 1
+    assert server.authenticator.refused["time"] == refused + 1
     message_id = server.send(identity.name, envelope=b"e", state=b"s")
     agent.reply(agent.receive(), b"answer")
     assert len(server.pull(message_id)) == 1
@@ -469,7 +471,7 @@ def test_metadata_survives_the_wire(server, agent):
     """What :func:`headwater.flower.fleet_client.sealed_reply` builds on."""
     message_id = server.send(agent.name, envelope=b"e", state=b"s")
     origin = agent.receive().origin
-    request = server.link._mail.message_ins_store[message_id]
+    request = server.link._link_state.message_ins_store[message_id]
     assert message_to_proto(request).metadata.message_id == origin.message_id == message_id
     assert origin.created_at == request.metadata.created_at
     wait_for(lambda: request.metadata.delivered_at == "confirmed")

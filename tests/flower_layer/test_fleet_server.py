@@ -47,19 +47,19 @@ class Device:
     """Speaks Flower's protobufs with the handlers behind the link's routes, checks included."""
 
     def __init__(self, link, name):
-        self.link, self.mail = link, link._mail
+        self.link, self.link_state = link, link._link_state
         self.node = link.register(name, Identity.create(name).public.node_key)
 
     def _checked(self, handler, request, **more):
-        link_module._check(self.mail, request)
-        return handler(request=request, state=self.mail, **more)
+        link_module._check(self.link_state, request)
+        return handler(request=request, state=self.link_state, **more)
 
     def fetch(self):
         """The next request as (metadata, its objects), not confirmed."""
         answer = self._checked(
             fleet_handlers.pull_messages,
             PullMessagesRequest(node=Node(node_id=self.node)),
-            store=self.mail.object_store,
+            store=self.link_state.object_store,
         )
         if not answer.messages_list:
             return None
@@ -71,7 +71,7 @@ class Device:
 
     def pull(self, object_id):
         request = PullObjectRequest(
-            node=Node(node_id=self.node), run_id=self.mail.run_id, object_id=object_id
+            node=Node(node_id=self.node), run_id=self.link_state.run_id, object_id=object_id
         )
         return self._checked(fleet_handlers.pull_object, request).object_content
 
@@ -79,8 +79,8 @@ class Device:
         request = ConfirmMessageReceivedRequest(
             node=Node(node_id=self.node), run_id=metadata.run_id, message_object_id=metadata.message_id
         )
-        link_module._check(self.mail, request)
-        self.mail.confirm(metadata.message_id)
+        link_module._check(self.link_state, request)
+        self.link_state.confirm(metadata.message_id)
 
     def announce(self, asked, data, change=lambda request: None):
         request, objects = sealed_reply(asked, data)
@@ -92,7 +92,7 @@ class Device:
     def upload(self, session, object_id, content):
         request = PushObjectRequest(
             node=Node(node_id=self.node),
-            run_id=self.mail.run_id,
+            run_id=self.link_state.run_id,
             object_id=object_id,
             object_content=content,
             session_id=session,
@@ -211,7 +211,7 @@ def test_a_thousand_rounds_leave_nothing(link, device):
     for k in range(1000):
         one_round(k)
         if k + 1 in (10, 1000):
-            counts.append((sizes(link), sizes(link._mail), len(link._mail.object_store)))
+            counts.append((sizes(link), sizes(link._link_state), len(link._link_state.object_store)))
     assert counts[0] == counts[1]
     assert counts[0][2] == 0
 
@@ -227,7 +227,7 @@ def test_a_request_comes_until_it_is_confirmed_and_again_after_a_restart(link, d
     device.answer(after, b"done")
     assert device.fetch() is None
     assert len(pull(link, second)) == 1
-    link._mail.activate_node(device.node, 30)
+    link._link_state.activate_node(device.node, 30)
     asked, objects = device.fetch()
     assert asked.message_id == first
     assert open_objects(first, objects, max_bytes=100)["envelope"] == b"0"
@@ -368,11 +368,11 @@ def no_message(request):
 def test_a_reply_of_another_shape_is_refused_and_not_kept(link, device, change):
     send(link, device.node, envelope=b"e", state=b"s")
     asked, _ = device.fetch()
-    before = sizes(link._mail)
+    before = sizes(link._link_state)
     with pytest.raises(HTTPException) as refused:
         device.announce(asked, b"answer", change)
     assert refused.value.status_code == 422
-    assert sizes(link._mail) == before
+    assert sizes(link._link_state) == before
 
 
 def other_run(request):
@@ -424,7 +424,7 @@ def test_a_message_of_an_earlier_start_is_gone(link, device):
         ConfirmMessageReceivedRequest(node=node, run_id=asked.run_id + 1),
     ):
         with pytest.raises(HTTPException) as refused:
-            link_module._check(device.mail, request)
+            link_module._check(device.link_state, request)
         assert refused.value.status_code == 410
 
 
@@ -448,7 +448,7 @@ def test_whom_a_reply_answers_is_not_what_it_says(link, device):
     lie, objects = sealed_reply(claimed, b"answer")
     lie.node.node_id = device.node
     lie.messages_list[0].metadata.reply_to_message_id = mine
-    answer = fleet_handlers.push_messages(request=lie, state=device.mail)
+    answer = fleet_handlers.push_messages(request=lie, state=device.link_state)
     for object_id in answer.objects_to_push:
         assert device.upload(answer.session_id, object_id, objects[object_id].deflate())
     (reply,) = pull(link, mine, other)
@@ -520,7 +520,7 @@ def test_messages_outlive_any_jump_of_the_clock(link, device, monkeypatch):
 
 
 def test_a_client_that_is_gone_leaves_nothing_and_its_messages_fail(link, device):
-    before = sizes(link._mail)
+    before = sizes(link._link_state)
     other = Device(link, "b")
     ids = [send(link, other.node, envelope=b"%d" % i, state=b"s") for i in range(2)]
     asked, _ = other.fetch()
@@ -528,7 +528,7 @@ def test_a_client_that_is_gone_leaves_nothing_and_its_messages_fail(link, device
     other.upload(session, *next(iter(missing.items())))
     link.unregister("b")
     assert link.node_of("b") is None
-    assert sizes(link._mail) <= before + 1  # Flower keeps an empty set of an owner's nodes
+    assert sizes(link._link_state) <= before + 1  # Flower keeps an empty set of an owner's nodes
     replies = pull(link, *ids)
     assert {r.metadata.reply_to_message_id for r in replies} == set(ids)
     assert all(r.has_error() for r in replies)
@@ -593,13 +593,13 @@ def test_the_state_of_a_round_is_stored_and_hashed_once(link):
     state = blocks(3)
     messages = [Message(pack(envelope=b"%d" % d.node, state=state), d.node, "train") for d in devices]
     ids = list(link.grid.push_messages(messages))
-    held = sum(len(entry.content) for entry in link._mail.object_store.store.values())
+    held = sum(len(entry.content) for entry in link._link_state.object_store.store.values())
     assert held < 3.02 * CHUNK_BYTES
     link.grid.cancel(ids[:1])
     _, objects = devices[1].fetch()
     assert open_objects(ids[1], objects, max_bytes=10**8)["state"] == state
     link.grid.cancel(ids)
-    assert len(link._mail.object_store) == 0
+    assert len(link._link_state.object_store) == 0
 
 
 def test_the_lock_is_free_while_a_state_is_copied(link, device, monkeypatch):
@@ -608,8 +608,8 @@ def test_the_lock_is_free_while_a_state_is_copied(link, device, monkeypatch):
 
     def watched(chunk):
         def look():
-            if link._mail.lock.acquire(blocking=False):
-                link._mail.lock.release()
+            if link._link_state.lock.acquire(blocking=False):
+                link._link_state.lock.release()
                 free.append(True)
             else:
                 free.append(False)
@@ -649,7 +649,7 @@ def test_a_client_that_leaves_while_its_message_is_sealed(link, device, monkeypa
 
     monkeypatch.setattr(ArrayChunk, "deflate", meanwhile)
     assert send(link, device.node, envelope=b"e", state=blocks(1)) is None
-    assert len(link._mail.object_store) == 0
+    assert len(link._link_state.object_store) == 0
 
 
 def test_equal_messages_are_two(link, device):

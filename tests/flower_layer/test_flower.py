@@ -141,7 +141,7 @@ def test_the_object_store_drops_what_no_message_holds():
     assert store.run_objects_mapping == {1: set()}
 
 
-def test_the_link_state_calls_that_mail_takes_over():
+def test_the_link_state_calls_that_are_overridden():
     """Internal: Flower's handlers reach :class:`HeadwaterLinkState` by these names."""
     for name in (
         "activate_node", "acknowledge_node_heartbeat", "deactivate_node", "get_message_ins",
@@ -151,20 +151,20 @@ def test_the_link_state_calls_that_mail_takes_over():
         assert list(ours.parameters) == list(theirs.parameters), name
     for name in ("create_run", "create_node", "store_message_ins", "get_node_id_by_public_key"):
         assert hasattr(InMemoryLinkState, name)
-    mail = HeadwaterLinkState(lambda node: 0)
-    assert mail.get_run_status({mail.run_id})[mail.run_id].status == "running"
-    assert check_abort(mail.run_id, ["pending", "starting", "finished"], mail) is None
-    node = mail.add_node(b"key")
-    assert mail.get_node_id_by_public_key(b"key") == node
-    assert (mail.nodes[node].status, mail.nodes[node].online_until) == ("online", float("inf"))
+    link_state = HeadwaterLinkState(lambda node: 0)
+    assert link_state.get_run_status({link_state.run_id})[link_state.run_id].status == "running"
+    assert check_abort(link_state.run_id, ["pending", "starting", "finished"], link_state) is None
+    node = link_state.add_node(b"key")
+    assert link_state.get_node_id_by_public_key(b"key") == node
+    assert (link_state.nodes[node].status, link_state.nodes[node].online_until) == ("online", float("inf"))
 
 
 def test_a_run_needs_no_heartbeat(monkeypatch):
     """Internal: a task that was set running, not claimed, has no token that could expire."""
-    mail = HeadwaterLinkState(lambda node: 0)
+    link_state = HeadwaterLinkState(lambda node: 0)
     then = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=365)
     monkeypatch.setattr("flwr.supercore.corestate.in_memory_corestate.now", lambda: then)
-    assert mail.get_run_status({mail.run_id})[mail.run_id].status == "running"
+    assert link_state.get_run_status({link_state.run_id})[link_state.run_id].status == "running"
 
 
 def test_the_calls_that_the_link_answers():

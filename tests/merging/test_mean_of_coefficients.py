@@ -52,7 +52,7 @@ def test_mean_of_mixed_updates_is_the_dense_oracles(round_: Any) -> None:
     """Every update made dense, in fractions; each value's mean over those who train it."""
     plan, updates = round_
     merged = MeanAggregator().finalize(fold(plan, updates))
-    assert plan.weighs or merged.scatter is None
+    assert plan.weighs or merged.noise is None
     shares = {
         name: MethodWeight(
             merged.report.get(f"weight_{name}", 1.0), merged.report.get(f"progress_{name}", 1.0)

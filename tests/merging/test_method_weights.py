@@ -1,4 +1,4 @@
-"""Scatter: how noisy updates are weighed, on a quadratic whose answer is known.
+"""Method weights: how noisy updates are weighed, on a quadratic whose answer is known.
 
 Clients descend quadratics ½‖w − t_i‖² from w = 0: client i's true update is b_i = η·t_i, t_i ~ N(t, h), and
 what it sends has the noise of its random directions on top, E‖e_i‖² = v_i. Of all weighted means,
@@ -83,7 +83,7 @@ def test_the_weights_are_almost_the_best_and_beat_equal_ones(between):
                 rows = np.stack([u.delta.vector().double().numpy() for u in updates])
                 optimal.append(np.sum((weights @ rows / sum(weights) - federation.truth) ** 2))
                 equal.append(np.sum((rows.mean(axis=0) - federation.truth) ** 2))
-            known = merged.scatter
+            known = merged.noise
     assert np.mean(optimal) == pytest.approx(best, rel=0.05)
     assert np.mean(ours) < 1.03 * np.mean(optimal)
     gap = np.array(equal) - np.array(ours)
@@ -125,7 +125,7 @@ def test_methods_that_make_little_progress_do_not_dilute(mix, says):
                 delta = AdapterState.from_vector(flat(size), torch.from_numpy(np.float32(rows[name])))
                 acc = rule.add(acc, Update(name, 1, delta, 1, noise=noise if says else 0.0))
             merged = rule.finalize(acc)
-            known = merged.scatter
+            known = merged.noise
             if round_ < 4:
                 continue
 
@@ -150,7 +150,7 @@ def test_the_estimate_of_between_is_close(between, weights):
     """Mean of 300 rounds within 3 standard errors, and those below 0.12 + 6 % of h, with equal weights and
     with others; at 0 the estimate is cut off and can only be small."""
     federation = Federation(between, 5, [0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 4.0, 4.0])
-    found = [federation.merge(None, weights=weights).scatter.between for _ in range(300)]
+    found = [federation.merge(None, weights=weights).noise.between for _ in range(300)]
     error = np.std(found) / math.sqrt(300)
     assert error < 0.12 + 0.06 * between
     if between:
@@ -162,7 +162,7 @@ def test_the_estimate_is_dersimonian_and_lairds():
     """Against their formula (1986, eq. 8) over a plain list of updates, in float64."""
     federation, weights = Federation(3.0, 9), np.arange(1.0, 9.0)
     updates = list(federation.updates())
-    found = federation.merge(None, updates, list(range(1, 9))).scatter
+    found = federation.merge(None, updates, list(range(1, 9))).noise
     rows = np.stack([u.delta.vector().double().numpy() for u in updates])
     mean = weights @ rows / weights.sum()
     q = float(weights @ np.sum((rows - mean) ** 2, axis=1))
@@ -192,10 +192,10 @@ def test_between_comes_out_right_where_clients_train_parts():
                 own = (own + rng.standard_normal(size) * math.sqrt(noise / 16)) * mask.numpy()
             delta = AdapterState.from_vector(spec, torch.from_numpy(np.float32(own)))
             acc = rule.add(acc, Update(name, 1, delta, 1, noise=noise if name in parts else 0.0))
-        scatter = rule.finalize(acc).scatter
-        assert scatter.noises["whole"] == 0.0
-        assert 3.0 <= scatter.noises["part"] < 7.0  # of a third of the values: times 3, and what chance adds
-        found.append(scatter.between)
+        noise = rule.finalize(acc).noise
+        assert noise.noises["whole"] == 0.0
+        assert 3.0 <= noise.noises["part"] < 7.0  # of a third of the values: times 3, and what chance adds
+        found.append(noise.between)
     error = np.std(found) / math.sqrt(300)
     assert error < 0.06
     assert np.mean(found) == pytest.approx(between, abs=3 * error)
@@ -230,9 +230,9 @@ def test_between_comes_out_right_where_clients_share_seeds(alike):
                 plan, list(zip((plan.first + seeds).tolist(), q.tolist(), strict=True))
             )
             acc = rule.add(acc, Update(name, 1, delta, 1, noise=delta.noise(size)))
-        scatter = rule.finalize(acc).scatter
-        found.append(scatter.between)
-        noises.append(scatter.noises["seeds"])
+        noise = rule.finalize(acc).noise
+        found.append(noise.between)
+        noises.append(noise.noises["seeds"])
     raw_noise = (truth @ truth + between) * (size - 1) / steps
     # noise in common does not go away in a mean over six, so each weighs as if it had more of it
     assert np.mean(noises) / raw_noise > (1.5 if alike else 1.05)
@@ -268,7 +268,7 @@ def test_scalars_and_deltas_are_weighed_by_one_rule():
                 delta = SeedCoefficients.of(plan, list(zip(seeds, q.tolist(), strict=True)))
                 noise = delta.noise(size)
             acc = rule.add(acc, Update(f"c{i}", 1, delta, 1, noise=noise))
-        found.append(rule.finalize(acc).scatter.between)
+        found.append(rule.finalize(acc).noise.between)
     error = np.std(found) / math.sqrt(300)
     assert error < 0.04
     assert np.mean(found) == pytest.approx(between, abs=3 * error)
@@ -328,29 +328,29 @@ def test_one_client_cannot_make_the_others_progress_small():
     plan = MergePlan(flat(2), dict.fromkeys("abc", 1), 2.0**20, groups={"a": "m", "b": "m", "c": "n"})
     rows = {"a": ([1.0, 1.0], 0.0), "b": ([1.0, 0.9], 0.0)}
     for scale in (1.0, 1e3, 1e6):
-        found = scatter_of(plan, rows | {"c": ([scale, scale], 0.0)})
+        found = noise_of(plan, rows | {"c": ([scale, scale], 0.0)})
         assert found.progress == {"m": 1.0, "n": 1.0}
-    assert scatter_of(plan, rows | {"c": ([-1.0, -1.0], 0.0)}).progress == {"m": 1.0, "n": 0.0}
-    assert scatter_of(plan, rows | {"c": ([0.25, 0.25], 0.0)}).progress["n"] == pytest.approx(0.25, rel=0.1)
+    assert noise_of(plan, rows | {"c": ([-1.0, -1.0], 0.0)}).progress == {"m": 1.0, "n": 0.0}
+    assert noise_of(plan, rows | {"c": ([0.25, 0.25], 0.0)}).progress["n"] == pytest.approx(0.25, rel=0.1)
 
 
-def scatter_of(plan, rows):
+def noise_of(plan, rows):
     """What a round of updates (vector, claimed noise) tells."""
     rule = MeanAggregator()
     acc = rule.init(plan)
     for client, (vector, noise) in rows.items():
         delta = AdapterState.from_vector(plan.spec, torch.tensor(vector, dtype=torch.float32))
         acc = rule.add(acc, Update(client, 1, delta, 1, noise=noise))
-    return rule.finalize(acc).scatter
+    return rule.finalize(acc).noise
 
 
 def test_one_method_and_one_update_tell_nothing():
     plan = MergePlan(flat(2), {"a": 1, "b": 1}, 1.0, groups={"a": "x", "b": "x"})
     rows = {"a": ([1.0, 1.0], 1.0), "b": ([1.0, 1.0], 1.0)}
-    assert scatter_of(plan, rows) is None
+    assert noise_of(plan, rows) is None
     plan = replace(plan, groups={"a": "x", "b": "y"})
-    assert scatter_of(plan, rows) is not None
-    assert scatter_of(plan, {"a": rows["a"]}) is None
+    assert noise_of(plan, rows) is not None
+    assert noise_of(plan, {"a": rows["a"]}) is None
 
 
 def test_a_methods_noise_is_its_clients_median():
@@ -358,8 +358,8 @@ def test_a_methods_noise_is_its_clients_median():
     plan = MergePlan(flat(2), dict.fromkeys("abcde", 1), 1.0, groups=dict.fromkeys("abcd", "m") | {"e": "g"})
     ones = [1.0, 1.0]
     rows = {"a": (ones, 1.0), "b": (ones, 1.1), "c": (ones, 0.0), "e": (ones, 0.0)}
-    assert scatter_of(plan, rows | {"d": ([0.0, 0.0], 0.0)}).noises == {"m": 1.0, "g": 0.0}
-    assert scatter_of(plan, rows | {"d": (ones, 2.0)}).noises["m"] == pytest.approx(1.05)
+    assert noise_of(plan, rows | {"d": ([0.0, 0.0], 0.0)}).noises == {"m": 1.0, "g": 0.0}
+    assert noise_of(plan, rows | {"d": (ones, 2.0)}).noises["m"] == pytest.approx(1.05)
 
 
 @pytest.mark.parametrize("noise", [-1e-300, float("nan"), float("inf"), float("-inf"), 2.0**60])

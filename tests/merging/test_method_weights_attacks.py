@@ -63,7 +63,7 @@ class Rounds:
             noise = (claims or {}).get(client, self.methods[self.clients[client]][2])
             acc = rule.add(acc, Update(client, 1, delta, 1, noise=noise))
         merged = rule.finalize(acc)
-        self.known = merged.scatter
+        self.known = merged.noise
         self.step = merged.delta.vector().double().numpy()
         self.plain = sum(weights[c] * row for c, row in rows.items()) / sum(weights.values())
         return merged
@@ -153,7 +153,7 @@ def test_a_round_of_one_method_tells_nothing():
         if client.startswith("slow"):
             delta = AdapterState.from_vector(flat(SIZE), torch.from_numpy(np.float32(row)))
             acc = rule.add(acc, Update(client, 1, delta, 1, noise=0.002))
-    assert rule.finalize(acc).scatter == before
+    assert rule.finalize(acc).noise == before
 
 
 @pytest.mark.parametrize("measured", [False, True])
@@ -173,9 +173,9 @@ def test_where_every_value_has_one_trainer_rounding_is_no_evidence(measured):
             mask[100 * i : 100 * i + 100] = 1
             rows[f"spry{i}"] *= mask
         claims = dict.fromkeys(tensors, 1 / 6)
-        scatter = rounds.merge(rows, weights=weights, claims=claims, spec=spec, tensors=tensors).scatter
-        if scatter is not None:
-            found.append([scatter.between, scatter.noises["spry"]])
+        noise = rounds.merge(rows, weights=weights, claims=claims, spec=spec, tensors=tensors).noise
+        if noise is not None:
+            found.append([noise.between, noise.noises["spry"]])
     if measured:
         assert len(found) == 60
     assert np.max(found) < 10
@@ -189,7 +189,7 @@ def test_where_nobody_can_measure_a_claim_is_held_against_what_arrives(length):
         rows = rounds.honest()
         rows["own0"] *= length
         merged = rounds.merge(rows, claims={"own0": 0.0}, claimed=["mezo", "fwd", "own"])
-        assert merged.scatter.progress == {}
+        assert merged.noise.progress == {}
     ours, plain = rounds.errors()
     assert ours < 1.1 * plain
 
@@ -230,7 +230,7 @@ def test_noise_along_the_same_seeds_is_no_progress(shared):
                 plan, list(zip((plan.first + seeds).tolist(), q.tolist(), strict=True))
             )
             acc = rule.add(acc, Update(client, 1, delta, 1, noise=delta.noise(size)))
-        progress = rule.finalize(acc).scatter.progress
+        progress = rule.finalize(acc).noise.progress
         if progress:
             found.append(progress["short"] / progress["long"])
     assert len(found) > 50
@@ -251,8 +251,8 @@ def test_a_method_that_trains_a_part_is_measured_on_that_part(low):
         for client in tensors:
             rows[client][400:] = 0
         merged = rounds.merge(rows, spec=spec, tensors=tensors)
-        if "part" in merged.scatter.progress:
-            found.append([merged.scatter.progress["part"], merged.scatter.noises["part"]])
+        if "part" in merged.noise.progress:
+            found.append([merged.noise.progress["part"], merged.noise.noises["part"]])
     assert len(found) > 20
     progress, noise = np.mean(found, axis=0)
     assert progress > 0.85
@@ -298,8 +298,8 @@ def test_without_a_measure_how_far_clients_differ_is_on_the_scale_of_a_whole_ste
         rounds = Rounds(seed, {"a": (clients, 0.2, 0.01), "b": (clients, 0.1, 0.01)}, between, size=400)
         rounds.truth = np.zeros(400)
         rounds.known = known = NoisePlan(between, {"a": 0.01, "b": 0.01}, {"a": 0.2, "b": 0.1, "bp": 1.0})
-        scatter = rounds.merge(rounds.honest()).scatter
-        found.append(2 * scatter.between - known.between)
+        noise = rounds.merge(rounds.honest()).noise
+        found.append(2 * noise.between - known.between)
     assert np.mean(found) == pytest.approx(between, rel=0.1)
 
 
@@ -367,7 +367,7 @@ def test_coefficients_that_cancel_do_not_make_a_method_noisy():
                     noise = delta.noise(size)
                 acc = rule.add(acc, Update(client, 1, delta, 1, noise=noise))
             merged = rule.finalize(acc)
-            known = merged.scatter
+            known = merged.noise
         weights.append(merged.report["noise_kseed"])
     assert weights[1] < 15 * weights[0]  # were it in common to all ten: 10 times
 
@@ -378,4 +378,4 @@ def test_a_state_of_no_values_is_merged():
     acc = rule.init(plan)
     for client in "ab":
         acc = rule.add(acc, Update(client, 1, AdapterState.from_vector(flat(0), torch.zeros(0)), 1))
-    assert rule.finalize(acc).scatter is None
+    assert rule.finalize(acc).noise is None

@@ -235,7 +235,7 @@ def test_bad_fishers_are_refused_and_leave_no_trace(value: float) -> None:
         rule.add(acc, update_of(spec, "a", [1.0] * 9, [0.5] * 8 + [value]))
     assert not acc.delta.any()
     assert not acc.fisher.any()
-    assert not acc.roster.clients
+    assert not acc.participants.clients
 
 
 def test_a_missing_or_foreign_fisher_is_refused() -> None:

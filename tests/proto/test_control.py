@@ -513,7 +513,7 @@ def ask(open_channel, path, method):
         return error.code(), error.details(), tuple(error.trailing_metadata() or ())
 
 
-def test_the_listing_of_methods_would_notice_an_open_door(guarded):
+def test_the_listing_of_methods_would_notice_an_open_method(guarded):
     """The same calls with an organiser's certificate do get answers."""
     _, server = guarded
     with channel(server.address, certificates().organiser) as open_channel:

@@ -32,7 +32,7 @@ def test_moving_is_rebuilding(distribution, moves):
     moved = span(distribution, [1, 2, 3])
     for first, change in moves:
         before = moved.sums.copy(), moved.total.copy()
-        after = moved.moved(first, np.array(change, np.int64))
+        after = moved.plus(first, np.array(change, np.int64))
         assert np.array_equal(before[0], moved.sums)
         assert np.array_equal(before[1], moved.total)
         moved = after
@@ -49,7 +49,7 @@ def test_a_thousand_rounds_do_not_drift():
     drifting = ORIGIN.vector().numpy().copy()
     for _ in range(1000):
         change = rng.integers(-(2**15), 2**15, 16)
-        moved, steps = moved.moved(0, change), steps + change.astype(object)
+        moved, steps = moved.plus(0, change), steps + change.astype(object)
         for seed, c in enumerate(change):
             drifting += np.float32(c * 2.0**-20) * moved.directions.values(seed)
     exact = np.sum([moved.directions.integers(s).astype(object) * steps[s] for s in range(16)], axis=0)
@@ -64,14 +64,14 @@ def test_a_thousand_rounds_do_not_drift():
 def test_nothing_moved_is_the_origin():
     assert span(sums=[0, 0]).state() is ORIGIN
     assert shifted(ORIGIN, np.zeros(37, np.int64), 3) is ORIGIN
-    back = span(sums=[5, -7]).moved(0, np.array([-5, 7]))
+    back = span(sums=[5, -7]).plus(0, np.array([-5, 7]))
     assert back.state().tobytes() == ORIGIN.tobytes()
 
 
 def test_sums_that_could_overflow_are_refused_when_moved_as_when_rebuilt():
     near = span(sums=[MAX_COEFFICIENTS - 10])
-    assert near.moved(1, np.array([9])).sums[1] == 9
+    assert near.plus(1, np.array([9])).sums[1] == 9
     with pytest.raises(ConfigError, match="seed coefficients"):
-        near.moved(1, np.array([10]))
+        near.plus(1, np.array([10]))
     with pytest.raises(ConfigError, match="seed coefficients"):
         span(sums=[MAX_COEFFICIENTS - 10, 10])

@@ -103,7 +103,7 @@ def test_a_draft_becomes_the_line_in_the_order_in_which_it_was_told():
     draft.not_evaluated({})
     draft.evaluated({"loss": 0.25}, {"b": {"loss": 0.25}})
     draft.lost({"a": "gone", "b": "in it already"})
-    draft.moved("abc")
+    draft.set_state("abc")
     assert draft.record(1.23456).line().decode() == (
         '{"round":4,"clients":{"a":{"bytes_down":0,"failed":"gone"},"b":{"bytes_down":5,"staleness":2}},'
         '"bytes":{"up":2,"down":8,"up_dense":12,"down_dense":24},"gap":{"exact":true},'

@@ -236,7 +236,7 @@ def test_a_resume_does_not_end_by_the_pause_that_an_interrupted_start_asked_for(
 
     def start_daemon():
         left = RunQueue(server.runs_book, server.runs).get(run.run)
-        assert (left.state, left.wish) == ("running", "")
+        assert (left.state, left.stop_request) == ("running", "")
         raise Started
 
     network = SimpleNamespace(agents={}, workspace=server, start_daemon=start_daemon)

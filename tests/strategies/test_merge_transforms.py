@@ -15,7 +15,7 @@ from headwater.seeds.slopes import SeedUse
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies import FederatedStrategy, ServerState
 from headwater.strategies.merge_transforms import (
-    RememberScatter,
+    RememberNoise,
     RememberSlopes,
     ScaleCoefficients,
     merge_transforms,
@@ -36,14 +36,14 @@ def coefficients(*values: int) -> Merged:
     return Merged(vector(0, 0), ("a",), 1, coefficients=np.array(values, np.int64))
 
 
-def test_the_scatter_of_the_last_round_that_had_one_is_kept() -> None:
+def test_the_noise_plan_of_the_last_round_that_had_one_is_kept() -> None:
     server = ServerState(3, vector(0, 0))
     told = NoisePlan(0.5, {"a": 1.0})
-    merged = Merged(vector(1, 1), ("a",), 1, scatter=told)
-    noted, given = RememberScatter().apply(server, merged)
+    merged = Merged(vector(1, 1), ("a",), 1, noise=told)
+    noted, given = RememberNoise().apply(server, merged)
     assert (noted, given) == (replace(server, noise=told), merged)
     silent = Merged(vector(1, 1), ("a",), 1)
-    assert RememberScatter().apply(noted, silent)[0].noise is told
+    assert RememberNoise().apply(noted, silent)[0].noise is told
 
 
 def test_slopes_are_noted_at_the_rate_of_their_round() -> None:
@@ -83,13 +83,13 @@ def test_values_in_a_federation_of_coefficients_are_refused_and_let_through_afte
 
 def test_a_federation_has_the_transforms_that_it_needs_and_the_strategy_applies_them() -> None:
     plain = [type(t) for t in merge_transforms(federation())]
-    assert plain == [RememberScatter, ScaleCoefficients]
+    assert plain == [RememberNoise, ScaleCoefficients]
     strategy, server = seeded(rate=0.5, pro=True)
     assert [type(t) for t in merge_transforms(strategy.federation)] == [
-        RememberScatter, RememberSlopes, ScaleCoefficients,
+        RememberNoise, RememberSlopes, ScaleCoefficients,
     ]  # fmt: skip
     told = NoisePlan(0.5, {"a": 1.0})
-    after = strategy.update(server, replace(coefficients(3, 1, *[0] * 6), scatter=told))
+    after = strategy.update(server, replace(coefficients(3, 1, *[0] * 6), noise=told))
     assert after.round == 1
     assert after.noise is told
     assert after.span is not None

@@ -96,7 +96,7 @@ def test_rates_fall_for_every_method_over_batches() -> None:
 
 def test_noise_is_weighed_where_somebody_has_some_and_the_file_does_not_forbid_it() -> None:
     before, told = NoisePlan(2.0, {"default": 0.5}), NoisePlan(3.0, {"default": 1.0, "late": 0.0})
-    merged = Merged(ZERO, NAMES, 1, scatter=told)
+    merged = Merged(ZERO, NAMES, 1, noise=told)
     methods = {
         "methods": {"late": {"training": {"kind": "backprop"}}},
         "assignment": {"kind": "clients", "clients": {"*-2": "late"}},
@@ -104,7 +104,7 @@ def test_noise_is_weighed_where_somebody_has_some_and_the_file_does_not_forbid_i
     noisy = FederatedStrategy(federation(training={"kind": "mezo"}, **methods))
     server = noisy.update(ServerState(1, ZERO, noise=before), merged)
     assert server.noise == told
-    assert noisy.update(server, replace(merged, scatter=None)).noise == told  # a round of one method
+    assert noisy.update(server, replace(merged, noise=None)).noise == told  # a round of one method
     assert planned(noisy, server).merge.noise == server.noise
     assert set(planned(noisy, server).merge.groups.values()) == {"default", "late"}
     for quiet in (
@@ -114,7 +114,7 @@ def test_noise_is_weighed_where_somebody_has_some_and_the_file_does_not_forbid_i
             federation(training={"kind": "mezo"}, strategy={"kind": "mean", "noise": "ignore"}, **methods)
         ),
     ):
-        assert quiet.update(ServerState(1, ZERO), replace(merged, scatter=None)).noise is None
+        assert quiet.update(ServerState(1, ZERO), replace(merged, noise=None)).noise is None
         plan = planned(quiet, ServerState(1, ZERO, noise=before))
         assert plan.merge.noise is None
         assert not plan.merge.weighs

@@ -145,11 +145,11 @@ class TestGaussian(TestDecomfl):
 )
 def test_every_coefficient_is_that_of_exact_arithmetic(first, steps, width, target):
     """½‖w − t‖² in fractions, forward difference at ε = 2^-6: zᵀ(w − t) + ε‖z‖²/2; η = 1/10."""
-    bits, reach = 14, Fraction(1, 64)
+    bits, epsilon = 14, Fraction(1, 64)
     plan = SeedPlan(first, steps * width, "rademacher", bits, steps * width, implied=True)
     of = directions_of(plan, Key.root(3), 4)
     training = DecomflTraining(
-        kind="decomfl", max_steps=steps, directions=width, learning_rate=0.1, epsilon=float(reach)
+        kind="decomfl", max_steps=steps, directions=width, learning_rate=0.1, epsilon=float(epsilon)
     )
     plan_of = ClientPlan(training, DenseCodec(kind="dense"), seeds=plan)
     task = TrainTask("a", AdapterState.zeros(flat(4)), examples(1), plan_of, of)
@@ -160,7 +160,7 @@ def test_every_coefficient_is_that_of_exact_arithmetic(first, steps, width, targ
         here = list(w)
         for i in range(width):
             z = of.integers(first + step * width + i).tolist()
-            slope = sum(v * (x - t) for v, x, t in zip(z, here, target, strict=True)) + reach * 2
+            slope = sum(v * (x - t) for v, x, t in zip(z, here, target, strict=True)) + epsilon * 2
             exact, c = -slope / 10 / width * 2**bits, next(found)
             assert abs(c - exact) <= Fraction(1, 2) + Fraction(1, 1000)  # a loss is rounded, too
             w = [x + Fraction(c, 2**bits) * v for x, v in zip(w, z, strict=True)]

@@ -74,10 +74,10 @@ def test_a_probe_is_at_the_weights_and_a_reach_away(distribution):
     walk = ParameterWalk(model, origin, unit_bits=bits)
     walk.step(directions.integers(5), -321)
     z, other = directions.integers(9).tolist(), directions.integers(5).tolist()
-    reach = 2.0**-10 * 2.0**-directions.unit_bits
-    loss = walk.loss(BATCH, directions.integers(9), reach)
+    epsilon = 2.0**-10 * 2.0**-directions.unit_bits
+    loss = walk.loss(BATCH, directions.integers(9), epsilon)
     wanted = [
-        np.float32(float(Fraction(w) + Fraction(-321 * o, 2**bits) + Fraction(reach) * v))
+        np.float32(float(Fraction(w) + Fraction(-321 * o, 2**bits) + Fraction(epsilon) * v))
         for w, o, v in zip(origin.vector().tolist(), other, z, strict=True)
     ]
     assert model.read().vector().tolist() == [float(w) for w in wanted]
@@ -103,8 +103,8 @@ def test_a_thousand_rounds_do_not_drift(distribution):
             change[s] += c
             walk.step(directions.integers(s), c)
             exact = [e + c * z for e, z in zip(exact, columns[s], strict=True)]
-        span = span.moved(0, change)
-    assert walk.moved.tolist() == exact
+        span = span.plus(0, change)
+    assert walk.offset.tolist() == exact
     assert span.total.tolist() == exact
     assert walk.weights().numpy().tobytes() == span.state().tobytes()
     wanted = [

@@ -102,14 +102,14 @@ def _doing(content: dict[str, Any], waiting: list[str], metered: bool) -> str:
 def _needs(settings: AgentSettings, content: dict[str, Any], running: bool) -> Iterator[str]:
     """What the owner must do something about."""
     from headwater.client.agent.disk_room import SLACK_BYTES, free_bytes
-    from headwater.client.agent.preflight import absent
+    from headwater.client.agent.preflight import missing_paths
     from headwater.client.agent.problems import read_problems
 
     free = free_bytes(settings.state)
     written = free >= SLACK_BYTES  # else what the agent says of its file may be an earlier agent's word
     if running and written and content.get("config") and content["config"] != settings.sha256:
         yield "the agent file has changed since the agent started: end the agent and start it again"
-    yield from absent(settings)
+    yield from missing_paths(settings)
     if running and written:
         yield from _changed_rows(settings, content)
     if not written:

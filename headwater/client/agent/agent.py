@@ -1,6 +1,6 @@
 """The owner's agent: :func:`run_agent` for ``headwater client run``, :class:`Agent` beneath it.
 
-Three threads: the main one waits for a signal, the keeper keeps the connection up, and one fetches,
+Three threads: the main one waits for a signal, the connection keeper keeps it up, and one fetches,
 answers and delivers, a task at a time. No torch, no open port, and nothing that comes over the network
 is imported, unpickled or put on ``sys.path``: bytes in, bytes out.
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 from headwater import __version__
 from headwater.client.agent.connection_keeper import ConnectionKeeper, Heartbeats, for_a_person
 from headwater.client.agent.owner_log import OwnerLog, StatusFile
-from headwater.client.agent.preflight import absent, read_authority
+from headwater.client.agent.preflight import missing_paths, read_authority
 from headwater.client.agent.task_clock import AgentStopping
 from headwater.client.agent.task_handler import TaskHandler
 from headwater.client.agent.worker import Worker, WorkerOptions
@@ -68,7 +68,7 @@ class Agent:
 
     Args:
         connection: to the server.
-        desk: answers.
+        handler: answers.
         say: takes a line for the owner's log.
         stop: ends everything within seconds.
         status: for ``headwater client status``.
@@ -78,50 +78,54 @@ class Agent:
     def __init__(
         self,
         connection: Connection,
-        desk: TaskHandler,
+        handler: TaskHandler,
         say: Callable[[str], None],
         stop: threading.Event,
         status: StatusFile,
         *,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self._guard = threading.Lock()
-        self.keeper = ConnectionKeeper(connection, say, stop, self._guard, draw=draw)
-        self._connection, self._desk, self._say = connection, desk, say
+        self._connection_lock = threading.Lock()
+        self.connection_keeper = ConnectionKeeper(connection, say, stop, self._connection_lock, draw=draw)
+        self._connection, self._handler, self._say = connection, handler, say
         self._stop, self._status, self._draw = stop, status, draw
         self._undelivered: tuple[Delivery, bytes] | None = None
-        self._longest_s = METERED_S if desk.policy.settings.metered else IDLE_S
+        self._longest_s = METERED_S if handler.policy.settings.metered else IDLE_S
         self._idle_s = BUSY_S
         self._paused = ""
 
     def run(self) -> None:
         """Until ``stop`` is set; returns within seconds of it."""
         threads = [
-            threading.Thread(target=self.keeper.run, args=(self._contact,), daemon=True, name="keeper"),
+            threading.Thread(
+                target=self.connection_keeper.run, args=(self._contact,), daemon=True, name="connection"
+            ),
             threading.Thread(target=self._loop, daemon=True, name="loop"),
         ]
         for thread in threads:
             thread.start()
         while not self._stop.wait(1.0):  # in steps: a signal's handler runs between them
             pass
-        self.keeper.wake()
+        self.connection_keeper.wake()
         threads[1].join(SHUTDOWN_S)  # it ends the worker, and delivers what is finished
-        if self.keeper.up.is_set():
-            farewell = threading.Thread(target=self._leave, daemon=True)
-            farewell.start()
-            farewell.join(SHUTDOWN_S)
+        if self.connection_keeper.up.is_set():
+            leaving = threading.Thread(target=self._leave, daemon=True)
+            leaving.start()
+            leaving.join(SHUTDOWN_S)
 
     def _leave(self) -> None:
-        self._guard.acquire(timeout=SHUTDOWN_S / 2)  # a download may hold it: then in the middle of that
+        self._connection_lock.acquire(
+            timeout=SHUTDOWN_S / 2
+        )  # a download may hold it: then in the middle of that
         with contextlib.suppress(HeadwaterError):  # the server notices by itself, later
             self._connection.deactivate()
 
     def _contact(self) -> None:
-        self._status.contact(self.keeper.state)
+        self._status.contact(self.connection_keeper.state)
 
     def _loop(self) -> None:
         self._work()
-        if self._undelivered is not None and self.keeper.up.is_set():
+        if self._undelivered is not None and self.connection_keeper.up.is_set():
             # a finished update counts, also of a device that goes; after a restart the outbox has it
             try:
                 self._deliver(*self._undelivered)
@@ -132,17 +136,17 @@ class Agent:
     def _work(self) -> None:
         while not self._stop.is_set():
             try:
-                if self.keeper.up.wait(0.5):
+                if self.connection_keeper.up.wait(0.5):
                     self._step()
                 else:
-                    self._status.note(self.keeper.state, self.keeper.again)
+                    self._status.note(self.connection_keeper.state, self.connection_keeper.again)
                     if self._undelivered is not None:
                         self._status.doing("keeps a finished reply for the server until it is reached")
-                    self._desk.recheck(self._status.doing)
+                    self._handler.recheck(self._status.doing)
             except AgentStopping:
                 return
             except (ConnectionLost, Refused) as error:
-                self.keeper.lost(error)
+                self.connection_keeper.lost(error)
             except HeadwaterError as error:
                 self._say(str(error))
                 self._stop.wait(10 + 10 * self._draw())
@@ -155,17 +159,17 @@ class Agent:
         if self._undelivered is not None:
             self._deliver(*self._undelivered)
             return
-        self._desk.rest()
-        self._status.rows(self._desk.rows)
-        self._desk.recheck(self._status.doing)
-        if (reason := self._desk.paused()) is not None:
+        self._handler.rest()
+        self._status.rows(self._handler.rows)
+        self._handler.recheck(self._status.doing)
+        if (reason := self._handler.paused()) is not None:
             if reason.split(":")[0] != self._paused:
                 self._paused = reason.split(":")[0]
                 self._say(f"{reason}; nothing more is fetched today")
             self._stop.wait(PAUSED_S)
             return
         self._paused = ""
-        with self._guard:
+        with self._connection_lock:
             delivery = self._connection.receive()
         if delivery is None:
             self._rest(self._idle_s * (0.5 + 0.5 * self._draw()))
@@ -173,8 +177,8 @@ class Agent:
             return
         self._idle_s = BUSY_S
         self._status.task(KINDS.get(delivery.kind, delivery.kind))
-        data = self._desk.answer(delivery.parts)
-        self._status.rows(self._desk.rows)
+        data = self._handler.answer(delivery.parts)
+        self._status.rows(self._handler.rows)
         self._undelivered = replace(delivery, parts={}), data
 
     def _rest(self, seconds: float) -> None:
@@ -182,7 +186,7 @@ class Agent:
         ends = time.monotonic() + seconds
         while not self._stop.is_set() and (left := ends - time.monotonic()) > 0:
             self._stop.wait(min(left, PAUSED_S))
-            self._desk.recheck(self._status.doing)
+            self._handler.recheck(self._status.doing)
 
     def _deliver(self, delivery: Delivery, data: bytes) -> None:
         """Send a reply; keep it if the connection is at fault, drop it if this message is over.
@@ -192,16 +196,16 @@ class Agent:
         names the last update that was accepted, as after any other refusal.
         """
         what = KINDS.get(delivery.kind, delivery.kind)
-        self._desk.count(len(data))
+        self._handler.count(len(data))
         try:
-            with self._guard:
+            with self._connection_lock:
                 self._connection.reply(delivery, data)
         except Refused as error:
             if for_a_person(error):
                 raise
             if (
                 error.status in UNFIT
-                and (failure := self._desk.instead_of(data, error.status, error.got)) is not None
+                and (failure := self._handler.instead_of(data, error.status, error.got)) is not None
             ):
                 self._undelivered = delivery, failure
                 return
@@ -255,14 +259,14 @@ def run_agent(settings: AgentSettings) -> int:
             plugins=tuple(file.plugins.allow),
         )
         worker = Worker(options)
-        desk = TaskHandler(settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set)
+        handler = TaskHandler(settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set)
         connection = FleetClient(file.server, ca, identity, version=__version__)
         status = StatusFile(state / "status.json", file.server, settings.sha256)
         log.say(f"agent {__version__} of {file.name} for {file.server}, process {os.getpid()}")
-        for line in absent(settings):
+        for line in missing_paths(settings):
             log.say(line)
         try:
-            Agent(connection, desk, log.say, stop, status).run()
+            Agent(connection, handler, log.say, stop, status).run()
         finally:
             worker.close()
             status.note("ended")

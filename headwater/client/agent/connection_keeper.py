@@ -34,7 +34,7 @@ def for_a_person(error: HeadwaterError) -> bool:
 
 
 class Heartbeats(Protocol):
-    """The part of a connection that a keeper uses."""
+    """The part of a connection that :class:`ConnectionKeeper` uses."""
 
     def activate(self) -> None:
         """Say that this device is there."""
@@ -50,7 +50,8 @@ class ConnectionKeeper:
         connection: to the server.
         say: takes a line for the owner's log.
         stop: ends it.
-        guard: held while the connection is used for anything but heartbeats, which only one thread may do.
+        connection_lock: held while the connection is used for anything but heartbeats, which only one
+            thread may do.
         draw: uniform on (0, 1).
         heartbeat_s: between heartbeats.
 
@@ -65,12 +66,17 @@ class ConnectionKeeper:
         connection: Heartbeats,
         say: Callable[[str], None],
         stop: threading.Event,
-        guard: threading.Lock,
+        connection_lock: threading.Lock,
         *,
         draw: Callable[[], float] = random.random,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
-        self._connection, self._say, self._stop, self._guard = connection, say, stop, guard
+        self._connection, self._say, self._stop, self._connection_lock = (
+            connection,
+            say,
+            stop,
+            connection_lock,
+        )
         self._draw, self._heartbeat_s = draw, heartbeat_s
         self._wake, self._lock = threading.Event(), threading.Lock()
         self._failures = 0
@@ -89,7 +95,7 @@ class ConnectionKeeper:
                     self._wait(self._pause)
                     if self._stop.is_set():
                         return
-                    with self._guard:
+                    with self._connection_lock:
                         self._connection.activate()
                     self._came_up()
                 contact()

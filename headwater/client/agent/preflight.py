@@ -31,7 +31,7 @@ def read_authority(path: Path) -> bytes:
     return pem
 
 
-def absent(settings: AgentSettings) -> Iterator[str]:
+def missing_paths(settings: AgentSettings) -> Iterator[str]:
     """A line for the owner for each path of the file where nothing is yet; the agent waits all the same."""
     paths = {"data.path": (settings.data,), "models.folders": settings.model_folders}
     for key, named in paths.items():

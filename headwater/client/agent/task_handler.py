@@ -43,7 +43,7 @@ from headwater.protocol.messages import (
     TrainRequest,
 )
 
-POLL_CLIENTS_S = 5.0
+RECHECK_S = 5.0
 """Between two looks whether a problem is mended."""
 
 
@@ -103,7 +103,7 @@ class TaskHandler:
         self._name, self._worker, self._sign = settings.file.name, worker, sign
         self._say, self._should_stop, self._now, self._clock = say, should_stop, now, clock
         self.setbacks = Setbacks(settings, self.models, say, now, clock)
-        self._told, self._look_s, self._uncounted = "", 0.0, False
+        self._told, self._recheck_at_s, self._uncounted = "", 0.0, False
 
     def answer(self, parts: Mapping[str, bytes]) -> bytes:
         """The signed reply to one delivery.
@@ -183,9 +183,9 @@ class TaskHandler:
         Args:
             doing: is told what the worker is busy with.
         """
-        if self._clock() < self._look_s:
+        if self._clock() < self._recheck_at_s:
             return
-        self._look_s = self._clock() + POLL_CLIENTS_S
+        self._recheck_at_s = self._clock() + RECHECK_S
         self.setbacks.look_at_disk()
         now = self._now()
         if self.policy.asleep(now) or self.policy.exhausted(self.usage.today(now)):

@@ -107,8 +107,8 @@ def cache_bytes(context: TrainingContext, name: str) -> int:
     plan, evaluation = plan_of(settings, context.spec, name), settings.evaluation
     budget = getattr(plan.training, "trunk_cache_mb", 0)
     # whom spry gives which layers is not known yet: most have some below
-    kept = budget if model.has_trunk(plan.tensors) or plan.training.splits_layers else 0
-    kept += evaluation.trunk_cache_mb if evaluation.clients and model.has_trunk() else 0
+    kept = budget if model.has_prefix(plan.tensors) or plan.training.splits_layers else 0
+    kept += evaluation.trunk_cache_mb if evaluation.clients and model.has_prefix() else 0
     return int(kept) << 20
 
 

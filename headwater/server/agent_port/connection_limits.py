@@ -1,9 +1,9 @@
-"""Who may hold a connection to the fleet port: :class:`LimitedServer`, uvicorn behind a doorman.
+"""Who may hold a connection to the fleet port: :class:`LimitedServer`, uvicorn with bounded connections.
 
 A connection costs a file and some hundred KiB from the moment it is accepted, long before a request shows
 whose it is; a server that accepts all comers until its files are used up shuts its own agents out. Here a
-connection is a *stranger's* until the gate has proven a request on it. Strangers have a fixed number of
-places: where all are taken, the newest comer gets that of the oldest stranger, of the address that holds
+connection is *unauthenticated* until a request on it has been proven. Those have a fixed number of
+places: where all are taken, the newest gets that of the oldest unauthenticated one, of the address that holds
 most of them. So whoever crowds the port pushes out himself, and a connection that an agent has proven is
 never given up for one that nobody has.
 """
@@ -23,7 +23,7 @@ import uvicorn
 
 from headwater.server.http_protocol import DeadlineProtocol
 
-STRANGERS = 256
+UNAUTHENTICATED = 256
 """Connections at once on which no enrolled key was proven."""
 EACH = 16
 """Connections at once of one client; an agent has five, and those of a broken line end with their time."""
@@ -54,13 +54,13 @@ class ConnectionLimiter:
     """Accepts connections and keeps their number bounded. Lives in one event loop.
 
     Args:
-        greet: makes a protocol for a connection.
+        make_protocol: makes a protocol for a connection.
         config: whose TLS to speak.
     """
 
-    def __init__(self, greet: Callable[[], DeadlineProtocol], config: uvicorn.Config) -> None:
-        self._greet, self._config = greet, config
-        self._strangers: dict[str, OrderedDict[_Connection, None]] = {}
+    def __init__(self, make_protocol: Callable[[], DeadlineProtocol], config: uvicorn.Config) -> None:
+        self._make_protocol, self._config = make_protocol, config
+        self._unauthenticated: dict[str, OrderedDict[_Connection, None]] = {}
         self._proven: dict[str, OrderedDict[_Connection, None]] = {}
         self._count = 0
 
@@ -69,60 +69,64 @@ class ConnectionLimiter:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, address = await loop.sock_accept(listener)
+                accepted, address = await loop.sock_accept(listener)
             except OSError:  # no file left, or the peer is gone
                 self._end_oldest()
                 await asyncio.sleep(_BREATH_S)
                 continue
-            visitor = _Connection(network_of(address[0]))
-            self._strangers.setdefault(visitor.address, OrderedDict())[visitor] = None
+            connection = _Connection(network_of(address[0]))
+            self._unauthenticated.setdefault(connection.address, OrderedDict())[connection] = None
             self._count += 1
-            visitor.task = loop.create_task(self._welcome(visitor, connection))
-            if self._count > STRANGERS:
+            connection.task = loop.create_task(self._serve(connection, accepted))
+            if self._count > UNAUTHENTICATED:
                 self._end_oldest()
 
-    async def _welcome(self, visitor: _Connection, connection: socket.socket) -> None:
-        def greet() -> DeadlineProtocol:
-            protocol = visitor.protocol = self._greet()
-            protocol.proven = lambda name: self._prove(visitor, name)
-            protocol.ended = lambda: self._forget(visitor)
+    async def _serve(self, connection: _Connection, accepted: socket.socket) -> None:
+        def make_protocol() -> DeadlineProtocol:
+            protocol = connection.protocol = self._make_protocol()
+            protocol.proven = lambda name: self._prove(connection, name)
+            protocol.ended = lambda: self._forget(connection)
             return protocol
 
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                greet, connection, ssl=self._config.ssl, ssl_handshake_timeout=HANDSHAKE_S
+                make_protocol, accepted, ssl=self._config.ssl, ssl_handshake_timeout=HANDSHAKE_S
             )
         except (OSError, asyncio.CancelledError):  # it does not speak TLS with us, or had to go
-            self._forget(visitor)
-            connection.close()
+            self._forget(connection)
+            accepted.close()
 
-    def _prove(self, visitor: _Connection, name: str) -> None:
+    def _prove(self, connection: _Connection, name: str) -> None:
         """A request of ``name`` was let in on this connection."""
-        if visitor.name != name:
-            self._forget(visitor)
-            visitor.name = name
-            self._proven.setdefault(name, OrderedDict())[visitor] = None
+        if connection.name != name:
+            self._forget(connection)
+            connection.name = name
+            self._proven.setdefault(name, OrderedDict())[connection] = None
         mine = self._proven[name]
-        mine.move_to_end(visitor)
+        mine.move_to_end(connection)
         if len(mine) > EACH:
             self._end(next(iter(mine)))
 
     def _end_oldest(self) -> None:
-        """Give up the oldest stranger of the address with most of them."""
-        crowd = max(self._strangers.values(), key=len, default=None)
+        """End the oldest unauthenticated connection of the address with most of them."""
+        crowd = max(self._unauthenticated.values(), key=len, default=None)
         if crowd:
             self._end(next(iter(crowd)))
 
-    def _end(self, visitor: _Connection) -> None:
-        self._forget(visitor)
-        visitor.leave()
+    def _end(self, connection: _Connection) -> None:
+        self._forget(connection)
+        connection.leave()
 
-    def _forget(self, visitor: _Connection) -> None:
-        kind, key = (self._proven, visitor.name) if visitor.name else (self._strangers, visitor.address)
+    def _forget(self, connection: _Connection) -> None:
+        kind, key = (
+            (self._proven, connection.name)
+            if connection.name
+            else (self._unauthenticated, connection.address)
+        )
         group = kind.get(key, OrderedDict())
-        if visitor in group:
-            del group[visitor]
-            self._count -= not visitor.name
+        if connection in group:
+            del group[connection]
+            self._count -= not connection.name
         if not group:
             kind.pop(key, None)
 
@@ -138,12 +142,12 @@ class LimitedServer(uvicorn.Server):
         """Listen on ``sockets``."""
         await super().startup(sockets=[])
         _more_files()
-        doorman = ConnectionLimiter(self._greet, self.config)
+        limiter = ConnectionLimiter(self._make_protocol, self.config)
         self._accepting = []
         for listener in sockets or []:
             listener.listen(self.config.backlog)
             listener.setblocking(False)
-            self._accepting.append(asyncio.create_task(doorman.accept(listener)))
+            self._accepting.append(asyncio.create_task(limiter.accept(listener)))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, end what is open."""
@@ -152,7 +156,7 @@ class LimitedServer(uvicorn.Server):
         await asyncio.gather(*self._accepting, return_exceptions=True)
         await super().shutdown(sockets)
 
-    def _greet(self) -> DeadlineProtocol:
+    def _make_protocol(self) -> DeadlineProtocol:
         return DeadlineProtocol(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )

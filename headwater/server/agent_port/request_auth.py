@@ -1,4 +1,4 @@
-"""The gate: who may send a byte to the federation's open port. Entry point: :class:`RequestAuthenticator`.
+"""RequestAuthenticator: decides who may send a byte to the federation's open port.
 
 Flower's own app reads and parses a body before it asks who sent it. Here a request is judged by its head
 alone: path, a claim signed by an enrolled key, time and nonce, the newest process of that key, version,
@@ -34,7 +34,7 @@ _ANSWERS = {
     422: "garbled",
     429: "full",
 }
-"""What a refusal behind the gate is counted as."""
+"""What a refusal behind the request authenticator is counted as."""
 _HOUR_S = 3600
 
 
@@ -65,7 +65,7 @@ class Limits:
 
 
 class Record(Protocol):
-    """What the gate asks of a row of the registry."""
+    """What the request authenticator asks of a row of the registry."""
 
     @property
     def public(self) -> PublicIdentity:
@@ -77,7 +77,7 @@ class Record(Protocol):
 
 
 class Registry(Protocol):
-    """What the gate asks of the registry."""
+    """What the request authenticator asks of the registry."""
 
     def get(self, name: str) -> Record | None:
         """The enrolled client of that name."""

@@ -18,7 +18,7 @@ from headwater.server.events import ClientFailed, ClientKnown, Observer
 from headwater.server.storage.profiles import load_profiles, save_profiles
 from headwater.training.context import TrainingContext
 
-ASK_AGAIN_S = 60.0
+RETRY_AFTER_S = 60.0
 """A client that is silent, or refused, or does not fit, is asked again after this long: that may change."""
 
 
@@ -50,7 +50,7 @@ class DiscoveredClients(ClientPool):
         names: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self.exchange = exchange
-        self._bench, self._sessions, self._enrolled, self._path, self._watch = (
+        self._context, self._sessions, self._enrolled, self._path, self._watch = (
             context,
             sessions,
             enrolled,
@@ -67,7 +67,7 @@ class DiscoveredClients(ClientPool):
         self._unfit: dict[str, str] = {}  # whose last answer was no profile that fits, and why
         self._short: dict[str, str] = {}  # of those, and of those who could not work: why, in few words
         self._greeted: dict[str, int] = {}  # the session in which a client was last asked
-        self._again_s: dict[str, float] = {}  # when to ask a client once more that has not answered well
+        self._retry_at_s: dict[str, float] = {}  # when to ask a client once more that has not answered well
 
     def profiles(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
         return {name: p for name, p in sorted(self._known.items()) if self._enrolled(name)}
@@ -77,7 +77,7 @@ class DiscoveredClients(ClientPool):
         return {
             name: profile
             for name, profile in self.profiles().items()
-            if name in online and self._greeted.get(name) == online[name] and name not in self._again_s
+            if name in online and self._greeted.get(name) == online[name] and name not in self._retry_at_s
         }
 
     def is_away(self, client: str) -> bool:  # noqa: D102 - inherited
@@ -110,7 +110,7 @@ class DiscoveredClients(ClientPool):
         self._request_profiles()
         for incoming in self.exchange.poll(ProfileRequest, *kinds):
             if incoming.kind is ProfileRequest:
-                self._take(incoming)
+                self._take_profile(incoming)
             else:
                 yield incoming
         if self._unsaved:  # once for all that came: with hundreds the file is long
@@ -124,25 +124,25 @@ class DiscoveredClients(ClientPool):
     def _request_profiles(self) -> None:
         now = self._watch.clock()
         for name, session in self._online().items():
-            again = self._again_s.get(name)
+            again = self._retry_at_s.get(name)
             if self._greeted.get(name) != session or (again is not None and now >= again):
                 self._greeted[name] = session
-                self._again_s[name] = now + ASK_AGAIN_S
+                self._retry_at_s[name] = now + RETRY_AFTER_S
                 self.exchange.forget_address(ProfileRequest, name)
                 self.exchange.send([(name, self._request)], 0)
 
-    def _take(self, incoming: ReceivedReply) -> None:
+    def _take_profile(self, incoming: ReceivedReply) -> None:
         name = incoming.address
         try:
-            profile = profile_of(incoming, self._bench, self._request.run, client=name)
+            profile = profile_of(incoming, self._context, self._request.run, client=name)
         except HeadwaterError as error:
-            self._again_s[name] = self._watch.clock() + ASK_AGAIN_S  # until then it is not ready
+            self._retry_at_s[name] = self._watch.clock() + RETRY_AFTER_S  # until then it is not ready
             self._unfit[name], self._short[name] = str(error), _in_short(error)
             self._observer(ClientFailed(0, name, str(error)))
             return
         self._unfit.pop(name, None)
         self._short.pop(name, None)
-        self._again_s.pop(name, None)
+        self._retry_at_s.pop(name, None)
         self._observer(ClientKnown(name, profile.version, profile.train_examples))
         if self._known.get(name) != profile:
             self._known[name] = profile

@@ -56,7 +56,7 @@ class Cancels(Protocol):
 
 
 def unsigned(address: str, data: bytes) -> bytes:
-    """How replies are opened where transport and clients are our own: they are not signed."""
+    """How replies are verified where transport and clients are our own: they are not signed."""
     return data
 
 
@@ -159,8 +159,8 @@ class Exchange:
         if gone and isinstance(self._grid, Cancels):
             self._grid.cancel(gone)
 
-    def opened(self, address: str, kind: type[Request], round: int, raw: bytes) -> ReceivedReply:
-        """What arrived at an address, opened: now, or again when it comes from the spool."""
+    def verify(self, address: str, kind: type[Request], round: int, raw: bytes) -> ReceivedReply:
+        """Verify and read what arrived at an address: now, or again when it comes from the spool."""
         try:
             reply = self._open(address, raw)
             return ReceivedReply(address, kind, round, reply, "", len(raw), raw, self._open is not unsigned)
@@ -176,4 +176,4 @@ class Exchange:
             (raw,) = unpack(message.content, "reply")
         except DecodeError as error:
             return ReceivedReply(address, kind, round, b"", str(error), count_bytes(message.content))
-        return self.opened(address, kind, round, raw)
+        return self.verify(address, kind, round, raw)

@@ -1,4 +1,4 @@
-"""Watch: what everything that waits has in common: the time, a wish to stop, and someone to tell."""
+"""RunControl: what everything that waits has in common: the time, a request to stop, and someone to tell."""
 
 from __future__ import annotations
 

@@ -19,7 +19,13 @@ from headwater.server.storage.run_folder import RunFolder
 from headwater.server.workspace.registry import ClientRegistry
 from headwater.server.workspace.required_inputs import require_inputs
 from headwater.server.workspace.run_queue import ENDED, RunEntry, RunQueue
-from headwater.server.workspace.steering import PLACES, require_known, tell_changes, tell_unmet, tell_wish
+from headwater.server.workspace.steering import (
+    PLACES,
+    require_known,
+    tell_changes,
+    tell_stop_request,
+    tell_unmet,
+)
 
 if TYPE_CHECKING:  # torch and transformers: an idle daemon has neither
     from headwater.server.daemon.run_job import RunJob
@@ -60,9 +66,9 @@ class ControlService:
     def status(self) -> Status:  # noqa: D102 - the protocol says what each method does
         status = self._monitor.status()
         enrolled = _enrolled(status)
-        return replace(status, runs=tuple(self._with_wishes(row, enrolled) for row in status.runs))
+        return replace(status, runs=tuple(self._with_notes(row, enrolled) for row in status.runs))
 
-    def _with_wishes(self, row: RunRow, enrolled: int) -> RunRow:
+    def _with_notes(self, row: RunRow, enrolled: int) -> RunRow:
         """The row, with what the organiser has asked for and what cannot be met."""
         if row.state in (*ENDED, "failed") or not self._book.has(row.run):
             return row
@@ -70,8 +76,10 @@ class ControlService:
         try:
             settings = self._book.settings(entry)
         except HeadwaterError:  # a damaged run folder, which the log has since the daemon's start
-            return replace(row, note=tell_wish(entry.wish, row))
-        return replace(row, note=tell_wish(entry.wish, row), warnings=tell_unmet(settings, row, enrolled))
+            return replace(row, note=tell_stop_request(entry.stop_request, row))
+        return replace(
+            row, note=tell_stop_request(entry.stop_request, row), warnings=tell_unmet(settings, row, enrolled)
+        )
 
     def watch(  # noqa: D102
         self, after: int = 0, ended: Callable[[], bool] = lambda: False
@@ -124,10 +132,10 @@ class ControlService:
             self._set(entry.run, state, "by the organiser")
             job = self._job_of(entry.run)  # it may have begun in between
         if job is not None:
-            wish: Literal["pause", "stop"] = "pause" if state == "paused" else "stop"
-            self._book.request_stop(entry.run, wish)
-            job.wish(wish)
-            told = tell_wish(wish, self._monitor_row(entry.run))
+            request: Literal["pause", "stop"] = "pause" if state == "paused" else "stop"
+            self._book.request_stop(entry.run, request)
+            job.request_stop(request)
+            told = tell_stop_request(request, self._monitor_row(entry.run))
             self._monitor.run_told(entry.run, f"{told}, as the organiser asks")
         row = self._row(entry.run)
         if job is None and state == "stopped" and row.round:
@@ -147,7 +155,7 @@ class ControlService:
     def resume(self, run: str, folder: Path | None = None) -> RunRow:  # noqa: D102
         entry = self._book.get(run)
         if entry.state in ("queued", "running"):
-            told = tell_wish(entry.wish, self._monitor_row(entry.run))
+            told = tell_stop_request(entry.stop_request, self._monitor_row(entry.run))
             raise ConfigError(
                 f"run {entry.run}",
                 expected="a run that is paused, or has failed, stopped or finished",
@@ -227,7 +235,7 @@ class ControlService:
         chosen = version or next((r.version for r in reversed(rows) if r.best), rows[-1].version)
         versions.pin(chosen)
         card = {"run": entry.run, "version": chosen, "federation": entry.name}
-        yield from versions.tar(chosen, self._bench(entry.run), card)
+        yield from versions.tar(chosen, self._context(entry.run), card)
 
     def rollback(self, run: str, version: int) -> AdapterRow:  # noqa: D102
         entry = self._book.get(run)
@@ -241,7 +249,7 @@ class ControlService:
                 hint="See: headwater server adapters list DIR",
             )
         versions.pin(version)
-        self._book.wish_rollback(entry.run, version)
+        self._book.request_rollback(entry.run, version)
         return row
 
     def unpin(self, run: str, version: int) -> AdapterRow:  # noqa: D102
@@ -265,7 +273,7 @@ class ControlService:
         folder, _ = self._book.open(run)
         return Versions.of_run(folder.path, self._keep)
 
-    def _bench(self, run: str) -> TrainingContext:
+    def _context(self, run: str) -> TrainingContext:
         if (job := self._job_of(run)) is not None and job.context is not None:
             return job.context
         from headwater.training.context import TrainingContext

@@ -2,9 +2,9 @@
 
 One process with three ports::
 
-    fleet    TLS       Gate ─ FleetLink          agents; the only port that others must reach
-    control  mutual TLS   gRPC ─ Office          the organiser's commands
-    web      loopback, token   web ─ Office      status page, Prometheus
+    fleet    TLS              RequestAuthenticator ─ FleetServer   agents; the one port others must reach
+    control  mutual TLS       gRPC ─ ControlService                the organiser's commands
+    web      loopback, token  web ─ ControlService                 status page, Prometheus
 
 and one thread, this one, that works on the runs, one after the other. All that must last is in the
 workspace's files; what Flower holds of it is rebuilt at each start. So a kill at any moment costs at
@@ -104,7 +104,7 @@ class Daemon:
         limits, self._keep = workspace.settings.limits, workspace.settings.retention.adapters
         self._ending, self._awake = threading.Event(), threading.Event()
         self._job: RunJob | None = None
-        self._again_s: dict[str, float] = {}
+        self._retry_at_s: dict[str, float] = {}
         self.addresses: dict[str, str] = {}
         self.failed = False
         self._fleet: threading.Thread | None = None
@@ -116,7 +116,7 @@ class Daemon:
         for record in self._registry.by_name().values():
             self._enrol(record)
         self._registry.on_change(self._enrol)
-        self._gate = RequestAuthenticator(
+        self._authenticator = RequestAuthenticator(
             self._link.app,
             self._link,
             self._registry,
@@ -130,11 +130,11 @@ class Daemon:
         self._monitor = Monitor(
             version=__version__,
             clients=self._facts,
-            refused=self._gate.refusals,
+            refused=self._authenticator.refusals,
             certificate_days=lambda: int(days_left(certificate)),
         )
         self._book = RunQueue(workspace.runs_book, workspace.runs)
-        self._office = ControlService(
+        self._service = ControlService(
             self._book,
             self._registry,
             self._monitor,
@@ -166,7 +166,7 @@ class Daemon:
             host, port = split_address(listen.fleet)
             folder = credentials.folder
             config = fleet_port(
-                self._gate,
+                self._authenticator,
                 host=host,
                 port=port,
                 certificate=folder / "server.pem",
@@ -175,7 +175,7 @@ class Daemon:
             self._fleet, self.addresses["fleet"] = stack.enter_context(_listening(config))
             stack.callback(self.end)  # first of all that ends: then the port may
             control = serve(
-                self._office,
+                self._service,
                 listen.control,
                 server_cert=certificate,
                 server_key=key,
@@ -184,7 +184,7 @@ class Daemon:
             stack.callback(control.stop)
             self.addresses["control"] = control.address
             app = make_app(
-                self._office, self._monitor, token=credentials.web_token(), rounds=self._rounds_file
+                self._service, self._monitor, token=credentials.web_token(), rounds=self._rounds_file
             )
             web = stack.enter_context(serving(app, split_address(listen.web)[1]))
             self.addresses["web"] = f"http://127.0.0.1:{web}"
@@ -198,9 +198,9 @@ class Daemon:
     def _restore(self, entry: RunEntry) -> None:
         """Tell the monitor of a run of an earlier start."""
         try:
-            self._office.announce(entry)
+            self._service.announce(entry)
             folder, loaded = self._book.open(entry.run)
-            self._office.recall(entry, folder, loaded)
+            self._service.recall(entry, folder, loaded)
         except HeadwaterError as error:
             self._monitor.error(f"run {entry.run}: {error}", run=entry.run)
 
@@ -273,14 +273,14 @@ class Daemon:
         for entry in self._book.entries():
             goes_on = entry.state in ("queued", "running") or (entry.state == "failed" and entry.again)
             # a disk so full that the book says "running" still must not be tried without a pause
-            rests = entry.state != "queued" and now < self._again_s.get(entry.run, now)
+            rests = entry.state != "queued" and now < self._retry_at_s.get(entry.run, now)
             if goes_on and not rests:
                 return entry
         return None
 
     def _do(self, entry: RunEntry) -> None:
         job: RunJob | None = None
-        self._again_s.pop(entry.run, None)
+        self._retry_at_s.pop(entry.run, None)
         try:
             from headwater.server.daemon.run_job import Network, RunJob
 
@@ -301,7 +301,7 @@ class Daemon:
             LOG.info("run %s goes on when the daemon is started again", entry.run)
         except StorageError as error:
             self._failed(entry, error, again=True)
-            self._again_s[entry.run] = time.monotonic() + RETRY_AFTER_S
+            self._retry_at_s[entry.run] = time.monotonic() + RETRY_AFTER_S
         except HeadwaterError as error:
             self._failed(entry, error)
         except Exception as error:  # a defect of ours: the daemon stays, with the other runs
@@ -314,10 +314,10 @@ class Daemon:
         code = error.code if isinstance(error, HeadwaterError) else ""
         self._monitor.run_state(entry.run, "failed", str(error), code)
         try:
-            wished = bool(self._book.get(entry.run).wish)  # then it was to end anyway
-            self._book.set_state(entry.run, "failed", str(error), again=again and not wished)
+            stop_requested = bool(self._book.get(entry.run).stop_request)  # then it was to end anyway
+            self._book.set_state(entry.run, "failed", str(error), again=again and not stop_requested)
         except StorageError:  # a full disk: the book cannot say so either
-            self._again_s[entry.run] = time.monotonic() + RETRY_AFTER_S
+            self._retry_at_s[entry.run] = time.monotonic() + RETRY_AFTER_S
 
 
 _fingerprint = functools.lru_cache(maxsize=2**14)(PublicIdentity.fingerprint)

@@ -57,7 +57,7 @@ class Network:
 
 
 class RunJob:
-    """The daemon's current work. :meth:`run` in one thread, wishes from any.
+    """The daemon's current work. :meth:`run` in one thread, :meth:`request_stop` from any.
 
     Args:
         entry: the run.
@@ -85,12 +85,12 @@ class RunJob:
         self.context: TrainingContext | None = None
         self.versions = Versions.of_run(self.folder.path, keep)
         self.max_reply_bytes = 2**20
-        self._wish: StopRequest = entry.wish
+        self._stop_request: StopRequest = entry.stop_request
         self._changed: tuple[Mapping[str, str], Federation] | None = None
 
-    def wish(self, what: Literal["pause", "stop"]) -> None:
+    def request_stop(self, request: Literal["pause", "stop"]) -> None:
         """End the open round, then pause or stop."""
-        self._wish = what
+        self._stop_request = request
 
     def run(self) -> None:
         """Until the run ends, is paused, or the daemon is interrupted.
@@ -119,8 +119,8 @@ class RunJob:
                 self.folder,
                 test=data.test(),
                 observer=self._observer,
-                should_stop=lambda: bool(self._wish),
-                deployment=self._deployment(),
+                should_stop=lambda: bool(self._stop_request),
+                durability=self._durability(),
                 wire_run_id=self.entry.wire_run_id,
             )
             network = self._network
@@ -138,9 +138,9 @@ class RunJob:
             try:
                 outcome = server.serve(members)
             except FederationStopped:
-                if not self._wish:
+                if not self._stop_request:
                     raise
-                state: Literal["paused", "stopped"] = "paused" if self._wish == "pause" else "stopped"
+                state: Literal["paused", "stopped"] = "paused" if self._stop_request == "pause" else "stopped"
                 self._set(state, "by the organiser, before round 1")  # nothing to export
                 return
             finally:
@@ -151,12 +151,12 @@ class RunJob:
     def _observer(self) -> Observer:
         return self._monitor.observer(self.entry.run)
 
-    def _deployment(self) -> Durability:
+    def _durability(self) -> Durability:
         state = self.folder.path / "state"
         return Durability(
             spool=Spool(state / "spool", notice=lambda text: self._monitor.error(text, run=self.entry.run)),
             versions=self.versions,
-            roster=state / "open_round.json",
+            open_round=state / "open_round.json",
             settings=self._settings,
             rollback=lambda: self._book.get(self.entry.run).rollback,
             rolled_back=self._rolled_back,
@@ -171,10 +171,10 @@ class RunJob:
         return self._changed[1]
 
     def _rolled_back(self) -> None:
-        self._book.wish_rollback(self.entry.run, None)
+        self._book.request_rollback(self.entry.run, None)
 
     def _finish(self, outcome: RunResult, context: TrainingContext) -> None:
-        if outcome.reason == "stopped" and self._wish == "pause":
+        if outcome.reason == "stopped" and self._stop_request == "pause":
             self._set("paused", "by the organiser")
             return
         finish(self.loaded, self.folder, context, outcome, engine="server", notices=context.notices)

@@ -1,4 +1,4 @@
-"""What the events of a run add up to: :class:`RunCounters` and :class:`ClientTally`. Plain values, no locks.
+"""What a run's events add up to: :class:`RunCounters` and :class:`ClientCounters`. Plain values, no locks.
 
 Their size does not depend on how many rounds have passed.
 """
@@ -48,7 +48,7 @@ class ClientFacts:
 
 
 @dataclass(slots=True)
-class ClientTally:
+class ClientCounters:
     """What one client did since the daemon started, or since the rounds that were restored."""
 
     version: str = ""
@@ -62,7 +62,7 @@ class ClientTally:
     unfit: bool = False
     """Whether ``last_error`` is about its profile, so that a profile that fits ends it."""
 
-    def take(self, row: RecordedClient) -> None:
+    def count(self, row: RecordedClient) -> None:
         """Add the client's row of a round's record."""
         self.bytes_up += row.bytes_up
         self.bytes_down += row.bytes_down
@@ -125,7 +125,7 @@ class RunCounters:
         """Whether it will not go on by itself."""
         return self.state in _ENDED
 
-    def take(self, record: RoundRecord, metric: str, value: float) -> None:
+    def count(self, record: RoundRecord, metric: str, value: float) -> None:
         """A round is on disk."""
         if metric and metric != self.best.metric:
             self.metric, self.best = metric, Tracker(metric)
@@ -144,7 +144,7 @@ class RunCounters:
         self.bytes_up = self.bytes_down = 0
         self.metric, self.best = metric, Tracker(metric)
         for record in records:
-            self.take(record, metric, record.deciding(metric))
+            self.count(record, metric, record.deciding(metric))
             yield from self.uncounted(record)
 
     def uncounted(self, record: RoundRecord) -> Iterator[tuple[str, RecordedClient]]:

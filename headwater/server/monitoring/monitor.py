@@ -30,7 +30,7 @@ from headwater.server.events import (
     Waiting,
     WaitingFor,
 )
-from headwater.server.monitoring.counters import ClientFacts, ClientTally, RunCounters
+from headwater.server.monitoring.counters import ClientCounters, ClientFacts, RunCounters
 from headwater.server.monitoring.event_log import MOST_TEXT, EventLog
 from headwater.server.monitoring.refusals import Refusals
 from headwater.server.round_record import RoundRecord
@@ -66,7 +66,7 @@ class Monitor:
         self._lock = threading.RLock()
         self._ring = EventLog(clock)
         self._runs: dict[str, RunCounters] = {}
-        self._clients: dict[str, ClientTally] = {}
+        self._clients: dict[str, ClientCounters] = {}
         self._refusals = Refusals()
 
     # --- who asks ---------------------------------------------------------------------------------
@@ -76,13 +76,13 @@ class Monitor:
         facts = sorted(self._facts(), key=lambda f: f.client)
         refused, days = Counter(self._port_refused()), self._certificate_days()
         with self._lock:
-            self._clients = {f.client: self._clients.get(f.client, ClientTally()) for f in facts}
+            self._clients = {f.client: self._clients.get(f.client, ClientCounters()) for f in facts}
             return Status(
                 version=self._version,
                 started=self._started,
                 rss_bytes=status_bytes("VmRSS"),
                 certificate_days=days,
-                runs=tuple(tally.row() for tally in self._runs.values()),
+                runs=tuple(counters.row() for counters in self._runs.values()),
                 clients=tuple(self._clients[f.client].row(f) for f in facts),
                 refused=dict(sorted((refused + self._refusals.counts).items())),
                 errors=self._ring.errors(),
@@ -114,7 +114,7 @@ class Monitor:
 
     def observer(self, run: str) -> Observer:
         """Who watches this run; give it to ``FederationServer``."""
-        return partial(self._take, run)
+        return partial(self._handle, run)
 
     def run_queued(
         self, run: str, name: str, rounds: int, *, metric: str = "", submitted: float | None = None
@@ -132,7 +132,7 @@ class Monitor:
         """Take over the rounds that an earlier daemon wrote: ``rounds.jsonl``. Once or often; no event."""
         with self._lock:
             for client, row in self._run(run).restore(records, metric):
-                self._client(client).take(row)
+                self._client(client).count(row)
 
     def run_state(self, run: str, state: RunState, reason: str = "", code: str = "") -> None:
         """A run goes on, waits, pauses or ends; ``failed`` is an error. The same state twice is no event.
@@ -144,16 +144,16 @@ class Monitor:
             code: of the error that ended it, for programs: ``HW11``.
         """
         with self._lock:
-            tally = self._run(run)
+            counters = self._run(run)
             reason = plain(reason, MOST_TEXT)
-            if (tally.state, tally.reason) == (state, reason):
+            if (counters.state, counters.reason) == (state, reason):
                 return
-            tally.state, tally.reason = state, reason
+            counters.state, counters.reason = state, reason
             if state not in ("running", "waiting"):
-                tally.accepted = tally.asked = tally.open = 0
+                counters.accepted = counters.asked = counters.open = 0
                 for client in self._clients.values():
                     client.doing = "idle"
-            text = f"run {tally.name or run}: {state}" + (f": {reason}" if reason else "")
+            text = f"run {counters.name or run}: {state}" + (f": {reason}" if reason else "")
             self._ring.add("error" if state == "failed" else "run", run, text, state=state, code=code)
 
     def run_told(self, run: str, told: str) -> None:
@@ -164,16 +164,16 @@ class Monitor:
     def run_changed(self, run: str, *, rounds: int, told: str) -> None:
         """The organiser changed settings: ``told`` says which, and from when on."""
         with self._lock:
-            tally = self._run(run)
-            tally.rounds = rounds
-            self._ring.add("run", run, f"run {tally.name or run}: {told}")
+            counters = self._run(run)
+            counters.rounds = rounds
+            self._ring.add("run", run, f"run {counters.name or run}: {told}")
 
     def client_seen(self, client: str, *, version: str = "", examples: int | None = None) -> None:
         """A client has shown its version, or how many examples it has. No event."""
         with self._lock:
-            tally = self._client(client)
-            tally.version = plain(version, 40) or tally.version
-            tally.examples = tally.examples if examples is None else examples
+            counters = self._client(client)
+            counters.version = plain(version, 40) or counters.version
+            counters.examples = counters.examples if examples is None else examples
 
     def client_changed(self, client: str, text: str) -> None:
         """Something about a client that is no failure: ``accepted``, ``revoked``, ``is back``."""
@@ -204,20 +204,20 @@ class Monitor:
 
     # --- what a run tells -------------------------------------------------------------------------
 
-    def _take(self, run: str, event: Event) -> None:
+    def _handle(self, run: str, event: Event) -> None:
         with self._lock:
-            tally = self._run(run)
+            counters = self._run(run)
             match event:
                 case RunStarted():
-                    self._begun(tally, event)
+                    self._begun(counters, event)
                 case Waiting():
                     waits = event.have < event.need
                     self.run_state(run, "waiting" if waits else "running", _lacks(event) if waits else "")
                 case WaitingFor():
-                    if tally.state == "running":  # while it is "waiting", what it lacks is told already
+                    if counters.state == "running":  # while it is "waiting", what it lacks is told already
                         self.run_state(run, "running", _waits_for(event))
                 case RoundStarted():
-                    tally.asked, tally.accepted, tally.open = event.clients, 0, event.round
+                    counters.asked, counters.accepted, counters.open = event.clients, 0, event.round
                     self._ring.add("round", run, f"round {event.round}: {event.clients} clients are asked")
                 case ClientKnown():
                     self.client_seen(event.client, version=event.version, examples=event.examples)
@@ -229,7 +229,7 @@ class Monitor:
                     what = event.kind if event.kind == "profile" else f"{event.kind} {event.round}"
                     self._client(event.client).doing = what
                 case ClientDone():
-                    tally.accepted += 1
+                    counters.accepted += 1
                     client = self._client(event.client)
                     client.doing, client.last_error, client.unfit = "idle", "", False
                     text = f"round {event.round}: update of {event.client}, {human_bytes(event.bytes_up)}"
@@ -240,58 +240,58 @@ class Monitor:
                     client.unfit = not event.round  # what went wrong before any round is its profile
                     named = event.reason.startswith(f"client {event.client}")
                     reason = event.reason if named else f"client {event.client}: {event.reason}"
-                    text = f"{_when(event.round, tally)}: {reason}"
+                    text = f"{_when(event.round, counters)}: {reason}"
                     self._ring.add("client", run, text, failed=1, client=event.client, round=event.round)
                 case Evaluating():
-                    tally.asked, tally.accepted, tally.open = 0, 0, event.round
+                    counters.asked, counters.accepted, counters.open = 0, 0, event.round
                     self._ring.add("round", run, f"round {event.round}: evaluating")
                 case RoundEnded():
-                    self._ended(tally, event)
+                    self._ended(counters, event)
                 case Notice():
                     self._ring.add("notice", run, event.text)
 
-    def _begun(self, tally: RunCounters, event: RunStarted) -> None:
-        tally.rounds, tally.round = event.rounds, event.done
+    def _begun(self, counters: RunCounters, event: RunStarted) -> None:
+        counters.rounds, counters.round = event.rounds, event.done
         if event.done:  # the files' own sums, whatever was restored before
-            tally.bytes_up, tally.bytes_down = event.bytes_up, event.bytes_down
-        if tally.state in ("queued", "waiting"):
-            self.run_state(tally.run, "running")
+            counters.bytes_up, counters.bytes_down = event.bytes_up, event.bytes_down
+        if counters.state in ("queued", "waiting"):
+            self.run_state(counters.run, "running")
         done = f"{event.done} of {event.rounds} rounds are done"
-        self._ring.add("run", tally.run, f"training begins with {event.clients} clients, {done}")
+        self._ring.add("run", counters.run, f"training begins with {event.clients} clients, {done}")
 
-    def _ended(self, tally: RunCounters, event: RoundEnded) -> None:
-        up, down = tally.bytes_up, tally.bytes_down
-        tally.take(event.record, event.metric, event.value)
+    def _ended(self, counters: RunCounters, event: RoundEnded) -> None:
+        up, down = counters.bytes_up, counters.bytes_down
+        counters.count(event.record, event.metric, event.value)
         rows = event.record.clients
-        for name, row in tally.uncounted(event.record):
-            self._client(name).take(row)
+        for name, row in counters.uncounted(event.record):
+            self._client(name).count(row)
         for client in self._clients.values():  # evaluating ends without a word
             client.doing = "idle"
         measured = f", {event.metric} {number(event.value)}" if finite(event.value) is not None else ""
-        went = f", up {human_bytes(tally.bytes_up - up)}, down {human_bytes(tally.bytes_down - down)}"
+        went = f", up {human_bytes(counters.bytes_up - up)}, down {human_bytes(counters.bytes_down - down)}"
         accepted = sum(not row.failed for row in rows.values())
         who = f", {accepted} of {len(rows)} clients" if rows else ""
         numbers = {"value": event.value, "seconds": event.record.seconds}
         known = {key: n for key, value in numbers.items() if (n := finite(value)) is not None}
-        text = f"round {event.round} of {tally.rounds}{measured}{went}{who}"
-        self._ring.add("round", tally.run, text, round=event.round, metric=event.metric, ended=1, **known)
+        text = f"round {event.round} of {counters.rounds}{measured}{went}{who}"
+        self._ring.add("round", counters.run, text, round=event.round, metric=event.metric, ended=1, **known)
 
     # --- within -----------------------------------------------------------------------------------
 
     def _run(self, run: str) -> RunCounters:
         return self._runs.setdefault(run, RunCounters(run, "", 0, self._clock()))
 
-    def _client(self, name: str) -> ClientTally:
+    def _client(self, name: str) -> ClientCounters:
         if name not in self._clients and len(self._clients) >= MOST_CLIENTS:
-            return ClientTally()
-        return self._clients.setdefault(name, ClientTally())
+            return ClientCounters()
+        return self._clients.setdefault(name, ClientCounters())
 
 
-def _when(round: int, tally: RunCounters) -> str:
+def _when(round: int, counters: RunCounters) -> str:
     """In which round a client failed; a profile belongs to none, and is told with where the run stands."""
     if round:
         return f"round {round}"
-    return f"while round {tally.open} is open" if tally.open else f"before round {tally.round + 1}"
+    return f"while round {counters.open} is open" if counters.open else f"before round {counters.round + 1}"
 
 
 def _lacks(event: Waiting) -> str:

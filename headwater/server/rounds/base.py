@@ -56,7 +56,7 @@ class Rounds(ABC):
         context: the base model.
         members: the clients.
         root: the federation's root key.
-        deployment: where what was accepted outlives a crash; None in a simulation.
+        durability: where what was accepted outlives a crash; None in a simulation.
         downlink: how the adapter travels.
         done: rounds that are finished.
     """
@@ -71,28 +71,28 @@ class Rounds(ABC):
         context: TrainingContext,
         members: ClientPool,
         root: Key,
-        deployment: Durability | None,
+        durability: Durability | None,
         downlink: Downlink,
         *,
         done: int,
     ) -> None:
         self._downlink = downlink
-        self._run, self._bench, self._members = run, context, members
-        self._root, self._deployment = root, deployment
+        self._run, self._context, self._members = run, context, members
+        self._root, self._durability = root, durability
         self._begin(settings, done)
 
     def reconfigure(self, settings: Federation, strategy: FederatedStrategy, watch: RunControl) -> None:
         """Go on under these settings, between rounds; call it before the first one too."""
         self._settings, self._strategy, self._watch = settings, strategy, watch
         self._times = settings.cohort.deadline_s, settings.cohort.retry_s
-        self._take(settings)
+        self._reconfigure(settings)
 
     @abstractmethod
     def _begin(self, settings: Federation, done: int) -> None:
         """Make the coordinator."""
 
     @abstractmethod
-    def _take(self, settings: Federation) -> None:
+    def _reconfigure(self, settings: Federation) -> None:
         """Tell it other rules."""
 
     @abstractmethod
@@ -108,9 +108,9 @@ class Rounds(ABC):
 
     def _retime(self) -> None:
         """Apply the times that the organiser has changed since they were last asked for, at once."""
-        if self._deployment is None:
+        if self._durability is None:
             return
-        cohort = self._deployment.settings().cohort
+        cohort = self._durability.settings().cohort
         times = cohort.deadline_s, cohort.retry_s
         if times != self._times:
             self._times = times
@@ -122,7 +122,7 @@ class Rounds(ABC):
     def _too_few(self, known: Mapping[str, ClientProfile]) -> bool:
         """Whether clients have left since they were counted, so that the round could never end."""
         there = sum(profile.train_examples > 0 for profile in known.values())
-        return self._deployment is not None and there < self._settings.cohort.min_clients
+        return self._durability is not None and there < self._settings.cohort.min_clients
 
     def _halted(self, end: Halt) -> FederationStopped:
         """Too few updates, and nobody is asked again: a simulation ends."""
@@ -135,48 +135,51 @@ class Rounds(ABC):
         )
 
     def _open(
-        self, checkpoint: Checkpoint, roster: Mapping[str, ClientProfile], left: OpenRoundRecord | None
+        self, checkpoint: Checkpoint, profiles: Mapping[str, ClientProfile], left: OpenRoundRecord | None
     ) -> OpenRound:
         """Plan the next round for these clients; one that was left open, as it was planned then."""
         strategy = self._strategy if left is None else FederatedStrategy(_as_then(self._settings, left))
-        plan = strategy.plan(checkpoint.server, roster, key=self._root, dealt=self._dealt(roster, left))
+        plan = strategy.plan(checkpoint.server, profiles, key=self._root, dealt=self._dealt(profiles, left))
         down = self._downlink.open(checkpoint.server, self._settings.codec.down, checkpoint.accepted)
         rule = self._strategy.aggregator(plan)
-        return OpenRound(plan, down, self._run, roster, rule, self._root)
+        return OpenRound(plan, down, self._run, profiles, rule, self._root)
 
-    def _dealt(self, roster: Mapping[str, ClientProfile], left: OpenRoundRecord | None) -> Mapping[str, str]:
+    def _dealt(
+        self, profiles: Mapping[str, ClientProfile], left: OpenRoundRecord | None
+    ) -> Mapping[str, str]:
         """The names of the clients' methods: quotas of all that are known, whoever is there now."""
         if left is not None and left.methods:
             return left.methods
-        everyone = {**self._members.profiles(), **roster}
+        everyone = {**self._members.profiles(), **profiles}
         return names_of(self._settings, [n for n, p in everyone.items() if p.train_examples > 0])
 
     def _left_open(self, number: int) -> OpenRoundRecord | None:
-        """The roster of this round, if an earlier process had begun it."""
-        roster = OpenRoundRecord.load(self._deployment.roster) if self._deployment else None
-        return roster if roster is not None and roster.round == number else None
+        """The record of this round, if an earlier process had begun it."""
+        record = OpenRoundRecord.load(self._durability.open_round) if self._durability else None
+        return record if record is not None and record.round == number else None
 
     def _write_down(
         self, open_round: OpenRound, bases: Mapping[int, str], left: OpenRoundRecord | None = None
     ) -> None:
         """Who is in the round, for a process that has to go on with it."""
-        if self._deployment is not None:
+        if self._durability is not None:
             rounds = self._settings.federation.rounds if left is None else left.rounds
             number = open_round.plan.round
             methods = {c: plan.method for c, plan in open_round.plan.clients.items() if plan.method}
-            OpenRoundRecord(number, open_round.roster, bases, rounds, methods).save(self._deployment.roster)
+            record = OpenRoundRecord(number, open_round.profiles, bases, rounds, methods)
+            record.save(self._durability.open_round)
 
     def _spooled(self, number: int, clients: Mapping[str, Any]) -> list[ReceivedReply]:
         """What an earlier process had accepted into this round."""
-        if self._deployment is None:
+        if self._durability is None:
             return []
-        spool, opened = self._deployment.spool, self._members.exchange.opened
+        spool, verify = self._durability.spool, self._members.exchange.verify
         started = spool.started(number)
         found = []
         for client in spool.clients(number):
             raw = spool.read(number, client) if client in clients else None
             if raw is not None:  # else it is damaged: the client is asked again, and sends the same bytes
-                found.append(opened(client, TrainRequest, started.get(client, number), raw))
+                found.append(verify(client, TrainRequest, started.get(client, number), raw))
         return found
 
     def _ask(self, open_round: OpenRound, checkpoint: Checkpoint, clients: Sequence[str]) -> None:
@@ -211,8 +214,8 @@ class Rounds(ABC):
 
     def _refused(self, number: int, incoming: ReceivedReply, error: HeadwaterError) -> None:
         """An update from the spool of this round that cannot be folded after all: asked for again."""
-        assert self._deployment is not None
-        self._deployment.spool.remove(number, incoming.address)
+        assert self._durability is not None
+        self._durability.spool.remove(number, incoming.address)
         self._watch.observer(ClientFailed(number, incoming.address, f"from the spool: {error}"))
 
 

@@ -36,7 +36,7 @@ class BufferedRounds(Rounds):
         self._bases: dict[int, str] = {}
         self._waiting: dict[str, ReceivedReply] = {}  # accepted updates, where no spool keeps them
 
-    def _take(self, settings: Federation) -> None:
+    def _reconfigure(self, settings: Federation) -> None:
         self._schedule, cohort = _schedule(settings), settings.cohort
         self._coordinator.reconfigure(
             rounds=settings.federation.rounds,
@@ -44,7 +44,7 @@ class BufferedRounds(Rounds):
             max_staleness=self._schedule.max_staleness,
             min_clients=cohort.min_clients,
             deadline_s=cohort.deadline_s,
-            retry_s=cohort.retry_s if self._deployment else None,
+            retry_s=cohort.retry_s if self._durability else None,
             at_once=cohort.clients_per_round,
         )
 
@@ -81,7 +81,7 @@ class BufferedRounds(Rounds):
             self._members,
             self._watch,
             number,
-            open_round.roster,
+            open_round.profiles,
             there,
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
@@ -97,7 +97,7 @@ class BufferedRounds(Rounds):
 
     def _is_ancestor(self, origin: int) -> bool:
         """Whether what clients started from in this version is behind the adapter as it is now."""
-        return self._deployment is None or self._deployment.versions.descends_from(origin - 1)
+        return self._durability is None or self._durability.versions.descends_from(origin - 1)
 
     def _free_the_given_up(self) -> None:
         """Who works from what a rollback gave up is asked anew; its reply is not waited for."""
@@ -128,18 +128,18 @@ class BufferedRounds(Rounds):
     def _keep(self, open_round: OpenRound, incoming: ReceivedReply) -> None:
         """Check the update as if it were folded now; keep it until the buffer is full."""
         open_round.check(incoming, self._origin(incoming.round))
-        if self._deployment is not None:
+        if self._durability is not None:
             number = open_round.plan.round
-            self._deployment.spool.put(number, incoming.address, incoming.raw, started=incoming.round)
+            self._durability.spool.put(number, incoming.address, incoming.raw, started=incoming.round)
             incoming = replace(incoming, data=b"", raw=b"")  # read back when it is folded
         self._waiting[incoming.address] = incoming
 
     def _kept(self, number: int, client: str) -> ReceivedReply:
         incoming = self._waiting.pop(client)
-        if self._deployment is None:
+        if self._durability is None:
             return incoming
-        raw = self._deployment.spool.read(number, client) or b""
-        return self._members.exchange.opened(client, TrainRequest, incoming.round, raw)
+        raw = self._durability.spool.read(number, client) or b""
+        return self._members.exchange.verify(client, TrainRequest, incoming.round, raw)
 
     def _origin(self, number: int) -> tuple[int, str]:
         return number, self._bases.get(number, "")

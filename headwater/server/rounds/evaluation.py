@@ -54,7 +54,7 @@ class EvaluationRound:
         lasting: bool = False,
         live: Callable[[], Federation] | None = None,
     ) -> None:
-        self._federation, self._run, self._bench, self._test = federation, run, context, test
+        self._federation, self._run, self._context, self._test = federation, run, context, test
         self._downlink, self._watch, self._lasting = downlink, watch, lasting
         self._absent: set[str] = set()
         self._live = live or (lambda: federation)
@@ -107,7 +107,7 @@ class EvaluationRound:
         if self._test:
             test = {}
             try:
-                count, test = self._bench.evaluate(state, self._test)
+                count, test = self._context.evaluate(state, self._test)
                 draft.tested(test, count)
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
                 self._watch.observer(Notice(f"round {number}: {error}"))
@@ -143,7 +143,7 @@ class EvaluationRound:
     def _send(
         self, checkpoint: Checkpoint, asked: Sequence[str], exchange: Exchange, draft: RoundDraft
     ) -> None:
-        number, spec = checkpoint.server.round, self._bench.spec
+        number, spec = checkpoint.server.round, self._context.spec
         down = self._downlink.open(checkpoint.server, self._federation.codec.down, checkpoint.accepted)
         digest = down.base.sha256()
         requests = {

@@ -76,8 +76,8 @@ class FederationServer:
         observer: is told what happens.
         should_stop: asked often; True ends the run after the open round.
         clock: seconds that only go forward.
-        deployment: what a daemon adds; without it too few clients end the run.
-        known_as: the run's id among the clients, where it is another one.
+        durability: what a daemon adds; without it too few clients end the run.
+        wire_run_id: the run's id among the clients, where it is another one.
         interrupted: asked often; True ends the run now. A deployment has its own.
     """
 
@@ -92,37 +92,37 @@ class FederationServer:
         observer: Observer,
         should_stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
-        deployment: Durability | None = None,
+        durability: Durability | None = None,
         wire_run_id: str = "",
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._known_as = wire_run_id or run
-        self._loaded, self._run, self._bench, self._folder, self._test = loaded, run, context, folder, test
+        self._wire_run_id = wire_run_id or run
+        self._loaded, self._run, self._context, self._folder, self._test = loaded, run, context, folder, test
         self._observer, self._should_stop = observer, should_stop
-        self._deployment = deployment
+        self._durability = durability
         self._root = Key.root(loaded.settings.federation.seed)
         self._downlink = Downlink(self._root)
-        interrupted = deployment.interrupted if deployment else interrupted
+        interrupted = durability.interrupted if durability else interrupted
         self.watch = RunControl(observer, should_stop, clock, None, interrupted)
         self._use(loaded.settings)
 
     def _use(self, settings: Federation) -> None:
         """Go on under these settings."""
         self._settings = settings
-        deployment = self._deployment
-        live = None if deployment is None else lambda: deployment.settings().cohort.deadline_s
+        durability = self._durability
+        live = None if durability is None else lambda: durability.settings().cohort.deadline_s
         self.watch = replace(self.watch, deadline_s=settings.cohort.deadline_s, live_deadline=live)
         self._strategy = FederatedStrategy(settings)
         self._metric = metric_name(settings)
         self._measure = EvaluationRound(
             settings,
-            self._known_as,
-            self._bench,
+            self._wire_run_id,
+            self._context,
             self._test,
             self._downlink,
             self.watch,
-            lasting=deployment is not None,
-            live=None if deployment is None else deployment.settings,
+            lasting=durability is not None,
+            live=None if durability is None else durability.settings,
         )
 
     def run(
@@ -143,7 +143,7 @@ class FederationServer:
         profiles, nodes, lost = collect_profiles(
             grid,
             self._run,
-            self._bench,
+            self._context,
             self.watch,
             expected=expected_clients or len(owners) or least,
             owners=owners,
@@ -186,10 +186,10 @@ class FederationServer:
                     checkpoint = self._close(checkpoint, closed, members)
                 except EvaluationAborted:  # as after a crash: the next start closes it from the spool
                     return RunResult(checkpoint, False, "stopped", _known(members))
-            elif self._deployment is not None and not self._should_stop():
+            elif self._durability is not None and not self._should_stop():
                 why = "too many of its clients are lost to it"
                 self._observer(Notice(f"{why}: the round is planned anew"))
-                self._deployment.roster.unlink(missing_ok=True)
+                self._durability.open_round.unlink(missing_ok=True)
                 rounds = None
 
     def _over(self, checkpoint: Checkpoint) -> str | None:
@@ -206,11 +206,11 @@ class FederationServer:
         done = checkpoint.server.round
         return kind(
             self._settings,
-            self._known_as,
-            self._bench,
+            self._wire_run_id,
+            self._context,
             members,
             self._root,
-            self._deployment,
+            self._durability,
             self._downlink,
             done=done,
         )
@@ -222,23 +222,23 @@ class FederationServer:
 
         None if a stop was asked for before there were clients to evaluate it, or before they had.
         """
-        saved = Checkpoint.load(self._folder.checkpoint, self._bench.spec, self._run)
+        saved = Checkpoint.load(self._folder.checkpoint, self._context.spec, self._run)
         if saved is not None:
             self._folder.keep_rounds(saved.server.round)
-            if self._deployment is not None:
-                self._deployment.versions.keep_through(saved.server.round, saved.server.state.sha256())
-                self._deployment.forget_through(saved.server.round)
+            if self._durability is not None:
+                self._durability.versions.keep_through(saved.server.round, saved.server.state.sha256())
+                self._durability.forget_through(saved.server.round)
             return saved
         self._folder.keep_rounds(-1)
-        if self._deployment is not None:
-            self._deployment.versions.keep_through(-1)
+        if self._durability is not None:
+            self._durability.versions.keep_through(-1)
         if not self._gather(members):
             return None
-        server = self._strategy.init(self._bench.initial_state())
+        server = self._strategy.init(self._context.initial_state())
         checkpoint = Checkpoint(self._run, server, Tracker(self._metric))
         started = self.watch.clock()
         draft = RoundDraft(0, {}, Traffic())
-        draft.moved(server.state.sha256())
+        draft.set_state(server.state.sha256())
         try:
             checkpoint, value = self._measure.after(checkpoint, members, members.profiles(), draft)
         except EvaluationAborted:
@@ -247,10 +247,10 @@ class FederationServer:
         return checkpoint
 
     def _tell_started(self, checkpoint: Checkpoint, members: ClientPool) -> None:
-        for notice in self._bench.notices:
+        for notice in self._context.notices:
             self._observer(Notice(notice))
         clients = _trainable(members.profiles())
-        if (kept := self._strategy.kept_bytes(self._bench.spec, clients)) is not None:
+        if (kept := self._strategy.kept_bytes(self._context.spec, clients)) is not None:
             text = (
                 f"strategy '{self._settings.strategy.kind}' keeps the updates of a round until it is merged"
             )
@@ -296,7 +296,7 @@ class FederationServer:
                 return False
             if done >= self._settings.federation.rounds:
                 return True  # the organiser has taken rounds away: none follows
-            if self._deployment is None:
+            if self._durability is None:
                 raise FederationStopped(
                     "federation", expected=f"at least {self._need()} clients with data", got=f"{have}"
                 )
@@ -318,31 +318,31 @@ class FederationServer:
 
         It could never end. What was accepted into it stays in the spool and is folded all the same.
         """
-        if self._deployment is None:
+        if self._durability is None:
             return
-        left = OpenRoundRecord.load(self._deployment.roster)
+        left = OpenRoundRecord.load(self._durability.open_round)
         if left is not None and (have := _trainable(left.profiles)) < self._need():
             self._observer(Notice(f"round {left.round} had {have} clients: it is planned anew with more"))
-            self._deployment.roster.unlink()
+            self._durability.open_round.unlink()
 
     def _has_open_round(self) -> bool:
-        return self._deployment is not None and self._deployment.roster.exists()
+        return self._durability is not None and self._durability.open_round.exists()
 
     def _apply_operator_changes(self, checkpoint: Checkpoint) -> Checkpoint:
         """Apply what the organiser changed, or go back to an earlier version's values."""
-        if self._deployment is None:
+        if self._durability is None:
             return checkpoint
         self._reload_settings()
-        version = self._deployment.rollback()
+        version = self._durability.rollback()
         if version is None:
             return checkpoint
-        versions = self._deployment.versions
-        state = versions.state(version, self._bench.spec)
+        versions = self._durability.versions
+        state = versions.state(version, self._context.spec)
         spanned = checkpoint.server.span is not None
         checkpoint = replace(checkpoint, server=rolled_back(checkpoint.server, state))
         self._add_version(checkpoint, (), float("nan"), parent=version, note=f"rollback to version {version}")
         checkpoint.save(self._folder.checkpoint)
-        self._deployment.rolled_back()
+        self._durability.rolled_back()
         self._observer(Notice(f"going on from version {version}"))
         if spanned:
             self._observer(
@@ -351,7 +351,7 @@ class FederationServer:
         return checkpoint
 
     def _reload_settings(self) -> None:
-        settings = self._settings if self._deployment is None else self._deployment.settings()
+        settings = self._settings if self._durability is None else self._durability.settings()
         if settings != self._settings:
             self._use(settings)
             self._observer(Notice("the organiser's new settings hold from here"))
@@ -368,11 +368,11 @@ class FederationServer:
         took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it
         checkpoint, value = self._measure.after(checkpoint, members, known, draft, took_part=took_part)
         draft.lost(members.lost())
-        draft.moved(server.state.sha256())
+        draft.set_state(server.state.sha256())
         record = draft.record(self.watch.clock() - finished.started_s)
         self._commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
-        if self._deployment is not None:
-            self._deployment.forget_through(checkpoint.server.round)
+        if self._durability is not None:
+            self._durability.forget_through(checkpoint.server.round)
         return checkpoint
 
     def _commit(
@@ -383,8 +383,8 @@ class FederationServer:
         number = checkpoint.server.round
         self._add_version(checkpoint, cohort, value, note=f"round {number}" if number else "initial")
         checkpoint.save(self._folder.checkpoint)
-        if self._deployment is not None:
-            self._deployment.versions.prune()
+        if self._durability is not None:
+            self._durability.versions.prune()
         self._observer(RoundEnded(record.round, record, self._metric, value))
 
     def _add_version(
@@ -396,9 +396,9 @@ class FederationServer:
         note: str,
         parent: int | None = None,
     ) -> None:
-        if self._deployment is None:
+        if self._durability is None:
             return
-        versions = self._deployment.versions
+        versions = self._durability.versions
         number = checkpoint.server.round
         # the values of a rollback are another round's, whatever this one measured
         best = parent is None and checkpoint.tracker.best_round == number

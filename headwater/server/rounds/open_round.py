@@ -50,7 +50,7 @@ class OpenRound:
         origins: for a client that started from an older version: its number and its base's hash.
 
     Attributes:
-        roster: the profiles of the clients in the plan.
+        profiles: the profiles of the clients in the plan.
         sent: bytes that went to each client so far.
     """
 
@@ -67,7 +67,7 @@ class OpenRound:
         base = down.base
         self.plan, self.base, self.sent = plan, base, dict[str, int]()
         self._sent_dense = dict[str, int]()
-        self.roster = {client: profiles[client] for client in plan.clients}
+        self.profiles = {client: profiles[client] for client in plan.clients}
         self._origins, self._root = origins, root
         self._down, self._run, self._rule = down, run, rule
         self.base_sha256 = base.sha256()
@@ -102,7 +102,7 @@ class OpenRound:
         self, plan: RoundPlan, origins: Mapping[str, tuple[int, str]], rule: Aggregator[Any]
     ) -> OpenRound:
         """The same round with another plan for some of its clients, nothing folded yet."""
-        other = OpenRound(plan, self._down, self._run, self.roster, rule, self._root, origins)
+        other = OpenRound(plan, self._down, self._run, self.profiles, rule, self._root, origins)
         other.sent, other._sent_dense = self.sent, self._sent_dense
         return other
 
@@ -174,7 +174,7 @@ class OpenRound:
             ("client", client, reply.client),
             ("spec", self.base.spec.fingerprint(), reply.spec),
             ("base state", base_sha256, reply.base_sha256),
-            ("examples", self.roster[client].train_examples, reply.examples),
+            ("examples", self.profiles[client].train_examples, reply.examples),
             ("statistics", wanted, set(reply.statistics)),
         ):
             if expected != got:

@@ -28,14 +28,14 @@ class SynchronousRounds(Rounds):
     def _begin(self, settings: Federation, done: int) -> None:
         self._coordinator = Coordinator(settings.federation.rounds, done=done)
 
-    def _take(self, settings: Federation) -> None:
+    def _reconfigure(self, settings: Federation) -> None:
         cohort = settings.cohort
         self._coordinator.reconfigure(
             rounds=settings.federation.rounds,
             min_clients=cohort.min_clients,
             target=cohort.target_clients,
             deadline_s=cohort.deadline_s,
-            retry_s=cohort.retry_s if self._deployment else None,
+            retry_s=cohort.retry_s if self._durability else None,
         )
 
     def run(self, checkpoint: Checkpoint) -> RoundResult | None:  # noqa: D102 - inherited
@@ -56,12 +56,12 @@ class SynchronousRounds(Rounds):
             self._members,
             self._watch,
             number,
-            open_round.roster,
+            open_round.profiles,
             tuple(clients),
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
             fold=self._heeding(checkpoint, lambda incoming: self._fold(open_round, incoming)),
-            replaceable=self._deployment is not None,
+            replaceable=self._durability is not None,
             retime=self._retime,
         )
         end = conversation.run(actions, accepted)
@@ -77,7 +77,7 @@ class SynchronousRounds(Rounds):
     def _planned_anew(self, number: int) -> Mapping[str, ClientProfile]:
         """Who is there, and whose update was accepted before the round had to be planned anew."""
         ready, known = self._members.ready(), self._members.profiles()
-        spooled = self._deployment.spool.clients(number) if self._deployment else ()
+        spooled = self._durability.spool.clients(number) if self._durability else ()
         return dict(sorted({**{c: known[c] for c in spooled if c in known}, **ready}.items()))
 
     def _refold(self, open_round: OpenRound) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ class SynchronousRounds(Rounds):
 
     def _fold(self, open_round: OpenRound, incoming: ReceivedReply) -> None:
         """To disk, then into the accumulator: once it is said to be accepted, a crash cannot lose it."""
-        spool = self._deployment.spool if self._deployment else None
+        spool = self._durability.spool if self._durability else None
         if spool is not None and not incoming.error:
             spool.put(incoming.round, incoming.address, incoming.raw)
         try:

@@ -48,7 +48,7 @@ class OpenRoundRecord:
 
     @staticmethod
     def load(path: Path) -> OpenRoundRecord | None:
-        """The roster in ``path``; None if there is none.
+        """The record in ``path``; None if there is none.
 
         Raises:
             StorageError: it is damaged.
@@ -79,31 +79,31 @@ class Durability:
     Args:
         spool: where accepted updates of the open round wait for its end.
         versions: where every round's adapter goes.
-        roster: file of the open round's clients.
+        open_round: file of the open round's clients.
         settings: the federation with the organiser's changes, asked between rounds.
-        rollback: the version to go on from, if the organiser wishes it.
+        rollback: the version to go on from, if the organiser asks for it.
         rolled_back: told when that is done and on disk.
         interrupted: asked often; True ends the run now.
     """
 
     spool: Spool
     versions: Versions
-    roster: Path
+    open_round: Path
     settings: Callable[[], Federation]
     rollback: Callable[[], int | None]
     rolled_back: Callable[[], None]
     interrupted: Callable[[], bool]
 
     def forget_through(self, round: int) -> None:
-        """Rounds up to ``round`` are in the checkpoint: their roster and their replies are needed no more.
+        """Rounds up to ``round`` are in the checkpoint: their record and their replies are needed no more.
 
-        Also the first thing after a start: a crash right after the checkpoint leaves a roster that would
+        Also the first thing after a start: a crash right after the checkpoint leaves a record that would
         pass for an open round's.
 
         Raises:
-            StorageError: the roster is damaged.
+            StorageError: the record is damaged.
         """
-        roster = OpenRoundRecord.load(self.roster)
-        if roster is not None and roster.round <= round:
-            self.roster.unlink(missing_ok=True)
+        record = OpenRoundRecord.load(self.open_round)
+        if record is not None and record.round <= round:
+            self.open_round.unlink(missing_ok=True)
         self.spool.drop_through(round)

@@ -120,7 +120,7 @@ class ClientRegistry:
                     _LOG.error("%s The clients known before stay in force.", error)
                 self.problem = str(error)
                 return
-            self._take(after)
+            self._apply(after)
         self._tell()
 
     @contextmanager
@@ -128,15 +128,15 @@ class ClientRegistry:
         """The content under both locks: no thread and no process changes it meanwhile."""
         with self._lock, self._file.locked():
             if self.problem or self._file.changed():
-                self._take(self._file.read(self._content))
+                self._apply(self._file.read(self._content))
             yield self._content
         self._tell()
 
     def _write(self, content: Enrolled) -> None:
         self._file.write(content)
-        self._take(self._file.read(content))
+        self._apply(self._file.read(content))
 
-    def _take(self, after: Enrolled) -> None:
+    def _apply(self, after: Enrolled) -> None:
         """Make ``after`` the content and note what is new in it."""
         self.problem = ""
         before, self._content = self._content, after

@@ -26,6 +26,10 @@ ENDED: tuple[RunState, ...] = ("finished", "stopped")
 _MOST_RESOLVED = 64
 """Runs whose settings are held: a status asks for those of every run that goes on."""
 
+_IN_FILE = {"stop_request": "wish"}
+"""Fields that the file has under other names: its format outlives the names in the code."""
+_IN_CODE = {name: field for field, name in _IN_FILE.items()}
+
 
 @dataclass(frozen=True)
 class RunEntry:
@@ -40,7 +44,7 @@ class RunEntry:
         changes: the organiser's, by full key; TOML values.
         rollback: the version to go on from; taken between rounds.
         restored: how often it was restored from a backup.
-        wish: what is to become of it after its open round; a restart does not forget it.
+        stop_request: whether it pauses or stops after its open round; a restart does not forget it.
         again: it failed for want of room, and is tried again by itself.
         folder: where its file's relative paths start by now, relative to the server's folder where it
             lies within; as it was submitted, if empty.
@@ -54,7 +58,7 @@ class RunEntry:
     changes: Mapping[str, str] = field(default_factory=dict)
     rollback: int | None = None
     restored: int = 0
-    wish: StopRequest = ""
+    stop_request: StopRequest = ""
     again: bool = False
     folder: str = ""
 
@@ -180,16 +184,16 @@ class RunQueue:
             return True
 
     def set_state(self, run: str, state: RunState, reason: str = "", *, again: bool = False) -> RunEntry:
-        """Write down how the run stands; what was wished before is done with."""
+        """Write down how the run stands; a request to pause or stop is done with."""
         with self._lock:
-            entry = replace(self.get(run), state=state, reason=reason, again=again, wish="")
+            entry = replace(self.get(run), state=state, reason=reason, again=again, stop_request="")
             self._put(entry)
             return entry
 
-    def request_stop(self, run: str, wish: StopRequest) -> RunEntry:
+    def request_stop(self, run: str, request: StopRequest) -> RunEntry:
         """Note what is to become of the run after its open round."""
         with self._lock:
-            entry = replace(self.get(run), wish=wish)
+            entry = replace(self.get(run), stop_request=request)
             self._put(entry)
             return entry
 
@@ -232,7 +236,7 @@ class RunQueue:
                     del self._resolved[next(iter(self._resolved))]
             return settings
 
-    def wish_rollback(self, run: str, version: int | None) -> RunEntry:
+    def request_rollback(self, run: str, version: int | None) -> RunEntry:
         """Note the version to go on from; None once it is done."""
         with self._lock:
             entry = replace(self.get(run), rollback=version)
@@ -247,7 +251,7 @@ class RunQueue:
 
     def _put(self, entry: RunEntry) -> None:
         entries = {**self._entries, entry.run: entry}
-        text = json.dumps([asdict(e) for e in entries.values()], indent=1)
+        text = json.dumps([_renamed(asdict(e), _IN_FILE) for e in entries.values()], indent=1)
         write_atomically(self._path, text.encode())
         self._entries = entries
 
@@ -256,7 +260,7 @@ class RunQueue:
             return {}
         try:
             rows: list[dict[str, Any]] = json.loads(self._path.read_text(encoding="utf-8"))
-            return {row["run"]: RunEntry(**row) for row in rows}
+            return {row["run"]: RunEntry(**_renamed(row, _IN_CODE)) for row in rows}
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise StorageError(
                 f"{self._path}",
@@ -264,3 +268,7 @@ class RunQueue:
                 got=str(error),
                 hint="Restore it from a backup: headwater server restore.",
             ) from error
+
+
+def _renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in row.items()}

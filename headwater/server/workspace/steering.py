@@ -1,4 +1,4 @@
-"""What the organiser's wishes come to, in words: which settings change when, and which cannot be met."""
+"""What the organiser's requests come to, in words: which settings change when, and which cannot be met."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def _from(key: str, row: RunRow) -> str:
     return f"from round {(row.open or row.round) + 1}"
 
 
-def tell_wish(wish: str, row: RunRow) -> str:
+def tell_stop_request(request: str, row: RunRow) -> str:
     """When a run that goes on pauses or stops; empty if it does not."""
-    if not wish:
+    if not request:
         return ""
-    what = {"pause": "pauses", "stop": "stops and writes its result"}[wish]
+    what = {"pause": "pauses", "stop": "stops and writes its result"}[request]
     if not row.open:
         return f"{what} before round {row.round + 1}"
     lacks = ", or without it if too few clients are there for a minute" if row.state == "waiting" else ""

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from headwater.client.agent.preflight import absent
+from headwater.client.agent.preflight import missing_paths
 from headwater.config.agent import load_agent
 from headwater.errors import ConfigError
 from headwater.security.certificates import Authority, describe
@@ -112,12 +112,12 @@ def test_a_file_that_is_not_the_authority_is_named(tmp_path):
 
 def test_what_is_absent_is_said_before_any_task(tmp_path):
     settings = agent_file(tmp_path, models={"folders": ["models"]})
-    data, models = absent(settings)
+    data, models = missing_paths(settings)
     assert data.startswith(f"data.path {tmp_path / 'ann.jsonl'}: nothing there")
     assert models.startswith(f"models.folders {tmp_path / 'models'}: nothing there")
     (tmp_path / "models").mkdir()
     (tmp_path / "ann.jsonl").touch()
-    assert list(absent(settings)) == []
+    assert list(missing_paths(settings)) == []
 
 
 def test_enroll_without_a_file(tmp_path):

@@ -131,8 +131,8 @@ def opened(signed: bytes) -> Reply:
     return decode_reply(data, max_bytes=10**9)
 
 
-def ask(desk: TaskHandler, request: Request) -> Reply:
-    return opened(desk.answer(parts(request)))
+def ask(handler: TaskHandler, request: Request) -> Reply:
+    return opened(handler.answer(parts(request)))
 
 
 def sign(data: bytes) -> bytes:

@@ -98,28 +98,28 @@ class FakeWorker:
 
 
 @dataclass
-class Desked:
-    """A desk with a fake worker in a folder."""
+class HandlerInFolder:
+    """A task handler with a fake worker, in a folder."""
 
-    desk: TaskHandler
+    handler: TaskHandler
     worker: FakeWorker
     log: list[str]
     settings: object
 
     def ask(self, request):
-        return ask(self.desk, request)
+        return ask(self.handler, request)
 
 
 @pytest.fixture
 def make(tmp_path):
-    def build(policy=None, worker=None, joined=True, **options) -> Desked:
+    def build(policy=None, worker=None, joined=True, **options) -> HandlerInFolder:
         settings = agent_file(tmp_path, policy)
         found, log = worker or FakeWorker(), []
-        desk = TaskHandler(settings, found, sign, log.append, **options)
+        handler = TaskHandler(settings, found, sign, log.append, **options)
         if joined:
-            assert isinstance(ask(desk, profile_request(FEDERATION)), ClientProfile)
+            assert isinstance(ask(handler, profile_request(FEDERATION)), ClientProfile)
             found.asked.clear()
-        return Desked(desk, found, log, settings)
+        return HandlerInFolder(handler, found, log, settings)
 
     return build
 
@@ -132,8 +132,10 @@ def test_every_kind_is_answered_and_signed(make):
     assert isinstance(found.ask(vector_train(FEDERATION)), EncodedUpdate)
     assert isinstance(found.ask(evaluation_of(vector_train(FEDERATION))), Evaluation)
     signatures = []
-    desk = TaskHandler(found.settings, found.worker, lambda data: signatures.append(data) or b"x" * 64, print)
-    data, signature = decode_signed(desk.answer(parts(profile_request(FEDERATION))), max_bytes=10**6)
+    handler = TaskHandler(
+        found.settings, found.worker, lambda data: signatures.append(data) or b"x" * 64, print
+    )
+    data, signature = decode_signed(handler.answer(parts(profile_request(FEDERATION))), max_bytes=10**6)
     assert signatures == [data]
     assert signature == b"x" * 64
 
@@ -206,7 +208,7 @@ def test_a_base_that_is_not_here_or_not_allowed_is_refused(make, tmp_path):
 )
 def test_garbage_is_answered_with_a_failure(make, bad):
     found = make()
-    reply = opened(found.desk.answer(bad))
+    reply = opened(found.handler.answer(bad))
     assert isinstance(reply, ClientFailure)
     assert found.worker.asked == []
 
@@ -245,18 +247,18 @@ def test_work_of_the_day_ends_a_task_in_the_middle(make):
     reply = found.ask(vector_train(FEDERATION))
     assert reply.failure.code is FailureCode.POLICY_WORK_PER_DAY
     assert found.log[-1].endswith("policy max_work_s_per_day 0.3: used up in the middle of the task")
-    assert found.desk.usage.today(datetime.now()).work_s >= 0.29
+    assert found.handler.usage.today(datetime.now()).work_s >= 0.29
     assert "0 s are used today" in refused(found, vector_train(FEDERATION, round=2))
 
 
 def test_bytes_are_counted_and_stop_the_fetching(make):
     found = make({"max_mb_per_day": 0.01})
-    used = found.desk.usage.today(datetime.now()).bytes
+    used = found.handler.usage.today(datetime.now()).bytes
     size = sum(len(p) for p in parts(profile_request(FEDERATION)).values())
     assert used == size
-    assert found.desk.paused() is None
-    found.desk.count(10_000)
-    assert "policy max_mb_per_day 0.01" in found.desk.paused()
+    assert found.handler.paused() is None
+    found.handler.count(10_000)
+    assert "policy max_mb_per_day 0.01" in found.handler.paused()
     assert "policy max_mb_per_day" in refused(found, vector_train(FEDERATION))
 
 
@@ -265,16 +267,16 @@ def test_a_damaged_usage_file_ends_no_agent(make):
     (found.settings.state / "usage.json").write_text('{"half')
     again = make({"max_mb_per_day": 100}, joined=False)
     assert "usage.json" in again.log[0]
-    assert "max_mb_per_day 100" in again.desk.paused()
+    assert "max_mb_per_day 100" in again.handler.paused()
 
 
 def test_out_of_hours_the_worker_is_let_go(make):
     clock = [datetime(2026, 3, 1, 23, 0)]
     found = make({"hours": "22:00-06:00"}, now=lambda: clock[0])
-    found.desk.rest()
+    found.handler.rest()
     assert found.worker.closed == 0
     clock[0] = datetime(2026, 3, 2, 6, 0)
-    found.desk.rest()
+    found.handler.rest()
     assert found.worker.closed == 1
     assert "it is 06:00 here" in refused(found, vector_train(FEDERATION))
 
@@ -284,7 +286,7 @@ def test_out_of_hours_the_worker_is_let_go(make):
 
 def test_a_repeated_task_gives_the_same_bytes_without_training(make, tmp_path):
     found = make()
-    first = found.desk.answer(parts(vector_train(FEDERATION)))
+    first = found.handler.answer(parts(vector_train(FEDERATION)))
     again = TaskHandler(agent_file(tmp_path), found.worker, sign, print)
     assert again.answer(parts(vector_train(FEDERATION))) == first
     assert found.worker.asked == ["TrainRequest"]
@@ -379,10 +381,12 @@ class FakeConnection:
 class Running:
     """An agent in a thread, with no pauses worth waiting for."""
 
-    def __init__(self, desked: Desked, connection: FakeConnection, tmp_path, stop=None) -> None:
+    def __init__(self, handled: HandlerInFolder, connection: FakeConnection, tmp_path, stop=None) -> None:
         self.stop = stop or threading.Event()
         status = StatusFile(tmp_path / "status.json", "server:1")
-        self.agent = Agent(connection, desked.desk, desked.log.append, self.stop, status, draw=lambda: 0.001)
+        self.agent = Agent(
+            connection, handled.handler, handled.log.append, self.stop, status, draw=lambda: 0.001
+        )
         self.thread = threading.Thread(target=self.agent.run)
 
     def __enter__(self):
@@ -460,10 +464,10 @@ def test_a_reply_that_nobody_wants_is_dropped_and_one_that_is_refused_for_now_is
     connection.inbox.put(train_delivery(1))
     connection.inbox.put(train_delivery(2))
     with Running(found, connection, tmp_path) as running:
-        until(lambda: "accepted" in running.agent.keeper.state)
+        until(lambda: "accepted" in running.agent.connection_keeper.state)
         assert not connection.replies
-        assert not running.agent.keeper.up.is_set()
-        running.agent.keeper.wake()  # the minute is over
+        assert not running.agent.connection_keeper.up.is_set()
+        running.agent.connection_keeper.wake()  # the minute is over
         until(lambda: connection.replies)
     assert [opened(data).round for _, data in connection.replies] == [2]
     assert any("does not want the reply any more" in line for line in found.log)
@@ -491,9 +495,9 @@ def test_every_kind_of_reply_has_a_failure_for_it_and_a_failure_has_none(make):
     found = make()
     requests = profile_request(FEDERATION), evaluation_of(vector_train(FEDERATION)), vector_train(FEDERATION)
     for request, number in zip(requests, (0, 1, 1), strict=True):
-        failure = found.desk.instead_of(found.desk.answer(parts(request)), 413, "413")
+        failure = found.handler.instead_of(found.handler.answer(parts(request)), 413, "413")
         assert (opened(failure).run, opened(failure).round) == (RUN, number)
-        assert found.desk.instead_of(failure, 413, "413") is None
+        assert found.handler.instead_of(failure, 413, "413") is None
 
 
 def test_a_failure_that_is_refused_too_is_dropped(make, tmp_path):
@@ -517,7 +521,7 @@ def test_a_task_in_the_middle_of_a_stop_is_dropped_within_seconds(make, tmp_path
     assert connection.replies == []
     assert connection.calls[-1] == "deactivate"
     with pytest.raises(AgentStopping):
-        found.desk.answer(parts(vector_train(FEDERATION)))
+        found.handler.answer(parts(vector_train(FEDERATION)))
 
 
 @pytest.mark.parametrize("error", [None, LOST, no(413)])
@@ -525,14 +529,14 @@ def test_a_finished_reply_is_delivered_before_the_goodbye(make, tmp_path, error)
     """An update that is there counts, also of a device that goes; one that is refused holds up no end."""
     stop = threading.Event()
     found, connection = make(), FakeConnection(script={"reply": deque([error])})
-    answer = found.desk.answer
+    answer = found.handler.answer
 
     def stopped_while_it_answers(parts):
         data = answer(parts)
         stop.set()
         return data
 
-    found.desk.answer = stopped_while_it_answers
+    found.handler.answer = stopped_while_it_answers
     connection.inbox.put(train_delivery(1))
     with Running(found, connection, tmp_path, stop) as running:
         until(stop.is_set)
@@ -580,7 +584,7 @@ def test_what_the_owner_mends_is_noticed_while_the_server_is_away(make, tmp_path
     (tmp_path / "ann.jsonl").write_text("{} \n")
     with Running(found, connection, tmp_path):
         clock[0] = 100.0
-        until(lambda: not list(found.desk.setbacks.problems))
+        until(lambda: not list(found.handler.setbacks.problems))
     assert "receive" not in connection.calls
 
 
@@ -601,14 +605,14 @@ def test_a_fault_in_the_agent_does_not_end_it(make, tmp_path, monkeypatch):
         if len(calls) == 1:
             raise ZeroDivisionError("bug")
 
-    monkeypatch.setattr(found.desk, "rest", faulty)
+    monkeypatch.setattr(found.handler, "rest", faulty)
     with Running(found, connection, tmp_path) as running:
         until(lambda: calls)
         monkeypatch.setattr(running.agent._stop, "wait", lambda s=0: running.agent._stop.is_set())
     assert any("a fault in the agent" in line and "bug" in line for line in found.log)
 
 
-# --- the keeper, without threads --------------------------------------------------------------------
+# --- the connection keeper, without threads ---------------------------------------------------------
 
 
 class Beat:
@@ -630,18 +634,18 @@ class Beat:
 
 
 def kept(*script, draw=lambda: 1.0):
-    """Run a keeper over a script of answers: its pauses, calls and lines."""
+    """Run a connection keeper over a script of answers: its pauses, calls and lines."""
     beat, stop, log, pauses = Beat(*script), threading.Event(), [], []
-    keeper = ConnectionKeeper(beat, log.append, stop, threading.Lock(), draw=draw)
+    connection_keeper = ConnectionKeeper(beat, log.append, stop, threading.Lock(), draw=draw)
 
     def wait(seconds):
         pauses.append(seconds)
         if not beat.script:
             stop.set()
 
-    keeper._wait = wait
-    keeper.run()
-    return keeper, [p for p in pauses if p], beat.calls, log
+    connection_keeper._wait = wait
+    connection_keeper.run()
+    return connection_keeper, [p for p in pauses if p], beat.calls, log
 
 
 def test_pauses_grow_to_a_minute_and_start_again_after_a_success():
@@ -664,11 +668,11 @@ def test_jitter_is_full():
     ],
 )
 def test_refusals_for_a_person(status, seconds, says):
-    keeper, pauses, calls, log = kept(None, LOST, no(status), None)
+    connection_keeper, pauses, calls, log = kept(None, LOST, no(status), None)
     assert pauses == [10, 1, seconds, 10]
     assert calls == ["activate", "heartbeat", "activate", "activate"]
     assert any(says in line and f"{status} because" in line for line in log)
-    assert keeper.state == "connected"
+    assert connection_keeper.state == "connected"
 
 
 def test_a_403_out_of_the_blue_is_asked_again_soon():
@@ -696,7 +700,7 @@ def test_heartbeats_go_on_while_a_task_is_worked_for(make, tmp_path):
     connection = FakeConnection(script={"heartbeat": deque([None, LOST])})
     connection.inbox.put(train_delivery(1))
     running = Running(found, connection, tmp_path)
-    running.agent.keeper._heartbeat_s = 0.05
+    running.agent.connection_keeper._heartbeat_s = 0.05
     with running:
         until(lambda: connection.replies)
     middle = connection.calls[connection.calls.index("receive") : connection.calls.index("reply")]
@@ -704,7 +708,7 @@ def test_heartbeats_go_on_while_a_task_is_worked_for(make, tmp_path):
     assert "activate" in middle, "and the server may restart in the middle of it"
 
 
-def test_the_keeper_waits_with_activating_while_a_download_is_under_way(make, tmp_path):
+def test_the_connection_keeper_waits_with_activating_while_a_download_is_under_way(make, tmp_path):
     found = make()
     connection = FakeConnection(script={"heartbeat": deque([LOST])})
     slow = connection.receive
@@ -718,7 +722,7 @@ def test_the_keeper_waits_with_activating_while_a_download_is_under_way(make, tm
     connection.receive = receive
     connection.inbox.put(train_delivery(1))
     running = Running(found, connection, tmp_path)
-    running.agent.keeper._heartbeat_s = 0.05
+    running.agent.connection_keeper._heartbeat_s = 0.05
     with running:
         until(lambda: connection.replies)
         until(lambda: connection.calls.count("activate") == 2)

@@ -55,29 +55,29 @@ def device(tmp_path, allow=()):
 
 
 def test_what_is_installed_and_allowed_is_worked_for(tmp_path, request_):
-    desk, _, _ = device(tmp_path, ["trainers:still"])
-    assert isinstance(ask(desk, request_), ClientProfile)
+    handler, _, _ = device(tmp_path, ["trainers:still"])
+    assert isinstance(ask(handler, request_), ClientProfile)
 
 
 def test_without_the_package_the_owner_reads_its_name_and_the_server_its_number(tmp_path, folder, request_):
-    desk, lines, settings = device(tmp_path, ["trainers:still"])
+    handler, lines, settings = device(tmp_path, ["trainers:still"])
     shutil.rmtree(folder)
     plugins._FOUND.clear()
-    reply = ask(desk, request_)
+    reply = ask(handler, request_)
     assert reply.failure.code is FailureCode.PLUGIN_MISSING
     assert reply.failure.numbers == (1,)
     assert "still" not in reply.reason
     assert "pip install still-life==1.0" in lines[-1]
     (problem,) = read_problems(settings.state / "problems.json")
     assert "Install it" in problem.advice
-    desk.setbacks.problems.keep_runs([])  # the run is not among those that the device knows
-    assert list(desk.setbacks.problems)
+    handler.setbacks.problems.keep_runs([])  # the run is not among those that the device knows
+    assert list(handler.setbacks.problems)
 
 
 def test_what_the_owner_does_not_allow_is_not_even_imported(tmp_path, request_):
     sys.modules.pop("still_life", None)
-    desk, lines, _ = device(tmp_path)
-    reply = ask(desk, request_)
+    handler, lines, _ = device(tmp_path)
+    reply = ask(handler, request_)
     assert reply.failure.code is FailureCode.POLICY_PLUGINS
     assert 'add "trainers:still"' in lines[-1]
     assert "still_life" not in sys.modules
@@ -88,8 +88,8 @@ def test_a_server_that_names_no_package_gets_no_further(tmp_path, request_):
     bare = request_.federation.replace(',"plugins":{"trainers:still":"still-life 1.0"}', "")
     assert bare != request_.federation
     sys.modules.pop("still_life", None)
-    desk, _, _ = device(tmp_path)
-    reply = ask(desk, ProfileRequest(RUN, bare, request_.model_sha256, "0.1.0"))
+    handler, _, _ = device(tmp_path)
+    reply = ask(handler, ProfileRequest(RUN, bare, request_.model_sha256, "0.1.0"))
     assert reply.failure.code is FailureCode.POLICY_PLUGINS
     assert "still_life" not in sys.modules
 

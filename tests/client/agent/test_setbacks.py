@@ -23,7 +23,7 @@ from headwater.client.agent.disk_room import SLACK_BYTES, needed_bytes
 from headwater.client.agent.outbox import Outbox
 from headwater.client.agent.owner_log import StatusFile
 from headwater.client.agent.problems import MOST_PROBLEMS, Problem, Problems, read_problems
-from headwater.client.agent.task_handler import POLL_CLIENTS_S, TaskHandler
+from headwater.client.agent.task_handler import RECHECK_S, TaskHandler
 from headwater.client.execution.execute import execute
 from headwater.client.execution.store import DirectoryStore
 from headwater.data.files.problems import BadRows
@@ -71,12 +71,12 @@ class Home:
 
     def start(self, policy=None) -> None:
         self.settings = agent_file(self.folder, policy)
-        self.desk = TaskHandler(
+        self.handler = TaskHandler(
             self.settings, self.worker, sign, self.log.append, now=self.clock.now, clock=self.clock
         )
 
     def ask(self, request):
-        return ask(self.desk, request)
+        return ask(self.handler, request)
 
     def code(self, request) -> FailureCode | None:
         reply = self.ask(request)
@@ -86,8 +86,8 @@ class Home:
         self.clock.seconds += seconds
 
     def recheck(self) -> None:
-        self.wait(POLL_CLIENTS_S + 1)
-        self.desk.recheck()
+        self.wait(RECHECK_S + 1)
+        self.handler.recheck()
 
     def edit(self) -> None:
         (self.folder / "ann.jsonl").write_text(f"{self.clock.seconds}\n")
@@ -285,8 +285,8 @@ def test_data_that_changed_since_a_run_read_them_are_said_until_they_are_put_bac
 
 def test_weights_that_changed_are_told_from_a_model_that_was_never_there(tmp_path):
     device = TextDevice(tmp_path / "theirs", tmp_path / "ours")
-    desk = TaskHandler(device.settings, FakeWorker(), sign, lambda line: None)
-    assert isinstance(ask(desk, device.profile()), ClientProfile)
+    handler = TaskHandler(device.settings, FakeWorker(), sign, lambda line: None)
+    assert isinstance(ask(handler, device.profile()), ClientProfile)
     path = device.theirs / "bert" / "config.json"
     whole = path.read_text()
     path.write_text(json.dumps(json.loads(whole) | {"hidden_act": "relu"}))
@@ -472,6 +472,6 @@ def test_a_full_disk_dates_what_the_agent_could_last_write(home, monkeypatch):
 
 def test_other_numbers_of_examples_are_told(home):
     home.ask(PROFILE)
-    home.desk.runs.learn(home.desk.runs.get(RUN), 9)
+    home.handler.runs.learn(home.handler.runs.get(RUN), 9)
     home.ask(PROFILE)
     assert f"run {RUN}: your data has 7 examples now, 9 before" in home.log[-1]

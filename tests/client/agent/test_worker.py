@@ -151,8 +151,8 @@ def test_no_row_of_the_data_reaches_the_server_in_an_error(worker, device):
     data = device.federation.data.model_copy(update={"label": "text", "labels": ("x", "y")})
     federation = device.federation.model_copy(update={"data": data})
     log: list[str] = []
-    desk = TaskHandler(device.settings, worker, sign, log.append)
-    signed = desk.answer(parts(profile_request(federation, device.sha256, "probe")))
+    handler = TaskHandler(device.settings, worker, sign, log.append)
+    signed = handler.answer(parts(profile_request(federation, device.sha256, "probe")))
     assert any("the movie was" in line for line in log)
     assert b"movie" not in signed
     assert opened(signed) == ClientFailure.coded("ann", 0, Failure(FailureCode.DATA_REFUSED), "probe")

@@ -68,7 +68,7 @@ def moved(span, seed):
     draw = np.random.default_rng(seed)
     change = np.zeros(64, np.int64)
     change[draw.choice(64, 10, replace=False)] = draw.integers(-(2**20), 2**20, 10)
-    return span.moved(0, change)
+    return span.plus(0, change)
 
 
 def sent(span, since=None, version=0):
@@ -402,7 +402,7 @@ def test_a_task_that_comes_again_writes_nothing(runtime, span, tmp_path):
 def test_more_seeds_from_round_to_round(runtime, span):
     """decomfl's coefficients grow by the round's seeds."""
     store, short = MemoryStore(), moved(span, 1)
-    longer = short.moved(64, np.array([3, -4, 5], np.int64))
+    longer = short.plus(64, np.array([3, -4, 5], np.int64))
     living = fresh(runtime)
     living.state(request(runtime, short.state(), sent(short), round=2), store)
     task = request(runtime, longer.state(), sent(longer, short, 1), round=3)

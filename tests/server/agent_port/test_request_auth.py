@@ -1,4 +1,4 @@
-"""The gate: each refusal by its reason, then the same over a real port."""
+"""Authentication of requests: each refusal by its reason, then the same over a real port."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from flwr.superlink.main import create_app
 from headwater import __version__
 from headwater.flower.fleet_server import ACTIVATE, PATHS, PUSH_OBJECT, FleetServer
 from headwater.security.signing import Identity, RequestClaim
-from headwater.server import http_protocol as fleet_port
-from headwater.server.agent_port import connection_limits as doorman
+from headwater.server import http_protocol
+from headwater.server.agent_port import connection_limits
 from headwater.server.agent_port.request_auth import WINDOW_S, Limits, RequestAuthenticator
 from tests.flower_layer.deployment import Registry, running, wait_for
 
@@ -32,14 +32,14 @@ PULL = "/v1/fleet/pull-messages"
 NOW = 1.8e9
 
 
-class ReplyVerifier:
-    """A gate with an app behind it that notes what comes through."""
+class FakePort:
+    """A request authenticator with an app behind it that notes what comes through."""
 
     def __init__(self, limits=None):
         self.now, self.registry = NOW, Registry()
         self.link = FleetServer(max_reply_bytes=lambda name: 2**20)
         self.through, self.wait = [], None
-        self.gate = RequestAuthenticator(
+        self.authenticator = RequestAuthenticator(
             self.app, self.link, self.registry, limits or Limits(body_s=0.2), clock=lambda: self.now
         )
         self.a = self.enrol("a")
@@ -93,7 +93,7 @@ class ReplyVerifier:
         async def send(message):
             sent.append(message)
 
-        await self.gate(
+        await self.authenticator(
             {
                 "type": "http",
                 "path": path,
@@ -115,17 +115,17 @@ class ReplyVerifier:
 
 
 @pytest.fixture
-def door():
-    door = ReplyVerifier()
-    door.activate()
-    door.through.clear()
-    return door
+def fleet_port():
+    fleet_port = FakePort()
+    fleet_port.activate()
+    fleet_port.through.clear()
+    return fleet_port
 
 
-def refused(door, reason, name="", *, times=1):
-    assert door.gate.refused == ({reason: times} if times else {})
-    assert door.gate.refused_by == ({(name, reason): times} if name else {})
-    assert not door.through
+def refused(fleet_port, reason, name="", *, times=1):
+    assert fleet_port.authenticator.refused == ({reason: times} if times else {})
+    assert fleet_port.authenticator.refused_by == ({(name, reason): times} if name else {})
+    assert not fleet_port.through
 
 
 def silent(answer):
@@ -133,24 +133,24 @@ def silent(answer):
     assert answer == (403, "", {b"content-length": b"0", b"connection": b"close"})
 
 
-def test_a_signed_request_goes_through_under_its_name(door):
-    assert door.ask(body=b"x" * 100)[:2] == (200, "fine")
-    assert door.through == [("a", PULL, b"x" * 100)]
-    assert not door.gate.refused
-    assert door.link.online() == {"a"}
+def test_a_signed_request_goes_through_under_its_name(fleet_port):
+    assert fleet_port.ask(body=b"x" * 100)[:2] == (200, "fine")
+    assert fleet_port.through == [("a", PULL, b"x" * 100)]
+    assert not fleet_port.authenticator.refused
+    assert fleet_port.link.online() == {"a"}
 
 
-def test_a_body_in_pieces(door):
-    assert door.ask(body=b"abcdef", pieces=[b"abc", b"", b"def"])[0] == 200
-    assert door.through == [("a", PULL, b"abcdef")]
+def test_a_body_in_pieces(fleet_port):
+    assert fleet_port.ask(body=b"abcdef", pieces=[b"abc", b"", b"def"])[0] == 200
+    assert fleet_port.through == [("a", PULL, b"abcdef")]
 
 
-def test_strangers_get_one_answer_and_nothing_is_read(door):
+def test_strangers_get_one_answer_and_nothing_is_read(fleet_port):
     stranger = Identity.create("stranger")
     false = Identity.create("a")
-    door.enrol("gone")
+    fleet_port.enrol("gone")
     gone = Identity.create("gone")
-    door.registry.add(gone).revoked_at = "2026-01-01"
+    fleet_port.registry.add(gone).revoked_at = "2026-01-01"
     ways = {
         "headers": {"headers": {"content-length": "4"}},
         "unknown": {"identity": stranger},
@@ -159,17 +159,17 @@ def test_strangers_get_one_answer_and_nothing_is_read(door):
         "path": {"path": "/v1/fleet/register-node"},
     }
     for way in ways.values():
-        silent(door.ask(**way))
-        assert door.read == 0
-    assert door.gate.refused == dict.fromkeys(ways, 1)
-    assert not door.gate.refused_by
-    assert not door.through
+        silent(fleet_port.ask(**way))
+        assert fleet_port.read == 0
+    assert fleet_port.authenticator.refused == dict.fromkeys(ways, 1)
+    assert not fleet_port.authenticator.refused_by
+    assert not fleet_port.through
 
 
 @pytest.mark.parametrize("scope", [{"method": "GET"}, {"query_string": b"a=1"}, {"path": PULL + "/"}])
-def test_only_the_calls_themselves(door, scope):
-    silent(door.ask(scope=scope))
-    refused(door, "path")
+def test_only_the_calls_themselves(fleet_port, scope):
+    silent(fleet_port.ask(scope=scope))
+    refused(fleet_port, "path")
 
 
 @pytest.mark.parametrize(
@@ -179,210 +179,213 @@ def test_only_the_calls_themselves(door, scope):
         ("nonce", "0" * 32), ("length", "5"), ("body", "0" * 64), ("signature", "A" * 86 + "=="),
     ],
 )  # fmt: skip
-def test_no_header_can_be_altered(door, header, value):
-    door.enrol("b")
-    headers = door.headers(door.a, PULL, b"body")
+def test_no_header_can_be_altered(fleet_port, header, value):
+    fleet_port.enrol("b")
+    headers = fleet_port.headers(fleet_port.a, PULL, b"body")
     assert headers[f"x-headwater-{header}"] != value
-    silent(door.ask(headers=headers | {f"x-headwater-{header}": value}))
-    refused(door, "signature")
+    silent(fleet_port.ask(headers=headers | {f"x-headwater-{header}": value}))
+    refused(fleet_port, "signature")
 
 
-def test_a_header_that_comes_twice(door):
-    headers = list(door.headers(door.a, PULL, b"body").items())
-    silent(door.ask(headers=[*headers, ("x-headwater-client", "b")]))
-    refused(door, "headers")
+def test_a_header_that_comes_twice(fleet_port):
+    headers = list(fleet_port.headers(fleet_port.a, PULL, b"body").items())
+    silent(fleet_port.ask(headers=[*headers, ("x-headwater-client", "b")]))
+    refused(fleet_port, "headers")
 
 
-def test_another_path_than_the_signed_one(door):
-    silent(door.ask(path=PUSH_OBJECT, headers=door.headers(door.a, PULL, b"body")))
-    refused(door, "signature")
+def test_another_path_than_the_signed_one(fleet_port):
+    silent(fleet_port.ask(path=PUSH_OBJECT, headers=fleet_port.headers(fleet_port.a, PULL, b"body")))
+    refused(fleet_port, "signature")
 
 
-def test_a_replayed_request(door):
-    headers = door.headers(door.a, PULL, b"body")
-    assert door.ask(headers=headers)[0] == 200
-    door.through.clear()
+def test_a_replayed_request(fleet_port):
+    headers = fleet_port.headers(fleet_port.a, PULL, b"body")
+    assert fleet_port.ask(headers=headers)[0] == 200
+    fleet_port.through.clear()
     for later in (0, WINDOW_S - 1):
-        door.now = NOW + later
-        assert door.ask(headers=headers)[:2] == (403, "")
-    refused(door, "replayed", "a", times=2)
-    door.now = NOW + WINDOW_S + 1
-    assert door.ask(headers=headers)[:2] == (403, "")
-    assert door.gate.refused["time"] == 1
+        fleet_port.now = NOW + later
+        assert fleet_port.ask(headers=headers)[:2] == (403, "")
+    refused(fleet_port, "replayed", "a", times=2)
+    fleet_port.now = NOW + WINDOW_S + 1
+    assert fleet_port.ask(headers=headers)[:2] == (403, "")
+    assert fleet_port.authenticator.refused["time"] == 1
 
 
-def test_nonces_are_kept_for_as_long_as_they_matter_and_no_longer(door):
+def test_nonces_are_kept_for_as_long_as_they_matter_and_no_longer(fleet_port):
     """A time ahead of ours is let in for twice the window: so long its nonce must be known."""
-    early = door.headers(door.a, PULL, b"body", now_ms=int((NOW + WINDOW_S - 1) * 1000))
-    assert door.ask(headers=early)[0] == 200
-    door.now += 2 * WINDOW_S - 2
-    assert door.ask(headers=early)[0] == 403
-    assert door.gate.refused == {"replayed": 1}
+    early = fleet_port.headers(fleet_port.a, PULL, b"body", now_ms=int((NOW + WINDOW_S - 1) * 1000))
+    assert fleet_port.ask(headers=early)[0] == 200
+    fleet_port.now += 2 * WINDOW_S - 2
+    assert fleet_port.ask(headers=early)[0] == 403
+    assert fleet_port.authenticator.refused == {"replayed": 1}
     for _ in range(50):
-        door.now += WINDOW_S
-        assert door.ask()[0] == 200
-    assert len(door.gate._callers["a"].nonces) <= 4
+        fleet_port.now += WINDOW_S
+        assert fleet_port.ask()[0] == 200
+    assert len(fleet_port.authenticator._callers["a"].nonces) <= 4
 
 
 @pytest.mark.parametrize("seconds", [-WINDOW_S - 1, WINDOW_S + 1, -86400, 10**9])
-def test_another_time(door, seconds):
-    assert door.ask(now_ms=int((NOW + seconds) * 1000))[:2] == (403, "")
-    refused(door, "time", "a")
+def test_another_time(fleet_port, seconds):
+    assert fleet_port.ask(now_ms=int((NOW + seconds) * 1000))[:2] == (403, "")
+    refused(fleet_port, "time", "a")
 
 
 @pytest.mark.parametrize("body", [b"bodz", b"", b"bod", b"bodyy"])
-def test_an_altered_body(door, body):
-    headers = door.headers(door.a, PULL, b"body")
-    silent(door.ask(headers=headers, body=body))
-    refused(door, "length" if len(body) > 4 else "body", "a")
+def test_an_altered_body(fleet_port, body):
+    headers = fleet_port.headers(fleet_port.a, PULL, b"body")
+    silent(fleet_port.ask(headers=headers, body=body))
+    refused(fleet_port, "length" if len(body) > 4 else "body", "a")
 
 
-def test_a_length_that_was_not_signed(door):
-    headers = door.headers(door.a, PULL, b"body") | {"content-length": "5"}
-    assert door.ask(headers=headers, body=b"bodyy")[:2] == (403, "")
-    refused(door, "length", "a")
+def test_a_length_that_was_not_signed(fleet_port):
+    headers = fleet_port.headers(fleet_port.a, PULL, b"body") | {"content-length": "5"}
+    assert fleet_port.ask(headers=headers, body=b"bodyy")[:2] == (403, "")
+    refused(fleet_port, "length", "a")
 
 
 @pytest.mark.parametrize("length", [None, "", "-1", "+4", "4, 4", "0x4", "9" * 30])
-def test_no_length(door, length):
-    headers = door.headers(door.a, PULL, b"body")
+def test_no_length(fleet_port, length):
+    headers = fleet_port.headers(fleet_port.a, PULL, b"body")
     del headers["content-length"]
-    status, text, more = door.ask(headers=headers | ({} if length is None else {"content-length": length}))
+    status, text, more = fleet_port.ask(
+        headers=headers | ({} if length is None else {"content-length": length})
+    )
     assert (status, text, more[b"connection"]) == (411, "content-length is required\n", b"close")
-    assert door.read == 0
-    refused(door, "no length", "a")
+    assert fleet_port.read == 0
+    refused(fleet_port, "no length", "a")
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
-def test_a_body_beyond_the_limit_of_its_path(door, path):
-    most = door.gate._limits.body_bytes(path)
-    status, text, more = door.ask(path=path, body=bytes(most + 1))
+def test_a_body_beyond_the_limit_of_its_path(fleet_port, path):
+    most = fleet_port.authenticator._limits.body_bytes(path)
+    status, text, more = fleet_port.ask(path=path, body=bytes(most + 1))
     assert (status, text, more[b"connection"]) == (413, f"at most {most} bytes\n", b"close")
-    assert door.read == 0
-    refused(door, "too large", "a")
-    assert door.ask(path=path, body=bytes(min(most, 2**20)))[0] == 200
+    assert fleet_port.read == 0
+    refused(fleet_port, "too large", "a")
+    assert fleet_port.ask(path=path, body=bytes(min(most, 2**20)))[0] == 200
 
 
 @pytest.mark.parametrize("version", ["0.2.0", "1.1.0", "0.0.9", "0", "0.10.0"])
-def test_another_minor_version(door, version):
-    status, text, more = door.ask(version=version)
+def test_another_minor_version(fleet_port, version):
+    status, text, more = fleet_port.ask(version=version)
     assert (status, text) == (426, f"this server is headwater {__version__}, you are {version}\n")
     assert b"connection" not in more
-    refused(door, "version", "a")
+    refused(fleet_port, "version", "a")
 
 
-def test_another_patch_version(door):
-    assert door.ask(version="0.1.99")[0] == 200
+def test_another_patch_version(fleet_port):
+    assert fleet_port.ask(version="0.1.99")[0] == 200
 
 
-def test_a_revoked_key_is_out_at_once(door):
-    door.registry["a"].revoked_at = "2026-01-01"
-    silent(door.ask())
-    refused(door, "revoked")
+def test_a_revoked_key_is_out_at_once(fleet_port):
+    fleet_port.registry["a"].revoked_at = "2026-01-01"
+    silent(fleet_port.ask())
+    refused(fleet_port, "revoked")
 
 
-def test_a_second_process_with_the_same_key_takes_over_for_good(door):
+def test_a_second_process_with_the_same_key_takes_over_for_good(fleet_port):
     old, new = "1" * 32, "2" * 32
-    assert door.ask(instance=new)[:2] == (
+    assert fleet_port.ask(instance=new)[:2] == (
         428,
         "the server does not know this session: activate\n",
     )
-    door.activate(instance=new)
-    assert door.ask(instance=new)[0] == 200
-    door.through.clear()
-    door.gate.refused.clear()
-    door.gate.refused_by.clear()
+    fleet_port.activate(instance=new)
+    assert fleet_port.ask(instance=new)[0] == 200
+    fleet_port.through.clear()
+    fleet_port.authenticator.refused.clear()
+    fleet_port.authenticator.refused_by.clear()
     for path in (PULL, ACTIVATE):
-        status, text, _ = door.ask(path=path, instance=old)
+        status, text, _ = fleet_port.ask(path=path, instance=old)
         assert (status, text) == (409, "another agent with your keys has taken over\n")
-    refused(door, "replaced", "a", times=2)
-    assert door.ask(instance=new)[0] == 200
+    refused(fleet_port, "replaced", "a", times=2)
+    assert fleet_port.ask(instance=new)[0] == 200
 
 
-def test_a_thousand_processes_of_one_key_are_not_remembered(door):
+def test_a_thousand_processes_of_one_key_are_not_remembered(fleet_port):
     for i in range(1000):
-        door.activate(instance=f"{i:032x}")
-        door.now += WINDOW_S
-    caller = door.gate._callers["a"]
+        fleet_port.activate(instance=f"{i:032x}")
+        fleet_port.now += WINDOW_S
+    caller = fleet_port.authenticator._callers["a"]
     assert len(caller.former) == 16
     assert len(caller.nonces) <= 4
 
 
-def test_one_clients_process_is_not_anothers(door):
-    b = door.enrol("b")
-    assert door.ask(identity=b)[0] == 428
-    door.activate(identity=b, instance="2" * 32)
-    assert door.ask()[0] == 200
+def test_one_clients_process_is_not_anothers(fleet_port):
+    b = fleet_port.enrol("b")
+    assert fleet_port.ask(identity=b)[0] == 428
+    fleet_port.activate(identity=b, instance="2" * 32)
+    assert fleet_port.ask()[0] == 200
 
 
 def test_bytes_per_hour():
-    door = ReplyVerifier(Limits(bytes_per_hour=1000))
-    door.activate(body=b"")
-    assert door.ask(body=bytes(900))[0] == 200
-    door.through.clear()
-    assert door.ask(body=bytes(200))[:2] == (429, "come back next hour\n")
-    refused(door, "bytes per hour", "a")
-    door.now += 3600
-    door.activate(body=b"")
-    assert door.ask(body=bytes(200))[0] == 200
+    fleet_port = FakePort(Limits(bytes_per_hour=1000))
+    fleet_port.activate(body=b"")
+    assert fleet_port.ask(body=bytes(900))[0] == 200
+    fleet_port.through.clear()
+    assert fleet_port.ask(body=bytes(200))[:2] == (429, "come back next hour\n")
+    refused(fleet_port, "bytes per hour", "a")
+    fleet_port.now += 3600
+    fleet_port.activate(body=b"")
+    assert fleet_port.ask(body=bytes(200))[0] == 200
 
 
 def test_requests_in_the_window():
-    door = ReplyVerifier(Limits(requests_in_window=3))
-    door.activate()
-    assert [door.ask()[0] for _ in range(3)] == [200, 200, 429]
-    door.now += 2 * WINDOW_S + 1
-    assert door.ask()[0] == 200
+    fleet_port = FakePort(Limits(requests_in_window=3))
+    fleet_port.activate()
+    assert [fleet_port.ask()[0] for _ in range(3)] == [200, 200, 429]
+    fleet_port.now += 2 * WINDOW_S + 1
+    assert fleet_port.ask()[0] == 200
 
 
 def test_requests_at_once():
-    door = ReplyVerifier(Limits(requests_at_once=2, body_s=0.2))
-    b = door.enrol("b")
-    door.activate()
-    door.activate(identity=b)
+    fleet_port = FakePort(Limits(requests_at_once=2, body_s=0.2))
+    b = fleet_port.enrol("b")
+    fleet_port.activate()
+    fleet_port.activate(identity=b)
 
     async def many():
-        door.wait = asyncio.Event()
+        fleet_port.wait = asyncio.Event()
         asking = [
-            asyncio.create_task(door.ask_async(PULL, b"", door.headers(door.a, PULL, b""))) for _ in range(3)
+            asyncio.create_task(fleet_port.ask_async(PULL, b"", fleet_port.headers(fleet_port.a, PULL, b"")))
+            for _ in range(3)
         ]
         await asyncio.sleep(0.05)
-        other = asyncio.create_task(door.ask_async(PULL, b"", door.headers(b, PULL, b"")))
+        other = asyncio.create_task(fleet_port.ask_async(PULL, b"", fleet_port.headers(b, PULL, b"")))
         await asyncio.sleep(0.05)
-        door.wait.set()
+        fleet_port.wait.set()
         return [(await task)[0] for task in [*asking, other]]
 
     assert asyncio.run(many()) == [200, 200, 429, 200]
-    assert door.gate.refused_by == {("a", "at once"): 1}
-    door.wait = None
-    assert door.ask()[0] == 200
+    assert fleet_port.authenticator.refused_by == {("a", "at once"): 1}
+    fleet_port.wait = None
+    assert fleet_port.ask()[0] == 200
 
 
 def test_a_request_is_done_before_its_answer_leaves():
     """Else an agent that goes on at once would find its own last request in its way."""
-    door = ReplyVerifier(Limits(requests_at_once=1))
-    door.activate()
+    fleet_port = FakePort(Limits(requests_at_once=1))
+    fleet_port.activate()
 
     async def lingering(scope, receive, send):
-        await door.app(scope, receive, send)
+        await fleet_port.app(scope, receive, send)
         await asyncio.sleep(0.3)
 
-    door.gate._app = lingering
+    fleet_port.authenticator._app = lingering
 
     async def one_after_the_other():
         asking = []
         for _ in range(2):
-            headers = door.headers(door.a, PULL, b"")
-            asking.append(asyncio.create_task(door.ask_async(PULL, b"", headers)))
+            headers = fleet_port.headers(fleet_port.a, PULL, b"")
+            asking.append(asyncio.create_task(fleet_port.ask_async(PULL, b"", headers)))
             await asyncio.sleep(0.05)
         return [(await task)[0] for task in asking]
 
     assert asyncio.run(one_after_the_other()) == [200, 200]
 
 
-def test_a_body_that_does_not_come(door):
-    assert door.ask(pieces=[b"bo", b"d"])[0] == 403  # it ended early: not what was signed
-    headers = door.headers(door.a, PULL, b"body")
+def test_a_body_that_does_not_come(fleet_port):
+    assert fleet_port.ask(pieces=[b"bo", b"d"])[0] == 403  # it ended early: not what was signed
+    headers = fleet_port.headers(fleet_port.a, PULL, b"body")
 
     async def slow():
         sent = []
@@ -396,43 +399,43 @@ def test_a_body_that_does_not_come(door):
 
         scope = {"type": "http", "path": PULL, "method": "POST", "query_string": b""}
         pairs = [(k.encode(), v.encode()) for k, v in headers.items()]
-        await door.gate(scope | {"headers": pairs}, receive, send)
+        await fleet_port.authenticator(scope | {"headers": pairs}, receive, send)
         return sent
 
     sent = asyncio.run(slow())
     assert sent[0]["status"] == 408
     assert (b"connection", b"close") in sent[0]["headers"]
-    assert door.gate.refused == {"body": 1, "slow": 1}
-    assert door.ask()[0] == 200
+    assert fleet_port.authenticator.refused == {"body": 1, "slow": 1}
+    assert fleet_port.ask()[0] == 200
 
 
-def test_replies_that_wait_stop_further_ones_before_they_are_read(door, monkeypatch):
-    monkeypatch.setattr(door.link, "room", lambda name: 1000)
-    assert door.ask(PUSH_OBJECT, body=bytes(1001))[0] == 429
-    refused(door, "full", "a")
-    assert door.ask(PUSH_OBJECT, body=bytes(1000))[0] == 200
-    assert door.ask(PULL, body=bytes(1001))[0] == 200
+def test_replies_that_wait_stop_further_ones_before_they_are_read(fleet_port, monkeypatch):
+    monkeypatch.setattr(fleet_port.link, "room", lambda name: 1000)
+    assert fleet_port.ask(PUSH_OBJECT, body=bytes(1001))[0] == 429
+    refused(fleet_port, "full", "a")
+    assert fleet_port.ask(PUSH_OBJECT, body=bytes(1000))[0] == 200
+    assert fleet_port.ask(PULL, body=bytes(1001))[0] == 200
 
 
-def test_an_app_that_fails_frees_its_place(door):
+def test_an_app_that_fails_frees_its_place(fleet_port):
     async def broken(scope, receive, send):
         raise RuntimeError("broken")
 
-    door.gate._app = broken
+    fleet_port.authenticator._app = broken
     for _ in range(20):
         with pytest.raises(RuntimeError):
-            door.ask()
-    assert door.gate._callers["a"].at_once == 0
+            fleet_port.ask()
+    assert fleet_port.authenticator._callers["a"].at_once == 0
 
 
-def test_what_is_no_http_is_closed(door):
+def test_what_is_no_http_is_closed(fleet_port):
     sent = []
 
     async def send(message):
         sent.append(message)
 
     for kind in ("websocket", "lifespan"):
-        asyncio.run(door.gate({"type": kind}, None, send))
+        asyncio.run(fleet_port.authenticator({"type": kind}, None, send))
     assert sent == [{"type": "websocket.close"}]
 
 
@@ -501,7 +504,7 @@ def test_what_is_not_in_the_list_is_closed_to_clients_too(server):
     connection.close()
 
 
-def test_the_links_app_is_closed_without_a_gate(server):
+def test_the_fleet_app_is_closed_without_an_authenticator(server):
     async def ask(scope):
         sent = []
 
@@ -624,23 +627,23 @@ def test_a_slow_body_is_cut(tmp_path):
         connection = server.connect(a)
         connection.activate()
         instance = connection._http._instance
-        server.gate._limits = Limits(body_s=0.5)
+        server.authenticator._limits = Limits(body_s=0.5)
         with raw(server.port, server.certificate_of_authority(tmp_path)) as slow:
             slow.sendall(signed_head(a, 1000, instance=instance, **{"content-length": "1000"}))
             drip(slow)
-        server.gate._limits = Limits()
+        server.authenticator._limits = Limits()
         connection.heartbeat()
-        assert server.gate.refused == {"slow": 1}
+        assert server.authenticator.refused == {"slow": 1}
         connection.close()
 
 
 def test_a_slow_head_is_cut(tmp_path, monkeypatch):
     with running(tmp_path) as server:
-        monkeypatch.setattr(fleet_port.DeadlineProtocol, "limits", fleet_port.Limits(head_s=0.3))
+        monkeypatch.setattr(http_protocol.DeadlineProtocol, "limits", http_protocol.Limits(head_s=0.3))
         with raw(server.port, server.certificate_of_authority(tmp_path)) as slow:
             drip(slow)
         wait_for(lambda: not server.uvicorn.server_state.connections)
-        monkeypatch.setattr(fleet_port.DeadlineProtocol, "limits", fleet_port.Limits(head_s=30))
+        monkeypatch.setattr(http_protocol.DeadlineProtocol, "limits", http_protocol.Limits(head_s=30))
         connection = server.connect(server.enrol("a"))
         connection.activate()
         (held,) = server.uvicorn.server_state.connections
@@ -651,9 +654,9 @@ def test_a_slow_head_is_cut(tmp_path, monkeypatch):
 
 
 def test_strangers_make_room_for_each_other_and_never_take_an_agents(tmp_path, monkeypatch):
-    monkeypatch.setattr(doorman, "STRANGERS", 3)
-    monkeypatch.setattr(doorman, "HANDSHAKE_S", 600)  # nobody's time is over here
-    monkeypatch.setattr(fleet_port.DeadlineProtocol, "limits", fleet_port.Limits(head_s=600))
+    monkeypatch.setattr(connection_limits, "UNAUTHENTICATED", 3)
+    monkeypatch.setattr(connection_limits, "HANDSHAKE_S", 600)  # nobody's time is over here
+    monkeypatch.setattr(http_protocol.DeadlineProtocol, "limits", http_protocol.Limits(head_s=600))
     with running(tmp_path) as server, contextlib.ExitStack() as stack:
         authority = server.certificate_of_authority(tmp_path)
         agent = server.connect(server.enrol("a"))
@@ -677,7 +680,7 @@ def test_strangers_make_room_for_each_other_and_never_take_an_agents(tmp_path, m
 
 
 def test_a_client_has_a_fixed_number_of_connections(tmp_path, monkeypatch):
-    monkeypatch.setattr(doorman, "EACH", 2)
+    monkeypatch.setattr(connection_limits, "EACH", 2)
     with running(tmp_path) as server, contextlib.ExitStack() as stack:
         connections = [server.connect(server.enrol("a"))]
         connections += [server.connect(connections[0]._http._identity) for _ in range(3)]
@@ -697,7 +700,7 @@ def test_a_client_has_a_fixed_number_of_connections(tmp_path, monkeypatch):
     ],
 )
 def test_whom_addresses_belong_to(host, network):
-    assert doorman.network_of(host) == network
+    assert connection_limits.network_of(host) == network
 
 
 def test_old_tls_is_refused(server):

@@ -32,7 +32,7 @@ def servers(count):
     for number in range(1, count):
         change = np.zeros(512, np.int64)
         change[rng.choice(512, 4, replace=False)] = rng.integers(-(2**20), 2**20, 4)
-        span = span.moved(0, change)
+        span = span.plus(0, change)
         yield ServerState(number, span.state(), span=span)
 
 

@@ -1,4 +1,4 @@
-"""What the organiser wishes of a run, whatever the daemon is doing with it at that moment."""
+"""What the organiser asks of a run, whatever the daemon is doing with it at that moment."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.runs import tiny_federation
 
 FEDERATION = """
 [federation]
-name = "wished"
+name = "controlled"
 rounds = 2
 [model]
 kind = "vector"
@@ -49,7 +49,7 @@ min_clients = 2
 
 
 class Site:
-    """A run that no client has come to yet, and the organiser's office."""
+    """A run that no client has come to yet, and the control service."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -57,12 +57,12 @@ class Site:
         self.monitor = Monitor(version="1")
         self.jobs = []
         self.open()
-        self.run = self.office.submit(FEDERATION, folder).run
+        self.run = self.service.submit(FEDERATION, folder).run
 
     def open(self):
         self.book = RunQueue(self.folder / "runs.json", self.folder / "runs")
         registry = ClientRegistry(self.folder / "clients.json")
-        self.office = ControlService(
+        self.service = ControlService(
             self.book, registry, self.monitor, self.working, keep=3, wake=lambda: None
         )
 
@@ -86,17 +86,17 @@ def site(tmp_path):
     return Site(tmp_path)
 
 
-@pytest.mark.parametrize(("wish", "state"), [("pause", "paused"), ("stop", "stopped")])
-def test_a_run_that_waits_for_its_first_clients_is_paused_and_no_failure(site, wish, state):
+@pytest.mark.parametrize(("verb", "state"), [("pause", "paused"), ("stop", "stopped")])
+def test_a_run_that_waits_for_its_first_clients_is_paused_and_no_failure(site, verb, state):
     job = site.job()
     site.jobs = [job]
-    getattr(site.office, wish)(site.run)
+    getattr(site.service, verb)(site.run)
     job.run()
     assert site.state == state
-    assert site.office.status().runs[0].state == state
+    assert site.service.status().runs[0].state == state
 
 
-def test_too_few_clients_without_a_wish_is_an_error(site, monkeypatch):
+def test_too_few_clients_without_a_stop_request_is_an_error(site, monkeypatch):
     def serve(self, members):
         raise FederationStopped("federation", expected="2 clients", got="0")
 
@@ -108,7 +108,7 @@ def test_too_few_clients_without_a_wish_is_an_error(site, monkeypatch):
 def test_what_is_paused_between_being_chosen_and_begun_does_not_begin(site):
     """The first run of a daemon imports torch in between: seconds."""
     job = site.job()
-    site.office.pause(site.run)
+    site.service.pause(site.run)
     job.run()  # would wait for clients for ever
     assert site.state == "paused"
 
@@ -116,18 +116,18 @@ def test_what_is_paused_between_being_chosen_and_begun_does_not_begin(site):
 def test_a_pause_finds_a_run_that_begins_meanwhile(site):
     job = site.job()
     site.jobs = [None, job]
-    site.office.pause(site.run)
+    site.service.pause(site.run)
     assert site.book.begin(site.run) is False
     site.book.set_state(site.run, "running")  # as if it had begun just before
-    assert job._wish == "pause"
+    assert job._stop_request == "pause"
 
 
-def test_a_restart_forgets_no_wish(site):
+def test_a_restart_forgets_no_stop_request(site):
     job = site.job(interrupted=lambda: True)
     site.jobs = [job]
     site.book.begin(site.run)
-    site.office.stop(site.run)
-    job._wish = ""  # the round is open, and the daemon is told to end before it closes
+    site.service.stop(site.run)
+    job._stop_request = ""  # the round is open, and the daemon is told to end before it closes
     with pytest.raises(Interrupted):
         job.run()
     site.jobs = []
@@ -135,8 +135,8 @@ def test_a_restart_forgets_no_wish(site):
     assert site.state == "running"
     site.job().run()
     assert site.state == "stopped"
-    site.office.resume(site.run)
-    assert site.book.get(site.run).wish == ""
+    site.service.resume(site.run)
+    assert site.book.get(site.run).stop_request == ""
 
 
 def test_an_export_leaves_the_threads_of_the_run_at_work(site):
@@ -150,7 +150,7 @@ def test_an_export_leaves_the_threads_of_the_run_at_work(site):
     before = torch.get_num_threads()
     torch.set_num_threads(loaded.settings.federation.threads + 1)
     try:
-        assert b"".join(site.office.export(site.run))
+        assert b"".join(site.service.export(site.run))
         assert torch.get_num_threads() == loaded.settings.federation.threads + 1
     finally:
         torch.set_num_threads(before)
@@ -165,16 +165,16 @@ def test_an_unpinned_version_goes_at_once_where_no_round_follows(site):
             context.initial_state(), run=site.run, round=number, parent=number, config_sha256="", cohort=(),
             metric="loss", value=1.0, best=not number, note=f"round {number}", created=0.0,
         )  # fmt: skip
-    site.office.rollback(site.run, 2)
+    site.service.rollback(site.run, 2)
     with pytest.raises(ConfigError, match="about to go on from"):
-        site.office.unpin(site.run, 2)
-    site.book.wish_rollback(site.run, None)
+        site.service.unpin(site.run, 2)
+    site.book.request_rollback(site.run, None)
     versions.prune()
     versions.pin(4)
-    assert site.office.unpin(site.run, 2).kept  # the run is queued: the next round deletes it
-    site.office.stop(site.run)
+    assert site.service.unpin(site.run, 2).kept  # the run is queued: the next round deletes it
+    site.service.stop(site.run)
     versions.pin(2)
-    assert not site.office.unpin(site.run, 2).kept
+    assert not site.service.unpin(site.run, 2).kept
     assert [row.version for row in versions.rows() if row.kept] == [1, 4, 5, 6]
 
 
@@ -184,7 +184,7 @@ def test_a_full_disk_is_tried_again_with_pauses_and_after_a_restart(tmp_path):
     run = daemon._book.submit(FEDERATION, tmp_path)[0].run
     assert daemon._next().run == run
     daemon._book.set_state(run, "failed", "no room", again=True)
-    daemon._again_s[run] = time.monotonic() + 60
+    daemon._retry_at_s[run] = time.monotonic() + 60
     assert daemon._next() is None
     daemon._book.set_state(run, "running")  # the disk was too full to say that it failed
     assert daemon._next() is None
@@ -202,16 +202,16 @@ def test_an_answer_says_what_was_done_and_from_when_on(site):
     site.book.begin(site.run)
     site.monitor.run_state(site.run, "running")
     site.monitor.observer(site.run)(RoundStarted(4, 2))
-    changed = site.office.change(site.run, {"deadline_s": "30", "rounds": "9", "min_clients": "5"})
+    changed = site.service.change(site.run, {"deadline_s": "30", "rounds": "9", "min_clients": "5"})
     assert changed.note == "deadline_s none → 30, at once; rounds 2 → 9, min_clients 2 → 5, from round 5"
     assert changed.warnings == (
         "min_clients is 5, but 0 devices are enrolled: no round can close until 5 more take part",
     )
-    assert site.office.pause("").note == "pauses after round 4"
-    (row,) = site.office.status().runs
+    assert site.service.pause("").note == "pauses after round 4"
+    (row,) = site.service.status().runs
     assert (row.state, row.note, row.warnings) == ("running", "pauses after round 4", changed.warnings)
     with pytest.raises(ConfigError, match=r"and pauses after round 4\. Resume it then"):
-        site.office.resume("")
+        site.service.resume("")
 
 
 @pytest.mark.parametrize("state", ["stopped", "finished", "failed", "paused"])
@@ -220,17 +220,17 @@ def test_settings_that_an_ended_run_cannot_meet_are_warned_of_too(site, state):
     site.monitor.observer(site.run)(RoundEnded(1, RoundRecord({"round": 1}), "", math.nan))
     site.book.set_state(site.run, state, "")
     site.monitor.run_state(site.run, state)
-    changed = site.office.change(site.run, {"rounds": "1"})
+    changed = site.service.change(site.run, {"rounds": "1"})
     assert changed.note.startswith("rounds 2 → 1, ")
     assert [w for w in changed.warnings if "rounds is 1, but 1 are done" in w]
     assert len(set(changed.warnings)) == len(changed.warnings)
 
 
 def test_a_run_that_cannot_be_meant_names_those_that_can(site):
-    first, second = site.run, site.office.submit(FEDERATION, site.folder).run
-    site.office.stop(second)
+    first, second = site.run, site.service.submit(FEDERATION, site.folder).run
+    site.service.stop(second)
     with pytest.raises(ConfigError, match=f"run {second}: .*is stopped.*Name the run: {first}"):
-        site.office.pause("")
+        site.service.pause("")
 
 
 def test_a_federation_whose_model_is_not_there_is_not_queued(site, monkeypatch):
@@ -254,7 +254,7 @@ kind = "backprop"
     )
     before = sorted(path.name for path in (site.folder / "runs").iterdir())
     with pytest.raises(ModelError, match=r"model\.path 'no/model'"):
-        site.office.submit(lacks, site.folder)
+        site.service.submit(lacks, site.folder)
     assert sorted(path.name for path in (site.folder / "runs").iterdir()) == before
     assert len(site.book.entries()) == 1
 
@@ -266,8 +266,8 @@ def test_a_run_of_a_folder_that_was_moved_finds_its_files(tmp_path):
     site = Site(old)
     (old / "data" / "test.jsonl").write_text("")
     (tmp_path / "elsewhere").mkdir()
-    inside = site.office.submit(FEDERATION, old / "data").run
-    outside = site.office.submit(FEDERATION, tmp_path / "elsewhere").run
+    inside = site.service.submit(FEDERATION, old / "data").run
+    outside = site.service.submit(FEDERATION, tmp_path / "elsewhere").run
     old.rename(tmp_path / "new")
     moved = RunQueue(tmp_path / "new" / "runs.json", tmp_path / "new" / "runs")
     assert moved.open(inside)[1].folder == tmp_path / "new" / "data"
@@ -279,12 +279,12 @@ def test_a_run_of_a_folder_that_was_moved_finds_its_files(tmp_path):
 
 
 def test_a_resume_finds_what_lacks_before_the_run_is_queued(site):
-    site.office.pause(site.run)
+    site.service.pause(site.run)
     with pytest.raises(ConfigError, match="--folder PATH"):
-        site.office.resume(site.run, site.folder / "none")
+        site.service.resume(site.run, site.folder / "none")
     assert site.state == "paused"
     (site.folder / "there").mkdir()
-    assert site.office.resume(site.run, site.folder / "there").state == "queued"
+    assert site.service.resume(site.run, site.folder / "there").state == "queued"
     assert site.book.open(site.run)[1].folder == site.folder / "there"
 
 
@@ -303,35 +303,35 @@ def test_a_run_that_fails_as_it_begins_is_shown_with_the_round_of_its_checkpoint
         daemon._book.set_state(run, state)
         again = Daemon(workspace)
         again._restore(again._book.get(run))
-        (row,) = again._office.status().runs
+        (row,) = again._service.status().runs
         assert (row.state if state != "running" else "running", row.round, row.rounds) == (state, 26, 200)
 
 
 def test_a_damaged_run_folder_does_not_hide_the_others(site):
-    other = site.office.submit(FEDERATION, site.folder).run
+    other = site.service.submit(FEDERATION, site.folder).run
     (site.folder / "runs" / site.run / "federation.toml").write_text("no toml [")
     site.open()
-    assert [row.run for row in site.office.status().runs] == [site.run, other]
+    assert [row.run for row in site.service.status().runs] == [site.run, other]
 
 
 def test_a_run_that_is_stopped_while_it_is_not_at_work_says_that_no_result_is_written(site):
-    site.office.pause(site.run)
+    site.service.pause(site.run)
     site.monitor.run_restored(site.run, [RoundRecord({"round": 1, "clients": {}, "bytes": {}})], "loss")
-    stopped = site.office.stop(site.run)
+    stopped = site.service.stop(site.run)
     assert stopped.state == "stopped"
     assert "adapter/ are not written" in stopped.note
-    fresh = site.office.submit(FEDERATION, site.folder).run
-    assert site.office.stop(fresh).note == ""  # there is nothing to write
+    fresh = site.service.submit(FEDERATION, site.folder).run
+    assert site.service.stop(fresh).note == ""  # there is nothing to write
 
 
 def test_a_place_that_is_not_there_is_a_warning_where_it_is_set(tmp_path):
     site = Site(tmp_path)
     loaded = load_federation(tiny_federation(tmp_path / "fed"))
-    run = site.office.submit(loaded.to_toml(), loaded.folder).run
-    row = site.office.change(run, {"model": "/nonexist"})
+    run = site.service.submit(loaded.to_toml(), loaded.folder).run
+    row = site.service.change(run, {"model": "/nonexist"})
     assert any("/nonexist" in warning and "nothing there" in warning for warning in row.warnings)
     assert "model bert → /nonexist" in row.note
-    assert not any("cannot go on" in w for w in site.office.change(run, {"model": "bert"}).warnings)
+    assert not any("cannot go on" in w for w in site.service.change(run, {"model": "bert"}).warnings)
     assert any(
-        "gone.jsonl" in warning for warning in site.office.change(run, {"test": "gone.jsonl"}).warnings
+        "gone.jsonl" in warning for warning in site.service.change(run, {"test": "gone.jsonl"}).warnings
     )

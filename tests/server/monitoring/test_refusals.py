@@ -6,15 +6,15 @@ import ast
 import re
 from pathlib import Path
 
-from headwater.server.agent_port import request_auth as gate
+from headwater.server.agent_port import request_auth as authenticator
 from headwater.server.monitoring.refusals import NOT_SIGNED, OTHER, REASONS
 
 PAGE = Path(__file__).parents[3] / "docs/guides/watching.md"
 
 
 def raised() -> set[str]:
-    """The reasons that stand in the gate's code."""
-    tree = ast.parse(Path(gate.__file__).read_text(encoding="utf-8"))
+    """The reasons that stand in the request authenticator's code."""
+    tree = ast.parse(Path(authenticator.__file__).read_text(encoding="utf-8"))
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "_Refusal"]
     assert calls
     reasons = [call.args[0] for call in calls]
@@ -23,7 +23,7 @@ def raised() -> set[str]:
 
 
 def test_the_table_has_every_reason_and_no_other():
-    known = raised() | set(gate._ANSWERS.values()) | {"not answered", NOT_SIGNED, OTHER}
+    known = raised() | set(authenticator._ANSWERS.values()) | {"not answered", NOT_SIGNED, OTHER}
     assert set(REASONS) == known
 
 

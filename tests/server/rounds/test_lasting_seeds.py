@@ -99,10 +99,10 @@ def profile(device, name="ann"):
 
 def test_a_device_outlives_a_restart_with_its_profile(tmp_path):
     device = DeviceProfile(2**30, 2, {"default": MethodCost(2**20, 0.25, 8)})
-    roster = OpenRoundRecord(
+    record = OpenRoundRecord(
         3, {"ann": profile(device), "ben": profile(None, "ben")}, {2: "x"}, 9, {"ann": "default"}
     )
-    roster.save(tmp_path / "r")
+    record.save(tmp_path / "r")
     loaded = OpenRoundRecord.load(tmp_path / "r")
     assert loaded is not None
     assert loaded.profiles["ann"] == profile(device)
@@ -111,7 +111,7 @@ def test_a_device_outlives_a_restart_with_its_profile(tmp_path):
                          "spec": ""}).device is None  # fmt: skip  # an older file
 
 
-class Bench:
+class Context:
     """What a profile must fit."""
 
     base_sha256 = "0" * 64
@@ -128,7 +128,7 @@ def test_a_device_that_no_method_fits_is_refused_when_it_introduces_itself(tmp_p
     data = encode_reply(profile(device))
     incoming = ReceivedReply("ann", ProfileRequest, 0, data, "", len(data))
     if fits:
-        assert profile_of(incoming, Bench(load_federation(file)), "run").device == device
+        assert profile_of(incoming, Context(load_federation(file)), "run").device == device
         return
     with pytest.raises(DecodeError, match="client ann, device"):
-        profile_of(incoming, Bench(load_federation(file)), "run")
+        profile_of(incoming, Context(load_federation(file)), "run")

@@ -42,10 +42,10 @@ def opened(*names, **tables):
     }
     strategy = FederatedStrategy(federation(**tables))
     server = strategy.init(ZERO)
-    roster = profiles(*names)
-    plan = strategy.plan(server, roster, key=ROOT)
+    known = profiles(*names)
+    plan = strategy.plan(server, known, key=ROOT)
     down = Downlink(ROOT).open(server, DenseCodec(kind="dense"), {})
-    return OpenRound(plan, down, RUN, roster, strategy.aggregator(plan), ROOT)
+    return OpenRound(plan, down, RUN, known, strategy.aggregator(plan), ROOT)
 
 
 def steps(round_, *taken):
@@ -63,7 +63,7 @@ def reply(round_, client, delta, metrics=MappingProxyType({})):
         payload = CompeftCodec(0.05).encode(delta, key=ROOT)
     update = EncodedUpdate(
         RUN, 1, client, SPEC.fingerprint(), round_.base_sha256, payload, {},
-        round_.roster[client].train_examples, 3, dict(metrics),
+        round_.profiles[client].train_examples, 3, dict(metrics),
     )  # fmt: skip
     data = encode_reply(update)
     return ReceivedReply(client, TrainRequest, 1, data, "", len(data), data)

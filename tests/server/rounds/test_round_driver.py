@@ -308,6 +308,6 @@ def test_a_failure_that_names_its_client_is_not_told_within_another_of_the_same_
 
 
 def test_what_comes_through_a_device_s_signature_is_remote():
-    opened = Exchange(None, {}, lambda address, data: data).opened("ann", TrainRequest, 1, b"x")
-    assert opened.remote
-    assert not Exchange(None, {}).opened("ann", TrainRequest, 1, b"x").remote
+    reply = Exchange(None, {}, lambda address, data: data).verify("ann", TrainRequest, 1, b"x")
+    assert reply.remote
+    assert not Exchange(None, {}).verify("ann", TrainRequest, 1, b"x").remote

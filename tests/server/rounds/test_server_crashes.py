@@ -53,7 +53,7 @@ def dense(number, total):
 
 
 def spanned(number, total):
-    span = ORIGIN.moved(1, np.array([total, number]))  # grows, as decomfl's does
+    span = ORIGIN.plus(1, np.array([total, number]))  # grows, as decomfl's does
     return ServerState(number, span.state(), None, NoisePlan(total / 7, {"default": 0.1}), span)
 
 

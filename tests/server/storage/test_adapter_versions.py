@@ -377,7 +377,7 @@ def test_every_point_of_the_rest(tmp_path, power, what):
 # --- exports ------------------------------------------------------------------------------------------
 
 
-def vector_bench(tmp_path, size):
+def vector_context(tmp_path, size):
     path = tmp_path / "f.toml"
     path.write_text(
         f'[federation]\nname="n"\nrounds=1\n[model]\nkind="vector"\nsize={size}\n'
@@ -387,7 +387,7 @@ def vector_bench(tmp_path, size):
 
 
 def test_a_tar_is_in_pieces_and_leaves_nothing_behind(tmp_path):
-    context = vector_bench(tmp_path, 700_000)
+    context = vector_context(tmp_path, 700_000)
     versions = Versions(tmp_path / "adapters", keep=5)
     add_state = AdapterState.from_vector(context.spec, torch.randn(700_000))
     fields = {"run": "r", "parent": 0, "config_sha256": "c", "cohort": (), "metric": "loss", "value": 1.0}
@@ -410,7 +410,7 @@ def test_a_tar_is_in_pieces_and_leaves_nothing_behind(tmp_path):
 
 
 def test_a_tar_without_room_is_a_storage_error(tmp_path, monkeypatch):
-    context = vector_bench(tmp_path, 3)
+    context = vector_context(tmp_path, 3)
     versions = Versions(tmp_path / "adapters", keep=5)
 
     def full(**_):
@@ -457,7 +457,7 @@ def test_a_real_adapter_comes_out_whole_and_in_an_order_of_its_own(tmp_path):
 
 def test_who_lists_the_versions_of_a_run_does_not_end_anothers_export(tmp_path):
     """The page lists them every few seconds, while an export may take minutes."""
-    context = vector_bench(tmp_path, 5_000_000)  # tar reads it a piece at a time
+    context = vector_context(tmp_path, 5_000_000)  # tar reads it a piece at a time
     versions = Versions.of_run(tmp_path / "run", keep=2)
     made = versions.add(
         context.initial_state(),

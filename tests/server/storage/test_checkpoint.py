@@ -64,7 +64,7 @@ def spanned():
     origin = SeededState(
         state(0.5), Directions(b"0123456789abcdef", "rademacher", 10), 30, np.zeros(3, np.int64)
     )
-    span = origin.moved(1, np.array([5, -(2**40), 2**33 + 1]))
+    span = origin.plus(1, np.array([5, -(2**40), 2**33 + 1]))
     server = ServerState(
         4,
         span.state(),
@@ -83,7 +83,7 @@ def test_coefficients_and_noise_come_back_bit_for_bit(tmp_path):
     assert read.server.noise == written.server.noise
     assert span.sums.tolist() == was.sums.tolist() == [0, 5, -(2**40), 2**33 + 1]
     assert (span.directions, span.unit_bits, span.origin) == (was.directions, was.unit_bits, was.origin)
-    assert span.moved(0, np.array([9])).state() == was.moved(0, np.array([9])).state()
+    assert span.plus(0, np.array([9])).state() == was.plus(0, np.array([9])).state()
     pinned = (tmp_path / "c").open("rb")
     with pinned:
         check_checkpoint(Pinned("c", pinned.fileno(), (tmp_path / "c").stat().st_size, 0.0))

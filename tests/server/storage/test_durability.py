@@ -95,10 +95,10 @@ class Site:
             self.folder,
             test=None,
             observer=observe,
-            deployment=Durability(
+            durability=Durability(
                 spool=Spool(state / "spool"),
                 versions=versions,
-                roster=state / "open_round.json",
+                open_round=state / "open_round.json",
                 settings=lambda: self.changes,
                 rollback=lambda: self.rollback,
                 rolled_back=rolled_back,
@@ -306,10 +306,10 @@ def test_an_open_round_with_fewer_clients_than_are_wanted_now_is_planned_anew(tm
     site = Site(tmp_path)
     with pytest.raises(Interrupted):
         site.go(crash_at=2, kinds=ClientDone)
-    roster = site.folder.path / "state" / "open_round.json"
-    left = OpenRoundRecord.load(roster)
+    record = site.folder.path / "state" / "open_round.json"
+    left = OpenRoundRecord.load(record)
     first = dict(list(left.profiles.items())[:2])
-    OpenRoundRecord(left.round, first, left.bases).save(roster)  # a round of two of the four
+    OpenRoundRecord(left.round, first, left.bases).save(record)  # a round of two of the four
     site.go()
     assert len(site.records) == ROUNDS + 1
     assert [len(r["clients"]) for r in site.records[1:]] == [CLIENTS] * ROUNDS

@@ -13,8 +13,8 @@ from headwater.server.workspace.steering import (
     CHANGEABLE,
     PLACES,
     tell_changes,
+    tell_stop_request,
     tell_unmet,
-    tell_wish,
 )
 
 FEDERATION = """
@@ -94,7 +94,7 @@ def test_every_setting_has_its_moment():
 
 
 @pytest.mark.parametrize(
-    ("wish", "open", "text"),
+    ("request_", "open", "text"),
     [
         ("pause", 10, "pauses after round 10"),
         ("pause", 0, "pauses before round 10"),
@@ -102,12 +102,12 @@ def test_every_setting_has_its_moment():
         ("", 10, ""),
     ],
 )
-def test_a_wish_says_when_it_comes_true(wish, open, text):
-    assert tell_wish(wish, row(open=open)) == text
+def test_a_stop_request_says_when_the_run_ends(request_, open, text):
+    assert tell_stop_request(request_, row(open=open)) == text
 
 
 def test_a_round_that_has_too_few_clients_keeps_nobody_from_stopping():
-    told = tell_wish("stop", row("waiting"))
+    told = tell_stop_request("stop", row("waiting"))
     assert told.endswith("after round 10, or without it if too few clients are there for a minute")
 
 

@@ -17,7 +17,7 @@ from headwater.config import load_federation
 from headwater.config.daemon import check_daemon, daemon_toml
 from headwater.errors import ConfigError, StorageError
 from headwater.security.certificates import Authority, days_left, names_of, role
-from headwater.server.agent_port import request_auth as gate
+from headwater.server.agent_port import request_auth as authenticator
 from headwater.server.workspace.workspace import Workspace
 
 SECRETS = ["ca.key", "ca.pem", "organiser.key", "organiser.pem", "server.key", "server.pem", "web.token"]
@@ -81,11 +81,11 @@ def test_the_settings_file_says_everything_and_reads_back(made):
             assert f"\n{key} = " in text
 
 
-def test_limits_are_the_gates(made):
+def test_limits_are_those_of_the_request_authenticator(made):
     """The daemon passes them on by name."""
     mine = made.settings.limits.model_dump()
-    assert set(mine) <= {field.name for field in fields(gate.Limits)}
-    assert {key: getattr(gate.Limits(), key) for key in mine} == mine
+    assert set(mine) <= {field.name for field in fields(authenticator.Limits)}
+    assert {key: getattr(authenticator.Limits(), key) for key in mine} == mine
 
 
 @pytest.mark.parametrize(
