@@ -192,10 +192,10 @@ def test_between_comes_out_right_where_clients_train_parts():
                 own = (own + rng.standard_normal(size) * math.sqrt(noise / 16)) * mask.numpy()
             delta = AdapterState.from_vector(spec, torch.from_numpy(np.float32(own)))
             acc = rule.add(acc, Update(name, 1, delta, 1, noise=noise if name in parts else 0.0))
-        noise = rule.finalize(acc).noise
-        assert noise.noises["whole"] == 0.0
-        assert 3.0 <= noise.noises["part"] < 7.0  # of a third of the values: times 3, and what chance adds
-        found.append(noise.between)
+        told = rule.finalize(acc).noise
+        assert told.noises["whole"] == 0.0
+        assert 3.0 <= told.noises["part"] < 7.0  # of a third of the values: times 3, and what chance adds
+        found.append(told.between)
     error = np.std(found) / math.sqrt(300)
     assert error < 0.06
     assert np.mean(found) == pytest.approx(between, abs=3 * error)
@@ -230,9 +230,9 @@ def test_between_comes_out_right_where_clients_share_seeds(alike):
                 plan, list(zip((plan.first + seeds).tolist(), q.tolist(), strict=True))
             )
             acc = rule.add(acc, Update(name, 1, delta, 1, noise=delta.noise(size)))
-        noise = rule.finalize(acc).noise
-        found.append(noise.between)
-        noises.append(noise.noises["seeds"])
+        told = rule.finalize(acc).noise
+        found.append(told.between)
+        noises.append(told.noises["seeds"])
     raw_noise = (truth @ truth + between) * (size - 1) / steps
     # noise in common does not go away in a mean over six, so each weighs as if it had more of it
     assert np.mean(noises) / raw_noise > (1.5 if alike else 1.05)

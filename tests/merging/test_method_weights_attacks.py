@@ -173,9 +173,9 @@ def test_where_every_value_has_one_trainer_rounding_is_no_evidence(measured):
             mask[100 * i : 100 * i + 100] = 1
             rows[f"spry{i}"] *= mask
         claims = dict.fromkeys(tensors, 1 / 6)
-        noise = rounds.merge(rows, weights=weights, claims=claims, spec=spec, tensors=tensors).noise
-        if noise is not None:
-            found.append([noise.between, noise.noises["spry"]])
+        told = rounds.merge(rows, weights=weights, claims=claims, spec=spec, tensors=tensors).noise
+        if told is not None:
+            found.append([told.between, told.noises["spry"]])
     if measured:
         assert len(found) == 60
     assert np.max(found) < 10
@@ -298,8 +298,8 @@ def test_without_a_measure_how_far_clients_differ_is_on_the_scale_of_a_whole_ste
         rounds = Rounds(seed, {"a": (clients, 0.2, 0.01), "b": (clients, 0.1, 0.01)}, between, size=400)
         rounds.truth = np.zeros(400)
         rounds.known = known = NoisePlan(between, {"a": 0.01, "b": 0.01}, {"a": 0.2, "b": 0.1, "bp": 1.0})
-        noise = rounds.merge(rounds.honest()).noise
-        found.append(2 * noise.between - known.between)
+        told = rounds.merge(rounds.honest()).noise
+        found.append(2 * told.between - known.between)
     assert np.mean(found) == pytest.approx(between, rel=0.1)
 
 
