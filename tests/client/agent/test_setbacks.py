@@ -94,7 +94,7 @@ class Home:
 
     def status(self) -> list[tuple[str, str]]:
         status = StatusFile(self.settings.state / "status.json", "server:1", self.settings.sha256)
-        status.rows(self.desk.rows)
+        status.rows(self.handler.rows)
         return list(client_status.lines(self.settings, self.clock.now()))
 
     def needs(self) -> list[str]:
