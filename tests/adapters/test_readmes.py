@@ -22,6 +22,7 @@ from tests.adapters.reading.test_segments import paired
 from tests.adapters.test_export import IID, build
 from tests.support import federations
 from tests.support.chat_templates import TEMPLATES, chat_tokenizer
+from tests.support.readme_code import readme_code
 from tests.support.tiny_models import tiny_llama
 
 CASES = [
@@ -48,9 +49,8 @@ class Refuse:
             raise AssertionError("an export must load without headwater")
 sys.meta_path.insert(0, Refuse())
 for line in sys.stdin:
-    folder, texts = json.loads(line)
+    folder, code, texts = json.loads(line)
     os.chdir(folder)
-    code = open("README.md", encoding="utf-8").read().split("```python\\n")[1].split("```")[0]
     try:
         logits = []
         for text in texts:
@@ -80,7 +80,7 @@ def reader(tmp_path_factory):
     ) as process:
 
         def computed(folder, texts):
-            print(json.dumps([str(folder), texts]), file=process.stdin, flush=True)
+            print(json.dumps([str(folder), readme_code(folder), texts]), file=process.stdin, flush=True)
             found = json.loads(process.stdout.readline())
             assert "error" not in found, found["error"]
             return found["logits"]
@@ -126,8 +126,7 @@ def test_a_readmes_answer_is_the_likeliest_whatever_the_base_says_of_generation(
     path = tmp_path / "llama" / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
     export(model, state, tmp_path / "out", card={})
-    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    code = code.replace("max_new_tokens=64", "max_new_tokens=24").replace(
+    code = readme_code(tmp_path / "out", answer=24).replace(
         'PeftModel.from_pretrained(base, "."', f'PeftModel.from_pretrained(base, "{tmp_path / "out"}"'
     )
     scope = {}

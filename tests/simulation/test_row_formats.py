@@ -16,6 +16,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from tests.support.command import headwater
+from tests.support.readme_code import readme_code
 from tests.support.runs import tiny_federation
 from tests.support.tiny_models import tiny_llama
 
@@ -102,7 +103,7 @@ def test_pairs_of_texts(tmp_path):
     assert done.code == 0, done.err
     assert "recognised as pairs of texts (premise, hypothesis)" in done.err
     measured(tmp_path, "held-out.jsonl")
-    code = (tmp_path / "run" / "adapter" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = readme_code(tmp_path / "run" / "adapter")
     assert 'types = torch.tensor([row["token_type_ids"]])' in code
     code = code.replace('tokenizer("a text"', f'tokenizer({rows[18]["premise"]!r}, "good"')
     code = code.replace('"bert"', repr(str(tmp_path / "bert"))) + "\nprint(logits.softmax(-1)[0].tolist())"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from headwater.errors import HeadwaterError
 from headwater.seeds.keys import Key
 from headwater.tasks.batches import Example, collate
 from tests.support import federations
+from tests.support.readme_code import readme_code
 
 KINDS = ("encoder", "sequence-classification", "causal-lm")
 ADAPTERS = ("lora", "ia3", "prompt", "prefix")
@@ -105,10 +105,9 @@ def outcome(folder: Path, name: str, kind: str, adapter: str) -> Cell:
 
 def run_readme(adapter: Path) -> dict[str, Any]:
     """The names that the code of an export's README leaves behind, run in the adapter's folder."""
-    (code,) = re.findall(r"```python\n(.*?)```", (adapter / "README.md").read_text(), re.S)
     names: dict[str, Any] = {}
     with contextlib.chdir(adapter), contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(code, str(adapter / "README.md"), "exec"), names)
+        exec(compile(readme_code(adapter), str(adapter / "README.md"), "exec"), names)
     return names
 
 
