@@ -26,6 +26,7 @@ VERBS = {
     "config": Verb("check a federation file", "headwater.cli.config"),
     "data": Verb("check data: what would be trained, and what is wrong with it", "headwater.cli.data"),
     "predict": Verb("answer for texts with a trained adapter", "headwater.cli.predict"),
+    "merge": Verb("merge adapters into one, without their base model", "headwater.cli.merge"),
     "report": Verb("write a run folder's report.html again", "headwater.cli.report"),
     "plugins": Verb("list what installed packages bring, and what is allowed", "headwater.cli.plugins"),
     "fetch": Verb("download the models and corpora of the examples", "headwater.cli.fetch"),

@@ -1,0 +1,206 @@
+"""``headwater merge A B … -o DIR``: several adapters into one, without their base model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
+
+from headwater.config.settings import in_words
+from headwater.errors import ConfigError
+from headwater.merging.offline.adapters import Adapters
+from headwater.merging.offline.base_weights import base_weights
+from headwater.merging.offline.compare import Comparison, compare
+from headwater.merging.offline.folder import MergeReport, merge_folders
+from headwater.merging.offline.low_rank import Truncation
+from headwater.merging.offline.merge import SPACES, Recipe
+from headwater.merging.offline.rule import LinearRule, Rule
+from headwater.merging.offline.rules.table import RULES
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments; each rule's settings are options of its own."""
+    parser.add_argument(
+        "adapters", nargs="*", type=Path, metavar="ADAPTER", help="folders that PEFT's save_pretrained wrote"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the folder of the merged adapter")
+    parser.add_argument("--rule", default="mean", metavar="RULE", help="how; --rules lists them (mean)")
+    parser.add_argument("--rules", action="store_true", help="list the rules, their settings and sources")
+    parser.add_argument("--weights", type=_numbers, metavar="W,W,…", help="a number for each adapter (equal)")
+    parser.add_argument(
+        "--rank", type=int, help="the most that a merged LoRA weight has (as many as it needs)"
+    )
+    parser.add_argument(
+        "--energy", type=float, default=1.0, help="of a weight's change that its rank must keep (1: all)"
+    )
+    parser.add_argument(
+        "--space", choices=SPACES, help="of LoRA (product for rules that add, core for the others)"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply the merged change with this (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of rules that draw (0)")
+    parser.add_argument(
+        "--base", type=Path, metavar="DIR", help="the base's folder, to merge heads by what changed in them"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="compare the adapters, write nothing")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder of --output")
+    parser.add_argument("--json", action="store_true", help="as one line of JSON")
+    for name, (kind, about) in sorted(_options().items()):
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"rule_{name}", type=kind, help=about)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Merge, or list the rules, or compare."""
+    if options.rules:
+        print(_listed())
+        return 0
+    rule = _rule(options)
+    truncation = Truncation(options.rank, options.energy)
+    recipe = Recipe(rule, options.space, truncation, options.scale, options.seed)
+    base = None if options.base is None else base_weights(options.base)
+    progress = _progress(options)
+    if options.dry_run:
+        adapters = Adapters.open(options.adapters, options.weights, base=base, progress=progress)
+        found = compare(adapters)
+        progress("")
+        print(_json_of(found) if options.json else _compared(found, recipe))
+        return 0
+    if options.output is None:
+        raise ConfigError("headwater merge", expected="--output DIR, or --dry-run", got="neither")
+    report = merge_folders(
+        options.adapters,
+        options.output,
+        recipe,
+        weights=options.weights,
+        base=base,
+        overwrite=options.overwrite,
+        progress=progress,
+    )
+    progress("")
+    print(json.dumps(asdict(report), default=str) if options.json else _told(report))
+    return 0
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+
+
+def _options() -> dict[str, tuple[Callable[[str], Any], str]]:
+    """The settings of all rules: type, and help that names the rules."""
+    found: dict[str, tuple[Callable[[str], Any], list[str]]] = {}
+    for rule in RULES.values():
+        for name, field in rule.model_fields.items():
+            kind = int if field.annotation is int else float if field.annotation is float else str
+            default = "" if field.default is PydanticUndefined else f" ({field.default})"
+            found.setdefault(name, (kind, []))[1].append(f"{rule.name}: {field.description or name}{default}")
+    return {name: (kind, "; ".join(about).replace("%", "%%")) for name, (kind, about) in found.items()}
+
+
+def _rule(options: argparse.Namespace) -> Rule:
+    """The rule with its settings.
+
+    Raises:
+        ConfigError: no such rule, or one without such a setting.
+    """
+    rule = RULES.get(options.rule)
+    if rule is None:
+        raise ConfigError(
+            f"--rule {options.rule}",
+            expected=f"one of {', '.join(RULES)}",
+            got="another",
+            hint="headwater merge --rules describes them.",
+        )
+    given = {
+        key.removeprefix("rule_"): value
+        for key, value in vars(options).items()
+        if key.startswith("rule_") and value is not None
+    }
+    for name in given.keys() - rule.model_fields.keys():
+        own = ", ".join(f"--{n.replace('_', '-')}" for n in rule.model_fields) or "no setting"
+        raise ConfigError(
+            f"--{name.replace('_', '-')}", expected=f"{own} with --rule {rule.name}", got="this option"
+        )
+    try:
+        return rule(**given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        expected, got = in_words(problem)
+        where = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
+        raise ConfigError(f"{where} of rule {rule.name}", expected=expected, got=got) from error
+
+
+def _progress(options: argparse.Namespace) -> Callable[[str], None]:
+    """One line on a terminal that is written over; nothing elsewhere."""
+    if options.json or not sys.stderr.isatty():
+        return lambda text: None
+
+    def show(text: str) -> None:
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _listed() -> str:
+    lines = []
+    for rule in RULES.values():
+        family = "any ranks, exact" if issubclass(rule, LinearRule) else "in the coordinates of --space core"
+        lines.append(f"{rule.name}: {rule.line}")
+        lines.append(f"    {rule.source}")
+        lines.append(f"    reads each adapter {rule.passes}x, keeps {rule.memory}; LoRA: {family}")
+        for name, field in rule.model_fields.items():
+            about = field.description or name
+            lines.append(f"    --{name.replace('_', '-')} {field.default}: {about}")
+    return "\n".join(lines)
+
+
+def _told(report: MergeReport) -> str:
+    lines = [f"merged {report.adapters} adapters by {report.rule} in space {report.space}: {report.folder}"]
+    lines += [f"  {weight:+.4g}  {path}" for path, weight in report.weights.items()]
+    if report.ranks:
+        low, high = min(report.ranks.values()), max(report.ranks.values())
+        lines.append(f"  rank {low}" + (f" to {high}" if high > low else "") + f", {report.norm:.4g} long")
+        if report.kept < 1:
+            lines.append(f"  {report.kept:.1%} of the squared length of the change is kept")
+    lines += [f"note: {note}" for note in report.notes]
+    return "\n".join(lines)
+
+
+def _json_of(found: Comparison) -> str:
+    def plain(values: Any) -> Any:  # noqa: ANN401 - nested lists of any depth
+        if isinstance(values, list):
+            return [plain(v) for v in values]
+        return values if math.isfinite(values) else None
+
+    return json.dumps(
+        {
+            "adapters": list(found.names),
+            "ranks": list(found.ranks),
+            "norms": plain(found.norms.tolist()),
+            "cosines": plain(found.cosines.tolist()),
+            "conflicts": plain(found.conflicts.tolist()),
+        }
+    )
+
+
+def _compared(found: Comparison, recipe: Recipe) -> str:
+    lines = [f"{len(found.names)} adapters that rule {recipe.rule.name} would merge; nothing is written"]
+    for i, name in enumerate(found.names):
+        rank = f", rank {found.ranks[i]}" if found.ranks[i] else ""
+        lines.append(f"  [{i + 1}] {name}: norm {found.norms[i]:.4g}{rank}")
+    for title, table in (("cosine", found.cosines), ("signs that differ", found.conflicts)):
+        lines.append(f"{title}:")
+        lines.append("      " + " ".join(f"[{j + 1}]".rjust(7) for j in range(len(found.names))))
+        for i, row in enumerate(table):
+            cells = " ".join("-".rjust(7) if math.isnan(v) else f"{v:7.3f}" for v in row)
+            lines.append(f"  {f'[{i + 1}]'.rjust(4)}{cells}")
+    return "\n".join(lines)

@@ -1,0 +1,248 @@
+"""merge_folders(): adapters in folders into a folder, which is whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headwater.errors import ConfigError, StorageError
+from headwater.merging.offline.adapters import Adapters
+from headwater.merging.offline.merge import Merge, MergedWeight, Recipe
+from headwater.merging.offline.peft_folder import CONFIG, HEAD, NOTES, WEIGHTS, LoraPart
+from headwater.merging.offline.tensor_file import Array, TensorWriter
+
+RECIPE = "merge.json"
+"""What was merged and how, in the folder of the result."""
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did.
+
+    Args:
+        folder: of the result.
+        adapters: how many were merged.
+        rule, space: how.
+        weights: of the adapters in the order of their names; for linear rules the coefficients.
+        ranks: of each LoRA module.
+        kept: the part of the squared norm of the LoRA changes that the result has; 1 where nothing was cut.
+        norm: the root of that norm before anything was cut: ‖Δ‖ over all LoRA modules.
+        notes: what the user must know, a sentence each.
+    """
+
+    folder: Path
+    adapters: int
+    rule: str
+    space: str
+    weights: Mapping[str, float]
+    ranks: Mapping[str, int]
+    kept: float
+    norm: float
+    notes: tuple[str, ...]
+
+
+def merge_folders(
+    folders: Sequence[Path],
+    out: Path,
+    recipe: Recipe,
+    *,
+    weights: Sequence[float] | None = None,
+    base: Callable[[str], Array | None] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> MergeReport:
+    """Merge adapters that PEFT saved into one that PEFT loads.
+
+    The result depends on the adapters and not on their order. Memory is that of one weight of the base,
+    whatever the number of adapters (rules that need all of them say so in ``memory``).
+
+    Args:
+        folders: of adapters, each with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        out: the folder of the result.
+        recipe: how.
+        weights: by folder; equal if None.
+        base: reads a weight of the base by name, for tensors that were trained as a whole.
+        overwrite: whether ``out`` may be there.
+        progress: is told what is being done.
+
+    Raises:
+        ConfigError: the recipe does not fit the adapters, or ``out`` is there.
+        ModelError: adapters that do not belong together.
+        DecodeError: a file that is not what it should be.
+        StorageError: a file that cannot be read or written.
+    """
+    if out.exists() and not overwrite:
+        raise ConfigError(
+            f"--output {out}",
+            expected="a folder that is not there yet",
+            got="one that is",
+            hint="Name another, or add --overwrite.",
+        )
+    adapters = Adapters.open(folders, weights, base=base, progress=progress)
+    if any(out.resolve() == folder.path.resolve() for folder in adapters.named):
+        raise ConfigError(f"--output {out}", expected="another folder than the adapters'", got="one of them")
+    merge = Merge(adapters, recipe)
+    with _whole(out) as folder:
+        ranks, energy, kept = _write_weights(merge, folder, progress)
+        _write_json(folder / CONFIG, _config(adapters, ranks))
+        notes = _notes(merge)
+        shares = merge.weights if merge.coefficients is None else merge.coefficients
+        by_path = {str(f.path): float(s) for f, s in zip(adapters.folders, shares, strict=True)}
+        report = MergeReport(
+            folder=out,
+            adapters=len(adapters),
+            rule=recipe.rule.name,
+            space=recipe.chosen if adapters.modules else "values",
+            weights={str(f.path): by_path[str(f.path)] for f in adapters.named},
+            ranks=ranks,
+            kept=kept / energy if energy else 1.0,
+            norm=float(np.sqrt(energy)),
+            notes=tuple(notes),
+        )
+        _write_json(folder / RECIPE, _record(merge, report))
+        if adapters.first.notes:
+            _write_json(folder / NOTES, _headwater_notes(adapters, report))
+    return report
+
+
+def _write_weights(
+    merge: Merge, folder: Path, progress: Callable[[str], None]
+) -> tuple[dict[str, int], float, float]:
+    """The tensors; the rank of each module, and the squared norms before and after a truncation."""
+    adapters, ranks, energy, kept = merge.adapters, {}, 0.0, 0.0
+    head: dict[str, Array] = {}
+    total = len(adapters.modules)
+    with TensorWriter(folder / WEIGHTS) as file:
+        for index, (module, weight) in enumerate(merge.modules()):
+            progress(f"merged {index + 1} of {total} modules")
+            for name, values in _tensors(adapters.first.modules[module], weight):
+                file.add(name, values)
+            ranks[module.removeprefix("base_model.model.")] = weight.a.shape[0]
+            if weight.spectrum is not None:
+                energy, kept = energy + weight.spectrum.energy, kept + weight.spectrum.kept
+        for name, values in merge.plain():
+            if adapters.first.head is not None and name.startswith("head."):
+                head[name.removeprefix("head.")] = values
+            else:
+                file.add(name, values)
+        for name in adapters.copied:
+            file.add(name, adapters.copy(name))
+    if head:
+        with TensorWriter(folder / HEAD) as file:
+            for name, values in head.items():
+                file.add(name, values)
+    return ranks, energy, kept
+
+
+def _tensors(part: LoraPart, weight: MergedWeight) -> Iterator[tuple[str, Array]]:
+    """A module's factors under PEFT's names: AdaLoRA's become LoRA's."""
+    rank, suffix = weight.a.shape[0], "" if part.embedding else ".weight"
+    a, b = part.a.removesuffix(".weight"), part.b.removesuffix(".weight")
+    yield a + suffix, weight.a.reshape(rank, *part.shape_a[1:])
+    yield b + suffix, weight.b.reshape(part.rows, rank, *part.shape_b[2:])
+
+
+def _config(adapters: Adapters, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """``adapter_config.json``: the first adapter's, with scales of one; s is in B."""
+    config = dict(adapters.first.config) | {"inference_mode": True}
+    if not ranks:
+        return config
+    if config["peft_type"] != "LORA":  # AdaLoRA's own settings are none of LoRA's
+        kept = ("task_type", "base_model_name_or_path", "revision", "target_modules", "modules_to_save")
+        config = {k: v for k, v in config.items() if k in kept}
+        config |= {"peft_type": "LORA", "inference_mode": True}
+    common = max(ranks.values(), key=list(ranks.values()).count)
+    own = {name: rank for name, rank in sorted(ranks.items()) if rank != common}
+    return config | {
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": {_pattern(name): rank for name, rank in own.items()},
+        "alpha_pattern": {_pattern(name): rank for name, rank in own.items()},
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "lora_dropout": 0.0,
+    }
+
+
+def _pattern(name: str) -> str:
+    """A module's name as a key of PEFT's patterns, which are regular expressions for the ends of names."""
+    return "^" + name.replace(".", r"\.")
+
+
+def _notes(merge: Merge) -> list[str]:
+    adapters = merge.adapters
+    notes = list(merge.notes)
+    digests: dict[str, Path] = {}
+    notes += [
+        f"{folder.path} and {other} hold the same values: they count twice"
+        for folder in adapters.named
+        if (other := digests.setdefault(folder.digest, folder.path)) != folder.path
+    ]
+    if len({folder.base for folder in adapters.named}) > 1:
+        notes.append("some adapters do not say which base they are for")
+    return notes
+
+
+def _record(merge: Merge, report: MergeReport) -> dict[str, Any]:
+    recipe = merge.recipe
+    return {
+        "format": "headwater.merge.v1",
+        "rule": {"name": recipe.rule.name, **recipe.rule.model_dump(mode="json")},
+        "source": recipe.rule.source,
+        "space": report.space,
+        "rank": recipe.truncation.rank,
+        "energy": recipe.truncation.energy,
+        "scale": recipe.scale,
+        "seed": recipe.seed,
+        "adapters": [
+            {"folder": str(f.path), "digest": f.digest, "weight": report.weights[str(f.path)]}
+            for f in merge.adapters.named
+        ],
+        "kept": report.kept,
+        "notes": list(report.notes),
+    }
+
+
+def _headwater_notes(adapters: Adapters, report: MergeReport) -> dict[str, Any]:
+    """``headwater.json`` of the result: how rows are read is the first adapter's."""
+    notes = {k: v for k, v in adapters.first.notes.items() if k not in ("adapter", "adapter_sha256", "spec")}
+    return notes | {"card": {"merge": {**asdict(report), "folder": report.folder.name, "weights": None}}}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``out`` once it is full; nothing of it stays where that fails."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        if out.exists():
+            out.rename(old)
+        temporary.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(
+            f"writing {out}",
+            expected="room in a folder that can be written",
+            got=error.strerror or str(error),
+            hint="Nothing was written.",
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)

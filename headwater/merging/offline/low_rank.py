@@ -1,0 +1,173 @@
+"""Exact algebra of LoRA changes without their matrices: bases, cores, inner products, truncation.
+
+Of T adapters with ranks r_i and R = Σ r_i, every change s_i·B_i·A_i of one weight lies in the span of the
+columns of [B_1 … B_T] and of the rows of [A_1; …; A_T]: with orthonormal bases U and V of the two,
+s_i·B_i·A_i = U·C_i·Vᵀ and C_i = (Uᵀ·s_i·B_i)(A_i·V) (Core Space, Panariello et al. 2025, arXiv 2509.17786).
+Sums, singular values and truncations of the C_i are those of the changes; where R reaches a side of the
+weight, that side's basis is the identity, and memory is never more than the weight's own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from headwater.errors import ConfigError
+from headwater.merging.offline.adapters import Adapters
+from headwater.merging.offline.rule import Floats
+
+EXACT = 1e-6
+"""Singular values below this part of the largest are rounding of the adapters' float32, not their content."""
+_COLUMNS_AT_ONCE = 2048
+"""Rank of adapters together whose factors are in memory at a time, for inner products."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal bases of one weight's changes.
+
+    Args:
+        left: U [rows, a], or None for the identity.
+        right: V [columns, b], or None for the identity.
+    """
+
+    left: Floats | None
+    right: Floats | None
+
+    @staticmethod
+    def of(adapters: Adapters, module: str) -> Basis:
+        """By QR of the stacked factors and SVD of the triangle: the axes are the stack's singular vectors."""
+        part = adapters.first.modules[module]
+        total = sum(folder.modules[module].rank for folder in adapters.folders)
+        left, right = total < part.rows, total < part.columns
+        if not left and not right:
+            return Basis(None, None)
+        b_stack = np.empty((part.rows, total if left else 0))
+        a_stack = np.empty((part.columns, total if right else 0))
+        at = 0
+        for folder in adapters.folders:
+            b, a = folder.factors(module)
+            if left:
+                b_stack[:, at : at + b.shape[1]] = b
+            if right:
+                a_stack[:, at : at + b.shape[1]] = a.T
+            at += b.shape[1]
+        return Basis(_axes(b_stack) if left else None, _axes(a_stack) if right else None)
+
+    def core(self, b: Floats, a: Floats) -> Floats:
+        """C [a, b] of the change B·A."""
+        left = b if self.left is None else self.left.T @ b
+        right = a if self.right is None else a @ self.right
+        return left @ right
+
+    def factors(self, core: Floats, truncation: Truncation) -> tuple[Floats, Floats, Spectrum]:
+        """B [rows, r] and A [r, columns] whose product is U·C·Vᵀ, or the best of their rank.
+
+        Both carry the square root of the singular values.
+        """
+        u, s, vt = np.linalg.svd(core, full_matrices=False)
+        rank = truncation.rank_of(s)
+        root = np.sqrt(s[:rank])
+        b, a = u[:, :rank] * root, root[:, None] * vt[:rank]
+        b = b if self.left is None else self.left @ b
+        a = a if self.right is None else a @ self.right.T
+        return b, a, Spectrum(rank, float(np.square(s).sum()), float(np.square(s[:rank]).sum()))
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """How many singular values a merged weight keeps.
+
+    Args:
+        rank: the most; None for no limit.
+        energy: the fraction of the squared singular values that must be kept; 1 for all that is no rounding.
+    """
+
+    rank: int | None = None
+    energy: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError("--rank", expected="at least 1", got=str(self.rank))
+        if not 0 < self.energy <= 1:
+            raise ConfigError("--energy", expected="a fraction in (0, 1]", got=str(self.energy))
+
+    def rank_of(self, singular: Floats) -> int:
+        """How many of these are kept: at least one."""
+        if not singular.size or singular[0] == 0:
+            return 1
+        kept = int(np.count_nonzero(singular > EXACT * singular[0]))
+        if self.energy < 1:
+            part = np.cumsum(np.square(singular[:kept]))
+            kept = int(np.searchsorted(part, self.energy * part[-1])) + 1
+        return max(1, min(kept, self.rank or kept))
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What a truncation did: the rank, and the squared norm of a weight's change before and after."""
+
+    rank: int
+    energy: float
+    kept: float
+
+
+def _axes(stack: Floats) -> Floats:
+    """Orthonormal columns that span those of ``stack`` [n, R], R < n; the first ones matter most."""
+    q, triangle = np.linalg.qr(stack)
+    u, s, _ = np.linalg.svd(triangle)
+    rank = max(1, int(np.count_nonzero(s > 1e-12 * s[0]))) if s[0] else 1
+    axes: Floats = q @ u[:, :rank]
+    # a singular vector's sign is free: the largest entry is positive on every machine
+    largest = np.abs(axes).argmax(axis=0)
+    return axes * np.where(axes[largest, np.arange(rank)] < 0, -1.0, 1.0)
+
+
+def inner_products(adapters: Adapters) -> Floats:
+    """⟨τ_i, τ_j⟩ over all weights that have a place where nothing is changed: [T, T].
+
+    Of two LoRA changes it is tr((B_jᵀB_i)(A_iA_jᵀ)), of cost R²·d and without a matrix [rows, columns].
+    """
+    products = np.zeros((len(adapters), len(adapters)))
+    for module in adapters.modules:
+        groups = list(_groups(adapters, module))
+        for i, mine in enumerate(groups):
+            b, a, starts = _stack(adapters, module, mine)
+            for other in groups[i:]:
+                b2, a2, starts2 = _stack(adapters, module, other) if other is not mine else (b, a, starts)
+                cells = (b.T @ b2) * (a @ a2.T)
+                block = np.add.reduceat(np.add.reduceat(cells, starts, axis=0), starts2, axis=1)
+                products[np.ix_(mine, other)] += block
+                if other is not mine:
+                    products[np.ix_(other, mine)] += block.T
+    for name in adapters.plain:
+        origin = adapters.origin(name)
+        if origin is not None:
+            changes = [(adapters.value(i, name) - origin).reshape(-1) for i in range(len(adapters))]
+            for i, mine_ in enumerate(changes):
+                for j, other_ in enumerate(changes):
+                    products[i, j] += float(mine_ @ other_)
+    return products
+
+
+def _groups(adapters: Adapters, module: str) -> Iterator[list[int]]:
+    """Adapters whose factors of a module are small enough to be in memory together."""
+    group: list[int] = []
+    total = 0
+    for index, folder in enumerate(adapters.folders):
+        rank = folder.modules[module].rank
+        if group and total + rank > _COLUMNS_AT_ONCE:
+            yield group
+            group, total = [], 0
+        group.append(index)
+        total += rank
+    yield group
+
+
+def _stack(adapters: Adapters, module: str, group: list[int]) -> tuple[Floats, Floats, list[int]]:
+    pairs = [adapters.folders[i].factors(module) for i in group]
+    starts = [0, *itertools.accumulate(b.shape[1] for b, _ in pairs[:-1])]
+    return np.concatenate([b for b, _ in pairs], axis=1), np.concatenate([a for _, a in pairs]), starts

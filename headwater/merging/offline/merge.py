@@ -1,0 +1,301 @@
+"""merge(): several adapters into one, as a PEFT folder, weight by weight.
+
+A LoRA weight is merged in one of four *spaces*:
+
+- ``product``: the changes s·B·A themselves, exactly, for rules that are linear (FlexLoRA's result,
+  arXiv 2402.11505).
+- ``core``: their coordinates in the bases of :mod:`headwater.merging.offline.low_rank`, for all other rules
+  (arXiv 2509.17786). Linear rules give there what they give in ``product``.
+- ``stack``: for linear rules, the factors side by side (FLoRA, arXiv 2409.05976): exact, of rank Σ r_i.
+- ``factors``: A and B each by itself (FedIT, arXiv 2305.05644). A product of merged factors is not the merge
+  of the products; it is there to compare, and for adapters that share their A.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from headwater.errors import ConfigError
+from headwater.merging.offline.adapters import MAGNITUDES, Adapters
+from headwater.merging.offline.low_rank import Basis, Spectrum, Truncation, inner_products
+from headwater.merging.offline.rule import Cut, Floats, LinearRule, Rule, StackRule, ValueRule
+
+Space = Literal["product", "core", "stack", "factors"]
+SPACES: tuple[Space, ...] = ("product", "core", "stack", "factors")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How adapters are merged.
+
+    Args:
+        rule: which, with its settings.
+        space: of LoRA weights; None for the rule's best: ``product`` for linear rules, else ``core``.
+        truncation: of LoRA weights.
+        scale: what the merged change is multiplied with (λ).
+        seed: of rules that draw.
+    """
+
+    rule: Rule
+    space: Space | None = None
+    truncation: Truncation = field(default_factory=Truncation)
+    scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        linear = isinstance(self.rule, LinearRule)
+        if self.space == "stack" and not linear:
+            raise ConfigError(
+                f"--space {self.space}",
+                expected="a linear rule",
+                got=self.rule.name,
+                hint="Use --space core.",
+            )
+        if self.space == "product" and not linear:
+            raise ConfigError(
+                "--space product",
+                expected="a linear rule; others need coordinates of the product, which --space core has",
+                got=self.rule.name,
+            )
+        if self.space in ("stack", "factors") and self.truncation != Truncation():
+            raise ConfigError(
+                "--rank and --energy",
+                expected="--space product or core",
+                got=f"--space {self.space}",
+                hint="Its rank is that of the adapters.",
+            )
+        if not math.isfinite(self.scale) or self.scale == 0:
+            raise ConfigError("--scale", expected="a number that is not zero", got=repr(self.scale))
+
+    @property
+    def chosen(self) -> Space:
+        """The space."""
+        return self.space or ("product" if isinstance(self.rule, LinearRule) else "core")
+
+
+@dataclass(frozen=True)
+class MergedWeight:
+    """One LoRA module after the merge.
+
+    Args:
+        a, b: float64 [r, columns] and [rows, r]; their product is the change.
+        spectrum: what a truncation did; None where there was none.
+    """
+
+    a: Floats
+    b: Floats
+    spectrum: Spectrum | None
+
+
+class Merge:
+    """The merge of some adapters by a recipe. Each weight is computed when it is asked for.
+
+    Args:
+        adapters: that fit together.
+        recipe: what is done with them.
+
+    Attributes:
+        notes: what the reader of the result must know, filled while weights are computed.
+
+    Raises:
+        ConfigError: the rule takes more adapters, no negative weights, or factors of one rank.
+    """
+
+    def __init__(self, adapters: Adapters, recipe: Recipe) -> None:
+        self.adapters, self.recipe = adapters, recipe
+        rule, count = recipe.rule, len(adapters)
+        if count < rule.least:
+            raise ConfigError(f"rule {rule.name}", expected=f"at least {rule.least} adapters", got=f"{count}")
+        if not rule.negative and (adapters.weights < 0).any():
+            raise ConfigError(
+                f"rule {rule.name}",
+                expected="positive weights",
+                got=f"{adapters.weights.min():g}",
+                hint="Rule task_arithmetic takes an adapter out.",
+            )
+        self.weights = adapters.weights / adapters.weights.sum() if rule.weighs else adapters.weights
+        self.notes: list[str] = []
+        if recipe.chosen == "factors":
+            self._require_factors()
+        self._coefficients: Floats | None = None
+        if isinstance(rule, LinearRule):
+            products = inner_products(adapters) if rule.needs_products else None
+            self._coefficients = rule.coefficients(self.weights, products) * recipe.scale
+        self._places: dict[str, int] = {}
+        self._cuts = self._cuts_of_adapters() if recipe.chosen == "factors" else None
+
+    @property
+    def coefficients(self) -> Floats | None:
+        """The c_i [T] of a linear rule, times the scale; None for other rules."""
+        return self._coefficients
+
+    def modules(self) -> Iterator[tuple[str, MergedWeight]]:
+        """Each LoRA module, merged."""
+        for module in self.adapters.modules:
+            if self.recipe.chosen == "stack":
+                yield module, self._stacked(module)
+            elif self.recipe.chosen == "factors":
+                yield module, self._factor_by_factor(module)
+            else:
+                yield module, self._in_core(module)
+
+    def plain(self) -> Iterator[tuple[str, Floats]]:
+        """Each other tensor, merged."""
+        for name in self.adapters.plain:
+            origin = self.adapters.origin(name)
+            if origin is None:
+                yield name, self._average(name)
+            else:
+                yield name, self._combine(name, self._distance(name, origin)) + origin
+
+    def _in_core(self, module: str) -> MergedWeight:
+        basis = Basis.of(self.adapters, module)
+        core = self._combine(module, lambda i: basis.core(*self.adapters.folders[i].factors(module)))
+        b, a, spectrum = basis.factors(core, self.recipe.truncation)
+        return MergedWeight(a, b, spectrum)
+
+    def _stacked(self, module: str) -> MergedWeight:
+        assert self._coefficients is not None
+        pairs = [folder.factors(module) for folder in self.adapters.folders]
+        scaled = [c * b for c, (b, _) in zip(self._coefficients, pairs, strict=True)]
+        return MergedWeight(np.concatenate([a for _, a in pairs]), np.concatenate(scaled, axis=1), None)
+
+    def _factor_by_factor(self, module: str) -> MergedWeight:
+        b = self._combine(f"{module} B", self._factor(module, 0))
+        # the scale belongs to the product: to one of its factors
+        a = self._combine(f"{module} A", self._factor(module, 1)) / self.recipe.scale
+        return MergedWeight(a, b, None)
+
+    def _distance(self, name: str, origin: Floats | float) -> Callable[[int], Floats]:
+        return lambda i: self.adapters.value(i, name) - origin
+
+    def _average(self, name: str) -> Floats:
+        """The weighted mean of what has no place where nothing is changed."""
+        shares = self.weights if self._coefficients is None else self._coefficients / self.recipe.scale
+        total = float(shares.sum())
+        if (shares < 0).any() or total <= 0:
+            raise ConfigError(
+                f"merge, tensor {name}",
+                expected="weights that are positive, or the base's weight, from which adapters are taken out",
+                got=f"coefficients {np.array2string(shares, precision=3, threshold=8)}",
+                hint="Give --base MODEL if the base has this weight.",
+            )
+        if name.endswith(MAGNITUDES) and not math.isclose(total * self.recipe.scale, 1.0, rel_tol=1e-9):
+            raise ConfigError(
+                f"merge, tensor {name}",
+                expected="coefficients that sum to one: DoRA's magnitudes are lengths of whole weights, "
+                "which can be averaged and not added",
+                got=f"a sum of {total * self.recipe.scale:g}",
+                hint="Use --rule mean without --scale.",
+            )
+        if not name.endswith(MAGNITUDES):
+            self._note("averaged, since nobody says what it was without adapters", name)
+        merged = np.zeros(self.adapters.shape(name))
+        for i, share in enumerate(shares / total):
+            merged += share * self.adapters.value(i, name)
+        return merged
+
+    def _note(self, what: str, name: str) -> None:
+        self.notes.append(f"{name}: {what}")
+
+    def _combine(self, key: str, read: Callable[[int], Floats]) -> Floats:
+        """The rule on one weight: ``read(i)`` gives adapter i's change, of one shape for all."""
+        rule, count = self.recipe.rule, len(self.adapters)
+        if self._coefficients is not None:
+            merged: Floats = self._coefficients[0] * read(0)
+            for i in range(1, count):
+                merged += self._coefficients[i] * read(i)
+            return merged
+        if isinstance(rule, StackRule):
+            stack = np.stack([read(i) for i in range(count)])
+            if rule.matrices and stack.ndim != 3:
+                added: Floats = np.tensordot(self.weights, stack, 1) * self.recipe.scale
+                return added
+            shape = stack.shape[1:]
+            merged = rule.merge(stack if rule.matrices else stack.reshape(count, -1), self.weights)
+            return merged.reshape(shape) * self.recipe.scale
+        assert isinstance(rule, ValueRule)
+        return self._value_by_value(rule, key, read)
+
+    def _value_by_value(self, rule: ValueRule, key: str, read: Callable[[int], Floats]) -> Floats:
+        def pruned(i: int) -> Floats:
+            change = np.array(read(i)).reshape(-1)  # a copy: rules change it
+            if rule.trimmed and self._cuts is None:
+                change = Cut.of(change, rule.kept).apply(change)
+            elif rule.trimmed and self._cuts is not None:
+                change = self._cuts[i].apply(change, self._places[key])
+            return rule.prune(change, self._draw(i, key))
+
+        shape, count = read(0).shape, len(self.adapters)
+        sums = _sum(rule.terms(pruned(i), self.weights[i]) for i in range(count))
+        if rule.passes > 1:
+            sums = _sum(rule.second_terms(sums, pruned(i), self.weights[i]) for i in range(count))
+        return rule.result(sums).reshape(shape) * self.recipe.scale
+
+    def _draw(self, index: int, key: str) -> np.random.Generator:
+        """An adapter's own numbers for a weight: what stands beside it changes none of them."""
+        text = f"{self.recipe.seed} {self.adapters.folders[index].digest} {key}".encode()
+        return np.random.Generator(np.random.Philox(key=int(hashlib.sha256(text).hexdigest()[:32], 16)))
+
+    def _cuts_of_adapters(self) -> list[Cut] | None:
+        """What a rule that trims keeps of each adapter as a whole, in the space ``factors``."""
+        rule = self.recipe.rule
+        if not isinstance(rule, ValueRule) or not rule.trimmed:
+            return None
+        at, changes = 0, list(self._changes())
+        for key, read in changes:
+            self._places[key] = at
+            at += read(0).size
+        return [
+            Cut.of(np.concatenate([read(i).reshape(-1) for _, read in changes]), rule.kept)
+            for i in range(len(self.adapters))
+        ]
+
+    def _changes(self) -> Iterator[tuple[str, Callable[[int], Floats]]]:
+        """Everything that is merged value by value in the space ``factors``."""
+        for module in self.adapters.modules:
+            yield f"{module} B", self._factor(module, 0)
+            yield f"{module} A", self._factor(module, 1)
+        for name in self.adapters.plain:
+            if (origin := self.adapters.origin(name)) is not None:
+                yield name, self._distance(name, origin)
+
+    def _factor(self, module: str, which: int) -> Callable[[int], Floats]:
+        return lambda i: self.adapters.folders[i].factors(module)[which]
+
+    def _require_factors(self) -> None:
+        rule = self.recipe.rule
+        if isinstance(rule, LinearRule) and not rule.weighs:
+            raise ConfigError(
+                "--space factors",
+                expected="a rule whose coefficients are shares: two sums multiply to what no adapter has",
+                got=rule.name,
+                hint="Use --space product, which is exact.",
+            )
+        for module, part in self.adapters.first.modules.items():
+            for folder in self.adapters.named[1:]:
+                if folder.modules[module].rank != part.rank:
+                    raise ConfigError(
+                        f"{folder.path}, module {module}",
+                        expected=f"rank {part.rank}, as in {self.adapters.first.path}, for --space factors",
+                        got=f"rank {folder.modules[module].rank}",
+                        hint="Use --space product or core, which take any ranks.",
+                    )
+
+
+def _sum(terms: Iterable[tuple[Floats, ...]]) -> tuple[Floats, ...]:
+    """Sum by sum, in the order of the adapters."""
+    sums: tuple[Floats, ...] = ()
+    for term in terms:
+        if sums:
+            for total, value in zip(sums, term, strict=True):
+                total += value
+        else:
+            sums = tuple(np.array(value, np.float64) for value in term)
+    return sums

@@ -1,0 +1,301 @@
+"""PeftFolder: one adapter on disk, as PEFT saves it, and what its tensors are.
+
+``adapter_config.json`` and the header of ``adapter_model.safetensors`` are read at once, values by tensor.
+A LoRA module's change of its weight is s·B·A (arXiv 2106.09685), with s = α/r, or α/√r for rsLoRA
+(arXiv 2312.03732); ``rank_pattern`` and ``alpha_pattern`` give modules their own r and α. AdaLoRA's B·E·A
+(arXiv 2303.10512) is the same with E in B. Everything else in the file is *plain*: a tensor of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headwater.errors import DecodeError, ModelError, StorageError
+from headwater.merging.offline.tensor_file import Array, TensorFile
+
+WEIGHTS, CONFIG, HEAD, NOTES = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "head.safetensors",
+    "headwater.json",
+)
+LORA, PLAIN = ("LORA", "ADALORA"), ("IA3", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")
+_LORA_A = re.compile(r"(?P<module>.+)\.(?:lora_A(?:\.weight)?|lora_embedding_A)")
+_UNSUPPORTED: Mapping[str, str] = {
+    "target_parameters": "LoRA on fused experts pairs rows of A with strided columns of B",
+    "layer_replication": "its layers are not those of the base",
+    "alora_invocation_tokens": "it acts only after its invocation tokens",
+    "arrow_config": "it routes between adapters",
+    "use_qalora": "its inputs are pooled before A",
+    "use_bdlora": "its factors are block diagonal",
+    "velora_config": "PEFT trains it in a compressed form",
+    "kasa_config": "its scale is another than alpha and r",
+    "monteclora_config": "its scale is another than alpha and r",
+}
+"""Options of LoRA under which the change of a weight is not s·B·A, and why."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts of LoRA for which PEFT takes something out of the base when it loads the adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPart:
+    """One weight that LoRA changes, by s·B·A.
+
+    Args:
+        a, b: the names of the factors' tensors.
+        rank: r.
+        scaling: s.
+        rows, columns: of the weight's change as a matrix; a convolution's is [out, in·kernel].
+        e: AdaLoRA's diagonal, or empty.
+        shape_a, shape_b: of the tensors.
+    """
+
+    a: str
+    b: str
+    rank: int
+    scaling: float
+    rows: int
+    columns: int
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
+    e: str = ""
+
+    @property
+    def embedding(self) -> bool:
+        """Whether the weight is an embedding, stored [columns, rows]; PEFT's names of the factors differ."""
+        return "lora_embedding_" in self.a
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """An adapter on disk.
+
+    Args:
+        path: the folder.
+        config: ``adapter_config.json``.
+        notes: ``headwater.json``, where Headwater wrote the adapter; else empty.
+        file: its values.
+        head: the values of the head that Headwater keeps beside PEFT's file, or None.
+        modules: its LoRA parts, by module, in order of name.
+        plain: the shapes of its other tensors; those of ``head`` as ``head.NAME``.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    notes: Mapping[str, Any]
+    file: TensorFile
+    head: TensorFile | None
+    modules: Mapping[str, LoraPart] = field(default_factory=dict)
+    plain: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @staticmethod
+    def open(path: Path) -> PeftFolder:
+        """Read what a folder says of itself; no values.
+
+        Raises:
+            StorageError: no such folder, or a file that cannot be read.
+            DecodeError: a file that is not what its name says.
+            ModelError: a kind of adapter that cannot be merged here, or tensors that its config denies.
+        """
+        config = _read_json(path / CONFIG, path)
+        kind = config.get("peft_type")
+        if kind not in LORA + PLAIN:
+            raise ModelError(
+                f"{path}",
+                expected=f"an adapter of kind {', '.join(LORA + PLAIN)}",
+                got=f"peft_type {kind!r}",
+                hint="What such adapters change is no sum of theirs: merge them into their base one by one.",
+            )
+        if not (path / WEIGHTS).is_file():
+            raise _no_weights(path)
+        file = TensorFile(path / WEIGHTS)
+        head = TensorFile(path / HEAD) if (path / HEAD).is_file() else None
+        notes = _read_json(path / NOTES, path) if (path / NOTES).is_file() else {}
+        modules = _lora_parts(path, config, file) if kind in LORA else {}
+        used = {name for part in modules.values() for name in (part.a, part.b, part.e)}
+        plain = {name: place.shape for name, place in file.tensors.items() if name not in used}
+        if head is not None:
+            plain |= {f"head.{name}": place.shape for name, place in head.tensors.items()}
+        if not modules and not plain:
+            raise ModelError(f"{path}", expected="an adapter with tensors", got="none in its file")
+        stray = sorted(n for n in plain if kind in LORA and ".lora_" in n and not n.endswith(_KEPT_WITH_LORA))
+        if stray:
+            raise ModelError(
+                f"{path}, tensor {stray[0]}",
+                expected="for each lora_A its lora_B",
+                got=f"{len(stray)} tensors without the other",
+                hint="The file is not whole; save the adapter again.",
+            )
+        return PeftFolder(path, config, notes, file, head, modules, plain)
+
+    @property
+    def kind(self) -> str:
+        """PEFT's ``peft_type``; AdaLoRA counts as LoRA, which it merges to."""
+        kind = str(self.config["peft_type"])
+        return "LORA" if kind in LORA else kind
+
+    @property
+    def base(self) -> str:
+        """The name of its base, as it was saved."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of its config's scales and its values: merges take adapters in this order."""
+        digest = hashlib.sha256()
+        for part in self.modules.values():
+            digest.update(f"{part.a} {part.rank} {part.scaling!r}\n".encode())
+        for file in (self.file, self.head):
+            if file is not None:
+                with file.path.open("rb") as content:
+                    while block := content.read(1 << 20):
+                        digest.update(block)
+        return digest.hexdigest()
+
+    def read(self, name: str) -> Array:
+        """The values of a plain tensor, as stored."""
+        if self.head is not None and name.startswith("head.") and name not in self.file.tensors:
+            return self.head.read(name.removeprefix("head."))
+        return self.file.read(name)
+
+    def factors(self, module: str) -> tuple[Array, Array]:
+        """s·B as [rows, r] and A as [r, columns], float64: their product is what the adapter adds."""
+        part = self.modules[module]
+        a = self.file.read(part.a).astype(np.float64).reshape(part.rank, part.columns)
+        b = self.file.read(part.b).astype(np.float64).reshape(part.rows, part.rank)
+        if part.e:
+            b = b * self.file.read(part.e).reshape(1, part.rank)
+        return b * part.scaling, a
+
+
+_KEPT_WITH_LORA = (".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".lora_B.bias")
+"""Tensors that PEFT calls LoRA's and that are plain here: they are in no product."""
+
+
+_LONGEST_PATTERN, _MOST_REPEATS, _SLOW = 256, 3, re.compile(r"\)\s*[*+{]")
+"""Of a pattern for modules' names; a repeated group can take for ever, and the file may be anybody's."""
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StorageError(
+            f"{folder}",
+            expected=f"a folder with {CONFIG} and {WEIGHTS}, as PEFT's save_pretrained writes it",
+            got=f"{path.name}: {error.strerror}",
+            hint="Give the folder of the adapter, not its file.",
+        ) from error
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise DecodeError(f"{path}", expected="JSON", got=str(error)) from error
+    if not isinstance(content, dict):
+        raise DecodeError(f"{path}", expected="a JSON object", got=type(content).__name__)
+    return content
+
+
+def _no_weights(path: Path) -> ModelError:
+    pickle = path / "adapter_model.bin"
+    return ModelError(
+        f"{path}",
+        expected=WEIGHTS,
+        got=f"{pickle.name}, a pickle" if pickle.is_file() else "no file of weights",
+        hint="A pickle runs code when it is loaded: load it where you trust it, and save it as safetensors."
+        if pickle.is_file()
+        else "Save the adapter with PEFT's save_pretrained.",
+    )
+
+
+def _lora_parts(path: Path, config: Mapping[str, Any], file: TensorFile) -> dict[str, LoraPart]:
+    for option, reason in _UNSUPPORTED.items():
+        if config.get(option):
+            raise ModelError(
+                f"{path}, {CONFIG}", expected=f"no {option}", got=f"{config[option]!r}", hint=f"{reason}."
+            )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise ModelError(
+            f"{path}, {CONFIG}",
+            expected="an adapter whose base is as it was",
+            got=f"init_lora_weights {start!r}, which changes the base when it is loaded",
+            hint="Convert it first: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
+        )
+    parts = {}
+    for name, place in file.tensors.items():
+        found = _LORA_A.fullmatch(name)
+        if found is None:
+            continue
+        module, b = found["module"], _other(name, "B")
+        if b not in file.tensors:
+            raise ModelError(
+                f"{path}, tensor {name}",
+                expected=f"with it {b}",
+                got="no such tensor",
+                hint="The file is not whole; save the adapter again.",
+            )
+        e = f"{module}.lora_E" if f"{module}.lora_E" in file.tensors else ""
+        parts[module] = _part(path, config, module, (name, b, e), place.shape, file.tensors[b].shape)
+    return parts
+
+
+def _other(name: str, letter: str) -> str:
+    """The name of the factor ``letter`` beside the A called ``name``."""
+    at = name.rindex("_A")
+    return f"{name[:at]}_{letter}{name[at + 2 :]}"
+
+
+def _part(
+    path: Path,
+    config: Mapping[str, Any],
+    module: str,
+    names: tuple[str, str, str],
+    shape_a: tuple[int, ...],
+    shape_b: tuple[int, ...],
+) -> LoraPart:
+    key = module.removeprefix("base_model.model.")
+    adaptive = config["peft_type"] == "ADALORA"
+    if adaptive and config.get("rank_pattern"):
+        raise ModelError(
+            f"{path}, {CONFIG}",
+            expected="AdaLoRA whose modules have one rank",
+            got="a rank_pattern",
+            hint="Load it with PEFT, convert it with convert_to_lora, and merge that.",
+        )
+    rank = shape_a[0] if adaptive else int(_of_module(config, "rank_pattern", "r", key))
+    if len(shape_a) < 2 or len(shape_b) < 2 or shape_a[0] != rank or shape_b[1] != rank or rank < 1:
+        raise ModelError(
+            f"{path}, module {key}",
+            expected=f"factors of rank {rank}, as {CONFIG} says: A [{rank}, in], B [out, {rank}]",
+            got=f"A {list(shape_a)}, B {list(shape_b)}",
+            hint="Its config and its weights are of two adapters.",
+        )
+    if any(size != 1 for size in shape_b[2:]):
+        raise ModelError(f"{path}, module {key}", expected="B of 1x1 kernels", got=f"{list(shape_b)}")
+    alpha = _of_module(config, "alpha_pattern", "lora_alpha", key)
+    if adaptive:  # as PEFT does it, whose ranknum is never zero
+        scaling = alpha / (rank + 1e-5)
+    else:
+        scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    a, b, e = names
+    return LoraPart(a, b, rank, scaling, shape_b[0], math.prod(shape_a[1:]), shape_a, shape_b, e)
+
+
+def _of_module(config: Mapping[str, Any], pattern: str, default: str, key: str) -> float:
+    """A module's own r or α, found as PEFT finds it: the first key that is the end of its name."""
+    for own, value in (config.get(pattern) or {}).items():
+        if len(own) > _LONGEST_PATTERN or _SLOW.search(own) or len(re.findall(r"[*+{]", own)) > _MOST_REPEATS:
+            raise ModelError(
+                f"{CONFIG}, {pattern}", expected="names of modules, or short patterns", got=repr(own[:80])
+            )
+        if re.match(rf"(.*\.)?({own})$", key):
+            return float(value)
+    return float(config[default]) if config.get(default) is not None else 8.0
