@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def as_json(value: object) -> str:
-    """Rows as one line of JSON; what is no number yet is null."""
+    """Rows as one line of JSON; a value that is not finite becomes null."""
 
     def plain(found: object) -> object:
         match found:

@@ -343,7 +343,7 @@ def _points(family: str) -> tuple[Plugin, ...]:
 
 
 def _changed(folder: str) -> int:
-    """When something was put into a folder of packages or taken out of it; 0 for what is no folder."""
+    """When something was put into a folder of packages or taken out of it; 0 if it is not a folder."""
     try:
         return Path(folder or ".").stat().st_mtime_ns
     except OSError:

@@ -125,7 +125,7 @@ class MeanAggregator(Aggregator[MeanSums]):
 
         Raises:
             UpdateRejected: also scalars of another plan, values outside what the client trains, or a
-                noise that is none.
+                noise that is not a number ≥ 0.
         """
         plan, who = acc.participants.plan, f"client {update.client}"
         weight, energy = acc.participants.weight_of(update), 0.0

@@ -84,7 +84,7 @@ class MethodWeight:
 
 
 def shares_of(known: NoisePlan | None, methods: Iterable[str]) -> dict[str, MethodWeight]:
-    """The f = min(1, (h + ν_least)/(h + ν)/c) and c of each method that is in; 1 of what is not known."""
+    """The f = min(1, (h + ν_least)/(h + ν)/c) and c of each method that is in; 1 if nothing is known."""
     if known is None:
         return {name: MethodWeight() for name in methods}
     progress = {name: max(known.progress.get(name, 1.0), LEAST_PROGRESS) for name in methods}

@@ -82,7 +82,7 @@ class BufferedRules:
 
 
 class BufferedCoordinator(CoordinatorBase[BufferedRules]):
-    """Versions made of whoever's updates come first; a client is at most once in each.
+    """Makes each version of the updates that come first; a client is at most once in each.
 
     Args:
         rounds: the last version's number.
@@ -144,7 +144,7 @@ class BufferedCoordinator(CoordinatorBase[BufferedRules]):
         return len(sure | (may - self._gone))
 
     def reconfigure(self, **changes: Unpack[BufferedChanges]) -> None:
-        """Other rules from the next version on; what is not named stays, and so does who is at work.
+        """Change rules from the next version on; arguments that are left out stay, clients go on working.
 
         Raises:
             ConfigError: a version is open, fewer than are made, or rules that do not fit together.

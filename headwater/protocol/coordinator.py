@@ -126,7 +126,7 @@ class Coordinator(CoordinatorBase[Rules]):
         return len(self._clients - (self._gone - self._accepted - self._folding))
 
     def reconfigure(self, **changes: Unpack[Changes]) -> None:
-        """Other rules from the next round on; what is not named stays.
+        """Change rules from the next round on; arguments that are left out stay.
 
         Raises:
             ConfigError: a round is open, fewer rounds than are done, or rules that do not fit together.
@@ -238,7 +238,7 @@ class Coordinator(CoordinatorBase[Rules]):
         return [Ask(client, self._number) for client in clients]
 
     def _give_up(self, reason: str) -> None:
-        """Wait for nobody any longer, but for what is being folded."""
+        """Stop waiting for clients; updates that are being folded still count."""
         for client in self._waiting:
             earlier = self._failed.get(client)
             self._failed[client] = reason if earlier is None else f"{reason}; before: {earlier}"

@@ -244,7 +244,7 @@ class CoordinatorBase(ABC, Generic[RulesT]):
         """The handler of every event in every phase."""
 
     def _change(self, changes: Mapping[str, Any]) -> None:
-        """Other rules from the next one on; what is not named stays."""
+        """Change rules from the next one on; arguments that are left out stay."""
         if self._phase is not Phase.IDLE:
             raise ConfigError(
                 f"{self._what} {self._number}",

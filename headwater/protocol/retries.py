@@ -39,11 +39,11 @@ class Retries:
         return self._due_s.pop(client, None) is not None
 
     def retime(self, retry_s: float | None, now_s: float) -> None:
-        """Another ``retry_s``, at once: whoever waits, waits no longer than one of it from now on."""
+        """Change ``retry_s`` at once: no client waits longer than the new one from now on."""
         self._retry_s = retry_s
         if retry_s is not None:
             self._due_s = {client: min(due, now_s + retry_s) for client, due in self._due_s.items()}
 
     def clear(self) -> None:
-        """Ask nobody again."""
+        """Cancel all retries."""
         self._due_s.clear()

@@ -62,7 +62,7 @@ class SeedCoefficients:
         return out
 
     def require(self, plan: SeedPlan, who: str) -> None:
-        """Check that these are scalars of ``plan`` within its bounds; whoever made them.
+        """Check that these are coefficients of ``plan`` within its bounds.
 
         Raises:
             UpdateRejected: names ``who``.

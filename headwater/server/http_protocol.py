@@ -1,7 +1,7 @@
-"""The port that strangers reach: uvicorn, set up so that a connection costs little until it is known.
+"""The HTTP protocol of the open port: uvicorn, set up so that an unauthenticated connection costs little.
 
 The request authenticator judges requests; this keeps a connection from lasting without one. uvicorn has no
-deadline for a request's head: whoever sends it a byte a minute holds a connection for ever.
+deadline for a request's head: a peer that sends a byte a minute holds a connection for ever.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Limits:
 
 
 class DeadlineProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 with a deadline for the head of each request, and no answer to what is no HTTP.
+    """uvicorn's HTTP/1.1 with a deadline for each request's head, and a bare 403 for bytes that are not HTTP.
 
     Attributes:
         limits: of each connection.
@@ -107,7 +107,7 @@ class DeadlineProtocol(H11Protocol):
         super().on_response_complete()  # last: a pipelined request begins inside
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is refused like everything else."""
+        """Answer bytes that are not HTTP with the same 403 as every other refusal."""
         if self.conn.our_state is h11.IDLE:  # no answer to an earlier request is on its way
             self.transport.write(NOT_HTTP)
         self.transport.close()

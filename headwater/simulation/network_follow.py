@@ -97,7 +97,7 @@ class Follower:
         self._change({"min_clients": str(len(self._network.agents) + 1)})
 
     def follow(self) -> None:
-        """Until the run has ended, is paused as asked, cannot go on, or the daemon heeded the same stop.
+        """Until the run has ended, is paused as asked, cannot go on, or the daemon got the same signal.
 
         Raises:
             FederationStopped: too few clients are left, the daemon ended, or the run failed.
@@ -179,7 +179,7 @@ class Follower:
             control.change(self._run, changes)
 
     def _ended_with_us(self) -> bool:
-        """Whether the daemon heeded the same stop: systemd and Slurm signal all processes of a job.
+        """Whether the daemon got the same signal: systemd and Slurm signal all processes of a job.
 
         Raises:
             FederationStopped: it ended otherwise.

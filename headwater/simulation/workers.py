@@ -105,7 +105,7 @@ class WorkerPool:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _died(self) -> TrainingError:
-        """How the first worker ended that nobody had told to."""
+        """How the first worker that ended without being told to ended."""
         ends_s = time.monotonic() + 1.0
         codes: list[int] = []
         while not codes and time.monotonic() < ends_s:

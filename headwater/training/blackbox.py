@@ -184,7 +184,7 @@ class Search(Protocol):
 
 
 class _Space:
-    """What a point of the search stands for."""
+    """The values that a point of the search expands to."""
 
     def __init__(self, task: TrainTask, plan: SeedPlan, directions: Directions, scale: float) -> None:
         self._start, self._plan, self._directions = task.state.vector().double().numpy(), plan, directions
@@ -196,7 +196,7 @@ class _Space:
         return np.clip(np.rint(point * self._unit), -LARGEST, LARGEST).astype(np.int64)
 
     def prompt(self, coefficients: Integers) -> Tensor:
-        """float32(start + Σ q·z): what whoever has the coefficients has too."""
+        """float32(start + Σ q·z): every holder of the coefficients gets the same."""
         exact = self._directions.combine(self._seeds, coefficients).astype(np.float64)
         exact *= 2.0 ** -(self._plan.unit_bits + self._directions.unit_bits)
         return torch.from_numpy((self._start + exact).astype(np.float32))

@@ -85,7 +85,7 @@ class _Lines:
         pass
 
     def begin(self, status: Status) -> None:
-        """How the runs stand that have not ended, or else the latest: nothing may happen for long."""
+        """The state of the runs that have not ended, or of the latest: long may pass without an event."""
         rows = [row for row in status.runs if row.state not in ENDED] or status.runs[-1:]
         for row in rows:
             self._console.print(run_line(row))

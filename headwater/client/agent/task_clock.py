@@ -48,7 +48,7 @@ class TaskClock:
             self.stop()
 
     def stop(self) -> None:
-        """Count what is not counted yet."""
+        """Add the seconds since the last call to today's usage."""
         now = time.monotonic()
         self._count(now - self._counted)
         self._counted = now

@@ -120,7 +120,7 @@ def _failure(request: TrainRequest | EvaluateRequest, error: Exception, runtime:
 
 
 def _contained(error: Exception, client: str, doing: str, runtime: ClientRuntime) -> HeadwaterError:
-    """The client's failure that ``error`` is; raises what is none."""
+    """The failure that the client reports for ``error``; raises an error that it does not report."""
     if runtime.simulated:
         return contained(error, client, doing)
     if isinstance(error, DataError):

@@ -1,4 +1,4 @@
-"""DiscoveredClients: who takes part over a network, where clients come, go, and come back with other data."""
+"""DiscoveredClients: who takes part over a network, where clients come, go, and change their data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DiscoveredClients(ClientPool):
         sessions: for every enrolled client that is online, a number that changes when it comes back.
         enrolled: whether a name may take part.
         path: the file.
-        watch: time and observer.
+        control: time and observer.
         names: every enrolled name.
     """
 
@@ -46,20 +46,20 @@ class DiscoveredClients(ClientPool):
         sessions: Callable[[], Mapping[str, int]],
         enrolled: Callable[[str], bool],
         path: Path,
-        watch: RunControl,
+        control: RunControl,
         names: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self.exchange = exchange
-        self._context, self._sessions, self._enrolled, self._path, self._watch = (
+        self._context, self._sessions, self._enrolled, self._path, self._control = (
             context,
             sessions,
             enrolled,
             path,
-            watch,
+            control,
         )
-        self._names, self._began_s = names, watch.clock()
+        self._names, self._began_s = names, control.clock()
         self._seen: set[str] = set()  # clients that were online since then
-        self._observer: Observer = watch.observer
+        self._observer: Observer = control.observer
         federation = settings.model_dump_json(exclude_none=True)
         self._request = ProfileRequest(run, federation, context.base_sha256, __version__)
         self._known = load_profiles(path)
@@ -83,7 +83,7 @@ class DiscoveredClients(ClientPool):
     def is_away(self, client: str) -> bool:  # noqa: D102 - inherited
         if client in self._online():
             return False
-        return client in self._seen or self._watch.clock() > self._began_s + AWAY_S
+        return client in self._seen or self._control.clock() > self._began_s + AWAY_S
 
     def lost(self) -> Mapping[str, str]:  # noqa: D102 - inherited
         online = self._online()
@@ -122,7 +122,7 @@ class DiscoveredClients(ClientPool):
         self._short[client] = _in_short(error)
 
     def _request_profiles(self) -> None:
-        now = self._watch.clock()
+        now = self._control.clock()
         for name, session in self._online().items():
             again = self._retry_at_s.get(name)
             if self._greeted.get(name) != session or (again is not None and now >= again):
@@ -136,7 +136,7 @@ class DiscoveredClients(ClientPool):
         try:
             profile = profile_of(incoming, self._context, self._request.run, client=name)
         except HeadwaterError as error:
-            self._retry_at_s[name] = self._watch.clock() + RETRY_AFTER_S  # until then it is not ready
+            self._retry_at_s[name] = self._control.clock() + RETRY_AFTER_S  # until then it is not ready
             self._unfit[name], self._short[name] = str(error), _in_short(error)
             self._observer(ClientFailed(0, name, str(error)))
             return

@@ -22,7 +22,7 @@ def collect_profiles(
     grid: Grid,
     run: str,
     context: TrainingContext,
-    watch: RunControl,
+    control: RunControl,
     *,
     expected: int,
     min_clients: int,
@@ -34,7 +34,7 @@ def collect_profiles(
         grid: Flower's grid.
         run: the run's id.
         context: the base model and spec that clients must share.
-        watch: time, stop and observer.
+        control: time, stop and observer.
         expected: wait until so many nodes are there.
         min_clients: how many must fit.
         owners: the names of all clients, a node for each; unknown if empty.
@@ -46,19 +46,19 @@ def collect_profiles(
         FederationStopped: too few clients, or a stop.
     """
     while len(ids := sorted(grid.get_node_ids())) < expected:
-        if watch.should_stop():
+        if control.should_stop():
             raise _stopped_before(f"{len(ids)} of {expected} clients were there")
-        watch.pause()
+        control.pause()
     exchange = Exchange(grid, {str(i): i for i in ids})
     exchange.send([(str(i), ProfileRequest(run)) for i in ids], 0)
     profiles: dict[str, ClientProfile] = {}
     nodes: dict[str, int] = {}
     lost: dict[str, str] = {}
     nameless: dict[str, str] = {}
-    ends_s = watch.ends_s()
+    ends_s = control.ends_s()
     if owners:
-        watch.observer(Waiting(0, len(ids), tuple(owners)))
-    while exchange.waiting(ProfileRequest, 0) and watch.clock() < ends_s and not watch.should_stop():
+        control.observer(Waiting(0, len(ids), tuple(owners)))
+    while exchange.waiting(ProfileRequest, 0) and control.clock() < ends_s and not control.should_stop():
         quiet = True
         for incoming in exchange.poll():
             quiet = False
@@ -74,11 +74,11 @@ def collect_profiles(
                 else:
                     nameless[f"node {incoming.address}"] = str(error)
         if quiet:
-            watch.pause()
+            control.pause()
         elif owners:
             silent = [name for name in owners if name not in profiles and name not in lost]
-            watch.observer(Waiting(len(profiles), len(ids), tuple(silent)))
-    waited = not watch.should_stop()  # who had no time to answer has not failed
+            control.observer(Waiting(len(profiles), len(ids), tuple(silent)))
+    waited = not control.should_stop()  # who had no time to answer has not failed
     exchange.forget(ProfileRequest, 0)
     if not waited and len(profiles) < min_clients:
         raise _stopped_before(f"{len(profiles)} of {len(ids)} clients had answered")
@@ -89,7 +89,7 @@ def collect_profiles(
         lost[name] = "; ".join(dict.fromkeys(nameless.values())) or no_answer
     failed = sorted((lost if owners else nameless).items())
     for name, reason in failed:
-        watch.observer(ClientFailed(0, name, reason))
+        control.observer(ClientFailed(0, name, reason))
     if len(profiles) < min_clients:
         raise FederationStopped(
             "federation",

@@ -145,7 +145,7 @@ class Daemon:
         self._door = ReplyVerifier(self._registry, self._monitor.refused)
 
     def end(self) -> None:
-        """Finish nothing, lose nothing: :meth:`work` returns soon."""
+        """End the current job now, at a point where nothing is lost: :meth:`work` returns soon."""
         self._ending.set()
         self._awake.set()
 

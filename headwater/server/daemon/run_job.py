@@ -124,7 +124,7 @@ class RunJob:
                 wire_run_id=self.entry.wire_run_id,
             )
             network = self._network
-            members = DiscoveredClients(
+            pool = DiscoveredClients(
                 Exchange(network.grid, network.nodes, network.open_reply, self._observer),
                 self.entry.wire_run_id,
                 self.loaded.settings,
@@ -132,11 +132,11 @@ class RunJob:
                 network.sessions,
                 network.enrolled,
                 self.folder.path / "state" / "profiles.json",
-                server.watch,
+                server.control,
                 network.names,
             )
             try:
-                outcome = server.serve(members)
+                outcome = server.serve(pool)
             except FederationStopped:
                 if not self._stop_request:
                     raise
@@ -144,7 +144,7 @@ class RunJob:
                 self._set(state, "by the organiser, before round 1")  # nothing to export
                 return
             finally:
-                members.exchange.forget_all()
+                pool.exchange.forget_all()
             self._finish(outcome, context)
 
     @property

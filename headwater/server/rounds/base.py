@@ -38,7 +38,7 @@ class RoundResult:
         merged: the rule's result.
         draft: its line in ``rounds.jsonl``, without what comes after the merge.
         accepted: for every client whose update is in it, the round that the update answered.
-        started_s: when it began, on the watch's clock.
+        started_s: when it began, on the run control's clock.
     """
 
     merged: Merged
@@ -54,7 +54,7 @@ class Rounds(ABC):
         settings: of the federation.
         run: id of the run.
         context: the base model.
-        members: the clients.
+        pool: the clients.
         root: the federation's root key.
         durability: where what was accepted outlives a crash; None in a simulation.
         downlink: how the adapter travels.
@@ -69,7 +69,7 @@ class Rounds(ABC):
         settings: Federation,
         run: str,
         context: TrainingContext,
-        members: ClientPool,
+        pool: ClientPool,
         root: Key,
         durability: Durability | None,
         downlink: Downlink,
@@ -77,13 +77,13 @@ class Rounds(ABC):
         done: int,
     ) -> None:
         self._downlink = downlink
-        self._run, self._context, self._members = run, context, members
+        self._run, self._context, self._pool = run, context, pool
         self._root, self._durability = root, durability
         self._begin(settings, done)
 
-    def reconfigure(self, settings: Federation, strategy: FederatedStrategy, watch: RunControl) -> None:
+    def reconfigure(self, settings: Federation, strategy: FederatedStrategy, control: RunControl) -> None:
         """Go on under these settings, between rounds; call it before the first one too."""
-        self._settings, self._strategy, self._watch = settings, strategy, watch
+        self._settings, self._strategy, self._control = settings, strategy, control
         self._times = settings.cohort.deadline_s, settings.cohort.retry_s
         self._reconfigure(settings)
 
@@ -117,7 +117,7 @@ class Rounds(ABC):
             self._coordinator.retime(deadline_s=cohort.deadline_s, retry_s=cohort.retry_s)
             shown = "none" if cohort.deadline_s is None else f"{cohort.deadline_s:g} s"
             text = f"the open round has new times: deadline {shown}, a failed client is asked again after "
-            self._watch.observer(Notice(f"{text}{cohort.retry_s:g} s"))
+            self._control.observer(Notice(f"{text}{cohort.retry_s:g} s"))
 
     def _too_few(self, known: Mapping[str, ClientProfile]) -> bool:
         """Whether clients have left since they were counted, so that the round could never end."""
@@ -125,7 +125,7 @@ class Rounds(ABC):
         return self._durability is not None and there < self._settings.cohort.min_clients
 
     def _halted(self, end: Halt) -> FederationStopped:
-        """Too few updates, and nobody is asked again: a simulation ends."""
+        """The error of a simulation's round with too few updates."""
         return FederationStopped(
             f"round {end.round}",
             expected=f"at least {self._settings.cohort.min_clients} updates",
@@ -147,10 +147,10 @@ class Rounds(ABC):
     def _dealt(
         self, profiles: Mapping[str, ClientProfile], left: OpenRoundRecord | None
     ) -> Mapping[str, str]:
-        """The names of the clients' methods: quotas of all that are known, whoever is there now."""
+        """The method's name of each client: quotas count all known clients, online or not."""
         if left is not None and left.methods:
             return left.methods
-        everyone = {**self._members.profiles(), **profiles}
+        everyone = {**self._pool.profiles(), **profiles}
         return names_of(self._settings, [n for n, p in everyone.items() if p.train_examples > 0])
 
     def _left_open(self, number: int) -> OpenRoundRecord | None:
@@ -173,7 +173,7 @@ class Rounds(ABC):
         """What an earlier process had accepted into this round."""
         if self._durability is None:
             return []
-        spool, verify = self._durability.spool, self._members.exchange.verify
+        spool, verify = self._durability.spool, self._pool.exchange.verify
         started = spool.started(number)
         found = []
         for client in spool.clients(number):
@@ -184,16 +184,16 @@ class Rounds(ABC):
 
     def _ask(self, open_round: OpenRound, checkpoint: Checkpoint, clients: Sequence[str]) -> None:
         for client in clients:
-            self._members.exchange.forget_address(TrainRequest, client)
+            self._pool.exchange.forget_address(TrainRequest, client)
         requests = [(c, open_round.request(c, checkpoint.accepted.get(c, 0))) for c in clients]
-        sizes = self._members.exchange.send(requests, open_round.plan.round)
+        sizes = self._pool.exchange.send(requests, open_round.plan.round)
         for client, request in requests:
             open_round.note_sent(request, sizes[client])
 
     def _heeding(
         self, checkpoint: Checkpoint, fold: Callable[[ReceivedReply], None]
     ) -> Callable[[ReceivedReply], None]:
-        """``fold``, and whoever cannot make its base of what it was sent is sent everything next time."""
+        """``fold``, which also notes a client that cannot rebuild its base: it gets all of it next time."""
 
         def fold_or_note(incoming: ReceivedReply) -> None:
             try:
@@ -207,16 +207,16 @@ class Rounds(ABC):
 
     def _tell_begun(self, number: int, clients: int) -> None:
         """A round is open; clients that were lost before it are failures of it."""
-        lost = self._members.lost()
-        self._watch.observer(RoundStarted(number, clients + len(lost)))
+        lost = self._pool.lost()
+        self._control.observer(RoundStarted(number, clients + len(lost)))
         for client, reason in lost.items():
-            self._watch.observer(ClientFailed(number, client, reason))
+            self._control.observer(ClientFailed(number, client, reason))
 
     def _refused(self, number: int, incoming: ReceivedReply, error: HeadwaterError) -> None:
         """An update from the spool of this round that cannot be folded after all: asked for again."""
         assert self._durability is not None
         self._durability.spool.remove(number, incoming.address)
-        self._watch.observer(ClientFailed(number, incoming.address, f"from the spool: {error}"))
+        self._control.observer(ClientFailed(number, incoming.address, f"from the spool: {error}"))
 
 
 def _as_then(settings: Federation, left: OpenRoundRecord) -> Federation:

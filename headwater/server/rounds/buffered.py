@@ -49,9 +49,9 @@ class BufferedRounds(Rounds):
         )
 
     def run(self, checkpoint: Checkpoint) -> RoundResult | None:  # noqa: D102 - inherited
-        number, started_s = checkpoint.server.round + 1, self._watch.clock()
+        number, started_s = checkpoint.server.round + 1, self._control.clock()
         left = self._left_open(number)
-        known = dict(self._members.profiles()) if left is None else dict(left.profiles)
+        known = dict(self._pool.profiles()) if left is None else dict(left.profiles)
         if self._too_few(known):
             return None
         open_round = self._open(checkpoint, known, left)
@@ -60,14 +60,14 @@ class BufferedRounds(Rounds):
         oldest = number - self._schedule.max_staleness
         self._bases = {n: digest for n, digest in self._bases.items() if n >= oldest and self._is_ancestor(n)}
         self._write_down(open_round, self._bases, left)
-        ready, clients = self._members.ready(), tuple(open_round.plan.clients)
+        ready, clients = self._pool.ready(), tuple(open_round.plan.clients)
         there = tuple(c for c in clients if c in ready)
         self._tell_begun(number, len(there))
         self._waiting = self._rechecked(open_round)
         begin = Begin(
             number,
             there,
-            self._watch.clock(),
+            self._control.clock(),
             accepted=tuple(self._waiting),
             started=tuple((client, i.round) for client, i in self._waiting.items()),
             absent=tuple(c for c in clients if c not in ready),
@@ -78,8 +78,8 @@ class BufferedRounds(Rounds):
         actions = self._coordinator.receive(begin)
         conversation = RoundDriver(
             self._coordinator,
-            self._members,
-            self._watch,
+            self._pool,
+            self._control,
             number,
             open_round.profiles,
             there,
@@ -103,9 +103,9 @@ class BufferedRounds(Rounds):
         """Who works from what a rollback gave up is asked anew; its reply is not waited for."""
         for client, origin in sorted(self._coordinator.working.items()):
             if not self._is_ancestor(origin):
-                self._watch.observer(ClientFailed(origin, client, str(_given_up(client, origin))))
+                self._control.observer(ClientFailed(origin, client, str(_given_up(client, origin))))
                 self._coordinator.receive(Gone(client, origin, "a rollback"))
-                self._members.exchange.forget_address(TrainRequest, client)
+                self._pool.exchange.forget_address(TrainRequest, client)
 
     def _rechecked(self, open_round: OpenRound) -> dict[str, ReceivedReply]:
         """What an earlier process had accepted, as far as it can be folded still.
@@ -139,7 +139,7 @@ class BufferedRounds(Rounds):
         if self._durability is None:
             return incoming
         raw = self._durability.spool.read(number, client) or b""
-        return self._members.exchange.verify(client, TrainRequest, incoming.round, raw)
+        return self._pool.exchange.verify(client, TrainRequest, incoming.round, raw)
 
     def _origin(self, number: int) -> tuple[int, str]:
         return number, self._bases.get(number, "")

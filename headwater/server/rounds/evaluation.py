@@ -37,7 +37,7 @@ class EvaluationRound:
         context: the base model.
         test: the server's held-out examples, if any.
         downlink: how the adapter travels.
-        watch: time and observer.
+        control: time and observer.
         lasting: whether clients may go away, and a round that is left open goes on at the next start.
         live: the federation as the organiser has it now; how long clients are waited for is asked of it.
     """
@@ -49,13 +49,13 @@ class EvaluationRound:
         context: TrainingContext,
         test: Sequence[Example] | None,
         downlink: Downlink,
-        watch: RunControl,
+        control: RunControl,
         *,
         lasting: bool = False,
         live: Callable[[], Federation] | None = None,
     ) -> None:
         self._federation, self._run, self._context, self._test = federation, run, context, test
-        self._downlink, self._watch, self._lasting = downlink, watch, lasting
+        self._downlink, self._control, self._lasting = downlink, control, lasting
         self._absent: set[str] = set()
         self._live = live or (lambda: federation)
 
@@ -73,7 +73,7 @@ class EvaluationRound:
     def after(
         self,
         checkpoint: Checkpoint,
-        members: ClientPool,
+        pool: ClientPool,
         profiles: Mapping[str, ClientProfile],
         draft: RoundDraft,
         *,
@@ -83,7 +83,7 @@ class EvaluationRound:
 
         Args:
             checkpoint: after the round.
-            members: the clients.
+            pool: the clients.
             profiles: of all that are known; those who are here and have a validation split are asked.
             draft: of the round's record.
             took_part: whose updates are in the round.
@@ -92,16 +92,16 @@ class EvaluationRound:
             The checkpoint with the best round brought up to date, and the deciding value (or NaN).
 
         Raises:
-            Unmeasured: a stop was asked for and a client is away: the round has not ended.
+            EvaluationAborted: a stop was asked for and a client is away: the round has not ended.
         """
         number, state = checkpoint.server.round, checkpoint.server.state
         if not self.due(number):
             return checkpoint, math.nan
-        self._watch.observer(Evaluating(number))
+        self._control.observer(Evaluating(number))
         settings = self._federation.evaluation
         wanted = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
-        asked = self._who_is_here(wanted, took_part, members, draft)
-        self._send(checkpoint, asked, members.exchange, draft)  # workers begin while we test
+        asked = self._who_is_here(wanted, took_part, pool, draft)
+        self._send(checkpoint, asked, pool.exchange, draft)  # workers begin while we test
         test: dict[str, float] | None = None
         pooled: dict[str, float] = {}
         if self._test:
@@ -110,9 +110,9 @@ class EvaluationRound:
                 count, test = self._context.evaluate(state, self._test)
                 draft.tested(test, count)
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
-                self._watch.observer(Notice(f"round {number}: {error}"))
+                self._control.observer(Notice(f"round {number}: {error}"))
         if asked:
-            evaluations = self._collect(checkpoint, asked, members, profiles, draft)
+            evaluations = self._collect(checkpoint, asked, pool, profiles, draft)
             pooled = over_clients(evaluations, self._federation.data)
             draft.evaluated(pooled, per_client(evaluations, profiles, settings.min_client_examples))
         value = decisive(metric_name(self._federation), test, pooled)
@@ -121,22 +121,22 @@ class EvaluationRound:
         return replace(checkpoint, tracker=tracker, best=best), value
 
     def _who_is_here(
-        self, wanted: Sequence[str], took_part: Collection[str], members: ClientPool, draft: RoundDraft
+        self, wanted: Sequence[str], took_part: Collection[str], pool: ClientPool, draft: RoundDraft
     ) -> list[str]:
-        """Those who can answer. The others are named in the round's record, and to whoever watches.
+        """The clients that can evaluate now. The others are named in the round's record and to the observer.
 
         Who took part and is not away is asked though it is not ready: after a crash of this process it
         comes back soon.
         """
-        ready, why = members.ready(), members.missing()
-        here = [c for c in wanted if c in ready or (c in took_part and not members.is_away(c))]
+        ready, why = pool.ready(), pool.missing()
+        here = [c for c in wanted if c in ready or (c in took_part and not pool.is_away(c))]
         absent = {c: why.get(c, "offline") for c in wanted if c not in here}
         if absent:
             draft.not_asked(absent)
         if absent.keys() - self._absent:  # told once, and not after each round
             shown = name_some([f"{c} ({reason})" for c, reason in absent.items()])
             text = f"{len(here)} of {len(wanted)} clients are asked to evaluate, without {shown}"
-            self._watch.observer(Notice(f"round {draft.round}: {text}"))
+            self._control.observer(Notice(f"round {draft.round}: {text}"))
         self._absent = set(absent)
         return here
 
@@ -158,18 +158,18 @@ class EvaluationRound:
         self,
         checkpoint: Checkpoint,
         asked: Sequence[str],
-        members: ClientPool,
+        pool: ClientPool,
         profiles: Mapping[str, ClientProfile],
         draft: RoundDraft,
     ) -> list[Evaluation]:
         """What the clients answer; one that fails, or is late, is left out and named."""
         found: list[Evaluation] = []
         number = checkpoint.server.round
-        exchange = members.exchange
-        answers = EvaluationWait(number, asked, members, self._watch, self._deadline_s, lasting=self._lasting)
+        exchange = pool.exchange
+        answers = EvaluationWait(number, asked, pool, self._control, self._deadline_s, lasting=self._lasting)
         while exchange.waiting(EvaluateRequest, number) and not answers.over():
             quiet = True
-            for incoming in members.poll(EvaluateRequest):
+            for incoming in pool.poll(EvaluateRequest):
                 quiet = False
                 if incoming.round != number:
                     continue
@@ -182,9 +182,9 @@ class EvaluationRound:
                     accepted = checkpoint.accepted.get(incoming.address, 0)
                     self._downlink.heard(incoming.address, error, accepted)
                     answers.given_up[incoming.address] = str(error)[:MOST_REASON]
-                    self._watch.observer(ClientFailed(number, incoming.address, str(error)))
+                    self._control.observer(ClientFailed(number, incoming.address, str(error)))
             if quiet:
-                self._watch.pause()
+                self._control.pause()
         exchange.forget(EvaluateRequest, number)
         answers.end()
         draft.not_evaluated(answers.given_up)

@@ -1,4 +1,4 @@
-"""Answers: who of the clients that evaluate is still waited for, and for how long."""
+"""EvaluationWait: which clients an evaluation still waits for, and for how long."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class EvaluationWait:
     Args:
         number: the round that is evaluated.
         asked: the clients.
-        members: the same, as they come and go.
-        watch: time, stop and observer.
+        pool: the same, as they come and go.
+        control: time, stop and observer.
         deadline_s: so long they are waited for, by now: the organiser may change it meanwhile.
         lasting: whether clients may go away, and a round that is left open goes on at the next start.
     """
@@ -34,17 +34,17 @@ class EvaluationWait:
         self,
         number: int,
         asked: Iterable[str],
-        members: ClientPool,
-        watch: RunControl,
+        pool: ClientPool,
+        control: RunControl,
         deadline_s: Callable[[], float],
         *,
         lasting: bool,
     ) -> None:
-        self._number, self._members, self._watch, self._lasting = number, members, watch, lasting
+        self._number, self._pool, self._control, self._lasting = number, pool, control, lasting
         self._missing = set(asked)
         self._deadline_s = deadline_s
-        self._began_s = watch.clock()
-        self._waits = TellsWaits(watch.observer, number, "evaluate", self._began_s)
+        self._began_s = control.clock()
+        self._waits = TellsWaits(control.observer, number, "evaluate", self._began_s)
         self._away_s: dict[str, float] = {}  # since when
         self._looked_s = -float("inf")
         self._give_up_s: float | None = None
@@ -60,9 +60,9 @@ class EvaluationWait:
         """Whether the deadline has passed; those that are missing are named then.
 
         Raises:
-            Unmeasured: a stop was asked for, and who is missing is away or takes too long.
+            EvaluationAborted: a stop was asked for, and who is missing is away or takes too long.
         """
-        now = self._watch.clock()
+        now = self._control.clock()
         deadline_s = self._deadline_s()
         if now >= self._began_s + deadline_s:
             for client in sorted(self._missing):
@@ -72,7 +72,7 @@ class EvaluationWait:
             self._looked_s = now
             if self._lasting:
                 self._look(now)
-            ready, why = self._members.ready(), self._members.missing()
+            ready, why = self._pool.ready(), self._pool.missing()
             self._waits.look(
                 {c: "at work" if c in ready else why.get(c, "offline") for c in self._missing}, now
             )
@@ -88,28 +88,28 @@ class EvaluationWait:
         for client, since in sorted(self._away_s.items()):
             if now > since + AWAY_S:
                 self._failed(client, f"it went away and was not back within {AWAY_S:g} s")
-                self._members.exchange.forget_address(EvaluateRequest, client)
+                self._pool.exchange.forget_address(EvaluateRequest, client)
                 self._missing.discard(client)
                 away.discard(client)
 
     def _look(self, now: float) -> None:
-        """Who is enrolled no more, who is away, and is the run to end?"""
-        for client in sorted(self._missing - self._members.profiles().keys()):
+        """Give up clients that were revoked or stay away; raise if a stop waits too long."""
+        for client in sorted(self._missing - self._pool.profiles().keys()):
             self._failed(client, "no longer enrolled")
-            self._members.exchange.forget_address(EvaluateRequest, client)
+            self._pool.exchange.forget_address(EvaluateRequest, client)
             self._missing.discard(client)
-        away = self._missing - self._members.ready().keys()
+        away = self._missing - self._pool.ready().keys()
         self._give_up_the_gone(away, now)
-        if not self._watch.should_stop():
+        if not self._control.should_stop():
             return
         if self._give_up_s is None:
-            self._watch.observer(Notice(f"stopping after the evaluation of round {self._number}"))
+            self._control.observer(Notice(f"stopping after the evaluation of round {self._number}"))
             self._give_up_s, self._latest_s = now + STOP_PATIENCE_S, now + STOP_AT_MOST_S
         elif self._missing - away:
             self._give_up_s = now + STOP_PATIENCE_S
         if self._missing and now > min(self._give_up_s, self._latest_s):
             names = ", ".join(sorted(self._missing))
-            self._watch.observer(
+            self._control.observer(
                 Notice(
                     f"round {self._number} stays open: it is not evaluated without {names}; "
                     "a resume merges the same updates and evaluates again"
@@ -119,4 +119,4 @@ class EvaluationWait:
 
     def _failed(self, client: str, reason: str) -> None:
         self.given_up[client] = reason
-        self._watch.observer(ClientFailed(self._number, client, reason))
+        self._control.observer(ClientFailed(self._number, client, reason))

@@ -103,7 +103,7 @@ class FederationServer:
         self._root = Key.root(loaded.settings.federation.seed)
         self._downlink = Downlink(self._root)
         interrupted = durability.interrupted if durability else interrupted
-        self.watch = RunControl(observer, should_stop, clock, None, interrupted)
+        self.control = RunControl(observer, should_stop, clock, None, interrupted)
         self._use(loaded.settings)
 
     def _use(self, settings: Federation) -> None:
@@ -111,7 +111,7 @@ class FederationServer:
         self._settings = settings
         durability = self._durability
         live = None if durability is None else lambda: durability.settings().cohort.deadline_s
-        self.watch = replace(self.watch, deadline_s=settings.cohort.deadline_s, live_deadline=live)
+        self.control = replace(self.control, deadline_s=settings.cohort.deadline_s, live_deadline=live)
         self._strategy = FederatedStrategy(settings)
         self._metric = metric_name(settings)
         self._measure = EvaluationRound(
@@ -120,7 +120,7 @@ class FederationServer:
             self._context,
             self._test,
             self._downlink,
-            self.watch,
+            self.control,
             lasting=durability is not None,
             live=None if durability is None else durability.settings,
         )
@@ -144,48 +144,48 @@ class FederationServer:
             grid,
             self._run,
             self._context,
-            self.watch,
+            self.control,
             expected=expected_clients or len(owners) or least,
             owners=owners,
             min_clients=least,
         )
         return self.serve(FixedClients(Exchange(grid, nodes, tell=self._observer), profiles, lost))
 
-    def serve(self, members: ClientPool) -> RunResult:
+    def serve(self, pool: ClientPool) -> RunResult:
         """Run all rounds that are left, with whoever is there.
 
         Raises:
             FederationStopped: too few clients, without a deployment; the last checkpoint stays.
             Interrupted: the deployment says so.
         """
-        checkpoint = self._start(members)
+        checkpoint = self._start(pool)
         if checkpoint is None:
             raise FederationStopped(
                 "federation",
                 expected=f"{self._need()} clients before the first round",
-                got=f"{len(members.ready())} when a stop was asked for",
+                got=f"{len(pool.ready())} when a stop was asked for",
             )
-        self._tell_started(checkpoint, members)
+        self._tell_started(checkpoint, pool)
         rounds: Rounds | None = None
         while True:
             checkpoint = self._apply_operator_changes(checkpoint)
             self._drop_small_round()
             reason = self._over(checkpoint)
             if reason is None:
-                gathered = self._gather(members, checkpoint.server.round)
+                gathered = self._gather(pool, checkpoint.server.round)
                 reason = self._over(checkpoint) if gathered else "stopped"
             if reason is not None:
                 finished = reason in ("rounds", "patience")
-                return RunResult(checkpoint, finished, reason, _known(members))
+                return RunResult(checkpoint, finished, reason, _known(pool))
             if not isinstance(rounds, _ROUNDS[self._settings.schedule.kind]):
-                rounds = self._rounds(checkpoint, members)
-            rounds.reconfigure(self._settings, self._strategy, self.watch)
+                rounds = self._rounds(checkpoint, pool)
+            rounds.reconfigure(self._settings, self._strategy, self.control)
             closed = rounds.run(checkpoint)
             if closed is not None:
                 try:
-                    checkpoint = self._close(checkpoint, closed, members)
+                    checkpoint = self._close(checkpoint, closed, pool)
                 except EvaluationAborted:  # as after a crash: the next start closes it from the spool
-                    return RunResult(checkpoint, False, "stopped", _known(members))
+                    return RunResult(checkpoint, False, "stopped", _known(pool))
             elif self._durability is not None and not self._should_stop():
                 why = "too many of its clients are lost to it"
                 self._observer(Notice(f"{why}: the round is planned anew"))
@@ -201,14 +201,14 @@ class FederationServer:
             return "patience"
         return "stopped" if self._should_stop() else None
 
-    def _rounds(self, checkpoint: Checkpoint, members: ClientPool) -> Rounds:
+    def _rounds(self, checkpoint: Checkpoint, pool: ClientPool) -> Rounds:
         kind = _ROUNDS[self._settings.schedule.kind]
         done = checkpoint.server.round
         return kind(
             self._settings,
             self._wire_run_id,
             self._context,
-            members,
+            pool,
             self._root,
             self._durability,
             self._downlink,
@@ -217,7 +217,7 @@ class FederationServer:
 
     # --- between rounds ---------------------------------------------------------------------------
 
-    def _start(self, members: ClientPool) -> Checkpoint | None:
+    def _start(self, pool: ClientPool) -> Checkpoint | None:
         """The checkpoint to go on from: the saved one, or round 0, evaluated and saved.
 
         None if a stop was asked for before there were clients to evaluate it, or before they had.
@@ -232,24 +232,24 @@ class FederationServer:
         self._folder.keep_rounds(-1)
         if self._durability is not None:
             self._durability.versions.keep_through(-1)
-        if not self._gather(members):
+        if not self._gather(pool):
             return None
         server = self._strategy.init(self._context.initial_state())
         checkpoint = Checkpoint(self._run, server, Tracker(self._metric))
-        started = self.watch.clock()
+        started = self.control.clock()
         draft = RoundDraft(0, {}, Traffic())
         draft.set_state(server.state.sha256())
         try:
-            checkpoint, value = self._measure.after(checkpoint, members, members.profiles(), draft)
+            checkpoint, value = self._measure.after(checkpoint, pool, pool.profiles(), draft)
         except EvaluationAborted:
             return None
-        self._commit(checkpoint, draft.record(self.watch.clock() - started), value, ())
+        self._commit(checkpoint, draft.record(self.control.clock() - started), value, ())
         return checkpoint
 
-    def _tell_started(self, checkpoint: Checkpoint, members: ClientPool) -> None:
+    def _tell_started(self, checkpoint: Checkpoint, pool: ClientPool) -> None:
         for notice in self._context.notices:
             self._observer(Notice(notice))
-        clients = _trainable(members.profiles())
+        clients = _trainable(pool.profiles())
         if (kept := self._strategy.kept_bytes(self._context.spec, clients)) is not None:
             text = (
                 f"strategy '{self._settings.strategy.kind}' keeps the updates of a round until it is merged"
@@ -263,7 +263,7 @@ class FederationServer:
             RunStarted(
                 self._settings.federation.rounds,
                 checkpoint.server.round,
-                len(members.profiles()),
+                len(pool.profiles()),
                 best=checkpoint.tracker.best_value,
                 bytes_up=sum(size.up or 0 for size in sizes),
                 bytes_down=sum(size.down or 0 for size in sizes),
@@ -276,22 +276,22 @@ class FederationServer:
         buffer: int = schedule.buffer or 0
         return max(least, buffer)
 
-    def _missing(self, members: ClientPool) -> Mapping[str, str]:
+    def _missing(self, pool: ClientPool) -> Mapping[str, str]:
         """Who is not counted among those that can train, and why."""
-        only = {n: "has no rows to train on" for n, p in members.ready().items() if p.train_examples < 1}
-        return dict(sorted({**members.missing(), **only}.items()))
+        only = {n: "has no rows to train on" for n, p in pool.ready().items() if p.train_examples < 1}
+        return dict(sorted({**pool.missing(), **only}.items()))
 
-    def _gather(self, members: ClientPool, done: int = -1) -> bool:
+    def _gather(self, pool: ClientPool, done: int = -1) -> bool:
         """Wait until a round can begin; False if a stop is asked for first.
 
         An open round that a crash left behind goes on at once: who was asked is known.
 
         Args:
-            members: the clients.
+            pool: the clients.
             done: rounds that are finished; -1 before round 0.
         """
         told: Waiting | None = None
-        while (have := _trainable(members.ready())) < self._need() and not self._has_open_round():
+        while (have := _trainable(pool.ready())) < self._need() and not self._has_open_round():
             if self._should_stop():
                 return False
             if done >= self._settings.federation.rounds:
@@ -301,14 +301,14 @@ class FederationServer:
                     "federation", expected=f"at least {self._need()} clients with data", got=f"{have}"
                 )
             self._reload_settings()
-            missing = tuple(f"{name} ({why})" for name, why in self._missing(members).items())
+            missing = tuple(f"{name} ({why})" for name, why in self._missing(pool).items())
             waiting = Waiting(have, self._need(), missing)
             if told != waiting:
                 told = waiting
                 self._observer(waiting)
-            for _ in members.poll(ProfileRequest):
+            for _ in pool.poll(ProfileRequest):
                 pass  # introductions are dealt with on the way; updates wait where they are
-            self.watch.pause()
+            self.control.pause()
         if told is not None:
             self._observer(Waiting(self._need(), self._need()))
         return True
@@ -358,18 +358,18 @@ class FederationServer:
 
     # --- after a round ----------------------------------------------------------------------------
 
-    def _close(self, checkpoint: Checkpoint, finished: RoundResult, members: ClientPool) -> Checkpoint:
+    def _close(self, checkpoint: Checkpoint, finished: RoundResult, pool: ClientPool) -> Checkpoint:
         """Move the model, evaluate, write the round; only then is the open round forgotten."""
         server = self._strategy.update(checkpoint.server, finished.merged)
         accepted = {**checkpoint.accepted, **finished.accepted}
         checkpoint = replace(checkpoint, server=server, accepted=accepted)
         draft = finished.draft
-        known = members.profiles()
+        known = pool.profiles()
         took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it
-        checkpoint, value = self._measure.after(checkpoint, members, known, draft, took_part=took_part)
-        draft.lost(members.lost())
+        checkpoint, value = self._measure.after(checkpoint, pool, known, draft, took_part=took_part)
+        draft.lost(pool.lost())
         draft.set_state(server.state.sha256())
-        record = draft.record(self.watch.clock() - finished.started_s)
+        record = draft.record(self.control.clock() - finished.started_s)
         self._commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
         if self._durability is not None:
             self._durability.forget_through(checkpoint.server.round)
@@ -417,9 +417,9 @@ class FederationServer:
         )
 
 
-def _known(members: ClientPool) -> int:
+def _known(pool: ClientPool) -> int:
     """How many clients the run has, with those that were lost before they could do anything."""
-    return len(members.profiles().keys() | members.lost().keys())
+    return len(pool.profiles().keys() | pool.lost().keys())
 
 
 def _trainable(profiles: Mapping[str, ClientProfile]) -> int:

@@ -231,7 +231,7 @@ def _noise(
     What a word counts for: see :mod:`headwater.merging.method_weights`, and ``MergePlan.claimed``.
 
     Raises:
-        UpdateRejected: a method along random directions, and no noise, or one that is none.
+        UpdateRejected: a method along random directions that reports no noise, or not a number ≥ 0.
     """
     if isinstance(delta, SeedCoefficients) and plan.training.noise == "from coefficients":
         return delta.noise(size)

@@ -68,8 +68,8 @@ class RoundDriver:
 
     Args:
         coordinator: has taken ``Begin``; decides.
-        members: the clients.
-        watch: time, stop and observer.
+        pool: the clients.
+        control: time, stop and observer.
         round: its number.
         clients: who may take part, with the profiles that the round was planned with.
         there: those of them who could be reached at ``Begin``.
@@ -81,8 +81,8 @@ class RoundDriver:
     """
 
     coordinator: CoordinatorProtocol
-    members: ClientPool
-    watch: RunControl
+    pool: ClientPool
+    control: RunControl
     round: int
     clients: Mapping[str, ClientProfile]
     there: Sequence[str]
@@ -131,20 +131,20 @@ class _Talk:
         self._give_up_s: float | None = None
         self._at_the_latest_s = math.inf
         self._told_waiting: tuple[int, tuple[str, ...]] = (conversation.need, ())
-        self._began_s = conversation.watch.clock()
-        self.waits = TellsWaits(conversation.watch.observer, conversation.round, "train", self._began_s)
+        self._began_s = conversation.control.clock()
+        self.waits = TellsWaits(conversation.control.observer, conversation.round, "train", self._began_s)
         self.replan = False
 
     def step(self) -> Close | Halt | None:
-        with_, watch = self._with, self._with.watch
-        watch.check()
-        if watch.should_stop() and not with_.coordinator.stopping:
-            watch.observer(Notice(f"stopping after round {with_.round}"))
+        with_, control = self._with, self._with.control
+        control.check()
+        if control.should_stop() and not with_.coordinator.stopping:
+            control.observer(Notice(f"stopping after round {with_.round}"))
             with_.coordinator.receive(Stop("asked to"))
-            self._give_up_s = watch.clock() + STOP_PATIENCE_S
-            self._at_the_latest_s = watch.ends_s()
+            self._give_up_s = control.clock() + STOP_PATIENCE_S
+            self._at_the_latest_s = control.ends_s()
         quiet = True
-        for incoming in with_.members.poll(TrainRequest):
+        for incoming in with_.pool.poll(TrainRequest):
             quiet = False
             event = Arrived(incoming.address, incoming.round)
             end = self.do(with_.coordinator.receive(event), incoming) or self._tick()
@@ -152,7 +152,7 @@ class _Talk:
                 return end
         end = self._look() or self._tick()
         if end is None and quiet:
-            watch.pause()
+            control.pause()
         return end
 
     def gave_up(self) -> bool:
@@ -162,7 +162,7 @@ class _Talk:
         """
         if self._give_up_s is None:
             return False
-        now = self._with.watch.clock()
+        now = self._with.control.clock()
         if (self._there & set(self._with.clients)) - self._accepted - self._failed_ones:
             self._give_up_s = now + STOP_PATIENCE_S
         return now > min(self._give_up_s, self._at_the_latest_s)
@@ -200,26 +200,26 @@ class _Talk:
             self._failed_once.add(client)
             self._failed(round, client, str(error))
             if reported_code(error) in NOT_READY:
-                self._with.members.forget_profile(client, error)
+                self._with.pool.forget_profile(client, error)
             return receive(Failed(client, round, str(error)))
         self._accepted.add(client)
-        self._with.watch.observer(ClientDone(self._with.round, client, incoming.bytes_up))
+        self._with.control.observer(ClientDone(self._with.round, client, incoming.bytes_up))
         return receive(Folded(client, round))
 
     def _failed(self, round: int, client: str, reason: str) -> None:
-        self._with.watch.observer(ClientFailed(round, client, reason))
+        self._with.control.observer(ClientFailed(round, client, reason))
 
     def _tick(self) -> Close | Halt | None:
-        return self.do(self._with.coordinator.receive(Tick(self._with.watch.clock())))
+        return self.do(self._with.coordinator.receive(Tick(self._with.control.clock())))
 
     def _look(self) -> Close | Halt | None:
-        """Who came back, who is enrolled no more, and who has other data than the round counts on?"""
-        now = self._with.watch.clock()
+        """Tell the coordinator which clients came back, were revoked, or have other data than was planned."""
+        now = self._with.control.clock()
         if now < self._looked_s + POLL_CLIENTS_S:
             return None
         self._looked_s = now
         receive, number, end = self._with.coordinator.receive, self._with.round, None
-        ready, known = set(self._with.members.ready()), self._with.members.profiles()
+        ready, known = set(self._with.pool.ready()), self._with.pool.profiles()
         for client in sorted(ready - self._there):
             end = end or self.do(receive(Joined(client, number)))
         self._there = ready
@@ -244,7 +244,7 @@ class _Talk:
 
         One that was asked again is at work, though it has not been introduced again yet.
         """
-        missing = self._with.members.missing()
+        missing = self._with.pool.missing()
         why = {c: missing.get(c, "offline") for c in set(self._with.clients) - ready}
         self._again -= {client for client, reason in why.items() if reason == "offline"}
         at_work = self._again & self._with.coordinator.waiting_for
@@ -266,13 +266,13 @@ class _Talk:
     def _lacks(self, now: float) -> bool:
         """Whether the round has too few updates, and no hope of more soon."""
         left = set(self._with.clients) - self._accepted - self._failed_once - self._gone
-        deadline_s = self._with.watch.deadline()
+        deadline_s = self._with.control.deadline()
         late = deadline_s is not None and now > self._began_s + deadline_s
         return len(self._accepted) < self._with.need and (not left or late)
 
     def _others(self) -> bool:
         """Whether somebody is there who was not asked."""
-        ready = self._with.members.ready()
+        ready = self._with.pool.ready()
         return any(p.train_examples and name not in self._with.clients for name, p in ready.items())
 
     def tell_waiting(self, waiting: bool, reachable: int = 0, absent: tuple[str, ...] = ()) -> None:
@@ -281,7 +281,7 @@ class _Talk:
         told = (reachable, absent) if waiting else (need, ())
         if told != self._told_waiting:
             self._told_waiting = told
-            self._with.watch.observer(Waiting(told[0], need, absent))
+            self._with.control.observer(Waiting(told[0], need, absent))
 
 
 class TellsWaits:
@@ -310,7 +310,7 @@ class TellsWaits:
             self._tell(names)
 
     def over(self) -> None:
-        """Nobody is waited for any longer."""
+        """Tell that the wait is over."""
         self._tell(())
 
     def _tell(self, names: tuple[tuple[str, str], ...]) -> None:

@@ -39,7 +39,7 @@ class SynchronousRounds(Rounds):
         )
 
     def run(self, checkpoint: Checkpoint) -> RoundResult | None:  # noqa: D102 - inherited
-        number, started_s = checkpoint.server.round + 1, self._watch.clock()
+        number, started_s = checkpoint.server.round + 1, self._control.clock()
         left = self._left_open(number)
         known = self._planned_anew(number) if left is None else left.profiles
         if self._too_few(known):
@@ -50,11 +50,11 @@ class SynchronousRounds(Rounds):
             self._write_down(open_round, {})
         self._tell_begun(number, len(clients))
         accepted = self._refold(open_round)
-        actions = self._coordinator.receive(Begin(number, tuple(clients), self._watch.clock(), accepted))
+        actions = self._coordinator.receive(Begin(number, tuple(clients), self._control.clock(), accepted))
         conversation = RoundDriver(
             self._coordinator,
-            self._members,
-            self._watch,
+            self._pool,
+            self._control,
             number,
             open_round.profiles,
             tuple(clients),
@@ -65,7 +65,7 @@ class SynchronousRounds(Rounds):
             retime=self._retime,
         )
         end = conversation.run(actions, accepted)
-        self._members.exchange.forget(TrainRequest, number)
+        self._pool.exchange.forget(TrainRequest, number)
         if end is None:
             return None
         if isinstance(end, Halt):
@@ -76,7 +76,7 @@ class SynchronousRounds(Rounds):
 
     def _planned_anew(self, number: int) -> Mapping[str, ClientProfile]:
         """Who is there, and whose update was accepted before the round had to be planned anew."""
-        ready, known = self._members.ready(), self._members.profiles()
+        ready, known = self._pool.ready(), self._pool.profiles()
         spooled = self._durability.spool.clients(number) if self._durability else ()
         return dict(sorted({**{c: known[c] for c in spooled if c in known}, **ready}.items()))
 

@@ -197,7 +197,7 @@ def _adapter(organiser: Organiser) -> Callable[..., Awaitable[Response]]:
 
 
 class _Download(StreamingResponse):
-    """Frees what it holds also where nobody reads it."""
+    """A response that frees its resources also if the client never reads it."""
 
     def __init__(self, content: AsyncIterator[bytes], name: str, release: Callable[[], None]) -> None:
         headers = {"content-disposition": f'attachment; filename="{name}"'}

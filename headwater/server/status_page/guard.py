@@ -1,4 +1,4 @@
-"""WebAuth: who may read the web page. Pure ASGI, outermost; nothing behind it runs for a stranger.
+"""WebAuth: who may read the web page. Pure ASGI, outermost; nothing behind it runs without a token.
 
 The page is for the machine's organiser. A local user without the token, another site in the organiser's
 browser (its requests carry no token, its Host or Origin is wrong) and a rebound DNS name all get a status

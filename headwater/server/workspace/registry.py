@@ -85,7 +85,7 @@ class ClientRegistry:
         return record
 
     def get(self, name: str) -> ClientRecord | None:
-        """The record of ``name``, revoked or not; None for a stranger."""
+        """The record of ``name``, revoked or not; None if it was never enrolled."""
         return self.by_name().get(name)
 
     def by_name(self) -> Mapping[str, ClientRecord]:

@@ -33,7 +33,7 @@ _IN_CODE = {name: field for field, name in _IN_FILE.items()}
 
 @dataclass(frozen=True)
 class RunEntry:
-    """One run as it stands in the book.
+    """One run and its state in the file.
 
     Args:
         run: its id, ``NAME-N``.
@@ -184,7 +184,7 @@ class RunQueue:
             return True
 
     def set_state(self, run: str, state: RunState, reason: str = "", *, again: bool = False) -> RunEntry:
-        """Write down how the run stands; a request to pause or stop is done with."""
+        """Write the run's state down; a pending request to pause or stop is cleared."""
         with self._lock:
             entry = replace(self.get(run), state=state, reason=reason, again=again, stop_request="")
             self._put(entry)

@@ -103,7 +103,7 @@ def tell_unmet(settings: Federation, row: RunRow, enrolled: int) -> tuple[str, .
 
 
 def require_known(keys: Collection[str]) -> Mapping[str, str]:
-    """From each key as it was given to its full name; what is not known is left out."""
+    """The full name of each key that may be changed; others are left out."""
     full = {key: CHANGEABLE.get(key, key) for key in keys}
     return {key: name for key, name in full.items() if name in _SHORT}
 

@@ -50,8 +50,8 @@ class Site:
         self.sessions, self.now, self.events, self.replies = {}, 0.0, [], []
         save_profiles(folder / "profiles.json", {name: profile(name) for name in NAMES[:3]})
         monkeypatch.setattr(roll_call, "profile_of", self.answer)
-        watch = RunControl(self.events.append, clock=lambda: self.now)
-        self.members = DiscoveredClients(
+        control = RunControl(self.events.append, clock=lambda: self.now)
+        self.pool = DiscoveredClients(
             self,
             "run-1",
             SimpleNamespace(model_dump_json=lambda **named: "{}"),
@@ -59,10 +59,10 @@ class Site:
             lambda: self.sessions,
             lambda name: name in NAMES,
             folder / "profiles.json",
-            watch,
+            control,
             lambda: NAMES,
         )
-        self.watch = watch
+        self.control = control
 
     def answer(self, incoming, context, run, client=""):
         if incoming.error:
@@ -86,7 +86,7 @@ class Site:
         self.look()
 
     def look(self):
-        assert list(self.members.poll()) == []
+        assert list(self.pool.poll()) == []
 
 
 @pytest.fixture
@@ -99,15 +99,15 @@ def test_why_each_is_missing(site):
     site.come("ben", error="other weights")
     site.sessions["dora"] = 1
     site.look()
-    assert list(site.members.ready()) == ["ann"]
-    assert site.members.missing() == {
+    assert list(site.pool.ready()) == ["ann"]
+    assert site.pool.missing() == {
         "ben": "does not fit this run",
         "cleo": "offline",
         "dora": "has not said yet what it has",
     }
     site.now += 100
     site.come("ben")
-    assert "ben" not in site.members.missing()
+    assert "ben" not in site.pool.missing()
 
 
 def test_who_cannot_work_is_missing_for_the_reason_that_its_device_gave(site, monkeypatch):
@@ -122,45 +122,45 @@ def test_who_cannot_work_is_missing_for_the_reason_that_its_device_gave(site, mo
 
     monkeypatch.setattr(roll_call, "profile_of", refuse)
     site.come("ann")
-    assert site.members.missing()["ann"] == hours.sentence()
+    assert site.pool.missing()["ann"] == hours.sentence()
     monkeypatch.undo()
     monkeypatch.setattr(roll_call, "profile_of", site.answer)
     site.come("ann")
-    assert "ann" in site.members.ready()
-    site.members.forget_profile("ann", no_room)
-    assert site.members.missing()["ann"] == full.sentence()
+    assert "ann" in site.pool.ready()
+    site.pool.forget_profile("ann", no_room)
+    assert site.pool.missing()["ann"] == full.sentence()
     site.look()
-    assert site.members.missing()["ann"] == full.sentence()
+    assert site.pool.missing()["ann"] == full.sentence()
     site.replies.append(ReceivedReply("ann", ProfileRequest, 0, b"", "", 0))
     site.look()
-    assert "ann" in site.members.ready()
+    assert "ann" in site.pool.ready()
     del site.sessions["ann"]
-    assert site.members.missing()["ann"] == "offline"
+    assert site.pool.missing()["ann"] == "offline"
 
 
 def test_who_was_here_and_has_left_is_away_at_once(site):
     site.come("ann")
-    assert not site.members.is_away("ann")
+    assert not site.pool.is_away("ann")
     del site.sessions["ann"]
-    assert site.members.is_away("ann")
+    assert site.pool.is_away("ann")
     site.come("ann")
-    assert not site.members.is_away("ann")
+    assert not site.pool.is_away("ann")
 
 
 def test_who_has_not_been_here_since_the_daemon_began_has_time_to_come_back(site):
-    assert not site.members.is_away("ben")
+    assert not site.pool.is_away("ben")
     site.now += AWAY_S
-    assert not site.members.is_away("ben")
+    assert not site.pool.is_away("ben")
     site.now += 1
-    assert site.members.is_away("ben")
+    assert site.pool.is_away("ben")
 
 
 def who_is_asked(site, took_part):
-    measurement = EvaluationRound(None, "run-1", None, None, None, site.watch, lasting=True)
+    measurement = EvaluationRound(None, "run-1", None, None, None, site.control, lasting=True)
     record = RoundDraft(3, {}, Traffic())
-    asked = measurement._who_is_here(NAMES[:3], took_part, site.members, record)
+    asked = measurement._who_is_here(NAMES[:3], took_part, site.pool, record)
     again = RoundDraft(4, {}, Traffic())
-    measurement._who_is_here(NAMES[:3], took_part, site.members, again)
+    measurement._who_is_here(NAMES[:3], took_part, site.pool, again)
     return asked, record.record(1.0).content.get("not_evaluated", {})
 
 
@@ -190,7 +190,7 @@ def test_how_long_an_evaluation_is_waited_for_is_what_the_organiser_says_now(sit
 
     now = [federation()]
     measurement = EvaluationRound(
-        federation(), "run-1", None, None, None, site.watch, lasting=True, live=lambda: now[0]
+        federation(), "run-1", None, None, None, site.control, lasting=True, live=lambda: now[0]
     )
     assert measurement._deadline_s() == 3600.0  # the round's, where it has none of its own
     now[0] = federation("evaluation.deadline_s=20")

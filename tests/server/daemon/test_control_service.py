@@ -97,7 +97,7 @@ def test_a_run_that_waits_for_its_first_clients_is_paused_and_no_failure(site, v
 
 
 def test_too_few_clients_without_a_stop_request_is_an_error(site, monkeypatch):
-    def serve(self, members):
+    def serve(self, pool):
         raise FederationStopped("federation", expected="2 clients", got="0")
 
     monkeypatch.setattr("headwater.server.daemon.run_job.FederationServer.serve", serve)

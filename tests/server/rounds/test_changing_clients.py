@@ -37,16 +37,14 @@ class Fleet(ClientPool):
             yield self.answers.pop(0)
 
 
-def talk(
-    members, planned, *, need, fold=lambda incoming: None, stop=False, deadline_s=None, replaceable=False
-):
+def talk(pool, planned, *, need, fold=lambda incoming: None, stop=False, deadline_s=None, replaceable=False):
     """A round of these clients, each planned with 5 examples; its end and who was asked."""
     clock = iter(range(5000))
     coordinator = Coordinator(1, min_clients=need, retry_s=2, deadline_s=deadline_s)
     asked = []
     conversation = RoundDriver(
         coordinator,
-        members,
+        pool,
         RunControl(lambda event: None, lambda: stop, lambda: float(next(clock)), deadline_s),
         1,
         {name: profile(name) for name in planned},
@@ -80,12 +78,12 @@ def test_a_round_that_other_data_made_impossible_is_planned_anew():
 
 
 def test_what_was_accepted_before_the_data_changed_counts():
-    members = Fleet("b", "a", a=5, b=5)
+    pool = Fleet("b", "a", a=5, b=5)
 
     def fold(incoming):
-        members.known["b"] = profile("b", 7)
+        pool.known["b"] = profile("b", 7)
 
-    end, _ = talk(members, "ab", need=2, fold=fold)
+    end, _ = talk(pool, "ab", need=2, fold=fold)
     assert end.accepted == ("a", "b")
 
 
@@ -113,14 +111,14 @@ def test_another_client_takes_the_place_of_one_that_is_silent_beyond_the_deadlin
 
 
 def test_without_others_the_round_goes_on_asking():
-    members = Fleet("a", "b", "b", a=5, b=5, c=0)  # c has nothing to train on
+    pool = Fleet("a", "b", "b", a=5, b=5, c=0)  # c has nothing to train on
     failures = iter([True])
 
     def fold(incoming):
         if incoming.address == "b" and next(failures, False):
             raise DecodeError("client b", expected="an update", got="garbage")
 
-    end, asked = talk(members, ["a", "b"], need=2, fold=fold, replaceable=True)
+    end, asked = talk(pool, ["a", "b"], need=2, fold=fold, replaceable=True)
     assert isinstance(end, Close)
     assert end.accepted == ("a", "b")
     assert asked == ["a", "b", "b"]

@@ -32,9 +32,9 @@ class Fleet:
         self.forgotten.append(client)
 
     def answers(self, deadline_s=3600.0, *, lasting=True):
-        watch = RunControl(self.events.append, lambda: self.stop, lambda: self.now)
+        control = RunControl(self.events.append, lambda: self.stop, lambda: self.now)
         self.deadline_s = deadline_s
-        return EvaluationWait(7, self.enrolled, self, watch, lambda: self.deadline_s, lasting=lasting)
+        return EvaluationWait(7, self.enrolled, self, control, lambda: self.deadline_s, lasting=lasting)
 
     def lasts(self, answers, seconds):
         """Whether the wait goes on for so long, in steps of five seconds."""

@@ -36,16 +36,16 @@ class One:
         self.doubted = client
 
 
-def talk(error, members=None):
+def talk(error, pool=None):
     coordinator, told = Coordinator(1), []
 
     def fold(incoming):
         raise error
 
-    watch = RunControl(told.append, lambda: False, time.monotonic, None, lambda: False)
+    control = RunControl(told.append, lambda: False, time.monotonic, None, lambda: False)
     begun = coordinator.receive(Begin(1, ("ann",), 0.0))
     conversation = RoundDriver(
-        coordinator, members or One(), watch, 1, ("ann",), ("ann",), 1, ask=lambda names: None, fold=fold
+        coordinator, pool or One(), control, 1, ("ann",), ("ann",), 1, ask=lambda names: None, fold=fold
     )
     conversation.run(begun)
     return [event for event in told if isinstance(event, ClientFailed)]
@@ -57,10 +57,10 @@ def test_a_bad_reply_is_the_clients_failure():
 
 
 def test_a_client_that_does_not_know_the_run_is_introduced_again():
-    members = One()
+    pool = One()
     unknown = ClientFailure.coded("ann", 1, Failure(FailureCode.UNKNOWN_RUN))
-    talk(reported(unknown, "client ann", expected="an update"), members)
-    assert members.doubted == "ann"
+    talk(reported(unknown, "client ann", expected="an update"), pool)
+    assert pool.doubted == "ann"
     other = One()
     hungry = ClientFailure("ann", 1, unknown.reason, failure=Failure(FailureCode.OUT_OF_MEMORY))
     talk(reported(hungry, "client ann", expected="an update"), other)
@@ -69,9 +69,9 @@ def test_a_client_that_does_not_know_the_run_is_introduced_again():
 
 @pytest.mark.parametrize("code", FailureCode)
 def test_a_client_that_cannot_work_is_introduced_again_before_it_is_asked_again(code):
-    members = One()
-    talk(reported(ClientFailure.coded("ann", 1, Failure(code)), "client ann", expected="an update"), members)
-    assert hasattr(members, "doubted") == (code in NOT_READY)
+    pool = One()
+    talk(reported(ClientFailure.coded("ann", 1, Failure(code)), "client ann", expected="an update"), pool)
+    assert hasattr(pool, "doubted") == (code in NOT_READY)
 
 
 def test_a_full_disk_is_not():
@@ -103,10 +103,10 @@ def test_a_simulated_round_that_has_lost_too_many_ends_with_what_all_of_them_sai
     def fold(incoming):
         raise UpdateRejected(f"client {incoming.address}", expected="an update", got="noise")
 
-    members, watch = OneByOne(), RunControl(lambda event: None, lambda: False, time.monotonic)
+    pool, control = OneByOne(), RunControl(lambda event: None, lambda: False, time.monotonic)
     begun = coordinator.receive(Begin(1, names, 0.0))
     nothing = {"ask": lambda names: None, "fold": fold}
-    end = RoundDriver(coordinator, members, watch, 1, members.ready(), names, 2, **nothing).run(begun)
+    end = RoundDriver(coordinator, pool, control, 1, pool.ready(), names, 2, **nothing).run(begun)
     assert isinstance(end, Halt)
     assert [client for client, _ in end.failed] == list(names)
 
@@ -137,12 +137,12 @@ class Few:
 def test_a_round_that_waits_tells_how_many_are_here_each_time_it_changes():
     coordinator, told, few = Coordinator(3), [], Few()
     times = iter(range(0, 10**6, 2))
-    watch = RunControl(told.append, lambda: False, lambda: float(next(times)), None, lambda: False)
+    control = RunControl(told.append, lambda: False, lambda: float(next(times)), None, lambda: False)
     begun = coordinator.receive(Begin(1, few.names, 0.0))
     RoundDriver(
         coordinator,
         few,
-        watch,
+        control,
         1,
         few.profiles(),
         few.names,
@@ -170,11 +170,11 @@ def test_a_round_names_who_it_waits_for_within_fifteen_seconds_and_that_it_waits
             if now[0] == 80:
                 yield ReceivedReply("ben", TrainRequest, 1, b"", "", 0)
 
-    watch = RunControl(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
+    control = RunControl(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
-    RoundDriver(coordinator, Slow(), watch, 1, clients, tuple(clients), 1, **nothing).run(begun)
+    RoundDriver(coordinator, Slow(), control, 1, clients, tuple(clients), 1, **nothing).run(begun)
     waits = [(at, event.clients) for at, event in told if isinstance(event, WaitingFor)]
     assert waits == [
         (10, (("ben", "at work"),)),
@@ -199,11 +199,11 @@ def test_a_client_that_leaves_after_its_update_is_missed_by_nobody():
             if now[0] in (3, 30):
                 yield ReceivedReply("ann" if now[0] == 3 else "ben", TrainRequest, 1, b"", "", 0)
 
-    watch = RunControl(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
+    control = RunControl(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
-    RoundDriver(coordinator, Leaves(), watch, 1, clients, tuple(clients), 2, **nothing).run(begun)
+    RoundDriver(coordinator, Leaves(), control, 1, clients, tuple(clients), 2, **nothing).run(begun)
     assert [event for _, event in told if isinstance(event, Waiting)] == []
     waits = [(at, event.clients) for at, event in told if isinstance(event, WaitingFor)]
     assert waits == [(10, (("ben", "at work"),)), (30, ())]
@@ -236,11 +236,11 @@ def test_who_is_online_and_cannot_work_is_missing_with_the_reason_until_asked_ag
         if incoming.address == "ben":
             raise UpdateRejected("client ben", expected="an update", got="none")
 
-    watch = RunControl(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
+    control = RunControl(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
     talk = RoundDriver(
-        coordinator, Ill(), watch, 1, clients, tuple(clients), 2, ask=lambda names: None, fold=fold
+        coordinator, Ill(), control, 1, clients, tuple(clients), 2, ask=lambda names: None, fold=fold
     )
     with pytest.raises(InterruptedError):
         talk.run(begun)
@@ -280,12 +280,12 @@ def test_times_that_the_organiser_changes_hold_for_the_open_round(shorter):
         if now[0] == 40:
             coordinator.retime(deadline_s=50.0 if shorter else 200.0, retry_s=60.0)
 
-    watch = RunControl(lambda event: None, lambda: False, lambda: now[0])
+    control = RunControl(lambda event: None, lambda: False, lambda: now[0])
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
     nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
     end = RoundDriver(
-        coordinator, Silent(), watch, 1, clients, tuple(clients), 1, retime=retime, **nothing
+        coordinator, Silent(), control, 1, clients, tuple(clients), 1, retime=retime, **nothing
     ).run(begun)
     assert end.accepted == ("ann",)
     assert now[0] == (50 if shorter else 200)

@@ -106,7 +106,7 @@ class Site:
             ),
         )
         profiles, nodes, _ = collect_profiles(
-            grid, runtime.run, context, server.watch, expected=CLIENTS, min_clients=CLIENTS
+            grid, runtime.run, context, server.control, expected=CLIENTS, min_clients=CLIENTS
         )
         outcome = server.serve(FixedClients(Counting(grid, nodes), profiles))
         self.versions = versions

@@ -10,7 +10,7 @@ from headwater.server.storage.update_spool import Spool
 
 
 def left_behind(folder, number):
-    """Roster and spool as a round that was open has them."""
+    """Record and spool as an open round leaves them."""
     record, spool = folder / "open_round.json", Spool(folder / "spool")
     OpenRoundRecord(number, {}, {}).save(record)
     spool.put(number, "ann", b"reply")
