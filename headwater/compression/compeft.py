@@ -14,9 +14,10 @@ import struct
 import numpy as np
 import torch
 
+from headwater.compression.byte_reader import varint
 from headwater.compression.codec import Codec
 from headwater.compression.entropy import Block, Symbols, pack, unpack
-from headwater.compression.reader import Floats, flat_finite, open_payload, varint
+from headwater.compression.reader import Floats, flat_finite, open_payload
 from headwater.compression.ternary import MINUS, PLUS, ZERO, kept, select
 from headwater.errors import ConfigError
 from headwater.protocol.messages import Payload

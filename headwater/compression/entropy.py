@@ -17,7 +17,7 @@ import constriction
 import numpy as np
 import numpy.typing as npt
 
-from headwater.compression.reader import Reader
+from headwater.compression.byte_reader import Reader
 
 Symbols = npt.NDArray[np.int32]
 

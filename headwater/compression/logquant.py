@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.codec import Codec
 from headwater.compression.entropy import Block, pack, unpack
-from headwater.compression.reader import Floats, Reader, flat_finite, open_payload, varint
+from headwater.compression.reader import Floats, flat_finite, open_payload
 from headwater.errors import TrainingError
 from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key

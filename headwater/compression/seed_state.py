@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headwater.compression import t_tables
+from headwater.compression.byte_reader import RESEND, Reader, varint
 from headwater.compression.entropy import Block, pack, unpack
-from headwater.compression.reader import RESEND, Reader, varint
 from headwater.errors import ConfigError, DecodeError
 from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import Payload

@@ -13,8 +13,8 @@ import math
 import numpy as np
 
 from headwater.compression import t_tables
+from headwater.compression.byte_reader import RESEND, Reader, varint
 from headwater.compression.entropy import Block, Symbols, Table, pack, unpack
-from headwater.compression.reader import RESEND, Reader, varint
 from headwater.errors import DecodeError
 from headwater.protocol.messages import Payload
 from headwater.seeds.coefficients import SeedCoefficients, SeedPlan

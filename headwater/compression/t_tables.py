@@ -17,8 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from headwater.compression.byte_reader import Reader
 from headwater.compression.entropy import Symbols
-from headwater.compression.reader import Reader
 from headwater.errors import ConfigError
 from headwater.seeds.directions import Integers
 

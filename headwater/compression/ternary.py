@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from headwater.compression.entropy import Symbols
-from headwater.compression.reader import Floats
 
 ZERO, PLUS, MINUS = 0, 1, 2
 
@@ -20,7 +20,7 @@ def kept(numel: int, density: float) -> int:
     return max(1, math.floor(density * numel))
 
 
-def select(values: Floats, count: int) -> Symbols:
+def select(values: npt.NDArray[np.float32], count: int) -> Symbols:
     """The signs of the ``count`` largest magnitudes of ``values`` [N], as symbols [N].
 
     Order: |value| descending, then index ascending, so that ties have one answer. Zeros (of either

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from headwater.compression.byte_reader import varint
 from headwater.compression.compeft import groups
 from headwater.compression.logquant import LogQuantCodec
-from headwater.compression.reader import varint
 from headwater.compression.seed_update import scalars_max_bytes
 from headwater.compression.table import codec_for
 from headwater.compression.ternary import kept

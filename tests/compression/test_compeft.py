@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwater.compression.byte_reader import varint
 from headwater.compression.compeft import SMALL, CompeftCodec, groups
-from headwater.compression.reader import varint
 from headwater.compression.ternary import bound_bits, kept
 from headwater.errors import ConfigError, DecodeError
 from headwater.protocol.messages import Payload

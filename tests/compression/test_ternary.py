@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headwater.compression.byte_reader import Reader
 from headwater.compression.entropy import Block, pack, unpack, weights
-from headwater.compression.reader import Reader
 from headwater.compression.ternary import bound_bits, kept, select
 from headwater.errors import DecodeError
 
