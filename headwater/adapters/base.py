@@ -36,6 +36,11 @@ _CLASSES = {
     "sequence-classification": AutoModelForSequenceClassification,
     "causal-lm": AutoModelForCausalLM,
 }
+QUANTISED: dict[str, dict[str, Any]] = {
+    "8bit": {"load_in_8bit": True},
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"},
+}
+"""Arguments of ``BitsAndBytesConfig`` by ``model.quantization``."""
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
 PER_LAYER = ("layer_types", "mlp_layer_types", "attention_window", "attention_layers")
 """Settings of a configuration that have an entry for each layer."""
@@ -203,13 +208,7 @@ def _quantisation(settings: PretrainedSettings) -> dict[str, Any]:
         )
     from transformers import BitsAndBytesConfig
 
-    if settings.quantization == "8bit":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-        )
-    }
+    return {"quantization_config": BitsAndBytesConfig(**QUANTISED[settings.quantization])}
 
 
 def _require_complete(

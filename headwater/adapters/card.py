@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from headwater.adapters.base import PER_LAYER
+from headwater.adapters.base import PER_LAYER, QUANTISED
 from headwater.adapters.reading.settings import read_data
 from headwater.config.model import MODELS
 from headwater.tasks.table import task_of
@@ -96,7 +96,8 @@ def _answer(notes: Mapping[str, Any]) -> list[str]:
 def _imports(notes: Mapping[str, Any]) -> str:
     config = ["AutoConfig"] if notes["base"]["layers"] else []
     generation = ["GenerationConfig"] if MODELS[notes["kind"]].language_model else []
-    return ", ".join([*config, _CLASSES[notes["kind"]], "AutoTokenizer", *generation])
+    quantised = ["BitsAndBytesConfig"] if notes["base"]["quantization"] != "none" else []
+    return ", ".join([*config, _CLASSES[notes["kind"]], "AutoTokenizer", *generation, *quantised])
 
 
 def _loading(notes: Mapping[str, Any]) -> list[str]:
@@ -118,6 +119,9 @@ def _loading(notes: Mapping[str, Any]) -> list[str]:
         ]
         labels = ", config=config"
     arguments = f"{source}, dtype=torch.float32{labels}"
+    if base["quantization"] != "none":
+        options = ", ".join(f"{name}={value!r}" for name, value in QUANTISED[base["quantization"]].items())
+        arguments += f", quantization_config=BitsAndBytesConfig({options})"
     if classifier:
         arguments += ", ignore_mismatched_sizes=True"
     lines.append(f"base = {_CLASSES[notes['kind']]}.from_pretrained({arguments})")

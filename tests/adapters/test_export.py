@@ -47,6 +47,10 @@ def test_a_slice_and_its_card(tmp_path):
     assert model.base_sha256 in text
     assert "| accuracy | 0.5 |" in text
     assert "a\\|b" in text
+    quantised = loading_code({**notes, "base": {**notes["base"], "quantization": "8bit"}})
+    compile(quantised, "README.md", "exec")
+    assert "quantization_config=BitsAndBytesConfig(load_in_8bit=True)" in quantised
+    assert "BitsAndBytesConfig" in quantised.partition("\n\n")[0], "imported"
     sliced = loading_code({**notes, "base": {**notes["base"], "layers": 1, "revision": "v2"}})
     assert "config.num_hidden_layers = 1" in sliced
     assert "revision='v2'" in sliced

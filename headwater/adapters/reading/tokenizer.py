@@ -75,18 +75,26 @@ class TextTokenizer:
         """The tokenizer in ``folder``.
 
         Raises:
-            ModelError: there is none, or it needs code of its own.
+            ModelError: there is none, it needs code of its own, or it draws how a text is cut into tokens.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
                 # transformers 5 makes one that knows no word where the files are missing
                 raise ValueError(f"a vocabulary of {len(tokenizer)} special tokens alone")
-            return TextTokenizer(tokenizer, name)
+            found = TextTokenizer(tokenizer, name)
         except Exception as error:  # the tokenizer libraries raise bare exceptions of many types
             raise ModelError(
                 f"tokenizer of {name}", expected="tokenizer files beside the weights", got=str(error)
             ) from error
+        if reason := _draws(tokenizer):
+            raise ModelError(
+                f"tokenizer of {name}",
+                expected="one that reads a text the same way each time",
+                got=reason,
+                hint="Set dropout to null in tokenizer.json, or enable_sampling to false in sp_model_kwargs.",
+            )
+        return found
 
     def encode(self, text: str, max_tokens: int, pair: str | None = None) -> list[int]:
         """``text``, or it and its pair, with the model's special tokens, cut to ``max_tokens``.
@@ -258,6 +266,16 @@ class TextTokenizer:
     @cached_property
     def _chat(self) -> Chat:
         return Chat(self._tokenizer, self.template, self._name, sorted(self._control))
+
+
+def _draws(tokenizer: PreTrainedTokenizerBase) -> str:
+    """That a tokenizer draws at random how it cuts, if it does: subword regularisation left switched on."""
+    dropout = getattr(tokenizer.backend_tokenizer.model, "dropout", None) if tokenizer.is_fast else None
+    if dropout:
+        return f"BPE dropout {dropout:g}"
+    text = " ".join(["international understanding of characteristics"] * 20)
+    first, *others = (tokenizer(text)["input_ids"] for _ in range(4))
+    return "other tokens for the same text" if any(ids != first for ids in others) else ""
 
 
 def _before(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,3 +1,6 @@
+import itertools
+import json
+
 import pytest
 
 from headwater.adapters.reading.tokenizer import TextTokenizer
@@ -54,6 +57,32 @@ def test_encode_and_decode(tmp_path):
     assert len(tokenizer.encode_plain("x" * 5000)) == 5000
     gpt2 = TextTokenizer.load(tiny_gpt2(tmp_path / "gpt2"), "tiny")
     assert isinstance(gpt2.pad, int)
+
+
+def test_a_tokenizer_that_draws_how_it_cuts_is_refused(tmp_path, monkeypatch):
+    """Left on from its own training, it gives other rows in training, evaluation and prediction."""
+    path = tiny_llama(tmp_path / "llama") / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["dropout"] = 0.1
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"reads a text the same way each time, got BPE dropout 0\.1"):
+        TextTokenizer.load(path.parent, "tiny")
+    content["model"]["dropout"] = 0.0
+    path.write_text(json.dumps(content))
+    tokenizer = TextTokenizer.load(path.parent, "tiny")
+    # as SentencePiece's sampling does, of which no file here tells
+    backend, calls = type(tokenizer._tokenizer), itertools.count()
+    plain = backend.__call__
+
+    def drawn(self, text, *rest, **options):
+        found = plain(self, text, *rest, **options)
+        if len(text) > 99 and next(calls) % 4 == 3:
+            found["input_ids"] = [5, *found["input_ids"]]
+        return found
+
+    monkeypatch.setattr(backend, "__call__", drawn)
+    with pytest.raises(ModelError, match="other tokens for the same text"):
+        TextTokenizer.load(path.parent, "tiny")
 
 
 @pytest.mark.parametrize("fast", [True, False])
