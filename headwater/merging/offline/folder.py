@@ -16,6 +16,7 @@ import numpy as np
 from headwater.errors import ConfigError, StorageError
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.merge import Merge, MergedWeight, Recipe
+from headwater.merging.offline.merged_config import merged_config
 from headwater.merging.offline.peft_folder import CONFIG, HEAD, NOTES, WEIGHTS, LoraPart
 from headwater.merging.offline.tensor_file import Array, TensorWriter
 
@@ -92,7 +93,7 @@ def merge_folders(
     merge = Merge(adapters, recipe)
     with _whole(out) as folder:
         ranks, energy, kept = _write_weights(merge, folder, progress)
-        _write_json(folder / CONFIG, _config(adapters, ranks))
+        _write_json(folder / CONFIG, merged_config(adapters.first.config, ranks))
         notes = _notes(merge)
         shares = merge.weights if merge.coefficients is None else merge.coefficients
         by_path = {str(f.path): float(s) for f, s in zip(adapters.folders, shares, strict=True)}
@@ -148,33 +149,6 @@ def _tensors(part: LoraPart, weight: MergedWeight) -> Iterator[tuple[str, Array]
     a, b = part.a.removesuffix(".weight"), part.b.removesuffix(".weight")
     yield a + suffix, weight.a.reshape(rank, *part.shape_a[1:])
     yield b + suffix, weight.b.reshape(part.rows, rank, *part.shape_b[2:])
-
-
-def _config(adapters: Adapters, ranks: Mapping[str, int]) -> dict[str, Any]:
-    """``adapter_config.json``: the first adapter's, with scales of one; s is in B."""
-    config = dict(adapters.first.config) | {"inference_mode": True}
-    if not ranks:
-        return config
-    if config["peft_type"] != "LORA":  # AdaLoRA's own settings are none of LoRA's
-        kept = ("task_type", "base_model_name_or_path", "revision", "target_modules", "modules_to_save")
-        config = {k: v for k, v in config.items() if k in kept}
-        config |= {"peft_type": "LORA", "inference_mode": True}
-    common = max(ranks.values(), key=list(ranks.values()).count)
-    own = {name: rank for name, rank in sorted(ranks.items()) if rank != common}
-    return config | {
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": {_pattern(name): rank for name, rank in own.items()},
-        "alpha_pattern": {_pattern(name): rank for name, rank in own.items()},
-        "use_rslora": False,
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
-    }
-
-
-def _pattern(name: str) -> str:
-    """A module's name as a key of PEFT's patterns, which are regular expressions for the ends of names."""
-    return "^" + name.replace(".", r"\.")
 
 
 def _notes(merge: Merge) -> list[str]:
