@@ -23,11 +23,11 @@ class Reader:
     """
 
     def __init__(self, body: bytes, who: str, hint: str = RESEND) -> None:
-        self._body, self._at, self.who, self._hint = body, 0, who, hint
+        self._body, self._at, self.who, self.hint = body, 0, who, hint
 
     def fail(self, expected: str, got: str) -> DecodeError:
         """The error to raise when this body is wrong."""
-        return DecodeError(self.who, expected=expected, got=got, hint=self._hint)
+        return DecodeError(self.who, expected=expected, got=got, hint=self.hint)
 
     def take(self, count: int, what: str) -> bytes:
         """The next ``count`` bytes."""
