@@ -1,0 +1,113 @@
+"""LoRA's change of a weight as a sum of sparse ternary directions c_i·b_i·a_iᵀ: a_i, b_i of 0, +1 and −1.
+
+ComPEFT (arXiv 2311.13171) keeps the largest values of an adapter, as signs and one scale. Of LoRA it takes
+the values of A and B as they are, and so mostly the random numbers that A began with. What the adapter does
+to its base is s·B·A alone, and that has other factors: of its singular value decomposition U·S·Vᵀ, the
+balanced ones U·√S and √S·Vᵀ, whose largest values are its own. Those are kept here, and the scales c are the
+best there are for the signs that were kept: the least squares ‖s·B·A − Σ c_i·b_i·a_iᵀ‖. No matrix
+[rows, columns] is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from headwater.compression.ternary import MINUS, PLUS, kept, select
+from headwater.merging.offline.low_rank import EXACT
+from headwater.merging.offline.rule import Floats
+
+Signs = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class TernaryFactors:
+    """Σ m_i²·b_i·a_iᵀ.
+
+    Args:
+        a: [r, columns], of −1, 0 and 1; no row is all zero, but where there is nothing at all: then r = 1.
+        b: [rows, r], likewise by column.
+        magnitudes: m [r], of bfloat16's values, positive; 0 where there is nothing.
+    """
+
+    a: Signs
+    b: Signs
+    magnitudes: npt.NDArray[np.float32]
+
+
+def ternary_factors(b: Floats, a: Floats, density: float) -> TernaryFactors:
+    """The change b·a in this form; one that has this form already keeps its signs.
+
+    Args:
+        b: [rows, r], times LoRA's s.
+        a: [r, columns].
+        density: of the values that are kept, of each of the two factors.
+    """
+    found = _already(b, a, density)
+    if found is None:
+        b_balanced, a_balanced = balanced(b, a)
+        found = _signs(b_balanced, density), _signs(a_balanced, density)
+    b_signs, a_signs = found
+    live = b_signs.any(axis=0) & a_signs.any(axis=1)
+    b_signs, a_signs = b_signs[:, live], a_signs[live]
+    scales = _scales(b_signs.astype(np.float64), a_signs.astype(np.float64), b, a)
+    magnitudes = to_bfloat16(np.sqrt(np.abs(scales)))
+    live = magnitudes > 0
+    if not live.any():
+        return TernaryFactors(
+            np.zeros((1, a.shape[1]), np.int8), np.zeros((b.shape[0], 1), np.int8), np.zeros(1, np.float32)
+        )
+    b_signs = b_signs * np.where(scales < 0, -1, 1).astype(np.int8)
+    return TernaryFactors(a_signs[live], b_signs[:, live], magnitudes[live])
+
+
+def balanced(b: Floats, a: Floats) -> tuple[Floats, Floats]:
+    """U·√S and √S·Vᵀ of the decomposition of b·a, without what is rounding; of rank 0 if b·a is zero."""
+    q_b, r_b = np.linalg.qr(b)
+    q_a, r_a = np.linalg.qr(a.T)
+    u, s, vt = np.linalg.svd(r_b @ r_a.T)
+    rank = int(np.count_nonzero(s > EXACT * s[0])) if s[0] else 0
+    root = np.sqrt(s[:rank])
+    left, right = (q_b @ u[:, :rank]) * root, root[:, None] * (vt[:rank] @ q_a.T)
+    # a pair of singular vectors has no sign of its own: the largest entry of the left one is positive
+    largest = np.abs(left).argmax(axis=0)
+    sign = np.where(left[largest, np.arange(rank)] < 0, -1.0, 1.0)
+    return left * sign, right * sign[:, None]
+
+
+def to_bfloat16(values: Floats) -> npt.NDArray[np.float32]:
+    """The nearest values of bfloat16, ties to even, as float32; the largest finite one at most."""
+    wide = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    bits = (wide + 0x7FFF + ((wide >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
+    return (np.minimum(bits, 0x7F7F).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _signs(values: Floats, density: float) -> Signs:
+    """The signs of the largest values of a factor, zero elsewhere."""
+    if not values.size:
+        return np.zeros(values.shape, np.int8)
+    symbols = select(values.astype(np.float32).reshape(-1), kept(values.size, density))
+    signs = (symbols == PLUS).astype(np.int8) - (symbols == MINUS).astype(np.int8)
+    return signs.reshape(values.shape)
+
+
+def _already(b: Floats, a: Floats, density: float) -> tuple[Signs, Signs] | None:
+    """The signs of factors each of whose directions has one magnitude, sparse enough; else None."""
+    live = b.any(axis=0) & a.any(axis=1)
+    b, a = b[:, live], a[live]
+    for factor in (b.T, a):
+        magnitudes = np.abs(factor)
+        one = (magnitudes == 0) | (magnitudes == magnitudes.max(axis=1, initial=0, keepdims=True))
+        if not one.all() or np.count_nonzero(factor) > kept(factor.size, density):
+            return None
+    return np.sign(b).astype(np.int8), np.sign(a).astype(np.int8)
+
+
+def _scales(b_signs: Floats, a_signs: Floats, b: Floats, a: Floats) -> Floats:
+    """The c [r] of least ‖b·a − Σ c_i·b_i·a_iᵀ‖: its normal equations, r by r."""
+    products = (b_signs.T @ b_signs) * (a_signs @ a_signs.T)
+    goal = np.einsum("ik,ki->i", b_signs.T @ b, a @ a_signs.T)
+    scales: Floats = np.linalg.lstsq(products, goal, rcond=None)[0]
+    return scales
