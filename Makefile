@@ -20,7 +20,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt scripts/setup.sh
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	@scripts/setup.sh "$(PYTHON)" $(VENV) "simulation,datasets,gguf,ray,dev"
+	@scripts/setup.sh "$(PYTHON)" $(VENV) "simulation,datasets,gguf,ray,tensorboard,dev"
 	@touch $@
 
 $(CORPORA)/.sentiment: $(VENV)/.demo

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 from pathlib import Path
@@ -66,19 +67,21 @@ def append_line(path: Path, line: bytes) -> None:
         make_folder(path.parent)
         with path.open("a+b", buffering=0) as file:  # no buffer: close() must not write what failed
             size = _whole(file)
-            try:
-                rest = memoryview(line + b"\n")
-                while rest:
-                    rest = rest[file.write(rest) or 0 :]
-                os.fsync(file.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):  # else the next call, or a reader, leaves it out
-                    file.truncate(size)
-                raise
+            _append(file, size, line + b"\n", durable=True)
         if size == 0:  # it may be new
             sync_folder(path.parent)
     except OSError as error:
         raise _cannot_write(path, len(line) + 1, error) from error
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Add ``data`` to ``path``, all of it or nothing. Not durable.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    with path.open("ab", buffering=0) as file:
+        _append(file, file.seek(0, os.SEEK_END), data, durable=False)
 
 
 def read_lines(path: Path) -> list[bytes]:
@@ -147,6 +150,20 @@ def file_name(name: str) -> str:
         # "+" keeps it apart from every quoted name
         return f"{quoted[:90]}+{hashlib.sha256(name.encode()).hexdigest()}"
     return quoted
+
+
+def _append(file: io.FileIO, size: int, data: bytes, *, durable: bool) -> None:
+    """Write at the end of ``file``, of ``size`` bytes; what a full disk took of it is taken away again."""
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+        if durable:
+            os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):  # else the next call, or a reader, leaves it out
+            file.truncate(size)
+        raise
 
 
 def _whole(file: BinaryIO) -> int:

@@ -34,7 +34,7 @@ def page() -> str:
 
 def anchor(name: str) -> str:
     """The table's anchor."""
-    return name.replace(".", "-")
+    return name.replace(".", "-").strip("[]")
 
 
 def table(classes: tuple[type[BaseModel], ...]) -> Iterator[str]:

@@ -47,6 +47,7 @@ from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings, SynchronousSchedule
 from headwater.config.strategy import BaseStrategy, FisherStrategy, MeanStrategy, MedianStrategy, TiesStrategy
 from headwater.config.tables import FederationSettings
+from headwater.config.trackers import TensorBoardTracker
 
 HEAD = """\
 # The federation file
@@ -194,9 +195,17 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         "Compared with the federation after the last round.",
         (BaselineSettings,),
     ),
+    "[trackers]": (
+        "Who is told of the rounds, on the server; packages [bring others](../how-to/add-a-tracker.md). "
+        "No part of the hash, never sent to clients; change them in the run folder before a resume.",
+        (TensorBoardTracker,),
+    ),
 }
 
 MEANINGS: dict[type[BaseModel], dict[str, str]] = {
+    TensorBoardTracker: {
+        "kind": "scalars of every round in the run folder's `tensorboard/`; needs `headwater[tensorboard]`",
+    },
     FederationSettings: {
         "name": "of the run",
         "seed": "of everything random; replaced by `--seed N`",

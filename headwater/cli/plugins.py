@@ -17,9 +17,10 @@ from headwater.config.agent import load_agent
 from headwater.config.codec import Codec
 from headwater.config.daemon import load_daemon
 from headwater.config.data import Data
-from headwater.config.plugins import FAMILIES, Plugin, installed
+from headwater.config.plugins import FAMILIES, LISTS, Plugin, installed
 from headwater.config.settings import by_kind
 from headwater.config.strategy import Strategy
+from headwater.config.trackers import Tracker
 from headwater.config.training import Training
 
 BUILT_IN: Mapping[str, Any] = {
@@ -28,6 +29,7 @@ BUILT_IN: Mapping[str, Any] = {
     "trainers": Training,
     "adapter_kinds": Adapter,
     "tasks": Data,
+    "trackers": Tracker,
 }
 """The union of settings of each family."""
 
@@ -49,13 +51,18 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not rows:
         print("No installed package brings a kind. Groups of entry points that are looked at:")
-        print("\n".join(f"  headwater.{family}  for [{table}]" for family, table in FAMILIES.items()))
+        print("\n".join(f"  headwater.{family}  for {_table(family)}" for family in FAMILIES))
         return 0
     for plugin, status in rows:
         print(f"{plugin.name}: {status}")
-        print(f'  kind = "{plugin.kind}" in [{FAMILIES[plugin.family]}]')
+        print(f'  kind = "{plugin.kind}" in {_table(plugin.family)}')
         print(f"  package {plugin.release}, {plugin.settings} in {plugin.folder}")
     return 0
+
+
+def _table(family: str) -> str:
+    """The head of its table in a federation file."""
+    return f"[[{FAMILIES[family]}]]" if family in LISTS else f"[{FAMILIES[family]}]"
 
 
 def _allowed(file: Path) -> list[str]:

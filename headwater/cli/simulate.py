@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     from headwater.simulation.simulate import simulate
 
     if options.resume is not None:
-        folder, loaded, origin = RunFolder.open(options.resume)
+        folder, loaded, origin = RunFolder.open(options.resume, trackers=True)
         engine = options.engine or origin["engine"]
         if "network" in {engine, origin["engine"]} and engine != origin["engine"]:
             raise ConfigError(

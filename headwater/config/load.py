@@ -17,15 +17,24 @@ from headwater.config.data import Data
 from headwater.config.federation import Federation
 from headwater.config.plugins import INSTALLED
 from headwater.config.settings import Settings, in_words
+from headwater.config.trackers import Trackers
+from headwater.config.traits import TrackerTraits
 from headwater.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class LoadedFederation:
-    """A federation and the folder that its relative paths start from."""
+    """A federation and the folder that its relative paths start from.
+
+    Args:
+        settings: all that the run depends on: what it is named by, and what its clients are sent.
+        folder: where relative paths start.
+        trackers: who is told of its rounds on the server, which changes nothing of them.
+    """
 
     settings: Federation
     folder: Path
+    trackers: tuple[TrackerTraits, ...] = ()
 
     def path(self, name: str) -> Path:
         """``name`` as a path, relative to the federation file's folder."""
@@ -41,7 +50,10 @@ class LoadedFederation:
     def to_toml(self) -> str:
         """The resolved settings as TOML, every default spelled out."""
         header = f"# resolved federation file, sha256 {self.sha256()}\n"
-        return header + tomli_w.dumps(self.settings.model_dump(mode="json", exclude_none=True))
+        content = self.settings.model_dump(mode="json", exclude_none=True)
+        if self.trackers:
+            content["trackers"] = [t.model_dump(mode="json", exclude_none=True) for t in self.trackers]
+        return header + tomli_w.dumps(content)
 
 
 def load_federation(
@@ -51,6 +63,7 @@ def load_federation(
     seed: int | None = None,
     folder: Path | None = None,
     name: str = "",
+    trackers: bool = True,
 ) -> LoadedFederation:
     """Read, override and check a federation file.
 
@@ -60,11 +73,14 @@ def load_federation(
         seed: replaces ``federation.seed``.
         folder: where relative paths start; the file's own folder if absent.
         name: what errors call the file, if not by its path.
+        trackers: read ``[[trackers]]``, too; False for who only looks at a run and may lack their packages.
 
     Raises:
         ConfigError: names the file, the key, what was expected and what was got.
     """
     raw = read_tables(path)
+    if not trackers:
+        raw.pop("trackers", None)
     return federation_of(raw, overrides, seed=seed, folder=folder or path.parent, name=name or str(path))
 
 
@@ -105,12 +121,15 @@ def federation_of(
         _override(raw, f"federation.seed={seed}")
     if isinstance(strategy := raw.get("strategy"), dict):
         strategy.setdefault("kind", "mean")
+    observers = {key: raw[key] for key in Trackers.model_fields if key in raw}
+    rest = {key: value for key, value in raw.items() if key not in observers}
     try:
-        settings = Federation.model_validate_json(json.dumps(raw, default=str))
+        settings = Federation.model_validate_json(json.dumps(rest, default=str))
+        trackers = Trackers.model_validate_json(json.dumps(observers, default=str)).trackers
     except ValidationError as error:
         raise _explain(name, raw, error) from None
     _require_filled_in(name, raw)
-    return LoadedFederation(settings, folder.resolve())
+    return LoadedFederation(settings, folder.resolve(), trackers)
 
 
 class _DataOnly(Settings):
@@ -167,8 +186,15 @@ def _key(raw: Mapping[str, Any], location: tuple[int | str, ...]) -> str:
         ):
             continue
         parts.append(str(part))
-        table = table.get(part) if isinstance(table, Mapping) else None
+        table = _within(table, part)
     return ".".join(parts) or "(file)"
+
+
+def _within(table: Any, part: int | str) -> Any:  # noqa: ANN401 - whatever stands in the file
+    """What a key of a table, or a place in a list, holds; None where there is none."""
+    if isinstance(table, Mapping):
+        return table.get(part)
+    return table[part] if isinstance(table, list) and isinstance(part, int) else None
 
 
 def _require_filled_in(name: str, raw: Mapping[str, Any]) -> None:

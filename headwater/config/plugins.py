@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import Field, GetCoreSchemaHandler, field_validator
 from pydantic_core import PydanticCustomError, core_schema
@@ -35,8 +35,11 @@ FAMILIES: Mapping[str, str] = {
     "trainers": "training",
     "adapter_kinds": "adapter",
     "tasks": "data",
+    "trackers": "trackers",
 }
 """For each family the table of the federation file that names its kinds; its group is ``headwater.NAME``."""
+LISTS = frozenset({"trackers"})
+"""The families of which a file names several kinds: their table is a list."""
 INSTALLED = "(installed)"
 """The tag of every kind of a package in a pydantic union; no file can say it."""
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -288,7 +291,11 @@ class open_to:  # noqa: N801 - reads as a word among annotations, as pydantic's 
     ) -> core_schema.CoreSchema:
         """The union's schema, with one choice more for whatever is not built in."""
         schema = handler(source)
-        assert schema["type"] == "tagged-union"
+        if schema["type"] != "tagged-union":  # one built-in kind is no union yet
+            assert isinstance(source, type)
+            assert issubclass(source, Settings)
+            (kind,) = get_args(source.model_fields["kind"].annotation)
+            schema = core_schema.tagged_union_schema({kind: schema}, "kind")
         built_in = frozenset(schema["choices"])
 
         def choose(value: object) -> object:

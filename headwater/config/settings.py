@@ -19,7 +19,8 @@ class Settings(BaseModel):
 
 def by_kind(union: Any) -> dict[str, Any]:  # noqa: ANN401 - Annotated unions have no type of their own
     """The settings class of every ``kind`` of an annotated union such as ``Training``."""
-    classes = get_args(get_args(union)[0])
+    alone = get_args(union)[0]  # which is no union where there is one kind
+    classes = get_args(alone) or (alone,)
     return {get_args(settings.model_fields["kind"].annotation)[0]: settings for settings in classes}
 
 

@@ -214,6 +214,16 @@ class StrategyTraits(Pluggable):
         return False
 
 
+class TrackerTraits(Pluggable):
+    """What headwater asks of a tracker whatever its kind.
+
+    Attributes:
+        folder: where it may write, below the run folder; empty for ``trackers/KIND``.
+    """
+
+    folder: ClassVar[str] = ""
+
+
 class CodecTraits(Pluggable):
     """What headwater asks of a codec whatever its kind.
 

@@ -22,6 +22,7 @@ from headwater.server.rounds.federation_server import RunResult
 from headwater.server.rounds.finish import finish
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
+from headwater.server.trackers.tracking import Tracking
 from headwater.server.workspace.run_queue import ENDED, RunEntry, RunQueue
 from headwater.server.workspace.workspace import Workspace
 from headwater.simulation.network import LocalNetwork
@@ -36,12 +37,13 @@ PREDECESSORS_S = 40.0
 
 
 def run_on_network(
-    loaded: LoadedFederation, folder: RunFolder, observer: Observer, should_stop: Callable[[], bool]
+    loaded: LoadedFederation, folder: RunFolder, tracking: Tracking, should_stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """Run all rounds that are left over TLS between processes; the result comes into the run folder.
 
     Server and devices stay in ``network/`` of the run folder, to be looked at, and for ``--resume``. Their
-    processes end when this one does, however it ends.
+    processes end when this one does, however it ends. The caller holds the folder, and its trackers are told
+    here: they write where a person looks for them, and the daemon need not allow them.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -53,27 +55,22 @@ def run_on_network(
     """
     warnings = _check_rows(loaded)
     for warning in warnings:
-        observer(Notice(warning))
+        tracking.observe(Notice(warning))
     home, lost = folder.path / "network", dict[str, str]()
-    with folder.locked():
-        entry = _earlier_run(home, observer)
-        if entry is None or entry.state not in ENDED:
-            with LocalNetwork(home, plugins=tuple(loaded.settings.packages)) as network:
-                lost = _run(network, entry, loaded, observer, should_stop)
-        entry = _last_run(home)
-        assert entry is not None
-        summary = _result(entry, home / "server" / "runs" / entry.run, loaded, folder)
-        summary["engine"] = "network"
-        summary["notices"] = [*summary.get("notices", []), *warnings]
-        for name, reason in lost.items():  # the daemon only knows that they are no longer enrolled
-            summary["lost"][name] = {
-                "asked": 0,
-                "failed": 0,
-                **summary["lost"].get(name, {}),
-                "reason": reason,
-            }
-        folder.write_json("summary.json", summary)
-        return summary
+    entry = _earlier_run(home, tracking.observe)
+    if entry is None or entry.state not in ENDED:
+        with LocalNetwork(home, plugins=tuple(loaded.settings.packages)) as network:
+            lost = _run(network, entry, loaded, tracking, should_stop)
+    entry = _last_run(home)
+    assert entry is not None
+    summary = _result(entry, home / "server" / "runs" / entry.run, loaded, folder)
+    summary["engine"] = "network"
+    summary["notices"] = [*summary.get("notices", []), *warnings]
+    for name, reason in lost.items():  # the daemon only knows that they are no longer enrolled
+        before = {"asked": 0, "failed": 0, **summary["lost"].get(name, {})}
+        summary["lost"][name] = {**before, "reason": reason}
+    folder.write_json("summary.json", summary)
+    return summary
 
 
 def _check_rows(loaded: LoadedFederation) -> tuple[str, ...]:
@@ -90,7 +87,7 @@ def _run(
     network: LocalNetwork,
     entry: RunEntry | None,
     loaded: LoadedFederation,
-    observer: Observer,
+    tracking: Tracking,
     should_stop: Callable[[], bool],
 ) -> dict[str, str]:
     """Until the run has ended or is paused; who was lost without having been refused in a round, and why."""
@@ -107,9 +104,10 @@ def _run(
         book = RunQueue(network.workspace.runs_book, network.workspace.runs)
         entry = book.request_stop(entry.run, "")
     network.start_daemon()
-    observer(Notice(f"daemon on 127.0.0.1:{network.ports[0]} (TLS), {len(network.agents)} agents"))
+    tracking.observe(Notice(f"daemon on 127.0.0.1:{network.ports[0]} (TLS), {len(network.agents)} agents"))
     run = network.submit(loaded) if entry is None else entry.run
-    follower = Follower(network, run, loaded, observer, should_stop)
+    tracking.read_from(network.run_folder(run) / "rounds.jsonl")
+    follower = Follower(network, run, loaded, tracking.observe, should_stop)
     follower.hold()  # no round before everybody is there: all engines have the same clients in round 1
     if entry is not None and entry.state in ("paused", "failed"):
         with network.control() as control:

@@ -103,8 +103,8 @@ class Follower:
             FederationStopped: too few clients are left, the daemon ended, or the run failed.
             StorageError: it failed for want of a disk.
         """
-        rounds = self._folder.read_rounds()
-        self._told = rounds[-1].round if rounds else -1
+        done = self._folder.checkpoint_round()  # a line without its checkpoint is made again
+        self._told = -1 if done is None else done
         settings = self._loaded.settings.federation
         self._observer(RunStarted(settings.rounds, max(self._told, 0), len(self._network.agents)))
         reader = threading.Thread(target=self._read, daemon=True, name="events")

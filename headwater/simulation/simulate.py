@@ -6,16 +6,18 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-from headwater.client.execution.runtime import ClientRuntime
+from headwater.client.execution.runtime import ClientRuntime, run_id
 from headwater.client.execution.store import DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.server.events import Notice, Observer
 from headwater.server.rounds.federation_server import FederationServer, RunResult
-from headwater.server.rounds.finish import finish
+from headwater.server.rounds.finish import finish, tell_trackers
 from headwater.server.storage.run_folder import RunFolder
+from headwater.server.trackers.tracking import Tracking
 from headwater.simulation.baselines import check_baselines, run_baselines
 from headwater.simulation.grid import InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
@@ -51,11 +53,28 @@ def simulate(
     Raises:
         HeadwaterError: what is wrong with file, data or model, or that the federation cannot go on.
     """
-    if engine == "network":
-        from headwater.simulation.network_engine import run_on_network  # certificates, gRPC
+    watched = Tracking(loaded.trackers, run_id(loaded), loaded.settings, folder.path, observer)
+    loaded = replace(loaded, trackers=())  # no process but this one needs their packages
+    with folder.locked(), watched as tracking:
+        if engine == "network":
+            from headwater.simulation.network_engine import run_on_network  # certificates, gRPC
 
-        return run_on_network(loaded, folder, observer, should_stop)
-    with folder.locked(), ExitStack() as stack:
+            summary = run_on_network(loaded, folder, tracking, should_stop)
+        else:
+            summary = _run_here(loaded, folder, engine, workers, tracking.observe, should_stop)
+        return tell_trackers(tracking, folder, summary)
+
+
+def _run_here(
+    loaded: LoadedFederation,
+    folder: RunFolder,
+    engine: Engine,
+    workers: int,
+    observer: Observer,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """In this process, its workers, or Ray's."""
+    with ExitStack() as stack:
         check_baselines(loaded.settings)
         context = TrainingContext.open(loaded)
         runtime = ClientRuntime.open(loaded, context)

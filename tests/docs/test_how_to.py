@@ -31,6 +31,7 @@ PAGES = {
     "add-a-trainer": None,
     "add-an-adapter-kind": None,
     "add-a-task": None,
+    "add-a-tracker": VECTOR,
 }
 """The federation that a page's tables are put into; None is a tiny text model's."""
 CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -124,12 +125,25 @@ def test_a_federation_runs_with_it(stranger):
     resolved = tomllib.loads((out / "federation.toml").read_text())
     assert not summary["failures"]
     assert len(summary["adapter_sha256"]) == 64
-    (used,) = resolved["plugins"].items()
-    assert used[1].endswith(" 1.0")
+    if "trackers" in resolved:  # which are not pinned, since no bit depends on them
+        assert "plugins" not in resolved
+        (kind,) = [f"trackers:{table['kind']}" for table in resolved["trackers"]]
+    else:
+        ((kind, release),) = resolved["plugins"].items()
+        assert release.endswith(" 1.0")
     listed = stranger.run("-m", "headwater", "plugins")
-    assert f"{used[0]}: " in listed
+    assert f"{kind}: " in listed
     assert "site-packages" in listed
     CHECKS[stranger.page](summary, rounds)
+
+
+@pytest.mark.parametrize("stranger", ["add-a-tracker"], indirect=True)
+def test_the_tracker_wrote_what_the_rounds_say(stranger):
+    out = stranger.folder / "told"
+    stranger.run("-m", "headwater", "simulate", stranger.federation(), "--out", out, "--quiet")
+    rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    lines = (out / "trackers/csv_rounds/rounds.csv").read_text().splitlines()
+    assert lines == ["round,loss,bytes_up", *(f"{r['round']},,{r['bytes']['up']}" for r in rounds)]
 
 
 def clipped(summary, rounds):
@@ -151,12 +165,18 @@ def learned(summary, rounds):
     assert losses[-1] < losses[0]
 
 
+def told(summary, rounds):
+    """It has taken every round."""
+    assert summary["trackers"] == {"csv_rounds": {"through": 2, "missing": 0, "failures": {}}}
+
+
 CHECKS = {
     "add-a-rule": clipped,
     "add-a-codec": a_quarter,
     "add-a-trainer": learned,
     "add-an-adapter-kind": learned,
     "add-a-task": learned,
+    "add-a-tracker": told,
 }
 
 

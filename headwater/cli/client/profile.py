@@ -129,8 +129,8 @@ def _files(options: argparse.Namespace) -> tuple[AgentSettings | None, LoadedFed
     from headwater.config.model import VectorModel
 
     if options.federation is None:
-        return None, load_federation(options.config)
-    agent, loaded = load_agent(options.config), load_federation(options.federation)
+        return None, load_federation(options.config, trackers=False)
+    agent, loaded = load_agent(options.config), load_federation(options.federation, trackers=False)
     if agent.file.policy.threads is not None:
         federation = loaded.settings.federation
         fewer = federation.model_copy(update={"threads": min(federation.threads, agent.file.policy.threads)})

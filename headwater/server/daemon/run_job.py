@@ -13,7 +13,7 @@ from headwater.compression.seed_update import scalars_max_bytes
 from headwater.compression.table import codec_for
 from headwater.config.federation import Federation
 from headwater.data.federated import FederatedData
-from headwater.errors import FederationStopped
+from headwater.errors import FederationStopped, HeadwaterError
 from headwater.proto.wire import MAX_ENVELOPE
 from headwater.seeds.keys import Key
 from headwater.server.clients.discovery import DiscoveredClients
@@ -22,10 +22,11 @@ from headwater.server.events import Observer
 from headwater.server.metrics import metric_name
 from headwater.server.monitoring.monitor import Monitor
 from headwater.server.rounds.federation_server import FederationServer, RunResult
-from headwater.server.rounds.finish import finish
+from headwater.server.rounds.finish import finish, tell_trackers
 from headwater.server.storage.adapter_versions import Versions
 from headwater.server.storage.durability import Durability
 from headwater.server.storage.update_spool import Spool
+from headwater.server.trackers.tracking import Tracking
 from headwater.server.workspace.required_inputs import require_inputs
 from headwater.server.workspace.run_queue import RunEntry, RunQueue, StopRequest
 from headwater.strategies.seeding import round_seeds
@@ -105,7 +106,7 @@ class RunJob:
         settings = self._settings()
         for told in require_inputs(self.loaded, f"headwater server resume DIR {self.entry.run}"):
             self._monitor.notice(told, run=self.entry.run)
-        with self.folder.locked():
+        with self.folder.locked(), self._tracking(settings) as tracking:
             context = self.context = TrainingContext.open(self.loaded)
             self.max_reply_bytes = reply_bound(settings, context)
             root = Key.root(settings.federation.seed)
@@ -118,7 +119,7 @@ class RunJob:
                 context,
                 self.folder,
                 test=data.test(),
-                observer=self._observer,
+                observer=tracking.observe,
                 should_stop=lambda: bool(self._stop_request),
                 durability=self._durability(),
                 wire_run_id=self.entry.wire_run_id,
@@ -145,7 +146,16 @@ class RunJob:
                 return
             finally:
                 pool.exchange.forget_all()
-            self._finish(outcome, context)
+            self._finish(outcome, context, tracking)
+
+    def _tracking(self, settings: Federation) -> Tracking:
+        """The run's trackers: none where their tables are no longer right, which people are told."""
+        try:
+            trackers = self._book.trackers(self.entry.run)
+        except HeadwaterError as error:  # its package is gone, or not allowed any more: no matter of the run
+            self._monitor.error(f"the run goes on without trackers: {error}", run=self.entry.run)
+            trackers = ()
+        return Tracking(trackers, self.entry.run, settings, self.folder.path, self._observer)
 
     @property
     def _observer(self) -> Observer:
@@ -173,11 +183,12 @@ class RunJob:
     def _rolled_back(self) -> None:
         self._book.request_rollback(self.entry.run, None)
 
-    def _finish(self, outcome: RunResult, context: TrainingContext) -> None:
+    def _finish(self, outcome: RunResult, context: TrainingContext, tracking: Tracking) -> None:
         if outcome.reason == "stopped" and self._stop_request == "pause":
             self._set("paused", "by the organiser")
             return
-        finish(self.loaded, self.folder, context, outcome, engine="server", notices=context.notices)
+        summary = finish(self.loaded, self.folder, context, outcome, engine="server", notices=context.notices)
+        tell_trackers(tracking, self.folder, summary)
         ends = {"rounds": "all rounds are done", "patience": "no better adapter came"}
         self._set("finished" if outcome.finished else "stopped", ends.get(outcome.reason, "by the organiser"))
 

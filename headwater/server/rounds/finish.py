@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headwater.config import LoadedFederation
+from headwater.errors import StorageError
 from headwater.process_memory import status_bytes
 from headwater.server.report.page import write_report
 from headwater.server.rounds.federation_server import RunResult
 from headwater.server.rounds.summary import summarise
 from headwater.server.storage.run_folder import RunFolder
+from headwater.server.trackers.tracking import Tracking
 from headwater.training.context import TrainingContext
 
 
@@ -55,6 +58,27 @@ def finish(
     summary["notices"] = list(notices)
     folder.write_json("summary.json", summary)
     write_report(folder)
+    return summary
+
+
+def tell_trackers(tracking: Tracking, folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
+    """Hand the summary to the run's trackers, if it has any, and write into it how they fared.
+
+    Returns:
+        The summary, with ``trackers``.
+    """
+    reports = tracking.end(summary)
+    if not reports:
+        return summary
+    sentences = [text for report in reports for text in report.sentences()]
+    summary = {
+        **summary,
+        "notices": [*summary.get("notices", []), *sentences],
+        "trackers": {report.kind: report.row() for report in reports},
+    }
+    with contextlib.suppress(StorageError):  # it stands there without them
+        folder.write_json("summary.json", summary)
+        write_report(folder)
     return summary
 
 

@@ -97,8 +97,12 @@ class RunFolder:
         return folder
 
     @staticmethod
-    def open(path: Path) -> tuple[RunFolder, LoadedFederation, dict[str, Any]]:
+    def open(path: Path, *, trackers: bool = False) -> tuple[RunFolder, LoadedFederation, dict[str, Any]]:
         """A run to resume: its folder, its federation and its origin.
+
+        Args:
+            path: the folder.
+            trackers: read whom the run is to be told to, too; else the federation has none.
 
         Raises:
             ConfigError: ``path`` is not a run folder.
@@ -113,7 +117,7 @@ class RunFolder:
                 got="another one" if path.is_dir() else "no folder",
                 hint="Give the folder that the run printed last.",
             ) from None
-        loaded = load_federation(path / "federation.toml", folder=source)
+        loaded = load_federation(path / "federation.toml", folder=source, trackers=trackers)
         return RunFolder(path), loaded, origin
 
     @contextmanager

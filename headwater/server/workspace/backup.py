@@ -2,7 +2,8 @@
 
 A backup is made while the daemon runs and holds one moment of it (see :mod:`.snapshot`):
 settings, registry, the list of runs, every run with its checkpoint and adapter versions. Left out are logs,
-locks, and the spool: the clients of the open round are asked again, and answer with the same bytes.
+locks, what trackers wrote (a restored run tells them all rounds again), and the spool: the clients of the
+open round are asked again, and answer with the same bytes.
 Secrets are left out unless asked for.
 """
 
@@ -29,7 +30,7 @@ from headwater.server.workspace.snapshot import Pinned, snapshot
 from headwater.server.workspace.workspace import Workspace, empty_folder, make_private_folder
 
 _TOP = ("server.toml", "federation.toml", "clients.json", "seen.json", "runs.json", "runs")
-_LEFT_OUT = ("lock", "spool")
+_LEFT_OUT = ("lock", "spool", "trackers", "tensorboard")
 
 
 @dataclass(frozen=True)

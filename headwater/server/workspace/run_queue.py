@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from headwater.config import LoadedFederation, load_federation
 from headwater.config.federation import Federation
+from headwater.config.traits import TrackerTraits
 from headwater.errors import ConfigError, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.control import RunState
@@ -165,7 +166,17 @@ class RunQueue:
         folder, loaded, _ = RunFolder.open(self._runs / entry.run)
         start = (self._runs.parent / entry.folder).resolve() if entry.folder else loaded.folder
         places = [f"{key}={value}" for key, value in entry.changes.items() if key in PLACES]
-        return folder, load_federation(folder.path / "federation.toml", places, folder=start)
+        file = folder.path / "federation.toml"
+        return folder, load_federation(file, places, folder=start, trackers=False)
+
+    def trackers(self, run: str) -> tuple[TrackerTraits, ...]:
+        """Whom the run's rounds are told to, as its ``federation.toml`` says by now.
+
+        Raises:
+            ConfigError: there is no such kind, or the server's owner does not allow it.
+        """
+        file = self._runs / self.get(run).run / "federation.toml"
+        return load_federation(file, name=f"run {run}").trackers
 
     def move(self, run: str, folder: Path) -> RunEntry:
         """From now on the run's relative paths start at ``folder``."""
@@ -230,7 +241,7 @@ class RunQueue:
             if settings is None or before is None or before.changes != entry.changes:
                 path = self._runs / entry.run / "federation.toml"
                 changes = [f"{k}={v}" for k, v in entry.changes.items()]
-                settings = load_federation(path, changes, name=f"run {entry.run}").settings
+                settings = load_federation(path, changes, name=f"run {entry.run}", trackers=False).settings
                 self._resolved[entry.run] = entry, settings
                 while len(self._resolved) > _MOST_RESOLVED:
                     del self._resolved[next(iter(self._resolved))]
