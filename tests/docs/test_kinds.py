@@ -11,13 +11,13 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from headwater.config import adapter, assignment, codec, data, model, schedule, strategy, training
+from headwater.config import adapter, assignment, codec, data, model, schedule, strategy, trackers, training
 from headwater.config.settings import by_kind
 
 PACKAGE = Path(__file__).parents[2] / "headwater"
 FAMILIES = (
     model.Model, adapter.Adapter, data.Data, data.Partition, codec.Codec,
-    strategy.Strategy, schedule.Schedule, training.Training, assignment.Assignment,
+    strategy.Strategy, schedule.Schedule, training.Training, assignment.Assignment, trackers.Tracker,
 )  # fmt: skip
 KINDS = {kind for family in FAMILIES for kind in by_kind(family)}
 ALLOWED: set[str] = set()
