@@ -13,6 +13,7 @@ from typing import Any, Literal
 from headwater.client.execution.runtime import ClientRuntime, run_id
 from headwater.client.execution.store import DirectoryStore
 from headwater.config import LoadedFederation
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Notice, Observer
 from headwater.server.rounds.federation_server import FederationServer, RunResult
 from headwater.server.rounds.finish import finish, tell_trackers
@@ -89,9 +90,7 @@ def _run_here(
             context,
             folder,
             test=test,
-            observer=observer,
-            should_stop=should_stop,
-            interrupted=interrupted.is_set,
+            control=RunControl(observer, should_stop, interrupted=interrupted.is_set),
         )
         pool = None
         if engine == "ray":

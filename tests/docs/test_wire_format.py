@@ -31,6 +31,7 @@ from headwater.protocol.messages import (
     TrainRequest,
 )
 from headwater.seeds.keys import Key
+from headwater.server.clients.run_control import RunControl
 from headwater.server.rounds.federation_server import FederationServer
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
@@ -114,8 +115,9 @@ def test_a_federation_of_strangers_gives_the_same_bits(loaded, tmp_path):
     ours = simulate(loaded, RunFolder.create(tmp_path / "ours", loaded, {}))
     folder = RunFolder.create(tmp_path / "theirs", loaded, {})
     grid = StrangersGrid([stranger.Stranger(f"client-{i:04}", 40, 7, 11) for i in range(3)])
+    control = RunControl(lambda event: None)
     server = FederationServer(
-        loaded, "any run", TrainingContext.open(loaded), folder, test=None, observer=lambda event: None
+        loaded, "any run", TrainingContext.open(loaded), folder, test=None, control=control
     )
     outcome = server.run(grid, 3)
     assert outcome.checkpoint.server.state.sha256() == ours["adapter_sha256"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from headwater import __version__
@@ -22,6 +23,21 @@ RETRY_AFTER_S = 60.0
 """A client that is silent, or refused, or does not fit, is asked again after this long: that may change."""
 
 
+@dataclass(frozen=True)
+class EnrolledClients:
+    """Who may take part, and who of them is online now.
+
+    Args:
+        sessions: for every enrolled client that is online, a number that changes when it comes back.
+        enrolled: whether a name may take part.
+        names: every enrolled name.
+    """
+
+    sessions: Callable[[], Mapping[str, int]]
+    enrolled: Callable[[str], bool]
+    names: Callable[[], Iterable[str]] = tuple
+
+
 class DiscoveredClients(ClientPool):
     """Asks every client that comes online who it is; what it said is kept in a file.
 
@@ -30,11 +46,9 @@ class DiscoveredClients(ClientPool):
         run: id of the run.
         settings: of the federation, sent to the clients.
         context: the base model and spec that clients must share.
-        sessions: for every enrolled client that is online, a number that changes when it comes back.
-        enrolled: whether a name may take part.
+        enrolled: who may take part, and who is online.
         path: the file.
         control: time and observer.
-        names: every enrolled name.
     """
 
     def __init__(
@@ -43,21 +57,13 @@ class DiscoveredClients(ClientPool):
         run: str,
         settings: Federation,
         context: TrainingContext,
-        sessions: Callable[[], Mapping[str, int]],
-        enrolled: Callable[[str], bool],
+        enrolled: EnrolledClients,
         path: Path,
         control: RunControl,
-        names: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self.exchange = exchange
-        self._context, self._sessions, self._enrolled, self._path, self._control = (
-            context,
-            sessions,
-            enrolled,
-            path,
-            control,
-        )
-        self._names, self._began_s = names, control.clock()
+        self._context, self._enrolled, self._path, self._control = context, enrolled, path, control
+        self._began_s = control.clock()
         self._seen: set[str] = set()  # clients that were online since then
         self._observer: Observer = control.observer
         federation = settings.model_dump_json(exclude_none=True)
@@ -70,7 +76,7 @@ class DiscoveredClients(ClientPool):
         self._retry_at_s: dict[str, float] = {}  # when to ask a client once more that has not answered well
 
     def profiles(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
-        return {name: p for name, p in sorted(self._known.items()) if self._enrolled(name)}
+        return {name: p for name, p in sorted(self._known.items()) if self._enrolled.enrolled(name)}
 
     def ready(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
         online = self._online()
@@ -87,13 +93,14 @@ class DiscoveredClients(ClientPool):
 
     def lost(self) -> Mapping[str, str]:  # noqa: D102 - inherited
         online = self._online()
-        return {n: why for n, why in sorted(self._unfit.items()) if n in online and self._enrolled(n)}
+        unfit = sorted(self._unfit.items())
+        return {n: why for n, why in unfit if n in online and self._enrolled.enrolled(n)}
 
     def missing(self) -> Mapping[str, str]:  # noqa: D102 - inherited
         online, ready = self._online(), self.ready()
         return {
             name: self._why_not_ready(name, online)
-            for name in sorted({*self._names(), *self.profiles()} - ready.keys())
+            for name in sorted({*self._enrolled.names(), *self.profiles()} - ready.keys())
         }
 
     def _why_not_ready(self, name: str, online: Mapping[str, int]) -> str:
@@ -102,7 +109,7 @@ class DiscoveredClients(ClientPool):
         return self._short.get(name, "has not said yet what it has")
 
     def _online(self) -> Mapping[str, int]:
-        online = self._sessions()
+        online = self._enrolled.sessions()
         self._seen.update(online)
         return online
 

@@ -16,8 +16,9 @@ from headwater.data.federated import FederatedData
 from headwater.errors import FederationStopped, HeadwaterError
 from headwater.proto.wire import MAX_ENVELOPE
 from headwater.seeds.keys import Key
-from headwater.server.clients.discovery import DiscoveredClients
+from headwater.server.clients.discovery import DiscoveredClients, EnrolledClients
 from headwater.server.clients.exchange import Exchange
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Observer
 from headwater.server.metrics import metric_name
 from headwater.server.monitoring.monitor import Monitor
@@ -119,10 +120,10 @@ class RunJob:
                 context,
                 self.folder,
                 test=data.test(),
-                observer=tracking.observe,
-                should_stop=lambda: bool(self._stop_request),
+                control=RunControl(
+                    tracking.observe, lambda: bool(self._stop_request), interrupted=self._interrupted
+                ),
                 durability=self._durability(),
-                wire_run_id=self.entry.wire_run_id,
             )
             network = self._network
             pool = DiscoveredClients(
@@ -130,11 +131,9 @@ class RunJob:
                 self.entry.wire_run_id,
                 self.loaded.settings,
                 context,
-                network.sessions,
-                network.enrolled,
+                EnrolledClients(network.sessions, network.enrolled, network.names),
                 self.folder.path / "state" / "profiles.json",
                 server.control,
-                network.names,
             )
             try:
                 outcome = server.serve(pool)
@@ -170,7 +169,7 @@ class RunJob:
             settings=self._settings,
             rollback=lambda: self._book.get(self.entry.run).rollback,
             rolled_back=self._rolled_back,
-            interrupted=self._interrupted,
+            wire_run_id=self.entry.wire_run_id,
         )
 
     def _settings(self) -> Federation:

@@ -27,7 +27,6 @@ from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.strategies.assignment import names_of
 from headwater.strategies.federated import FederatedStrategy
-from headwater.training.context import TrainingContext
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,6 @@ class Rounds(ABC):
     Args:
         settings: of the federation.
         run: id of the run.
-        context: the base model.
         pool: the clients.
         root: the federation's root key.
         durability: where what was accepted outlives a crash; None in a simulation.
@@ -68,7 +66,6 @@ class Rounds(ABC):
         self,
         settings: Federation,
         run: str,
-        context: TrainingContext,
         pool: ClientPool,
         root: Key,
         durability: Durability | None,
@@ -77,7 +74,7 @@ class Rounds(ABC):
         done: int,
     ) -> None:
         self._downlink = downlink
-        self._run, self._context, self._pool = run, context, pool
+        self._run, self._pool = run, pool
         self._root, self._durability = root, durability
         self._begin(settings, done)
 

@@ -19,7 +19,7 @@ from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.events import ClientFailed
 from headwater.server.rounds.base import RoundResult, Rounds
 from headwater.server.rounds.open_round import OpenRound
-from headwater.server.rounds.round_driver import RoundDriver
+from headwater.server.rounds.round_driver import DrivenRound, RoundDriver
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.strategies.strategy import RoundPlan
 
@@ -76,7 +76,7 @@ class BufferedRounds(Rounds):
             self._coordinator.receive(Gone(client, number, "no longer enrolled"))
         self._free_the_given_up()
         actions = self._coordinator.receive(begin)
-        conversation = RoundDriver(
+        driven = DrivenRound(
             self._coordinator,
             self._pool,
             self._control,
@@ -88,7 +88,7 @@ class BufferedRounds(Rounds):
             fold=self._heeding(checkpoint, lambda incoming: self._keep(open_round, incoming)),
             retime=self._retime,
         )
-        end = conversation.run(actions, begin.accepted)
+        end = RoundDriver(driven, begin.accepted).run(actions)
         if end is None:
             return None
         if isinstance(end, Halt):

@@ -38,8 +38,8 @@ class EvaluationRound:
         test: the server's held-out examples, if any.
         downlink: how the adapter travels.
         control: time and observer.
-        lasting: whether clients may go away, and a round that is left open goes on at the next start.
-        live: the federation as the organiser has it now; how long clients are waited for is asked of it.
+        live: the federation as the organiser has it now, in a run that outlives its process: clients may go
+            away, and a round that is left open goes on at the next start. None in a simulation.
     """
 
     def __init__(
@@ -50,12 +50,10 @@ class EvaluationRound:
         test: Sequence[Example] | None,
         downlink: Downlink,
         control: RunControl,
-        *,
-        lasting: bool = False,
         live: Callable[[], Federation] | None = None,
     ) -> None:
         self._federation, self._run, self._context, self._test = federation, run, context, test
-        self._downlink, self._control, self._lasting = downlink, control, lasting
+        self._downlink, self._control, self._lasting = downlink, control, live is not None
         self._absent: set[str] = set()
         self._live = live or (lambda: federation)
 

@@ -8,7 +8,7 @@ the strategy; nothing of Flower's own aggregation is used. :mod:`.rounds` has th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.serverapp import Grid
@@ -23,7 +23,7 @@ from headwater.server.clients.downlink import Downlink
 from headwater.server.clients.exchange import Exchange
 from headwater.server.clients.handshake import collect_profiles
 from headwater.server.clients.run_control import RunControl
-from headwater.server.events import Notice, Observer, RoundEnded, RunStarted, Waiting
+from headwater.server.events import Notice, RoundEnded, RunStarted, Waiting
 from headwater.server.metrics import Tracker, metric_name
 from headwater.server.round_record import RoundDraft, RoundRecord, Traffic
 from headwater.server.rounds.base import RoundResult, Rounds
@@ -73,12 +73,8 @@ class FederationServer:
         context: the base model, for evaluation and the initial adapter.
         folder: where rounds and checkpoints are written.
         test: the server's held-out examples, if any.
-        observer: is told what happens.
-        should_stop: asked often; True ends the run after the open round.
-        clock: seconds that only go forward.
+        control: observer, clock, and the requests to stop. Deadlines are the federation's.
         durability: what a daemon adds; without it too few clients end the run.
-        wire_run_id: the run's id among the clients, where it is another one.
-        interrupted: asked often; True ends the run now. A deployment has its own.
     """
 
     def __init__(
@@ -89,21 +85,16 @@ class FederationServer:
         folder: RunFolder,
         *,
         test: Sequence[Example] | None,
-        observer: Observer,
-        should_stop: Callable[[], bool] = lambda: False,
-        clock: Callable[[], float] = time.monotonic,
+        control: RunControl,
         durability: Durability | None = None,
-        wire_run_id: str = "",
-        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._wire_run_id = wire_run_id or run
+        self._wire_run_id = durability.wire_run_id if durability else run
         self._loaded, self._run, self._context, self._folder, self._test = loaded, run, context, folder, test
-        self._observer, self._should_stop = observer, should_stop
+        self._observer, self._should_stop = control.observer, control.should_stop
         self._durability = durability
         self._root = Key.root(loaded.settings.federation.seed)
         self._downlink = Downlink(self._root)
-        interrupted = durability.interrupted if durability else interrupted
-        self.control = RunControl(observer, should_stop, clock, None, interrupted)
+        self.control = control
         self._use(loaded.settings)
 
     def _use(self, settings: Federation) -> None:
@@ -121,7 +112,6 @@ class FederationServer:
             self._test,
             self._downlink,
             self.control,
-            lasting=durability is not None,
             live=None if durability is None else durability.settings,
         )
 
@@ -155,8 +145,8 @@ class FederationServer:
         """Run all rounds that are left, with whoever is there.
 
         Raises:
-            FederationStopped: too few clients, without a deployment; the last checkpoint stays.
-            Interrupted: the deployment says so.
+            FederationStopped: too few clients, without durability; the last checkpoint stays.
+            Interrupted: ``control`` says so.
         """
         checkpoint = self._start(pool)
         if checkpoint is None:
@@ -207,7 +197,6 @@ class FederationServer:
         return kind(
             self._settings,
             self._wire_run_id,
-            self._context,
             pool,
             self._root,
             self._durability,

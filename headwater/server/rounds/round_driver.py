@@ -40,7 +40,7 @@ TELL_S = 10.0
 
 
 class CoordinatorProtocol(Protocol):
-    """What a coordinator is to a conversation; both kinds have it."""
+    """What :class:`RoundDriver` needs of a coordinator; both kinds have it."""
 
     @property
     def stopping(self) -> bool:
@@ -63,8 +63,8 @@ class CoordinatorProtocol(Protocol):
 
 
 @dataclass(frozen=True)
-class RoundDriver:
-    """One round's talk.
+class DrivenRound:
+    """One open round, as :class:`RoundDriver` drives it.
 
     Args:
         coordinator: has taken ``Begin``; decides.
@@ -92,50 +92,57 @@ class RoundDriver:
     replaceable: bool = False
     retime: Callable[[], None] = lambda: None
 
-    def run(self, first: Iterable[Action], accepted: Iterable[str] = ()) -> Close | Halt | None:
-        """Until the coordinator ends the round.
 
-        None if that cannot be: a stop was asked for and nobody is at work, too many were revoked or have
-        other data now, or others are there in place of those who fail or are silent beyond the deadline.
+class RoundDriver:
+    """Carries events to a round's coordinator and does what it answers, until the round ends.
 
-        Raises:
-            StorageError: an update could not be kept.
-            Interrupted: the run is to end now.
-        """
-        talk = _Talk(self, accepted)
-        end = talk.do(first)
-        while end is None:
-            end = talk.step()
-            # one that is not persistent ends by itself, when all have said what went wrong
-            stuck = self.coordinator.persistent and self.coordinator.reachable < self.need
-            if end is None and (talk.gave_up() or talk.replan or stuck):
-                talk.waits.over()
-                return None
-        talk.tell_waiting(False)
-        talk.waits.over()
-        return end
+    Args:
+        driven: the round.
+        accepted: clients whose updates an earlier process had accepted into it.
+    """
 
-
-class _Talk:
-    """The state of a conversation."""
-
-    def __init__(self, conversation: RoundDriver, accepted: Iterable[str]) -> None:
-        self._with = conversation
+    def __init__(self, driven: DrivenRound, accepted: Iterable[str] = ()) -> None:
+        self._with = driven
         self._accepted = set(accepted)
         self._failed_ones: set[str] = set()
         self._failed_once: set[str] = set()  # and may be at work again
         self._again: set[str] = set()  # of those, who was asked once more, ready or not
         self._looked_s = -1e18
-        self._there: set[str] = set(conversation.there)
+        self._there: set[str] = set(driven.there)
         self._gone: set[str] = set()
         self._give_up_s: float | None = None
         self._at_the_latest_s = math.inf
-        self._told_waiting: tuple[int, tuple[str, ...]] = (conversation.need, ())
-        self._began_s = conversation.control.clock()
-        self.waits = TellsWaits(conversation.control.observer, conversation.round, "train", self._began_s)
-        self.replan = False
+        self._told_waiting: tuple[int, tuple[str, ...]] = (driven.need, ())
+        self._began_s = driven.control.clock()
+        self._waits = TellsWaits(driven.control.observer, driven.round, "train", self._began_s)
+        self._replan = False
 
-    def step(self) -> Close | Halt | None:
+    def run(self, first: Iterable[Action]) -> Close | Halt | None:
+        """Drive the round until the coordinator ends it.
+
+        None if that cannot be: a stop was asked for and nobody is at work, too many were revoked or have
+        other data now, or others are there in place of those who fail or are silent beyond the deadline.
+
+        Args:
+            first: what the coordinator answered to ``Begin``.
+
+        Raises:
+            StorageError: an update could not be kept.
+            Interrupted: the run is to end now.
+        """
+        coordinator, end = self._with.coordinator, self._do(first)
+        while end is None:
+            end = self._step()
+            # one that is not persistent ends by itself, when all have said what went wrong
+            stuck = coordinator.persistent and coordinator.reachable < self._with.need
+            if end is None and (self._gave_up() or self._replan or stuck):
+                self._waits.over()
+                return None
+        self._tell_waiting(False)
+        self._waits.over()
+        return end
+
+    def _step(self) -> Close | Halt | None:
         with_, control = self._with, self._with.control
         control.check()
         if control.should_stop() and not with_.coordinator.stopping:
@@ -147,7 +154,7 @@ class _Talk:
         for incoming in with_.pool.poll(TrainRequest):
             quiet = False
             event = Arrived(incoming.address, incoming.round)
-            end = self.do(with_.coordinator.receive(event), incoming) or self._tick()
+            end = self._do(with_.coordinator.receive(event), incoming) or self._tick()
             if end is not None:
                 return end
         end = self._look() or self._tick()
@@ -155,7 +162,7 @@ class _Talk:
             control.pause()
         return end
 
-    def gave_up(self) -> bool:
+    def _gave_up(self) -> bool:
         """Whether a stop has waited long enough: for a round in which nobody is at work, or for a deadline.
 
         A client that is there and never answers must not keep the organiser from stopping.
@@ -167,7 +174,7 @@ class _Talk:
             self._give_up_s = now + STOP_PATIENCE_S
         return now > min(self._give_up_s, self._at_the_latest_s)
 
-    def do(self, actions: Iterable[Action], incoming: ReceivedReply | None = None) -> Close | Halt | None:
+    def _do(self, actions: Iterable[Action], incoming: ReceivedReply | None = None) -> Close | Halt | None:
         """Do what the coordinator says, in order; the end of the round, if it is one."""
         ask: list[str] = []
         end: Close | Halt | None = None
@@ -181,7 +188,7 @@ class _Talk:
                 case Discard():
                     self._failed(action.round, action.client, f"reply dropped: {action.reason}")
                 case Fold() if incoming is not None:
-                    end = self.do(self._fold(incoming))
+                    end = self._do(self._fold(incoming))
                 case Close() | Halt():
                     end = action
         if ask:
@@ -210,7 +217,7 @@ class _Talk:
         self._with.control.observer(ClientFailed(round, client, reason))
 
     def _tick(self) -> Close | Halt | None:
-        return self.do(self._with.coordinator.receive(Tick(self._with.control.clock())))
+        return self._do(self._with.coordinator.receive(Tick(self._with.control.clock())))
 
     def _look(self) -> Close | Halt | None:
         """Tell the coordinator which clients came back, were revoked, or have other data than was planned."""
@@ -221,22 +228,22 @@ class _Talk:
         receive, number, end = self._with.coordinator.receive, self._with.round, None
         ready, known = set(self._with.pool.ready()), self._with.pool.profiles()
         for client in sorted(ready - self._there):
-            end = end or self.do(receive(Joined(client, number)))
+            end = end or self._do(receive(Joined(client, number)))
         self._there = ready
         self._with.retime()
         for client, planned in sorted(self._with.clients.items()):
             reason = _why_gone(planned, known.get(client))
             if reason and client not in self._gone:
                 self._gone.add(client)
-                end = end or self.do(receive(Gone(client, number, reason)))
-        self.replan = self._with.replaceable and self._lacks(now) and self._others()
+                end = end or self._do(receive(Gone(client, number, reason)))
+        self._replan = self._with.replaceable and self._lacks(now) and self._others()
         why = self._why_not_here(ready)
         # whose update is in is wanted no more: it counts, wherever its device has gone
         reachable = len(set(self._with.clients) - (why.keys() - self._accepted))
         waiting = reachable < self._with.need
-        self.tell_waiting(waiting, reachable, self._absent(why) if waiting else ())
+        self._tell_waiting(waiting, reachable, self._absent(why) if waiting else ())
         if end is None:
-            self.waits.look(self._out(why), now)
+            self._waits.look(self._out(why), now)
         return end
 
     def _why_not_here(self, ready: set[str]) -> dict[str, str]:
@@ -275,7 +282,7 @@ class _Talk:
         ready = self._with.pool.ready()
         return any(p.train_examples and name not in self._with.clients for name, p in ready.items())
 
-    def tell_waiting(self, waiting: bool, reachable: int = 0, absent: tuple[str, ...] = ()) -> None:
+    def _tell_waiting(self, waiting: bool, reachable: int = 0, absent: tuple[str, ...] = ()) -> None:
         """Tell that the round waits for clients, who is not here, and when it waits no more."""
         need = self._with.need
         told = (reachable, absent) if waiting else (need, ())

@@ -1,4 +1,4 @@
-"""One synchronous round, planned, talked through and merged: :class:`SynchronousRounds`.
+"""One synchronous round, planned, driven and merged: :class:`SynchronousRounds`.
 
 Each update is folded the moment it arrives, so memory does not grow with clients.
 """
@@ -15,7 +15,7 @@ from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.rounds.base import RoundResult, Rounds
 from headwater.server.rounds.open_round import OpenRound
-from headwater.server.rounds.round_driver import RoundDriver
+from headwater.server.rounds.round_driver import DrivenRound, RoundDriver
 from headwater.server.storage.checkpoint import Checkpoint
 
 
@@ -51,7 +51,7 @@ class SynchronousRounds(Rounds):
         self._tell_begun(number, len(clients))
         accepted = self._refold(open_round)
         actions = self._coordinator.receive(Begin(number, tuple(clients), self._control.clock(), accepted))
-        conversation = RoundDriver(
+        driven = DrivenRound(
             self._coordinator,
             self._pool,
             self._control,
@@ -64,7 +64,7 @@ class SynchronousRounds(Rounds):
             replaceable=self._durability is not None,
             retime=self._retime,
         )
-        end = conversation.run(actions, accepted)
+        end = RoundDriver(driven, accepted).run(actions)
         self._pool.exchange.forget(TrainRequest, number)
         if end is None:
             return None

@@ -83,7 +83,7 @@ class Durability:
         settings: the federation with the organiser's changes, asked between rounds.
         rollback: the version to go on from, if the organiser asks for it.
         rolled_back: told when that is done and on disk.
-        interrupted: asked often; True ends the run now.
+        wire_run_id: the run's id among the clients.
     """
 
     spool: Spool
@@ -92,7 +92,7 @@ class Durability:
     settings: Callable[[], Federation]
     rollback: Callable[[], int | None]
     rolled_back: Callable[[], None]
-    interrupted: Callable[[], bool]
+    wire_run_id: str
 
     def forget_through(self, round: int) -> None:
         """Rounds up to ``round`` are in the checkpoint: their record and their replies are needed no more.

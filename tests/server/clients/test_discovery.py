@@ -10,9 +10,9 @@ from headwater.config import load_federation
 from headwater.errors import DecodeError
 from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import ClientFailure, ClientProfile, ProfileRequest, reported
-from headwater.server.clients import discovery as roll_call
+from headwater.server.clients import discovery
 from headwater.server.clients.client_pool import AWAY_S
-from headwater.server.clients.discovery import DiscoveredClients
+from headwater.server.clients.discovery import DiscoveredClients, EnrolledClients
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Notice
@@ -44,23 +44,21 @@ def profile(name, validation=6):
 
 
 class Site:
-    """A roll call whose clients' sessions and answers a test writes down, and the time."""
+    """A client discovery whose clients' sessions and answers a test writes down, and the time."""
 
     def __init__(self, folder, monkeypatch):
         self.sessions, self.now, self.events, self.replies = {}, 0.0, [], []
         save_profiles(folder / "profiles.json", {name: profile(name) for name in NAMES[:3]})
-        monkeypatch.setattr(roll_call, "profile_of", self.answer)
+        monkeypatch.setattr(discovery, "profile_of", self.answer)
         control = RunControl(self.events.append, clock=lambda: self.now)
         self.pool = DiscoveredClients(
             self,
             "run-1",
             SimpleNamespace(model_dump_json=lambda **named: "{}"),
             SimpleNamespace(base_sha256=""),
-            lambda: self.sessions,
-            lambda name: name in NAMES,
+            EnrolledClients(lambda: self.sessions, lambda name: name in NAMES, lambda: NAMES),
             folder / "profiles.json",
             control,
-            lambda: NAMES,
         )
         self.control = control
 
@@ -120,11 +118,11 @@ def test_who_cannot_work_is_missing_for_the_reason_that_its_device_gave(site, mo
     def refuse(incoming, context, run, client=""):
         raise after_hours
 
-    monkeypatch.setattr(roll_call, "profile_of", refuse)
+    monkeypatch.setattr(discovery, "profile_of", refuse)
     site.come("ann")
     assert site.pool.missing()["ann"] == hours.sentence()
     monkeypatch.undo()
-    monkeypatch.setattr(roll_call, "profile_of", site.answer)
+    monkeypatch.setattr(discovery, "profile_of", site.answer)
     site.come("ann")
     assert "ann" in site.pool.ready()
     site.pool.forget_profile("ann", no_room)
@@ -156,7 +154,7 @@ def test_who_has_not_been_here_since_the_daemon_began_has_time_to_come_back(site
 
 
 def who_is_asked(site, took_part):
-    measurement = EvaluationRound(None, "run-1", None, None, None, site.control, lasting=True)
+    measurement = EvaluationRound(None, "run-1", None, None, None, site.control, live=lambda: None)
     record = RoundDraft(3, {}, Traffic())
     asked = measurement._who_is_here(NAMES[:3], took_part, site.pool, record)
     again = RoundDraft(4, {}, Traffic())
@@ -189,9 +187,7 @@ def test_how_long_an_evaluation_is_waited_for_is_what_the_organiser_says_now(sit
         return load_federation(file, changes).settings
 
     now = [federation()]
-    measurement = EvaluationRound(
-        federation(), "run-1", None, None, None, site.control, lasting=True, live=lambda: now[0]
-    )
+    measurement = EvaluationRound(federation(), "run-1", None, None, None, site.control, live=lambda: now[0])
     assert measurement._deadline_s() == 3600.0  # the round's, where it has none of its own
     now[0] = federation("evaluation.deadline_s=20")
     assert measurement._deadline_s() == 20.0

@@ -20,6 +20,7 @@ from headwater.flower import assume_task_identity, pack, unpack
 from headwater.proto.wire import decode_reply, encode_reply
 from headwater.protocol.messages import ClientFailure, Evaluation, Payload, ProfileRequest, TrainRequest
 from headwater.server.clients.exchange import Exchange
+from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientDone, ClientFailed
 from headwater.server.rounds.federation_server import FederationServer
 from headwater.server.storage.run_folder import RunFolder
@@ -100,7 +101,9 @@ def federate(file, tmp_path):
         names = runtime.data.clients
         grid = Tampered(InProcessGrid(names, runtime, MemoryStore()), names, tamper, kind)
         test = runtime.data.test()
-        server = FederationServer(loaded, runtime.run, context, folder, test=test, observer=events.append)
+        server = FederationServer(
+            loaded, runtime.run, context, folder, test=test, control=RunControl(events.append)
+        )
         server.run(grid, len(names))
         records = [json.loads(line) for line in folder.rounds.read_text().splitlines()]
         return Ended([r["state_sha256"] for r in records], records, events)

@@ -9,7 +9,7 @@ from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.clients.run_control import RunControl
-from headwater.server.rounds.round_driver import RoundDriver
+from headwater.server.rounds.round_driver import DrivenRound, RoundDriver
 
 
 def profile(name, examples=5):
@@ -37,12 +37,12 @@ class Fleet(ClientPool):
             yield self.answers.pop(0)
 
 
-def talk(pool, planned, *, need, fold=lambda incoming: None, stop=False, deadline_s=None, replaceable=False):
+def drive(pool, planned, *, need, fold=lambda incoming: None, stop=False, deadline_s=None, replaceable=False):
     """A round of these clients, each planned with 5 examples; its end and who was asked."""
     clock = iter(range(5000))
     coordinator = Coordinator(1, min_clients=need, retry_s=2, deadline_s=deadline_s)
     asked = []
-    conversation = RoundDriver(
+    driven = DrivenRound(
         coordinator,
         pool,
         RunControl(lambda event: None, lambda: stop, lambda: float(next(clock)), deadline_s),
@@ -55,7 +55,7 @@ def talk(pool, planned, *, need, fold=lambda incoming: None, stop=False, deadlin
         replaceable=replaceable,
     )
     actions = coordinator.receive(Begin(1, tuple(planned), 0.0))
-    return conversation.run(actions), asked
+    return RoundDriver(driven).run(actions), asked
 
 
 def test_a_round_does_not_wait_for_a_client_that_has_other_data_now():
@@ -65,7 +65,7 @@ def test_a_round_does_not_wait_for_a_client_that_has_other_data_now():
         if incoming.address == "b":
             raise DecodeError("client b: examples", expected="5", got="7")
 
-    end, asked = talk(Fleet("b", "a", a=5, b=7), "ab", need=1, fold=fold)
+    end, asked = drive(Fleet("b", "a", a=5, b=7), "ab", need=1, fold=fold)
     assert isinstance(end, Close)
     assert end.accepted == ("a",)
     assert "it has other data now: 7 examples, not 5" in dict(end.failed)["b"]
@@ -73,7 +73,7 @@ def test_a_round_does_not_wait_for_a_client_that_has_other_data_now():
 
 
 def test_a_round_that_other_data_made_impossible_is_planned_anew():
-    end, _ = talk(Fleet("a", a=5, b=7), "ab", need=2)
+    end, _ = drive(Fleet("a", a=5, b=7), "ab", need=2)
     assert end is None
 
 
@@ -83,13 +83,13 @@ def test_what_was_accepted_before_the_data_changed_counts():
     def fold(incoming):
         pool.known["b"] = profile("b", 7)
 
-    end, _ = talk(pool, "ab", need=2, fold=fold)
+    end, _ = drive(pool, "ab", need=2, fold=fold)
     assert end.accepted == ("a", "b")
 
 
 def test_a_silent_client_does_not_keep_the_organiser_from_stopping():
     """It is there, so it may be at work; but not for longer than the round's deadline."""
-    end, _ = talk(Fleet("a", a=5, b=5), "ab", need=2, stop=True, deadline_s=200.0)
+    end, _ = drive(Fleet("a", a=5, b=5), "ab", need=2, stop=True, deadline_s=200.0)
     assert end is None
 
 
@@ -100,13 +100,13 @@ def failing(incoming):
 
 def test_another_client_takes_the_place_of_one_that_fails():
     """Else an enrolled client that only sends garbage would hold a round that needs it."""
-    end, asked = talk(Fleet("a", "b", a=5, b=5, c=5), ["a", "b"], need=2, fold=failing, replaceable=True)
+    end, asked = drive(Fleet("a", "b", a=5, b=5, c=5), ["a", "b"], need=2, fold=failing, replaceable=True)
     assert end is None
     assert set(asked) == {"a", "b"}
 
 
 def test_another_client_takes_the_place_of_one_that_is_silent_beyond_the_deadline():
-    end, _ = talk(Fleet("a", a=5, b=5, c=5), ["a", "b"], need=2, deadline_s=100, replaceable=True)
+    end, _ = drive(Fleet("a", a=5, b=5, c=5), ["a", "b"], need=2, deadline_s=100, replaceable=True)
     assert end is None
 
 
@@ -118,7 +118,7 @@ def test_without_others_the_round_goes_on_asking():
         if incoming.address == "b" and next(failures, False):
             raise DecodeError("client b", expected="an update", got="garbage")
 
-    end, asked = talk(pool, ["a", "b"], need=2, fold=fold, replaceable=True)
+    end, asked = drive(pool, ["a", "b"], need=2, fold=fold, replaceable=True)
     assert isinstance(end, Close)
     assert end.accepted == ("a", "b")
     assert asked == ["a", "b", "b"]

@@ -15,7 +15,7 @@ from headwater.protocol.messages import ClientFailure, ClientProfile, TrainReque
 from headwater.server.clients.exchange import Exchange, ReceivedReply
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Waiting, WaitingFor
-from headwater.server.rounds.round_driver import RoundDriver
+from headwater.server.rounds.round_driver import DrivenRound, RoundDriver
 
 
 class One:
@@ -36,7 +36,11 @@ class One:
         self.doubted = client
 
 
-def talk(error, pool=None):
+def driver(*parts, **options):
+    return RoundDriver(DrivenRound(*parts, **options))
+
+
+def answer_with(error, pool=None):
     coordinator, told = Coordinator(1), []
 
     def fold(incoming):
@@ -44,39 +48,40 @@ def talk(error, pool=None):
 
     control = RunControl(told.append, lambda: False, time.monotonic, None, lambda: False)
     begun = coordinator.receive(Begin(1, ("ann",), 0.0))
-    conversation = RoundDriver(
+    driven = driver(
         coordinator, pool or One(), control, 1, ("ann",), ("ann",), 1, ask=lambda names: None, fold=fold
     )
-    conversation.run(begun)
+    driven.run(begun)
     return [event for event in told if isinstance(event, ClientFailed)]
 
 
 def test_a_bad_reply_is_the_clients_failure():
-    (failed,) = talk(UpdateRejected("client ann", expected="an update", got="noise"))
+    (failed,) = answer_with(UpdateRejected("client ann", expected="an update", got="noise"))
     assert failed.client == "ann"
 
 
 def test_a_client_that_does_not_know_the_run_is_introduced_again():
     pool = One()
     unknown = ClientFailure.coded("ann", 1, Failure(FailureCode.UNKNOWN_RUN))
-    talk(reported(unknown, "client ann", expected="an update"), pool)
+    answer_with(reported(unknown, "client ann", expected="an update"), pool)
     assert pool.doubted == "ann"
     other = One()
     hungry = ClientFailure("ann", 1, unknown.reason, failure=Failure(FailureCode.OUT_OF_MEMORY))
-    talk(reported(hungry, "client ann", expected="an update"), other)
+    answer_with(reported(hungry, "client ann", expected="an update"), other)
     assert not hasattr(other, "doubted")
 
 
 @pytest.mark.parametrize("code", FailureCode)
 def test_a_client_that_cannot_work_is_introduced_again_before_it_is_asked_again(code):
     pool = One()
-    talk(reported(ClientFailure.coded("ann", 1, Failure(code)), "client ann", expected="an update"), pool)
+    failure = ClientFailure.coded("ann", 1, Failure(code))
+    answer_with(reported(failure, "client ann", expected="an update"), pool)
     assert hasattr(pool, "doubted") == (code in NOT_READY)
 
 
 def test_a_full_disk_is_not():
     with pytest.raises(StorageError):
-        talk(StorageError("writing spool", expected="room", got="No space left on device"))
+        answer_with(StorageError("writing spool", expected="room", got="No space left on device"))
 
 
 @pytest.mark.parametrize("kind", ["synchronous", "buffered"])
@@ -106,7 +111,7 @@ def test_a_simulated_round_that_has_lost_too_many_ends_with_what_all_of_them_sai
     pool, control = OneByOne(), RunControl(lambda event: None, lambda: False, time.monotonic)
     begun = coordinator.receive(Begin(1, names, 0.0))
     nothing = {"ask": lambda names: None, "fold": fold}
-    end = RoundDriver(coordinator, pool, control, 1, pool.ready(), names, 2, **nothing).run(begun)
+    end = driver(coordinator, pool, control, 1, pool.ready(), names, 2, **nothing).run(begun)
     assert isinstance(end, Halt)
     assert [client for client, _ in end.failed] == list(names)
 
@@ -139,7 +144,7 @@ def test_a_round_that_waits_tells_how_many_are_here_each_time_it_changes():
     times = iter(range(0, 10**6, 2))
     control = RunControl(told.append, lambda: False, lambda: float(next(times)), None, lambda: False)
     begun = coordinator.receive(Begin(1, few.names, 0.0))
-    RoundDriver(
+    driver(
         coordinator,
         few,
         control,
@@ -174,7 +179,7 @@ def test_a_round_names_who_it_waits_for_within_fifteen_seconds_and_that_it_waits
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
-    RoundDriver(coordinator, Slow(), control, 1, clients, tuple(clients), 1, **nothing).run(begun)
+    driver(coordinator, Slow(), control, 1, clients, tuple(clients), 1, **nothing).run(begun)
     waits = [(at, event.clients) for at, event in told if isinstance(event, WaitingFor)]
     assert waits == [
         (10, (("ben", "at work"),)),
@@ -203,7 +208,7 @@ def test_a_client_that_leaves_after_its_update_is_missed_by_nobody():
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
-    RoundDriver(coordinator, Leaves(), control, 1, clients, tuple(clients), 2, **nothing).run(begun)
+    driver(coordinator, Leaves(), control, 1, clients, tuple(clients), 2, **nothing).run(begun)
     assert [event for _, event in told if isinstance(event, Waiting)] == []
     waits = [(at, event.clients) for at, event in told if isinstance(event, WaitingFor)]
     assert waits == [(10, (("ben", "at work"),)), (30, ())]
@@ -239,11 +244,11 @@ def test_who_is_online_and_cannot_work_is_missing_with_the_reason_until_asked_ag
     control = RunControl(lambda event: told.append((now[0], event)), lambda: False, lambda: now[0])
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
-    talk = RoundDriver(
+    driven = driver(
         coordinator, Ill(), control, 1, clients, tuple(clients), 2, ask=lambda names: None, fold=fold
     )
     with pytest.raises(InterruptedError):
-        talk.run(begun)
+        driven.run(begun)
     waits = [(at, e.have, e.missing) for at, e in told if isinstance(e, Waiting)]
     assert [wait[1:] for wait in waits] == [
         (1, ("ben (the files have changed)",)),
@@ -284,9 +289,9 @@ def test_times_that_the_organiser_changes_hold_for_the_open_round(shorter):
     begun = coordinator.receive(Begin(1, ("ann", "ben"), 0.0))
     clients = dict.fromkeys(("ann", "ben"), ClientProfile("x", 7, 0, "", "", "", ""))
     nothing = {"ask": lambda names: None, "fold": lambda incoming: None}
-    end = RoundDriver(
-        coordinator, Silent(), control, 1, clients, tuple(clients), 1, retime=retime, **nothing
-    ).run(begun)
+    end = driver(coordinator, Silent(), control, 1, clients, tuple(clients), 1, retime=retime, **nothing).run(
+        begun
+    )
     assert end.accepted == ("ann",)
     assert now[0] == (50 if shorter else 200)
 

@@ -16,7 +16,7 @@ from headwater.protocol.messages import TrainRequest
 from headwater.server.clients.client_pool import FixedClients
 from headwater.server.clients.exchange import Exchange
 from headwater.server.clients.handshake import collect_profiles
-from headwater.server.clients.run_control import Interrupted
+from headwater.server.clients.run_control import Interrupted, RunControl
 from headwater.server.events import ClientDone, RoundEnded, Waiting
 from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.rounds.evaluation_wait import EvaluationAborted
@@ -94,7 +94,7 @@ class Site:
             context,
             self.folder,
             test=None,
-            observer=observe,
+            control=RunControl(observe, interrupted=lambda: bool(dead)),
             durability=Durability(
                 spool=Spool(state / "spool"),
                 versions=versions,
@@ -102,7 +102,7 @@ class Site:
                 settings=lambda: self.changes,
                 rollback=lambda: self.rollback,
                 rolled_back=rolled_back,
-                interrupted=lambda: bool(dead),
+                wire_run_id=runtime.run,
             ),
         )
         profiles, nodes, _ = collect_profiles(

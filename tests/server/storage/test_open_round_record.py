@@ -14,7 +14,7 @@ def left_behind(folder, number):
     record, spool = folder / "open_round.json", Spool(folder / "spool")
     OpenRoundRecord(number, {}, {}).save(record)
     spool.put(number, "ann", b"reply")
-    durability = Durability(spool, None, record, lambda: None, lambda: None, lambda: None, lambda: False)
+    durability = Durability(spool, None, record, lambda: None, lambda: None, lambda: None, "run-1")
     return durability, record, spool
 
 
