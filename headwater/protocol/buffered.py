@@ -57,7 +57,22 @@ class BufferedChanges(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class BufferedRules:
-    """When a version is made: the arguments of :class:`BufferedCoordinator`."""
+    """When a version is made.
+
+    Args:
+        rounds: the last version's number.
+        buffer: so many accepted updates make a version.
+        max_staleness: an update is dropped if more versions than this were begun since its client was
+            asked; the client is asked anew.
+        min_clients: with fewer accepted updates no version is made.
+        deadline_s: a version is made this long after it began, with who arrived; never if None.
+        retry_s: makes the machine persistent, as in :class:`~headwater.protocol.coordinator.RoundRules`.
+        at_once: so many clients work at the same time; all if None. One that is silent for longer
+            than ``deadline_s`` does not count, or a few dead clients could keep the others out.
+
+    Raises:
+        ConfigError: ``min_clients`` above ``buffer``, or a number out of range.
+    """
 
     rounds: int
     buffer: int
@@ -85,36 +100,13 @@ class BufferedCoordinator(CoordinatorBase[BufferedRules]):
     """Makes each version of the updates that come first; a client is at most once in each.
 
     Args:
-        rounds: the last version's number.
-        buffer: so many accepted updates make a version.
-        max_staleness: an update is dropped if more versions than this were begun since its client was
-            asked; the client is asked anew.
-        min_clients: with fewer accepted updates no version is made.
-        deadline_s: a version is made this long after it began, with who arrived; never if None.
-        retry_s: makes the machine persistent, as in :class:`~headwater.protocol.coordinator.Coordinator`.
-        at_once: so many clients work at the same time; all if None. One that is silent for longer
-            than ``deadline_s`` does not count, or a few dead clients could keep the others out.
+        rules: when a version is made.
         done: versions that an earlier process made.
-
-    Raises:
-        ConfigError: ``min_clients`` above ``buffer``, or a number out of range.
     """
 
     _what, _ends = "version", "to be made"
 
-    def __init__(
-        self,
-        rounds: int,
-        *,
-        buffer: int,
-        max_staleness: int = 20,
-        min_clients: int = 1,
-        deadline_s: float | None = None,
-        retry_s: float | None = None,
-        at_once: int | None = None,
-        done: int = 0,
-    ) -> None:
-        rules = BufferedRules(rounds, buffer, max_staleness, min_clients, deadline_s, retry_s, at_once)
+    def __init__(self, rules: BufferedRules, *, done: int = 0) -> None:
         super().__init__(rules, done)
         self._clients: set[str] = set()  # who may be asked in this version
         self._queue: list[str] = []  # free, to be asked as soon as there is room

@@ -57,8 +57,20 @@ class Changes(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """When a round ends: the arguments of :class:`Coordinator`."""
+class RoundRules:
+    """When a synchronous round ends.
+
+    Args:
+        rounds: the last round's number.
+        min_clients: with fewer accepted updates no round closes.
+        target: a round closes as soon as so many updates are in; if None, when all have answered.
+        deadline_s: a round closes this long after it began, with who arrived; never if None.
+        retry_s: makes the machine persistent; a client that failed is asked again after so long,
+            then with doubled pauses (:class:`~headwater.protocol.retries.Retries`).
+
+    Raises:
+        ConfigError: ``target`` below ``min_clients``, or a number that must be positive is not.
+    """
 
     rounds: int
     min_clients: int = 1
@@ -78,33 +90,16 @@ class Rules:
             )
 
 
-class Coordinator(CoordinatorBase[Rules]):
+class Coordinator(CoordinatorBase[RoundRules]):
     """Synchronous rounds: one open version at a time.
 
     Args:
-        rounds: the last round's number.
-        min_clients: with fewer accepted updates no round closes.
-        target: a round closes as soon as so many updates are in; if None, when all have answered.
-        deadline_s: a round closes this long after it began, with who arrived; never if None.
-        retry_s: makes the machine persistent; a client that failed is asked again after so long,
-            then with doubled pauses (:class:`Retries`).
+        rules: when a round ends.
         done: rounds that an earlier process finished.
-
-    Raises:
-        ConfigError: ``target`` below ``min_clients``, or a number that must be positive is not.
     """
 
-    def __init__(
-        self,
-        rounds: int,
-        *,
-        min_clients: int = 1,
-        target: int | None = None,
-        deadline_s: float | None = None,
-        retry_s: float | None = None,
-        done: int = 0,
-    ) -> None:
-        super().__init__(Rules(rounds, min_clients, target, deadline_s, retry_s), done)
+    def __init__(self, rules: RoundRules, *, done: int = 0) -> None:
+        super().__init__(rules, done)
         self._began_s = 0.0
         self._clients: set[str] = set()
         self._waiting: set[str] = set()  # asked, nothing heard

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headwater.errors import ConfigError
 from headwater.protocol import buffered
 from headwater.protocol import coordinator as c
-from headwater.protocol.buffered import BufferedCoordinator
+from headwater.protocol.buffered import BufferedCoordinator, BufferedRules
 
 CLIENTS = ("ann", "ben", "cleo", "dora")
 
@@ -26,7 +26,7 @@ def fold(machine, name, version=1):
 
 
 def test_the_first_updates_make_a_version_and_the_others_go_into_the_next():
-    machine = BufferedCoordinator(3, buffer=2)
+    machine = BufferedCoordinator(BufferedRules(3, buffer=2))
     assert begin(machine) == [c.Ask(name, 1) for name in CLIENTS]
     assert fold(machine, "cleo") == []
     started = (("ann", 1), ("cleo", 1))
@@ -43,7 +43,7 @@ def test_the_first_updates_make_a_version_and_the_others_go_into_the_next():
 
 
 def test_a_client_is_once_in_a_buffer():
-    machine = BufferedCoordinator(3, buffer=3, retry_s=5)
+    machine = BufferedCoordinator(BufferedRules(3, buffer=3, retry_s=5))
     begin(machine)
     fold(machine, "ann")
     assert machine.receive(c.Arrived("ann", 1)) == [c.Discard("ann", 1, "answered already")]
@@ -52,7 +52,7 @@ def test_a_client_is_once_in_a_buffer():
 
 
 def test_what_is_not_waited_for_is_dropped_by_name():
-    machine = BufferedCoordinator(9, buffer=1, max_staleness=1)
+    machine = BufferedCoordinator(BufferedRules(9, buffer=1, max_staleness=1))
     begin(machine, clients=("ann", "ben"))
     fold(machine, "ann")
     begin(machine, 2, ("ann", "ben"))
@@ -73,7 +73,7 @@ def test_what_is_not_waited_for_is_dropped_by_name():
 
 
 def test_between_versions_a_reply_is_dropped_and_its_client_is_free():
-    machine = BufferedCoordinator(3, buffer=1)
+    machine = BufferedCoordinator(BufferedRules(3, buffer=1))
     begin(machine, clients=("ann", "ben", "cleo"))
     fold(machine, "ann")
     (dropped,) = machine.receive(c.Arrived("ben", 1))
@@ -89,7 +89,7 @@ def test_between_versions_a_reply_is_dropped_and_its_client_is_free():
 
 
 def test_no_more_work_at_once_than_allowed():
-    machine = BufferedCoordinator(2, buffer=4, at_once=2)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=4, at_once=2))
     assert begin(machine) == [c.Ask("ann", 1), c.Ask("ben", 1)]
     assert machine.receive(c.Arrived("ben", 1)) == [c.Fold("ben", 1)]
     assert machine.receive(c.Tick(1)) == []  # it is at work until it is folded
@@ -103,7 +103,7 @@ def test_no_more_work_at_once_than_allowed():
 
 
 def test_dead_clients_do_not_keep_the_others_out():
-    machine = BufferedCoordinator(2, buffer=2, at_once=2, deadline_s=10, retry_s=99)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=2, at_once=2, deadline_s=10, retry_s=99))
     begin(machine)
     assert machine.receive(c.Tick(9.9)) == []
     assert machine.receive(c.Tick(10)) == [c.Ask("cleo", 1), c.Ask("dora", 1)]
@@ -113,7 +113,7 @@ def test_dead_clients_do_not_keep_the_others_out():
 
 
 def test_the_deadline_makes_a_version_of_what_is_there_and_is_else_extended():
-    machine = BufferedCoordinator(2, buffer=4, min_clients=2, deadline_s=10, retry_s=99)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=4, min_clients=2, deadline_s=10, retry_s=99))
     begin(machine)
     fold(machine, "ann")
     assert machine.receive(c.Tick(10)) == []
@@ -127,7 +127,7 @@ def test_the_deadline_makes_a_version_of_what_is_there_and_is_else_extended():
 
 
 def test_a_client_still_at_work_has_not_failed():
-    machine = BufferedCoordinator(2, buffer=4, deadline_s=10, retry_s=2)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=4, deadline_s=10, retry_s=2))
     begin(machine)
     fold(machine, "ann")
     machine.receive(c.Failed("ben", 1, "x"))
@@ -140,7 +140,7 @@ def test_a_client_still_at_work_has_not_failed():
 
 
 def test_a_version_is_made_when_nobody_is_left():
-    machine = BufferedCoordinator(2, buffer=9, retry_s=5)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=9, retry_s=5))
     begin(machine)
     for name in CLIENTS[:3]:
         assert fold(machine, name) == []
@@ -149,7 +149,7 @@ def test_a_version_is_made_when_nobody_is_left():
 
 
 def test_a_failed_client_is_asked_again_after_a_while_or_with_the_next_version():
-    machine = BufferedCoordinator(2, buffer=2, min_clients=2, retry_s=10)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=2, min_clients=2, retry_s=10))
     begin(machine, clients=CLIENTS[:2])
     fold(machine, "ann")
     assert machine.receive(c.Failed("ben", 1, "x")) == []
@@ -165,7 +165,7 @@ def test_a_failed_client_is_asked_again_after_a_while_or_with_the_next_version()
 
 
 def test_who_fails_at_an_older_version_is_asked_anew_with_this_one():
-    machine = BufferedCoordinator(3, buffer=1, retry_s=10)
+    machine = BufferedCoordinator(BufferedRules(3, buffer=1, retry_s=10))
     begin(machine, clients=("ann", "ben"))
     fold(machine, "ann")
     begin(machine, 2, ("ann", "ben"))
@@ -176,7 +176,7 @@ def test_who_fails_at_an_older_version_is_asked_anew_with_this_one():
 
 
 def test_absent_clients_are_asked_when_they_come():
-    machine = BufferedCoordinator(2, buffer=3, min_clients=3, retry_s=10)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=3, min_clients=3, retry_s=10))
     assert begin(machine, clients=("ann", "ben"), absent=("cleo", "ann")) == [
         c.Ask("ann", 1),
         c.Ask("ben", 1),
@@ -192,19 +192,19 @@ def test_absent_clients_are_asked_when_they_come():
 
 
 def test_accepted_updates_of_an_earlier_process_keep_the_version_they_started_from():
-    machine = BufferedCoordinator(9, buffer=3, done=6, retry_s=1)
+    machine = BufferedCoordinator(BufferedRules(9, buffer=3, retry_s=1), done=6)
     actions = begin(machine, 7, accepted=("ann", "ben"), started=(("ben", 5),))
     assert actions == [c.Ask("cleo", 7), c.Ask("dora", 7)]
     (close,) = fold(machine, "dora", 7)
     assert close.started == (("ann", 7), ("ben", 5), ("dora", 7))
-    full = BufferedCoordinator(9, buffer=2, done=6)
+    full = BufferedCoordinator(BufferedRules(9, buffer=2), done=6)
     (close,) = begin(full, 7, accepted=("ann", "ben"))
     assert close == c.Close(7, ("ann", "ben"), (), False, (("ann", 7), ("ben", 7)))
     assert full.working == {}
 
 
 def test_a_buffer_that_is_full_waits_for_a_fold_and_takes_it_too():
-    machine = BufferedCoordinator(2, buffer=1, at_once=2, retry_s=5)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=1, at_once=2, retry_s=5))
     begin(machine)
     machine.receive(c.Arrived("ben", 1))
     machine.receive(c.Arrived("ann", 1))
@@ -214,7 +214,7 @@ def test_a_buffer_that_is_full_waits_for_a_fold_and_takes_it_too():
 
 
 def test_nobody_is_put_to_work_for_a_version_that_only_waits_for_a_fold():
-    machine = BufferedCoordinator(2, buffer=1, at_once=3, retry_s=5)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=1, at_once=3, retry_s=5))
     begin(machine)
     machine.receive(c.Arrived("ben", 1))
     assert machine.receive(c.Failed("ann", 1, "x")) == machine.receive(c.Tick(1)) == []
@@ -222,7 +222,7 @@ def test_nobody_is_put_to_work_for_a_version_that_only_waits_for_a_fold():
 
 
 def test_reports_about_another_version_change_nothing():
-    machine = BufferedCoordinator(3, buffer=1)
+    machine = BufferedCoordinator(BufferedRules(3, buffer=1))
     begin(machine, 2, ("ann",))
     machine.receive(c.Arrived("ann", 2))
     assert machine.receive(c.Folded("ann", 1)) == machine.receive(c.Failed("ann", 1, "x")) == []
@@ -231,7 +231,7 @@ def test_reports_about_another_version_change_nothing():
 
 
 def test_time_that_goes_back_brings_nothing_forward():
-    machine = BufferedCoordinator(1, buffer=4, min_clients=4, retry_s=10)
+    machine = BufferedCoordinator(BufferedRules(1, buffer=4, min_clients=4, retry_s=10))
     begin(machine, now_s=100)
     machine.receive(c.Tick(50))
     machine.receive(c.Failed("ann", 1, "x"))
@@ -240,7 +240,7 @@ def test_time_that_goes_back_brings_nothing_forward():
 
 
 def test_who_is_not_in_this_version_is_not_asked_again_for_it():
-    machine = BufferedCoordinator(3, buffer=1, retry_s=10)
+    machine = BufferedCoordinator(BufferedRules(3, buffer=1, retry_s=10))
     begin(machine, clients=("ann", "ben"))
     fold(machine, "ann")
     begin(machine, 2, ("ann",))
@@ -250,7 +250,7 @@ def test_who_is_not_in_this_version_is_not_asked_again_for_it():
 
 
 def test_whose_update_is_in_the_buffer_is_not_at_work():
-    machine = BufferedCoordinator(3, buffer=2)
+    machine = BufferedCoordinator(BufferedRules(3, buffer=2))
     begin(machine, clients=("ann", "ben", "cleo"))
     fold(machine, "ann")
     fold(machine, "ben")
@@ -259,7 +259,7 @@ def test_whose_update_is_in_the_buffer_is_not_at_work():
 
 
 def test_absent_clients_are_waited_for_and_a_revoked_one_never_asked():
-    machine = BufferedCoordinator(2, buffer=2, min_clients=2)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=2, min_clients=2))
     begin(machine, clients=("ann",), absent=("ben", "cleo"))
     machine.receive(c.Gone("cleo", 1, "revoked"))
     assert machine.reachable == 2
@@ -269,11 +269,11 @@ def test_absent_clients_are_waited_for_and_a_revoked_one_never_asked():
 
 
 def test_a_simulation_halts_where_a_daemon_waits():
-    machine = BufferedCoordinator(2, buffer=2, min_clients=2, deadline_s=10)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=2, min_clients=2, deadline_s=10))
     begin(machine, clients=("ann", "ben"))
     fold(machine, "ann")
     assert machine.receive(c.Failed("ben", 1, "x")) == [c.Halt(1, ("ann",), (("ben", "x"),))]
-    late = BufferedCoordinator(2, buffer=2, min_clients=2, deadline_s=10)
+    late = BufferedCoordinator(BufferedRules(2, buffer=2, min_clients=2, deadline_s=10))
     begin(late, clients=("ann", "ben"))
     assert late.reachable == 2
     fold(late, "ann")
@@ -281,7 +281,7 @@ def test_a_simulation_halts_where_a_daemon_waits():
 
 
 def test_revoked_clients_are_out_but_for_what_is_in_the_buffer():
-    machine = BufferedCoordinator(2, buffer=4, min_clients=3, retry_s=5)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=4, min_clients=3, retry_s=5))
     begin(machine, clients=(*CLIENTS, "eve"))
     fold(machine, "ann")
     machine.receive(c.Arrived("ben", 1))
@@ -300,14 +300,14 @@ def test_revoked_clients_are_out_but_for_what_is_in_the_buffer():
 
 
 def test_a_revoked_client_in_the_queue_is_never_asked():
-    machine = BufferedCoordinator(2, buffer=4, at_once=1, retry_s=5)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=4, at_once=1, retry_s=5))
     begin(machine)
     machine.receive(c.Gone("ben", 1, "revoked"))
     assert fold(machine, "ann") == [c.Ask("cleo", 1)]
 
 
 def test_stop_makes_the_open_version_the_last():
-    machine = BufferedCoordinator(9, buffer=1)
+    machine = BufferedCoordinator(BufferedRules(9, buffer=1))
     begin(machine)
     assert machine.receive(c.Stop("asked")) == []
     (close,) = fold(machine, "ann")
@@ -316,7 +316,7 @@ def test_stop_makes_the_open_version_the_last():
 
 
 def test_rules_change_between_versions_and_who_works_goes_on():
-    machine = BufferedCoordinator(9, buffer=1)
+    machine = BufferedCoordinator(BufferedRules(9, buffer=1))
     begin(machine)
     with pytest.raises(ConfigError, match="made before rules change"):
         machine.reconfigure(buffer=2)
@@ -342,7 +342,7 @@ def test_rules_change_between_versions_and_who_works_goes_on():
 )
 def test_rules_that_do_not_fit_are_refused(rules):
     with pytest.raises(ConfigError, match="min_clients ≤ buffer"):
-        BufferedCoordinator(5, **rules)
+        BufferedCoordinator(BufferedRules(5, **rules))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_rules_that_do_not_fit_are_refused(rules):
     ],
 )
 def test_begin_out_of_order_is_refused(event):
-    machine = BufferedCoordinator(2, buffer=2, min_clients=2, retry_s=1)
+    machine = BufferedCoordinator(BufferedRules(2, buffer=2, min_clients=2, retry_s=1))
     with pytest.raises(ConfigError):
         machine.receive(event)
     begin(machine)
@@ -393,7 +393,14 @@ EVENTS = st.one_of(
 def test_no_event_sequence_breaks_a_version(events, buffer, max_staleness, deadline_s, retry_s, at_once):
     """Any events at all: who is folded was asked at that version, and is at most once in a buffer."""
     machine = BufferedCoordinator(
-        4, buffer=buffer, max_staleness=max_staleness, deadline_s=deadline_s, retry_s=retry_s, at_once=at_once
+        BufferedRules(
+            4,
+            buffer=buffer,
+            max_staleness=max_staleness,
+            deadline_s=deadline_s,
+            retry_s=retry_s,
+            at_once=at_once,
+        )
     )
     version, working, folding, accepted = 0, {}, {}, {}
     for event in events:
@@ -441,7 +448,7 @@ def test_no_event_sequence_breaks_a_version(events, buffer, max_staleness, deadl
 
 
 def test_another_deadline_holds_for_the_open_version_from_its_beginning():
-    machine = BufferedCoordinator(5, buffer=3, retry_s=60.0, deadline_s=100.0)
+    machine = BufferedCoordinator(BufferedRules(5, buffer=3, retry_s=60.0, deadline_s=100.0))
     machine.receive(c.Begin(1, ("a", "b", "d"), 0.0))
     machine.receive(c.Arrived("a", 1))
     machine.receive(c.Folded("a", 1))

@@ -19,7 +19,7 @@ def begin(machine, round=1, clients=CLIENTS, now_s=0.0):
 
 
 def test_a_round_that_goes_well():
-    machine = c.Coordinator(2)
+    machine = c.Coordinator(c.RoundRules(2))
     assert begin(machine) == [c.Ask(name, 1) for name in CLIENTS]
     for name in CLIENTS[:2]:
         assert machine.receive(c.Arrived(name, 1)) == [c.Fold(name, 1)]
@@ -30,7 +30,7 @@ def test_a_round_that_goes_well():
 
 
 def test_deadline_closes_with_who_arrived():
-    machine = c.Coordinator(5, deadline_s=10)
+    machine = c.Coordinator(c.RoundRules(5, deadline_s=10))
     begin(machine, now_s=100)
     machine.receive(c.Arrived("ben", 1))
     machine.receive(c.Folded("ben", 1))
@@ -44,7 +44,7 @@ def test_deadline_closes_with_who_arrived():
 
 
 def test_deadline_waits_for_a_reply_being_folded():
-    machine = c.Coordinator(5, deadline_s=10)
+    machine = c.Coordinator(c.RoundRules(5, deadline_s=10))
     begin(machine)
     machine.receive(c.Arrived("ben", 1))
     assert machine.receive(c.Tick(11)) == []
@@ -53,7 +53,7 @@ def test_deadline_waits_for_a_reply_being_folded():
 
 
 def test_too_few_halt():
-    machine = c.Coordinator(5, min_clients=2)
+    machine = c.Coordinator(c.RoundRules(5, min_clients=2))
     begin(machine)
     machine.receive(c.Arrived("ann", 1))
     machine.receive(c.Folded("ann", 1))
@@ -63,7 +63,7 @@ def test_too_few_halt():
 
 
 def test_stop_makes_the_open_round_the_last():
-    machine = c.Coordinator(5)
+    machine = c.Coordinator(c.RoundRules(5))
     begin(machine, clients=("ann",))
     machine.receive(c.Stop("asked"))
     machine.receive(c.Arrived("ann", 1))
@@ -74,11 +74,11 @@ def test_stop_makes_the_open_round_the_last():
 @pytest.mark.parametrize("event", [c.Begin(3, CLIENTS, 0), c.Begin(1, (), 0), c.Begin(0, CLIENTS, 0)])
 def test_begin_out_of_order_is_refused(event):
     with pytest.raises(ConfigError):
-        c.Coordinator(2).receive(event)
+        c.Coordinator(c.RoundRules(2)).receive(event)
 
 
 def test_begin_while_open_is_refused():
-    machine = c.Coordinator(2)
+    machine = c.Coordinator(c.RoundRules(2))
     begin(machine)
     with pytest.raises(ConfigError, match="close before"):
         begin(machine, round=2)
@@ -93,7 +93,7 @@ def fold(machine, name, round=1):
 
 
 def test_enough_updates_close_the_round():
-    machine = c.Coordinator(5, target=2)
+    machine = c.Coordinator(c.RoundRules(5, target=2))
     begin(machine)
     assert fold(machine, "cleo") == []
     needless = (("ben", "not needed: enough updates were in"),)
@@ -101,7 +101,7 @@ def test_enough_updates_close_the_round():
 
 
 def test_enough_updates_wait_for_a_reply_being_folded():
-    machine = c.Coordinator(5, target=1, retry_s=1)
+    machine = c.Coordinator(c.RoundRules(5, target=1, retry_s=1))
     begin(machine)
     machine.receive(c.Arrived("ben", 1))
     assert fold(machine, "ann") == []
@@ -112,7 +112,7 @@ def test_enough_updates_wait_for_a_reply_being_folded():
 
 
 def test_accepted_updates_of_an_earlier_process_count_and_are_not_asked_for():
-    machine = c.Coordinator(5, min_clients=3, retry_s=1)
+    machine = c.Coordinator(c.RoundRules(5, min_clients=3, retry_s=1))
     assert machine.receive(c.Begin(1, CLIENTS, 0, ("ben",))) == [c.Ask("ann", 1), c.Ask("cleo", 1)]
     assert machine.receive(c.Arrived("ben", 1)) == [c.Discard("ben", 1, "answered already")]
     assert fold(machine, "ann") == []
@@ -123,7 +123,7 @@ def test_accepted_updates_of_an_earlier_process_count_and_are_not_asked_for():
     ("target", "failed"), [(None, ()), (2, (("cleo", "not needed: enough updates were in"),))]
 )
 def test_a_round_may_close_as_it_begins(target, failed):
-    machine = c.Coordinator(1, target=target)
+    machine = c.Coordinator(c.RoundRules(1, target=target))
     clients = CLIENTS if target else CLIENTS[:2]
     assert machine.receive(c.Begin(1, clients, 0, ("ben", "ann"))) == [
         c.Close(1, ("ann", "ben"), failed, last=True, spared=tuple(client for client, _ in failed))
@@ -131,17 +131,17 @@ def test_a_round_may_close_as_it_begins(target, failed):
 
 
 def test_an_accepted_update_of_a_client_that_is_revoked_by_now_counts():
-    machine = c.Coordinator(1, min_clients=2, retry_s=1)
+    machine = c.Coordinator(c.RoundRules(1, min_clients=2, retry_s=1))
     assert machine.receive(c.Begin(1, ("ben",), 0, ("ann",))) == [c.Ask("ben", 1)]
     assert fold(machine, "ben") == [c.Close(1, ("ann", "ben"), (), last=True)]
 
 
 def test_a_client_named_twice_is_asked_once():
-    assert begin(c.Coordinator(1), clients=("ann", "ann")) == [c.Ask("ann", 1)]
+    assert begin(c.Coordinator(c.RoundRules(1)), clients=("ann", "ann")) == [c.Ask("ann", 1)]
 
 
 def test_a_failed_client_is_asked_again_with_doubled_pauses():
-    machine = c.Coordinator(1, min_clients=3, retry_s=10)
+    machine = c.Coordinator(c.RoundRules(1, min_clients=3, retry_s=10))
     begin(machine)
     now = 0
     for pause in (10, 20, 40, 80, 160, 160, 160):
@@ -156,7 +156,7 @@ def test_a_failed_client_is_asked_again_with_doubled_pauses():
 
 
 def test_a_persistent_round_stays_open_until_enough_were_accepted():
-    machine = c.Coordinator(1, min_clients=2, deadline_s=100, retry_s=10)
+    machine = c.Coordinator(c.RoundRules(1, min_clients=2, deadline_s=100, retry_s=10))
     begin(machine)
     fold(machine, "ann")
     machine.receive(c.Failed("ben", 1, "disk full"))
@@ -174,7 +174,7 @@ def test_a_persistent_round_stays_open_until_enough_were_accepted():
 
 
 def test_nobody_is_asked_again_once_enough_have_answered():
-    machine = c.Coordinator(2, min_clients=2, retry_s=10)
+    machine = c.Coordinator(c.RoundRules(2, min_clients=2, retry_s=10))
     begin(machine)
     machine.receive(c.Failed("cleo", 1, "gone"))
     fold(machine, "ann")
@@ -183,7 +183,7 @@ def test_nobody_is_asked_again_once_enough_have_answered():
 
 
 def test_time_that_goes_back_brings_nothing_forward():
-    machine = c.Coordinator(1, min_clients=3, retry_s=10)
+    machine = c.Coordinator(c.RoundRules(1, min_clients=3, retry_s=10))
     begin(machine, now_s=100)
     machine.receive(c.Tick(50))
     machine.receive(c.Failed("ann", 1, "x"))
@@ -192,7 +192,7 @@ def test_time_that_goes_back_brings_nothing_forward():
 
 
 def test_a_revoked_client_is_not_asked_again_and_its_accepted_update_stays():
-    machine = c.Coordinator(1, min_clients=1, retry_s=10)
+    machine = c.Coordinator(c.RoundRules(1, min_clients=1, retry_s=10))
     begin(machine)
     fold(machine, "ann")
     assert machine.receive(c.Gone("ann", 1, "revoked")) == []
@@ -205,7 +205,7 @@ def test_a_revoked_client_is_not_asked_again_and_its_accepted_update_stays():
 
 
 def test_an_update_being_folded_when_its_client_is_revoked_stays_or_fails_for_good():
-    machine = c.Coordinator(1, min_clients=1, retry_s=10)
+    machine = c.Coordinator(c.RoundRules(1, min_clients=1, retry_s=10))
     begin(machine, clients=("ann", "ben", "cleo"))
     for name in ("ann", "ben"):
         machine.receive(c.Arrived(name, 1))
@@ -217,7 +217,7 @@ def test_an_update_being_folded_when_its_client_is_revoked_stays_or_fails_for_go
 
 
 def test_a_client_that_comes_back_is_asked_at_once():
-    machine = c.Coordinator(1, min_clients=3, retry_s=1000)
+    machine = c.Coordinator(c.RoundRules(1, min_clients=3, retry_s=1000))
     begin(machine)
     assert machine.receive(c.Joined("ann", 1)) == []  # it was asked and has not failed
     machine.receive(c.Failed("ann", 1, "not there"))
@@ -229,7 +229,7 @@ def test_a_client_that_comes_back_is_asked_at_once():
 
 
 def test_reports_about_another_round_change_nothing():
-    machine = c.Coordinator(2, retry_s=10)
+    machine = c.Coordinator(c.RoundRules(2, retry_s=10))
     begin(machine, round=2, clients=("ann",))
     assert machine.receive(c.Failed("ann", 1, "x")) == machine.receive(c.Tick(1000)) == []
     machine.receive(c.Arrived("ann", 2))
@@ -238,7 +238,7 @@ def test_reports_about_another_round_change_nothing():
 
 
 def test_a_deadline_is_not_extended_for_a_fold_that_may_be_enough():
-    machine = c.Coordinator(1, deadline_s=10, retry_s=99)
+    machine = c.Coordinator(c.RoundRules(1, deadline_s=10, retry_s=99))
     begin(machine)
     machine.receive(c.Arrived("ann", 1))
     assert machine.receive(c.Tick(10)) == []
@@ -248,7 +248,7 @@ def test_a_deadline_is_not_extended_for_a_fold_that_may_be_enough():
 
 
 def test_nobody_is_asked_again_for_a_round_that_only_waits_for_a_fold():
-    machine = c.Coordinator(1, target=1, retry_s=10)
+    machine = c.Coordinator(c.RoundRules(1, target=1, retry_s=10))
     begin(machine)
     machine.receive(c.Failed("ann", 1, "x"))
     machine.receive(c.Arrived("ben", 1))
@@ -258,7 +258,7 @@ def test_nobody_is_asked_again_for_a_round_that_only_waits_for_a_fold():
 
 
 def test_reachable_says_when_too_many_are_revoked():
-    machine = c.Coordinator(1, min_clients=2, retry_s=10)
+    machine = c.Coordinator(c.RoundRules(1, min_clients=2, retry_s=10))
     begin(machine)
     assert machine.reachable == 3
     fold(machine, "ann")
@@ -269,14 +269,14 @@ def test_reachable_says_when_too_many_are_revoked():
     machine.receive(c.Gone("cleo", 1, "revoked"))
     assert machine.phase is c.Phase.OPEN
     assert machine.reachable == 1
-    once = c.Coordinator(1, min_clients=3)
+    once = c.Coordinator(c.RoundRules(1, min_clients=3))
     begin(once)
     once.receive(c.Failed("ben", 1, "x"))
     assert once.reachable == 2
 
 
 def test_a_persistent_round_does_not_begin_with_too_few():
-    machine = c.Coordinator(1, min_clients=3, retry_s=10)
+    machine = c.Coordinator(c.RoundRules(1, min_clients=3, retry_s=10))
     with pytest.raises(ConfigError, match="at least 3 clients"):
         begin(machine, clients=("ann", "ben"))
     assert machine.phase is c.Phase.IDLE
@@ -284,7 +284,7 @@ def test_a_persistent_round_does_not_begin_with_too_few():
 
 
 def test_rules_change_between_rounds_only():
-    machine = c.Coordinator(5, min_clients=1)
+    machine = c.Coordinator(c.RoundRules(5, min_clients=1))
     begin(machine)
     with pytest.raises(ConfigError, match="close before rules change"):
         machine.reconfigure(rounds=6)
@@ -311,9 +311,9 @@ def test_rules_change_between_rounds_only():
 )
 def test_rules_that_do_not_fit_are_refused(rules):
     with pytest.raises(ConfigError, match="min_clients ≤ target"):
-        c.Coordinator(5, **rules)
+        c.Coordinator(c.RoundRules(5, **rules))
     with pytest.raises(ConfigError, match="min_clients ≤ target"):
-        c.Coordinator(5).reconfigure(**rules)
+        c.Coordinator(c.RoundRules(5)).reconfigure(**rules)
 
 
 def test_every_cell_of_the_table_is_filled():
@@ -335,7 +335,7 @@ EVENTS = st.one_of(
 @given(st.lists(EVENTS, max_size=60), st.booleans())
 @settings(max_examples=300)
 def test_each_client_is_folded_once_and_every_round_ends(events, deadline):
-    machine = c.Coordinator(3, deadline_s=40.0 if deadline else None)
+    machine = c.Coordinator(c.RoundRules(3, deadline_s=40.0 if deadline else None))
     number, folds, ends = 1, set(), 0
     begin(machine, round=1)
     for event in events:
@@ -372,7 +372,9 @@ def test_each_client_is_folded_once_and_every_round_ends(events, deadline):
 @settings(max_examples=500)
 def test_no_event_sequence_breaks_a_round(events, deadline_s, least, target, retry_s):
     """Any events at all: who is folded was asked, nobody is accepted twice, ends add up."""
-    machine = c.Coordinator(3, min_clients=least, target=target, deadline_s=deadline_s, retry_s=retry_s)
+    machine = c.Coordinator(
+        c.RoundRules(3, min_clients=least, target=target, deadline_s=deadline_s, retry_s=retry_s)
+    )
     number, asked, open_folds, accepted, gone = 0, set(), set(), set(), set()
 
     def check(actions, event):
@@ -418,7 +420,7 @@ def test_no_event_sequence_breaks_a_round(events, deadline_s, least, target, ret
 
 @pytest.mark.parametrize(("deadline_s", "closes_at"), [(50.0, 50.0), (200.0, 200.0)])
 def test_another_deadline_holds_for_the_open_round_from_its_beginning(deadline_s, closes_at):
-    machine = c.Coordinator(5, retry_s=60.0, deadline_s=100.0)
+    machine = c.Coordinator(c.RoundRules(5, retry_s=60.0, deadline_s=100.0))
     begin(machine, now_s=0.0)
     fold(machine, "ann")
     machine.receive(c.Tick(40.0))
@@ -429,7 +431,7 @@ def test_another_deadline_holds_for_the_open_round_from_its_beginning(deadline_s
 
 
 def test_a_shorter_pause_brings_who_failed_forward_at_once():
-    machine = c.Coordinator(5, min_clients=len(CLIENTS), retry_s=600.0)
+    machine = c.Coordinator(c.RoundRules(5, min_clients=len(CLIENTS), retry_s=600.0))
     begin(machine, now_s=0.0)
     machine.receive(c.Failed("ann", 1, "no memory"))
     machine.receive(c.Tick(10.0))
@@ -442,7 +444,7 @@ def test_a_shorter_pause_brings_who_failed_forward_at_once():
     "times", [{"deadline_s": -1.0, "retry_s": 60.0}, {"deadline_s": 5.0, "retry_s": None}]
 )
 def test_times_that_no_rules_have_are_refused_and_change_nothing(times):
-    machine = c.Coordinator(5, retry_s=60.0, deadline_s=100.0)
+    machine = c.Coordinator(c.RoundRules(5, retry_s=60.0, deadline_s=100.0))
     begin(machine)
     with pytest.raises(ConfigError):
         machine.retime(**times)
@@ -459,7 +461,7 @@ def test_times_that_no_rules_have_are_refused_and_change_nothing(times):
 )
 def test_a_round_whose_deadline_was_changed_ends_as_if_it_had_always_been_so(first, second, at, step):
     """At the first look after the new deadline, or at once where that has passed."""
-    machine = c.Coordinator(1, retry_s=60.0, deadline_s=first)
+    machine = c.Coordinator(c.RoundRules(1, retry_s=60.0, deadline_s=first))
     begin(machine)
     fold(machine, "ann")
     now = 0.0

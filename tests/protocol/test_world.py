@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from headwater.protocol.buffered import BufferedCoordinator
-from headwater.protocol.coordinator import Coordinator
+from headwater.protocol.buffered import BufferedCoordinator, BufferedRules
+from headwater.protocol.coordinator import Coordinator, RoundRules
 from tests.protocol.world import Trouble, World
 
 NAMES = tuple(f"edge-{i}" for i in range(8))
@@ -16,14 +16,14 @@ SEEDS = 1500
 
 def synchronous(seed, clients, *, crash_at=None, trouble=None, **rules):
     def machine(done):
-        return Coordinator(3, done=done, **rules)
+        return Coordinator(RoundRules(3, **rules), done=done)
 
     return World(seed, machine, clients, crash_at=crash_at, trouble=trouble or Trouble(), **rules)
 
 
 def buffered(seed, clients, *, crash_at=None, trouble=None, **rules):
     def machine(done):
-        return BufferedCoordinator(6, done=done, **rules)
+        return BufferedCoordinator(BufferedRules(6, **rules), done=done)
 
     return World(seed, machine, clients, 6, crash_at=crash_at, trouble=trouble or Trouble(), **rules)
 

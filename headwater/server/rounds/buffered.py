@@ -12,7 +12,7 @@ from dataclasses import replace
 from headwater.config.federation import Federation
 from headwater.config.schedule import BufferedSchedule
 from headwater.errors import HeadwaterError, UpdateRejected
-from headwater.protocol.buffered import BufferedCoordinator, staleness_weight
+from headwater.protocol.buffered import BufferedCoordinator, BufferedRules, staleness_weight
 from headwater.protocol.machine import Begin, Close, Gone, Halt
 from headwater.protocol.messages import TrainRequest
 from headwater.server.clients.exchange import ReceivedReply
@@ -32,7 +32,9 @@ class BufferedRounds(Rounds):
 
     def _begin(self, settings: Federation, done: int) -> None:
         buffer = _schedule(settings).buffer
-        self._coordinator = BufferedCoordinator(settings.federation.rounds, buffer=buffer, done=done)
+        self._coordinator = BufferedCoordinator(
+            BufferedRules(settings.federation.rounds, buffer=buffer), done=done
+        )
         self._bases: dict[int, str] = {}
         self._waiting: dict[str, ReceivedReply] = {}  # accepted updates, where no spool keeps them
 

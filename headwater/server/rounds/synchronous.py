@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from headwater.config.federation import Federation
 from headwater.errors import HeadwaterError
-from headwater.protocol.coordinator import Coordinator
+from headwater.protocol.coordinator import Coordinator, RoundRules
 from headwater.protocol.machine import Begin, Halt
 from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.clients.exchange import ReceivedReply
@@ -26,7 +26,7 @@ class SynchronousRounds(Rounds):
     _coordinator: Coordinator
 
     def _begin(self, settings: Federation, done: int) -> None:
-        self._coordinator = Coordinator(settings.federation.rounds, done=done)
+        self._coordinator = Coordinator(RoundRules(settings.federation.rounds), done=done)
 
     def _reconfigure(self, settings: Federation) -> None:
         cohort = settings.cohort

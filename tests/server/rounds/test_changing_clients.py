@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headwater.errors import DecodeError
-from headwater.protocol.coordinator import Coordinator
+from headwater.protocol.coordinator import Coordinator, RoundRules
 from headwater.protocol.machine import Begin, Close
 from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.clients.client_pool import ClientPool
@@ -40,7 +40,7 @@ class Fleet(ClientPool):
 def drive(pool, planned, *, need, fold=lambda incoming: None, stop=False, deadline_s=None, replaceable=False):
     """A round of these clients, each planned with 5 examples; its end and who was asked."""
     clock = iter(range(5000))
-    coordinator = Coordinator(1, min_clients=need, retry_s=2, deadline_s=deadline_s)
+    coordinator = Coordinator(RoundRules(1, min_clients=need, retry_s=2, deadline_s=deadline_s))
     asked = []
     driven = DrivenRound(
         coordinator,

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from headwater.errors import StorageError, UpdateRejected
-from headwater.protocol.buffered import BufferedCoordinator
-from headwater.protocol.coordinator import Coordinator
+from headwater.protocol.buffered import BufferedCoordinator, BufferedRules
+from headwater.protocol.coordinator import Coordinator, RoundRules
 from headwater.protocol.failures import NOT_READY, Failure, FailureCode
 from headwater.protocol.machine import Begin, Halt
 from headwater.protocol.messages import ClientFailure, ClientProfile, TrainRequest, reported
@@ -41,7 +41,7 @@ def driver(*parts, **options):
 
 
 def answer_with(error, pool=None):
-    coordinator, told = Coordinator(1), []
+    coordinator, told = Coordinator(RoundRules(1)), []
 
     def fold(incoming):
         raise error
@@ -89,9 +89,9 @@ def test_a_simulated_round_that_has_lost_too_many_ends_with_what_all_of_them_sai
     """Replies come one by one, as from processes: the first failures alone make the minimum impossible."""
     names, looks = ("ann", "ben", "cleo"), [0]
     coordinator = (
-        Coordinator(1, min_clients=2)
+        Coordinator(RoundRules(1, min_clients=2))
         if kind == "synchronous"
-        else BufferedCoordinator(1, min_clients=2, buffer=3)
+        else BufferedCoordinator(BufferedRules(1, min_clients=2, buffer=3))
     )
 
     class OneByOne(One):
@@ -140,7 +140,7 @@ class Few:
 
 
 def test_a_round_that_waits_tells_how_many_are_here_each_time_it_changes():
-    coordinator, told, few = Coordinator(3), [], Few()
+    coordinator, told, few = Coordinator(RoundRules(3)), [], Few()
     times = iter(range(0, 10**6, 2))
     control = RunControl(told.append, lambda: False, lambda: float(next(times)), None, lambda: False)
     begun = coordinator.receive(Begin(1, few.names, 0.0))
@@ -160,7 +160,7 @@ def test_a_round_that_waits_tells_how_many_are_here_each_time_it_changes():
 
 
 def test_a_round_names_who_it_waits_for_within_fifteen_seconds_and_that_it_waits_no_more():
-    coordinator, told, now = Coordinator(2), [], [0.0]
+    coordinator, told, now = Coordinator(RoundRules(2)), [], [0.0]
 
     class Slow(Few):
         names = ("ann", "ben")
@@ -191,7 +191,7 @@ def test_a_round_names_who_it_waits_for_within_fifteen_seconds_and_that_it_waits
 
 def test_a_client_that_leaves_after_its_update_is_missed_by_nobody():
     """Its update counts for the round's minimum, so the round waits for the other client, by name."""
-    coordinator, told, now = Coordinator(1, min_clients=2), [], [0.0]
+    coordinator, told, now = Coordinator(RoundRules(1, min_clients=2)), [], [0.0]
 
     class Leaves(Few):
         names = ("ann", "ben")
@@ -216,7 +216,7 @@ def test_a_client_that_leaves_after_its_update_is_missed_by_nobody():
 
 def test_who_is_online_and_cannot_work_is_missing_with_the_reason_until_asked_again():
     """From 5 s ben's model is other than it was; at 30 s its disk is full; at 62 s it is asked again."""
-    coordinator, told, now = Coordinator(1, min_clients=2, retry_s=55.0), [], [0.0]
+    coordinator, told, now = Coordinator(RoundRules(1, min_clients=2, retry_s=55.0)), [], [0.0]
 
     class Ill(Few):
         names = ("ann", "ben")
@@ -267,7 +267,7 @@ def test_who_is_online_and_cannot_work_is_missing_with_the_reason_until_asked_ag
 @pytest.mark.parametrize("shorter", [True, False])
 def test_times_that_the_organiser_changes_hold_for_the_open_round(shorter):
     """With the clock at 40 s, a deadline of 100 s becomes one of 50, or of 200."""
-    coordinator = Coordinator(1, min_clients=1, retry_s=60.0, deadline_s=100.0)
+    coordinator = Coordinator(RoundRules(1, min_clients=1, retry_s=60.0, deadline_s=100.0))
     now = [0.0]
 
     class Silent(Few):
