@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,7 @@ class Predictor:
         base: the base model.
         network: base, adapter and head.
         reading: how rows are read; None if the folder was written before that was recorded.
-        chat: whether it was trained on instructions.
-        system: the system message of that training, if any.
-        labels: names of the head's outputs; None for a causal model.
-        task: what was learnt from rows.
+        notes: what the folder says of its training.
         room: tokens that a text and its answer may have together; None where the base sets no bound.
         ends: ids that end an answer.
         notices: what the user should know, one sentence each.
@@ -51,10 +49,7 @@ class Predictor:
     base: Base
     network: Network
     reading: Reading | None
-    chat: bool
-    system: str | None
-    labels: tuple[str, ...] | None
-    task: AnyTask
+    notes: Notes
     room: int | None
     ends: tuple[int, ...]
     notices: tuple[str, ...] = ()
@@ -99,10 +94,7 @@ class Predictor:
             base=loaded,
             network=network,
             reading=reading,
-            chat=notes.chat,
-            system=notes.system,
-            labels=labels,
-            task=_task(reading, labels),
+            notes=notes,
             room=None if (most := _positions(loaded, labels)) is None else most - virtual,
             ends=tuple(ends_of(loaded.model, loaded.tokenizer, reading)) if labels is None else (),
             notices=(
@@ -111,6 +103,16 @@ class Predictor:
                 *(() if notes.rows is not None else (_unrecorded(who, labels is not None),)),
             ),
         )
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the head's outputs; None for a causal model."""
+        return self.notes.labels
+
+    @cached_property
+    def task(self) -> AnyTask:
+        """What was learnt from rows."""
+        return _task(self.reading, self.labels)
 
     @property
     def max_tokens(self) -> int:
@@ -207,9 +209,9 @@ class Predictor:
 
     def prompt(self, text: str) -> list[int]:
         """The tokens that a causal model is asked with: training has them before what follows ``text``."""
-        if not self.chat:
+        if not self.notes.chat:
             return self.base.tokenizer.prompt(text)
-        system = [{"role": "system", "content": self.system}] if self.system else []
+        system = [{"role": "system", "content": self.notes.system}] if self.notes.system else []
         return self.chat_prompt([*system, {"role": "user", "content": text}])
 
     def chat_prompt(self, messages: Messages, tools: Sequence[Any] | None = None) -> list[int]:
@@ -251,7 +253,7 @@ class Predictor:
         said = generate(
             self.network, self.base, row, self.ends, max_new_tokens, temperature=temperature, seed=seed
         )
-        if not self.chat:
+        if not self.notes.chat:
             return tokenizer.decode(said).strip()
         thinking = self.reading is not None and getattr(self.reading.data, "thinking", False)
         return tokenizer.answer(said, thinking=thinking)

@@ -8,7 +8,7 @@ as they fit.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from headwater.config.data import NoData
 from headwater.config.load import LoadedFederation
 from headwater.data.files.layouts import RowData
 from headwater.data.files.table import Table, check_name
-from headwater.data.opened import held_out_rows, open_rows, own_rows, require_said_pairs
+from headwater.data.opened import OpenedRows, held_out_rows, open_rows, own_rows, require_said_pairs
 from headwater.data.row_check import RowCheck, tokenise_rows
 from headwater.data.split import sample
 from headwater.errors import ConfigError, DataError
@@ -58,20 +58,18 @@ class FederatedData:
         self,
         settings: RowData | NoData,
         tokenizer: Tokenizer | None,
+        rows: OpenedRows,
+        key: Key,
         *,
-        table: Table | None = None,
-        splits: Mapping[str, tuple[list[int], list[int]]],
-        test: tuple[Table, Key] | None = None,
-        warnings: tuple[str, ...] = (),
-        sha256: str = "",
         check: bool = False,
     ) -> None:
         """Use :meth:`open`, :meth:`own` or :meth:`held_out`."""
-        self.clients = tuple(sorted(splits))
-        self.warnings = warnings
-        self.sha256 = sha256
+        self.clients = tuple(sorted(rows.splits))
+        self.warnings = rows.warnings
+        self.sha256 = rows.sha256
         self._settings, self._tokenizer = settings, tokenizer
-        self._table, self._splits, self._test = table, MappingProxyType(splits), test
+        self._table, self._splits, self._test = rows.table, MappingProxyType(rows.splits), rows.test
+        self._test_key = key.child("test")
         self._cache: OrderedDict[str, ClientData] = OrderedDict()
         self._cached_tokens = 0
         self._test_examples: Sequence[Example] | None = None
@@ -105,22 +103,12 @@ class FederatedData:
             width = max(4, len(str(settings.clients - 1)))
             # nothing is trained on these rows: only their number counts
             rows = list(range(settings.examples))
-            return FederatedData(
-                settings, None, splits={f"client-{i:0{width}}": (rows, []) for i in range(settings.clients)}
-            )
+            splits = {f"client-{i:0{width}}": (rows, list[int]()) for i in range(settings.clients)}
+            return FederatedData(settings, None, OpenedRows(None, splits, None, ()), key)
         opened = open_rows(loaded, settings, key)
         if on_devices and opened.table is not None:
             require_said_pairs(opened.table, settings)
-        found = FederatedData(
-            settings,
-            tokenizer,
-            table=opened.table,
-            splits=opened.splits,
-            test=None if opened.test is None else (opened.test, key.child("test")),
-            warnings=opened.warnings,
-            sha256=opened.sha256,
-            check=check,
-        )
+        found = FederatedData(settings, tokenizer, opened, key, check=check)
         # reports go to others: places are said from the file's folder on
         found.warnings = tuple(w.replace(f"{loaded.folder}/", "") for w in found.warnings)
         return found
@@ -139,15 +127,10 @@ class FederatedData:
         settings = loaded.settings.data
         check_name(name, "the client's own name")
         if isinstance(settings, NoData):
-            return FederatedData(settings, None, splits={name: (list(range(settings.examples)), [])})
-        opened = own_rows(loaded, settings, path, name, key)
+            splits = {name: (list(range(settings.examples)), list[int]())}
+            return FederatedData(settings, None, OpenedRows(None, splits, None, ()), key)
         return FederatedData(
-            settings,
-            tokenizer,
-            table=opened.table,
-            splits=opened.splits,
-            warnings=opened.warnings,
-            check=True,
+            settings, tokenizer, own_rows(loaded, settings, path, name, key), key, check=True
         )
 
     @staticmethod
@@ -159,16 +142,9 @@ class FederatedData:
         """
         settings = loaded.settings.data
         if isinstance(settings, NoData) or settings.test is None:
-            return FederatedData(settings, tokenizer, splits={})
+            return FederatedData(settings, tokenizer, OpenedRows(None, {}, None, ()), key)
         opened = held_out_rows(loaded, settings, settings.test)
-        return FederatedData(
-            settings,
-            tokenizer,
-            splits={},
-            test=None if opened.test is None else (opened.test, key.child("test")),
-            sha256=opened.sha256,
-            check=True,
-        )
+        return FederatedData(settings, tokenizer, opened, key, check=True)
 
     def rows(self, name: str) -> tuple[int, int]:
         """Rows in the client's train and validation split. Nothing is tokenised."""
@@ -198,8 +174,7 @@ class FederatedData:
     def test(self) -> Sequence[Example] | None:
         """The server's held-out examples; None if the federation file names none."""
         if self._test_examples is None and self._test is not None:
-            table, _ = self._test
-            self._test_examples = self._sampled(self._examples(table, range(len(table))))
+            self._test_examples = self._sampled(self._examples(self._test, range(len(self._test))))
         return self._test_examples
 
     def _check(self, tokenizer: Tokenizer) -> None:
@@ -216,8 +191,7 @@ class FederatedData:
                     self._cache[name] = found
                     self._cached_tokens += found.tokens
         if self._test is not None:
-            table, _ = self._test
-            self._test_examples = self._sampled(check.examples(table, range(len(table))))
+            self._test_examples = self._sampled(check.examples(self._test, range(len(self._test))))
         check.settle()
         check.problems.raise_any()
         self.warnings += check.report.sentences()
@@ -225,7 +199,7 @@ class FederatedData:
     def _sampled(self, examples: Sequence[Example]) -> Sequence[Example] | None:
         if self._test is None or isinstance(self._settings, NoData):
             return None
-        chosen = sample(range(len(examples)), self._settings.max_test_examples, self._test[1])
+        chosen = sample(range(len(examples)), self._settings.max_test_examples, self._test_key)
         return [examples[i] for i in chosen]
 
     def _of(self, name: str) -> tuple[list[int], list[int]]:

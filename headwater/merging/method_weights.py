@@ -56,7 +56,7 @@ from functools import reduce
 import numpy as np
 
 from headwater.merging.plan import MergePlan, NoisePlan
-from headwater.merging.update_moments import Parts, UpdateMoments, UpdateSums, seeds_in_common
+from headwater.merging.update_moments import Parts, UpdateMoments, UpdateSums, seeds_in_common, unexplained
 
 LEAST_PROGRESS = 1 / 64
 """No c is taken as less: Σ n·c/max c is never below this part of Σ n."""
@@ -150,7 +150,7 @@ def estimate(plan: MergePlan, methods: Mapping[str, UpdateSums]) -> NoisePlan | 
         if moments.noise is not None:
             noises[other] = moments.noise
             if other != name and reached is not None:
-                noises[other] += moments.unexplained(reached, between, measure.signal)
+                noises[other] += unexplained(moments, reached, between, measure.signal)
     return NoisePlan(between / scale**2, noises, progress)
 
 

@@ -200,25 +200,29 @@ class UpdateMoments:
         """How far the clients differ beyond noise: an estimate of c²·h, below 0 by chance; needs freedom."""
         return self.excess / self.freedom
 
-    def unexplained(self, progress: float, between: float, signal: float) -> float:
-        """What of a client's update is neither progress nor its own nor its noise.
 
-        What clients of the method have in common beside Δ does not go away in their mean: it counts as many
-        times as there are clients. No more than their typical ‖δ‖² each.
+def unexplained(moments: UpdateMoments, progress: float, between: float, signal: float) -> float:
+    """What of a client's update is neither progress nor its own nor its noise.
 
-        Args:
-            progress: c, of any size.
-            between: h.
-            signal: ‖Δ‖².
-        """
-        squared = max(0.0, progress) ** 2
-        if self.freedom > 0:
-            beyond = max(0.0, self.apart - squared * between)
-            if self.whole:
-                beyond += self.clients * max(0.0, self.signal - squared * signal)
-        else:
-            beyond = max(0.0, self.energy - self.own - squared * (signal + between)) if self.whole else 0.0
-        return min(beyond, self.clients * self.typical)
+    What clients of the method have in common beside Δ does not go away in their mean: it counts as many
+    times as there are clients. No more than their typical ‖δ‖² each.
+
+    Args:
+        moments: of the method.
+        progress: c, of any size.
+        between: h.
+        signal: ‖Δ‖².
+    """
+    squared = max(0.0, progress) ** 2
+    if moments.freedom > 0:
+        beyond = max(0.0, moments.apart - squared * between)
+        if moments.whole:
+            beyond += moments.clients * max(0.0, moments.signal - squared * signal)
+    else:
+        beyond = (
+            max(0.0, moments.energy - moments.own - squared * (signal + between)) if moments.whole else 0.0
+        )
+    return min(beyond, moments.clients * moments.typical)
 
 
 def seeds_in_common(plan: MergePlan, left: Integers | Floats, right: Integers | Floats) -> float:

@@ -55,7 +55,7 @@ class RequestClaim:
         nonce: of this request, 16 bytes in hex.
         length: of the body, in bytes.
         body_sha256: of the body, in hex.
-        signature: Ed25519, 64 bytes, over :meth:`text`.
+        signature: Ed25519, 64 bytes, over :func:`signed_text`.
     """
 
     client: str
@@ -131,10 +131,11 @@ class RequestClaim:
             PREFIX + "signature": base64.b64encode(self.signature).decode("ascii"),
         }
 
-    def text(self, *, method: str, path: str) -> bytes:
-        """What is signed: one field a line, so that no two requests have the same text."""
-        lines = [
-            method, path, self.client, self.version, self.instance, str(self.time_ms), self.nonce,
-            str(self.length), self.body_sha256,
-        ]  # fmt: skip
-        return b"headwater request v1\n" + "\n".join(lines).encode("ascii")
+
+def signed_text(claim: RequestClaim, *, method: str, path: str) -> bytes:
+    """What a request's signature is over: one field a line, so that no two requests have the same text."""
+    lines = [
+        method, path, claim.client, claim.version, claim.instance, str(claim.time_ms), claim.nonce,
+        str(claim.length), claim.body_sha256,
+    ]  # fmt: skip
+    return b"headwater request v1\n" + "\n".join(lines).encode("ascii")

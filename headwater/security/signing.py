@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from headwater.errors import ConfigError, DecodeError, StorageError, UpdateRejected
 from headwater.security import public_keys
-from headwater.security.claims import NAME_RULE, RequestClaim, valid_name, valid_target
+from headwater.security.claims import NAME_RULE, RequestClaim, signed_text, valid_name, valid_target
 from headwater.security.keyfiles import check_folder, read_secret, secret_folder, write_secret
 
 __all__ = [
@@ -219,7 +219,7 @@ class Identity:
             RequestClaim.parse(draft.headers())
         except DecodeError as error:
             raise ConfigError(error.who, expected=error.expected, got=error.got) from error
-        signature = self.signing_key.sign(draft.text(method=method, path=path))
+        signature = self.signing_key.sign(signed_text(draft, method=method, path=path))
         return dataclasses.replace(draft, signature=signature).headers()
 
 
@@ -244,7 +244,7 @@ def verify_request(public: PublicIdentity, claim: RequestClaim, *, method: str, 
         raise UpdateRejected(who, expected="its own name", got=ascii(claim.client[:64]))
     if not valid_target(method, path):
         raise UpdateRejected(who, expected="a method and a path", got=ascii((method[:16], path[:64])))
-    text = claim.text(method=method, path=path)
+    text = signed_text(claim, method=method, path=path)
     if not public_keys.verify_ed25519(public.signing_key, claim.signature, text):
         raise UpdateRejected(
             who,

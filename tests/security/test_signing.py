@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from headwater.errors import ConfigError, DecodeError, StorageError, UpdateRejected
 from headwater.security import public_keys
+from headwater.security.claims import signed_text
 from headwater.security.signing import (
     Identity,
     PublicIdentity,
@@ -67,7 +68,7 @@ def test_golden_request():
         b"1764547200123\nffeeddccbbaa99887766554433221100\n3\n"
         b"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
-    assert CLAIM.text(**TARGET) == text
+    assert signed_text(CLAIM, **TARGET) == text
     assert ANN.signing_key.sign(text) == CLAIM.signature
     verify_request(ANN.public, CLAIM, **TARGET)
 
@@ -231,7 +232,7 @@ def test_another_clients_request_is_refused():
 
 def test_a_signature_counts_for_one_use():
     """Neither a reply nor a request can be passed off as the other."""
-    text = CLAIM.text(**TARGET)
+    text = signed_text(CLAIM, **TARGET)
     with pytest.raises(UpdateRejected):
         verify_reply(ANN.public, text, ANN.signing_key.sign(text))
     with pytest.raises(UpdateRejected):
