@@ -41,6 +41,8 @@ QUANTISED: dict[str, dict[str, Any]] = {
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"},
 }
 """Arguments of ``BitsAndBytesConfig`` by ``model.quantization``."""
+_DEQUANTISED = ("fp8", "mxfp4")
+"""Ways of saving weights that transformers undoes where it has no kernels for them."""
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
 PER_LAYER = ("layer_types", "mlp_layer_types", "attention_window", "attention_layers")
 """Settings of a configuration that have an entry for each layer."""
@@ -167,6 +169,7 @@ def load_base(
 
 def _configuration(where: Path, settings: PretrainedSettings, tokenizer: TextTokenizer) -> PretrainedConfig:
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    _refuse_quantised(config, settings)
     if settings.layers is not None:
         if settings.layers > config.num_hidden_layers:
             raise ModelError(
@@ -192,6 +195,25 @@ def _configuration(where: Path, settings: PretrainedSettings, tokenizer: TextTok
     if config.pad_token_id is None and settings.own_head:
         config.pad_token_id = tokenizer.pad  # decoders want one, though adapters.network reads by the mask
     return config
+
+
+def _refuse_quantised(config: PretrainedConfig, settings: PretrainedSettings) -> None:
+    """Refuse weights that were quantised before they were saved and stay so.
+
+    Raises:
+        ModelError: names the method.
+    """
+    saved = getattr(config, "quantization_config", None) or {}
+    method = saved.get("quant_method") if isinstance(saved, dict) else getattr(saved, "quant_method", None)
+    method = getattr(method, "value", method)
+    if saved and method not in _DEQUANTISED:
+        raise ModelError(
+            f"base model {settings.path}",
+            expected="weights as they were before they were quantised",
+            got=f"config.json's quantization_config of {method or 'no known method'}",
+            hint='Use the base from which these were made; model.quantization = "8bit" or "4bit" then '
+            "quantises it while it is read.",
+        )
 
 
 def _quantisation(settings: PretrainedSettings) -> dict[str, Any]:

@@ -85,14 +85,14 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that ``from_pretrained`` reads, sorted by name.
 
     Raises:
-        ModelError: there are none; pickled weights are refused because loading them runs code.
+        ModelError: there are none, or the list of them is no list of files beside it; pickled weights are
+            refused because loading them runs code.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / name for name in names]
+        files = [folder / name for name in _listed(index)]
         missing = [f.name for f in files if not f.is_file()]
         if missing:
             raise ModelError(f"base model {folder}", expected=f"file {missing[0]}", got="nothing there")
@@ -106,6 +106,29 @@ def weight_files(folder: Path) -> list[Path]:
         if pickled
         else "Give a folder written by save_pretrained.",
     )
+
+
+def _listed(index: Path) -> list[str]:
+    """Names of the files that an index of shards lists, sorted.
+
+    Raises:
+        ModelError: it is damaged, or names files elsewhere: a folder's hash is that of its own files.
+    """
+    who = f"base model {index.parent}"
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names = sorted(set(content["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        got = f"{type(error).__name__}: {error}"[:200]
+        raise ModelError(
+            who, expected=f"a {index.name} with a weight_map of tensors to files", got=got,
+            hint="Get it again from where the weights came.",
+        ) from None  # fmt: skip
+    elsewhere = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if elsewhere or not names:
+        got = f"{elsewhere[0]!r:.80}" if elsewhere else "none"
+        raise ModelError(who, expected=f"names of files beside {index.name}", got=got)
+    return names
 
 
 def hash_base(folder: Path) -> str:

@@ -109,6 +109,35 @@ def test_shards_are_those_of_the_index(tmp_path):
         hash_base(folder)
 
 
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ("[", "JSONDecodeError"),
+        ("{}", "KeyError"),
+        ('{"weight_map": []}', "AttributeError"),
+        ('{"weight_map": {}}', "got none"),
+        ('{"weight_map": {"a": "../other/model.safetensors"}}', r"beside .* got '\.\./other"),
+        ('{"weight_map": {"a": 3}}', "beside .* got 3"),
+    ],
+)
+def test_an_index_that_lists_no_files_beside_it_is_refused(tmp_path, index, says):
+    folder = tiny_llama(tmp_path / "llama")
+    (tmp_path / "other").mkdir()
+    (folder / "model.safetensors").rename(tmp_path / "other" / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError, match=says):
+        hash_base(folder)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", None])
+def test_weights_that_were_quantised_before_are_refused(tmp_path, bert, method):
+    config = json.loads((bert / "config.json").read_text())
+    saved = {"quant_method": method, "bits": 4} if method else {"bits": 4}
+    (bert / "config.json").write_text(json.dumps({**config, "quantization_config": saved}))
+    with pytest.raises(ModelError, match=f"before they were quantised, got .* of {method or 'no known'}"):
+        load_base(encoder(), tmp_path, labels=LABELS)
+
+
 def test_a_wrong_hash_names_both(tmp_path, bert):
     right = hash_base(bert)
     assert load_base(encoder(sha256=right), tmp_path, labels=LABELS).sha256 == right

@@ -121,6 +121,7 @@ def _rows(
     labels = _class_labels(metadata or {})
     limit, unpacked, number = max(ALWAYS_UNPACKED, MOST_TIMES * size), 0, first
     for batch in batches:
+        _require_unique(batch.schema.names, path)
         unpacked += batch.nbytes
         if unpacked > limit:
             raise DataError(
@@ -135,6 +136,13 @@ def _rows(
             yield number, _row(columns, i, labels, f"{path} row {number}")
         if watch is not None:
             watch(batch.nbytes)
+
+
+def _require_unique(names: list[str], path: Path) -> None:
+    """Refuse two columns of one name, of which pyarrow would hand on the last."""
+    if len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise DataError(str(path), expected="columns of different names", got=f"{twice[0]!r:.60} twice")
 
 
 def _row(

@@ -139,6 +139,16 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         read_rows(tmp_path / "a.parquet")
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names = ["text", "label", "text"]
+    parquet.write_table(pa.Table.from_arrays([["a"], ["1"], ["b"]], names=names), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="expected columns of different names, got 'text' twice"):
+        read_rows(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
