@@ -57,6 +57,21 @@ class Basis:
             at += b.shape[1]
         return Basis(_axes(b_stack) if left else None, _axes(a_stack) if right else None)
 
+    @staticmethod
+    def of_concatenation(adapters: Adapters, module: str) -> Basis:
+        """U, the left singular vectors of [s_1·B_1·A_1 … s_T·B_T·A_T], and the identity on the right.
+
+        They are the eigenvectors of Σ C_i·C_iᵀ in the coordinates of :meth:`of`, which span all there is.
+        """
+        basis = Basis.of(adapters, module)
+        gram: Floats | float = 0.0
+        for folder in adapters.folders:
+            core = basis.core(*folder.factors(module))
+            gram = gram + core @ core.T
+        _, axes = np.linalg.eigh(gram)
+        axes = _one_sign(axes[:, ::-1])
+        return Basis(axes if basis.left is None else basis.left @ axes, None)
+
     def core(self, b: Floats, a: Floats) -> Floats:
         """C [a, b] of the change B·A."""
         left = b if self.left is None else self.left.T @ b
@@ -120,19 +135,30 @@ def _axes(stack: Floats) -> Floats:
     q, triangle = np.linalg.qr(stack)
     u, s, _ = np.linalg.svd(triangle)
     rank = max(1, int(np.count_nonzero(s > 1e-12 * s[0]))) if s[0] else 1
-    axes: Floats = q @ u[:, :rank]
-    # a singular vector's sign is free: the largest entry is positive on every machine
+    return _one_sign(q @ u[:, :rank])
+
+
+def _one_sign(axes: Floats) -> Floats:
+    """Columns whose largest entry is positive: a singular vector's sign is free."""
     largest = np.abs(axes).argmax(axis=0)
-    return axes * np.where(axes[largest, np.arange(rank)] < 0, -1.0, 1.0)
+    return axes * np.where(axes[largest, np.arange(axes.shape[1])] < 0, -1.0, 1.0)
 
 
 def inner_products(adapters: Adapters) -> Floats:
-    """⟨τ_i, τ_j⟩ over all weights that have a place where nothing is changed: [T, T].
+    """⟨τ_i, τ_j⟩ over all weights that have a place where nothing is changed: [T, T]."""
+    products = np.zeros((len(adapters), len(adapters)))
+    for _, own in products_by_weight(adapters):
+        products += own
+    return products
+
+
+def products_by_weight(adapters: Adapters) -> Iterator[tuple[str, Floats]]:
+    """⟨τ_i, τ_j⟩ [T, T] of each of these weights, with the name of its module or tensor.
 
     Of two LoRA changes it is tr((B_jᵀB_i)(A_iA_jᵀ)), of cost R²·d and without a matrix [rows, columns].
     """
-    products = np.zeros((len(adapters), len(adapters)))
     for module in adapters.modules:
+        products = np.zeros((len(adapters), len(adapters)))
         groups = list(_groups(adapters, module))
         for i, mine in enumerate(groups):
             b, a, starts = _stack(adapters, module, mine)
@@ -143,14 +169,12 @@ def inner_products(adapters: Adapters) -> Floats:
                 products[np.ix_(mine, other)] += block
                 if other is not mine:
                     products[np.ix_(other, mine)] += block.T
+        yield module, products
     for name in adapters.plain:
         origin = adapters.origin(name)
         if origin is not None:
-            changes = [(adapters.value(i, name) - origin).reshape(-1) for i in range(len(adapters))]
-            for i, mine_ in enumerate(changes):
-                for j, other_ in enumerate(changes):
-                    products[i, j] += float(mine_ @ other_)
-    return products
+            changes = np.stack([(adapters.value(i, name) - origin).reshape(-1) for i in range(len(adapters))])
+            yield name, changes @ changes.T
 
 
 def _groups(adapters: Adapters, module: str) -> Iterator[list[int]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,8 +23,9 @@ import numpy as np
 
 from headwater.errors import ConfigError
 from headwater.merging.offline.adapters import MAGNITUDES, Adapters
-from headwater.merging.offline.low_rank import Basis, Spectrum, Truncation, inner_products
-from headwater.merging.offline.rule import Cut, Floats, LinearRule, Rule, StackRule, ValueRule
+from headwater.merging.offline.fold import fold
+from headwater.merging.offline.low_rank import Basis, Spectrum, Truncation, inner_products, products_by_weight
+from headwater.merging.offline.rule import Cut, Floats, LinearRule, MatrixRule, Rule, StackRule, ValueRule
 
 Space = Literal["product", "core", "stack", "factors"]
 SPACES: tuple[Space, ...] = ("product", "core", "stack", "factors")
@@ -62,6 +63,13 @@ class Recipe:
                 "--space product",
                 expected="a linear rule; others need coordinates of the product, which --space core has",
                 got=self.rule.name,
+            )
+        if self.space == "factors" and not _merges_factors(self.rule):
+            raise ConfigError(
+                "--space factors",
+                expected="a rule that looks at values: this one looks at the product of the factors",
+                got=self.rule.name,
+                hint="Leave out --space.",
             )
         if self.space in ("stack", "factors") and self.truncation != Truncation():
             raise ConfigError(
@@ -109,31 +117,34 @@ class Merge:
 
     def __init__(self, adapters: Adapters, recipe: Recipe) -> None:
         self.adapters, self.recipe = adapters, recipe
-        rule, count = recipe.rule, len(adapters)
-        if count < rule.least:
-            raise ConfigError(f"rule {rule.name}", expected=f"at least {rule.least} adapters", got=f"{count}")
-        if not rule.negative and (adapters.weights < 0).any():
-            raise ConfigError(
-                f"rule {rule.name}",
-                expected="positive weights",
-                got=f"{adapters.weights.min():g}",
-                hint="Rule task_arithmetic takes an adapter out.",
-            )
+        rule = recipe.rule
+        _require_fit(rule, adapters)
         self.weights = adapters.weights / adapters.weights.sum() if rule.weighs else adapters.weights
         self.notes: list[str] = []
         if recipe.chosen == "factors":
             self._require_factors()
         self._coefficients: Floats | None = None
+        self._by_weight: dict[str, Floats] = {}
         if isinstance(rule, LinearRule):
-            products = inner_products(adapters) if rule.needs_products else None
-            self._coefficients = rule.coefficients(self.weights, products) * recipe.scale
+            self._find_coefficients(rule)
         self._places: dict[str, int] = {}
         self._cuts = self._cuts_of_adapters() if recipe.chosen == "factors" else None
 
     @property
     def coefficients(self) -> Floats | None:
-        """The c_i [T] of a linear rule, times the scale; None for other rules."""
+        """The c_i [T] of a linear rule, times the scale; None for others, or if each weight has its own."""
         return self._coefficients
+
+    def _find_coefficients(self, rule: LinearRule) -> None:
+        scale, factors = self.recipe.scale, self.recipe.chosen == "factors"
+        if rule.per_weight:
+            for key, products in products_by_weight(self.adapters):
+                self._by_weight[key] = rule.coefficients(self.weights, products) * scale
+            return
+        found = inner_products(self.adapters) if rule.needs_products else None
+        self._coefficients = rule.coefficients(self.weights, found) * scale
+        if factors and not math.isclose(self._coefficients.sum(), scale, rel_tol=1e-9):
+            raise _no_shares(rule)
 
     def modules(self) -> Iterator[tuple[str, MergedWeight]]:
         """Each LoRA module, merged."""
@@ -155,15 +166,19 @@ class Merge:
                 yield name, self._combine(name, self._distance(name, origin)) + origin
 
     def _in_core(self, module: str) -> MergedWeight:
-        basis = Basis.of(self.adapters, module)
-        core = self._combine(module, lambda i: basis.core(*self.adapters.folders[i].factors(module)))
+        rule, part = self.recipe.rule, self.adapters.first.modules[module]
+        concatenated = isinstance(rule, ValueRule) and rule.axes == "concatenation"
+        basis = (Basis.of_concatenation if concatenated else Basis.of)(self.adapters, module)
+        side = min(part.rows, part.columns)
+        core = self._combine(module, lambda i: basis.core(*self.adapters.folders[i].factors(module)), side)
         b, a, spectrum = basis.factors(core, self.recipe.truncation)
         return MergedWeight(a, b, spectrum)
 
     def _stacked(self, module: str) -> MergedWeight:
-        assert self._coefficients is not None
+        coefficients = self._by_weight.get(module, self._coefficients)
+        assert coefficients is not None
         pairs = [folder.factors(module) for folder in self.adapters.folders]
-        scaled = [c * b for c, (b, _) in zip(self._coefficients, pairs, strict=True)]
+        scaled = [c * b for c, (b, _) in zip(coefficients, pairs, strict=True)]
         return MergedWeight(np.concatenate([a for _, a in pairs]), np.concatenate(scaled, axis=1), None)
 
     def _factor_by_factor(self, module: str) -> MergedWeight:
@@ -204,39 +219,46 @@ class Merge:
     def _note(self, what: str, name: str) -> None:
         self.notes.append(f"{name}: {what}")
 
-    def _combine(self, key: str, read: Callable[[int], Floats]) -> Floats:
-        """The rule on one weight: ``read(i)`` gives adapter i's change, of one shape for all."""
+    def _combine(self, key: str, read: Callable[[int], Floats], side: int = 0) -> Floats:
+        """The rule on one weight: ``read(i)`` gives adapter i's change, of one shape for all.
+
+        Args:
+            key: names the weight.
+            read: see above.
+            side: the smaller side of a weight of which ``read`` gives coordinates.
+        """
         rule, count = self.recipe.rule, len(self.adapters)
-        if self._coefficients is not None:
-            merged: Floats = self._coefficients[0] * read(0)
-            for i in range(1, count):
-                merged += self._coefficients[i] * read(i)
-            return merged
-        if isinstance(rule, StackRule):
+        if isinstance(rule, LinearRule):
+            coefficients = self._by_weight.get(key, self._coefficients)
+            assert coefficients is not None
+            return _added(coefficients, read)
+        if isinstance(rule, MatrixRule):
+            shape = read(0).shape
+            if len(shape) != 2 or (side or min(shape)) == 1:
+                return _added(self.weights / self.weights.sum() * self.recipe.scale, read)
             stack = np.stack([read(i) for i in range(count)])
-            if rule.matrices and stack.ndim != 3:
-                added: Floats = np.tensordot(self.weights, stack, 1) * self.recipe.scale
-                return added
-            shape = stack.shape[1:]
-            merged = rule.merge(stack if rule.matrices else stack.reshape(count, -1), self.weights)
-            return merged.reshape(shape) * self.recipe.scale
-        assert isinstance(rule, ValueRule)
-        return self._value_by_value(rule, key, read)
+            return rule.merge(stack, self.weights, side or min(shape)) * self.recipe.scale
+        shape = read(0).shape
+        if isinstance(rule, StackRule):
+            stack = np.stack([read(i).reshape(-1) for i in range(count)])
+            merged = rule.merge(stack, self.weights)
+        else:
+            assert isinstance(rule, ValueRule)
+            merged = fold(rule, self._pruned(rule, key, read), self.weights)
+        return merged.reshape(shape) * self.recipe.scale
 
-    def _value_by_value(self, rule: ValueRule, key: str, read: Callable[[int], Floats]) -> Floats:
+    def _pruned(self, rule: ValueRule, key: str, read: Callable[[int], Floats]) -> Callable[[int], Floats]:
         def pruned(i: int) -> Floats:
-            change = np.array(read(i)).reshape(-1)  # a copy: rules change it
-            if rule.trimmed and self._cuts is None:
-                change = Cut.of(change, rule.kept).apply(change)
-            elif rule.trimmed and self._cuts is not None:
-                change = self._cuts[i].apply(change, self._places[key])
-            return rule.prune(change, self._draw(i, key))
+            change = np.array(read(i))  # a copy: rules change it
+            if rule.trimmed:
+                flat = change.reshape(-1)
+                if self._cuts is None:
+                    Cut.of(flat, rule.kept).apply(flat)
+                else:
+                    self._cuts[i].apply(flat, self._places[key])
+            return rule.prune(change, self._draw(i, key)).reshape(-1)
 
-        shape, count = read(0).shape, len(self.adapters)
-        sums = _sum(rule.terms(pruned(i), self.weights[i]) for i in range(count))
-        if rule.passes > 1:
-            sums = _sum(rule.second_terms(sums, pruned(i), self.weights[i]) for i in range(count))
-        return rule.result(sums).reshape(shape) * self.recipe.scale
+        return pruned
 
     def _draw(self, index: int, key: str) -> np.random.Generator:
         """An adapter's own numbers for a weight: what stands beside it changes none of them."""
@@ -272,12 +294,7 @@ class Merge:
     def _require_factors(self) -> None:
         rule = self.recipe.rule
         if isinstance(rule, LinearRule) and not rule.weighs:
-            raise ConfigError(
-                "--space factors",
-                expected="a rule whose coefficients are shares: two sums multiply to what no adapter has",
-                got=rule.name,
-                hint="Use --space product, which is exact.",
-            )
+            raise _no_shares(rule)
         for module, part in self.adapters.first.modules.items():
             for folder in self.adapters.named[1:]:
                 if folder.modules[module].rank != part.rank:
@@ -289,13 +306,49 @@ class Merge:
                     )
 
 
-def _sum(terms: Iterable[tuple[Floats, ...]]) -> tuple[Floats, ...]:
-    """Sum by sum, in the order of the adapters."""
-    sums: tuple[Floats, ...] = ()
-    for term in terms:
-        if sums:
-            for total, value in zip(sums, term, strict=True):
-                total += value
-        else:
-            sums = tuple(np.array(value, np.float64) for value in term)
-    return sums
+def _merges_factors(rule: Rule) -> bool:
+    """Whether a rule means something for A and B each by itself."""
+    if isinstance(rule, LinearRule):
+        return not rule.per_weight
+    return isinstance(rule, StackRule) or (isinstance(rule, ValueRule) and rule.axes == "core")
+
+
+def _no_shares(rule: Rule) -> ConfigError:
+    return ConfigError(
+        "--space factors",
+        expected="a rule whose coefficients are shares: two sums multiply to what no adapter has",
+        got=rule.name,
+        hint="Use --space product, which is exact.",
+    )
+
+
+def _require_fit(rule: Rule, adapters: Adapters) -> None:
+    """Refuse a number of adapters, or weights, that a rule cannot take."""
+    who, count, weights = f"rule {rule.name}", len(adapters), adapters.weights
+    if count < rule.least:
+        raise ConfigError(who, expected=f"at least {rule.least} adapters", got=f"{count}")
+    if rule.most is not None and count > rule.most:
+        raise ConfigError(who, expected=f"at most {rule.most} adapters", got=f"{count}")
+    if not rule.weighted and (weights != weights[0]).any():
+        raise ConfigError(
+            who,
+            expected="no weights, since the rule looks at none",
+            got=np.array2string(weights, precision=3, threshold=8),
+            hint="Leave out --weights.",
+        )
+    if not rule.negative and (weights < 0).any():
+        raise ConfigError(
+            who,
+            expected="positive weights",
+            got=f"{weights.min():g}",
+            hint="Rule task_arithmetic takes an adapter out.",
+        )
+
+
+def _added(coefficients: Floats, read: Callable[[int], Floats]) -> Floats:
+    """Σ c_i · read(i)."""
+    merged: Floats = coefficients[0] * read(0)
+    for i, c in enumerate(coefficients[1:], start=1):
+        if c:
+            merged += c * read(i)
+    return merged

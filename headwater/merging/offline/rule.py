@@ -1,4 +1,4 @@
-"""Rule: how several adapters become one. Three families, by what a rule must see; a rule is one short file.
+"""Rule: how several adapters become one. Four families, by what a rule must see; a rule is one short file.
 
 What is merged are *changes*: of a LoRA module the matrix s·B·A, of IA3 the distance of its vector from one,
 of a weight that was trained as a whole its distance from the base's, where the base is given. τ_i is the
@@ -7,16 +7,20 @@ change by adapter i, T the number of adapters.
 - :class:`LinearRule`: the result is Σ c_i·τ_i, and the rule says c, if need be from the inner products
   ⟨τ_i, τ_j⟩. It is exact for LoRA of any ranks.
 - :class:`ValueRule`: value by value, one adapter after the other, as sums. Memory does not grow with T.
-- :class:`StackRule`: value by value, or matrix by matrix, from all adapters at once, one weight at a time.
+- :class:`StackRule`: value by value, from all adapters at once, one weight at a time.
+- :class:`MatrixRule`: matrix by matrix, from all adapters at once, by what no rotation changes.
 
 The settings of a rule are its fields; ``headwater merge`` takes each as an option of the command line.
+
+A rule's weights are shares: its result is a weighted mean of some kind, T identical adapters stay what they
+are, and a paper's θ_0 + λ·Σ τ_i is ``--scale`` λ·T. A rule that is a sum by nature says ``weighs = False``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +37,12 @@ class Rule(Settings, ABC):
         name: what ``--rule`` takes.
         line: what it does, in one line.
         source: paper and equation.
-        passes: how often each adapter is read after it was opened.
+        passes: how often it goes over the adapters, once their coordinates are known.
         memory: what it keeps, in words.
         weighs: whether weights are shares, so that only their ratios count. Where not, a weight is a factor.
+        weighted: whether it looks at weights at all; where not, unequal ones are refused.
         least: the smallest number of adapters.
+        most: the largest number; None for any.
         negative: whether a weight may be negative: an adapter is taken out.
     """
 
@@ -46,7 +52,9 @@ class Rule(Settings, ABC):
     passes: ClassVar[int] = 1
     memory: ClassVar[str] = "one weight"
     weighs: ClassVar[bool] = True
+    weighted: ClassVar[bool] = True
     least: ClassVar[int] = 1
+    most: ClassVar[int | None] = None
     negative: ClassVar[bool] = False
 
 
@@ -54,6 +62,8 @@ class LinearRule(Rule):
     """Σ c_i·τ_i."""
 
     needs_products: ClassVar[bool] = False
+    per_weight: ClassVar[bool] = False
+    """Whether each weight has coefficients of its own, from its own inner products."""
 
     @abstractmethod
     def coefficients(self, weights: Floats, products: Floats | None) -> Floats:
@@ -61,8 +71,8 @@ class LinearRule(Rule):
 
         Args:
             weights: [T]; they sum to one where the rule ``weighs``.
-            products: ⟨τ_i, τ_j⟩ over all weights of the adapters together, [T, T]; None unless
-                ``needs_products``.
+            products: ⟨τ_i, τ_j⟩ [T, T], over all weights of the adapters together, or of one weight where
+                the rule is ``per_weight``; None unless ``needs_products``.
 
         Raises:
             ConfigError: too few adapters, or ones that the rule cannot tell apart.
@@ -74,6 +84,11 @@ class ValueRule(Rule):
 
     trimmed: ClassVar[bool] = False
     """Whether the largest values of each adapter are kept, a fraction :attr:`kept`, before :meth:`prune`."""
+    axes: ClassVar[Literal["core", "concatenation"]] = "core"
+    """In which coordinates it sees LoRA: those of space ``core``, or Uᵀ·τ_i with the left singular vectors U
+    of [τ_1 … τ_T]."""
+    join: ClassVar[np.ufunc] = np.add
+    """What makes one term of two: a sum, or another operation of which order and grouping change nothing."""
 
     @property
     def kept(self) -> float:
@@ -81,44 +96,68 @@ class ValueRule(Rule):
         raise NotImplementedError
 
     def prune(self, values: Floats, draw: np.random.Generator) -> Floats:
-        """An adapter's own change, dropped or rescaled: [n], may be ``values`` itself, changed.
+        """An adapter's own change, dropped or rescaled: like ``values``, may be them, changed.
 
         Args:
-            values: one weight's change by one adapter, [n], trimmed.
-            draw: random numbers of this adapter and weight.
+            values: one weight's change by one adapter, trimmed, in the shape in which it is merged.
+            draw: random numbers of this adapter and weight, the same in both passes.
         """
         return values
 
     @abstractmethod
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:
-        """What an adapter adds to each sum: arrays like ``values``."""
+        """What an adapter adds to each sum.
+
+        Args:
+            values: [n].
+            weight: its weight.
+        """
+
+    def between(self, sums: tuple[Floats, ...]) -> tuple[Floats, ...]:
+        """What the second pass is given of the first one's sums, of a rule with ``passes = 2``."""
+        return sums
+
+    def second_terms(self, first: tuple[Floats, ...], values: Floats, weight: float) -> tuple[Floats, ...]:
+        """The same as :meth:`terms` for a second pass; :meth:`result` is given its sums."""
+        raise NotImplementedError
 
     @abstractmethod
     def result(self, sums: tuple[Floats, ...]) -> Floats:
-        """What the sums come to: [n]."""
-
-    def second_terms(self, first: tuple[Floats, ...], values: Floats, weight: float) -> tuple[Floats, ...]:
-        """The same for a second pass, of a rule with ``passes = 2``; :meth:`result` is given its sums."""
-        raise NotImplementedError
+        """What the sums of the last pass come to: [n]."""
 
 
 class StackRule(Rule):
-    """All adapters at once."""
+    """Value by value, from all adapters at once."""
 
     memory: ClassVar[str] = "one weight of every adapter"
-    matrices: ClassVar[bool] = False
-    """Whether it works on matrices; what has no two dimensions is then added with the weights."""
 
     @abstractmethod
     def merge(self, stack: Floats, weights: Floats) -> Floats:
-        """The result.
+        """The result [n].
 
         Args:
-            stack: [T, n], or [T, rows, columns] where the rule works on ``matrices``.
+            stack: [T, n].
             weights: [T].
+        """
 
-        Returns:
-            [n] or [rows, columns].
+
+class MatrixRule(Rule):
+    """Matrix by matrix, from all adapters at once.
+
+    A rule must be the same for rotated matrices, merge(P·τ_i·Q) = P·merge(τ_i)·Q: of LoRA it is given the
+    small cores and gives what it would give for the changes themselves. What is no matrix is averaged.
+    """
+
+    memory: ClassVar[str] = "one weight of every adapter"
+
+    @abstractmethod
+    def merge(self, stack: Floats, weights: Floats, side: int) -> Floats:
+        """The result [rows, columns].
+
+        Args:
+            stack: [T, rows, columns], a weight's changes or their cores.
+            weights: [T].
+            side: the smaller side of the weight itself.
         """
 
 
@@ -137,9 +176,15 @@ class Cut:
     @staticmethod
     def of(values: Floats, density: float) -> Cut:
         """To keep a fraction of ``values`` [n], and at least one: the largest; of equal ones the earlier."""
-        count = max(1, int(density * values.size))
+        return Cut.largest(values, max(1, int(density * values.size)))
+
+    @staticmethod
+    def largest(values: Floats, count: int) -> Cut:
+        """To keep the ``count`` largest magnitudes of ``values`` [n]; of equal ones the earlier."""
         if count >= values.size:
             return Cut(0.0, values.size)
+        if count < 1:
+            return Cut(float("inf"), -1)
         magnitudes = np.abs(values)
         value = float(np.partition(magnitudes, values.size - count)[values.size - count])
         equal = np.flatnonzero(magnitudes == value)

@@ -1,17 +1,16 @@
-"""TIES: trim, elect a sign, mean of those that agree."""
+"""Rules that keep the largest values: TIES, magnitude pruning, and KnOTS, which is TIES in other axes."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
-from headwater.merging.offline.rule import Floats, ValueRule
+from headwater.merging.offline.rules.sums import ElectedSigns, WeightedSum
 
 
-class Ties(ValueRule):
-    """The four sums of :mod:`headwater.merging.ties`, which says where tools differ; a tie gives 0."""
+class Ties(ElectedSigns):
+    """Trim, elect, mean of those that agree."""
 
     name: ClassVar[str] = "ties"
     line: ClassVar[str] = "keep each adapter's largest values, elect signs, mean of the values that agree"
@@ -25,20 +24,27 @@ class Ties(ValueRule):
     def kept(self) -> float:  # noqa: D102 - inherited
         return self.density
 
-    def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
-        up, down, share = values > 0, values < 0, weight * values
-        mine = np.full_like(values, weight)
-        zero = np.zeros_like(values)
-        return (
-            np.where(up, share, zero),
-            np.where(down, -share, zero),
-            np.where(up, mine, zero),
-            np.where(down, mine, zero),
-        )
 
-    def result(self, sums: tuple[Floats, ...]) -> Floats:  # noqa: D102 - inherited
-        positive, negative, for_positive, for_negative = sums
-        total = np.where(positive > negative, positive, -negative)
-        agreeing = np.where(positive > negative, for_positive, for_negative)
-        mean = np.divide(total, agreeing, out=np.zeros_like(total), where=agreeing > 0)
-        return np.where(positive == negative, 0.0, mean)
+class Knots(Ties):
+    """TIES of the Σ·V_i in [τ_1 … τ_T] = U·Σ·[V_1 … V_T]; the result is U times it."""
+
+    name: ClassVar[str] = "knots"
+    line: ClassVar[str] = "TIES in the common left singular vectors of all adapters, by input dimension"
+    source: ClassVar[str] = "Stoica et al. 2024, arXiv 2410.19735; as FusionBench's subspace_alignment"
+    axes: ClassVar[Literal["core", "concatenation"]] = "concatenation"
+
+
+class MagnitudePrune(WeightedSum):
+    """The weighted mean of what is left after trimming."""
+
+    name: ClassVar[str] = "magnitude_prune"
+    line: ClassVar[str] = "keep each adapter's largest values, weighted mean"
+    source: ClassVar[str] = "PEFT, add_weighted_adapter, combination_type magnitude_prune"
+    trimmed: ClassVar[bool] = True
+    density: float = Field(
+        default=0.2, gt=0, le=1, description="fraction of an adapter's values that is kept"
+    )
+
+    @property
+    def kept(self) -> float:  # noqa: D102 - inherited
+        return self.density

@@ -1,0 +1,58 @@
+"""SCE: select values that vary, calculate an adapter's weight by its energy there, erase minority signs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from headwater.merging.offline.rule import Cut, Floats, ValueRule
+
+_ROUNDING = 1e-13
+"""A variance below this part of the mean square is the rounding of its two sums."""
+
+
+class Sce(ValueRule):
+    """Two passes: Στ and Στ²; then, where selected, ΣE_i·τ_i and ΣE_i of those that agree in sign.
+
+    The d·v values of the largest population variance are selected, v the number that vary at all, at least
+    one; where none varies there is nothing to select by, and all stay. E_i is the mean of the squares of
+    adapter i's selected values; the sign is that of Στ, and where that is 0 the result is.
+    """
+
+    name: ClassVar[str] = "sce"
+    line: ClassVar[str] = "keep the values that vary most, weigh by energy, mean of the values that agree"
+    source: ClassVar[str] = "Wan et al. 2024 (FuseChat), arXiv 2408.07990; mergekit, sce"
+    passes: ClassVar[int] = 2
+    weighted: ClassVar[bool] = False
+    density: float = Field(
+        default=0.1, gt=0, le=1, description="fraction of the values that vary which is kept"
+    )
+
+    def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
+        return values, np.square(values), np.ones(1)
+
+    def between(self, sums: tuple[Floats, ...]) -> tuple[Floats, ...]:
+        """The selection and the elected sign: 1, −1, or 0 where nothing counts."""
+        total, squares, count = sums
+        squares = squares / count
+        variance = squares - np.square(total / count)
+        variance[variance <= _ROUNDING * squares] = 0.0
+        signs = np.sign(total)
+        varying = int(np.count_nonzero(variance))
+        if varying and self.density < 1:
+            Cut.largest(variance, max(1, int(self.density * varying))).apply(variance)
+            signs[variance == 0] = 0.0
+            return signs, (variance > 0).astype(np.float64)
+        return signs, np.ones_like(signs)
+
+    def second_terms(self, first: tuple[Floats, ...], values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
+        signs, selected = first
+        energy = float(np.square(values * selected).mean())
+        agrees = energy * ((np.sign(values) == signs) & (signs != 0))
+        return agrees * values, agrees
+
+    def result(self, sums: tuple[Floats, ...]) -> Floats:  # noqa: D102 - inherited
+        total, agreeing = sums
+        return np.divide(total, agreeing, out=np.zeros_like(total), where=agreeing > 0)

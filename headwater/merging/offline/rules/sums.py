@@ -1,0 +1,42 @@
+"""What value rules do with values once each adapter has dropped some of its own: add, or elect signs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headwater.merging.offline.rule import Floats, ValueRule
+
+
+class WeightedSum(ValueRule):
+    """Σ p_i·τ̂_i."""
+
+    def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
+        return (weight * values,)
+
+    def result(self, sums: tuple[Floats, ...]) -> Floats:  # noqa: D102 - inherited
+        return sums[0]
+
+
+class ElectedSigns(ValueRule):
+    """The mean of the values that have the elected sign, which is that of Σ p_i·τ̂_i; a tie gives 0.
+
+    The four sums of :mod:`headwater.merging.ties`, which says where tools differ.
+    """
+
+    def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
+        up, down, share = values > 0, values < 0, weight * values
+        mine = np.full_like(values, weight)
+        zero = np.zeros_like(values)
+        return (
+            np.where(up, share, zero),
+            np.where(down, -share, zero),
+            np.where(up, mine, zero),
+            np.where(down, mine, zero),
+        )
+
+    def result(self, sums: tuple[Floats, ...]) -> Floats:  # noqa: D102 - inherited
+        positive, negative, for_positive, for_negative = sums
+        total = np.where(positive > negative, positive, -negative)
+        agreeing = np.where(positive > negative, for_positive, for_negative)
+        mean = np.divide(total, agreeing, out=np.zeros_like(total), where=agreeing > 0)
+        return np.where(positive == negative, 0.0, mean)

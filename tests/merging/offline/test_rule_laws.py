@@ -1,0 +1,170 @@
+"""Every rule of the table under the laws of offline rules."""
+
+from __future__ import annotations
+
+from headwater.merging.offline.rules.breadcrumbs import Breadcrumbs, BreadcrumbsTies
+from headwater.merging.offline.rules.consensus import Consensus
+from headwater.merging.offline.rules.dare import DareLinear, DareTies
+from headwater.merging.offline.rules.della import Della, DellaLinear
+from headwater.merging.offline.rules.geometric_median import GeometricMedian
+from headwater.merging.offline.rules.iso import IsoC, IsoCts
+from headwater.merging.offline.rules.krum import Krum, MultiKrum
+from headwater.merging.offline.rules.linear import Mean, TaskArithmetic
+from headwater.merging.offline.rules.lore import Lore
+from headwater.merging.offline.rules.magmax import MagMax
+from headwater.merging.offline.rules.median import Median, TrimmedMean
+from headwater.merging.offline.rules.model_stock import ModelStock
+from headwater.merging.offline.rules.pcb import Pcb
+from headwater.merging.offline.rules.sce import Sce
+from headwater.merging.offline.rules.sphere import Karcher, Slerp
+from headwater.merging.offline.rules.table import RULES
+from headwater.merging.offline.rules.ties import Knots, MagnitudePrune, Ties
+from headwater.merging.offline.rules.tsv import TsvM
+from tests.laws.offline_rule_laws import OfflineRuleLaws
+
+
+class TestMean(OfflineRuleLaws):
+    rule = whole = alike = Mean()
+
+
+class TestTaskArithmetic(OfflineRuleLaws):
+    rule = whole = TaskArithmetic()
+    alike = None  # a sum
+
+
+class TestModelStock(OfflineRuleLaws):
+    rule = whole = alike = ModelStock()
+
+
+class TestSlerp(OfflineRuleLaws):
+    rule = alike = Slerp()
+    whole = None  # of two
+
+
+class TestKarcher(OfflineRuleLaws):
+    rule = whole = alike = Karcher()
+
+
+class TestKrum(OfflineRuleLaws):
+    rule = Krum()
+    whole = None  # f hostile ones need 2 f + 3
+    alike = Krum(faulty=0)
+
+
+class TestMultiKrum(OfflineRuleLaws):
+    rule = MultiKrum(selected=2)
+    whole = None
+    alike = MultiKrum(faulty=0)
+
+
+class TestGeometricMedian(OfflineRuleLaws):
+    rule = whole = alike = GeometricMedian()
+
+
+class TestTies(OfflineRuleLaws):
+    rule = Ties(density=0.5)
+    whole = alike = Ties(density=1)
+
+
+class TestKnots(OfflineRuleLaws):
+    rule = Knots(density=0.5)
+    whole = alike = Knots(density=1)
+
+
+class TestMagnitudePrune(OfflineRuleLaws):
+    rule = MagnitudePrune(density=0.5)
+    whole = alike = MagnitudePrune(density=1)
+
+
+class _Draws(OfflineRuleLaws):
+    """What is dropped depends on an adapter's contents."""
+
+    def draws(self) -> bool:
+        return True
+
+
+class TestDareLinear(_Draws):
+    rule = DareLinear(density=0.5)
+    whole = alike = DareLinear(density=1)
+
+
+class TestDareTies(_Draws):
+    rule = DareTies(density=0.5)
+    whole = alike = DareTies(density=1)
+
+
+class TestDella(_Draws):
+    rule = Della(density=0.5)
+    whole = alike = Della(density=1, epsilon=0)
+
+
+class TestDellaLinear(_Draws):
+    rule = DellaLinear(density=0.5)
+    whole = alike = DellaLinear(density=1, epsilon=0)
+
+
+class TestBreadcrumbs(OfflineRuleLaws):
+    rule = Breadcrumbs(density=0.5, gamma=0.1)
+    whole = alike = Breadcrumbs(density=1)
+
+
+class TestBreadcrumbsTies(OfflineRuleLaws):
+    rule = BreadcrumbsTies(density=0.5, gamma=0.1)
+    whole = alike = BreadcrumbsTies(density=1)
+
+
+class TestMagMax(OfflineRuleLaws):
+    rule = whole = alike = MagMax()
+
+
+class TestSce(OfflineRuleLaws):
+    rule = whole = alike = Sce(density=0.5)
+
+
+class TestConsensus(OfflineRuleLaws):
+    rule = alike = Consensus()
+    whole = None  # what one alone needs is what the rule drops
+
+
+class TestPcb(OfflineRuleLaws):
+    rule = Pcb(density=0.5)
+    whole = alike = None  # the value that competes worst never counts
+    scales = False  # tanh
+
+
+class TestMedian(OfflineRuleLaws):
+    rule = whole = alike = Median()
+
+
+class TestTrimmedMean(OfflineRuleLaws):
+    rule = alike = TrimmedMean()
+    whole = TrimmedMean(drop=0)
+
+
+class TestTsvM(OfflineRuleLaws):
+    rule = whole = alike = TsvM()
+    copies = 2  # three of rank 3 have no room in a weight of six rows, and are cut
+
+
+class TestIsoC(OfflineRuleLaws):
+    rule = IsoC()
+    whole = alike = None  # it makes singular values equal
+
+
+class TestIsoCts(OfflineRuleLaws):
+    rule = IsoCts(common=0.5)
+    whole = alike = None
+
+
+class TestLore(OfflineRuleLaws):
+    rule = whole = alike = Lore(threshold=0.5)
+    scales = False  # the threshold is a length
+
+
+def test_every_rule_of_the_table_is_under_the_laws() -> None:
+    tested = {kind.rule.name for kind in globals().values() if _is_suite(kind)}
+    assert tested == set(RULES)
+
+
+def _is_suite(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, OfflineRuleLaws) and kind.__name__.startswith("Test")
