@@ -194,7 +194,7 @@ def measured(
     seconds, peaks = [], []
     for _ in range(repeat):
         shutil.rmtree(place / "out", ignore_errors=True)
-        threads = {key: "1" for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         process = subprocess.Popen(
             command, env=os.environ | threads, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=place
         )
@@ -234,13 +234,13 @@ if how == "dense":
     s = s.numpy()
 else:
     from headwater.merging.offline.adapters import Adapters
-    from headwater.merging.offline.low_rank import Basis
+    from headwater.merging.offline.low_rank import Basis, Truncation
     adapters = Adapters.open(folders, None)
     module = adapters.modules[0]
     basis = Basis.of(adapters, module)
     core = sum(basis.core(*f.factors(module)) for f in adapters.folders) / len(folders)
     s = np.linalg.svd(core)[1]
-    b, a, _ = basis.factors(core, __import__("headwater.merging.offline.low_rank", fromlist=["x"]).Truncation(16))
+    b, a, _ = basis.factors(core, Truncation(16))
 np.save(place / f"{how}.npy", s[:256])
 """
 
