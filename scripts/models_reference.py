@@ -40,11 +40,15 @@ SOME = ("bert", "deberta-v2", "gemma3_text", "gpt2", "llama", "qwen3_moe", "robe
 
 def row(name: str, adapters: tuple[str, ...] = ADAPTERS) -> str:
     """The table's row of one architecture."""
+    return f"| `{name}` | {' | '.join(cell(name, kind, adapters) for kind in KINDS)} |"
+
+
+def cell(name: str, kind: str, adapters: tuple[str, ...] = ADAPTERS) -> str:
+    """What one architecture does as one kind of model: a word for each adapter, or one for all."""
     with tempfile.TemporaryDirectory() as folder:
         build(name, Path(folder) / name)
-        words = [[outcome(Path(folder), name, kind, adapter).word for adapter in adapters] for kind in KINDS]
-    cells = [found[0] if len(set(found)) == 1 else ", ".join(found) for found in words]
-    return f"| `{name}` | {' | '.join(cells)} |"
+        found = [outcome(Path(folder), name, kind, adapter).word for adapter in adapters]
+    return found[0] if len(set(found)) == 1 else ", ".join(found)
 
 
 def table(names: Sequence[str], adapters: tuple[str, ...]) -> list[str]:
