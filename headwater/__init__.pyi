@@ -4,6 +4,7 @@ from headwater.config.federation import Federation as Federation
 from headwater.config.load import LoadedFederation as LoadedFederation
 from headwater.errors import HeadwaterError as HeadwaterError
 from headwater.merging.aggregator import Aggregator as Aggregator
+from headwater.merging.offline.call import merge as merge
 from headwater.simulation.load import load as load
 from headwater.simulation.run import Run as Run
 from headwater.simulation.run import simulate as simulate

@@ -1,5 +1,7 @@
 """Files that survive a crash: :func:`write_atomically` (whole or absent), :func:`append_line` (line by line).
 
+:func:`whole_folder` does for a folder what the first does for a file.
+
 *Durable* means: also after a power cut, which keeps of a file only what was fsynced, and of a folder only
 the names that were there at the folder's last fsync. A killed process loses nothing that was written.
 """
@@ -11,6 +13,8 @@ import hashlib
 import io
 import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -125,6 +129,44 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of ``folder`` once the block has ended, and never half filled.
+
+    A folder cannot be renamed over a full one: for an instant the old one is aside under ``.old``. Where the
+    block ends in an exception, what was there before is intact and nothing else is left. What a killed
+    process left beside it is cleared first. One process at a time may write to a place.
+
+    Raises:
+        OSError: the disk says no.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _clear_remains(folder)
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_remains(folder: Path) -> None:
+    """Remove what processes that were killed left; put back a folder that one of them had put aside."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.(tmp|old)")
+    for left in sorted(path for path in folder.parent.iterdir() if pattern.fullmatch(path.name)):
+        if left.suffix == ".old" and not folder.exists():
+            left.rename(folder)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def clear_temporaries(folder: Path) -> None:

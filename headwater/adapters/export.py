@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +14,7 @@ from torch import Tensor
 
 from headwater.config.data import InstructionData
 from headwater.errors import StorageError
+from headwater.files import whole_folder
 from headwater.state import AdapterState
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, for a vector
@@ -121,39 +119,14 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a folder beside ``folder``, then put it in its place.
-
-    A folder cannot be renamed over a full one: for an instant the old one is aside under ``.old``.
-    What a killed process left beside it is cleared first. One process at a time may export to a place.
-    """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    """Let ``write`` fill a folder that then takes the place of ``folder``."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear_remains(folder)
-        temporary.mkdir()
-        write(temporary)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with whole_folder(folder) as temporary:
+            write(temporary)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise StorageError(
             f"export to {folder}",
             expected="room in a folder that can be written",
             got=getattr(error, "strerror", None) or str(error),
             hint="What was there before is intact; free space or fix the rights, then resume.",
         ) from error
-
-
-def _clear_remains(folder: Path) -> None:
-    """Remove what exports that were killed left; put back an adapter that one of them had put aside."""
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.(tmp|old)")
-    for left in sorted(path for path in folder.parent.iterdir() if pattern.fullmatch(path.name)):
-        if left.suffix == ".old" and not folder.exists():
-            left.rename(folder)
-        else:
-            shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C where a shell has switched it off: :func:`interruptible`.
+"""Signals that end a command: :func:`interruptible`, :func:`terminable`.
 
 A shell without job control starts what is put into the background (``make demo &``) with SIGINT ignored, and
 the process inherits that. Python then installs no handler, so that SIGINT cannot end the command. Commands of
@@ -11,6 +11,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 
 @contextmanager
@@ -30,3 +32,20 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises ``SystemExit(143)`` within, so that half-made files are cleared."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from headwater.config.settings import in_words
+from headwater.cli.interrupts import terminable
 from headwater.errors import ConfigError
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.base_weights import base_weights
+from headwater.merging.offline.call import named_rule
 from headwater.merging.offline.compare import Comparison, compare
 from headwater.merging.offline.folder import MergeReport, merge_folders
 from headwater.merging.offline.low_rank import Truncation
@@ -74,15 +74,16 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.output is None:
         raise ConfigError("headwater merge", expected="--output DIR, or --dry-run", got="neither")
-    report = merge_folders(
-        options.adapters,
-        options.output,
-        recipe,
-        weights=options.weights,
-        base=base,
-        overwrite=options.overwrite,
-        progress=progress,
-    )
+    with terminable():
+        report = merge_folders(
+            options.adapters,
+            options.output,
+            recipe,
+            weights=options.weights,
+            base=base,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
     progress("")
     print(json.dumps(asdict(report), default=str) if options.json else _told(report))
     return 0
@@ -107,36 +108,13 @@ def _options() -> dict[str, tuple[Callable[[str], Any], str]]:
 
 
 def _rule(options: argparse.Namespace) -> Rule:
-    """The rule with its settings.
-
-    Raises:
-        ConfigError: no such rule, or one without such a setting.
-    """
-    rule = RULES.get(options.rule)
-    if rule is None:
-        raise ConfigError(
-            f"--rule {options.rule}",
-            expected=f"one of {', '.join(RULES)}",
-            got="another",
-            hint="headwater merge --rules describes them.",
-        )
+    """The rule, with those of its settings that were given."""
     given = {
         key.removeprefix("rule_"): value
         for key, value in vars(options).items()
         if key.startswith("rule_") and value is not None
     }
-    for name in given.keys() - rule.model_fields.keys():
-        own = ", ".join(f"--{n.replace('_', '-')}" for n in rule.model_fields) or "no setting"
-        raise ConfigError(
-            f"--{name.replace('_', '-')}", expected=f"{own} with --rule {rule.name}", got="this option"
-        )
-    try:
-        return rule(**given)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        expected, got = in_words(problem)
-        where = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
-        raise ConfigError(f"{where} of rule {rule.name}", expected=expected, got=got) from error
+    return named_rule(options.rule, given)
 
 
 def _progress(options: argparse.Namespace) -> Callable[[str], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from headwater.errors import ConfigError, ModelError
-from headwater.merging.offline.peft_folder import PeftFolder
+from headwater.merging.offline.agreement import require_agreement
+from headwater.merging.offline.peft_folder import LORA_BIAS, MAGNITUDES, PeftFolder
 from headwater.merging.offline.rule import Floats
 from headwater.merging.offline.tensor_file import Array
 
 COPIED = ".base_layer.weight"
 """The end of names of tensors that PEFT saves beside an adapter and that are the base's."""
-MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
-"""The ends of names of DoRA's magnitudes (arXiv 2402.09353)."""
-_BIAS = ".lora_B.bias"
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,13 @@ class Adapters:
                     got=repr(number),
                     hint="Leave out the adapter that should not count.",
                 )
+        if not math.isfinite(sum(map(abs, numbers))):
+            raise ConfigError("--weights", expected="numbers with a finite sum", got="ones beyond it")
         named = []
         for index, path in enumerate(paths):
             progress(f"opening {index + 1} of {len(paths)}")
             named.append(PeftFolder.open(path))
-        _require_distinct(named)
-        _require_alike(named)
+        require_agreement(named)
         order = sorted(range(len(named)), key=lambda i: (named[i].digest, numbers[i]))
         return Adapters([named[i] for i in order], np.array([numbers[i] for i in order]), base, named)
 
@@ -121,18 +120,18 @@ class Adapters:
         """
         if name.endswith(".ia3_l"):
             return 1.0
-        if name.endswith(_BIAS):
+        if name.endswith(LORA_BIAS):
             return 0.0
         if self.base is None or name.startswith("head.") or name.endswith(MAGNITUDES):
             return None
-        return self.base(name.removeprefix("base_model.model."))
+        return self.base(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
 
     def value(self, index: int, name: str) -> Floats:
         """A plain tensor of one adapter, float64, as it takes part: the bias of a LoRA factor times its s."""
         folder = self.folders[index]
         values = folder.read(name).astype(np.float64)
-        if name.endswith(_BIAS):
-            values = values * folder.modules[name.removesuffix(_BIAS)].scaling
+        if name.endswith(LORA_BIAS):
+            values = values * folder.modules[name.removesuffix(LORA_BIAS)].scaling
         return values
 
     def copy(self, name: str) -> Array:
@@ -151,83 +150,3 @@ class Adapters:
                     hint="The adapters were trained on different bases.",
                 )
         return values
-
-
-def _require_distinct(folders: Sequence[PeftFolder]) -> None:
-    seen: dict[Path, Path] = {}
-    for folder in folders:
-        place = folder.path.resolve()
-        if place in seen:
-            raise ConfigError(
-                f"{folder.path}",
-                expected="each adapter once",
-                got="the folder twice",
-                hint="To make it count more, give it a larger weight with --weights.",
-            )
-        seen[place] = folder.path
-
-
-def _require_alike(folders: Sequence[PeftFolder]) -> None:
-    """Refuse adapters that do not belong together, by name of folder and tensor."""
-    first = folders[0]
-    for folder in folders[1:]:
-        _same(folder, first, "kind of adapter", folder.kind, first.kind)
-        if folder.base and first.base:
-            _same(
-                folder,
-                first,
-                "base model",
-                folder.base,
-                first.base,
-                hint="Where the two hold the same weights, write one name into both adapter_config.json.",
-            )
-        for key in ("fan_in_fan_out", "trainable_token_indices", "use_dora"):
-            _same(folder, first, key, folder.config.get(key) or None, first.config.get(key) or None)
-        if "labels" in folder.notes and "labels" in first.notes:
-            _same(
-                folder,
-                first,
-                "labels of the head",
-                folder.notes["labels"],
-                first.notes["labels"],
-                hint="A head's rows are its labels in their order; retrain one with the other's labels.",
-            )
-        _same_names(folder, first, "LoRA module", folder.modules, first.modules)
-        _same_names(folder, first, "tensor", folder.plain, first.plain)
-        for name, part in folder.modules.items():
-            mine, other = (part.rows, part.columns), (first.modules[name].rows, first.modules[name].columns)
-            _same(folder, first, f"shape of the weight under {name}", mine, other)
-            kernel, first_kernel = part.shape_a[1:], first.modules[name].shape_a[1:]
-            _same(folder, first, f"input shape of {name}", kernel, first_kernel)
-        for name, shape in folder.plain.items():
-            _same(folder, first, f"shape of tensor {name}", list(shape), list(first.plain[name]))
-
-
-def _same(
-    folder: PeftFolder, first: PeftFolder, what: str, got: object, expected: object, hint: str = ""
-) -> None:
-    if got != expected:
-        raise ModelError(
-            f"{folder.path}",
-            expected=f"the {what} of {first.path}, {expected!r}",
-            got=f"{got!r}",
-            hint=hint or "Only adapters of one kind for one base can be merged.",
-        )
-
-
-def _same_names(
-    folder: PeftFolder,
-    first: PeftFolder,
-    what: str,
-    got: Mapping[str, object],
-    expected: Mapping[str, object],
-) -> None:
-    odd = sorted(got.keys() ^ expected.keys())
-    if odd:
-        has, lacks = (folder, first) if odd[0] in got else (first, folder)
-        raise ModelError(
-            f"{lacks.path}",
-            expected=f"the {what}s of {has.path}",
-            got=f"no {odd[0]}" + (f" (and {len(odd) - 1} more differences)" if len(odd) > 1 else ""),
-            hint="Merge adapters with the same target_modules and modules_to_save.",
-        )

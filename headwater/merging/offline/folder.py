@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from headwater.errors import ConfigError, StorageError
+from headwater.files import whole_folder
 from headwater.merging.offline.adapters import Adapters
+from headwater.merging.offline.agreement import remarks
 from headwater.merging.offline.merge import Merge, MergedWeight, Recipe
 from headwater.merging.offline.merged_config import merged_config
-from headwater.merging.offline.peft_folder import CONFIG, HEAD, NOTES, WEIGHTS, LoraPart
+from headwater.merging.offline.peft_config import CONFIG, WEIGHTS
+from headwater.merging.offline.peft_folder import HEAD, NOTES, LoraPart
 from headwater.merging.offline.tensor_file import Array, TensorWriter
 
 RECIPE = "merge.json"
@@ -80,21 +82,13 @@ def merge_folders(
         DecodeError: a file that is not what it should be.
         StorageError: a file that cannot be read or written.
     """
-    if out.exists() and not overwrite:
-        raise ConfigError(
-            f"--output {out}",
-            expected="a folder that is not there yet",
-            got="one that is",
-            hint="Name another, or add --overwrite.",
-        )
     adapters = Adapters.open(folders, weights, base=base, progress=progress)
-    if any(out.resolve() == folder.path.resolve() for folder in adapters.named):
-        raise ConfigError(f"--output {out}", expected="another folder than the adapters'", got="one of them")
+    place = _place(out, adapters, overwrite=overwrite)
     merge = Merge(adapters, recipe)
-    with _whole(out) as folder:
+    with _whole(place) as folder:
         ranks, energy, kept = _write_weights(merge, folder, progress)
         _write_json(folder / CONFIG, merged_config(adapters.first.config, ranks))
-        notes = _notes(merge)
+        notes = [*merge.notes, *remarks(adapters.named)]
         shares = merge.weights if merge.coefficients is None else merge.coefficients
         by_path = {str(f.path): float(s) for f, s in zip(adapters.folders, shares, strict=True)}
         report = MergeReport(
@@ -151,20 +145,6 @@ def _tensors(part: LoraPart, weight: MergedWeight) -> Iterator[tuple[str, Array]
     yield b + suffix, weight.b.reshape(part.rows, rank, *part.shape_b[2:])
 
 
-def _notes(merge: Merge) -> list[str]:
-    adapters = merge.adapters
-    notes = list(merge.notes)
-    digests: dict[str, Path] = {}
-    notes += [
-        f"{folder.path} and {other} hold the same values: they count twice"
-        for folder in adapters.named
-        if (other := digests.setdefault(folder.digest, folder.path)) != folder.path
-    ]
-    if len({folder.base for folder in adapters.named}) > 1:
-        notes.append("some adapters do not say which base they are for")
-    return notes
-
-
 def _record(merge: Merge, report: MergeReport) -> dict[str, Any]:
     recipe = merge.recipe
     return {
@@ -198,17 +178,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``out`` once it is full; nothing of it stays where that fails."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
-        if out.exists():
-            out.rename(old)
-        temporary.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+        with whole_folder(out) as temporary:
+            yield temporary
     except OSError as error:
         raise StorageError(
             f"writing {out}",
@@ -216,7 +188,37 @@ def _whole(out: Path) -> Iterator[Path]:
             got=error.strerror or str(error),
             hint="Nothing was written.",
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not out.exists():
-            old.rename(out)
+
+
+def _place(out: Path, adapters: Adapters, *, overwrite: bool) -> Path:
+    """Where ``out`` is; refused if content would be lost, or if an adapter of the merge is there."""
+    who = f"--output {out}"
+    try:
+        place = out.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise StorageError(who, expected="a place for a folder", got=str(error)) from error
+    for folder in adapters.named:
+        mine = folder.path.resolve()
+        if place == mine or place in mine.parents or mine in place.parents:
+            raise ConfigError(
+                who,
+                expected="a folder outside of the adapters'",
+                got=f"one that shares files with {folder.path}",
+            )
+    if not os.path.lexists(out):
+        return place
+    if not overwrite:
+        raise ConfigError(
+            who,
+            expected="a folder that is not there yet",
+            got="one that is",
+            hint="Name another, or add --overwrite.",
+        )
+    if out.is_symlink() or not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG).is_file()):
+        raise ConfigError(
+            who,
+            expected="an adapter's folder, which --overwrite may replace",
+            got="something else",
+            hint="Name another, or remove it yourself.",
+        )
+    return place

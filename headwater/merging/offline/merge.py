@@ -22,9 +22,10 @@ from typing import Literal
 import numpy as np
 
 from headwater.errors import ConfigError
-from headwater.merging.offline.adapters import MAGNITUDES, Adapters
+from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.fold import fold
 from headwater.merging.offline.low_rank import Basis, Spectrum, Truncation, inner_products, products_by_weight
+from headwater.merging.offline.peft_folder import MAGNITUDES
 from headwater.merging.offline.rule import Cut, Floats, LinearRule, MatrixRule, Rule, StackRule, ValueRule
 
 Space = Literal["product", "core", "stack", "factors"]

@@ -6,6 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 
+_OF_ANY_LORA = (
+    "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "layers_pattern",
+    "layers_to_transform", "modules_to_save", "revision", "target_modules", "task_type",
+    "trainable_token_indices",
+)  # fmt: skip
+"""Of an AdaLoRA's ``adapter_config.json``: what LoRA means the same by."""
+_STARTS = ("corda_config", "eva_config", "loftq_config", "lora_ga_config")
+"""Settings of how training began."""
+
+
 def merged_config(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, Any]:
     """The config of an adapter after its LoRA weights were computed anew, with s = 1.
 
@@ -17,9 +27,10 @@ def merged_config(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[s
     if not ranks:
         return config
     if config["peft_type"] != "LORA":  # AdaLoRA's own settings are none of LoRA's
-        kept = ("task_type", "base_model_name_or_path", "revision", "target_modules", "modules_to_save")
-        config = {k: v for k, v in config.items() if k in kept}
+        config = {key: value for key, value in config.items() if key in _OF_ANY_LORA}
         config |= {"peft_type": "LORA", "inference_mode": True}
+    for start in _STARTS:
+        config.pop(start, None)
     common = max(ranks.values(), key=list(ranks.values()).count)
     own = {name: rank for name, rank in sorted(ranks.items()) if rank != common}
     return config | {

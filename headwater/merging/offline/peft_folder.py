@@ -9,7 +9,6 @@ A LoRA module's change of its weight is s·B·A (arXiv 2106.09685), with s = α/
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -20,31 +19,27 @@ from typing import Any
 
 import numpy as np
 
-from headwater.errors import DecodeError, ModelError, StorageError
+from headwater.errors import DecodeError, ModelError
+from headwater.merging.offline.peft_config import (
+    CONFIG,
+    LONGEST_NAME,
+    LORA,
+    PLAIN,
+    WEIGHTS,
+    rank_of,
+    read_json,
+    require_additive,
+    scaling_of,
+)
 from headwater.merging.offline.tensor_file import Array, TensorFile
 
-WEIGHTS, CONFIG, HEAD, NOTES = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "head.safetensors",
-    "headwater.json",
-)
-LORA, PLAIN = ("LORA", "ADALORA"), ("IA3", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")
+HEAD, NOTES = "head.safetensors", "headwater.json"
+MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+"""The ends of names of DoRA's magnitudes (arXiv 2402.09353)."""
+LORA_BIAS = ".lora_B.bias"
+_KEPT_WITH_LORA = (*MAGNITUDES, LORA_BIAS)
+"""Tensors that PEFT calls LoRA's and that are plain here: they are in no product."""
 _LORA_A = re.compile(r"(?P<module>.+)\.(?:lora_A(?:\.weight)?|lora_embedding_A)")
-_UNSUPPORTED: Mapping[str, str] = {
-    "target_parameters": "LoRA on fused experts pairs rows of A with strided columns of B",
-    "layer_replication": "its layers are not those of the base",
-    "alora_invocation_tokens": "it acts only after its invocation tokens",
-    "arrow_config": "it routes between adapters",
-    "use_qalora": "its inputs are pooled before A",
-    "use_bdlora": "its factors are block diagonal",
-    "velora_config": "PEFT trains it in a compressed form",
-    "kasa_config": "its scale is another than alpha and r",
-    "monteclora_config": "its scale is another than alpha and r",
-}
-"""Options of LoRA under which the change of a weight is not s·B·A, and why."""
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Starts of LoRA for which PEFT takes something out of the base when it loads the adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +102,7 @@ class PeftFolder:
             DecodeError: a file that is not what its name says.
             ModelError: a kind of adapter that cannot be merged here, or tensors that its config denies.
         """
-        config = _read_json(path / CONFIG, path)
+        config = read_json(path / CONFIG, path)
         kind = config.get("peft_type")
         if kind not in LORA + PLAIN:
             raise ModelError(
@@ -119,8 +114,9 @@ class PeftFolder:
         if not (path / WEIGHTS).is_file():
             raise _no_weights(path)
         file = TensorFile(path / WEIGHTS)
+        _require_names(file)
         head = TensorFile(path / HEAD) if (path / HEAD).is_file() else None
-        notes = _read_json(path / NOTES, path) if (path / NOTES).is_file() else {}
+        notes = read_json(path / NOTES, path) if (path / NOTES).is_file() else {}
         modules = _lora_parts(path, config, file) if kind in LORA else {}
         used = {name for part in modules.values() for name in (part.a, part.b, part.e)}
         plain = {name: place.shape for name, place in file.tensors.items() if name not in used}
@@ -136,6 +132,8 @@ class PeftFolder:
                 got=f"{len(stray)} tensors without the other",
                 hint="The file is not whole; save the adapter again.",
             )
+        if kind in LORA:
+            _require_told(path, config, modules, plain)
         return PeftFolder(path, config, notes, file, head, modules, plain)
 
     @property
@@ -171,36 +169,13 @@ class PeftFolder:
     def factors(self, module: str) -> tuple[Array, Array]:
         """s·B as [rows, r] and A as [r, columns], float64: their product is what the adapter adds."""
         part = self.modules[module]
+        if part.shape_a[0] == 0:  # of AdaLoRA, which took all of its directions out
+            return np.zeros((part.rows, 1)), np.zeros((1, part.columns))
         a = self.file.read(part.a).astype(np.float64).reshape(part.rank, part.columns)
         b = self.file.read(part.b).astype(np.float64).reshape(part.rows, part.rank)
         if part.e:
             b = b * self.file.read(part.e).reshape(1, part.rank)
         return b * part.scaling, a
-
-
-_KEPT_WITH_LORA = (".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".lora_B.bias")
-"""Tensors that PEFT calls LoRA's and that are plain here: they are in no product."""
-
-
-_LONGEST_PATTERN, _MOST_REPEATS, _SLOW = 256, 3, re.compile(r"\)\s*[*+{]")
-"""Of a pattern for modules' names; a repeated group can take for ever, and the file may be anybody's."""
-
-
-def _read_json(path: Path, folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise StorageError(
-            f"{folder}",
-            expected=f"a folder with {CONFIG} and {WEIGHTS}, as PEFT's save_pretrained writes it",
-            got=f"{path.name}: {error.strerror}",
-            hint="Give the folder of the adapter, not its file.",
-        ) from error
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise DecodeError(f"{path}", expected="JSON", got=str(error)) from error
-    if not isinstance(content, dict):
-        raise DecodeError(f"{path}", expected="a JSON object", got=type(content).__name__)
-    return content
 
 
 def _no_weights(path: Path) -> ModelError:
@@ -215,20 +190,36 @@ def _no_weights(path: Path) -> ModelError:
     )
 
 
-def _lora_parts(path: Path, config: Mapping[str, Any], file: TensorFile) -> dict[str, LoraPart]:
-    for option, reason in _UNSUPPORTED.items():
-        if config.get(option):
-            raise ModelError(
-                f"{path}, {CONFIG}", expected=f"no {option}", got=f"{config[option]!r}", hint=f"{reason}."
+def _require_names(file: TensorFile) -> None:
+    for name in file.tensors:
+        if len(name) > LONGEST_NAME:
+            raise DecodeError(
+                f"{file.path}, tensor {name[:80]}…",
+                expected=f"a name of at most {LONGEST_NAME} characters",
+                got=f"{len(name)}",
             )
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        raise ModelError(
-            f"{path}, {CONFIG}",
-            expected="an adapter whose base is as it was",
-            got=f"init_lora_weights {start!r}, which changes the base when it is loaded",
-            hint="Convert it first: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
-        )
+
+
+def _require_told(
+    path: Path, config: Mapping[str, Any], modules: Mapping[str, LoraPart], plain: Mapping[str, object]
+) -> None:
+    """Tensors of every module that an option announces: PEFT ignores them where it does not."""
+    for option, ends in (("use_dora", MAGNITUDES), ("lora_bias", (LORA_BIAS,))):
+        for module in modules:
+            there = any(f"{module}{end}" in plain for end in ends)
+            if there != bool(config.get(option)):
+                raise ModelError(
+                    f"{path}, module {module}",
+                    expected=f"{module}{ends[0]}, since {CONFIG} has {option}"
+                    if not there
+                    else f"{option} in {CONFIG}, since the file has {module}{ends[0]}",
+                    got="no such tensor" if not there else "none",
+                    hint="Its config and its weights are of two adapters.",
+                )
+
+
+def _lora_parts(path: Path, config: Mapping[str, Any], file: TensorFile) -> dict[str, LoraPart]:
+    require_additive(path, config)
     parts = {}
     for name, place in file.tensors.items():
         found = _LORA_A.fullmatch(name)
@@ -262,16 +253,22 @@ def _part(
     shape_b: tuple[int, ...],
 ) -> LoraPart:
     key = module.removeprefix("base_model.model.")
+    # of AdaLoRA the file says what is left of the rank
     adaptive = config["peft_type"] == "ADALORA"
-    if adaptive and config.get("rank_pattern"):
+    rank = shape_a[0] if adaptive and shape_a else rank_of(path, config, key)
+    if (
+        config.get("target_parameters")
+        and len(shape_a) == 2
+        and shape_a[0] != rank
+        and shape_a[0] % rank == 0
+    ):
         raise ModelError(
-            f"{path}, {CONFIG}",
-            expected="AdaLoRA whose modules have one rank",
-            got="a rank_pattern",
-            hint="Load it with PEFT, convert it with convert_to_lora, and merge that.",
+            f"{path}, module {key}",
+            expected="LoRA on single weights",
+            got=f"a weight that {shape_a[0] // rank} experts share",
+            hint="PEFT pairs rows of A with strided columns of B there: train on the experts one by one.",
         )
-    rank = shape_a[0] if adaptive else int(_of_module(config, "rank_pattern", "r", key))
-    if len(shape_a) < 2 or len(shape_b) < 2 or shape_a[0] != rank or shape_b[1] != rank or rank < 1:
+    if len(shape_a) < 2 or len(shape_b) < 2 or shape_a[0] != rank or shape_b[1] != rank:
         raise ModelError(
             f"{path}, module {key}",
             expected=f"factors of rank {rank}, as {CONFIG} says: A [{rank}, in], B [out, {rank}]",
@@ -280,22 +277,6 @@ def _part(
         )
     if any(size != 1 for size in shape_b[2:]):
         raise ModelError(f"{path}, module {key}", expected="B of 1x1 kernels", got=f"{list(shape_b)}")
-    alpha = _of_module(config, "alpha_pattern", "lora_alpha", key)
-    if adaptive:  # as PEFT does it, whose ranknum is never zero
-        scaling = alpha / (rank + 1e-5)
-    else:
-        scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     a, b, e = names
-    return LoraPart(a, b, rank, scaling, shape_b[0], math.prod(shape_a[1:]), shape_a, shape_b, e)
-
-
-def _of_module(config: Mapping[str, Any], pattern: str, default: str, key: str) -> float:
-    """A module's own r or α, found as PEFT finds it: the first key that is the end of its name."""
-    for own, value in (config.get(pattern) or {}).items():
-        if len(own) > _LONGEST_PATTERN or _SLOW.search(own) or len(re.findall(r"[*+{]", own)) > _MOST_REPEATS:
-            raise ModelError(
-                f"{CONFIG}, {pattern}", expected="names of modules, or short patterns", got=repr(own[:80])
-            )
-        if re.match(rf"(.*\.)?({own})$", key):
-            return float(value)
-    return float(config[default]) if config.get(default) is not None else 8.0
+    scaling = scaling_of(path, config, key)
+    return LoraPart(a, b, max(1, rank), scaling, shape_b[0], math.prod(shape_a[1:]), shape_a, shape_b, e)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from headwater.errors import DecodeError, StorageError
+from headwater.errors import DecodeError, ModelError, StorageError
 
 Array = npt.NDArray[Any]
 
@@ -53,8 +53,6 @@ class TensorFile:
         try:
             with path.open("rb") as file:
                 head = file.read(8)
-                if head[:4] in _PICKLES or head[:2] in _PICKLES:
-                    raise _unsound(path, "a pickle, which runs code when it is loaded")
                 with safe_open(path, "numpy"):  # its checks: lengths, overlaps, gaps, shapes
                     pass
                 length = int.from_bytes(head, "little")
@@ -63,8 +61,11 @@ class TensorFile:
             raise StorageError(
                 f"{path}", expected="a readable file", got=error.strerror or str(error)
             ) from error
-        except (SafetensorError, ValueError) as error:
-            raise _unsound(path, str(error)) from error
+        except (SafetensorError, ValueError, RecursionError) as error:
+            # only now: a header of 1,152 bytes begins as a pickle does
+            pickled = head[:4] in _PICKLES or head[:2] in _PICKLES
+            got = "a pickle, which runs code when it is loaded" if pickled else str(error)
+            raise _unsound(path, got) from error
         header.pop("__metadata__", None)
         self.tensors = {
             name: Place(
@@ -138,10 +139,19 @@ class TensorWriter:
 
         Raises:
             StorageError: the disk is full or not writable.
+            ModelError: a value that float32 does not hold.
         """
         assert self._file is not None
         assert name not in self._entries
-        data = np.ascontiguousarray(values, "<f4")
+        with np.errstate(over="ignore"):  # said below
+            data = np.asarray(values, "<f4", order="C")
+        if not np.isfinite(data).all():
+            raise ModelError(
+                f"merge, tensor {name}",
+                expected="numbers that float32 holds",
+                got=f"values up to {float(np.abs(values).max()):.3g}",
+                hint="Weights or --scale are too large.",
+            )
         try:
             self._file.write(data.tobytes())
         except OSError as error:
