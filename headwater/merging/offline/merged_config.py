@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-
 _OF_ANY_LORA = (
     "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "layers_pattern",
     "layers_to_transform", "modules_to_save", "revision", "target_modules", "task_type",
