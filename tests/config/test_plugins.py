@@ -294,3 +294,10 @@ def test_settings_apart_from_the_work_need_no_torch(packages, file):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_without_packages_the_verb_lists_where_they_would_be_looked_for(capsys):
+    assert main(["plugins"]) == 0
+    out = capsys.readouterr().out
+    assert "headwater.rules  for [strategy]" in out
+    assert "headwater.trackers  for [[trackers]]" in out

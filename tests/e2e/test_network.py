@@ -8,6 +8,9 @@ from headwater.config import load_federation
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.network import LocalNetwork
 from tests.support.runs import run, tiny_federation
+from tests.support.tensorboard import steps
+
+TRACKED = "trackers=[{ kind = 'tensorboard' }]"
 
 
 def states(folder):
@@ -22,7 +25,7 @@ def test_three_agents_and_a_daemon_reach_the_simulations_adapter(tmp_path):
         tmp_path / "fed", federation={"rounds": 2}, cohort={"min_clients": 3, "deadline_s": 240}
     )
     simulated, _ = run(file, tmp_path / "simulated")
-    loaded = load_federation(file)
+    loaded = load_federation(file, [TRACKED])
     with LocalNetwork(tmp_path / "net") as network:
         network.add_owners(loaded)
         network.start_daemon()
@@ -33,6 +36,9 @@ def test_three_agents_and_a_daemon_reach_the_simulations_adapter(tmp_path):
         assert row.state == "finished", network.daemon.tail(40)
         summary = json.loads((network.run_folder(name) / "summary.json").read_text())
         assert states(network.run_folder(name)) == states(tmp_path / "simulated")
+        assert steps(network.run_folder(name) / "tensorboard") == [0, 1, 2]
+    assert summary["trackers"] == {"tensorboard": {"through": 2, "missing": 0, "failures": {}}}
+    assert summary["federation_sha256"] == simulated["federation_sha256"]
     assert summary["adapter_sha256"] == simulated["adapter_sha256"]
     assert summary["metric"] == simulated["metric"]
     assert not summary["failures"]
@@ -48,15 +54,19 @@ def test_simulated_devices_get_the_simulations_plans_and_reach_its_adapter(tmp_p
         assignment={"kind": "planner", "devices": kinds},
     )
     simulated, _ = run(file, tmp_path / "simulated")
-    networked, _ = run(file, tmp_path / "networked", engine="network")
-    steps = [
+    networked, _ = run(file, tmp_path / "networked", TRACKED, engine="network")
+    assert steps(tmp_path / "networked" / "tensorboard") == [0, 1, 2]
+    assert networked["trackers"] == {"tensorboard": {"through": 2, "missing": 0, "failures": {}}}
+    (resolved,) = (tmp_path / "networked" / "network").rglob("runs/*/federation.toml")
+    assert "trackers" not in resolved.read_text()  # the command's matter, not its daemon's
+    taken = [
         [
             row["steps"]
             for _, row in sorted(RunFolder(tmp_path / name).read_rounds()[1].content["clients"].items())
         ]
         for name in ("simulated", "networked")
     ]
-    assert steps[0] == steps[1]
-    assert len(set(steps[0])) > 1
+    assert taken[0] == taken[1]
+    assert len(set(taken[0])) > 1
     assert networked["adapter_sha256"] == simulated["adapter_sha256"]
     assert states(tmp_path / "networked") == states(tmp_path / "simulated")

@@ -24,6 +24,7 @@ from headwater.simulation.network_engine import _run
 from headwater.simulation.network_follow import RESTARTS, Follower
 from tests.support.command import headwater
 from tests.support.runs import run, tiny_federation
+from tests.support.tensorboard import steps
 
 
 def alive(pid: int) -> bool:
@@ -250,7 +251,8 @@ def test_a_run_that_was_killed_or_stopped_is_resumed_to_the_same_bits(tmp_path, 
     file = tiny_federation(tmp_path / "fed", federation={"rounds": 4}, training={"epochs": 5.0})
     whole, _ = run(file, tmp_path / "whole")
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "headwater", "simulate", str(file), "--engine", "network"]
+    tracked = ["--set", "trackers=[{ kind = 'tensorboard' }]"]
+    command = [sys.executable, "-m", "headwater", "simulate", str(file), "--engine", "network", *tracked]
     process = subprocess.Popen([*command, "--out", str(out)], start_new_session=True)
     while not any(p.read_text().count("\n") > 1 for p in out.glob("network/server/runs/*/rounds.jsonl")):
         assert process.poll() is None
@@ -266,3 +268,4 @@ def test_a_run_that_was_killed_or_stopped_is_resumed_to_the_same_bits(tmp_path, 
     summary = json.loads((out / "summary.json").read_text())
     assert summary["adapter_sha256"] == whole["adapter_sha256"]
     assert (summary["engine"], summary["lost"], summary["failures_total"]) == ("network", {}, 0)
+    assert steps(out / "tensorboard") == [0, 1, 2, 3, 4]

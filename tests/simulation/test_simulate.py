@@ -105,11 +105,13 @@ def test_ray_gives_the_same_adapter(any_file, tmp_path):
     pytest.importorskip("ray")
     file = any_file
     here, _ = run(file, tmp_path / "a")
-    command = [sys.executable, "-m", "headwater", "simulate", str(file), "--engine", "ray"]
+    tracked = ["--set", "trackers=[{ kind = 'tensorboard' }]"]
+    command = [sys.executable, "-m", "headwater", "simulate", str(file), "--engine", "ray", *tracked]
     done = subprocess.run([*command, "--out", str(tmp_path / "b"), "--quiet"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     there = json.loads((tmp_path / "b" / "summary.json").read_text())
     assert there["engine"] == "ray"
+    assert there["trackers"]["tensorboard"]["through"] == there["rounds"]
     assert there["adapter_sha256"] == here["adapter_sha256"]
     assert there["bytes"] == {
         **here["bytes"],

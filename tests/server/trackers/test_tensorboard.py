@@ -11,29 +11,21 @@ import pytest
 from headwater.simulation.run import Run
 from tests.laws.tracker_laws import TrackerLaws
 from tests.support.runs import run, tiny_federation
+from tests.support.tensorboard import shown, steps
 
 pytest.importorskip("tensorboard", reason="the extra headwater[tensorboard]")
-
-
-def events(folder):
-    """All scalars as TensorBoard shows them: by tag, steps and values."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    found.Reload()
-    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
 class TestTensorBoard(TrackerLaws):
     settings: ClassVar[dict[str, str]] = {"kind": "tensorboard"}
 
     def read(self, folder):
-        return [step for step, _ in events(folder)["round/bytes_up"]]
+        return steps(folder)
 
 
 def test_it_shows_what_rounds_jsonl_says(tmp_path):
     run(tiny_federation(tmp_path / "fed"), tmp_path / "out", "trackers=[{ kind = 'tensorboard' }]")
-    found, rounds = events(tmp_path / "out/tensorboard"), Run.open(tmp_path / "out").rounds
+    found, rounds = shown(tmp_path / "out/tensorboard"), Run.open(tmp_path / "out").rounds
     assert set(found) == {
         "test/accuracy", "test/loss", "test/macro_f1", "clients/accuracy", "clients/loss", "clients/macro_f1",
         "merge/delta_norm", "merge/resolution", "gap/relative", "gap/absolute", "gap/saturated",

@@ -20,50 +20,8 @@ from headwater.server.trackers import tracking as tracking_module
 from headwater.server.trackers.tracker_thread import MOST_BEHIND, TRIES
 from headwater.server.trackers.tracking import DRAIN_S, Tracking
 from headwater.simulation.simulate import simulate
-from tests.support.plugins import installed_in, write_package
 from tests.support.runs import resume, run
-
-SOURCE = """
-from typing import ClassVar, Literal
-from headwater.config.traits import TrackerTraits
-from headwater.server.trackers.tracker import RunTracker
-
-SAID = []  # what every tracker of this module was told
-WHEN = {}  # what is done then
-
-class Told(TrackerTraits):
-    implementation: ClassVar[str] = "stranger_tracker:Telling"
-    kind: Literal["told"]
-    url: str = ""
-
-class Telling(RunTracker):
-    def say(self, *words):
-        if act := WHEN.get(words[0]):
-            act(*words)
-        SAID.append(words)
-    def start(self, run): self.say("start", run.run, run.first)
-    def round(self, record): self.say("round", record.round)
-    def end(self, summary): self.say("end", summary["rounds"])
-    def close(self): self.say("close")
-"""
-POINTS = {"trackers": {"told": "stranger_tracker:Told"}}
-TABLES = {
-    "federation": {"name": "t", "rounds": 3},
-    "model": {"kind": "vector", "size": 4},
-    "data": {"kind": "none", "clients": 2},
-    "training": {"kind": "noop"},
-}
-
-
-@pytest.fixture
-def stranger(tmp_path, monkeypatch):
-    """The installed package's module; a busy machine gives its thread time."""
-    monkeypatch.setattr(tracking_module, "DRAIN_S", 300.0)
-    write_package(tmp_path / "site", "stranger_tracker", SOURCE, POINTS)
-    with installed_in(tmp_path / "site"):
-        import stranger_tracker
-
-        yield stranger_tracker
+from tests.support.trackers import TABLES, rounds
 
 
 class Site:
@@ -91,10 +49,6 @@ class Site:
 @pytest.fixture
 def site(tmp_path, stranger):
     return Site(tmp_path / "run")
-
-
-def rounds(stranger):
-    return [words[1] for words in stranger.SAID if words[0] == "round"]
 
 
 def raising(error):

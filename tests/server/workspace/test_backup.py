@@ -48,6 +48,9 @@ def made(tmp_path_factory):
     (run / "state" / "spool" / "000008-ann.reply").write_bytes(b"in flight")
     (run / "state" / "lock").write_bytes(b"")
     (run / "state" / ".checkpoint.safetensors.12.tmp").write_bytes(b"half")
+    for name in ("tensorboard/events", "trackers/csv/rounds.csv", "state/trackers/csv.json"):
+        (run / name).parent.mkdir(parents=True)
+        (run / name).write_text("of a tracker")
     (run / "rounds.jsonl").write_text('{"round": 7}\n')
     (run / "versions" / "v000001.safetensors").write_bytes(save({"a": numpy.ones(3, "float32")}))
     checkpoint(7, best=state(7)).save(run / "state" / "checkpoint.safetensors")
@@ -79,7 +82,7 @@ KEPT = {
 }  # fmt: skip
 
 
-def test_what_is_restored_is_what_was_there_without_secrets_logs_locks_and_spool(made, tmp_path):
+def test_what_is_restored_is_what_was_there_without_secrets_logs_locks_trackers_and_spool(made, tmp_path):
     facts = backup(made, tmp_path / "b.tar")
     again = restore(tmp_path / "new", tmp_path / "b.tar")
     assert facts == again
