@@ -211,6 +211,8 @@ class TrackerThread:
         if self._pending is None:
             try:
                 self._pending = self._read()
+            except FileNotFoundError:  # a run is told to have begun before its first line is there
+                return None
             except OSError as error:
                 self._fail("reading rounds.jsonl", error)
         return self._pending

@@ -165,6 +165,20 @@ def test_a_line_without_its_checkpoint_is_not_told(site, stranger):
     assert rounds(stranger) == [0]
 
 
+def test_a_run_may_begin_before_it_has_a_line(site, stranger):
+    """As with ``--engine network``: the daemon writes the line of round 0 later."""
+    looked = threading.Event()
+    stranger.WHEN["start"] = lambda *words: looked.set()
+    with site.tracking() as tracking:
+        tracking.observe(RunStarted(1, 0, 2))
+        assert looked.wait(300)
+        site.round(tracking, 0)
+        (report,) = tracking.end({"rounds": 0})
+    assert rounds(stranger) == [0]
+    assert report.failures == {}
+    assert site.told == []
+
+
 def test_a_start_that_fails_is_tried_again(site, stranger):
     failed = threading.Event()
     stranger.WHEN["start"] = lambda *words: (failed.set(), raising(ValueError("not yet"))())
