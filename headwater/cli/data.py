@@ -76,7 +76,7 @@ def _console() -> Console:
 
 def _federation(options: argparse.Namespace) -> Checked:
     """The rows of a federation, as a simulation would open them."""
-    loaded = load_federation(options.path, options.set)
+    loaded = load_federation(options.path, options.set, trackers=False)
     settings = loaded.settings.data
     if isinstance(settings, NoData):
         raise ConfigError(str(options.path), expected="a federation with data", got="data.kind 'none'")

@@ -63,18 +63,22 @@ class TrackerReport:
         """What people should know of it; empty if all went well."""
         told = []
         if self.failures:
-            many = ", ".join(f"{name} {count} times" for name, count in self.failures.items())
+            many = ", ".join(f"{name} × {count}" for name, count in self.failures.items())
             told.append(f"tracker {self.kind} failed: {many}")
         if self.behind:
             late = "" if self.answered else ": it did not answer in time"
             after = f" after round {self.through}" if self.through >= 0 else ""
-            rounds = f"{self.behind} rounds{after}"
+            rounds = f"{_rounds(self.behind)}{after}"
             told.append(f"tracker {self.kind} has not taken {rounds}{late}; a resume tells them again")
         elif not self.answered:
             told.append(f"tracker {self.kind} did not end in time")
         if self.passed_over:
-            told.append(f"tracker {self.kind} refused {self.passed_over} rounds for good")
+            told.append(f"tracker {self.kind} refused {_rounds(self.passed_over)} for good")
         return told
+
+
+def _rounds(number: int) -> str:
+    return "1 round" if number == 1 else f"{number:,} rounds"
 
 
 class TrackerThread:

@@ -95,8 +95,8 @@ def test_a_round_that_is_refused_is_told_three_times_then_passed_over(site, stra
     first, *rest = site.told
     assert first.startswith(f"tracker told, round 1: {type(error).__name__}")
     assert rest == [
-        f"tracker told failed: {type(error).__name__} {TRIES} times",
-        "tracker told refused 1 rounds for good",
+        f"tracker told failed: {type(error).__name__} × {TRIES}",
+        "tracker told refused 1 round for good",
     ]
     assert "in act" in (site.folder.path / f"state/trackers/told-{type(error).__name__}.txt").read_text()
 
@@ -197,7 +197,7 @@ def test_a_second_interrupt_waits_for_nobody(site, stranger, monkeypatch):
     site.round(tracking, 0)
     tracking.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)  # DRAIN_S is 300 here
     assert site.told == [
-        "tracker told has not taken 1 rounds: it did not answer in time; a resume tells them again"
+        "tracker told has not taken 1 round: it did not answer in time; a resume tells them again"
     ]
     go_on.set()
 
