@@ -274,7 +274,7 @@ def _draws(tokenizer: PreTrainedTokenizerBase) -> str:
     if dropout:
         return f"BPE dropout {dropout:g}"
     text = " ".join(["international understanding of characteristics"] * 20)
-    first, *others = (tokenizer(text)["input_ids"] for _ in range(4))
+    first, *others = (tokenizer(text, verbose=False)["input_ids"] for _ in range(4))
     return "other tokens for the same text" if any(ids != first for ids in others) else ""
 
 

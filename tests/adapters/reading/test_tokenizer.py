@@ -4,6 +4,7 @@ import json
 import pytest
 
 from headwater.adapters.reading.tokenizer import TextTokenizer
+from headwater.adapters.reports import listening
 from headwater.errors import ModelError
 from tests.support.tiny_models import CHAT_TEMPLATE, tiny_bert, tiny_gpt2, tiny_llama
 
@@ -57,6 +58,14 @@ def test_encode_and_decode(tmp_path):
     assert len(tokenizer.encode_plain("x" * 5000)) == 5000
     gpt2 = TextTokenizer.load(tiny_gpt2(tmp_path / "gpt2"), "tiny")
     assert isinstance(gpt2.pad, int)
+
+
+def test_a_tokenizer_made_for_short_texts_loads_without_a_word(tmp_path):
+    path = tiny_bert(tmp_path / "bert") / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 6}))
+    with listening("tiny", ()) as heard:
+        TextTokenizer.load(path.parent, "tiny")
+    assert not heard.notices
 
 
 def test_a_tokenizer_that_draws_how_it_cuts_is_refused(tmp_path, monkeypatch):
