@@ -169,6 +169,7 @@ def load_base(
 
 def _configuration(where: Path, settings: PretrainedSettings, tokenizer: TextTokenizer) -> PretrainedConfig:
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    _refuse_parts(config, settings)
     _refuse_quantised(config, settings)
     if settings.layers is not None:
         if settings.layers > config.num_hidden_layers:
@@ -195,6 +196,24 @@ def _configuration(where: Path, settings: PretrainedSettings, tokenizer: TextTok
     if config.pad_token_id is None and settings.own_head:
         config.pad_token_id = tokenizer.pad  # decoders want one, though adapters.network reads by the mask
     return config
+
+
+def _refuse_parts(config: PretrainedConfig, settings: PretrainedSettings) -> None:
+    """Refuse a model of texts and pictures or sounds, whose text model is one part among others.
+
+    Raises:
+        ModelError: names the parts.
+    """
+    if config.is_encoder_decoder or config.get_text_config() is config:
+        return
+    parts = ", ".join(sorted(name.removesuffix("_config") for name in type(config).sub_configs))
+    raise ModelError(
+        f"base model {settings.path}",
+        expected="a model of text alone",
+        got=f"{config.model_type}, which has the parts {parts}",
+        hint="Use a model of the same family for text alone, or save its language model by itself, with its "
+        "text_config as config.json.",
+    )
 
 
 def _refuse_quantised(config: PretrainedConfig, settings: PretrainedSettings) -> None:

@@ -129,6 +129,14 @@ def test_an_index_that_lists_no_files_beside_it_is_refused(tmp_path, index, says
         hash_base(folder)
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2_vl", "mistral3", "clip", "qwen2_audio"])
+def test_a_model_of_more_than_text_is_refused_by_its_parts(tmp_path, bert, kind):
+    (bert / "config.json").write_text(json.dumps({"model_type": kind}))
+    other = "audio" if "audio" in kind else "vision"
+    with pytest.raises(ModelError, match=rf"text alone, got {kind}, which has the parts .*{other}"):
+        load_base(encoder(), tmp_path, labels=LABELS)
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", None])
 def test_weights_that_were_quantised_before_are_refused(tmp_path, bert, method):
     config = json.loads((bert / "config.json").read_text())
