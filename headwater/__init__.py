@@ -18,7 +18,7 @@ _HOMES = {
     "Run": "headwater.simulation.run",
     "StateSpec": "headwater.state",
     "load": "headwater.simulation.load",
-    "merge": "headwater.merging.offline.call",
+    "merge": "headwater.experts.call",
     "simulate": "headwater.simulation.run",
 }
 """The module of each public name. ``__init__.pyi`` says the same to type checkers."""

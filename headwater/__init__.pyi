@@ -3,8 +3,8 @@ from headwater.compression.codec import Codec as Codec
 from headwater.config.federation import Federation as Federation
 from headwater.config.load import LoadedFederation as LoadedFederation
 from headwater.errors import HeadwaterError as HeadwaterError
+from headwater.experts.call import merge as merge
 from headwater.merging.aggregator import Aggregator as Aggregator
-from headwater.merging.offline.call import merge as merge
 from headwater.simulation.load import load as load
 from headwater.simulation.run import Run as Run
 from headwater.simulation.run import simulate as simulate

@@ -15,9 +15,10 @@ from pydantic_core import PydanticUndefined
 
 from headwater.cli.interrupts import terminable
 from headwater.errors import ConfigError
+from headwater.experts.call import named_rule
+from headwater.experts.expert_file import opener
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.base_weights import base_weights
-from headwater.merging.offline.call import named_rule
 from headwater.merging.offline.compare import Comparison, compare
 from headwater.merging.offline.folder import MergeReport, merge_folders
 from headwater.merging.offline.low_rank import Truncation
@@ -29,7 +30,11 @@ from headwater.merging.offline.rules.table import RULES
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments; each rule's settings are options of its own."""
     parser.add_argument(
-        "adapters", nargs="*", type=Path, metavar="ADAPTER", help="folders that PEFT's save_pretrained wrote"
+        "adapters",
+        nargs="*",
+        type=Path,
+        metavar="ADAPTER",
+        help="folders that PEFT's save_pretrained wrote, or files of headwater compress",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the folder of the merged adapter")
     parser.add_argument("--rule", default="mean", metavar="RULE", help="how; --rules lists them (mean)")
@@ -49,6 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", type=Path, metavar="DIR", help="the base's folder, to merge heads by what changed in them"
     )
+    parser.add_argument(
+        "--origin", type=Path, metavar="ADAPTER", help="what .hw files were compressed against, if anything"
+    )
     parser.add_argument("--dry-run", action="store_true", help="compare the adapters, write nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder of --output")
     parser.add_argument("--json", action="store_true", help="as one line of JSON")
@@ -67,7 +75,13 @@ def run(options: argparse.Namespace) -> int:
     base = None if options.base is None else base_weights(options.base)
     progress = _progress(options)
     if options.dry_run:
-        adapters = Adapters.open(options.adapters, options.weights, base=base, progress=progress)
+        adapters = Adapters.open(
+            options.adapters,
+            options.weights,
+            base=base,
+            open_adapter=opener(options.origin),
+            progress=progress,
+        )
         found = compare(adapters)
         progress("")
         print(_json_of(found) if options.json else _compared(found, recipe))
@@ -81,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
             recipe,
             weights=options.weights,
             base=base,
+            open_adapter=opener(options.origin),
             overwrite=options.overwrite,
             progress=progress,
         )

@@ -38,14 +38,14 @@ class TernaryFactors:
 
 
 def ternary_factors(b: Floats, a: Floats, density: float) -> TernaryFactors:
-    """The change b·a in this form; one that has this form already keeps its signs.
+    """The change b·a in this form; one that has this form already keeps its signs, whatever the density.
 
     Args:
         b: [rows, r], times LoRA's s.
         a: [r, columns].
         density: of the values that are kept, of each of the two factors.
     """
-    found = _already(b, a, density)
+    found = _already(b, a)
     if found is None:
         b_balanced, a_balanced = balanced(b, a)
         found = _signs(b_balanced, density), _signs(a_balanced, density)
@@ -93,14 +93,14 @@ def _signs(values: Floats, density: float) -> Signs:
     return signs.reshape(values.shape)
 
 
-def _already(b: Floats, a: Floats, density: float) -> tuple[Signs, Signs] | None:
-    """The signs of factors each of whose directions has one magnitude, sparse enough; else None."""
+def _already(b: Floats, a: Floats) -> tuple[Signs, Signs] | None:
+    """The signs of factors each of whose directions has one magnitude; else None."""
     live = b.any(axis=0) & a.any(axis=1)
     b, a = b[:, live], a[live]
     for factor in (b.T, a):
         magnitudes = np.abs(factor)
         one = (magnitudes == 0) | (magnitudes == magnitudes.max(axis=1, initial=0, keepdims=True))
-        if not one.all() or np.count_nonzero(factor) > kept(factor.size, density):
+        if not one.all():
             return None
     return np.sign(b).astype(np.int8), np.sign(a).astype(np.int8)
 

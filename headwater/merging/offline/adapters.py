@@ -42,6 +42,7 @@ class Adapters:
         weights: Sequence[float] | None,
         *,
         base: Callable[[str], Array | None] | None = None,
+        open_adapter: Callable[[Path], PeftFolder] = PeftFolder.open,
         progress: Callable[[str], None] = lambda text: None,
     ) -> Adapters:
         """Open the folders and compare them.
@@ -50,6 +51,7 @@ class Adapters:
             paths: of adapters; one and the same may not come twice.
             weights: by path, finite, not zero; all one if None.
             base: see the class.
+            open_adapter: opens each path; by default, folders of PEFT.
             progress: is told what is done, for long merges.
 
         Raises:
@@ -80,7 +82,7 @@ class Adapters:
         named = []
         for index, path in enumerate(paths):
             progress(f"opening {index + 1} of {len(paths)}")
-            named.append(PeftFolder.open(path))
+            named.append(open_adapter(path))
         require_agreement(named)
         order = sorted(range(len(named)), key=lambda i: (named[i].digest, numbers[i]))
         return Adapters([named[i] for i in order], np.array([numbers[i] for i in order]), base, named)

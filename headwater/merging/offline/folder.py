@@ -19,7 +19,7 @@ from headwater.merging.offline.agreement import remarks
 from headwater.merging.offline.merge import Merge, MergedWeight, Recipe
 from headwater.merging.offline.merged_config import merged_config
 from headwater.merging.offline.peft_config import CONFIG, WEIGHTS
-from headwater.merging.offline.peft_folder import HEAD, NOTES, LoraPart
+from headwater.merging.offline.peft_folder import HEAD, NOTES, LoraPart, PeftFolder
 from headwater.merging.offline.tensor_file import Array, TensorWriter
 
 RECIPE = "merge.json"
@@ -59,6 +59,7 @@ def merge_folders(
     *,
     weights: Sequence[float] | None = None,
     base: Callable[[str], Array | None] | None = None,
+    open_adapter: Callable[[Path], PeftFolder] = PeftFolder.open,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> MergeReport:
@@ -73,6 +74,7 @@ def merge_folders(
         recipe: how.
         weights: by folder; equal if None.
         base: reads a weight of the base by name, for tensors that were trained as a whole.
+        open_adapter: opens each of them; by default, folders of PEFT.
         overwrite: whether ``out`` may be there.
         progress: is told what is being done.
 
@@ -82,12 +84,12 @@ def merge_folders(
         DecodeError: a file that is not what it should be.
         StorageError: a file that cannot be read or written.
     """
-    adapters = Adapters.open(folders, weights, base=base, progress=progress)
-    place = _place(out, adapters, overwrite=overwrite)
+    adapters = Adapters.open(folders, weights, base=base, open_adapter=open_adapter, progress=progress)
+    place = place_of(out, adapters.named, overwrite=overwrite)
     merge = Merge(adapters, recipe)
-    with _whole(place) as folder:
+    with whole_output(place) as folder:
         ranks, energy, kept = _write_weights(merge, folder, progress)
-        _write_json(folder / CONFIG, merged_config(adapters.first.config, ranks))
+        write_json(folder / CONFIG, merged_config(adapters.first.config, ranks))
         notes = [*merge.notes, *remarks(adapters.named)]
         shares = merge.weights if merge.coefficients is None else merge.coefficients
         by_path = {str(f.path): float(s) for f, s in zip(adapters.folders, shares, strict=True)}
@@ -102,9 +104,9 @@ def merge_folders(
             norm=float(np.sqrt(energy)),
             notes=tuple(notes),
         )
-        _write_json(folder / RECIPE, _record(merge, report))
+        write_json(folder / RECIPE, _record(merge, report))
         if adapters.first.notes:
-            _write_json(folder / NOTES, _headwater_notes(adapters, report))
+            write_json(folder / NOTES, _headwater_notes(adapters, report))
     return report
 
 
@@ -171,12 +173,13 @@ def _headwater_notes(adapters: Adapters, report: MergeReport) -> dict[str, Any]:
     return notes | {"card": {"merge": {**asdict(report), "folder": report.folder.name, "weights": None}}}
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file of an adapter's folder."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
+def whole_output(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``out`` once it is full; nothing of it stays where that fails."""
     try:
         with whole_folder(out) as temporary:
@@ -190,14 +193,14 @@ def _whole(out: Path) -> Iterator[Path]:
         ) from error
 
 
-def _place(out: Path, adapters: Adapters, *, overwrite: bool) -> Path:
+def place_of(out: Path, named: Sequence[PeftFolder], *, overwrite: bool) -> Path:
     """Where ``out`` is; refused if content would be lost, or if an adapter of the merge is there."""
     who = f"--output {out}"
     try:
         place = out.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise StorageError(who, expected="a place for a folder", got=str(error)) from error
-    for folder in adapters.named:
+    for folder in named:
         mine = folder.path.resolve()
         if place == mine or place in mine.parents or mine in place.parents:
             raise ConfigError(

@@ -31,7 +31,7 @@ from headwater.merging.offline.peft_config import (
     require_additive,
     scaling_of,
 )
-from headwater.merging.offline.tensor_file import Array, TensorFile
+from headwater.merging.offline.tensor_file import Array, TensorFile, Tensors
 
 HEAD, NOTES = "head.safetensors", "headwater.json"
 MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
@@ -88,8 +88,8 @@ class PeftFolder:
     path: Path
     config: Mapping[str, Any]
     notes: Mapping[str, Any]
-    file: TensorFile
-    head: TensorFile | None
+    file: Tensors
+    head: Tensors | None
     modules: Mapping[str, LoraPart] = field(default_factory=dict)
     plain: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -117,6 +117,18 @@ class PeftFolder:
         _require_names(file)
         head = TensorFile(path / HEAD) if (path / HEAD).is_file() else None
         notes = read_json(path / NOTES, path) if (path / NOTES).is_file() else {}
+        return PeftFolder.of(path, config, notes, file, head)
+
+    @staticmethod
+    def of(
+        path: Path,
+        config: Mapping[str, Any],
+        notes: Mapping[str, Any],
+        file: Tensors,
+        head: Tensors | None,
+    ) -> PeftFolder:
+        """An adapter whose files are open; raises as :meth:`open`."""
+        kind = config["peft_type"]
         modules = _lora_parts(path, config, file) if kind in LORA else {}
         used = {name for part in modules.values() for name in (part.a, part.b, part.e)}
         plain = {name: place.shape for name, place in file.tensors.items() if name not in used}
@@ -218,7 +230,7 @@ def _require_told(
                 )
 
 
-def _lora_parts(path: Path, config: Mapping[str, Any], file: TensorFile) -> dict[str, LoraPart]:
+def _lora_parts(path: Path, config: Mapping[str, Any], file: Tensors) -> dict[str, LoraPart]:
     require_additive(path, config)
     parts = {}
     for name, place in file.tensors.items():

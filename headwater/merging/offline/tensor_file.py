@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,21 @@ class Place:
     shape: tuple[int, ...]
     start: int
     stop: int
+
+
+class Tensors(Protocol):
+    """Tensors by name, read when they are asked for."""
+
+    @property
+    def path(self) -> Path:
+        """The file that they are in."""
+
+    @property
+    def tensors(self) -> Mapping[str, Place]:
+        """What is there, in order of name."""
+
+    def read(self, name: str) -> Array:
+        """The values of one, finite: float64 where the file has float64, else float32."""
 
 
 class TensorFile:
@@ -141,8 +156,6 @@ class TensorWriter:
             StorageError: the disk is full or not writable.
             ModelError: a value that float32 does not hold.
         """
-        assert self._file is not None
-        assert name not in self._entries
         with np.errstate(over="ignore"):  # said below
             data = np.asarray(values, "<f4", order="C")
         if not np.isfinite(data).all():
@@ -152,12 +165,30 @@ class TensorWriter:
                 got=f"values up to {float(np.abs(values).max()):.3g}",
                 hint="Weights or --scale are too large.",
             )
+        self._write(name, data, "F32")
+
+    def add_bits(self, name: str, bits: Array, dtype: str) -> None:
+        """Write one tensor of another type.
+
+        Args:
+            name: not yet in the file.
+            bits: of its values, as integers of their width; any shape.
+            dtype: safetensors' name of the type.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        self._write(name, np.ascontiguousarray(bits), dtype)
+
+    def _write(self, name: str, data: Array, dtype: str) -> None:
+        assert self._file is not None
+        assert name not in self._entries
         try:
             self._file.write(data.tobytes())
         except OSError as error:
             raise self._cannot(error) from error
         self._entries[name] = {
-            "dtype": "F32",
+            "dtype": dtype,
             "shape": list(data.shape),
             "data_offsets": [self._size, self._size + data.nbytes],
         }

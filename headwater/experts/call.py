@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from headwater.config.settings import in_words
 from headwater.errors import ConfigError
+from headwater.experts.expert_file import opener
 from headwater.merging.offline.base_weights import base_weights
 from headwater.merging.offline.folder import MergeReport, merge_folders
 from headwater.merging.offline.low_rank import Truncation
@@ -32,22 +33,25 @@ def merge(
     scale: float = 1.0,
     seed: int = 0,
     base: AnyPath | None = None,
+    origin: AnyPath | None = None,
     overwrite: bool = False,
     **settings: object,
 ) -> MergeReport:
     """Merge adapters that PEFT saved into one that PEFT loads, without their base model.
 
     Args:
-        folders: of adapters, each with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folders: of adapters, each with ``adapter_config.json`` and ``adapter_model.safetensors``, or files
+            that ``headwater compress`` wrote.
         out: the folder of the result; it is whole or absent.
         rule: how; ``headwater merge --rules`` lists them.
-        weights: a number for each folder; equal if None.
+        weights: a number for each; equal if None.
         space: of LoRA weights: ``product``, ``core``, ``stack`` or ``factors``; None for the rule's best.
         rank: the most that a merged LoRA weight has; None for as many as it needs.
         energy: of a weight's change that its rank must keep, in (0, 1].
         scale: what the merged change is multiplied with.
         seed: of rules that draw.
         base: the base's folder, to merge heads and other whole weights by what changed in them.
+        origin: the adapter that such files were compressed against, if any.
         overwrite: whether ``out`` may be there.
         settings: of the rule, such as ``density``.
 
@@ -66,6 +70,7 @@ def merge(
         Recipe(named_rule(rule, settings), space, Truncation(rank, energy), scale, seed),
         weights=weights,
         base=None if base is None else base_weights(Path(base)),
+        open_adapter=opener(None if origin is None else Path(origin)),
         overwrite=overwrite,
     )
 
