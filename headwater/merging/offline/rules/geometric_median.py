@@ -13,8 +13,8 @@ from headwater.merging.offline.rule import Floats, LinearRule
 class GeometricMedian(LinearRule):
     """Smoothed Weiszfeld steps c_i ∝ p_i / max(ν, ‖z − τ_i‖), z = Σ c_i·τ_i, from z = Σ p_i·τ_i.
 
-    ‖z − τ_i‖² comes from inner products alone. The paper's ν is a length; here it is a part of the longest
-    adapter's, so that the rule does not depend on the scale of the adapters.
+    ‖z − τ_i‖² comes from inner products alone. The paper's ν is a length; here it is a part of the median
+    length, so that the rule does not depend on the scale of the adapters, nor on a few huge ones.
     """
 
     name: ClassVar[str] = "geometric_median"
@@ -23,16 +23,17 @@ class GeometricMedian(LinearRule):
     passes: ClassVar[int] = 2
     needs_products: ClassVar[bool] = True
     smoothing: float = Field(
-        default=1e-6, gt=0, lt=1, description="smallest distance, as a part of the longest adapter"
+        default=1e-6, gt=0, lt=1, description="smallest distance, as a part of the median length"
     )
     iterations: int = Field(default=100, ge=1, le=100000, description="the most steps")
 
     def coefficients(self, weights: Floats, products: Floats | None) -> Floats:  # noqa: D102 - inherited
         assert products is not None
         squares = np.diag(products)
-        floor = self.smoothing * float(np.sqrt(max(squares.max(), 0.0)))
-        if not floor:
+        moves = squares > 0
+        if not moves.any():
             return weights
+        floor = self.smoothing * float(np.median(np.sqrt(squares[moves])))
         point = weights
         for _ in range(self.iterations):
             apart = squares - 2 * products @ point + point @ products @ point
