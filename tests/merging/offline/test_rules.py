@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def folded(rule: ValueRule, taus: Sequence[Floats], weights: Sequence[float]) ->
 
 def adapters(
     on: Bench, shape: tuple[int, int], ranks: Sequence[int], seed: int = 0
-) -> list[tuple[object, Floats]]:
+) -> list[tuple[Path, Floats]]:
     """Folders of one module each, and what they change."""
     rng, found = np.random.default_rng(seed), []
     for rank in ranks:
@@ -80,7 +81,7 @@ def merged(
     """Through folders and their cores: the result as a matrix, and the changes that went in."""
     with bench() as on:
         made = adapters(on, shape, ranks, seed)
-        result = on.merge(rule, [folder for folder, _ in made], weights)  # type: ignore[misc]  # paths
+        result = on.merge(rule, [folder for folder, _ in made], weights)
         return result[f"base_model.model.{ONE}"], [tau for _, tau in made]
 
 
@@ -296,10 +297,10 @@ class TestDraws:
             made = adapters(on, WIDE, [2, 3])
             folders = [folder for folder, _ in made]
             draws = [
-                on.merge(DareLinear(density=0.5), folders, seed=s)[f"base_model.model.{ONE}"]  # type: ignore[arg-type]  # paths
+                on.merge(DareLinear(density=0.5), folders, seed=s)[f"base_model.model.{ONE}"]
                 for s in range(300)
             ]
-            mean = on.merge(Mean(), folders)[f"base_model.model.{ONE}"]  # type: ignore[arg-type]  # paths
+            mean = on.merge(Mean(), folders)[f"base_model.model.{ONE}"]
         error = np.linalg.norm(np.mean(draws, axis=0) - mean) / np.linalg.norm(mean)
         one = np.mean([np.linalg.norm(d - mean) for d in draws]) / np.linalg.norm(mean)
         assert error < 2 * one / np.sqrt(300)

@@ -24,15 +24,9 @@ class ElectedSigns(ValueRule):
     """
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
-        up, down, share = values > 0, values < 0, weight * values
-        mine = np.full_like(values, weight)
-        zero = np.zeros_like(values)
-        return (
-            np.where(up, share, zero),
-            np.where(down, -share, zero),
-            np.where(up, mine, zero),
-            np.where(down, mine, zero),
-        )
+        share = weight * values
+        positive = np.maximum(share, 0.0)
+        return positive, positive - share, weight * (values > 0), weight * (values < 0)
 
     def result(self, sums: tuple[Floats, ...]) -> Floats:  # noqa: D102 - inherited
         positive, negative, for_positive, for_negative = sums
