@@ -1,6 +1,6 @@
 """The laws of a rule of ``headwater merge``: inherit :class:`OfflineRuleLaws` and name the rule.
 
-The adapters are PEFT folders on disk with two LoRA modules of mixed ranks and a bias; compared are the
+The adapters are PEFT folders on disk with two LoRA modules of mixed ranks and biases; compared are the
 changes that they make, as whole matrices.
 """
 
@@ -28,13 +28,12 @@ from headwater.merging.offline.rule import LinearRule, MatrixRule, Rule
 Floats = npt.NDArray[np.float64]
 Factors = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 SHAPES: Mapping[str, tuple[int, int]] = {"layers.0.q": (9, 7), "layers.1.v": (6, 11)}
-BIASED = "layers.0.q"
 
 
 def write_adapter(
     path: Path,
     modules: Mapping[str, Factors],
-    bias: npt.NDArray[Any] | None = None,
+    biases: Mapping[str, npt.NDArray[Any]] | None = None,
     alpha: float | None = None,
 ) -> Path:
     """A LoRA adapter as PEFT saves it: (B [rows, r], A [r, columns]) by module, s = 1 without ``alpha``."""
@@ -45,12 +44,12 @@ def write_adapter(
     for name, (b, a) in modules.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a, np.float32)
         tensors[f"base_model.model.{name}.lora_B.weight"] = np.ascontiguousarray(b, np.float32)
-    if bias is not None:
-        tensors[f"base_model.model.{BIASED}.lora_B.bias"] = np.ascontiguousarray(bias, np.float32)
+    for name, bias in (biases or {}).items():
+        tensors[f"base_model.model.{name}.lora_B.bias"] = np.ascontiguousarray(bias, np.float32)
     save_file(tensors, path / "adapter_model.safetensors")
     config = {
         "peft_type": "LORA", "base_model_name_or_path": "some/base", "target_modules": ["q", "v"],
-        "r": rank, "lora_alpha": alpha or rank, "lora_bias": bias is not None,
+        "r": rank, "lora_alpha": alpha or rank, "lora_bias": bool(biases),
         "rank_pattern": ranks, "alpha_pattern": {} if alpha else ranks,
     }  # fmt: skip
     (path / "adapter_config.json").write_text(json.dumps(config))
@@ -63,9 +62,11 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.root, self.made = root, 0
 
-    def adapter(self, modules: Mapping[str, Factors], bias: npt.NDArray[Any] | None = None) -> Path:
+    def adapter(
+        self, modules: Mapping[str, Factors], biases: Mapping[str, npt.NDArray[Any]] | None = None
+    ) -> Path:
         self.made += 1
-        return write_adapter(self.root / f"a{self.made}", modules, bias)
+        return write_adapter(self.root / f"a{self.made}", modules, biases)
 
     def random(self, seed: int, count: int, *, scale: float = 1.0, turned: bool = False) -> list[Path]:
         """``count`` adapters of ranks 1 to 3 from the seed; ``turned``: the same changes of other factors."""
@@ -78,7 +79,8 @@ class Bench:
                 a = rng.integers(-64, 65, (rank, columns)) / 32
                 turn = np.eye(rank)[::-1] * 2.0 if turned else np.eye(rank)
                 modules[name] = (b @ turn, np.linalg.inv(turn) @ a)
-            found.append(self.adapter(modules, rng.integers(-64, 65, SHAPES[BIASED][0]) / 32 * scale))
+            biases = {name: rng.integers(-64, 65, rows) / 32 * scale for name, (rows, _) in SHAPES.items()}
+            found.append(self.adapter(modules, biases))
         return found
 
     def merge(
