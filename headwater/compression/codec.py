@@ -13,7 +13,7 @@ class Codec(ABC):
     """Values to bytes and back.
 
     Laws (``tests/laws/codec_laws.py``): decode(encode(x)) has x's spec; encode is a function of (x,
-    key); encode(decode(encode(x))) decodes to the same values; any bytes decode to a state or raise
+    key); encode(decode(encode(x))) decodes to the same values; round_trip is encode, then decode; any bytes decode to a state or raise
     ``DecodeError``, in memory bounded by the spec; no body is longer than ``max_bytes(spec)``.
     """
 
@@ -26,6 +26,14 @@ class Codec(ABC):
     @abstractmethod
     def encode(self, state: AdapterState, *, key: Key) -> Payload:
         """The payload of ``state``. Non-finite values raise ``TrainingError``."""
+
+    def round_trip(self, state: AdapterState, *, key: Key) -> tuple[Payload, AdapterState]:
+        """:meth:`encode`, and the values that :meth:`decode` makes of its payload, bit for bit.
+
+        Error feedback needs both. A codec that knows the values without decoding overrides it.
+        """
+        payload = self.encode(state, key=key)
+        return payload, self.decode(payload, state.spec)
 
     @abstractmethod
     def decode(self, payload: Payload, spec: StateSpec) -> AdapterState:

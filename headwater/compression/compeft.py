@@ -18,7 +18,7 @@ from headwater.compression.byte_reader import varint
 from headwater.compression.codec import Codec
 from headwater.compression.entropy import Block, Symbols, pack, unpack
 from headwater.compression.reader import Floats, flat_finite, open_payload
-from headwater.compression.ternary import MINUS, PLUS, ZERO, kept, select
+from headwater.compression.ternary import ZERO, counts, kept, select
 from headwater.errors import ConfigError
 from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key
@@ -55,19 +55,32 @@ class CompeftCodec(Codec):
 
     def encode(self, state: AdapterState, *, key: Key) -> Payload:
         """The payload of ``state``; ``key`` is not used."""
+        return self._encode(state)[0]
+
+    def round_trip(self, state: AdapterState, *, key: Key) -> tuple[Payload, AdapterState]:
+        """The payload of ``state``, and its values made of the symbols that were coded."""
+        payload, sent = self._encode(state)
+        return payload, AdapterState(state.spec, {t.name: _values(t, *sent[t.name]) for t in state.spec})
+
+    def _encode(self, state: AdapterState) -> tuple[Payload, dict[str, tuple[float, Symbols]]]:
+        """The payload, and each tensor's scale (of fp32's values) and symbols."""
         flat = flat_finite(state, self.id)
         head = bytearray([VERSION])
         blocks: list[tuple[Symbols, Block]] = []
+        sent: dict[str, tuple[float, Symbols]] = {}
         for group in groups(state.spec):
             parts = [select(flat[t.name], kept(t.numel, self.density)) for t in group]
-            symbols = np.concatenate(parts)
-            counts = np.bincount(symbols, minlength=3).tolist()
-            head += varint(counts[PLUS]) + varint(counts[MINUS])
-            if counts[PLUS] or counts[MINUS]:
-                for t, part in zip(group, parts, strict=True):
-                    head += struct.pack("<f", self._scale(flat[t.name], part))
-                blocks.append((symbols, Block(tuple(counts))))
-        return Payload(self.id, bytes(head) + pack(blocks))
+            symbols = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            zero, plus, minus = counts(symbols)
+            head += varint(plus) + varint(minus)
+            some = plus or minus
+            for t, part in zip(group, parts, strict=True):
+                scale = struct.pack("<f", self._scale(flat[t.name], part) if some else 0.0)
+                head += scale if some else b""
+                sent[t.name] = struct.unpack("<f", scale)[0], part
+            if some:
+                blocks.append((symbols, Block((zero, plus, minus))))
+        return Payload(self.id, bytes(head) + pack(blocks)), sent
 
     def _scale(self, values: Floats, symbols: Symbols) -> float:
         """The magnitude that stands for every kept value; 0 if none is kept."""
@@ -98,18 +111,23 @@ class CompeftCodec(Codec):
                 tensors.update({t.name: torch.zeros(t.shape) for t in group})
         decoded = unpack(reader, [block for _, _, block in held])
         for (group, scales, _), symbols in zip(held, decoded, strict=True):
-            parts = np.split(symbols, np.cumsum([t.numel for t in group])[:-1])
+            parts = np.split(symbols, np.cumsum([t.numel for t in group])[:-1]) if len(group) > 1 else [symbols]
             for t, scale, part in zip(group, scales, parts, strict=True):
                 if part.any() != (scale > 0):
                     raise reader.fail(f"tensor {t.name}: scale 0 exactly if all values are 0", f"{scale}")
-                values = np.array([0.0, scale, -scale], dtype=np.float32)[part]
-                tensors[t.name] = torch.from_numpy(values).reshape(t.shape)
+                tensors[t.name] = _values(t, scale, part)
         return AdapterState(spec, tensors)
 
     def max_bytes(self, spec: StateSpec) -> int:
         """Headers, and 1.6 bits a value (log2 3 and ANS rounding) plus the coder's last state."""
         counts = sum(2 * len(varint(sum(t.numel for t in group))) for group in groups(spec))
         return 1 + counts + 4 * len(spec) + -(-spec.numel // 5) + 12
+
+
+def _values(tensor: TensorSpec, scale: float, symbols: Symbols) -> torch.Tensor:
+    """What symbols [numel] stand for: 0, ``scale`` and −``scale``, in the tensor's shape."""
+    levels = np.array([0.0, scale, -scale], dtype=np.float32)
+    return torch.from_numpy(levels.take(symbols)).reshape(tensor.shape)
 
 
 def groups(spec: StateSpec) -> list[tuple[TensorSpec, ...]]:

@@ -22,6 +22,7 @@ from headwater.compression.byte_reader import Reader
 Symbols = npt.NDArray[np.int32]
 
 _TOTAL = 1 << 24
+_FEW = 8
 
 
 class Table(Protocol):
@@ -64,6 +65,9 @@ class Block:
 
     def admits(self, symbols: Symbols) -> bool:
         """Exactly these counts."""
+        if len(self.counts) <= _FEW:  # a comparison a symbol is faster than a histogram
+            found = (int(np.count_nonzero(symbols == symbol)) for symbol in range(len(self.counts)))
+            return tuple(found) == self.counts and symbols.size == self.length
         return tuple(np.bincount(symbols, minlength=len(self.counts)).tolist()) == self.counts
 
 

@@ -98,7 +98,7 @@ class CodecLaws:
 
     @LAW
     @given(data=st.data())
-    def test_round_trip_has_the_spec_and_is_bounded(self, data):
+    def test_decode_of_encode_has_the_spec_and_is_bounded(self, data):
         state = data.draw(states(self.values))
         payload = self.codec.encode(state, key=KEY)
         decoded = self.codec.decode(payload, state.spec)
@@ -128,6 +128,14 @@ class CodecLaws:
         assert same(self.codec.decode(twice, state.spec), decoded)
         if self.canonical:
             assert twice == once
+
+    @LAW
+    @given(data=st.data())
+    def test_round_trip_is_encode_and_decode(self, data):
+        state = data.draw(states(self.values))
+        payload, values = self.codec.round_trip(state, key=KEY)
+        assert payload == self.codec.encode(state, key=KEY)
+        assert same(values, self.codec.decode(payload, state.spec))
 
     @LAW
     @given(body=st.binary(max_size=64), spec=specs)

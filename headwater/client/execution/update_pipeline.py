@@ -188,10 +188,10 @@ class Encode(UpdateTransform):
 
     def apply(self, update: OutgoingUpdate) -> OutgoingUpdate:  # noqa: D102 - inherited
         codec = codec_for(self.codec)
-        payload = codec.encode(update.values, key=self.key)
         if update.held is None:  # nobody asks what arrives
-            return replace(update, payload=payload)
-        return replace(update, payload=payload, values=codec.decode(payload, update.values.spec))
+            return replace(update, payload=codec.encode(update.values, key=self.key))
+        payload, values = codec.round_trip(update.values, key=self.key)
+        return replace(update, payload=payload, values=values)
 
 
 @dataclass(frozen=True, slots=True)
