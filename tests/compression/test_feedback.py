@@ -1,22 +1,24 @@
 import hashlib
+import io
+import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.feedback import (
     FeedbackState,
     compensate,
-    from_bytes,
     is_stale,
     repeat,
     sent,
     settle,
-    to_bytes,
 )
+from headwater.compression.feedback_file import from_bytes, pending_round, to_bytes
 from headwater.errors import SpecMismatch, StorageError
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -112,13 +114,14 @@ def test_feedback_sends_what_was_dropped():
     assert float((total * (1 / 40) - values).max_abs()) < 0.05
 
 
-def test_a_pending_update_needs_two_states_and_no_third():
+def test_a_pending_update_needs_one_state_and_the_few_values_that_were_sent():
     """What was held back before it lies in both outcomes: a third copy would serve nothing."""
     state = full_state()
     assert state.residual is None
     arrays = load(to_bytes(state)[38:])
-    dense = sum(array.nbytes for name, array in arrays.items() if name != "envelope")
-    assert dense == 2 * SPEC.nbytes
+    held = sum(array.nbytes for name, array in arrays.items() if name != "envelope")
+    some = int(torch.count_nonzero(state.pending.sent.vector()))
+    assert held == SPEC.nbytes + 8 * some
     assert settle(state, 2).residual == state.pending.residual_if_accepted
     assert settle(state, 1).residual == state.pending.residual_if_accepted + state.pending.sent
 
@@ -165,6 +168,57 @@ def test_bytes_round_trip(state):
         assert again.pending.residual_if_accepted.sha256() == state.pending.residual_if_accepted.sha256()
 
 
+def pending_with(values):
+    """A pending update that sent ``values`` of tensor b, and nothing of a."""
+    some = AdapterState(SPEC, {"a": torch.zeros(5, 4), "b": torch.tensor(values)})
+    return sent(FeedbackState(), 3, delta(1), some, b"e")
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        ([0.0, 0, 0, 0, 0, 0, 0], {"b/at", "b/values"}),
+        ([0.0, -0.0, 0, 2, 0, 0, 1e-45], {"b/at", "b/values"}),
+        ([1.0, -0.0, 0, 2, 0, 0, 3], {"b"}),
+        ([1.0, 2, 3, 4, 5, 6, 7], {"b"}),
+    ],
+)
+def test_what_was_sent_is_stored_in_the_shorter_way_bit_for_bit(values, stored):
+    state = pending_with(values)
+    data = to_bytes(state)
+    assert {n[5:] for n in load(data[38:]) if n.startswith("sent/b")} == stored
+    assert from_bytes(data, SPEC).pending.sent.sha256() == state.pending.sent.sha256()
+
+
+def test_a_file_of_the_first_layout_is_read():
+    """A device that was updated between two rounds has one: both outcomes in full."""
+    state = full_state()
+    pending = state.pending
+    arrays = {f"residual_if_accepted/{n}": v.numpy() for n, v in pending.residual_if_accepted.items()}
+    arrays |= {f"sent/{name}": value.numpy() for name, value in pending.sent.items()}
+    arrays["envelope"] = np.frombuffer(pending.envelope, np.uint8)
+    entry = json.dumps({"spec": SPEC.fingerprint(), "round": 2, "residual": False})
+    content = save(arrays, metadata={"headwater": entry})
+    data = b"HWFB1\n" + hashlib.sha256(content).digest() + content
+    assert to_bytes(from_bytes(data, SPEC)) == to_bytes(state)
+    assert pending_round(io.BytesIO(data), SPEC) == 2
+
+
+def test_the_pending_round_is_read_from_the_head_alone():
+    data = to_bytes(full_state())
+    head = 38 + 8 + int.from_bytes(data[38:46], "little")
+    assert pending_round(io.BytesIO(data[:head]), SPEC) == 2
+    assert pending_round(io.BytesIO(to_bytes(FeedbackState(delta(1)))), SPEC) is None
+    with pytest.raises(SpecMismatch, match="error feedback"):
+        pending_round(io.BytesIO(data), StateSpec.of([TensorSpec("a", (5, 4), "lora_a")]))
+
+
+@pytest.mark.parametrize("cut", [0, 5, 37, 45, 60])
+def test_a_head_that_is_torn_is_a_storage_error(cut):
+    with pytest.raises(StorageError):
+        pending_round(io.BytesIO(DATA[:cut]), SPEC)
+
+
 DATA = to_bytes(full_state())
 
 
@@ -186,7 +240,7 @@ def test_one_flipped_bit(at, bit):
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\2\0\0\0\0\0\0\0{}", DATA[38:100], DATA[38:] + b"x"])
 def test_intact_checksum_over_foreign_content(content):
-    data = b"HWFB1\n" + hashlib.sha256(content).digest() + content
+    data = b"HWFB2\n" + hashlib.sha256(content).digest() + content
     with pytest.raises(StorageError, match="of this version"):
         from_bytes(data, SPEC)
 

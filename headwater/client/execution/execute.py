@@ -138,7 +138,10 @@ def _answered(request: TrainRequest, store: ClientStore, runtime: ClientRuntime)
     """The bytes this task was answered with before, if it was."""
     if not _keeps_residual(request):
         return None  # nothing is kept: training again gives the same update
-    feedback = store.load(request.client, runtime.context.spec)
+    spec = runtime.context.spec
+    if (pending := store.pending_round(request.client, spec)) is None or pending < request.round:
+        return None
+    feedback = store.load(request.client, spec)
     _require_current(feedback, request)
     data = repeat(feedback, request.round)
     if data is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 from headwater.client.execution.seed_state_file import (
     Versions,
@@ -13,11 +14,14 @@ from headwater.client.execution.seed_state_file import (
     sums_to_bytes,
     with_version,
 )
-from headwater.compression.feedback import FeedbackState, from_bytes, to_bytes
+from headwater.compression.feedback import FeedbackState
+from headwater.compression.feedback_file import from_bytes, pending_round, to_bytes
 from headwater.errors import StorageError
 from headwater.files import clear_temporaries, file_name, write_atomically
 from headwater.seeds.directions import Integers
 from headwater.state import StateSpec
+
+T = TypeVar("T")
 
 
 class ClientStore(ABC):
@@ -31,6 +35,15 @@ class ClientStore(ABC):
             StorageError: what is stored is damaged or cannot be read.
             SpecMismatch: it is of another spec.
         """
+
+    def pending_round(self, client: str, spec: StateSpec) -> int | None:
+        """The round of the client's pending update; None without one.
+
+        Raises:
+            StorageError, SpecMismatch: as :meth:`load`, or only there.
+        """
+        pending = self.load(client, spec).pending
+        return None if pending is None else pending.round
 
     @abstractmethod
     def save(self, client: str, state: FeedbackState) -> None:
@@ -101,11 +114,23 @@ class DirectoryStore(ClientStore):
         return self._folder / f"{file_name(client)}.{kind}"
 
     def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
+        data = self._read(client, lambda file: file.read())
+        return FeedbackState() if data is None else from_bytes(data, spec)
+
+    def pending_round(self, client: str, spec: StateSpec) -> int | None:
+        """As in :class:`ClientStore`: a device reads all, to find damage before it trains."""
+        if self._durable:
+            return super().pending_round(client, spec)
+        return self._read(client, lambda file: pending_round(file, spec))
+
+    def _read(self, client: str, read: Callable[[BinaryIO], T]) -> T | None:
+        """What ``read`` finds in the client's file; None without one."""
         path = self._path(client)
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                return read(file)
         except FileNotFoundError:
-            return FeedbackState()
+            return None
         except OSError as error:
             raise StorageError(
                 f"reading {path}",
@@ -113,7 +138,6 @@ class DirectoryStore(ClientStore):
                 got=error.strerror or str(error),
                 hint="Fix the rights or the disk; without the file, what this client held back is lost.",
             ) from error
-        return from_bytes(data, spec)
 
     def save(self, client: str, state: FeedbackState) -> None:  # noqa: D102 - inherited
         write_atomically(self._path(client), to_bytes(state), durable=self._durable)

@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from headwater.client.execution.store import DirectoryStore
-from headwater.compression.feedback import FeedbackState, compensate, is_stale, repeat, sent, settle, to_bytes
+from headwater.compression.feedback import FeedbackState, compensate, is_stale, repeat, sent, settle
+from headwater.compression.feedback_file import to_bytes
 from headwater.errors import StorageError
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.support.faults import CRASHES, Disk, How, crash_points
