@@ -26,12 +26,12 @@ _LONGEST = 180
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_atomically(path: Path, *data: bytes | memoryview, durable: bool = True) -> None:
     """Write ``data`` so that ``path`` holds the old content or the new, never a part.
 
     Args:
         path: the file; its folder is made.
-        data: the content.
+        data: the content, in any number of pieces.
         durable: also survive a power cut (fsync of file and folder), not only a killed process.
 
     Raises:
@@ -42,7 +42,8 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     try:
         make_folder(path.parent, durable=durable)
         with temporary.open("wb") as file:
-            file.write(data)
+            for piece in data:
+                file.write(piece)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -52,7 +53,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # where even that fails, nothing was written
             temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, len(data), error) from error
+        raise _cannot_write(path, sum(len(piece) for piece in data), error) from error
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -88,7 +88,12 @@ class StateSpec:
     @cached_property
     def numel(self) -> int:
         """Number of values over all tensors."""
-        return sum(t.numel for t in self.tensors)
+        return sum(self.sizes)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of values of each tensor, in name order."""
+        return [t.numel for t in self.tensors]
 
     @cached_property
     def nbytes(self) -> int:
@@ -177,7 +182,7 @@ class AdapterState(Mapping[str, Tensor]):
                 expected=f"float32 ({spec.numel},)",
                 got=f"{vector.dtype} {tuple(vector.shape)}",
             )
-        parts = torch.split(vector, [t.numel for t in spec])
+        parts = vector.split_with_sizes(spec.sizes)
         return AdapterState(spec, {t.name: p.reshape(t.shape) for t, p in zip(spec, parts, strict=True)})
 
     def vector(self) -> Tensor:

@@ -24,6 +24,22 @@ def test_what_is_saved_is_loaded_and_the_same_arrays_give_the_same_bytes():
         tensor_bytes.load(content[:20])
 
 
+def test_the_pieces_are_the_container():
+    """What we lay out ourselves is what safetensors writes, byte for byte, in its own order."""
+    arrays = {
+        "b/at": np.arange(3, dtype=np.int32),
+        "b/values": np.arange(3, dtype=np.float32),
+        "a \u00e9": np.arange(12, dtype=np.float32).reshape(3, 4).T,
+        "none": np.zeros((2, 0), np.float32),
+        "envelope": np.frombuffer(b"xyz", np.uint8),
+    }
+    metadata = {"k": '{"a": "\u00e9"}'}
+    found = b"".join(tensor_bytes.pieces(arrays, metadata=metadata))
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    assert found == tensor_bytes.save(whole, metadata=metadata)
+    assert b"".join(tensor_bytes.pieces({}, metadata=metadata)) == tensor_bytes.save({}, metadata=metadata)
+
+
 @pytest.mark.parametrize(
     ("raised", "seen"),
     [

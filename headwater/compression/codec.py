@@ -13,8 +13,9 @@ class Codec(ABC):
     """Values to bytes and back.
 
     Laws (``tests/laws/codec_laws.py``): decode(encode(x)) has x's spec; encode is a function of (x,
-    key); encode(decode(encode(x))) decodes to the same values; round_trip is encode, then decode; any bytes decode to a state or raise
-    ``DecodeError``, in memory bounded by the spec; no body is longer than ``max_bytes(spec)``.
+    key); encode(decode(encode(x))) decodes to the same values; round_trip is encode, then decode; any bytes
+    decode to a state or raise ``DecodeError``, in memory bounded by the spec; no body is longer than
+    ``max_bytes(spec)``.
     """
 
     id: str

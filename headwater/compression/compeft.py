@@ -10,8 +10,10 @@ Golomb, and the scale is fp32 (fp16 underflows on LoRA deltas).
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from headwater.compression.byte_reader import varint
@@ -60,14 +62,14 @@ class CompeftCodec(Codec):
     def round_trip(self, state: AdapterState, *, key: Key) -> tuple[Payload, AdapterState]:
         """The payload of ``state``, and its values made of the symbols that were coded."""
         payload, sent = self._encode(state)
-        return payload, AdapterState(state.spec, {t.name: _values(t, *sent[t.name]) for t in state.spec})
+        return payload, AdapterState(state.spec, {t.name: sent[t.name].values(t) for t in state.spec})
 
-    def _encode(self, state: AdapterState) -> tuple[Payload, dict[str, tuple[float, Symbols]]]:
-        """The payload, and each tensor's scale (of fp32's values) and symbols."""
+    def _encode(self, state: AdapterState) -> tuple[Payload, dict[str, _Sent]]:
+        """The payload, and what it says of each tensor."""
         flat = flat_finite(state, self.id)
         head = bytearray([VERSION])
         blocks: list[tuple[Symbols, Block]] = []
-        sent: dict[str, tuple[float, Symbols]] = {}
+        sent: dict[str, _Sent] = {}
         for group in groups(state.spec):
             parts = [select(flat[t.name], kept(t.numel, self.density)) for t in group]
             symbols = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -75,16 +77,17 @@ class CompeftCodec(Codec):
             head += varint(plus) + varint(minus)
             some = plus or minus
             for t, part in zip(group, parts, strict=True):
-                scale = struct.pack("<f", self._scale(flat[t.name], part) if some else 0.0)
-                head += scale if some else b""
-                sent[t.name] = struct.unpack("<f", scale)[0], part
+                places = np.flatnonzero(part != ZERO)
+                scale = self._scale(flat[t.name], flat[t.name][places])
+                sent[t.name] = _Sent(places, part[places], scale)
+                head += struct.pack("<f", scale) if some else b""
             if some:
                 blocks.append((symbols, Block((zero, plus, minus))))
         return Payload(self.id, bytes(head) + pack(blocks)), sent
 
-    def _scale(self, values: Floats, symbols: Symbols) -> float:
+    def _scale(self, values: Floats, kept: Floats) -> float:
         """The magnitude that stands for every kept value; 0 if none is kept."""
-        magnitudes = np.abs(values[symbols != ZERO])
+        magnitudes = np.abs(kept)
         if not magnitudes.size:
             return 0.0
         mean = float(magnitudes.mean(dtype=np.float64))
@@ -111,11 +114,13 @@ class CompeftCodec(Codec):
                 tensors.update({t.name: torch.zeros(t.shape) for t in group})
         decoded = unpack(reader, [block for _, _, block in held])
         for (group, scales, _), symbols in zip(held, decoded, strict=True):
-            parts = np.split(symbols, np.cumsum([t.numel for t in group])[:-1]) if len(group) > 1 else [symbols]
+            parts = (
+                np.split(symbols, np.cumsum([t.numel for t in group])[:-1]) if len(group) > 1 else [symbols]
+            )
             for t, scale, part in zip(group, scales, parts, strict=True):
                 if part.any() != (scale > 0):
                     raise reader.fail(f"tensor {t.name}: scale 0 exactly if all values are 0", f"{scale}")
-                tensors[t.name] = _values(t, scale, part)
+                tensors[t.name] = torch.from_numpy(_levels(scale).take(part)).reshape(t.shape)
         return AdapterState(spec, tensors)
 
     def max_bytes(self, spec: StateSpec) -> int:
@@ -124,10 +129,24 @@ class CompeftCodec(Codec):
         return 1 + counts + 4 * len(spec) + -(-spec.numel // 5) + 12
 
 
-def _values(tensor: TensorSpec, scale: float, symbols: Symbols) -> torch.Tensor:
-    """What symbols [numel] stand for: 0, ``scale`` and −``scale``, in the tensor's shape."""
-    levels = np.array([0.0, scale, -scale], dtype=np.float32)
-    return torch.from_numpy(levels.take(symbols)).reshape(tensor.shape)
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A tensor as it was coded: where it is not 0, and there the symbols of ``scale``."""
+
+    places: npt.NDArray[np.intp]
+    symbols: Symbols
+    scale: float
+
+    def values(self, tensor: TensorSpec) -> torch.Tensor:
+        """What it decodes to."""
+        values = np.zeros(tensor.numel, np.float32)
+        values[self.places] = _levels(self.scale)[self.symbols]
+        return torch.from_numpy(values).reshape(tensor.shape)
+
+
+def _levels(scale: float) -> Floats:
+    """What the symbols stand for."""
+    return np.array([0.0, scale, -scale], dtype=np.float32)
 
 
 def groups(spec: StateSpec) -> list[tuple[TensorSpec, ...]]:

@@ -23,6 +23,7 @@ Symbols = npt.NDArray[np.int32]
 
 _TOTAL = 1 << 24
 _FEW = 8
+"""Symbols of an alphabet that is looked through symbol by symbol."""
 
 
 class Table(Protocol):
@@ -112,7 +113,7 @@ def unpack(reader: Reader, tables: Sequence[Table]) -> list[Symbols]:
         if (only := table.only) is not None:
             out.append(np.full(table.length, only, dtype=np.int32))
             continue
-        symbols: Symbols = coder.decode(_model(table), table.length)
+        symbols: Symbols = coder.decode(_model(table, decodes=True), table.length)
         if not table.admits(symbols):
             raise reader.fail(f"the announced symbol counts in block {index}", "others")
         out.append(symbols)
@@ -121,7 +122,9 @@ def unpack(reader: Reader, tables: Sequence[Table]) -> list[Symbols]:
     return out
 
 
-def _model(table: Table) -> constriction.stream.model.Categorical:
+def _model(table: Table, *, decodes: bool = False) -> constriction.stream.model.Categorical:
     # constriction computes each left cumulative as ⌊cumulative·F/Σp⌋ + index. Integers p = w − 1 that
     # sum to F make the factor exactly 1.0 and every operation exact: no float rounding is left.
-    return constriction.stream.model.Categorical(table.weights().astype(np.float64) - 1.0, perfect=False)
+    free = table.weights().astype(np.float64) - 1.0
+    # lazy: the same integers, found symbol by symbol, which decodes few symbols faster and many slower
+    return constriction.stream.model.Categorical(free, perfect=False, lazy=decodes and len(free) <= _FEW)

@@ -1,4 +1,4 @@
-"""Error feedback as a file that checks itself: :func:`to_bytes`, :func:`from_bytes`, :func:`pending_round`.
+"""Error feedback as a file that checks itself: :func:`to_pieces`, :func:`read_state`, :func:`pending_round`.
 
 Layout: ``HWFB2`` and a line feed, the SHA-256 of all that follows (32 bytes), a safetensors container with
 the residual or the pending update. What was sent is mostly zeros: a tensor of which at least half is stands
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from headwater.compression.feedback import FeedbackState, Pending
 from headwater.errors import SpecMismatch, StorageError
 from headwater.state import AdapterState, StateSpec, TensorSpec
-from headwater.tensor_bytes import load, save
+from headwater.tensor_bytes import load, pieces
 
 _MAGIC = b"HWFB2\n"
 _READ = (_MAGIC, b"HWFB1\n")
@@ -31,8 +31,8 @@ _ENTRY = "headwater"
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-def to_bytes(state: FeedbackState) -> bytes:
-    """``state`` as the content of a file; the same state gives the same bytes."""
+def to_pieces(state: FeedbackState) -> list[bytes | memoryview]:
+    """``state`` as the content of a file, one piece after the other; the same state gives the same bytes."""
     pending = state.pending
     states: dict[str, AdapterState] = {}
     arrays: Arrays = {}
@@ -50,22 +50,24 @@ def to_bytes(state: FeedbackState) -> bytes:
         "round": None if pending is None else pending.round,
         "residual": state.residual is not None,
     }
-    # one entry only: safetensors writes its metadata map in no fixed order
-    content = save(arrays, metadata={_ENTRY: json.dumps(entry, sort_keys=True)})
-    return b"".join((_MAGIC, hashlib.sha256(content).digest(), content))
+    head, *values = pieces(arrays, metadata={_ENTRY: json.dumps(entry, sort_keys=True)})
+    digest = hashlib.sha256(head)
+    for piece in values:
+        digest.update(piece)
+    return [b"".join((_MAGIC, digest.digest(), head)), *values]
 
 
-def from_bytes(data: bytes, spec: StateSpec) -> FeedbackState:
-    """The state in ``data``.
+def read_state(file: BinaryIO, spec: StateSpec) -> FeedbackState:
+    """The state in an open file.
 
     Raises:
         StorageError: torn, altered or foreign bytes.
         SpecMismatch: intact, but of another adapter than ``spec``.
     """
-    content = data[_HEAD:]
-    intact = data[len(_MAGIC) : _HEAD] == hashlib.sha256(content).digest()
-    if not intact or data[: len(_MAGIC)] not in _READ:
-        raise _torn("a file that carries its own SHA-256", f"{len(data)} bytes that do not")
+    start, content = file.read(_HEAD), file.read()
+    intact = start[len(_MAGIC) :] == hashlib.sha256(content).digest()
+    if not intact or start[: len(_MAGIC)] not in _READ:
+        raise _torn("a file that carries its own SHA-256", f"{len(start) + len(content)} bytes that do not")
     try:
         entry = _entry(content)
         arrays = load(content)

@@ -21,8 +21,10 @@ def pack(**parts: bytes) -> RecordDict:
     They travel as arrays, which Flower cuts into chunks and stores once where they are equal: the
     global state of a round goes up to the SuperLink once, whatever the number of clients.
     """
-    arrays = {n: Array(dtype="uint8", shape=(len(b),), stype=STYPE, data=b) for n, b in parts.items()}
-    return RecordDict({RECORD: ArrayRecord(arrays)})
+    record = ArrayRecord()
+    for name, data in parts.items():  # given to the constructor, each array would be made twice
+        record[name] = Array("uint8", (len(data),), STYPE, data)
+    return RecordDict({RECORD: record})
 
 
 def unpack(content: RecordDict, *names: str) -> tuple[bytes, ...]:

@@ -125,7 +125,7 @@ class InProcessGrid(LocalGrid):
         while True:
             if ready := wanted & self._ready.keys():
                 return [self._ready.pop(min(ready))]
-            if not wanted & (self._queued.keys() | self._sent.keys()):
+            if wanted.isdisjoint(self._queued) and wanted.isdisjoint(self._sent):
                 return []
             answered = next(self._running, None)
             if answered is None:

@@ -42,7 +42,8 @@ def assign(
     dealt = names_of(federation, profiles) if dealt is None else dealt
     late = [name for name in profiles if name not in dealt]
     dealt = {**dealt, **names_of(federation, late)} if late else dealt
-    return {name: Assigned(dealt[name], method_of(federation, dealt[name])) for name in profiles}
+    methods = {name: method_of(federation, name) for name in {dealt[client] for client in profiles}}
+    return {client: Assigned(dealt[client], methods[dealt[client]]) for client in profiles}
 
 
 def names_of(federation: Federation, clients: Iterable[str]) -> dict[str, str]:

@@ -18,10 +18,19 @@ from headwater.compression.feedback import (
     sent,
     settle,
 )
-from headwater.compression.feedback_file import from_bytes, pending_round, to_bytes
+from headwater.compression.feedback_file import pending_round, read_state, to_pieces
 from headwater.errors import SpecMismatch, StorageError
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
+
+
+def to_bytes(state):
+    return b"".join(to_pieces(state))
+
+
+def from_bytes(data, spec):
+    return read_state(io.BytesIO(data), spec)
+
 
 SPEC = StateSpec.of([TensorSpec("a", (5, 4), "lora_a"), TensorSpec("b", (7,), "vector")])
 CODEC = CompeftCodec(0.2)

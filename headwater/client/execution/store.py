@@ -15,7 +15,7 @@ from headwater.client.execution.seed_state_file import (
     with_version,
 )
 from headwater.compression.feedback import FeedbackState
-from headwater.compression.feedback_file import from_bytes, pending_round, to_bytes
+from headwater.compression.feedback_file import pending_round, read_state, to_pieces
 from headwater.errors import StorageError
 from headwater.files import clear_temporaries, file_name, write_atomically
 from headwater.seeds.directions import Integers
@@ -114,8 +114,8 @@ class DirectoryStore(ClientStore):
         return self._folder / f"{file_name(client)}.{kind}"
 
     def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
-        data = self._read(client, lambda file: file.read())
-        return FeedbackState() if data is None else from_bytes(data, spec)
+        found = self._read(client, lambda file: read_state(file, spec))
+        return FeedbackState() if found is None else found
 
     def pending_round(self, client: str, spec: StateSpec) -> int | None:
         """As in :class:`ClientStore`: a device reads all, to find damage before it trains."""
@@ -140,7 +140,7 @@ class DirectoryStore(ClientStore):
             ) from error
 
     def save(self, client: str, state: FeedbackState) -> None:  # noqa: D102 - inherited
-        write_atomically(self._path(client), to_bytes(state), durable=self._durable)
+        write_atomically(self._path(client), *to_pieces(state), durable=self._durable)
 
     def load_sums(self, client: str) -> Mapping[int, Integers]:  # noqa: D102 - inherited
         return dict(self._versions(client))

@@ -14,8 +14,9 @@ MOST_FAILURES = 100
 
 def legend_clients(run: Run) -> list[str]:
     """The clients that the charts draw one by one."""
-    names = {**run.by_client("metric"), **run.by_client("loss")}
-    few = min((len(n) for n in (run.by_client("metric"), run.by_client("loss")) if n), default=0)
+    measured, trained = run.by_client("metric"), run.by_client("loss")
+    names = {**measured, **trained}
+    few = min((len(n) for n in (measured, trained) if n), default=0)
     return sorted(names) if 0 < few <= len(names) <= MOST_LINES else []
 
 

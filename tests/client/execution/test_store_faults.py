@@ -21,10 +21,15 @@ import torch
 
 from headwater.client.execution.store import DirectoryStore
 from headwater.compression.feedback import FeedbackState, compensate, is_stale, repeat, sent, settle
-from headwater.compression.feedback_file import to_bytes
+from headwater.compression.feedback_file import to_pieces
 from headwater.errors import StorageError
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.support.faults import CRASHES, Disk, How, crash_points
+
+
+def to_bytes(state):
+    return b"".join(to_pieces(state))
+
 
 SPEC = StateSpec.of([TensorSpec("a", (3, 2), "lora_a"), TensorSpec("b", (2,), "vector")])
 
@@ -249,4 +254,4 @@ def test_every_point_of_a_save(tmp_path, power):
         if not point.crashed:
             assert found == to_bytes(new)
         assert [p.name for p in point.home.iterdir()] == ["ann.feedback"]
-    assert len([o for o in operations if o]) == 5 + 1 + 5 + 5  # before, torn, after, full
+    assert len([o for o in operations if o]) == 6 + 2 + 6 + 6  # before, torn, after, full; two writes
