@@ -51,7 +51,7 @@ def pieces(
         start, end = end, end + flat.nbytes
         kind = flat.dtype.name
         head[name] = {"dtype": _TYPES[kind], "shape": list(array.shape), "data_offsets": [start, end]}
-        data += [memoryview(flat.reshape(-1)).cast("B")] if flat.size else []
+        data += [flat.reshape(-1).data.cast("B")] if flat.size else []
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return [len(text).to_bytes(8, "little") + text, *data]

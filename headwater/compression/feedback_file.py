@@ -50,11 +50,11 @@ def to_pieces(state: FeedbackState) -> list[bytes | memoryview]:
         "round": None if pending is None else pending.round,
         "residual": state.residual is not None,
     }
-    head, *values = pieces(arrays, metadata={_ENTRY: json.dumps(entry, sort_keys=True)})
-    digest = hashlib.sha256(head)
-    for piece in values:
+    content = pieces(arrays, metadata={_ENTRY: json.dumps(entry, sort_keys=True)})
+    digest = hashlib.sha256()
+    for piece in content:
         digest.update(piece)
-    return [b"".join((_MAGIC, digest.digest(), head)), *values]
+    return [_MAGIC + digest.digest(), *content]
 
 
 def read_state(file: BinaryIO, spec: StateSpec) -> FeedbackState:
