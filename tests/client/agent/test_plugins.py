@@ -19,7 +19,7 @@ from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.clients.handshake import profile_of
 from headwater.server.workspace.run_queue import RunQueue
 from tests.client.agent.devices import RUN, agent_file, ask, profile_request, sign, vector_federation
-from tests.client.agent.test_agent import FakeWorker
+from tests.client.agent.fakes import FakeWorker
 from tests.support.plugins import installed_in, write_package
 
 SOURCE = """

@@ -41,7 +41,7 @@ from tests.client.agent.devices import (
     vector_federation,
     vector_train,
 )
-from tests.client.agent.test_agent import FakeWorker
+from tests.client.agent.fakes import FakeWorker
 
 FEDERATION = vector_federation()
 PROFILE, TRAIN = profile_request(FEDERATION), vector_train(FEDERATION)
