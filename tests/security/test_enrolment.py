@@ -15,8 +15,8 @@ from headwater.errors import DecodeError, UpdateRejected
 from headwater.security import public_keys
 from headwater.security.enrolment import PREFIX, find_requests, make_request, read_request, same_fingerprint
 from headwater.security.signing import Identity
+from tests.security.claims import CLAIM, REPLY, REPLY_SIGNATURE
 from tests.security.people import ANN, BOB
-from tests.security.test_signing import CLAIM, REPLY, REPLY_SIGNATURE
 
 # ECDSA draws a nonce, so a golden line is read, not made
 GOLDEN = (

@@ -18,11 +18,7 @@ from headwater.protocol.messages import (
     ProfileRequest,
     TrainRequest,
 )
-from tests.client.agent.devices import (
-    VECTOR_SHA256,
-    ask,
-    vector_federation,
-)
+from tests.client.agent.devices import VECTOR_SHA256, ask, vector_federation
 
 FEDERATION = vector_federation()
 
