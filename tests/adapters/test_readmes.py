@@ -10,8 +10,6 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -21,7 +19,7 @@ from headwater.adapters.predict import Predictor
 from tests.adapters.reading.test_segments import paired
 from tests.adapters.test_export import IID, build
 from tests.support import federations
-from tests.support.chat_templates import TEMPLATES, chat_tokenizer
+from tests.support.chat_templates import tiny_chat_llama
 from tests.support.readme_code import readme_code
 from tests.support.tiny_models import tiny_llama
 
@@ -179,23 +177,9 @@ def qwen(folder):
     Qwen3ForCausalLM(config).save_pretrained(folder)
 
 
-def chat_base(folder, style):
-    """A tiny Llama whose tokenizer has the template of a style."""
-    tokenizer = chat_tokenizer(TEMPLATES[style])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.mark.parametrize("style", ["chatml", "date", "thought-by-argument", "opened-thought", "words"])
 def test_a_chats_readme_asks_as_predict_does(tmp_path, reader, style):
-    chat_base(tmp_path / "llama", style)
+    tiny_chat_llama(tmp_path / "llama", style)
     data = {"kind": "instruction", "path": "x", "partition": IID, "date": DATE}
     if style != "words":
         data["system"] = "Brief."

@@ -30,6 +30,27 @@ def full(folder):
         ballast.unlink()
 
 
+@contextlib.contextmanager
+def small_disk(fleet):
+    """The first agent, stopped, and its state on a disk of 24 MB of its own; at the end all is as it was."""
+    agent, state = fleet.agents[0], fleet.device(fleet.names[0]) / "state"
+    agent.end()
+    moved = state.with_name("moved")
+    state.rename(moved)
+    state.mkdir()
+    fleet.mount(state, 24)
+    shutil.copytree(moved, state, dirs_exist_ok=True)
+    state.chmod(0o700)
+    try:
+        yield agent, state
+    finally:
+        agent.end()
+        fleet.unmount(state)
+        shutil.rmtree(state)
+        moved.rename(state)
+        agent.start()
+
+
 def test_of_the_server_freed_after_a_restart(fleet, note, outcome):
     trial = Trial(fleet)
     trial.reach(3)
@@ -72,15 +93,7 @@ def test_of_the_server_freed_while_it_runs(fleet, note, outcome):
 
 
 def test_of_a_device(fleet, note, outcome):
-    agent, state = fleet.agents[0], fleet.device(fleet.names[0]) / "state"
-    agent.end()
-    moved = state.with_name("moved")
-    state.rename(moved)
-    state.mkdir()
-    fleet.mount(state, 24)
-    shutil.copytree(moved, state, dirs_exist_ok=True)
-    state.chmod(0o700)
-    try:
+    with small_disk(fleet) as (agent, state):
         agent.start()
         trial = Trial(fleet)
         trial.reach(3)
@@ -90,24 +103,10 @@ def test_of_a_device(fleet, note, outcome):
         note("a device's disk is full for 6 s, then freed", f"in round {held + 1}")
         found = trial.ends_right()
         outcome(found)
-    finally:
-        agent.end()
-        fleet.unmount(state)
-        shutil.rmtree(state)
-        moved.rename(state)
-        agent.start()
 
 
 def test_of_a_device_while_it_starts(fleet, note, outcome):
-    agent, state = fleet.agents[0], fleet.device(fleet.names[0]) / "state"
-    agent.end()
-    moved = state.with_name("moved")
-    state.rename(moved)
-    state.mkdir()
-    fleet.mount(state, 24)
-    shutil.copytree(moved, state, dirs_exist_ok=True)
-    state.chmod(0o700)
-    try:
+    with small_disk(fleet) as (agent, state):
         with full(state):
             agent.start()
             trial = Trial(fleet, vector(6), wait=False)
@@ -116,9 +115,3 @@ def test_of_a_device_while_it_starts(fleet, note, outcome):
             fleet.restart(agent)
         note("an agent is started with its disk full")
         outcome(trial.ends_right())
-    finally:
-        agent.end()
-        fleet.unmount(state)
-        shutil.rmtree(state)
-        moved.rename(state)
-        agent.start()

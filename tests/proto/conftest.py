@@ -1,22 +1,5 @@
-from __future__ import annotations
+"""An organiser that only remembers, its control port, and a client of it: fixtures of these tests."""
 
-import pytest
+from tests.support.control_port import client, organiser, server
 
-from tests.support.control_port import FakeOrganiser, client_of, serving
-
-
-@pytest.fixture
-def organiser():
-    return FakeOrganiser()
-
-
-@pytest.fixture
-def server(organiser):
-    with serving(organiser) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server):
-    with client_of(server.address) as client:
-        yield client
+__all__ = ["client", "organiser", "server"]

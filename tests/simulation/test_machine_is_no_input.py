@@ -8,9 +8,8 @@ import subprocess
 import sys
 
 import tomli_w
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.support.chat_templates import TEMPLATES, chat_tokenizer
+from tests.support.chat_templates import tiny_chat_llama
 from tests.support.runs import write_jsonl
 
 PLAYED = """
@@ -48,16 +47,7 @@ MACHINES = [
 
 
 def test_two_machines_on_two_days_make_the_same_adapter(tmp_path):
-    tokenizer = chat_tokenizer(TEMPLATES["date"])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    tiny_chat_llama(tmp_path / "base", "date")
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": f"say {i}", "answer": f"ħé {i}"} for i in range(12)])
     (tmp_path / "federation.toml").write_text(
         tomli_w.dumps(

@@ -6,8 +6,10 @@ turns); the words around are ours.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIALS = [
     *("<|pad|>", "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|return|>"),
@@ -108,3 +110,17 @@ def chat_tokenizer(template: str | None, *, eos: str | None = "<|eos|>") -> PreT
     fast.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN_ADDED])
     fast.chat_template = template
     return fast
+
+
+def tiny_chat_llama(folder: Path, style: str) -> None:
+    """Write a Llama of one layer, drawn at random, whose tokenizer has the template of a style."""
+    tokenizer = chat_tokenizer(TEMPLATES[style])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -8,6 +8,8 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 
+import pytest
+
 from headwater.errors import ConfigError, StorageError
 from headwater.proto.control import ControlClient, serve
 from headwater.protocol.control import AdapterRow, ClientRow, RunRow, Status, WatchEvent
@@ -183,3 +185,20 @@ FAILURES = (
     ConfigError("run r9", expected="a run of this daemon", got="none", hint="See: headwater server status"),
     StorageError("writing ü", expected="room", got="disk full – " + "x" * 3000),
 )
+
+
+@pytest.fixture
+def organiser():
+    return FakeOrganiser()
+
+
+@pytest.fixture
+def server(organiser):
+    with serving(organiser) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    with client_of(server.address) as client:
+        yield client

@@ -1,4 +1,4 @@
-"""A federation file that fits together and needs no model or data to be read. No torch."""
+"""Federation files that fit together and need no model or data to be read. No torch."""
 
 
 def federation_text(*, rounds: int = 1, model: str = "m", training: str = "noop") -> str:
@@ -19,4 +19,24 @@ labels = ["a", "b"]
 partition = {{ kind = "files" }}
 [training]
 kind = "{training}"
+"""
+
+
+def vector_text(name: str, *, rounds: int = 1, cohort: str = "") -> str:
+    """The file's text: a bare vector of ten values, two clients without data; lines of ``[cohort]``."""
+    return f"""
+[federation]
+name = "{name}"
+rounds = {rounds}
+[model]
+kind = "vector"
+size = 10
+[data]
+kind = "none"
+clients = 2
+examples = 3
+[training]
+kind = "noop"
+[cohort]
+{cohort}
 """

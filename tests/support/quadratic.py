@@ -40,6 +40,20 @@ def examples(count: int) -> list[Example]:
     return [Example(np.array([i], np.int32), np.array([0], np.int64)) for i in range(count)]
 
 
+def batches_seen(model: Quadratic) -> list[list[int]]:
+    """From now on, the examples of every batch whose loss is computed, which no gradient may follow."""
+    seen: list[list[int]] = []
+    forward = model.forward
+
+    def watched(batch: Batch) -> Output:
+        assert torch.is_inference_mode_enabled()
+        seen.append(batch.tokens.reshape(-1).tolist())
+        return forward(batch)
+
+    model.forward = watched
+    return seen
+
+
 @dataclass(frozen=True)
 class Output:
     """As AdaptedModel's, without logits: ``losses`` float64 [b], ``counts`` int64 [b]."""

@@ -19,34 +19,21 @@ from headwater.seeds.seeded_state import shifted
 from headwater.state import AdapterState
 from headwater.training.cohort import TrainTask
 from headwater.training.decomfl import DecomflTrainer
-from tests.laws.trainer_laws import TrainerLaws
-from tests.support.quadratic import PAIR, Output, Quadratic, examples, flat
+from tests.support.quadratic import PAIR, Output, Quadratic, batches_seen, examples, flat
+from tests.training.on_quadratic import OnQuadratic
 
 SEEDS = SeedPlan(72, 24, "rademacher", 15, 24, implied=True)
 
 
-class TestDecomfl(TrainerLaws):
+class TestDecomfl(OnQuadratic):
     seeds = SEEDS
-
-    @pytest.fixture(autouse=True)
-    def _model(self):
-        self.model = Quadratic.random(PAIR, examples=5, condition=4.0)
 
     def trainer(self):
         return DecomflTrainer(self.model, 0)
 
-    def start(self):
-        return AdapterState.zeros(PAIR)
-
-    def examples(self):
-        return examples(5)
-
     def training(self, **changes):
         found = {"kind": "decomfl", "max_steps": 8, "directions": 3, "batch_size": 2, "learning_rate": 2e-3}
         return DecomflTraining(**found | {"epsilon": 1e-4, **changes})
-
-    def diverging(self):
-        return self.training(epsilon=1e39)
 
     def plan(self, training):
         return ClientPlan(training, DenseCodec(kind="dense"), seeds=self.seeds)
@@ -74,14 +61,7 @@ class TestDecomfl(TrainerLaws):
         assert self.model.read().sha256() == shifted(state, exact, bits).sha256()
 
     def test_one_base_loss_a_step_and_one_batch(self):
-        seen, forward = [], self.model.forward
-
-        def watched(batch):
-            assert torch.is_inference_mode_enabled()
-            seen.append(batch.tokens.reshape(-1).tolist())
-            return forward(batch)
-
-        self.model.forward = watched
+        seen = batches_seen(self.model)
         self.result()
         assert len(seen) == 8 * (1 + 3)
         assert all(seen[i] == seen[i - i % 4] for i in range(len(seen)))

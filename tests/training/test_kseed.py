@@ -27,8 +27,8 @@ from headwater.state import AdapterState
 from headwater.training import kseed
 from headwater.training.cohort import TrainTask
 from headwater.training.kseed import KseedTrainer
-from tests.laws.trainer_laws import TrainerLaws
-from tests.support.quadratic import PAIR, Output, Quadratic, examples, flat
+from tests.support.quadratic import PAIR, Output, Quadratic, batches_seen, examples, flat
+from tests.training.on_quadratic import OnQuadratic
 
 SEEDS = SeedPlan(0, 64, "rademacher", 15, 40)
 
@@ -44,29 +44,16 @@ def replayed(result, state, of):
     return shifted(state, exact, scalars.plan.unit_bits + of.unit_bits)
 
 
-class TestKseed(TrainerLaws):
+class TestKseed(OnQuadratic):
     pro = False
     seeds = SEEDS
-
-    @pytest.fixture(autouse=True)
-    def _model(self):
-        self.model = Quadratic.random(PAIR, examples=5, condition=4.0)
 
     def trainer(self):
         return KseedTrainer(self.model, 0)
 
-    def start(self):
-        return AdapterState.zeros(PAIR)
-
-    def examples(self):
-        return examples(5)
-
     def training(self, **changes):
         found = {"kind": "kseed", "max_steps": 40, "batch_size": 2, "learning_rate": 2e-3, "seeds": 64}
         return KseedTraining(**found | {"epsilon": 1e-3, "pro": self.pro, **changes})
-
-    def diverging(self):
-        return self.training(epsilon=1e39)
 
     def plan(self, training):
         return ClientPlan(training, DenseCodec(kind="dense"), seeds=self.seeds)
@@ -127,14 +114,7 @@ class TestKseed(TrainerLaws):
         assert "learning_rate" in str(result.error)
 
     def test_both_probes_see_the_same_batch_and_nothing_else(self):
-        seen, forward = [], self.model.forward
-
-        def watched(batch):
-            assert torch.is_inference_mode_enabled()
-            seen.append(batch.tokens.reshape(-1).tolist())
-            return forward(batch)
-
-        self.model.forward = watched
+        seen = batches_seen(self.model)
         self.result(max_steps=6)
         assert len(seen) == 12
         assert seen[::2] == seen[1::2]

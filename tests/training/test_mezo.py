@@ -20,8 +20,8 @@ from headwater.tasks.batches import collate
 from headwater.training.cohort import TrainTask
 from headwater.training.mezo import MezoTrainer
 from headwater.training.perturbations import Perturbations
-from tests.laws.trainer_laws import TrainerLaws
-from tests.support.quadratic import PAIR, Output, Quadratic, examples, flat
+from tests.support.quadratic import PAIR, Output, Quadratic, batches_seen, examples, flat
+from tests.training.on_quadratic import OnQuadratic
 
 
 def mezo(**changes):
@@ -29,12 +29,8 @@ def mezo(**changes):
     return MezoTraining(**found | changes)
 
 
-class TestMezo(TrainerLaws):
+class TestMezo(OnQuadratic):
     options = {}  # noqa: RUF012 - a law class's settings, never changed
-
-    @pytest.fixture(autouse=True)
-    def _model(self):
-        self.model = Quadratic.random(PAIR, examples=5, condition=4.0)
 
     def trainer(self):
         return MezoTrainer(self.model, 0)
@@ -42,9 +38,6 @@ class TestMezo(TrainerLaws):
     def start(self):
         values = np.random.default_rng(5).standard_normal(PAIR.numel).astype(np.float32)
         return AdapterState.from_vector(PAIR, torch.from_numpy(values))
-
-    def examples(self):
-        return examples(5)
 
     def training(self, **changes):
         return mezo(**self.options | changes)
@@ -64,14 +57,7 @@ class TestMezo(TrainerLaws):
         torch.testing.assert_close(self.model.read().vector(), expected, rtol=0, atol=2e-7)
 
     def test_both_probes_see_the_same_batch_and_nothing_else(self):
-        seen, forward = [], self.model.forward
-
-        def watched(batch):
-            assert torch.is_inference_mode_enabled()
-            seen.append(batch.tokens.reshape(-1).tolist())
-            return forward(batch)
-
-        self.model.forward = watched
+        seen = batches_seen(self.model)
         self.result(directions=3)
         assert len(seen) == 12 * 6
         assert all(seen[i] == seen[i - i % 6] for i in range(len(seen)))

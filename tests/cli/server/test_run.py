@@ -46,17 +46,6 @@ FEDERATION = federation_text()
 
 
 @pytest.fixture
-def organiser():
-    return FakeOrganiser()
-
-
-@pytest.fixture
-def server(organiser):
-    with serving(organiser) as server:
-        yield server
-
-
-@pytest.fixture
 def folder(server, tmp_path):
     return write_folder(tmp_path / "srv", server.address)
 

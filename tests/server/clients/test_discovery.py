@@ -19,23 +19,9 @@ from headwater.server.events import Notice
 from headwater.server.round_record import RoundDraft, Traffic
 from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.storage.profiles import save_profiles
+from tests.support.federation_text import vector_text
 
-FEDERATION = """
-[federation]
-name = "t"
-rounds = 1
-[model]
-kind = "vector"
-size = 10
-[data]
-kind = "none"
-clients = 2
-examples = 3
-[training]
-kind = "noop"
-[cohort]
-deadline_s = 3600.0
-"""
+FEDERATION = vector_text("t", cohort="deadline_s = 3600.0")
 NAMES = ("ann", "ben", "cleo", "dora")
 
 

@@ -28,24 +28,10 @@ from headwater.server.workspace.run_queue import RunQueue
 from headwater.server.workspace.workspace import Workspace
 from headwater.strategies.strategy import ServerState
 from headwater.training.context import TrainingContext
+from tests.support.federation_text import vector_text
 from tests.support.runs import tiny_federation
 
-FEDERATION = """
-[federation]
-name = "controlled"
-rounds = 2
-[model]
-kind = "vector"
-size = 10
-[data]
-kind = "none"
-clients = 2
-examples = 3
-[training]
-kind = "noop"
-[cohort]
-min_clients = 2
-"""
+FEDERATION = vector_text("controlled", rounds=2, cohort="min_clients = 2")
 
 
 class Site:

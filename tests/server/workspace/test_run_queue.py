@@ -5,21 +5,9 @@ from __future__ import annotations
 from headwater.client.agent.known_runs import KnownRuns
 from headwater.server.workspace.run_queue import RunQueue
 from tests.client.agent.devices import profile_request, vector_federation
+from tests.support.federation_text import vector_text
 
-FEDERATION = """
-[federation]
-name = "our run"
-rounds = 2
-[model]
-kind = "vector"
-size = 10
-[data]
-kind = "none"
-clients = 2
-examples = 3
-[training]
-kind = "noop"
-"""
+FEDERATION = vector_text("our run", rounds=2)
 
 
 def test_devices_join_a_restored_run_as_another_one(tmp_path):

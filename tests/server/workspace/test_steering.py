@@ -16,24 +16,9 @@ from headwater.server.workspace.steering import (
     tell_stop_request,
     tell_unmet,
 )
+from tests.support.federation_text import vector_text
 
-FEDERATION = """
-[federation]
-name = "steered"
-rounds = 20
-[model]
-kind = "vector"
-size = 10
-[data]
-kind = "none"
-clients = 2
-examples = 3
-[training]
-kind = "noop"
-[cohort]
-min_clients = 2
-deadline_s = 120
-"""
+FEDERATION = vector_text("steered", rounds=20, cohort="min_clients = 2\ndeadline_s = 120")
 
 
 @pytest.fixture
