@@ -191,6 +191,18 @@ def _error(b, a, found, magnitudes) -> float:
     return float(np.linalg.norm(b @ a - (found.b * magnitudes) @ (found.a * magnitudes[:, None])))
 
 
+def test_more_values_never_lose_more():
+    """Past half of its values a direction's signs lose by each more: the density is a bound, not a duty."""
+    draw = np.random.default_rng(3)
+    b, a = draw.standard_normal((80, 5)), draw.standard_normal((5, 90))
+    losses = []
+    for density in (0.05, 0.2, 0.4, 0.6, 1.0):
+        found = ternary_factors(b, a, density)
+        assert np.count_nonzero(found.a) + np.count_nonzero(found.b) <= density * (a.size + b.size)
+        losses.append(_error(b, a, found, found.magnitudes))
+    assert losses == sorted(losses, reverse=True)
+
+
 def test_the_product_loses_less_than_the_factors_as_they_are():
     """LoRA's A is random where training began: its own largest values say little of the change."""
     draw = np.random.default_rng(2)
