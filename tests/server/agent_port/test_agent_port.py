@@ -22,7 +22,8 @@ from flwr.superlink.main import create_app
 
 from headwater import __version__
 from headwater.flower.fleet_server import PATHS, PUSH_OBJECT
-from headwater.security.signing import Identity, RequestClaim
+from headwater.security.claims import RequestClaim, signed_text
+from headwater.security.signing import Identity
 from headwater.server import http_protocol
 from headwater.server.agent_port import connection_limits
 from headwater.server.agent_port.request_auth import Limits
@@ -125,7 +126,7 @@ def signed_head(identity, length, body_sha256=None, instance="1" * 32, **more):
         identity.name, __version__, instance, int(time.time() * 1000), secrets.token_hex(16), length,
         body_sha256 or hashlib.sha256(b"").hexdigest(), bytes(64),
     )  # fmt: skip
-    signature = identity.signing_key.sign(claim.text(method="POST", path=PUSH_OBJECT))
+    signature = identity.signing_key.sign(signed_text(claim, method="POST", path=PUSH_OBJECT))
     headers = replace(claim, signature=signature).headers() | {"host": "x"} | more
     lines = [f"POST {PUSH_OBJECT} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
     return "\r\n".join(lines).encode()
