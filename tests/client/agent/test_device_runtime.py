@@ -294,7 +294,7 @@ def test_a_task_again_after_a_crash_gives_the_same_update(device, simulated, tmp
     assert update(device.train(simulated.context, round=1), runtime, store) == undisturbed[0]
     before = {p: p.read_bytes() for p in tmp_path.glob("*.feedback")}
 
-    def full(path, data, **options):
+    def full(path, *data, **options):
         raise StorageError(f"writing {path}", got="No space left on device")
 
     with monkeypatch.context() as patch:
