@@ -94,7 +94,7 @@ def _answer(notes: Mapping[str, Any]) -> list[str]:
 
 
 def _imports(notes: Mapping[str, Any]) -> str:
-    config = ["AutoConfig"] if notes["base"]["layers"] else []
+    config = ["AutoConfig"] if notes["base"]["layers"] or _one_output(notes) else []
     generation = ["GenerationConfig"] if MODELS[notes["kind"]].language_model else []
     quantised = ["BitsAndBytesConfig"] if notes["base"]["quantization"] != "none" else []
     return ", ".join([*config, _CLASSES[notes["kind"]], "AutoTokenizer", *generation, *quantised])
@@ -109,9 +109,16 @@ def _loading(notes: Mapping[str, Any]) -> list[str]:
     classifier = MODELS[notes["kind"]].own_head
     labels = f", num_labels={len(notes['labels'])}" if classifier else ""
     lines = [f"tokenizer = AutoTokenizer.from_pretrained({source})"]
+    if _one_output(notes):
+        lines += [
+            f"config = AutoConfig.from_pretrained({source})",
+            "config.problem_type, config.num_labels = None, 1  # whatever its files say of their own head",
+        ]
+        labels = ", config=config"
+    elif base["layers"]:
+        lines.append(f"config = AutoConfig.from_pretrained({source}{labels})")
     if base["layers"]:
         lines += [
-            f"config = AutoConfig.from_pretrained({source}{labels})",
             f"config.num_hidden_layers = {base['layers']}",
             f"for name in {PER_LAYER!r}:",
             "    if isinstance(vars(config).get(name), list):",
@@ -130,6 +137,11 @@ def _loading(notes: Mapping[str, Any]) -> list[str]:
     if notes.get("read_at_last_token"):
         lines.append("base.config.pad_token_id = None  # the head is read at the last token, whatever it is")
     return lines
+
+
+def _one_output(notes: Mapping[str, Any]) -> bool:
+    """Whether a classifier's head has one output, which transformers refuses beside some problem types."""
+    return MODELS[notes["kind"]].own_head and len(notes["labels"]) == 1
 
 
 def _pairs(notes: Mapping[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from tests.adapters.test_export import IID, build
 from tests.support import federations
 from tests.support.chat_templates import tiny_chat_llama
 from tests.support.readme_code import readme_code
-from tests.support.tiny_models import tiny_llama
+from tests.support.tiny_models import tiny_bert, tiny_llama
 
 CASES = [
     (kind, base, adapter)
@@ -116,6 +116,18 @@ def test_a_pairs_readme_gives_both_texts_and_their_types(tmp_path, reader):
         expected = Predictor.open(tmp_path / "out").network(row, torch.ones_like(row))
     torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-5, atol=1e-5)
     assert "token_type_ids" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("layers", [None, 1])
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", None])
+def test_a_number_s_readme_takes_a_base_whose_own_head_had_another_problem(tmp_path, reader, problem, layers):
+    path = tiny_bert(tmp_path / "bert") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"problem_type": problem}))
+    data = {"kind": "regression", "target": "stars", "path": "x", "partition": IID, "max_tokens": 20}
+    kind = {"kind": "sequence-classification", "path": "bert", "layers": layers}
+    model, state = build(tmp_path, "sequence-classification", "bert", "lora", data=data, model=kind)
+    export(model, state, tmp_path / "out", card={})
+    require_same(reader, tmp_path / "out", ["good movie"])
 
 
 def test_a_readmes_answer_is_the_likeliest_whatever_the_base_says_of_generation(tmp_path):
