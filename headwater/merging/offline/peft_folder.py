@@ -215,19 +215,21 @@ def _require_names(file: TensorFile) -> None:
 def _require_told(
     path: Path, config: Mapping[str, Any], modules: Mapping[str, LoraPart], plain: Mapping[str, object]
 ) -> None:
-    """Tensors of every module that an option announces: PEFT ignores them where it does not."""
-    for option, ends in (("use_dora", MAGNITUDES), ("lora_bias", (LORA_BIAS,))):
-        for module in modules:
-            there = any(f"{module}{end}" in plain for end in ends)
-            if there != bool(config.get(option)):
-                raise ModelError(
-                    f"{path}, module {module}",
-                    expected=f"{module}{ends[0]}, since {CONFIG} has {option}"
-                    if not there
-                    else f"{option} in {CONFIG}, since the file has {module}{ends[0]}",
-                    got="no such tensor" if not there else "none",
-                    hint="Its config and its weights are of two adapters.",
-                )
+    """DoRA's magnitudes and LoRA's biases and the options that announce them: PEFT ignores them without."""
+    for module in modules:
+        magnitude = any(f"{module}{end}" in plain for end in MAGNITUDES)
+        if magnitude != bool(config.get("use_dora")):
+            name, option = f"{module}{MAGNITUDES[0]}", "use_dora"
+        elif f"{module}{LORA_BIAS}" in plain and not config.get("lora_bias"):  # without one it is zero
+            name, option = f"{module}{LORA_BIAS}", "lora_bias"
+        else:
+            continue
+        raise ModelError(
+            f"{path}, tensor {name}",
+            expected=f"a tensor where {CONFIG} has {option}, and none elsewhere",
+            got=f"{option} {config.get(option)!r}" + (", and no such tensor" if config.get(option) else ""),
+            hint="Its config and its weights are of two adapters.",
+        )
 
 
 def _lora_parts(path: Path, config: Mapping[str, Any], file: Tensors) -> dict[str, LoraPart]:
