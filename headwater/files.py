@@ -155,9 +155,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         temporary.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # first: it may make the room that a name needs
         if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):  # else the next call puts it back
+                old.rename(folder)
 
 
 def _clear_remains(folder: Path) -> None:

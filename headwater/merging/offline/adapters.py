@@ -126,7 +126,16 @@ class Adapters:
             return 0.0
         if self.base is None or name.startswith("head.") or name.endswith(MAGNITUDES):
             return None
-        return self.base(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+        own = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        weight = self.base(own)
+        if weight is not None and weight.shape != self.shape(name):
+            raise ModelError(
+                f"--base, weight {own}",
+                expected=f"{list(self.shape(name))}, as in {self.first.path}",
+                got=f"{list(weight.shape)}",
+                hint="The adapters are for another base.",
+            )
+        return weight
 
     def value(self, index: int, name: str) -> Floats:
         """A plain tensor of one adapter, float64, as it takes part: the bias of a LoRA factor times its s."""
