@@ -21,9 +21,6 @@ class Codec(ABC):
     id: str
     """Stable id of the wire format, such as ``compeft.v1``: a change of format changes it."""
 
-    lossy: bool
-    """Whether decode(encode(x)) can differ from x; error feedback makes sense only then."""
-
     @abstractmethod
     def encode(self, state: AdapterState, *, key: Key) -> Payload:
         """The payload of ``state``. Non-finite values raise ``TrainingError``."""

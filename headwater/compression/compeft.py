@@ -46,7 +46,6 @@ class CompeftCodec(Codec):
     """
 
     id = "compeft.v1"
-    lossy = True
 
     def __init__(self, density: float = 0.05, alpha: float | None = None) -> None:
         if not 0 < density <= 1:

@@ -28,13 +28,13 @@ class DenseCodec(Codec):
 
     def __init__(self, dtype: Literal["fp32", "bf16"] = "fp32") -> None:
         self.id = f"dense-{dtype}.v1"
-        self.lossy = dtype == "bf16"
-        self._width = 2 if self.lossy else 4
+        self._rounds = dtype == "bf16"
+        self._width = 2 if self._rounds else 4
 
     def encode(self, state: AdapterState, *, key: Key) -> Payload:
         """The values of ``state``; ``key`` is not used."""
         flat_finite(state, self.id)
-        if not self.lossy:
+        if not self._rounds:
             return Payload(self.id, state.tobytes())
         rounded = state.vector().to(torch.bfloat16)
         if not bool(torch.isfinite(rounded).all()):
@@ -51,7 +51,7 @@ class DenseCodec(Codec):
         """The state; exactly ``max_bytes(spec)`` bytes of finite values or ``DecodeError``."""
         reader = open_payload(payload, self, spec)
         body = reader.take(self.max_bytes(spec), "values")
-        if self.lossy:
+        if self._rounds:
             values = (np.frombuffer(body, "<u2").astype(np.uint32) << 16).view(np.float32)
         else:
             values = np.frombuffer(body, "<f4").astype(np.float32)

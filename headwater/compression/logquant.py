@@ -58,7 +58,6 @@ class LogQuantCodec(Codec):
     """Per tensor: its maximum as fp32, and a code a value; code 0 is zero, code 255 the maximum."""
 
     id = "logquant8.v1"
-    lossy = True
 
     def encode(self, state: AdapterState, *, key: Key) -> Payload:
         """The payload of ``state``; ``key`` is not used.

@@ -18,10 +18,11 @@ import numpy as np
 from headwater.compression import t_tables
 from headwater.compression.byte_reader import RESEND, Reader, varint
 from headwater.compression.entropy import Block, pack, unpack
+from headwater.config.traits import Distribution
 from headwater.errors import ConfigError, DecodeError
 from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import Payload
-from headwater.seeds.directions import Distribution, Integers
+from headwater.seeds.directions import Integers
 
 SEEDS = "seeds.v1"
 MAX_SUMS = 2**22

@@ -22,7 +22,7 @@ class DenseCodec(CodecTraits):
 class CompeftCodec(CodecTraits):
     """ComPEFT (arXiv 2311.13171): sparse ternary values with one scale per tensor, entropy-coded."""
 
-    lossy: ClassVar[bool] = True
+    sparse: ClassVar[bool] = True
     kind: Literal["compeft"]
     density: float = Field(default=0.05, gt=0, le=1, description="fraction of values kept per tensor")
     alpha: float | None = Field(

@@ -228,10 +228,10 @@ class CodecTraits(Pluggable):
     """What headwater asks of a codec whatever its kind.
 
     Attributes:
-        lossy: what arrives is not what was sent.
+        sparse: few values are sent, and the others arrive as zeros.
     """
 
-    lossy: ClassVar[bool] = False
+    sparse: ClassVar[bool] = False
 
     def may_lengthen(self) -> bool:
         """Whether the decoded values may be longer, in L2 norm, than those that were encoded."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Generic, TypeVar
 from headwater.merging.plan import MergePlan, NoisePlan, Update
 from headwater.seeds.directions import Integers
 from headwater.seeds.slopes import SeedUse
-from headwater.state import AdapterState
+from headwater.state import AdapterState, StateSpec
 
 Acc = TypeVar("Acc")
 
@@ -54,6 +54,21 @@ class Aggregator(ABC, Generic[Acc]):
     """
 
     additive: ClassVar[bool] = True
+
+    def kept_bytes(self, spec: StateSpec, clients: int) -> int:
+        """Memory of the updates of so many clients until they are merged; 0 of an additive rule."""
+        return 0
+
+    def require_room(self, spec: StateSpec, clients: int) -> None:
+        """Refuse a round whose updates could take more memory than the rule may.
+
+        Args:
+            spec: of the adapter.
+            clients: that may be in one round.
+
+        Raises:
+            ConfigError: says how much, and of what.
+        """
 
     @abstractmethod
     def init(self, plan: MergePlan) -> Acc:

@@ -69,20 +69,10 @@ class BufferedRule(Aggregator[BufferedUpdates]):
             weights: [clients, block]: 0 where a client does not train that value, and perhaps for all.
         """
 
-    def kept_bytes(self, spec: StateSpec, clients: int) -> int:
-        """Memory of the accumulator with the updates of so many clients in it."""
+    def kept_bytes(self, spec: StateSpec, clients: int) -> int:  # noqa: D102 - inherited
         return spec.nbytes * clients
 
-    def require_room(self, spec: StateSpec, clients: int) -> None:
-        """Refuse a round whose updates could take more memory than the rule may.
-
-        Args:
-            spec: of the adapter.
-            clients: that may be in one round.
-
-        Raises:
-            ConfigError: says how much, and of what.
-        """
+    def require_room(self, spec: StateSpec, clients: int) -> None:  # noqa: D102 - inherited
         needed = self.kept_bytes(spec, clients)
         if needed > self.most_bytes:
             raise ConfigError(

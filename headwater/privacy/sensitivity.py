@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 from typing import TypeAlias
 
 from headwater.errors import ConfigError
@@ -19,16 +18,12 @@ ROUNDING = 1 + 2**-7
 """A codec's rounding (bf16: 2^-8) may lift a norm this far above the bound it was clipped to."""
 
 
-class Neighbours(Enum):
-    """Which two federations must look alike: they differ in one client, with all its data."""
-
-    ADD_OR_REMOVE_CLIENT = "one client more or less"
-    REPLACE_CLIENT = "one client in place of another"
-
-
 @dataclass(frozen=True, slots=True)
 class Bounded:
     """No client's update is longer than ``l2``, whatever its data are.
+
+    So the sum of all updates moves by at most ``l2`` where one client is added or removed, and by at most
+    twice that where another takes its place: its update may point the other way.
 
     Args:
         l2: the bound of the L2 norm, over all tensors together; above 0.
@@ -42,13 +37,6 @@ class Bounded:
     def __post_init__(self) -> None:
         if not (self.l2 > 0 and math.isfinite(self.l2)):
             raise ConfigError("sensitivity", expected="a finite bound above 0", got=repr(self.l2))
-
-    def under(self, relation: Neighbours) -> float:
-        """How far the sum of all updates can move, in L2, between two neighbours.
-
-        Without the client its update is missing: ``l2``. Another client's may point the other way: twice it.
-        """
-        return self.l2 if relation is Neighbours.ADD_OR_REMOVE_CLIENT else 2 * self.l2
 
 
 @dataclass(frozen=True, slots=True)

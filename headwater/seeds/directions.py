@@ -20,15 +20,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from headwater.config.traits import Distribution
 from headwater.errors import ConfigError, HeadwaterError
 from headwater.seeds.keys import Key
 
-Distribution = Literal["rademacher", "gaussian"]
 Integers = npt.NDArray[np.int64]
 
 _SIGNS, _NORMALS = 1, 2  # third word of the counter

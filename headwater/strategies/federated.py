@@ -20,7 +20,6 @@ from headwater.config.federation import Federation
 from headwater.config.strategy import FisherStrategy
 from headwater.errors import FederationStopped
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.buffered_rule import BufferedRule
 from headwater.merging.coverage import last_layers
 from headwater.merging.plan import MergePlan
 from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan
@@ -169,14 +168,11 @@ class FederatedStrategy(Strategy):
             clients: that are in the federation.
         """
         rule = rule_for(self.federation.strategy)
-        most = self._most_in_a_round(clients)
-        return rule.kept_bytes(spec, most) if isinstance(rule, BufferedRule) else None
+        return None if rule.additive else rule.kept_bytes(spec, self._most_in_a_round(clients))
 
     def _require_room(self, spec: StateSpec, clients: int) -> None:
         """Before anybody works: whether the rule may keep the updates of so many clients."""
-        rule = rule_for(self.federation.strategy)
-        if isinstance(rule, BufferedRule):
-            rule.require_room(spec, self._most_in_a_round(clients))
+        rule_for(self.federation.strategy).require_room(spec, self._most_in_a_round(clients))
 
     def _most_in_a_round(self, clients: int) -> int:
         """Of so many clients, how many updates are merged at once: a full buffer, or all that are asked."""

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from headwater.config.training import ForwardGradientTraining, SpryTraining
+from headwater.config.traits import Distribution
 from headwater.errors import TrainingError
 from headwater.merging.coverage import covered
-from headwater.seeds.directions import Directions, Distribution
+from headwater.seeds.directions import Directions
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
 from headwater.tasks.batches import Batch

@@ -12,7 +12,7 @@ STATE = AdapterState(SPEC, {"a": torch.tensor([[1.0, -2.5]]), "b": torch.tensor(
 
 
 class TestFp32Laws(CodecLaws):
-    codec = DenseCodec("fp32")
+    codec, lossy = DenseCodec("fp32"), False
 
 
 class TestBf16Laws(CodecLaws):

@@ -1,4 +1,4 @@
-"""Sensitivity: what a bound means under each neighbouring relation."""
+"""Sensitivity: what a bound means for neighbouring federations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headwater.errors import ConfigError
-from headwater.privacy.sensitivity import Bounded, Neighbours
+from headwater.privacy.sensitivity import Bounded
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -21,11 +21,9 @@ def test_no_two_neighbours_lie_further_apart(seed):
     whole, without = updates.sum(0), updates[1:].sum(0)
     replaced = without - updates[0]
     tight = 1 - 1e-9
-    assert np.linalg.norm(whole - without) == pytest.approx(bound.under(Neighbours.ADD_OR_REMOVE_CLIENT))
-    assert np.linalg.norm(whole - replaced) >= bound.under(Neighbours.REPLACE_CLIENT) * tight
-    assert np.linalg.norm(whole - without - rng.normal(size=20) * 1e-12) < bound.under(
-        Neighbours.REPLACE_CLIENT
-    )
+    assert np.linalg.norm(whole - without) == pytest.approx(bound.l2)
+    assert np.linalg.norm(whole - replaced) >= 2 * bound.l2 * tight
+    assert np.linalg.norm(whole - without - rng.normal(size=20) * 1e-12) < 2 * bound.l2
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.inf, math.nan])

@@ -244,7 +244,7 @@ class FederationServer:
                 f"strategy '{self._settings.strategy.kind}' keeps the updates of a round until it is merged"
             )
             self._observer(Notice(f"{text}: up to {human_bytes(kept)} of memory"))
-            if (codec := self._settings.codec.up).lossy:
+            if (codec := self._settings.codec.up).sparse:
                 text = f"codec.up '{codec.kind}' sends few values, and the rule sees zeros for the others"
                 self._observer(Notice(f'{text}: codec.up.kind = "dense" sends all'))
         sizes = [record.bytes for record in self._folder.read_rounds()]
