@@ -14,7 +14,6 @@ added again, which gives the same number, or dropped by :meth:`Versions.keep_thr
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import tempfile
@@ -26,17 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater.errors import ConfigError, StorageError
-from headwater.files import (
-    append_line,
-    clear_temporaries,
-    make_folder,
-    read_lines,
-    sync_folder,
-    write_atomically,
-)
+from headwater.files import clear_temporaries, make_folder, sync_folder
 from headwater.protocol.control import AdapterRow
-from headwater.server.storage.adapter_version_files import load_values, row_line, row_of, save_values
+from headwater.server.storage.adapter_version_files import load_values, save_values
 from headwater.server.storage.tar import tar
+from headwater.server.storage.version_pins import VersionPins
+from headwater.server.storage.version_rows import VersionRows
 
 if TYPE_CHECKING:  # torch and transformers: who only lists versions needs neither
     from headwater.state import AdapterState, StateSpec
@@ -68,9 +62,6 @@ class Versions:
     def __init__(self, folder: Path, *, keep: int) -> None:
         self._folder, self._keep = folder, max(1, keep)
         self._lock = threading.RLock()
-        self._last: AdapterRow | None = None
-        self._best = 0
-        self._turns: list[tuple[int, int]] = []  # of each rollback: its version, and its parent
         try:
             make_folder(folder)
             sync_folder(folder)
@@ -84,10 +75,9 @@ class Versions:
                 got=error.strerror or str(error),
                 hint="Fix the rights or the disk, then start the server again.",
             ) from error
-        for row in self._read():
-            self._note(row)
-        self._pinned = self._read_pins()
-        self._forget_after(self._count)
+        self._rows = VersionRows(folder / "versions.jsonl")
+        self._pins = VersionPins(folder / "pinned.json")
+        self._forget_after(self._rows.count)
 
     @staticmethod
     def of_run(run_folder: Path, keep: int) -> Versions:
@@ -109,13 +99,14 @@ class Versions:
         """All versions in order; ``best`` is true for the one best, ``kept`` where values are on disk."""
         with self._lock:
             kept = self._kept()
+            best = self._rows.best
             return tuple(
-                replace(row, best=row.version == self._best, kept=row.version in kept) for row in self._read()
+                replace(row, best=row.version == best, kept=row.version in kept) for row in self._rows.read()
             )
 
     def last_version(self) -> int:
         """The newest version; 0 where there is none. Reads no file, as :meth:`rows` does."""
-        return self._count
+        return self._rows.count
 
     def descends_from(self, round: int) -> bool:
         """Whether the newest version was made, in however many steps, from one of this round.
@@ -123,17 +114,11 @@ class Versions:
         Not from those that a rollback gave up. Reads no file.
         """
         with self._lock:
-            newest = self._count
-            while newest:
-                turn, parent = next((t for t in reversed(self._turns) if t[0] <= newest), (1, 0))
-                if self._round_of(turn) <= round <= self._round_of(newest):
-                    return True
-                newest = parent
-            return False
+            return self._rows.descends_from(round)
 
     def best_version(self) -> int:
         """The best version, or the last one where none was measured; 0 where there is none."""
-        return self._best or self._count
+        return self._rows.best or self._rows.count
 
     def state(self, version: int, spec: StateSpec) -> AdapterState:
         """The values of a version.
@@ -190,7 +175,7 @@ class Versions:
         """
         digest = state.sha256()
         with self._lock:
-            last = self._last
+            last = self._rows.last
             again = last is not None and (last.run, last.round, last.sha256, last.note) == (
                 run,
                 round,
@@ -200,13 +185,13 @@ class Versions:
             if again and last is not None:
                 save_values(self._path(last.version), last, state)  # the same bytes; mends a damaged file
                 return self._shown(last)
-            if not 0 <= parent <= self._count:
+            if not 0 <= parent <= self._rows.count:
                 raise ConfigError(
-                    "adapter version", expected=f"a parent of 0 to {self._count}", got=str(parent)
+                    "adapter version", expected=f"a parent of 0 to {self._rows.count}", got=str(parent)
                 )
             row = AdapterRow(
                 run=run,
-                version=self._count + 1,
+                version=self._rows.count + 1,
                 round=round,
                 parent=parent,
                 sha256=digest,
@@ -220,8 +205,7 @@ class Versions:
                 note=note,
             )
             save_values(self._path(row.version), row, state)
-            append_line(self._rows_path, row_line(row))
-            self._note(row)
+            self._rows.append(row)
             return self._shown(row)
 
     def keep_through(self, round: int, sha256: str = "") -> None:
@@ -236,16 +220,13 @@ class Versions:
             StorageError: the rows could not be written; they are as before.
         """
         with self._lock:
-            rows = list(self._read())
+            rows = list(self._rows.read())
             kept = next((i for i, row in enumerate(rows) if row.round > round), len(rows))
             same = [i for i in range(kept) if rows[i].sha256 == sha256]
             kept = same[-1] + 1 if same else kept
             if kept == len(rows):
                 return
-            write_atomically(self._rows_path, b"".join(row_line(row) + b"\n" for row in rows[:kept]))
-            self._last, self._best, self._turns = None, 0, []
-            for row in rows[:kept]:
-                self._note(row)
+            self._rows.cut(rows[:kept])
             self._forget_after(kept)
 
     def pin(self, version: int) -> None:
@@ -259,8 +240,7 @@ class Versions:
             self._row(version)
             if not self._path(version).exists():
                 raise self._absent(version, "one whose values were pruned")
-            if version not in self._pinned:
-                self._write_pins(self._pinned | {version})
+            self._pins.add(version)
 
     def unpin(self, version: int) -> None:
         """Keep the values of ``version`` only as long as any other's; the next :meth:`prune` may delete them.
@@ -270,14 +250,7 @@ class Versions:
             StorageError: the note could not be written.
         """
         with self._lock:
-            if version not in self._pinned:
-                raise ConfigError(
-                    f"adapter version {version}",
-                    expected="a version that an export or a rollback keeps: "
-                    f"{', '.join(map(str, sorted(self._pinned))) or 'there is none'}",
-                    got="another version",
-                )
-            self._write_pins(self._pinned - {version})
+            self._pins.remove(version)
 
     def prune(self) -> tuple[int, ...]:
         """Delete the values of all versions but the last ``keep``, the best, the first and pinned ones.
@@ -289,8 +262,8 @@ class Versions:
             The versions whose values are gone.
         """
         with self._lock:
-            last = range(self._count - self._keep + 1, self._count + 1)
-            wanted = {1, self._best, *last} | self._pinned
+            last = range(self._rows.count - self._keep + 1, self._rows.count + 1)
+            wanted = {1, self._rows.best, *last} | self._pins.versions
             gone = []
             for version in sorted(self._kept() - wanted):
                 with contextlib.suppress(OSError):  # the next call tries again
@@ -338,59 +311,21 @@ class Versions:
 
     # --- files ------------------------------------------------------------------------------------
 
-    @property
-    def _rows_path(self) -> Path:
-        return self._folder / "versions.jsonl"
-
-    @property
-    def _pins_path(self) -> Path:
-        return self._folder / "pinned.json"
-
-    @property
-    def _count(self) -> int:
-        return 0 if self._last is None else self._last.version
-
     def _path(self, version: int) -> Path:
         return self._folder / f"v{version:06d}.safetensors"
 
-    def _note(self, row: AdapterRow) -> None:
-        if self._last is not None and row.round == self._last.round:  # only a rollback makes no new round
-            self._turns.append((row.version, row.parent))
-        self._last = row
-        if row.best:
-            self._best = row.version
-
-    def _round_of(self, version: int) -> int:
-        return version - 1 - sum(turn <= version for turn, _ in self._turns)
-
     def _shown(self, row: AdapterRow) -> AdapterRow:
-        return replace(row, best=row.version == self._best, kept=True)
+        return replace(row, best=row.version == self._rows.best, kept=True)
 
     def _kept(self) -> set[int]:
         names = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
         return {int(name[1]) for name in names if name}
 
-    def _read(self) -> Iterator[AdapterRow]:
-        for number, line in enumerate(read_lines(self._rows_path), start=1):
-            try:
-                row = row_of(line)
-                if row.version != number:
-                    raise ValueError(f"version {row.version}")
-            except (ValueError, TypeError, KeyError) as error:
-                raise StorageError(
-                    f"{self._rows_path} line {number}",
-                    expected=f"the row of version {number}",
-                    got=f"a damaged line ({error})",
-                    hint="Restore the file from a backup.",
-                ) from error
-            yield row
-
     def _row(self, version: int) -> AdapterRow:
-        if 1 <= version <= self._count:
-            for row in self._read():
-                if row.version == version:
-                    return row
-        raise self._absent(version, "no such version")
+        row = self._rows.find(version)
+        if row is None:
+            raise self._absent(version, "no such version")
+        return row
 
     def _absent(self, version: int, got: str) -> ConfigError:
         kept = sorted(self._kept())
@@ -408,22 +343,4 @@ class Versions:
             if left > version:
                 with contextlib.suppress(OSError):
                     self._path(left).unlink(missing_ok=True)
-        if any(pin > version for pin in self._pinned):
-            self._write_pins({pin for pin in self._pinned if pin <= version})
-
-    def _read_pins(self) -> set[int]:
-        try:
-            return {int(version) for version in json.loads(self._pins_path.read_bytes())}
-        except FileNotFoundError:
-            return set()
-        except (OSError, ValueError, TypeError) as error:
-            raise StorageError(
-                f"{self._pins_path}",
-                expected="a JSON list of versions",
-                got=f"a damaged file ({error})",
-                hint="Restore it, or delete it and export again what must be kept.",
-            ) from error
-
-    def _write_pins(self, pinned: set[int]) -> None:
-        write_atomically(self._pins_path, json.dumps(sorted(pinned)).encode() + b"\n")
-        self._pinned = pinned
+        self._pins.forget_after(version)
