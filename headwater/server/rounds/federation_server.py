@@ -7,7 +7,6 @@ the strategy; nothing of Flower's own aggregation is used. :mod:`.rounds` has th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,23 +15,25 @@ from flwr.serverapp import Grid
 from headwater.config import LoadedFederation
 from headwater.config.federation import Federation
 from headwater.errors import FederationStopped
-from headwater.protocol.messages import ClientProfile, ProfileRequest
+from headwater.protocol.messages import ProfileRequest
 from headwater.seeds.keys import Key
 from headwater.server.clients.client_pool import ClientPool, FixedClients
 from headwater.server.clients.downlink import Downlink
 from headwater.server.clients.exchange import Exchange
 from headwater.server.clients.handshake import collect_profiles
 from headwater.server.clients.run_control import RunControl
-from headwater.server.events import Notice, RoundEnded, RunStarted, Waiting
+from headwater.server.events import Notice, RunStarted, Waiting
 from headwater.server.metrics import Tracker, metric_name
-from headwater.server.round_record import RoundDraft, RoundRecord, Traffic
+from headwater.server.round_record import RoundDraft, Traffic
 from headwater.server.rounds.base import RoundResult, Rounds
 from headwater.server.rounds.buffered import BufferedRounds
+from headwater.server.rounds.commits import Commits
 from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.rounds.evaluation_wait import EvaluationAborted
+from headwater.server.rounds.quorum import Quorum, trainable
 from headwater.server.rounds.synchronous import SynchronousRounds
 from headwater.server.storage.checkpoint import Checkpoint
-from headwater.server.storage.durability import Durability, OpenRoundRecord
+from headwater.server.storage.durability import Durability
 from headwater.server.storage.run_folder import RunFolder
 from headwater.strategies.federated import FederatedStrategy, rolled_back
 from headwater.tasks.batches import Example
@@ -104,7 +105,9 @@ class FederationServer:
         live = None if durability is None else lambda: durability.settings().cohort.deadline_s
         self.control = replace(self.control, deadline_s=settings.cohort.deadline_s, live_deadline=live)
         self._strategy = FederatedStrategy(settings)
-        self._metric = metric_name(settings)
+        self._quorum = Quorum(settings, durability)
+        loaded = replace(self._loaded, settings=settings)
+        self._commits = Commits(loaded, self._run, self._folder, durability, self._observer)
         self._measure = EvaluationRound(
             settings,
             self._wire_run_id,
@@ -152,14 +155,14 @@ class FederationServer:
         if checkpoint is None:
             raise FederationStopped(
                 "federation",
-                expected=f"{self._need()} clients before the first round",
+                expected=f"{self._quorum.need} clients before the first round",
                 got=f"{len(pool.ready())} when a stop was asked for",
             )
         self._tell_started(checkpoint, pool)
         rounds: Rounds | None = None
         while True:
             checkpoint = self._apply_operator_changes(checkpoint)
-            self._drop_small_round()
+            self._quorum.drop_small_round(self._observer)
             reason = self._over(checkpoint)
             if reason is None:
                 gathered = self._gather(pool, checkpoint.server.round)
@@ -224,7 +227,7 @@ class FederationServer:
         if not self._gather(pool):
             return None
         server = self._strategy.init(self._context.initial_state())
-        checkpoint = Checkpoint(self._run, server, Tracker(self._metric))
+        checkpoint = Checkpoint(self._run, server, Tracker(metric_name(self._settings)))
         started = self.control.clock()
         draft = RoundDraft(0, {}, Traffic())
         draft.set_state(server.state.sha256())
@@ -232,13 +235,13 @@ class FederationServer:
             checkpoint, value = self._measure.after(checkpoint, pool, pool.profiles(), draft)
         except EvaluationAborted:
             return None
-        self._commit(checkpoint, draft.record(self.control.clock() - started), value, ())
+        self._commits.commit(checkpoint, draft.record(self.control.clock() - started), value, ())
         return checkpoint
 
     def _tell_started(self, checkpoint: Checkpoint, pool: ClientPool) -> None:
         for notice in self._context.notices:
             self._observer(Notice(notice))
-        clients = _trainable(pool.profiles())
+        clients = trainable(pool.profiles())
         if (kept := self._strategy.kept_bytes(self._context.spec, clients)) is not None:
             text = (
                 f"strategy '{self._settings.strategy.kind}' keeps the updates of a round until it is merged"
@@ -259,17 +262,6 @@ class FederationServer:
             )
         )
 
-    def _need(self) -> int:
-        """How many clients must be there for a round."""
-        schedule, least = self._settings.schedule, self._settings.cohort.min_clients
-        buffer: int = schedule.buffer or 0
-        return max(least, buffer)
-
-    def _missing(self, pool: ClientPool) -> Mapping[str, str]:
-        """Who is not counted among those that can train, and why."""
-        only = {n: "has no rows to train on" for n, p in pool.ready().items() if p.train_examples < 1}
-        return dict(sorted({**pool.missing(), **only}.items()))
-
     def _gather(self, pool: ClientPool, done: int = -1) -> bool:
         """Wait until a round can begin; False if a stop is asked for first.
 
@@ -280,18 +272,18 @@ class FederationServer:
             done: rounds that are finished; -1 before round 0.
         """
         told: Waiting | None = None
-        while (have := _trainable(pool.ready())) < self._need() and not self._has_open_round():
+        while not self._quorum.reached(pool):
+            need, have = self._quorum.need, trainable(pool.ready())
             if self._should_stop():
                 return False
             if done >= self._settings.federation.rounds:
                 return True  # the organiser has taken rounds away: none follows
             if self._durability is None:
                 raise FederationStopped(
-                    "federation", expected=f"at least {self._need()} clients with data", got=f"{have}"
+                    "federation", expected=f"at least {need} clients with data", got=f"{have}"
                 )
             self._reload_settings()
-            missing = tuple(f"{name} ({why})" for name, why in self._missing(pool).items())
-            waiting = Waiting(have, self._need(), missing)
+            waiting = Waiting(have, self._quorum.need, self._quorum.missing(pool))
             if told != waiting:
                 told = waiting
                 self._observer(waiting)
@@ -299,23 +291,8 @@ class FederationServer:
                 pass  # introductions are dealt with on the way; updates wait where they are
             self.control.pause()
         if told is not None:
-            self._observer(Waiting(self._need(), self._need()))
+            self._observer(Waiting(self._quorum.need, self._quorum.need))
         return True
-
-    def _drop_small_round(self) -> None:
-        """Plan an open round anew that has fewer clients than the organiser wants by now.
-
-        It could never end. What was accepted into it stays in the spool and is folded all the same.
-        """
-        if self._durability is None:
-            return
-        left = OpenRoundRecord.load(self._durability.open_round)
-        if left is not None and (have := _trainable(left.profiles)) < self._need():
-            self._observer(Notice(f"round {left.round} had {have} clients: it is planned anew with more"))
-            self._durability.open_round.unlink()
-
-    def _has_open_round(self) -> bool:
-        return self._durability is not None and self._durability.open_round.exists()
 
     def _apply_operator_changes(self, checkpoint: Checkpoint) -> Checkpoint:
         """Apply what the organiser changed, or go back to an earlier version's values."""
@@ -329,8 +306,7 @@ class FederationServer:
         state = versions.state(version, self._context.spec)
         spanned = checkpoint.server.span is not None
         checkpoint = replace(checkpoint, server=rolled_back(checkpoint.server, state))
-        self._add_version(checkpoint, (), float("nan"), parent=version, note=f"rollback to version {version}")
-        checkpoint.save(self._folder.checkpoint)
+        self._commits.commit_rollback(checkpoint, version)
         self._durability.rolled_back()
         self._observer(Notice(f"going on from version {version}"))
         if spanned:
@@ -359,57 +335,12 @@ class FederationServer:
         draft.lost(pool.lost())
         draft.set_state(server.state.sha256())
         record = draft.record(self.control.clock() - finished.started_s)
-        self._commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
+        self._commits.commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
         if self._durability is not None:
             self._durability.forget_through(checkpoint.server.round)
         return checkpoint
-
-    def _commit(
-        self, checkpoint: Checkpoint, record: RoundRecord, value: float, cohort: tuple[str, ...]
-    ) -> None:
-        """The round's line first, then the checkpoint: a resume drops a line without its checkpoint."""
-        self._folder.append_round(record)
-        number = checkpoint.server.round
-        self._add_version(checkpoint, cohort, value, note=f"round {number}" if number else "initial")
-        checkpoint.save(self._folder.checkpoint)
-        if self._durability is not None:
-            self._durability.versions.prune()
-        self._observer(RoundEnded(record.round, record, self._metric, value))
-
-    def _add_version(
-        self,
-        checkpoint: Checkpoint,
-        cohort: tuple[str, ...],
-        value: float,
-        *,
-        note: str,
-        parent: int | None = None,
-    ) -> None:
-        if self._durability is None:
-            return
-        versions = self._durability.versions
-        number = checkpoint.server.round
-        # the values of a rollback are another round's, whatever this one measured
-        best = parent is None and checkpoint.tracker.best_round == number
-        versions.add(
-            checkpoint.server.state,
-            run=self._run,
-            round=number,
-            parent=versions.last_version() if parent is None else parent,
-            config_sha256=replace(self._loaded, settings=self._settings).sha256(),
-            cohort=cohort,
-            metric=self._metric,
-            value=value,
-            best=best,
-            note=note,
-            created=time.time(),
-        )
 
 
 def _known(pool: ClientPool) -> int:
     """How many clients the run has, with those that were lost before they could do anything."""
     return len(pool.profiles().keys() | pool.lost().keys())
-
-
-def _trainable(profiles: Mapping[str, ClientProfile]) -> int:
-    return sum(profile.train_examples > 0 for profile in profiles.values())

@@ -1,0 +1,59 @@
+"""Quorum: whether enough clients are there for a round, and who is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from headwater.config.federation import Federation
+from headwater.protocol.messages import ClientProfile
+from headwater.server.clients.client_pool import ClientPool
+from headwater.server.events import Notice, Observer
+from headwater.server.storage.durability import Durability, OpenRoundRecord
+
+
+class Quorum:
+    """How many clients a round needs under these settings.
+
+    Args:
+        settings: of the federation.
+        durability: what a daemon adds: a round that an earlier process left open needs nobody new.
+    """
+
+    def __init__(self, settings: Federation, durability: Durability | None) -> None:
+        self._settings, self._durability = settings, durability
+
+    @property
+    def need(self) -> int:
+        """How many clients must be there for a round."""
+        schedule, least = self._settings.schedule, self._settings.cohort.min_clients
+        buffer: int = schedule.buffer or 0
+        return max(least, buffer)
+
+    def reached(self, pool: ClientPool) -> bool:
+        """Whether a round can begin, or goes on: of one that a crash left open it is known who was asked."""
+        return trainable(pool.ready()) >= self.need or self._has_open_round()
+
+    def missing(self, pool: ClientPool) -> tuple[str, ...]:
+        """Who is not counted among those that can train, each with the reason, sorted by name."""
+        only = {n: "has no rows to train on" for n, p in pool.ready().items() if p.train_examples < 1}
+        return tuple(f"{name} ({why})" for name, why in sorted({**pool.missing(), **only}.items()))
+
+    def drop_small_round(self, observer: Observer) -> None:
+        """Forget an open round that has fewer clients than the organiser wants by now: it could never end.
+
+        It is planned anew. What was accepted into it stays in the spool and is folded all the same.
+        """
+        if self._durability is None:
+            return
+        left = OpenRoundRecord.load(self._durability.open_round)
+        if left is not None and (have := trainable(left.profiles)) < self.need:
+            observer(Notice(f"round {left.round} had {have} clients: it is planned anew with more"))
+            self._durability.open_round.unlink()
+
+    def _has_open_round(self) -> bool:
+        return self._durability is not None and self._durability.open_round.exists()
+
+
+def trainable(profiles: Mapping[str, ClientProfile]) -> int:
+    """How many of these clients have rows to train on."""
+    return sum(profile.train_examples > 0 for profile in profiles.values())
