@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -19,10 +19,11 @@ from headwater.adapters.initial import initial_value
 from headwater.adapters.jvp import slope
 from headwater.adapters.kinds.table import kind_of
 from headwater.adapters.network import Network, new_head
-from headwater.adapters.prefix_cache import FrozenPrefix, PrefixCache, all_above
 from headwater.adapters.reading.segments import separator_of
 from headwater.adapters.reading.settings import Reading
+from headwater.adapters.shared_prefix import SharedPrefix
 from headwater.adapters.trainable_names import named_trainables
+from headwater.adapters.trained_tensors import TrainedTensors, unit_of
 from headwater.config import LoadedFederation
 from headwater.config.adapter import Adapter
 from headwater.config.model import VectorModel
@@ -74,11 +75,6 @@ def output_of(task: AnyTask, logits: Tensor, targets: Tensor) -> Output:
     return Output(logits, *task.losses(logits, targets))
 
 
-def unit_of(spec: TensorSpec) -> float:
-    """What a state's value of 1 is in the model: 2^head_bits in a head, so that it is exact; else 1."""
-    return spec.scaling if spec.role == "head" else 1.0
-
-
 class AdaptedModel:
     """A frozen base with one adapter (and head). Build it with :meth:`build`.
 
@@ -103,13 +99,8 @@ class AdaptedModel:
         self.kind = kind_of(adapter)
         self.task = task
         self.notices: tuple[str, ...] = base.notices
-        self._parameters: list[tuple[TensorSpec, Parameter]] = []
-        self.spec = StateSpec(())
-        self.frozen = AdapterState(self.spec, {})
-        self._initial = self.frozen
-        self._prefix: FrozenPrefix | None = None
-        self._kept: dict[str, PrefixCache] = {}
-        self._above: dict[tuple[str, frozenset[str]], bool] = {}
+        self._hold(())
+        self.frozen = self._initial = AdapterState(self.spec, {})
 
     @staticmethod
     def build(loaded: LoadedFederation, base: Base, *, key: Key) -> AdaptedModel:
@@ -143,6 +134,14 @@ class AdaptedModel:
         model._initialise(settings.strategy.space, key)
         return model
 
+    def _hold(self, pairs: Sequence[tuple[TensorSpec, Parameter]]) -> None:
+        """These are what is trained."""
+        self._trained = TrainedTensors(pairs)
+        self.spec = self._trained.spec
+        self._prefix = SharedPrefix(
+            self.network, self._trained, layered=self.adapter.layered, device=self.base.device
+        )
+
     def _initialise(self, space: str, key: Key) -> None:
         named = {
             name: (replace(spec, scaling=2.0**self.adapter.head_bits) if spec.role == "head" else spec, p)
@@ -156,10 +155,9 @@ class AdaptedModel:
         self.network.requires_grad_(False)
         self.network.eval()
         fixed = {n for n, (spec, _) in named.items() if self.kind.stays_home(spec, space)} | buffers.keys()
-        self._parameters = [pair for name, pair in named.items() if name not in fixed]
-        for _, parameter in self._parameters:
+        self._hold([pair for name, pair in named.items() if name not in fixed])
+        for _, parameter in self._trained.pairs:
             parameter.requires_grad_(True)
-        self.spec = StateSpec(tuple(spec for spec, _ in self._parameters))
         self.frozen = AdapterState(
             StateSpec(tuple(everything[n][0] for n in sorted(fixed))), {n: values[n] for n in fixed}
         )
@@ -223,38 +221,25 @@ class AdaptedModel:
         Raises:
             SpecMismatch: another spec.
         """
-        state.require_spec(self.spec, "state to load into the model")
-        with torch.no_grad():
-            for spec, parameter in self._parameters:
-                parameter.copy_(state[spec.name] * unit_of(spec))
+        self._trained.load(state)
 
     def read(self) -> AdapterState:
         """A copy of the trained tensors, on the CPU."""
-        return AdapterState(
-            self.spec,
-            {
-                s.name: p.detach().to("cpu", torch.float32, copy=True) / unit_of(s)
-                for s, p in self._parameters
-            },
-        )
+        return self._trained.read()
 
     def write(self, vector: Tensor) -> None:
         """Set the trained tensors, in the order of :attr:`spec`, to ``vector``: float32 [spec.numel]."""
-        start = 0
-        with torch.no_grad():
-            for spec, parameter in self._parameters:
-                parameter.copy_(vector[start : start + spec.numel].view(spec.shape) * unit_of(spec))
-                start += spec.numel
+        self._trained.write(vector)
 
     def parameters(self) -> list[tuple[TensorSpec, Parameter]]:
         """What is trained, in the order of :attr:`spec`."""
-        return list(self._parameters)
+        return list(self._trained.pairs)
 
     def forward(self, batch: Batch) -> Output:
         """Logits and losses of ``batch``; gradients flow if enabled by the caller."""
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
         targets = batch.targets.to(self.base.device)
-        with self._skipping_prefix(batch):
+        with self._prefix.skipped(batch.tokens, batch.mask):
             logits = self.network(tokens, mask)
         return self.output(logits, targets)
 
@@ -271,12 +256,10 @@ class AdaptedModel:
         Raises:
             ModelError: a part of the model has no forward mode.
         """
-        parts = torch.split(direction, [spec.numel for spec, _ in self._parameters])
-        tangents = [
-            (p, t.view(s.shape) * unit_of(s)) for (s, p), t in zip(self._parameters, parts, strict=True)
-        ]
+        tangents = self._trained.tangents(direction)
         # what asks the model itself must not do so among dual numbers
-        _ = self._late_head, self._prefix and self._hidden_below(self._prefix, batch)
+        _ = self._late_head
+        self._prefix.prepare(batch.tokens, batch.mask)
         who = f"forward mode, adapter '{self.adapter.kind}' on {self.base.settings.path}"
         return slope(self.network, lambda: self.loss(batch), tangents, who=who)
 
@@ -296,7 +279,7 @@ class AdaptedModel:
             return output.losses, output.counts
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
         targets = batch.targets.to(self.base.device)
-        with self._skipping_prefix(batch):
+        with self._prefix.skipped(batch.tokens, batch.mask):
             return late.losses(tokens, mask, targets)
 
     @contextlib.contextmanager
@@ -314,57 +297,17 @@ class AdaptedModel:
             budget_bytes: memory for examples that come again.
             purpose: what is kept is kept apart for each, so that one does not push out the other's.
         """
-        self._prefix = self._prefix_below(tensors)
-        if self._prefix is not None and budget_bytes:
-            kept = self._kept.get(purpose)
-            if kept is None or kept.budget_bytes != budget_bytes:
-                kept = PrefixCache(budget_bytes)
-            lowest = self._prefix_below(None)
-            if lowest is not None and lowest.first == self._prefix.first:
-                self._kept[purpose] = kept
-            else:  # a tensor below may move between two tasks
-                kept = PrefixCache(budget_bytes)
-            kept.begin()
-            self._prefix = self._prefix.keeping(kept)
-        try:
+        with self._prefix.caching(tensors, budget_bytes, purpose=purpose):
             yield
-        finally:
-            self._prefix = None
 
     @property
     def kept_bytes(self) -> int:
         """What :meth:`caching_prefix` keeps at the moment."""
-        return sum(kept.used_bytes for kept in self._kept.values())
+        return self._prefix.kept_bytes
 
     def has_prefix(self, tensors: tuple[str, ...] | None = None) -> bool:
         """Whether there are layers below all of ``tensors`` (all if None) for :meth:`caching_prefix`."""
-        return self._prefix_below(tensors) is not None
-
-    def _prefix_below(self, tensors: tuple[str, ...] | None) -> FrozenPrefix | None:
-        if not self.adapter.layered:
-            return None  # others change what reaches the first layer, or every one
-        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
-        trained = [names[id(p)] for s, p in self._parameters if tensors is None or s.name in tensors]
-        return FrozenPrefix.below(self.network, trained, self._all_above)
-
-    def _all_above(self, stack: str, names: frozenset[str]) -> bool:
-        if (stack, names) not in self._above:
-            token = torch.zeros(1, 1, dtype=torch.int64, device=self.base.device)
-            self._above[stack, names] = all_above(
-                self.network, stack, names, lambda: self.network(token, torch.ones_like(token))
-            )
-        return self._above[stack, names]
-
-    def _skipping_prefix(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
-        if self._prefix is None:
-            return contextlib.nullcontext()
-        return self._prefix.skipped(self._hidden_below(self._prefix, batch))
-
-    def _hidden_below(self, prefix: FrozenPrefix, batch: Batch) -> Tensor:
-        def run(tokens: Tensor, mask: Tensor) -> object:
-            return self.network(tokens.to(self.base.device), mask.to(self.base.device))
-
-        return prefix.hidden(batch.tokens, batch.mask, run)
+        return self._prefix.exists(tensors)
 
     @cached_property
     def _late_head(self) -> ChunkedHead | None:

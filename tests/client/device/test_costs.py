@@ -71,11 +71,11 @@ def test_a_cache_that_is_full_is_not_counted_twice(folder):
     class Kept:
         used_bytes = len(kept)
 
-    context.model._kept["training"] = Kept
+    context.model._prefix._kept["training"] = Kept
     try:
         assert abs(device_profile(context).costs["seeds"].peak_bytes - before) < 50 << 20
     finally:
-        del context.model._kept["training"], kept
+        del context.model._prefix._kept["training"], kept
 
 
 @pytest.mark.parametrize(
