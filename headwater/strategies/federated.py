@@ -64,17 +64,17 @@ class FederatedStrategy(Strategy):
         self._require_budgets(state.spec)
         self._require_room(state.spec, self.federation.cohort.min_clients)
         momentum = AdapterState.zeros(state.spec) if self.federation.strategy.server_momentum else None
-        span = None
+        seeded_state = None
         seeds = round_seeds(self.federation, 1)
         if seeds is not None and seeds_only(self.federation):
             directions = directions_of(seeds, self._root, state.spec.numel)
             fresh = any(t.fresh_seeds for t in self.federation.trainings.values())
             sums = np.zeros(0 if fresh else seeds.count, np.int64)
-            span = SeededState(state, directions, seeds.unit_bits + FINE_BITS, sums)
-        steepness = None
+            seeded_state = SeededState(state, directions, seeds.unit_bits + FINE_BITS, sums)
+        seed_slopes = None
         if seeds is not None and pro_training(self.federation) is not None:
-            steepness = SeedSlopes(np.zeros(seeds.count), np.zeros(seeds.count, np.int64))
-        return ServerState(0, state, momentum, span=span, steepness=steepness)
+            seed_slopes = SeedSlopes(np.zeros(seeds.count), np.zeros(seeds.count, np.int64))
+        return ServerState(0, state, momentum, seeded_state=seeded_state, seed_slopes=seed_slopes)
 
     def plan(
         self,
@@ -102,8 +102,8 @@ class FederatedStrategy(Strategy):
         self._require_room(spec, len(names))
         tensors = trained_tensors(spec, {n: a.method for n, a in methods.items()}, key=layers_key)
         seeds = round_seeds(federation, number)
-        if seeds is not None and server.steepness is not None:
-            seeds = replace(seeds, odds=odds_of(server.steepness.means()))
+        if seeds is not None and server.seed_slopes is not None:
+            seeds = replace(seeds, odds=odds_of(server.seed_slopes.means()))
         tasks: dict[str, ClientPlan] = {}
         made: dict[tuple[Any, ...], ClientPlan] = {}  # clients of one kind share theirs: there may be 10⁵
         for name, assigned in methods.items():
@@ -199,7 +199,7 @@ class FederatedStrategy(Strategy):
             noise=server.noise if self.weighs_noise else None,
             groups={name: plan.method for name, plan in tasks.items()} if self.weighs_noise else {},
             claimed=frozenset(p.method for p in tasks.values() if p.training.noise == "reported"),
-            use=seeds is not None and server.steepness is not None,
+            use=seeds is not None and server.seed_slopes is not None,
         )
 
     def aggregator(self, plan: RoundPlan) -> Aggregator[Any]:
@@ -215,14 +215,16 @@ class FederatedStrategy(Strategy):
         strategy = self.federation.strategy
         for transform in self._transforms:
             server, merged = transform.apply(server, merged)
-        if server.span is not None:
+        if server.seeded_state is not None:
             seeds = round_seeds(self.federation, server.round + 1)
             assert seeds is not None, "coefficients of what?"
             assert merged.coefficients is not None, "ScaleCoefficients refuses values"
-            span = server.span.plus(seeds.first, merged.coefficients)
+            seeded_state = server.seeded_state.plus(seeds.first, merged.coefficients)
             # what does not travel any more need not be kept: decomfl's seeds are new ones in every round
-            kept = span if len(span.sums) <= MAX_SUMS else None
-            return replace(server, round=server.round + 1, state=span.state(), momentum=None, span=kept)
+            kept = seeded_state if len(seeded_state.sums) <= MAX_SUMS else None
+            return replace(
+                server, round=server.round + 1, state=seeded_state.state(), momentum=None, seeded_state=kept
+            )
         direction = merged.delta
         if server.momentum is not None:
             direction = server.momentum * strategy.server_momentum + direction
@@ -234,7 +236,7 @@ class FederatedStrategy(Strategy):
 def rolled_back(server: ServerState, state: AdapterState) -> ServerState:
     """The server after it went back to another version's values: dense from here on."""
     momentum = None if server.momentum is None else AdapterState.zeros(state.spec)
-    return replace(server, state=state, momentum=momentum, span=None)
+    return replace(server, state=state, momentum=momentum, seeded_state=None)
 
 
 def _sample(names: Sequence[str], size: int | None, key: Key) -> list[str]:

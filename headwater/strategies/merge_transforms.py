@@ -61,10 +61,10 @@ class RememberSlopes(MergeTransform):
     rounds: int
 
     def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:  # noqa: D102 - inherited
-        if server.steepness is None or merged.use is None:
+        if server.seed_slopes is None or merged.use is None:
             return server, merged
         rate = learning_rate_factor(self.training, server.round + 1, self.rounds)
-        return replace(server, steepness=server.steepness.after(merged.use, rate)), merged
+        return replace(server, seed_slopes=server.seed_slopes.after(merged.use, rate)), merged
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class ScaleCoefficients(MergeTransform):
     rate: float
 
     def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:  # noqa: D102 - inherited
-        if server.span is None:
+        if server.seeded_state is None:
             return server, merged
         if merged.coefficients is None:
             number = server.round + 1
-            merged.delta.require_spec(server.span.origin.spec, f"round {number}, merged delta")
+            merged.delta.require_spec(server.seeded_state.origin.spec, f"round {number}, merged delta")
             raise HeadwaterError(
                 f"round {number}",
                 expected="coefficients of seeds alone, as every method of the file sends them",

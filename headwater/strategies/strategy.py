@@ -26,16 +26,16 @@ class ServerState:
         momentum: the server optimiser's momentum, of the same spec; None without one.
         noise: how far the updates of the last rounds lie apart, and why; None before anybody knows, and
             where nobody asks.
-        span: ``state`` as coefficients of seeds; None where it is more than that.
-        steepness: how steep losses were along each seed; None where nobody asks (``kseed`` without ``pro``).
+        seeded_state: ``state`` as coefficients of seeds; None where it is more than that.
+        seed_slopes: how steep losses were along each seed; None without ``kseed`` and its ``pro``.
     """
 
     round: int
     state: AdapterState
     momentum: AdapterState | None = None
     noise: NoisePlan | None = None
-    span: SeededState | None = None
-    steepness: SeedSlopes | None = None
+    seeded_state: SeededState | None = None
+    seed_slopes: SeedSlopes | None = None
 
 
 class Strategy(ABC):

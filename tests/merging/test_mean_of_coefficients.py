@@ -101,10 +101,10 @@ def test_mean_of_scalars_moves_a_span_as_it_says() -> None:
     expected = [int((m * 2**FINE_BITS + Fraction(1, 2)).__floor__()) for m in mean]
     assert merged.coefficients.tolist()[:4] == expected
     assert not merged.coefficients[4:].any()
-    span = SeededState(
+    seeded_state = SeededState(
         AdapterState.zeros(SPEC), directions(), SEEDS.unit_bits + FINE_BITS, merged.coefficients
     )
-    assert span.state().tobytes() == merged.delta.tobytes()
+    assert seeded_state.state().tobytes() == merged.delta.tobytes()
 
 
 def test_one_clients_scalars_come_back_exactly() -> None:

@@ -19,7 +19,7 @@ ORIGIN = AdapterState.from_vector(
 )
 
 
-def span(distribution="rademacher", sums=(), bits=20):
+def seeded_state(distribution="rademacher", sums=(), bits=20):
     return SeededState(ORIGIN, Directions(bytes(16), distribution, 37), bits, np.array(sums, np.int64))
 
 
@@ -29,14 +29,14 @@ def span(distribution="rademacher", sums=(), bits=20):
     st.lists(st.tuples(st.integers(0, 30), st.lists(st.integers(-(2**23), 2**23), max_size=9)), max_size=6)
 )
 def test_moving_is_rebuilding(distribution, moves):
-    moved = span(distribution, [1, 2, 3])
+    moved = seeded_state(distribution, [1, 2, 3])
     for first, change in moves:
         before = moved.sums.copy(), moved.total.copy()
         after = moved.plus(first, np.array(change, np.int64))
         assert np.array_equal(before[0], moved.sums)
         assert np.array_equal(before[1], moved.total)
         moved = after
-    rebuilt = span(distribution, moved.sums)
+    rebuilt = seeded_state(distribution, moved.sums)
     assert len(moved.sums) == max([3, *(f + len(c) for f, c in moves)])
     assert np.array_equal(moved.total, rebuilt.total)
     assert moved.state() == rebuilt.state()
@@ -45,7 +45,7 @@ def test_moving_is_rebuilding(distribution, moves):
 def test_a_thousand_rounds_do_not_drift():
     """Against exact fractions; a client that steps in float32 is 1e-5 away by then."""
     rng = np.random.default_rng(1)
-    moved, steps = span("gaussian", np.zeros(16)), np.zeros(16, dtype=object)
+    moved, steps = seeded_state("gaussian", np.zeros(16)), np.zeros(16, dtype=object)
     drifting = ORIGIN.vector().numpy().copy()
     for _ in range(1000):
         change = rng.integers(-(2**15), 2**15, 16)
@@ -62,16 +62,16 @@ def test_a_thousand_rounds_do_not_drift():
 
 
 def test_nothing_moved_is_the_origin():
-    assert span(sums=[0, 0]).state() is ORIGIN
+    assert seeded_state(sums=[0, 0]).state() is ORIGIN
     assert shifted(ORIGIN, np.zeros(37, np.int64), 3) is ORIGIN
-    back = span(sums=[5, -7]).plus(0, np.array([-5, 7]))
+    back = seeded_state(sums=[5, -7]).plus(0, np.array([-5, 7]))
     assert back.state().tobytes() == ORIGIN.tobytes()
 
 
 def test_sums_that_could_overflow_are_refused_when_moved_as_when_rebuilt():
-    near = span(sums=[MAX_COEFFICIENTS - 10])
+    near = seeded_state(sums=[MAX_COEFFICIENTS - 10])
     assert near.plus(1, np.array([9])).sums[1] == 9
     with pytest.raises(ConfigError, match="seed coefficients"):
         near.plus(1, np.array([10]))
     with pytest.raises(ConfigError, match="seed coefficients"):
-        span(sums=[MAX_COEFFICIENTS - 10, 10])
+        seeded_state(sums=[MAX_COEFFICIENTS - 10, 10])

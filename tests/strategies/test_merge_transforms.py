@@ -53,8 +53,8 @@ def test_slopes_are_noted_at_the_rate_of_their_round() -> None:
     assert isinstance(slopes, RememberSlopes)
     merged = replace(coefficients(*range(8)), use=use)
     late = replace(server, round=2)
-    assert server.steepness is not None
-    noted = slopes.apply(late, merged)[0].steepness
+    assert server.seed_slopes is not None
+    noted = slopes.apply(late, merged)[0].seed_slopes
     assert noted is not None
     assert noted.sums.tolist() == [2.0 * length for length in range(8)]  # at half the rate: round 3 of 5
     assert slopes.apply(late, coefficients(*range(8)))[0] is late  # a round that tells nothing
@@ -77,7 +77,7 @@ def test_values_in_a_federation_of_coefficients_are_refused_and_let_through_afte
     other = AdapterState.zeros(StateSpec.of([TensorSpec("w", (3,), "vector")]))
     with pytest.raises(SpecMismatch, match="round 1"):
         ScaleCoefficients(1.0).apply(server, Merged(other, ("a",), 1))
-    dense = replace(server, span=None)
+    dense = replace(server, seeded_state=None)
     assert ScaleCoefficients(1.0).apply(dense, values) == (dense, values)
 
 
@@ -92,6 +92,6 @@ def test_a_federation_has_the_transforms_that_it_needs_and_the_strategy_applies_
     after = strategy.update(server, replace(coefficients(3, 1, *[0] * 6), noise=told))
     assert after.round == 1
     assert after.noise is told
-    assert after.span is not None
-    assert after.span.sums.tolist() == [2, 0, 0, 0, 0, 0, 0, 0]
+    assert after.seeded_state is not None
+    assert after.seeded_state.sums.tolist() == [2, 0, 0, 0, 0, 0, 0, 0]
     assert after.state.spec == SPEC

@@ -145,15 +145,15 @@ def test_a_seeds_only_server_moves_coefficients_and_its_state_is_what_they_make(
     strategy = FederatedStrategy(federation(training=KSEED, strategy={"kind": "mean", "weighting": "equal"}))
     origin = AdapterState.from_vector(SPEC, torch.linspace(-1, 1, SPEC.numel))
     server = strategy.init(origin)
-    assert server.span is not None
+    assert server.seeded_state is not None
     for _ in range(3):
         steps = {"big-1": [(3, 4000), (3, 500), (9, -2)], "seed-1": [(3, 300), (0, 12_000)]}
         server = strategy.update(server, fold(strategy, server, steps))
-        assert server.span is not None
-        assert server.state == server.span.state()
+        assert server.seeded_state is not None
+        assert server.state == server.seeded_state.state()
     first = strategy.init(origin)
     merged = fold(strategy, first, {"big-1": [(3, 4000)], "seed-1": [(3, 301)]})
-    moved = strategy.update(first, merged).span
+    moved = strategy.update(first, merged).seeded_state
     assert moved is not None
     assert moved.sums[3] == round((4000 + 301) / 2 * 2**FINE_BITS)
     assert np.count_nonzero(moved.sums) == 1
@@ -163,7 +163,7 @@ def test_the_servers_rate_multiplies_coefficients() -> None:
     half = {"kind": "mean", "weighting": "equal", "server_learning_rate": 0.5}
     strategy = FederatedStrategy(federation(training=KSEED, strategy=half))
     server = strategy.init(ZERO)
-    moved = strategy.update(server, fold(strategy, server, {"big-1": [(3, 4000)]})).span
+    moved = strategy.update(server, fold(strategy, server, {"big-1": [(3, 4000)]})).seeded_state
     assert moved is not None
     assert moved.sums[3] == 2000 * 2**FINE_BITS
 
@@ -175,8 +175,8 @@ def test_decomfl_appends_each_rounds_seeds() -> None:
     for number in (1, 2):
         seeds = range(4 * (number - 1), 4 * number)
         server = strategy.update(server, fold(strategy, server, {"big-1": [(s, 7) for s in seeds]}))
-    assert server.span is not None
-    assert server.span.sums.tolist() == [7 * 2**FINE_BITS] * 8
+    assert server.seeded_state is not None
+    assert server.seeded_state.sums.tolist() == [7 * 2**FINE_BITS] * 8
 
 
 def test_values_in_a_seeds_only_round_are_a_clear_error() -> None:
@@ -190,7 +190,7 @@ def test_after_a_rollback_the_server_goes_on_dense() -> None:
     server = strategy.init(ZERO)
     merged = fold(strategy, server, {"big-1": [(3, 4000)]})
     back = rolled_back(strategy.update(server, merged), ZERO)
-    assert (back.span, back.state, back.round) == (None, ZERO, 1)
+    assert (back.seeded_state, back.state, back.round) == (None, ZERO, 1)
     assert strategy.update(back, merged).state == ZERO + merged.delta
 
 
@@ -214,12 +214,12 @@ def test_pro_draws_steep_seeds_more_often_in_later_rounds() -> None:
     assert plan.clients["big-1"].seeds.odds == b""
     assert plan.merge.use
     server = strategy.update(server, fold(strategy, server, {"big-1": [(3, 4000), (3, -2000), (9, 1000)]}))
-    assert server.steepness is not None
-    assert server.steepness.means()[[3, 9]].tolist() == [3000, 1000]
+    assert server.seed_slopes is not None
+    assert server.seed_slopes.means()[[3, 9]].tolist() == [3000, 1000]
     server = strategy.update(server, fold(strategy, server, {"seed-1": [(9, -1000), (0, 1)]}))
     factor = 1 - 0.5 / (rounds - 1)
-    assert server.steepness is not None
-    assert server.steepness.means()[9] == pytest.approx((1000 + 1000 / factor) / 2)
+    assert server.seed_slopes is not None
+    assert server.seed_slopes.means()[9] == pytest.approx((1000 + 1000 / factor) / 2)
     plan = planned(strategy, server)
     seeds = plan.clients["seed-2"].seeds
     assert seeds == plan.merge.seeds
@@ -228,7 +228,7 @@ def test_pro_draws_steep_seeds_more_often_in_later_rounds() -> None:
     assert weights[3] == weights.max() > weights[9] > weights[0] == weights.min()
     assert weights[1] == weights[2]  # never used: the mean of the others
     plain = FederatedStrategy(federation(training=KSEED))
-    assert plain.init(ZERO).steepness is None
+    assert plain.init(ZERO).seed_slopes is None
     assert not planned(plain, plain.init(ZERO)).merge.use
 
 
@@ -245,7 +245,7 @@ def test_coefficients_that_do_not_travel_any_more_are_not_kept(monkeypatch: pyte
         steps = [(first.first + i, 100 * i - 700) for i in range(20)]
         server = strategy.update(server, fold(strategy, server, {"big-1": steps}))
         states.append(server)
-    assert [s.span is None for s in states] == [False, False, True, True]
+    assert [s.seeded_state is None for s in states] == [False, False, True, True]
     assert (states[3].state - states[2].state).max_abs() > 0
 
 

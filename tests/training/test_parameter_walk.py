@@ -93,7 +93,7 @@ def test_a_thousand_rounds_do_not_drift(distribution):
     origin = AdapterState.from_vector(model.spec, torch.linspace(-1, 1, size))
     bits = 20 + directions.unit_bits
     walk = ParameterWalk(model, origin, unit_bits=bits)
-    span = SeededState(origin, directions, 20, np.zeros(64, np.int64))
+    seeded_state = SeededState(origin, directions, 20, np.zeros(64, np.int64))
     exact = [0] * size
     columns = [directions.integers(s).tolist() for s in range(64)]
     for _ in range(1000):
@@ -103,10 +103,10 @@ def test_a_thousand_rounds_do_not_drift(distribution):
             change[s] += c
             walk.step(directions.integers(s), c)
             exact = [e + c * z for e, z in zip(exact, columns[s], strict=True)]
-        span = span.plus(0, change)
+        seeded_state = seeded_state.plus(0, change)
     assert walk.offset.tolist() == exact
-    assert span.total.tolist() == exact
-    assert walk.weights().numpy().tobytes() == span.state().tobytes()
+    assert seeded_state.total.tolist() == exact
+    assert walk.weights().numpy().tobytes() == seeded_state.state().tobytes()
     wanted = [
         Fraction(w) + Fraction(e, 2**bits) for w, e in zip(origin.vector().tolist(), exact, strict=True)
     ]

@@ -67,11 +67,11 @@ class Replay:
         plan = SeedPlan(0, len(sums), header.distribution, header.unit_bits, 0)
         directions = directions_of(plan, self._root, self._origin.spec.numel)
         if last is None or not _is(last[0], directions, header.unit_bits, sums):
-            span = self._span(directions, header.unit_bits, sums)
-            last = self._last = span, span.state()
+            seeded_state = self._seeded_state(directions, header.unit_bits, sums)
+            last = self._last = seeded_state, seeded_state.state()
         return Rebuilt(last[1], sums, header.version)
 
-    def _span(self, directions: Directions, unit_bits: int, sums: Integers) -> SeededState:
+    def _seeded_state(self, directions: Directions, unit_bits: int, sums: Integers) -> SeededState:
         """From the last one where that draws fewer directions."""
         require_summable(sums)  # also where only the change is added up
         last = None if self._last is None else self._last[0]
@@ -87,5 +87,7 @@ class Replay:
         return SeededState(self._origin, directions, unit_bits, sums, exact)
 
 
-def _is(span: SeededState, directions: Directions, unit_bits: int, sums: Integers) -> bool:
-    return (span.directions, span.unit_bits) == (directions, unit_bits) and np.array_equal(span.sums, sums)
+def _is(seeded_state: SeededState, directions: Directions, unit_bits: int, sums: Integers) -> bool:
+    return (seeded_state.directions, seeded_state.unit_bits) == (directions, unit_bits) and np.array_equal(
+        seeded_state.sums, sums
+    )

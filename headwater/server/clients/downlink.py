@@ -79,16 +79,16 @@ class Downlink:
             settings: how it travels where it is no coefficients.
             accepted: for each client, the last round whose update was accepted.
         """
-        version, span = server.round, server.span
-        if span is None or len(span.sums) > MAX_SUMS:
+        version, seeded_state = server.round, server.seeded_state
+        if seeded_state is None or len(seeded_state.sums) > MAX_SUMS:
             self._sums.clear()
             codec = codec_for(settings)
             dense = codec.encode(server.state, key=self._root.child("down", version + 1))
             return Outgoing(codec.decode(dense, server.state.spec), dense)
-        self._sums[version] = span.sums
+        self._sums[version] = seeded_state.sums
         self._sums = {v: s for v, s in self._sums.items() if version - KEPT_VERSIONS < v <= version}
         known = {v: s for v, s in self._sums.items() if 0 < v < version}
-        return Outgoing(server.state, span, lambda client: self._held(client, accepted), known)
+        return Outgoing(server.state, seeded_state, lambda client: self._held(client, accepted), known)
 
     def _held(self, client: str, accepted: Mapping[str, int]) -> int:
         last = accepted.get(client, 0)

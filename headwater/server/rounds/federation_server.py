@@ -304,12 +304,12 @@ class FederationServer:
             return checkpoint
         versions = self._durability.versions
         state = versions.state(version, self._context.spec)
-        spanned = checkpoint.server.span is not None
+        seeded = checkpoint.server.seeded_state is not None
         checkpoint = replace(checkpoint, server=rolled_back(checkpoint.server, state))
         self._commits.commit_rollback(checkpoint, version)
         self._durability.rolled_back()
         self._observer(Notice(f"going on from version {version}"))
-        if spanned:
+        if seeded:
             self._observer(
                 Notice("clients are sent the whole adapter from here on, not coefficients of seeds")
             )

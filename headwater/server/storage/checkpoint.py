@@ -49,22 +49,22 @@ class Checkpoint:
         Raises:
             StorageError: the disk is full or not writable.
         """
-        span, noise = self.server.span, self.server.noise
+        seeded_state, noise = self.server.seeded_state, self.server.noise
         groups = {"state": self.server.state, "momentum": self.server.momentum, "best": self.best}
-        groups["origin"] = None if span is None else span.origin
+        groups["origin"] = None if seeded_state is None else seeded_state.origin
         present = {g: s for g, s in groups.items() if s is not None}
         digests = {g: s.sha256() for g, s in present.items()}
         if digests.get("best") == digests["state"]:
             del present["best"]  # the same values: kept once
         arrays = {f"{g}/{n}": t.contiguous().numpy() for g, s in present.items() for n, t in s.items()}
-        if span is not None:
-            arrays["span/sums"] = span.sums
-            digests["span"] = _digest(self.server.state.spec, span.sums)
-        steepness = self.server.steepness
-        if steepness is not None:
-            arrays |= {"steepness/sums": steepness.sums, "steepness/counts": steepness.counts}
+        if seeded_state is not None:
+            arrays["span/sums"] = seeded_state.sums
+            digests["span"] = _digest(self.server.state.spec, seeded_state.sums)
+        seed_slopes = self.server.seed_slopes
+        if seed_slopes is not None:
+            arrays |= {"steepness/sums": seed_slopes.sums, "steepness/counts": seed_slopes.counts}
             digests["steepness"] = _digest(
-                self.server.state.spec, steepness.sums.view(np.int64), steepness.counts
+                self.server.state.spec, seed_slopes.sums.view(np.int64), seed_slopes.counts
             )
         meta = {
             "run": self.run,
@@ -81,7 +81,7 @@ class Checkpoint:
             "noise": None
             if noise is None
             else {"between": noise.between.hex(), "of": _hex(noise.noises), "progress": _hex(noise.progress)},
-            "span": None if span is None else _described(span),
+            "span": None if seeded_state is None else _described(seeded_state),
         }
         write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
 
@@ -112,14 +112,14 @@ class Checkpoint:
                     sums = file.get_tensor("span/sums").numpy() if meta.get("span") else None
                     server = _server(meta, groups, sums)
                     if "steepness" in meta["sha256"]:
-                        steepness = SeedSlopes(
+                        seed_slopes = SeedSlopes(
                             file.get_tensor("steepness/sums").numpy(),
                             file.get_tensor("steepness/counts").numpy(),
                         )
-                        words = steepness.sums.view(np.int64), steepness.counts
+                        words = seed_slopes.sums.view(np.int64), seed_slopes.counts
                         if _digest(spec, *words) != meta["sha256"]["steepness"]:
                             raise ValueError("steepness does not match its hash")
-                        server = replace(server, steepness=steepness)
+                        server = replace(server, seed_slopes=seed_slopes)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise StorageError(
                 f"checkpoint {path}",
@@ -152,22 +152,22 @@ def _server(
     Raises:
         ValueError: the coefficients are not those that were written, or do not make the state.
     """
-    noise, span = meta.get("noise"), None
+    noise, seeded_state = meta.get("noise"), None
     if sums is not None:
         if _digest(groups["state"].spec, sums) != meta["sha256"]["span"]:
             raise ValueError("span does not match its hash")
         about, origin = meta["span"], groups["origin"]
         key, size = bytes.fromhex(about["key"]), origin.spec.numel
         directions = Directions(key, about["distribution"], size)
-        span = SeededState(origin, directions, about["unit_bits"], sums)
-        if span.state() != groups["state"]:
+        seeded_state = SeededState(origin, directions, about["unit_bits"], sums)
+        if seeded_state.state() != groups["state"]:
             raise ValueError("the coefficients of seeds do not make the state")
     return ServerState(
         meta["round"],
         groups["state"],
         groups.get("momentum"),
         _noise_plan(noise) if isinstance(noise, dict) else None,
-        span,
+        seeded_state,
     )
 
 
@@ -196,13 +196,13 @@ def _hex(values: Mapping[str, float]) -> dict[str, str]:
     return {name: value.hex() for name, value in values.items()}
 
 
-def _described(span: SeededState) -> dict[str, Any]:
-    """What besides its arrays makes a span."""
-    directions = span.directions
+def _described(seeded_state: SeededState) -> dict[str, Any]:
+    """What besides its arrays makes a seeded state."""
+    directions = seeded_state.directions
     return {
         "key": directions.key.hex(),
         "distribution": directions.distribution,
-        "unit_bits": span.unit_bits,
+        "unit_bits": seeded_state.unit_bits,
     }
 
 

@@ -51,7 +51,7 @@ def runtime(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def span(runtime):
+def seeded_state(runtime):
     """A server's: all zero."""
     origin = runtime.context.initial_state()
     directions = directions_of(SEEDS, runtime.root, origin.spec.numel)
@@ -63,22 +63,22 @@ def fresh(runtime):
     return ClientRuntime(runtime.run, runtime.context, runtime.data, runtime.root)
 
 
-def moved(span, seed):
+def moved(seeded_state, seed):
     """The span after a round in which ten seeds moved."""
     draw = np.random.default_rng(seed)
     change = np.zeros(64, np.int64)
     change[draw.choice(64, 10, replace=False)] = draw.integers(-(2**20), 2**20, 10)
-    return span.plus(0, change)
+    return seeded_state.plus(0, change)
 
 
-def sent(span, since=None, version=0):
+def sent(seeded_state, since=None, version=0):
     sums = None if since is None else since.sums
     return encode_sums(
-        span.sums,
+        seeded_state.sums,
         sums,
         version=version,
-        distribution=span.directions.distribution,
-        unit_bits=span.unit_bits,
+        distribution=seeded_state.directions.distribution,
+        unit_bits=seeded_state.unit_bits,
     )
 
 
@@ -262,10 +262,10 @@ def stores(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["memory", "directory"])
-def test_full_then_incremental_over_restarts(runtime, span, tmp_path, kind):
+def test_full_then_incremental_over_restarts(runtime, seeded_state, tmp_path, kind):
     """Each form, in a process that has the last state and in one that has not: the server's bits."""
     store = MemoryStore() if kind == "memory" else DirectoryStore(tmp_path)
-    now, before = moved(span, 1), None
+    now, before = moved(seeded_state, 1), None
     living = fresh(runtime)
     for round in range(2, 7):
         payload = sent(now) if before is None else sent(now, before, round - 2)
@@ -277,11 +277,11 @@ def test_full_then_incremental_over_restarts(runtime, span, tmp_path, kind):
     assert sorted(store.load_sums("ann")) == [3, 4, 5]
 
 
-def test_only_what_changed_is_drawn(runtime, span, monkeypatch):
+def test_only_what_changed_is_drawn(runtime, seeded_state, monkeypatch):
     drawn = []
     combine = Directions.combine
     count = lambda self, seeds, *rest: drawn.append(len(seeds)) or combine(self, seeds, *rest)  # noqa: E731 - short
-    first = span
+    first = seeded_state
     for seed in range(9):
         first = moved(first, seed)
     second = moved(first, 10)
@@ -293,14 +293,16 @@ def test_only_what_changed_is_drawn(runtime, span, monkeypatch):
     assert drawn == [64, 10]
 
 
-def test_sums_that_no_member_could_rebuild_are_refused_by_those_that_followed_too(runtime, span):
+def test_sums_that_no_member_could_rebuild_are_refused_by_those_that_followed_too(runtime, seeded_state):
     """The change can be added up, what it makes could not: else two members would disagree."""
     sums = np.ones(64, np.int64)
     sums[3] = 2**45
     change = np.zeros(64, np.int64)
     change[3] = 2**45 + 2**44
-    first = SeededState(span.origin, span.directions, span.unit_bits, sums)
-    second = SeededState(span.origin, span.directions, span.unit_bits, sums + change, first.total)
+    first = SeededState(seeded_state.origin, seeded_state.directions, seeded_state.unit_bits, sums)
+    second = SeededState(
+        seeded_state.origin, seeded_state.directions, seeded_state.unit_bits, sums + change, first.total
+    )
     living, store = fresh(runtime), MemoryStore()
     living.state(request(runtime, first.state(), sent(first), round=2), store)
     task = request(runtime, first.state(), sent(second, first, 1), round=3)
@@ -309,9 +311,9 @@ def test_sums_that_no_member_could_rebuild_are_refused_by_those_that_followed_to
             member.state(task, store)
 
 
-def test_a_member_that_was_away_and_another_clients_state(runtime, span):
+def test_a_member_that_was_away_and_another_clients_state(runtime, seeded_state):
     """One process, two clients: what one has told helps nobody to a wrong state."""
-    store, one_, two = MemoryStore(), moved(span, 1), moved(moved(span, 1), 2)
+    store, one_, two = MemoryStore(), moved(seeded_state, 1), moved(moved(seeded_state, 1), 2)
     three = moved(two, 3)
     living = fresh(runtime)
     living.state(request(runtime, one_.state(), sent(one_), client="ben", round=2), store)
@@ -323,8 +325,8 @@ def test_a_member_that_was_away_and_another_clients_state(runtime, span):
     assert sorted(store.load_sums("ben")) == [1, 2]
 
 
-def test_an_evaluation_continues_and_counts_its_own_round(runtime, span):
-    store, first = MemoryStore(), moved(span, 1)
+def test_an_evaluation_continues_and_counts_its_own_round(runtime, seeded_state):
+    store, first = MemoryStore(), moved(seeded_state, 1)
     second = moved(first, 2)
     train = request(runtime, first.state(), sent(first), round=2)
     one(execute([train], store, fresh(runtime)))
@@ -334,8 +336,8 @@ def test_an_evaluation_continues_and_counts_its_own_round(runtime, span):
 
 
 @pytest.mark.parametrize("lost", ["all", "damaged", "another"])
-def test_a_lost_base_asks_for_everything(runtime, span, tmp_path, lost):
-    store, first = DirectoryStore(tmp_path), moved(span, 1)
+def test_a_lost_base_asks_for_everything(runtime, seeded_state, tmp_path, lost):
+    store, first = DirectoryStore(tmp_path), moved(seeded_state, 1)
     second = moved(first, 2)
     full = request(runtime, first.state(), sent(first), round=2)
     fresh(runtime).state(full, store)
@@ -354,8 +356,8 @@ def test_a_lost_base_asks_for_everything(runtime, span, tmp_path, lost):
     assert isinstance(one(execute([whole], store, fresh(runtime))), EncodedUpdate)
 
 
-def test_a_wrong_hash_is_refused_and_nothing_kept(runtime, span):
-    store, first = MemoryStore(), moved(span, 1)
+def test_a_wrong_hash_is_refused_and_nothing_kept(runtime, seeded_state):
+    store, first = MemoryStore(), moved(seeded_state, 1)
     living = fresh(runtime)
     task = replace(request(runtime, first.state(), sent(first), round=2), state_sha256="0" * 64)
     assert "global state" in one(execute([task], store, living)).reason
@@ -365,9 +367,9 @@ def test_a_wrong_hash_is_refused_and_nothing_kept(runtime, span):
     assert living.state(request(runtime, first.state(), sent(first), round=2), store) == first.state()
 
 
-def test_the_base_stays_while_answers_do_not_arrive(runtime, span, tmp_path):
+def test_the_base_stays_while_answers_do_not_arrive(runtime, seeded_state, tmp_path):
     """Killed after storing, before answering, ten times: the server goes on from the same base."""
-    base = moved(span, 1)
+    base = moved(seeded_state, 1)
     fresh(runtime).state(request(runtime, base.state(), sent(base), round=2), DirectoryStore(tmp_path))
     now = base
     for round in range(3, 13):
@@ -378,19 +380,19 @@ def test_the_base_stays_while_answers_do_not_arrive(runtime, span, tmp_path):
     assert sorted(DirectoryStore(tmp_path).load_sums("ann")) == [1, 10, 11]
 
 
-def test_coefficients_are_kept_before_anything_is_answered(runtime, span):
+def test_coefficients_are_kept_before_anything_is_answered(runtime, seeded_state):
     class Full(MemoryStore):
         def save_sums(self, client, version, sums, base=0):
             raise KeyboardInterrupt  # the process ends here
 
-    first = moved(span, 1)
+    first = moved(seeded_state, 1)
     task = request(runtime, first.state(), sent(first), round=2)
     with pytest.raises(KeyboardInterrupt):
         list(execute([task], Full(), fresh(runtime)))
 
 
-def test_a_task_that_comes_again_writes_nothing(runtime, span, tmp_path):
-    store, first = DirectoryStore(tmp_path), moved(span, 1)
+def test_a_task_that_comes_again_writes_nothing(runtime, seeded_state, tmp_path):
+    store, first = DirectoryStore(tmp_path), moved(seeded_state, 1)
     task = request(runtime, first.state(), sent(first), round=2)
     fresh(runtime).state(task, store)
     (path,) = tmp_path.iterdir()
@@ -399,9 +401,9 @@ def test_a_task_that_comes_again_writes_nothing(runtime, span, tmp_path):
     assert path.stat().st_ino == before.st_ino
 
 
-def test_more_seeds_from_round_to_round(runtime, span):
+def test_more_seeds_from_round_to_round(runtime, seeded_state):
     """decomfl's coefficients grow by the round's seeds."""
-    store, short = MemoryStore(), moved(span, 1)
+    store, short = MemoryStore(), moved(seeded_state, 1)
     longer = short.plus(64, np.array([3, -4, 5], np.int64))
     living = fresh(runtime)
     living.state(request(runtime, short.state(), sent(short), round=2), store)

@@ -27,20 +27,20 @@ SPAN = SeededState(ORIGIN, Directions(b"k" * 16, "rademacher", 64), 40, np.zeros
 
 def servers(count):
     """The server after rounds 0, 1, …: four seeds move in each."""
-    span, rng = SPAN, np.random.default_rng(1)
-    yield ServerState(0, ORIGIN, span=span)
+    seeded_state, rng = SPAN, np.random.default_rng(1)
+    yield ServerState(0, ORIGIN, seeded_state=seeded_state)
     for number in range(1, count):
         change = np.zeros(512, np.int64)
         change[rng.choice(512, 4, replace=False)] = rng.integers(-(2**20), 2**20, 4)
-        span = span.plus(0, change)
-        yield ServerState(number, span.state(), span=span)
+        seeded_state = seeded_state.plus(0, change)
+        yield ServerState(number, seeded_state.state(), seeded_state=seeded_state)
 
 
 def test_a_client_can_make_its_base_of_what_it_held_when_it_was_last_accepted():
     down, all_sums = Downlink(Key.root(1)), {}
     for server in servers(14):
         version = server.round
-        all_sums[version] = server.span.sums
+        all_sums[version] = server.seeded_state.sums
         accepted = {"always": version, "some": version - 3, "old": 2, "first": 1}
         accepted = {client: r for client, r in accepted.items() if 0 < r <= version}
         out = down.open(server, DENSE, accepted)
@@ -55,7 +55,7 @@ def test_a_client_can_make_its_base_of_what_it_held_when_it_was_last_accepted():
                 return all_sums[held] if wanted == held else None
 
             sums = decode_sums(payload, known, 512)
-            assert sums.tolist() == server.span.sums.tolist()
+            assert sums.tolist() == server.seeded_state.sums.tolist()
             sizes[client] = len(payload.body)
             since = held if held > 0 and version - held < KEPT_VERSIONS else None
             assert asked == ([since] if since else [])
@@ -97,7 +97,7 @@ def test_who_lost_its_coefficients_is_sent_all_until_it_is_accepted_again():
 @pytest.mark.parametrize("why", ["no span", "too many"])
 def test_otherwise_the_adapter_goes_as_the_file_says(monkeypatch, why):
     monkeypatch.setattr(module, "MAX_SUMS", MAX_SUMS if why == "no span" else 511)
-    server = ServerState(3, ORIGIN, span=None if why == "no span" else SPAN)
+    server = ServerState(3, ORIGIN, seeded_state=None if why == "no span" else SPAN)
     out = Downlink(Key.root(1)).open(server, DENSE, {"a": 3})
     payload = out.payload("a")
     assert payload.codec == "dense-bf16.v1" != SEEDS

@@ -53,8 +53,10 @@ def dense(number, total):
 
 
 def spanned(number, total):
-    span = ORIGIN.plus(1, np.array([total, number]))  # grows, as decomfl's does
-    return ServerState(number, span.state(), None, NoisePlan(total / 7, {"default": 0.1}), span)
+    seeded_state = ORIGIN.plus(1, np.array([total, number]))  # grows, as decomfl's does
+    return ServerState(
+        number, seeded_state.state(), None, NoisePlan(total / 7, {"default": 0.1}), seeded_state
+    )
 
 
 @dataclass
@@ -156,11 +158,11 @@ class World:
         if found is not None:
             assert found.server.state == expected.state
             assert found.server.noise == expected.noise
-            assert (found.server.span is None) == (expected.span is None)
-            if expected.span is not None:
-                assert found.server.span.sums.tolist() == expected.span.sums.tolist()
-                assert found.server.span.total.tolist() == expected.span.total.tolist()
-                assert found.server.span.origin == expected.span.origin
+            assert (found.server.seeded_state is None) == (expected.seeded_state is None)
+            if expected.seeded_state is not None:
+                assert found.server.seeded_state.sums.tolist() == expected.seeded_state.sums.tolist()
+                assert found.server.seeded_state.total.tolist() == expected.seeded_state.total.tolist()
+                assert found.server.seeded_state.origin == expected.seeded_state.origin
             assert rows[-1].kept
             assert rows[0].kept
             best = found.tracker.best_round

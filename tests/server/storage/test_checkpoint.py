@@ -64,13 +64,13 @@ def spanned():
     origin = SeededState(
         state(0.5), Directions(b"0123456789abcdef", "rademacher", 10), 30, np.zeros(3, np.int64)
     )
-    span = origin.plus(1, np.array([5, -(2**40), 2**33 + 1]))
+    seeded_state = origin.plus(1, np.array([5, -(2**40), 2**33 + 1]))
     server = ServerState(
         4,
-        span.state(),
+        seeded_state.state(),
         None,
         NoisePlan(0.1 + 0.2, {"default": 0.0, "phone": 1e-300}, {"default": 1.0, "phone": 0.1}),
-        span,
+        seeded_state,
     )
     return Checkpoint("r" * 32, server, Tracker("accuracy"), accepted={"ann": 4})
 
@@ -79,24 +79,28 @@ def test_coefficients_and_noise_come_back_bit_for_bit(tmp_path):
     written = spanned()
     written.save(tmp_path / "c")
     read = Checkpoint.load(tmp_path / "c", SPEC, "r" * 32)
-    was, span = written.server.span, read.server.span
+    was, seeded_state = written.server.seeded_state, read.server.seeded_state
     assert read.server.noise == written.server.noise
-    assert span.sums.tolist() == was.sums.tolist() == [0, 5, -(2**40), 2**33 + 1]
-    assert (span.directions, span.unit_bits, span.origin) == (was.directions, was.unit_bits, was.origin)
-    assert span.plus(0, np.array([9])).state() == was.plus(0, np.array([9])).state()
+    assert seeded_state.sums.tolist() == was.sums.tolist() == [0, 5, -(2**40), 2**33 + 1]
+    assert (seeded_state.directions, seeded_state.unit_bits, seeded_state.origin) == (
+        was.directions,
+        was.unit_bits,
+        was.origin,
+    )
+    assert seeded_state.plus(0, np.array([9])).state() == was.plus(0, np.array([9])).state()
     pinned = (tmp_path / "c").open("rb")
     with pinned:
         check_checkpoint(Pinned("c", pinned.fileno(), (tmp_path / "c").stat().st_size, 0.0))
 
 
 def test_steepness_comes_back_bit_for_bit_and_damage_is_seen(tmp_path):
-    steepness = SeedSlopes(np.array([0.1 + 0.2, 0.0, 1e300]), np.array([3, 0, 2**40]))
+    seed_slopes = SeedSlopes(np.array([0.1 + 0.2, 0.0, 1e300]), np.array([3, 0, 2**40]))
     written = spanned()
-    written = replace(written, server=replace(written.server, steepness=steepness))
+    written = replace(written, server=replace(written.server, seed_slopes=seed_slopes))
     path = tmp_path / "c"
     written.save(path)
-    read = Checkpoint.load(path, SPEC, "r" * 32).server.steepness
-    assert read.sums.tobytes() == steepness.sums.tobytes()
+    read = Checkpoint.load(path, SPEC, "r" * 32).server.seed_slopes
+    assert read.sums.tobytes() == seed_slopes.sums.tobytes()
     assert read.counts.tolist() == [3, 0, 2**40]
     arrays, meta = load_file(path), metadata(path)
     arrays["steepness/counts"] = arrays["steepness/counts"] + 1
@@ -113,7 +117,7 @@ def test_a_checkpoint_of_an_older_version_loads(tmp_path):
     assert meta.pop("span", 0) is None
     save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
     read = Checkpoint.load(path, SPEC, "r" * 32)
-    assert (read.server.span, read.server.noise) == (None, None)
+    assert (read.server.seeded_state, read.server.noise) == (None, None)
     assert read.server.state == checkpoint().server.state
 
 
