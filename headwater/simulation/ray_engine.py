@@ -22,7 +22,7 @@ from headwater.client.execution.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.errors import MissingDependency
 from headwater.server.rounds.federation_server import FederationServer, RunResult
-from headwater.simulation.workers import HEEDED_BY_PARENT, parent_heeds_signals
+from headwater.simulation.workers import HANDLED_BY_PARENT, parent_handles_signals
 
 
 def run_on_ray(
@@ -102,9 +102,9 @@ def _ray(interrupted: threading.Event) -> Iterator[None]:
         return not interrupted.is_set()
 
     path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    ours = {number: signal.getsignal(number) for number in HEEDED_BY_PARENT}
+    ours = {number: signal.getsignal(number) for number in HANDLED_BY_PARENT}
     try:
-        with parent_heeds_signals():
+        with parent_handles_signals():
             ray.init(
                 include_dashboard=False,
                 log_to_driver=False,
@@ -133,14 +133,14 @@ def _noting(handler: Handler, interrupted: threading.Event) -> Handler:
     if not callable(handler):
         return handler
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         try:
             handler(number, frame)
         except BaseException:
             interrupted.set()
             raise
 
-    return heard
+    return on_signal
 
 
 class _NodeOpener:

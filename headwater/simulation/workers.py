@@ -29,7 +29,7 @@ from headwater.client.execution.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.errors import HeadwaterError, InternalError, StorageError, TrainingError
 
-HEEDED_BY_PARENT = (signal.SIGINT, signal.SIGTERM)
+HANDLED_BY_PARENT = (signal.SIGINT, signal.SIGTERM)
 T = TypeVar("T")
 
 
@@ -63,7 +63,7 @@ class WorkerPool:
             raise self._died() from error
 
     def _submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
-        with parent_heeds_signals():  # a submission starts a process where none is idle
+        with parent_handles_signals():  # a submission starts a process where none is idle
             future = self._executor.submit(function, *arguments)
         self._processes |= self._executor._processes or {}  # the executor tells nobody how they end
         return future
@@ -133,9 +133,9 @@ def _how(code: int | None) -> str:
 
 
 @contextmanager
-def parent_heeds_signals() -> Iterator[None]:
+def parent_handles_signals() -> Iterator[None]:
     """SIGINT and SIGTERM do not reach processes that are started within; this one hears them afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED_BY_PARENT)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_BY_PARENT)
     try:
         yield
     finally:
@@ -150,7 +150,7 @@ _process: tuple[ClientRuntime, ClientStore] | None = None
 def _start(loaded: LoadedFederation, store: Path, parent: int) -> None:
     """Make this process a worker: end with the parent and by nothing else, load model and data once."""
     global _process
-    for number in HEEDED_BY_PARENT:  # blocked already; what a library starts from here inherits this instead
+    for number in HANDLED_BY_PARENT:  # blocked already; what a library starts from here inherits this instead
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _process = ClientRuntime.open(loaded, check=False), DirectoryStore(store, durable=False)

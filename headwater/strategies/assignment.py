@@ -27,23 +27,25 @@ class Assigned:
 
 
 def assign(
-    federation: Federation, profiles: Mapping[str, ClientProfile], dealt: Mapping[str, str] | None = None
+    federation: Federation,
+    profiles: Mapping[str, ClientProfile],
+    method_names: Mapping[str, str] | None = None,
 ) -> dict[str, Assigned]:
     """Every client's method: a function of file and profiles.
 
     Args:
         federation: the file.
         profiles: of the clients, by name.
-        dealt: the method's name for clients to whom shares were dealt before, among others: whoever is
+        method_names: the method's name of clients that have one already, drawn among others too: whoever is
             not in ``profiles`` counts in the quotas too.
     """
     if federation.assignment is not None and federation.assignment.by_device:
         return {name: _planned(federation, profile) for name, profile in profiles.items()}
-    dealt = names_of(federation, profiles) if dealt is None else dealt
-    late = [name for name in profiles if name not in dealt]
-    dealt = {**dealt, **names_of(federation, late)} if late else dealt
-    methods = {name: method_of(federation, name) for name in {dealt[client] for client in profiles}}
-    return {client: Assigned(dealt[client], methods[dealt[client]]) for client in profiles}
+    method_names = names_of(federation, profiles) if method_names is None else method_names
+    late = [name for name in profiles if name not in method_names]
+    method_names = {**method_names, **names_of(federation, late)} if late else method_names
+    methods = {name: method_of(federation, name) for name in {method_names[client] for client in profiles}}
+    return {client: Assigned(method_names[client], methods[method_names[client]]) for client in profiles}
 
 
 def names_of(federation: Federation, clients: Iterable[str]) -> dict[str, str]:

@@ -82,7 +82,7 @@ class FederatedStrategy(Strategy):
         profiles: Mapping[str, ClientProfile],
         *,
         key: Key,
-        dealt: Mapping[str, str] | None = None,
+        method_names: Mapping[str, str] | None = None,
     ) -> RoundPlan:
         """All clients with training examples; in a synchronous round ``cohort.clients_per_round`` of them."""
         federation, number = self.federation, server.round + 1
@@ -94,7 +94,7 @@ class FederatedStrategy(Strategy):
                 got=f"{len(profiles)} clients, none with any",
                 hint="Check the clients' data and their validation_fraction.",
             )
-        methods = assign(federation, {name: profiles[name] for name in names}, dealt)
+        methods = assign(federation, {name: profiles[name] for name in names}, method_names)
         if federation.schedule.has_rounds:  # a buffered version takes whoever is first
             names = _sample(names, federation.cohort.clients_per_round, key.child("cohort", number))
         methods = {name: methods[name] for name in names}

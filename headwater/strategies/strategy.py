@@ -52,7 +52,7 @@ class Strategy(ABC):
         profiles: Mapping[str, ClientProfile],
         *,
         key: Key,
-        dealt: Mapping[str, str] | None = None,
+        method_names: Mapping[str, str] | None = None,
     ) -> RoundPlan:
         """The next round, number ``server.round + 1``: a function of its arguments.
 
@@ -60,7 +60,7 @@ class Strategy(ABC):
             server: the state after the last finished round.
             profiles: every client that can take part, by enrolled name.
             key: the federation's root key; the round's own key is derived from it.
-            dealt: names of the clients' methods where they were dealt to others too.
+            method_names: each client's method by name, where it was drawn among more clients than these.
 
         Raises:
             FederationStopped: no client can take part.

@@ -42,14 +42,18 @@ def test_only_stars_and_question_marks_mean_more_than_themselves() -> None:
 def test_shares_are_quotas_of_all_clients_and_a_function_of_their_names() -> None:
     file = mixed(kind="shares", shares={"default": 0.5, "jvp": 0.25, "seeds": 0.25})
     names = [f"client-{i}" for i in range(10)]
-    dealt = names_of(file, names)
-    assert Counter(dealt.values()) == {"default": 5, "jvp": 3, "seeds": 2}  # largest remainder, first first
-    assert names_of(file, reversed(names)) == dealt
+    method_names = names_of(file, names)
+    assert Counter(method_names.values()) == {
+        "default": 5,
+        "jvp": 3,
+        "seeds": 2,
+    }  # largest remainder, first first
+    assert names_of(file, reversed(names)) == method_names
     other = file.model_copy(update={"federation": file.federation.model_copy(update={"seed": 9})})
-    assert names_of(other, names) != dealt
-    few = assign(file, profiles(*names[:3]), dealt)
-    assert {n: a.name for n, a in few.items()} == {n: dealt[n] for n in names[:3]}
-    assert few[names[0]].method == assignment.method_of(file, dealt[names[0]])
+    assert names_of(other, names) != method_names
+    few = assign(file, profiles(*names[:3]), method_names)
+    assert {n: a.name for n, a in few.items()} == {n: method_names[n] for n in names[:3]}
+    assert few[names[0]].method == assignment.method_of(file, method_names[names[0]])
 
 
 def test_a_client_that_nobody_dealt_to_gets_a_method_too() -> None:

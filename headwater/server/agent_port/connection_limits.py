@@ -30,7 +30,7 @@ EACH = 16
 HANDSHAKE_S = 5.0
 """Seconds for TLS to be agreed on."""
 _FILES = 2**16
-_BREATH_S = 0.05
+_PAUSE_S = 0.05
 
 
 @dataclass(eq=False)
@@ -72,7 +72,7 @@ class ConnectionLimiter:
                 accepted, address = await loop.sock_accept(listener)
             except OSError:  # no file left, or the peer is gone
                 self._end_oldest()
-                await asyncio.sleep(_BREATH_S)
+                await asyncio.sleep(_PAUSE_S)
                 continue
             connection = _Connection(network_of(address[0]))
             self._unauthenticated.setdefault(connection.address, OrderedDict())[connection] = None

@@ -94,7 +94,7 @@ class Downlink:
         last = accepted.get(client, 0)
         return 0 if self._lost.get(client) == last else last - 1
 
-    def heard(self, client: str, error: HeadwaterError, accepted: int) -> None:
+    def note_failure(self, client: str, error: HeadwaterError, accepted: int) -> None:
         """Take note of a client's failure: does it need everything?
 
         Args:

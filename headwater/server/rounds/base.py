@@ -135,13 +135,15 @@ class Rounds(ABC):
         self, checkpoint: Checkpoint, profiles: Mapping[str, ClientProfile], left: OpenRoundRecord | None
     ) -> OpenRound:
         """Plan the next round for these clients; one that was left open, as it was planned then."""
-        strategy = self._strategy if left is None else FederatedStrategy(_as_then(self._settings, left))
-        plan = strategy.plan(checkpoint.server, profiles, key=self._root, dealt=self._dealt(profiles, left))
+        strategy = self._strategy if left is None else FederatedStrategy(_settings_of(self._settings, left))
+        plan = strategy.plan(
+            checkpoint.server, profiles, key=self._root, method_names=self._method_names(profiles, left)
+        )
         down = self._downlink.open(checkpoint.server, self._settings.codec.down, checkpoint.accepted)
         rule = self._strategy.aggregator(plan)
         return OpenRound(plan, down, self._run, profiles, rule, self._root)
 
-    def _dealt(
+    def _method_names(
         self, profiles: Mapping[str, ClientProfile], left: OpenRoundRecord | None
     ) -> Mapping[str, str]:
         """The method's name of each client: quotas count all known clients, online or not."""
@@ -187,7 +189,7 @@ class Rounds(ABC):
         for client, request in requests:
             open_round.note_sent(request, sizes[client])
 
-    def _heeding(
+    def _noting_failures(
         self, checkpoint: Checkpoint, fold: Callable[[ReceivedReply], None]
     ) -> Callable[[ReceivedReply], None]:
         """``fold``, which also notes a client that cannot rebuild its base: it gets all of it next time."""
@@ -197,7 +199,7 @@ class Rounds(ABC):
                 fold(incoming)
             except HeadwaterError as error:
                 client = incoming.address
-                self._downlink.heard(client, error, checkpoint.accepted.get(client, 0))
+                self._downlink.note_failure(client, error, checkpoint.accepted.get(client, 0))
                 raise
 
         return fold_or_note
@@ -216,7 +218,7 @@ class Rounds(ABC):
         self._control.observer(ClientFailed(number, incoming.address, f"from the spool: {error}"))
 
 
-def _as_then(settings: Federation, left: OpenRoundRecord) -> Federation:
+def _settings_of(settings: Federation, left: OpenRoundRecord) -> Federation:
     """The settings under which a round that was left open is planned again to the same plan."""
     federation = settings.federation.model_copy(update={"rounds": left.rounds or settings.federation.rounds})
     cohort = settings.cohort.model_copy(update={"clients_per_round": None})  # its clients are known

@@ -76,7 +76,7 @@ class BufferedRounds(Rounds):
         )
         for client in self._coordinator.working.keys() - open_round.plan.clients.keys():
             self._coordinator.receive(Gone(client, number, "no longer enrolled"))
-        self._free_the_given_up()
+        self._release_rolled_back()
         actions = self._coordinator.receive(begin)
         driven = DrivenRound(
             self._coordinator,
@@ -87,7 +87,7 @@ class BufferedRounds(Rounds):
             there,
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
-            fold=self._heeding(checkpoint, lambda incoming: self._keep(open_round, incoming)),
+            fold=self._noting_failures(checkpoint, lambda incoming: self._keep(open_round, incoming)),
             retime=self._retime,
         )
         end = RoundDriver(driven, begin.accepted).run(actions)
@@ -101,11 +101,11 @@ class BufferedRounds(Rounds):
         """Whether what clients started from in this version is behind the adapter as it is now."""
         return self._durability is None or self._durability.versions.descends_from(origin - 1)
 
-    def _free_the_given_up(self) -> None:
+    def _release_rolled_back(self) -> None:
         """Who works from what a rollback gave up is asked anew; its reply is not waited for."""
         for client, origin in sorted(self._coordinator.working.items()):
             if not self._is_ancestor(origin):
-                self._control.observer(ClientFailed(origin, client, str(_given_up(client, origin))))
+                self._control.observer(ClientFailed(origin, client, str(_rolled_back(client, origin))))
                 self._coordinator.receive(Gone(client, origin, "a rollback"))
                 self._pool.exchange.forget_address(TrainRequest, client)
 
@@ -120,7 +120,7 @@ class BufferedRounds(Rounds):
         for incoming in self._spooled(number, open_round.plan.clients):
             try:
                 if not self._is_ancestor(incoming.round):
-                    raise _given_up(incoming.address, incoming.round)
+                    raise _rolled_back(incoming.address, incoming.round)
                 open_round.check(incoming, self._origin(incoming.round))
                 kept[incoming.address] = replace(incoming, data=b"", raw=b"")
             except HeadwaterError as error:
@@ -180,7 +180,7 @@ class BufferedRounds(Rounds):
         return RoundResult(merged, draft, started, started_s)
 
 
-def _given_up(client: str, origin: int) -> UpdateRejected:
+def _rolled_back(client: str, origin: int) -> UpdateRejected:
     return UpdateRejected(
         f"client {client}",
         expected="an update of the adapter that the run goes on from",

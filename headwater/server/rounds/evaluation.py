@@ -98,7 +98,7 @@ class EvaluationRound:
         self._control.observer(Evaluating(number))
         settings = self._federation.evaluation
         wanted = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
-        asked = self._who_is_here(wanted, took_part, pool, draft)
+        asked = self._available(wanted, took_part, pool, draft)
         self._send(checkpoint, asked, pool.exchange, draft)  # workers begin while we test
         test: dict[str, float] | None = None
         pooled: dict[str, float] = {}
@@ -118,7 +118,7 @@ class EvaluationRound:
         best = state if tracker.best_round == number else checkpoint.best
         return replace(checkpoint, tracker=tracker, best=best), value
 
-    def _who_is_here(
+    def _available(
         self, wanted: Sequence[str], took_part: Collection[str], pool: ClientPool, draft: RoundDraft
     ) -> list[str]:
         """The clients that can evaluate now. The others are named in the round's record and to the observer.
@@ -164,28 +164,28 @@ class EvaluationRound:
         found: list[Evaluation] = []
         number = checkpoint.server.round
         exchange = pool.exchange
-        answers = EvaluationWait(number, asked, pool, self._control, self._deadline_s, lasting=self._lasting)
-        while exchange.waiting(EvaluateRequest, number) and not answers.over():
+        wait = EvaluationWait(number, asked, pool, self._control, self._deadline_s, lasting=self._lasting)
+        while exchange.waiting(EvaluateRequest, number) and not wait.over():
             quiet = True
             for incoming in pool.poll(EvaluateRequest):
                 quiet = False
                 if incoming.round != number:
                     continue
-                answers.heard(incoming.address)
+                wait.answered(incoming.address)
                 draft.transferred(up=incoming.bytes_up, up_dense=incoming.bytes_up)
                 try:
                     evaluation = _evaluation(incoming, number, self._run)
                     found.append(checked(evaluation, profiles[incoming.address], self._federation))
                 except HeadwaterError as error:
                     accepted = checkpoint.accepted.get(incoming.address, 0)
-                    self._downlink.heard(incoming.address, error, accepted)
-                    answers.given_up[incoming.address] = str(error)[:MOST_REASON]
+                    self._downlink.note_failure(incoming.address, error, accepted)
+                    wait.given_up[incoming.address] = str(error)[:MOST_REASON]
                     self._control.observer(ClientFailed(number, incoming.address, str(error)))
             if quiet:
                 self._control.pause()
         exchange.forget(EvaluateRequest, number)
-        answers.end()
-        draft.not_evaluated(answers.given_up)
+        wait.end()
+        draft.not_evaluated(wait.given_up)
         return found
 
     def _deadline_s(self) -> float:

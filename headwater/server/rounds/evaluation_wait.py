@@ -8,7 +8,7 @@ from headwater.protocol.messages import EvaluateRequest
 from headwater.server.clients.client_pool import AWAY_S, ClientPool
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Notice
-from headwater.server.rounds.round_driver import POLL_CLIENTS_S, STOP_PATIENCE_S, TellsWaits
+from headwater.server.rounds.round_driver import POLL_CLIENTS_S, STOP_PATIENCE_S, WaitNotices
 
 STOP_AT_MOST_S = 600.0
 """After a stop was asked for, clients that are there may go on evaluating this long."""
@@ -44,7 +44,7 @@ class EvaluationWait:
         self._missing = set(asked)
         self._deadline_s = deadline_s
         self._began_s = control.clock()
-        self._waits = TellsWaits(control.observer, number, "evaluate", self._began_s)
+        self._waits = WaitNotices(control.observer, number, "evaluate", self._began_s)
         self._away_s: dict[str, float] = {}  # since when
         self._looked_s = -float("inf")
         self._give_up_s: float | None = None
@@ -52,7 +52,7 @@ class EvaluationWait:
         self.given_up: dict[str, str] = {}
         """Who was asked and is not waited for any longer, and why."""
 
-    def heard(self, client: str) -> None:
+    def answered(self, client: str) -> None:
         """This client is not waited for any more."""
         self._missing.discard(client)
 
@@ -71,9 +71,9 @@ class EvaluationWait:
         if now >= self._looked_s + POLL_CLIENTS_S:
             self._looked_s = now
             if self._lasting:
-                self._look(now)
+                self._check_clients(now)
             ready, why = self._pool.ready(), self._pool.missing()
-            self._waits.look(
+            self._waits.update(
                 {c: "at work" if c in ready else why.get(c, "offline") for c in self._missing}, now
             )
         return False
@@ -82,7 +82,7 @@ class EvaluationWait:
         """Tell that nobody is waited for any more."""
         self._waits.over()
 
-    def _give_up_the_gone(self, away: set[str], now: float) -> None:
+    def _give_up_absent(self, away: set[str], now: float) -> None:
         """Wait no longer for a client that has been away for :data:`AWAY_S`."""
         self._away_s = {client: self._away_s.get(client, now) for client in away}
         for client, since in sorted(self._away_s.items()):
@@ -92,14 +92,14 @@ class EvaluationWait:
                 self._missing.discard(client)
                 away.discard(client)
 
-    def _look(self, now: float) -> None:
+    def _check_clients(self, now: float) -> None:
         """Give up clients that were revoked or stay away; raise if a stop waits too long."""
         for client in sorted(self._missing - self._pool.profiles().keys()):
             self._failed(client, "no longer enrolled")
             self._pool.exchange.forget_address(EvaluateRequest, client)
             self._missing.discard(client)
         away = self._missing - self._pool.ready().keys()
-        self._give_up_the_gone(away, now)
+        self._give_up_absent(away, now)
         if not self._control.should_stop():
             return
         if self._give_up_s is None:

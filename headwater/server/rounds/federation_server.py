@@ -96,9 +96,9 @@ class FederationServer:
         self._root = Key.root(loaded.settings.federation.seed)
         self._downlink = Downlink(self._root)
         self.control = control
-        self._use(loaded.settings)
+        self._apply_settings(loaded.settings)
 
-    def _use(self, settings: Federation) -> None:
+    def _apply_settings(self, settings: Federation) -> None:
         """Go on under these settings."""
         self._settings = settings
         durability = self._durability
@@ -108,7 +108,7 @@ class FederationServer:
         self._quorum = Quorum(settings, durability)
         loaded = replace(self._loaded, settings=settings)
         self._commits = Commits(loaded, self._run, self._folder, durability, self._observer)
-        self._measure = EvaluationRound(
+        self._evaluation_round = EvaluationRound(
             settings,
             self._wire_run_id,
             self._context,
@@ -163,10 +163,10 @@ class FederationServer:
         while True:
             checkpoint = self._apply_operator_changes(checkpoint)
             self._quorum.drop_small_round(self._observer)
-            reason = self._over(checkpoint)
+            reason = self._end_reason(checkpoint)
             if reason is None:
                 gathered = self._gather(pool, checkpoint.server.round)
-                reason = self._over(checkpoint) if gathered else "stopped"
+                reason = self._end_reason(checkpoint) if gathered else "stopped"
             if reason is not None:
                 finished = reason in ("rounds", "patience")
                 return RunResult(checkpoint, finished, reason, _known(pool))
@@ -185,7 +185,7 @@ class FederationServer:
                 self._durability.open_round.unlink(missing_ok=True)
                 rounds = None
 
-    def _over(self, checkpoint: Checkpoint) -> str | None:
+    def _end_reason(self, checkpoint: Checkpoint) -> str | None:
         """Why no round follows; None if one does."""
         patience = self._settings.evaluation.patience
         if checkpoint.server.round >= self._settings.federation.rounds:
@@ -232,7 +232,7 @@ class FederationServer:
         draft = RoundDraft(0, {}, Traffic())
         draft.set_state(server.state.sha256())
         try:
-            checkpoint, value = self._measure.after(checkpoint, pool, pool.profiles(), draft)
+            checkpoint, value = self._evaluation_round.after(checkpoint, pool, pool.profiles(), draft)
         except EvaluationAborted:
             return None
         self._commits.commit(checkpoint, draft.record(self.control.clock() - started), value, ())
@@ -318,7 +318,7 @@ class FederationServer:
     def _reload_settings(self) -> None:
         settings = self._settings if self._durability is None else self._durability.settings()
         if settings != self._settings:
-            self._use(settings)
+            self._apply_settings(settings)
             self._observer(Notice("the organiser's new settings hold from here"))
 
     # --- after a round ----------------------------------------------------------------------------
@@ -331,7 +331,7 @@ class FederationServer:
         draft = finished.draft
         known = pool.profiles()
         took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it
-        checkpoint, value = self._measure.after(checkpoint, pool, known, draft, took_part=took_part)
+        checkpoint, value = self._evaluation_round.after(checkpoint, pool, known, draft, took_part=took_part)
         draft.lost(pool.lost())
         draft.set_state(server.state.sha256())
         record = draft.record(self.control.clock() - finished.started_s)

@@ -114,7 +114,7 @@ class RoundDriver:
         self._at_the_latest_s = math.inf
         self._told_waiting: tuple[int, tuple[str, ...]] = (driven.need, ())
         self._began_s = driven.control.clock()
-        self._waits = TellsWaits(driven.control.observer, driven.round, "train", self._began_s)
+        self._waits = WaitNotices(driven.control.observer, driven.round, "train", self._began_s)
         self._replan = False
 
     def run(self, first: Iterable[Action]) -> Close | Halt | None:
@@ -157,7 +157,7 @@ class RoundDriver:
             end = self._do(with_.coordinator.receive(event), incoming) or self._tick()
             if end is not None:
                 return end
-        end = self._look() or self._tick()
+        end = self._check_clients() or self._tick()
         if end is None and quiet:
             control.pause()
         return end
@@ -219,7 +219,7 @@ class RoundDriver:
     def _tick(self) -> Close | Halt | None:
         return self._do(self._with.coordinator.receive(Tick(self._with.control.clock())))
 
-    def _look(self) -> Close | Halt | None:
+    def _check_clients(self) -> Close | Halt | None:
         """Tell the coordinator which clients came back, were revoked, or have other data than was planned."""
         now = self._with.control.clock()
         if now < self._looked_s + POLL_CLIENTS_S:
@@ -236,14 +236,14 @@ class RoundDriver:
             if reason and client not in self._gone:
                 self._gone.add(client)
                 end = end or self._do(receive(Gone(client, number, reason)))
-        self._replan = self._with.replaceable and self._lacks(now) and self._others()
+        self._replan = self._with.replaceable and self._lacks_updates(now) and self._has_replacements()
         why = self._why_not_here(ready)
         # whose update is in is wanted no more: it counts, wherever its device has gone
         reachable = len(set(self._with.clients) - (why.keys() - self._accepted))
         waiting = reachable < self._with.need
         self._tell_waiting(waiting, reachable, self._absent(why) if waiting else ())
         if end is None:
-            self._waits.look(self._out(why), now)
+            self._waits.update(self._waited_for(why), now)
         return end
 
     def _why_not_here(self, ready: set[str]) -> dict[str, str]:
@@ -262,7 +262,7 @@ class RoundDriver:
         lost = why.keys() - self._accepted - self._gone
         return tuple(f"{client} ({why[client]})" for client in sorted(lost))
 
-    def _out(self, why: Mapping[str, str]) -> dict[str, str]:
+    def _waited_for(self, why: Mapping[str, str]) -> dict[str, str]:
         """Who is waited for, and how it stands with each."""
         out = {c: why.get(c, "at work") for c in self._with.coordinator.waiting_for}
         if len(self._accepted) < self._with.need:
@@ -270,14 +270,14 @@ class RoundDriver:
             out |= {c: why.get(c, "asked again soon") for c in again}
         return out
 
-    def _lacks(self, now: float) -> bool:
+    def _lacks_updates(self, now: float) -> bool:
         """Whether the round has too few updates, and no hope of more soon."""
         left = set(self._with.clients) - self._accepted - self._failed_once - self._gone
         deadline_s = self._with.control.deadline()
         late = deadline_s is not None and now > self._began_s + deadline_s
         return len(self._accepted) < self._with.need and (not left or late)
 
-    def _others(self) -> bool:
+    def _has_replacements(self) -> bool:
         """Whether somebody is there who was not asked."""
         ready = self._with.pool.ready()
         return any(p.train_examples and name not in self._with.clients for name, p in ready.items())
@@ -291,7 +291,7 @@ class RoundDriver:
             self._with.control.observer(Waiting(told[0], need, absent))
 
 
-class TellsWaits:
+class WaitNotices:
     """Tells for whom a round or an evaluation waits, with all engines: :class:`WaitingFor`.
 
     The first time :data:`TELL_S` after the round began, then whenever others are waited for, at most once
@@ -309,7 +309,7 @@ class TellsWaits:
         self._told_s = began_s
         self._told: tuple[tuple[str, str], ...] = ()
 
-    def look(self, out: Mapping[str, str], now: float) -> None:
+    def update(self, out: Mapping[str, str], now: float) -> None:
         """``out``: who is waited for at ``now``, and how it stands with each."""
         names = tuple(sorted(out.items()))
         if names != self._told and now >= self._told_s + TELL_S:

@@ -60,7 +60,7 @@ class SynchronousRounds(Rounds):
             tuple(clients),
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
-            fold=self._heeding(checkpoint, lambda incoming: self._fold(open_round, incoming)),
+            fold=self._noting_failures(checkpoint, lambda incoming: self._fold(open_round, incoming)),
             replaceable=self._durability is not None,
             retime=self._retime,
         )

@@ -142,9 +142,9 @@ def test_who_has_not_been_here_since_the_daemon_began_has_time_to_come_back(site
 def who_is_asked(site, took_part):
     measurement = EvaluationRound(None, "run-1", None, None, None, site.control, live=lambda: None)
     record = RoundDraft(3, {}, Traffic())
-    asked = measurement._who_is_here(NAMES[:3], took_part, site.pool, record)
+    asked = measurement._available(NAMES[:3], took_part, site.pool, record)
     again = RoundDraft(4, {}, Traffic())
-    measurement._who_is_here(NAMES[:3], took_part, site.pool, again)
+    measurement._available(NAMES[:3], took_part, site.pool, again)
     return asked, record.record(1.0).content.get("not_evaluated", {})
 
 

@@ -49,7 +49,7 @@ class Fleet:
 def test_at_the_deadline_who_is_missing_is_named():
     fleet = Fleet("ann", "bo")
     answers = fleet.answers(60.0)
-    answers.heard("ann")
+    answers.answered("ann")
     assert fleet.lasts(answers, 55)
     assert not fleet.lasts(answers, 5)
     (failed,) = [e for e in fleet.events if isinstance(e, ClientFailed)]
@@ -83,7 +83,7 @@ def test_who_is_waited_for_is_named_within_fifteen_seconds_and_how_it_stands_wit
 def test_who_goes_away_is_waited_for_a_minute_and_a_half_and_not_until_the_deadline():
     fleet = Fleet("ann", "bo")
     answers = fleet.answers()
-    answers.heard("ann")
+    answers.answered("ann")
     assert fleet.lasts(answers, 50)
     del fleet.here["bo"]
     assert fleet.lasts(answers, AWAY_S)
@@ -128,7 +128,7 @@ def test_a_stop_waits_a_minute_for_who_is_away_and_longer_for_who_works():
     answers = fleet.answers()
     fleet.stop = True
     assert fleet.lasts(answers, 300)  # both are at work
-    answers.heard("ann")
+    answers.answered("ann")
     del fleet.here["bo"]
     with pytest.raises(EvaluationAborted):
         fleet.lasts(answers, 75)
