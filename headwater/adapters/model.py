@@ -258,7 +258,7 @@ class AdaptedModel:
         """
         tangents = self._trained.tangents(direction)
         # what asks the model itself must not do so among dual numbers
-        _ = self._late_head
+        _ = self._chunked_head
         self._prefix.prepare(batch.tokens, batch.mask)
         who = f"forward mode, adapter '{self.adapter.kind}' on {self.base.settings.path}"
         return slope(self.network, lambda: self.loss(batch), tangents, who=who)
@@ -274,13 +274,13 @@ class AdaptedModel:
         A language model's logits are computed for the positions with a target, some at a time, and not
         kept: see :class:`ChunkedHead`. The caller switches gradients off.
         """
-        if (late := self._late_head) is None:
+        if (chunked := self._chunked_head) is None:
             output = self.forward(batch)
             return output.losses, output.counts
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
         targets = batch.targets.to(self.base.device)
         with self._prefix.skipped(batch.tokens, batch.mask):
-            return late.losses(tokens, mask, targets)
+            return chunked.losses(tokens, mask, targets)
 
     @contextlib.contextmanager
     def caching_prefix(
@@ -310,7 +310,7 @@ class AdaptedModel:
         return self._prefix.exists(tensors)
 
     @cached_property
-    def _late_head(self) -> ChunkedHead | None:
+    def _chunked_head(self) -> ChunkedHead | None:
         if not isinstance(self.task, NextToken):
             return None
         return ChunkedHead.of(self.network, self.task.token_losses)

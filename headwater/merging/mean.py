@@ -87,7 +87,7 @@ class MeanAggregator(Aggregator[MeanSums]):
         seeded = isinstance(update.delta, SeedCoefficients) and update.noise == update.delta.noise(
             plan.spec.numel
         )
-        acc.seen[update.client] = UpdateNorm(weight, energy, min(update.noise, energy), seeded)
+        acc.norms[update.client] = UpdateNorm(weight, energy, min(update.noise, energy), seeded)
         acc.participants.enter(update.client)
         return acc
 
@@ -99,7 +99,7 @@ class MeanAggregator(Aggregator[MeanSums]):
                 left.methods[name].add(sums)
             else:
                 left.methods[name] = sums
-        left.seen |= right.seen
+        left.norms |= right.norms
         if left.use is not None and right.use is not None:
             left.use.join(right.use)
         left.participants.join(right.participants)
@@ -121,8 +121,8 @@ class MeanAggregator(Aggregator[MeanSums]):
         if plan.weighs or not only_scalars:
             methods = by_method(acc)
         weighing = weigh(plan, names, methods)
-        by_client = {client: weighing.shares[acc.method(client)] for client in acc.seen}
-        weights = {client: row.weight * by_client[client].weight for client, row in acc.seen.items()}
+        by_client = {client: weighing.shares[acc.method(client)] for client in acc.norms}
+        weights = {client: row.weight * by_client[client].weight for client, row in acc.norms.items()}
         divisor = divisors(plan, weights, {client: share.progress for client, share in by_client.items()})
         values, coefficients = weighted(methods, weighing.shares, divisor, plan.spec.numel), None
         shortened = weighing.shortening(values)

@@ -64,14 +64,14 @@ class MeanSums:
         participants: who is in.
         bits: totals are in units of 2^-bits.
         methods: by method, where methods are weighed against each other; else all under "".
-        seen: those who are in.
+        norms: of each update that is in, by client.
         use: steps along each seed, where the plan asks for it.
     """
 
     participants: Participants
     bits: int
     methods: dict[str, MethodSums] = field(default_factory=dict)
-    seen: dict[str, UpdateNorm] = field(default_factory=dict)
+    norms: dict[str, UpdateNorm] = field(default_factory=dict)
     use: SeedUse | None = None
 
     def method(self, client: str) -> str:
@@ -89,16 +89,19 @@ class MeanSums:
 
 def by_method(acc: MeanSums) -> dict[str, UpdateSums]:
     """What the clients of each method add up to, as they sent it."""
-    plan, seen, found = acc.participants.plan, dict[str, dict[str, UpdateNorm]](), dict[str, UpdateSums]()
-    for client, row in acc.seen.items():
-        seen.setdefault(acc.method(client), {})[client] = row
+    plan, norms, found = acc.participants.plan, dict[str, dict[str, UpdateNorm]](), dict[str, UpdateSums]()
+    for client, row in acc.norms.items():
+        norms.setdefault(acc.method(client), {})[client] = row
     for name, sums in sorted(acc.methods.items()):
-        total, whole = from_fixed(sums.total, acc.bits), float(sum(row.weight for row in seen[name].values()))
+        total, whole = (
+            from_fixed(sums.total, acc.bits),
+            float(sum(row.weight for row in norms[name].values())),
+        )
         if sums.scalars:
             total += expanded(plan, [(sums, 1.0)], whole)[1] * whole
-        weights = divisors(plan, {client: row.weight for client, row in seen[name].items()})
+        weights = divisors(plan, {client: row.weight for client, row in norms[name].items()})
         by_value = torch.as_tensor(weights, dtype=torch.float64).expand(plan.spec.numel)
-        found[name] = UpdateSums(seen[name], total.numpy(), by_value.numpy(), sums.coefficients.numpy())
+        found[name] = UpdateSums(norms[name], total.numpy(), by_value.numpy(), sums.coefficients.numpy())
     return found
 
 

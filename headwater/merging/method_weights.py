@@ -109,7 +109,7 @@ def longest(plan: MergePlan, methods: Mapping[str, UpdateSums], shares: Mapping[
     lengths, parts = [], Parts(plan)
     for name, method in methods.items():
         share = shares[name]
-        for client, row in method.seen.items():
+        for client, row in method.norms.items():
             if share.progress >= far and row.energy and parts[client]:
                 length = math.sqrt(row.energy / parts[client]) / share.progress
                 lengths.append((length, row.weight * share.weight))

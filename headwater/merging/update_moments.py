@@ -49,13 +49,13 @@ class UpdateSums:
     """The updates of some clients, and what they add up to.
 
     Args:
-        seen: by client.
+        norms: by client.
         total: float64 [numel], Σ w·δ.
         weights: float64 [numel], N: Σ w of those who train a value.
         coefficients: [plan.seeds.count], Σ w·a; empty without seeds.
     """
 
-    seen: Mapping[str, UpdateNorm]
+    norms: Mapping[str, UpdateNorm]
     total: Floats
     weights: Floats
     coefficients: Integers | Floats
@@ -68,7 +68,7 @@ class UpdateSums:
     def scaled(self, factor: float) -> UpdateSums:
         """The same updates, with other weights."""
         return UpdateSums(
-            {client: replace(row, weight=row.weight * factor) for client, row in self.seen.items()},
+            {client: replace(row, weight=row.weight * factor) for client, row in self.norms.items()},
             self.total * factor,
             self.weights * factor,
             self.coefficients.astype(np.float64) * factor,
@@ -77,7 +77,7 @@ class UpdateSums:
     def joined(self, other: UpdateSums) -> UpdateSums:
         """With other clients."""
         return UpdateSums(
-            {**self.seen, **other.seen},
+            {**self.norms, **other.norms},
             self.total + other.total,
             self.weights + other.weights,
             self.coefficients + other.coefficients,
@@ -151,7 +151,7 @@ class UpdateMoments:
     @staticmethod
     def of(plan: MergePlan, method: UpdateSums) -> UpdateMoments:
         """The moments of a method's updates in a round with this plan."""
-        rows, parts = sorted(method.seen.items()), Parts(plan, method.weights)
+        rows, parts = sorted(method.norms.items()), Parts(plan, method.weights)
         part = {client: parts[client] for client, _ in rows}
         others = {client: 1 - row.weight * parts.crowd(client) for client, row in rows}
         left = {client: alone if alone > _ROUNDING else 0.0 for client, alone in others.items()}

@@ -144,11 +144,11 @@ def test_the_late_heads_losses(tmp_path, base, adapter, monkeypatch):
         pytest.skip("transformers gives GPT-2 no cache of that form")
     monkeypatch.setattr("headwater.adapters.chunked_head._VALUES", 3 * 260)  # several parts
     model, batch = noisy(tmp_path, "causal-lm", base, adapter)
-    late = ChunkedHead.of(model.network, CROSS_ENTROPY)
-    assert late is not None
+    chunked = ChunkedHead.of(model.network, CROSS_ENTROPY)
+    assert chunked is not None
     expected = model.forward(batch).losses.detach()
     with torch.no_grad():
-        torch.testing.assert_close(late.losses(batch.tokens, batch.mask, batch.targets)[0], expected)
+        torch.testing.assert_close(chunked.losses(batch.tokens, batch.mask, batch.targets)[0], expected)
         torch.testing.assert_close(model.loss(batch), model.forward(batch).loss.detach())
     assert not model.network.peft.get_base_model().get_output_embeddings()._forward_pre_hooks
 
@@ -178,7 +178,7 @@ def test_values_that_diverged_do_not_decide(tmp_path):
     assert not torch.isfinite(model.loss(batch))
     model.write(kept)
     model.loss(batch)
-    assert model._late_head is not None
+    assert model._chunked_head is not None
 
 
 def test_a_batch_without_targets_has_no_loss(tmp_path):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from headwater.adapters import jvp_rules as dual_rules
+from headwater.adapters import jvp_rules
 from headwater.adapters.jvp_rules import ForwardADRules
 
 
@@ -53,7 +53,7 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("moving", [(0,), (1,), (2,), (0, 2), (0, 1, 2), ()], ids=str)
 def test_attention(mask, moving, monkeypatch):
-    monkeypatch.setattr(dual_rules, "_PAIRS", 3 * 5 * 7)  # three heads of four, then one
+    monkeypatch.setattr(jvp_rules, "_PAIRS", 3 * 5 * 7)  # three heads of four, then one
     values = [normal(2, 4, 5, 6, seed=0), normal(2, 4, 7, 6, seed=1), normal(2, 4, 7, 3, seed=2)]
     _, tangent = same(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, **MASKS[mask]), values, moving)
     assert (tangent is None) == (not moving)
@@ -79,10 +79,10 @@ def test_linear(moving):
 def test_the_rules_are_used(monkeypatch):
     """They replace what torch does: without a zero tangent of the weight, and without its attention."""
     seen = []
-    for function, rule in dict(dual_rules._RULES).items():
+    for function, rule in dict(jvp_rules._RULES).items():
         monkeypatch.setitem(
-            dual_rules._RULES, function, lambda *a, rule=rule, **k: seen.append(rule) or rule(*a, **k)
+            jvp_rules._RULES, function, lambda *a, rule=rule, **k: seen.append(rule) or rule(*a, **k)
         )
     values = [normal(2, 4, 5, 6, seed=0), normal(6, 6, seed=1)]
     derivative(lambda x, w: F.scaled_dot_product_attention(F.linear(x, w), x, x), values, (0,), ours=True)
-    assert seen == [dual_rules._linear, dual_rules._attention]
+    assert seen == [jvp_rules._linear, jvp_rules._attention]

@@ -211,7 +211,7 @@ def test_no_clients_word_lifts_its_weight_above_the_planned_one(known) -> None:
     for claim in (0.0, 1e-300, 1.0, 5.0, 1e10, 2.0**59):
         update = replace(update_of(SPEC, "a", [0.5] * SPEC.numel), noise=claim)
         acc = fold(plan, [update, *(update_of(SPEC, c, [0.25] * SPEC.numel) for c in "bc")])
-        assert acc.seen["a"].noise <= acc.seen["a"].energy == SPEC.numel / 4
+        assert acc.norms["a"].noise <= acc.norms["a"].energy == SPEC.numel / 4
         report = MeanAggregator().finalize(acc).report
         assert 0 < report["weight_other"] <= 1
         assert 0 < report["weight_one"] <= 1

@@ -88,4 +88,4 @@ class FixedClients(ClientPool):
         return self.exchange.poll(*kinds)
 
     def forget_profile(self, client: str, error: HeadwaterError) -> None:
-        """Nothing: who was introduced once knows the run."""
+        """Nothing: a client whose profile was collected knows the run."""

@@ -288,7 +288,7 @@ class FederationServer:
                 told = waiting
                 self._observer(waiting)
             for _ in pool.poll(ProfileRequest):
-                pass  # introductions are dealt with on the way; updates wait where they are
+                pass  # profiles are dealt with on the way; updates wait where they are
             self.control.pause()
         if told is not None:
             self._observer(Waiting(self._quorum.need, self._quorum.need))

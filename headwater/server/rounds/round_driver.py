@@ -249,7 +249,7 @@ class RoundDriver:
     def _why_not_here(self, ready: set[str]) -> dict[str, str]:
         """Which of the round's clients cannot work now, and why: offline, or what their device has said.
 
-        One that was asked again is at work, though it has not been introduced again yet.
+        One that was asked again is at work, though its profile has not come again yet.
         """
         missing = self._with.pool.missing()
         why = {c: missing.get(c, "offline") for c in set(self._with.clients) - ready}
