@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.profiler import profile
 
 from headwater.adapters.peak_memory import live_peak
 from headwater.tasks.batches import Batch
+from tests.laws.adapter_kind_laws import allocated_peak
 from tests.support.federations import adapted, adapter, federation
 
 KB = 1000
@@ -28,19 +28,6 @@ def test_what_is_dropped_no_longer_counts_and_views_never_do():
 
 def test_values_are_neither_computed_nor_held_so_that_a_terabyte_is_no_trouble():
     assert live_peak(lambda: torch.ones(2**20, 2**16).exp_() @ torch.ones(2**16, 2**20)) > 2**42
-
-
-def allocated_peak(step) -> int:
-    """What torch's profiler saw: the oracle."""
-    with profile(profile_memory=True) as profiled:
-        kept = step()
-    del kept
-    live = highest = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            highest = max(highest, live)
-    return highest
 
 
 @pytest.mark.parametrize("kind", ["inference", "backprop", "forward"])

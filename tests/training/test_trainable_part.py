@@ -19,9 +19,9 @@ from headwater.training.backprop import BackpropTrainer
 from headwater.training.cohort import TrainTask
 from headwater.training.minibatches import minibatches
 from headwater.training.trainable_part import TrainablePart
-from tests.laws.trainer_laws import TrainerLaws
 from tests.support import federations
 from tests.support.quadratic import PAIR, Quadratic, examples
+from tests.training.on_bert import BackpropOnBert
 
 DENSE = DenseCodec(kind="dense")
 
@@ -49,18 +49,8 @@ def plans(spec):
     }
 
 
-class TestPart(TrainerLaws):
+class TestPart(BackpropOnBert):
     """The laws, with a plan of half of the adapter."""
-
-    @pytest.fixture(autouse=True)
-    def _model(self, bert):
-        self.model = bert
-
-    def trainer(self):
-        return BackpropTrainer(self.model, 0)
-
-    def start(self):
-        return self.model.initial_state()
 
     def examples(self):
         return federations.examples(6, language_model=False)
@@ -70,9 +60,6 @@ class TestPart(TrainerLaws):
 
     def training(self):
         return BackpropTraining(kind="backprop", batch_size=4, learning_rate=1e-2)
-
-    def diverging(self):
-        return BackpropTraining(kind="backprop", learning_rate=1e38, epochs=4.0, batch_size=4)
 
 
 def train(model, changes, plan, *, start=None, given=None):

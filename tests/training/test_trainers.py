@@ -14,6 +14,7 @@ from headwater.training.minibatches import minibatches
 from headwater.training.noop import NoopTrainer
 from tests.laws.trainer_laws import TrainerLaws
 from tests.support import federations
+from tests.training.on_bert import BackpropOnBert
 
 VECTOR = StateSpec((TensorSpec("vector", (50,), "vector"),))
 
@@ -48,25 +49,12 @@ def bert(tmp_path_factory):
     return federations.adapted(loaded)
 
 
-class TestBackprop(TrainerLaws):
-    @pytest.fixture(autouse=True)
-    def _model(self, bert):
-        self.model = bert
-
-    def trainer(self):
-        return BackpropTrainer(self.model, 0)
-
-    def start(self):
-        return self.model.initial_state()
-
+class TestBackprop(BackpropOnBert):
     def examples(self):
         return federations.examples(10, language_model=False)
 
     def training(self):
         return BackpropTraining(kind="backprop", epochs=1.5, batch_size=4, learning_rate=1e-2)
-
-    def diverging(self):
-        return BackpropTraining(kind="backprop", learning_rate=1e38, epochs=4.0, batch_size=4)
 
     def result(self, **changes):
         plan_changes = {k: changes.pop(k) for k in ("fisher", "learning_rate_factor") if k in changes}
