@@ -27,7 +27,9 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MODULES = ("layers.0.q_proj", "layers.0.v_proj")
 
 
-def adapter(folder: Path, seed: int = 0, *, modules=MODULES, rows=6, rank=2, notes=None, **config) -> Path:
+def adapter(
+    folder: Path, seed: int = 0, *, modules=MODULES, rows=6, columns=5, rank=2, notes=None, **config
+) -> Path:
     """A small LoRA adapter, or one that ``config`` makes something else."""
     draw = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -35,7 +37,7 @@ def adapter(folder: Path, seed: int = 0, *, modules=MODULES, rows=6, rank=2, not
         {
             f"base_model.model.{module}.lora_{letter}.weight": draw.standard_normal(shape).astype("<f4")
             for module in modules
-            for letter, shape in (("A", (rank, 5)), ("B", (rows, rank)))
+            for letter, shape in (("A", (rank, columns)), ("B", (rows, rank)))
         },
         folder / WEIGHTS,
     )
