@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from headwater.experts.numbers import TYPES, bits_of
@@ -31,7 +30,7 @@ def decompress(adapter: PeftFolder, out: Path, *, overwrite: bool = False) -> No
             _write(adapter.head, folder / HEAD)
         write_json(folder / CONFIG, adapter.config)
         if adapter.notes:
-            write_json(folder / NOTES, _whole_notes(adapter.notes))
+            write_json(folder / NOTES, adapter.notes)
 
 
 def _write(tensors: Tensors, path: Path) -> None:
@@ -43,9 +42,3 @@ def _write(tensors: Tensors, path: Path) -> None:
             else:
                 bits = bits_of(values.reshape(-1), TYPES[place.dtype])
                 file.add_bits(name, bits.reshape(values.shape), place.dtype)
-
-
-def _whole_notes(notes: Mapping[str, object]) -> dict[str, object]:
-    """With the fields that say no, which the file leaves out."""
-    empty = {"labels": None, "chat": False, "system": None, "ends": None, "pooling": None, "rows": None}
-    return empty | {"read_at_last_token": False, "token_types": False, "pad_token_id": None} | dict(notes)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from headwater.errors import ConfigError, ModelError
+from headwater.experts.fields import whole_notes
 from headwater.experts.layout import FACTORS, HINT, NUMBERS, Layout, Part
 from headwater.experts.parts import ONE, ORIGIN, number_type, read_factors, read_numbers, read_ternary
 from headwater.experts.ternary_factors import TernaryFactors
@@ -56,7 +57,8 @@ def open_adapter(path: Path, origin: PeftFolder | None = None) -> PeftFolder:
     }
     if factors and config["peft_type"] != LORA[0]:
         raise ModelError(f"{path}", expected="factors in LoRA only", got=config["peft_type"], hint=HINT)
-    return PeftFolder.of(path, merged_config(config, factors), layout.header.notes, own, head)
+    notes = whole_notes(layout.header.notes)
+    return PeftFolder.of(path, merged_config(config, factors), notes, own, head)
 
 
 def _require_origin(layout: Layout, origin: PeftFolder | None) -> None:

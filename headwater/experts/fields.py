@@ -108,6 +108,14 @@ def note_fields(who: str, notes: Mapping[str, Any]) -> dict[str, Any]:
     return _checked(who, NoteFields, {k: v for k, v in notes.items() if k not in DROPPED_NOTES})
 
 
+def whole_notes(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Notes with the fields that say nothing or no, which a file leaves out; none where there are none."""
+    empty = {
+        name: field.default for name, field in NoteFields.model_fields.items() if not field.is_required()
+    }
+    return empty | dict(fields) if fields else {}
+
+
 def to_bytes(fields: Mapping[str, Any]) -> bytes:
     """Canonical JSON: keys sorted, no spaces, ASCII."""
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")

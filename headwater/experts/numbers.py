@@ -91,9 +91,10 @@ def decode(reader: Reader, count: int, kind: NumberType) -> Array:
     planes = np.empty((count, kind.width), np.uint8)
     for at in reversed(range(kind.width)):
         planes[:, at] = _decode_plane(reader, count)
-    rotated = planes.reshape(-1).view(kind.bits)
+    rotated: Array = planes.reshape(-1).view(kind.bits)
     one, top = np.array(1, rotated.dtype), np.array(8 * kind.width - 1, rotated.dtype)
-    return (rotated >> one) | (rotated << top)
+    bits: Array = (rotated >> one) | (rotated << top)
+    return bits
 
 
 def _encode_plane(plane: npt.NDArray[np.uint8]) -> bytes:

@@ -11,7 +11,7 @@ from headwater.compression.ternary import MINUS, PLUS, kept, select
 from headwater.experts import numbers
 from headwater.experts.layout import FACTORS, NUMBERS, TERNARY, Part
 from headwater.experts.numbers import TYPES, NumberType
-from headwater.experts.ternary_factors import Signs, TernaryFactors, to_bfloat16
+from headwater.experts.ternary_factors import Signs, TernaryFactors, signs_of, to_bfloat16
 from headwater.merging.offline.tensor_file import Array
 
 ZERO, ONE, ORIGIN = 0, 1, 2
@@ -52,7 +52,7 @@ def read_factors(reader: Reader, part: Part) -> TernaryFactors:
         reader.end()
         return TernaryFactors(np.zeros((1, columns), np.int8), np.zeros((rows, 1), np.int8), magnitudes)
     blocks = [_read_counts(reader, rows * rank), _read_counts(reader, rank * columns)]
-    b, a = (_signs(symbols) for symbols in unpack(reader, blocks))
+    b, a = (signs_of(symbols) for symbols in unpack(reader, blocks))
     b, a = b.reshape(rows, rank), a.reshape(rank, columns)
     if not (magnitudes.all() and b.any(axis=0).all() and a.any(axis=1).all()):
         raise reader.fail("directions that are not zero", "one that is")
@@ -89,7 +89,8 @@ def read_ternary(reader: Reader, part: Part) -> npt.NDArray[np.float32]:
     block = _read_counts(reader, part.values)
     if not block.counts[PLUS] + block.counts[MINUS]:
         raise reader.fail("a value that is not zero", "none")
-    return (_signs(unpack(reader, [block])[0]) * scale[0]).reshape(part.shape)
+    distance: npt.NDArray[np.float32] = signs_of(unpack(reader, [block])[0]) * scale[0]
+    return distance.reshape(part.shape)
 
 
 def numbers_part(name: str, values: Array, kind: NumberType) -> tuple[Part, bytes]:
@@ -116,10 +117,6 @@ def number_type(part: Part) -> NumberType:
 def _block(signs: Signs) -> tuple[Symbols, Block]:
     symbols = np.where(signs < 0, MINUS, signs).astype(np.int32).reshape(-1)
     return symbols, Block(tuple(np.bincount(symbols, minlength=3).tolist()))
-
-
-def _signs(symbols: Symbols) -> Signs:
-    return (symbols == PLUS).astype(np.int8) - (symbols == MINUS).astype(np.int8)
 
 
 def _read_counts(reader: Reader, count: int) -> Block:

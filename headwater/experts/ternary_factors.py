@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from headwater.compression.entropy import Symbols
 from headwater.compression.ternary import MINUS, PLUS, kept, select
+from headwater.experts.numbers import TYPES, bits_of, values_of
 from headwater.merging.offline.low_rank import EXACT
 from headwater.merging.offline.rule import Floats
 
@@ -78,9 +80,16 @@ def balanced(b: Floats, a: Floats) -> tuple[Floats, Floats]:
 
 def to_bfloat16(values: Floats) -> npt.NDArray[np.float32]:
     """The nearest values of bfloat16, ties to even, as float32; the largest finite one at most."""
-    wide = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
-    bits = (wide + 0x7FFF + ((wide >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
-    return (np.minimum(bits, 0x7F7F).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    nearest: npt.NDArray[np.float32] = values_of(
+        np.minimum(bits_of(values, TYPES["BF16"]), np.uint16(0x7F7F)), TYPES["BF16"]
+    )
+    return nearest
+
+
+def signs_of(symbols: Symbols) -> Signs:
+    """Symbols of the coder as −1, 0 and 1."""
+    signs: Signs = (symbols == PLUS).astype(np.int8) - (symbols == MINUS).astype(np.int8)
+    return signs
 
 
 def _largest(b: Floats, a: Floats, density: float) -> tuple[Signs, Signs]:
@@ -91,8 +100,7 @@ def _largest(b: Floats, a: Floats, density: float) -> tuple[Signs, Signs]:
     if not b.size:
         return np.zeros(b.shape, np.int8), np.zeros(a.shape, np.int8)
     values = np.concatenate([_useful(b.T).T.reshape(-1), _useful(a).reshape(-1)])
-    symbols = select(values.astype(np.float32), kept(values.size, density))
-    signs = (symbols == PLUS).astype(np.int8) - (symbols == MINUS).astype(np.int8)
+    signs = signs_of(select(values.astype(np.float32), kept(values.size, density)))
     return signs[: b.size].reshape(b.shape), signs[b.size :].reshape(a.shape)
 
 

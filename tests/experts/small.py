@@ -48,6 +48,7 @@ def lora(folder: Path, seed: int = 0, head: bool = False, **config: object) -> P
         save_file({"weight": normal(2, 24), "bias": normal(2)}, folder / "head.safetensors")
         notes = {"format": "headwater.adapter.v1", "kind": "encoder", "labels": ["no", "yes"], "chat": False}
         notes |= {"system": None, "pooling": "mean", "base": {"path": "base"}, "card": {"rounds": 3}}
+        notes |= {"ends": None, "token_types": False, "rows": {"data": {"max_tokens": 48}}}
         (folder / "headwater.json").write_text(json.dumps(notes))
     return folder
 

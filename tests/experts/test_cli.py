@@ -70,6 +70,7 @@ def test_merge_takes_files(adapter, tmp_path):
     done = headwater("merge", adapter, tmp_path / "b.hw", "-o", tmp_path / "out")
     assert done.code == 0, done.err
     assert PeftFolder.open(tmp_path / "out").modules
+    assert "another way" not in done.out  # the notes of both say that rows are read alike
     assert headwater("merge", adapter, tmp_path / "b.hw", "--dry-run").code == 0
 
 
