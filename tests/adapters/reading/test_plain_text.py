@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from headwater.adapters.reading.settings import Reading
 from headwater.adapters.reading.tokenizer import TextTokenizer
-from headwater.config.data import CausalLMData
+from headwater.config.data import CausalLMData, InstructionData
 from headwater.errors import DataError, ModelError
 from headwater.seeds.keys import Key
 from tests.support.tiny_models import tiny_bert, tiny_gpt2, tiny_llama
@@ -169,6 +169,20 @@ def test_what_the_tokenizer_puts_before_a_text_stands_before_a_running_text(befo
     if before:
         with pytest.raises(ModelError, match=r"ids below 1, .*got.* [1-4]"):
             tokenizer.fit(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"template_sha256": "0" * 64}, {"template_arguments": {"enable_thinking": False}}, {"ends": [7]}],
+)
+def test_an_adapter_of_chats_is_not_asked_in_other_turns_than_it_learnt(tokenizers, change):
+    place = {"path": "-", "partition": {"kind": "files"}}
+    data = InstructionData.model_validate({"kind": "instruction", "max_tokens": 8, **place})
+    notes = Reading(data, 4, Key(bytes(32))).notes(tokenizers["tiny_llama"])
+    assert Reading.read(notes, tokenizers["tiny_llama"], "adapter").data == data
+    notes["chat"] |= change
+    with pytest.raises(ModelError, match="the chat template's turns as in training"):
+        Reading.read(notes, tokenizers["tiny_llama"], "adapter")
 
 
 def test_an_adapter_of_running_text_remembers_what_stood_before_it(tokenizers):

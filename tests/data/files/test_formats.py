@@ -51,12 +51,12 @@ def test_datasets_folders_need_pyarrow_only(tmp_path):
     datasets.DatasetDict({"train": plain, "test": plain}).save_to_disk(tmp_path / "dict")
     datasets.DatasetDict({"test": plain}).save_to_disk(tmp_path / "no-train")
     classes = datasets.Features({"y": datasets.ClassLabel(names=["bad", "good"])})
-    datasets.Dataset.from_dict({"y": [1, 0, None]}, features=classes).save_to_disk(tmp_path / "classes")
+    datasets.Dataset.from_dict({"y": [1, 0, None, -1]}, features=classes).save_to_disk(tmp_path / "classes")
     assert list(read_rows(tmp_path / "plain").columns["text"]) == [row["text"] for row in ROWS]
     assert list(read_rows(tmp_path / "selected").columns["label"]) == ["pos", "pos"]
     assert read_rows(tmp_path / "selected").text("text", 0) == ROWS[2]["text"]
     assert len(read_rows(tmp_path / "dict")) == len(read_rows(tmp_path / "dict" / "test")) == 3
-    assert list(read_rows(tmp_path / "classes").columns["y"]) == ["good", "bad", None]
+    assert list(read_rows(tmp_path / "classes").columns["y"]) == ["good", "bad", None, None]
     with pytest.raises(DataError, match=r"'train'.*'test'"):
         read_rows(tmp_path / "no-train")
 
