@@ -15,7 +15,7 @@ from headwater.server.metrics import metric_name
 from headwater.server.trackers.tracker import RunStart
 from headwater.server.trackers.tracker_thread import TrackerReport, TrackerThread
 
-DRAIN_S = 5.0
+DRAIN_S = 10.0
 """How long a run's end, however it comes, waits for all of its trackers together."""
 
 
