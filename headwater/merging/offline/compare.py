@@ -76,7 +76,7 @@ def _conflicts(adapters: Adapters) -> Floats:
         differ[:] += (used - agree) / 2
 
     for module in adapters.modules:
-        basis = Basis.of(adapters, module)
+        basis = Basis.of_changes(adapters, module)
         add([basis.core(*folder.factors(module)) for folder in adapters.folders])
     for name in adapters.plain:
         if (origin := adapters.origin(name)) is not None:

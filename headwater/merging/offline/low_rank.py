@@ -5,6 +5,9 @@ columns of [B_1 … B_T] and of the rows of [A_1; …; A_T]: with orthonormal ba
 s_i·B_i·A_i = U·C_i·Vᵀ and C_i = (Uᵀ·s_i·B_i)(A_i·V) (Core Space, Panariello et al. 2025, arXiv 2509.17786).
 Sums, singular values and truncations of the C_i are those of the changes; where R reaches a side of the
 weight, that side's basis is the identity, and memory is never more than the weight's own.
+
+The same change has many factors, B·R and R⁻¹·A. What a rotation does not touch is the same in any basis;
+rules that look at single values get the axes of :meth:`Basis.of_changes`, which the factors do not decide.
 """
 
 from __future__ import annotations
@@ -58,19 +61,32 @@ class Basis:
         return Basis(_axes(b_stack) if left else None, _axes(a_stack) if right else None)
 
     @staticmethod
-    def of_concatenation(adapters: Adapters, module: str) -> Basis:
-        """U, the left singular vectors of [s_1·B_1·A_1 … s_T·B_T·A_T], and the identity on the right.
+    def of_changes(adapters: Adapters, module: str, *, columns: bool = True) -> Basis:
+        """With axes that the changes τ_i decide, whatever factors make them.
 
-        They are the eigenvectors of Σ C_i·C_iᵀ in the coordinates of :meth:`of`, which span all there is.
+        U are the left singular vectors of [τ_1 … τ_T], and V the right ones of the τ_i below each other:
+        eigenvectors of Σ C_i·C_iᵀ and Σ C_iᵀ·C_i in the coordinates of :meth:`of`. A side that is the
+        identity there has the weight's own coordinates.
+
+        Args:
+            adapters: whose changes.
+            module: of which weight.
+            columns: whether V is that; else V is the identity, and U what it is on any side.
         """
-        basis = Basis.of(adapters, module)
-        gram: Floats | float = 0.0
+        spans = Basis.of(adapters, module)
+        turn_left, turn_right = spans.left is not None or not columns, spans.right is not None and columns
+        if not turn_left and not turn_right:
+            return spans
+        rows_gram: Floats | float = 0.0
+        columns_gram: Floats | float = 0.0
         for folder in adapters.folders:
-            core = basis.core(*folder.factors(module))
-            gram = gram + core @ core.T
-        _, axes = np.linalg.eigh(gram)
-        axes = _one_sign(axes[:, ::-1])
-        return Basis(axes if basis.left is None else basis.left @ axes, None)
+            core = spans.core(*folder.factors(module))
+            if turn_left:
+                rows_gram = rows_gram + core @ core.T
+            if turn_right:
+                columns_gram = columns_gram + core.T @ core
+        left = _turned(spans.left, rows_gram) if turn_left else None
+        return Basis(left, _turned(spans.right, columns_gram) if turn_right else None)
 
     def core(self, b: Floats, a: Floats) -> Floats:
         """C [a, b] of the change B·A."""
@@ -136,6 +152,14 @@ def _axes(stack: Floats) -> Floats:
     u, s, _ = np.linalg.svd(triangle)
     rank = max(1, int(np.count_nonzero(s > 1e-12 * s[0]))) if s[0] else 1
     return _one_sign(q @ u[:, :rank])
+
+
+def _turned(axes: Floats | None, gram: Floats | float) -> Floats:
+    """The eigenvectors of a Gram matrix in coordinates ``axes``, the largest first, no null space."""
+    values, vectors = np.linalg.eigh(gram)
+    rank = max(1, int(np.count_nonzero(values > EXACT**2 * values[-1])))
+    vectors = vectors[:, ::-1][:, :rank]
+    return _one_sign(vectors if axes is None else axes @ vectors)
 
 
 def _one_sign(axes: Floats) -> Floats:

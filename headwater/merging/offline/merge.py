@@ -5,7 +5,8 @@ A LoRA weight is merged in one of four *spaces*:
 - ``product``: the changes s·B·A themselves, exactly, for rules that are linear (FlexLoRA's result,
   arXiv 2402.11505).
 - ``core``: their coordinates in the bases of :mod:`headwater.merging.offline.low_rank`, for all other rules
-  (arXiv 2509.17786). Linear rules give there what they give in ``product``.
+  (arXiv 2509.17786). They depend on the changes and not on their factors. Linear rules give there what they
+  give in ``product``.
 - ``stack``: for linear rules, the factors side by side (FLoRA, arXiv 2409.05976): exact, of rank Σ r_i.
 - ``factors``: A and B each by itself (FedIT, arXiv 2305.05644). A product of merged factors is not the merge
   of the products; it is there to compare, and for adapters that share their A.
@@ -168,8 +169,11 @@ class Merge:
 
     def _in_core(self, module: str) -> MergedWeight:
         rule, part = self.recipe.rule, self.adapters.first.modules[module]
-        concatenated = isinstance(rule, ValueRule) and rule.axes == "concatenation"
-        basis = (Basis.of_concatenation if concatenated else Basis.of)(self.adapters, module)
+        if isinstance(rule, LinearRule | MatrixRule):
+            basis = Basis.of(self.adapters, module)
+        else:
+            left = isinstance(rule, ValueRule) and rule.axes == "concatenation"
+            basis = Basis.of_changes(self.adapters, module, columns=not left)
         side = min(part.rows, part.columns)
         core = self._combine(module, lambda i: basis.core(*self.adapters.folders[i].factors(module)), side)
         b, a, spectrum = basis.factors(core, self.recipe.truncation)
