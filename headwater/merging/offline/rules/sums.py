@@ -25,8 +25,10 @@ class ElectedSigns(ValueRule):
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
         share = weight * values
-        positive = np.maximum(share, 0.0)
-        return positive, positive - share, weight * (values > 0), weight * (values < 0)
+        positive: Floats = np.maximum(share, 0.0)
+        up: Floats = np.multiply(weight, values > 0)
+        down: Floats = np.multiply(weight, values < 0)
+        return positive, positive - share, up, down
 
     def result(self, sums: tuple[Floats, ...]) -> Floats:  # noqa: D102 - inherited
         positive, negative, for_positive, for_negative = sums
