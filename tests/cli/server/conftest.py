@@ -1,5 +1,6 @@
-"""An organiser that only remembers and its control port: fixtures of these tests."""
+"""An organiser that only remembers, its control port and a daemon's folder: fixtures of these tests."""
 
+from tests.cli.server.folders import folder
 from tests.support.control_port import organiser, server
 
-__all__ = ["organiser", "server"]
+__all__ = ["folder", "organiser", "server"]

@@ -6,6 +6,9 @@ from headwater.client.agent.task_handler import TaskHandler
 from headwater.protocol.messages import ClientProfile
 from tests.client.agent.devices import agent_file, ask, profile_request, sign
 from tests.client.agent.fakes import FEDERATION, FakeWorker, HandlerInFolder
+from tests.client.agent.homes import home
+
+__all__ = ["home", "make"]
 
 
 @pytest.fixture

@@ -18,19 +18,8 @@ from headwater.client.agent.task_handler import AgentStopping
 from headwater.errors import DataError, DecodeError
 from headwater.proto.wire import decode_signed
 from headwater.protocol.failures import FailureCode
-from headwater.protocol.messages import (
-    ClientFailure,
-    EncodedUpdate,
-)
-from tests.client.agent.devices import (
-    RUN,
-    evaluation_of,
-    opened,
-    parts,
-    profile_request,
-    sign,
-    vector_train,
-)
+from headwater.protocol.messages import ClientFailure, EncodedUpdate
+from tests.client.agent.devices import RUN, evaluation_of, opened, parts, profile_request, sign, vector_train
 from tests.client.agent.fakes import FEDERATION, LOST, FakeWorker, HandlerInFolder, no
 
 

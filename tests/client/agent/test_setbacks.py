@@ -1,14 +1,10 @@
-"""What a device could not do: kept until mended, tried again later, and told to the owner in full."""
+"""What a device could not do: pauses, the owner's files, failures that go on, room."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 from dataclasses import dataclass, replace
-from datetime import datetime
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,95 +14,16 @@ from headwater.cli.client import status as client_status
 from headwater.client.agent import disk_room as room
 from headwater.client.agent import setbacks
 from headwater.client.agent.backoff import FIRST_S, LONGEST_S, Backoff
-from headwater.client.agent.data_stamp import RowsRead, stamp
+from headwater.client.agent.data_stamp import stamp
 from headwater.client.agent.disk_room import SLACK_BYTES, needed_bytes
 from headwater.client.agent.outbox import Outbox
-from headwater.client.agent.owner_log import StatusFile
-from headwater.client.agent.problems import MOST_PROBLEMS, Problem, Problems, read_problems
-from headwater.client.agent.task_handler import RECHECK_S, TaskHandler
 from headwater.client.execution.execute import execute
 from headwater.client.execution.store import DirectoryStore
-from headwater.data.files.problems import BadRows
-from headwater.errors import DataError, ModelError, StorageError, TrainingError
+from headwater.errors import ModelError, StorageError, TrainingError
 from headwater.protocol.failures import Failure, FailureCode, coded
-from headwater.protocol.messages import ClientFailure, ClientProfile, EncodedUpdate
-from tests.client.agent.devices import (
-    RUN,
-    TextDevice,
-    agent_file,
-    ask,
-    evaluation_of,
-    profile_request,
-    sign,
-    vector_federation,
-    vector_train,
-)
-from tests.client.agent.fakes import FakeWorker
-
-FEDERATION = vector_federation()
-PROFILE, TRAIN = profile_request(FEDERATION), vector_train(FEDERATION)
-BAD = BadRows([DataError(f"ann.jsonl:{n}", got="'goood'", hint="Mend it.") for n in (3, 7, 9)], 3)
-
-
-class Clock:
-    """Seconds and local time, moved by hand."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(1_800_000_000 + self.seconds)
-
-
-class Home:
-    """An owner's folder, with an agent in it that can be started again."""
-
-    def __init__(self, folder: Path, policy=None) -> None:
-        self.folder, self.log, self.clock, self.worker = folder, [], Clock(), FakeWorker()
-        (folder / "ann.jsonl").write_text("{}\n")
-        self.start(policy)
-
-    def start(self, policy=None) -> None:
-        self.settings = agent_file(self.folder, policy)
-        self.handler = TaskHandler(
-            self.settings, self.worker, sign, self.log.append, now=self.clock.now, clock=self.clock
-        )
-
-    def ask(self, request):
-        return ask(self.handler, request)
-
-    def code(self, request) -> FailureCode | None:
-        reply = self.ask(request)
-        return reply.failure.code if isinstance(reply, ClientFailure) else None
-
-    def wait(self, seconds: float) -> None:
-        self.clock.seconds += seconds
-
-    def recheck(self) -> None:
-        self.wait(RECHECK_S + 1)
-        self.handler.recheck()
-
-    def edit(self) -> None:
-        (self.folder / "ann.jsonl").write_text(f"{self.clock.seconds}\n")
-
-    def status(self) -> list[tuple[str, str]]:
-        status = StatusFile(self.settings.state / "status.json", "server:1", self.settings.sha256)
-        status.rows(self.handler.rows)
-        return list(client_status.lines(self.settings, self.clock.now()))
-
-    def needs(self) -> list[str]:
-        return [text for key, text in self.status() if key == "needs you"]
-
-
-@pytest.fixture
-def home(tmp_path):
-    return Home(tmp_path)
-
-
-# --- pauses ---------------------------------------------------------------------------------------
+from headwater.protocol.messages import EncodedUpdate
+from tests.client.agent.devices import RUN, TextDevice, evaluation_of, profile_request
+from tests.client.agent.homes import BAD, FEDERATION, PROFILE, TRAIN
 
 
 def test_pauses_double_up_to_an_hour_and_begin_with_the_second_failure():
@@ -145,9 +62,6 @@ def test_other_files_end_a_pause_and_are_looked_at_in_a_pause_only():
     assert backoff.failed("r", "train", FailureCode.TRAINING_FAILED, 130.0, "new") == 0
 
 
-# --- the owner's files ----------------------------------------------------------------------------
-
-
 def test_every_change_of_a_file_changes_the_stamp_and_the_agents_own_do_not(tmp_path):
     data, state = tmp_path / "data", tmp_path / "data" / "state"
     (data / "deep").mkdir(parents=True)
@@ -171,158 +85,6 @@ def test_every_change_of_a_file_changes_the_stamp_and_the_agents_own_do_not(tmp_
     assert changed()
     (state / "usage.json").write_text("x")
     assert not changed()
-
-
-# --- problems -------------------------------------------------------------------------------------
-
-
-def test_all_bad_rows_stand_in_the_status_until_mended(home):
-    home.worker.error = BAD
-    assert home.code(PROFILE) is FailureCode.DATA_REFUSED
-    (shown,) = home.needs()
-    for row in ("ann.jsonl:3", "ann.jsonl:7", "ann.jsonl:9", "Mend it.", "-> Mend the data"):
-        assert row in shown
-    assert f"since {home.clock.now():%Y-%m-%d}" in shown
-    home.start()  # after a restart too
-    assert home.needs() == [shown]
-    home.worker.error = None
-    home.recheck()
-    assert home.needs() == [shown], "nothing has changed: nothing is tried"
-    home.edit()
-    home.recheck()
-    assert home.needs() == []
-    assert home.log[-1].startswith(f"run {RUN}: profile: mended: 3 rows")
-
-
-def test_a_change_that_mends_nothing_shows_what_is_wrong_now(home):
-    home.worker.error = BAD
-    home.code(PROFILE)
-    home.edit()
-    home.worker.error = DataError("ann.jsonl:8", got="'bda'")
-    home.recheck()
-    (shown,) = home.needs()
-    assert "ann.jsonl:8" in shown
-    assert "ann.jsonl:3" not in shown
-    asked = len(home.worker.asked)
-    home.recheck()
-    assert len(home.worker.asked) == asked, "once for each change"
-
-
-def test_the_server_may_be_the_one_to_find_it_mended(home):
-    home.worker.error = BAD
-    home.code(PROFILE)
-    home.worker.error = None
-    assert isinstance(home.ask(PROFILE), ClientProfile)
-    assert home.needs() == []
-
-
-def test_the_log_names_the_rows_once_and_then_how_often(home):
-    home.worker.error = BAD
-    for _ in range(3):
-        home.wait(3 * LONGEST_S)
-        home.code(PROFILE)
-    refused = [line for line in home.log if "refused" in line]
-    assert "ann.jsonl:9" in refused[0]
-    assert "refused as before, 2 times since" in refused[1]
-    assert "refused as before, 3 times since" in refused[2]
-    assert all(": 3 rows" in line for line in refused)
-    assert re.search(r"cannot be used; tried again in [\d,]+ s, or when your files change$", refused[1])
-
-
-def test_a_rule_of_the_owner_is_a_problem_until_the_rule_changes(tmp_path):
-    home = Home(tmp_path, {"training": ["backprop"]})
-    assert home.code(PROFILE) is FailureCode.POLICY_TRAINING
-    (shown,) = home.needs()
-    assert "policy training ['backprop']: the task wants 'noop'" in shown
-    assert "Change the rule in [policy]" in shown
-    home.start({"training": ["backprop"]})
-    assert len(home.needs()) == 1
-    home.start({"training": ["backprop", "noop"]})
-    assert home.needs() == []
-
-
-def test_hours_and_caps_are_waits_with_their_end_and_no_problems(tmp_path):
-    home = Home(tmp_path)
-    now = home.clock.now()
-    soon = (now.hour + 2) % 24
-    rules = {"hours": f"{soon:02}:00-{(soon + 1) % 24:02}:00", "max_mb_per_day": 0.001}
-    home.start(rules)
-    assert home.code(PROFILE) is FailureCode.POLICY_HOURS
-    waits = [text for key, text in home.status() if key == "waits"]
-    assert waits[0].endswith(f"it works again at {soon:02}:00")
-    assert waits[1].endswith("nothing more is done before midnight")
-    assert home.needs() == []
-
-
-def test_an_agent_file_that_changed_since_the_start_is_said(home, monkeypatch):
-    monkeypatch.setattr("headwater.client.agent.agent.is_running", lambda state: True)
-    StatusFile(home.settings.state / "status.json", "server:1", home.settings.sha256)
-    changed = agent_file(home.folder, {"nice": 3})
-    needs = [text for key, text in client_status.lines(changed, home.clock.now()) if key == "needs you"]
-    assert needs == ["the agent file has changed since the agent started: end the agent and start it again"]
-    # with a full disk the agent could not write which file it has read: what is there may be older than it
-    monkeypatch.setattr("headwater.client.agent.disk_room.free_bytes", lambda state: 0)
-    (full,) = [text for key, text in client_status.lines(changed, home.clock.now()) if key == "needs you"]
-    assert "is full, 0 bytes are free" in full
-
-
-def test_data_that_changed_since_a_run_read_them_are_said_until_they_are_put_back(home, monkeypatch):
-    monkeypatch.setattr("headwater.client.agent.agent.is_running", lambda state: True)
-    data = home.settings.data
-    home.worker.rows = RowsRead.of("r1", data, skip=home.settings.state)
-    assert home.needs() == []
-    whole = data.read_text()
-    home.edit()
-    (line,) = home.needs()
-    assert "changed since run r1 read them" in line
-    assert home.needs() == [line], "until it is mended"
-    data.write_text(whole)
-    assert home.needs() == []
-    home.edit()
-    home.worker.rows = None  # the child has ended: the next one reads the new rows
-    assert home.needs() == []
-
-
-def test_weights_that_changed_are_told_from_a_model_that_was_never_there(tmp_path):
-    device = TextDevice(tmp_path / "theirs", tmp_path / "ours")
-    handler = TaskHandler(device.settings, FakeWorker(), sign, lambda line: None)
-    assert isinstance(ask(handler, device.profile()), ClientProfile)
-    path = device.theirs / "bert" / "config.json"
-    whole = path.read_text()
-    path.write_text(json.dumps(json.loads(whole) | {"hidden_act": "relu"}))
-    log: list[str] = []
-    again = TaskHandler(device.settings, FakeWorker(), sign, log.append)
-    for _ in range(2):
-        reply = ask(again, device.profile())
-        assert reply.failure.code is FailureCode.WEIGHTS_CHANGED
-    assert str(device.theirs / "bert") in next(iter(again.setbacks.problems)).text
-    StatusFile(device.settings.state / "status.json", "server:1", device.settings.sha256)
-    shown = client_status.lines(device.settings, datetime.now())
-    (needs,) = [text for key, text in shown if key == "needs you"]
-    assert needs.count("Put the organiser's files") == 1, "the advice stands once"
-    assert sum("Put the organiser's files" in line for line in log) == 1, "and in the log, which has no other"
-    missing = ask(again, replace(device.profile(), model_sha256="ab" * 32))
-    assert missing.failure.code is FailureCode.MODEL_MISSING
-    path.write_text(whole)
-    assert isinstance(ask(again, device.profile()), ClientProfile)
-    assert list(again.setbacks.problems) == []
-
-
-def test_problems_are_bounded_and_a_damaged_file_is_none(tmp_path):
-    problems = Problems(tmp_path / "p.json")
-    for number in range(3 * MOST_PROBLEMS):
-        problems.met(
-            Problem(f"r{number}", "train", FailureCode.DATA_REFUSED, "x" * 10**5, number, number, inputs="i")
-        )
-    found = read_problems(tmp_path / "p.json")
-    assert [p.run for p in found] == [f"r{n}" for n in range(2 * MOST_PROBLEMS, 3 * MOST_PROBLEMS)]
-    assert (tmp_path / "p.json").stat().st_size < 200_000
-    for text in ("", "[", "{}", "[1]", '[{"code": 99}]', json.dumps([{"run": 1}])):
-        (tmp_path / "p.json").write_text(text)
-        assert list(Problems(tmp_path / "p.json")) == []
-
-
-# --- failures that go on --------------------------------------------------------------------------
 
 
 def test_a_training_that_always_fails_is_not_done_in_every_round(home):
@@ -367,9 +129,6 @@ def test_a_run_that_the_device_has_forgotten_has_no_problem_any_more(home):
     for number in range(4):
         home.ask(profile_request(FEDERATION, run=f"{number}" * 8))
     assert home.needs() == []
-
-
-# --- room -----------------------------------------------------------------------------------------
 
 
 def disk(monkeypatch, free: list[int]) -> None:

@@ -12,11 +12,7 @@ from headwater.client.agent.task_handler import TaskHandler
 from headwater.errors import StorageError, TrainingError
 from headwater.proto.wire import decode_signed
 from headwater.protocol.failures import Failure, FailureCode, coded
-from headwater.protocol.messages import (
-    ClientFailure,
-    EncodedUpdate,
-    Evaluation,
-)
+from headwater.protocol.messages import ClientFailure, EncodedUpdate, Evaluation
 from tests.client.agent.devices import (
     agent_file,
     ask,
