@@ -139,7 +139,7 @@ def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("adapter", ["lora", "prompt", "prefix", "ia3"])
 @pytest.mark.parametrize("base", ["llama", "gpt2"])
-def test_the_late_heads_losses(tmp_path, base, adapter, monkeypatch):
+def test_the_chunked_heads_losses(tmp_path, base, adapter, monkeypatch):
     if (base, adapter) == ("gpt2", "prefix"):
         pytest.skip("transformers gives GPT-2 no cache of that form")
     monkeypatch.setattr("headwater.adapters.chunked_head._VALUES", 3 * 260)  # several parts
@@ -153,7 +153,7 @@ def test_the_late_heads_losses(tmp_path, base, adapter, monkeypatch):
     assert not model.network.peft.get_base_model().get_output_embeddings()._forward_pre_hooks
 
 
-def test_logits_that_are_changed_afterwards_have_no_late_head(tmp_path, monkeypatch):
+def test_logits_that_are_changed_afterwards_have_no_chunked_head(tmp_path, monkeypatch):
     """A cap at 30 leaves small logits as they are: 30·tanh(x/30)."""
     model, batch = noisy(tmp_path, "causal-lm", "llama", "lora")
     body = model.network.peft.get_base_model()

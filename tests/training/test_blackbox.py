@@ -98,9 +98,9 @@ class TestBlackbox(TrainerLaws):
     def test_what_is_sent_is_what_was_measured(self):
         """Whoever replays the coefficients has, bit for bit, the prompt that ``last_loss`` is about."""
         result, asked = self.asked()
-        span = SeededState(self.start(), self.directions(), SEEDS.unit_bits, result.delta.sums)
+        seeded_state = SeededState(self.start(), self.directions(), SEEDS.unit_bits, result.delta.sums)
         prompt, _, loss = asked[-1]
-        assert torch.equal(prompt, span.state().vector())
+        assert torch.equal(prompt, seeded_state.state().vector())
         assert result.metrics["last_loss"] == loss
 
     def test_sent_is_a_mean_and_none_of_the_candidates(self):

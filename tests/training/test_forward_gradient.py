@@ -190,15 +190,15 @@ def test_mean_and_second_moment(distribution, sign, directions):
 @pytest.mark.parametrize(
     "changes", [{}, {"momentum": 0.8}, {"directions": 4, "distribution": "gaussian"}], ids=str
 )
-def test_noise_is_the_scatter_of_deltas(changes):
-    """400 trainings of 6 steps: the scatter's standard error is some 400^-½·√2 ≈ 7 %; forgetting what
+def test_noise_is_the_variance_of_deltas(changes):
+    """400 trainings of 6 steps: the variance's standard error is some 400^-½·√2 ≈ 7 %; forgetting what
     momentum repeats makes it wrong by a factor of 6, one step too many or too few by 17 % or more."""
     model = Quadratic.random(flat(20), seed=1)
     training = forward(learning_rate=1e-4, epochs=6.0, **changes)
     results = [train(model, training, seed=seed) for seed in range(400)]
     deltas = torch.stack([r.delta["vector"].double() for r in results])
-    scatter = float(deltas.var(0).sum())
-    assert np.mean([r.noise for r in results]) == pytest.approx(scatter, rel=0.16)
+    variance = float(deltas.var(0).sum())
+    assert np.mean([r.noise for r in results]) == pytest.approx(variance, rel=0.16)
 
 
 @pytest.mark.parametrize("changes", [{"optimizer": "adamw"}, {"candidates": 6}], ids=str)
