@@ -6,6 +6,7 @@ No torch.
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -198,7 +199,8 @@ def plain_spans(table: Table, row: int, settings: RowData) -> Spans:
         for message in conversation_of(table, row, settings).messages:
             spans.append((f"{message['role']}: ", False))
             loss = message["role"] == "assistant" and message.get("weight") != 0
-            spans += [(str(message["content"]), loss), ("\n", False)]
+            said = [str(message["content"]), *(json.dumps(c) for c in message.get("tool_calls", ()))]
+            spans += [(" ".join(filter(None, said)), loss), ("\n", False)]
         return spans[:-1]
     text, pair = texts_of(table, row, settings)
     spans = [(text, isinstance(settings, CausalLMData))]

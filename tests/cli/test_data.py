@@ -77,6 +77,23 @@ def test_conversations_as_the_model_sees_them(tmp_path, models):
     assert own["tokens"]["max"] == own["tokens"]["min"]
 
 
+def test_a_call_of_a_tool_is_shown_as_what_is_learnt(tmp_path):
+    """Without a model, too, of which a template would say how it is written."""
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"of": "today"}'}}
+    said = [
+        {"role": "user", "content": "rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "none"},
+        {"role": "assistant", "content": "No."},
+    ]
+    found, done = checked(write_jsonl(tmp_path / "calls.jsonl", [{"messages": said}]))
+    assert done.code == 0
+    learnt = json.dumps({"type": "function", "function": {"name": "weather", "arguments": {"of": "today"}}})
+    assert found["samples"][0]["text"] == (
+        f"user: rain?\nassistant: [[{learnt}]]\ntool: none\nassistant: [[No.]]"
+    )
+
+
 def test_rows_that_fill_max_tokens_are_named_and_end_in_3(tmp_path, models):
     path = write_jsonl(tmp_path / "chats.jsonl", CHATS)
     found, done = checked(path, "--model", models[1], "--set", "data.max_tokens=20")
