@@ -95,7 +95,7 @@ class Usage:
         return self._day
 
     def add(self, now: datetime, *, bytes: int = 0, work_s: float = 0.0) -> None:
-        """Count more; on disk before it returns.
+        """Add to the day's counters; they are on disk when this returns.
 
         Raises:
             StorageError: it could not be written; it is counted in this process all the same.

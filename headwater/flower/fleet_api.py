@@ -124,7 +124,7 @@ class FleetApi:
             raise HTTPException(401, "Invalid SuperNode authentication") from error
 
     def forget(self, key: bytes) -> None:
-        """A node's key is registered no more."""
+        """The node's key is no longer registered."""
         self._signed.pop(key, None)
 
 

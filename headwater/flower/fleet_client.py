@@ -118,7 +118,7 @@ class FleetClient:
         self._http.close()
 
     def activate(self) -> None:
-        """Come in, taking over from an agent with the same keys. What was not answered comes again."""
+        """Activate the node, in place of an agent with the same keys. Unanswered requests come again."""
         request = fleet_pb2.ActivateNodeRequest(public_key=self._node_key, heartbeat_interval=HEARTBEAT_S)
         answer = self._call("activate-node", request, fleet_pb2.ActivateNodeResponse)
         with self._lock:
@@ -126,7 +126,7 @@ class FleetClient:
                 self._node, self._fetching = answer.node_id, None
 
     def deactivate(self) -> None:
-        """Say goodbye: the server counts on this device no longer."""
+        """Deactivate the node: the server no longer counts on this device."""
         request = fleet_pb2.DeactivateNodeRequest(node_id=self._node)
         self._call("deactivate-node", request, fleet_pb2.DeactivateNodeResponse)
 

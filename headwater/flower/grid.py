@@ -117,7 +117,7 @@ class LinkGrid(Grid):
         return replies
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Nobody waits for these any more: messages, replies and half replies are gone."""
+        """Forget these messages, with their replies and half replies."""
         for message_id in message_ids:
             self._link_state.drop(message_id)
 

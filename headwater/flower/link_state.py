@@ -123,13 +123,13 @@ class HeadwaterLinkState(InMemoryLinkState):
             return []
 
     def confirm(self, message_id: str) -> None:
-        """Its receiver has it: not again, unless that starts anew."""
+        """Mark a request as received: it is not delivered again unless its receiver restarts."""
         with self.lock:
             if message_id in self.message_ins_store:
                 self.message_ins_store[message_id].metadata.delivered_at = "confirmed"
 
     def drop(self, message_id: str) -> None:
-        """Nobody waits for this message any more: it, its objects and its reply are gone."""
+        """Forget this message, with its objects and its reply."""
         with self.lock:
             message = self.message_ins_store.pop(message_id, None)
             if message is None:

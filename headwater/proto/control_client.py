@@ -79,7 +79,7 @@ class ControlClient:
         self.close()
 
     def status(self) -> Status:
-        """Everything at a glance."""
+        """The state of the daemon, its runs and clients."""
         return rows.status_from_message(self._ask("GetStatus", _message(pb.GetStatusRequest), pb.Status))
 
     def watch(
@@ -161,7 +161,7 @@ class ControlClient:
         )
 
     def revoke(self, client: str) -> ClientRow:
-        """End both of the client's keys, at once."""
+        """Revoke both of the client's keys, at once."""
         return rows.client_from_message(
             self._ask("Revoke", _message(pb.RevokeRequest, client=client), pb.ClientRow)
         )

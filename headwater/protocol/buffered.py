@@ -286,7 +286,7 @@ class BufferedCoordinator(CoordinatorBase[BufferedRules]):
     # --- what the handlers share ------------------------------------------------------------------
 
     def _forget(self, client: str) -> None:
-        """Nothing is expected of this client any longer."""
+        """Stop expecting anything of this client."""
         self._working.pop(client, None)
         self._asked_s.pop(client, None)
 
@@ -296,7 +296,7 @@ class BufferedCoordinator(CoordinatorBase[BufferedRules]):
             self._forget(event.client)
 
     def _room(self) -> int:
-        """How many more may be put to work."""
+        """How many more clients may be asked now."""
         rules = self._rules
         if rules.at_once is None:
             return len(self._queue)
@@ -305,7 +305,7 @@ class BufferedCoordinator(CoordinatorBase[BufferedRules]):
         return max(0, rules.at_once - busy - len(self._folding))
 
     def _settle(self) -> list[Action]:
-        """Make the version if the buffer is full or nobody is left; else put the free to work."""
+        """Make the version if the buffer is full or no client is left; else ask the free clients."""
         count, folding = len(self._accepted), len(self._folding)
         if count + folding >= self._rules.buffer:
             return [] if folding else self._end()

@@ -130,7 +130,7 @@ class Organiser(Protocol):
     """
 
     def status(self) -> Status:
-        """Everything at a glance."""
+        """The state of the daemon, its runs and clients."""
 
     def watch(self, after: int = 0, ended: Callable[[], bool] = lambda: False) -> Iterator[WatchEvent]:
         """Events after ``after`` (0: from now on; -1: all that are remembered), one by one.
@@ -158,7 +158,7 @@ class Organiser(Protocol):
         """Enrol the device that made this enrolment request."""
 
     def revoke(self, client: str) -> ClientRow:
-        """End both of the client's keys, at once."""
+        """Revoke both of the client's keys, at once."""
 
     def adapters(self, run: str = "") -> tuple[AdapterRow, ...]:
         """All versions of a run (of the latest run, if empty)."""

@@ -32,7 +32,7 @@ MAX_NUMBER = 2**53
 
 
 class FailureCode(IntEnum):
-    """The closed list. Numbers are for ever; a reader takes one that it does not know for UNSPECIFIED."""
+    """All codes. A number never changes its meaning; a reader takes an unknown one for UNSPECIFIED."""
 
     UNSPECIFIED = 0
     INTERNAL = 1

@@ -177,7 +177,7 @@ class MachineRules(Protocol):
 
     @property
     def retry_s(self) -> float | None:
-        """After how long whoever failed is asked again; None: never, the machine halts instead."""
+        """Seconds after which a failed client is asked again; None: never, the machine halts instead."""
 
 
 RulesT = TypeVar("RulesT", bound=MachineRules)
@@ -220,7 +220,7 @@ class CoordinatorBase(ABC, Generic[RulesT]):
         return self._rules.retry_s is not None
 
     def retime(self, *, deadline_s: float | None, retry_s: float | None) -> None:
-        """Other times, at once: they hold for what is open too, counted from where they were counted.
+        """Change the times at once, for what is open too, counted from where they were counted.
 
         Raises:
             ConfigError: a time is not above 0, or ``retry_s`` comes or goes.

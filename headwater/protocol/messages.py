@@ -66,7 +66,7 @@ class ClientPlan:
 
 @dataclass(frozen=True, slots=True)
 class ProfileRequest:
-    """Who are you, what do you have?
+    """Asks a client for its profile.
 
     Args:
         run: id of the run.

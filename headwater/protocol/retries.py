@@ -35,7 +35,7 @@ class Retries:
         return [client for _, client in ready]
 
     def take(self, client: str) -> bool:
-        """Take this client, whatever the time; False if it does not wait."""
+        """Take this client before its time has come too; False if it does not wait."""
         return self._due_s.pop(client, None) is not None
 
     def retime(self, retry_s: float | None, now_s: float) -> None:

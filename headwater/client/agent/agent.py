@@ -54,7 +54,7 @@ class Connection(Heartbeats, Protocol):
     """
 
     def deactivate(self) -> None:
-        """Say that this device goes."""
+        """Deactivate this device at the server."""
 
     def receive(self) -> Delivery | None:
         """The next message, if there is one."""

@@ -46,7 +46,7 @@ class Backoff:
         self._pauses: dict[tuple[str, str], Pause] = {}
 
     def failed(self, run: str, kind: str, code: FailureCode, now: float, inputs: str) -> float:
-        """Take note of a failure; in how many seconds such a task is done again. 0: at the next question."""
+        """Note a failure; return in how many seconds such a task is done again, 0 for at the next request."""
         if code in NO_WORK:
             return 0.0
         before = self._pauses.get((run, kind))
@@ -57,7 +57,7 @@ class Backoff:
         return seconds
 
     def succeeded(self, run: str, kind: str) -> None:
-        """Such a task was done."""
+        """Note that such a task succeeded."""
         self._pauses.pop((run, kind), None)
 
     def pause(self, run: str, kind: str, now: float, inputs: Callable[[], str]) -> Pause | None:

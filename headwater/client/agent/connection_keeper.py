@@ -37,10 +37,10 @@ class Heartbeats(Protocol):
     """The part of a connection that :class:`ConnectionKeeper` uses."""
 
     def activate(self) -> None:
-        """Say that this device is there."""
+        """Activate this device at the server."""
 
     def heartbeat(self) -> None:
-        """Say that it still is."""
+        """Send a heartbeat."""
 
 
 class ConnectionKeeper:
@@ -105,7 +105,7 @@ class ConnectionKeeper:
             self._wait(self._heartbeat_s)
 
     def lost(self, error: HeadwaterError) -> None:
-        """Another thread found that the connection does not work; this one is to activate again."""
+        """Note that another thread found the connection broken: this one activates again."""
         if self.up.is_set():
             self._failed(error)
             self._wake.set()

@@ -133,7 +133,7 @@ class Problems:
             return iter(sorted(self._found.values(), key=lambda p: p.since))
 
     def met(self, problem: Problem) -> Problem:
-        """Keep it; with the time of the first one where it is the same as before."""
+        """Keep a problem; one that is the same as before keeps the time of the first."""
         problem = replace(problem, text=problem.text[:MOST_TEXT])
         key = problem.run, problem.kind
         with self._lock:
@@ -147,7 +147,7 @@ class Problems:
         return problem
 
     def done(self, run: str, kind: str) -> None:
-        """Such a task was done: what spoke against it is mended."""
+        """Note that such a task succeeded: its problem is over."""
         self.remove(p for p in self if p.run == run and _shown_mended(p, kind))
 
     def keep_runs(self, runs: Iterable[str]) -> None:
@@ -161,7 +161,7 @@ class Problems:
                 self._write()
 
     def remove(self, mended: Iterable[Problem]) -> None:
-        """These are no more."""
+        """Drop these problems."""
         mended = list(mended)
         with self._lock:
             for problem in mended:

@@ -116,7 +116,7 @@ class Setbacks:
         self._said[key] = problem.text
 
     def done(self, request: Request, runs: list[str]) -> None:
-        """A task was done: it has no problem any more. ``runs`` are those that the device knows."""
+        """Note that a task succeeded: its problem is over. ``runs`` are those that the device knows."""
         self._backoff.succeeded(request.run, kind_of(request))
         self.problems.done(request.run, kind_of(request))
         self.problems.keep_runs(runs)
@@ -147,7 +147,7 @@ class Setbacks:
         require_room(request, self._settings.state)
 
     def look_at_disk(self) -> None:
-        """A disk with room again ends its problem and the pause for it."""
+        """End the problem of a full disk, and its pause, where there is room again."""
         full = [p for p in self.problems if p.code is FailureCode.DISK_FULL and p.numbers[0]]
         if full:
             free = free_bytes(self._settings.state)

@@ -178,7 +178,7 @@ class TaskHandler:
             self._worker.close()
 
     def recheck(self, doing: Callable[[str], None] = lambda what: None) -> None:
-        """Look whether a problem is mended: at the disk, and, where files have changed, at the data.
+        """Check whether a problem is over: the disk's, and, where files have changed, the data's.
 
         Args:
             doing: is told what the worker is busy with.

@@ -124,7 +124,7 @@ class DirectoryStore(ClientStore):
         return self._read(client, lambda file: pending_round(file, spec))
 
     def _read(self, client: str, read: Callable[[BinaryIO], T]) -> T | None:
-        """What ``read`` finds in the client's file; None without one."""
+        """What ``read`` returns for the client's file; None without one."""
         path = self._path(client)
         try:
             with path.open("rb") as file:

@@ -15,7 +15,7 @@ POLL_S = 0.02
 
 @dataclass(frozen=True)
 class RunControl:
-    """Passed to whoever waits for clients.
+    """What every wait for clients is given.
 
     Args:
         observer: is told what happens.
@@ -34,7 +34,7 @@ class RunControl:
     live_deadline: Callable[[], float | None] | None = None
 
     def deadline(self) -> float | None:
-        """How long a wait for clients may take, by now; None for ever."""
+        """How many seconds a wait for clients may take, by the settings that hold now; None for ever."""
         return self.deadline_s if self.live_deadline is None else self.live_deadline()
 
     def ends_s(self) -> float:

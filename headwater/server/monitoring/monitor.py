@@ -72,7 +72,7 @@ class Monitor:
     # --- who asks ---------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        """Everything at a glance."""
+        """The state of the daemon, its runs and clients."""
         facts = sorted(self._facts(), key=lambda f: f.client)
         refused, days = Counter(self._port_refused()), self._certificate_days()
         with self._lock:

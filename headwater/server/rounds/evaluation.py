@@ -189,7 +189,7 @@ class EvaluationRound:
         return found
 
     def _deadline_s(self) -> float:
-        """How long the clients are waited for, by now."""
+        """How many seconds clients are waited for, by the settings that hold now."""
         federation = self._live()
         own, rounds = federation.evaluation.deadline_s, federation.cohort.deadline_s
         set_s = own if own is not None else rounds

@@ -145,7 +145,7 @@ class FederationServer:
         return self.serve(FixedClients(Exchange(grid, nodes, tell=self._observer), profiles, lost))
 
     def serve(self, pool: ClientPool) -> RunResult:
-        """Run all rounds that are left, with whoever is there.
+        """Run all remaining rounds with the clients of a pool.
 
         Raises:
             FederationStopped: too few clients, without durability; the last checkpoint stays.

@@ -226,9 +226,9 @@ class OpenRound:
 def _noise(
     client: str, plan: ClientPlan, delta: AdapterState | SeedCoefficients, reply: EncodedUpdate, size: int
 ) -> float:
-    """The update's noise: none without random directions, of scalars what follows from them, else its word.
+    """The update's noise: 0 without random directions, what coefficients of seeds imply, else the claim.
 
-    What a word counts for: see :mod:`headwater.merging.method_weights`, and ``MergePlan.claimed``.
+    What a claim counts for: see :mod:`headwater.merging.method_weights`, and ``MergePlan.claimed``.
 
     Raises:
         UpdateRejected: a method along random directions that reports no noise, or not a number ≥ 0.

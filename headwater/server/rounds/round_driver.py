@@ -278,7 +278,7 @@ class RoundDriver:
         return len(self._accepted) < self._with.need and (not left or late)
 
     def _has_replacements(self) -> bool:
-        """Whether somebody is there who was not asked."""
+        """Whether a client is online that was not asked and has rows."""
         ready = self._with.pool.ready()
         return any(p.train_examples and name not in self._with.clients for name, p in ready.items())
 

@@ -170,7 +170,7 @@ class RunQueue:
         return folder, load_federation(file, places, folder=start, trackers=False)
 
     def trackers(self, run: str) -> tuple[TrackerTraits, ...]:
-        """Whom the run's rounds are told to, as its ``federation.toml`` says by now.
+        """The run's trackers, as its ``federation.toml`` has them now.
 
         Raises:
             ConfigError: there is no such kind, or the server's owner does not allow it.
