@@ -153,13 +153,21 @@ def _row(
         value = values[i]
         if (names := labels.get(name)) is None:
             row[name] = _plain(value)
-        elif value is None or value == -1:  # `datasets` writes -1 for "no label"
-            row[name] = None
-        elif not isinstance(value, int) or not 0 <= value < len(names):
-            return DataError(where, expected=f"one of {len(names)} classes in {name!r}", got=repr(value))
-        else:
-            row[name] = names[value]
+            continue
+        try:
+            row[name] = [_named(v, names) for v in value] if isinstance(value, list) else _named(value, names)
+        except ValueError as error:
+            return DataError(where, expected=f"one of {len(names)} classes in {name!r}", got=str(error))
     return row
+
+
+def _named(value: object, names: list[str]) -> str | None:
+    """The name of a class; None for -1, which `datasets` writes for "no label"."""
+    if value is None or value == -1:
+        return None
+    if not isinstance(value, int) or not 0 <= value < len(names):
+        raise ValueError(f"{value!r:.60}")
+    return names[value]
 
 
 def _plain(value: object) -> object:
@@ -178,16 +186,26 @@ def _plain(value: object) -> object:
 
 
 def _class_labels(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
-    """Names of the classes, by column, of every ``ClassLabel`` column."""
+    """Names of the classes, by column, of every column of ``ClassLabel`` or of lists of them."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        inner = {name: _element(feature) for name, feature in features.items()}
         return {
             name: [str(n) for n in feature["names"]]
-            for name, feature in features.items()
+            for name, feature in inner.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _element(feature: object) -> object:
+    """What a list of `datasets` holds, in the ways in which its versions write that; else the feature."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+        return feature.get("feature")
+    return feature
 
 
 def _kind(path: Path) -> str | None:

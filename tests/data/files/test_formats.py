@@ -139,6 +139,32 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         read_rows(tmp_path / "a.parquet")
 
 
+def test_lists_of_class_labels_are_lists_of_their_names(tmp_path):
+    """As data sets with several labels for a row have them."""
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["joy", "fear", "anger"])
+    features = datasets.Features({"text": datasets.Value("string"), "labels": datasets.Sequence(names)})
+    rows = {"text": ["a", "b", "c"], "labels": [[2, 0], [], None]}
+    found = datasets.Dataset.from_dict(rows, features=features)
+    found.save_to_disk(tmp_path / "folder")
+    found.to_parquet(tmp_path / "a.parquet")
+    for path in ("folder", "a.parquet"):
+        assert list(read_rows(tmp_path / path).columns["labels"]) == [["anger", "joy"], [], None]
+    written = {"info": {"features": {"labels": [{"names": ["joy", "fear"], "_type": "ClassLabel"}]}}}
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    metadata = {"huggingface": json.dumps(written)}
+    old = pa.table({"labels": [[0, 1]]}).replace_schema_metadata(metadata)
+    parquet.write_table(old, tmp_path / "old.parquet")
+    assert list(read_rows(tmp_path / "old.parquet").columns["labels"]) == [["joy", "fear"]]
+    parquet.write_table(
+        pa.table({"labels": [[0, 7]]}).replace_schema_metadata(metadata), tmp_path / "bad.parquet"
+    )
+    with pytest.raises(DataError, match="one of 2 classes in 'labels', got 7"):
+        read_rows(tmp_path / "bad.parquet")
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
