@@ -28,6 +28,7 @@ from headwater.protocol.messages import (
 from headwater.seeds.keys import Key
 from headwater.simulation.grid import FIRST_NODE, InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
+from tests.support.federation_text import vector_text
 from tests.support.runs import OWNERS, tiny_federation
 
 NAMES = tuple(sorted(OWNERS))
@@ -249,9 +250,10 @@ def test_bytes_that_are_no_request_are_an_error_not_a_crash(grid, runtime):
     assert sorted(r.has_error() for r in replies.values()) == [False, True]
 
 
-def test_an_error_does_not_wait_for_running_work(loaded, tmp_path):
+def test_an_error_does_not_wait_for_running_work(tmp_path):
     """As after a second Ctrl-C: the workers are gone, whatever they were doing."""
-    began = []
+    (tmp_path / "f.toml").write_text(vector_text("cut off"))
+    loaded, began = load_federation(tmp_path / "f.toml"), []
 
     def interrupted():
         with WorkerPool(1, loaded, tmp_path) as pool:

@@ -13,6 +13,7 @@ from headwater.server.round_record import RoundRecord
 from headwater.server.rounds.summary import lost_owners
 from headwater.training.backprop import BackpropTrainer
 from tests.support.command import headwater
+from tests.support.federation_text import vector_text
 from tests.support.runs import OWNERS, rows, run, tiny_federation, write_jsonl
 
 
@@ -98,12 +99,23 @@ def test_refused_data_are_a_failure_of_every_round_by_name(file, tmp_path, monke
     assert list(summary["lost"]) == ["ben"]
 
 
-@pytest.mark.parametrize(("workers", "least"), [(1, 1), (1, 2), (2, 2)])
-def test_all_diverging_end_the_run_with_that_reason(tmp_path, workers, least):
+@pytest.mark.parametrize("least", [1, 2])
+def test_all_diverging_end_the_run_with_that_reason(tmp_path, least):
     file = tiny_federation(tmp_path / "fed", training={"learning_rate": 1e30}, cohort={"min_clients": least})
-    done = headwater("simulate", file, "--out", tmp_path / "run", "--workers", workers, "--quiet")
+    done = headwater("simulate", file, "--out", tmp_path / "run", "--quiet")
     assert done.code == FederationStopped.exit_code
     assert "all 3 failed the same way: client ann" in done.error
+
+
+def test_all_diverging_in_workers_end_the_run_with_that_reason(tmp_path):
+    """Of bare vectors, for which no worker loads a model: the reason comes from another process."""
+    file = tmp_path / "f.toml"
+    file.write_text(vector_text("far", cohort="min_clients = 2"))
+    done = headwater(
+        "simulate", file, "--out", tmp_path / "run", "--workers", 2, "--quiet", "--set", "training.scale=1e39"
+    )
+    assert done.code == FederationStopped.exit_code
+    assert "all 2 failed the same way: client client-0000" in done.error
 
 
 def test_one_lost_owner_is_the_exit_code(file, tmp_path, monkeypatch):
