@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from headwater.merging.offline.rule import Floats, ValueRule
+from headwater.merging.offline.rule import BLOCK, Floats, ValueRule
 
 
 def fold(rule: ValueRule, read: Callable[[int], Floats], weights: Floats) -> Floats:
@@ -20,22 +20,36 @@ def fold(rule: ValueRule, read: Callable[[int], Floats], weights: Floats) -> Flo
     Returns:
         [n].
     """
-    sums = _joined(rule.join, (rule.terms(read(i), float(w)) for i, w in enumerate(weights)))
+    sums = _joined(rule, read, weights, rule.terms)
     if rule.passes > 1:
         first = rule.between(sums)
-        sums = _joined(
-            rule.join, (rule.second_terms(first, read(i), float(w)) for i, w in enumerate(weights))
-        )
+        sums = _joined(rule, read, weights, lambda values, w: rule.second_terms(first, values, w))
     return rule.result(sums)
 
 
-def _joined(join: np.ufunc, terms: Iterable[tuple[Floats, ...]]) -> tuple[Floats, ...]:
+def _joined(
+    rule: ValueRule,
+    read: Callable[[int], Floats],
+    weights: Floats,
+    terms: Callable[[Floats, float], tuple[Floats, ...]],
+) -> tuple[Floats, ...]:
     """Sum by sum, in the order of the adapters."""
     sums: tuple[Floats, ...] = ()
-    for term in terms:
-        if sums:
-            for total, value in zip(sums, term, strict=True):
-                join(total, value, out=total)
-        else:
-            sums = tuple(np.array(value, np.float64) for value in term)
+    for i, weight in enumerate(weights):
+        values = read(i)
+        for part in _parts(values.size) if rule.blockwise else (slice(None),):
+            found = terms(values[part], float(weight))
+            if not sums:
+                sizes = (values.size if rule.blockwise else term.size for term in found)
+                sums = tuple(np.empty(size) for size in sizes)
+            for total, term in zip(sums, found, strict=True):
+                if i == 0:
+                    total[part] = term
+                else:
+                    rule.join(total[part], term, out=total[part])
     return sums
+
+
+def _parts(size: int) -> Iterator[slice]:
+    """Stretches that stay in a core's cache with what a rule makes of them; one if there is nothing."""
+    return (slice(at, at + BLOCK) for at in range(0, max(size, 1), BLOCK))

@@ -13,7 +13,7 @@ from peft.utils import merge_utils
 
 from headwater.errors import ConfigError
 from headwater.merging.offline.fold import fold
-from headwater.merging.offline.rule import Cut, Rule, ValueRule
+from headwater.merging.offline.rule import BLOCK, Cut, Rule, ValueRule
 from headwater.merging.offline.rules.breadcrumbs import Breadcrumbs, BreadcrumbsTies
 from headwater.merging.offline.rules.consensus import Consensus
 from headwater.merging.offline.rules.dare import DareLinear
@@ -372,6 +372,12 @@ class TestWhatIsSpecial:
         assert not folded(Consensus(strictness=0.4), same, [0.25] * 4).any()
         close(folded(Consensus(strictness=0.4), same[:3], [1 / 3] * 3), TAUS[0], 1e-12)
 
+    def test_sce_counts_only_values_that_vary(self) -> None:
+        taus = [np.array([1.0, 1, 1, 1, 5, 2]), np.array([1.0, 1, 1, 1, 9, 4])]
+        got = folded(Sce(density=0.5), taus, [0.5, 0.5])  # half of the two that vary
+        energies = np.array([25.0, 81])
+        close(got, np.array([0, 0, 0, 0, energies @ [5, 9] / energies.sum(), 0]), 1e-12)
+
     def test_sce_without_a_value_that_varies_keeps_all(self) -> None:
         close(folded(Sce(density=0.1), [TAUS[0]] * 3, [1 / 3] * 3), TAUS[0], 1e-12)
 
@@ -403,3 +409,17 @@ class TestWhatIsSpecial:
         same = np.ones(8)
         assert Cut.largest(same, 3).apply(same.copy()).tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
         assert not Cut.largest(same, 0).apply(same.copy()).any()
+
+    @pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, 2 * BLOCK + 5])
+    def test_longer_arrays_than_a_block(self, size: int) -> None:
+        rng = np.random.default_rng(size)
+        taus = [np.round(rng.normal(size=size), 1) for _ in range(3)]  # many equal ones
+        order = [np.lexsort((np.arange(size), -np.abs(tau)))[: int(0.3 * size)] for tau in taus]
+        kept = [np.zeros(size) for _ in taus]
+        for tau, own, best in zip(taus, kept, order, strict=True):
+            own[best] = tau[best]
+        for place in (0, BLOCK - 2, size - 1):
+            one = dense.elected([own[place : place + 1] for own in kept], SHARES)
+            close(folded(Ties(density=0.3), taus, SHARES)[place : place + 1], one, 1e-12)
+        pruned = folded(MagnitudePrune(density=0.3), taus, SHARES)
+        close(pruned, sum(p * own for p, own in zip(SHARES, kept, strict=True)), 1e-12)

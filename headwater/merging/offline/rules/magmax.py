@@ -16,6 +16,7 @@ class MagMax(ValueRule):
     line: ClassVar[str] = "value by value the one of the largest magnitude"
     source: ClassVar[str] = "Marczak et al. 2024, arXiv 2407.06322; code danielm1405/magmax, merge_max_abs"
     weighted: ClassVar[bool] = False
+    blockwise: ClassVar[bool] = True
     join: ClassVar[np.ufunc] = np.maximum
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited

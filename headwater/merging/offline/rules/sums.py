@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from headwater.merging.offline.rule import Floats, ValueRule
@@ -9,6 +11,8 @@ from headwater.merging.offline.rule import Floats, ValueRule
 
 class WeightedSum(ValueRule):
     """Σ p_i·τ̂_i."""
+
+    blockwise: ClassVar[bool] = True
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
         return (weight * values,)
@@ -22,6 +26,8 @@ class ElectedSigns(ValueRule):
 
     The four sums of :mod:`headwater.merging.ties`, which says where tools differ.
     """
+
+    blockwise: ClassVar[bool] = True
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
         share = weight * values
