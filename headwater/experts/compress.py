@@ -91,7 +91,7 @@ class Compeft(ExpertCodec):
 
     def config(self, adapter: PeftFolder) -> Mapping[str, Any]:
         """Without scales where they are in the factors: the file's parts say the ranks."""
-        if not adapter.modules or self.origin is not None:
+        if not self._has_factors(adapter):
             return adapter.config
         config = merged_config(adapter.config, {"": 1})
         return {k: v for k, v in config.items() if k not in SCALES}
@@ -101,16 +101,24 @@ class Compeft(ExpertCodec):
         if self.origin is not None:
             yield from self._from_origin(adapter, self.origin)
             return
+        if not self._has_factors(adapter):
+            yield from (self._plain(adapter, name) for name in tensors(adapter))
+            return
         for module, lora in adapter.modules.items():
             found = ternary_factors(*adapter.factors(module), self.density)
             yield factors_part(module, lora.embedding, lora.shape_a[1:], found)
         for name in adapter.plain:
             yield self._plain(adapter, name)
 
+    def _has_factors(self, adapter: PeftFolder) -> bool:
+        """Whether LoRA becomes ternary factors: their ranks differ, and PEFT has one for all parameters."""
+        parameters = bool(adapter.config.get("target_parameters"))
+        return self.origin is None and bool(adapter.modules) and not parameters
+
     def _plain(self, adapter: PeftFolder, name: str) -> tuple[Part, bytes]:
         if name.endswith(".ia3_l"):
             return ternary_part(name, adapter.read(name) - 1.0, ONE, self.density)
-        if name.endswith(LORA_BIAS):
+        if name.endswith(LORA_BIAS) and self._has_factors(adapter):
             scaling = adapter.modules[name.removesuffix(LORA_BIAS)].scaling
             return ternary_part(name, adapter.read(name) * scaling, ZERO, self.density)
         return rounded(adapter, name)

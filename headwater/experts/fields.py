@@ -35,6 +35,7 @@ class ConfigFields(Settings):
     revision: Text | None = None
     auto_mapping: dict[Text, Text | None] | None = None
     target_modules: Texts | Text | None = None
+    target_parameters: Texts | None = None
     exclude_modules: Texts | Text | None = None
     feedforward_modules: Texts | Text | None = None
     modules_to_save: Texts | None = None
@@ -43,8 +44,12 @@ class ConfigFields(Settings):
     trainable_token_indices: list[Size] | dict[Text, list[Size]] | None = None
     r: Size | None = None
     init_r: Size | None = None
+    target_r: Size | None = None
+    total_step: Size | None = None
+    tinit: Size | None = None
+    tfinal: Size | None = None
     lora_alpha: Number | None = None
-    rank_pattern: Numbers | None = None
+    rank_pattern: Numbers | dict[Text, list[bool]] | None = None
     alpha_pattern: Numbers | None = None
     bias: Text | None = None
     lora_bias: bool | None = None
@@ -87,7 +92,7 @@ TRAINING = frozenset(
         "runtime_config",
         "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
         "orth_reg_weight", "prompt_tuning_init", "prompt_tuning_init_text", "qalora_group_size",
-        "target_r", "tfinal", "tinit", "tokenizer_kwargs", "tokenizer_name_or_path", "total_step",
+        "tokenizer_kwargs", "tokenizer_name_or_path",
     }
 )  # fmt: skip
 """Fields of PEFT's config without a say once an adapter is trained, or that :class:`PeftFolder` refuses."""
@@ -143,7 +148,7 @@ def from_bytes(reader: Reader, data: bytes, kind: type[Settings]) -> dict[str, A
 
 
 def _checked(who: str, kind: type[Settings], fields: dict[str, Any]) -> dict[str, Any]:
-    fields = {k: v for k, v in fields.items() if v is not None and v is not False and v != {} and v != []}
+    fields = {k: v for k, v in fields.items() if v is not None and v is not False and v != {}}
     try:
         kind.model_validate(fields)
     except ValidationError as error:
