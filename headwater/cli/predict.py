@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _open(options: argparse.Namespace) -> Predictor:
     from headwater.adapters.predict import Predictor
-    from headwater.simulation.run import base_of_run
+    from headwater.config.origin import base_of_run
 
     try:
         return Predictor.open(options.adapter, base=options.base or base_of_run(options.adapter))

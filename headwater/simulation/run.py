@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater.config.load import LoadedFederation
+from headwater.config.origin import base_of_run
 from headwater.errors import ModelError
 from headwater.server.events import Observer
 from headwater.server.metrics import metric_name
@@ -117,17 +118,3 @@ def simulate(
     folder = RunFolder.create(Path(out), federation, {"engine": engine})
     run(federation, folder, engine=engine, workers=workers, observer=observer)
     return Run(folder.path, federation)
-
-
-def base_of_run(adapter: Path) -> str | None:
-    """The base model's folder where the adapter still lies in the run folder it came from.
-
-    An exported adapter names its base as the federation file does: relative to that file.
-    """
-    try:
-        origin = json.loads((adapter.resolve().parent / "state" / "origin.json").read_text(encoding="utf-8"))
-        notes = json.loads((adapter / "headwater.json").read_text(encoding="utf-8"))
-        found = Path(origin["folder"], notes["base"]["path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(found) if found.is_dir() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from headwater.errors import ConfigError, ModelError
 from headwater.merging.offline.agreement import require_agreement
 from headwater.merging.offline.peft_folder import LORA_BIAS, MAGNITUDES, PeftFolder
 from headwater.merging.offline.rule import Floats
-from headwater.merging.offline.tensor_file import Array
+from headwater.merging.offline.tensor_file import Array, TensorFile
 
 COPIED = ".base_layer.weight"
 """The end of names of tensors that PEFT saves beside an adapter and that are the base's."""
+
+_UNLIKE = 16
+"""Adapters of other layouts that an adapter is compared with, to share a table of names."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,11 @@ class Adapters:
                 )
         if not math.isfinite(sum(map(abs, numbers))):
             raise ConfigError("--weights", expected="numbers with a finite sum", got="ones beyond it")
-        named = []
+        named: list[PeftFolder] = []
+        unlike: list[PeftFolder] = []
         for index, path in enumerate(paths):
             progress(f"opening {index + 1} of {len(paths)}")
-            named.append(open_adapter(path))
+            named.append(_sharing(open_adapter(path), unlike))
         require_agreement(named)
         order = sorted(range(len(named)), key=lambda i: (named[i].digest, numbers[i]))
         return Adapters([named[i] for i in order], np.array([numbers[i] for i in order]), base, named)
@@ -161,3 +166,23 @@ class Adapters:
                     hint="The adapters were trained on different bases.",
                 )
         return values
+
+
+def _sharing(folder: PeftFolder, unlike: list[PeftFolder]) -> PeftFolder:
+    """The folder with the tables of an earlier one where they are equal: of a thousand, one table is kept."""
+    for other in unlike:
+        alike = folder.modules == other.modules and folder.plain == other.plain
+        mine, theirs = folder.file, other.file
+        if alike and isinstance(mine, TensorFile) and isinstance(theirs, TensorFile):
+            if mine.tensors == theirs.tensors:
+                mine.tensors = theirs.tensors
+            return dataclasses.replace(
+                folder,
+                config=other.config if folder.config == other.config else folder.config,
+                notes=other.notes if folder.notes == other.notes else folder.notes,
+                modules=other.modules,
+                plain=other.plain,
+            )
+    if len(unlike) < _UNLIKE:
+        unlike.append(folder)
+    return folder

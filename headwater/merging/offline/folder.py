@@ -6,18 +6,20 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from headwater.config.origin import base_of_run
 from headwater.errors import ConfigError, StorageError
 from headwater.files import whole_folder
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.agreement import remarks
 from headwater.merging.offline.merge import Merge, MergedWeight, Recipe
 from headwater.merging.offline.merged_config import merged_config
+from headwater.merging.offline.merged_readme import merged_readme
 from headwater.merging.offline.peft_config import CONFIG, WEIGHTS
 from headwater.merging.offline.peft_folder import HEAD, NOTES, LoraPart, PeftFolder
 from headwater.merging.offline.tensor_file import Array, TensorWriter
@@ -89,7 +91,8 @@ def merge_folders(
     merge = Merge(adapters, recipe)
     with whole_output(place) as folder:
         ranks, energy, kept = _write_weights(merge, folder, progress)
-        write_json(folder / CONFIG, merged_config(adapters.first.config, ranks))
+        config = merged_config(adapters.first.config, ranks)
+        write_json(folder / CONFIG, config)
         notes = [*merge.notes, *remarks(adapters.named)]
         shares = merge.weights if merge.coefficients is None else merge.coefficients
         by_path = {str(f.path): float(s) for f, s in zip(adapters.folders, shares, strict=True)}
@@ -105,8 +108,11 @@ def merge_folders(
             notes=tuple(notes),
         )
         write_json(folder / RECIPE, _record(merge, report))
-        if adapters.first.notes:
-            write_json(folder / NOTES, _headwater_notes(adapters, report))
+        noted = next((f for f in adapters.named if f.notes), None)
+        if noted is not None:
+            write_json(folder / NOTES, _headwater_notes(noted, report))
+        text = merged_readme(config, report.rule, report.weights, notes, predict=noted is not None)
+        (folder / "README.md").write_text(text, encoding="utf-8")
     return report
 
 
@@ -167,10 +173,13 @@ def _record(merge: Merge, report: MergeReport) -> dict[str, Any]:
     }
 
 
-def _headwater_notes(adapters: Adapters, report: MergeReport) -> dict[str, Any]:
-    """``headwater.json`` of the result: how rows are read is the first adapter's."""
-    notes = {k: v for k, v in adapters.first.notes.items() if k not in ("adapter", "adapter_sha256", "spec")}
-    return notes | {"card": {"merge": {**asdict(report), "folder": report.folder.name, "weights": None}}}
+def _headwater_notes(first: PeftFolder, report: MergeReport) -> dict[str, Any]:
+    """``headwater.json`` of the result: how rows are read is the first adapter's that says it."""
+    notes = {k: v for k, v in first.notes.items() if k not in ("adapter", "adapter_sha256", "spec")}
+    card = {"adapters": report.adapters, "rule": report.rule, "space": report.space, "kept": report.kept}
+    if isinstance(base := notes.get("base"), dict) and (place := base_of_run(first.path)):
+        notes["base"] = base | {"path": place}  # the result lies in no run folder, from where it was found
+    return notes | {"card": {"merge": card}}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
