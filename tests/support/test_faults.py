@@ -8,7 +8,8 @@ import random
 import pytest
 
 from headwater.files import append_line, read_lines, write_atomically
-from tests.support.faults import CRASHES, Crash, Disk, crash_points
+from tests.support.crash_points import crash_points
+from tests.support.faults import CRASHES, Crash, Disk
 
 OLD, NEW = b"old" * 5000, b"new" * 7000
 

@@ -24,7 +24,8 @@ from headwater.compression.feedback import FeedbackState, compensate, is_stale, 
 from headwater.compression.feedback_file import to_pieces
 from headwater.errors import StorageError
 from headwater.state import AdapterState, StateSpec, TensorSpec
-from tests.support.faults import CRASHES, Disk, How, crash_points
+from tests.support.crash_points import crash_points
+from tests.support.faults import CRASHES, Disk, How
 
 
 def to_bytes(state):

@@ -35,7 +35,8 @@ from headwater.server.storage.run_folder import RunFolder
 from headwater.server.storage.update_spool import Spool
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies.strategy import ServerState
-from tests.support.faults import CRASHES, Disk, How, crash_points
+from tests.support.crash_points import crash_points
+from tests.support.faults import CRASHES, Disk, How
 
 SPEC = StateSpec((TensorSpec("v", (4,), "vector"),))
 RUN, CLIENTS = "r" * 32, ("ann", "ben", "cleo")

@@ -15,7 +15,8 @@ from headwater.protocol.control import AdapterRow
 from headwater.server.storage.adapter_versions import Versions
 from headwater.state import StateSpec, TensorSpec
 from tests.server.storage.version_lists import SPEC, add, numbers, state
-from tests.support.faults import CRASHES, crash_points
+from tests.support.crash_points import crash_points
+from tests.support.faults import CRASHES
 
 
 def test_rows_tell_all_and_survive_a_restart(tmp_path):

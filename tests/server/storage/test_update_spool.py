@@ -9,7 +9,8 @@ import pytest
 
 from headwater.errors import StorageError
 from headwater.server.storage.update_spool import Spool
-from tests.support.faults import CRASHES, Disk, crash_points
+from tests.support.crash_points import crash_points
+from tests.support.faults import CRASHES, Disk
 
 NAMES = ("ann", "ben", "Größe 7", "医" * 64, "..", "a/b")
 
