@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from headwater import __version__
 from headwater.cli.interrupts import interruptible
 from headwater.cli.verbs import Verb, add_verbs
 from headwater.errors import HeadwaterError
+from headwater.process_memory import importing
 
 VERBS = {
     "simulate": Verb(
@@ -45,18 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"headwater {__version__}")
     add_verbs(parser, VERBS)
-    options = parser.parse_args(arguments)
+    own_process = argv is None
+    parser.set_defaults(own_process=own_process)
+    with importing():
+        options = parser.parse_args(arguments)  # imports the verb
     try:
         with interruptible():
             code = int(options.run(options))
         sys.stdout.flush()  # here, where a closed pipe is understood, and not at exit
+        if own_process:
+            gc.freeze()  # the interpreter's last look for garbage would go through all modules for nothing
         return code
     except HeadwaterError as error:
         print(f"headwater: error {error.code}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("headwater: interrupted", file=sys.stderr)
-        if argv is None:  # the process is this command's
+        if own_process:
             _end_now(130)
         return 130
     except BrokenPipeError:

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from headwater.config import load_federation
 from headwater.errors import ConfigError, HeadwaterError, InternalError, OwnersLost, StorageError
+from headwater.process_memory import importing
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +54,10 @@ def run(options: argparse.Namespace) -> int:
         loaded = load_federation(options.file, options.set, seed=options.seed)  # before torch is imported
     console = Console(stderr=True)
 
-    from headwater.cli.progress import make_observer
-    from headwater.server.storage.run_folder import RunFolder
-    from headwater.simulation.simulate import simulate
+    with importing(for_good=options.own_process):
+        from headwater.cli.progress import make_observer
+        from headwater.server.storage.run_folder import RunFolder
+        from headwater.simulation.simulate import simulate
 
     if options.resume is not None:
         folder, loaded, origin = RunFolder.open(options.resume, trackers=True)

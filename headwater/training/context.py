@@ -20,6 +20,7 @@ from headwater.config.plugins import implementation
 from headwater.config.training import Training
 from headwater.data.opened import reads_pairs
 from headwater.errors import ConfigError
+from headwater.process_memory import importing
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.tasks.batches import Example
@@ -78,9 +79,10 @@ class TrainingContext:
         if isinstance(settings.model, VectorModel):
             spec = StateSpec((TensorSpec("vector", (settings.model.size,), "vector"),))
             return TrainingContext(loaded, None, spec, hashlib.sha256(b"vector").hexdigest())
-        from headwater.adapters.base import load_base
-        from headwater.adapters.model import AdaptedModel
-        from headwater.adapters.trial import try_model
+        with importing():
+            from headwater.adapters.base import load_base
+            from headwater.adapters.model import AdaptedModel
+            from headwater.adapters.trial import try_model
 
         outputs = task_of(settings.data).outputs
         base = base or load_base(settings.model, loaded.folder, labels=outputs)

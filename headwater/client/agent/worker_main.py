@@ -26,6 +26,7 @@ from headwater.client.agent.known_runs import KnownRun
 from headwater.config.plugins import AGENT_ALLOWS, allow_only
 from headwater.errors import DataError, HeadwaterError, StorageError
 from headwater.locks import lock_file, take_within
+from headwater.process_memory import importing
 from headwater.protocol.failures import failure_of
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ def worker_main(arguments: list[str]) -> int:
     _limit(options)
     allow_only(options["plugins"], AGENT_ALLOWS)
     with _lock(Path(options["state"])):
-        from headwater.client.agent.device_runtime import DeviceRuntimes
-        from headwater.client.device.memory import return_freed_memory
-        from headwater.client.policy import Policy
-        from headwater.config.agent import PolicySettings
+        with importing(for_good=True):
+            from headwater.client.agent.device_runtime import DeviceRuntimes
+            from headwater.client.device.memory import return_freed_memory
+            from headwater.client.policy import Policy
+            from headwater.config.agent import PolicySettings
 
         return_freed_memory()
         devices = DeviceRuntimes(

@@ -1,0 +1,38 @@
+"""What this process does about garbage while it imports."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from headwater.process_memory import importing
+
+FROZEN = """
+import gc
+from headwater.process_memory import importing
+with importing():
+    pass
+before = gc.get_freeze_count()
+with importing(for_good=True):
+    pass
+print(before, gc.get_freeze_count() > 1000, gc.isenabled())
+"""
+
+
+def test_nobody_looks_for_garbage_within_and_everybody_does_after():
+    assert gc.isenabled()
+    with pytest.raises(KeyError), importing():
+        assert not gc.isenabled()
+        with importing():
+            assert not gc.isenabled()
+        assert not gc.isenabled()  # the outer one has not ended
+        raise KeyError
+    assert gc.isenabled()
+
+
+def test_only_what_is_imported_for_good_is_left_out_of_later_looks():
+    done = subprocess.run([sys.executable, "-c", FROZEN], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True", "True"]
