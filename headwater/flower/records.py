@@ -15,16 +15,22 @@ RECORD = "headwater"
 STYPE = "headwater.v1"
 
 
-def pack(**parts: bytes) -> RecordDict:
+def pack(**parts: bytes | Array) -> RecordDict:
     """Named bytes as the content of a Flower message.
 
     They travel as arrays, which Flower cuts into chunks and stores once where they are equal: the
-    global state of a round goes up to the SuperLink once, whatever the number of clients.
+    global state of a round goes up to the SuperLink once, whatever the number of clients. What goes to many
+    can be given as one :func:`as_array`.
     """
     record = ArrayRecord()
     for name, data in parts.items():  # given to the constructor, each array would be made twice
-        record[name] = Array("uint8", (len(data),), STYPE, data)
+        record[name] = data if isinstance(data, Array) else as_array(data)
     return RecordDict({RECORD: record})
+
+
+def as_array(data: bytes) -> Array:
+    """Bytes as Flower carries them; nobody may change it."""
+    return Array("uint8", (len(data),), STYPE, data)
 
 
 def unpack(content: RecordDict, *names: str) -> tuple[bytes, ...]:

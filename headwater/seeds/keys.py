@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike, NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,4 +44,16 @@ class Key:
 
     def numpy(self) -> np.random.Generator:
         """A fresh NumPy generator (Philox) at the start of this key's stream."""
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(self.digest[:16], "big")))
+        key = _PhiloxKey(self.digest[:16])
+        return np.random.Generator(np.random.Philox(key))  # type: ignore[arg-type] # its stub lacks the interface
+
+
+class _PhiloxKey(ISeedSequence):
+    """A key as Philox takes it: the stream of ``Philox(key=…)``, which asks the system for entropy first."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[Any]:
+        """The 16 bytes, a big-endian integer, as words of which the least significant comes first."""
+        return np.frombuffer(self._key, np.dtype(dtype).newbyteorder(">"))[::-1].astype(dtype)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from flwr.app import Message, MessageType
+from flwr.app import Array, Message, MessageType
 from flwr.serverapp import Grid
 
 from headwater.errors import DecodeError, HeadwaterError
-from headwater.flower import count_bytes, pack, unpack
+from headwater.flower import as_array, count_bytes, pack, unpack
 from headwater.flower.faults import end_of_run
 from headwater.proto.wire import encode_request
 from headwater.protocol.messages import EvaluateRequest, ProfileRequest, Request, TrainRequest
@@ -85,9 +85,12 @@ class Exchange:
     def send(self, requests: Iterable[tuple[str, Request]], round: int) -> dict[str, int]:
         """Push requests; return the bytes that went to each address."""
         rows, messages, sizes = [], [], {}
+        states: dict[bytes, Array] = {}  # mostly one for all
         for address, request in requests:
             envelope, state = encode_request(request)
-            content = pack(envelope=envelope, state=state)
+            if state not in states:
+                states[state] = as_array(state)
+            content = pack(envelope=envelope, state=states[state])
             sizes[address] = count_bytes(content)
             kind = _TYPES[type(request)]
             node = self._nodes.get(address)
