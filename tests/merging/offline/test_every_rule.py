@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ from safetensors.numpy import load_file
 
 from headwater.cli.main import main
 from headwater.errors import ConfigError
-from headwater.merging.offline.rule import LinearRule
+from headwater.merging.offline.adapters import Adapters
+from headwater.merging.offline.merge import Merge, Recipe
+from headwater.merging.offline.rule import LinearRule, ValueRule
 from headwater.merging.offline.rules.table import RULES
 from tests.laws.offline_rule_laws import Bench, require_close
 
+BY_VALUE = [name for name, rule in RULES.items() if issubclass(rule, ValueRule)]
 LINEAR = [name for name, rule in RULES.items() if issubclass(rule, LinearRule)]
 
 
@@ -57,3 +61,20 @@ def test_the_list_of_rules_names_each_with_its_source(capsys: pytest.CaptureFixt
         assert rule.source in text
         for setting in rule.model_fields:
             assert f"--{setting.replace('_', '-')} " in text
+
+
+@pytest.mark.parametrize("name", BY_VALUE)
+def test_four_times_as_many_adapters_take_no_more_memory(name: str, tmp_path: Path) -> None:
+    on, rng, (rows, columns) = Bench(tmp_path), np.random.default_rng(0), (160, 120)
+    made = [
+        on.adapter({"m.q": (rng.normal(size=(rows, 32)), rng.normal(size=(32, columns)))}) for _ in range(24)
+    ]
+    peaks = []
+    for count in (6, 24):
+        merge = Merge(Adapters.open(made[:count], None), Recipe(RULES[name]()))
+        tracemalloc.start()
+        assert len(list(merge.modules())) == 1
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.05 * peaks[0]
+    assert peaks[1] < 20 * rows * columns * 8
