@@ -39,7 +39,7 @@ def write_adapter(
     """A LoRA adapter as PEFT saves it: (B [rows, r], A [r, columns]) by module, s = 1 without ``alpha``."""
     path.mkdir()
     ranks = {name: b.shape[1] for name, (b, _) in modules.items()}
-    rank = next(iter(ranks.values()))
+    rank = next(iter(ranks.values()), 1)
     tensors = {}
     for name, (b, a) in modules.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a, np.float32)
