@@ -261,7 +261,7 @@ class Merge:
                     Cut.of(flat, rule.kept).apply(flat)
                 else:
                     self._cuts[i].apply(flat, self._places[key])
-            return rule.prune(change, self._draw(i, key)).reshape(-1)
+            return rule.prune(change, lambda: self._draw(i, key)).reshape(-1)
 
         return pruned
 

@@ -19,6 +19,7 @@ are, and a paper's θ_0 + λ·Σ τ_i is ``--scale`` λ·T. A rule that is a sum
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -99,12 +100,12 @@ class ValueRule(Rule):
         """The fraction, where the rule is ``trimmed``."""
         raise NotImplementedError
 
-    def prune(self, values: Floats, draw: np.random.Generator) -> Floats:
+    def prune(self, values: Floats, draw: Callable[[], np.random.Generator]) -> Floats:
         """An adapter's own change, dropped or rescaled: like ``values``, may be them, changed.
 
         Args:
             values: one weight's change by one adapter, trimmed, in the shape in which it is merged.
-            draw: random numbers of this adapter and weight, the same in both passes.
+            draw: gives random numbers of this adapter and weight, the same in both passes.
         """
         return values
 

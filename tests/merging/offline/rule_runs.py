@@ -29,7 +29,7 @@ def folded(rule: ValueRule, taus: Sequence[Floats], weights: Sequence[float]) ->
         values = taus[i].copy()
         if rule.trimmed:
             Cut.of(values, rule.kept).apply(values)
-        return rule.prune(values, GENERATOR)
+        return rule.prune(values, lambda: GENERATOR)
 
     return fold(rule, read, np.array(weights))
 
@@ -67,11 +67,14 @@ def close(got: Floats, expected: Floats, tolerance: float = 1e-6) -> None:
 
 
 class Fixed(np.random.Generator):
-    """Numbers that are said beforehand."""
+    """Numbers that are said beforehand, instead of drawn ones."""
 
     def __init__(self, numbers: Floats) -> None:
         super().__init__(np.random.PCG64(0))
         self.numbers = numbers
+
+    def __call__(self) -> Fixed:
+        return self
 
     def random(self, *args: object, **kwargs: object) -> Floats:  # type: ignore[override]  # one use
         return self.numbers

@@ -173,6 +173,23 @@ class TestOtherTensors:
         return path
 
 
+class TestFactors:
+    """Space ``factors``, where a trim is of an adapter as a whole."""
+
+    def test_ties_trims_all_factors_together(self) -> None:
+        rng, factors = np.random.default_rng(5), []
+        with bench() as on:
+            folders = []
+            for scale in (1.0, 3.0):
+                b = np.round(rng.normal(size=(5, 2)) * scale, 1).astype(np.float32)
+                a = rng.normal(size=(2, 4)).astype(np.float32)
+                factors.append(np.concatenate([b.ravel(), a.ravel()]).astype(np.float64))
+                folders.append(on.adapter({ONE: (b, a)}))
+            got = on.merge(Ties(density=0.4), folders, [2, 1], space="factors")[f"base_model.model.{ONE}"]
+        joined = dense.elected([dense.trimmed(flat, 0.4) for flat in factors], [2 / 3, 1 / 3])
+        close(got, joined[:10].reshape(5, 2) @ joined[10:].reshape(2, 4))
+
+
 class TestWhatIsSpecial:
     """What a rule does at its edges, and refuses."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +24,7 @@ class _Sifted(ValueRule):
         default=0.01, ge=0, lt=1, description="fraction of a weight's values, the largest, that is dropped"
     )
 
-    def prune(self, values: Floats, draw: np.random.Generator) -> Floats:
+    def prune(self, values: Floats, draw: Callable[[], np.random.Generator]) -> Floats:
         flat = values.reshape(-1)
         kept = max(1, int(self.density * flat.size))
         outliers = min(int(self.gamma * flat.size), flat.size - kept)

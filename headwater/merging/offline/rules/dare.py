@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -22,10 +23,10 @@ class _Dropped(ValueRule):
         default=0.5, gt=0, le=1, description="probability that a value is kept; it is divided by it"
     )
 
-    def prune(self, values: Floats, draw: np.random.Generator) -> Floats:
+    def prune(self, values: Floats, draw: Callable[[], np.random.Generator]) -> Floats:
         if self.density == 1:
             return values
-        kept = draw.random(values.shape) < self.density
+        kept = draw().random(values.shape) < self.density
         return np.where(kept, values / self.density, 0.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 import numpy as np
@@ -35,7 +36,7 @@ class _MagPrune(ValueRule):
             )
         return self
 
-    def prune(self, values: Floats, draw: np.random.Generator) -> Floats:
+    def prune(self, values: Floats, draw: Callable[[], np.random.Generator]) -> Floats:
         rows = values.reshape(1, -1) if values.ndim < 2 else values.reshape(values.shape[0], -1)
         width = rows.shape[1]
         keep = np.full(rows.shape, self.density)
@@ -43,7 +44,7 @@ class _MagPrune(ValueRule):
             steps = self.density - self.epsilon + 2 * self.epsilon * np.arange(width) / (width - 1)
             order = np.argsort(np.abs(rows), axis=1, kind="stable")
             np.put_along_axis(keep, order, np.broadcast_to(steps, rows.shape), axis=1)
-        kept = draw.random(rows.shape) < keep
+        kept = draw().random(rows.shape) < keep
         return np.where(kept, rows / keep, 0.0).reshape(values.shape)
 
 
