@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,7 +19,7 @@ from headwater.adapters.export import export
 from headwater.adapters.predict import Predictor
 from tests.adapters.reading.test_segments import paired
 from tests.adapters.test_export import IID, build
-from tests.support import federations
+from tests.support import architectures, federations
 from tests.support.chat_templates import tiny_chat_llama
 from tests.support.readme_code import readme_code
 from tests.support.tiny_models import tiny_bert, tiny_llama
@@ -128,6 +129,29 @@ def test_a_number_s_readme_takes_a_base_whose_own_head_had_another_problem(tmp_p
     model, state = build(tmp_path, "sequence-classification", "bert", "lora", data=data, model=kind)
     export(model, state, tmp_path / "out", card={})
     require_same(reader, tmp_path / "out", ["good movie"])
+
+
+def test_what_xlnet_puts_after_a_text_is_kept_when_it_is_cut(tmp_path, reader):
+    """A separator and the class's token stand behind, and padding belongs before for its own head."""
+    folder = architectures.build("xlnet", tmp_path / "xlnet")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [SEP] [CLS]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save_pretrained(folder)
+    data = {"kind": "classification", "labels": federations.LABELS, "path": "x", "partition": IID}
+    lora = {"kind": "lora", "rank": 2, "target_modules": ("all-linear",)}
+    base = {"kind": "encoder", "path": str(folder)}
+    loaded = federations.federation(
+        tmp_path, "encoder", "xlnet", lora, model=base, data={**data, "max_tokens": 6}
+    )
+    model = federations.adapted(loaded)
+    for text in ("good", "good movie was not bad at all"):
+        assert model.base.tokenizer.encode(text, 6)[-2:] == [3, 2]
+    assert model.base.tokenizer.before == []
+    state = model.initial_state().map(lambda v: v + 0.2 * torch.ones_like(v))
+    export(model, state, tmp_path / "out", card={})
+    require_same(reader, tmp_path / "out", ["good", "good movie was not bad at all"])
 
 
 def test_a_readmes_answer_is_the_likeliest_whatever_the_base_says_of_generation(tmp_path):
