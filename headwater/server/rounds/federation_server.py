@@ -272,15 +272,14 @@ class FederationServer:
             done: rounds that are finished; -1 before round 0.
         """
         told: Waiting | None = None
-        while not self._quorum.reached(pool):
-            need, have = self._quorum.need, trainable(pool.ready())
+        while not self._quorum.reached(have := trainable(pool.ready())):
             if self._should_stop():
                 return False
             if done >= self._settings.federation.rounds:
                 return True  # the organiser has taken rounds away: none follows
             if self._durability is None:
                 raise FederationStopped(
-                    "federation", expected=f"at least {need} clients with data", got=f"{have}"
+                    "federation", expected=f"at least {self._quorum.need} clients with data", got=f"{have}"
                 )
             self._reload_settings()
             waiting = Waiting(have, self._quorum.need, self._quorum.missing(pool))

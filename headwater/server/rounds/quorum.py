@@ -29,9 +29,12 @@ class Quorum:
         buffer: int = schedule.buffer or 0
         return max(least, buffer)
 
-    def reached(self, pool: ClientPool) -> bool:
-        """Whether a round can begin, or goes on: of one that a crash left open it is known who was asked."""
-        return trainable(pool.ready()) >= self.need or self._has_open_round()
+    def reached(self, have: int) -> bool:
+        """Whether a round can begin with so many clients that have rows to train on.
+
+        One that a crash left open goes on with any number: it is known who was asked.
+        """
+        return have >= self.need or self._has_open_round()
 
     def missing(self, pool: ClientPool) -> tuple[str, ...]:
         """Who is not counted among those that can train, each with the reason, sorted by name."""
