@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from headwater.errors import DecodeError
+from headwater.proto.wire import encode_reply
+from headwater.protocol.messages import EvaluateRequest, Evaluation
 from headwater.server.clients.client_pool import AWAY_S
+from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Waiting, WaitingFor
 from headwater.server.monitoring.monitor import Monitor
+from headwater.server.rounds.evaluation import _evaluation
 from headwater.server.rounds.evaluation_wait import EvaluationAborted, EvaluationWait
 
 
@@ -44,6 +51,19 @@ class Fleet:
             if answers.over():
                 return False
         return True
+
+
+@pytest.mark.parametrize("other", [{"client": "bo"}, {"round": 6}, {"run": "another"}, {"run": ""}], ids=str)
+def test_an_evaluation_is_believed_for_its_client_round_and_run_alone(other):
+    right = Evaluation("ann", 7, 9, {"loss": 0.5}, "run")
+
+    def received(found):
+        data = encode_reply(found)
+        return ReceivedReply("ann", EvaluateRequest, 7, data, "", len(data))
+
+    assert _evaluation(received(right), 7, "run") == right
+    with pytest.raises(DecodeError, match="client ann: expected its evaluation of round 7"):
+        _evaluation(received(replace(right, **other)), 7, "run")
 
 
 def test_at_the_deadline_who_is_missing_is_named():

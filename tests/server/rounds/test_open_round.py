@@ -108,6 +108,19 @@ def test_a_method_along_random_directions_must_tell_its_noise(client, metrics):
         round_.merge()
 
 
+def test_an_update_beyond_the_privacy_bound_is_refused_whoever_sends_it():
+    """The noise covers what the bound allows: a device that does not clip would tell more."""
+    round_ = opened("big", privacy={"clip_l2": 0.05}, codec={"up": {"kind": "compeft", "density": 0.05}})
+    too_long = values(1.0)
+    assert too_long.norm() > 0.05
+    with pytest.raises(HeadwaterError, match=r"an L2 norm of at most 0\.05"):
+        round_.fold(reply(round_, "big", too_long))
+    with pytest.raises(HeadwaterError, match="at least one"):
+        round_.merge()
+    round_.fold(reply(round_, "big", values(1e-6)))
+    assert round_.merge().clients == ("big",)
+
+
 def test_each_kind_is_refused_from_who_was_asked_for_the_other():
     round_ = opened("big", "seeds")
     with pytest.raises(HeadwaterError, match=r"scalars\.v1|compeft"):
