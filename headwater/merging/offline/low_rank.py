@@ -168,15 +168,18 @@ def _one_sign(axes: Floats) -> Floats:
     return axes * np.where(axes[largest, np.arange(axes.shape[1])] < 0, -1.0, 1.0)
 
 
-def inner_products(adapters: Adapters) -> Floats:
-    """⟨τ_i, τ_j⟩ over all weights that have a place where nothing is changed: [T, T]."""
+def inner_products(adapters: Adapters, *, differences: bool = False) -> Floats:
+    """⟨τ_i, τ_j⟩ over all weights that have a place where nothing is changed: [T, T].
+
+    With ``differences`` over the others as well, by their values: then distances are right, and lengths not.
+    """
     products = np.zeros((len(adapters), len(adapters)))
-    for _, own in products_by_weight(adapters):
+    for _, own in products_by_weight(adapters, differences=differences):
         products += own
     return products
 
 
-def products_by_weight(adapters: Adapters) -> Iterator[tuple[str, Floats]]:
+def products_by_weight(adapters: Adapters, *, differences: bool = False) -> Iterator[tuple[str, Floats]]:
     """⟨τ_i, τ_j⟩ [T, T] of each of these weights, with the name of its module or tensor.
 
     Of two LoRA changes it is tr((B_jᵀB_i)(A_iA_jᵀ)), of cost R²·d and without a matrix [rows, columns].
@@ -196,6 +199,8 @@ def products_by_weight(adapters: Adapters) -> Iterator[tuple[str, Floats]]:
         yield module, products
     for name in adapters.plain:
         origin = adapters.origin(name)
+        if origin is None and differences:
+            origin = 0.0
         if origin is not None:
             changes = np.stack([(adapters.value(i, name) - origin).reshape(-1) for i in range(len(adapters))])
             yield name, changes @ changes.T

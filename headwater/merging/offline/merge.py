@@ -143,7 +143,7 @@ class Merge:
             for key, products in products_by_weight(self.adapters):
                 self._by_weight[key] = rule.coefficients(self.weights, products) * scale
             return
-        found = inner_products(self.adapters) if rule.needs_products else None
+        found = inner_products(self.adapters, differences=rule.differences) if rule.needs_products else None
         self._coefficients = rule.coefficients(self.weights, found) * scale
         if factors and not math.isclose(self._coefficients.sum(), scale, rel_tol=1e-9):
             raise _no_shares(rule)

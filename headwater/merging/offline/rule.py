@@ -67,6 +67,9 @@ class LinearRule(Rule):
     needs_products: ClassVar[bool] = False
     per_weight: ClassVar[bool] = False
     """Whether each weight has coefficients of its own, from its own inner products."""
+    differences: ClassVar[bool] = False
+    """Whether it looks at differences of adapters alone: then heads, prompts and all that has no place where
+    nothing is changed is in the inner products too, as it is."""
 
     @abstractmethod
     def coefficients(self, weights: Floats, products: Floats | None) -> Floats:

@@ -19,8 +19,9 @@ from headwater.merging.offline.rules.breadcrumbs import Breadcrumbs
 from headwater.merging.offline.rules.consensus import Consensus
 from headwater.merging.offline.rules.dare import DareLinear
 from headwater.merging.offline.rules.della import DellaLinear
+from headwater.merging.offline.rules.geometric_median import GeometricMedian
 from headwater.merging.offline.rules.iso import IsoC
-from headwater.merging.offline.rules.krum import Krum
+from headwater.merging.offline.rules.krum import Krum, MultiKrum
 from headwater.merging.offline.rules.linear import Mean
 from headwater.merging.offline.rules.magmax import MagMax
 from headwater.merging.offline.rules.median import TrimmedMean
@@ -160,11 +161,33 @@ class TestOtherTensors:
         merge = Merge(Adapters.open(made, None), Recipe(TsvM()))
         close(dict(merge.plain())["base_model.model.k.ia3_l"], np.mean(columns, axis=0))
 
+    @pytest.mark.parametrize("rule", [Krum(), MultiKrum(selected=1), GeometricMedian()])
+    def test_a_hostile_head_is_told_apart_without_its_base(self, rule: Rule, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        start = rng.normal(size=(4, 6))
+        heads = [start + 0.01 * rng.normal(size=start.shape) for _ in range(4)] + [start + 100]
+        made = [self._adapter(tmp_path / str(i), "score.weight", h) for i, h in enumerate(heads)]
+        merge = Merge(Adapters.open(made, None), Recipe(rule))
+        assert np.abs(dict(merge.plain())["base_model.model.score.weight"] - start).max() < 0.1
+
+    def test_krum_of_prompts(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(1)
+        prompts = [rng.normal(size=(2, 3)) for _ in range(5)]
+        sizes = {"num_virtual_tokens": 2, "token_dim": 3}
+        made = [
+            self._adapter(tmp_path / str(i), "prompt_embeddings", p, peft_type="PROMPT_TUNING", **sizes)
+            for i, p in enumerate(prompts)
+        ]
+        merge = Merge(Adapters.open(made, None), Recipe(Krum()))
+        best = int(np.argmin(dense.krum_scores(prompts, 1)))
+        close(next(iter(dict(merge.plain()).values())), prompts[best])
+
     def _adapter(self, path: Path, name: str, values: Floats, **config: object) -> Path:
         write_adapter(path, {ONE: (np.ones((3, 1)), np.ones((1, 2)))} if not config else {})
         tensors = load_file(path / "adapter_model.safetensors")
+        name = name if name == "prompt_embeddings" else f"base_model.model.{name}"
         save_file(
-            tensors | {f"base_model.model.{name}": values.astype(np.float32)},
+            tensors | {name: values.astype(np.float32)},
             path / "adapter_model.safetensors",
         )
         settings = json.loads((path / "adapter_config.json").read_text())

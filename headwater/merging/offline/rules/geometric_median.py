@@ -22,6 +22,7 @@ class GeometricMedian(LinearRule):
     source: ClassVar[str] = "Pillutla et al. 2022, arXiv 1912.13445, smoothed Weiszfeld"
     passes: ClassVar[int] = 2
     needs_products: ClassVar[bool] = True
+    differences: ClassVar[bool] = True
     smoothing: float = Field(
         default=1e-6, gt=0, lt=1, description="smallest distance, as a part of the median length"
     )

@@ -25,6 +25,7 @@ class Krum(LinearRule):
     weighted: ClassVar[bool] = False
     least: ClassVar[int] = 3
     needs_products: ClassVar[bool] = True
+    differences: ClassVar[bool] = True
     faulty: int = Field(default=1, ge=0, description="adapters that may be hostile; 2 f + 3 are needed")
 
     def coefficients(self, weights: Floats, products: Floats | None) -> Floats:  # noqa: D102 - inherited
