@@ -15,6 +15,7 @@ from headwater.experts.parts import read_factors, read_ternary
 from headwater.merging.offline.peft_folder import LORA_BIAS, PeftFolder
 from headwater.merging.offline.rule import Floats
 
+IA3 = ".ia3_l"
 CODINGS: Mapping[int, str] = {FACTORS: "ternary factors", TERNARY: "ternary", NUMBERS: "numbers"}
 
 
@@ -95,7 +96,10 @@ def describe(adapter: PeftFolder) -> Description:
 
 
 def loss(before: PeftFolder, after: PeftFolder) -> float:
-    """‖Δ − Δ'‖ / ‖Δ‖ over all that an adapter changes: the products of LoRA, the values of other tensors."""
+    """‖Δ − Δ'‖ / ‖Δ‖ over what an adapter adds: the products of LoRA, IA3's distance from 1, a factor's bias.
+
+    Of an adapter that adds nothing of the kind, such as a prompt, over all its values.
+    """
     error, norm = 0.0, 0.0
     for name in before.modules:
         own = product(before, before, name)
@@ -103,13 +107,20 @@ def loss(before: PeftFolder, after: PeftFolder) -> float:
         if all(map(np.array_equal, before.factors(name), after.factors(name))):
             continue  # the sum below would be rounding
         error += max(0.0, own + product(after, after, name) - 2 * product(before, after, name))
-    for name in before.plain:
-        mine = before.read(name).astype(np.float64) - _nothing(name)
-        if name.endswith(LORA_BIAS):
-            mine = mine * before.modules[name.removesuffix(LORA_BIAS)].scaling
-        error += float(np.square(mine + _nothing(name) - after.read(name)).sum())
-        norm += float(np.square(mine).sum())
+    added = [name for name in before.plain if name.endswith((IA3, LORA_BIAS))]
+    for name in added if added or before.modules else before.plain:
+        nothing = 1.0 if name.endswith(IA3) else 0.0
+        mine, its = _added(before, name), _added(after, name)
+        error += float(np.square(mine - its).sum())
+        norm += float(np.square(mine - nothing).sum())
     return float(np.sqrt(error / norm)) if norm else 0.0
+
+
+def _added(adapter: PeftFolder, name: str) -> Floats:
+    values = adapter.read(name).astype(np.float64)
+    return (
+        values * adapter.modules[name.removesuffix(LORA_BIAS)].scaling if name.endswith(LORA_BIAS) else values
+    )
 
 
 def product(one: PeftFolder, other: PeftFolder, module: str) -> float:
@@ -121,10 +132,6 @@ def product(one: PeftFolder, other: PeftFolder, module: str) -> float:
 
 def _trace(left: Floats, right: Floats) -> float:
     return float((left * right).sum())
-
-
-def _nothing(name: str) -> float:
-    return 1.0 if name.endswith(".ia3_l") else 0.0
 
 
 def _codings(layout: Layout) -> dict[str, int]:

@@ -126,12 +126,15 @@ class ExpertTensors:
         return distance + np.float32(1.0) if part.variant == ONE else distance
 
     def _factor(self, part: Part, name: str) -> Array:
-        if self._last is None or self._last[0] != part.name:
-            self._last = part.name, read_factors(self._layout.body(part.name), part)
-        found = self._last[1]
-        if name == next(iter(_tensors(part))):
-            return (found.a * found.magnitudes[:, None]).reshape(_tensors(part)[name])
-        return (found.b * found.magnitudes).reshape(_tensors(part)[name])
+        last, self._last = self._last, None
+        if last is None or last[0] != part.name:
+            last = part.name, read_factors(self._layout.body(part.name), part)
+        found = last[1]
+        shapes = _tensors(part)
+        if name == next(iter(shapes)):
+            self._last = last  # B is asked for next; after it nothing stays, however many files are open
+            return (found.a * found.magnitudes[:, None]).reshape(shapes[name])
+        return (found.b * found.magnitudes).reshape(shapes[name])
 
     def _from_origin(self, part: Part, distance: Array) -> Array:
         origin = self._origin
