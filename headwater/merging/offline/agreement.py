@@ -12,7 +12,8 @@ from headwater.merging.offline.peft_folder import PeftFolder
 
 _OPTIONS = (
     "fan_in_fan_out", "trainable_token_indices", "use_dora", "lora_bias", "feedforward_modules",
-    "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_layers", "num_attention_heads",
+    "target_parameters", "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_layers",
+    "num_attention_heads",
 )  # fmt: skip
 """Of ``adapter_config.json``: what decides where the tensors act, as far as their shapes do not say it."""
 _NO_READING = {
@@ -161,8 +162,9 @@ def _same_names(
 
 def _of(folder: PeftFolder, option: str) -> object:
     """An option; absent, null, false and empty are one. Lists of modules are sets."""
-    value = folder.config.get(option) or None
-    return sorted(map(str, value)) if isinstance(value, list) and option.endswith("_modules") else value
+    value: Any = folder.config.get(option) or None
+    listed = isinstance(value, list) and option.endswith(("_modules", "_parameters"))
+    return sorted(map(str, value)) if listed else value
 
 
 def _sha256(folder: PeftFolder) -> str | None:

@@ -21,7 +21,8 @@ from headwater.merging.offline.merge import Merge, MergedWeight, Recipe
 from headwater.merging.offline.merged_config import merged_config
 from headwater.merging.offline.merged_readme import merged_readme
 from headwater.merging.offline.peft_config import CONFIG, WEIGHTS
-from headwater.merging.offline.peft_folder import HEAD, NOTES, LoraPart, PeftFolder
+from headwater.merging.offline.peft_folder import HEAD, NOTES, LoraPart, PeftFolder, module_name
+from headwater.merging.offline.rule import Floats
 from headwater.merging.offline.tensor_file import Array, TensorWriter
 
 RECIPE = "merge.json"
@@ -122,13 +123,19 @@ def _write_weights(
     """The tensors; the rank of each module, and the squared norms before and after a truncation."""
     adapters, ranks, energy, kept = merge.adapters, {}, 0.0, 0.0
     head: dict[str, Array] = {}
+    experts: list[tuple[Floats, Floats]] = []
     total = len(adapters.modules)
     with TensorWriter(folder / WEIGHTS) as file:
         for index, (module, weight) in enumerate(merge.modules()):
             progress(f"merged {index + 1} of {total} modules")
-            for name, values in _tensors(adapters.first.modules[module], weight):
-                file.add(name, values)
-            ranks[module.removeprefix("base_model.model.")] = weight.a.shape[0]
+            part = adapters.first.modules[module]
+            a, b = _padded(weight, merge.one_rank)
+            ranks[module_name(module)] = a.shape[0]
+            experts.append((a, b))
+            if len(experts) == part.experts:
+                for name, values in _tensors(part, experts):
+                    file.add(name, values)
+                experts = []
             if weight.spectrum is not None:
                 energy, kept = energy + weight.spectrum.energy, kept + weight.spectrum.kept
         for name, values in merge.plain():
@@ -145,12 +152,21 @@ def _write_weights(
     return ranks, energy, kept
 
 
-def _tensors(part: LoraPart, weight: MergedWeight) -> Iterator[tuple[str, Array]]:
-    """A module's factors under PEFT's names: AdaLoRA's become LoRA's."""
-    rank, suffix = weight.a.shape[0], "" if part.embedding else ".weight"
+def _padded(weight: MergedWeight, rank: int | None) -> tuple[Floats, Floats]:
+    """A and B with zeros up to a rank that all modules have, if they must."""
+    a, b = weight.a, weight.b
+    missing = 0 if rank is None else rank - a.shape[0]
+    return np.pad(a, ((0, missing), (0, 0))), np.pad(b, ((0, 0), (0, missing)))
+
+
+def _tensors(part: LoraPart, experts: Sequence[tuple[Floats, Floats]]) -> Iterator[tuple[str, Array]]:
+    """The factors of a module, or of all experts of one, under PEFT's names: AdaLoRA's become LoRA's."""
+    suffix = "" if part.embedding else ".weight"
     a, b = part.a.removesuffix(".weight"), part.b.removesuffix(".weight")
-    yield a + suffix, weight.a.reshape(rank, *part.shape_a[1:])
-    yield b + suffix, weight.b.reshape(part.rows, rank, *part.shape_b[2:])
+    rows_a = np.concatenate([a for a, _ in experts])
+    yield a + suffix, rows_a.reshape(len(rows_a), *part.shape_a[1:])
+    columns_b = np.stack([b for _, b in experts], axis=2)
+    yield b + suffix, columns_b.reshape(part.rows, len(rows_a), *part.shape_b[2:])
 
 
 def _record(merge: Merge, report: MergeReport) -> dict[str, Any]:

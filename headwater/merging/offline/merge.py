@@ -148,6 +148,19 @@ class Merge:
         if factors and not math.isclose(self._coefficients.sum(), scale, rel_tol=1e-9):
             raise _no_shares(rule)
 
+    @property
+    def one_rank(self) -> int | None:
+        """The rank that all modules must have; None where each has its own.
+
+        PEFT has no ranks by name for LoRA on parameters (``target_parameters``): the result is padded.
+        """
+        if not self.adapters.first.config.get("target_parameters"):
+            return None
+        ranks = [max(part.rank for part in f.modules.values()) for f in self.adapters.folders]
+        if self.recipe.chosen == "factors":
+            return max(ranks)
+        return min(sum(ranks), self.recipe.truncation.rank or sum(ranks))
+
     def modules(self) -> Iterator[tuple[str, MergedWeight]]:
         """Each LoRA module, merged."""
         for module in self.adapters.modules:

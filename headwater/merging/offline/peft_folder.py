@@ -8,6 +8,7 @@ A LoRA module's change of its weight is s·B·A (arXiv 2106.09685), with s = α/
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -39,6 +40,8 @@ MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 LORA_BIAS = ".lora_B.bias"
 _KEPT_WITH_LORA = (*MAGNITUDES, LORA_BIAS)
 """Tensors that PEFT calls LoRA's and that are plain here: they are in no product."""
+_EXPERT = "#"
+"""Between a module's name and an expert's number."""
 _LORA_A = re.compile(r"(?P<module>.+)\.(?:lora_A(?:\.weight)?|lora_embedding_A)")
 
 
@@ -53,6 +56,8 @@ class LoraPart:
         rows, columns: of the weight's change as a matrix; a convolution's is [out, in·kernel].
         e: AdaLoRA's diagonal, or empty.
         shape_a, shape_b: of the tensors.
+        expert, experts: which of how many weights in one parameter it is. PEFT keeps the factors of all in
+            two tensors: A has the experts' rows one after the other, B their columns in turn.
     """
 
     a: str
@@ -64,6 +69,8 @@ class LoraPart:
     shape_a: tuple[int, ...]
     shape_b: tuple[int, ...]
     e: str = ""
+    expert: int = 0
+    experts: int = 1
 
     @property
     def embedding(self) -> bool:
@@ -183,8 +190,9 @@ class PeftFolder:
         part = self.modules[module]
         if part.shape_a[0] == 0:  # of AdaLoRA, which took all of its directions out
             return np.zeros((part.rows, 1)), np.zeros((1, part.columns))
-        a = self.file.read(part.a).astype(np.float64).reshape(part.rank, part.columns)
-        b = self.file.read(part.b).astype(np.float64).reshape(part.rows, part.rank)
+        a = self.file.read(part.a).reshape(part.experts, part.rank, part.columns)[part.expert]
+        b = self.file.read(part.b).reshape(part.rows, part.rank, part.experts)[:, :, part.expert]
+        a, b = a.astype(np.float64), b.astype(np.float64)
         if part.e:
             b = b * self.file.read(part.e).reshape(1, part.rank)
         return b * part.scaling, a
@@ -248,8 +256,18 @@ def _lora_parts(path: Path, config: Mapping[str, Any], file: Tensors) -> dict[st
                 hint="The file is not whole; save the adapter again.",
             )
         e = f"{module}.lora_E" if f"{module}.lora_E" in file.tensors else ""
-        parts[module] = _part(path, config, module, (name, b, e), place.shape, file.tensors[b].shape)
+        part = _part(path, config, module, (name, b, e), place.shape, file.tensors[b].shape)
+        if part.experts == 1:
+            parts[module] = part
+        else:
+            for expert in range(part.experts):
+                parts[f"{module}{_EXPERT}{expert:06d}"] = dataclasses.replace(part, expert=expert)
     return parts
+
+
+def module_name(module: str) -> str:
+    """A module's name without PEFT's prefix, and without the number of an expert."""
+    return module.removeprefix("base_model.model.").partition(_EXPERT)[0]
 
 
 def _other(name: str, letter: str) -> str:
@@ -270,19 +288,8 @@ def _part(
     # of AdaLoRA the file says what is left of the rank
     adaptive = config["peft_type"] == "ADALORA"
     rank = shape_a[0] if adaptive and shape_a else rank_of(path, config, key)
-    if (
-        config.get("target_parameters")
-        and len(shape_a) == 2
-        and shape_a[0] != rank
-        and shape_a[0] % rank == 0
-    ):
-        raise ModelError(
-            f"{path}, module {key}",
-            expected="LoRA on single weights",
-            got=f"a weight that {shape_a[0] // rank} experts share",
-            hint="PEFT pairs rows of A with strided columns of B there: train on the experts one by one.",
-        )
-    if len(shape_a) < 2 or len(shape_b) < 2 or shape_a[0] != rank or shape_b[1] != rank:
+    experts = _experts(path, config, rank, shape_a)
+    if len(shape_a) < 2 or len(shape_b) < 2 or shape_a[0] != experts * rank or shape_b[1] != experts * rank:
         raise ModelError(
             f"{path}, module {key}",
             expected=f"factors of rank {rank}, as {CONFIG} says: A [{rank}, in], B [out, {rank}]",
@@ -293,4 +300,20 @@ def _part(
         raise ModelError(f"{path}, module {key}", expected="B of 1x1 kernels", got=f"{list(shape_b)}")
     a, b, e = names
     scaling = scaling_of(path, config, key)
-    return LoraPart(a, b, max(1, rank), scaling, shape_b[0], math.prod(shape_a[1:]), shape_a, shape_b, e)
+    columns = math.prod(shape_a[1:])
+    return LoraPart(a, b, max(1, rank), scaling, shape_b[0], columns, shape_a, shape_b, e, experts=experts)
+
+
+def _experts(path: Path, config: Mapping[str, Any], rank: int, shape_a: tuple[int, ...]) -> int:
+    """How many weights an A of this shape is for: of parameters with three dimensions it is as many."""
+    if not config.get("target_parameters"):
+        return 1
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        if config.get(pattern):
+            raise ModelError(
+                f"{path}, {CONFIG}",
+                expected=f"no {pattern} beside target_parameters",
+                got=f"{config[pattern]!r:.80}",
+                hint="PEFT matches it with names of parameters, which the file does not have.",
+            )
+    return shape_a[0] // rank if len(shape_a) == 2 and shape_a[0] and shape_a[0] % rank == 0 else 1

@@ -149,6 +149,11 @@ CASES: dict[str, Case] = {
     "embedding": _lora("llama", ["embed_tokens", "q_proj"]),
     "output embedding": _lora("llama", ["lm_head", "q_proj"]),
     "experts' attention and router": _lora("mixtral", ["q_proj", "gate"]),
+    "experts' router alone": _lora("mixtral", [], target_parameters=["gate.weight"]),
+    "fused experts": _lora(
+        "mixtral", ["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]
+    ),
+    "fused experts, some": _lora("mixtral", [], target_parameters=["experts.down_proj"], use_rslora=True),
     "convolutions": _lora("picture", ["conv", "line", "head"]),
     "gaussian start": _lora("llama", _ATTENTION, init_lora_weights="gaussian"),
     "orthogonal start": _lora("llama", _ATTENTION, init_lora_weights="orthogonal"),
@@ -261,18 +266,20 @@ def logits(name: str, model: nn.Module) -> torch.Tensor:
 
 @torch.no_grad()
 def deltas(model: PeftModel) -> dict[str, torch.Tensor]:
-    """What an adapter adds to each weight, by module, as PEFT computes it."""
+    """What an adapter adds to each parameter of the base, by name, as PEFT computes it."""
     found = {}
     for name, module in model.get_base_model().named_modules():
         if hasattr(module, "get_delta_weight"):
-            found[name] = module.get_delta_weight("default").detach().clone()
+            own = name.replace(".base_layer", "")  # of several parameters of one module
+            parameter = f"{own}.{getattr(module, 'parameter_name', 'weight')}"
+            found[parameter] = module.get_delta_weight("default").detach().clone()
     return found
 
 
 @torch.no_grad()
 def base_with(name: str, changes: dict[str, torch.Tensor]) -> nn.Module:
-    """The base of a case, with changes added to its weights and no adapter."""
+    """The base of a case, with changes added to its parameters and no adapter."""
     model = base(CASES[name].base).double()
-    for module, change in changes.items():
-        model.get_submodule(module).weight.add_(change)
+    for parameter, change in changes.items():
+        model.get_parameter(parameter).add_(change)
     return model

@@ -60,7 +60,9 @@ def test_the_weighted_mean_is_that_of_the_changes_and_of_nothing_else(name, tmp_
     close(logits(name, merged), logits(name, base_with(name, expected)))
 
 
-@pytest.mark.parametrize("name", ["lora", "rslora", "rank pattern", "convolutions", "embedding"])
+@pytest.mark.parametrize(
+    "name", ["lora", "rslora", "rank pattern", "convolutions", "embedding", "fused experts"]
+)
 def test_a_negative_weight_takes_the_change_out(name, tmp_path):
     first = save(name, tmp_path / "a", seed=1)
     second = save(name, tmp_path / "b", seed=2, other=True)
@@ -84,6 +86,19 @@ def test_what_is_no_factor_of_a_change_is_averaged(name, tmp_path):
         scale = config["lora_alpha"] / config["r"] if key.endswith("lora_B.bias") else 1.0
         close(got[key], scale * (0.25 * mine[key] + 0.75 * other[key]), 1e-6)
     logits(name, load(name, tmp_path / "out"))  # PEFT loads and runs it
+
+
+def test_fused_experts_have_one_rank_where_the_merge_is_cut(tmp_path):
+    """The best directions of each expert by itself, under the rank that all have."""
+    name = "fused experts"
+    folders = [save(name, tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    report = headwater.merge(folders, tmp_path / "out", rank=3)
+    assert set(report.ranks.values()) == {3}
+    assert report.kept < 1
+    mine, other = (deltas(load(name, folder)) for folder in folders)
+    for parameter, got in deltas(load(name, tmp_path / "out")).items():
+        u, s, vt = torch.linalg.svd((mine[parameter] + other[parameter]) / 2, full_matrices=False)
+        close(got, (u[..., :3] * s[..., None, :3]) @ vt[..., :3, :], 1e-4)
 
 
 def test_a_pruned_adalora_keeps_the_scale_that_it_was_trained_with(tmp_path):

@@ -231,11 +231,19 @@ def test_a_config_that_its_tensors_deny_or_that_no_merge_can_take(tmp_path, conf
     refused(tmp_path, [adapter(tmp_path / "a", **config)], ModelError, str(tmp_path / "a"), said)
 
 
-def test_fused_experts_are_refused_by_name(tmp_path):
-    a = adapter(tmp_path / "a", rank=6, target_parameters=["q_proj.weight"])
-    config = json.loads((a / CONFIG).read_text()) | {"r": 2}
-    (a / CONFIG).write_text(json.dumps(config))
-    refused(tmp_path, [a], ModelError, "layers.0.q_proj", "3 experts share")
+@pytest.mark.parametrize("pattern", ["rank_pattern", "alpha_pattern"])
+def test_patterns_beside_parameters_are_refused_by_name(tmp_path, pattern):
+    """PEFT matches them with names of parameters; the file has names of modules."""
+    a = adapter(tmp_path / "a", target_parameters=["q_proj.weight"], **{pattern: {"q_proj.weight": 2}})
+    refused(tmp_path, [a], ModelError, str(a), f"no {pattern} beside target_parameters")
+
+
+def test_numbers_of_experts_that_differ(tmp_path):
+    a = adapter(tmp_path / "a", 1, rank=4, r=2, target_parameters=["q_proj.weight", "v_proj.weight"])
+    b = adapter(tmp_path / "b", 2, rank=6, r=2, target_parameters=["v_proj.weight", "q_proj.weight"])
+    refused(tmp_path, [a, b], ModelError, str(a), str(b), "layers.0.q_proj#000002")
+    c = adapter(tmp_path / "c", 3, rank=5, r=2, target_parameters=["q_proj.weight", "v_proj.weight"])
+    refused(tmp_path, [a, c], ModelError, str(c), "factors of rank 2")
 
 
 @pytest.mark.parametrize(
