@@ -34,7 +34,10 @@ def test_a_ternary_file_is_one_adapter_to_peft_and_to_a_merge(name, tmp_path):
     close(logits(name, load(name, tmp_path / "merged")), logits(name, of_peft))
     if CASES[name].delta:
         opened = open_adapter(file)
-        for module, change in deltas(of_peft).items():
+        for parameter, change in deltas(of_peft).items():
+            module = parameter.removesuffix(".weight")
+            if ".experts." in module:  # many weights in one: the logits above say it of them
+                continue
             b, a = opened.factors(f"base_model.model.{module}")
             mine = torch.from_numpy(b @ a)
             transposed = CASES[name].settings.get("fan_in_fan_out") or "embed_tokens" in module
