@@ -10,7 +10,7 @@ from headwater.data.federated import FederatedData
 from headwater.errors import DataError, FederationStopped, InternalError, OwnersLost
 from headwater.server.events import ClientFailed, RoundStarted
 from headwater.server.round_record import RoundRecord
-from headwater.server.rounds.summary import lost_owners
+from headwater.server.rounds.summary import failures_of, lost_owners
 from headwater.training.backprop import BackpropTrainer
 from tests.support.command import headwater
 from tests.support.federation_text import vector_text
@@ -180,12 +180,16 @@ def test_an_exception_of_the_server_side_is_no_traceback(file, tmp_path, monkeyp
     assert "KeyError" in done.error
 
 
-def test_who_was_only_not_needed_is_not_lost():
+def test_who_was_only_not_needed_is_neither_lost_nor_a_failure():
     rounds = [
         {"round": 1, "clients": {"ann": {}, "ben": {"failed": "x"}}},
         {
             "round": 2,
             "clients": {"ann": {"failed": "not needed", "spared": True}, "ben": {"failed": "y"}, "cleo": {}},
         },
+    ]
+    assert [(f["round"], f["client"]) for f in failures_of([RoundRecord(r) for r in rounds])] == [
+        (1, "ben"),
+        (2, "ben"),
     ]
     assert lost_owners([RoundRecord(r) for r in rounds]) == {"ben": {"asked": 2, "failed": 2, "reason": "y"}}

@@ -19,12 +19,7 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -
     rounds = folder.read_rounds()
     tracker = outcome.checkpoint.tracker
     known = [v for r in rounds if math.isfinite(v := r.deciding(tracker.metric))]
-    failures = [
-        {"round": r.round, "client": client, "reason": row.failed}
-        for r in rounds
-        for client, row in r.clients.items()
-        if row.failed and not row.spared
-    ]
+    failures = failures_of(rounds)
     rows = [row for r in rounds for row in r.clients.values() if row.bytes_fisher is not None]
     fisher = {
         "bytes_up": sum(row.bytes_fisher or 0 for row in rows),
@@ -55,6 +50,16 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -
         "lost": lost_owners(rounds),
         **({"fisher": fisher} if rows else {}),
     }
+
+
+def failures_of(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
+    """``round``, ``client`` and ``reason`` of every task that failed; who was only not needed is not there."""
+    return [
+        {"round": r.round, "client": client, "reason": row.failed}
+        for r in rounds
+        for client, row in r.clients.items()
+        if row.failed and not row.spared
+    ]
 
 
 def lost_owners(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
