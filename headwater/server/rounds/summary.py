@@ -53,7 +53,7 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -
 
 
 def failures_of(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
-    """``round``, ``client`` and ``reason`` of every task that failed; who was only not needed is not there."""
+    """``round``, ``client`` and ``reason`` of every failed task; who was only not needed is not there."""
     return [
         {"round": r.round, "client": client, "reason": row.failed}
         for r in rounds
