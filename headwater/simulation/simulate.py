@@ -110,8 +110,9 @@ def _run_here(
             finish, loaded, folder, context, outcome, engine=engine,
             notices=(*context.notices, *runtime.data.warnings),
         )  # fmt: skip
-        close()  # whatever becomes of the baselines
-        return close(baselines=_baselines(loaded, folder, runtime, pool, test, outcome, observer))
+        summary = close()  # whatever becomes of the baselines
+        found = _baselines(loaded, folder, runtime, pool, test, outcome, observer)
+        return close(baselines=found) if found else summary
 
 
 def _baselines(

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from headwater.errors import DataError
 
 CARD = "README.md"
@@ -49,6 +47,8 @@ def _configs(card: Path) -> list[Mapping[str, object]] | None:
         head = stream.read(_MOST)
     if head.partition("\n")[0].strip() != "---":
         return None
+    import yaml  # only where there is a card
+
     try:
         found = yaml.safe_load(head.split("\n---", 1)[0])
     except (yaml.YAMLError, ValueError, RecursionError):
