@@ -3,14 +3,15 @@
     python benchmarks/simulation.py [--clients 1000] [--rounds 3]
 
 Two adapters: 1,000 values sent dense, and MiniLM's LoRA (73,728 values) sent with compeft and error
-feedback. Each is a run of `headwater simulate` in a fresh process: time is that process's wall time,
-memory its peak resident set.
+feedback. Each is a run of `headwater simulate` in a fresh process: time is that process's wall time, and its
+CPU time, user and system; memory its peak resident set.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,12 @@ kind = "{codec}"
 """
 
 
+def cpu_s() -> float:
+    """User and system seconds of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def measure(size: int, codec: str, clients: int, rounds: int) -> dict[str, Any]:
     """One run in a fresh process."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -53,9 +60,9 @@ def measure(size: int, codec: str, clients: int, rounds: int) -> dict[str, Any]:
             f"{scratch}/run",
             "--quiet",
         ]
-        started = time.perf_counter()
+        started, before_s = time.perf_counter(), cpu_s()
         subprocess.run(command, check=True, capture_output=True)
-        wall = time.perf_counter() - started
+        wall, used_s = time.perf_counter() - started, cpu_s() - before_s
         summary = json.loads(Path(scratch, "run", "summary.json").read_text())
     return {
         "values": size,
@@ -63,6 +70,7 @@ def measure(size: int, codec: str, clients: int, rounds: int) -> dict[str, Any]:
         "clients": clients,
         "rounds": rounds,
         "wall_s": round(wall, 2),
+        "cpu_s": round(used_s, 2),
         "rounds_s": summary["seconds"],
         "peak_rss_mib": round(summary["peak_rss_bytes"] / 2**20),
         "bytes_up": summary["bytes"]["up"],
@@ -87,7 +95,7 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['clients']} clients x {row['rounds']} rounds, {row['values']:,} values, {row['codec']}: "
-            f"process {row['wall_s']} s, rounds {row['rounds_s']} s, peak {row['peak_rss_mib']} MiB, "
+            f"process {row['wall_s']} s, CPU {row['cpu_s']} s, rounds {row['rounds_s']} s, peak {row['peak_rss_mib']} MiB, "
             f"up {row['bytes_up']:,} bytes (dense {row['bytes_up_dense']:,})"
         )
 
