@@ -95,8 +95,8 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['clients']} clients x {row['rounds']} rounds, {row['values']:,} values, {row['codec']}: "
-            f"process {row['wall_s']} s, CPU {row['cpu_s']} s, rounds {row['rounds_s']} s, peak {row['peak_rss_mib']} MiB, "
-            f"up {row['bytes_up']:,} bytes (dense {row['bytes_up_dense']:,})"
+            f"process {row['wall_s']} s, CPU {row['cpu_s']} s, rounds {row['rounds_s']} s, "
+            f"peak {row['peak_rss_mib']} MiB, up {row['bytes_up']:,} bytes (dense {row['bytes_up_dense']:,})"
         )
 
 
