@@ -18,6 +18,7 @@ from headwater.errors import ConfigError
 from headwater.experts.call import named_rule
 from headwater.experts.expert_file import opener
 from headwater.merging.offline.adapters import Adapters
+from headwater.merging.offline.agreement import remarks
 from headwater.merging.offline.base_weights import base_weights
 from headwater.merging.offline.compare import Comparison, compare
 from headwater.merging.offline.folder import MergeReport, merge_folders
@@ -84,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
         )
         found = compare(adapters)
         progress("")
-        print(_json_of(found) if options.json else _compared(found, recipe))
+        notes = remarks(adapters.named)
+        print(_json_of(found, notes) if options.json else _compared(found, recipe, notes))
         return 0
     if options.output is None:
         raise ConfigError("headwater merge", expected="--output DIR, or --dry-run", got="neither")
@@ -168,7 +170,7 @@ def _told(report: MergeReport) -> str:
     return "\n".join(lines)
 
 
-def _json_of(found: Comparison) -> str:
+def _json_of(found: Comparison, notes: list[str]) -> str:
     def plain(values: Any) -> Any:  # noqa: ANN401 - nested lists of any depth
         if isinstance(values, list):
             return [plain(v) for v in values]
@@ -181,11 +183,12 @@ def _json_of(found: Comparison) -> str:
             "norms": plain(found.norms.tolist()),
             "cosines": plain(found.cosines.tolist()),
             "conflicts": plain(found.conflicts.tolist()),
+            "notes": notes,
         }
     )
 
 
-def _compared(found: Comparison, recipe: Recipe) -> str:
+def _compared(found: Comparison, recipe: Recipe, notes: list[str]) -> str:
     lines = [f"{len(found.names)} adapters that rule {recipe.rule.name} would merge; nothing is written"]
     for i, name in enumerate(found.names):
         rank = f", rank {found.ranks[i]}" if found.ranks[i] else ""
@@ -196,4 +199,5 @@ def _compared(found: Comparison, recipe: Recipe) -> str:
         for i, row in enumerate(table):
             cells = " ".join("-".rjust(7) if math.isnan(v) else f"{v:7.3f}" for v in row)
             lines.append(f"  {f'[{i + 1}]'.rjust(4)}{cells}")
+    lines += [f"note: {note}" for note in notes]
     return "\n".join(lines)

@@ -156,6 +156,8 @@ def _padded(weight: MergedWeight, rank: int | None) -> tuple[Floats, Floats]:
     """A and B with zeros up to a rank that all modules have, if they must."""
     a, b = weight.a, weight.b
     missing = 0 if rank is None else rank - a.shape[0]
+    if not missing:
+        return a, b
     return np.pad(a, ((0, missing), (0, 0))), np.pad(b, ((0, 0), (0, missing)))
 
 
@@ -163,10 +165,12 @@ def _tensors(part: LoraPart, experts: Sequence[tuple[Floats, Floats]]) -> Iterat
     """The factors of a module, or of all experts of one, under PEFT's names: AdaLoRA's become LoRA's."""
     suffix = "" if part.embedding else ".weight"
     a, b = part.a.removesuffix(".weight"), part.b.removesuffix(".weight")
-    rows_a = np.concatenate([a for a, _ in experts])
-    yield a + suffix, rows_a.reshape(len(rows_a), *part.shape_a[1:])
-    columns_b = np.stack([b for _, b in experts], axis=2)
-    yield b + suffix, columns_b.reshape(part.rows, len(rows_a), *part.shape_b[2:])
+    all_a, all_b = experts[0]
+    if part.experts > 1:
+        all_a = np.concatenate([a for a, _ in experts])
+        all_b = np.stack([b for _, b in experts], axis=2)
+    yield a + suffix, all_a.reshape(len(all_a), *part.shape_a[1:])
+    yield b + suffix, all_b.reshape(part.rows, len(all_a), *part.shape_b[2:])
 
 
 def _record(merge: Merge, report: MergeReport) -> dict[str, Any]:

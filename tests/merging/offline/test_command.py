@@ -64,7 +64,10 @@ def test_the_dry_run_compares_and_writes_nothing(pair, tmp_path):
     assert told["adapters"] == list(map(str, pair))
     assert told["ranks"] == [2, 3]
     assert told["cosines"][0][0] == pytest.approx(1)
+    assert told["notes"] == []
     assert sorted(tmp_path.rglob("*")) == before
+    twin = adapter(tmp_path / "twin", 1, rank=2)
+    assert "note: " in merge(pair[0], twin, "--dry-run").stdout
     assert f"[1] {pair[0]}: norm" in merge(*pair, "--dry-run").stdout
 
 
