@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import tomli_w
@@ -18,6 +19,7 @@ from headwater.server.clients.exchange import Exchange
 from headwater.server.clients.handshake import collect_profiles
 from headwater.server.clients.run_control import Interrupted, RunControl
 from headwater.server.events import ClientDone, RoundEnded, Waiting
+from headwater.server.rounds.base import Rounds
 from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.rounds.evaluation_wait import EvaluationAborted
 from headwater.server.rounds.federation_server import FederationServer
@@ -215,6 +217,16 @@ def test_a_buffered_run_survives_deaths(tmp_path):
             site.go()
         assert [r["round"] for r in site.records] == list(range(ROUNDS + 1))
         assert not list((site.folder.path / "state" / "spool").iterdir())
+
+
+def test_the_record_of_another_round_plans_nothing(tmp_path):
+    """One that a crash left behind the checkpoint is of a round that is over."""
+    path = tmp_path / "open_round.json"
+    OpenRoundRecord(3, {}, {}, rounds=9).save(path)
+    rounds = SimpleNamespace(_durability=SimpleNamespace(open_round=path))
+    assert Rounds._left_open(rounds, 3) == OpenRoundRecord.load(path)
+    assert Rounds._left_open(rounds, 4) is None
+    assert Rounds._left_open(SimpleNamespace(_durability=None), 3) is None
 
 
 def test_no_update_of_what_a_rollback_gave_up_is_merged(tmp_path):
