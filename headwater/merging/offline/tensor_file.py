@@ -184,7 +184,7 @@ class TensorWriter:
         assert self._file is not None
         assert name not in self._entries
         try:
-            self._file.write(memoryview(data.reshape(-1)).cast("B") if data.size else b"")
+            self._file.write(data.reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise self._cannot(error) from error
         self._entries[name] = {
