@@ -37,9 +37,9 @@ SHORT, LONG = 5, 24
 TOLERANCE, QUANTISED_TOLERANCE = 1e-3, 0.1
 """Differences that count, as a share of the largest output: rounding is near 1e-6, and 8-bit products
 depend on the whole batch in the second digit."""
-IN_ONE_LAYER, IN_NO_LAYER = 2_048, 65_536
-"""Tokens of the longest row that go through the first layer, and that are only embedded: what seconds and
-some tens of megabytes allow."""
+IN_ONE_LAYER, IN_NO_LAYER = 2_048, 16_384
+"""Tokens of the longest row that go through the first layer, and that are only embedded. Most bases make a
+mask of tokens times tokens before their first layer: memory grows with the square, as it does in training."""
 _SIZE = 0.05
 
 
