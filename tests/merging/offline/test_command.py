@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import headwater
-from tests.merging.offline.test_bad_input import WEIGHTS, adapter
+from tests.merging.offline.small_adapters import WEIGHTS, adapter
 
 MERGE = (sys.executable, "-m", "headwater", "merge")
 
