@@ -34,7 +34,7 @@ PAGES = {
     "add-a-tracker": VECTOR,
 }
 """The federation that a page's tables are put into; None is a tiny text model's."""
-CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+CLEAN = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
 
 
 def blocks(page: str) -> dict[str, str]:
