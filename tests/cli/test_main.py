@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def test_help_lists_every_verb_and_every_verb_has_help():
     done = headwater("--help")
     assert done.code == 0
     for verb in VERBS:
-        assert f"\n    {verb} " in done.out
+        assert re.search(rf"\n    {verb}\s", done.out)  # a long one has its help on the next line
         assert f"usage: headwater {verb}" in headwater(verb, "--help").out
 
 
