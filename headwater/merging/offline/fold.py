@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from headwater.merging.offline.rule import BLOCK, Floats, ValueRule
+from headwater.merging.offline.rule import BLOCK, Floats, TwoPassRule, ValueRule
 
 
 def fold(rule: ValueRule, read: Callable[[int], Floats], weights: Floats) -> Floats:
@@ -21,7 +21,7 @@ def fold(rule: ValueRule, read: Callable[[int], Floats], weights: Floats) -> Flo
         [n].
     """
     sums = _joined(rule, read, weights, rule.terms)
-    if rule.passes > 1:
+    if isinstance(rule, TwoPassRule):
         first = rule.between(sums)
         sums = _joined(rule, read, weights, lambda values, w: rule.second_terms(first, values, w))
     return rule.result(sums)

@@ -268,10 +268,10 @@ class Merge:
     def _pruned(self, rule: ValueRule, key: str, read: Callable[[int], Floats]) -> Callable[[int], Floats]:
         def pruned(i: int) -> Floats:
             change = np.array(read(i))  # a copy: rules change it
-            if rule.trimmed:
+            if (kept := rule.kept) is not None:
                 flat = change.reshape(-1)
                 if self._cuts is None:
-                    Cut.of(flat, rule.kept).apply(flat)
+                    Cut.of(flat, kept).apply(flat)
                 else:
                     self._cuts[i].apply(flat, self._places[key])
             return rule.prune(change, lambda: self._draw(i, key)).reshape(-1)
@@ -286,14 +286,14 @@ class Merge:
     def _cuts_of_adapters(self) -> list[Cut] | None:
         """What a rule that trims keeps of each adapter as a whole, in the space ``factors``."""
         rule = self.recipe.rule
-        if not isinstance(rule, ValueRule) or not rule.trimmed:
+        if not isinstance(rule, ValueRule) or (kept := rule.kept) is None:
             return None
         at, changes = 0, list(self._changes())
         for key, read in changes:
             self._places[key] = at
             at += read(0).size
         return [
-            Cut.of(np.concatenate([read(i).reshape(-1) for _, read in changes]), rule.kept)
+            Cut.of(np.concatenate([read(i).reshape(-1) for _, read in changes]), kept)
             for i in range(len(self.adapters))
         ]
 

@@ -86,10 +86,8 @@ class LinearRule(Rule):
 
 
 class ValueRule(Rule):
-    """Value by value, as sums over adapters; a second pass may see the first one's result."""
+    """Value by value, as sums over adapters."""
 
-    trimmed: ClassVar[bool] = False
-    """Whether the largest values of each adapter are kept, a fraction :attr:`kept`, before :meth:`prune`."""
     axes: ClassVar[Literal["core", "concatenation"]] = "core"
     """In which coordinates it sees LoRA: those of space ``core``, or Uᵀ·τ_i with the left singular vectors U
     of [τ_1 … τ_T]."""
@@ -99,9 +97,9 @@ class ValueRule(Rule):
     """What makes one term of two: a sum, or another operation of which order and grouping change nothing."""
 
     @property
-    def kept(self) -> float:
-        """The fraction, where the rule is ``trimmed``."""
-        raise NotImplementedError
+    def kept(self) -> float | None:
+        """The fraction of an adapter's values that stays before :meth:`prune`, the largest; None for all."""
+        return None
 
     def prune(self, values: Floats, draw: Callable[[], np.random.Generator]) -> Floats:
         """An adapter's own change, dropped or rescaled: like ``values``, may be them, changed.
@@ -121,17 +119,29 @@ class ValueRule(Rule):
             weight: its weight.
         """
 
-    def between(self, sums: tuple[Floats, ...]) -> tuple[Floats, ...]:
-        """What the second pass is given of the first one's sums, of a rule with ``passes = 2``."""
-        return sums
-
-    def second_terms(self, first: tuple[Floats, ...], values: Floats, weight: float) -> tuple[Floats, ...]:
-        """The same as :meth:`terms` for a second pass; :meth:`result` is given its sums."""
-        raise NotImplementedError
-
     @abstractmethod
     def result(self, sums: tuple[Floats, ...]) -> Floats:
         """What the sums of the last pass come to: [n]."""
+
+
+class TwoPassRule(ValueRule):
+    """A ValueRule that goes over the adapters again, with what the first pass found."""
+
+    passes: ClassVar[int] = 2
+
+    def between(self, sums: tuple[Floats, ...]) -> tuple[Floats, ...]:
+        """What the second pass is given of the first one's sums."""
+        return sums
+
+    @abstractmethod
+    def second_terms(self, first: tuple[Floats, ...], values: Floats, weight: float) -> tuple[Floats, ...]:
+        """The same as :meth:`terms` for the second pass.
+
+        Args:
+            first: of :meth:`between`.
+            values: [n].
+            weight: its weight.
+        """
 
 
 class StackRule(Rule):

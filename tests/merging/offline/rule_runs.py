@@ -27,7 +27,7 @@ def folded(rule: ValueRule, taus: Sequence[Floats], weights: Sequence[float]) ->
 
     def read(i: int) -> Floats:
         values = taus[i].copy()
-        if rule.trimmed:
+        if rule.kept is not None:
             Cut.of(values, rule.kept).apply(values)
         return rule.prune(values, lambda: GENERATOR)
 

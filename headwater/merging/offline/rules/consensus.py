@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from headwater.merging.offline.rule import Floats, ValueRule
+from headwater.merging.offline.rule import Floats, TwoPassRule
 
 
-class Consensus(ValueRule):
+class Consensus(TwoPassRule):
     """Two passes: M = Σ p_i·τ_i; then the masks |p_i·τ_i| ≥ λ·|M − p_i·τ_i|, of which k must hold.
 
     The paper's sum Στ_i is T·M; with equal weights its T stands on both sides. Of T adapters that are all the
@@ -20,7 +20,6 @@ class Consensus(ValueRule):
     name: ClassVar[str] = "consensus"
     line: ClassVar[str] = "weighted mean of the values that are in the masks of several adapters"
     source: ClassVar[str] = "Wang et al. 2024, arXiv 2405.07813; code nik-dim/tall_masks"
-    passes: ClassVar[int] = 2
     least: ClassVar[int] = 2
     strictness: float = Field(
         default=0.4, gt=0, description="λ of the masks: how much of the others a value must outweigh"

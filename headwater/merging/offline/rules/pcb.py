@@ -7,13 +7,13 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from headwater.merging.offline.rule import Floats, ValueRule
+from headwater.merging.offline.rule import Floats, TwoPassRule
 
 _TAIL = 1e-4
 """The fraction of magnitudes at each end that is clamped."""
 
 
-class Pcb(ValueRule):
+class Pcb(TwoPassRule):
     """Two passes: S = Στ_i; then Σ p_i·β_i·c_i and Σ p_i·β_i, with the form of the authors' code.
 
     c is τ with its magnitudes clamped at both 1e-4 tails, and::
@@ -28,7 +28,6 @@ class Pcb(ValueRule):
     name: ClassVar[str] = "pcb"
     line: ClassVar[str] = "weighted mean of the values that are large and go with the sum of all"
     source: ClassVar[str] = "Du et al. 2024, arXiv 2410.02396; code duguodong7/pcb-merging, PCB_merge"
-    passes: ClassVar[int] = 2
     density: float = Field(
         default=0.1, gt=0, le=1, description="fraction of an adapter's values that competes"
     )

@@ -7,13 +7,13 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from headwater.merging.offline.rule import Cut, Floats, ValueRule
+from headwater.merging.offline.rule import Cut, Floats, TwoPassRule
 
 _ROUNDING = 1e-13
 """A variance below this part of the mean square is the rounding of its two sums."""
 
 
-class Sce(ValueRule):
+class Sce(TwoPassRule):
     """Two passes: Στ and Στ²; then, where selected, ΣE_i·τ_i and ΣE_i of those that agree in sign.
 
     The d·v values of the largest population variance are selected, v the number that vary at all, at least
@@ -24,7 +24,6 @@ class Sce(ValueRule):
     name: ClassVar[str] = "sce"
     line: ClassVar[str] = "keep the values that vary most, weigh by energy, mean of the values that agree"
     source: ClassVar[str] = "Wan et al. 2024 (FuseChat), arXiv 2408.07990; mergekit, sce"
-    passes: ClassVar[int] = 2
     weighted: ClassVar[bool] = False
     density: float = Field(
         default=0.1, gt=0, le=1, description="fraction of the values that vary which is kept"

@@ -6,16 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from headwater.merging.offline.rule import ValueRule
 from headwater.merging.offline.rules.sums import ElectedSigns, WeightedSum
 
 
-class Ties(ElectedSigns):
-    """Trim, elect, mean of those that agree."""
+class Trimmed(ValueRule):
+    """A fraction of each adapter's values is kept: the largest."""
 
-    name: ClassVar[str] = "ties"
-    line: ClassVar[str] = "keep each adapter's largest values, elect signs, mean of the values that agree"
-    source: ClassVar[str] = "Yadav et al. 2023, arXiv 2306.01708, section 4"
-    trimmed: ClassVar[bool] = True
     density: float = Field(
         default=0.2, gt=0, le=1, description="fraction of an adapter's values that is kept"
     )
@@ -23,6 +20,14 @@ class Ties(ElectedSigns):
     @property
     def kept(self) -> float:  # noqa: D102 - inherited
         return self.density
+
+
+class Ties(ElectedSigns, Trimmed):
+    """Trim, elect, mean of those that agree."""
+
+    name: ClassVar[str] = "ties"
+    line: ClassVar[str] = "keep each adapter's largest values, elect signs, mean of the values that agree"
+    source: ClassVar[str] = "Yadav et al. 2023, arXiv 2306.01708, section 4"
 
 
 class Knots(Ties):
@@ -34,17 +39,9 @@ class Knots(Ties):
     axes: ClassVar[Literal["core", "concatenation"]] = "concatenation"
 
 
-class MagnitudePrune(WeightedSum):
+class MagnitudePrune(WeightedSum, Trimmed):
     """The weighted mean of what is left after trimming."""
 
     name: ClassVar[str] = "magnitude_prune"
     line: ClassVar[str] = "keep each adapter's largest values, weighted mean"
     source: ClassVar[str] = "PEFT, add_weighted_adapter, combination_type magnitude_prune"
-    trimmed: ClassVar[bool] = True
-    density: float = Field(
-        default=0.2, gt=0, le=1, description="fraction of an adapter's values that is kept"
-    )
-
-    @property
-    def kept(self) -> float:  # noqa: D102 - inherited
-        return self.density
