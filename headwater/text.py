@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 NOTHING = "–"
 MOST_NAMED = 6
@@ -111,3 +113,14 @@ def times(more: object, less: object) -> str:
         return NOTHING
     ratio = above / below
     return f"{ratio:,.0f}×" if ratio >= 20 else f"{ratio:.1f}×"
+
+
+def json_safe(content: Any) -> Any:  # noqa: ANN401 - JSON is any of six types, nested
+    """``content`` with null for what JSON has no number for: NaN and the infinities."""
+    if isinstance(content, Mapping):
+        return {key: json_safe(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [json_safe(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content

@@ -26,6 +26,7 @@ from headwater.merging.offline.low_rank import Truncation
 from headwater.merging.offline.merge import SPACES, Recipe
 from headwater.merging.offline.rule import LinearRule, Rule
 from headwater.merging.offline.rules.table import RULES
+from headwater.text import json_safe
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -171,18 +172,13 @@ def _told(report: MergeReport) -> str:
 
 
 def _json_of(found: Comparison, notes: list[str]) -> str:
-    def plain(values: Any) -> Any:  # noqa: ANN401 - nested lists of any depth
-        if isinstance(values, list):
-            return [plain(v) for v in values]
-        return values if math.isfinite(values) else None
-
     return json.dumps(
         {
             "adapters": list(found.names),
             "ranks": list(found.ranks),
-            "norms": plain(found.norms.tolist()),
-            "cosines": plain(found.cosines.tolist()),
-            "conflicts": plain(found.conflicts.tolist()),
+            "norms": json_safe(found.norms.tolist()),
+            "cosines": json_safe(found.cosines.tolist()),
+            "conflicts": json_safe(found.conflicts.tolist()),
             "notes": notes,
         }
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from headwater.text import finite
+from headwater.text import finite, json_safe
 
 _NOT_ASKED = "not asked"
 
@@ -243,17 +243,6 @@ class RoundDraft:
     def record(self, seconds: float) -> RoundRecord:
         """The record of the round, which took so long."""
         return RoundRecord({**self._content, "seconds": round(seconds, 3)})
-
-
-def json_safe(content: Any) -> Any:  # noqa: ANN401 - JSON is any of six types, nested
-    """``content`` with null for what JSON has no number for: NaN and the infinities."""
-    if isinstance(content, Mapping):
-        return {key: json_safe(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [json_safe(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content
 
 
 def _table(value: object) -> Mapping[str, Any]:

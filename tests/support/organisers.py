@@ -16,7 +16,8 @@ from headwater.protocol.control import AdapterRow, ClientRow, RunRow, Status, Wa
 from headwater.server.events import ClientAsked, ClientDone, ClientFailed, RoundEnded, RoundStarted
 from headwater.server.monitoring.counters import ClientFacts
 from headwater.server.monitoring.monitor import Monitor
-from headwater.server.round_record import RoundRecord, json_safe
+from headwater.server.round_record import RoundRecord
+from headwater.text import json_safe
 
 TOKEN = "t0ken-" + "x" * 40
 RUN = "20260301-0915-a1b2"

@@ -33,9 +33,8 @@ from headwater.protocol.control import Organiser
 from headwater.server.monitoring import prometheus
 from headwater.server.monitoring.monitor import Monitor
 from headwater.server.monitoring.round_history import RoundRows
-from headwater.server.round_record import json_safe
 from headwater.server.status_page.guard import WebAuth
-from headwater.text import plain
+from headwater.text import json_safe, plain
 
 MOST_WAITING = 16
 """Requests that may wait for events at once; more are answered 503 and may come again."""

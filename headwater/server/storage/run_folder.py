@@ -30,7 +30,8 @@ from headwater.files import (
     write_atomically,
 )
 from headwater.locks import lock_file, take
-from headwater.server.round_record import RoundRecord, json_safe
+from headwater.server.round_record import RoundRecord
+from headwater.text import json_safe
 
 _MOST_HEAD = 100 << 20
 """Bytes of a safetensors file's head, as its own readers have it."""
