@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import headwater
-from tests.merging.offline.small_adapters import WEIGHTS, adapter
+from tests.merging.offline.small_adapters import MODULES, WEIGHTS, adapter, edit
 
 MERGE = (sys.executable, "-m", "headwater", "merge")
 
@@ -55,6 +56,17 @@ def test_nothing_heavy_is_loaded(pair, tmp_path):
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_cosine_that_is_none_is_null_for_programs(pair, tmp_path):
+    """Of an adapter that changes nothing; JSON has no NaN."""
+    still = adapter(tmp_path / "still", 3)
+    edit(still, **{f"{module}.lora_B.weight": np.zeros((6, 2), "<f4") for module in MODULES})
+    done = merge(pair[0], still, "--dry-run", "--json")
+    found = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert found["norms"][1] == 0
+    assert found["cosines"][0][1] is None
+    assert found["cosines"][0][0] == pytest.approx(1)
 
 
 def test_the_dry_run_compares_and_writes_nothing(pair, tmp_path):
