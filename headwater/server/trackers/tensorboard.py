@@ -25,7 +25,8 @@ class TensorBoard(RunTracker):
 
     def __init__(self, settings: TrackerTraits, folder: Path) -> None:
         super().__init__(settings, folder)
-        self._file = folder / f"events.out.tfevents.{int(time.time()):010d}.headwater.{os.getpid()}"
+        # Readers take files in the order of their names: a restart within a second comes after its start.
+        self._file = folder / f"events.out.tfevents.{time.time_ns():019d}.headwater.{os.getpid()}"
 
     def start(self, run: RunStart) -> None:
         """Begin a file. What an earlier one has of the rounds that come again is not shown."""
