@@ -82,9 +82,11 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("strategy `fisher`", "a method other than `backprop`; `adapter.head_bits`"),
     ("a strategy other than `mean`", "methods that send scalars (`kseed`, `decomfl`, `blackbox`)"),
     ("strategy `ties`, `fisher`", "`spry`, `rank`, `last_layers`"),
+    ("`privacy.clip_l2`", "`codec.up.alpha`; methods that send scalars"),
+    ("`strategy.norm_bound`", "methods that send scalars"),
     (
-        "`privacy.clip_l2`",
-        "`codec.up.alpha`; methods that send scalars",
+        "`server_optimizer` `adam`, `yogi`, `adagrad`",
+        "`server_momentum`; a `server_learning_rate` of 1 or more; scalars from every method",
     ),
     (
         "`cohort.min_clients`",
@@ -336,7 +338,12 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "space": "`factors`: A and B are trained and merged; `ffa`: A is frozen and shared",
         "weighting": "a client weighs as many as its training examples (at most 2²⁴), or 1",
         "server_learning_rate": "η in x ← x + η·m",
-        "server_momentum": "β in m ← β·m + Δ",
+        "server_optimizer": "[FedAvgM, FedAdam, FedYogi, FedAdagrad](aggregation.md#the-servers-step)",
+        "server_momentum": "β of `momentum`, in m ← β·m + Δ",
+        "server_beta1": "β₁ of the others",
+        "server_beta2": "β₂ of `adam` and `yogi`",
+        "server_tau": "τ of the others: below the usual change of a value in a round",
+        "norm_bound": "the server shortens a longer update to this L2 norm, and counts it",
     },
     TiesStrategy: {
         "allow_factors": "permit space `factors`, which merges noise of the basis",

@@ -69,6 +69,12 @@ def _methods(federation: FederationTables) -> None:
         raise ValueError("[methods] without [assignment]: nobody would use them")
     strategy, data = federation.strategy, federation.data
     scalar = [t for t in federation.trainings.values() if t.sends == "coefficients"]
+    if strategy.adaptive and len(scalar) == len(federation.trainings):
+        raise ValueError(
+            f"server_optimizer '{strategy.server_optimizer}' has a rate for each value, but every method "
+            "here sends coefficients of seeds, which make up the adapter as long as it moves by them alone: "
+            "use 'momentum'"
+        )
     partial = any(m.rank or m.last_layers for m in federation.methods.values())
     for training in federation.trainings.values():
         kind = training.kind
@@ -103,6 +109,8 @@ def _methods(federation: FederationTables) -> None:
             )
     if scalar and federation.privacy.clip_l2 is not None:
         raise ValueError("privacy.clip_l2 goes with deltas; bound scalars by gradient_bound instead")
+    if scalar and strategy.norm_bound is not None:
+        raise ValueError("strategy.norm_bound goes with deltas; bound scalars by gradient_bound instead")
     for name, method in federation.methods.items():
         if method.training.sends == "coefficients" and (method.rank or method.last_layers):
             raise ValueError(f"methods.{name}: seeds move the whole adapter: no rank, no last_layers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headwater.config.plugins import open_to
 from headwater.config.traits import StrategyTraits
@@ -16,8 +16,37 @@ class BaseStrategy(StrategyTraits):
     space: Literal["factors", "ffa"]
     weighting: Literal["examples", "equal"] = "examples"
     server_learning_rate: float = Field(default=1.0, gt=0)
+    server_optimizer: Literal["momentum", "adam", "yogi", "adagrad"] = "momentum"
     server_momentum: float = Field(default=0.0, ge=0, lt=1)
+    server_beta1: float = Field(default=0.9, ge=0, lt=1)
+    server_beta2: float = Field(default=0.99, ge=0, lt=1)
+    server_tau: float = Field(default=1e-5, ge=1e-12, le=1)
+    norm_bound: float | None = Field(
+        default=None,
+        gt=0,
+        description="the server shortens every update to this L2 norm before it adds it",
+    )
     value_bound: float = Field(default=16.0, gt=0, le=2**16, description="an update beyond it is refused")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the server's step is each value's own, by the second moment of its changes."""
+        return self.server_optimizer != "momentum"
+
+    @model_validator(mode="after")
+    def _steps(self) -> BaseStrategy:
+        if self.adaptive and self.server_momentum:
+            raise ValueError(
+                f"server_momentum is of server_optimizer 'momentum': '{self.server_optimizer}' has "
+                "server_beta1"
+            )
+        if self.adaptive and self.server_learning_rate >= 1:
+            raise ValueError(
+                f"server_optimizer '{self.server_optimizer}' moves each value by about "
+                f"server_learning_rate a round, which must be below 1, not {self.server_learning_rate:g}: "
+                "try 0.001 to 0.01"
+            )
+        return self
 
 
 class MeanStrategy(BaseStrategy):

@@ -48,6 +48,8 @@ class MergePlan:
         groups: the method of each client, where methods are weighed; empty where they are not.
         claimed: the methods whose noise is their clients' word.
         use: whether to add up how far clients stepped along each seed.
+        norm_bound: the L2 norm to which every update is shortened before it is added
+            (:mod:`headwater.server.rounds.norm_bound`); None for no bound.
     """
 
     spec: StateSpec
@@ -61,6 +63,7 @@ class MergePlan:
     groups: Mapping[str, str] = field(default_factory=dict)
     claimed: frozenset[str] = frozenset()
     use: bool = False
+    norm_bound: float | None = None
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) < 1:

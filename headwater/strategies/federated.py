@@ -1,10 +1,9 @@
 """FederatedStrategy: the strategy of a federation file.
 
-Local training on a cohort, each client with its own method, a merge rule, and a server optimiser with
-momentum: FedAvgM (Hsu et al. 2019, arXiv 1909.06335), m ← β·m + Δ and x ← x + η·m, which is FedAvg at
-β = 0, η = 1. Where every method sends coefficients of seeds, the server moves coefficients
-(``seeds.seeded_state.SeededState``). Which tensors travel (A is left out in ``ffa``) is decided
-where the model is built, so nothing here depends on the space.
+Local training on a cohort, each client with its own method, a merge rule, and a server optimiser
+(:mod:`.server_optimizers`), which is FedAvg unless the file says otherwise. Where every method sends
+coefficients of seeds, the server moves coefficients (``seeds.seeded_state.SeededState``). Which tensors
+travel (A is left out in ``ffa``) is decided where the model is built: nothing here depends on the space.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from headwater.strategies.learning_rate import learning_rate_factor
 from headwater.strategies.merge_transforms import merge_transforms, pro_training
 from headwater.strategies.rules import rule_for
 from headwater.strategies.seeding import round_seeds, seeds_only
+from headwater.strategies.server_optimizers import Moments, optimizer_for
 from headwater.strategies.strategy import RoundPlan, ServerState, Strategy
 
 MAX_WEIGHT = 2**24
@@ -53,9 +53,10 @@ class FederatedStrategy(Strategy):
         self.weighs_noise = several and strategy.weighs_methods()
         self._root = Key.root(federation.federation.seed)
         self._transforms = merge_transforms(federation)
+        self._optimizer = optimizer_for(strategy)
 
     def init(self, state: AdapterState) -> ServerState:
-        """Round 0; the momentum is zero if the file asks for one, and so are the coefficients of seeds.
+        """Round 0: the optimiser's moments as they begin, and coefficients of seeds that are zero.
 
         Raises:
             ConfigError: a method whose updates cannot be as short as its ``max_bytes_up``, or a rule that
@@ -63,7 +64,7 @@ class FederatedStrategy(Strategy):
         """
         self._require_budgets(state.spec)
         self._require_room(state.spec, self.federation.cohort.min_clients)
-        momentum = AdapterState.zeros(state.spec) if self.federation.strategy.server_momentum else None
+        moments = self._optimizer.init(state.spec)
         seeded_state = None
         seeds = round_seeds(self.federation, 1)
         if seeds is not None and seeds_only(self.federation):
@@ -74,7 +75,14 @@ class FederatedStrategy(Strategy):
         seed_slopes = None
         if seeds is not None and pro_training(self.federation) is not None:
             seed_slopes = SeedSlopes(np.zeros(seeds.count), np.zeros(seeds.count, np.int64))
-        return ServerState(0, state, momentum, seeded_state=seeded_state, seed_slopes=seed_slopes)
+        return ServerState(
+            0,
+            state,
+            moments.first,
+            seeded_state=seeded_state,
+            seed_slopes=seed_slopes,
+            second_moment=moments.second,
+        )
 
     def plan(
         self,
@@ -200,6 +208,7 @@ class FederatedStrategy(Strategy):
             groups={name: plan.method for name, plan in tasks.items()} if self.weighs_noise else {},
             claimed=frozenset(p.method for p in tasks.values() if p.training.noise == "reported"),
             use=seeds is not None and server.seed_slopes is not None,
+            norm_bound=strategy.norm_bound,
         )
 
     def aggregator(self, plan: RoundPlan) -> Aggregator[Any]:
@@ -212,7 +221,6 @@ class FederatedStrategy(Strategy):
         Raises:
             HeadwaterError: values were merged in a federation whose clients send coefficients only.
         """
-        strategy = self.federation.strategy
         for transform in self._transforms:
             server, merged = transform.apply(server, merged)
         if server.seeded_state is not None:
@@ -225,18 +233,26 @@ class FederatedStrategy(Strategy):
             return replace(
                 server, round=server.round + 1, state=seeded_state.state(), momentum=None, seeded_state=kept
             )
-        direction = merged.delta
-        if server.momentum is not None:
-            direction = server.momentum * strategy.server_momentum + direction
-        state = server.state + direction * strategy.server_learning_rate
-        momentum = direction if server.momentum is not None else None
-        return replace(server, round=server.round + 1, state=state, momentum=momentum)
+        moments = Moments(server.momentum, server.second_moment)
+        state, moments = self._optimizer.step(server.state, moments, merged.delta)
+        return replace(
+            server,
+            round=server.round + 1,
+            state=state,
+            momentum=moments.first,
+            second_moment=moments.second,
+        )
 
-
-def rolled_back(server: ServerState, state: AdapterState) -> ServerState:
-    """The server after it went back to another version's values: dense from here on."""
-    momentum = None if server.momentum is None else AdapterState.zeros(state.spec)
-    return replace(server, state=state, momentum=momentum, seeded_state=None)
+    def rolled_back(self, server: ServerState, state: AdapterState) -> ServerState:
+        """The server after it went back to another version's values: dense, and its optimiser starts anew."""
+        moments = self._optimizer.init(state.spec)
+        return replace(
+            server,
+            state=state,
+            momentum=moments.first,
+            second_moment=moments.second,
+            seeded_state=None,
+        )
 
 
 def _sample(names: Sequence[str], size: int | None, key: Key) -> list[str]:

@@ -23,11 +23,12 @@ class ServerState:
     Args:
         round: the last finished round; 0 before the first.
         state: the global adapter.
-        momentum: the server optimiser's momentum, of the same spec; None without one.
+        momentum: m, the server optimiser's first moment, of the same spec; None without one.
         noise: how far the updates of the last rounds lie apart, and why; None before anybody knows, and
             where nobody asks.
         seeded_state: ``state`` as coefficients of seeds; None where it is more than that.
         seed_slopes: how steep losses were along each seed; None without ``kseed`` and its ``pro``.
+        second_moment: v, the server optimiser's second moment, of the same spec; None without one.
     """
 
     round: int
@@ -36,6 +37,7 @@ class ServerState:
     noise: NoisePlan | None = None
     seeded_state: SeededState | None = None
     seed_slopes: SeedSlopes | None = None
+    second_moment: AdapterState | None = None
 
 
 class Strategy(ABC):

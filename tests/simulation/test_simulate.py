@@ -276,6 +276,11 @@ def test_disk_full_keeps_the_old_checkpoint(file, tmp_path, monkeypatch):
         ["strategy.kind=median"],
         ["strategy.space=ffa"],
         ["strategy.server_momentum=0.5", "cohort.clients_per_round=2"],
+        [
+            "strategy.server_optimizer=yogi",
+            "strategy.server_learning_rate=0.01",
+            "strategy.norm_bound=1e-4",
+        ],
         ["codec.up.kind=dense", "codec.up.dtype=bf16", "codec.down.dtype=bf16"],
         ["privacy.clip_l2=0.05"],
         ["adapter.kind=prompt", "adapter.tokens=4", "data.max_tokens=64"],
@@ -298,6 +303,10 @@ def test_every_part_in_a_whole_run(tmp_path, overrides):
     record = rounds(tmp_path / "run")[-1]
     if "strategy.space=ffa" in overrides or "strategy.kind=ties" in overrides:
         assert record["gap"]["exact"]
+    if "strategy.norm_bound=1e-4" in overrides:
+        assert record["merge"]["clipped"] == len(record["clients"]) == 3
+        assert record["merge"]["delta_norm"] <= 1e-4
+        assert record["clients"]["ann"]["clipped_from"] > 1e-4
     if "strategy.kind=fisher" in overrides:
         assert record["clients"]["ann"]["bytes_fisher"] > 0
         assert record["clients"]["ann"]["fisher_seconds"] >= 0

@@ -19,7 +19,6 @@ from headwater.seeds.draw_weights import weights_of
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies import FederatedStrategy, ServerState
-from headwater.strategies.federated import rolled_back
 from headwater.strategies.strategy import RoundPlan
 from tests.strategies.test_federated import federation
 
@@ -189,7 +188,7 @@ def test_after_a_rollback_the_server_goes_on_dense() -> None:
     strategy = FederatedStrategy(federation(training=KSEED))
     server = strategy.init(ZERO)
     merged = fold(strategy, server, {"big-1": [(3, 4000)]})
-    back = rolled_back(strategy.update(server, merged), ZERO)
+    back = strategy.rolled_back(strategy.update(server, merged), ZERO)
     assert (back.seeded_state, back.state, back.round) == (None, ZERO, 1)
     assert strategy.update(back, merged).state == ZERO + merged.delta
 

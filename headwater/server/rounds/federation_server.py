@@ -35,7 +35,7 @@ from headwater.server.rounds.synchronous import SynchronousRounds
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability
 from headwater.server.storage.run_folder import RunFolder
-from headwater.strategies.federated import FederatedStrategy, rolled_back
+from headwater.strategies.federated import FederatedStrategy
 from headwater.tasks.batches import Example
 from headwater.text import human_bytes
 from headwater.training.context import TrainingContext
@@ -304,7 +304,7 @@ class FederationServer:
         versions = self._durability.versions
         state = versions.state(version, self._context.spec)
         seeded = checkpoint.server.seeded_state is not None
-        checkpoint = replace(checkpoint, server=rolled_back(checkpoint.server, state))
+        checkpoint = replace(checkpoint, server=self._strategy.rolled_back(checkpoint.server, state))
         self._commits.commit_rollback(checkpoint, version)
         self._durability.rolled_back()
         self._observer(Notice(f"going on from version {version}"))

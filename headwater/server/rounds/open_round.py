@@ -30,6 +30,7 @@ from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Outgoing
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.round_record import RoundDraft, Traffic
+from headwater.server.rounds.norm_bound import within
 from headwater.state import AdapterState
 from headwater.strategies.strategy import RoundPlan
 
@@ -116,6 +117,7 @@ class OpenRound:
         client = incoming.address
         row = self._rows[client] = {"bytes_up": incoming.bytes_up}
         update, reply = self.check(incoming, self._origins.get(client))
+        update = self._within_bound(update, row)
         self._acc = self._rule.add(self._acc, update)
         if self._gap is not None and self._gap_acc is not None:
             self._gap_acc = self._gap.add(self._gap_acc, update)
@@ -123,6 +125,14 @@ class OpenRound:
         row |= {"noise": update.noise} if update.noise else {}
         row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
         row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
+
+    def _within_bound(self, update: Update, row: dict[str, Any]) -> Update:
+        """The update as it may be added; its client's row has the norm it came with, if that was too much."""
+        if self.plan.merge.norm_bound is None:
+            return update
+        update, norm = within(update, self.plan.merge.norm_bound)
+        row |= {} if norm is None else {"clipped_from": norm}
+        return update
 
     def check(
         self, incoming: ReceivedReply, origin: tuple[int, str] | None = None
@@ -206,7 +216,9 @@ class OpenRound:
             down_dense=sum(self._sent_dense.get(client, 0) for client in rows),
         )
         draft = RoundDraft(self.plan.round, rows, sizes)
-        draft.merged(self._found_gap(after), merged.report)
+        clipped = sum("clipped_from" in row and client not in failed for client, row in rows.items())
+        bounded = {} if self.plan.merge.norm_bound is None else {"clipped": float(clipped)}
+        draft.merged(self._found_gap(after), {**merged.report, **bounded})
         return draft
 
     def _found_gap(self, after: AdapterState) -> dict[str, Any] | None:

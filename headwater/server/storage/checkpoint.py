@@ -31,7 +31,7 @@ class Checkpoint:
 
     Args:
         run: id of the run.
-        server: the strategy's state: round, global adapter, momentum, noise, coefficients of seeds.
+        server: the strategy's state: round, global adapter, moments, noise, coefficients of seeds.
         tracker: the best evaluation so far.
         best: the best round's adapter; None before the first evaluation.
         accepted: for each client, the last round whose update was accepted.
@@ -51,6 +51,7 @@ class Checkpoint:
         """
         seeded_state, noise = self.server.seeded_state, self.server.noise
         groups = {"state": self.server.state, "momentum": self.server.momentum, "best": self.best}
+        groups["second_moment"] = self.server.second_moment
         groups["origin"] = None if seeded_state is None else seeded_state.origin
         present = {g: s for g, s in groups.items() if s is not None}
         digests = {g: s.sha256() for g, s in present.items()}
@@ -168,6 +169,7 @@ def _server(
         groups.get("momentum"),
         _noise_plan(noise) if isinstance(noise, dict) else None,
         seeded_state,
+        second_moment=groups.get("second_moment"),
     )
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from headwater.compression.compeft import CompeftCodec
+from headwater.compression.dense import DenseCodec as DenseTensors
 from headwater.compression.seed_update import encode_scalars
 from headwater.config.codec import DenseCodec
 from headwater.errors import HeadwaterError
+from headwater.merging.plan import Update
 from headwater.proto.wire import encode_reply
 from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.machine import Close
@@ -21,13 +23,14 @@ from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Downlink
 from headwater.server.clients.exchange import ReceivedReply
+from headwater.server.rounds.norm_bound import within
 from headwater.server.rounds.open_round import OpenRound
 from headwater.state import AdapterState
 from headwater.strategies import FederatedStrategy
 from tests.strategies.test_federated import federation
 from tests.strategies.test_mixed import KSEED, SPEC, ZERO, profiles
 
-RUN, ROOT = "r" * 32, Key.root(0)
+RUN, ROOT, SPARSE = "r" * 32, Key.root(0), CompeftCodec(0.05)
 METHODS = {
     "jvp": {"training": {"kind": "forward_gradient"}},
     "seeds": {"training": KSEED},
@@ -56,11 +59,9 @@ def values(scale=0.01):
     return AdapterState.from_vector(SPEC, torch.linspace(-scale, scale, SPEC.numel))
 
 
-def reply(round_, client, delta, metrics=MappingProxyType({})):
-    if isinstance(delta, SeedCoefficients):
-        payload = encode_scalars(delta)
-    else:
-        payload = CompeftCodec(0.05).encode(delta, key=ROOT)
+def reply(round_, client, delta, metrics=MappingProxyType({}), codec=SPARSE):
+    seeded = isinstance(delta, SeedCoefficients)
+    payload = encode_scalars(delta) if seeded else codec.encode(delta, key=ROOT)
     update = EncodedUpdate(
         RUN, 1, client, SPEC.fingerprint(), round_.base_sha256, payload, {},
         round_.profiles[client].train_examples, 3, dict(metrics),
@@ -119,6 +120,44 @@ def test_an_update_beyond_the_privacy_bound_is_refused_whoever_sends_it():
         round_.merge()
     round_.fold(reply(round_, "big", values(1e-6)))
     assert round_.merge().clients == ("big",)
+
+
+@pytest.mark.parametrize("strategy", [{"kind": "mean"}, {"kind": "median"}])
+def test_the_norm_bound_shortens_long_updates_and_counts_them(strategy):
+    """Each update before it is added: a boosted one moves a merge no further than its bound."""
+    tables = {"strategy": {**strategy, "weighting": "equal", "norm_bound": 0.5}}
+    names, sent = ("big", "jvp", "zo"), (values(1e-3), values(0.02), values(15.0))
+    round_ = opened(*names, codec={"up": {"kind": "dense"}}, **tables)
+    dense = DenseTensors()
+    for name, delta in zip(names, sent, strict=True):
+        round_.fold(reply(round_, name, delta, codec=dense))
+    merged = round_.merge()
+    clipped = [d if d.norm() <= 0.5 else d * (0.5 / d.norm()) for d in sent]
+    stacked = torch.stack([c.vector() for c in clipped])
+    wanted = stacked.mean(0) if strategy["kind"] == "mean" else stacked.median(0).values
+    assert torch.allclose(merged.delta.vector(), wanted, atol=1e-7)
+    end = Close(1, merged.clients, (), last=False)
+    content = round_.draft(end, merged, round_.base + merged.delta).record(1.0).content
+    assert content["merge"]["clipped"] == sum(d.norm() > 0.5 for d in sent) > 0
+    assert content["clients"]["zo"]["clipped_from"] == pytest.approx(sent[2].norm())
+    assert "clipped_from" not in content["clients"]["big"]
+
+
+def test_the_norm_bound_admits_no_value_that_is_not_finite():
+    round_ = opened("big", codec={"up": {"kind": "dense"}}, strategy={"kind": "mean", "norm_bound": 0.5})
+    broken = AdapterState.from_vector(SPEC, torch.full((SPEC.numel,), math.inf))
+    with pytest.raises(HeadwaterError, match="finite"):
+        round_.fold(reply(round_, "big", broken, codec=DenseTensors()))
+    with pytest.raises(HeadwaterError, match="at least one"):
+        round_.merge()
+
+
+def test_a_shortened_update_has_less_noise_too():
+    noisy = Update("big", 1, values(1.0), 3, noise=8.0)
+    shorter, norm = within(noisy, values(1.0).norm() / 2)
+    assert norm == pytest.approx(values(1.0).norm())
+    assert shorter.noise == pytest.approx(2.0)
+    assert within(shorter, norm) == (shorter, None)
 
 
 def test_each_kind_is_refused_from_who_was_asked_for_the_other():

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from headwater.config import load_federation
 from headwater.errors import ConfigError, StorageError
 from headwater.files import write_atomically
+from headwater.merging import Merged
 from headwater.merging.plan import NoisePlan
 from headwater.seeds.directions import Directions
 from headwater.seeds.seeded_state import SeededState
@@ -25,7 +26,9 @@ from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
 from headwater.server.workspace.backup import Pinned, check_checkpoint
 from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.strategies import FederatedStrategy
 from headwater.strategies.strategy import ServerState
+from tests.strategies.test_federated import federation
 
 SPEC = StateSpec.of([TensorSpec("b", (2, 3), "lora_b"), TensorSpec("a", (4,), "head")])
 
@@ -58,6 +61,33 @@ def test_round_trip(tmp_path, best, momentum):
         assert read.best.sha256() == written.best.sha256()
     assert read.tracker == written.tracker
     assert read.accepted == written.accepted
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "yogi", "adagrad"])
+def test_a_server_that_restarts_between_all_rounds_makes_the_same_steps(tmp_path, name):
+    settings = {"kind": "mean", "server_optimizer": name, "server_learning_rate": 0.03}
+    settings |= {"server_momentum": 0.9} if name == "momentum" else {}
+    strategy = FederatedStrategy(federation(strategy=settings))
+    steady, tracker, path = strategy.init(state(1.0)), Tracker("accuracy"), tmp_path / "c"
+    Checkpoint("r" * 32, steady, tracker).save(path)
+    for number in range(4):
+        merged = Merged(state(0.01 * (-2) ** number), ("ann",), 1)
+        steady = strategy.update(steady, merged)
+        read = Checkpoint.load(path, SPEC, "r" * 32)
+        Checkpoint("r" * 32, strategy.update(read.server, merged), tracker).save(path)
+    assert Checkpoint.load(path, SPEC, "r" * 32).server == steady
+    assert (steady.second_moment is None) == (name == "momentum")
+
+
+def test_a_damaged_second_moment_is_seen(tmp_path):
+    path = tmp_path / "c"
+    written = checkpoint()
+    replace(written, server=replace(written.server, second_moment=state(0.5))).save(path)
+    arrays, meta = load_file(path), metadata(path)
+    arrays["second_moment/a"][0] += 1
+    save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
+    with pytest.raises(StorageError, match="second_moment does not match"):
+        Checkpoint.load(path, SPEC, "r" * 32)
 
 
 def spanned():
@@ -117,7 +147,7 @@ def test_a_checkpoint_of_an_older_version_loads(tmp_path):
     assert meta.pop("span", 0) is None
     save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
     read = Checkpoint.load(path, SPEC, "r" * 32)
-    assert (read.server.seeded_state, read.server.noise) == (None, None)
+    assert (read.server.seeded_state, read.server.noise, read.server.second_moment) == (None, None, None)
     assert read.server.state == checkpoint().server.state
 
 
