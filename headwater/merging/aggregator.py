@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from headwater.merging.plan import MergePlan, NoisePlan, Update
 from headwater.seeds.directions import Integers
@@ -68,6 +68,21 @@ class Aggregator(ABC, Generic[Acc]):
 
         Raises:
             ConfigError: says how much, and of what.
+        """
+
+    def identity(self) -> Mapping[str, Any]:
+        """What rules whose accumulators may be combined have in common: their numbers and texts."""
+        return {k: v for k, v in sorted(vars(self).items()) if isinstance(v, bool | int | float | str)}
+
+    def require_sound(self, acc: Acc) -> None:
+        """Refuse an accumulator that another process added up, where no updates of its clients could.
+
+        Whoever sums for some clients can then say no more than those clients together could have.
+        Names, shapes, clients and plan have been checked. Without a method of its own a rule believes the
+        rest.
+
+        Raises:
+            DecodeError: says what is wrong.
         """
 
     @abstractmethod

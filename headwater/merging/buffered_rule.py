@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headwater.errors import ConfigError, EmptyRound
+from headwater.errors import ConfigError, DecodeError, EmptyRound
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import covered_by, require_covered
 from headwater.merging.fixed_point import require_bounded
@@ -97,6 +97,26 @@ class BufferedRule(Aggregator[BufferedUpdates]):
                 hint='Use weighting = "equal".',
             )
         return BufferedUpdates(Participants(plan))
+
+    def require_sound(self, acc: BufferedUpdates) -> None:
+        """Each update by itself, as when it is added.
+
+        Raises:
+            DecodeError: other clients than it says.
+            UpdateRejected: names the client whose values must not be merged.
+        """
+        plan = acc.participants.plan
+        if acc.values.keys() != acc.participants.clients:
+            raise DecodeError("accumulator, values", expected="one update of each client", got="others")
+        for client, vector in acc.values.items():
+            if tuple(vector.shape) != (plan.spec.numel,) or vector.dtype != torch.float32:
+                raise DecodeError(
+                    f"accumulator, client {client}",
+                    expected=f"float32 ({plan.spec.numel},)",
+                    got=f"{vector.dtype} {tuple(vector.shape)}",
+                )
+            require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {client}")
+            require_covered(vector, plan, client)
 
     def add(self, acc: BufferedUpdates, update: Update) -> BufferedUpdates:
         """Keep the values.

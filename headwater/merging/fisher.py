@@ -18,9 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.errors import ConfigError, EmptyRound, UpdateRejected
+from headwater.errors import ConfigError, DecodeError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
+from headwater.merging.fixed_point import (
+    blocks,
+    from_fixed,
+    most_units,
+    require_bounded,
+    require_range,
+    to_fixed,
+)
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
 from headwater.state import AdapterState
@@ -75,6 +82,31 @@ class FisherAggregator(Aggregator[FisherSums]):
             plan.scale_bits(0.5),
             *zeros,
         )
+
+    def require_sound(self, acc: FisherSums) -> None:
+        """No Fisher is above its cap or of a mean above 1, no product above F times the bound."""
+        plan, weight = acc.participants.plan, acc.participants.weight
+        wanted, given = self.init(plan), (acc.delta_bits, acc.fisher_bits, acc.product_bits)
+        if (*given, acc.remainder_bits) != (
+            wanted.delta_bits,
+            wanted.fisher_bits,
+            wanted.product_bits,
+            wanted.remainder_bits,
+        ):
+            raise DecodeError("accumulator, bits", expected="those of the plan", got=str(given))
+        most = weight * most_units(plan.value_bound, acc.delta_bits)
+        require_range(acc.delta, "deltas", low=-most, high=most)
+        require_range(acc.fisher, "Fishers", low=0, high=weight * most_units(self.cap, acc.fisher_bits))
+        half = weight * (2**acc.remainder_bits // 2)
+        require_range(acc.remainder, "remainders", low=-half, high=half)
+        # Fδ is at most F·bound, each rounded: in float64, whose own rounding the last factor covers
+        fisher = from_fixed(acc.fisher, acc.fisher_bits) + weight * 2.0 ** -(acc.fisher_bits + 1)
+        product = fisher * plan.value_bound * (1 + 2.0**-40) + weight * 2.0**-acc.product_bits
+        found = from_fixed(acc.product, acc.product_bits)
+        require_range(found, "products", low=-product, high=product)
+        mean = float(np.mean(from_fixed(acc.fisher, acc.fisher_bits).numpy())) if len(found) else 0.0
+        if mean > weight * MEAN_LIMIT * (1 + 1e-9):
+            raise DecodeError("accumulator, Fishers", expected="a mean of 1", got=f"{mean / weight:.4g}")
 
     def add(self, acc: FisherSums, update: Update) -> FisherSums:
         """Add w·δ, w·F and w·F·δ.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.errors import UpdateRejected
+from headwater.errors import DecodeError, UpdateRejected
 from headwater.state import StateSpec
 
 BLOCK = 2**15
@@ -68,6 +68,29 @@ def require_bounded(
         got=f"{float(vector[first])!r} ({int(wrong.sum())} such values in the update)",
         hint="The client is left out of this round. Look for a diverged training, or raise the bound.",
     )
+
+
+def require_range(
+    values: Tensor, what: str, *, low: Tensor | int | float, high: Tensor | int | float
+) -> None:
+    """Refuse a decoded accumulator whose ``values`` are not all in [low, high], inclusive.
+
+    Raises:
+        DecodeError: says ``what`` they are.
+    """
+    outside = (values < low) | (values > high)
+    if bool(outside.any()):
+        first = int(outside.reshape(-1).nonzero()[0])
+        raise DecodeError(
+            f"accumulator, {what}",
+            expected="sums that the updates of its clients can add up to",
+            got=f"{values.reshape(-1)[first].item()} at {first}",
+        )
+
+
+def most_units(bound: float, bits: int) -> int:
+    """The largest |round(x·2^bits)| of a fp32 x that :func:`require_bounded` lets through."""
+    return round(float32_at_most(bound) * 2.0**bits)
 
 
 def to_fixed(values: Tensor, bits: int) -> Tensor:

@@ -19,6 +19,7 @@ from headwater.merging.fixed_point import blocks, require_bounded, to_fixed
 from headwater.merging.method_sums import MeanSums, by_method, expanded, weighted
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
+from headwater.merging.sound_mean import require_sound_mean
 from headwater.merging.update_moments import UpdateNorm, UpdateSums, energy_of, require_noise
 from headwater.merging.weighing import weigh
 from headwater.seeds.coefficients import SeedCoefficients
@@ -50,6 +51,9 @@ class MeanAggregator(Aggregator[MeanSums]):
                     hint='Use weighting = "equal".',
                 )
         return MeanSums(Participants(plan), plan.scale_bits(), use=SeedUse.none(seeds) if plan.use else None)
+
+    def require_sound(self, acc: MeanSums) -> None:  # noqa: D102 - inherited
+        require_sound_mean(acc)
 
     def add(self, acc: MeanSums, update: Update) -> MeanSums:
         """Add w·δ, or w·a.

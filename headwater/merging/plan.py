@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 from headwater.errors import ConfigError
 from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 from headwater.seeds.directions import Directions
 from headwater.state import AdapterState, StateSpec
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class MergePlan:
         use: whether to add up how far clients stepped along each seed.
         norm_bound: the L2 norm to which every update is shortened before it is added
             (:mod:`headwater.server.rounds.norm_bound`); None for no bound.
+        others_weight: weight of the round's clients that are not named here, see :meth:`part`.
+        others_methods: their methods.
     """
 
     spec: StateSpec
@@ -64,6 +69,8 @@ class MergePlan:
     claimed: frozenset[str] = frozenset()
     use: bool = False
     norm_bound: float | None = None
+    others_weight: int = 0
+    others_methods: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) < 1:
@@ -74,12 +81,44 @@ class MergePlan:
     @cached_property
     def total_weight(self) -> int:
         """The sum of all weights: the most that any accumulated weight can reach."""
-        return sum(self.weights.values())
+        return sum(self.weights.values()) + self.others_weight
 
     @cached_property
     def weighs(self) -> bool:
         """Whether there are methods to weigh against each other."""
-        return len(set(self.groups.values())) > 1
+        return len(self.methods) > 1
+
+    @cached_property
+    def methods(self) -> frozenset[str]:
+        """The methods of all of the round's clients."""
+        return self.others_methods.union(self.groups.values())
+
+    def part(self, clients: Collection[str]) -> MergePlan:
+        """The plan as somebody is told it who adds up these clients alone: units and bounds are the same.
+
+        What only a merge needs (``noise``, ``claimed``) is left out.
+
+        Raises:
+            ConfigError: no client, or one that is not in the plan.
+        """
+        if not clients or not set(clients) <= self.weights.keys():
+            raise ConfigError("merge plan", expected="a part of its clients", got=f"{sorted(clients)[:3]}")
+        weights = {client: self.weights[client] for client in clients}
+
+        def of(table: Mapping[str, _Value]) -> dict[str, _Value]:
+            return {client: value for client, value in table.items() if client in weights}
+
+        return replace(
+            self,
+            weights=weights,
+            tensors=of(self.tensors),
+            ranks=of(self.ranks),
+            groups=of(self.groups),
+            noise=None,
+            claimed=frozenset(),
+            others_weight=self.total_weight - sum(weights.values()),
+            others_methods=self.methods,
+        )
 
     def scale_bits(self, bound: float | None = None) -> int:
         """The largest f such that Σ weight·round(x·2^f) cannot overflow int64 for |x| ≤ ``bound``.

@@ -22,17 +22,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.errors import ConfigError, EmptyRound
-from headwater.merging.fixed_point import from_fixed, to_fixed
+from headwater.errors import ConfigError, DecodeError, EmptyRound
+from headwater.merging.fixed_point import from_fixed, most_units, require_range, to_fixed
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
 from headwater.seeds.keys import Key
-from headwater.state import AdapterState, TensorSpec
+from headwater.state import AdapterState, StateSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,33 @@ class GapSketch:
         }
         bound, bits = self._scale(plan)
         return GapSums(Participants(plan), bits, bound, zeros)
+
+    def identity(self) -> Mapping[str, Any]:
+        """What sketches whose sums may be combined have in common."""
+        return {
+            "base": self.base.sha256(),
+            "key": self.key.digest.hex(),
+            "probes": self.probes,
+            "bound": float(self.bound),
+        }
+
+    def kept_bytes(self, spec: StateSpec, clients: int) -> int:
+        """Memory of the sums of all modules, whatever the number of clients."""
+        return sum(8 * b.experts * b.shape[0] * self.probes for b in self._modules)
+
+    def require_sound(self, acc: GapSums) -> None:
+        """Refuse sums beyond the bound, which no updates add up to.
+
+        Raises:
+            DecodeError: says what is wrong.
+        """
+        bound, bits = self._scale(acc.participants.plan)
+        if (acc.bound, acc.bits) != (bound, bits) or acc.saturated < 0:
+            got = f"{acc.bound:g}, {acc.bits}, {acc.saturated}"
+            raise DecodeError("gap sketch, scale", expected=f"{bound:g}, {bits}, 0 or more", got=got)
+        most = acc.participants.weight * most_units(bound, bits)
+        for name, sums in acc.products.items():
+            require_range(sums, f"gap sketch, {name}", low=-most, high=most)
 
     def add(self, acc: GapSums, update: Update) -> GapSums:
         """Add w·s·B·(A·V) of the client's state, base + delta. Consumes ``acc``.

@@ -21,9 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.errors import ConfigError, EmptyRound
+from headwater.errors import ConfigError, DecodeError, EmptyRound
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.fixed_point import blocks, from_fixed, require_bounded, to_fixed
+from headwater.merging.fixed_point import (
+    blocks,
+    from_fixed,
+    most_units,
+    require_bounded,
+    require_range,
+    to_fixed,
+)
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
 from headwater.state import AdapterState
@@ -57,6 +64,24 @@ class TiesAggregator(Aggregator[TiesSums]):
         """Zeros, 32 bytes a value."""
         zeros = [torch.zeros(plan.spec.numel, dtype=torch.int64) for _ in range(4)]
         return TiesSums(Participants(plan), plan.scale_bits(), *zeros)
+
+    def require_sound(self, acc: TiesSums) -> None:
+        """A value that is kept is at least a unit and at most the bound, and each client keeps so many."""
+        plan, weight = acc.participants.plan, acc.participants.weight
+        if acc.bits != plan.scale_bits():
+            raise DecodeError("accumulator, bits", expected=str(plan.scale_bits()), got=str(acc.bits))
+        most = most_units(plan.value_bound, acc.bits)
+        for sign, kept in (
+            (acc.positive, acc.positive_weight),
+            (acc.negative, acc.negative_weight),
+        ):
+            require_range(kept, "weights", low=0, high=weight)
+            require_range(sign, "sums", low=kept, high=kept * most)
+        kept = acc.positive_weight + acc.negative_weight
+        require_range(kept, "weights", low=0, high=weight)
+        allowed = weight * max(1, int(self.density * kept.numel()))
+        if (total := sum(kept.tolist())) > allowed:
+            raise DecodeError("accumulator, weights", expected=f"at most {allowed} together", got=str(total))
 
     def add(self, acc: TiesSums, update: Update) -> TiesSums:
         """Trim, and add to the four sums.

@@ -5,7 +5,9 @@ Everything is compared bit for bit: :func:`bits` turns an accumulator or a resul
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from headwater.errors import EmptyRound, SpecMismatch, UpdateRejected
+from headwater.errors import DecodeError, EmptyRound, SpecMismatch, UpdateRejected
+from headwater.merging.accumulator_bytes import dump, load
 from headwater.merging.coverage import covered_by
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, NoisePlan, Update
@@ -146,6 +149,10 @@ LAW = settings(
 )
 
 
+FEW = settings(LAW, max_examples=12)
+"""For laws of bytes: what they add to the others is no matter of values."""
+
+
 class AggregatorLaws:
     """Give ``rule()``; for something else than an Aggregator also ``finish``, for other updates
     ``rounds``."""
@@ -252,6 +259,61 @@ class AggregatorLaws:
         with pytest.raises(UpdateRejected, match=updates[0].client):
             rule.combine(left, right)
         assert (bits(left), bits(right)) == before
+
+    @FEW
+    @given(st.data())
+    def test_bytes_are_the_accumulator(self, data: st.DataObject) -> None:
+        plan, updates = data.draw(self.rounds())
+        rule = self.rule(SPEC)
+        cut = data.draw(st.integers(0, len(updates)))
+        whole = bits(self.fold(rule, plan, updates))
+        half = dump(rule, self.fold(rule, plan, updates[:cut]))
+        assert dump(rule, load(rule, plan, half)) == half
+        rest = load(rule, plan, dump(rule, self.fold(rule, plan, updates[cut:])))
+        joined = rule.combine(load(rule, plan, half), rest)
+        assert bits(joined) == whole
+        # what an edge is told of the plan is enough for the same sums
+        names = [update.client for update in updates[cut:]]
+        if names:
+            part = plan.part(names)
+            there = dump(rule, self.fold(rule, part, updates[cut:]))
+            here = load(rule, part, there)
+            here.participants.plan = plan
+            assert bits(rule.combine(load(rule, plan, half), here)) == whole
+
+    def test_a_thousand_clients_flat_in_a_tree_and_shuffled(self) -> None:
+        rng = np.random.default_rng(7)
+        plan = MergePlan(SPEC, {f"c{i:03}": 1 + i % 5 for i in range(1000)}, BOUND)
+        numbers = np.round(rng.normal(size=(1000, SPEC.numel)) * 4) / 4
+        updates = [
+            update_of(SPEC, name, row.clip(-BOUND, BOUND), np.abs(row).clip(0, 1))
+            for name, row in zip(plan.weights, numbers, strict=True)
+        ]
+        rule = self.rule(SPEC)
+        flat = dump(rule, self.fold(rule, plan, updates))
+        order = rng.permutation(1000)
+        tree = rule.init(plan)
+        for edge in range(10):
+            part = self.fold(rule, plan, [updates[i] for i in order[edge::10]])
+            tree = rule.combine(tree, load(rule, plan, dump(rule, part)))
+        assert dump(rule, tree) == flat
+        assert bits(self.finish(rule, tree)) == bits(self.finish(rule, load(rule, plan, flat)))
+
+    @FEW
+    @given(st.data())
+    def test_other_bytes_are_refused(self, data: st.DataObject) -> None:
+        plan, updates = data.draw(self.rounds())
+        rule = self.rule(SPEC)
+        good = dump(rule, self.fold(rule, plan, updates))
+        at = data.draw(st.integers(0, len(good) - 1))
+        flipped = good[:at] + bytes([good[at] ^ 1 << data.draw(st.integers(0, 7))]) + good[at + 1 :]
+        for wrong in (flipped, good[:at], good + b"\0"):
+            with pytest.raises(DecodeError):
+                load(rule, plan, wrong)
+            if len(wrong) > 70:  # a liar makes the checksum right: sums that could be, or an error
+                lie = wrong[:6] + hashlib.sha256(wrong[38:]).digest() + wrong[38:]
+                with contextlib.suppress(DecodeError, UpdateRejected, EmptyRound):
+                    self.finish(rule, load(rule, plan, lie))
 
     def test_groups_of_different_plans_are_refused(self) -> None:
         rule = self.rule(SPEC)
