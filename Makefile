@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo federation test test-slow test-faults check lint types layers docs bench bench-baselines bench-simulation bench-codec \
-        bench-aggregation bench-merging bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods lock stubs clean
+        bench-aggregation bench-merging bench-ranks bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods lock stubs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -71,6 +71,9 @@ bench-aggregation: $(VENV)/.dev
 
 bench-merging: $(VENV)/.dev ## headwater merge beside PEFT (MERGEKIT=path/to/python: and mergekit)
 	@$(BIN)/python benchmarks/merging.py $(if $(MERGEKIT),--mergekit $(MERGEKIT))
+
+bench-ranks: $(VENV)/.dev ## energy per rank where clients have ranks 2 to 16, by four merges
+	@$(BIN)/python benchmarks/ranks.py
 
 bench-seeds: $(VENV)/.dev ## replay of 4,096 seeds beside a loop of torch.randn
 	@$(BIN)/python benchmarks/seeds.py

@@ -61,3 +61,30 @@ def curve(title: str, points: Sequence[tuple[float, float]], along: str) -> str:
         )
         + "\n"
     )
+
+
+def curves(title: str, lines: Mapping[str, Sequence[float]]) -> str:
+    """Lines over 1, 2, 3 …, both axes from zero to their largest; each line's name stands below."""
+    left, bottom, height = 50, 26, 220
+    right, top = max(len(v) for v in lines.values()), max(1e-9, *(max(v) for v in lines.values()))
+    low, colours = height + 30, ("#1f4e79", "#c0504d", "#4f9153", "#8064a2", "#d08b2c")
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + WIDTH + 70} '
+        f'{low + bottom + 18 * len(lines)}" font-family="system-ui, sans-serif" font-size="13" fill="#333">',
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        f'<text x="8" y="20" font-weight="600">{escape(title)}</text>',
+        f'<path d="M{left},{low - height} V{low} H{left + WIDTH}" fill="none" stroke="#999"/>',
+        f'<text x="{left - 6}" y="{low - height + 5}" text-anchor="end">{top:.2f}</text>',
+        f'<text x="{left - 6}" y="{low}" text-anchor="end">0</text>',
+        f'<text x="{left + WIDTH}" y="{low + 18}" text-anchor="end">{right}</text>',
+    ]
+    for number, (name, values) in enumerate(lines.items()):
+        colour, y = colours[number % len(colours)], low + bottom + 18 * number
+        places = (
+            f"{left + WIDTH * (i + 1) / right:.1f},{low - height * v / top:.1f}" for i, v in enumerate(values)
+        )
+        parts.append(
+            f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
+        parts.append(f'<text x="{left}" y="{y}" fill="{colour}">{escape(name)}: {values[-1]:.3f}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from headwater.config.assignment import DEFAULT
+from headwater.config.spaces import require_space
 from headwater.config.tables import FederationTables
 from headwater.config.training import Training
 
@@ -39,15 +40,7 @@ def require_consistent(federation: FederationTables) -> None:
     _methods(federation)
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
         raise ValueError("codec.up.alpha may lift an update above privacy.clip_l2: leave one of them out")
-    strategy = federation.strategy
-    if strategy.blends_factors():
-        raise ValueError(
-            f"strategy '{strategy.kind}' in space 'factors' merges A and B coordinate by coordinate, "
-            'which is noise of the basis: use space = "ffa", or set allow_factors = true if you mean it'
-        )
-    adapter = federation.adapter
-    if strategy.space == "ffa" and strategy.linear and adapter is not None and not adapter.has_factors:
-        raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{adapter.kind}'")
+    require_space(federation)
 
 
 def _methods(federation: FederationTables) -> None:

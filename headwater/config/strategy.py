@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 from headwater.config.plugins import open_to
 from headwater.config.traits import StrategyTraits
 
+Space = Literal["factors", "ffa", "rolora", "product", "fair"]
+
 
 class BaseStrategy(StrategyTraits):
     """What every strategy has."""
 
-    space: Literal["factors", "ffa"]
+    space: Space
     weighting: Literal["examples", "equal"] = "examples"
     server_learning_rate: float = Field(default=1.0, gt=0)
     server_optimizer: Literal["momentum", "adam", "yogi", "adagrad"] = "momentum"
@@ -48,6 +50,16 @@ class BaseStrategy(StrategyTraits):
             )
         return self
 
+    @property
+    def merges_products(self) -> bool:
+        """Whether what is merged of a LoRA pair is its product."""
+        return self.space in ("product", "fair")
+
+    @property
+    def alternates(self) -> bool:
+        """Whether A stands still in odd rounds, and B in even ones."""
+        return self.space == "rolora"
+
 
 class MeanStrategy(BaseStrategy):
     """Weighted mean of the deltas (FedAvg, arXiv 1602.05629)."""
@@ -55,7 +67,11 @@ class MeanStrategy(BaseStrategy):
     linear: ClassVar[bool] = True
     takes_parts: ClassVar[bool] = True
     kind: Literal["mean"]
-    space: Literal["factors", "ffa"] = "factors"
+    space: Space = "factors"
+    rank_weights: Literal["holders", "all"] = Field(
+        default="holders",
+        description="whose change a component's mean counts: of those who train it, or of all",
+    )
     noise: Literal["weigh", "ignore"] = Field(
         default="weigh",
         description="in a mixed round, what updates weigh depends on their method: on how far it gets, how "
@@ -64,7 +80,7 @@ class MeanStrategy(BaseStrategy):
     )
 
     def weighs_methods(self) -> bool:  # noqa: D102 - inherited
-        return self.noise == "weigh"
+        return self.noise == "weigh" and not self.merges_products
 
 
 class TiesStrategy(BaseStrategy):
@@ -92,7 +108,7 @@ class MedianStrategy(BaseStrategy):
 
     takes_parts: ClassVar[bool] = True
     kind: Literal["median"]
-    space: Literal["factors", "ffa"] = "ffa"
+    space: Literal["factors", "ffa", "rolora"] = "ffa"
     weighting: Literal["examples", "equal"] = "equal"
     allow_factors: bool = False
     max_kept_mb: int = Field(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from headwater.merging.fisher import FisherAggregator
     from headwater.merging.mean import MeanAggregator
     from headwater.merging.median import MedianAggregator
+    from headwater.merging.product import ProductAggregator
     from headwater.merging.product_gap import GapReport, GapSketch
     from headwater.merging.ties import TiesAggregator
 
@@ -22,6 +23,7 @@ __all__ = [
     "MeanAggregator",
     "MedianAggregator",
     "Merged",
+    "ProductAggregator",
     "TiesAggregator",
 ]
 _HOMES = {
@@ -32,6 +34,7 @@ _HOMES = {
     "MeanAggregator": "mean",
     "MedianAggregator": "median",
     "Merged": "aggregator",
+    "ProductAggregator": "product",
     "TiesAggregator": "ties",
 }
 

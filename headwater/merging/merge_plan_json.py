@@ -35,6 +35,7 @@ def merge_plan_to_json(plan: MergePlan) -> str:
         "norm_bound": None if plan.norm_bound is None else float(plan.norm_bound),
         "others_weight": plan.others_weight,
         "others_methods": sorted(plan.others_methods),
+        "others_ranks": sorted(plan.others_ranks),
     }
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -63,6 +64,7 @@ def merge_plan_from_json(text: str) -> MergePlan:
             norm_bound=None if content["norm_bound"] is None else float(content["norm_bound"]),
             others_weight=int(content["others_weight"]),
             others_methods=frozenset(content["others_methods"]),
+            others_ranks=frozenset(int(rank) for rank in content["others_ranks"]),
         )
         plan.scale_bits()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, HeadwaterError) as error:

@@ -55,6 +55,7 @@ class MergePlan:
             (:mod:`headwater.server.rounds.norm_bound`); None for no bound.
         others_weight: weight of the round's clients that are not named here, see :meth:`part`.
         others_methods: their methods.
+        others_ranks: ranks that ``ranks`` has for any of the round's clients.
     """
 
     spec: StateSpec
@@ -71,6 +72,7 @@ class MergePlan:
     norm_bound: float | None = None
     others_weight: int = 0
     others_methods: frozenset[str] = frozenset()
+    others_ranks: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) < 1:
@@ -92,6 +94,11 @@ class MergePlan:
     def methods(self) -> frozenset[str]:
         """The methods of all of the round's clients."""
         return self.others_methods.union(self.groups.values())
+
+    @cached_property
+    def all_ranks(self) -> frozenset[int]:
+        """The ranks of all of the round's clients that train some components only."""
+        return self.others_ranks.union(self.ranks.values())
 
     def part(self, clients: Collection[str]) -> MergePlan:
         """The plan as somebody is told it who adds up these clients alone: units and bounds are the same.
@@ -118,6 +125,7 @@ class MergePlan:
             claimed=frozenset(),
             others_weight=self.total_weight - sum(weights.values()),
             others_methods=self.methods,
+            others_ranks=self.all_ranks,
         )
 
     def scale_bits(self, bound: float | None = None) -> int:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from headwater.errors import ConfigError, DecodeError, EmptyRound
 from headwater.merging.fixed_point import from_fixed, most_units, require_range, to_fixed
+from headwater.merging.pairs import factors, pairs
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
 from headwater.seeds.keys import Key
@@ -199,8 +200,7 @@ class GapSketch:
     @cached_property
     def _modules(self) -> tuple[TensorSpec, ...]:
         """The ``lora_b`` whose ``lora_a`` travels too. A transposed base has the same norms."""
-        spec = self.base.spec
-        return tuple(t for t in spec if t.role == "lora_b" and t.pair in spec.by_name)
+        return pairs(self.base.spec)
 
     @cached_property
     def _signs(self) -> Mapping[str, Tensor]:
@@ -214,12 +214,10 @@ class GapSketch:
 
     def _project(self, b: TensorSpec, state: AdapterState, delta: AdapterState | None = None) -> Tensor:
         """s·B·(A·V), float64 [experts·d_out, m], of ``state`` or of ``state`` + ``delta``."""
-        down, up = state[b.pair].double(), state[b.name].double()
+        up, down = factors(state, b)
         if delta is not None:
-            down, up = down + delta[b.pair], up + delta[b.name]
-        # each expert's B with its own A: its columns lie apart, its rows together
-        down = down.reshape(b.experts, -1, down.shape[1])
-        up = up.reshape(up.shape[0], -1, b.experts).permute(2, 0, 1)
+            more_up, more_down = factors(delta, b)
+            down, up = down + more_down, up + more_up
         return (up @ (down @ self._signs[b.name])).reshape(-1, self.probes).mul_(b.scaling)
 
     def _norm(self, projected: Tensor) -> float:

@@ -30,10 +30,10 @@ from headwater.seeds.slopes import SeedSlopes
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.assignment import Assigned, assign
 from headwater.strategies.budget import codec_within
-from headwater.strategies.layers import trained_tensors
+from headwater.strategies.layers import one_factor, trained_tensors
 from headwater.strategies.learning_rate import learning_rate_factor
 from headwater.strategies.merge_transforms import merge_transforms, pro_training
-from headwater.strategies.rules import rule_for
+from headwater.strategies.rules import rule_for, rule_in_round
 from headwater.strategies.seeding import round_seeds, seeds_only
 from headwater.strategies.server_optimizers import Moments, optimizer_for
 from headwater.strategies.strategy import RoundPlan, ServerState, Strategy
@@ -109,6 +109,8 @@ class FederatedStrategy(Strategy):
         spec, layers_key = server.state.spec, key.child("layers", number)
         self._require_room(spec, len(names))
         tensors = trained_tensors(spec, {n: a.method for n, a in methods.items()}, key=layers_key)
+        if federation.strategy.alternates:
+            tensors = {name: one_factor(spec, mine, number) for name, mine in tensors.items()}
         seeds = round_seeds(federation, number)
         if seeds is not None and server.seed_slopes is not None:
             seeds = replace(seeds, odds=odds_of(server.seed_slopes.means()))
@@ -211,9 +213,9 @@ class FederatedStrategy(Strategy):
             norm_bound=strategy.norm_bound,
         )
 
-    def aggregator(self, plan: RoundPlan) -> Aggregator[Any]:
-        """The rule of ``[strategy]``; the same in every round."""
-        return rule_for(self.federation.strategy)
+    def aggregator(self, plan: RoundPlan, base: AdapterState) -> Aggregator[Any]:
+        """The rule of ``[strategy]``."""
+        return rule_in_round(self.federation.strategy, base, self._root.child("merge", plan.round))
 
     def update(self, server: ServerState, merged: Merged) -> ServerState:
         """The merge transforms, then one step of the server optimiser.

@@ -1,4 +1,4 @@
-"""Which tensors a client trains: the last layers, or SPRY's share of all of them."""
+"""Which tensors a client trains: the last layers, SPRY's share of all of them, one factor of each pair."""
 
 from __future__ import annotations
 
@@ -44,3 +44,13 @@ def trained_tensors(
             found[client] = tuple(n for n in names if (layer := layer_of(n)) is None or layer in mine)
     everything = len(spec)
     return {c: None if t is None or len(t) == everything else t for c, t in found.items()}
+
+
+def one_factor(spec: StateSpec, tensors: tuple[str, ...] | None, number: int) -> tuple[str, ...]:
+    """Of these tensors (None for all), those that move in a round of RoLoRA (arXiv 2409.02346).
+
+    In odd rounds A stands still, in even ones B: the mean of the other factor is then exactly the mean of the
+    products, and both are trained in the end. B is first, for it starts as 0.
+    """
+    still = "lora_a" if number % 2 else "lora_b"
+    return tuple(t.name for t in spec if t.role != still and (tensors is None or t.name in tensors))

@@ -11,7 +11,13 @@ from headwater.merging.aggregator import Aggregator
 from headwater.merging.fisher import FisherAggregator
 from headwater.merging.mean import MeanAggregator
 from headwater.merging.median import MedianAggregator
+from headwater.merging.product import ProductAggregator
 from headwater.merging.ties import TiesAggregator
+from headwater.seeds.keys import Key
+from headwater.state import AdapterState
+
+FAIR_RIDGE = 0.01
+"""λ of space ``fair``, as in its paper."""
 
 # Any: the settings' class is the key, so each line knows its own.
 RULES: Mapping[type[Any], Callable[[Any], Aggregator[Any]]] = {
@@ -31,3 +37,24 @@ def rule_for(settings: Strategy) -> Aggregator[Any]:
     make = RULES.get(type(settings)) or implementation("rules", settings)
     made: Aggregator[Any] = make(settings)
     return made
+
+
+def rule_in_round(settings: Strategy, base: AdapterState, key: Key) -> Aggregator[Any]:
+    """The aggregator of a round whose clients start from ``base``: one of products must know their factors.
+
+    Args:
+        settings: the ``[strategy]`` table.
+        base: the global adapter as clients have it.
+        key: randomness of the round.
+
+    Raises:
+        ConfigError: as :func:`rule_for`.
+    """
+    if not (isinstance(settings, MeanStrategy) and settings.merges_products):
+        return rule_for(settings)
+    return ProductAggregator(
+        base,
+        key=key.child("product"),
+        by_holders=settings.rank_weights == "holders",
+        ridge=FAIR_RIDGE if settings.space == "fair" else None,
+    )

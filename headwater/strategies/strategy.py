@@ -70,8 +70,8 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def aggregator(self, plan: RoundPlan) -> Aggregator[Any]:
-        """The rule that merges the updates of ``plan``."""
+    def aggregator(self, plan: RoundPlan, base: AdapterState) -> Aggregator[Any]:
+        """The rule that merges the updates of ``plan``, made by clients that start from ``base``."""
 
     @abstractmethod
     def update(self, server: ServerState, merged: Merged) -> ServerState:

@@ -65,7 +65,7 @@ def round_of(runtime, training):
     profiles = {client: runtime.profile(client) for client in ("ann", "ben")}
     plan = strategy.plan(server, profiles, key=ROOT)
     down = Downlink(ROOT).open(server, DenseSettings(kind="dense"), {})
-    return OpenRound(plan, down, runtime.run, profiles, strategy.aggregator(plan), ROOT)
+    return OpenRound(plan, down, runtime.run, profiles, strategy.aggregator(plan, down.base), ROOT)
 
 
 def answer(runtime, round_, client="ann"):

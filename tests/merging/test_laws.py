@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 
-from headwater.merging import FisherAggregator, GapSketch, MeanAggregator, MedianAggregator, TiesAggregator
+from headwater.merging import (
+    FisherAggregator,
+    GapSketch,
+    MeanAggregator,
+    MedianAggregator,
+    ProductAggregator,
+    TiesAggregator,
+)
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
 from tests.laws.aggregator_laws import AggregatorLaws, mixed_rounds
@@ -44,6 +51,16 @@ class TestMedianOfPartsLaws(AggregatorLaws):
 
     def rule(self, spec: StateSpec) -> Any:
         return MedianAggregator(1 << 30)
+
+
+class TestProductOfPartsLaws(AggregatorLaws):
+    @staticmethod
+    def rounds() -> Any:
+        return mixed_rounds(("delta", "tensors", "rank"))
+
+    def rule(self, spec: StateSpec) -> Any:
+        base = AdapterState(spec, {t.name: torch.full(t.shape, 2.0**-10) for t in spec})
+        return ProductAggregator(base, key=Key.root(3))
 
 
 class TestGapSketchLaws(AggregatorLaws):

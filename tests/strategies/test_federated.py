@@ -127,7 +127,10 @@ def test_another_spec_is_refused() -> None:
 
 def test_every_rule_of_the_file_has_an_aggregator() -> None:
     mean = FederatedStrategy(federation())
-    assert isinstance(mean.aggregator(mean.plan(after(mean), profiles(a=1), key=KEY)), MeanAggregator)
+    server = after(mean)
+    assert isinstance(
+        mean.aggregator(mean.plan(server, profiles(a=1), key=KEY), server.state), MeanAggregator
+    )
     ties = rule_for(federation(strategy={"kind": "ties", "density": 0.3}).strategy)
     assert isinstance(ties, TiesAggregator)
     assert ties.density == 0.3

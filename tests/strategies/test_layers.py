@@ -13,7 +13,7 @@ from headwater.config.training import BackpropTraining, SpryTraining
 from headwater.merging.coverage import layers_of
 from headwater.seeds.keys import Key
 from headwater.state import StateSpec, TensorSpec
-from headwater.strategies.layers import trained_tensors
+from headwater.strategies.layers import one_factor, trained_tensors
 
 KEY = Key.root(3)
 
@@ -62,3 +62,14 @@ def test_last_layers_and_no_limit() -> None:
 @pytest.mark.parametrize("layers", [0, 1])
 def test_with_nothing_to_split_everything_is_trained(layers: int) -> None:
     assert trained_tensors(spec(layers), {"a": spry(3), "b": spry()}, key=KEY) == {"a": None, "b": None}
+
+
+def test_rolora_trains_b_first_and_then_a() -> None:
+    pair = [
+        TensorSpec("q.lora_A", (2, 3), "lora_a"),
+        TensorSpec("q.lora_B", (3, 2), "lora_b", pair="q.lora_A"),
+    ]
+    spec = StateSpec.of([*pair, TensorSpec("head", (2,), "head")])
+    assert one_factor(spec, None, 1) == one_factor(spec, None, 3) == ("head", "q.lora_B")
+    assert one_factor(spec, None, 2) == ("head", "q.lora_A")
+    assert one_factor(spec, ("q.lora_A", "q.lora_B"), 2) == ("q.lora_A",)

@@ -125,12 +125,12 @@ def test_a_claim_of_many_examples_costs_resolution_not_the_run() -> None:
     many = {n: ClientProfile(n, 2**40, 2, "0" * 64, SPEC.fingerprint()) for n in map(str, range(1000))}
     plan = strategy.plan(strategy.init(ZERO), many, key=Key.root(0))
     assert set(plan.merge.weights.values()) == {2**24}
-    strategy.aggregator(plan).init(plan.merge)
+    strategy.aggregator(plan, ZERO).init(plan.merge)
 
 
 def fold(strategy: FederatedStrategy, server: ServerState, steps: dict[str, list[tuple[int, int]]]) -> Merged:
     plan = planned(strategy, server)
-    rule, seeds = strategy.aggregator(plan), plan.merge.seeds
+    rule, seeds = strategy.aggregator(plan, server.state), plan.merge.seeds
     assert seeds is not None
     acc = rule.init(plan.merge)
     for name, taken in steps.items():

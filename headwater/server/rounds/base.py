@@ -140,7 +140,7 @@ class Rounds(ABC):
             checkpoint.server, profiles, key=self._root, method_names=self._method_names(profiles, left)
         )
         down = self._downlink.open(checkpoint.server, self._settings.codec.down, checkpoint.accepted)
-        rule = self._strategy.aggregator(plan)
+        rule = self._strategy.aggregator(plan, down.base)
         return OpenRound(plan, down, self._run, profiles, rule, self._root)
 
     def _method_names(

@@ -162,7 +162,7 @@ class BufferedRounds(Rounds):
         folding = open_round.again(
             RoundPlan(number, {c: plan.clients[c] for c in end.accepted}, merge),
             {client: self._origin(origin) for client, origin in started.items()},
-            self._strategy.aggregator(plan),
+            self._strategy.aggregator(plan, open_round.base),
         )
         for client in end.accepted:
             incoming = self._kept(number, client)

@@ -48,7 +48,7 @@ def opened(*names, **tables):
     known = profiles(*names)
     plan = strategy.plan(server, known, key=ROOT)
     down = Downlink(ROOT).open(server, DenseCodec(kind="dense"), {})
-    return OpenRound(plan, down, RUN, known, strategy.aggregator(plan), ROOT)
+    return OpenRound(plan, down, RUN, known, strategy.aggregator(plan, down.base), ROOT)
 
 
 def steps(round_, *taken):

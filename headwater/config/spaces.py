@@ -1,0 +1,56 @@
+"""What ``strategy.space`` goes with: :func:`require_space`."""
+
+from __future__ import annotations
+
+from headwater.config.tables import FederationTables
+
+
+def require_space(federation: FederationTables) -> None:
+    """Refuse a space that cannot be merged in, or that would change what another setting means.
+
+    Raises:
+        ValueError: says which, and what to change.
+    """
+    strategy, adapter = federation.strategy, federation.adapter
+    space = strategy.space
+    if strategy.blends_factors():
+        raise ValueError(
+            f"strategy '{strategy.kind}' in space 'factors' merges A and B coordinate by coordinate, "
+            'which is noise of the basis: use space = "ffa", or set allow_factors = true if you mean it'
+        )
+    if space == "ffa" and strategy.linear and adapter is not None and not adapter.has_factors:
+        raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{adapter.kind}'")
+    if getattr(strategy, "rank_weights", "holders") == "all" and not strategy.merges_products:
+        raise ValueError(f'strategy.rank_weights = "all" is for space "product" or "fair", not "{space}"')
+    if not (strategy.merges_products or strategy.alternates):
+        return
+    if adapter is None or not adapter.has_factors:
+        kind = "missing" if adapter is None else f"of kind '{adapter.kind}'"
+        raise ValueError(f"space '{space}' merges pairs of factors: [adapter] is {kind}, use kind = \"lora\"")
+    if scalar := [t.kind for t in federation.trainings.values() if t.sends == "coefficients"]:
+        raise ValueError(
+            f"method '{scalar[0]}' sends coefficients of seeds, which move all factors at once: "
+            f'use space = "factors" or "ffa", not \'{space}\''
+        )
+    if not federation.schedule.has_rounds:
+        raise ValueError(
+            f"space '{space}' needs rounds: a buffered version has updates of several global factors"
+        )
+    if strategy.merges_products:
+        _require_still_basis(federation)
+
+
+def _require_still_basis(federation: FederationTables) -> None:
+    """The merge turns A and B: nothing may be kept from one round to the next in their coordinates."""
+    strategy = federation.strategy
+    if strategy.server_momentum or strategy.server_learning_rate != 1:
+        raise ValueError(
+            f"space '{strategy.space}' gives new factors in each round, between which a server's momentum or "
+            "rate means nothing: leave server_momentum at 0 and server_learning_rate at 1"
+        )
+    if getattr(federation.codec.up, "error_feedback", False):
+        raise ValueError(
+            f"space '{strategy.space}' gives new factors in each round, and error feedback keeps what it did "
+            'not send in the coordinates of the old ones: use codec.up = {kind = "dense"}, or set its '
+            "error_feedback = false"
+        )
