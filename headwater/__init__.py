@@ -18,7 +18,7 @@ _HOMES = {
     "Run": "headwater.simulation.run",
     "StateSpec": "headwater.state",
     "load": "headwater.simulation.load",
-    "merge": "headwater.experts.call",
+    "merge": "headwater.training.merging.call",
     "simulate": "headwater.simulation.run",
 }
 """The module of each public name. ``__init__.pyi`` says the same to type checkers."""

@@ -3,7 +3,6 @@ from headwater.compression.codec import Codec as Codec
 from headwater.config.federation import Federation as Federation
 from headwater.config.load import LoadedFederation as LoadedFederation
 from headwater.errors import HeadwaterError as HeadwaterError
-from headwater.experts.call import merge as merge
 from headwater.merging.aggregator import Aggregator as Aggregator
 from headwater.simulation.load import load as load
 from headwater.simulation.run import Run as Run
@@ -11,6 +10,7 @@ from headwater.simulation.run import simulate as simulate
 from headwater.state import AdapterState as AdapterState
 from headwater.state import StateSpec as StateSpec
 from headwater.training.cohort import CohortTrainer as CohortTrainer
+from headwater.training.merging.call import merge as merge
 
 __version__: str
 __all__: list[str]

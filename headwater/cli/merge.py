@@ -1,4 +1,4 @@
-"""``headwater merge A B … -o DIR``: several adapters into one, without their base model."""
+"""``headwater merge A B … -o DIR``: several adapters into one; only rules by rows load their base model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from pydantic_core import PydanticUndefined
 
 from headwater.cli.interrupts import terminable
 from headwater.errors import ConfigError
-from headwater.experts.call import named_rule
 from headwater.experts.expert_file import opener
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.agreement import remarks
 from headwater.merging.offline.base_weights import base_weights
 from headwater.merging.offline.compare import Comparison, compare
+from headwater.merging.offline.fit import require_fit
 from headwater.merging.offline.folder import MergeReport, merge_folders
 from headwater.merging.offline.low_rank import Truncation
-from headwater.merging.offline.merge import SPACES, Recipe
-from headwater.merging.offline.rule import LinearRule, Rule
+from headwater.merging.offline.merge import Recipe
+from headwater.merging.offline.rule import SPACES, DataRule, LinearRule, Rule
+from headwater.merging.offline.rules.named import named_rule
 from headwater.merging.offline.rules.table import RULES
 from headwater.text import json_safe
+from headwater.training.merging.call import measure_by
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +56,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="multiply the merged change with this (1)")
     parser.add_argument("--seed", type=int, default=0, help="of rules that draw (0)")
     parser.add_argument(
-        "--base", type=Path, metavar="DIR", help="the base's folder, to merge heads by what changed in them"
+        "--data",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="rows, for rules that look at them; again for the next adapter's, or for the next objective",
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="DIR",
+        help="the base's folder, to merge heads by what changed in them; with --data, where it has moved",
     )
     parser.add_argument(
         "--origin", type=Path, metavar="ADAPTER", help="what .hw files were compressed against, if anything"
@@ -76,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
     recipe = Recipe(rule, options.space, truncation, options.scale, options.seed)
     base = None if options.base is None else base_weights(options.base)
     progress = _progress(options)
+    measure = measure_by(recipe, options.data, options.base, progress=progress)
     if options.dry_run:
         adapters = Adapters.open(
             options.adapters,
@@ -84,9 +98,10 @@ def run(options: argparse.Namespace) -> int:
             open_adapter=opener(options.origin),
             progress=progress,
         )
+        require_fit(rule, adapters)
         found = compare(adapters)
         progress("")
-        notes = remarks(adapters.named)
+        notes = [*_cost(recipe, adapters), *remarks(adapters.named)]
         print(_json_of(found, notes) if options.json else _compared(found, recipe, notes))
         return 0
     if options.output is None:
@@ -99,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
             weights=options.weights,
             base=base,
             open_adapter=opener(options.origin),
+            measure=measure,
             overwrite=options.overwrite,
             progress=progress,
         )
@@ -149,14 +165,43 @@ def _progress(options: argparse.Namespace) -> Callable[[str], None]:
 def _listed() -> str:
     lines = []
     for rule in RULES.values():
-        family = "any ranks, exact" if issubclass(rule, LinearRule) else "in the coordinates of --space core"
+        exact = issubclass(rule, LinearRule) or (issubclass(rule, DataRule) and "product" in rule.spaces)
+        family = "any ranks, exact" if exact else "in the coordinates of --space core"
         lines.append(f"{rule.name}: {rule.line}")
         lines.append(f"    {rule.source}")
         lines.append(f"    reads each adapter {rule.passes}x, keeps {rule.memory}; LoRA: {family}")
+        if issubclass(rule, DataRule):
+            rows = (
+                "rows with what is to be learnt" if rule.labelled else "rows; a classifier's need no labels"
+            )
+            lines.append(f"    needs the base model and --data: {rows}, {_FILES[rule.files]}")
         for name, field in rule.model_fields.items():
             about = field.description or name
             lines.append(f"    --{name.replace('_', '-')} {field.default}: {about}")
     return "\n".join(lines)
+
+
+_FILES = {
+    "adapters": "one file, or one for each adapter in their order",
+    "heap": "one file or several",
+    "objectives": "a file for each objective",
+}
+
+
+def _cost(recipe: Recipe, adapters: Adapters) -> list[str]:
+    """What a rule that looks at rows would do, a sentence."""
+    rule = recipe.rule
+    if not isinstance(rule, DataRule):
+        return []
+    forward, backward = rule.passes_per_row(len(adapters))
+    ranks = [sum(f.modules[m].rank for f in adapters.folders) for m in adapters.modules]
+    columns = [adapters.first.modules[m].columns for m in adapters.modules]
+    size = 8 * rule.kept_values(columns, ranks, recipe.chosen)
+    gradients = f" and {backward} for gradients" if backward else ""
+    return [
+        f"{rule.name} loads the base model; a row costs at most {forward} passes forward{gradients}; "
+        f"beside the base and the adapters it keeps {size / 1e6:.3g} MB"
+    ]
 
 
 def _told(report: MergeReport) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ from headwater.seeds.keys import Key
 from headwater.state import StateSpec
 from headwater.tasks.batches import Batch, Example, batches
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
+from headwater.training.evolution import evolution, silent
 from headwater.training.minibatches import contained, diverged
 from headwater.training.seeded import LARGEST, seeds_of
 
@@ -115,7 +115,9 @@ class BlackboxTrainer(CohortTrainer):
         self, task: TrainTask, training: BlackboxTraining, plan: SeedPlan, directions: Directions, key: Key
     ) -> TrainResult:
         space = _Space(task, plan, directions, training.scale)
-        search = _evolution(training, key.child("candidates"))
+        search = evolution(
+            training.dimensions, training.sigma, key.child("candidates"), population=training.population
+        )
         losses: list[float] = []
         wandered = 0.0
         for generation, batch in enumerate(self._batches(task.examples, training, key), 1):
@@ -126,7 +128,7 @@ class BlackboxTrainer(CohortTrainer):
             found = [
                 self._loss(task, generation, space.prompt(space.coefficients(x)), batch) for x in candidates
             ]
-            with _silent(), _searching(task, generation):
+            with silent(), _searching(task, generation):
                 wandered += float(np.sum(np.square(search.stds))) / search.sp.weights.mueff
                 search.tell(candidates, found)
             losses += found
@@ -166,23 +168,6 @@ class BlackboxTrainer(CohortTrainer):
                     return
 
 
-class Search(Protocol):
-    """What is used of ``cma.CMAEvolutionStrategy``."""
-
-    mean: Floats
-    """float64 [dimensions], of the search distribution."""
-    stds: Floats
-    """float64 [dimensions], standard deviations of its coordinates."""
-    sp: Any
-    """Its parameters."""
-
-    def ask(self) -> list[Floats]:
-        """A generation's candidates."""
-
-    def tell(self, candidates: list[Floats], losses: list[float]) -> None:
-        """What became of them."""
-
-
 class _Space:
     """The values that a point of the search expands to."""
 
@@ -202,24 +187,6 @@ class _Space:
         return torch.from_numpy((self._start + exact).astype(np.float32))
 
 
-def _evolution(training: BlackboxTraining, key: Key) -> Search:
-    """A CMA-ES at 0 that draws from ``key`` only, prints nothing and writes nothing."""
-    import cma  # a second to import: for those who search
-
-    generator = key.numpy()
-    options = {
-        "popsize": training.population,
-        "seed": math.nan,  # leave NumPy's global generator alone
-        "randn": lambda *shape: generator.standard_normal(shape),
-        "verbose": -9,
-        "verb_log": 0,
-        "verb_disp": 0,
-    }
-    with _silent():
-        search: Search = cma.CMAEvolutionStrategy(training.dimensions * [0.0], training.sigma, options)
-    return search
-
-
 @contextlib.contextmanager
 def _searching(task: TrainTask, generation: int) -> Iterator[None]:
     """What the library raises where a search has no bounds any more ends the task, as every divergence."""
@@ -228,12 +195,3 @@ def _searching(task: TrainTask, generation: int) -> Iterator[None]:
     except (AssertionError, ValueError, ArithmeticError) as error:
         got = str(error) or type(error).__name__
         raise diverged(task, generation, "search", got[:200], "Lower training.sigma.") from error
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Overflows, which NumPy warns of in a search that diverges, are checked for; flat losses do no harm."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "overflow encountered", RuntimeWarning)
-        warnings.filterwarnings("ignore", ".*[Ff]lat ")  # cma
-        yield

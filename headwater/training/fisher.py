@@ -9,23 +9,46 @@ next token drawn given the true ones before it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from headwater.errors import TrainingError
 from headwater.merging.fixed_point import float32_at_most
 from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import FisherPlan
 from headwater.seeds.keys import Key
-from headwater.state import AdapterState
+from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.tasks.batches import Batch, Example, collate
+from headwater.tasks.table import AnyTask
 from headwater.training.per_example import SquaredGradients, can_hook
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
-    from headwater.adapters.model import AdaptedModel
+    from headwater.adapters.model import AdaptedModel, Output
+
+
+class Differentiable(Protocol):
+    """What a Fisher needs of a model; :class:`~headwater.adapters.model.AdaptedModel` has it."""
+
+    @property
+    def spec(self) -> StateSpec:
+        """Of the parameters."""
+
+    @property
+    def task(self) -> AnyTask:
+        """What is learnt."""
+
+    def parameters(self) -> list[tuple[TensorSpec, Parameter]]:
+        """Of which gradients are asked, in the order of the spec."""
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits and losses."""
+
+    def output(self, logits: Tensor, targets: Tensor) -> Output:
+        """The losses of logits."""
 
 
 def client_fisher(
@@ -94,7 +117,7 @@ def fisher_diagonal(
     return fisher_by_loop(model, examples, pad=pad, key=key)
 
 
-def fisher_by_loop(model: AdaptedModel, examples: Sequence[Example], *, pad: int, key: Key) -> AdapterState:
+def fisher_by_loop(model: Differentiable, examples: Sequence[Example], *, pad: int, key: Key) -> AdapterState:
     """:func:`fisher_diagonal` for any adapter: one backward pass for each example."""
     parameters = [p for _, p in model.parameters()]
     totals = [torch.zeros_like(p) for p in parameters]
@@ -108,12 +131,14 @@ def fisher_by_loop(model: AdaptedModel, examples: Sequence[Example], *, pad: int
     return _mean(model, totals, len(examples))
 
 
-def _mean(model: AdaptedModel, totals: Iterable[Tensor], count: int) -> AdapterState:
+def _mean(model: Differentiable, totals: Iterable[Tensor], count: int) -> AdapterState:
     named = zip(model.spec, totals, strict=True)
     return AdapterState(model.spec, {spec.name: (total / count).cpu() for spec, total in named})
 
 
-def _drawn_losses(model: AdaptedModel, examples: Sequence[Example], first: int, pad: int, key: Key) -> Tensor:
+def _drawn_losses(
+    model: Differentiable, examples: Sequence[Example], first: int, pad: int, key: Key
+) -> Tensor:
     """−log p of drawn labels, [b]: the draw of example i depends on i and its own logits alone."""
     batch = collate(examples, pad)
     logits = model.forward(batch).logits

@@ -50,23 +50,34 @@ def score(predictor: Predictor, table: Table) -> Score:
         ModelError: an adapter that does not say how training read rows.
         DataError: rows that cannot be used, all at once.
     """
-    reading, tokenizer = reading_of(predictor), predictor.base.tokenizer
-    problems, examples = Problems(), list[Example]()
-    if len(table):
-        problems.attempt(partial(check_values, table, reading.data, problems))
-        problems.raise_any()
-    for row in range(len(table)):
-        examples += problems.attempt(partial(tokenise_rows, table, [row], reading.data, tokenizer)) or []
-    problems.raise_any()
+    reading, examples = reading_of(predictor), labelled_examples(predictor, table)
     chosen = sample(range(len(examples)), reading.data.max_test_examples, reading.test_key)
     targets, metrics = measure(
         predictor.forward,
         predictor.task,
         [examples[i] for i in chosen],
         batch_size=reading.batch_size,
-        pad=tokenizer.pad,
+        pad=predictor.base.tokenizer.pad,
     )
     return Score(metrics, len(chosen), len(examples), targets)
+
+
+def labelled_examples(predictor: Predictor, table: Table) -> list[Example]:
+    """The rows' examples, in their order.
+
+    Raises:
+        ModelError: an adapter that does not say how training read rows.
+        DataError: rows that cannot be used, all at once.
+    """
+    data, tokenizer = reading_of(predictor).data, predictor.base.tokenizer
+    problems, examples = Problems(), list[Example]()
+    if len(table):
+        problems.attempt(partial(check_values, table, data, problems))
+        problems.raise_any()
+    for row in range(len(table)):
+        examples += problems.attempt(partial(tokenise_rows, table, [row], data, tokenizer)) or []
+    problems.raise_any()
+    return examples
 
 
 def classified(predictor: Predictor, table: Table) -> Iterator[tuple[str, dict[str, object]]]:
@@ -76,18 +87,28 @@ def classified(predictor: Predictor, table: Table) -> Iterator[tuple[str, dict[s
         ModelError: an adapter that does not say how training read rows.
         DataError: rows without a text, all at once.
     """
-    data = reading_of(predictor).data
     if predictor.labels is None:
         raise ModelError("classify", expected="a classifier", got="a causal model", hint="Use generate.")
-    problems, tokenizer = Problems(), predictor.base.tokenizer
+    tokens = text_tokens(predictor, table)
+    for row, found in enumerate(predictor.classify_tokens(tokens)):
+        yield TableRow(table, row, reading_of(predictor).data).texts()[0], found
+
+
+def text_tokens(predictor: Predictor, table: Table) -> list[list[int]]:
+    """The ids of each row's text or pair. A label is not needed.
+
+    Raises:
+        ModelError: an adapter that does not say how training read rows.
+        DataError: rows without a text, all at once.
+    """
+    data, tokenizer, problems = reading_of(predictor).data, predictor.base.tokenizer, Problems()
     for file in sorted(set(table.file)):  # what is wrong with a file is said once
         problems.attempt(partial(layout_of, table, table.file.index(file), data))
     problems.raise_any()
     read = [TableRow(table, row, data) for row in range(len(table))]
     rows = [problems.attempt(partial(encode_texts, row, data.max_tokens, tokenizer)) for row in read]
     problems.raise_any()
-    for row, found in enumerate(predictor.classify_tokens([tokens or [] for tokens in rows])):
-        yield read[row].texts()[0], found
+    return [tokens or [] for tokens in rows]
 
 
 def prompts(predictor: Predictor, table: Table) -> Iterator[tuple[str, list[int]]]:

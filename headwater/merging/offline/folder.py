@@ -17,6 +17,8 @@ from headwater.errors import ConfigError, StorageError
 from headwater.files import whole_folder
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.agreement import remarks
+from headwater.merging.offline.fit import require_fit
+from headwater.merging.offline.measured import Measured
 from headwater.merging.offline.merge import Merge, MergedWeight, Recipe
 from headwater.merging.offline.merged_config import merged_config
 from headwater.merging.offline.merged_readme import merged_readme
@@ -63,6 +65,7 @@ def merge_folders(
     weights: Sequence[float] | None = None,
     base: Callable[[str], Array | None] | None = None,
     open_adapter: Callable[[Path], PeftFolder] = PeftFolder.open,
+    measure: Callable[[Adapters], Measured] | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> MergeReport:
@@ -78,6 +81,7 @@ def merge_folders(
         weights: by folder; equal if None.
         base: reads a weight of the base by name, for tensors that were trained as a whole.
         open_adapter: opens each of them; by default, folders of PEFT.
+        measure: asks rows, for a rule that goes by them; else None.
         overwrite: whether ``out`` may be there.
         progress: is told what is being done.
 
@@ -89,13 +93,14 @@ def merge_folders(
     """
     adapters = Adapters.open(folders, weights, base=base, open_adapter=open_adapter, progress=progress)
     place = place_of(out, adapters.named, overwrite=overwrite)
-    merge = Merge(adapters, recipe)
+    require_fit(recipe.rule, adapters)
+    merge = Merge(adapters, recipe, None if measure is None else measure(adapters))
     with whole_output(place) as folder:
         ranks, energy, kept = _write_weights(merge, folder, progress)
         config = merged_config(adapters.first.config, ranks)
         write_json(folder / CONFIG, config)
         notes = [*merge.notes, *remarks(adapters.named)]
-        shares = merge.weights if merge.coefficients is None else merge.coefficients
+        shares = merge.shares
         by_path = {str(f.path): float(s) for f, s in zip(adapters.folders, shares, strict=True)}
         report = MergeReport(
             folder=out,
@@ -113,7 +118,8 @@ def merge_folders(
         if noted is not None:
             write_json(folder / NOTES, _headwater_notes(noted, report))
         text = merged_readme(config, report.rule, report.weights, notes, predict=noted is not None)
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        for name, content in {"README.md": text, **merge.measured.files}.items():
+            (folder / name).write_text(content, encoding="utf-8")
     return report
 
 
@@ -190,6 +196,7 @@ def _record(merge: Merge, report: MergeReport) -> dict[str, Any]:
         ],
         "kept": report.kept,
         "notes": list(report.notes),
+        **({"measured": merge.measured.facts} if merge.measured.facts else {}),
     }
 
 

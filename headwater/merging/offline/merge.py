@@ -18,19 +18,27 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from headwater.errors import ConfigError
 from headwater.merging.offline.adapters import Adapters
+from headwater.merging.offline.fit import no_shares, require_factors, require_fit
 from headwater.merging.offline.fold import fold
 from headwater.merging.offline.low_rank import Basis, Spectrum, Truncation, inner_products, products_by_weight
+from headwater.merging.offline.measured import Measured
 from headwater.merging.offline.peft_folder import MAGNITUDES
-from headwater.merging.offline.rule import Cut, Floats, LinearRule, MatrixRule, Rule, StackRule, ValueRule
-
-Space = Literal["product", "core", "stack", "factors"]
-SPACES: tuple[Space, ...] = ("product", "core", "stack", "factors")
+from headwater.merging.offline.rule import (
+    Cut,
+    DataRule,
+    Floats,
+    LinearRule,
+    MatrixRule,
+    Rule,
+    Space,
+    StackRule,
+    ValueRule,
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        linear = isinstance(self.rule, LinearRule)
+        if isinstance(self.rule, DataRule):
+            self._require_space_of(self.rule)
+        linear = isinstance(self.rule, LinearRule | DataRule)
         if self.space == "stack" and not linear:
             raise ConfigError(
                 f"--space {self.space}",
@@ -83,10 +93,23 @@ class Recipe:
         if not math.isfinite(self.scale) or self.scale == 0:
             raise ConfigError("--scale", expected="a number that is not zero", got=repr(self.scale))
 
+    def _require_space_of(self, rule: DataRule) -> None:
+        if self.space is not None and self.space not in rule.spaces:
+            raise ConfigError(
+                f"--space {self.space}",
+                expected=f"--space {' or '.join(rule.spaces)} with --rule {rule.name}",
+                got="another",
+                hint="Leave out --space.",
+            )
+
     @property
     def chosen(self) -> Space:
         """The space."""
-        return self.space or ("product" if isinstance(self.rule, LinearRule) else "core")
+        if self.space is not None:
+            return self.space
+        if isinstance(self.rule, DataRule):
+            return self.rule.spaces[0]
+        return "product" if isinstance(self.rule, LinearRule) else "core"
 
 
 @dataclass(frozen=True)
@@ -109,6 +132,7 @@ class Merge:
     Args:
         adapters: that fit together.
         recipe: what is done with them.
+        measured: what rows said of them, for a rule that goes by rows.
 
     Attributes:
         notes: what the reader of the result must know, filled while weights are computed.
@@ -117,16 +141,17 @@ class Merge:
         ConfigError: the rule takes more adapters, no negative weights, or factors of one rank.
     """
 
-    def __init__(self, adapters: Adapters, recipe: Recipe) -> None:
-        self.adapters, self.recipe = adapters, recipe
+    def __init__(self, adapters: Adapters, recipe: Recipe, measured: Measured | None = None) -> None:
+        self.adapters, self.recipe, self.measured = adapters, recipe, measured or Measured()
         rule = recipe.rule
-        _require_fit(rule, adapters)
+        require_fit(rule, adapters)
+        assert (measured is not None) == isinstance(rule, DataRule)
         self.weights = adapters.weights / adapters.weights.sum() if rule.weighs else adapters.weights
-        self.notes: list[str] = []
+        self.notes = list(self.measured.notes)
         if recipe.chosen == "factors":
-            self._require_factors()
+            require_factors(rule, adapters)
         self._coefficients: Floats | None = None
-        self._by_weight: dict[str, Floats] = {}
+        self._by_weight = {key: c * recipe.scale for key, c in self.measured.coefficients.items()}
         if isinstance(rule, LinearRule):
             self._find_coefficients(rule)
         self._places: dict[str, int] = {}
@@ -137,6 +162,17 @@ class Merge:
         """The c_i [T] of a linear rule, times the scale; None for others, or if each weight has its own."""
         return self._coefficients
 
+    @property
+    def shares(self) -> Floats:
+        """What each adapter counts [T]: its coefficient, or the mean of all weights' ones, or its weight."""
+        if self._coefficients is not None:
+            return self._coefficients
+        found = list(self._by_weight.values())
+        if found and isinstance(self.recipe.rule, DataRule):
+            mean: Floats = np.mean(found, axis=0)
+            return mean
+        return self.weights
+
     def _find_coefficients(self, rule: LinearRule) -> None:
         scale, factors = self.recipe.scale, self.recipe.chosen == "factors"
         if rule.per_weight:
@@ -146,7 +182,7 @@ class Merge:
         found = inner_products(self.adapters, differences=rule.differences) if rule.needs_products else None
         self._coefficients = rule.coefficients(self.weights, found) * scale
         if factors and not math.isclose(self._coefficients.sum(), scale, rel_tol=1e-9):
-            raise _no_shares(rule)
+            raise no_shares(rule)
 
     @property
     def one_rank(self) -> int | None:
@@ -175,26 +211,38 @@ class Merge:
         """Each other tensor, merged."""
         for name in self.adapters.plain:
             origin = self.adapters.origin(name)
-            if origin is None:
+            if name in self.measured.values:
+                yield name, self.measured.values[name]
+            elif origin is None:
                 yield name, self._average(name)
             else:
                 yield name, self._combine(name, self._distance(name, origin)) + origin
 
     def _in_core(self, module: str) -> MergedWeight:
+        if module in self.measured.changes:
+            basis, core = self.measured.changes[module]
+            core = core * self.recipe.scale
+        else:
+            basis, core = self._combined_in_core(module)
+        b, a, spectrum = basis.factors(core, self.recipe.truncation)
+        return MergedWeight(a, b, spectrum)
+
+    def _combined_in_core(self, module: str) -> tuple[Basis, Floats]:
         rule, part = self.recipe.rule, self.adapters.first.modules[module]
-        if isinstance(rule, LinearRule | MatrixRule):
+        if isinstance(rule, LinearRule | MatrixRule | DataRule):
             basis = Basis.of(self.adapters, module)
         else:
             left = isinstance(rule, ValueRule) and rule.axes == "concatenation"
             basis = Basis.of_changes(self.adapters, module, columns=not left)
         side = min(part.rows, part.columns)
-        core = self._combine(module, lambda i: basis.core(*self.adapters.folders[i].factors(module)), side)
-        b, a, spectrum = basis.factors(core, self.recipe.truncation)
-        return MergedWeight(a, b, spectrum)
+        read = self._factors_in(basis, module)
+        return basis, self._combine(module, read, side)
+
+    def _factors_in(self, basis: Basis, module: str) -> Callable[[int], Floats]:
+        return lambda i: basis.core(*self.adapters.folders[i].factors(module))
 
     def _stacked(self, module: str) -> MergedWeight:
-        coefficients = self._by_weight.get(module, self._coefficients)
-        assert coefficients is not None
+        coefficients = self._coefficients_of(module)
         pairs = [folder.factors(module) for folder in self.adapters.folders]
         scaled = [c * b for c, (b, _) in zip(coefficients, pairs, strict=True)]
         return MergedWeight(np.concatenate([a for _, a in pairs]), np.concatenate(scaled, axis=1), None)
@@ -204,6 +252,11 @@ class Merge:
         # the scale belongs to the product: to one of its factors
         a = self._combine(f"{module} A", self._factor(module, 1)) / self.recipe.scale
         return MergedWeight(a, b, None)
+
+    def _coefficients_of(self, key: str) -> Floats:
+        """The c_i [T] of a weight; of one that a rule by rows has not measured, the weights."""
+        found = self._by_weight.get(key, self._coefficients)
+        return self.weights * self.recipe.scale if found is None else found
 
     def _distance(self, name: str, origin: Floats | float) -> Callable[[int], Floats]:
         return lambda i: self.adapters.value(i, name) - origin
@@ -246,10 +299,8 @@ class Merge:
             side: the smaller side of a weight of which ``read`` gives coordinates.
         """
         rule, count = self.recipe.rule, len(self.adapters)
-        if isinstance(rule, LinearRule):
-            coefficients = self._by_weight.get(key, self._coefficients)
-            assert coefficients is not None
-            return _added(coefficients, read)
+        if isinstance(rule, LinearRule | DataRule):
+            return _added(self._coefficients_of(key), read)
         if isinstance(rule, MatrixRule):
             shape = read(0).shape
             if len(shape) != 2 or (side or min(shape)) == 1:
@@ -309,58 +360,12 @@ class Merge:
     def _factor(self, module: str, which: int) -> Callable[[int], Floats]:
         return lambda i: self.adapters.folders[i].factors(module)[which]
 
-    def _require_factors(self) -> None:
-        rule = self.recipe.rule
-        if isinstance(rule, LinearRule) and not rule.weighs:
-            raise _no_shares(rule)
-        for module, part in self.adapters.first.modules.items():
-            for folder in self.adapters.named[1:]:
-                if folder.modules[module].rank != part.rank:
-                    raise ConfigError(
-                        f"{folder.path}, module {module}",
-                        expected=f"rank {part.rank}, as in {self.adapters.first.path}, for --space factors",
-                        got=f"rank {folder.modules[module].rank}",
-                        hint="Use --space product or core, which take any ranks.",
-                    )
-
 
 def _merges_factors(rule: Rule) -> bool:
     """Whether a rule means something for A and B each by itself."""
     if isinstance(rule, LinearRule):
         return not rule.per_weight
     return isinstance(rule, StackRule) or (isinstance(rule, ValueRule) and rule.axes == "core")
-
-
-def _no_shares(rule: Rule) -> ConfigError:
-    return ConfigError(
-        "--space factors",
-        expected="a rule whose coefficients are shares: two sums multiply to what no adapter has",
-        got=rule.name,
-        hint="Use --space product, which is exact.",
-    )
-
-
-def _require_fit(rule: Rule, adapters: Adapters) -> None:
-    """Refuse a number of adapters, or weights, that a rule cannot take."""
-    who, count, weights = f"rule {rule.name}", len(adapters), adapters.weights
-    if count < rule.least:
-        raise ConfigError(who, expected=f"at least {rule.least} adapters", got=f"{count}")
-    if rule.most is not None and count > rule.most:
-        raise ConfigError(who, expected=f"at most {rule.most} adapters", got=f"{count}")
-    if not rule.weighted and (weights != weights[0]).any():
-        raise ConfigError(
-            who,
-            expected="no weights, since the rule looks at none",
-            got=np.array2string(weights, precision=3, threshold=8),
-            hint="Leave out --weights.",
-        )
-    if not rule.negative and (weights < 0).any():
-        raise ConfigError(
-            who,
-            expected="positive weights",
-            got=f"{weights.min():g}",
-            hint="Rule task_arithmetic takes an adapter out.",
-        )
 
 
 def _added(coefficients: Floats, read: Callable[[int], Floats]) -> Floats:

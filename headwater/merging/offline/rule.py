@@ -1,4 +1,4 @@
-"""Rule: how several adapters become one. Four families, by what a rule must see; a rule is one short file.
+"""Rule: how several adapters become one. Five families, by what a rule must see; a rule is one short file.
 
 What is merged are *changes*: of a LoRA module the matrix s·B·A, of IA3 the distance of its vector from one,
 of a weight that was trained as a whole its distance from the base's, where the base is given. τ_i is the
@@ -9,6 +9,7 @@ change by adapter i, T the number of adapters.
 - :class:`ValueRule`: value by value, one adapter after the other, as sums. Memory does not grow with T.
 - :class:`StackRule`: value by value, from all adapters at once, one weight at a time.
 - :class:`MatrixRule`: matrix by matrix, from all adapters at once, by what no rotation changes.
+- :class:`DataRule`: by what rows say of the adapters, through the base model.
 
 The settings of a rule are its fields; ``headwater merge`` takes each as an option of the command line.
 
@@ -19,7 +20,7 @@ are, and a paper's θ_0 + λ·Σ τ_i is ``--scale`` λ·T. A rule that is a sum
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -29,6 +30,9 @@ import numpy.typing as npt
 from headwater.config.settings import Settings
 
 Floats = npt.NDArray[np.float64]
+Space = Literal["product", "core", "stack", "factors"]
+"""In which a LoRA weight is merged: see :mod:`headwater.merging.offline.merge`."""
+SPACES: tuple[Space, ...] = ("product", "core", "stack", "factors")
 BLOCK = 1 << 15
 """Values that are worked on at a time where a longer array would leave the core's cache at each step."""
 
@@ -177,6 +181,37 @@ class MatrixRule(Rule):
             weights: [T].
             side: the smaller side of the weight itself.
         """
+
+
+class DataRule(Rule):
+    """By rows, through the base model: :mod:`headwater.training.merging` measures what the merge goes by.
+
+    Attributes:
+        files: what several files of rows are: those of one adapter each, one heap, or an objective each.
+        labelled: whether rows must have what is to be learnt, or their texts are enough.
+        classifies: whether it is for classifiers alone.
+        spaces: of LoRA weights, the default first.
+    """
+
+    files: ClassVar[Literal["adapters", "heap", "objectives"]]
+    labelled: ClassVar[bool] = True
+    classifies: ClassVar[bool] = False
+    spaces: ClassVar[tuple[Space, ...]] = ("product", "stack")
+    memory: ClassVar[str] = "the base model and all adapters"
+
+    @abstractmethod
+    def passes_per_row(self, adapters: int) -> tuple[int, int]:
+        """How often the model reads a row, and how often gradients are asked of it, at most."""
+
+    def kept_values(self, columns: Sequence[int], ranks: Sequence[int], space: Space) -> int:
+        """Numbers of 8 bytes that are kept beside the model and the adapters.
+
+        Args:
+            columns: the inputs of each LoRA module.
+            ranks: of all adapters together, by module.
+            space: in which it merges.
+        """
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

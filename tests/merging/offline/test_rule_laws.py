@@ -1,7 +1,8 @@
-"""Every rule of the table under the laws of offline rules."""
+"""Every rule of the table that looks at no rows under the laws of offline rules."""
 
 from __future__ import annotations
 
+from headwater.merging.offline.rule import DataRule
 from headwater.merging.offline.rules.breadcrumbs import Breadcrumbs, BreadcrumbsTies
 from headwater.merging.offline.rules.consensus import Consensus
 from headwater.merging.offline.rules.dare import DareLinear, DareTies
@@ -163,7 +164,7 @@ class TestLore(OfflineRuleLaws):
 
 def test_every_rule_of_the_table_is_under_the_laws() -> None:
     tested = {kind.rule.name for kind in globals().values() if _is_suite(kind)}
-    assert tested == set(RULES)
+    assert tested == {name for name, rule in RULES.items() if not issubclass(rule, DataRule)}
 
 
 def _is_suite(kind: object) -> bool:

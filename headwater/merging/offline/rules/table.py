@@ -9,6 +9,7 @@ from headwater.merging.offline.rules.breadcrumbs import Breadcrumbs, Breadcrumbs
 from headwater.merging.offline.rules.consensus import Consensus
 from headwater.merging.offline.rules.dare import DareLinear, DareTies
 from headwater.merging.offline.rules.della import Della, DellaLinear
+from headwater.merging.offline.rules.fisher import Fisher
 from headwater.merging.offline.rules.geometric_median import GeometricMedian
 from headwater.merging.offline.rules.iso import IsoC, IsoCts
 from headwater.merging.offline.rules.krum import Krum, MultiKrum
@@ -18,7 +19,9 @@ from headwater.merging.offline.rules.magmax import MagMax
 from headwater.merging.offline.rules.median import Median, TrimmedMean
 from headwater.merging.offline.rules.model_stock import ModelStock
 from headwater.merging.offline.rules.pcb import Pcb
+from headwater.merging.offline.rules.regmean import RegMean
 from headwater.merging.offline.rules.sce import Sce
+from headwater.merging.offline.rules.searched import AdaMerging, Evolve, FrankWolfe, LoraHub
 from headwater.merging.offline.rules.sphere import Karcher, Slerp
 from headwater.merging.offline.rules.ties import Knots, MagnitudePrune, Ties
 from headwater.merging.offline.rules.tsv import TsvM
@@ -27,5 +30,6 @@ _CLASSES: tuple[type[Rule], ...] = (
     *(Mean, TaskArithmetic, ModelStock, Slerp, Karcher, Krum, MultiKrum, GeometricMedian),
     *(Ties, Knots, MagnitudePrune, DareLinear, DareTies, Della, DellaLinear, Breadcrumbs, BreadcrumbsTies),
     *(MagMax, Sce, Consensus, Pcb, Median, TrimmedMean, TsvM, IsoC, IsoCts, Lore),
+    *(Fisher, RegMean, LoraHub, FrankWolfe, AdaMerging, Evolve),
 )
 RULES: Mapping[str, type[Rule]] = {rule.name: rule for rule in _CLASSES}
