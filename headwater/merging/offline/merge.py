@@ -35,10 +35,12 @@ from headwater.merging.offline.rule import (
     LinearRule,
     MatrixRule,
     Rule,
+    SequentialRule,
     Space,
     StackRule,
     ValueRule,
 )
+from headwater.merging.offline.sequence import Sequence
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class Merge:
         self._by_weight = {key: c * recipe.scale for key, c in self.measured.coefficients.items()}
         if isinstance(rule, LinearRule):
             self._find_coefficients(rule)
+        self._sequence = Sequence.of(rule, adapters) if isinstance(rule, SequentialRule) else None
         self._places: dict[str, int] = {}
         self._cuts = self._cuts_of_adapters() if recipe.chosen == "factors" else None
 
@@ -229,7 +232,7 @@ class Merge:
 
     def _combined_in_core(self, module: str) -> tuple[Basis, Floats]:
         rule, part = self.recipe.rule, self.adapters.first.modules[module]
-        if isinstance(rule, LinearRule | MatrixRule | DataRule):
+        if isinstance(rule, LinearRule | MatrixRule | SequentialRule | DataRule):
             basis = Basis.of(self.adapters, module)
         else:
             left = isinstance(rule, ValueRule) and rule.axes == "concatenation"
@@ -299,7 +302,9 @@ class Merge:
             side: the smaller side of a weight of which ``read`` gives coordinates.
         """
         rule, count = self.recipe.rule, len(self.adapters)
-        if isinstance(rule, LinearRule | DataRule):
+        if self._sequence is not None and side:
+            return self._sequence.merge(read) * self.recipe.scale
+        if isinstance(rule, LinearRule | SequentialRule | DataRule):
             return _added(self._coefficients_of(key), read)
         if isinstance(rule, MatrixRule):
             shape = read(0).shape

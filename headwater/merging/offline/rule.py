@@ -1,4 +1,4 @@
-"""Rule: how several adapters become one. Five families, by what a rule must see; a rule is one short file.
+"""Rule: how several adapters become one. Six families, by what a rule must see; a rule is one short file.
 
 What is merged are *changes*: of a LoRA module the matrix s·B·A, of IA3 the distance of its vector from one,
 of a weight that was trained as a whole its distance from the base's, where the base is given. τ_i is the
@@ -9,6 +9,7 @@ change by adapter i, T the number of adapters.
 - :class:`ValueRule`: value by value, one adapter after the other, as sums. Memory does not grow with T.
 - :class:`StackRule`: value by value, from all adapters at once, one weight at a time.
 - :class:`MatrixRule`: matrix by matrix, from all adapters at once, by what no rotation changes.
+- :class:`SequentialRule`: matrix by matrix, one adapter after the other, by what no rotation changes.
 - :class:`DataRule`: by what rows say of the adapters, through the base model.
 
 The settings of a rule are its fields; ``headwater merge`` takes each as an option of the command line.
@@ -181,6 +182,21 @@ class MatrixRule(Rule):
             weights: [T].
             side: the smaller side of the weight itself.
         """
+
+
+class SequentialRule(Rule):
+    """Matrix by matrix, one adapter after the other: only what has been merged is kept.
+
+    The longest adapter comes first, so that the order in which they are named changes nothing. What comes out
+    is made as long as the adapters in the mean, over all LoRA weights. What is no LoRA weight is averaged.
+    """
+
+    passes: ClassVar[int] = 2
+    weighted: ClassVar[bool] = False
+
+    @abstractmethod
+    def join(self, merged: Floats, change: Floats) -> Floats:
+        """The next adapter's change [rows, columns] with what is merged so far, not yet scaled."""
 
 
 class DataRule(Rule):

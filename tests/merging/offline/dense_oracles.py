@@ -188,3 +188,22 @@ def lore(taus: Sequence[Matrix], threshold: float, amplify: float, turns: int) -
             own[i] = u @ np.diag(np.maximum(s - threshold, 0)) @ v
     shared = sum(tau - d for tau, d in zip(taus, own, strict=True)) / len(taus)
     return shared + amplify * sum(own)
+
+
+def opcm(taus: Sequence[Matrix], alpha: float) -> Matrix:
+    """Tang et al.: λ_t at every step as their code has it; ``taus`` in their order, of one weight alone."""
+    merged, before, lengths = taus[0], 1.0, [float(np.linalg.norm(taus[0]))]
+    for tau in taus[1:]:
+        u, s, vt = np.linalg.svd(merged, full_matrices=True)
+        rank = int((s > 1e-9 * s[0]).sum())
+        leading = next(k for k in range(len(s)) if s[: k + 1].sum() / s.sum() > alpha)
+        added = np.zeros_like(tau)
+        for i in range(len(u)):
+            for j in range(len(vt)):
+                if not (i == j < rank or (i < leading and j < leading)):
+                    added += (u[:, i] @ tau @ vt[j]) * np.outer(u[:, i], vt[j])
+        lengths.append(float(np.linalg.norm(tau)))
+        total = before * merged + added
+        before = float(np.linalg.norm(total)) / float(np.mean(lengths))
+        merged = total / before
+    return merged

@@ -15,6 +15,7 @@ from headwater.merging.offline.rules.lore import Lore
 from headwater.merging.offline.rules.magmax import MagMax
 from headwater.merging.offline.rules.median import Median, TrimmedMean
 from headwater.merging.offline.rules.model_stock import ModelStock
+from headwater.merging.offline.rules.opcm import Opcm
 from headwater.merging.offline.rules.pcb import Pcb
 from headwater.merging.offline.rules.sce import Sce
 from headwater.merging.offline.rules.sphere import Karcher, Slerp
@@ -160,6 +161,10 @@ class TestIsoCts(OfflineRuleLaws):
 class TestLore(OfflineRuleLaws):
     rule = whole = alike = Lore(threshold=0.5)
     scales = False  # the threshold is a length
+
+
+class TestOpcm(OfflineRuleLaws):
+    rule = whole = alike = Opcm()
 
 
 def test_every_rule_of_the_table_is_under_the_laws() -> None:

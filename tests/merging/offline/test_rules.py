@@ -19,6 +19,7 @@ from headwater.merging.offline.rules.lore import Lore
 from headwater.merging.offline.rules.magmax import MagMax
 from headwater.merging.offline.rules.median import Median, TrimmedMean
 from headwater.merging.offline.rules.model_stock import ModelStock
+from headwater.merging.offline.rules.opcm import Opcm
 from headwater.merging.offline.rules.pcb import Pcb
 from headwater.merging.offline.rules.sce import Sce
 from headwater.merging.offline.rules.sphere import Karcher, Slerp
@@ -201,6 +202,12 @@ class TestAgainstWholeMatrices:
         right = np.linalg.svd(np.concatenate(taus, axis=0))[2][:9]
         cores = [left.T @ tau @ right.T for tau in taus]
         close(got, left @ dense.iso_cts(cores, 0.5) @ right)
+
+    @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9])
+    def test_opcm(self, alpha: float) -> None:
+        got, taus = merged(Opcm(alpha=alpha), WIDE, [2, 3, 1])
+        longest_first = sorted(taus, key=lambda tau: -float(np.linalg.norm(tau)))
+        close(got, dense.opcm(longest_first, alpha))
 
     def test_lore(self) -> None:
         rule = Lore(threshold=0.7, amplify=0.6, iterations=6)

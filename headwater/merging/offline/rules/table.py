@@ -18,6 +18,7 @@ from headwater.merging.offline.rules.lore import Lore
 from headwater.merging.offline.rules.magmax import MagMax
 from headwater.merging.offline.rules.median import Median, TrimmedMean
 from headwater.merging.offline.rules.model_stock import ModelStock
+from headwater.merging.offline.rules.opcm import Opcm
 from headwater.merging.offline.rules.pcb import Pcb
 from headwater.merging.offline.rules.regmean import RegMean
 from headwater.merging.offline.rules.sce import Sce
@@ -29,7 +30,7 @@ from headwater.merging.offline.rules.tsv import TsvM
 _CLASSES: tuple[type[Rule], ...] = (
     *(Mean, TaskArithmetic, ModelStock, Slerp, Karcher, Krum, MultiKrum, GeometricMedian),
     *(Ties, Knots, MagnitudePrune, DareLinear, DareTies, Della, DellaLinear, Breadcrumbs, BreadcrumbsTies),
-    *(MagMax, Sce, Consensus, Pcb, Median, TrimmedMean, TsvM, IsoC, IsoCts, Lore),
+    *(MagMax, Sce, Consensus, Pcb, Median, TrimmedMean, TsvM, IsoC, IsoCts, Lore, Opcm),
     *(Fisher, RegMean, LoraHub, FrankWolfe, AdaMerging, Evolve),
 )
 RULES: Mapping[str, type[Rule]] = {rule.name: rule for rule in _CLASSES}
