@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from headwater.merging.offline.low_rank import EXACT
 from headwater.merging.offline.rule import Floats, SequentialRule
-from headwater.merging.offline.rules.spectra import EXACT
 
 
 class Opcm(SequentialRule):
