@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import annotated_types as at
-from federation_texts import HEAD, MEANINGS, TABLES, TAIL, UNFIT
+from federation_texts import HEAD, MEANINGS, RULE_CLASSES, RULES, TABLES, TAIL, UNFIT
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from headwater.config.strategy import KeptStrategy, RuleStrategy, UnweightedStrategy
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "federation-file.md"
 
@@ -28,8 +30,18 @@ def page() -> str:
     for name, (about, classes) in TABLES.items():
         parts.append(f"## `[{name}]` {{ #{anchor(name)} }}\n\n{about}\n")
         parts.extend(table(classes))
+        if name == "strategy":
+            parts.append(RULES + "\n".join(map(rule_row, RULE_CLASSES)) + "\n")
     parts.append(TAIL.format(rules="\n".join(f"- {what} with {other}" for what, other in UNFIT)))
     return "\n".join(parts)
+
+
+def rule_row(cls: type[BaseModel]) -> str:
+    """A rule's kinds and its own settings with their defaults."""
+    common = {*RuleStrategy.model_fields, *KeptStrategy.model_fields}
+    own = [f"`{key}` = {default(info)}" for key, info in cls.model_fields.items() if key not in common]
+    mark = "¹" if issubclass(cls, UnweightedStrategy) else ""
+    return f"- {listed([cls])}{mark}" + (f": {', '.join(own)}" if own else "")
 
 
 def anchor(name: str) -> str:
@@ -50,10 +62,9 @@ def table(classes: tuple[type[BaseModel], ...]) -> Iterator[str]:
         yield f"{said(of, classes)}:\n\n{keys(rows)}"
     for cls in classes:
         own = [k for k in cls.model_fields if k != "kind" and cls not in alike.get(identity(cls, k), ())]
-        yield (
-            f'### `kind = "{kind_name(cls)}"`\n\n{doc(cls)}\n\n{keys([row(cls, k) for k in own])}'.rstrip()
-            + "\n"
-        )
+        kinds = ", ".join(f'`"{kind}"`' for kind in kind_names(cls)[1:])
+        head = f'### `kind = "{kind_names(cls)[0]}"`' + (f", {kinds}" if kinds else "")
+        yield f"{head}\n\n{doc(cls)}\n\n{keys([row(cls, k) for k in own])}".rstrip() + "\n"
 
 
 def shared(
@@ -86,7 +97,7 @@ def said(owners: tuple[type[BaseModel], ...], classes: tuple[type[BaseModel], ..
 
 def listed(classes: Iterable[type[BaseModel]]) -> str:
     """The kinds' names as code, with commas."""
-    return ", ".join(f"`{kind_name(cls)}`" for cls in classes)
+    return ", ".join(f"`{kind}`" for cls in classes for kind in kind_names(cls))
 
 
 def shared_row(key: str, owners: list[type[BaseModel]]) -> str:
@@ -102,9 +113,9 @@ def shared_row(key: str, owners: list[type[BaseModel]]) -> str:
     return entry(key, infos[defaults.index(most)], meaning(owners[0], key), exceptions)
 
 
-def kind_name(cls: type[BaseModel]) -> str:
-    """What the file says for this class."""
-    return str(get_args(cls.model_fields["kind"].annotation)[0])
+def kind_names(cls: type[BaseModel]) -> list[str]:
+    """What the file may say for this class."""
+    return [str(kind) for kind in get_args(cls.model_fields["kind"].annotation)]
 
 
 def doc(cls: type[BaseModel]) -> str:

@@ -45,7 +45,16 @@ from headwater.config.model import (
 )
 from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings, SynchronousSchedule
-from headwater.config.strategy import BaseStrategy, FisherStrategy, MeanStrategy, MedianStrategy, TiesStrategy
+from headwater.config.settings import by_kind
+from headwater.config.strategy import (
+    BaseStrategy,
+    FisherStrategy,
+    MeanStrategy,
+    MedianStrategy,
+    RuleStrategy,
+    Strategy,
+    TiesStrategy,
+)
 from headwater.config.tables import FederationSettings
 from headwater.config.trackers import TensorBoardTracker
 
@@ -77,13 +86,13 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("model kind `vector`", "data kind other than `none`, training kind other than `noop`, an `[adapter]`"),
     ("another model", "no `[adapter]`; data kind `none`"),
     ("classification", "`causal-lm`; running text or instructions with another model"),
-    ("strategy `ties`, `fisher`, `median`", "space `factors` without `allow_factors = true`"),
+    ("a strategy other than `mean`", "space `factors` without `allow_factors = true`"),
     ("strategy `mean`", "a space but `factors` with another adapter than LoRA"),
     ("space `rolora`, `product`, `fair`", "methods that send scalars; schedule `buffered`"),
     ("space `product`, `fair`", "`server_momentum`; `server_learning_rate`; `error_feedback`"),
     ("strategy `fisher`", "a method other than `backprop`; `adapter.head_bits`"),
     ("a strategy other than `mean`", "methods that send scalars (`kseed`, `decomfl`, `blackbox`)"),
-    ("strategy `ties`, `fisher`", "`spry`, `rank`, `last_layers`"),
+    ("a strategy other than `mean` and `median`", "`spry`, `rank`, `last_layers`"),
     ("`privacy.clip_l2`", "`codec.up.alpha`; methods that send scalars"),
     ("`strategy.norm_bound`", "methods that send scalars"),
     (
@@ -94,6 +103,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "`cohort.min_clients`",
         "a smaller `clients_per_round` or `target_clients`; schedule `buffered` with a smaller `buffer`",
     ),
+    ("a strategy that needs several updates", "a smaller `cohort.min_clients`"),
     ("`cohort.target_clients`", "a smaller `clients_per_round`; schedule `buffered`"),
     ("schedule `buffered`", "`spry`, `decomfl`"),
     (
@@ -130,6 +140,15 @@ Refused when the file is read:
 
 Refused when the run begins: a method's `max_bytes_up` below its shortest update.
 """
+
+RULES = """\
+### Rules of `headwater merge`
+
+`headwater merge --rules` describes them. All take `allow_factors`, those that \
+[keep updates](aggregation.md#rules-of-headwater-merge) `max_kept_mb`, and ¹ no `weighting`.
+
+"""
+RULE_CLASSES = [cls for cls in dict.fromkeys(by_kind(Strategy).values()) if issubclass(cls, RuleStrategy)]
 
 TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "federation": ("What the whole run has in common.", (FederationSettings,)),
@@ -347,10 +366,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "server_tau": "τ of the others: below the usual change of a value in a round",
         "norm_bound": "the server shortens a longer update to this L2 norm, and counts it",
     },
-    TiesStrategy: {
-        "allow_factors": "permit space `factors`, which merges noise of the basis",
-        "density": "fraction of each delta's values that take part",
-    },
+    TiesStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     FisherStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     MedianStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     CohortSettings: {

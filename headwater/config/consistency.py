@@ -41,6 +41,12 @@ def require_consistent(federation: FederationTables) -> None:
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
         raise ValueError("codec.up.alpha may lift an update above privacy.clip_l2: leave one of them out")
     require_space(federation)
+    strategy = federation.strategy
+    if federation.cohort.min_clients < strategy.fewest:
+        raise ValueError(
+            f"strategy '{strategy.kind}' with these settings merges at least {strategy.fewest} updates: "
+            f"set cohort.min_clients = {strategy.fewest}, not {federation.cohort.min_clients}"
+        )
 
 
 def _methods(federation: FederationTables) -> None:

@@ -21,7 +21,7 @@ def by_kind(union: Any) -> dict[str, Any]:  # noqa: ANN401 - Annotated unions ha
     """The settings class of every ``kind`` of an annotated union such as ``Training``."""
     alone = get_args(union)[0]  # which is no union where there is one kind
     classes = get_args(alone) or (alone,)
-    return {get_args(settings.model_fields["kind"].annotation)[0]: settings for settings in classes}
+    return {kind: s for s in classes for kind in get_args(s.model_fields["kind"].annotation)}
 
 
 def in_words(problem: Mapping[str, Any]) -> tuple[str, str]:

@@ -1,4 +1,10 @@
-"""``[strategy]``: how updates are merged."""
+"""``[strategy]``: how updates are merged.
+
+Most kinds are rules of ``headwater merge``: what they have in common stands in
+:mod:`headwater.config.rule_settings`, formulas and sources in :mod:`headwater.merging.offline.rules`. Not
+here: ``task_arithmetic``, which in a round is ``mean`` with a server learning rate, ``slerp`` of exactly
+two, and ``karcher``, which hostile updates could leave without a result.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from headwater.config import rule_settings as rules
 from headwater.config.plugins import open_to
 from headwater.config.traits import StrategyTraits
 
@@ -83,13 +90,12 @@ class MeanStrategy(BaseStrategy):
         return self.noise == "weigh" and not self.merges_products
 
 
-class TiesStrategy(BaseStrategy):
+class TiesStrategy(rules.Trimming, BaseStrategy):
     """TIES (arXiv 2306.01708): trim, elect signs, mean of those that agree."""
 
     kind: Literal["ties"]
     space: Literal["factors", "ffa"] = "ffa"
     allow_factors: bool = False
-    density: float = Field(default=0.2, gt=0, le=1)
 
 
 class FisherStrategy(BaseStrategy):
@@ -103,7 +109,29 @@ class FisherStrategy(BaseStrategy):
     cap: float = Field(default=256.0, gt=1, le=2**20, description="bound after scaling to mean 1")
 
 
-class MedianStrategy(BaseStrategy):
+class RuleStrategy(BaseStrategy):
+    """A rule of ``headwater merge``, of the same name."""
+
+    kind: str
+    space: Literal["factors", "ffa"] = "ffa"
+    allow_factors: bool = False
+
+
+class UnweightedStrategy(RuleStrategy):
+    """A rule that looks at no weights."""
+
+    weighting: Literal["equal"] = "equal"
+
+
+class KeptStrategy(BaseStrategy):
+    """A rule that must see all updates at once."""
+
+    max_kept_mb: int = Field(
+        default=4096, ge=1, description="MiB of updates that a round may keep in memory until it is merged"
+    )
+
+
+class MedianStrategy(KeptStrategy):
     """Coordinate-wise median (arXiv 1803.01498): a minority of clients cannot move it far."""
 
     takes_parts: ClassVar[bool] = True
@@ -111,13 +139,140 @@ class MedianStrategy(BaseStrategy):
     space: Literal["factors", "ffa", "rolora"] = "ffa"
     weighting: Literal["examples", "equal"] = "equal"
     allow_factors: bool = False
-    max_kept_mb: int = Field(
-        default=4096, ge=1, description="MiB of updates that a round may keep in memory until it is merged"
-    )
+
+
+class MagnitudePruneStrategy(rules.Trimming, RuleStrategy):
+    """Mean of each update's largest values."""
+
+    kind: Literal["magnitude_prune"]
+
+
+class DareStrategy(rules.Dropping, RuleStrategy):
+    """Values dropped at random, then the mean or TIES (arXiv 2311.03099)."""
+
+    kind: Literal["dare_linear", "dare_ties"]
+
+
+class DellaStrategy(rules.RankedDropping, RuleStrategy):
+    """Small values dropped more often, then TIES or the mean (arXiv 2406.11617)."""
+
+    kind: Literal["della", "della_linear"]
+
+
+class BreadcrumbsStrategy(rules.Sifting, RuleStrategy):
+    """Without the smallest values and the outliers: mean or TIES (arXiv 2312.06795)."""
+
+    kind: Literal["breadcrumbs", "breadcrumbs_ties"]
+
+
+class MagMaxStrategy(UnweightedStrategy):
+    """Of each value the one furthest from 0 (arXiv 2407.06322)."""
+
+    kind: Literal["magmax"]
+
+
+class ModelStockStrategy(RuleStrategy):
+    """The mean, shorter where directions differ (arXiv 2403.19522)."""
+
+    kind: Literal["model_stock"]
+
+
+class IsoCStrategy(RuleStrategy):
+    """The mean with all singular values made equal (arXiv 2502.04959)."""
+
+    kind: Literal["iso_c"]
+
+
+class SceStrategy(rules.Selecting, UnweightedStrategy):
+    """What varies most, by energy and elected sign (arXiv 2408.07990); two passes."""
+
+    kind: Literal["sce"]
+
+
+class PcbStrategy(rules.Competing, RuleStrategy):
+    """Values compete by size and by the sum of all (arXiv 2410.02396); two passes."""
+
+    kind: Literal["pcb"]
+
+
+class ConsensusStrategy(rules.Masking, RuleStrategy):
+    """Mean of what matters to several clients (arXiv 2405.07813); two passes."""
+
+    kind: Literal["consensus"]
+
+
+class KnotsStrategy(rules.Trimming, RuleStrategy, KeptStrategy):
+    """TIES in common singular vectors (arXiv 2410.19735)."""
+
+    kind: Literal["knots"]
+
+
+class TrimmedMeanStrategy(rules.Dropped, UnweightedStrategy, KeptStrategy):
+    """Mean of each value without its ends (arXiv 1803.01498)."""
+
+    kind: Literal["trimmed_mean"]
+
+
+class KrumStrategy(rules.Faulty, UnweightedStrategy, KeptStrategy):
+    """The one update that lies closest to most others (arXiv 1703.02757)."""
+
+    kind: Literal["krum"]
+
+
+class MultiKrumStrategy(rules.FaultySelected, UnweightedStrategy, KeptStrategy):
+    """Mean of those that lie closest to most others (arXiv 1703.02757)."""
+
+    kind: Literal["multi_krum"]
+
+
+class GeometricMedianStrategy(rules.Weiszfeld, RuleStrategy, KeptStrategy):
+    """The point with the smallest sum of distances (arXiv 1912.13445)."""
+
+    weighting: Literal["examples", "equal"] = "equal"
+    kind: Literal["geometric_median"]
+
+
+class TsvStrategy(RuleStrategy, KeptStrategy):
+    """Sum of singular triplets made orthogonal (arXiv 2412.00081)."""
+
+    kind: Literal["tsv_m"]
+
+
+class IsoCtsStrategy(rules.Common, RuleStrategy, KeptStrategy):
+    """`iso_c` with some directions of each client (arXiv 2502.04959)."""
+
+    kind: Literal["iso_cts"]
+
+
+class LoreStrategy(rules.Shared, RuleStrategy, KeptStrategy):
+    """What clients share, plus each one's few directions (arXiv 2502.10749)."""
+
+    kind: Literal["lore"]
 
 
 Strategy = Annotated[
-    MeanStrategy | TiesStrategy | FisherStrategy | MedianStrategy,
+    MeanStrategy
+    | TiesStrategy
+    | FisherStrategy
+    | MedianStrategy
+    | MagnitudePruneStrategy
+    | DareStrategy
+    | DellaStrategy
+    | BreadcrumbsStrategy
+    | MagMaxStrategy
+    | ModelStockStrategy
+    | IsoCStrategy
+    | SceStrategy
+    | PcbStrategy
+    | ConsensusStrategy
+    | KnotsStrategy
+    | TrimmedMeanStrategy
+    | KrumStrategy
+    | MultiKrumStrategy
+    | GeometricMedianStrategy
+    | TsvStrategy
+    | IsoCtsStrategy
+    | LoreStrategy,
     Field(discriminator="kind"),
     open_to("rules", BaseStrategy),
 ]

@@ -204,6 +204,11 @@ class StrategyTraits(Pluggable):
     takes_parts: ClassVar[bool] = False
     needs_fisher: ClassVar[bool] = False
 
+    @property
+    def fewest(self) -> int:
+        """The smallest number of updates that can be merged."""
+        return 1
+
     def blends_factors(self) -> bool:
         """Whether it would merge A and B coordinate by coordinate without having been told to."""
         space, allowed = getattr(self, "space", ""), getattr(self, "allow_factors", False)

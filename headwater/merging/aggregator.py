@@ -51,13 +51,26 @@ class Aggregator(ABC, Generic[Acc]):
     Attributes:
         additive: the accumulator is sums of what single clients sent, of a size that does not grow with
             clients: a secure sum, which shows the server nothing else, could feed it.
+        passes: how often it must be given every update. Whoever folds gives an accumulator of two passes
+            to :meth:`next_pass`, and what that returns each update again.
     """
 
     additive: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
 
     def kept_bytes(self, spec: StateSpec, clients: int) -> int:
         """Memory of the updates of so many clients until they are merged; 0 of an additive rule."""
         return 0
+
+    def next_pass(self, acc: Acc) -> Acc | None:
+        """The empty accumulator of the pass after that of ``acc``, for the same clients.
+
+        None after the last one: then :meth:`finalize` it.
+
+        Raises:
+            EmptyRound: no update was added.
+        """
+        return None
 
     def require_room(self, spec: StateSpec, clients: int) -> None:
         """Refuse a round whose updates could take more memory than the rule may.
@@ -109,7 +122,7 @@ class Aggregator(ABC, Generic[Acc]):
 
     @abstractmethod
     def finalize(self, acc: Acc) -> Merged:
-        """The merged delta.
+        """The merged delta. Of several passes, from the accumulator of the last one.
 
         Raises:
             EmptyRound: no update was added.

@@ -43,30 +43,24 @@ class BufferedUpdates:
 
 
 class BufferedRule(Aggregator[BufferedUpdates]):
-    """Keeps updates; :meth:`merge` is what a rule adds to that.
+    """Keeps updates; :meth:`merged` is what a rule adds to that.
 
     Args:
         most_bytes: that the updates of one round may take in memory.
     """
 
     additive: ClassVar[bool] = False
-    name: ClassVar[str]
+    name: str
     """For errors: the rule's ``strategy.kind``."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
 
     @abstractmethod
-    def merge(
-        self, values: npt.NDArray[np.float32], weights: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
-        """The result, coordinate by coordinate: float64 [block].
+    def merged(self, acc: BufferedUpdates) -> npt.NDArray[np.float64]:
+        """The result, of one update or more: float64 [numel].
 
-        The same bits for any order of the clients.
-
-        Args:
-            values: [clients, block], finite.
-            weights: [clients, block]: 0 where a client does not train that value, and perhaps for all.
+        The same bits for any order of the clients: take them in order of name.
         """
 
     def kept_bytes(self, spec: StateSpec, clients: int) -> int:  # noqa: D102 - inherited
@@ -80,7 +74,7 @@ class BufferedRule(Aggregator[BufferedUpdates]):
                 expected=f"at most {human_bytes(self.most_bytes)} of updates, kept until a round ends",
                 got=f"{clients:,} clients x {human_bytes(spec.nbytes)} = {human_bytes(needed)}",
                 hint="Set cohort.clients_per_round, raise strategy.max_kept_mb if the server has that much "
-                "memory, or use a strategy that adds updates up: mean, ties or fisher.",
+                "memory, or use a strategy that adds updates up, such as mean or ties.",
             )
 
     def init(self, plan: MergePlan) -> BufferedUpdates:
@@ -141,7 +135,7 @@ class BufferedRule(Aggregator[BufferedUpdates]):
         return left
 
     def finalize(self, acc: BufferedUpdates) -> Merged:
-        """Merge, some coordinates of all clients at a time.
+        """Merge.
 
         The report has ``delta_norm`` (L2) and ``kept_bytes``, the memory that the updates took.
         """
@@ -149,14 +143,36 @@ class BufferedRule(Aggregator[BufferedUpdates]):
         if not participants.clients:
             raise EmptyRound(self.name, expected="at least one accepted update", got="none")
         spec = participants.plan.spec
-        merged = np.zeros(spec.numel, np.float64)
-        for part, values, weights in _blocks(acc):
-            merged[part] = self.merge(values, weights)
+        merged = self.merged(acc)
         # adding zero makes one zero of two: which of -0.0 and 0.0 stood there is a matter of order
         delta = AdapterState.from_vector(spec, torch.from_numpy((merged + 0.0).astype(np.float32)))
         kept = float(self.kept_bytes(spec, len(participants.clients)))
         report = {"delta_norm": delta.norm(), "kept_bytes": kept}
         return Merged(delta, tuple(sorted(participants.clients)), participants.weight, report)
+
+
+class CoordinateRule(BufferedRule):
+    """One that goes coordinate by coordinate."""
+
+    @abstractmethod
+    def merge(
+        self, values: npt.NDArray[np.float32], weights: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """The result, coordinate by coordinate: float64 [block].
+
+        The same bits for any order of the clients.
+
+        Args:
+            values: [clients, block], finite.
+            weights: [clients, block]: 0 where a client does not train that value, and perhaps for all.
+        """
+
+    def merged(self, acc: BufferedUpdates) -> npt.NDArray[np.float64]:
+        """Some coordinates of all clients at a time."""
+        merged = np.zeros(acc.participants.plan.spec.numel, np.float64)
+        for part, values, weights in _blocks(acc):
+            merged[part] = self.merge(values, weights)
+        return merged
 
 
 def _blocks(

@@ -12,18 +12,16 @@ weights give the usual median, for an even number the mean of the two in the mid
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import numpy.typing as npt
 
-from headwater.merging.buffered_rule import BufferedRule
+from headwater.merging.buffered_rule import CoordinateRule
 
 
-class MedianAggregator(BufferedRule):
+class MedianAggregator(CoordinateRule):
     """The weighted median, value by value; 0 where nobody trains. Exact but for one rounding to fp32."""
 
-    name: ClassVar[str] = "median"
+    name = "median"
 
     def merge(  # noqa: D102 - inherited
         self, values: npt.NDArray[np.float32], weights: npt.NDArray[np.int64]

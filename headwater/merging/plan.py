@@ -128,8 +128,10 @@ class MergePlan:
             others_ranks=self.all_ranks,
         )
 
-    def scale_bits(self, bound: float | None = None) -> int:
+    def scale_bits(self, bound: float | None = None, weight: int | None = None) -> int:
         """The largest f such that Σ weight·round(x·2^f) cannot overflow int64 for |x| ≤ ``bound``.
+
+        ``weight`` is the most that the weights can sum to; by default W, that of the plan.
 
         |Σ w·round(x·2^f)| ≤ W·(bound·2^f + ½) ≤ 2^62 whenever W·bound·2^f ≤ 2^61 and W ≤ 2^61, so
         two such sums may still be added before the check. Never more than 52, so that x·2^f of an
@@ -139,12 +141,13 @@ class MergePlan:
             ConfigError: the weights leave fewer than 8 fractional bits.
         """
         limit = self.value_bound if bound is None else bound
-        bits = min(52, 61 - math.ceil(math.log2(limit)) - self.total_weight.bit_length())
+        total = self.total_weight if weight is None else weight
+        bits = min(52, 61 - math.ceil(math.log2(limit)) - total.bit_length())
         if bits < 8:
             raise ConfigError(
                 "merge plan",
                 expected="weights and bounds that leave 8 bits of int64 for fractions",
-                got=f"total weight {self.total_weight}, bound {limit}",
+                got=f"total weight {total}, bound {limit}",
                 hint='Use weighting = "equal" or a smaller value_bound.',
             )
         return bits

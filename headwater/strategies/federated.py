@@ -170,15 +170,17 @@ class FederatedStrategy(Strategy):
                 tensors = None if method.last_layers is None else last_layers(spec, method.last_layers)
                 self._task(Assigned(name, method), 1, spec, seeds, tensors)
 
-    def kept_bytes(self, spec: StateSpec, clients: int) -> int | None:
-        """Memory of a round's updates until they are merged; None where the rule keeps no update.
+    def kept_bytes(self, spec: StateSpec, clients: int, *, spooled: bool = False) -> int | None:
+        """Memory of a round's updates until they are merged, at most; None where no update is kept.
 
         Args:
             spec: of the adapter.
             clients: that are in the federation.
+            spooled: whether a second pass reads the updates from disk.
         """
         rule = rule_for(self.federation.strategy)
-        return None if rule.additive else rule.kept_bytes(spec, self._most_in_a_round(clients))
+        kept = rule.kept_bytes(spec, self._most_in_a_round(clients))
+        return None if kept == 0 or (spooled and rule.passes > 1) else kept
 
     def _require_room(self, spec: StateSpec, clients: int) -> None:
         """Before anybody works: whether the rule may keep the updates of so many clients."""

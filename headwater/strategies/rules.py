@@ -5,13 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from headwater.config.plugins import implementation
-from headwater.config.strategy import FisherStrategy, MeanStrategy, MedianStrategy, Strategy, TiesStrategy
+from headwater.config.strategy import (
+    FisherStrategy,
+    KeptStrategy,
+    MeanStrategy,
+    MedianStrategy,
+    RuleStrategy,
+    Strategy,
+    TiesStrategy,
+)
 from headwater.merging.aggregator import Aggregator
 from headwater.merging.fisher import FisherAggregator
+from headwater.merging.kept import KeptAggregator
 from headwater.merging.mean import MeanAggregator
 from headwater.merging.median import MedianAggregator
+from headwater.merging.offline.rules.table import RULES as OFFLINE
 from headwater.merging.product import ProductAggregator
+from headwater.merging.rule_sums import TwoPassSums, sums_of
+from headwater.merging.summed import MaximaAggregator, SummedAggregator, TwoPassAggregator
 from headwater.merging.ties import TiesAggregator
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
@@ -28,12 +42,18 @@ RULES: Mapping[type[Any], Callable[[Any], Aggregator[Any]]] = {
 }
 
 
-def rule_for(settings: Strategy) -> Aggregator[Any]:
+def rule_for(settings: Strategy, key: Key | None = None) -> Aggregator[Any]:
     """The aggregator of a ``[strategy]`` table.
+
+    Args:
+        settings: the table.
+        key: of rules that draw; of seed 0 if None.
 
     Raises:
         ConfigError: neither :data:`RULES` nor an installed package has one for these settings.
     """
+    if isinstance(settings, RuleStrategy):
+        return _of_offline(settings, key or Key.root(0))
     make = RULES.get(type(settings)) or implementation("rules", settings)
     made: Aggregator[Any] = make(settings)
     return made
@@ -51,10 +71,22 @@ def rule_in_round(settings: Strategy, base: AdapterState, key: Key) -> Aggregato
         ConfigError: as :func:`rule_for`.
     """
     if not (isinstance(settings, MeanStrategy) and settings.merges_products):
-        return rule_for(settings)
+        return rule_for(settings, key)
     return ProductAggregator(
         base,
         key=key.child("product"),
         by_holders=settings.rank_weights == "holders",
         ridge=FAIR_RIDGE if settings.space == "fair" else None,
     )
+
+
+def _of_offline(settings: RuleStrategy, key: Key) -> Aggregator[Any]:
+    """A rule of ``headwater merge`` for a round: as sums where it has them, else on updates that are kept."""
+    rule = OFFLINE[settings.kind]
+    made = rule(**{name: getattr(settings, name) for name in rule.model_fields})
+    if isinstance(settings, KeptStrategy):
+        return KeptAggregator(made, settings.max_kept_mb << 20)
+    sums = sums_of(made)
+    if isinstance(sums, TwoPassSums):
+        return TwoPassAggregator(sums)
+    return (SummedAggregator if sums.join is np.add else MaximaAggregator)(sums, key)

@@ -22,8 +22,9 @@ def fold(rule: ValueRule, read: Callable[[int], Floats], weights: Floats) -> Flo
     """
     sums = _joined(rule, read, weights, rule.terms)
     if isinstance(rule, TwoPassRule):
-        first = rule.between(sums)
-        sums = _joined(rule, read, weights, lambda values, w: rule.second_terms(first, values, w))
+        count = len(weights)
+        first = rule.between(sums, count)
+        sums = _joined(rule, read, weights, lambda values, w: rule.second_terms(first, values, w, count))
     return rule.result(sums)
 
 
@@ -40,8 +41,7 @@ def _joined(
         for part in _parts(values.size) if rule.blockwise else (slice(None),):
             found = terms(values[part], float(weight))
             if not sums:
-                sizes = (values.size if rule.blockwise else term.size for term in found)
-                sums = tuple(np.empty(size) for size in sizes)
+                sums = tuple(np.empty(values.size) for _ in found)
             for total, term in zip(sums, found, strict=True):
                 if i == 0:
                     total[part] = term

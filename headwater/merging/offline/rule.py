@@ -93,18 +93,26 @@ class LinearRule(Rule):
 class ValueRule(Rule):
     """Value by value, as sums over adapters."""
 
+    degrees: ClassVar[tuple[int, ...]] = (1,)
+    """Of each sum, with which power of the values its terms grow: |term| ≤ weight·|value|^degree."""
     axes: ClassVar[Literal["core", "concatenation"]] = "core"
     """In which coordinates it sees LoRA: those of space ``core``, or Uᵀ·τ_i with the left singular vectors U
     of [τ_1 … τ_T]."""
     blockwise: ClassVar[bool] = False
     """Whether :meth:`terms` is value by value, so that a part of the values may be asked for; in one pass."""
     join: ClassVar[np.ufunc] = np.add
-    """What makes one term of two: a sum, or another operation of which order and grouping change nothing."""
+    """What makes one term of two: a sum, or another operation of which order and grouping change nothing, and
+    zero leaves all as it is."""
 
     @property
     def kept(self) -> float | None:
         """The fraction of an adapter's values that stays before :meth:`prune`, the largest; None for all."""
         return None
+
+    @property
+    def gain(self) -> float:
+        """What :meth:`prune` multiplies a value with, at most."""
+        return 1.0
 
     def prune(self, values: Floats, draw: Callable[[], np.random.Generator]) -> Floats:
         """An adapter's own change, dropped or rescaled: like ``values``, may be them, changed.
@@ -117,11 +125,11 @@ class ValueRule(Rule):
 
     @abstractmethod
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:
-        """What an adapter adds to each sum.
+        """What an adapter adds to each sum, [n]: its weight times a function of its values.
 
         Args:
             values: [n].
-            weight: its weight.
+            weight: its weight; of no account where the rule is not ``weighted``.
         """
 
     @abstractmethod
@@ -133,19 +141,29 @@ class TwoPassRule(ValueRule):
     """A ValueRule that goes over the adapters again, with what the first pass found."""
 
     passes: ClassVar[int] = 2
+    second_degrees: ClassVar[tuple[int, ...]]
+    """As ``degrees``, of the second pass."""
 
-    def between(self, sums: tuple[Floats, ...]) -> tuple[Floats, ...]:
-        """What the second pass is given of the first one's sums."""
+    def between(self, sums: tuple[Floats, ...], count: int) -> tuple[Floats, ...]:
+        """What the second pass is given of the first one's sums: arrays [n].
+
+        Args:
+            sums: of the terms, with weights that sum to one where the rule is ``weighted``.
+            count: of adapters.
+        """
         return sums
 
     @abstractmethod
-    def second_terms(self, first: tuple[Floats, ...], values: Floats, weight: float) -> tuple[Floats, ...]:
-        """The same as :meth:`terms` for the second pass.
+    def second_terms(
+        self, first: tuple[Floats, ...], values: Floats, weight: float, count: int
+    ) -> tuple[Floats, ...]:
+        """What an adapter adds to each sum of the second pass, [n].
 
         Args:
             first: of :meth:`between`.
             values: [n].
-            weight: its weight.
+            weight: its weight; all of them sum to one.
+            count: of adapters.
         """
 
 
@@ -172,6 +190,8 @@ class MatrixRule(Rule):
     """
 
     memory: ClassVar[str] = "one weight of every adapter"
+    of_sum: ClassVar[bool] = False
+    """Whether it looks at Σ w_i·τ_i alone."""
 
     @abstractmethod
     def merge(self, stack: Floats, weights: Floats, side: int) -> Floats:

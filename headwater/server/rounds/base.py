@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from headwater.config.federation import Federation
-from headwater.errors import FederationStopped, HeadwaterError
+from headwater.errors import FederationStopped, HeadwaterError, StorageError
 from headwater.merging.aggregator import Merged
 from headwater.protocol.buffered import BufferedCoordinator
 from headwater.protocol.coordinator import Coordinator
@@ -180,6 +180,23 @@ class Rounds(ABC):
             if raw is not None:  # else it is damaged: the client is asked again, and sends the same bytes
                 found.append(verify(client, TrainRequest, started.get(client, number), raw))
         return found
+
+    def _again(self, number: int, client: str, started: int) -> ReceivedReply:
+        """A reply that was accepted into this round, for a rule that needs it once more.
+
+        Raises:
+            StorageError: it was damaged since; a restart asks the client again.
+        """
+        assert self._durability is not None, "a simulation keeps such replies"
+        raw = self._durability.spool.read(number, client)
+        if raw is None:
+            raise StorageError(
+                f"round {number}, second pass over the update of client {client}",
+                expected="the reply that was accepted",
+                got="a damaged file in the spool, which is set aside",
+                hint="Check the disk and start the server again: it asks the client anew.",
+            )
+        return self._pool.exchange.verify(client, TrainRequest, started, raw)
 
     def _ask(self, open_round: OpenRound, checkpoint: Checkpoint, clients: Sequence[str]) -> None:
         for client in clients:

@@ -167,13 +167,13 @@ class BufferedRounds(Rounds):
         for client in end.accepted:
             incoming = self._kept(number, client)
             try:
-                folding.fold(incoming)
+                folding.fold(incoming, keep=self._durability is None)
             except HeadwaterError as error:  # the spool is damaged, or the client has other keys since
                 self._refused(number, incoming, error)
                 del started[client]
                 failed = tuple(sorted({**dict(end.failed), client: str(error)}.items()))
                 end = replace(end, accepted=tuple(started), failed=failed)
-        merged = folding.merge()
+        merged = folding.merge(lambda client: self._again(number, client, started[client]))
         draft = folding.draft(end, merged, folding.base + merged.delta)
         for client, origin in started.items():
             draft.stale(client, number - origin)

@@ -242,7 +242,8 @@ class FederationServer:
         for notice in self._context.notices:
             self._observer(Notice(notice))
         clients = trainable(pool.profiles())
-        if (kept := self._strategy.kept_bytes(self._context.spec, clients)) is not None:
+        spooled = self._durability is not None
+        if (kept := self._strategy.kept_bytes(self._context.spec, clients, spooled=spooled)) is not None:
             text = (
                 f"strategy '{self._settings.strategy.kind}' keeps the updates of a round until it is merged"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -78,6 +78,7 @@ class OpenRound:
         self._gap_acc = None if self._gap is None else self._gap.init(plan.merge)
         self._dense_bytes = base.spec.nbytes
         self._rows: dict[str, dict[str, Any]] = {}
+        self._folded: dict[str, ReceivedReply | None] = {}
 
     def request(self, client: str, accepted_round: int) -> TrainRequest:
         """The client's task."""
@@ -107,8 +108,12 @@ class OpenRound:
         other.sent, other._sent_dense = self.sent, self._sent_dense
         return other
 
-    def fold(self, incoming: ReceivedReply) -> None:
+    def fold(self, incoming: ReceivedReply, *, keep: bool = False) -> None:
         """Decode, check and add one reply; nothing of it is kept but a row of numbers.
+
+        Args:
+            incoming: the reply.
+            keep: of a rule of several passes, keep the reply as well: there is no spool to read it from.
 
         Raises:
             DecodeError: not this client's update of this round, or bytes that are not a state.
@@ -121,6 +126,7 @@ class OpenRound:
         self._acc = self._rule.add(self._acc, update)
         if self._gap is not None and self._gap_acc is not None:
             self._gap_acc = self._gap.add(self._gap_acc, update)
+        self._folded[client] = incoming if keep and self._rule.passes > 1 else None
         row |= {**update.metrics, "examples": reply.examples, "steps": reply.steps}
         row |= {"noise": update.noise} if update.noise else {}
         row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
@@ -190,12 +196,23 @@ class OpenRound:
             if expected != got:
                 raise DecodeError(f"client {client}: {what}", expected=str(expected), got=str(got))
 
-    def merge(self) -> Merged:
-        """The rule's result.
+    def merge(self, again: Callable[[str], ReceivedReply] | None = None) -> Merged:
+        """The rule's result. A rule of several passes is given every update again.
+
+        Args:
+            again: reads the reply of a client; None where all were kept.
 
         Raises:
             EmptyRound: nothing was folded.
         """
+        while (following := self._rule.next_pass(self._acc)) is not None:
+            for client, kept in sorted(self._folded.items()):
+                incoming = kept or (again and again(client))
+                assert incoming is not None, "neither kept nor to be read again"
+                update, _ = self.check(incoming, self._origins.get(client))
+                update = self._within_bound(update, self._rows[client])
+                following = self._rule.add(following, update)
+            self._acc = following
         return self._rule.finalize(self._acc)
 
     def draft(self, end: Close, merged: Merged, after: AdapterState) -> RoundDraft:

@@ -70,7 +70,7 @@ class SynchronousRounds(Rounds):
             return None
         if isinstance(end, Halt):
             raise self._halted(end)
-        merged = open_round.merge()
+        merged = open_round.merge(lambda client: self._again(number, client, number))
         draft = open_round.draft(end, merged, open_round.base + merged.delta)
         return RoundResult(merged, draft, dict.fromkeys(end.accepted, number), started_s)
 
@@ -96,7 +96,7 @@ class SynchronousRounds(Rounds):
         if spool is not None and not incoming.error:
             spool.put(incoming.round, incoming.address, incoming.raw)
         try:
-            open_round.fold(incoming)
+            open_round.fold(incoming, keep=spool is None)
         except HeadwaterError:
             if spool is not None:
                 spool.remove(incoming.round, incoming.address)

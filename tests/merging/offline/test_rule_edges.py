@@ -12,6 +12,7 @@ from peft.utils import merge_utils
 from safetensors.numpy import load_file, save_file
 
 from headwater.errors import ConfigError
+from headwater.experts.call import named_rule
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.merge import Merge, Recipe
 from headwater.merging.offline.rule import BLOCK, Cut, Rule
@@ -59,10 +60,11 @@ class TestDraws:
         np.testing.assert_allclose(drawn.mean(axis=0), row, rtol=3e-3)
 
     def test_della_refuses_what_is_no_probability(self) -> None:
+        for density, epsilon in ((0.9, 0.2), (0.1, 0.1)):
+            with pytest.raises(ConfigError, match=r"--epsilon of rule della_linear: expected probabilities"):
+                named_rule("della_linear", {"density": density, "epsilon": epsilon})
         with pytest.raises(ConfigError, match="probabilities"):
-            DellaLinear(density=0.9, epsilon=0.2)
-        with pytest.raises(ConfigError, match="probabilities"):
-            DellaLinear(density=0.1, epsilon=0.1)
+            named_rule("della_linear", {"density": 1.0})
 
     def test_the_mean_of_many_dare_merges_is_the_mean(self) -> None:
         with bench() as on:

@@ -6,23 +6,18 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
+from headwater.config.rule_settings import Sifting
 from headwater.merging.offline.rule import Cut, Floats, ValueRule
 from headwater.merging.offline.rules.sums import ElectedSigns, WeightedSum
 
 
-class _Sifted(ValueRule):
+class _Sifted(ValueRule, Sifting):
     """Of each weight's n values ⌊γ·n⌋ outliers are dropped and the next ⌊d·n⌋, at least one, kept.
 
     Where the two are more than n, fewer outliers are dropped. mergekit drops everything where ⌊γ·n⌋ = 0; here
     nothing is then an outlier.
     """
-
-    density: float = Field(default=0.1, gt=0, le=1, description="fraction of a weight's values that is kept")
-    gamma: float = Field(
-        default=0.01, ge=0, lt=1, description="fraction of a weight's values, the largest, that is dropped"
-    )
 
     def prune(self, values: Floats, draw: Callable[[], np.random.Generator]) -> Floats:
         flat = values.reshape(-1)

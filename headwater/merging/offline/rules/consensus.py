@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
+from headwater.config.rule_settings import Masking
 from headwater.merging.offline.rule import Floats, TwoPassRule
 
 
-class Consensus(TwoPassRule):
+class Consensus(TwoPassRule, Masking):
     """Two passes: M = Σ p_i·τ_i; then the masks |p_i·τ_i| ≥ λ·|M − p_i·τ_i|, of which k must hold.
 
     The paper's sum Στ_i is T·M; with equal weights its T stands on both sides. Of T adapters that are all the
@@ -21,15 +21,14 @@ class Consensus(TwoPassRule):
     line: ClassVar[str] = "weighted mean of the values that are in the masks of several adapters"
     source: ClassVar[str] = "Wang et al. 2024, arXiv 2405.07813; code nik-dim/tall_masks"
     least: ClassVar[int] = 2
-    strictness: float = Field(
-        default=0.4, gt=0, description="λ of the masks: how much of the others a value must outweigh"
-    )
-    agreement: int = Field(default=2, ge=1, description="adapters in whose masks a value must be")
+    second_degrees: ClassVar[tuple[int, ...]] = (1, 0)
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
         return (weight * values,)
 
-    def second_terms(self, first: tuple[Floats, ...], values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
+    def second_terms(  # noqa: D102 - inherited
+        self, first: tuple[Floats, ...], values: Floats, weight: float, count: int
+    ) -> tuple[Floats, ...]:
         mine = weight * values
         mask = np.abs(mine) >= self.strictness * np.abs(first[0] - mine)
         return mine, mask.astype(np.float64)

@@ -6,22 +6,22 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
+from headwater.config.rule_settings import Dropping
 from headwater.merging.offline.rule import Floats, ValueRule
 from headwater.merging.offline.rules.sums import ElectedSigns, WeightedSum
 
 
-class _Dropped(ValueRule):
+class _Dropped(ValueRule, Dropping):
     """τ̂ = m·τ/d, m ~ Bernoulli(d).
 
     E[τ̂] = τ and Var[τ̂] = τ²·(1 − d)/d. mergekit scales to the old sum of magnitudes instead, which is biased
     (golden vector F6).
     """
 
-    density: float = Field(
-        default=0.5, gt=0, le=1, description="probability that a value is kept; it is divided by it"
-    )
+    @property
+    def gain(self) -> float:
+        return 1 / self.density
 
     def prune(self, values: Floats, draw: Callable[[], np.random.Generator]) -> Floats:
         if self.density == 1:

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from headwater.errors import ConfigError
+from headwater.config.rule_settings import RankedDropping
 from headwater.merging.offline.rule import Floats, ValueRule
 from headwater.merging.offline.rules.sums import ElectedSigns, WeightedSum
 
 
-class _MagPrune(ValueRule):
+class _MagPrune(ValueRule, RankedDropping):
     """τ̂_j = m_j·τ_j/q_j, m_j ~ Bernoulli(q_j), q from d − ε for a row's smallest value to d + ε.
 
     A row is one of the weight's own, or of its core: one direction of its output. E[τ̂] = τ; mergekit scales
     to the old sum of magnitudes instead, which is biased.
     """
 
-    density: float = Field(default=0.7, gt=0, le=1, description="mean probability that a value is kept")
-    epsilon: float = Field(
-        default=0.07, ge=0, lt=0.5, description="how far a row's probabilities lie from the density"
-    )
-
-    @model_validator(mode="after")
-    def _probabilities(self) -> Self:
-        if not (self.density - self.epsilon > 0 and self.density + self.epsilon <= 1):
-            raise ConfigError(
-                f"--epsilon of rule {self.name}",
-                expected=f"probabilities {self.density:g} ± epsilon in (0, 1]",
-                got=f"{self.epsilon:g}",
-                hint="Say a smaller --epsilon.",
-            )
-        return self
+    @property
+    def gain(self) -> float:
+        return 1 / (self.density - self.epsilon)
 
     def prune(self, values: Floats, draw: Callable[[], np.random.Generator]) -> Floats:
         rows = values.reshape(1, -1) if values.ndim < 2 else values.reshape(values.shape[0], -1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
+from headwater.config.rule_settings import Weiszfeld
 from headwater.merging.offline.rule import Floats, LinearRule
 
 
-class GeometricMedian(LinearRule):
+class GeometricMedian(LinearRule, Weiszfeld):
     """Smoothed Weiszfeld steps c_i ∝ p_i / max(ν, ‖z − τ_i‖), z = Σ c_i·τ_i, from z = Σ p_i·τ_i.
 
     ‖z − τ_i‖² comes from inner products alone. The paper's ν is a length; here it is a part of the median
@@ -23,10 +23,6 @@ class GeometricMedian(LinearRule):
     passes: ClassVar[int] = 2
     needs_products: ClassVar[bool] = True
     differences: ClassVar[bool] = True
-    smoothing: float = Field(
-        default=1e-6, gt=0, lt=1, description="smallest distance, as a part of the median length"
-    )
-    iterations: int = Field(default=100, ge=1, le=100000, description="the most steps")
 
     def coefficients(self, weights: Floats, products: Floats | None) -> Floats:  # noqa: D102 - inherited
         assert products is not None

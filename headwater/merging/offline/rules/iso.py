@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
+from headwater.config.rule_settings import Common
 from headwater.merging.offline.rule import Floats, MatrixRule
 from headwater.merging.offline.rules.spectra import Spectral, nearest_orthogonal, together
 
@@ -22,6 +22,7 @@ class IsoC(MatrixRule):
     line: ClassVar[str] = "sum of the changes with all its singular values made equal"
     source: ClassVar[str] = "Marczak et al. 2025, arXiv 2502.04959; as FusionBench's iso_c"
     weighs: ClassVar[bool] = False
+    of_sum: ClassVar[bool] = True
 
     def merge(self, stack: Floats, weights: Floats, side: int) -> Floats:  # noqa: D102 - inherited
         found = Spectral.of(np.tensordot(weights, stack, 1))
@@ -30,7 +31,7 @@ class IsoC(MatrixRule):
         return float(found.values.mean()) * (found.left @ found.right)
 
 
-class IsoCts(MatrixRule):
+class IsoCts(MatrixRule, Common):
     """The sum's first directions, then each adapter's own first ones beside them, made orthogonal, equal.
 
     R is the number of directions that the adapters have together: the rank of [τ_1 … τ_T], or of the τ_i
@@ -41,9 +42,6 @@ class IsoCts(MatrixRule):
     line: ClassVar[str] = "iso_c with some directions of each adapter by itself"
     source: ClassVar[str] = "Marczak et al. 2025, arXiv 2502.04959; as FusionBench's iso_cts"
     weighs: ClassVar[bool] = False
-    common: float = Field(
-        default=0.8, gt=0, le=1, description="fraction of the directions that the sum gives"
-    )
 
     def merge(self, stack: Floats, weights: Floats, side: int) -> Floats:  # noqa: D102 - inherited
         matrices = weights[:, None, None] * stack

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
+from headwater.config.rule_settings import Faulty, FaultySelected
 from headwater.errors import ConfigError
 from headwater.merging.offline.rule import Floats, LinearRule
 
 
-class Krum(LinearRule):
+class Krum(LinearRule, Faulty):
     """c = 1 for the adapter with the smallest sum of squared distances to its T − f − 2 nearest others.
 
     Distances are those of the whole changes, ⟨τ_i, τ_i⟩ − 2⟨τ_i, τ_j⟩ + ⟨τ_j, τ_j⟩: distances of factors
@@ -26,7 +26,6 @@ class Krum(LinearRule):
     least: ClassVar[int] = 3
     needs_products: ClassVar[bool] = True
     differences: ClassVar[bool] = True
-    faulty: int = Field(default=1, ge=0, description="adapters that may be hostile; 2 f + 3 are needed")
 
     def coefficients(self, weights: Floats, products: Floats | None) -> Floats:  # noqa: D102 - inherited
         assert products is not None
@@ -52,13 +51,12 @@ class Krum(LinearRule):
         return sums
 
 
-class MultiKrum(Krum):
+class MultiKrum(Krum, FaultySelected):
     """The mean of the adapters with the best scores of Krum."""
 
     name: ClassVar[str] = "multi_krum"
     line: ClassVar[str] = "mean of the adapters that lie closest to most others"
     source: ClassVar[str] = "Blanchard et al. 2017, arXiv 1703.02757; Multi-Krum"
-    selected: int = Field(default=0, ge=0, description="how many are averaged; 0: all but --faulty")
 
     def coefficients(self, weights: Floats, products: Floats | None) -> Floats:  # noqa: D102 - inherited
         assert products is not None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
+from headwater.config.rule_settings import Shared
 from headwater.merging.offline.rule import Floats, MatrixRule
 
 
-class Lore(MatrixRule):
+class Lore(MatrixRule, Shared):
     """min Σ p_i·(‖c + δ_i − τ_i‖² + 2μ·‖δ_i‖_*) by turns; the result is c + λ·T·Σ p_i·δ_i.
 
     c = Σ p_i·(τ_i − δ_i), and δ_i = SVT_μ(τ_i − c): its singular values less μ, those below it dropped. With
@@ -20,9 +20,6 @@ class Lore(MatrixRule):
     name: ClassVar[str] = "lore"
     line: ClassVar[str] = "what the adapters share, plus each one's own few directions, added up"
     source: ClassVar[str] = "Liu et al. 2025, arXiv 2502.10749"
-    threshold: float = Field(default=0.01, gt=0, description="μ: by how much singular values shrink")
-    amplify: float = Field(default=1.0, gt=0, description="λ: what the adapters' own parts count")
-    iterations: int = Field(default=10, ge=1, le=1000, description="turns")
 
     def merge(self, stack: Floats, weights: Floats, side: int) -> Floats:  # noqa: D102 - inherited
         own = np.zeros_like(stack)

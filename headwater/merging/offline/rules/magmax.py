@@ -17,6 +17,7 @@ class MagMax(ValueRule):
     source: ClassVar[str] = "Marczak et al. 2024, arXiv 2407.06322; code danielm1405/magmax, merge_max_abs"
     weighted: ClassVar[bool] = False
     blockwise: ClassVar[bool] = True
+    degrees: ClassVar[tuple[int, ...]] = (1, 1)
     join: ClassVar[np.ufunc] = np.maximum
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
+from headwater.config.rule_settings import Dropped
 from headwater.errors import ConfigError
 from headwater.merging.offline.rule import Floats, StackRule
 
@@ -24,21 +24,20 @@ class Median(StackRule):
         return merged
 
 
-class TrimmedMean(StackRule):
+class TrimmedMean(StackRule, Dropped):
     """The mean of each value without its largest and its smallest ones."""
 
     name: ClassVar[str] = "trimmed_mean"
     line: ClassVar[str] = "mean of each value without the largest and the smallest"
     source: ClassVar[str] = "Yin et al. 2018, arXiv 1803.01498, definition 2"
     weighted: ClassVar[bool] = False
-    drop: int = Field(default=1, ge=0, description="adapters that are left out at each end of each value")
 
     def merge(self, stack: Floats, weights: Floats) -> Floats:  # noqa: D102 - inherited
         count = len(stack)
-        if count <= 2 * self.drop:
+        if count < self.fewest:
             raise ConfigError(
                 f"rule {self.name}",
-                expected=f"at least {2 * self.drop + 1} adapters with --drop {self.drop}",
+                expected=f"at least {self.fewest} adapters with --drop {self.drop}",
                 got=f"{count}",
             )
         stack.sort(axis=0)

@@ -31,5 +31,10 @@ class ModelStock(LinearRule):
         norms = np.sqrt(np.maximum(np.diag(products), 0))
         lengths = np.outer(norms, norms)
         cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-        cosine = float(np.clip(cosines[np.triu_indices(count, 1)].mean(), 0, 1))
-        return weights * (count * cosine / (1 + (count - 1) * cosine))
+        return weights * self.drawn(float(cosines[np.triu_indices(count, 1)].mean()), count)
+
+    @staticmethod
+    def drawn(cosine: float, count: int) -> float:
+        """T of ``count`` adapters, two or more, and the mean cosine of their pairs."""
+        cosine = min(max(cosine, 0.0), 1.0)
+        return count * cosine / (1 + (count - 1) * cosine)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
+from headwater.config.rule_settings import Competing
 from headwater.merging.offline.rule import Floats, TwoPassRule
 
 _TAIL = 1e-4
 """The fraction of magnitudes at each end that is clamped."""
 
 
-class Pcb(TwoPassRule):
+class Pcb(TwoPassRule, Competing):
     """Two passes: S = Στ_i; then Σ p_i·β_i·c_i and Σ p_i·β_i, with the form of the authors' code.
 
     c is τ with its magnitudes clamped at both 1e-4 tails, and::
@@ -28,15 +28,15 @@ class Pcb(TwoPassRule):
     name: ClassVar[str] = "pcb"
     line: ClassVar[str] = "weighted mean of the values that are large and go with the sum of all"
     source: ClassVar[str] = "Du et al. 2024, arXiv 2410.02396; code duguodong7/pcb-merging, PCB_merge"
-    density: float = Field(
-        default=0.1, gt=0, le=1, description="fraction of an adapter's values that competes"
-    )
+    second_degrees: ClassVar[tuple[int, ...]] = (1, 0)
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
-        return weight * values, np.ones(1)
+        return (weight * values,)
 
-    def second_terms(self, first: tuple[Floats, ...], values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
-        mean, count = first
+    def second_terms(  # noqa: D102 - inherited
+        self, first: tuple[Floats, ...], values: Floats, weight: float, count: int
+    ) -> tuple[Floats, ...]:
+        (mean,) = first
         magnitudes = np.abs(values)
         tail = int(_TAIL * values.size)
         if tail:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from pydantic import Field
 
+from headwater.config.rule_settings import Selecting
 from headwater.merging.offline.rule import Cut, Floats, TwoPassRule
 
 _ROUNDING = 1e-13
 """A variance below this part of the mean square is the rounding of its two sums."""
 
 
-class Sce(TwoPassRule):
+class Sce(TwoPassRule, Selecting):
     """Two passes: Στ and Στ²; then, where selected, ΣE_i·τ_i and ΣE_i of those that agree in sign.
 
     The d·v values of the largest population variance are selected, v the number that vary at all, at least
@@ -25,16 +25,19 @@ class Sce(TwoPassRule):
     line: ClassVar[str] = "keep the values that vary most, weigh by energy, mean of the values that agree"
     source: ClassVar[str] = "Wan et al. 2024 (FuseChat), arXiv 2408.07990; mergekit, sce"
     weighted: ClassVar[bool] = False
-    density: float = Field(
-        default=0.1, gt=0, le=1, description="fraction of the values that vary which is kept"
-    )
+    degrees: ClassVar[tuple[int, ...]] = (1, 2)
+    second_degrees: ClassVar[tuple[int, ...]] = (1, 0)
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
-        return values, np.square(values), np.ones(1)
+        return values, np.square(values)
 
-    def between(self, sums: tuple[Floats, ...]) -> tuple[Floats, ...]:
-        """The selection and the elected sign: 1, −1, or 0 where nothing counts."""
-        total, squares, count = sums
+    def between(self, sums: tuple[Floats, ...], count: int) -> tuple[Floats, ...]:
+        """The elected sign: 1, −1, or 0 where nothing counts; and the selection.
+
+        What is selected is a power of two and not 1, so that all energies together are at most 1: they count
+        only relative to each other, and sums in fixed point must hold those of any updates.
+        """
+        total, squares = sums
         squares = squares / count
         variance = squares - np.square(total / count)
         variance[variance <= _ROUNDING * squares] = 0.0
@@ -43,10 +46,15 @@ class Sce(TwoPassRule):
         if varying and self.density < 1:
             Cut.largest(variance, max(1, int(self.density * varying))).apply(variance)
             signs[variance == 0] = 0.0
-            return signs, (variance > 0).astype(np.float64)
-        return signs, np.ones_like(signs)
+            selected = (variance > 0).astype(np.float64)
+        else:
+            selected = np.ones_like(signs)
+        energy = count * float(np.mean(squares * selected))
+        return signs, selected * 2.0 ** -np.ceil(np.log2(energy) / 2) if energy else selected
 
-    def second_terms(self, first: tuple[Floats, ...], values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
+    def second_terms(  # noqa: D102 - inherited
+        self, first: tuple[Floats, ...], values: Floats, weight: float, count: int
+    ) -> tuple[Floats, ...]:
         signs, selected = first
         energy = float(np.square(values * selected).mean())
         agrees = energy * ((np.sign(values) == signs) & (signs != 0))

@@ -28,6 +28,7 @@ class ElectedSigns(ValueRule):
     """
 
     blockwise: ClassVar[bool] = True
+    degrees: ClassVar[tuple[int, ...]] = (1, 1, 0, 0)
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
         share = weight * values

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
+from headwater.config.rule_settings import Trimming
 from headwater.merging.offline.rule import ValueRule
 from headwater.merging.offline.rules.sums import ElectedSigns, WeightedSum
 
 
-class Trimmed(ValueRule):
+class Trimmed(ValueRule, Trimming):
     """A fraction of each adapter's values is kept: the largest."""
-
-    density: float = Field(
-        default=0.2, gt=0, le=1, description="fraction of an adapter's values that is kept"
-    )
 
     @property
     def kept(self) -> float:  # noqa: D102 - inherited

@@ -1,0 +1,223 @@
+"""SummedAggregator: a rule of ``headwater merge`` whose terms are added up as clients answer, in int64.
+
+Each term is a function of the client's own update, computed in float64 and rounded once; what is added is
+weight·round(term·2^bits). So the laws hold as they do for the mean, and a rule has one formula offline and
+in a round. Weights are shares: where a paper sums T adapters, a server learning rate of T is its sum.
+
+:class:`TwoPassAggregator` does it twice. The second accumulator begins with what the first came to, and
+whoever folds gives it every update again (:meth:`~headwater.merging.aggregator.Aggregator.next_pass`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.errors import EmptyRound, UpdateRejected
+from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.fixed_point import require_bounded
+from headwater.merging.offline.rule import Floats
+from headwater.merging.participants import Participants
+from headwater.merging.plan import MergePlan, Update
+from headwater.merging.rule_sums import RuleSums, Sum, TwoPassSums
+from headwater.seeds.keys import Key
+from headwater.state import AdapterState, StateSpec
+
+_FINE = 0.5
+"""What the rounding to an integer leaves, at most."""
+
+
+@dataclass(frozen=True)
+class RuleAccumulator:
+    """Who is in, and the sums.
+
+    Args:
+        participants: who is in. In the second pass the plan has only those of the first, with their weights.
+        sums: int64 by the number of the sum, in units of 2^-bits; ``"1 rest"`` is what the rounding of sum 1
+            left, in units of 2^-(bits + rest).
+        first: of the second pass, what the first came to: float64 by number. Empty in the first.
+    """
+
+    participants: Participants
+    sums: dict[str, Tensor]
+    first: dict[str, Tensor] = field(default_factory=dict)
+
+
+class SummedAggregator(Aggregator[RuleAccumulator]):
+    """A rule's sums.
+
+    Args:
+        sums: of the rule.
+        key: of rules that draw: numbers are a client's own, of the round that it answers and of one tensor.
+    """
+
+    def __init__(self, sums: RuleSums[Any], key: Key) -> None:
+        self.sums, self.key = sums, key
+
+    def init(self, plan: MergePlan) -> RuleAccumulator:
+        """Zeros, 8 bytes a value and sum.
+
+        Raises:
+            ConfigError: weights and bounds that leave too few digits.
+        """
+        return RuleAccumulator(Participants(plan), _zeros(plan, self._kinds(plan)))
+
+    def add(self, acc: RuleAccumulator, update: Update) -> RuleAccumulator:
+        """Add the update's terms."""
+        plan = acc.participants.plan
+        weight = acc.participants.weight_of(update)
+        vector = acc.participants.values_of(update).vector()
+        require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
+        terms = self._terms(acc, update, vector.numpy().astype(np.float64), weight)
+        for number, (kind, term) in enumerate(zip(self._kinds_of(acc), terms, strict=True)):
+            self._add(acc, number, kind, term, weight if kind.weighted else 1)
+        acc.participants.enter(update.client)
+        return acc
+
+    def combine(self, left: RuleAccumulator, right: RuleAccumulator) -> RuleAccumulator:
+        """Add the sums of two groups."""
+        left.participants.require_disjoint(right.participants)
+        for name, total in left.sums.items():
+            self.sums.join(total.numpy(), right.sums[name].numpy(), out=total.numpy())
+        left.participants.join(right.participants)
+        return left
+
+    def finalize(self, acc: RuleAccumulator) -> Merged:
+        """What the sums come to.
+
+        The report has ``delta_norm`` (L2) and ``nonzero``, the fraction of values that are not 0.
+        """
+        spec = self._someone(acc).plan.spec
+        merged = self.sums.result(spec, self._floats(acc), len(acc.participants.clients))
+        # adding zero makes one zero of two
+        delta = AdapterState.from_vector(spec, torch.from_numpy((merged + 0.0).astype(np.float32)))
+        report = {"delta_norm": delta.norm(), "nonzero": np.count_nonzero(merged) / max(1, spec.numel)}
+        clients = tuple(sorted(acc.participants.clients))
+        return Merged(delta, clients, acc.participants.weight, report)
+
+    def _kinds(self, plan: MergePlan) -> tuple[Sum, ...]:
+        return self.sums.sums(plan.spec, plan.value_bound)
+
+    def _kinds_of(self, acc: RuleAccumulator) -> tuple[Sum, ...]:
+        return self._kinds(acc.participants.plan)
+
+    def _terms(self, acc: RuleAccumulator, update: Update, values: Floats, weight: int) -> tuple[Floats, ...]:
+        key = self.key.child("merge", update.round, update.client)
+        return self.sums.terms(acc.participants.plan.spec, values, lambda name: key.child(name).numpy())
+
+    def _add(self, acc: RuleAccumulator, number: int, kind: Sum, term: Floats, weight: int) -> None:
+        plan = acc.participants.plan
+        scaled = term * 2.0 ** _bits(plan, kind)
+        whole = np.rint(scaled)
+        words = {f"{number}": whole}
+        if kind.fine:
+            words[f"{number} rest"] = np.rint((scaled - whole) * 2.0 ** _rest_bits(plan, kind))
+        for name, word in words.items():
+            total = acc.sums[name].numpy()
+            self.sums.join(total, word.astype(np.int64) * weight, out=total)
+
+    def _floats(self, acc: RuleAccumulator) -> tuple[Floats, ...]:
+        """The sums, with weights that sum to one where they are weighted."""
+        plan, found = acc.participants.plan, []
+        for number, kind in enumerate(self._kinds_of(acc)):
+            bits = _bits(plan, kind)
+            total = acc.sums[f"{number}"].numpy() * 2.0**-bits
+            if kind.fine:
+                total += acc.sums[f"{number} rest"].numpy() * 2.0 ** -(bits + _rest_bits(plan, kind))
+            found.append(total / acc.participants.weight if kind.weighted else total)
+        return tuple(found)
+
+    def _someone(self, acc: RuleAccumulator) -> Participants:
+        if not acc.participants.clients:
+            raise EmptyRound(self.sums.rule.name, expected="at least one accepted update", got="none")
+        return acc.participants
+
+
+class MaximaAggregator(SummedAggregator):
+    """A rule whose terms are joined by their maximum: one accumulator for all clients, but no sum."""
+
+    additive: ClassVar[bool] = False
+
+
+class TwoPassAggregator(SummedAggregator):
+    """A rule's sums in two passes.
+
+    Args:
+        sums: of the rule.
+    """
+
+    passes: ClassVar[int] = 2
+    sums: TwoPassSums
+
+    def __init__(self, sums: TwoPassSums) -> None:
+        super().__init__(sums, Key.root(0))  # no such rule draws
+
+    def kept_bytes(self, spec: StateSpec, clients: int) -> int:
+        """What the updates take, at most, where they are kept in memory for the second pass."""
+        return spec.nbytes * clients
+
+    def next_pass(self, acc: RuleAccumulator) -> RuleAccumulator | None:  # noqa: D102 - inherited
+        if acc.first:
+            return None
+        participants = self._someone(acc)
+        plan = participants.plan
+        found = self.sums.between(plan.spec, self._floats(acc), len(participants.clients))
+        known = {name: plan.weights[name] for name in sorted(participants.clients)}
+        plan = replace(plan, weights=known)
+        first = {f"{number}": torch.from_numpy(values) for number, values in enumerate(found)}
+        kinds = self.sums.second_sums(plan.spec, plan.value_bound)
+        return RuleAccumulator(Participants(plan), _zeros(plan, kinds), first)
+
+    def finalize(self, acc: RuleAccumulator) -> Merged:
+        """What the sums of the second pass come to.
+
+        Raises:
+            UpdateRejected: somebody's update of the first pass did not come again.
+        """
+        participants = self._someone(acc)
+        missing = participants.plan.weights.keys() - participants.clients
+        if missing or not acc.first:
+            raise UpdateRejected(
+                f"client {min(missing or participants.clients)}",
+                expected=f"its update in both passes of {self.sums.rule.name}",
+                got="it in one",
+                hint="Give what next_pass() returns every update again.",
+            )
+        return super().finalize(acc)
+
+    def _kinds_of(self, acc: RuleAccumulator) -> tuple[Sum, ...]:
+        plan = acc.participants.plan
+        return self.sums.second_sums(plan.spec, plan.value_bound) if acc.first else self._kinds(plan)
+
+    def _terms(self, acc: RuleAccumulator, update: Update, values: Floats, weight: int) -> tuple[Floats, ...]:
+        if not acc.first:
+            return super()._terms(acc, update, values, weight)
+        plan = acc.participants.plan
+        first = tuple(acc.first[f"{number}"].numpy() for number in range(len(acc.first)))
+        return self.sums.second_terms(plan.spec, first, values, weight / plan.total_weight, len(plan.weights))
+
+
+def _zeros(plan: MergePlan, kinds: tuple[Sum, ...]) -> dict[str, Tensor]:
+    found = {}
+    for number, kind in enumerate(kinds):
+        _bits(plan, kind)  # which may refuse the plan
+        found[f"{number}"] = torch.zeros(kind.size, dtype=torch.int64)
+        if kind.fine:
+            found[f"{number} rest"] = torch.zeros(kind.size, dtype=torch.int64)
+    return found
+
+
+def _bits(plan: MergePlan, kind: Sum) -> int:
+    return plan.scale_bits(kind.bound, _weight(plan, kind))
+
+
+def _rest_bits(plan: MergePlan, kind: Sum) -> int:
+    return plan.scale_bits(_FINE, _weight(plan, kind))
+
+
+def _weight(plan: MergePlan, kind: Sum) -> int:
+    return plan.total_weight if kind.weighted else len(plan.weights)
