@@ -10,7 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -78,9 +79,9 @@ class RuleSums(ABC, Generic[AnyRule]):
         """
 
 
-def sums_of(rule: Rule) -> RuleSums[Rule] | None:
+def sums_of(rule: Rule) -> RuleSums[Any] | None:
     """What of a rule is a sum, or None where it must see all updates at once."""
-    found: RuleSums[Rule] | None = None
+    found: RuleSums[Any] | None = None
     if isinstance(rule, TwoPassRule):
         found = TwoPassSums(rule)
     elif isinstance(rule, ValueRule) and rule.axes == "core":
@@ -147,7 +148,7 @@ class ValueSums(RuleSums[ValueRule]):
             Cut.of(values, kept).apply(values)
         for tensor, part in parts(spec):
             change = values[part].reshape(tensor.shape)
-            values[part] = self.rule.prune(change, lambda name=tensor.name: draw(name)).reshape(-1)
+            values[part] = self.rule.prune(change, partial(draw, tensor.name)).reshape(-1)
         return values
 
 

@@ -84,9 +84,10 @@ def _of_offline(settings: RuleStrategy, key: Key) -> Aggregator[Any]:
     """A rule of ``headwater merge`` for a round: as sums where it has them, else on updates that are kept."""
     rule = OFFLINE[settings.kind]
     made = rule(**{name: getattr(settings, name) for name in rule.model_fields})
-    if isinstance(settings, KeptStrategy):
-        return KeptAggregator(made, settings.max_kept_mb << 20)
     sums = sums_of(made)
+    if sums is None:
+        assert isinstance(settings, KeptStrategy), f"{settings.kind} says how much may be kept"
+        return KeptAggregator(made, settings.max_kept_mb << 20)
     if isinstance(sums, TwoPassSums):
         return TwoPassAggregator(sums)
     return (SummedAggregator if sums.join is np.add else MaximaAggregator)(sums, key)

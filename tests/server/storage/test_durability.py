@@ -13,7 +13,6 @@ import tomli_w
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import DirectoryStore
 from headwater.config import load_federation
-from headwater.errors import StorageError
 from headwater.protocol.messages import TrainRequest
 from headwater.server.clients.client_pool import FixedClients
 from headwater.server.clients.exchange import Exchange
@@ -24,15 +23,12 @@ from headwater.server.rounds.base import Rounds
 from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.rounds.evaluation_wait import EvaluationAborted
 from headwater.server.rounds.federation_server import FederationServer
-from headwater.server.rounds.open_round import OpenRound
 from headwater.server.storage.adapter_versions import Versions
 from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.server.storage.run_folder import RunFolder
 from headwater.server.storage.update_spool import Spool
 from headwater.simulation.grid import InProcessGrid
-from headwater.simulation.simulate import simulate
 from headwater.training.context import TrainingContext
-from tests.merging.test_offline_rules_in_rounds import KINDS, LOOSE, TWO
 
 CLIENTS, ROUNDS = 4, 3
 
@@ -161,59 +157,6 @@ def test_accepted_updates_of_an_open_round_are_not_asked_for_again(tmp_path):
     site.go()
     again = [name for (name, round), count in site.asked.items() if round == 1 and count == 2]
     assert len(again) == CLIENTS - 3
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_rule_of_headwater_merge_comes_to_the_same_bits_after_a_death_and_in_a_simulation(tmp_path, kind):
-    """Rules that draw, of two passes (over the spool, or in memory in a simulation), and on kept updates."""
-    strategy = {"kind": kind, **LOOSE.get(kind, {})}
-    calm = Site(tmp_path, strategy=strategy, name="calm")
-    calm.go()
-    site = Site(tmp_path, strategy=strategy, name="dies")
-    with pytest.raises(Interrupted):
-        site.go(crash_at=CLIENTS + 3, kinds=ClientDone)  # in the second round
-    site.go()
-    assert site.states == calm.states
-    assert len(set(site.states)) > 2  # Model Stock of noise that points anywhere is now and then 0
-    if kind not in TWO:
-        return
-    simulated = simulate(
-        calm.loaded, RunFolder.create(tmp_path / "sim", calm.loaded, {"engine": "inprocess"})
-    )
-    assert simulated["adapter_sha256"] == calm.states[-1]
-
-
-def test_a_second_pass_over_a_buffer_reads_the_spool_too(tmp_path):
-    schedule = {"kind": "buffered", "buffer": 3}
-    site = Site(tmp_path, schedule=schedule, strategy={"kind": "sce"}, min_clients=1)
-    with pytest.raises(Interrupted):
-        site.go(crash_at=5, kinds=(ClientDone, RoundEnded))
-    site.go()
-    assert len(set(site.states)) == ROUNDS + 1
-    assert any(row.get("staleness") for r in site.records for row in r["clients"].values())
-
-
-def test_a_second_pass_over_a_reply_that_was_damaged_meanwhile_ends_the_run_and_a_restart_mends_it(
-    calm, tmp_path, monkeypatch
-):
-    site = Site(tmp_path, strategy={"kind": "sce"})
-    spools = []
-    merge = OpenRound.merge
-
-    def damaged(self, again=None):
-        if not spools:
-            spools.extend(sorted((site.folder.path / "state" / "spool").iterdir()))
-            spools[1].write_bytes(b"bits that fell over")
-        return merge(self, again)
-
-    monkeypatch.setattr(OpenRound, "merge", damaged)
-    with pytest.raises(StorageError, match="second pass over the update of client client-0001"):
-        site.go()
-    site.go()
-    whole = Site(tmp_path, strategy={"kind": "sce"}, name="whole")
-    whole.go()
-    assert site.states == whole.states
-    assert [name for (name, round), count in site.asked.items() if count == 2] == ["client-0001"]
 
 
 def test_it_dies_over_and_over(calm, tmp_path):
