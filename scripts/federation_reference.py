@@ -39,7 +39,7 @@ def page() -> str:
 def rule_row(cls: type[BaseModel]) -> str:
     """A rule's kinds and its own settings with their defaults."""
     common = {*RuleStrategy.model_fields, *KeptStrategy.model_fields}
-    own = [f"`{key}` = {default(info)}" for key, info in cls.model_fields.items() if key not in common]
+    own = [f"`{key}` {toml(info.default)}" for key, info in cls.model_fields.items() if key not in common]
     mark = "¹" if issubclass(cls, UnweightedStrategy) else ""
     return f"- {listed([cls])}{mark}" + (f": {', '.join(own)}" if own else "")
 

@@ -7,7 +7,8 @@ LAPACK: on one machine the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,10 @@ class KeptAggregator(BufferedRule):
     def __init__(self, rule: Rule, most_bytes: int) -> None:
         super().__init__(most_bytes)
         self.rule, self.name = rule, rule.name
+
+    def identity(self) -> Mapping[str, Any]:
+        """The rule and its settings."""
+        return {"rule": self.rule.name, **self.rule.model_dump()}
 
     def merged(self, acc: BufferedUpdates) -> npt.NDArray[np.float64]:
         """The rule on the updates in order of name.

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from headwater.merging.offline.rule import Cut, Floats, MatrixRule, Rule, TwoPassRule, ValueRule
+from headwater.merging.offline.rule import SLACK, Cut, Floats, MatrixRule, Rule, TwoPassRule, ValueRule
 from headwater.merging.offline.rules.model_stock import ModelStock
 from headwater.state import StateSpec, TensorSpec
 
@@ -32,6 +32,7 @@ class Sum:
         size: how many values it has.
         bound: of the magnitude of what a client of weight 1 adds.
         weighted: whether what a client adds is multiplied with its weight.
+        signed: whether it may be below 0.
         fine: whether it takes a second int64 for what the rounding of the first leaves: the bound of a square
             leaves too few digits to those of small values.
     """
@@ -39,6 +40,7 @@ class Sum:
     size: int
     bound: float
     weighted: bool
+    signed: bool = True
     fine: bool = False
 
 
@@ -67,6 +69,17 @@ class RuleSums(ABC, Generic[AnyRule]):
             values: [numel]; may be changed.
             draw: of this client.
         """
+
+    def sound(self, spec: StateSpec, sums: tuple[Floats, ...], clients: int, bound: float) -> bool:
+        """Whether sums that are within their bounds may stand beside each other.
+
+        Args:
+            spec: of the update.
+            sums: as for :meth:`result`.
+            clients: that are in, one or more.
+            bound: of values.
+        """
+        return True
 
     @abstractmethod
     def result(self, spec: StateSpec, sums: tuple[Floats, ...], clients: int) -> Floats:
@@ -131,9 +144,12 @@ class ValueSums(RuleSums[ValueRule]):
     def sums(self, spec: StateSpec, bound: float) -> tuple[Sum, ...]:  # noqa: D102 - inherited
         largest = bound * self.rule.gain
         return tuple(
-            Sum(spec.numel, largest**degree, self.rule.weighted, fine=degree > 1)
-            for degree in self.rule.degrees
+            Sum(spec.numel, largest**degree, self.rule.weighted, signed, fine=degree > 1)
+            for degree, signed in zip(self.rule.degrees, self.rule.signed, strict=True)
         )
+
+    def sound(self, spec: StateSpec, sums: tuple[Floats, ...], clients: int, bound: float) -> bool:  # noqa: D102 - inherited
+        return self.rule.sound(sums, clients, bound * self.rule.gain)
 
     def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> tuple[Floats, ...]:  # noqa: D102 - inherited
         values = self._pruned(spec, values, draw)
@@ -214,8 +230,14 @@ class ModelStockSums(RuleSums[ModelStock]):
         return (
             Sum(spec.numel, bound, weighted=True),
             Sum(spec.numel, 1.0, weighted=False),
-            Sum(len(spec), 1.0, weighted=False),
+            Sum(len(spec), 1.0, weighted=False, signed=False),
         )
+
+    def sound(self, spec: StateSpec, sums: tuple[Floats, ...], clients: int, bound: float) -> bool:
+        """No sum of unit vectors is longer than there are."""
+        _, units, moved = sums
+        lengths = np.array([float(np.linalg.norm(units[part])) for _, part in parts(spec)])
+        return bool((lengths <= moved * (1 + SLACK) + SLACK).all())
 
     def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> tuple[Floats, ...]:  # noqa: D102 - inherited
         units, moved = np.zeros_like(values), np.zeros(len(spec))

@@ -10,6 +10,7 @@ whoever folds gives it every update again (:meth:`~headwater.merging.aggregator.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -17,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.errors import EmptyRound, UpdateRejected
+from headwater.errors import DecodeError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.fixed_point import require_bounded
+from headwater.merging.fixed_point import most_units, require_bounded, require_range
 from headwater.merging.offline.rule import Floats
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
@@ -64,7 +65,23 @@ class SummedAggregator(Aggregator[RuleAccumulator]):
         Raises:
             ConfigError: weights and bounds that leave too few digits.
         """
-        return RuleAccumulator(Participants(plan), _zeros(plan, self._kinds(plan)))
+        return RuleAccumulator(Participants(plan), _zeros(plan, self._kinds(plan), plan.total_weight))
+
+    def identity(self) -> Mapping[str, Any]:
+        """The rule, its settings, and what it draws with."""
+        return {"rule": self.sums.rule.name, **self.sums.rule.model_dump(), "key": self.key.digest.hex()}
+
+    def require_sound(self, acc: RuleAccumulator) -> None:
+        """Each sum within its bounds, and together what the rule says of them."""
+        plan, weight = acc.participants.plan, acc.participants.weight
+        kinds, clients = self._kinds(plan), len(acc.participants.clients)
+        if acc.first or acc.sums.keys() != self.init(plan).sums.keys():
+            raise DecodeError("accumulator, sums", expected="those of the first pass", got="others")
+        for number, kind in enumerate(kinds):
+            most = most_units(kind.bound, plan.scale_bits(kind.bound)) * self._times(kind, weight, clients)
+            require_range(acc.sums[f"{number}"], f"sum {number}", low=-most if kind.signed else 0, high=most)
+        if clients and not self.sums.sound(plan.spec, self._floats(acc), clients, plan.value_bound):
+            raise DecodeError("accumulator, sums", expected="sums that fit each other", got="others")
 
     def add(self, acc: RuleAccumulator, update: Update) -> RuleAccumulator:
         """Add the update's terms."""
@@ -105,29 +122,38 @@ class SummedAggregator(Aggregator[RuleAccumulator]):
     def _kinds_of(self, acc: RuleAccumulator) -> tuple[Sum, ...]:
         return self._kinds(acc.participants.plan)
 
+    def _most_weight(self, acc: RuleAccumulator) -> int:
+        """The most that weights can sum to: it decides the units."""
+        return acc.participants.plan.total_weight
+
+    def _times(self, kind: Sum, weight: int, clients: int) -> int:
+        """How often the largest term can be in a sum over so many clients."""
+        return weight if kind.weighted else clients
+
     def _terms(self, acc: RuleAccumulator, update: Update, values: Floats, weight: int) -> tuple[Floats, ...]:
         key = self.key.child("merge", update.round, update.client)
         return self.sums.terms(acc.participants.plan.spec, values, lambda name: key.child(name).numpy())
 
     def _add(self, acc: RuleAccumulator, number: int, kind: Sum, term: Floats, weight: int) -> None:
         plan = acc.participants.plan
-        scaled = term * 2.0 ** _bits(plan, kind)
+        most = self._most_weight(acc)
+        scaled = term * 2.0 ** plan.scale_bits(kind.bound, most)
         whole = np.rint(scaled)
         words = {f"{number}": whole}
         if kind.fine:
-            words[f"{number} rest"] = np.rint((scaled - whole) * 2.0 ** _rest_bits(plan, kind))
+            words[f"{number} rest"] = np.rint((scaled - whole) * 2.0 ** plan.scale_bits(_FINE, most))
         for name, word in words.items():
             total = acc.sums[name].numpy()
             self.sums.join(total, word.astype(np.int64) * weight, out=total)
 
     def _floats(self, acc: RuleAccumulator) -> tuple[Floats, ...]:
         """The sums, with weights that sum to one where they are weighted."""
-        plan, found = acc.participants.plan, []
+        plan, most, found = acc.participants.plan, self._most_weight(acc), []
         for number, kind in enumerate(self._kinds_of(acc)):
-            bits = _bits(plan, kind)
+            bits = plan.scale_bits(kind.bound, most)
             total = acc.sums[f"{number}"].numpy() * 2.0**-bits
             if kind.fine:
-                total += acc.sums[f"{number} rest"].numpy() * 2.0 ** -(bits + _rest_bits(plan, kind))
+                total += acc.sums[f"{number} rest"].numpy() * 2.0 ** -(bits + plan.scale_bits(_FINE, most))
             found.append(total / acc.participants.weight if kind.weighted else total)
         return tuple(found)
 
@@ -141,6 +167,9 @@ class MaximaAggregator(SummedAggregator):
     """A rule whose terms are joined by their maximum: one accumulator for all clients, but no sum."""
 
     additive: ClassVar[bool] = False
+
+    def _times(self, kind: Sum, weight: int, clients: int) -> int:
+        return 1
 
 
 class TwoPassAggregator(SummedAggregator):
@@ -167,10 +196,10 @@ class TwoPassAggregator(SummedAggregator):
         plan = participants.plan
         found = self.sums.between(plan.spec, self._floats(acc), len(participants.clients))
         known = {name: plan.weights[name] for name in sorted(participants.clients)}
-        plan = replace(plan, weights=known)
+        plan = replace(plan, weights=known, others_weight=0)
         first = {f"{number}": torch.from_numpy(values) for number, values in enumerate(found)}
         kinds = self.sums.second_sums(plan.spec, plan.value_bound)
-        return RuleAccumulator(Participants(plan), _zeros(plan, kinds), first)
+        return RuleAccumulator(Participants(plan), _zeros(plan, kinds, len(known)), first)
 
     def finalize(self, acc: RuleAccumulator) -> Merged:
         """What the sums of the second pass come to.
@@ -193,6 +222,11 @@ class TwoPassAggregator(SummedAggregator):
         plan = acc.participants.plan
         return self.sums.second_sums(plan.spec, plan.value_bound) if acc.first else self._kinds(plan)
 
+    def _most_weight(self, acc: RuleAccumulator) -> int:
+        """In the second pass terms hold their weights, at most 1."""
+        plan = acc.participants.plan
+        return len(plan.weights) if acc.first else plan.total_weight
+
     def _terms(self, acc: RuleAccumulator, update: Update, values: Floats, weight: int) -> tuple[Floats, ...]:
         if not acc.first:
             return super()._terms(acc, update, values, weight)
@@ -201,23 +235,11 @@ class TwoPassAggregator(SummedAggregator):
         return self.sums.second_terms(plan.spec, first, values, weight / plan.total_weight, len(plan.weights))
 
 
-def _zeros(plan: MergePlan, kinds: tuple[Sum, ...]) -> dict[str, Tensor]:
+def _zeros(plan: MergePlan, kinds: tuple[Sum, ...], most_weight: int) -> dict[str, Tensor]:
     found = {}
     for number, kind in enumerate(kinds):
-        _bits(plan, kind)  # which may refuse the plan
+        plan.scale_bits(kind.bound, most_weight)  # which may refuse the plan
         found[f"{number}"] = torch.zeros(kind.size, dtype=torch.int64)
         if kind.fine:
             found[f"{number} rest"] = torch.zeros(kind.size, dtype=torch.int64)
     return found
-
-
-def _bits(plan: MergePlan, kind: Sum) -> int:
-    return plan.scale_bits(kind.bound, _weight(plan, kind))
-
-
-def _rest_bits(plan: MergePlan, kind: Sum) -> int:
-    return plan.scale_bits(_FINE, _weight(plan, kind))
-
-
-def _weight(plan: MergePlan, kind: Sum) -> int:
-    return plan.total_weight if kind.weighted else len(plan.weights)

@@ -37,6 +37,9 @@ SPACES: tuple[Space, ...] = ("product", "core", "stack", "factors")
 BLOCK = 1 << 15
 """Values that are worked on at a time where a longer array would leave the core's cache at each step."""
 
+SLACK = 1e-6
+"""By which sums of rounded terms may miss what sums of the terms keep to."""
+
 
 class Rule(Settings, ABC):
     """What every rule says of itself.
@@ -95,6 +98,8 @@ class ValueRule(Rule):
 
     degrees: ClassVar[tuple[int, ...]] = (1,)
     """Of each sum, with which power of the values its terms grow: |term| ≤ weight·|value|^degree."""
+    signed: ClassVar[tuple[bool, ...]] = (True,)
+    """Of each sum, whether its terms may be below 0."""
     axes: ClassVar[Literal["core", "concatenation"]] = "core"
     """In which coordinates it sees LoRA: those of space ``core``, or Uᵀ·τ_i with the left singular vectors U
     of [τ_1 … τ_T]."""
@@ -131,6 +136,18 @@ class ValueRule(Rule):
             values: [n].
             weight: its weight; of no account where the rule is not ``weighted``.
         """
+
+    def sound(self, sums: tuple[Floats, ...], count: int, bound: float) -> bool:
+        """Whether sums of the first pass may stand beside each other: whether terms can add up to them.
+
+        A stranger may have summed for others: this keeps the result to what those others could cause.
+
+        Args:
+            sums: with weights that sum to one where the rule is ``weighted``.
+            count: of adapters.
+            bound: of their values, once pruned.
+        """
+        return True
 
     @abstractmethod
     def result(self, sums: tuple[Floats, ...]) -> Floats:

@@ -18,6 +18,7 @@ class MagMax(ValueRule):
     weighted: ClassVar[bool] = False
     blockwise: ClassVar[bool] = True
     degrees: ClassVar[tuple[int, ...]] = (1, 1)
+    signed: ClassVar[tuple[bool, ...]] = (False, False)
     join: ClassVar[np.ufunc] = np.maximum
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited

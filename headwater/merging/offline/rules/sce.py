@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from headwater.config.rule_settings import Selecting
-from headwater.merging.offline.rule import Cut, Floats, TwoPassRule
+from headwater.merging.offline.rule import SLACK, Cut, Floats, TwoPassRule
 
 _ROUNDING = 1e-13
 """A variance below this part of the mean square is the rounding of its two sums."""
@@ -26,10 +26,16 @@ class Sce(TwoPassRule, Selecting):
     source: ClassVar[str] = "Wan et al. 2024 (FuseChat), arXiv 2408.07990; mergekit, sce"
     weighted: ClassVar[bool] = False
     degrees: ClassVar[tuple[int, ...]] = (1, 2)
+    signed: ClassVar[tuple[bool, ...]] = (True, False)
     second_degrees: ClassVar[tuple[int, ...]] = (1, 0)
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
         return values, np.square(values)
+
+    def sound(self, sums: tuple[Floats, ...], count: int, bound: float) -> bool:
+        """The square of a sum is at most the sum of squares times their number."""
+        total, squares = sums
+        return bool((np.square(total) <= count * squares * (1 + SLACK) + bound**2 * _ROUNDING).all())
 
     def between(self, sums: tuple[Floats, ...], count: int) -> tuple[Floats, ...]:
         """The elected sign: 1, −1, or 0 where nothing counts; and the selection.

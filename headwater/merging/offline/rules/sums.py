@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from headwater.merging.offline.rule import Floats, ValueRule
+from headwater.merging.offline.rule import SLACK, Floats, ValueRule
 
 
 class WeightedSum(ValueRule):
@@ -29,6 +29,7 @@ class ElectedSigns(ValueRule):
 
     blockwise: ClassVar[bool] = True
     degrees: ClassVar[tuple[int, ...]] = (1, 1, 0, 0)
+    signed: ClassVar[tuple[bool, ...]] = (False, False, False, False)
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
         share = weight * values
@@ -36,6 +37,13 @@ class ElectedSigns(ValueRule):
         up: Floats = np.multiply(weight, values > 0)
         down: Floats = np.multiply(weight, values < 0)
         return positive, positive - share, up, down
+
+    def sound(self, sums: tuple[Floats, ...], count: int, bound: float) -> bool:
+        """No mean of the values that agree is above the bound, and each adapter has one sign."""
+        positive, negative, up, down = sums
+        most = bound * (1 + SLACK)
+        fits = (positive <= most * up) & (negative <= most * down) & (up + down <= 1 + SLACK)
+        return bool(fits.all())
 
     def result(self, sums: tuple[Floats, ...]) -> Floats:  # noqa: D102 - inherited
         positive, negative, for_positive, for_negative = sums
