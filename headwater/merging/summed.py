@@ -131,7 +131,7 @@ class SummedAggregator(Aggregator[RuleAccumulator]):
         return weight if kind.weighted else clients
 
     def _terms(self, acc: RuleAccumulator, update: Update, values: Floats, weight: int) -> tuple[Floats, ...]:
-        key = self.key.child("merge", update.round, update.client)
+        key = self.key.child("draw", update.round, update.client)
         return self.sums.terms(acc.participants.plan.spec, values, lambda name: key.child(name).numpy())
 
     def _add(self, acc: RuleAccumulator, number: int, kind: Sum, term: Floats, weight: int) -> None:

@@ -21,6 +21,7 @@ from headwater.merging.aggregator import Aggregator
 from headwater.merging.kept import KeptAggregator
 from headwater.merging.offline.rules.table import RULES as OFFLINE
 from headwater.merging.plan import MergePlan, Update
+from headwater.seeds.keys import Key
 from headwater.state import StateSpec, TensorSpec
 from headwater.strategies import FederatedStrategy
 from headwater.strategies.rules import rule_for
@@ -40,7 +41,7 @@ LOOSE = {
 def rule(kind: str, seed: int = 0, **settings: Any) -> Aggregator[Any]:
     """The rule of a ``[strategy]`` table."""
     table = TypeAdapter(Strategy).validate_python({"kind": kind, **settings})
-    return rule_for(table, seed=seed)
+    return rule_for(table, Key.root(seed))
 
 
 def fold(of: Aggregator[Any], plan: MergePlan, updates: Sequence[Update]) -> Any:
