@@ -12,7 +12,6 @@ from peft.utils import merge_utils
 from safetensors.numpy import load_file, save_file
 
 from headwater.errors import ConfigError
-from headwater.experts.call import named_rule
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.merge import Merge, Recipe
 from headwater.merging.offline.rule import BLOCK, Cut, Rule
@@ -27,6 +26,7 @@ from headwater.merging.offline.rules.linear import Mean
 from headwater.merging.offline.rules.magmax import MagMax
 from headwater.merging.offline.rules.median import TrimmedMean
 from headwater.merging.offline.rules.model_stock import ModelStock
+from headwater.merging.offline.rules.named import named_rule
 from headwater.merging.offline.rules.pcb import Pcb
 from headwater.merging.offline.rules.sce import Sce
 from headwater.merging.offline.rules.sphere import Karcher
