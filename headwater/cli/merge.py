@@ -20,6 +20,7 @@ from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.agreement import remarks
 from headwater.merging.offline.base_weights import base_weights
 from headwater.merging.offline.compare import Comparison, compare
+from headwater.merging.offline.decay import DECAYS, decay_weights
 from headwater.merging.offline.fit import require_fit
 from headwater.merging.offline.folder import MergeReport, merge_folders
 from headwater.merging.offline.low_rank import Truncation
@@ -43,7 +44,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the folder of the merged adapter")
     parser.add_argument("--rule", default="mean", metavar="RULE", help="how; --rules lists them (mean)")
     parser.add_argument("--rules", action="store_true", help="list the rules, their settings and sources")
-    parser.add_argument("--weights", type=_numbers, metavar="W,W,…", help="a number for each adapter (equal)")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--weights", type=_numbers, metavar="W,W,…", help="a number for each adapter (equal)"
+    )
+    weights.add_argument(
+        "--decay",
+        choices=list(DECAYS),
+        help="weigh versions of one adapter, oldest first, as this fall of the learning rate would",
+    )
     parser.add_argument(
         "--rank", type=int, help="the most that a merged LoRA weight has (as many as it needs)"
     )
@@ -87,13 +96,16 @@ def run(options: argparse.Namespace) -> int:
     rule = _rule(options)
     truncation = Truncation(options.rank, options.energy)
     recipe = Recipe(rule, options.space, truncation, options.scale, options.seed)
+    weights = options.weights
+    if options.decay is not None:
+        weights = decay_weights(options.decay, len(options.adapters))
     base = None if options.base is None else base_weights(options.base)
     progress = _progress(options)
     measure = measure_by(recipe, options.data, options.base, progress=progress)
     if options.dry_run:
         adapters = Adapters.open(
             options.adapters,
-            options.weights,
+            weights,
             base=base,
             open_adapter=opener(options.origin),
             progress=progress,
@@ -111,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
             options.adapters,
             options.output,
             recipe,
-            weights=options.weights,
+            weights=weights,
             base=base,
             open_adapter=opener(options.origin),
             measure=measure,

@@ -1,21 +1,20 @@
-"""``headwater server adapters list|export|rollback|unpin``: the versions of a run's global adapter."""
+"""``headwater server adapters list|export|average|rollback|unpin``: versions of a run's global adapter."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import shutil
 import sys
-import tarfile
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater.cli.output import as_json
+from headwater.cli.server import average
 from headwater.cli.server.connect import add_daemon, connect, take_words
-from headwater.errors import ConfigError, DecodeError, StorageError
+from headwater.cli.server.exports import require_free, unpack
+from headwater.errors import ConfigError
 from headwater.text import number, plain
 
 if TYPE_CHECKING:
@@ -24,8 +23,9 @@ if TYPE_CHECKING:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of all four."""
-    parser.add_argument("action", choices=["list", "export", "rollback", "unpin"], help="what to do")
+    """Declare the arguments of all five."""
+    actions = ["list", "export", "average", "rollback", "unpin"]
+    parser.add_argument("action", choices=actions, help="what to do")
     add_daemon(
         parser,
         "[RUN] [VERSION]",
@@ -35,11 +35,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         f"{parser.prog} list {which} [RUN] [--json]\n"
         f"       {parser.prog} export {which} [RUN] [--version N] --out FOLDER\n"
+        f"       {parser.prog} average {which} [RUN] (--last K | --versions N,N,…) --out FOLDER\n"
         f"       {parser.prog} rollback {which} [RUN] VERSION\n"
         f"       {parser.prog} unpin {which} [RUN] VERSION"
     )
     parser.add_argument("--version", type=int, default=0, metavar="N", help="to export (default: the best)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the export goes: new, or empty")
+    parser.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="where it goes: new, or empty")
+    average.configure(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -51,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
                 return _list(client, options)
             case "export":
                 return _export(client, options)
+            case "average":
+                return average.average(client, options)
             case "unpin":
                 return _unpin(client, options)
             case _:
@@ -148,64 +152,3 @@ def _show(row: AdapterRow, said: str, options: argparse.Namespace) -> None:
     else:
         print(said)
         show(adapters_table((row,), time.time()), sys.stdout)
-
-
-def unpack(pieces: Iterable[bytes], folder: Path) -> int:
-    """Write the files of a tar into ``folder``, all or none; the bytes they have.
-
-    Args:
-        pieces: the tar, in order.
-        folder: must not exist, or be empty.
-
-    Raises:
-        StorageError: it holds something, or cannot be written.
-        DecodeError: no tar, or one with anything but plain files below its root.
-    """
-    try:
-        require_free(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-            archive, files = Path(scratch, "tar"), Path(scratch, "files")
-            with archive.open("wb") as file:
-                file.writelines(pieces)
-            files.mkdir()
-            size = _extract(archive, files)
-            if folder.exists():
-                folder.rmdir()
-            shutil.move(files, folder)
-    except OSError as error:
-        raise StorageError(
-            str(folder), expected="a folder that can be written", got=error.strerror or str(error),
-            hint="Nothing was left behind: free space or fix the rights, then try again.",
-        ) from error  # fmt: skip
-    return size
-
-
-def require_free(folder: Path) -> None:
-    """Raise ``StorageError`` unless ``folder`` is absent or an empty folder."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StorageError(
-            str(folder), expected="a new or an empty folder", got="one that holds something",
-            hint="Name another one: nothing is written over.",
-        )  # fmt: skip
-
-
-def _extract(archive: Path, folder: Path) -> int:
-    size = 0
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                path = Path(member.name)
-                if not (member.isfile() or member.isdir()) or path.is_absolute() or ".." in path.parts:
-                    raise DecodeError(
-                        "exported adapter", expected="plain files", got=ascii(member.name[:80]),
-                        hint="This is not what a Headwater daemon sends: nothing was written.",
-                    )  # fmt: skip
-                member.mode = 0o755 if member.isdir() else 0o644
-                tar.extract(member, folder, filter="data")
-                size += member.size
-    except tarfile.TarError as error:
-        raise DecodeError("exported adapter", expected="a whole tar", got=str(error)) from error
-    if not any(folder.iterdir()):
-        raise DecodeError("exported adapter", expected="files", got="none")
-    return size

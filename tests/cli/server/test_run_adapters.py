@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from headwater.cli.server.adapters import unpack
+from headwater.cli.server.exports import unpack
 from headwater.errors import DecodeError, StorageError
 from tests.cli.server.folders import tar_of
 from tests.support.command import headwater
