@@ -96,6 +96,11 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("`privacy.clip_l2`", "`codec.up.alpha`; methods that send scalars"),
     ("`strategy.norm_bound`", "methods that send scalars"),
     (
+        "`strategy.control_variates`",
+        "another optimizer than `sgd`; `proximal_mu`; a `final_learning_rate_fraction` of 0; `[methods]`; "
+        "schedule `buffered`; codec `compeft`",
+    ),
+    (
         "`server_optimizer` `adam`, `yogi`, `adagrad`",
         "`server_momentum`; a `server_learning_rate` of 1 or more; scalars from every method",
     ),
@@ -364,6 +369,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "server_beta1": "β₁ of the others",
         "server_beta2": "β₂ of `adam` and `yogi`",
         "server_tau": "τ of the others: below the usual change of a value in a round",
+        "control_variates": '[SCAFFOLD](aggregation.md#control-variates), with `optimizer = "sgd"`',
         "norm_bound": "the server shortens a longer update to this L2 norm, and counts it",
     },
     TiesStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},

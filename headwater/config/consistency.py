@@ -38,6 +38,7 @@ def require_consistent(federation: FederationTables) -> None:
     _measurable(federation)
     _cohort(federation)
     _methods(federation)
+    _control_variates(federation)
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
         raise ValueError("codec.up.alpha may lift an update above privacy.clip_l2: leave one of them out")
     require_space(federation)
@@ -124,6 +125,27 @@ def _methods(federation: FederationTables) -> None:
             raise ValueError(
                 f"methods that send scalars must have the same {other[0]}: one set of seeds serves a round"
             )
+
+
+def _control_variates(federation: FederationTables) -> None:
+    """SCAFFOLD's mean gradient can be told from an update."""
+    if not federation.strategy.control_variates:
+        return
+    if federation.training.descent_rate("") is None:
+        raise ValueError(
+            "strategy.control_variates needs training.kind 'backprop' with optimizer = \"sgd\", no "
+            "proximal_mu and a final_learning_rate_fraction above 0: how far AdamW goes does not tell a "
+            "client's mean gradient, so SCAFFOLD's correction would be wrong"
+        )
+    if federation.methods:
+        raise ValueError("strategy.control_variates goes with one method for all clients: no [methods]")
+    if not federation.schedule.has_rounds:
+        raise ValueError("strategy.control_variates needs rounds: a buffered version has updates of several")
+    if federation.codec.up.sparse:
+        raise ValueError(
+            "strategy.control_variates needs every value of an update, and codec "
+            f"'{federation.codec.up.kind}' leaves most out: use codec.up.kind = \"dense\""
+        )
 
 
 def _cohort(federation: FederationTables) -> None:

@@ -35,6 +35,11 @@ class BaseStrategy(StrategyTraits):
         gt=0,
         description="the server shortens every update to this L2 norm before it adds it",
     )
+    control_variates: bool = Field(
+        default=False,
+        description="SCAFFOLD (arXiv 1910.06378, option II): clients correct each gradient for how theirs "
+        "differ from everybody's",
+    )
     value_bound: float = Field(default=16.0, gt=0, le=2**16, description="an update beyond it is refused")
 
     @property

@@ -75,7 +75,7 @@ class Directed(MinibatchTraining):
 
 
 class BackpropTraining(MinibatchTraining):
-    """AdamW on the adapter and head of one client, starting afresh each round."""
+    """AdamW, or SGD, on the adapter and head of one client, starting afresh each round."""
 
     vectors: ClassVar[int] = 6
     kind: Literal["backprop"]
@@ -85,9 +85,20 @@ class BackpropTraining(MinibatchTraining):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     proximal_mu: float = Field(default=0.0, ge=0, description="FedProx (arXiv 1812.06127)")
     gradient_checkpointing: bool = False
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
-        default="adamw", description="adamw8bit keeps its moments in 8 bits and needs bitsandbytes"
+    optimizer: Literal["adamw", "adamw8bit", "sgd"] = Field(
+        default="adamw",
+        description="adamw8bit keeps its moments in 8 bits and needs bitsandbytes; sgd has none, and wants "
+        "rates some hundred times larger",
     )
+
+    def rate_of(self, role: str) -> float:
+        """The learning rate of a tensor of this role."""
+        own = self.head_learning_rate if role == "head" else None
+        return self.learning_rate if own is None else own
+
+    def descent_rate(self, role: str) -> float | None:  # noqa: D102 - inherited
+        plain = self.optimizer == "sgd" and not self.proximal_mu
+        return self.rate_of(role) if plain and self.final_learning_rate_fraction else None
 
     def passes_text(self) -> str:  # noqa: D102 - inherited
         return "2 + backward" if self.gradient_checkpointing else "1 + backward"

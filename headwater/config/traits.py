@@ -106,6 +106,17 @@ class TrainingSettings(Pluggable):
         """The seeds of round 1, 2, …; None for a method that sends a delta."""
         return None
 
+    def descent_rate(self, role: str) -> float | None:
+        """The one rate η with which every local step of a round follows the gradient of a tensor.
+
+        None where steps are anything else, such as AdamW's, or of rate 0 in the end: then nobody can tell the
+        mean gradient from how far a client went.
+
+        Args:
+            role: the tensor's.
+        """
+        return None
+
     def largest_step(self) -> float:
         """How far a client that sends coefficients can go along a seed at once; 1 for other methods."""
         return 1.0

@@ -28,6 +28,7 @@ class Merged:
             2^-(unit_bits + FINE_BITS); None if values were merged too.
         noise: how far the updates lie apart, and why; None where the rule does not say.
         use: how far clients stepped along each seed, where the plan asks for it.
+        control: the server's control variate after the round, where the strategy has one.
     """
 
     delta: AdapterState
@@ -37,6 +38,7 @@ class Merged:
     coefficients: Integers | None = None
     noise: NoisePlan | None = None
     use: SeedUse | None = None
+    control: AdapterState | None = None
 
 
 class Aggregator(ABC, Generic[Acc]):

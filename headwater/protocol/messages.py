@@ -51,6 +51,8 @@ class ClientPlan:
         tensors: train these tensors only, the others' delta is zero; all if None.
         rank: train the first so many components of each LoRA pair only; all if None.
         method: name of the method in the federation file, for people.
+        control_bytes: the last so many bytes of the request's state are the server's control variate
+            (SCAFFOLD), in the codec ``dense-fp32.v1``; 0 without one.
     """
 
     training: Training
@@ -62,6 +64,7 @@ class ClientPlan:
     tensors: tuple[str, ...] | None = None
     rank: int | None = None
     method: str = ""
+    control_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

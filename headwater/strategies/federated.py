@@ -19,6 +19,7 @@ from headwater.config.federation import Federation
 from headwater.config.strategy import FisherStrategy
 from headwater.errors import FederationStopped
 from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.control_variates import ControlPlan
 from headwater.merging.coverage import last_layers
 from headwater.merging.plan import MergePlan
 from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan
@@ -82,6 +83,7 @@ class FederatedStrategy(Strategy):
             seeded_state=seeded_state,
             seed_slopes=seed_slopes,
             second_moment=moments.second,
+            control=AdapterState.zeros(state.spec) if self.federation.strategy.control_variates else None,
         )
 
     def plan(
@@ -91,6 +93,7 @@ class FederatedStrategy(Strategy):
         *,
         key: Key,
         method_names: Mapping[str, str] | None = None,
+        population: Mapping[str, int] | None = None,
     ) -> RoundPlan:
         """All clients with training examples; in a synchronous round ``cohort.clients_per_round`` of them."""
         federation, number = self.federation, server.round + 1
@@ -121,7 +124,32 @@ class FederatedStrategy(Strategy):
             if kind not in made:
                 made[kind] = self._task(assigned, number, spec, seeds, tensors[name])
             tasks[name] = made[kind]
-        return RoundPlan(number, tasks, self._merge(server, tasks, profiles))
+        examples = {name: profile.train_examples for name, profile in profiles.items()}
+        control = self._control(server, tasks, examples, population or examples)
+        return RoundPlan(number, tasks, self._merge(server, tasks, profiles), control)
+
+    def _control(
+        self,
+        server: ServerState,
+        tasks: Mapping[str, ClientPlan],
+        examples: Mapping[str, int],
+        population: Mapping[str, int],
+    ) -> ControlPlan | None:
+        """What a round with control variates counts with."""
+        if server.control is None:
+            return None
+        rates: dict[str, float] = {}
+        for tensor in server.state.spec:
+            rate = self.federation.training.descent_rate(tensor.role)
+            assert rate is not None, "require_consistent asks for it"
+            rates[tensor.name] = rate * next(iter(tasks.values())).learning_rate_factor
+        steps = {name: plan.training.steps_of(examples[name]) or 0 for name, plan in tasks.items()}
+        weights = sum(self._weight(count) for count in population.values() if count > 0)
+        return ControlPlan(server.control, rates, steps, weights)
+
+    def _weight(self, examples: int) -> int:
+        """Of a client's update."""
+        return min(examples, MAX_WEIGHT) if self.federation.strategy.weighting == "examples" else 1
 
     def _task(
         self,
@@ -160,6 +188,7 @@ class FederatedStrategy(Strategy):
             tensors=tensors,
             rank=method.rank,
             method=assigned.name if federation.methods else "",
+            control_bytes=spec.nbytes if strategy.control_variates else 0,
         )
 
     def _require_budgets(self, spec: StateSpec) -> None:
@@ -196,8 +225,7 @@ class FederatedStrategy(Strategy):
     ) -> MergePlan:
         """How the updates of these clients are added."""
         strategy = self.federation.strategy
-        by_examples = strategy.weighting == "examples"
-        weights = {n: min(profiles[n].train_examples, MAX_WEIGHT) if by_examples else 1 for n in tasks}
+        weights = {n: self._weight(profiles[n].train_examples) for n in tasks}
         spec = server.state.spec
         seeds = next((plan.seeds for plan in tasks.values() if plan.seeds is not None), None)
         return MergePlan(

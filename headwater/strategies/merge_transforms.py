@@ -48,6 +48,13 @@ class RememberNoise(MergeTransform):
         return replace(server, noise=merged.noise or server.noise), merged
 
 
+class RememberControl(MergeTransform):
+    """Keep the control variate that the round came to (SCAFFOLD)."""
+
+    def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:  # noqa: D102 - inherited
+        return replace(server, control=merged.control or server.control), merged
+
+
 @dataclass(frozen=True)
 class RememberSlopes(MergeTransform):
     """Keep how steep the losses were along each seed: ``kseed`` with ``pro`` draws steep ones more often.
@@ -99,7 +106,7 @@ class ScaleCoefficients(MergeTransform):
 def merge_transforms(federation: Federation) -> tuple[MergeTransform, ...]:
     """The steps of a federation, in order."""
     strategy = federation.strategy
-    steps: list[MergeTransform] = [RememberNoise()]
+    steps: list[MergeTransform] = [RememberNoise(), RememberControl()]
     if (pro := pro_training(federation)) is not None:
         steps.append(RememberSlopes(pro, federation.federation.rounds))
     steps.append(ScaleCoefficients(strategy.server_learning_rate))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.control_variates import ControlPlan
 from headwater.merging.plan import MergePlan, NoisePlan
 from headwater.protocol.messages import ClientPlan, ClientProfile
 from headwater.seeds.keys import Key
@@ -29,6 +30,7 @@ class ServerState:
         seeded_state: ``state`` as coefficients of seeds; None where it is more than that.
         seed_slopes: how steep losses were along each seed; None without ``kseed`` and its ``pro``.
         second_moment: v, the server optimiser's second moment, of the same spec; None without one.
+        control: c, the server's control variate (SCAFFOLD), of the same spec; None without one.
     """
 
     round: int
@@ -38,6 +40,7 @@ class ServerState:
     seeded_state: SeededState | None = None
     seed_slopes: SeedSlopes | None = None
     second_moment: AdapterState | None = None
+    control: AdapterState | None = None
 
 
 class Strategy(ABC):
@@ -55,6 +58,7 @@ class Strategy(ABC):
         *,
         key: Key,
         method_names: Mapping[str, str] | None = None,
+        population: Mapping[str, int] | None = None,
     ) -> RoundPlan:
         """The next round, number ``server.round + 1``: a function of its arguments.
 
@@ -63,6 +67,7 @@ class Strategy(ABC):
             profiles: every client that can take part, by enrolled name.
             key: the federation's root key; the round's own key is derived from it.
             method_names: each client's method by name, where it was drawn among more clients than these.
+            population: train examples of all known clients, online or not; those of ``profiles`` if absent.
 
         Raises:
             FederationStopped: no client can take part.
@@ -84,8 +89,12 @@ class Strategy(ABC):
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """One round: who takes part, what each is asked, how the result is merged."""
+    """One round: who takes part, what each is asked, how the result is merged.
+
+    ``control`` is what a round with control variates (SCAFFOLD) counts with; None without.
+    """
 
     round: int
     clients: Mapping[str, ClientPlan]
     merge: MergePlan
+    control: ControlPlan | None = None

@@ -1,4 +1,4 @@
-"""BackpropTrainer: AdamW on the adapter of one client after another."""
+"""BackpropTrainer: AdamW, or SGD, on the adapter of one client after another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from headwater.adapters.adamw8bit import adamw8bit
 from headwater.config.training import BackpropTraining
 from headwater.errors import TrainingError
 from headwater.seeds.keys import Key
-from headwater.state import TensorSpec
+from headwater.state import AdapterState, TensorSpec
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.fisher import client_fisher
 from headwater.training.minibatches import contained, diverged, minibatches, summary
@@ -34,7 +34,8 @@ class BackpropTrainer(CohortTrainer):
     ``proximal_mu`` the gradient of ½μ‖w − w₀‖² is added (FedProx, arXiv 1812.06127, eq. 2). The loss
     of a step is the mean over the targets of its batch. With ``plan.tensors`` or ``plan.rank`` only what they
     cover is trained, and the norm that ``max_grad_norm`` cuts is that of its gradient; delta and Fisher are
-    zero outside. ``optimizer = "adamw8bit"`` is bitsandbytes' AdamW8bit.
+    zero outside. ``optimizer = "adamw8bit"`` is bitsandbytes' AdamW8bit; ``"sgd"`` has one rate for the whole
+    task, and a task's ``correction`` (SCAFFOLD) is added to the gradient that ``max_grad_norm`` has cut.
 
     Args:
         model: the adapted model; the trainer owns its values while it trains.
@@ -119,6 +120,8 @@ class BackpropTrainer(CohortTrainer):
                     norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
                     if not bool(torch.isfinite(norm)):
                         raise diverged(task, len(losses), "gradient", str(norm.item()), _HINT)
+                if task.correction is not None:
+                    _correct(part.trained, task.correction)
                 optimiser.step()
                 part.put_back()
         optimiser.zero_grad(set_to_none=True)
@@ -136,16 +139,17 @@ class BackpropTrainer(CohortTrainer):
 def _optimiser(
     trained: list[tuple[TensorSpec, torch.nn.Parameter]], training: BackpropTraining, factor: float
 ) -> torch.optim.Optimizer:
-    head_rate = training.head_learning_rate or training.learning_rate
     heads = [p for spec, p in trained if spec.role == "head"]
     others = [p for spec, p in trained if spec.role != "head"]
     groups = [
-        {"params": others, "lr": training.learning_rate * factor},
-        {"params": heads, "lr": head_rate * factor},
+        {"params": others, "lr": training.rate_of("") * factor},
+        {"params": heads, "lr": training.rate_of("head") * factor},
     ]
     groups = [group for group in groups if group["params"]]
     if training.optimizer == "adamw8bit":
         return adamw8bit(groups, weight_decay=training.weight_decay, device=trained[0][1].device)
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, weight_decay=training.weight_decay)
     return torch.optim.AdamW(
         groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=training.weight_decay, fused=True
     )
@@ -157,6 +161,13 @@ def _pull_back(parameters: list[torch.nn.Parameter], start: list[Tensor], mu: fl
         for parameter, origin in zip(parameters, start, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - origin, alpha=mu)
+
+
+def _correct(trained: list[tuple[TensorSpec, torch.nn.Parameter]], correction: AdapterState) -> None:
+    """Add c − c_i to every gradient, also where a step has none."""
+    for spec, parameter in trained:
+        change = correction[spec.name].to(parameter.device, parameter.dtype)
+        parameter.grad = change.clone() if parameter.grad is None else parameter.grad.add_(change)
 
 
 @contextlib.contextmanager

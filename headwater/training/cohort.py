@@ -25,6 +25,7 @@ class TrainTask:
         examples: its own.
         plan: what to do.
         directions: what the plan's seeds stand for; None if it has none.
+        correction: c − c_i of SCAFFOLD, added to every gradient after it is cut; None without.
     """
 
     client: str
@@ -32,6 +33,7 @@ class TrainTask:
     examples: Sequence[Example]
     plan: ClientPlan
     directions: Directions | None = None
+    correction: AdapterState | None = None
 
 
 @dataclass(frozen=True)

@@ -314,6 +314,24 @@ def test_every_part_in_a_whole_run(tmp_path, overrides):
         assert "diagonal Fishers" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_control_variates_resume_bit_for_bit(tmp_path):
+    """The server's are in its checkpoint, a client's in its store, where they wait for the server's word."""
+    tables = {
+        "strategy": {"kind": "mean", "control_variates": True, "server_momentum": 0.5},
+        "training": {"kind": "backprop", "optimizer": "sgd", "learning_rate": 0.5},
+        "codec": {"up": {"kind": "dense"}},
+    }
+    file = tiny_federation(tmp_path / "fed", **tables)
+    whole, _ = run(file, tmp_path / "whole")
+    assert not whole["failures"]
+    assert rounds(tmp_path / "whole")[-1]["merge"]["control_norm"] > 0
+    asked = []
+    stopped, _ = run(file, tmp_path / "half", should_stop=lambda: bool(asked) or asked.append(1))
+    assert stopped["rounds"] < whole["rounds"]
+    resumed, _ = resume(tmp_path / "half")
+    assert resumed["adapter_sha256"] == whole["adapter_sha256"]
+
+
 @pytest.mark.parametrize(
     "tables",
     [

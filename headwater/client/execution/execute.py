@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from headwater.client.agent.advice import for_owner
+from headwater.client.execution.control_variate import ControlVariate, after_training, correction
 from headwater.client.execution.faults import contained
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
 from headwater.client.execution.update_pipeline import OutgoingUpdate, pipeline_for
 from headwater.compression.feedback import FeedbackState, is_stale, repeat, sent, settle
 from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.table import codec_for
 from headwater.errors import DataError, DecodeError, HeadwaterError, TrainingError
 from headwater.proto.wire import decode_reply, encode_reply
 from headwater.protocol.failures import FailureCode, coded, failure_of
@@ -109,7 +111,39 @@ def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> 
     directions = None
     if plan.seeds is not None:
         directions = directions_of(plan.seeds, runtime.root, runtime.context.spec.numel)
-    return TrainTask(request.client, runtime.state(request, store), examples, plan, directions)
+    state, control = runtime.state(request, store), runtime.control(request)
+    if control is None:
+        return TrainTask(request.client, state, examples, plan, directions)
+    return TrainTask(
+        request.client,
+        state,
+        examples,
+        plan,
+        directions,
+        correction(_own_control(request, store, state), control),
+    )
+
+
+def _own_control(request: TrainRequest, store: ClientStore, state: AdapterState) -> AdapterState | None:
+    """The client's c_i, as the server counts it; None is all zero."""
+    return store.load_control(request.client, state.spec).settled(request.accepted_round)
+
+
+def _keep_control(
+    request: TrainRequest, delta: AdapterState, steps: int, store: ClientStore, control: AdapterState
+) -> None:
+    """Remember c_i as it is, and as it is if the update counts, which the server decodes to ``delta``."""
+    training, factor = request.plan.training, request.plan.learning_rate_factor
+    rates = {t.name: (training.descent_rate(t.role) or 0.0) * factor for t in delta.spec}
+    if not all(rates.values()):
+        raise TrainingError(
+            f"client {request.client}",
+            expected="a training that follows the gradient at one rate, for control variates",
+            got=f"'{training.kind}'",
+        )
+    mine = _own_control(request, store, control)
+    after = after_training(mine, control, delta, rates, steps)
+    store.save_control(request.client, ControlVariate(mine, request.round, after))
 
 
 def _failure(request: TrainRequest | EvaluateRequest, error: Exception, runtime: ClientRuntime) -> Answer:
@@ -197,6 +231,9 @@ def _update(
             },
         )
     )
+    if (control := runtime.control(request)) is not None:
+        arrives = codec_for(request.plan.codec).decode(update.payload, spec)
+        _keep_control(request, arrives, result.steps, store, control)
     if feedback is not None and update.held is not None:
         store.save(request.client, sent(feedback, request.round, update.held, update.values, data))
     return data

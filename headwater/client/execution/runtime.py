@@ -11,13 +11,14 @@ from headwater.client.device.costs import device_profile
 from headwater.client.execution.seed_replay import Replay
 from headwater.client.execution.store import ClientStore
 from headwater.client.policy import Policy
+from headwater.compression.dense import DenseCodec
 from headwater.compression.seed_state import SEEDS
 from headwater.compression.table import codec_by_id
 from headwater.config import LoadedFederation
 from headwater.config.assignment import simulated_memory_mb
 from headwater.data.federated import FederatedData
 from headwater.errors import DecodeError
-from headwater.protocol.messages import ClientProfile, EvaluateRequest, TrainRequest
+from headwater.protocol.messages import ClientProfile, EvaluateRequest, Payload, TrainRequest
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.context import TrainingContext
@@ -124,12 +125,24 @@ class ClientRuntime:
         """
         if request.state.codec == SEEDS:
             return self._rebuilt(request, store)
-        if self._last and self._last[0] == request.state_sha256 and self._last[1] == request.state.body:
+        body = request.state.body[: len(request.state.body) - _control_bytes(request)]
+        if self._last and self._last[0] == request.state_sha256 and self._last[1] == body:
             return self._last[2]
-        state = codec_by_id(request.state.codec).decode(request.state, self.context.spec)
+        state = codec_by_id(request.state.codec).decode(Payload(request.state.codec, body), self.context.spec)
         _require_hash(state, request)
-        self._last = (request.state_sha256, request.state.body, state)
+        self._last = (request.state_sha256, body, state)
         return state
+
+    def control(self, request: TrainRequest) -> AdapterState | None:
+        """The server's control variate, which stands behind the request's state; None without one.
+
+        Raises:
+            DecodeError: bytes that are none.
+        """
+        if not (size := _control_bytes(request)):
+            return None
+        codec = DenseCodec("fp32")
+        return codec.decode(Payload(codec.id, request.state.body[-size:]), self.context.spec)
 
     def _rebuilt(self, request: TrainRequest | EvaluateRequest, store: ClientStore) -> AdapterState:
         self._replay = self._replay or Replay(self.context.initial_state(), self.root)
@@ -141,6 +154,22 @@ class ClientRuntime:
         if version >= 1:
             store.save_sums(request.client, version, rebuilt.sums, rebuilt.base)
         return rebuilt.state
+
+
+def _control_bytes(request: TrainRequest | EvaluateRequest) -> int:
+    """How much of the request's state is the control variate.
+
+    Raises:
+        DecodeError: more than there is.
+    """
+    size = request.plan.control_bytes if isinstance(request, TrainRequest) else 0
+    if size > len(request.state.body):
+        raise DecodeError(
+            f"client {request.client}: control variate",
+            expected=f"{size} bytes behind the state",
+            got=f"{len(request.state.body)} bytes in all",
+        )
+    return size
 
 
 def _require_hash(state: AdapterState, request: TrainRequest | EvaluateRequest) -> None:

@@ -1,4 +1,4 @@
-"""ClientStore: what a client keeps between rounds: its error feedback, and the seeds' coefficients."""
+"""ClientStore: what a client keeps between rounds: error feedback, control variate, seeds' coefficients."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+from headwater.client.execution.control_variate import ControlVariate, from_bytes, to_bytes
 from headwater.client.execution.seed_state_file import (
     Versions,
     same,
@@ -75,12 +76,30 @@ class ClientStore(ABC):
             StorageError: it could not be written; what was kept is intact.
         """
 
+    @abstractmethod
+    def load_control(self, client: str, spec: StateSpec) -> ControlVariate:
+        """The control variate last saved; zero for a new client.
+
+        Raises:
+            StorageError: what is stored is damaged or cannot be read.
+            SpecMismatch: it is of another spec.
+        """
+
+    @abstractmethod
+    def save_control(self, client: str, kept: ControlVariate) -> None:
+        """Replace the client's control variate: whole or not at all.
+
+        Raises:
+            StorageError: it could not be written; the old one is intact.
+        """
+
 
 class MemoryStore(ClientStore):
     """Keeps states as long as the process lives."""
 
     def __init__(self) -> None:
         self._states: dict[str, FeedbackState] = {}
+        self._controls: dict[str, ControlVariate] = {}
         self._sums: dict[str, Versions] = {}
 
     def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
@@ -95,9 +114,15 @@ class MemoryStore(ClientStore):
     def save_sums(self, client: str, version: int, sums: Integers, base: int = 0) -> None:  # noqa: D102 - inherited
         self._sums[client] = with_version(self._sums.get(client, ()), version, sums, base)
 
+    def load_control(self, client: str, spec: StateSpec) -> ControlVariate:  # noqa: D102 - inherited
+        return self._controls.get(client, ControlVariate())
+
+    def save_control(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
+        self._controls[client] = kept
+
 
 class DirectoryStore(ClientStore):
-    """One file per client in a folder, and another one where it is sent coefficients.
+    """One file per client and kind of what it keeps, in a folder.
 
     Args:
         folder: made when first written to.
@@ -123,9 +148,9 @@ class DirectoryStore(ClientStore):
             return super().pending_round(client, spec)
         return self._read(client, lambda file: pending_round(file, spec))
 
-    def _read(self, client: str, read: Callable[[BinaryIO], T]) -> T | None:
+    def _read(self, client: str, read: Callable[[BinaryIO], T], kind: str = "feedback") -> T | None:
         """What ``read`` returns for the client's file; None without one."""
-        path = self._path(client)
+        path = self._path(client, kind)
         try:
             with path.open("rb") as file:
                 return read(file)
@@ -134,13 +159,20 @@ class DirectoryStore(ClientStore):
         except OSError as error:
             raise StorageError(
                 f"reading {path}",
-                expected=f"the error feedback of client {client}",
+                expected=f"the {kind} of client {client}",
                 got=error.strerror or str(error),
                 hint="Fix the rights or the disk; without the file, what this client held back is lost.",
             ) from error
 
     def save(self, client: str, state: FeedbackState) -> None:  # noqa: D102 - inherited
         write_atomically(self._path(client), *to_pieces(state), durable=self._durable)
+
+    def load_control(self, client: str, spec: StateSpec) -> ControlVariate:  # noqa: D102 - inherited
+        found = self._read(client, lambda file: from_bytes(file.read(), spec), "control")
+        return ControlVariate() if found is None else found
+
+    def save_control(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
+        write_atomically(self._path(client, "control"), *to_bytes(kept), durable=self._durable)
 
     def load_sums(self, client: str) -> Mapping[int, Integers]:  # noqa: D102 - inherited
         return dict(self._versions(client))

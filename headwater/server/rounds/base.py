@@ -136,8 +136,13 @@ class Rounds(ABC):
     ) -> OpenRound:
         """Plan the next round for these clients; one that was left open, as it was planned then."""
         strategy = self._strategy if left is None else FederatedStrategy(_settings_of(self._settings, left))
+        everyone = {**self._pool.profiles(), **profiles}
         plan = strategy.plan(
-            checkpoint.server, profiles, key=self._root, method_names=self._method_names(profiles, left)
+            checkpoint.server,
+            profiles,
+            key=self._root,
+            method_names=self._method_names(profiles, left),
+            population={name: profile.train_examples for name, profile in everyone.items()},
         )
         down = self._downlink.open(checkpoint.server, self._settings.codec.down, checkpoint.accepted)
         rule = self._strategy.aggregator(plan, down.base)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from headwater.compression.dense import DenseCodec
 from headwater.compression.logquant import LogQuantCodec
 from headwater.compression.seed_update import decode_scalars, scalars_max_bytes
 from headwater.compression.table import codec_for
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
+from headwater.merging.control_variates import ControlPlan, ControlSums
 from headwater.merging.plan import Update
 from headwater.merging.product_gap import GapSketch
 from headwater.merging.update_moments import require_noise
@@ -22,6 +25,7 @@ from headwater.protocol.messages import (
     ClientPlan,
     ClientProfile,
     EncodedUpdate,
+    Payload,
     TrainRequest,
     reported,
 )
@@ -70,9 +74,10 @@ class OpenRound:
         self._sent_dense = dict[str, int]()
         self.profiles = {client: profiles[client] for client in plan.clients}
         self._origins, self._root = origins, root
-        self._down, self._run, self._rule = down, run, rule
+        self._down, self._run, self._rule = _with_control(down, plan.control), run, rule
         self.base_sha256 = base.sha256()
         self._acc = rule.init(plan.merge)
+        self._control = None if plan.control is None else ControlSums(plan.merge, plan.control)
         # coefficients have no factors of their own whose products could be compared
         self._gap = None if plan.merge.seeds else GapSketch(base, key=root.child("gap", plan.round))
         self._gap_acc = None if self._gap is None else self._gap.init(plan.merge)
@@ -123,9 +128,13 @@ class OpenRound:
         row = self._rows[client] = {"bytes_up": incoming.bytes_up}
         update, reply = self.check(incoming, self._origins.get(client))
         update = self._within_bound(update, row)
+        if self._control is not None:
+            self._control.require(update)
         self._acc = self._rule.add(self._acc, update)
         if self._gap is not None and self._gap_acc is not None:
             self._gap_acc = self._gap.add(self._gap_acc, update)
+        if self._control is not None:
+            self._control.add(update)
         self._folded[client] = incoming if keep and self._rule.passes > 1 else None
         row |= {**update.metrics, "examples": reply.examples, "steps": reply.steps}
         row |= {"noise": update.noise} if update.noise else {}
@@ -213,7 +222,11 @@ class OpenRound:
                 update = self._within_bound(update, self._rows[client])
                 following = self._rule.add(following, update)
             self._acc = following
-        return self._rule.finalize(self._acc)
+        merged = self._rule.finalize(self._acc)
+        if self._control is None:
+            return merged
+        control = self._control.finalize()
+        return replace(merged, control=control, report={**merged.report, "control_norm": control.norm()})
 
     def draft(self, end: Close, merged: Merged, after: AdapterState) -> RoundDraft:
         """The round's line as far as the merge goes: per client, bytes, gap, the rule's report."""
@@ -250,6 +263,15 @@ class OpenRound:
             "saturated": gap.saturated,
             "modules": {name: m.relative for name, m in gap.modules.items()},
         }
+
+
+def _with_control(down: Outgoing, control: ControlPlan | None) -> Outgoing:
+    """The state with the server's control variate behind it, cut off again by ``plan.control_bytes``."""
+    if control is None:
+        return down
+    assert isinstance(down.sent, Payload), "control variates go with deltas"
+    behind = DenseCodec("fp32").encode(control.control, key=Key.root(0)).body  # lossless: draws nothing
+    return replace(down, sent=Payload(down.sent.codec, down.sent.body + behind))
 
 
 def _noise(

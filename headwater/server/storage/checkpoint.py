@@ -51,7 +51,7 @@ class Checkpoint:
         """
         seeded_state, noise = self.server.seeded_state, self.server.noise
         groups = {"state": self.server.state, "momentum": self.server.momentum, "best": self.best}
-        groups["second_moment"] = self.server.second_moment
+        groups |= {"second_moment": self.server.second_moment, "control": self.server.control}
         groups["origin"] = None if seeded_state is None else seeded_state.origin
         present = {g: s for g, s in groups.items() if s is not None}
         digests = {g: s.sha256() for g, s in present.items()}
@@ -170,6 +170,7 @@ def _server(
         _noise_plan(noise) if isinstance(noise, dict) else None,
         seeded_state,
         second_moment=groups.get("second_moment"),
+        control=groups.get("control"),
     )
 
 
