@@ -106,7 +106,9 @@ class ScaleCoefficients(MergeTransform):
 def merge_transforms(federation: Federation) -> tuple[MergeTransform, ...]:
     """The steps of a federation, in order."""
     strategy = federation.strategy
-    steps: list[MergeTransform] = [RememberNoise(), RememberControl()]
+    steps: list[MergeTransform] = [RememberNoise()]
+    if strategy.control_variates:
+        steps.append(RememberControl())
     if (pro := pro_training(federation)) is not None:
         steps.append(RememberSlopes(pro, federation.federation.rounds))
     steps.append(ScaleCoefficients(strategy.server_learning_rate))
