@@ -98,7 +98,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
     (
         "`strategy.control_variates`",
         "another optimizer than `sgd`; `proximal_mu`; a `final_learning_rate_fraction` of 0; `[methods]`; "
-        "schedule `buffered`; codec `compeft`",
+        "schedule `buffered`; codec `compeft`; a space other than `factors` and `ffa`",
     ),
     (
         "`server_optimizer` `adam`, `yogi`, `adagrad`",

@@ -141,6 +141,11 @@ def _control_variates(federation: FederationTables) -> None:
         raise ValueError("strategy.control_variates goes with one method for all clients: no [methods]")
     if not federation.schedule.has_rounds:
         raise ValueError("strategy.control_variates needs rounds: a buffered version has updates of several")
+    if federation.strategy.merges_products or federation.strategy.alternates:
+        raise ValueError(
+            "strategy.control_variates needs A and B that are trained and merged value by value: use space "
+            f"'factors' or 'ffa', not '{federation.strategy.space}'"
+        )
     if federation.codec.up.sparse:
         raise ValueError(
             "strategy.control_variates needs every value of an update, and codec "

@@ -79,7 +79,7 @@ class World:
         population = {n: p.train_examples for n, p in self.profiles.items()}
         plan = self.strategy.plan(self.server, there, key=ROOT, population=population)
         down = Downlink(ROOT).open(self.server, DenseCodec(kind="dense"), {})
-        return OpenRound(plan, down, RUN, there, self.strategy.aggregator(plan), ROOT)
+        return OpenRound(plan, down, RUN, there, self.strategy.aggregator(plan, down.base), ROOT)
 
     def request(self, open_round, client):
         return wire.decode_request(*wire.encode_request(open_round.request(client, self.accepted[client])))
@@ -217,6 +217,8 @@ def test_a_rollback_keeps_c_as_clients_keep_theirs():
         ({"training": {"kind": "mezo"}}, "sgd"),
         ({"codec": {"up": {"kind": "compeft"}}}, "dense"),
         ({"schedule": {"kind": "buffered", "buffer": 2}}, "rounds"),
+        ({"strategy": {**SCAFFOLD, "space": "rolora"}}, "value by value"),
+        ({"strategy": {**SCAFFOLD, "space": "product"}}, "value by value"),
         (
             {
                 "methods": {"m": {"training": SGD}},
