@@ -77,6 +77,7 @@ def listening(who: str, accept: Sequence[str] = ()) -> Iterator[Heard]:
     """Inside, what transformers and PEFT warn of is collected; at the end it is judged.
 
     Deprecations are passed over: they tell the libraries' callers of later versions, not of this model.
+    Warnings of files and processes that nobody closed are told on.
 
     Args:
         who: which base or adapter, for messages.
@@ -108,7 +109,12 @@ def listening(who: str, accept: Sequence[str] = ()) -> Iterator[Heard]:
         log.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()
-    passed_over = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+    for warning in caught:
+        if issubclass(warning.category, ResourceWarning):  # of whatever garbage was collected meanwhile
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno, source=warning.source
+            )
+    passed_over = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning)
     said = heard.said + [str(w.message) for w in caught if not issubclass(w.category, passed_over)]
     for message in dict.fromkeys(said):
         heard.notices += _judge(message, who, accept)

@@ -5,6 +5,9 @@ A training fixes its thread count, so which process runs it does not change a bi
 Signals are for the parent. A signal to the whole process group (Ctrl-C, Slurm, systemd, ``timeout``) must not
 take away the workers of a round that is to be finished: they start with SIGINT and SIGTERM blocked, from the
 first instruction on, and end when the parent says so or is gone.
+
+On Linux workers are forked from a process that has imported what they need and computed nothing
+(:mod:`headwater.simulation.preload`): imports are paid once, and all workers share their pages.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +31,7 @@ from headwater.client.execution.answer import answer
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
+from headwater.config.model import VectorModel
 from headwater.errors import HeadwaterError, InternalError, StorageError, TrainingError
 
 HANDLED_BY_PARENT = (signal.SIGINT, signal.SIGTERM)
@@ -45,9 +50,9 @@ class WorkerPool:
     def __init__(self, count: int, loaded: LoadedFederation, store: Path) -> None:
         self._executor = ProcessPoolExecutor(
             count,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=_context(loaded),
             initializer=_start,
-            initargs=(loaded, store, os.getpid()),
+            initargs=(loaded, store),
         )
         self._processes: dict[int, multiprocessing.process.BaseProcess] = {}
 
@@ -119,6 +124,16 @@ class WorkerPool:
         )
 
 
+def _context(loaded: LoadedFederation) -> multiprocessing.context.BaseContext:
+    """How workers start. What the first pool of a process preloads, later ones find."""
+    if sys.platform != "linux":  # macOS has libraries that do not survive a fork
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    needs_model = not isinstance(loaded.settings.model, VectorModel)
+    context.set_forkserver_preload(["headwater.simulation.preload" if needs_model else __name__])
+    return context
+
+
 def _how(code: int | None) -> str:
     if code is None:
         return "a sudden end, often for want of memory"
@@ -147,19 +162,20 @@ def parent_handles_signals() -> Iterator[None]:
 _process: tuple[ClientRuntime, ClientStore] | None = None
 
 
-def _start(loaded: LoadedFederation, store: Path, parent: int) -> None:
+def _start(loaded: LoadedFederation, store: Path) -> None:
     """Make this process a worker: end with the parent and by nothing else, load model and data once."""
     global _process
     for number in HANDLED_BY_PARENT:  # blocked already; what a library starts from here inherits this instead
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _process = ClientRuntime.open(loaded, check=False), DirectoryStore(store, durable=False)
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """A killed parent cannot end its workers: they look after it."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is started by multiprocessing"
+    parent.join()
     os._exit(1)
 
 

@@ -57,6 +57,12 @@ def test_deprecations_are_for_programmers():
     assert heard.notices == []
 
 
+def test_what_nobody_closed_is_no_word_on_the_model():
+    with pytest.warns(ResourceWarning, match="unclosed file"), listening("base x") as heard:
+        warnings.warn("unclosed file", ResourceWarning, stacklevel=1)
+    assert not heard.notices
+
+
 def test_the_library_speaks_as_before_afterwards(capsys):
     log = logging.getLogger("transformers")
     before = log.handlers[:], log.propagate, log.level

@@ -175,9 +175,7 @@ def test_a_worker_that_is_really_killed_says_so(tmp_path):
     file = tiny_federation(tmp_path / "fed")
     with Group(file, tmp_path / "run", "--workers", "2", "--set", "training.epochs=2000.0") as group:
         group.wait_for_line("waiting for the update of")
-        for child in workers_of(group.process.pid):
-            os.kill(child, signal.SIGKILL)
-            break
+        os.kill(workers_of(group.process.pid)[0], signal.SIGKILL)
         group.process.communicate()
         err = group.errors.read_text()
     assert group.process.returncode == 8
@@ -185,15 +183,20 @@ def test_a_worker_that_is_really_killed_says_so(tmp_path):
 
 
 def workers_of(parent):
-    """Its children that are training processes."""
+    """The training processes of a command: forked from its child that has imported everything."""
+    servers = [pid for pid, command in children(parent) if "forkserver" in command]
+    return [pid for server in servers for pid, _ in children(server)]
+
+
+def children(parent):
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             stat = (folder / "stat").read_text().rpartition(")")[2].split()
             command = (folder / "cmdline").read_text()
         except OSError:
             continue
-        if int(stat[1]) == parent and "spawn_main" in command:
-            yield int(folder.name)
+        if int(stat[1]) == parent:
+            yield int(folder.name), command
 
 
 WAITS_FOR_EVER = """

@@ -10,6 +10,7 @@ from headwater.simulation.network import LocalNetwork
 from tests.support.runs import run, tiny_federation
 from tests.support.tensorboard import steps
 
+OWNERS = {"ann": 24, "ben": 16}  # each is a process that imports everything
 TRACKED = "trackers=[{ kind = 'tensorboard' }]"
 
 
@@ -20,10 +21,9 @@ def states(folder):
     return found
 
 
-def test_three_agents_and_a_daemon_reach_the_simulations_adapter(tmp_path):
-    file = tiny_federation(
-        tmp_path / "fed", federation={"rounds": 2}, cohort={"min_clients": 3, "deadline_s": 240}
-    )
+def test_agents_and_a_daemon_reach_the_simulations_adapter(tmp_path):
+    cohort = {"min_clients": 2, "deadline_s": 240}
+    file = tiny_federation(tmp_path / "fed", owners=OWNERS, federation={"rounds": 2}, cohort=cohort)
     simulated, _ = run(file, tmp_path / "simulated")
     loaded = load_federation(file, [TRACKED])
     with LocalNetwork(tmp_path / "net") as network:
@@ -49,6 +49,7 @@ def test_simulated_devices_get_the_simulations_plans_and_reach_its_adapter(tmp_p
     kinds = {"laptop": {"share": 0.6, "memory_mb": 4000}, "sensor": {"share": 0.4, "memory_mb": 426}}
     file = tiny_federation(
         tmp_path / "fed",
+        owners=OWNERS,
         federation={"rounds": 2},
         evaluation={"clients": False},
         assignment={"kind": "planner", "devices": kinds},

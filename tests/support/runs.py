@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ def write_jsonl(path: Path, content: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
 
 
-def tiny_federation(folder: Path, **tables: dict[str, Any]) -> Path:
-    """Write model, data and ``federation.toml`` for three owners; ``tables`` change or add tables."""
+def tiny_federation(folder: Path, *, owners: Mapping[str, int] = OWNERS, **tables: dict[str, Any]) -> Path:
+    """Write model, data and ``federation.toml`` for three ``owners``; ``tables`` change or add tables."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_bert(folder / "bert")
-    write_jsonl(folder / "train.jsonl", [r for o, n in OWNERS.items() for r in rows(o, n)])
+    write_jsonl(folder / "train.jsonl", [r for o, n in owners.items() for r in rows(o, n)])
     write_jsonl(folder / "test.jsonl", rows("dora", 20, 100))
     content: dict[str, dict[str, Any]] = {
         "federation": {"name": "tiny", "rounds": 3, "seed": 5},
