@@ -191,6 +191,19 @@ class AdapterState(Mapping[str, Tensor]):
             return torch.zeros(0)
         return torch.cat([self._tensors[name].reshape(-1) for name in self])
 
+    def flat(self) -> Tensor:
+        """The same to read only: no copy where the tensors lie one behind the other, as after from_vector."""
+        tensors = list(self._tensors.values())
+        if not tensors:
+            return torch.zeros(0)
+        memory, at = tensors[0].untyped_storage().data_ptr(), tensors[0].storage_offset()
+        for tensor in tensors:
+            behind = tensor.untyped_storage().data_ptr() == memory and tensor.storage_offset() == at
+            if not (behind and tensor.is_contiguous()):
+                return self.vector()
+            at += tensor.numel()
+        return tensors[0].as_strided((self.spec.numel,), (1,))
+
     def require_spec(self, spec: StateSpec, who: str) -> None:
         """Raise :class:`SpecMismatch` for ``who`` unless this state has ``spec``."""
         if self.spec is not spec and self.spec != spec:

@@ -26,6 +26,16 @@ def test_golden_hashes():
     assert state().sha256() == "20cace9a7624ca40bb734fa67aa75adbf792d8e43f15881199d0d61c5b32bcaf"
 
 
+def test_flat_copies_only_what_does_not_lie_together():
+    together, whole = state(), state().vector()
+    assert torch.equal(together.flat(), whole)
+    assert together.flat().data_ptr() == together["a"].data_ptr()
+    apart = AdapterState(SPEC, {"a": whole[6:], "b": whole[:6].reshape(2, 3)})
+    turned = AdapterState(SPEC, {"a": whole[:3], "b": whole[3:].reshape(3, 2).T})
+    for other in (apart, turned, AdapterState.zeros(SPEC), AdapterState.zeros(StateSpec(()))):
+        assert torch.equal(other.flat(), other.vector())
+
+
 def test_order_is_by_name_and_vector_is_its_inverse():
     assert list(state()) == ["a", "b"]
     assert torch.equal(state().vector(), torch.arange(9, dtype=torch.float32))

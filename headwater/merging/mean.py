@@ -15,7 +15,7 @@ import torch
 from headwater.errors import ConfigError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import divisors, require_covered
-from headwater.merging.fixed_point import blocks, require_bounded, to_fixed
+from headwater.merging.fixed_point import add_fixed, require_bounded
 from headwater.merging.method_sums import MeanSums, by_method, expanded, weighted
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
@@ -80,12 +80,11 @@ class MeanAggregator(Aggregator[MeanSums]):
             if acc.use is not None:
                 acc.use.add(update.delta)
         else:
-            vector = update.delta.vector()
+            vector = update.delta.flat()
             require_bounded(vector, plan.spec, bound=plan.value_bound, who=who)
             require_covered(vector, plan, update.client)
             sums = acc.of(update.client)
-            for part in blocks(vector.numel()):
-                sums.total[part].add_(to_fixed(vector[part], acc.bits), alpha=weight)
+            add_fixed(sums.total, vector, acc.bits, weight)
             sums.values += 1
             energy = energy_of(vector) if plan.weighs else 0.0
         seeded = isinstance(update.delta, SeedCoefficients) and update.noise == update.delta.noise(

@@ -15,7 +15,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from headwater.merging.offline.rule import SLACK, Cut, Floats, MatrixRule, Rule, TwoPassRule, ValueRule
+from headwater.merging.largest import Cut
+from headwater.merging.offline.rule import SLACK, Floats, MatrixRule, Rule, TwoPassRule, ValueRule
 from headwater.merging.offline.rules.model_stock import ModelStock
 from headwater.state import StateSpec, TensorSpec
 

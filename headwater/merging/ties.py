@@ -24,13 +24,15 @@ from torch import Tensor
 from headwater.errors import ConfigError, DecodeError, EmptyRound
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.fixed_point import (
+    BLOCK,
     blocks,
+    fixed_into,
     from_fixed,
     most_units,
     require_bounded,
     require_range,
-    to_fixed,
 )
+from headwater.merging.largest import Cut
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
 from headwater.state import AdapterState
@@ -94,12 +96,7 @@ class TiesAggregator(Aggregator[TiesSums]):
         vector = acc.participants.values_of(update).vector()
         require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
         trim(vector, max(1, int(self.density * vector.numel())))
-        for part in blocks(vector.numel()):
-            values = to_fixed(vector[part], acc.bits)
-            acc.positive[part].add_(values.clamp(min=0), alpha=weight)
-            acc.negative[part].sub_(values.clamp(max=0), alpha=weight)
-            acc.positive_weight[part].add_(values > 0, alpha=weight)
-            acc.negative_weight[part].add_(values < 0, alpha=weight)
+        _add(acc, vector, weight)
         acc.participants.enter(update.client)
         return acc
 
@@ -144,16 +141,35 @@ def trim(vector: Tensor, n: int) -> None:
     """Set to zero, in place, all but the ``n`` largest magnitudes; of equal ones the lower index stays.
 
     Args:
-        vector: finite float [numel].
+        vector: finite float32 [numel].
         n: at least 1.
     """
-    size = vector.numel()
-    if n >= size:
-        return
-    magnitude = vector.abs()
-    threshold = float(np.partition(magnitude.numpy(), size - n)[size - n])
-    vector.masked_fill_(magnitude < threshold, 0.0)
-    surplus = int((magnitude >= threshold).sum()) - n
-    if surplus and threshold:
-        tied = (magnitude == threshold).nonzero().squeeze(1)
-        vector[tied[-surplus:]] = 0.0
+    if n < vector.numel():
+        values = vector.numpy()
+        Cut.largest(values, n).apply(values)
+
+
+def _add(acc: TiesSums, vector: Tensor, weight: int) -> None:
+    """Add a trimmed vector to the four sums, without a branch for any value."""
+    values = vector.numpy()
+    positive, negative, for_positive, for_negative = (
+        sums.numpy() for sums in (acc.positive, acc.negative, acc.positive_weight, acc.negative_weight)
+    )
+    scaled = np.empty(min(BLOCK, values.size), np.float32)
+    room, rest = np.empty(scaled.size, np.int64), np.empty(scaled.size, np.int64)
+    for part in blocks(values.size):
+        own = slice(0, part.stop - part.start)
+        units, below = room[own], rest[own]
+        fixed_into(units, scaled[own], values[part], acc.bits, weight)
+        np.minimum(units, 0, out=below)
+        np.subtract(negative[part], below, out=negative[part])
+        np.subtract(units, below, out=units)
+        np.add(positive[part], units, out=positive[part])
+        # a number below zero, shifted by all of its bits, is -1: the weight where there is a value, else 0
+        np.right_shift(below, 63, out=below)
+        np.bitwise_and(below, weight, out=below)
+        np.add(for_negative[part], below, out=for_negative[part])
+        np.negative(units, out=units)
+        np.right_shift(units, 63, out=units)
+        np.bitwise_and(units, weight, out=units)
+        np.add(for_positive[part], units, out=for_positive[part])

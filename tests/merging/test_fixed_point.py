@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from headwater.errors import ConfigError, UpdateRejected
 from headwater.merging import FisherAggregator, MeanAggregator
-from headwater.merging.fixed_point import float32_at_most, from_fixed, require_bounded, to_fixed
+from headwater.merging.fixed_point import (
+    BLOCK,
+    add_fixed,
+    float32_at_most,
+    from_fixed,
+    require_bounded,
+    to_fixed,
+)
 from headwater.merging.plan import MergePlan
 from headwater.state import StateSpec, TensorSpec
 from tests.laws.aggregator_laws import update_of
@@ -153,3 +160,13 @@ def test_negative_values_are_refused_on_request() -> None:
     require_bounded(vector, SPEC, bound=4.0, who="x", non_negative=True)
     with pytest.raises(UpdateRejected, match=r"tensor b: .*\[0, 4\]"):
         require_bounded(-vector, SPEC, bound=4.0, who="x", non_negative=True)
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK, 2 * BLOCK + 7])
+@pytest.mark.parametrize("weight", [1, 7, 2**20 + 1])
+def test_what_is_added_is_what_is_rounded(size: int, weight: int) -> None:
+    values = torch.from_numpy(np.random.default_rng(size).normal(size=size).astype(np.float32))
+    values[: size // 2] *= 2.0**-38  # around half a unit
+    total = torch.arange(size)
+    add_fixed(total, values, 37, weight)
+    assert torch.equal(total, torch.arange(size) + weight * to_fixed(values, 37))

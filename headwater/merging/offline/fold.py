@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from headwater.merging.offline.rule import BLOCK, Floats, TwoPassRule, ValueRule
+from headwater.merging.largest import BLOCK
+from headwater.merging.offline.rule import Floats, TwoPassRule, ValueRule
 
 
 def fold(rule: ValueRule, read: Callable[[int], Floats], weights: Floats) -> Floats:

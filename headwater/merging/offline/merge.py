@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from headwater.errors import ConfigError
+from headwater.merging.largest import Cut
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.fit import no_shares, require_factors, require_fit
 from headwater.merging.offline.fold import fold
@@ -29,7 +30,6 @@ from headwater.merging.offline.low_rank import Basis, Spectrum, Truncation, inne
 from headwater.merging.offline.measured import Measured
 from headwater.merging.offline.peft_folder import MAGNITUDES
 from headwater.merging.offline.rule import (
-    Cut,
     DataRule,
     Floats,
     LinearRule,

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -34,8 +33,6 @@ Floats = npt.NDArray[np.float64]
 Space = Literal["product", "core", "stack", "factors"]
 """In which a LoRA weight is merged: see :mod:`headwater.merging.offline.merge`."""
 SPACES: tuple[Space, ...] = ("product", "core", "stack", "factors")
-BLOCK = 1 << 15
-"""Values that are worked on at a time where a longer array would leave the core's cache at each step."""
 
 SLACK = 1e-6
 """By which sums of rounded terms may miss what sums of the terms keep to."""
@@ -265,53 +262,3 @@ class DataRule(Rule):
             space: in which it merges.
         """
         return 0
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Which of an adapter's values are kept: those above a magnitude, and of those that equal it the first.
-
-    Args:
-        magnitude: the smallest that is kept.
-        last: the position of the last one of that magnitude that is kept.
-    """
-
-    magnitude: float
-    last: int
-
-    @staticmethod
-    def of(values: Floats, density: float) -> Cut:
-        """To keep a fraction of ``values`` [n], and at least one: the largest; of equal ones the earlier."""
-        return Cut.largest(values, max(1, int(density * values.size)))
-
-    @staticmethod
-    def largest(values: Floats, count: int) -> Cut:
-        """To keep the ``count`` largest magnitudes of ``values`` [n]; of equal ones the earlier."""
-        if count >= values.size:
-            return Cut(0.0, values.size)
-        if count < 1:
-            return Cut(float("inf"), -1)
-        magnitudes, edge = np.abs(values), values.size - count
-        magnitudes.partition(edge)
-        value = float(magnitudes[edge])
-        if not (magnitudes[:edge] == value).any():
-            return Cut(value, values.size)  # all that equal it are kept
-        larger = int(np.count_nonzero(magnitudes[edge:] > value))
-        equal = np.flatnonzero(np.abs(values) == value)
-        return Cut(value, int(equal[count - larger - 1]))
-
-    def apply(self, values: Floats, at: int = 0) -> Floats:
-        """Set to zero what is not kept, in place.
-
-        Args:
-            values: [n].
-            at: the position of the first one in the adapter.
-        """
-        for start in range(0, values.size, BLOCK):
-            part = values[start : start + BLOCK]
-            magnitudes = np.abs(part)
-            np.multiply(part, magnitudes >= self.magnitude, out=part)  # a third of a masked assignment's time
-            if at + start + part.size > self.last:
-                equal = np.flatnonzero(magnitudes == self.magnitude)
-                part[equal[equal + at + start > self.last]] = 0.0
-        return values

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from headwater.errors import TrainingError
+from headwater.merging.largest import Cut
 from headwater.merging.offline.fold import fold
 from headwater.merging.offline.low_rank import Basis
 from headwater.merging.offline.measured import Measured
-from headwater.merging.offline.rule import Cut, Floats
+from headwater.merging.offline.rule import Floats
 from headwater.merging.offline.rules.searched import Evolve
 from headwater.merging.offline.rules.ties import Ties
 from headwater.seeds.keys import Key

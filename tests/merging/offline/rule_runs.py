@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from headwater.merging.largest import Cut
 from headwater.merging.offline.fold import fold
-from headwater.merging.offline.rule import Cut, Rule, ValueRule
+from headwater.merging.offline.rule import Rule, ValueRule
 from tests.laws.offline_rule_laws import Bench, Floats, bench
 
 TAUS = [

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from headwater.config.rule_settings import Sifting
-from headwater.merging.offline.rule import Cut, Floats, ValueRule
+from headwater.merging.largest import Cut
+from headwater.merging.offline.rule import Floats, ValueRule
 from headwater.merging.offline.rules.sums import ElectedSigns, WeightedSum
 
 

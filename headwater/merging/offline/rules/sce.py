@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from headwater.config.rule_settings import Selecting
-from headwater.merging.offline.rule import SLACK, Cut, Floats, TwoPassRule
+from headwater.merging.largest import Cut
+from headwater.merging.offline.rule import SLACK, Floats, TwoPassRule
 
 _ROUNDING = 1e-13
 """A variance below this part of the mean square is the rounding of its two sums."""

@@ -1,0 +1,105 @@
+"""Cut: which values of a vector are its largest, found and applied in few passes over memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK = 1 << 13
+"""Values that are worked on at a time: longer arrays leave the core's cache at each step, and fresh ones of
+more than 128 KiB come as pages that the system clears first."""
+_SAMPLE = 1 << 14
+
+Values = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which values are kept: those above a magnitude, and of those that equal it the first.
+
+    Args:
+        magnitude: the smallest that is kept.
+        last: the position of the last one of that magnitude that is kept.
+    """
+
+    magnitude: float
+    last: int
+
+    @staticmethod
+    def of(values: Values, density: float) -> Cut:
+        """To keep a fraction of ``values`` [n], and at least one: the largest; of equal ones the earlier."""
+        return Cut.largest(values, max(1, int(density * values.size)))
+
+    @staticmethod
+    def largest(values: Values, count: int) -> Cut:
+        """To keep the ``count`` largest magnitudes of ``values`` [n]; of equal ones the earlier.
+
+        Args:
+            values: float32 or float64, finite.
+            count: how many.
+        """
+        if count >= values.size:
+            return Cut(0.0, values.size)
+        if count < 1:
+            return Cut(float("inf"), -1)
+        above, near = _around(values, count)
+        if not 0 < count - above <= near.size:  # the sample was not like the rest
+            above, near = 0, np.abs(values)
+        edge = near.size - (count - above)
+        near.partition(edge)
+        value = near[edge]
+        if not (near[:edge] == value).any():
+            return Cut(float(value), values.size)  # all that equal it are kept
+        larger = above + int(np.count_nonzero(near[edge:] > value))
+        equal = np.flatnonzero(np.abs(values) == value)
+        return Cut(float(value), int(equal[count - larger - 1]))
+
+    def apply(self, values: Values, at: int = 0) -> Values:
+        """Set to zero what is not kept, in place.
+
+        Args:
+            values: [n], contiguous float32 or float64.
+            at: the position of the first one in the vector.
+        """
+        whole = values.dtype.type
+        bits = values.view(np.int32 if values.itemsize == 4 else np.int64)
+        sign = 8 * values.itemsize - 1
+        # floats of one sign are in the order of their bits: what is smaller becomes -1, the rest 0
+        least = whole(self.magnitude).view(bits.dtype)
+        magnitude_bits, room = 2**sign - 1, np.empty(min(BLOCK, values.size), bits.dtype)
+        for start in range(0, values.size, BLOCK):
+            part = bits[start : start + BLOCK]
+            small = room[: part.size]
+            np.bitwise_and(part, magnitude_bits, out=small)
+            np.subtract(small, least, out=small)
+            np.right_shift(small, sign, out=small)
+            np.invert(small, out=small)
+            if at + start + part.size > self.last:
+                equal = np.flatnonzero(np.abs(values[start : start + BLOCK]) == self.magnitude)
+                part[equal[equal + at + start > self.last]] = 0
+            np.bitwise_and(part, small, out=part)
+        return values
+
+
+def _around(values: Values, count: int) -> tuple[int, Values]:
+    """How many magnitudes are surely among the ``count`` largest, and those near the last of them.
+
+    A sample says between which two magnitudes it lies, so that few values have to be put in order.
+    """
+    if values.size < 4 * _SAMPLE:
+        return 0, np.abs(values)
+    sample = np.sort(np.abs(values[:: values.size // _SAMPLE | 1]))  # lengths of rows are even
+    at = sample.size * (1 - count / values.size)
+    margin = 2 + 5 * np.sqrt(sample.size * count / values.size * (1 - count / values.size))
+    low = sample[int(at - margin)] if at > margin else 0.0
+    high = sample[int(at + margin)] if at + margin < sample.size else np.inf
+    above, near = 0, []
+    for start in range(0, values.size, BLOCK):
+        magnitudes = np.abs(values[start : start + BLOCK])
+        larger = magnitudes >= high
+        above += int(np.count_nonzero(larger))
+        near.append(magnitudes[(magnitudes >= low) ^ larger])
+    return above, np.concatenate(near)
