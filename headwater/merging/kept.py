@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.merging.buffered_rule import BufferedRule, BufferedUpdates
+from headwater.merging.largest import Cut
 from headwater.merging.offline.fold import fold
 from headwater.merging.offline.rule import (
-    Cut,
     Floats,
     LinearRule,
     MatrixRule,
