@@ -8,6 +8,8 @@ CORPORA := .cache/headwater
 WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# else every process that a command or a test starts would compile the same files anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo federation test test-slow test-faults check lint types layers docs bench bench-baselines bench-simulation bench-codec \
         bench-aggregation bench-merging bench-ranks bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods lock stubs clean
@@ -19,9 +21,9 @@ $(VENV)/.demo: pyproject.toml constraints.txt scripts/setup.sh
 	@scripts/setup.sh "$(PYTHON)" $(VENV) "simulation"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.demo
+$(VENV)/.dev: pyproject.toml constraints.txt scripts/setup.sh # all of .demo and more, in one installation
 	@scripts/setup.sh "$(PYTHON)" $(VENV) "simulation,datasets,gguf,ray,tensorboard,dev"
-	@touch $@
+	@touch $(VENV)/.demo $@
 
 $(CORPORA)/.sentiment: $(VENV)/.demo
 	@$(BIN)/headwater fetch minilm sentiment --out $(CORPORA)

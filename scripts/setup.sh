@@ -21,10 +21,12 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 echo "headwater setup: installing headwater[$extras] and its pinned dependencies (minutes, the first time)"
 log=$(mktemp)
-if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
     -c constraints.txt -e ".[$extras]" >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     rm -f "$log"
     fail "pip could not install the packages above: is the Python package index reachable? then run make again"
 fi
 rm -f "$log"
+# eight million lines, which pip compiles on one core; as with pip, what is no Python of this version stays as it is
+"$venv/bin/python" -m compileall -q -j 0 "$venv"/lib/python*/site-packages headwater >/dev/null 2>&1 || true

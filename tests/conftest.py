@@ -1,7 +1,8 @@
 """Every test has a limit of time, and torch has one thread.
 
 A test may take 120 s (pyproject.toml), those that disturb processes more. It is the only limit: Hypothesis'
-own (200 ms for an example, seconds for drawing some) depend on what else the machine does.
+own (200 ms for an example, seconds for drawing some) depend on what else the machine does. A law is tried on
+50 examples a run, new ones each time; a test that needs more to see what it looks for says so itself.
 
 Models of these tests are too small for two threads: the second waits, and burns a core while it does (a row
 of the table of models took 15 to 27 CPU seconds instead of 5). Tests of what must not depend on the number of
@@ -18,7 +19,9 @@ from hypothesis import HealthCheck, settings
 LIMITS_S = {"slow": 3600, "faults": 900}
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, here and by what a test starts
-settings.register_profile("headwater", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "headwater", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("headwater")
 
 

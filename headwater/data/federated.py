@@ -146,6 +146,10 @@ class FederatedData:
         opened = held_out_rows(loaded, settings, settings.test)
         return FederatedData(settings, tokenizer, opened, key, check=True)
 
+    def has(self, name: str) -> bool:
+        """Whether it is one of :attr:`clients`, without a look at the others."""
+        return name in self._splits
+
     def rows(self, name: str) -> tuple[int, int]:
         """Rows in the client's train and validation split. Nothing is tokenised."""
         train, validation = self._of(name)

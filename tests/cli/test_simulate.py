@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -17,6 +18,14 @@ from tests.support.runs import run, tiny_federation
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     return tiny_federation(tmp_path_factory.mktemp("fed"))
+
+
+@pytest.fixture(scope="module")
+def finished(file, tmp_path_factory):
+    """The folder of a run of one round."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert headwater("simulate", file, "--out", folder, "--quiet", "--set", "federation.rounds=1").code == 0
+    return folder
 
 
 def summary(folder):
@@ -62,8 +71,8 @@ def test_workers_give_the_same_adapter(file, tmp_path):
     assert summary(tmp_path / "a")["adapter_sha256"] == summary(tmp_path / "b")["adapter_sha256"]
 
 
-def test_an_occupied_folder_is_left_as_it_is(file, tmp_path):
-    assert headwater("simulate", file, "--out", tmp_path / "run", "--quiet").code == 0
+def test_an_occupied_folder_is_left_as_it_is(file, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     done = headwater("simulate", file, "--out", tmp_path / "run", "--seed", 1)
     assert done.code == 2
@@ -104,9 +113,9 @@ def test_out_that_is_a_file_is_refused(file, tmp_path):
     ],
     ids=" ".join,
 )
-def test_wrong_arguments_are_refused_and_nothing_is_made(file, tmp_path, monkeypatch, arguments):
+def test_wrong_arguments_are_refused_and_nothing_is_made(file, finished, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
-    assert headwater("simulate", file, "--out", "run", "--quiet", "--set", "federation.rounds=1").code == 0
+    shutil.copytree(finished, "run")
     names = {"FILE": file, "DIR": "run"}
     done = headwater("simulate", *[names.get(a, a) for a in arguments])
     assert done.code == 2
@@ -196,10 +205,10 @@ def test_the_second_interrupt_ends_at_once(file, tmp_path, monkeypatch):
     assert summary(tmp_path / "run")["adapter_sha256"] == whole["adapter_sha256"]
 
 
-def test_a_folder_at_work_is_left_alone(file, tmp_path):
+def test_a_folder_at_work_is_left_alone(finished, tmp_path):
     from headwater.server.storage.run_folder import RunFolder
 
-    assert headwater("simulate", file, "--out", tmp_path / "run", "--quiet").code == 0
+    shutil.copytree(finished, tmp_path / "run")
     with RunFolder(tmp_path / "run").locked():
         done = headwater("simulate", "--resume", tmp_path / "run")
     assert done.code == 2

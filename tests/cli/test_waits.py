@@ -22,7 +22,7 @@ from headwater.server.events import (
     WaitingFor,
 )
 from headwater.training.backprop import BackpropTrainer
-from tests.support.runs import OWNERS, run, tiny_federation
+from tests.support.runs import OWNERS, bare_federation, run, tiny_federation
 
 
 class Clock:
@@ -118,10 +118,12 @@ def test_a_client_that_trains_long_is_named_while_it_trains(tmp_path, monkeypatc
 
     if workers == 1:
         monkeypatch.setattr(BackpropTrainer, "_train", slow)
-    file = tiny_federation(tmp_path / "fed", federation={"rounds": 1})
     console = Console(file=out, force_terminal=terminal, width=150, _environ={"TERM": "xterm-256color"})
-    if workers == 2:  # a worker cannot be patched: a training long enough to be told
-        file.write_text(file.read_text().replace("batch_size = 8", "batch_size = 1\nepochs = 30.0"))
+    if workers == 1:
+        file = tiny_federation(tmp_path / "fed", federation={"rounds": 1})
+    else:  # a worker cannot be patched: a vector so long that its work takes the time to be told
+        codec = {"up": {"kind": "compeft", "error_feedback": False}}
+        file = bare_federation(tmp_path / "fed", size=2_000_000, federation={"rounds": 1}, codec=codec)
     with make_observer(console) as observer:
         from headwater.config import load_federation
         from headwater.server.storage.run_folder import RunFolder

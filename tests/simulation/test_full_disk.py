@@ -17,7 +17,7 @@ from headwater.errors import StorageError
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from tests.support.command import headwater
-from tests.support.runs import OWNERS, resume, run, tiny_federation
+from tests.support.runs import OWNERS, bare_federation, resume, run, tiny_federation
 
 
 class Disk:
@@ -52,11 +52,18 @@ def records(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A federation, the summary of its run where there is room, and the states of the rounds."""
+    folder = tmp_path_factory.mktemp("whole")
+    file = tiny_federation(folder / "fed", federation={"rounds": 2})
+    summary, _ = run(file, folder / "run")
+    return file, summary, [r["state_sha256"] for r in records(folder / "run")]
+
+
 @pytest.mark.parametrize("first", [1, 2, 3, 4])  # and every fourth write from there
-def test_whichever_write_fails_a_resume_gives_the_same_bits(tmp_path, monkeypatch, first):
-    file = tiny_federation(tmp_path / "fed", federation={"rounds": 2})
-    whole, _ = run(file, tmp_path / "whole")
-    states = [r["state_sha256"] for r in records(tmp_path / "whole")]
+def test_whichever_write_fails_a_resume_gives_the_same_bits(tmp_path, monkeypatch, whole, first):
+    file, undisturbed, states = whole
     disk = Disk(monkeypatch, tmp_path / "counted")
     run(file, tmp_path / "counted")
     assert disk.writes > 12
@@ -81,8 +88,8 @@ def test_whichever_write_fails_a_resume_gives_the_same_bits(tmp_path, monkeypatc
         else:
             shutil.rmtree(out, ignore_errors=True)
             summary, _ = run(file, out)
-        assert summary["adapter_sha256"] == whole["adapter_sha256"], number
-        assert summary["metric"] == whole["metric"], number
+        assert summary["adapter_sha256"] == undisturbed["adapter_sha256"], number
+        assert summary["metric"] == undisturbed["metric"], number
         assert summary["failures_total"] == 0
         assert [r["state_sha256"] for r in records(out)] == states, number
         shutil.rmtree(out)
@@ -92,7 +99,7 @@ def test_whichever_write_fails_a_resume_gives_the_same_bits(tmp_path, monkeypatc
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_clients_store_that_cannot_be_written_ends_the_command_with_11(tmp_path, workers):
     """A real limit of the kernel's: no file may grow beyond what the store of one client needs."""
-    file = tiny_federation(tmp_path / "fed", federation={"rounds": 2})
+    file = bare_federation(tmp_path / "fed", federation={"rounds": 2})
     whole, _ = run(file, tmp_path / "whole")
     code = (
         "import resource, sys; from headwater.cli.main import main\n"

@@ -29,9 +29,9 @@ from headwater.seeds.keys import Key
 from headwater.simulation.grid import FIRST_NODE, InProcessGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
 from tests.support.federation_text import vector_text
-from tests.support.runs import OWNERS, tiny_federation
+from tests.support.runs import bare_federation
 
-NAMES = tuple(sorted(OWNERS))
+NAMES = ("client-0000", "client-0001", "client-0002")
 TYPES = {
     ProfileRequest: MessageType.QUERY,
     TrainRequest: MessageType.TRAIN,
@@ -41,7 +41,7 @@ TYPES = {
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return load_federation(tiny_federation(tmp_path_factory.mktemp("fed")))
+    return load_federation(bare_federation(tmp_path_factory.mktemp("fed")))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def message(request, node):
 
 
 def node(client):
-    return FIRST_NODE + NAMES.index(client)
+    return FIRST_NODE + int(client.removeprefix("client-"))
 
 
 def profile(runtime, client):
@@ -125,7 +125,7 @@ def test_nodes_are_there_from_the_start(grid):
 
 
 def test_every_reply_says_which_message_it_answers(grid, runtime):
-    messages = [profile(runtime, "cleo"), train(runtime, "ann"), evaluation(runtime, "ben")]
+    messages = [profile(runtime, NAMES[2]), train(runtime, NAMES[0]), evaluation(runtime, NAMES[1])]
     ids = list(grid.push_messages(messages))
     assert len(set(ids)) == 3
     found = pull_all(grid, ids)
@@ -135,7 +135,7 @@ def test_every_reply_says_which_message_it_answers(grid, runtime):
         assert reply.metadata.src_node_id == asked.metadata.dst_node_id
         assert reply.metadata.message_type == asked.metadata.message_type
         assert not reply.has_error()
-    assert content(found[ids[0]]).client == "cleo"
+    assert content(found[ids[0]]).client == NAMES[2]
     assert isinstance(content(found[ids[1]]), EncodedUpdate)
     assert isinstance(content(found[ids[2]]), Evaluation)
 
@@ -172,10 +172,10 @@ def test_a_failure_to_profile_is_a_failure_by_name(inprocess, runtime, monkeypat
         raise DataError(f"client {name}", expected="rows", got="none")
 
     monkeypatch.setattr(ClientRuntime, "profile", refuse)
-    (message_id,) = inprocess.push_messages([profile(runtime, "ann")])
+    (message_id,) = inprocess.push_messages([profile(runtime, NAMES[0])])
     (reply,) = inprocess.pull_messages([message_id])
     found = content(reply)
-    assert (found.client, found.reason) == ("ann", "client ann: expected rows, got none")
+    assert (found.client, found.reason) == (NAMES[0], f"client {NAMES[0]}: expected rows, got none")
 
 
 def test_send_and_receive_waits_for_all(grid, runtime):
@@ -203,6 +203,37 @@ def test_workers_reply_what_this_process_replies(inprocess, runtime, pool):
             found = pull_all(grid, ids)
             replies.append([timeless(content(found[i])) for i in ids])
         assert replies[0] == replies[1]
+
+
+class Names(tuple):
+    """Counts who walks through all of them."""
+
+    walks = 0
+
+    def __contains__(self, name):
+        Names.walks += 1
+        return super().__contains__(name)
+
+    def __iter__(self):
+        Names.walks += 1
+        return super().__iter__()
+
+
+def test_work_for_a_few_looks_at_no_other_client(tmp_path, monkeypatch):
+    """With ten asked of 30,000, walks through all names took more than half of the time."""
+    loaded = load_federation(bare_federation(tmp_path, size=10, data={"clients": 300}))
+    runtime = ClientRuntime.open(loaded)
+    names = runtime.data.clients
+    grid = InProcessGrid(names, runtime, MemoryStore())
+    runtime.data.clients = Names(names)
+    monkeypatch.setattr(Names, "walks", 0)
+    asked = [f"client-{k:04}" for k in (299, 17, 150)]
+    work = (profile, train, evaluation)
+    replies = list(grid.send_and_receive([make(runtime, name) for name in asked for make in work]))
+    assert sorted(content(reply).client for reply in replies) == sorted(asked * len(work))
+    assert Names.walks == 0
+    assert asked[0] in runtime.data.clients  # it counts
+    assert Names.walks == 1
 
 
 def test_what_is_cancelled_is_not_done(inprocess, runtime, monkeypatch):
@@ -237,15 +268,15 @@ def test_a_store_outlives_its_grid(runtime, tmp_path):
     replies = []
     for _ in range(2):  # as after a restart: the same task, the same bytes
         grid = InProcessGrid(NAMES, runtime, DirectoryStore(tmp_path, durable=False))
-        (reply,) = grid.send_and_receive([train(runtime, "ann")])
+        (reply,) = grid.send_and_receive([train(runtime, NAMES[0])])
         replies.append(unpack(reply.content, "reply"))
     assert replies[0] == replies[1]
 
 
 def test_bytes_that_are_no_request_are_an_error_not_a_crash(grid, runtime):
-    broken = Message(pack(envelope=b"\xff" * 9, state=b""), node("ann"), MessageType.TRAIN)
+    broken = Message(pack(envelope=b"\xff" * 9, state=b""), node(NAMES[0]), MessageType.TRAIN)
     replies = {
-        r.metadata.reply_to_message_id: r for r in grid.send_and_receive([broken, profile(runtime, "ben")])
+        r.metadata.reply_to_message_id: r for r in grid.send_and_receive([broken, profile(runtime, NAMES[1])])
     }
     assert sorted(r.has_error() for r in replies.values()) == [False, True]
 

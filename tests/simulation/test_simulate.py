@@ -10,7 +10,6 @@ import sys
 import time
 
 import pytest
-import tomli_w
 import torch
 
 from headwater.config import load_federation
@@ -21,13 +20,30 @@ from headwater.simulation.simulate import simulate
 from headwater.text import human_bytes
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.context import TrainingContext
-from tests.client.agent.devices import vector_federation
-from tests.support.runs import OWNERS, resume, run, tiny_federation
+from tests.support.runs import OWNERS, bare_federation, resume, run, tiny_federation
 
 
-@pytest.fixture
-def file(tmp_path):
-    return tiny_federation(tmp_path / "fed")
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tiny_federation(tmp_path_factory.mktemp("fed"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(file, tmp_path_factory):
+    """The folder of a run of ``file`` to its end; its summary is in it."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "a"
+    run(file, folder)
+    return folder
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def require_same(folder, undisturbed):
+    """Every round's state and the adapter are the same bits."""
+    assert [r["state_sha256"] for r in rounds(folder)] == [r["state_sha256"] for r in rounds(undisturbed)]
+    assert summary_of(folder)["adapter_sha256"] == summary_of(undisturbed)["adapter_sha256"]
 
 
 def rounds(folder):
@@ -79,8 +95,8 @@ def test_bytes_are_those_of_the_messages(file, tmp_path, monkeypatch):
     assert summary["bytes"]["down"] == seen["down"]
 
 
-def test_same_file_and_seed_same_adapter(file, tmp_path):
-    first, _ = run(file, tmp_path / "a")
+def test_same_file_and_seed_same_adapter(file, tmp_path, undisturbed):
+    first = summary_of(undisturbed)
     second, _ = run(file, tmp_path / "b")
     other, _ = run(file, tmp_path / "c", "federation.seed=6")
     assert first["adapter_sha256"] == second["adapter_sha256"] != other["adapter_sha256"]
@@ -92,12 +108,7 @@ def any_file(request, tmp_path):
     """A federation of a bare vector, whose processes start in a few seconds, or of a real model."""
     if request.param == "model":
         return tiny_federation(tmp_path / "fed")
-    content = vector_federation(codec={"up": {"kind": "compeft", "density": 0.2}})
-    (tmp_path / "fed").mkdir()
-    (tmp_path / "fed" / "federation.toml").write_text(
-        tomli_w.dumps(content.model_dump(mode="json", exclude_none=True))
-    )
-    return tmp_path / "fed" / "federation.toml"
+    return bare_federation(tmp_path / "fed")
 
 
 def test_ray_gives_the_same_adapter(any_file, tmp_path):
@@ -120,8 +131,7 @@ def test_ray_gives_the_same_adapter(any_file, tmp_path):
     }
 
 
-def test_stop_after_a_round_then_resume(file, tmp_path):
-    whole, _ = run(file, tmp_path / "a")
+def test_stop_after_a_round_then_resume(file, tmp_path, undisturbed):
     asked = []
     stopped, _ = run(file, tmp_path / "b", should_stop=lambda: bool(asked) or asked.append(1))
     assert stopped["stopped"] == "stopped"
@@ -129,18 +139,23 @@ def test_stop_after_a_round_then_resume(file, tmp_path):
     assert (tmp_path / "b" / "adapter" / "adapter_config.json").exists()
     finished, _ = resume(tmp_path / "b")
     assert finished["stopped"] == "rounds"
-    assert finished["adapter_sha256"] == whole["adapter_sha256"]
-    assert [r["state_sha256"] for r in rounds(tmp_path / "a")] == [
-        r["state_sha256"] for r in rounds(tmp_path / "b")
-    ]
+    require_same(tmp_path / "b", undisturbed)
+
+
+RARELY = ("federation.rounds=6", "evaluation.every=3", "evaluation.patience=2")
+
+
+@pytest.fixture(scope="module")
+def rarely_evaluated(file, tmp_path_factory):
+    return run(file, tmp_path_factory.mktemp("rarely") / "a", *RARELY)[0]
 
 
 @pytest.mark.parametrize("rounds_before_stop", [1, 2, 3])
-def test_a_stop_between_evaluations_changes_neither_best_nor_patience(file, tmp_path, rounds_before_stop):
-    sets = ["federation.rounds=6", "evaluation.every=3", "evaluation.patience=2"]
-    whole, _ = run(file, tmp_path / "a", *sets)
+def test_a_stop_between_evaluations_changes_neither_best_nor_patience(
+    file, tmp_path, rarely_evaluated, rounds_before_stop
+):
     done = []
-    loaded = load_federation(file, sets)
+    loaded = load_federation(file, RARELY)
     folder = RunFolder.create(tmp_path / "b", loaded, {"engine": "inprocess"})
     simulate(
         loaded,
@@ -149,8 +164,8 @@ def test_a_stop_between_evaluations_changes_neither_best_nor_patience(file, tmp_
         should_stop=lambda: len(done) > rounds_before_stop,
     )
     finished, _ = resume(tmp_path / "b")
-    assert finished["adapter_sha256"] == whole["adapter_sha256"]
-    assert finished["metric"] == whole["metric"]
+    assert finished["adapter_sha256"] == rarely_evaluated["adapter_sha256"]
+    assert finished["metric"] == rarely_evaluated["metric"]
 
 
 class Crash(BaseException):
@@ -158,8 +173,7 @@ class Crash(BaseException):
 
 
 @pytest.mark.parametrize("moment", range(1, 9))
-def test_crash_at_any_reply_then_resume(file, tmp_path, moment):
-    whole, _ = run(file, tmp_path / "a")
+def test_crash_at_any_reply_then_resume(file, tmp_path, undisturbed, moment):
     seen = []
 
     def crash(event):
@@ -172,11 +186,8 @@ def test_crash_at_any_reply_then_resume(file, tmp_path, moment):
     folder = RunFolder.create(tmp_path / "b", loaded, {"engine": "inprocess"})
     with pytest.raises(Crash):
         simulate(loaded, folder, observer=crash)
-    finished, _ = resume(tmp_path / "b")
-    assert finished["adapter_sha256"] == whole["adapter_sha256"]
-    assert [r["state_sha256"] for r in rounds(tmp_path / "a")] == [
-        r["state_sha256"] for r in rounds(tmp_path / "b")
-    ]
+    resume(tmp_path / "b")
+    require_same(tmp_path / "b", undisturbed)
 
 
 def test_kill_9_in_the_middle_of_a_round_then_resume(file, tmp_path):
@@ -223,7 +234,7 @@ def test_a_diverged_client_is_named_and_left_out(file, tmp_path, monkeypatch):
     assert len({r["state_sha256"] for r in records}) == 4  # every round moved the adapter
 
 
-def test_all_clients_failing_stops_with_the_state_kept(file, tmp_path, monkeypatch):
+def test_all_clients_failing_stops_with_the_state_kept(file, tmp_path, monkeypatch, undisturbed):
     original = BackpropTrainer.train
     calls = []
 
@@ -240,15 +251,13 @@ def test_all_clients_failing_stops_with_the_state_kept(file, tmp_path, monkeypat
     with pytest.raises(FederationStopped, match=r"round 2.*resume"):
         run(file, tmp_path / "run")
     monkeypatch.setattr(BackpropTrainer, "train", original)
-    finished, _ = resume(tmp_path / "run")
-    whole, _ = run(file, tmp_path / "whole")
-    assert finished["adapter_sha256"] == whole["adapter_sha256"]
+    resume(tmp_path / "run")
+    require_same(tmp_path / "run", undisturbed)
 
 
-def test_disk_full_keeps_the_old_checkpoint(file, tmp_path, monkeypatch):
+def test_disk_full_keeps_the_old_checkpoint(file, tmp_path, monkeypatch, undisturbed):
     from headwater.server.storage import checkpoint
 
-    whole, _ = run(file, tmp_path / "a")
     original = checkpoint.write_atomically
 
     def full(path, data, **options):
@@ -264,8 +273,8 @@ def test_disk_full_keeps_the_old_checkpoint(file, tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="No space left"):
         run(file, tmp_path / "b")
     monkeypatch.setattr(checkpoint, "write_atomically", original)
-    finished, _ = resume(tmp_path / "b")
-    assert finished["adapter_sha256"] == whole["adapter_sha256"]
+    resume(tmp_path / "b")
+    require_same(tmp_path / "b", undisturbed)
 
 
 @pytest.mark.parametrize(

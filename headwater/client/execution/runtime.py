@@ -108,7 +108,7 @@ class ClientRuntime:
                 got=request.spec[:12],
                 hint="Server and client must use the same model and [adapter] table.",
             )
-        if request.client not in self.data.clients:
+        if not self.data.has(request.client):
             raise DecodeError(
                 f"client {request.client}", expected="a client with data here", got="an unknown name"
             )

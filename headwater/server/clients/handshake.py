@@ -55,6 +55,7 @@ def collect_profiles(
     nodes: dict[str, int] = {}
     lost: dict[str, str] = {}
     nameless: dict[str, str] = {}
+    known = frozenset(owners)
     ends_s = control.ends_s()
     if owners:
         control.observer(Waiting(0, len(ids), tuple(owners)))
@@ -69,7 +70,7 @@ def collect_profiles(
                 profiles[profile.client], nodes[profile.client] = profile, int(incoming.address)
             except HeadwaterError as error:
                 name, reason = _failed_as(incoming)
-                if name in owners:
+                if name in known:
                     lost[name] = reason or str(error)
                 else:
                     nameless[f"node {incoming.address}"] = str(error)
@@ -83,7 +84,7 @@ def collect_profiles(
     if not waited and len(profiles) < min_clients:
         raise _stopped_before(f"{len(profiles)} of {len(ids)} clients had answered")
     for name in (
-        sorted(set(owners) - profiles.keys() - lost.keys()) if waited else ()
+        sorted(known - profiles.keys() - lost.keys()) if waited else ()
     ):  # whoever is left is one of these
         no_answer = f"client {name}: expected a profile, got no answer"
         lost[name] = "; ".join(dict.fromkeys(nameless.values())) or no_answer
