@@ -22,6 +22,8 @@ from headwater.state import StateSpec, TensorSpec
 
 Draw = Callable[[str], np.random.Generator]
 """Random numbers of one client and tensor, by the tensor's name."""
+Term = tuple[int, slice, Floats]
+"""The number of a sum, which of its values, and what is added to them."""
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
@@ -62,8 +64,8 @@ class RuleSums(ABC, Generic[AnyRule]):
         """Which ones there are, of values of at most ``bound``."""
 
     @abstractmethod
-    def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> tuple[Floats, ...]:
-        """What a client of weight 1 adds.
+    def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> Iterator[Term]:
+        """What a client of weight 1 adds, a tensor at a time.
 
         Args:
             spec: of the update.
@@ -121,6 +123,10 @@ def by_tensor(spec: StateSpec, make: Callable[[slice], tuple[Floats, ...]]) -> t
     return tuple(np.concatenate(of_one) for of_one in zip(*pieces, strict=True))
 
 
+def _at(part: slice, terms: tuple[Floats, ...]) -> Iterator[Term]:
+    return ((number, part, term) for number, term in enumerate(terms))
+
+
 def of_matrices(
     spec: StateSpec, mean: Floats, merge: Callable[[TensorSpec, slice, tuple[int, ...]], Floats]
 ) -> Floats:
@@ -152,21 +158,17 @@ class ValueSums(RuleSums[ValueRule]):
     def sound(self, spec: StateSpec, sums: tuple[Floats, ...], clients: int, bound: float) -> bool:  # noqa: D102 - inherited
         return self.rule.sound(sums, clients, bound * self.rule.gain)
 
-    def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> tuple[Floats, ...]:  # noqa: D102 - inherited
-        values = self._pruned(spec, values, draw)
-        return by_tensor(spec, lambda part: self.rule.terms(values[part], 1.0))
-
-    def result(self, spec: StateSpec, sums: tuple[Floats, ...], clients: int) -> Floats:  # noqa: D102 - inherited
-        (merged,) = by_tensor(spec, lambda part: (self.rule.result(tuple(s[part] for s in sums)),))
-        return merged
-
-    def _pruned(self, spec: StateSpec, values: Floats, draw: Draw) -> Floats:
+    def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> Iterator[Term]:  # noqa: D102 - inherited
         if (kept := self.rule.kept) is not None:
             Cut.of(values, kept).apply(values)
         for tensor, part in parts(spec):
             change = values[part].reshape(tensor.shape)
-            values[part] = self.rule.prune(change, partial(draw, tensor.name)).reshape(-1)
-        return values
+            pruned = self.rule.prune(change, partial(draw, tensor.name)).reshape(-1)
+            yield from _at(part, self.rule.terms(pruned, 1.0))
+
+    def result(self, spec: StateSpec, sums: tuple[Floats, ...], clients: int) -> Floats:  # noqa: D102 - inherited
+        (merged,) = by_tensor(spec, lambda part: (self.rule.result(tuple(s[part] for s in sums)),))
+        return merged
 
 
 class TwoPassSums(ValueSums):
@@ -185,8 +187,8 @@ class TwoPassSums(ValueSums):
 
     def second_terms(
         self, spec: StateSpec, first: tuple[Floats, ...], values: Floats, weight: float, clients: int
-    ) -> tuple[Floats, ...]:
-        """What a client adds in the second pass.
+    ) -> Iterator[Term]:
+        """What a client adds in the second pass, a tensor at a time.
 
         Args:
             spec: of the update.
@@ -195,12 +197,9 @@ class TwoPassSums(ValueSums):
             weight: of the client; all of them sum to one.
             clients: that are in.
         """
-
-        def terms(part: slice) -> tuple[Floats, ...]:
+        for _, part in parts(spec):
             known = tuple(f[part] for f in first)
-            return self.rule.second_terms(known, values[part], weight, clients)
-
-        return by_tensor(spec, terms)
+            yield from _at(part, self.rule.second_terms(known, values[part], weight, clients))
 
 
 class MatrixOfSum(RuleSums[MatrixRule]):
@@ -209,8 +208,9 @@ class MatrixOfSum(RuleSums[MatrixRule]):
     def sums(self, spec: StateSpec, bound: float) -> tuple[Sum, ...]:  # noqa: D102 - inherited
         return (Sum(spec.numel, bound, weighted=True),)
 
-    def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> tuple[Floats, ...]:  # noqa: D102 - inherited
-        return (values,)
+    def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> Iterator[Term]:  # noqa: D102 - inherited
+        for _, part in parts(spec):
+            yield 0, part, values[part]
 
     def result(self, spec: StateSpec, sums: tuple[Floats, ...], clients: int) -> Floats:  # noqa: D102 - inherited
         mean = sums[0]
@@ -240,15 +240,14 @@ class ModelStockSums(RuleSums[ModelStock]):
         lengths = np.array([float(np.linalg.norm(units[part])) for _, part in parts(spec)])
         return bool((lengths <= moved * (1 + SLACK) + SLACK).all())
 
-    def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> tuple[Floats, ...]:  # noqa: D102 - inherited
-        units, moved = np.zeros_like(values), np.zeros(len(spec))
+    def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> Iterator[Term]:  # noqa: D102 - inherited
         for i, (_, part) in enumerate(parts(spec)):
+            yield 0, part, values[part]
             largest = float(np.abs(values[part]).max(initial=0.0))
             if largest:
                 scaled = values[part] / largest  # squares of denormals are zero
-                units[part] = scaled / float(np.sqrt(np.square(scaled).sum()))
-                moved[i] = 1.0
-        return values, units, moved
+                yield 1, part, scaled / float(np.sqrt(np.square(scaled).sum()))
+                yield 2, slice(i, i + 1), np.ones(1)
 
     def result(self, spec: StateSpec, sums: tuple[Floats, ...], clients: int) -> Floats:  # noqa: D102 - inherited
         mean, units, moved = sums

@@ -10,7 +10,8 @@ whoever folds gives it every update again (:meth:`~headwater.merging.aggregator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -20,14 +21,16 @@ from torch import Tensor
 
 from headwater.errors import DecodeError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.fixed_point import most_units, require_bounded, require_range
+from headwater.merging.fixed_point import require_bounded, require_range
 from headwater.merging.offline.rule import Floats
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
-from headwater.merging.rule_sums import RuleSums, Sum, TwoPassSums
+from headwater.merging.rule_sums import RuleSums, Sum, Term, TwoPassSums
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
 
+_ROUNDING = 1 + 1e-12
+"""A term, which is computed in float64, may be so much above the bound that its formula has."""
 _FINE = 0.5
 """What the rounding to an integer leaves, at most."""
 
@@ -78,8 +81,12 @@ class SummedAggregator(Aggregator[RuleAccumulator]):
         if acc.first or acc.sums.keys() != self.init(plan).sums.keys():
             raise DecodeError("accumulator, sums", expected="those of the first pass", got="others")
         for number, kind in enumerate(kinds):
-            most = most_units(kind.bound, plan.scale_bits(kind.bound)) * self._times(kind, weight, clients)
+            times = self._times(kind, weight, clients)
+            most = math.ceil(kind.bound * _ROUNDING * 2.0 ** plan.scale_bits(kind.bound)) * times
             require_range(acc.sums[f"{number}"], f"sum {number}", low=-most if kind.signed else 0, high=most)
+            if kind.fine:
+                most = round(_FINE * 2.0 ** plan.scale_bits(_FINE)) * times
+                require_range(acc.sums[f"{number} rest"], f"rest of sum {number}", low=-most, high=most)
         if clients and not self.sums.sound(plan.spec, self._floats(acc), clients, plan.value_bound):
             raise DecodeError("accumulator, sums", expected="sums that fit each other", got="others")
 
@@ -90,8 +97,16 @@ class SummedAggregator(Aggregator[RuleAccumulator]):
         vector = acc.participants.values_of(update).vector()
         require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
         terms = self._terms(acc, update, vector.numpy().astype(np.float64), weight)
-        for number, (kind, term) in enumerate(zip(self._kinds_of(acc), terms, strict=True)):
-            self._add(acc, number, kind, term, weight if kind.weighted else 1)
+        kinds, most = self._kinds_of(acc), self._most_weight(acc)
+        units = [plan.scale_bits(kind.bound, most) for kind in kinds]
+        rest = plan.scale_bits(_FINE, most)
+        for number, part, term in terms:
+            kind, times = kinds[number], weight if kinds[number].weighted else 1
+            scaled = term * 2.0 ** units[number]
+            whole = np.rint(scaled)
+            self._join(acc.sums[f"{number}"], part, whole, times)
+            if kind.fine:
+                self._join(acc.sums[f"{number} rest"], part, np.rint((scaled - whole) * 2.0**rest), times)
         acc.participants.enter(update.client)
         return acc
 
@@ -130,21 +145,13 @@ class SummedAggregator(Aggregator[RuleAccumulator]):
         """How often the largest term can be in a sum over so many clients."""
         return weight if kind.weighted else clients
 
-    def _terms(self, acc: RuleAccumulator, update: Update, values: Floats, weight: int) -> tuple[Floats, ...]:
+    def _terms(self, acc: RuleAccumulator, update: Update, values: Floats, weight: int) -> Iterator[Term]:
         key = self.key.child("draw", update.round, update.client)
         return self.sums.terms(acc.participants.plan.spec, values, lambda name: key.child(name).numpy())
 
-    def _add(self, acc: RuleAccumulator, number: int, kind: Sum, term: Floats, weight: int) -> None:
-        plan = acc.participants.plan
-        most = self._most_weight(acc)
-        scaled = term * 2.0 ** plan.scale_bits(kind.bound, most)
-        whole = np.rint(scaled)
-        words = {f"{number}": whole}
-        if kind.fine:
-            words[f"{number} rest"] = np.rint((scaled - whole) * 2.0 ** plan.scale_bits(_FINE, most))
-        for name, word in words.items():
-            total = acc.sums[name].numpy()
-            self.sums.join(total, word.astype(np.int64) * weight, out=total)
+    def _join(self, total: Tensor, part: slice, units: Floats, times: int) -> None:
+        some = total.numpy()[part]
+        self.sums.join(some, units.astype(np.int64) * times, out=some)
 
     def _floats(self, acc: RuleAccumulator) -> tuple[Floats, ...]:
         """The sums, with weights that sum to one where they are weighted."""
@@ -227,7 +234,7 @@ class TwoPassAggregator(SummedAggregator):
         plan = acc.participants.plan
         return len(plan.weights) if acc.first else plan.total_weight
 
-    def _terms(self, acc: RuleAccumulator, update: Update, values: Floats, weight: int) -> tuple[Floats, ...]:
+    def _terms(self, acc: RuleAccumulator, update: Update, values: Floats, weight: int) -> Iterator[Term]:
         if not acc.first:
             return super()._terms(acc, update, values, weight)
         plan = acc.participants.plan
