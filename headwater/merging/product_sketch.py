@@ -7,6 +7,7 @@ of a product of rank r, which is never multiplied out. The first columns and row
 global factors, the others random signs: most of what a round's mean has lies in the former, so a truncated
 W is about 1 % worse than the best of its rank where signs alone are 40 % (docs/log.md). Some columns take no
 part in that and tell how far off the result is. Where the sums would be larger than W, W itself is summed.
+A client that knows the probes and hides a change from Ψ makes the result wrong by no more than that change.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ Floats = npt.NDArray[np.float64]
 
 CHECKS = 8
 """Columns that measure the error: its square has a relative standard deviation of at most √(2/8)."""
+_SINGULAR = 1e-12
+"""Singular values of Ψ·Q below this part of the largest are 0."""
 _NONE = 1e-9
 """Singular values of the global factors below this part of the largest are no directions."""
 
@@ -77,8 +80,9 @@ class Probes:
         if self.left is None or left is None:
             return np.eye(right.shape[0]), right
         q, _ = np.linalg.qr(right[:, :-CHECKS])
-        x, *_ = np.linalg.lstsq(self.left[expert].numpy() @ q, left, rcond=None)
-        return q, x
+        u, s, vt = np.linalg.svd(self.left[expert].numpy() @ q, full_matrices=False)
+        inverse = np.where(s > _SINGULAR * s[0], 1 / np.maximum(s, _SINGULAR * s[0]), 0.0)
+        return q, vt.T @ (inverse[:, None] * (u.T @ left))
 
     def lengths(self, right: Floats, up: Floats, down: Floats, expert: int) -> tuple[float, float]:
         """‖W − up·down‖² and ‖W‖² in Frobenius norm; by the checks where W itself was not summed."""

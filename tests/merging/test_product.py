@@ -239,3 +239,20 @@ def test_a_change_that_would_not_fit_the_sums_is_refused_and_leaves_no_trace() -
         rule.add(acc, update_of(spec, "b", np.full(spec.numel, 60.0)))
     assert acc.participants.clients == {"a"}
     assert torch.equal(acc.products["q.lora_B"].right, before)
+
+
+def test_a_change_hidden_from_the_probes_makes_no_more_wrong_than_itself() -> None:
+    spec = lora_spec(192, 160, 4, scaling=S)
+    plan = MergePlan(spec, {f"c{i}": 1 for i in range(16)}, 128.0)
+    base, updates = start(spec), cohort(spec, plan, size=0.05)
+    left = ProductAggregator(base, key=KEY)._probes["q.lora_B"].left
+    assert left is not None
+    unseen = np.linalg.svd(left[0].numpy())[2][-1]  # no row of Ψ meets it
+    hostile = updates[0].delta["q.lora_B"].clone()
+    hostile[:, 0] += 150 * torch.from_numpy(unseen).float()
+    sent = replace(updates[0], delta=AdapterState(spec, {**updates[0].delta, "q.lora_B": hostile}))
+    ideal = np.mean([product(base + u.delta) for u in (sent, *updates[1:])], axis=0)
+    hidden = np.linalg.norm(unseen @ ideal)
+    assert hidden > 2 * np.linalg.norm(product(base))
+    found = product(base + merged(base, plan, [sent, *updates[1:]]).delta)
+    assert np.linalg.norm(found - ideal) < hidden
