@@ -97,12 +97,12 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("`strategy.norm_bound`", "methods that send scalars"),
     (
         "`strategy.control_variates`",
-        "another optimizer than `sgd`; `proximal_mu`; a `final_learning_rate_fraction` of 0; `[methods]`; "
-        "schedule `buffered`; codec `compeft`; a space other than `factors` and `ffa`",
+        "an optimizer other than `sgd`; `proximal_mu`; `final_learning_rate_fraction = 0`; `[methods]`; "
+        "schedule `buffered`; codec `compeft`; spaces but `factors`, `ffa`",
     ),
     (
         "`server_optimizer` `adam`, `yogi`, `adagrad`",
-        "`server_momentum`; a `server_learning_rate` of 1 or more; scalars from every method",
+        "`server_momentum`; `server_learning_rate` from 1 on; scalars alone",
     ),
     (
         "`cohort.min_clients`",
@@ -351,7 +351,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     t.BackpropTraining: {
         "head_learning_rate": "of the head; `learning_rate` if absent",
-        "weight_decay": "AdamW's",
+        "weight_decay": "the optimizer's",
         "max_grad_norm": "gradients are scaled down to this L2 norm; a huge one switches it off",
         "gradient_checkpointing": "less memory, more time, the same bits",
     },
@@ -368,9 +368,9 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "server_momentum": "β of `momentum`, in m ← β·m + Δ",
         "server_beta1": "β₁ of the others",
         "server_beta2": "β₂ of `adam` and `yogi`",
-        "server_tau": "τ of the others: below the usual change of a value in a round",
+        "server_tau": "τ of the others",
         "control_variates": '[SCAFFOLD](aggregation.md#control-variates), with `optimizer = "sgd"`',
-        "norm_bound": "the server shortens a longer update to this L2 norm, and counts it",
+        "norm_bound": "longer updates are shortened to this L2 norm",
     },
     TiesStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     FisherStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},

@@ -2,7 +2,7 @@
 
 Yadav, Choshen, Raffel, Bansal 2023, *ComPEFT* (arXiv 2311.13171): keep the top k of |τ|, send only
 signs and one scale. Ours differs in four points, each measured or argued in ``docs/reference/codecs.md``:
-density and scale are per tensor (A and B of LoRA differ by orders of magnitude), the default scale is
+density and scale are per tensor (heads move several times as far as A and B of LoRA), the default scale is
 the mean kept magnitude (least squares; STC's choice, arXiv 1903.02891), the coder is ANS instead of
 Golomb, and the scale is fp32 (fp16 underflows on LoRA deltas).
 """

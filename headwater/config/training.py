@@ -87,8 +87,7 @@ class BackpropTraining(MinibatchTraining):
     gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "adamw8bit", "sgd"] = Field(
         default="adamw",
-        description="adamw8bit keeps its moments in 8 bits and needs bitsandbytes; sgd has none, and wants "
-        "rates some hundred times larger",
+        description="adamw8bit needs bitsandbytes; sgd wants far larger rates",
     )
 
     def rate_of(self, role: str) -> float:
