@@ -1,4 +1,4 @@
-"""saved_parameters(): which parameter of a network PEFT saves under which name."""
+"""The tensors of a network by the names of an adapter's file: :func:`saved_parameters`, :func:`unscale`."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ def saved_parameters(network: Network) -> dict[str, str]:
         elif (name := by_address.get(parameter.data_ptr())) is not None:
             found[name] = raw
     return found
+
+
+def unscale(network: Network) -> None:
+    """Let every LoRA layer add B·A and not s·B·A, for values that are put in with s in B."""
+    for layer in network.peft.modules():
+        scaling = getattr(layer, "scaling", None)
+        if isinstance(scaling, dict):
+            for adapter in scaling:
+                scaling[adapter] = 1.0

@@ -18,12 +18,12 @@ from torch.func import functional_call
 
 from headwater.adapters.model import Output, output_of
 from headwater.adapters.predict import Predictor
-from headwater.adapters.saved_names import saved_parameters
+from headwater.adapters.saved_names import saved_parameters, unscale
 from headwater.config.origin import base_of_run
 from headwater.errors import ModelError
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.low_rank import Basis
-from headwater.merging.offline.peft_folder import LORA_BIAS, PeftFolder
+from headwater.merging.offline.peft_folder import PeftFolder
 from headwater.merging.offline.rule import Floats
 from headwater.tasks.batches import Batch, Example
 from headwater.tasks.table import AnyTask
@@ -70,6 +70,7 @@ class RowsNetwork:
         _require_plain_lora(folder)
         predictor = Predictor.open(folder.path, base=base or base_of_run(folder.path))
         reading_of(predictor)
+        unscale(predictor.network)  # no bit of a merge depends on whose network it is
         found = RowsNetwork(adapters, predictor, folder)
         found._require_named()
         return found
@@ -109,7 +110,7 @@ class RowsNetwork:
         part = self.folder.modules[module]
         return {
             self.names[part.a]: a.reshape(a.shape[0], *part.shape_a[1:]),
-            self.names[part.b]: (b / part.scaling).reshape(part.rows, b.shape[1], *part.shape_b[2:]),
+            self.names[part.b]: b.reshape(part.rows, b.shape[1], *part.shape_b[2:]),
         }
 
     def change(self, module: str, basis: Basis, core: Tensor) -> Values:
@@ -123,9 +124,7 @@ class RowsNetwork:
         return self.lora(module, torch.eye(len(core), device=core.device), core)
 
     def plain(self, name: str, value: Tensor) -> Values:
-        """One other tensor, as :meth:`Adapters.value` has it."""
-        if name.endswith(LORA_BIAS):
-            value = value / self.folder.modules[name.removesuffix(LORA_BIAS)].scaling
+        """One other tensor, as :meth:`Adapters.value` has it, with s in the bias of a LoRA factor."""
         return {self.names[name]: value}
 
     def own(self, index: int) -> Values:

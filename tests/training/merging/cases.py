@@ -19,9 +19,10 @@ from tests.laws.offline_rule_laws import Floats
 from tests.support import federations
 
 
-def adapters(folder: Path, count: int = 2, *, base: str = "bert", **table: Any) -> list[Path]:
+def adapters(
+    folder: Path, count: int = 2, *, base: str = "bert", kind: str = "sequence-classification", **table: Any
+) -> list[Path]:
     """Adapters a0, a1, … of a random base, far enough from it to change its answers."""
-    kind = "causal-lm" if base == "llama" else "sequence-classification"
     found = []
     for index in range(count):
         rank = {"rank": 2 + index % 2, "alpha": 4.0} | table

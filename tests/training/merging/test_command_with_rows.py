@@ -63,6 +63,18 @@ def test_each_adapter_has_its_own_rows_in_the_order_in_which_they_are_named(plac
     assert one != file("three", ("a2", "a0"), ("rows.jsonl", "other.jsonl"))
 
 
+@pytest.mark.parametrize(("rule", "settings"), [("fisher", {}), ("lorahub", {"evaluations": 2})])
+def test_the_order_of_adapters_of_several_ranks_changes_no_bit(place, tmp_path, rule, settings):
+    written = []
+    for out, names in (("one", ("a0", "a1")), ("two", ("a1", "a0"))):
+        headwater.merge(
+            [place / name for name in names], tmp_path / out, rule=rule, base=place / "bert",
+            data=[place / "rows.jsonl"], **settings,
+        )  # fmt: skip
+        written.append((tmp_path / out / "adapter_model.safetensors").read_bytes())
+    assert written[0] == written[1]
+
+
 def refused(place, tmp_path, kind, *said, rule="fw", data=("rows.jsonl",), names=("a0", "a1"), **more):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(kind) as caught:
@@ -97,7 +109,7 @@ def test_bad_rows_are_named_by_file_and_row(place, tmp_path):
 
 
 def test_entropy_is_for_classifiers(tmp_path):
-    folders = cases.adapters(tmp_path, 2, base="llama")
+    folders = cases.adapters(tmp_path, 2, base="llama", kind="causal-lm")
     with pytest.raises(ModelError, match="expected adapters of a classifier"):
         headwater.merge(
             folders, tmp_path / "out", rule="adamerging", base=tmp_path / "llama",

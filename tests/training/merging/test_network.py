@@ -51,12 +51,20 @@ def test_a_sum_in_the_network_answers_as_its_folder_does(place, pair, rows, tmp_
     )
 
 
-def test_a_causal_model_reads_rows_as_its_training_did(tmp_path):
-    folders = cases.adapters(tmp_path, 2, base="llama")
-    network = cases.network(folders, tmp_path / "llama")
-    ((*examples,),) = rows_of_files(network.predictor, [cases.rows(tmp_path / "r.jsonl")], labelled=True)
+@pytest.mark.parametrize(
+    ("kind", "base", "table"),
+    [
+        ("causal-lm", "llama", {"rslora": True}),
+        ("causal-lm", "gpt2", {}),  # weights stored [in, out]
+        ("encoder", "bert", {}),  # a head of Headwater's own
+        ("sequence-classification", "bert", {"dora": True}),
+    ],
+)
+def test_so_does_an_adapter_of_any_kind_that_has_lora(tmp_path, kind, base, table):
+    network = cases.network(cases.adapters(tmp_path, 2, base=base, kind=kind, **table), tmp_path / base)
+    (examples,) = rows_of_files(network.predictor, [cases.rows(tmp_path / "r.jsonl")], labelled=True)
     for index, folder in enumerate(network.adapters.folders):
-        expected = loaded(folder.path, tmp_path / "llama", examples[:2], network.pad)
+        expected = loaded(folder.path, tmp_path / base, examples[:2], network.pad)
         torch.testing.assert_close(
             logits(network, network.own(index), examples[:2]), expected, atol=1e-5, rtol=1e-5
         )
