@@ -27,6 +27,7 @@ from headwater.merging.offline.low_rank import Truncation
 from headwater.merging.offline.merge import Recipe
 from headwater.merging.offline.rule import SPACES, DataRule, LinearRule, Rule
 from headwater.merging.offline.rules.named import named_rule
+from headwater.merging.offline.rules.regmean import blocks_of
 from headwater.merging.offline.rules.table import RULES
 from headwater.text import json_safe
 from headwater.training.merging.call import measure_by
@@ -205,7 +206,7 @@ def _cost(recipe: Recipe, adapters: Adapters) -> list[str]:
     rule = recipe.rule
     if not isinstance(rule, DataRule):
         return []
-    forward, backward = rule.passes_per_row(len(adapters))
+    forward, backward = rule.passes_per_row(len(blocks_of(adapters.modules)))
     ranks = [sum(f.modules[m].rank for f in adapters.folders) for m in adapters.modules]
     columns = [adapters.first.modules[m].columns for m in adapters.modules]
     size = 8 * rule.kept_values(columns, ranks, recipe.chosen)

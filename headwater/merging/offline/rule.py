@@ -250,8 +250,12 @@ class DataRule(Rule):
     memory: ClassVar[str] = "the base model and all adapters"
 
     @abstractmethod
-    def passes_per_row(self, adapters: int) -> tuple[int, int]:
-        """How often the model reads a row, and how often gradients are asked of it, at most."""
+    def passes_per_row(self, blocks: int) -> tuple[int, int]:
+        """How often the model reads a row, and how often gradients are asked of it, at most.
+
+        Args:
+            blocks: numbered layers with LoRA, one after the other.
+        """
 
     def kept_values(self, columns: Sequence[int], ranks: Sequence[int], space: Space) -> int:
         """Numbers of 8 bytes that are kept beside the model and the adapters.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,12 +16,14 @@ from headwater.merging.offline.low_rank import Basis
 from headwater.merging.offline.measured import Measured
 from headwater.merging.offline.peft_folder import MAGNITUDES
 from headwater.merging.offline.rule import Floats
-from headwater.merging.offline.rules.regmean import RegMean
+from headwater.merging.offline.rules.regmean import RegMean, RegMeanPlusPlus, blocks_of
 from headwater.seeds.keys import Key
 from headwater.tasks.batches import Example, batches
 from headwater.training.merging.fisher import drawn_rows
 from headwater.training.merging.network import RowsNetwork, Values
 from headwater.training.score import reading_of
+
+Progress = Callable[[str], None]
 
 
 def measure_regmean(
@@ -54,29 +58,71 @@ def measure_regmean(
         )
     layers = _linear_layers(network)
     bases = {module: Basis.of_changes(adapters, module, columns=not whole) for module in layers}
-    products: dict[str, Floats] = {}
-    grams: dict[str, Floats] = {}
-    looked_at = []
-    for index, folder in enumerate(adapters.folders):
-        progress(f"inputs of {index + 1} of {len(adapters)} adapters")
-        chosen = drawn_rows(
-            rows[index], rule.examples, Key.root(seed).child("merge", "regmean", folder.digest)
-        )
-        looked_at.append(len(chosen))
-        found = input_grams(network, network.own(index), chosen, layers, bases)
-        for module, raw in found.items():
-            if not np.isfinite(raw).all():
-                raise ModelError(f"{folder.path}, module {module}", expected="finite inputs", got="others")
-            gram = network.shares[index] * rule.shrunk(raw)
-            core = bases[module].core(*folder.factors(module))
-            products[module] = products.get(module, 0.0) + core @ gram
-            grams[module] = grams.get(module, 0.0) + gram
+    chosen = [
+        drawn_rows(rows[i], rule.examples, Key.root(seed).child("merge", "regmean", folder.digest))
+        for i, folder in enumerate(adapters.folders)
+    ]
+    stepwise = isinstance(rule, RegMeanPlusPlus)
+    blocks = blocks_of(layers) if stepwise else [list(layers)]
+    changes: dict[str, tuple[Basis, Floats]] = {}
+    below: Values = {}
+    equations = _Equations(network, rule, chosen, bases)
+    for number, block in enumerate(blocks):
+        part = f"layer {number + 1} of {len(blocks)}, " if stepwise else ""
+        watched = {module: layers[module] for module in block}
+        merged = equations.solved(watched, below, partial(_tell, progress, part))
+        for module, core in merged.items():
+            changes[module] = (bases[module], core)
+            below |= network.change(module, bases[module], network.tensor(core))
+        below |= network.averaged(_beside(block, adapters.plain))
     missing = sorted(set(adapters.modules) - layers.keys())
     return Measured(
-        changes={m: (bases[m], rule.solve(products[m], grams[m])) for m in layers},
-        facts={"rows": looked_at},
+        changes=changes,
+        facts={"rows": [len(part) for part in chosen]},
         notes=(f"averaged, since they are no linear layers: {', '.join(missing)}",) if missing else (),
     )
+
+
+def _tell(progress: Progress, part: str, text: str) -> None:
+    progress(part + text)
+
+
+@dataclass(frozen=True)
+class _Equations:
+    """The normal equations of some layers, from the rows of all adapters."""
+
+    network: RowsNetwork
+    rule: RegMean
+    rows: Sequence[Sequence[Example]]
+    bases: Mapping[str, Basis]
+
+    def solved(self, layers: Mapping[str, nn.Module], below: Values, tell: Progress) -> dict[str, Floats]:
+        """The merged cores of ``layers``; ``below`` is put in place of what the adapters have there."""
+        adapters, found = self.network.adapters, {}
+        products: dict[str, Floats] = {}
+        grams: dict[str, Floats] = {}
+        for index, folder in enumerate(adapters.folders):
+            tell(f"inputs of {index + 1} of {len(adapters)} adapters")
+            values = self.network.own(index) | below
+            found = input_grams(self.network, values, self.rows[index], layers, self.bases)
+            for module, raw in found.items():
+                if not np.isfinite(raw).all():
+                    raise ModelError(
+                        f"{folder.path}, module {module}", expected="finite inputs", got="others"
+                    )
+                gram = self.network.shares[index] * self.rule.shrunk(raw)
+                core = self.bases[module].core(*folder.factors(module))
+                products[module] = products.get(module, 0.0) + core @ gram
+                grams[module] = grams.get(module, 0.0) + gram
+        return {module: self.rule.solve(products[module], grams[module]) for module in found}
+
+
+def _beside(block: Sequence[str], plain: Sequence[str]) -> list[str]:
+    """Other tensors of the same numbered layer."""
+    for names in blocks_of([*block, *plain]):
+        if block[0] in names:
+            return [name for name in names if name in plain]
+    return []
 
 
 def input_grams(

@@ -18,6 +18,7 @@ from tests.training.merging import cases
 SMALL = {
     "fisher": ("--examples", "4"),
     "regmean": (),
+    "regmean_pp": (),
     "lorahub": ("--evaluations", "2"),
     "fw": ("--iterations", "1"),
     "adamerging": ("--steps", "1"),
@@ -35,6 +36,17 @@ def command(place, rule, out, *more, names=("a0", "a1"), data="rows.jsonl"):
 
 def test_every_rule_that_looks_at_rows_has_its_case():
     assert set(SMALL) == {name for name, rule in RULES.items() if issubclass(rule, DataRule)}
+
+
+@pytest.mark.parametrize("rule", SMALL)
+def test_a_rule_says_what_it_is(rule):
+    kind = RULES[rule]
+    assert kind.line
+    assert kind.source
+    assert kind().passes_per_row(3) >= (1, 0)
+    for name, field in kind.model_fields.items():
+        assert field.description, name
+        assert field.metadata, f"{name} has no bounds"
 
 
 @pytest.mark.parametrize("rule", SMALL)

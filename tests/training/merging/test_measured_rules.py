@@ -10,7 +10,7 @@ from headwater.adapters.predict import Predictor
 from headwater.errors import ModelError
 from headwater.merging.offline.low_rank import Basis
 from headwater.merging.offline.rules.fisher import Fisher
-from headwater.merging.offline.rules.regmean import RegMean
+from headwater.merging.offline.rules.regmean import RegMean, RegMeanPlusPlus, blocks_of
 from headwater.seeds.keys import Key
 from headwater.tasks.batches import collate
 from headwater.training.fisher import fisher_by_loop
@@ -134,10 +134,53 @@ def test_of_adapters_that_share_a_the_small_form_is_the_formula_in_their_rank(pl
         np.testing.assert_allclose(got[module], top @ np.linalg.inv(bottom) @ a, rtol=0, atol=1e-4)
 
 
+def test_the_second_layer_of_regmean_pp_is_given_what_the_merged_first_one_makes(place, pair, rows):
+    """The first layer is RegMean's; the second's Grams are those behind the merged first one."""
+    rule = RegMeanPlusPlus(off_diagonal=0.7)
+    got = cases.changes(pair, rule, regmean(pair, rows, rule=rule))
+    plain = cases.changes(pair, rule, regmean(pair, rows, rule=RegMean(off_diagonal=0.7)))
+    first, second = blocks_of(pair.adapters.modules)
+    for module in first:
+        np.testing.assert_allclose(got[module], plain[module], rtol=0, atol=1e-6)
+    module = second[0]
+    top = bottom = 0.0
+    for index in range(2):
+        mixed = pair.own(index)
+        for below in first:
+            u, s, vt = np.linalg.svd(got[below])
+            mixed |= pair.lora(below, pair.tensor(u * s), pair.tensor(vt))
+        seen = []
+        layer = pair.predictor.network.peft.get_submodule(module)
+        handle = layer.register_forward_pre_hook(
+            lambda _, given, kept=seen: kept.append(given[0][0].double())
+        )
+        for example in rows[index]:
+            with torch.no_grad():
+                pair.forward(mixed, collate([example], pair.pad))
+        handle.remove()
+        x = torch.cat(seen).numpy()
+        h = x.T @ x / len(x)
+        h = 0.7 * h + 0.3 * np.diag(np.diag(h)) + 1e-6 * np.diag(h).mean() * np.eye(len(h))
+        top, bottom = top + cases.own(pair, index)[module] @ h, bottom + h
+    np.testing.assert_allclose(got[module], top @ np.linalg.inv(bottom), rtol=0, atol=1e-4)
+    assert np.abs(got[module] - plain[module]).max() > 1e-2
+
+
+def test_layers_are_told_by_the_first_number_in_a_name():
+    names = ["m.layers.10.q", "m.layers.2.k", "head.weight", "m.layers.2.experts.0.v"]
+    assert blocks_of(names) == [
+        ["m.layers.2.k", "m.layers.2.experts.0.v"],
+        ["m.layers.10.q"],
+        ["head.weight"],
+    ]
+
+
 def test_identical_adapters_come_back(twins, rows):
     expected = cases.own(twins, 0)
     require_close(cases.changes(twins, Fisher(), fisher(twins, rows)), expected, 1e-5)
     require_close(cases.changes(twins, RegMean(), regmean(twins, rows)), expected, 1e-5)
+    stepwise = regmean(twins, rows, rule=RegMeanPlusPlus())
+    require_close(cases.changes(twins, RegMeanPlusPlus(), stepwise), expected, 1e-5)
     small = regmean(twins, rows, whole=False)
     require_close(cases.changes(twins, RegMean(), small, space="core"), expected, 1e-5)
 

@@ -29,7 +29,7 @@ class Fisher(DataRule):
     spaces: ClassVar[tuple[Space, ...]] = ("core",)
     examples: int = Field(default=256, ge=1, description="rows of each file that are looked at, the most")
 
-    def passes_per_row(self, adapters: int) -> tuple[int, int]:  # noqa: D102 - inherited
+    def passes_per_row(self, blocks: int) -> tuple[int, int]:  # noqa: D102 - inherited
         return 1, 1
 
     def kept_values(self, columns: Sequence[int], ranks: Sequence[int], space: Space) -> int:  # noqa: D102 - inherited

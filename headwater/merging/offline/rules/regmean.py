@@ -1,8 +1,9 @@
-"""RegMean: the weights whose outputs lie closest to those of each adapter on that adapter's own inputs."""
+"""RegMean and RegMean++: the weights whose outputs lie closest to each adapter's own, on its own rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ class RegMean(DataRule):
     examples: int = Field(default=1000, ge=1, description="rows of each file that are looked at, the most")
     off_diagonal: float = Field(default=0.9, ge=0, le=1, description="a: what Grams keep off their diagonal")
 
-    def passes_per_row(self, adapters: int) -> tuple[int, int]:  # noqa: D102 - inherited
+    def passes_per_row(self, blocks: int) -> tuple[int, int]:  # noqa: D102 - inherited
         return 1, 0
 
     def kept_values(self, columns: Sequence[int], ranks: Sequence[int], space: Space) -> int:  # noqa: D102 - inherited
@@ -51,3 +52,27 @@ class RegMean(DataRule):
     def solve(products: Floats, grams: Floats) -> Floats:
         """Σ p_i·τ_i·G̃_i [rows, d] times the inverse of Σ p_i·G̃_i [d, d]."""
         return np.asarray(np.linalg.solve(grams, products.T).T, np.float64)  # a Gram is its own transpose
+
+
+class RegMeanPlusPlus(RegMean):
+    """:class:`RegMean`, layer by layer: a layer's inputs come out of the layers below, already merged.
+
+    Within a layer each adapter's own weights make the inputs of what follows. Each numbered layer takes a
+    pass over all rows.
+    """
+
+    name: ClassVar[str] = "regmean_pp"
+    line: ClassVar[str] = "regmean, in which what a layer is given comes out of the merged layers below it"
+    source: ClassVar[str] = "Nguyen et al. 2025, arXiv 2508.03121; as FusionBench's regmean_plusplus"
+
+    def passes_per_row(self, blocks: int) -> tuple[int, int]:  # noqa: D102 - inherited
+        return blocks, 0
+
+
+def blocks_of(names: Iterable[str]) -> list[list[str]]:
+    """Names of modules or tensors by their first number, which counts layers; those without come last."""
+    found: dict[float, list[str]] = {}
+    for name in names:
+        number = re.search(r"\.(\d+)\.", name)
+        found.setdefault(float(number[1]) if number else float("inf"), []).append(name)
+    return [found[number] for number in sorted(found)]

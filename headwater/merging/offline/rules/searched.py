@@ -26,7 +26,7 @@ class LoraHub(DataRule):
     bound: float = Field(default=1.5, gt=0, description="b: the largest size of a coefficient")
     penalty: float = Field(default=0.05, ge=0, description="λ: what the mean size of a coefficient costs")
 
-    def passes_per_row(self, adapters: int) -> tuple[int, int]:  # noqa: D102 - inherited
+    def passes_per_row(self, blocks: int) -> tuple[int, int]:  # noqa: D102 - inherited
         return self.evaluations + 2, 0
 
 
@@ -48,7 +48,7 @@ class AdaMerging(DataRule):
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="of Adam")
     batch_size: int = Field(default=16, ge=1, le=4096, description="rows of a step")
 
-    def passes_per_row(self, adapters: int) -> tuple[int, int]:  # noqa: D102 - inherited
+    def passes_per_row(self, blocks: int) -> tuple[int, int]:  # noqa: D102 - inherited
         return self.steps + 2, self.steps
 
 
@@ -67,7 +67,7 @@ class FrankWolfe(DataRule):
     files: ClassVar[Literal["heap"]] = "heap"
     iterations: int = Field(default=10, ge=1, le=10000, description="steps t = 0, 1, …")
 
-    def passes_per_row(self, adapters: int) -> tuple[int, int]:  # noqa: D102 - inherited
+    def passes_per_row(self, blocks: int) -> tuple[int, int]:  # noqa: D102 - inherited
         return self.iterations + 1, self.iterations
 
 
@@ -96,5 +96,5 @@ class Evolve(DataRule):
     generations: int = Field(default=10, ge=1, le=10000, description="after the first")
     bound: float = Field(default=1.0, gt=0, description="b: the largest coefficient")
 
-    def passes_per_row(self, adapters: int) -> tuple[int, int]:  # noqa: D102 - inherited
+    def passes_per_row(self, blocks: int) -> tuple[int, int]:  # noqa: D102 - inherited
         return self.population * (self.generations + 1), 0

@@ -20,7 +20,7 @@ from headwater.merging.offline.rules.median import Median, TrimmedMean
 from headwater.merging.offline.rules.model_stock import ModelStock
 from headwater.merging.offline.rules.opcm import Opcm
 from headwater.merging.offline.rules.pcb import Pcb
-from headwater.merging.offline.rules.regmean import RegMean
+from headwater.merging.offline.rules.regmean import RegMean, RegMeanPlusPlus
 from headwater.merging.offline.rules.sce import Sce
 from headwater.merging.offline.rules.searched import AdaMerging, Evolve, FrankWolfe, LoraHub
 from headwater.merging.offline.rules.sphere import Karcher, Slerp
@@ -31,6 +31,6 @@ _CLASSES: tuple[type[Rule], ...] = (
     *(Mean, TaskArithmetic, ModelStock, Slerp, Karcher, Krum, MultiKrum, GeometricMedian),
     *(Ties, Knots, MagnitudePrune, DareLinear, DareTies, Della, DellaLinear, Breadcrumbs, BreadcrumbsTies),
     *(MagMax, Sce, Consensus, Pcb, Median, TrimmedMean, TsvM, IsoC, IsoCts, Lore, Opcm),
-    *(Fisher, RegMean, LoraHub, FrankWolfe, AdaMerging, Evolve),
+    *(Fisher, RegMean, RegMeanPlusPlus, LoraHub, FrankWolfe, AdaMerging, Evolve),
 )
 RULES: Mapping[str, type[Rule]] = {rule.name: rule for rule in _CLASSES}
