@@ -129,7 +129,8 @@ class _Candidates:
 
             def read(i: int, stack: Floats = stack) -> Floats:
                 flat = stack[i].reshape(-1).copy()
-                return Cut.of(flat, density).apply(flat)
+                Cut.of(flat, density).apply(flat)
+                return flat
 
             found[module] = factor * fold(rule, read, weights).reshape(stack.shape[1:])
         return found
