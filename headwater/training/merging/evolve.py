@@ -128,7 +128,7 @@ class _Candidates:
         for module, stack in self._stacks.items():
 
             def read(i: int, stack: Floats = stack) -> Floats:
-                flat = stack[i].reshape(-1).copy()
+                flat: Floats = stack[i].reshape(-1).copy()
                 Cut.of(flat, density).apply(flat)
                 return flat
 
