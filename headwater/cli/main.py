@@ -25,6 +25,9 @@ VERBS = {
     ),
     "server": Verb("a federation's server: set it up, run, watch and steer it", "headwater.cli.server.verbs"),
     "client": Verb("a data owner's agent: enrol this device, run it", "headwater.cli.client.verbs"),
+    "aggregate": Verb(
+        "an edge aggregator: sum for some clients between them and the server", "headwater.cli.aggregate"
+    ),
     "config": Verb("check a federation file", "headwater.cli.config"),
     "data": Verb("check data: what would be trained, and what is wrong with it", "headwater.cli.data"),
     "predict": Verb("answer for texts with a trained adapter", "headwater.cli.predict"),

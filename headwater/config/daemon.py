@@ -112,6 +112,9 @@ class DaemonSettings(Settings):
     limits: Limits = Limits()
     retention: Retention = Retention()
     plugins: AllowedPlugins = AllowedPlugins()
+    edges: dict[str, Annotated[int, Field(ge=1, le=10_000)]] = Field(
+        default={}, description="enrolled names that are edge aggregators: clients each may speak for"
+    )
 
 
 def load_daemon(path: Path) -> DaemonSettings:
@@ -168,4 +171,8 @@ def daemon_toml(settings: DaemonSettings) -> str:
         for key, field in type(section).model_fields.items():
             value = json.dumps(section.model_dump(mode="json")[key])
             lines.append(f"{key} = {value}  # {field.description}")
+    if settings.edges:
+        about = DaemonSettings.model_fields["edges"].description
+        rows = [f"{json.dumps(name)} = {most}" for name, most in sorted(settings.edges.items())]
+        lines += ["", f"[edges]  # {about}", *rows]
     return "\n".join(lines) + "\n"

@@ -74,15 +74,15 @@ def decode_request(envelope: bytes, body: bytes) -> Request:
         DecodeError: too large, not a request, or a field out of range.
     """
     message = pb.Request()
-    _parse(message, envelope, MAX_ENVELOPE, "request")
+    parse(message, envelope, MAX_ENVELOPE, "request")
     kind = message.WhichOneof("body")
     if kind == "profile":
         p = message.profile
         return ProfileRequest(
-            run=_name(p.run, "request.run"),
+            run=check_name(p.run, "request.run"),
             federation=p.federation,
             model_sha256=_hex(p.model_sha256, "request.model_sha256") if p.model_sha256 else "",
-            version=_name(p.version, "request.version") if p.version else "",
+            version=check_name(p.version, "request.version") if p.version else "",
         )
     if kind == "train":
         t = message.train
@@ -108,12 +108,12 @@ def _task(request: TrainRequest | EvaluateRequest) -> dict[str, Any]:
 def _checked_task(message: pb.TrainRequest | pb.EvaluateRequest, body: bytes) -> dict[str, Any]:
     """The inverse of :func:`_task`."""
     return {
-        "run": _name(message.run, "request.run"),
+        "run": check_name(message.run, "request.run"),
         "round": message.round,
-        "client": _name(message.client, "request.client"),
+        "client": check_name(message.client, "request.client"),
         "spec": _hex(message.spec, "request.spec"),
         "state_sha256": _digest(message.state_sha256, "request.state_sha256"),
-        "state": Payload(_name(message.state_codec, "request.state_codec"), body),
+        "state": Payload(check_name(message.state_codec, "request.state_codec"), body),
     }
 
 
@@ -190,55 +190,55 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
         DecodeError: too large, not a reply, or a field out of range.
     """
     message = pb.Reply()
-    _parse(message, data, MAX_ENVELOPE + max_bytes, "reply")
+    parse(message, data, MAX_ENVELOPE + max_bytes, "reply")
     kind = message.WhichOneof("body")
     if kind == "profile":
         p = message.profile
         return ClientProfile(
-            client=_name(p.client, "profile.client"),
+            client=check_name(p.client, "profile.client"),
             train_examples=_count(p.train_examples, "profile.train_examples"),
             validation_examples=_count(p.validation_examples, "profile.validation_examples"),
             model_sha256=_hex(p.model_sha256, "profile.model_sha256"),
             spec=_hex(p.spec, "profile.spec"),
             run=_run(p.run, "profile.run"),
-            version=_name(p.version, "profile.version") if p.version else "",
+            version=check_name(p.version, "profile.version") if p.version else "",
             device=device_from_json(p.device),
         )
     if kind == "update":
         u = message.update
-        statistics = {_name(s.name, "update.statistics"): s.payload for s in u.statistics}
+        statistics = {check_name(s.name, "update.statistics"): s.payload for s in u.statistics}
         if len(statistics) != len(u.statistics) or len(statistics) > MAX_STATISTICS:
             raise DecodeError(
                 "update.statistics", expected=f"at most {MAX_STATISTICS} of distinct names", got="others"
             )
         return EncodedUpdate(
-            run=_name(u.run, "update.run"),
+            run=check_name(u.run, "update.run"),
             round=u.round,
-            client=_name(u.client, "update.client"),
+            client=check_name(u.client, "update.client"),
             spec=_hex(u.spec, "update.spec"),
             base_sha256=_digest(u.base_sha256, "update.base_sha256"),
-            delta=Payload(_name(u.delta.codec, "update.delta.codec"), u.delta.body),
+            delta=Payload(check_name(u.delta.codec, "update.delta.codec"), u.delta.body),
             statistics={
-                name: Payload(_name(p.codec, "update.statistics.codec"), p.body)
+                name: Payload(check_name(p.codec, "update.statistics.codec"), p.body)
                 for name, p in statistics.items()
             },
             examples=_count(u.examples, "update.examples"),
             steps=_count(u.steps, "update.steps"),
-            metrics=_metrics_from_pb(u.metrics),
+            metrics=check_metrics(u.metrics),
         )
     if kind == "evaluation":
         e = message.evaluation
         return Evaluation(
-            client=_name(e.client, "evaluation.client"),
+            client=check_name(e.client, "evaluation.client"),
             round=e.round,
             examples=_count(e.examples, "evaluation.examples"),
-            metrics=_metrics_from_pb(e.metrics),
+            metrics=check_metrics(e.metrics),
             run=_run(e.run, "evaluation.run"),
         )
     if kind == "failure":
         f = message.failure
         return ClientFailure(
-            _name(f.client, "failure.client"),
+            check_name(f.client, "failure.client"),
             f.round,
             _printable(f.reason[:MAX_REASON]),
             _run(f.run, "failure.run"),
@@ -259,7 +259,7 @@ def decode_signed(data: bytes, *, max_bytes: int) -> tuple[bytes, bytes]:
         DecodeError: too large, not a signed reply, or a signature of another length.
     """
     message = pb.SignedReply()
-    _parse(message, data, MAX_ENVELOPE + max_bytes + 128, "signed reply")
+    parse(message, data, MAX_ENVELOPE + max_bytes + 128, "signed reply")
     if len(message.signature) != 64:
         raise DecodeError("signed reply", expected="a signature of 64 bytes", got=f"{len(message.signature)}")
     return message.reply, message.signature
@@ -268,7 +268,8 @@ def decode_signed(data: bytes, *, max_bytes: int) -> tuple[bytes, bytes]:
 # --- fields ---------------------------------------------------------------------------------------
 
 
-def _parse(message: Message, data: bytes, limit: int, who: str) -> None:
+def parse(message: Message, data: bytes, limit: int, who: str) -> None:
+    """Read ``data`` into ``message``; ``DecodeError`` if it is longer than ``limit`` or no such protobuf."""
     if len(data) > limit:
         raise DecodeError(who, expected=f"at most {limit} bytes", got=f"{len(data)}")
     try:
@@ -281,14 +282,15 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in text)
 
 
-def _name(text: str, who: str) -> str:
+def check_name(text: str, who: str) -> str:
+    """``text``, if it may name something; else ``DecodeError``."""
     if not 0 < len(text) <= MAX_NAME or not text.isprintable():
         raise DecodeError(who, expected=f"1 to {MAX_NAME} printable characters", got=f"{text[:80]!r}")
     return text
 
 
 def _run(text: str, who: str) -> str:
-    return _name(text, who) if text else ""
+    return check_name(text, who) if text else ""
 
 
 def _hex(text: str, who: str) -> str:
@@ -313,9 +315,10 @@ def _metrics_to_pb(metrics: Mapping[str, float]) -> list[pb.Metric]:
     return [pb.Metric(name=name, value=value) for name, value in sorted(metrics.items())]
 
 
-def _metrics_from_pb(metrics: Iterable[pb.Metric]) -> dict[str, float]:
+def check_metrics(metrics: Iterable[pb.Metric]) -> dict[str, float]:
+    """Finite numbers by name, not too many; else ``DecodeError``."""
     items = list(metrics)
-    result = {_name(m.name, "metric name"): m.value for m in items}
+    result = {check_name(m.name, "metric name"): m.value for m in items}
     if len(items) > MAX_METRICS or len(result) != len(items):
         raise DecodeError("metrics", expected=f"at most {MAX_METRICS} of distinct names", got=f"{len(items)}")
     for name, value in result.items():

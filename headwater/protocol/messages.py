@@ -116,7 +116,10 @@ class DeviceProfile:
 
 @dataclass(frozen=True, slots=True)
 class ClientProfile:
-    """A client's answer before the first round: sizes only, never content."""
+    """A client's answer before the first round: sizes only, never content.
+
+    ``edge`` is the server's note behind which edge aggregator the client is; it does not travel.
+    """
 
     client: str
     train_examples: int
@@ -126,6 +129,7 @@ class ClientProfile:
     run: str = ""
     version: str = ""
     device: DeviceProfile | None = None
+    edge: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +220,48 @@ class ClientFailure:
     def coded(client: str, round: int, failure: Failure, run: str = "") -> ClientFailure:
         """The failure as a device sends it: its reason is made of code and numbers alone."""
         return ClientFailure(client, round, failure.sentence(), run, failure)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRequest:
+    """Asks an edge aggregator to ask clients behind it.
+
+    Args:
+        client: enrolled name of the edge aggregator.
+        run: id of the run.
+        round: 1, 2, ….
+        envelopes: one encoded request each; they start from the one state that travels beside them.
+        merge_plan: the clients' part of the round's merge plan, as JSON; empty if nothing is to be summed.
+    """
+
+    client: str
+    run: str
+    round: int
+    envelopes: tuple[bytes, ...]
+    merge_plan: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReply:
+    """What an edge aggregator answers for the clients behind it.
+
+    Args:
+        client: enrolled name of the edge aggregator.
+        run: id of the run.
+        round: that it was asked about.
+        replies: encoded replies: profiles, evaluations, failures.
+        rows: by client in the sum, numbers for the round's record.
+        sum: the updates of those clients, added up: HWAC1; empty without any.
+        gap: their gap sketch, likewise.
+    """
+
+    client: str
+    run: str
+    round: int
+    replies: tuple[bytes, ...]
+    rows: Mapping[str, Mapping[str, float]]
+    sum: bytes = b""
+    gap: bytes = b""
 
 
 def reported(failure: ClientFailure, who: str, *, expected: str, remote: bool = False) -> UpdateRejected:

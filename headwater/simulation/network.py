@@ -209,8 +209,12 @@ class LocalNetwork:
         agent = self.agents[name] = _agent(home)
         return agent
 
-    def add_owners(self, loaded: LoadedFederation) -> None:
+    def add_owners(self, loaded: LoadedFederation, only: Sequence[str] | None = None) -> None:
         """One device for each of the federation's clients, with that client's rows and nobody else's.
+
+        Args:
+            loaded: the federation.
+            only: those of its clients; all if None.
 
         Raises:
             DataError: a client's name that no device can be enrolled under.
@@ -221,6 +225,8 @@ class LocalNetwork:
         settings = loaded.settings
         memory = simulated_memory_mb(settings.assignment, list(data), settings.federation.seed)
         for name, path in data.items():
+            if only is not None and name not in only:
+                continue
             self.add_device(name, path, models, simulated_memory_mb=memory.get(name))
 
     # --- the organiser ----------------------------------------------------------------------------

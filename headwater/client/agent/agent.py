@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from headwater import __version__
 from headwater.client.agent.connection_keeper import ConnectionKeeper, Heartbeats, for_a_person
+from headwater.client.agent.data_stamp import RowsRead
 from headwater.client.agent.owner_log import OwnerLog, StatusFile
 from headwater.client.agent.preflight import missing_paths, read_authority
 from headwater.client.agent.task_clock import AgentStopping
@@ -63,6 +64,36 @@ class Connection(Heartbeats, Protocol):
         """Answer it; safe to call again."""
 
 
+class Handler(Protocol):
+    """What an agent needs of whoever answers: :class:`TaskHandler`, or an edge aggregator's."""
+
+    @property
+    def metered(self) -> bool:
+        """Whether to ask the server less often."""
+
+    @property
+    def rows(self) -> RowsRead | None:
+        """The owner's rows that are in memory."""
+
+    def answer(self, parts: Mapping[str, bytes]) -> bytes:
+        """The signed reply to one delivery."""
+
+    def instead_of(self, signed: bytes, status: int, reason: str) -> bytes | None:
+        """What to say in place of a reply that the server refuses."""
+
+    def count(self, size: int) -> None:
+        """Count the bytes of a message."""
+
+    def paused(self) -> str | None:
+        """Why nothing should be fetched now, if so."""
+
+    def rest(self) -> None:
+        """Give memory back, where nothing is to be done for long."""
+
+    def recheck(self, doing: Callable[[str], None] = ...) -> None:
+        """Check what may have changed."""
+
+
 class Agent:
     """Fetches, answers and delivers until stopped.
 
@@ -78,7 +109,7 @@ class Agent:
     def __init__(
         self,
         connection: Connection,
-        handler: TaskHandler,
+        handler: Handler,
         say: Callable[[str], None],
         stop: threading.Event,
         status: StatusFile,
@@ -90,7 +121,7 @@ class Agent:
         self._connection, self._handler, self._say = connection, handler, say
         self._stop, self._status, self._draw = stop, status, draw
         self._undelivered: tuple[Delivery, bytes] | None = None
-        self._longest_s = METERED_S if handler.policy.settings.metered else IDLE_S
+        self._longest_s = METERED_S if handler.metered else IDLE_S
         self._idle_s = BUSY_S
         self._paused = ""
 
@@ -246,7 +277,7 @@ def run_agent(settings: AgentSettings) -> int:
     with only_agent(state):
         sweep(state)
         log = OwnerLog(state / "agent.log")
-        stop = _stop_on_signal()
+        stop = stop_on_signal()
         options = WorkerOptions(
             name=file.name,
             data=str(settings.data),
@@ -321,7 +352,8 @@ def sweep(state: Path) -> None:
             path.unlink()
 
 
-def _stop_on_signal() -> threading.Event:
+def stop_on_signal() -> threading.Event:
+    """An event that SIGTERM and Ctrl-C set."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -163,6 +163,11 @@ class TaskHandler:
         self._add(bytes=size)
 
     @property
+    def metered(self) -> bool:
+        """Whether the owner pays for the connection."""
+        return self.policy.settings.metered
+
+    @property
     def rows(self) -> RowsRead | None:
         """The owner's rows that the worker has in memory."""
         return self._worker.rows

@@ -151,27 +151,71 @@ class Failure(_message.Message):
     numbers: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, client: _Optional[str] = ..., round: _Optional[int] = ..., reason: _Optional[str] = ..., run: _Optional[str] = ..., code: _Optional[int] = ..., numbers: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class MemberRow(_message.Message):
+    __slots__ = ("client", "numbers")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    numbers: _containers.RepeatedCompositeFieldContainer[Metric]
+    def __init__(self, client: _Optional[str] = ..., numbers: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
+
+class GroupReply(_message.Message):
+    __slots__ = ("client", "run", "round", "replies", "sum", "gap", "rows")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    REPLIES_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    GAP_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    run: str
+    round: int
+    replies: _containers.RepeatedScalarFieldContainer[bytes]
+    sum: bytes
+    gap: bytes
+    rows: _containers.RepeatedCompositeFieldContainer[MemberRow]
+    def __init__(self, client: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., replies: _Optional[_Iterable[bytes]] = ..., sum: _Optional[bytes] = ..., gap: _Optional[bytes] = ..., rows: _Optional[_Iterable[_Union[MemberRow, _Mapping]]] = ...) -> None: ...
+
 class Reply(_message.Message):
-    __slots__ = ("profile", "update", "evaluation", "failure")
+    __slots__ = ("profile", "update", "evaluation", "failure", "group")
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     profile: ClientProfile
     update: Update
     evaluation: Evaluation
     failure: Failure
-    def __init__(self, profile: _Optional[_Union[ClientProfile, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    group: GroupReply
+    def __init__(self, profile: _Optional[_Union[ClientProfile, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., group: _Optional[_Union[GroupReply, _Mapping]] = ...) -> None: ...
+
+class GroupRequest(_message.Message):
+    __slots__ = ("client", "run", "round", "envelopes", "merge_plan")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ENVELOPES_FIELD_NUMBER: _ClassVar[int]
+    MERGE_PLAN_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    run: str
+    round: int
+    envelopes: _containers.RepeatedScalarFieldContainer[bytes]
+    merge_plan: str
+    def __init__(self, client: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., envelopes: _Optional[_Iterable[bytes]] = ..., merge_plan: _Optional[str] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("profile", "train", "evaluate")
+    __slots__ = ("profile", "train", "evaluate", "group")
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     profile: ProfileRequest
     train: TrainRequest
     evaluate: EvaluateRequest
-    def __init__(self, profile: _Optional[_Union[ProfileRequest, _Mapping]] = ..., train: _Optional[_Union[TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ...) -> None: ...
+    group: GroupRequest
+    def __init__(self, profile: _Optional[_Union[ProfileRequest, _Mapping]] = ..., train: _Optional[_Union[TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., group: _Optional[_Union[GroupRequest, _Mapping]] = ...) -> None: ...
 
 class SignedReply(_message.Message):
     __slots__ = ("reply", "signature")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from flwr.app import Array, Message, MessageType
@@ -12,8 +12,17 @@ from flwr.serverapp import Grid
 from headwater.errors import DecodeError, HeadwaterError
 from headwater.flower import as_array, count_bytes, pack, unpack
 from headwater.flower.faults import end_of_run
-from headwater.proto.wire import encode_request
-from headwater.protocol.messages import EvaluateRequest, ProfileRequest, Request, TrainRequest
+from headwater.proto.group_wire import decode_group_reply, encode_group_request
+from headwater.proto.wire import decode_reply, encode_request
+from headwater.protocol.messages import (
+    ClientFailure,
+    EvaluateRequest,
+    GroupReply,
+    GroupRequest,
+    ProfileRequest,
+    Request,
+    TrainRequest,
+)
 from headwater.server.events import ClientAsked, Observer
 
 PULL_AT_ONCE = 16
@@ -35,6 +44,9 @@ class ReceivedReply:
 
     ``data`` is the reply; ``raw`` is what arrived, for who wants to open it again. ``remote``: it came over a
     network, so that of a failure only the code is believed, and no text.
+
+    With ``rows`` it is a sum: of these clients, by the edge aggregator ``address``, which was asked for
+    ``asked``; ``data`` is HWAC1 and ``gap`` its sketch.
     """
 
     address: str
@@ -45,6 +57,22 @@ class ReceivedReply:
     bytes_up: int
     raw: bytes = b""
     remote: bool = False
+    rows: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+    gap: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message that is out: to whom, and for which clients behind it."""
+
+    address: str
+    kind: type[Request]
+    round: int
+    members: frozenset[str] = frozenset()
+
+    def concerns(self, client: str) -> bool:
+        return client == self.address or client in self.members
 
 
 @runtime_checkable
@@ -68,6 +96,7 @@ class Exchange:
         nodes: Flower's node id by address (a client's name).
         open_reply: from an address and what arrived there to the reply; raises ``HeadwaterError``.
         tell: is told what is asked of whom.
+        edge_of: the edge aggregator that a client is behind; empty for one that is reached directly.
     """
 
     def __init__(
@@ -76,44 +105,73 @@ class Exchange:
         nodes: Mapping[str, int],
         open_reply: Callable[[str, bytes], bytes] = unsigned,
         tell: Observer = lambda event: None,
+        edge_of: Callable[[str], str] = lambda client: "",
     ) -> None:
         self._grid, self._nodes, self._open, self._tell = grid, nodes, open_reply, tell
-        self._outstanding: dict[str, tuple[str, type[Request], int]] = {}
+        self._edge_of = edge_of
+        self._outstanding: dict[str, _Sent] = {}
         self._unsent: list[ReceivedReply] = []
         self._pulled: dict[str, Message] = {}  # taken from the grid, not handed on yet
 
-    def send(self, requests: Iterable[tuple[str, Request]], round: int) -> dict[str, int]:
-        """Push requests; return the bytes that went to each address."""
-        rows, messages, sizes = [], [], {}
+    def send(
+        self,
+        requests: Iterable[tuple[str, Request]],
+        round: int,
+        merge_plan: Callable[[Sequence[str]], str] = lambda clients: "",
+    ) -> dict[str, int]:
+        """Push requests; return the bytes that go to each client's device.
+
+        Those for clients behind one edge aggregator travel as one message, which it opens for them.
+
+        Args:
+            requests: by address.
+            round: their number here.
+            merge_plan: what an edge aggregator is told that adds up updates of these clients.
+        """
+        rows, messages, sizes = list[_Sent](), list[Message](), dict[str, int]()
         states: dict[bytes, Array] = {}  # mostly one for all
+        groups: dict[tuple[str, type[Request], str, bytes], dict[str, bytes]] = {}
         for address, request in requests:
             envelope, state = encode_request(request)
             if state not in states:
                 states[state] = as_array(state)
             content = pack(envelope=envelope, state=states[state])
-            sizes[address] = count_bytes(content)
-            kind = _TYPES[type(request)]
-            node = self._nodes.get(address)
+            sizes[address], kind = count_bytes(content), type(request)
+            edge = self._edge_of(address)
+            node = self._nodes.get(edge or address)
             if node is None:
-                self._unsent.append(ReceivedReply(address, type(request), round, b"", "it has no node", 0))
+                why = f"its edge aggregator {edge} has no node" if edge else "it has no node"
+                self._unsent.append(ReceivedReply(address, kind, round, b"", why, 0))
                 continue
-            rows.append((address, request))
-            messages.append(Message(content, node, kind, group_id=str(round)))
-            self._tell(ClientAsked(round, address, _KINDS[type(request)], sizes[address]))
+            self._tell(ClientAsked(round, address, _KINDS[kind], sizes[address]))
+            if edge:
+                groups.setdefault((edge, kind, request.run, state), {})[address] = envelope
+                continue
+            rows.append(_Sent(address, kind, round))
+            messages.append(Message(content, node, _TYPES[kind], group_id=str(round)))
+        for (edge, kind, run, state), members in groups.items():
+            told = merge_plan(tuple(members)) if kind is TrainRequest else ""
+            group = GroupRequest(edge, run, round, tuple(members.values()), told)
+            content = pack(envelope=encode_group_request(group), state=states[state])
+            rows.append(_Sent(edge, kind, round, frozenset(members)))
+            messages.append(Message(content, self._nodes[edge], _TYPES[kind], group_id=str(round)))
         # Flower gives None for a message that it could not push, and no ids where all were too large
         ids: list[str | None] = list(self._grid.push_messages(messages))
         ids += [None] * (len(rows) - len(ids))
-        for message_id, (address, request) in zip(ids, rows, strict=True):
+        for message_id, sent in zip(ids, rows, strict=True):
             if message_id is None:
                 reason = "Flower could not push the message"
-                self._unsent.append(ReceivedReply(address, type(request), round, b"", reason, 0))
+                self._unsent += [
+                    ReceivedReply(client, sent.kind, round, b"", reason, 0)
+                    for client in sorted(sent.members) or [sent.address]
+                ]
             else:
-                self._outstanding[message_id] = (address, type(request), round)
+                self._outstanding[message_id] = sent
         return sizes
 
     def waiting(self, kind: type[Request], round: int) -> bool:
         """Whether a reply to such a request is still out."""
-        return any(k is kind and r == round for _, k, r in self._outstanding.values()) or any(
+        return any(s.kind is kind and s.round == round for s in self._outstanding.values()) or any(
             i.kind is kind and i.round == round for i in self._unsent
         )
 
@@ -123,11 +181,8 @@ class Exchange:
         Replies of other kinds stay where they are; without kinds, all are taken. Whoever stops in the
         middle, because a buffer is full, finds the others at the next call.
         """
-        for incoming in [i for i in self._unsent if not kinds or i.kind in kinds]:
-            if incoming in self._unsent:
-                self._unsent.remove(incoming)
-                yield incoming
-        ids = [i for i, (_, kind, _) in self._outstanding.items() if not kinds or kind in kinds]
+        yield from self._drain(kinds)
+        ids = [i for i, sent in self._outstanding.items() if not kinds or sent.kind in kinds]
         for start in range(0, len(ids), PULL_AT_ONCE):
             while group := [i for i in ids[start : start + PULL_AT_ONCE] if i in self._outstanding]:
                 if not self._pulled.keys() & set(group):
@@ -139,16 +194,35 @@ class Exchange:
                     break
                 for message_id in here:
                     sent = self._outstanding.pop(message_id, None)  # None: forgotten meanwhile
-                    if sent is not None:
-                        yield self._incoming(self._pulled.pop(message_id), *sent)
+                    if sent is not None and sent.members:
+                        self._unsent += self._opened(self._pulled.pop(message_id), sent)
+                        yield from self._drain(kinds)
+                    elif sent is not None:
+                        yield self._incoming(self._pulled.pop(message_id), sent)
+
+    def _drain(self, kinds: Sequence[type[Request]]) -> Iterator[ReceivedReply]:
+        """What is here already: what could not be sent, and parts of an edge aggregator's reply."""
+        for incoming in [i for i in self._unsent if not kinds or i.kind in kinds]:
+            if incoming in self._unsent:
+                self._unsent.remove(incoming)
+                yield incoming
 
     def forget(self, kind: type[Request], round: int) -> None:
         """Stop waiting for replies of this kind and round."""
-        self._drop([i for i, (_, k, r) in self._outstanding.items() if k is kind and r == round])
+        self._drop([i for i, sent in self._outstanding.items() if sent.kind is kind and sent.round == round])
 
     def forget_address(self, kind: type[Request], address: str) -> None:
         """Stop waiting for replies of this kind from this address, of any round."""
-        self._drop([i for i, (a, k, _) in self._outstanding.items() if k is kind and a == address])
+        gone = []
+        for message_id, sent in self._outstanding.items():
+            if sent.kind is not kind or not sent.concerns(address):
+                continue
+            rest = sent.members - {address}
+            if rest:  # others behind the same edge aggregator are still waited for
+                self._outstanding[message_id] = replace(sent, members=rest)
+            else:
+                gone.append(message_id)
+        self._drop(gone)
 
     def forget_all(self) -> None:
         """Stop waiting for anything."""
@@ -170,7 +244,17 @@ class Exchange:
         except HeadwaterError as error:
             return ReceivedReply(address, kind, round, b"", str(error), len(raw))
 
-    def _incoming(self, message: Message, address: str, kind: type[Request], round: int) -> ReceivedReply:
+    def verify_group(self, edge: str, kind: type[Request], round: int, raw: bytes) -> list[ReceivedReply]:
+        """The same for what an edge aggregator answered; one that cannot be opened has no parts."""
+        opened = self.verify(edge, kind, round, raw)
+        return [] if opened.error else opened_group(opened, None)
+
+    def _opened(self, message: Message, sent: _Sent) -> list[ReceivedReply]:
+        """The parts of an edge aggregator's reply: one for each client, or a sum of some."""
+        return opened_group(self._incoming(message, sent), sent.members)
+
+    def _incoming(self, message: Message, sent: _Sent) -> ReceivedReply:
+        address, kind, round = sent.address, sent.kind, sent.round
         if message.has_error():
             if (end := end_of_run(message.error)) is not None:
                 raise end
@@ -180,3 +264,54 @@ class Exchange:
         except DecodeError as error:
             return ReceivedReply(address, kind, round, b"", str(error), count_bytes(message.content))
         return self.verify(address, kind, round, raw)
+
+
+def opened_group(incoming: ReceivedReply, members: frozenset[str] | None) -> list[ReceivedReply]:
+    """What an edge aggregator answered, as replies of the clients it speaks for, and its sum.
+
+    Args:
+        incoming: from the edge aggregator.
+        members: who is waited for; whoever it speaks of if None. One that it says nothing of has failed,
+            and all have where its reply cannot be used.
+    """
+    edge, kind, number = incoming.address, incoming.kind, incoming.round
+    try:
+        if incoming.error:
+            raise DecodeError(f"edge aggregator {edge}", expected="a reply", got=incoming.error)
+        group = decode_group_reply(incoming.data, max_bytes=len(incoming.data))
+        found = _parts(incoming, group)
+        asked = tuple(sorted({*found, *group.rows}))
+        if (group.client, group.round) != (edge, number) or len(asked) < len(found) + len(group.rows):
+            got = f"one of {group.client}, round {group.round}, or clients in two parts of it"
+            raise DecodeError(f"edge aggregator {edge}", expected=f"its reply of round {number}", got=got)
+        if members is not None and group.rows.keys() - members:
+            other = min(group.rows.keys() - members)
+            raise DecodeError(
+                f"edge aggregator {edge}", expected="a sum of clients that are waited for", got=other
+            )
+    except HeadwaterError as error:
+        why = str(error)
+        return [ReceivedReply(m, kind, number, b"", why, 0) for m in sorted(members or ())]
+    wanted = set(asked) if members is None else members
+    replies = [reply for client, reply in sorted(found.items()) if client in wanted]
+    if group.rows:
+        replies.append(replace(incoming, data=group.sum, rows=group.rows, asked=asked, gap=group.gap))
+    why = f"its edge aggregator {edge} says nothing of it"
+    return replies + [ReceivedReply(m, kind, number, b"", why, 0) for m in sorted(wanted - set(asked))]
+
+
+def _parts(incoming: ReceivedReply, group: GroupReply) -> dict[str, ReceivedReply]:
+    """By client, the replies that are handed on as they are. An update is summed, and never handed on."""
+    found: dict[str, ReceivedReply] = {}
+    for data in group.replies:
+        reply = decode_reply(data, max_bytes=0)
+        if reply.client in found or (incoming.kind is TrainRequest and not isinstance(reply, ClientFailure)):
+            raise DecodeError(
+                f"edge aggregator {incoming.address}, client {reply.client}",
+                expected="one reply, or being in the sum",
+                got=type(reply).__name__,
+            )
+        found[reply.client] = replace(
+            incoming, address=reply.client, data=data, bytes_up=len(data), raw=b"", remote=True
+        )
+    return found

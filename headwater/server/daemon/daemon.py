@@ -17,30 +17,27 @@ import functools
 import logging
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-import uvicorn
-
 from headwater import __version__
 from headwater.config.daemon import split_address
 from headwater.config.plugins import SERVER_ALLOWS, allow_only
-from headwater.errors import ConfigError, HeadwaterError, StorageError
+from headwater.errors import HeadwaterError, StorageError
 from headwater.flower.fleet_server import FleetServer
 from headwater.proto.control import serve
 from headwater.security.certificates import days_left
 from headwater.security.signing import PublicIdentity
-from headwater.server.agent_port.connection_limits import LimitedServer
 from headwater.server.agent_port.reply_auth import ReplyVerifier
 from headwater.server.agent_port.request_auth import Limits, RequestAuthenticator
 from headwater.server.clients.run_control import Interrupted
 from headwater.server.daemon.control_service import ControlService
+from headwater.server.daemon.listening import EnrolledNodes, listening, register
 from headwater.server.daemon.logs import log_to
 from headwater.server.http_protocol import fleet_port
 from headwater.server.monitoring.counters import ClientFacts
@@ -110,7 +107,7 @@ class Daemon:
         self._fleet: threading.Thread | None = None
         self._registry: ClientRegistry = workspace.registry()
         self._link = FleetServer(
-            max_reply_bytes=lambda name: self._job.max_reply_bytes if self._job else 2**20
+            max_reply_bytes=lambda name: self._job.max_reply_bytes(name) if self._job else 2**20
         )
         self._last_seen, self._noted_s = LastSeen(workspace.last_seen), time.monotonic()
         for record in self._registry.by_name().values():
@@ -172,7 +169,7 @@ class Daemon:
                 certificate=folder / "server.pem",
                 key=folder / "server.key",
             )
-            self._fleet, self.addresses["fleet"] = stack.enter_context(_listening(config))
+            self._fleet, self.addresses["fleet"] = stack.enter_context(listening(config))
             stack.callback(self.end)  # first of all that ends: then the port may
             control = serve(
                 self._service,
@@ -207,10 +204,7 @@ class Daemon:
     # --- clients ----------------------------------------------------------------------------------
 
     def _enrol(self, record: ClientRecord) -> None:
-        if record.revoked_at is None:
-            self._link.register(record.public.name, record.public.node_key)
-        else:
-            self._link.unregister(record.public.name)
+        register(self._link, record)
 
     def _is_enrolled(self, name: str) -> bool:
         # asked of every client many times a second; a node is there exactly as long as its keys
@@ -286,7 +280,13 @@ class Daemon:
 
             link = self._link
             network = Network(
-                link.grid, _Nodes(link), self._door, link.sessions, self._is_enrolled, link.names
+                link.grid,
+                EnrolledNodes(link),
+                self._door,
+                link.sessions,
+                self._is_enrolled,
+                link.names,
+                self._workspace.settings.edges,
             )
             job = self._job = RunJob(
                 entry,
@@ -322,61 +322,6 @@ class Daemon:
 
 _fingerprint = functools.lru_cache(maxsize=2**14)(PublicIdentity.fingerprint)
 """Costs a millisecond, and a status has one for each client."""
-
-
-class _Nodes(Mapping[str, int]):
-    """Flower's node id by client name, as it is now."""
-
-    def __init__(self, link: FleetServer) -> None:
-        self._link = link
-
-    def __getitem__(self, name: str) -> int:
-        node = self._link.node_of(name)
-        if node is None:
-            raise KeyError(name)
-        return node
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._link.online())
-
-    def __len__(self) -> int:
-        return len(self._link.online())
-
-
-@contextmanager
-def _listening(config: uvicorn.Config) -> Iterator[tuple[threading.Thread, str]]:
-    """Run uvicorn in a thread; yields it and the address that was really taken."""
-    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.host, config.port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"fleet port {config.host}:{config.port}",
-            expected="a free port",
-            got=error.strerror or str(error),
-            hint="Stop what uses it, or choose another in server.toml: [listen] fleet.",
-        ) from None
-    server = LimitedServer(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="fleet", daemon=True)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.01)
-    if not server.started:
-        listener.close()
-        raise ConfigError(
-            f"fleet port {config.host}:{config.port}",
-            expected="a web server that starts with the keys in secrets/",
-            got="an error, which logs/daemon.log has",
-            hint="If the server's certificate or key is at fault, make new ones: headwater server renew DIR",
-        )
-    try:
-        yield thread, "{}:{}".format(*listener.getsockname()[:2])
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from flwr.serverapp import Grid
@@ -14,6 +14,10 @@ from headwater.compression.table import codec_for
 from headwater.config.federation import Federation
 from headwater.data.federated import FederatedData
 from headwater.errors import FederationStopped, HeadwaterError
+from headwater.merging.accumulator_bytes import most_bytes
+from headwater.merging.plan import MergePlan
+from headwater.merging.product_gap import GapSketch
+from headwater.proto.group_wire import MAX_GROUP
 from headwater.proto.wire import MAX_ENVELOPE
 from headwater.seeds.keys import Key
 from headwater.server.clients.discovery import DiscoveredClients, EnrolledClients
@@ -30,6 +34,7 @@ from headwater.server.storage.update_spool import Spool
 from headwater.server.trackers.tracking import Tracking
 from headwater.server.workspace.required_inputs import require_inputs
 from headwater.server.workspace.run_queue import RunEntry, RunQueue, StopRequest
+from headwater.strategies.rules import rule_for
 from headwater.strategies.seeding import round_seeds
 from headwater.training.context import TrainingContext
 
@@ -48,6 +53,7 @@ class Network:
         sessions: clients that are online, each with a number that changes when it comes back.
         enrolled: whether a name may take part.
         names: all such names.
+        edges: those of them that are edge aggregators, each with how many clients it may speak for.
     """
 
     grid: Grid
@@ -56,6 +62,7 @@ class Network:
     sessions: Callable[[], Mapping[str, int]]
     enrolled: Callable[[str], bool]
     names: Callable[[], Iterable[str]] = tuple
+    edges: Mapping[str, int] = field(default_factory=dict)
 
 
 class RunJob:
@@ -86,13 +93,19 @@ class RunJob:
         self.folder, self.loaded = book.open(entry.run)
         self.context: TrainingContext | None = None
         self.versions = Versions.of_run(self.folder.path, keep)
-        self.max_reply_bytes = 2**20
+        self._reply_bytes = 2**20
+        self._sum_bytes: Callable[[int], int] = lambda clients: 2**20
         self._stop_request: StopRequest = entry.stop_request
         self._changed: tuple[Mapping[str, str], Federation] | None = None
 
     def request_stop(self, request: Literal["pause", "stop"]) -> None:
         """End the open round, then pause or stop."""
         self._stop_request = request
+
+    def max_reply_bytes(self, client: str) -> int:
+        """How long a reply of a client, or of an edge aggregator, may be."""
+        clients = self._network.edges.get(client)
+        return self._reply_bytes if clients is None else self._sum_bytes(clients)
 
     def run(self) -> None:
         """Until the run ends, is paused, or the daemon is interrupted.
@@ -109,7 +122,8 @@ class RunJob:
             self._monitor.notice(told, run=self.entry.run)
         with self.folder.locked(), self._tracking(settings) as tracking:
             context = self.context = TrainingContext.open(self.loaded)
-            self.max_reply_bytes = reply_bound(settings, context)
+            self._reply_bytes = reply_bound(settings, context)
+            self._sum_bytes = sum_bound(settings, context)
             root = Key.root(settings.federation.seed)
             data = FederatedData.held_out(self.loaded, context.tokenizer, root)
             self.folder.keep_inputs(base=context.base_sha256, data=data.sha256)
@@ -127,11 +141,17 @@ class RunJob:
             )
             network = self._network
             pool = DiscoveredClients(
-                Exchange(network.grid, network.nodes, network.open_reply, self._observer),
+                Exchange(
+                    network.grid,
+                    network.nodes,
+                    network.open_reply,
+                    self._observer,
+                    lambda client: pool.edge_of(client),
+                ),
                 self.entry.wire_run_id,
                 self.loaded.settings,
                 context,
-                EnrolledClients(network.sessions, network.enrolled, network.names),
+                EnrolledClients(network.sessions, network.enrolled, network.names, network.edges),
                 self.folder.path / "state" / "profiles.json",
                 server.control,
             )
@@ -203,3 +223,17 @@ def reply_bound(settings: Federation, context: TrainingContext) -> int:
     scalars = 0 if seeds is None else scalars_max_bytes(seeds)
     values = max(codec_for(settings.codec.up).max_bytes(context.spec), scalars)
     return values + fisher + MAX_ENVELOPE + SIGNATURE_BYTES
+
+
+def sum_bound(settings: Federation, context: TrainingContext) -> Callable[[int], int]:
+    """The same of an edge aggregator with so many clients: a sum, its gap sketch, and a row for each."""
+    rule, spec, seeds = rule_for(settings.strategy), context.spec, round_seeds(settings, 1)
+    names = {f"{number}": 1 for number in range(1 + len(settings.methods))}
+    plan = MergePlan(spec, names, settings.strategy.value_bound, seeds=seeds, groups={n: n for n in names})
+    gap = GapSketch(context.initial_state(), key=Key.root(0))
+    fixed = most_bytes(rule, plan) + most_bytes(gap, plan) + MAX_GROUP + SIGNATURE_BYTES
+
+    def bound(clients: int) -> int:
+        return fixed + rule.kept_bytes(spec, clients) + 2**10 * clients
+
+    return bound

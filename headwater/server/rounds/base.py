@@ -28,6 +28,14 @@ from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.strategies.assignment import names_of
 from headwater.strategies.federated import FederatedStrategy
 
+SUM = "+"
+"""In the spool a sum stands under its edge aggregator's name, this sign, and its first client."""
+
+
+def spooled_as(incoming: ReceivedReply) -> str:
+    """The name of a reply in the spool."""
+    return f"{incoming.address}{SUM}{min(incoming.rows)}" if incoming.rows else incoming.address
+
 
 @dataclass(frozen=True)
 class RoundResult:
@@ -181,8 +189,11 @@ class Rounds(ABC):
         started = spool.started(number)
         found = []
         for client in spool.clients(number):
-            raw = spool.read(number, client) if client in clients else None
-            if raw is not None:  # else it is damaged: the client is asked again, and sends the same bytes
+            edge, _, summed = client.partition(SUM)
+            raw = spool.read(number, client) if summed or client in clients else None
+            if raw is not None and summed:
+                found += self._pool.exchange.verify_group(edge, TrainRequest, number, raw)
+            elif raw is not None:  # else it is damaged: the client is asked again, and sends the same bytes
                 found.append(verify(client, TrainRequest, started.get(client, number), raw))
         return found
 
@@ -207,7 +218,7 @@ class Rounds(ABC):
         for client in clients:
             self._pool.exchange.forget_address(TrainRequest, client)
         requests = [(c, open_round.request(c, checkpoint.accepted.get(c, 0))) for c in clients]
-        sizes = self._pool.exchange.send(requests, open_round.plan.round)
+        sizes = self._pool.exchange.send(requests, open_round.plan.round, open_round.merge_plan_of)
         for client, request in requests:
             open_round.note_sent(request, sizes[client])
 
@@ -236,8 +247,9 @@ class Rounds(ABC):
     def _refused(self, number: int, incoming: ReceivedReply, error: HeadwaterError) -> None:
         """An update from the spool of this round that cannot be folded after all: asked for again."""
         assert self._durability is not None
-        self._durability.spool.remove(number, incoming.address)
-        self._control.observer(ClientFailed(number, incoming.address, f"from the spool: {error}"))
+        self._durability.spool.remove(number, spooled_as(incoming))
+        for client in sorted(incoming.rows) or [incoming.address]:
+            self._control.observer(ClientFailed(number, client, f"from the spool: {error}"))
 
 
 def _settings_of(settings: Federation, left: OpenRoundRecord) -> Federation:

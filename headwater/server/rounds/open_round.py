@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +12,10 @@ from headwater.compression.logquant import LogQuantCodec
 from headwater.compression.seed_update import decode_scalars, scalars_max_bytes
 from headwater.compression.table import codec_for
 from headwater.errors import DecodeError, UpdateRejected
+from headwater.merging.accumulator_bytes import dump, load
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.control_variates import ControlPlan, ControlSums
+from headwater.merging.merge_plan_json import merge_plan_to_json
 from headwater.merging.plan import Update
 from headwater.merging.product_gap import GapSketch
 from headwater.merging.update_moments import require_noise
@@ -124,6 +126,9 @@ class OpenRound:
             DecodeError: not this client's update of this round, or bytes that are not a state.
             UpdateRejected: the client reports a failure, or its values must not be merged.
         """
+        if incoming.rows:
+            self._fold_sum(incoming)
+            return
         client = incoming.address
         row = self._rows[client] = {"bytes_up": incoming.bytes_up}
         update, reply = self.check(incoming, self._origins.get(client))
@@ -140,6 +145,53 @@ class OpenRound:
         row |= {"noise": update.noise} if update.noise else {}
         row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
         row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
+
+    def merge_plan_of(self, clients: Sequence[str]) -> str:
+        """What an edge aggregator is told that adds up the updates of these clients: JSON."""
+        return merge_plan_to_json(self.plan.merge.part(clients))
+
+    def sums(self) -> tuple[bytes, bytes]:
+        """What was folded so far, and its gap sketch, as an edge aggregator sends them."""
+        gap = b"" if self._gap is None or self._gap_acc is None else dump(self._gap, self._gap_acc)
+        return dump(self._rule, self._acc), gap
+
+    @property
+    def rows(self) -> Mapping[str, Mapping[str, float]]:
+        """By client that is in, the numbers of its row."""
+        return {client: row for client, row in self._rows.items() if "examples" in row}
+
+    def _fold_sum(self, incoming: ReceivedReply) -> None:
+        """Add what an edge aggregator added up: all of it or nothing."""
+        names, who = incoming.rows.keys(), f"edge aggregator {incoming.address}"
+        if unknown := set(incoming.asked) - self.plan.clients.keys():
+            raise DecodeError(who, expected="clients of this round", got=min(unknown))
+        part, plan = self.plan.merge.part(incoming.asked), self.plan.merge
+        acc = load(self._rule, part, incoming.data)
+        parts = [acc.participants]
+        gap_acc = None
+        if self._gap is not None:
+            gap_acc = load(self._gap, part, incoming.gap)
+            parts.append(gap_acc.participants)
+        for participants in parts:
+            if participants.clients != names:
+                raise DecodeError(who, expected="rows of the clients in its sum", got="of others")
+            participants.plan = plan
+        rows = {client: self._row_of(client, row) for client, row in incoming.rows.items()}
+        self._acc = self._rule.combine(self._acc, acc)
+        if self._gap is not None and self._gap_acc is not None and gap_acc is not None:
+            self._gap_acc = self._gap.combine(self._gap_acc, gap_acc)
+        self._rows |= rows
+
+    def _row_of(self, client: str, row: Mapping[str, float]) -> dict[str, Any]:
+        """A client's row by its edge aggregator's word, with no other keys than a row of ours."""
+        examples = self.profiles[client].train_examples
+        if row.get("examples") != examples:
+            got = str(row.get("examples"))
+            raise DecodeError(f"client {client}: examples", expected=str(examples), got=got)
+        known = (*SHOWN_METRICS, "noise", "clipped_from")
+        numbers: dict[str, Any] = {"bytes_up": 0}
+        numbers |= {n: int(v) for n, v in row.items() if n in ("examples", "steps") or n.startswith("bytes_")}
+        return numbers | {name: row[name] for name in known if name in row}
 
     def _within_bound(self, update: Update, row: dict[str, Any]) -> Update:
         """The update as it may be added; its client's row has the norm it came with, if that was too much."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from headwater.errors import HeadwaterError, StorageError
+from headwater.errors import HeadwaterError, StorageError, UpdateRejected
 from headwater.protocol.failures import NOT_READY, reported_code
 from headwater.protocol.machine import (
     Action,
@@ -153,8 +153,11 @@ class RoundDriver:
         quiet = True
         for incoming in with_.pool.poll(TrainRequest):
             quiet = False
-            event = Arrived(incoming.address, incoming.round)
-            end = self._do(with_.coordinator.receive(event), incoming) or self._tick()
+            if incoming.rows:
+                end = self._take_sum(incoming) or self._tick()
+            else:
+                event = Arrived(incoming.address, incoming.round)
+                end = self._do(with_.coordinator.receive(event), incoming) or self._tick()
             if end is not None:
                 return end
         end = self._check_clients() or self._tick()
@@ -195,14 +198,50 @@ class RoundDriver:
             self._with.ask(ask)
         return end
 
+    def _take_sum(self, incoming: ReceivedReply) -> Close | Halt | None:
+        """Fold a sum: of all its clients, or of none if one of them is not waited for."""
+        receive, round, wanted = self._with.coordinator.receive, incoming.round, list[str]()
+        for client in sorted(incoming.rows):
+            for action in receive(Arrived(client, round)):
+                if isinstance(action, Fold):
+                    wanted.append(client)
+                else:
+                    self._do([action])
+        error: HeadwaterError | None = None
+        if len(wanted) < len(incoming.rows):
+            other = min(set(incoming.rows) - set(wanted))
+            error = UpdateRejected(
+                f"sum of edge aggregator {incoming.address}",
+                expected="clients that are waited for",
+                got=f"{other} among them",
+            )
+        elif wanted:
+            error = self._fold_error(incoming)
+        end: Close | Halt | None = None
+        for client in wanted:
+            size = int(incoming.rows[client].get("bytes_up", 0))
+            end = self._do(self._outcome(client, round, size, error)) or end
+        return end
+
     def _fold(self, incoming: ReceivedReply) -> list[Action]:
-        receive, client, round = self._with.coordinator.receive, incoming.address, incoming.round
-        self._again.discard(client)
+        error = self._fold_error(incoming)
+        return self._outcome(incoming.address, incoming.round, incoming.bytes_up, error)
+
+    def _fold_error(self, incoming: ReceivedReply) -> HeadwaterError | None:
+        """Why the reply cannot be folded; None if it is."""
         try:
             self._with.fold(incoming)
         except StorageError:  # our disk, not the client: the update is asked for again when there is room
             raise
         except HeadwaterError as error:
+            return error
+        return None
+
+    def _outcome(self, client: str, round: int, size: int, error: HeadwaterError | None) -> list[Action]:
+        """Tell what became of a client's update, of so many bytes."""
+        receive = self._with.coordinator.receive
+        self._again.discard(client)
+        if error is not None:
             self._failed_ones.add(client)
             self._failed_once.add(client)
             self._failed(round, client, str(error))
@@ -210,7 +249,7 @@ class RoundDriver:
                 self._with.pool.forget_profile(client, error)
             return receive(Failed(client, round, str(error)))
         self._accepted.add(client)
-        self._with.control.observer(ClientDone(self._with.round, client, incoming.bytes_up))
+        self._with.control.observer(ClientDone(self._with.round, client, size))
         return receive(Folded(client, round))
 
     def _failed(self, round: int, client: str, reason: str) -> None:

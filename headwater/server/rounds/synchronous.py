@@ -13,7 +13,7 @@ from headwater.protocol.coordinator import Coordinator, RoundRules
 from headwater.protocol.machine import Begin, Halt
 from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.clients.exchange import ReceivedReply
-from headwater.server.rounds.base import RoundResult, Rounds
+from headwater.server.rounds.base import RoundResult, Rounds, spooled_as
 from headwater.server.rounds.open_round import OpenRound
 from headwater.server.rounds.round_driver import DrivenRound, RoundDriver
 from headwater.server.storage.checkpoint import Checkpoint
@@ -85,7 +85,7 @@ class SynchronousRounds(Rounds):
         for incoming in self._spooled(open_round.plan.round, open_round.plan.clients):
             try:
                 open_round.fold(incoming)
-                accepted.append(incoming.address)
+                accepted += sorted(incoming.rows) or [incoming.address]
             except HeadwaterError as error:
                 self._refused(open_round.plan.round, incoming, error)
         return tuple(accepted)
@@ -94,10 +94,10 @@ class SynchronousRounds(Rounds):
         """To disk, then into the accumulator: once it is said to be accepted, a crash cannot lose it."""
         spool = self._durability.spool if self._durability else None
         if spool is not None and not incoming.error:
-            spool.put(incoming.round, incoming.address, incoming.raw)
+            spool.put(incoming.round, spooled_as(incoming), incoming.raw)
         try:
             open_round.fold(incoming, keep=spool is None)
         except HeadwaterError:
             if spool is not None:
-                spool.remove(incoming.round, incoming.address)
+                spool.remove(incoming.round, spooled_as(incoming))
             raise
