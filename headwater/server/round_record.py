@@ -202,6 +202,11 @@ class RoundDraft:
         self._content["gap"] = None if gap is None else dict(gap)
         self._content["merge"] = dict(report)
 
+    def summed(self, sizes: Mapping[str, int]) -> None:
+        """What edge aggregators sent in place of their clients' updates, in bytes by name."""
+        if sizes:
+            self._content["edges"] = {name: {"bytes_up": size} for name, size in sorted(sizes.items())}
+
     def stale(self, client: str, staleness: int) -> None:
         """How many versions old the client's base was."""
         self._content["clients"][client]["staleness"] = staleness

@@ -70,3 +70,40 @@ def test_a_tree_of_processes_reaches_the_flat_federations_adapter(tmp_path: Path
         assert row["examples"] == flat_row["examples"]
         assert row["bytes_up"] > 0
     assert "2 of 2 updates are in the sum" in below.daemon.tail(100)
+
+
+@pytest.mark.slow
+def test_an_edge_that_is_killed_goes_on_where_it_was_and_one_that_stays_away_is_told_of_by_name(
+    tmp_path: Path,
+) -> None:
+    """Killed in round 1 and started again, nothing is lost; killed after it, its clients fail by name."""
+    file = tiny_federation(
+        tmp_path / "fed",
+        federation={"rounds": 2},
+        cohort={"min_clients": 3, "deadline_s": 60},
+        evaluation={"clients": False},
+    )
+    loaded = load_federation(file)
+    with tree(tmp_path, loaded, ["ann", "ben"], ["cleo"]) as (network, below):
+        network.start_daemon()
+        below.daemon.start()
+        for agent in (*network.agents.values(), *below.agents.values()):
+            agent.start()
+        killed = 0
+        name = network.submit(loaded)
+        for row in network.watch(name, 500):
+            if row.open == 1 and not killed:
+                below.daemon.kill()
+                below.daemon.start()
+                with network.control() as control:
+                    control.change(name, {"min_clients": "1"})
+                killed = 1
+            elif row.round == 1 and killed == 1:
+                below.daemon.kill()
+                killed = 2
+        assert row.state == "finished", network.daemon.tail(40) + below.daemon.tail(40)
+        first, second = rounds_of(network.run_folder(name))[1:]
+    assert killed == 2
+    assert not any("failed" in row for row in first["clients"].values())
+    assert [client for client, row in second["clients"].items() if "failed" in row] == ["ann", "ben"]
+    assert second["clients"]["ann"]["edge"] == "edge-1"

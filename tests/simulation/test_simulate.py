@@ -77,8 +77,8 @@ def test_bytes_are_those_of_the_messages(file, tmp_path, monkeypatch):
     seen = {"up": 0, "down": 0}
 
     class Counting(exchange.Exchange):
-        def send(self, requests, round):
-            sizes = super().send(requests, round)
+        def send(self, requests, round, *plan):
+            sizes = super().send(requests, round, *plan)
             if round:
                 seen["down"] += sum(sizes.values())
             return sizes

@@ -74,7 +74,7 @@ class DiscoveredClients(ClientPool):
         federation = settings.model_dump_json(exclude_none=True)
         self._request = ProfileRequest(run, federation, context.base_sha256, __version__)
         self._known = load_profiles(path)
-        self._unsaved, self._sums_never = False, settings.schedule.buffer is not None
+        self._unsaved, self._settings = False, settings
         self._unfit: dict[str, str] = {}  # whose last answer was no profile that fits, and why
         self._short: dict[str, str] = {}  # of those, and of those who could not work: why, in few words
         self._greeted: dict[str, int] = {}  # the session in which a client was last asked
@@ -96,7 +96,8 @@ class DiscoveredClients(ClientPool):
     def _may(self, name: str, edge: str) -> bool:
         """Whether a client may take part: enrolled here, or behind an edge aggregator that is."""
         enrolled = self._enrolled.enrolled
-        return enrolled(edge) and edge in self._enrolled.edges if edge else enrolled(name)
+        edges = self._enrolled.edges
+        return enrolled(edge) and edge in edges if edge else enrolled(name) and name not in edges
 
     def _is_ready(self, name: str, edge: str, online: Mapping[str, int]) -> bool:
         via = edge or name
@@ -225,7 +226,7 @@ class DiscoveredClients(ClientPool):
             raise UpdateRejected(who, expected="a client of its own", got=f"one of edge aggregator {other}")
         if behind >= most:
             raise UpdateRejected(who, expected=f"at most {most} clients behind it", got="one more")
-        if self._sums_never:
+        if self._settings.schedule.buffer is not None:
             raise UpdateRejected(
                 who, expected="rounds that are merged at once", got="schedule 'buffered', which takes no sums"
             )

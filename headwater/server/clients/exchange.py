@@ -25,6 +25,8 @@ from headwater.protocol.messages import (
 )
 from headwater.server.events import ClientAsked, Observer
 
+GROUP_AT_ONCE = 1000
+"""Clients behind one edge aggregator that one message asks."""
 PULL_AT_ONCE = 16
 """Replies asked for in one pull: what bounds the memory of replies that wait to be folded."""
 
@@ -150,11 +152,14 @@ class Exchange:
             rows.append(_Sent(address, kind, round))
             messages.append(Message(content, node, _TYPES[kind], group_id=str(round)))
         for (edge, kind, run, state), members in groups.items():
-            told = merge_plan(tuple(members)) if kind is TrainRequest else ""
-            group = GroupRequest(edge, run, round, tuple(members.values()), told)
-            content = pack(envelope=encode_group_request(group), state=states[state])
-            rows.append(_Sent(edge, kind, round, frozenset(members)))
-            messages.append(Message(content, self._nodes[edge], _TYPES[kind], group_id=str(round)))
+            names = list(members)
+            for start in range(0, len(names), GROUP_AT_ONCE):
+                part = names[start : start + GROUP_AT_ONCE]
+                told = merge_plan(part) if kind is TrainRequest else ""
+                group = GroupRequest(edge, run, round, tuple(members[name] for name in part), told)
+                content = pack(envelope=encode_group_request(group), state=states[state])
+                rows.append(_Sent(edge, kind, round, frozenset(part)))
+                messages.append(Message(content, self._nodes[edge], _TYPES[kind], group_id=str(round)))
         # Flower gives None for a message that it could not push, and no ids where all were too large
         ids: list[str | None] = list(self._grid.push_messages(messages))
         ids += [None] * (len(rows) - len(ids))

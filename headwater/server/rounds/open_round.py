@@ -86,6 +86,7 @@ class OpenRound:
         self._dense_bytes = base.spec.nbytes
         self._rows: dict[str, dict[str, Any]] = {}
         self._folded: dict[str, ReceivedReply | None] = {}
+        self._sums: dict[str, int] = {}  # bytes by edge aggregator
 
     def request(self, client: str, accepted_round: int) -> TrainRequest:
         """The client's task."""
@@ -181,6 +182,7 @@ class OpenRound:
         if self._gap is not None and self._gap_acc is not None and gap_acc is not None:
             self._gap_acc = self._gap.combine(self._gap_acc, gap_acc)
         self._rows |= rows
+        self._sums[incoming.address] = self._sums.get(incoming.address, 0) + incoming.bytes_up
 
     def _row_of(self, client: str, row: Mapping[str, float]) -> dict[str, Any]:
         """A client's row by its edge aggregator's word, with no other keys than a row of ours."""
@@ -286,7 +288,9 @@ class OpenRound:
         rows: dict[str, dict[str, Any]] = {}
         for client in sorted(self.plan.clients):
             method = {"method": name} if (name := self.plan.clients[client].method) else {}
-            rows[client] = {"bytes_down": self.sent.get(client, 0), **method, **self._rows.get(client, {})}
+            edge = {"edge": edge} if (edge := self.profiles[client].edge) else {}
+            rows[client] = {"bytes_down": self.sent.get(client, 0), **method, **edge}
+            rows[client] |= self._rows.get(client, {})
             if client in failed:
                 rows[client]["failed"] = failed[client]
             if client in end.spared:
@@ -301,6 +305,7 @@ class OpenRound:
         clipped = sum("clipped_from" in row and client not in failed for client, row in rows.items())
         bounded = {} if self.plan.merge.norm_bound is None else {"clipped": float(clipped)}
         draft.merged(self._found_gap(after), {**merged.report, **bounded})
+        draft.summed(self._sums)
         return draft
 
     def _found_gap(self, after: AdapterState) -> dict[str, Any] | None:

@@ -74,12 +74,12 @@ class Site:
         site = self
 
         class Counting(Exchange):
-            def send(self, requests, round):
+            def send(self, requests, round, *plan):
                 rows = list(requests)
                 for name, request in rows:
                     if isinstance(request, TrainRequest):
                         site.asked[name, request.round] += 1
-                return super().send(rows, round)
+                return super().send(rows, round, *plan)
 
         context = TrainingContext.open(self.loaded)
         runtime = ClientRuntime.open(self.loaded, context)
