@@ -37,7 +37,7 @@ from headwater.server.clients.downlink import Outgoing
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.rounds.open_round import OpenRound
 from headwater.state import AdapterState
-from headwater.strategies.rules import rule_for
+from headwater.strategies.federated import FederatedStrategy
 from headwater.strategies.strategy import RoundPlan
 
 SETTLED_S = 2.0
@@ -262,12 +262,13 @@ class EdgeHandler:
             base = AdapterState.zeros(merge.spec)
         plans = {client: request.plan for client, request in requests.items()}
         self._members.max_reply_bytes = max(reply_bytes(plan, merge) for plan in plans.values())
+        plan, strategy = RoundPlan(group.round, plans, merge), FederatedStrategy(joined.settings)
         opened = OpenRound(
-            RoundPlan(group.round, plans, merge),
+            plan,
             Outgoing(base, first.state),
             group.run,
             known,
-            rule_for(joined.settings.strategy),
+            strategy.aggregator(plan, base),
             Key.root(joined.settings.federation.seed),
         )
         opened.base_sha256 = first.state_sha256

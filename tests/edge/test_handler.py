@@ -41,6 +41,8 @@ RULES: dict[str, dict[str, Any]] = {
     "mean": PLAIN,
     "ties": {**PLAIN, "strategy": {"kind": "ties", "density": 0.4}},
     "median": {**PLAIN, "strategy": {"kind": "median"}},
+    "drawn": {**PLAIN, "strategy": {"kind": "dare_ties", "density": 0.4}},
+    "kept": {**PLAIN, "strategy": {"kind": "geometric_median"}, "cohort": {"min_clients": 2}},
     "bounded": {**PLAIN, "strategy": {"kind": "mean", "norm_bound": 0.01}},
     "mixed": {
         "methods": METHODS,
@@ -88,7 +90,8 @@ class Tree:
         self.handler = EdgeHandler(
             "edge-1", self.members, KnownRuns(folder), lambda data: bytes(64), self.said.append
         )
-        settings = federation(cohort={"deadline_s": 100.0}, **tables).model_dump_json(exclude_none=True)
+        tables = {**tables, "cohort": {**tables.get("cohort", {}), "deadline_s": 100.0}}
+        settings = federation(**tables).model_dump_json(exclude_none=True)
         profiles = {n: self.server.profiles[n] for n in BEHIND}
         known = {
             n: ReceivedReply(n, ProfileRequest, 0, encode_reply(dataclasses.replace(p, run=RUN)), "", 0)

@@ -20,6 +20,7 @@ from headwater.server.clients.handshake import profile_of
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, ClientKnown, Observer
 from headwater.server.storage.profiles import load_profiles, save_profiles
+from headwater.strategies.summing import why_no_sums
 from headwater.training.context import TrainingContext
 
 RETRY_AFTER_S = 60.0
@@ -226,10 +227,8 @@ class DiscoveredClients(ClientPool):
             raise UpdateRejected(who, expected="a client of its own", got=f"one of edge aggregator {other}")
         if behind >= most:
             raise UpdateRejected(who, expected=f"at most {most} clients behind it", got="one more")
-        if self._settings.schedule.buffer is not None:
-            raise UpdateRejected(
-                who, expected="rounds that are merged at once", got="schedule 'buffered', which takes no sums"
-            )
+        if (why := why_no_sums(self._settings)) is not None:
+            raise UpdateRejected(who, expected="a federation whose rounds take sums", got=why)
 
     def _learn(self, name: str, profile: ClientProfile) -> None:
         self._unfit.pop(name, None)

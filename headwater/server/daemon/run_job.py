@@ -34,8 +34,9 @@ from headwater.server.storage.update_spool import Spool
 from headwater.server.trackers.tracking import Tracking
 from headwater.server.workspace.required_inputs import require_inputs
 from headwater.server.workspace.run_queue import RunEntry, RunQueue, StopRequest
-from headwater.strategies.rules import rule_for
+from headwater.strategies.federated import FederatedStrategy
 from headwater.strategies.seeding import round_seeds
+from headwater.strategies.strategy import RoundPlan
 from headwater.training.context import TrainingContext
 
 SIGNATURE_BYTES = 1024
@@ -227,10 +228,11 @@ def reply_bound(settings: Federation, context: TrainingContext) -> int:
 
 def sum_bound(settings: Federation, context: TrainingContext) -> Callable[[int], int]:
     """The same of an edge aggregator with so many clients: a sum, its gap sketch, and a row for each."""
-    rule, spec, seeds = rule_for(settings.strategy), context.spec, round_seeds(settings, 1)
+    spec, seeds, start = context.spec, round_seeds(settings, 1), context.initial_state()
     names = {f"{number}": 1 for number in range(1 + len(settings.methods))}
     plan = MergePlan(spec, names, settings.strategy.value_bound, seeds=seeds, groups={n: n for n in names})
-    gap = GapSketch(context.initial_state(), key=Key.root(0))
+    rule = FederatedStrategy(settings).aggregator(RoundPlan(1, {}, plan), start)
+    gap = GapSketch(start, key=Key.root(0))
     fixed = most_bytes(rule, plan) + most_bytes(gap, plan) + MAX_GROUP + SIGNATURE_BYTES
 
     def bound(clients: int) -> int:

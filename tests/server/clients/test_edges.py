@@ -26,6 +26,7 @@ from headwater.server.clients.exchange import Exchange, ReceivedReply
 from headwater.server.clients.run_control import RunControl
 from tests.server.clients.test_exchange_alone import Scripted
 from tests.server.clients.test_exchange_alone import scripted as scripted  # the fixture
+from tests.strategies.test_federated import federation
 
 BEHIND = {"ann": "edge-1", "ben": "edge-1"}
 
@@ -135,13 +136,13 @@ def test_bytes_that_are_no_group(data: bytes) -> None:
 class Site:
     """A pool with an edge aggregator, whose clients' answers a test writes down."""
 
-    def __init__(self, folder, monkeypatch, *, buffer=None, most=2):
+    def __init__(self, folder, monkeypatch, *, most=2, **tables):
         self.sessions, self.now, self.events, self.replies = {}, 0.0, [], []
         monkeypatch.setattr(discovery, "profile_of", self.profile_of)
         names = ("edge-1", "edge-2", "cleo")
         self.pool = DiscoveredClients(
             self, "run",
-            SimpleNamespace(model_dump_json=lambda **named: "{}", schedule=SimpleNamespace(buffer=buffer)),
+            federation(**tables),
             SimpleNamespace(base_sha256=""),
             EnrolledClients(
                 lambda: self.sessions,
@@ -237,11 +238,23 @@ def test_an_edge_that_is_taken_out_of_the_file_brings_nobody(tmp_path, monkeypat
     assert not plain.pool.profiles()
 
 
-def test_buffered_rounds_take_no_sums(tmp_path, monkeypatch):
-    site = Site(tmp_path, monkeypatch, buffer=3)
+NO_SUMS = {
+    "buffered": {"schedule": {"kind": "buffered", "buffer": 2}},
+    "control_variates": {
+        "strategy": {"kind": "mean", "control_variates": True},
+        "training": {"kind": "backprop", "optimizer": "sgd"},
+        "codec": {"up": {"kind": "dense"}},
+    },
+    "twice": {"strategy": {"kind": "consensus"}, "cohort": {"min_clients": 2}},
+}
+
+
+@pytest.mark.parametrize("what", NO_SUMS)
+def test_rounds_that_need_each_update_take_no_sums(tmp_path, monkeypatch, what):
+    site = Site(tmp_path, monkeypatch, **NO_SUMS[what])
     site.comes("edge-1", "ann")
     assert not site.pool.ready()
-    assert "takes no sums" in site.pool.lost()["ann"]
+    assert what in site.pool.lost()["ann"]
 
 
 def test_an_edge_that_sends_anything_else_is_named(site):
