@@ -116,8 +116,10 @@ def _matrix(rule: Rule, kept: _Kept, tensor: TensorSpec, part: slice) -> Floats:
     turned = np.matmul(left.T, stack)
 
     def read(index: int) -> Floats:
-        values = turned[index].reshape(-1).copy()
-        return values if rule.kept is None else Cut.of(values, rule.kept).apply(values)
+        values: Floats = turned[index].reshape(-1).copy()
+        if rule.kept is not None:
+            Cut.of(values, rule.kept).apply(values)
+        return values
 
     if not left.shape[1]:
         return np.zeros(tensor.shape)
