@@ -9,11 +9,15 @@ of its own, by gradient steps on ½‖B·A − W‖². Four ways to merge what t
 * *redistributed, rank-aware*: likewise, each component's mean over the clients that have it (raFLoRA);
 * *all* and *holders*: space `product` with that `rank_weights`. A client works with the whole adapter, trains
   the components of its rank, and what is merged is how it changed the product.
+
+Then one round of 16 clients of rank 16 on a weight of 4,096 x 14,336: CPU seconds, memory of the sums, and
+how far the result is from the exact mean of the products, by the QR of all clients' factors side by side.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +60,7 @@ def main() -> None:
         "rounds": [1, *range(5, ROUNDS + 1, 5)],
         "ways": {way: summary(found) for way, found in runs.items()},
     }
+    content["large"] = large()
     (HERE / "results" / "ranks.json").write_text(json.dumps(content, indent=1) + "\n")
     tail = {
         way: np.mean([[r["energy"][-1] for r in rounds] for rounds in found], axis=0)
@@ -65,6 +70,7 @@ def main() -> None:
         "Energy of directions 9 to 16, of 1, over the rounds", {w: list(v) for w, v in tail.items()}
     )
     (HERE / "results" / "ranks.svg").write_text(picture)
+    print(content["large"])
     for way, rows in content["ways"].items():
         print(f"{way:28} error {rows['error']}  energy {rows['energy'][-1]}")
 
@@ -154,6 +160,55 @@ def state(up: Matrix, down: Matrix) -> AdapterState:
     """The two factors as an adapter."""
     values = {"q.lora_A": torch.from_numpy(down).float(), "q.lora_B": torch.from_numpy(up).float()}
     return AdapterState(SPEC, values)
+
+
+def large() -> dict[str, float]:
+    """One round at the size of a large model's widest layer."""
+    d_out, d_in, rank, clients, scaling = 4096, 14336, 16, 16, 2.0
+    rng = np.random.default_rng(0)
+    spec = StateSpec.of(
+        [
+            TensorSpec("q.lora_A", (rank, d_in), "lora_a"),
+            TensorSpec("q.lora_B", (d_out, rank), "lora_b", pair="q.lora_A", scaling=scaling),
+        ]
+    )
+    start = [rng.uniform(-1, 1, rank * d_in) / np.sqrt(d_in), 0.02 * rng.normal(size=rank * d_out)]
+    base = AdapterState.from_vector(spec, torch.from_numpy(np.concatenate(start)).float())
+    common = rng.normal(size=spec.numel)
+    moves = [(common + rng.normal(size=spec.numel)) / 800 for _ in range(clients)]
+    deltas = [AdapterState.from_vector(spec, torch.from_numpy(move).float()) for move in moves]
+    plan = MergePlan(spec, {f"c{i:02}": 1 for i in range(clients)}, 16.0)
+    rule = ProductAggregator(base, key=Key.root(0))
+    times = [time.process_time()]
+    acc = rule.init(plan)
+    times.append(time.process_time())
+    for name, delta in zip(plan.weights, deltas, strict=True):
+        acc = rule.add(acc, Update(name, 1, delta, examples=1))
+    times.append(time.process_time())
+    after = base + rule.finalize(acc).delta
+    times.append(time.process_time())
+
+    def both(states: list[AdapterState], factor: float) -> tuple[Matrix, Matrix]:
+        ups = [factor * scaling * s["q.lora_B"].double().numpy() for s in states]
+        return np.hstack(ups), np.vstack([s["q.lora_A"].double().numpy() for s in states])
+
+    def core(up: Matrix, down: Matrix) -> Matrix:
+        found: Matrix = np.linalg.qr(up)[1] @ np.linalg.qr(down.T)[1].T
+        return found
+
+    mean, new = both([base + delta for delta in deltas], 1 / clients), both([after], -1.0)
+    values = np.linalg.svd(core(*mean), compute_uv=False)
+    missed = core(np.hstack([mean[0], new[0]]), np.vstack([mean[1], new[1]]))
+    merged_values = scaling * np.square(after["q.lora_B"].double().numpy()).sum(axis=0)
+    sums = acc.products["q.lora_B"]
+    return {
+        "init_cpu_s": round(times[1] - times[0], 3),
+        "add_cpu_s": round((times[2] - times[1]) / clients, 3),
+        "finalize_cpu_s": round(times[3] - times[2], 3),
+        "sums_mib": round(sum(p.nbytes for p in (sums.right, sums.left) if p is not None) / 2**20, 1),
+        "singular_values_off": float(np.abs(merged_values - values[:rank]).max() / values[0]),
+        "error_over_best": float(np.linalg.norm(missed) / np.sqrt(np.square(values[rank:]).sum())),
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Spaces of LoRA where clients have ranks 4, 4, 8 and 16: accuracy and gap on two corpora. JSON and a table.
 
-    python benchmarks/spaces.py [--corpora sentiment glosses] [--seeds 0 1 2]
+    python benchmarks/spaces.py [--corpora sentiment glosses] [--ways product factors] [--seeds 0 1 2]
 
 One recipe for all, fixed before the first run: LoRA on query and value of MiniLM's last two layers, scale 2,
 four clients of 300 rows, texts cut to 16 tokens, one pass a round, 6 rounds, dense uploads. *fedit 8* is rank
@@ -87,13 +87,14 @@ def run(corpus: str, way: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpora", nargs="+", default=["sentiment", "glosses"])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     have = {(row["corpus"], row["way"], row["seed"]) for row in rows}
     for seed in options.seeds:
         for corpus in options.corpora:
-            for way in WAYS:
+            for way in options.ways:
                 if (corpus, way, seed) not in have:
                     rows.append(run(corpus, way, seed))
                     RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
