@@ -5,8 +5,8 @@ orthonormal basis of W·Ω, W ≈ Q·(Ψ·Q)⁺·(Ψ·W): exact where W has a ra
 Cevher 2017, arXiv 1609.00048, algorithm 4). Both projections are linear in W and cost O((k+l)(d_out+d_in)r)
 of a product of rank r, which is never multiplied out. The first columns and rows are the directions of the
 global factors, the others random signs: most of what a round's mean has lies in the former, so a truncated
-W is about 1 % worse than the best of its rank where signs alone are 40 % (decision 0015). Some columns take no
-part in that and tell how far off the result is. Where the sums would be larger than W, W itself is summed.
+W is about 1 % worse than the best of its rank where signs alone are 40 % (decision 0015). Some columns take
+no part and tell how far off the result is. Where the sums would be larger than W, W itself is summed.
 A client that knows the probes and hides a change from Ψ makes the result wrong by no more than that change.
 """
 
