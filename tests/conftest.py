@@ -12,9 +12,12 @@ threads set it themselves.
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from headwater.process_memory import importing
 
 LIMITS_S = {"slow": 3600, "faults": 900}
 
@@ -23,6 +26,12 @@ settings.register_profile(
     "headwater", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("headwater")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    with importing():  # torch, transformers and hundreds of files of tests
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from headwater.adapters.base import load_base
+from headwater.adapters.base import Base, load_base
 from headwater.adapters.export import export
 from headwater.adapters.model import AdaptedModel
 from headwater.adapters.targets import linear_modules
@@ -111,6 +113,22 @@ def run_readme(adapter: Path) -> dict[str, Any]:
     return names
 
 
+@lru_cache(maxsize=1)  # an adapter after the other is tried on it
+def _loaded(path: str, model: Any, folder: Path, labels: tuple[str, ...] | None) -> Base | HeadwaterError:
+    try:
+        return load_base(model, folder, labels=labels)
+    except HeadwaterError as error:
+        return error
+
+
+def _base(path: str, model: Any, folder: Path, labels: tuple[str, ...] | None) -> Base:
+    """As :func:`load_base` gives it: a copy, since PEFT puts its layers into what it gets."""
+    found = _loaded(path, model, folder, labels)
+    if isinstance(found, HeadwaterError):
+        raise found
+    return copy.deepcopy(found)
+
+
 def _open(folder: Path, name: str, kind: str, adapter: str) -> AdaptedModel:
     labels = None if kind == "causal-lm" else ("no", "yes")
     path = str(folder / name)
@@ -125,7 +143,7 @@ def _open(folder: Path, name: str, kind: str, adapter: str) -> AdaptedModel:
     loaded = federations.federation(folder, kind, name, tables[adapter], model={"kind": kind, "path": path})
     settings = loaded.settings
     assert settings.model.kind != "vector"
-    base = load_base(settings.model, folder, labels=labels)
+    base = _base(path, settings.model, folder, labels)
     if adapter == "ia3":
         layers = [n for n in linear_modules(base.model) if any(part.isdigit() for part in n.split("."))]
         targets = tuple(sorted({n.rpartition(".")[2] for n in layers})) or ("none",)
