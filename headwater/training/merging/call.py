@@ -32,7 +32,7 @@ def merge(
     scale: float = 1.0,
     seed: int = 0,
     base: AnyPath | None = None,
-    data: Sequence[AnyPath] = (),
+    data: AnyPath | Sequence[AnyPath] = (),
     origin: AnyPath | None = None,
     overwrite: bool = False,
     **settings: object,
@@ -52,8 +52,8 @@ def merge(
         seed: of rules that draw.
         base: the base's folder, to merge heads and other whole weights by what changed in them; for rules
             that look at rows also where the base model has moved.
-        data: files of rows for rules that look at them: one, or one for each folder (``fisher``, ``regmean``)
-            or objective (``evolve``).
+        data: rows for rules that look at them: a file or several; one for each folder (``fisher``,
+            ``regmean``) or objective (``evolve``).
         origin: the adapter that such files were compressed against, if any.
         overwrite: whether ``out`` may be there.
         settings: of the rule, such as ``density``.
@@ -69,6 +69,7 @@ def merge(
         DataError: rows that cannot be used, all at once by file and row.
     """
     recipe = Recipe(named_rule(rule, settings), space, Truncation(rank, energy), scale, seed)
+    files = [Path(file) for file in ([data] if isinstance(data, str | PathLike) else data)]
     return merge_folders(
         [Path(folder) for folder in folders],
         Path(out),
@@ -76,7 +77,7 @@ def merge(
         weights=weights,
         base=None if base is None else base_weights(Path(base)),
         open_adapter=opener(None if origin is None else Path(origin)),
-        measure=measure_by(recipe, [Path(file) for file in data], base),
+        measure=measure_by(recipe, files, base),
         overwrite=overwrite,
     )
 

@@ -66,6 +66,7 @@ def search_lorahub(
             "objective_of_mean": tried[0][0],
             "candidates": len(tried),
         },
+        notes=(_told(best, tried[0][0]),),
     )
 
 
@@ -101,6 +102,7 @@ def search_frank_wolfe(
             "objective_of_mean": losses[0],
             "steps_towards": [names[k] for k in taken[:at]],
         },
+        notes=(_told(losses[at], losses[0]),),
     )
 
 
@@ -150,8 +152,16 @@ def search_adamerging(
     return Measured(
         coefficients=sums.by_key((c if better else start).detach().double().cpu().numpy()),
         facts={"rows": len(rows), "objective": last if better else first, "objective_of_mean": first},
-        notes=() if better else ("the search found nothing surer than the mean, which this is",),
+        notes=(_told(last if better else first, first),),
     )
+
+
+def _told(best: float, mean: float) -> str:
+    if best == mean:
+        return (
+            f"the search found nothing better than the mean, whose objective is {mean:.4g}: this is the mean"
+        )
+    return f"on the rows that were looked at the rule's objective is {best:.4g}; the mean's is {mean:.4g}"
 
 
 def entropies(logits: Tensor) -> Tensor:

@@ -148,6 +148,6 @@ def test_an_interrupt_leaves_nothing_behind(place, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         headwater.merge(
             [place / "a0", place / "a1"], tmp_path / "out", rule="fw", base=place / "bert",
-            data=[place / "rows.jsonl"],
+            data=str(place / "rows.jsonl"),
         )  # fmt: skip
     assert not any(tmp_path.iterdir())

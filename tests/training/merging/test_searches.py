@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from headwater.merging.offline.rules.searched import AdaMerging, Evolve, FrankWolfe, LoraHub
+from headwater.training.merging import searches
 from headwater.training.merging.coefficients import Sums
 from headwater.training.merging.evolve import search_evolve
 from headwater.training.merging.pareto import crowding, front, fronts, knee, nsga2
@@ -86,12 +87,14 @@ def test_adamerging_makes_answers_surer_layer_by_layer(pair, rows):
     assert all(np.array_equal(found.coefficients[k], again.coefficients[k]) for k in found.coefficients)
 
 
-def test_a_search_that_finds_nothing_surer_keeps_the_mean(pair, rows):
-    rule = AdaMerging(steps=1, learning_rate=1.0)
-    found = search_adamerging(pair, rule, rows[0], seed=0, progress=cases.quiet)
-    if found.notes:  # one step this large overshoots
-        assert np.allclose(np.stack(list(found.coefficients.values())), 0.5)
-    assert found.facts["objective"] <= found.facts["objective_of_mean"]
+@pytest.mark.parametrize("last", [2.0, float("nan")])
+def test_a_search_that_finds_nothing_surer_keeps_the_mean(pair, rows, monkeypatch, last):
+    measured = iter([1.0, last])
+    monkeypatch.setattr(searches, "_entropy", lambda *_: next(measured))
+    found = search_adamerging(pair, AdaMerging(steps=1), rows[0], seed=0, progress=cases.quiet)
+    assert np.array_equal(np.stack(list(found.coefficients.values())), np.full((4, 2), 0.5))
+    assert found.facts["objective"] == 1.0
+    assert "this is the mean" in found.notes[0]
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
