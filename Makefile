@@ -71,8 +71,8 @@ bench-codec: $(VENV)/.dev
 bench-aggregation: $(VENV)/.dev
 	@$(BIN)/python benchmarks/aggregation.py
 
-bench-merging: $(VENV)/.dev ## headwater merge beside PEFT (MERGEKIT=path/to/python: and mergekit)
-	@$(BIN)/python benchmarks/merging.py $(if $(MERGEKIT),--mergekit $(MERGEKIT))
+bench-merging: $(VENV)/.dev ## headwater merge beside PEFT (MERGEKIT=path/to/python: and mergekit; SMALL=1: a trial)
+	@$(BIN)/python benchmarks/merging.py $(if $(MERGEKIT),--mergekit $(MERGEKIT)) $(if $(SMALL),--small)
 
 bench-ranks: $(VENV)/.dev ## energy per rank where clients have ranks 2 to 16, by four merges
 	@$(BIN)/python benchmarks/ranks.py

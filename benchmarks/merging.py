@@ -8,6 +8,10 @@ PEFT merges inside a model, so it is given one: of the base's shape, whose weigh
 take no memory; loading a real base would come on top. mergekit gets the adapters as if they were models, and
 a file of zeros as their base. Both merge A and B apart, so ``--space factors`` is the like of them; ``core``
 is what Headwater does by itself.
+
+Beside folders: the fold alone against PEFT's function, on the same values in memory; the online rules against
+NumPy's ``acc += x``; and the exact mean of wide LoRA changes against the dense matrix and its SVD.
+``--small`` is a trial of all this in a minute.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,21 +85,33 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mergekit", type=Path, help="a Python with mergekit")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--small", action="store_true", help="few adapters, written nowhere")
     options = parser.parse_args()
     rows = []
+    many = (4, 8) if options.small else (100, 1000)
+    few = (2,) if options.small else (20,)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        for shape, counts in (("minilm r=8", (100, 1000)), ("llama 1B r=16", (20,))):
+        for shape, counts in (("minilm r=8", many), ("llama 1B r=16", few)):
             for count in counts:
                 folders = make_adapters(place / "adapters", shape, count)
-                for name, command in contestants(place, shape, folders, options.mergekit, alone=count > 100):
+                for name, command in contestants(
+                    place, shape, folders, options.mergekit, alone=count == many[1]
+                ):
                     rows.append(measured(place, name, shape, count, command, options.repeat))
                     print(json.dumps(rows[-1]), flush=True)
                 shutil.rmtree(place / "adapters")
-        rows += products(place, options.repeat)
+        rows += products(place, options.repeat, small=options.small)
+    rows += in_memory(options.repeat, small=options.small)
+    if options.small:
+        return
     RESULTS.write_text(
         json.dumps(
-            {"machine": {"cpu": platform.processor(), "numpy": np.__version__}, "rows": rows}, indent=1
+            {
+                "machine": {"arch": platform.machine(), "cpus": os.cpu_count(), "numpy": np.__version__},
+                "rows": rows,
+            },
+            indent=1,
         )
         + "\n"
     )
@@ -245,16 +262,17 @@ np.save(place / f"{how}.npy", s[:256])
 """
 
 
-def products(place: Path, repeat: int) -> list[dict[str, object]]:
-    """The exact mean of 16 LoRA changes of a 4096 x 14336 weight, beside the dense matrix and its SVD."""
-    shape = "4096x14336 r=16"
+def products(place: Path, repeat: int, *, small: bool) -> list[dict[str, object]]:
+    """The exact mean of 16 LoRA changes of a wide weight, beside the dense matrix and its SVD."""
+    high, wide = (512, 1792) if small else (4096, 14336)
+    shape = f"{high}x{wide} r=16"
     adapters = place / "adapters"
     draw = np.random.default_rng(1)
     for number in range(16):
         (adapters / f"{number:02}").mkdir(parents=True)
         tensors = {
-            "base_model.model.up.lora_A.weight": draw.standard_normal((16, 14336), np.float32),
-            "base_model.model.up.lora_B.weight": draw.standard_normal((4096, 16), np.float32),
+            "base_model.model.up.lora_A.weight": draw.standard_normal((16, wide), np.float32),
+            "base_model.model.up.lora_B.weight": draw.standard_normal((high, 16), np.float32),
         }
         save_file(tensors, adapters / f"{number:02}" / "adapter_model.safetensors")
         config = {"peft_type": "LORA", "r": 16, "lora_alpha": 16, "base_model_name_or_path": shape}
@@ -266,6 +284,96 @@ def products(place: Path, repeat: int) -> list[dict[str, object]]:
         print(json.dumps(rows[-1]), flush=True)
     ours, dense = np.load(place / "headwater.npy"), np.load(place / "dense.npy")
     rows[0]["singular_values_off"] = float(np.abs(ours - dense[: len(ours)]).max() / dense[0])
+    return rows
+
+
+def in_memory(repeat: int, *, small: bool) -> list[dict[str, object]]:
+    """CPU milliseconds a million values of one adapter: the fold, and what a round's rules add."""
+    import torch
+
+    torch.set_num_threads(1)
+    rows = []
+    for size, count in ((100_000, 4),) if small else ((131_072, 20), (1_000_000, 20)):
+        rows += folds(size, count, repeat)
+    for size in (100_000,) if small else (100_000, 1_000_000, 10_000_000):
+        rows += additions(size, repeat)
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def folds(size: int, count: int, repeat: int) -> list[dict[str, object]]:
+    """Trim and TIES of some vectors, beside PEFT's function, which reads float32."""
+    import torch
+    from peft.utils import merge_utils
+
+    from headwater.merging.largest import Cut
+    from headwater.merging.offline.fold import fold
+    from headwater.merging.offline.rules.ties import Ties
+
+    draw = np.random.default_rng(0)
+    changes = [draw.normal(size=size) for _ in range(count)]
+    tensors = [torch.from_numpy(change.astype(np.float32)) for change in changes]
+    rule, shares = Ties(density=DENSITY), np.full(count, 1 / count)
+
+    def read(i: int) -> np.ndarray:
+        values = changes[i].copy()
+        return Cut.of(values, DENSITY).apply(values)
+
+    work = {
+        "headwater, fold": lambda: fold(rule, read, shares),
+        "PEFT, ties": lambda: merge_utils.ties(tensors, torch.from_numpy(shares).float(), DENSITY),
+    }
+    return timed(f"{count} x {size} values", work, repeat, size * count)
+
+
+def additions(size: int, repeat: int) -> list[dict[str, object]]:
+    """An update that a rule of a round adds, beside NumPy's sum in float32 and in float64."""
+    import torch
+
+    from headwater.merging import MeanAggregator, TiesAggregator
+    from headwater.merging.plan import MergePlan, Update
+    from headwater.state import AdapterState, StateSpec, TensorSpec
+
+    spec = StateSpec.of([TensorSpec("a", (size,), "vector")])
+    names = [f"c{number}" for number in range(3 * repeat)]
+    plan = MergePlan(spec, dict.fromkeys(names, 100), 16.0)
+    values = np.random.default_rng(0).standard_normal(size, np.float32) * np.float32(0.01)
+    delta = AdapterState.from_vector(spec, torch.from_numpy(values))
+    work: dict[str, Callable[[], object]] = {}
+    for kind in (np.float32, np.float64):
+        total = np.zeros(size, kind)
+        work[f"NumPy, {np.dtype(kind)}"] = lambda total=total: np.add(total, values, out=total)
+    rules = {"mean": MeanAggregator(), "ties": TiesAggregator(DENSITY), "ties of all": TiesAggregator(1.0)}
+    for name, rule in rules.items():
+        acc, left = rule.init(plan), iter(names)
+        work[f"headwater, {name}"] = lambda acc=acc, rule=rule, left=left: rule.add(
+            acc, Update(next(left), 0, delta, 100)
+        )
+    return timed(f"add {size} values", work, 3 * repeat, size)
+
+
+def timed(
+    shape: str, work: Mapping[str, Callable[[], object]], repeat: int, values: int
+) -> list[dict[str, object]]:
+    """CPU time of each in turn, so that other load meets all alike; the first turn touches fresh memory."""
+    spent: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(repeat):
+        for name, run in work.items():
+            began = time.thread_time()
+            run()
+            spent[name].append(1e9 * (time.thread_time() - began) / values)
+    rows = []
+    for name, all_of in spent.items():
+        warm = sorted(all_of[1:] or all_of)
+        rows.append(
+            {
+                "contestant": name,
+                "shape": shape,
+                "ms_a_million": round(statistics.median(warm), 3),
+                "least": round(warm[0], 3),
+            }
+        )
     return rows
 
 
