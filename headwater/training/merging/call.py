@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, DataError
 from headwater.experts.expert_file import opener
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.base_weights import base_weights
@@ -99,6 +99,7 @@ def measure_by(
 
     Raises:
         ConfigError: a rule that looks at rows and none, or one that does not and rows.
+        DataError: a file that is not there.
     """
     rule = recipe.rule
     if not isinstance(rule, DataRule):
@@ -117,6 +118,9 @@ def measure_by(
             got="none",
             hint="headwater merge --rules says which rules need none.",
         )
+    for path in data:
+        if not path.exists():
+            raise DataError(f"--data {path}", expected="a file or folder of rows", got="nothing there")
 
     def measure(adapters: Adapters) -> Measured:
         from headwater.training.merging.measure import measured  # it takes seconds: torch and transformers

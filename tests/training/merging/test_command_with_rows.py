@@ -132,6 +132,8 @@ def test_entropy_is_for_classifiers(tmp_path):
 
 def test_the_dry_run_says_the_cost_and_loads_no_base(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(RowsNetwork, "open", None)
+    assert command(place, "regmean", tmp_path / "out", "--dry-run", data="none.jsonl") == 3
+    assert "none.jsonl: expected a file or folder of rows" in capsys.readouterr().err
     assert command(place, "regmean", tmp_path / "out", "--dry-run") == 0
     columns = 4 * 32 * 32  # four layers of 32 inputs
     said = capsys.readouterr().out
