@@ -99,14 +99,14 @@ def listening(who: str, accept: Sequence[str] = ()) -> Iterator[Heard]:
     # each process is told once; the second model of a process must hear it too
     transformers_logging.warning_once.cache_clear()
     log.handlers, log.propagate = [Ear(logging.WARNING)], False
-    log.setLevel(logging.WARNING)
+    _set_level(log, logging.WARNING)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield heard
     finally:
         log.handlers, log.propagate = handlers, propagate
-        log.setLevel(level)
+        _set_level(log, level)
         if bars:
             transformers_logging.enable_progress_bar()
     for warning in caught:
@@ -118,6 +118,12 @@ def listening(who: str, accept: Sequence[str] = ()) -> Iterator[Heard]:
     said = heard.said + [str(w.message) for w in caught if not issubclass(w.category, passed_over)]
     for message in dict.fromkeys(said):
         heard.notices += _judge(message, who, accept)
+
+
+def _set_level(log: logging.Logger, level: int) -> None:
+    """Nothing where it is so: a change empties the caches of all loggers there are."""
+    if log.level != level:
+        log.setLevel(level)
 
 
 def _judge(message: str, who: str, accept: Sequence[str]) -> list[str]:
