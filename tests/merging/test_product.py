@@ -256,3 +256,19 @@ def test_a_change_hidden_from_the_probes_makes_no_more_wrong_than_itself() -> No
     assert hidden > 2 * np.linalg.norm(product(base))
     found = product(base + merged(base, plan, [sent, *updates[1:]]).delta)
     assert np.linalg.norm(found - ideal) < hidden
+
+
+def test_who_did_not_answer_does_not_count() -> None:
+    spec = lora_spec(9, 7, 2, scaling=S)
+    base, plan = start(spec), MergePlan(spec, CLIENTS, 16.0)
+    answered = cohort(spec, plan)[1:3]
+    ideal = mean_of(CLIENTS, {u.client: product(base + u.delta) for u in answered})
+    assert product(base + merged(base, plan, answered).delta) == pytest.approx(best(ideal, 2), abs=1e-6)
+    # nobody who trains the second component: it stays
+    ranks = replace(plan, ranks={"b": 1, "c": 1})
+    state = base + merged(base, ranks, cohort(spec, ranks)[1:3]).delta
+    first = mean_of(
+        CLIENTS, {u.client: product(base + u.delta, part=slice(0, 1)) for u in cohort(spec, ranks)[1:3]}
+    )
+    ideal = first + product(base, part=slice(1, 2))
+    assert product(state) == pytest.approx(best(ideal, 2), abs=1e-6)
