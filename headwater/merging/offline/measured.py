@@ -19,6 +19,7 @@ class Measured:
             changed; empty where ``changes`` say what comes out.
         changes: of each LoRA module the merged change U·C·Vᵀ: its bases and C.
         values: merged values of other tensors; those that are not there are averaged by weight.
+        shares: what each adapter counts [T], to be told, where ``changes`` do not say it.
         facts: what was found, for ``merge.json``.
         files: more files of the result's folder, by name.
         notes: what the user must know, a sentence each.
@@ -27,6 +28,7 @@ class Measured:
     coefficients: Mapping[str, Floats] = field(default_factory=dict)
     changes: Mapping[str, tuple[Basis, Floats]] = field(default_factory=dict)
     values: Mapping[str, Floats] = field(default_factory=dict)
+    shares: Floats | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

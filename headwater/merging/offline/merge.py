@@ -170,6 +170,8 @@ class Merge:
         """What each adapter counts [T]: its coefficient, or the mean of all weights' ones, or its weight."""
         if self._coefficients is not None:
             return self._coefficients
+        if self.measured.shares is not None:
+            return self.measured.shares
         found = list(self._by_weight.values())
         if found and isinstance(self.recipe.rule, DataRule):
             mean: Floats = np.mean(found, axis=0)

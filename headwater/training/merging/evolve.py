@@ -70,6 +70,7 @@ def search_evolve(
     record = {"objectives": list(names), "mean": mean.tolist(), "front": told, "taken": best.index(chosen)}
     worse = bool((mean < losses[chosen]).all())
     return Measured(
+        shares=candidates.shares(points[chosen]),
         changes={m: (candidates.bases[m], core) for m, core in candidates.cores(points[chosen]).items()},
         facts={
             "rows": [len(part) for part in rows],
@@ -112,12 +113,16 @@ class _Candidates:
 
     def told(self, point: Floats) -> dict[str, object]:
         """The settings of a point, in words."""
-        names = [folder.path.name for folder in self._network.adapters.folders]
+        names = [str(folder.path) for folder in self._network.adapters.folders]
         if self._rule.method == "ties":
             weights, density, factor = self._ties(point)
             shares = dict(zip(names, weights.tolist(), strict=True))
             return {"weights": shares, "density": density, "scale": factor}
         return {"coefficients": dict(zip(names, (self._rule.bound * point).tolist(), strict=True))}
+
+    def shares(self, point: Floats) -> Floats:
+        """What each adapter counts [T]."""
+        return self._ties(point)[0] if self._rule.method == "ties" else self._rule.bound * point
 
     def cores(self, point: Floats) -> dict[str, Floats]:
         """C by module."""

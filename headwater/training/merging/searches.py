@@ -93,7 +93,7 @@ def search_frank_wolfe(
         losses.append(sums.loss(steps[-1], rows))
         taken.append(best)
     at = int(np.argmin(losses))
-    names = [folder.path.name for folder in network.adapters.folders]
+    names = [str(folder.path) for folder in network.adapters.folders]
     return Measured(
         coefficients=sums.by_key(steps[at]),
         facts={

@@ -113,6 +113,10 @@ def test_evolution_takes_the_knee_of_what_nothing_beats(pair, rows, method):
     if method == "task_arithmetic":  # the mean is the first candidate
         mean = np.array(record["mean"])
         assert any((one <= mean + 1e-6).all() for one in losses)
+        told = record["front"][record["taken"]]["coefficients"]
+        assert told == {
+            str(f.path): c for f, c in zip(pair.adapters.folders, found.shares.tolist(), strict=True)
+        }
 
 
 def test_fronts_knee_and_crowding_of_points_on_paper():
