@@ -211,7 +211,7 @@ TEMPLATE = """\
 name = "{name}"                 # the name you are enrolled under
 server = "{server}"  # where the organiser's server is
 ca = "ca.pem"                   # the organiser's certificate authority: ask for the file
-state = "state"                 # keys, what is held back between rounds, logs: keep it private, back up its keys/
+state = "state"                 # keys, what is held between rounds, logs: keep it private, back up its keys/
 
 [data]
 path = "data.jsonl"             # JSONL, CSV or Parquet, or a folder of them; it never leaves this device
