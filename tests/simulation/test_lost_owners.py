@@ -174,7 +174,7 @@ def test_a_defect_of_ours_ends_the_run_and_says_where(file, tmp_path, monkeypatc
 def test_an_exception_of_the_server_side_is_no_traceback(file, tmp_path, monkeypatch):
     from headwater.server.rounds.open_round import OpenRound
 
-    monkeypatch.setattr(OpenRound, "merge", lambda self: {}["nothing"])
+    monkeypatch.setattr(OpenRound, "merge", lambda self, again: {}["nothing"])
     done = headwater("simulate", file, "--out", tmp_path / "run", "--quiet")
     assert done.code == InternalError.exit_code
     assert "KeyError" in done.error

@@ -65,7 +65,9 @@ class World:
         context = SimpleNamespace(
             spec=SPEC, trainer=lambda training: BackpropTrainer(Parabolas(SPEC, TARGETS), 0)
         )
-        data = SimpleNamespace(clients=names, client=lambda name: SimpleNamespace(train=self.examples(name)))
+        data = SimpleNamespace(
+            has=names.__contains__, client=lambda name: SimpleNamespace(train=self.examples(name))
+        )
         self.runtime = ClientRuntime(RUN, context, data, ROOT)
         self.profiles = {
             n: ClientProfile(n, len(self.examples(n)), 0, "0" * 64, SPEC.fingerprint()) for n in names
