@@ -41,23 +41,16 @@ def written(folder, **changes) -> LoadedFederation:
     return loaded
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """What the command finds in a process of its own: this one holds what all tests before have left."""
-    file = tmp_path_factory.mktemp("measured") / "f.toml"
-    written(file.parent, methods={"seeds": {"training": SEEDS}})
-    command = [sys.executable, "-m", "headwater", "client", "profile", str(file), "--json"]
+@pytest.mark.parametrize("training", [BACKPROP, SEEDS], ids=["backprop", "kseed"])
+def test_the_measured_peak_is_what_was_predicted(tmp_path, training):
+    """In a process of its own: this one holds what all tests before have left."""
+    written(tmp_path, training=training, methods={})
+    command = [sys.executable, "-m", "headwater", "client", "profile", str(tmp_path / "f.toml"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize(("method", "kind"), [("default", "backprop"), ("seeds", "kseed")])
-def test_the_measured_peak_is_what_was_predicted(measured, method, kind):
-    found = measured
-    assert [row["method"] for row in found["methods"]] == ["default", "seeds"]
-    (row,) = [row for row in found["methods"] if row["method"] == method]
-    assert (row["kind"], row["note"]) == (kind, "")
+    found = json.loads(done.stdout)
+    (row,) = found["methods"]
+    assert (row["method"], row["kind"], row["note"]) == ("default", training["kind"], "")
     assert row["measured_bytes"] > 2**26
     assert abs(row["predicted_bytes"] / row["measured_bytes"] - 1) < 0.15, row
     assert row["step_s"] > 0
