@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from dataclasses import dataclass
 from datetime import time
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from headwater.config.copied import server_address
 from headwater.config.plugins import AllowedPlugins
-from headwater.config.settings import Settings, in_words
+from headwater.config.settings import Settings, first_problem, read_toml
 from headwater.config.training import TRAINING_KINDS
-from headwater.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a device may be enrolled as."""
+
+
+def _enrolled_name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError("1 to 64 letters, digits, '.', '_' and '-', the first one a letter or a digit")
+    return value
+
+
+EnrolledName = Annotated[str, AfterValidator(_enrolled_name)]
+ServerAddress = Annotated[str, AfterValidator(server_address)]
+"""host:port, as people copy it."""
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 
 
@@ -100,8 +110,8 @@ class PolicySettings(Settings):
 class AgentFile(Settings):
     """The whole file."""
 
-    name: str = Field(description="the name this device is enrolled under")
-    server: str = Field(description="host:port of the organiser's server")
+    name: EnrolledName = Field(description="the name this device is enrolled under")
+    server: ServerAddress = Field(description="host:port of the organiser's server")
     ca: str = Field(default="ca.pem", min_length=1, description="the organiser's certificate authority")
     state: str = Field(default="state", min_length=1, description="folder of keys, residuals, logs")
     simulated_memory_mb: int | None = Field(
@@ -114,18 +124,6 @@ class AgentFile(Settings):
     models: ModelFolders = ModelFolders()
     policy: PolicySettings = PolicySettings()
     plugins: AllowedPlugins = AllowedPlugins()
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not NAME.fullmatch(value):
-            raise ValueError("1 to 64 letters, digits, '.', '_' and '-', the first one a letter or a digit")
-        return value
-
-    @field_validator("server")
-    @classmethod
-    def _server(cls, value: str) -> str:
-        return server_address(value)
 
 
 @dataclass(frozen=True)
@@ -167,41 +165,12 @@ def load_agent(path: Path) -> AgentSettings:
     Raises:
         ConfigError: names the file, the key, what was expected and what was got.
     """
-    try:
-        content = path.read_bytes()
-        raw = tomllib.loads(content.decode("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"agent file {path}",
-            expected="a file",
-            got="nothing there",
-            hint="Write one with: headwater client init FILE",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"agent file {path}", expected="readable UTF-8 text", got=str(error)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"agent file {path}", expected="valid TOML", got=str(error)) from None
+    raw, content = read_toml(path, "agent", "Write one with: headwater client init FILE")
     try:
         file = AgentFile.model_validate(raw)
     except ValidationError as error:
-        raise _explain(path, error) from None
+        raise first_problem(error, str(path), "See docs/reference/agent-file.md.") from None
     return AgentSettings(file, path.parent.resolve(), hashlib.sha256(content).hexdigest())
-
-
-def _explain(path: Path, error: ValidationError) -> ConfigError:
-    """The first problem in full and the number of the others."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    key = ".".join(str(part) for part in first["loc"]) or "(file)"
-    hint = "See docs/reference/agent-file.md."
-    if len(problems) > 1:
-        hint += f" ({len(problems) - 1} more problem(s) in this file.)"
-    if first["type"] == "extra_forbidden":
-        return ConfigError(f"{path}: {key}", expected="no such key", got=repr(first["input"])[:80], hint=hint)
-    if first["type"] == "missing":
-        return ConfigError(f"{path}: {key}", expected="this key", got="nothing", hint=hint)
-    expected, got = in_words(first)
-    return ConfigError(f"{path}: {key}", expected=expected, got=got, hint=hint)
 
 
 TEMPLATE = """\

@@ -9,15 +9,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from headwater.config.plugins import AllowedPlugins
-from headwater.config.settings import Settings, in_words
-from headwater.errors import ConfigError
+from headwater.config.settings import Settings, first_problem, read_toml
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -123,15 +121,8 @@ def load_daemon(path: Path) -> DaemonSettings:
     Raises:
         ConfigError: names the file, the key, what was expected and what was got.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = f"Is this the right folder? A new one is made by: headwater server init {path.parent}"
-        raise ConfigError(f"server file {path}", expected="a file", got="nothing there", hint=hint) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"server file {path}", expected="readable UTF-8 text", got=str(error)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"server file {path}", expected="valid TOML", got=str(error)) from None
+    hint = f"Is this the right folder? A new one is made by: headwater server init {path.parent}"
+    raw, _ = read_toml(path, "server", hint)
     return check_daemon(raw, str(path))
 
 
@@ -144,16 +135,7 @@ def check_daemon(raw: dict[str, object], who: str) -> DaemonSettings:
     try:
         return DaemonSettings.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        first = problems[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(file)"
-        expected, got = in_words(first)
-        if first["type"] == "extra_forbidden":
-            expected = "no such key"
-        elif first["type"] == "missing":
-            expected, got = "this key", "nothing"
-        more = f"There are {len(problems) - 1} more problems in this file." if len(problems) > 1 else ""
-        raise ConfigError(f"{who}: {key}", expected=expected, got=got, hint=more) from None
+        raise first_problem(error, who) from None
 
 
 def daemon_toml(settings: DaemonSettings) -> str:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
-from headwater.config.agent import NAME
-from headwater.config.copied import server_address
-from headwater.config.settings import Settings, in_words
-from headwater.errors import ConfigError
+from headwater.config.agent import EnrolledName, ServerAddress
+from headwater.config.settings import Settings, first_problem, read_toml
 
 
 class EdgeFile(Settings):
     """The whole file."""
 
-    name: str = Field(description="the name that this edge aggregator is enrolled under")
-    server: str = Field(description="host:port of the organiser's server")
+    name: EnrolledName = Field(description="the name that this edge aggregator is enrolled under")
+    server: ServerAddress = Field(description="host:port of the organiser's server")
     ca: str = Field(default="ca.pem", min_length=1, description="the organiser's certificate authority")
     state: str = Field(default="state", min_length=1, description="folder of keys, log and status")
     clients: str = Field(
@@ -31,18 +28,6 @@ class EdgeFile(Settings):
         gt=0,
         description="its clients are waited for so long; 0.8 of the round's deadline if absent",
     )
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not NAME.fullmatch(value):
-            raise ValueError("1 to 64 letters, digits, '.', '_' and '-', the first one a letter or a digit")
-        return value
-
-    @field_validator("server")
-    @classmethod
-    def _server(cls, value: str) -> str:
-        return server_address(value)
 
 
 @dataclass(frozen=True)
@@ -63,23 +48,9 @@ def load_edge(path: Path) -> EdgeSettings:
     Raises:
         ConfigError: names the file, the key, what was expected and what was got.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = 'It has the keys name and server: name = "edge-1", server = "fl.example.org:8443".'
-        raise ConfigError(f"edge file {path}", expected="a file", got="nothing there", hint=hint) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"edge file {path}", expected="readable UTF-8 text", got=str(error)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"edge file {path}", expected="valid TOML", got=str(error)) from None
+    hint = 'It has the keys name and server: name = "edge-1", server = "fl.example.org:8443".'
+    raw, _ = read_toml(path, "edge", hint)
     try:
         return EdgeSettings(EdgeFile.model_validate(raw), path.parent.resolve())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(file)"
-        expected, got = in_words(first)
-        if first["type"] == "extra_forbidden":
-            expected = "no such key"
-        elif first["type"] == "missing":
-            expected, got = "this key", "nothing"
-        raise ConfigError(f"{path}: {key}", expected=expected, got=got) from None
+        raise first_problem(error, str(path)) from None

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from headwater.config.data import Data
 from headwater.config.federation import Federation
 from headwater.config.plugins import INSTALLED
-from headwater.config.settings import Settings, in_words
+from headwater.config.settings import Settings, in_words, read_toml
 from headwater.config.trackers import Trackers
 from headwater.config.traits import TrackerTraits
 from headwater.errors import ConfigError
@@ -90,16 +90,7 @@ def read_tables(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or is no TOML.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"federation file {path}", expected="a file", got="nothing there", hint="Check the path."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"federation file {path}", expected="readable UTF-8 text", got=str(error)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"federation file {path}", expected="valid TOML", got=str(error)) from None
+    return read_toml(path, "federation", "Check the path.")[0]
 
 
 def federation_of(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from headwater.errors import ConfigError
 
 _KINDS = {"String": "a text", "List": "a list", "Tuple": "a list", "Set": "a list", "Dictionary": "a table"}
 
@@ -44,3 +48,41 @@ def in_words(problem: Mapping[str, Any]) -> tuple[str, str]:
             verb
         ], shown
     return message[:1].lower() + message[1:], shown
+
+
+def read_toml(path: Path, what: str, hint: str) -> tuple[dict[str, Any], bytes]:
+    """The tables of a settings file, and its bytes.
+
+    Args:
+        path: the file.
+        what: it is, for messages: ``agent`` of an agent file.
+        hint: for whoever has none.
+
+    Raises:
+        ConfigError: it cannot be read, or is no TOML.
+    """
+    who = f"{what} file {path}"
+    try:
+        content = path.read_bytes()
+        return tomllib.loads(content.decode("utf-8")), content
+    except FileNotFoundError:
+        raise ConfigError(who, expected="a file", got="nothing there", hint=hint) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(who, expected="readable UTF-8 text", got=str(error)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(who, expected="valid TOML", got=str(error)) from None
+
+
+def first_problem(error: ValidationError, who: str, hint: str = "") -> ConfigError:
+    """The first problem that pydantic found in full, and the number of the others."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"]) or "(file)"
+    expected, got = in_words(first)
+    if first["type"] == "extra_forbidden":
+        expected, got = "no such key", repr(first["input"])[:80]
+    elif first["type"] == "missing":
+        expected, got = "this key", "nothing"
+    if len(problems) > 1:
+        hint = f"{hint} ({len(problems) - 1} more problem(s) in this file.)".strip()
+    return ConfigError(f"{who}: {key}", expected=expected, got=got, hint=hint)

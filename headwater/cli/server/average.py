@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwater.cli.server.connect import take_words
-from headwater.cli.server.exports import require_free, unpack
-from headwater.errors import ConfigError, StorageError
+from headwater.cli.server.exports import require_free, unpack, whole_folder
+from headwater.errors import ConfigError
 from headwater.merging.offline.decay import DECAYS, decay_weights
 
 if TYPE_CHECKING:
@@ -117,28 +116,18 @@ def _write(client: ControlClient, rows: Sequence[AdapterRow], options: argparse.
     from headwater.merging.offline.merge import Recipe
     from headwater.merging.offline.rules.linear import Mean
 
-    out: Path = options.out
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-            folders = {Path(scratch, f"run {row.run}", f"version {row.version}"): row for row in rows}
-            for folder, row in folders.items():
-                unpack(client.export(row.run, row.version), folder)
-            merged = Path(scratch, "merged")
-            weights = decay_weights(options.decay, len(rows))
-            report = merge_folders(list(folders), merged, Recipe(Mean(), options.space), weights=weights)
-            record = json.loads((merged / RECIPE).read_text(encoding="utf-8"))
-            for entry in record["adapters"]:  # where they lay is nowhere now
-                entry["folder"] = str(Path(entry["folder"]).relative_to(scratch))
-            write_json(merged / RECIPE, record | {"decay": options.decay})
-            if out.exists():
-                out.rmdir()
-            shutil.move(merged, out)
-    except OSError as error:
-        raise StorageError(
-            str(out), expected="a folder that can be written", got=error.strerror or str(error),
-            hint="Nothing was left behind: free space or fix the rights, then try again.",
-        ) from error  # fmt: skip
+    with whole_folder(options.out) as merged, tempfile.TemporaryDirectory(dir=merged.parent) as scratch:
+        folders = [Path(scratch, f"run {row.run}", f"version {row.version}") for row in rows]
+        for folder, row in zip(folders, rows, strict=True):
+            unpack(client.export(row.run, row.version), folder)
+        weights = decay_weights(options.decay, len(rows))
+        report = merge_folders(
+            folders, merged, Recipe(Mean(), options.space), weights=weights, overwrite=True
+        )
+        record = json.loads((merged / RECIPE).read_text(encoding="utf-8"))
+        for entry in record["adapters"]:  # where they lay is nowhere now
+            entry["folder"] = str(Path(entry["folder"]).relative_to(scratch))
+        write_json(merged / RECIPE, record | {"decay": options.decay})
     return report
 
 

@@ -1,14 +1,39 @@
-"""What a daemon exports, as a folder: :func:`unpack`."""
+"""What a daemon exports, as a folder, whole or not there: :func:`unpack`, :func:`whole_folder`."""
 
 from __future__ import annotations
 
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from headwater.errors import DecodeError, StorageError
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder``, which becomes it at the end; after an exception nothing is left of it.
+
+    Raises:
+        StorageError: ``folder`` holds something, or cannot be written.
+    """
+    try:
+        require_free(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            files = Path(scratch, "files")
+            files.mkdir()
+            yield files
+            if folder.exists():
+                folder.rmdir()
+            shutil.move(files, folder)
+    except OSError as error:
+        raise StorageError(
+            str(folder), expected="a folder that can be written", got=error.strerror or str(error),
+            hint="Nothing was left behind: free space or fix the rights, then try again.",
+        ) from error  # fmt: skip
 
 
 def unpack(pieces: Iterable[bytes], folder: Path) -> int:
@@ -22,24 +47,11 @@ def unpack(pieces: Iterable[bytes], folder: Path) -> int:
         StorageError: it holds something, or cannot be written.
         DecodeError: no tar, or one with anything but plain files below its root.
     """
-    try:
-        require_free(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-            archive, files = Path(scratch, "tar"), Path(scratch, "files")
-            with archive.open("wb") as file:
-                file.writelines(pieces)
-            files.mkdir()
-            size = _extract(archive, files)
-            if folder.exists():
-                folder.rmdir()
-            shutil.move(files, folder)
-    except OSError as error:
-        raise StorageError(
-            str(folder), expected="a folder that can be written", got=error.strerror or str(error),
-            hint="Nothing was left behind: free space or fix the rights, then try again.",
-        ) from error  # fmt: skip
-    return size
+    with whole_folder(folder) as files:
+        archive = files.with_name("tar")
+        with archive.open("wb") as file:
+            file.writelines(pieces)
+        return _extract(archive, files)
 
 
 def require_free(folder: Path) -> None:
