@@ -31,6 +31,12 @@ def watching(folder, *options, ignored=False):
     )  # fmt: skip
 
 
+def event_of(process):
+    line = process.stdout.readline()
+    assert line, process.stderr.read()  # it ended
+    return json.loads(line)
+
+
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "SIGINT ignored"])
 def test_watch_outlives_the_daemon_and_ends_with_ctrl_c(tmp_path, ignored):
     first, second = FakeOrganiser(), FakeOrganiser()
@@ -39,14 +45,14 @@ def test_watch_outlives_the_daemon_and_ends_with_ctrl_c(tmp_path, ignored):
         folder = write_folder(tmp_path / "srv", server.address)
         process = watching(folder, "--json", "--all", ignored=ignored)
         try:
-            assert json.loads(process.stdout.readline())["text"] == "before"
+            assert event_of(process)["text"] == "before"
             first.tell("round 1", "round", round=1, value=0.5)
-            event = json.loads(process.stdout.readline())
+            event = event_of(process)
             assert (event["kind"], event["data"]) == ("round", {"round": 1, "value": 0.5})
             server.stop(0)
             second.tell("after the restart")
             with serving(second, server.address):
-                event = json.loads(process.stdout.readline())
+                event = event_of(process)
                 assert (event["seq"], event["text"]) == (1, "after the restart")
                 process.send_signal(signal.SIGINT)
                 out, err = process.communicate()
