@@ -22,6 +22,8 @@ from headwater.process_memory import importing
 LIMITS_S = {"slow": 3600, "faults": 900}
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, here and by what a test starts
+# some tests fork; gRPC 1.85 would start its threads again in the child, and now and then fail there
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 settings.register_profile(
     "headwater", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # has no stubs
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # has no stubs
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]  # has no stubs
 
 from headwater.errors import ConfigError, HeadwaterError, Refused, StorageError
@@ -37,6 +37,9 @@ MOST_CONNECTIONS = 256
 DAEMON = "headwater-daemon"
 """Initial metadata of a watch: an identifier of this daemon process, whose event numbers are its own."""
 SERVICE = pb.DESCRIPTOR.services_by_name["Control"]
+
+SERVING = ("", SERVICE.full_name)
+"""What a health check may ask for; the empty name is the server as a whole."""
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second daemon would share the port without a word
@@ -88,11 +91,10 @@ def serve(
     server = grpc.server(pool, interceptors=[_OrganisersOnly()], options=_OPTIONS)
     closing = threading.Event()
     server.add_generic_rpc_handlers((_Control(organiser, closing).handlers(),))
-    ready = health.HealthServicer()
-    ready.set(SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(ready, server)
+    health_pb2_grpc.add_HealthServicer_to_server(_Health(), server)
+    services = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"])
     reflection.enable_server_reflection(
-        (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        (*(service.full_name for service in services), reflection.SERVICE_NAME), server
     )
     credentials = grpc.ssl_server_credentials(
         [(server_key, server_cert)], root_certificates=ca, require_client_auth=True
@@ -108,6 +110,34 @@ def serve(
         ) from None
     server.start()
     return ControlServer(server, pool, f"{address.rpartition(':')[0]}:{port}", closing)
+
+
+class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # its base has no stubs
+    """What is served is served until the daemon ends: nothing changes, so nobody is remembered.
+
+    grpcio-health-checking 1.81.1 has a servicer of its own. It holds one lock while it sends, and waits for
+    the same lock where a watcher has left, on the thread that would tell it of the sending: the port stands
+    still for good.
+    """
+
+    def Check(  # noqa: N802 - the protocol's name
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        if request.service not in SERVING:
+            context.abort(grpc.StatusCode.NOT_FOUND, "")
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    def Watch(  # noqa: N802 - the protocol's name
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.ServicerContext,
+        send_response_callback: Callable[[health_pb2.HealthCheckResponse], None],
+    ) -> None:
+        known = request.service in SERVING
+        states = health_pb2.HealthCheckResponse
+        send_response_callback(states(status=states.SERVING if known else states.SERVICE_UNKNOWN))
+
+    Watch.experimental_non_blocking = True  # type: ignore[attr-defined]  # how a method asks gRPC to hold no thread
 
 
 class _Control:

@@ -16,6 +16,7 @@ import pytest
 
 from headwater.cli.interrupts import interruptible
 from headwater.cli.main import main
+from tests.support.dispositions import started_with_sigint
 from tests.support.runs import bare_federation, resume, run, tiny_federation
 
 SETS = ("federation.rounds=1000",)  # so many that none ends before it is told to
@@ -87,13 +88,15 @@ class Group:
             *sets,
             *options,
         ]
-        how = signal.SIG_IGN if ignored else signal.SIG_DFL
         self.errors = out.with_name("errors.txt")
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, how),
-            )  # fmt: skip
+                started_with_sigint(command, ignored=ignored),
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
 
     def rounds(self):
         path = self.out / "rounds.jsonl"

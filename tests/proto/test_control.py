@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from hypothesis import given
@@ -165,14 +167,45 @@ def test_health_and_reflection(server):
 
 def test_watching_the_health_holds_no_thread(server):
     with channel(server.address, certificates().organiser) as open_channel:
-        watch = open_channel.unary_stream(
-            "/grpc.health.v1.Health/Watch",
-            health_pb2.HealthCheckRequest.SerializeToString,
-            health_pb2.HealthCheckResponse.FromString,
-        )
+        watch = health_watch(open_channel)
         watches = [watch(health_pb2.HealthCheckRequest()) for _ in range(2 * control_server.THREADS)]
         for each in watches:
             assert next(each).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_health_of_what_is_not_served(server):
+    with channel(server.address, certificates().organiser) as open_channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            health(open_channel, "elsewhere")
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+        watch = health_watch(open_channel)
+        answer = next(watch(health_pb2.HealthCheckRequest(service="elsewhere")))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+def test_watchers_of_the_health_that_leave_hold_up_nobody(server):
+    """Each leaves while others come: the port goes on answering."""
+
+    def come_and_go():
+        for _ in range(20):
+            with channel(server.address, certificates().organiser) as open_channel:
+                watch = health_watch(open_channel)
+                for each in [watch(health_pb2.HealthCheckRequest()) for _ in range(8)]:
+                    assert next(each).status == health_pb2.HealthCheckResponse.SERVING
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(come_and_go) for _ in range(4)]:
+            done.result(100)
+    with channel(server.address, certificates().organiser) as open_channel:
+        assert health(open_channel, "").status == health_pb2.HealthCheckResponse.SERVING
+
+
+def health_watch(open_channel):
+    return open_channel.unary_stream(
+        "/grpc.health.v1.Health/Watch",
+        health_pb2.HealthCheckRequest.SerializeToString,
+        health_pb2.HealthCheckResponse.FromString,
+    )
 
 
 def health(open_channel, service):

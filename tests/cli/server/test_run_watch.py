@@ -19,16 +19,14 @@ from headwater.cli.server import run as server_run
 from headwater.cli.server import watch as server_watch
 from tests.cli.server.folders import HOSTILE
 from tests.support.control_port import FakeOrganiser, client_of, serving, until, write_folder
+from tests.support.dispositions import started_with_sigint
 
 
 def watching(folder, *options, ignored=False):
     """``ignored``: as a shell without job control starts what it puts into the background."""
     command = [sys.executable, "-u", "-m", "headwater", "server", "watch", str(folder), *options]
-    how = signal.SIG_IGN if ignored else signal.SIG_DFL
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, how),
-    )  # fmt: skip
+    started = started_with_sigint(command, ignored=ignored)
+    return subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def event_of(process):
