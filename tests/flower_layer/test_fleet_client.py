@@ -152,12 +152,14 @@ def test_too_large_a_request_is_refused_and_does_not_come_again(server, agent):
     small._http._identity, small._http._node_key = agent._http._identity, agent._http._node_key
     small._node_key = agent._node_key
     small.activate()
-    server.send(agent.name, envelope=b"e", state=os.urandom(24 * CHUNK_BYTES))
+    chunks = 64
+    server.send(agent.name, envelope=b"e", state=os.urandom(chunks * CHUNK_BYTES))
     server.send(agent.name, envelope=b"e", state=b"s")
     line = Line(small, "", whole=0)
     with pytest.raises(DecodeError, match="expected at most"):
         small.receive()
-    assert line.calls.count(PATHS["pull"]) < 16  # not all of it was fetched first
+    # several are on their way at once, more of them where this thread waits for a core; never all
+    assert line.calls.count(PATHS["pull"]) < chunks // 2
     assert small.receive().parts["state"] == b"s"
     small.close()
 
