@@ -81,6 +81,7 @@ def try_model(model: AdaptedModel, *, max_tokens: int, slopes: bool = False) -> 
             if slopes:
                 trial.slope_is_had()
             notices += trial.longest_row(max_tokens)
+            trial.its_end_sees_the_adapter(max_tokens)
         finally:
             model.load(model.initial_state())
     return (*heard.notices, *notices)
@@ -226,6 +227,29 @@ class _Trial:
             f"data.max_tokens {max_tokens}: {base} was made for {known} positions "
             "(max_position_embeddings); what lies beyond it has never seen"
         ]
+
+    def its_end_sees_the_adapter(self, max_tokens: int) -> None:
+        """Where every layer sees a window, what stands before a row is seen by so many tokens alone."""
+        config = self.model.base.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        if not self.model.virtual_tokens or not isinstance(window, int):
+            return
+        layers = config.num_hidden_layers
+        reach = (window - 1) * layers
+        if max_tokens <= reach:
+            return
+        # some have other layers between, or leave the window unused: the token after the reach tells
+        row = (self.long * (reach // len(self.long) + 1))[: reach + 1]
+        (with_it,) = self.logits(row)
+        self.model.load(self.model.initial_state())
+        (without,) = self.logits(row)
+        if torch.equal(with_it[-1], without[-1]):
+            raise ModelError(
+                "data.max_tokens",
+                expected=f"at most {reach} for {self.who}, whose {layers} layers see {window} tokens each",
+                got=f"{max_tokens}: the tokens beyond would not see the adapter",
+                hint='Lower it, or use adapter.kind = "lora".',
+            )
 
     def _problem(self, length: int, layers: int) -> str:
         """What is wrong with a row of ``length`` in ``layers`` layers; empty if nothing."""

@@ -236,6 +236,35 @@ def test_positions_that_follow_the_longest_row_end_where_they_begin_to(tmp_path,
             try_model(model, max_tokens=beyond)
 
 
+WINDOW = {"sliding_window": 4}
+
+
+@pytest.mark.parametrize("table", [{"kind": "prompt", "tokens": 2}, {"kind": "prefix", "tokens": 2}])
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text"])
+def test_virtual_tokens_out_of_reach_are_refused(tmp_path, name, table):
+    """Each layer carries what stands before a row three tokens on, and there are two of them."""
+    types = {"layer_types": ["sliding_attention"] * 2} if name == "gemma3_text" else {}
+    build(name, tmp_path / name, **WINDOW, **types)
+    model = model_of(tmp_path, "causal-lm", name, table)
+    try_model(model, max_tokens=6)
+    with pytest.raises(ModelError, match=r"at most 6 .*2 layers see 4 tokens each.*\n?.*7"):
+        try_model(model, max_tokens=7)
+    assert model.read().sha256() == model.initial_state().sha256()
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "changes"),
+    [
+        ("mistral", LORA, {}),
+        ("gpt_oss", {"kind": "prompt", "tokens": 2}, {}),  # every other layer sees all
+        ("qwen3", {"kind": "prompt", "tokens": 2}, {"use_sliding_window": False}),
+    ],
+)
+def test_a_window_that_hides_nothing_is_no_matter(tmp_path, name, table, changes):
+    build(name, tmp_path / name, **WINDOW, **changes)
+    try_model(model_of(tmp_path, "causal-lm", name, table), max_tokens=64)
+
+
 def test_positions_that_the_base_was_not_made_for_are_said(tmp_path):
     tiny_llama(tmp_path / "llama")
     model = model_of(tmp_path, "causal-lm", "llama", LORA)
