@@ -67,20 +67,19 @@ class Cut:
         whole = values.dtype.type
         bits = values.view(np.int32 if values.itemsize == 4 else np.int64)
         sign = 8 * values.itemsize - 1
-        # floats of one sign are in the order of their bits: what is smaller becomes -1, the rest 0
-        least = whole(self.magnitude).view(bits.dtype)
+        # floats of one sign are in the order of their bits: what is smaller becomes 0, the rest -1
+        below = whole(self.magnitude).view(bits.dtype) - bits.dtype.type(1)
         magnitude_bits, room = 2**sign - 1, np.empty(min(BLOCK, values.size), bits.dtype)
         for start in range(0, values.size, BLOCK):
             part = bits[start : start + BLOCK]
-            small = room[: part.size]
-            np.bitwise_and(part, magnitude_bits, out=small)
-            np.subtract(small, least, out=small)
-            np.right_shift(small, sign, out=small)
-            np.invert(small, out=small)
+            kept = room[: part.size]
+            np.bitwise_and(part, magnitude_bits, out=kept)
+            np.subtract(below, kept, out=kept)
+            np.right_shift(kept, sign, out=kept)
             if at + start + part.size > self.last:
                 equal = np.flatnonzero(np.abs(values[start : start + BLOCK]) == self.magnitude)
                 part[equal[equal + at + start > self.last]] = 0
-            np.bitwise_and(part, small, out=part)
+            np.bitwise_and(part, kept, out=part)
         return values
 
 
@@ -94,12 +93,17 @@ def _around(values: Values, count: int) -> tuple[int, Values]:
     sample = np.sort(np.abs(values[:: values.size // _SAMPLE | 1]))  # lengths of rows are even
     at = sample.size * (1 - count / values.size)
     margin = 2 + 5 * np.sqrt(sample.size * count / values.size * (1 - count / values.size))
-    low = sample[int(at - margin)] if at > margin else 0.0
-    high = sample[int(at + margin)] if at + margin < sample.size else np.inf
+    first, last = max(int(at - margin), 0), min(int(at + margin), sample.size - 1)
+    low = sample[first] if at > margin else 0.0
+    high = sample[last] if at + margin < sample.size else np.inf
     above, near = 0, []
+    # fresh arrays cost more than what is done with them
+    room, larger, inside = (np.empty(BLOCK, kind) for kind in (values.dtype, np.bool_, np.bool_))
     for start in range(0, values.size, BLOCK):
-        magnitudes = np.abs(values[start : start + BLOCK])
-        larger = magnitudes >= high
-        above += int(np.count_nonzero(larger))
-        near.append(magnitudes[(magnitudes >= low) ^ larger])
+        part = values[start : start + BLOCK]
+        magnitudes = np.abs(part, out=room[: part.size])
+        beyond = np.greater_equal(magnitudes, high, out=larger[: part.size])
+        above += int(np.count_nonzero(beyond))
+        at_least = np.greater_equal(magnitudes, low, out=inside[: part.size])
+        near.append(magnitudes[np.bitwise_xor(at_least, beyond, out=at_least)])
     return above, np.concatenate(near)

@@ -9,6 +9,12 @@ import numpy as np
 from headwater.merging.largest import BLOCK
 from headwater.merging.offline.rule import Floats, TwoPassRule, ValueRule
 
+MOST_TOGETHER, MOST_BYTES = 4, 32 << 20
+"""Adapters whose changes of one weight are held at once, and the bytes that these may take."""
+
+Add = Callable[[tuple[Floats, ...], Floats, float], None]
+"""Adds an adapter's values [n], with its weight, to the sums [n]."""
+
 
 def fold(rule: ValueRule, read: Callable[[int], Floats], weights: Floats) -> Floats:
     """The rule on one weight, in one or two passes.
@@ -21,34 +27,56 @@ def fold(rule: ValueRule, read: Callable[[int], Floats], weights: Floats) -> Flo
     Returns:
         [n].
     """
-    sums = _joined(rule, read, weights, rule.terms)
+    room = np.empty(BLOCK), np.empty(BLOCK)
+
+    def add(sums: tuple[Floats, ...], values: Floats, weight: float) -> None:
+        rule.add(sums, values, weight, room)
+
+    sums = _summed(rule, read, weights, len(rule.degrees), add)
     if isinstance(rule, TwoPassRule):
         count = len(weights)
         first = rule.between(sums, count)
-        sums = _joined(rule, read, weights, lambda values, w: rule.second_terms(first, values, w, count))
-    return rule.result(sums)
+
+        def add_again(sums: tuple[Floats, ...], values: Floats, weight: float) -> None:
+            for total, term in zip(sums, rule.second_terms(first, values, weight, count), strict=True):
+                total += term
+
+        sums = _summed(rule, read, weights, len(rule.second_degrees), add_again)
+    if not rule.blockwise:
+        return rule.result(sums)
+    merged = np.empty(sums[0].size)
+    for part in _parts(merged.size):
+        merged[part] = rule.result(tuple(total[part] for total in sums))
+    return merged
 
 
-def _joined(
-    rule: ValueRule,
-    read: Callable[[int], Floats],
-    weights: Floats,
-    terms: Callable[[Floats, float], tuple[Floats, ...]],
+def _summed(
+    rule: ValueRule, read: Callable[[int], Floats], weights: Floats, count: int, add: Add
 ) -> tuple[Floats, ...]:
-    """Sum by sum, in the order of the adapters."""
+    """Sum by sum, in the order of the adapters.
+
+    Sums are longer than a core's cache, and moving them through it costs more than adding to them: a few
+    adapters are read first, and then added one stretch after the other.
+    """
     sums: tuple[Floats, ...] = ()
-    for i, weight in enumerate(weights):
-        values = read(i)
-        for part in _parts(values.size) if rule.blockwise else (slice(None),):
-            found = terms(values[part], float(weight))
-            if not sums:
-                sums = tuple(np.empty(values.size) for _ in found)
-            for total, term in zip(sums, found, strict=True):
-                if i == 0:
-                    total[part] = term
-                else:
-                    rule.join(total[part], term, out=total[part])
+    at = 0
+    while at < len(weights):
+        group = [(read(at), float(weights[at]))]
+        size = group[0][0].size
+        while len(group) < _together(size) and at + len(group) < len(weights):
+            group.append((read(at + len(group)), float(weights[at + len(group)])))
+        sums = sums or tuple(np.zeros(size) for _ in range(count))
+        for part in _parts(size) if rule.blockwise else (slice(None),):
+            of_part = tuple(total[part] for total in sums)
+            for values, weight in group:
+                add(of_part, values[part], weight)
+        at += len(group)
     return sums
+
+
+def _together(size: int) -> int:
+    """How many adapters' changes [size] are held at once."""
+    return min(MOST_TOGETHER, max(1, MOST_BYTES // (8 * max(size, 1))))
 
 
 def _parts(size: int) -> Iterator[slice]:

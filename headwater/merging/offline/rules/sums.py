@@ -38,6 +38,21 @@ class ElectedSigns(ValueRule):
         down: Floats = np.multiply(weight, values < 0)
         return positive, positive - share, up, down
 
+    def add(  # noqa: D102 - inherited
+        self, sums: tuple[Floats, ...], values: Floats, weight: float, room: tuple[Floats, Floats]
+    ) -> None:
+        positive, negative, up, down = sums
+        share, part = room[0][: values.size], room[1][: values.size]
+        np.multiply(values, weight, out=share)
+        np.maximum(share, 0.0, out=part)
+        np.add(positive, part, out=positive)
+        np.subtract(part, share, out=part)
+        np.add(negative, part, out=negative)
+        for compare, total in ((np.greater, up), (np.less, down)):
+            compare(values, 0.0, out=part)
+            np.multiply(part, weight, out=part)
+            np.add(total, part, out=total)
+
     def sound(self, sums: tuple[Floats, ...], count: int, bound: float) -> bool:
         """No mean of the values that agree is above the bound, and each adapter has one sign."""
         positive, negative, up, down = sums
