@@ -171,6 +171,20 @@ def _clear_remains(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def read_at(file: BinaryIO, start: int, size: int) -> bytearray:
+    """Bytes ``[start, start + size)`` of a file; fewer where it ends before.
+
+    One call of the system gives at most 2 GiB, and may give less.
+    """
+    data = bytearray(size)
+    at = 0
+    with memoryview(data) as view:
+        while at < size and (got := os.preadv(file.fileno(), [view[at:]], start + at)):
+            at += got
+    del data[at:]
+    return data
+
+
 def clear_temporaries(folder: Path) -> None:
     """Remove what :func:`write_atomically` left in ``folder`` when it was killed.
 

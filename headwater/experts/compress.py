@@ -111,9 +111,8 @@ class Compeft(ExpertCodec):
             yield self._plain(adapter, name)
 
     def _has_factors(self, adapter: PeftFolder) -> bool:
-        """Whether LoRA becomes ternary factors: their ranks differ, and PEFT has one for all parameters."""
-        parameters = bool(adapter.config.get("target_parameters"))
-        return self.origin is None and bool(adapter.modules) and not parameters
+        """Whether LoRA becomes ternary factors: their ranks differ, which PEFT does not take everywhere."""
+        return self.origin is None and bool(adapter.modules) and not adapter.one_rank
 
     def _plain(self, adapter: PeftFolder, name: str) -> tuple[Part, bytes]:
         if name.endswith(".ia3_l"):

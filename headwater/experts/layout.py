@@ -17,6 +17,7 @@ from typing import Any
 from headwater.compression.byte_reader import Reader, varint
 from headwater.errors import DecodeError, StorageError
 from headwater.experts.fields import LONGEST, ConfigFields, NoteFields, from_bytes, to_bytes
+from headwater.files import read_at
 
 MAGIC = b"\x89HWX\r\n\x1a\n\x01"
 """A byte that no text has, the name, line ends that a transfer as text would change, and the version."""
@@ -177,7 +178,7 @@ class Layout:
         """
         at, size = self._places[name]
         with self.path.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, at)
+            data = bytes(read_at(file, at, size))
         reader = Reader(data, f"{self.path}, {name}", HINT)
         if len(data) != size:
             raise reader.fail(f"{size} bytes", f"{len(data)}: the file has changed")

@@ -191,11 +191,8 @@ class Merge:
 
     @property
     def one_rank(self) -> int | None:
-        """The rank that all modules must have; None where each has its own.
-
-        PEFT has no ranks by name for LoRA on parameters (``target_parameters``): the result is padded.
-        """
-        if not self.adapters.first.config.get("target_parameters"):
+        """The rank that all modules must have, to which the result is padded; None where each has its own."""
+        if not self.adapters.first.one_rank:
             return None
         ranks = [max(part.rank for part in f.modules.values()) for f in self.adapters.folders]
         if self.recipe.chosen == "factors":

@@ -38,6 +38,8 @@ _LONGEST_PATTERN, _MOST_REPEATS, _SLOW = 256, 3, re.compile(r"\)\s*[*+{]")
 """Of a pattern for modules' names; a repeated group can take for ever, and the file may be anybody's."""
 LONGEST_NAME = 1024
 """Characters of a tensor's name: patterns take time that grows with its square and more."""
+ATTENTION_OUT = ".base_layer.out_proj"
+"""The end of a module's name in ``nn.MultiheadAttention``: PEFT gives it r and α of the attention itself."""
 
 
 def read_json(path: Path, folder: Path) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def _of_module(
     if not isinstance(own, dict):
         raise _odd(path, pattern, "a table by module", own)
     for key, value in own.items():
-        if _matches(path, pattern, key, module):
+        if _matches(path, pattern, key, module.removesuffix(ATTENTION_OUT)):
             return f"{pattern} of {module}", value
     return default, 8 if (value := config.get(default)) is None else value
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from headwater.errors import DecodeError, ModelError
 from headwater.merging.offline.peft_config import (
+    ATTENTION_OUT,
     CONFIG,
     LONGEST_NAME,
     LORA,
@@ -42,6 +43,8 @@ _KEPT_WITH_LORA = (*MAGNITUDES, LORA_BIAS)
 """Tensors that PEFT calls LoRA's and that are plain here: they are in no product."""
 _EXPERT = "#"
 """Between a module's name and an expert's number."""
+_LONGEST_SIDE = 1 << 24
+"""Of a weight of which AdaLoRA took all directions out: its file has no values that would bound it."""
 _LORA_A = re.compile(r"(?P<module>.+)\.(?:lora_A(?:\.weight)?|lora_embedding_A)")
 
 
@@ -167,6 +170,12 @@ class PeftFolder:
         return str(self.config.get("base_model_name_or_path") or "")
 
     @cached_property
+    def one_rank(self) -> bool:
+        """Whether modules must have one rank: PEFT has none by name for parameters, or in an attention."""
+        named = any(module.endswith(ATTENTION_OUT) for module in self.modules)
+        return named or bool(self.config.get("target_parameters"))
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of its config's scales and its values: merges take adapters in this order."""
         digest = hashlib.sha256()
@@ -212,11 +221,12 @@ def _no_weights(path: Path) -> ModelError:
 
 def _require_names(file: TensorFile) -> None:
     for name in file.tensors:
-        if len(name) > LONGEST_NAME:
+        if len(name) > LONGEST_NAME or not name.isprintable():  # line ends, and what terminals obey
             raise DecodeError(
-                f"{file.path}, tensor {name[:80]}…",
-                expected=f"a name of at most {LONGEST_NAME} characters",
-                got=f"{len(name)}",
+                f"{file.path}, tensor {name!r:.80}",
+                expected=f"a name of at most {LONGEST_NAME} characters, all of them printable",
+                got=f"{len(name)}" if len(name) > LONGEST_NAME else "others",
+                hint="Save the adapter again with PEFT's save_pretrained, or leave it out.",
             )
 
 
@@ -257,6 +267,13 @@ def _lora_parts(path: Path, config: Mapping[str, Any], file: Tensors) -> dict[st
             )
         e = f"{module}.lora_E" if f"{module}.lora_E" in file.tensors else ""
         part = _part(path, config, module, (name, b, e), place.shape, file.tensors[b].shape)
+        if e and file.tensors[e].shape not in ((place.shape[0], 1), place.shape[:1]):
+            raise ModelError(
+                f"{path}, tensor {e}",
+                expected=f"shape {[place.shape[0], 1]}, of the rank of its factors",
+                got=f"{list(file.tensors[e].shape)}",
+                hint="Save the adapter again, or leave it out.",
+            )
         if part.experts == 1:
             parts[module] = part
         else:
@@ -289,6 +306,14 @@ def _part(
     adaptive = config["peft_type"] == "ADALORA"
     rank = shape_a[0] if adaptive and shape_a else rank_of(path, config, key)
     experts = _experts(path, config, rank, shape_a)
+    sides = (*shape_a[1:], *shape_b[:1])
+    if 0 in sides or (shape_a[:1] == (0,) and max(sides) > _LONGEST_SIDE):
+        raise ModelError(
+            f"{path}, module {key}",
+            expected=f"factors of a weight with 1 to {_LONGEST_SIDE} rows and columns",
+            got=f"A {list(shape_a)}, B {list(shape_b)}",
+            hint="Save the adapter again, or leave it out.",
+        )
     if len(shape_a) < 2 or len(shape_b) < 2 or shape_a[0] != experts * rank or shape_b[1] != experts * rank:
         raise ModelError(
             f"{path}, module {key}",

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from headwater.errors import DecodeError, ModelError, StorageError
+from headwater.files import read_at
 
 Array = npt.NDArray[Any]
 
@@ -107,7 +108,7 @@ class TensorFile:
                 hint="Quantised or integer adapters cannot be merged; save the adapter in a float type.",
             )
         with self.path.open("rb", buffering=0) as file:
-            raw = os.pread(file.fileno(), place.stop - place.start, place.start)
+            raw = read_at(file, place.start, place.stop - place.start)
         if len(raw) != place.stop - place.start:
             raise _unsound(self.path, "a file that became shorter while it was read")
         values: Array = np.frombuffer(raw, _READ_AS[place.dtype])

@@ -35,6 +35,7 @@ from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 WEIGHTS = "adapter_model.safetensors"
 TOKENS = torch.arange(24).reshape(2, 12) % 30 + 1
@@ -52,6 +53,20 @@ class Picture(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         seen = self.line(self.conv(pixels).tanh().flatten(2)).tanh()
         return self.head(seen.mean(2))
+
+
+class Attending(nn.Module):
+    """Attention of torch's own, whose out_proj has PEFT's factors inside the attention's base layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 16)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> CausalLMOutput:
+        seen = self.embed(input_ids)
+        return CausalLMOutput(logits=self.head(seen + self.attention(seen, seen, seen)[0]))
 
 
 def _llama() -> nn.Module:
@@ -90,6 +105,7 @@ def _mixtral() -> nn.Module:
 
 BASES: dict[str, Callable[[], nn.Module]] = {
     "llama": _llama, "gpt2": _gpt2, "bert": _bert, "mixtral": _mixtral, "picture": Picture,
+    "attending": Attending,
 }  # fmt: skip
 
 
@@ -155,6 +171,10 @@ CASES: dict[str, Case] = {
     ),
     "fused experts, some": _lora("mixtral", [], target_parameters=["experts.down_proj"], use_rslora=True),
     "convolutions": _lora("picture", ["conv", "line", "head"]),
+    "torch's attention": _lora(
+        "attending", ["attention", "head"], rank_pattern={"attention": 3}, alpha_pattern={"attention": 40},
+        other={"r": 2, "rank_pattern": {}},
+    ),
     "gaussian start": _lora("llama", _ATTENTION, init_lora_weights="gaussian"),
     "orthogonal start": _lora("llama", _ATTENTION, init_lora_weights="orthogonal"),
     "adalora": Case(
@@ -271,7 +291,9 @@ def deltas(model: PeftModel) -> dict[str, torch.Tensor]:
     for name, module in model.get_base_model().named_modules():
         if hasattr(module, "get_delta_weight"):
             own = name.replace(".base_layer", "")  # of several parameters of one module
-            parameter = f"{own}.{getattr(module, 'parameter_name', 'weight')}"
+            attends = isinstance(module.get_base_layer(), nn.MultiheadAttention)
+            weight = "in_proj_weight" if attends else getattr(module, "parameter_name", "weight")
+            parameter = f"{own}.{weight}"
             found[parameter] = module.get_delta_weight("default").detach().clone()
     return found
 

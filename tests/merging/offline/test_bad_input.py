@@ -273,3 +273,23 @@ def test_a_base_whose_weight_has_another_shape(tmp_path):
     (tmp_path / "base").mkdir()
     save_file({"head.weight": np.ones((2, 4), "<f4")}, tmp_path / "base" / "model.safetensors")
     refused(tmp_path, [a], ModelError, "head.weight", "[3, 4]", "[2, 4]", base=tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "e", "said"),
+    [
+        ((3, 5), (6, 3), (2, 1), "q_proj.lora_E: expected shape [3, 1]"),
+        ((3, 5), (6, 3), (3, 3), "q_proj.lora_E: expected shape [3, 1]"),
+        ((0, 10**13), (10**13, 0), (0, 1), "layers.0.q_proj: expected factors of a weight with 1 to"),
+        ((3, 0), (6, 3), (3, 1), "layers.0.q_proj: expected factors of a weight with 1 to"),
+    ],
+)
+def test_factors_and_a_diagonal_that_do_not_fit(tmp_path, a, b, e, said):
+    """A shape without values costs no bytes in a file, and could ask for any memory."""
+    folder = adapter(tmp_path / "a", modules=MODULES[:1], peft_type="ADALORA", init_r=12)
+    shapes = {"lora_A.weight": a, "lora_B.weight": b, "lora_E": e}
+    save_file(
+        {f"base_model.model.{MODULES[0]}.{name}": np.zeros(shape, "<f4") for name, shape in shapes.items()},
+        folder / WEIGHTS,
+    )
+    refused(tmp_path, [folder], ModelError, str(folder), said)
