@@ -40,8 +40,7 @@ def write_atomically(path: Path, *data: bytes | memoryview, durable: bool = True
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        make_folder(path.parent, durable=durable)
-        with temporary.open("wb") as file:
+        with _made(temporary, durable=durable) as file:
             for piece in data:
                 file.write(piece)
             file.flush()
@@ -208,6 +207,15 @@ def file_name(name: str) -> str:
         # "+" keeps it apart from every quoted name
         return f"{quoted[:90]}+{hashlib.sha256(name.encode()).hexdigest()}"
     return quoted
+
+
+def _made(path: Path, *, durable: bool) -> BinaryIO:
+    """A new file, to write to; its folder is made where it is absent, which is seldom looked for."""
+    try:
+        return path.open("wb")
+    except FileNotFoundError:
+        make_folder(path.parent, durable=durable)
+        return path.open("wb")
 
 
 def _append(file: io.FileIO, size: int, data: bytes, *, durable: bool) -> None:

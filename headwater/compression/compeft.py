@@ -20,7 +20,7 @@ from headwater.compression.byte_reader import varint
 from headwater.compression.codec import Codec
 from headwater.compression.entropy import Block, Symbols, pack, unpack
 from headwater.compression.reader import Floats, flat_finite, open_payload
-from headwater.compression.ternary import ZERO, counts, kept, select
+from headwater.compression.ternary import MINUS, kept, largest, signs
 from headwater.errors import ConfigError
 from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key
@@ -70,19 +70,25 @@ class CompeftCodec(Codec):
         blocks: list[tuple[Symbols, Block]] = []
         sent: dict[str, _Sent] = {}
         for group in groups(state.spec):
-            parts = [select(flat[t.name], kept(t.numel, self.density)) for t in group]
-            symbols = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            zero, plus, minus = counts(symbols)
-            head += varint(plus) + varint(minus)
-            some = plus or minus
-            for t, part in zip(group, parts, strict=True):
-                places = np.flatnonzero(part != ZERO)
-                scale = self._scale(flat[t.name], flat[t.name][places])
-                sent[t.name] = _Sent(places, part[places], scale)
-                head += struct.pack("<f", scale) if some else b""
-            if some:
-                blocks.append((symbols, Block((zero, plus, minus))))
+            symbols = np.zeros(sum(t.numel for t in group), np.int32)
+            end = kept_here = minus = 0
+            for t in group:
+                part = sent[t.name] = self._sent(flat[t.name])
+                symbols[end : end + t.numel][part.places] = part.symbols
+                end += t.numel
+                kept_here += part.places.size
+                minus += int(np.count_nonzero(part.symbols == MINUS))
+            head += varint(kept_here - minus) + varint(minus)
+            if kept_here:
+                head += b"".join(struct.pack("<f", sent[t.name].scale) for t in group)
+                blocks.append((symbols, Block((end - kept_here, kept_here - minus, minus))))
         return Payload(self.id, bytes(head) + pack(blocks)), sent
+
+    def _sent(self, values: Floats) -> _Sent:
+        """What is sent of a tensor."""
+        places = largest(values, kept(values.size, self.density))
+        chosen = values[places]
+        return _Sent(places, signs(chosen), self._scale(values, chosen))
 
     def _scale(self, values: Floats, kept: Floats) -> float:
         """The magnitude that stands for every kept value; 0 if none is kept."""
@@ -117,7 +123,8 @@ class CompeftCodec(Codec):
                 np.split(symbols, np.cumsum([t.numel for t in group])[:-1]) if len(group) > 1 else [symbols]
             )
             for t, scale, part in zip(group, scales, parts, strict=True):
-                if part.any() != (scale > 0):
+                some = len(group) == 1 or part.any()  # of one tensor the counts say so
+                if some != (scale > 0):
                     raise reader.fail(f"tensor {t.name}: scale 0 exactly if all values are 0", f"{scale}")
                 tensors[t.name] = torch.from_numpy(_levels(scale).take(part)).reshape(t.shape)
         return AdapterState(spec, tensors)
