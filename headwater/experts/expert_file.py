@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headwater.errors import ConfigError, ModelError
+from headwater.errors import ConfigError, ModelError, StorageError
 from headwater.experts.fields import whole_notes
 from headwater.experts.layout import FACTORS, HINT, NUMBERS, Layout, Part
 from headwater.experts.parts import ONE, ORIGIN, number_type, read_factors, read_numbers, read_ternary
@@ -42,7 +42,13 @@ def open_adapter(path: Path, origin: PeftFolder | None = None) -> PeftFolder:
         ModelError: it has another; or as :meth:`PeftFolder.open`.
         DecodeError, StorageError: as :class:`~headwater.experts.layout.Layout` and :meth:`PeftFolder.open`.
     """
-    if not path.is_file():
+    try:
+        file = path.is_file()
+    except OSError as error:
+        raise StorageError(
+            f"{path}"[:200], expected="the place of an adapter", got=error.strerror or str(error)
+        ) from error
+    if not file:
         return PeftFolder.open(path)
     layout = Layout(path)
     if layout.header.origin:

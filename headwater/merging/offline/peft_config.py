@@ -32,6 +32,8 @@ _UNSUPPORTED: Mapping[str, str] = {
 """Options of LoRA under which the change of a weight is not s·B·A, and why."""
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Starts of LoRA for which PEFT takes something out of the base when it loads the adapter."""
+_LARGEST_NUMBER = 1e38
+"""Of alphas and ranks: squares of what float32 holds, times it, are still numbers."""
 _LARGEST = 16 << 20
 """Bytes of a JSON file; a pattern for each of 100,000 modules takes as many."""
 _LONGEST_PATTERN, _MOST_REPEATS, _SLOW = 256, 3, re.compile(r"\)\s*[*+{]")
@@ -153,11 +155,11 @@ def _whole(path: Path, key: str, value: object) -> int:
 
 def _number(path: Path, key: str, value: object) -> float:
     try:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_NUMBER:
             return float(value)
     except OverflowError:  # an integer beyond all floats
         pass
-    raise _odd(path, key, "a finite number", value)
+    raise _odd(path, key, f"a finite number, at most {_LARGEST_NUMBER:g}", value)
 
 
 def _odd(path: Path, key: str, expected: str, got: object) -> ModelError:

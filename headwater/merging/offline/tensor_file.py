@@ -116,6 +116,13 @@ class TensorFile:
             values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
         elif place.dtype == "F16":
             values = values.astype(np.float32)
+        if place.dtype == "F64" and (np.abs(values) > np.finfo(np.float32).max).any():  # NaN is told below
+            raise DecodeError(
+                f"{self.path}, tensor {name}",
+                expected="numbers that float32 holds",
+                got=f"values up to {np.abs(values).max():.3g}",
+                hint="Its training diverged: leave this adapter out.",
+            )
         if not np.isfinite(values).all():
             raise DecodeError(
                 f"{self.path}, tensor {name}",

@@ -148,6 +148,15 @@ def test_a_name_of_a_tensor_that_would_write_on_the_terminal(tmp_path, name):
     refused(tmp_path, [a], DecodeError, str(a), repr(name)[1:-1], "all of them printable")
 
 
+def test_values_beyond_float32_are_refused_before_a_rule_makes_nothing_of_them(tmp_path):
+    a = edit(adapter(tmp_path / "a"), **{"q_proj.lora_A.weight": np.full((2, 5), 1e300)})
+    refused(tmp_path, [a], DecodeError, "q_proj.lora_A.weight", "that float32 holds", rule="ties")
+
+
+def test_a_path_that_no_system_takes(tmp_path):
+    refused(tmp_path, [adapter(tmp_path / "a"), tmp_path / ("x" * 300)], StorageError, "too long")
+
+
 def test_a_file_that_changes_while_it_is_merged(tmp_path):
     a = adapter(tmp_path / "a")
 
