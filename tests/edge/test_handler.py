@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from headwater.client.agent.known_runs import KnownRuns
 from headwater.edge.handler import EdgeHandler
 from headwater.edge.members import AWAY_S, EdgeMembers
 from headwater.errors import ConnectionLost, DecodeError, UpdateRejected
+from headwater.merging import Merged, ProductAggregator
 from headwater.proto.group_wire import decode_group_reply, encode_group_request
 from headwater.proto.wire import decode_signed, encode_reply, encode_request
 from headwater.protocol.coordinator import Coordinator, RoundRules
@@ -31,9 +33,14 @@ from headwater.server.events import ClientDone
 from headwater.server.rounds.open_round import OpenRound
 from headwater.server.rounds.round_driver import DrivenRound, RoundDriver
 from headwater.state import AdapterState
+from tests.docs.test_how_to import blocks
+from tests.laws.aggregator_laws import lora_spec
+from tests.server.rounds import test_open_round
 from tests.server.rounds.test_open_round import METHODS, RUN, opened, reply, steps, values
+from tests.strategies import test_mixed
 from tests.strategies.test_federated import federation
 from tests.strategies.test_mixed import SPEC
+from tests.support.plugins import installed_in, write_package
 
 BEHIND, DIRECT = ("big", "jvp", "zo"), "other"
 PLAIN: dict[str, Any] = {"codec": {"up": {"kind": "compeft", "density": 0.5}}}
@@ -121,9 +128,8 @@ class Tree:
         return opened_group(incoming, frozenset(BEHIND))
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_the_server_merges_its_sum_to_the_flat_rounds_bits(tmp_path: Any, name: str) -> None:
-    tree = Tree(tmp_path, RULES[name])
+def merged_alike(tree: Tree) -> tuple[Merged, Merged]:
+    """What the server merges with the edge's sum, once it is sure that the flat round gives it too."""
     assert len(tree.introduced.replies) == 3
     tree.answer(tree.group())
     assert tree.members.patience_s == 80.0
@@ -137,6 +143,40 @@ def test_the_server_merges_its_sum_to_the_flat_rounds_bits(tmp_path: Any, name: 
     assert (ours.clients, ours.weight, dict(ours.report)) == (
         theirs.clients, theirs.weight, dict(theirs.report),
     )  # fmt: skip
+    return ours, theirs
+
+
+@pytest.mark.parametrize("space", ["product", "fair"])
+def test_products_are_added_up_behind_an_edge(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, space: str
+) -> None:
+    spec = lora_spec(40, 30, 2, head=2)
+    base = AdapterState.from_vector(spec, torch.linspace(-0.1, 0.1, spec.numel).roll(7))
+    for name, value in {"SPEC": spec, "ZERO": base}.items():
+        monkeypatch.setattr(test_open_round, name, value)
+    monkeypatch.setattr(test_mixed, "SPEC", spec)  # of the clients' profiles
+    monkeypatch.setattr(sys.modules[__name__], "SPEC", spec)
+    codec = {"up": {"kind": "compeft", "density": 0.5, "error_feedback": False}}
+    tree = Tree(tmp_path, {"codec": codec, "strategy": {"kind": "mean", "space": space}})
+    assert type(tree.server._rule) is ProductAggregator
+    ours, _ = merged_alike(tree)
+    assert ours.delta.norm() > 0
+
+
+def test_a_rule_of_a_package_is_added_up_behind_an_edge(tmp_path: Any) -> None:
+    source = blocks("add-a-rule")["clipped_mean.py"]
+    points = {"rules": {"clipped_mean": "clipped_mean:ClippedMean"}}
+    write_package(tmp_path / "site", "clipped_mean", source, points)
+    with installed_in(tmp_path / "site"):
+        tree = Tree(tmp_path, {**PLAIN, "strategy": {"kind": "clipped_mean", "norm": 0.01}})
+        ours, _ = merged_alike(tree)
+        assert 0 < ours.delta.norm() <= 0.01
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_server_merges_its_sum_to_the_flat_rounds_bits(tmp_path: Any, name: str) -> None:
+    tree = Tree(tmp_path, RULES[name])
+    ours, theirs = merged_alike(tree)
     end = Close(1, ours.clients, (), last=False)
     lines = [r.draft(end, m, r.base + m.delta).record(1.0).content for r, m in (
         (tree.server, ours), (tree.flat, theirs),
