@@ -22,7 +22,7 @@ from torch import Tensor
 from headwater.errors import ConfigError, DecodeError, EmptyRound
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import covered_by, require_covered
-from headwater.merging.fixed_point import require_bounded
+from headwater.merging.fixed_point import require_bounded, require_norm
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
 from headwater.state import AdapterState, StateSpec
@@ -111,6 +111,8 @@ class BufferedRule(Aggregator[BufferedUpdates]):
                 )
             require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {client}")
             require_covered(vector, plan, client)
+            if plan.norm_bound is not None:
+                require_norm(vector, f"client {client}", most=plan.norm_bound)
 
     def add(self, acc: BufferedUpdates, update: Update) -> BufferedUpdates:
         """Keep the values.

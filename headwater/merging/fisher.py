@@ -25,6 +25,7 @@ from headwater.merging.fixed_point import (
     from_fixed,
     most_units,
     require_bounded,
+    require_norm,
     require_range,
     to_fixed,
 )
@@ -96,6 +97,13 @@ class FisherAggregator(Aggregator[FisherSums]):
             raise DecodeError("accumulator, bits", expected="those of the plan", got=str(given))
         most = weight * most_units(plan.value_bound, acc.delta_bits)
         require_range(acc.delta, "deltas", low=-most, high=most)
+        if plan.norm_bound is not None:
+            slack = weight * plan.spec.numel * 2.0**-acc.delta_bits
+            deltas = from_fixed(acc.delta, acc.delta_bits)
+            require_norm(deltas, "deltas", most=weight * plan.norm_bound, slack=slack)
+            slack = weight * plan.spec.numel * 2.0**-acc.product_bits
+            products = from_fixed(acc.product, acc.product_bits)
+            require_norm(products, "products", most=weight * plan.norm_bound * self.cap, slack=slack)
         require_range(acc.fisher, "Fishers", low=0, high=weight * most_units(self.cap, acc.fisher_bits))
         half = weight * (2**acc.remainder_bits // 2)
         require_range(acc.remainder, "remainders", low=-half, high=half)

@@ -91,6 +91,23 @@ def require_range(
         )
 
 
+def require_norm(values: Tensor, what: str, *, most: float, slack: float = 0.0) -> None:
+    """Refuse values of an accumulator whose L2 norm no updates of a bounded norm add up to.
+
+    Args:
+        values: floats.
+        what: names them.
+        most: the bound; float32 may have rounded each update's norm to a little more.
+        slack: what rounding to units can add.
+
+    Raises:
+        DecodeError: says ``what`` they are.
+    """
+    norm, within = float(values.double().norm()), most * (1 + 1e-6) + slack
+    if norm > within:
+        raise DecodeError(f"accumulator, norm of {what}", expected=f"at most {within:g}", got=f"{norm:g}")
+
+
 def most_units(bound: float, bits: int) -> int:
     """The largest |round(x·2^bits)| of a fp32 x that :func:`require_bounded` lets through."""
     return round(float32_at_most(bound) * 2.0**bits)

@@ -36,6 +36,7 @@ class Sum:
         bound: of the magnitude of what a client of weight 1 adds.
         weighted: whether what a client adds is multiplied with its weight.
         signed: whether it may be below 0.
+        degree: the power of the update's L2 norm that bounds the norm of what it adds; 0 where none does.
         fine: whether it takes a second int64 for what the rounding of the first leaves: the bound of a square
             leaves too few digits to those of small values.
     """
@@ -45,6 +46,7 @@ class Sum:
     weighted: bool
     signed: bool = True
     fine: bool = False
+    degree: int = 0
 
 
 class RuleSums(ABC, Generic[AnyRule]):
@@ -151,7 +153,7 @@ class ValueSums(RuleSums[ValueRule]):
     def sums(self, spec: StateSpec, bound: float) -> tuple[Sum, ...]:  # noqa: D102 - inherited
         largest = bound * self.rule.gain
         return tuple(
-            Sum(spec.numel, largest**degree, self.rule.weighted, signed, fine=degree > 1)
+            Sum(spec.numel, largest**degree, self.rule.weighted, signed, fine=degree > 1, degree=degree)
             for degree, signed in zip(self.rule.degrees, self.rule.signed, strict=True)
         )
 
@@ -206,7 +208,7 @@ class MatrixOfSum(RuleSums[MatrixRule]):
     """Σ δ; the rule is applied to the matrices of the mean. What is no matrix is the mean."""
 
     def sums(self, spec: StateSpec, bound: float) -> tuple[Sum, ...]:  # noqa: D102 - inherited
-        return (Sum(spec.numel, bound, weighted=True),)
+        return (Sum(spec.numel, bound, weighted=True, degree=1),)
 
     def terms(self, spec: StateSpec, values: Floats, draw: Draw) -> Iterator[Term]:  # noqa: D102 - inherited
         for _, part in parts(spec):
@@ -229,7 +231,7 @@ class ModelStockSums(RuleSums[ModelStock]):
 
     def sums(self, spec: StateSpec, bound: float) -> tuple[Sum, ...]:  # noqa: D102 - inherited
         return (
-            Sum(spec.numel, bound, weighted=True),
+            Sum(spec.numel, bound, weighted=True, degree=1),
             Sum(spec.numel, 1.0, weighted=False),
             Sum(len(spec), 1.0, weighted=False, signed=False),
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from headwater.errors import DecodeError
 from headwater.merging.coverage import covered_by
-from headwater.merging.fixed_point import from_fixed, most_units, require_range
+from headwater.merging.fixed_point import from_fixed, most_units, require_norm, require_range
 from headwater.merging.method_sums import MeanSums, MethodSums
 
 MOST_COEFFICIENT = 2**15 - 1
@@ -60,11 +60,10 @@ def _require_sums(acc: MeanSums, sums: MethodSums, clients: list[str]) -> None:
     else:
         most = torch.zeros(1, dtype=torch.int64)
     require_range(sums.total, "sums", low=-most, high=most)
-    if plan.norm_bound is not None:  # each value is rounded by half a unit, and each norm by little
-        within = weight * (plan.norm_bound * (1 + 1e-6) + plan.spec.numel * 2.0**-acc.bits)
-        norm = float(from_fixed(sums.total, acc.bits).norm())
-        if norm > within:
-            raise DecodeError("accumulator, norm", expected=f"at most {within:g}", got=f"{norm:g}")
+    if plan.norm_bound is not None:  # each value is rounded by half a unit
+        slack = weight * plan.spec.numel * 2.0**-acc.bits
+        total = from_fixed(sums.total, acc.bits)
+        require_norm(total, "sums", most=weight * plan.norm_bound, slack=slack)
     along = weight * _entries(acc) * MOST_COEFFICIENT if sums.scalars else 0
     require_range(sums.coefficients, "coefficients", low=-along, high=along)
 

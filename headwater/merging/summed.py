@@ -21,7 +21,7 @@ from torch import Tensor
 
 from headwater.errors import DecodeError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.fixed_point import require_bounded, require_range
+from headwater.merging.fixed_point import require_bounded, require_norm, require_range
 from headwater.merging.offline.rule import Floats
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
@@ -87,6 +87,11 @@ class SummedAggregator(Aggregator[RuleAccumulator]):
             if kind.fine:
                 most = round(_FINE * 2.0 ** plan.scale_bits(_FINE)) * times
                 require_range(acc.sums[f"{number} rest"], f"rest of sum {number}", low=-most, high=most)
+            if plan.norm_bound is not None and kind.degree:
+                own = kind.bound * (plan.norm_bound / plan.value_bound) ** kind.degree
+                times, unit = weight if kind.weighted else clients, 2.0 ** -plan.scale_bits(kind.bound)
+                total = acc.sums[f"{number}"].double() * unit
+                require_norm(total, f"sum {number}", most=times * own, slack=2 * times * kind.size * unit)
         if clients and not self.sums.sound(plan.spec, self._floats(acc), clients, plan.value_bound):
             raise DecodeError("accumulator, sums", expected="sums that fit each other", got="others")
 

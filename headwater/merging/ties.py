@@ -30,6 +30,7 @@ from headwater.merging.fixed_point import (
     from_fixed,
     most_units,
     require_bounded,
+    require_norm,
     require_range,
 )
 from headwater.merging.largest import Cut
@@ -79,6 +80,10 @@ class TiesAggregator(Aggregator[TiesSums]):
         ):
             require_range(kept, "weights", low=0, high=weight)
             require_range(sign, "sums", low=kept, high=kept * most)
+        if plan.norm_bound is not None:  # what is kept of an update is no longer than it is
+            both = from_fixed(torch.cat([acc.positive, acc.negative]), acc.bits)
+            slack = weight * plan.spec.numel * 2.0**-acc.bits
+            require_norm(both, "sums", most=weight * plan.norm_bound, slack=slack)
         kept = acc.positive_weight + acc.negative_weight
         require_range(kept, "weights", low=0, high=weight)
         allowed = weight * max(1, int(self.density * kept.numel()))

@@ -18,7 +18,9 @@ from headwater.merging.merge_plan_json import merge_plan_from_json, merge_plan_t
 from headwater.merging.plan import MergePlan
 from headwater.seeds.keys import Key
 from headwater.state import StateSpec, TensorSpec
+from headwater.strategies.rules import rule_for
 from tests.laws.aggregator_laws import SEEDS, bits, directions, state_of, update_of
+from tests.strategies.test_federated import federation
 
 SPEC = StateSpec.of(
     [TensorSpec("q.A", (1, 2), "lora_a"), TensorSpec("q.B", (2, 1), "lora_b", pair="q.A", scaling=2.0)]
@@ -217,11 +219,22 @@ def test_each_rule_refuses_sums_that_no_updates_have() -> None:
             load(rule, PLAN, dump(rule, acc))
 
 
-def test_a_norm_bound_holds_for_the_sum_too() -> None:
-    """Both updates are shortened to it before they are added, so their sum is no longer than so often."""
-    bounded = dataclasses.replace(PLAN, norm_bound=0.5)
-    rule = MeanAggregator()
-    short = rule.add(rule.init(bounded), update_of(SPEC, "ada", [0.5, 0, 0, 0]))
+BOUNDED: dict[str, Any] = {
+    "mean": MeanAggregator(), "ties": TiesAggregator(0.5), "fisher": FisherAggregator(64.0),
+    "median": MedianAggregator(1 << 20),
+    **{
+        kind: rule_for(federation(strategy={"kind": kind}).strategy, Key.root(1))
+        for kind in ("dare_linear", "magmax", "model_stock", "iso_c")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_norm_bound_holds_for_sums_too(name: str) -> None:
+    """Updates are shortened to it before they are added, so their sum is no longer than so often."""
+    bounded, rule, fisher = dataclasses.replace(PLAN, norm_bound=0.5), BOUNDED[name], [1, 1, 1, 0.5]
+    short = rule.add(rule.init(bounded), update_of(SPEC, "ada", [0.5, 0, 0, 0], fisher))
+    short = rule.add(short, update_of(SPEC, "bob", [0, 0.3, 0, -0.4], fisher))
     assert bits(load(rule, bounded, dump(rule, short))) == bits(short)
     with pytest.raises(DecodeError, match="norm"):
         load(rule, bounded, dump(rule, folded(rule, bounded)))
