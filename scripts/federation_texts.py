@@ -55,7 +55,7 @@ from headwater.config.strategy import (
     Strategy,
     TiesStrategy,
 )
-from headwater.config.tables import FederationSettings
+from headwater.config.tables import FederationSettings, SimulationSettings
 from headwater.config.trackers import TensorBoardTracker
 
 HEAD = """\
@@ -223,6 +223,7 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         "Compared with the federation after the last round.",
         (BaselineSettings,),
     ),
+    "simulation": ("How `headwater simulate` trains clients of one process.", (SimulationSettings,)),
     "[trackers]": (
         "Who is told of the rounds, on the server; packages [bring others](../how-to/add-a-tracker.md). "
         "No part of the hash, never sent to clients; change them in the run folder before a resume.",

@@ -29,6 +29,17 @@ class FederationSettings(Settings):
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads of one training")
 
 
+class SimulationSettings(Settings):
+    """``[simulation]``: how clients that share one process are trained there."""
+
+    cohort: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="most clients that are trained as one batch over the base; other last digits above 1",
+    )
+
+
 class FederationTables(Settings):
     """Every table of the file, each right by itself."""
 
@@ -51,6 +62,7 @@ class FederationTables(Settings):
     privacy: PrivacySettings = PrivacySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     baselines: BaselineSettings = BaselineSettings()
+    simulation: SimulationSettings = SimulationSettings()
 
     @field_validator("plugins")
     @classmethod
@@ -66,9 +78,11 @@ class FederationTables(Settings):
 
     @model_serializer(mode="wrap")
     def _with_packages(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """``[plugins]`` is what is used, and absent where nothing is."""
+        """``[plugins]`` is what is used, absent where nothing is; so is an empty ``[simulation]``."""
         content: dict[str, Any] = handler(self)
         content.pop("plugins", None)
+        if self.simulation == SimulationSettings():  # which runs were named without
+            content.pop("simulation", None)
         return content | ({"plugins": packages} if (packages := self.packages) else {})
 
     @property

@@ -26,7 +26,7 @@ from headwater.simulation.workers import WorkerPool
 FIRST_NODE = 2
 """Flower's node 1 is the server."""
 COHORT = 32
-"""Clients that train as one cohort: what bounds how many clients' examples are held at once."""
+"""Clients that are executed at once, at least: what bounds how many clients' examples are held."""
 
 
 class LocalGrid(Grid):
@@ -160,8 +160,9 @@ class InProcessGrid(LocalGrid):
                 yield message_id, result.data
             else:
                 yield message_id, introduce(self._names[message.metadata.dst_node_id], self._runtime)
-        for start in range(0, len(train), COHORT):
-            cohort = {r.client: (i, r) for i, r in train[start : start + COHORT] if i in self._sent}
+        size = max(COHORT, self._runtime.context.loaded.settings.simulation.cohort)
+        for start in range(0, len(train), size):
+            cohort = {r.client: (i, r) for i, r in train[start : start + size] if i in self._sent}
             for answer in execute([r for _, r in cohort.values()], self._store, self._runtime):
                 yield cohort[answer.client][0], answer.data
 

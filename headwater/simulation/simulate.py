@@ -13,6 +13,7 @@ from typing import Any, Literal
 from headwater.client.execution.runtime import ClientRuntime, run_id
 from headwater.client.execution.store import DirectoryStore
 from headwater.config import LoadedFederation
+from headwater.errors import ConfigError
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Notice, Observer
 from headwater.server.rounds.federation_server import FederationServer, RunResult
@@ -54,6 +55,7 @@ def simulate(
     Raises:
         HeadwaterError: what is wrong with file, data or model, or that the federation cannot go on.
     """
+    _require_one_process(loaded, engine, workers)
     watched = Tracking(loaded.trackers, run_id(loaded), loaded.settings, folder.path, observer)
     loaded = replace(loaded, trackers=())  # no process but this one needs their packages
     with folder.locked(), watched as tracking:
@@ -64,6 +66,18 @@ def simulate(
         else:
             summary = _run_here(loaded, folder, engine, workers, tracking.observe, should_stop)
         return tell_trackers(tracking, folder, summary)
+
+
+def _require_one_process(loaded: LoadedFederation, engine: Engine, workers: int) -> None:
+    """Refuse to spread a cohort: which clients are one batch must not hang on how a run was started."""
+    cohort = loaded.settings.simulation.cohort
+    if cohort > 1 and (engine != "inprocess" or workers > 1):
+        raise ConfigError(
+            f"simulation.cohort {cohort}",
+            expected="--engine inprocess with --workers 1, where all clients are in one process",
+            got=f"--engine {engine} --workers {workers}",
+            hint="Set federation.threads to use more cores, or leave simulation.cohort out.",
+        )
 
 
 def _run_here(
@@ -78,6 +92,7 @@ def _run_here(
     with ExitStack() as stack:
         check_baselines(loaded.settings)
         context = TrainingContext.open(loaded)
+        context.require_cohorts()
         runtime = ClientRuntime.open(loaded, context)
         folder.keep_inputs(base=context.base_sha256, data=runtime.data.sha256)
         for warning in runtime.data.warnings:

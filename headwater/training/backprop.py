@@ -24,7 +24,7 @@ from headwater.training.trainable_part import TrainablePart
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
     from headwater.adapters.model import AdaptedModel
 
-_HINT = "Lower training.learning_rate, or set max_grad_norm."
+HINT = "Lower training.learning_rate, or set max_grad_norm."
 
 
 class BackpropTrainer(CohortTrainer):
@@ -74,7 +74,7 @@ class BackpropTrainer(CohortTrainer):
         losses = self._descend(task, training, part, key)
         trained = self._model.read()
         if not trained.isfinite():
-            raise diverged(task, len(losses), "adapter", "non-finite values", _HINT)
+            raise diverged(task, len(losses), "adapter", "non-finite values", HINT)
         statistics, metrics = {}, summary(losses)
         if task.plan.fisher is not None:
             began = time.perf_counter()
@@ -111,7 +111,7 @@ class BackpropTrainer(CohortTrainer):
                 loss = model.forward(batch).loss
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):
-                    raise diverged(task, len(losses), "loss", str(losses[-1]), _HINT)
+                    raise diverged(task, len(losses), "loss", str(losses[-1]), HINT)
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 if start:
                     _pull_back(parameters, start, training.proximal_mu)
@@ -119,7 +119,7 @@ class BackpropTrainer(CohortTrainer):
                 if training.max_grad_norm is not None:
                     norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
                     if not bool(torch.isfinite(norm)):
-                        raise diverged(task, len(losses), "gradient", str(norm.item()), _HINT)
+                        raise diverged(task, len(losses), "gradient", str(norm.item()), HINT)
                 if task.correction is not None:
                     _correct(part.trained, task.correction)
                 optimiser.step()

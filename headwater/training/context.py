@@ -26,6 +26,8 @@ from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.tasks.batches import Example
 from headwater.tasks.table import task_of
 from headwater.training.backprop import BackpropTrainer
+from headwater.training.batched.trainer import BatchedBackpropTrainer
+from headwater.training.batched.trial import require_stackable
 from headwater.training.blackbox import BlackboxTrainer
 from headwater.training.cohort import CohortTrainer
 from headwater.training.decomfl import DecomflTrainer
@@ -119,9 +121,30 @@ class TrainingContext:
             return made()
         if self.model is None and training.learns_from != "nothing":
             raise ConfigError("training.kind", expected="'noop' with model.kind 'vector'", got=training.kind)
+        if (most := self.loaded.settings.simulation.cohort) > 1 and training.kind in _BATCHED:
+            return _BATCHED[training.kind](self.model, self.pad, most)
         make = _TRAINERS.get(training.kind) or implementation("trainers", training)
         trainer: CohortTrainer = make(self.model, self.pad)
         return trainer
+
+    def require_cohorts(self) -> None:
+        """Refuse ``[simulation] cohort`` above 1 where no clients can be trained as one batch.
+
+        Raises:
+            ConfigError: there is no base model, or no method that does so.
+            ModelError: this model's clients cannot.
+        """
+        settings = self.loaded.settings
+        if settings.simulation.cohort == 1:
+            return
+        if self.model is None or not any(t.kind in _BATCHED for t in settings.trainings.values()):
+            raise ConfigError(
+                "simulation.cohort",
+                expected=f"a base model and training.kind {' or '.join(map(repr, _BATCHED))}",
+                got=f"model.kind {settings.model.kind!r}, training.kind {settings.training.kind!r}",
+                hint="Leave simulation.cohort out: clients are trained one after the other then.",
+            )
+        require_stackable(self.model)
 
     def evaluate(self, state: AdapterState, examples: Sequence[Example]) -> tuple[int, dict[str, float]]:
         """Weight and metrics of ``state`` on ``examples``: see :mod:`headwater.training.evaluate`.
@@ -179,6 +202,8 @@ _TRAINERS: Mapping[str, Callable[..., CohortTrainer]] = {
     "spry": ForwardGradientTrainer,
 }
 """What trains an adapted model, by ``training.kind``."""
+_BATCHED: Mapping[str, Callable[..., CohortTrainer]] = {"backprop": BatchedBackpropTrainer}
+"""What trains several clients of it at once."""
 
 
 def _require_positions(base: Base, settings: Federation) -> None:

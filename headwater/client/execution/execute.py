@@ -45,43 +45,65 @@ class Answer:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A client of a cohort.
+
+    Args:
+        request: what it is asked.
+        task: the same for a trainer.
+        answered: what it has answered before; it is trained again only for those beside it.
+    """
+
+    request: TrainRequest
+    task: TrainTask
+    answered: bytes | None = None
+
+
 def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRuntime) -> Iterator[Answer]:
     """Train every task's client; yield one answer per task, as each is ready.
 
     A task that was answered before is answered with the same bytes, without training. All tasks
-    must be of one round; those of one kind of training are trained together.
+    must be of one round; those of one kind of training are trained together. With ``[simulation] cohort``
+    above 1 the tasks must be the same ones each time: then all of a round's are.
     """
-    ready: dict[str, list[tuple[TrainRequest, TrainTask]]] = {}
+    together = runtime.context.loaded.settings.simulation.cohort > 1
+    ready: dict[str, list[_Member]] = {}
     for request in tasks:
         try:
             runtime.check(request)
             if request.round != tasks[0].round:
                 raise DecodeError("cohort", expected=f"round {tasks[0].round}", got=f"{request.round}")
-            if (data := _answered(request, store, runtime)) is not None:
+            data = _answered(request, store, runtime)
+            if data is not None and not together:
                 yield Answer(request.client, data)
                 continue
-            task = _task(request, store, runtime)
-            ready.setdefault(request.plan.training.kind, []).append((request, task))
+            member = _Member(request, _task(request, store, runtime), data)
+            ready.setdefault(request.plan.training.kind, []).append(member)
         except Exception as error:
             yield _failure(request, error, runtime)
     for cohort in ready.values():
-        yield from _train(cohort, store, runtime)
+        if all(member.answered is not None for member in cohort):
+            yield from (Answer(m.request.client, m.answered) for m in cohort if m.answered is not None)
+        else:
+            yield from _train(cohort, store, runtime)
 
 
-def _train(
-    cohort: Sequence[tuple[TrainRequest, TrainTask]], store: ClientStore, runtime: ClientRuntime
-) -> Iterator[Answer]:
+def _train(cohort: Sequence[_Member], store: ClientStore, runtime: ClientRuntime) -> Iterator[Answer]:
     """One cohort of one kind of training."""
-    first = cohort[0][0]
+    first = cohort[0].request
     trainer = runtime.context.trainer(first.plan.training)
     started = time.perf_counter()
     key = runtime.root.child("round", first.round)
     doing = f"train in round {first.round}"
-    results = _results(trainer, [task for _, task in cohort], key, doing, runtime)
-    for (request, _), result in zip(cohort, results, strict=True):
+    results = _results(trainer, [member.task for member in cohort], key, doing, runtime)
+    for member, result in zip(cohort, results, strict=True):
+        request = member.request
         try:
             seconds = time.perf_counter() - started
-            answer = Answer(request.client, _update(request, result, seconds, store, runtime))
+            answer = Answer(
+                request.client, member.answered or _update(request, result, seconds, store, runtime)
+            )
         except Exception as error:
             answer = _failure(request, error, runtime)
         yield answer  # outside: what its receiver raises is not the client's

@@ -1,0 +1,1 @@
+"""Many clients' adapters trained as one batch over one frozen base."""
