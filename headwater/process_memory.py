@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_MANY = 500
+"""Modules, at least; transformers brings 2,000."""
 
 
 @contextmanager
@@ -16,17 +20,18 @@ def importing(*, for_good: bool = False) -> Iterator[None]:
 
     Args:
         for_good: leave what there is now out of later looks too. Only for a process of our own: what is
-            garbage by then, or becomes so in a cycle, is never freed.
+            garbage by then, or becomes so in a cycle, is never freed. Where it was given once, a block that
+            imports hundreds of modules does the same: no second one will.
     """
-    looks = gc.isenabled()
+    looks, modules = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
+        if for_good or (gc.get_freeze_count() and len(sys.modules) > modules + _MANY):
+            gc.freeze()  # before the first look, which would go through all of it
         if looks:
             gc.enable()
-        if for_good:
-            gc.freeze()
 
 
 def status_bytes(key: str) -> int:
