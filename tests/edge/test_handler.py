@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Any
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -27,11 +29,14 @@ from headwater.protocol.messages import (
     ProfileRequest,
     TrainRequest,
 )
-from headwater.server.clients.exchange import ReceivedReply, opened_group
+from headwater.server.clients.exchange import Exchange, ReceivedReply, opened_group
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientDone
+from headwater.server.rounds.base import Rounds
 from headwater.server.rounds.open_round import OpenRound
 from headwater.server.rounds.round_driver import DrivenRound, RoundDriver
+from headwater.server.rounds.synchronous import SynchronousRounds
+from headwater.server.storage.update_spool import Spool
 from headwater.state import AdapterState
 from tests.docs.test_how_to import blocks
 from tests.laws.aggregator_laws import lora_spec
@@ -201,6 +206,27 @@ def test_who_fails_behind_it_fails_by_name_and_the_others_count(tmp_path: Any) -
         with pytest.raises(UpdateRejected, match="failure"):
             tree.server.fold(failed)
     assert tree.server.merge().clients == ("big",)
+
+
+def test_a_sum_in_the_spool_is_folded_again_after_a_crash(tmp_path: Any) -> None:
+    """With it came that zo is away, which has come back by itself since: its own reply stays in the spool."""
+    tree, spool = Tree(tmp_path, PLAIN), Spool(tmp_path / "spool")
+    del tree.members.replies["zo"]
+    tree.answer(tree.group())
+    *_, summed = tree.received()
+    pool = SimpleNamespace(exchange=Exchange(cast(Any, None), {}))
+    daemon = cast(Any, SimpleNamespace(_durability=SimpleNamespace(spool=spool), _pool=pool, told=[]))
+    daemon._spooled = partial(Rounds._spooled, daemon)
+    daemon._refused = lambda number, part, error: Rounds._refused(daemon, number, part, error)
+    daemon._control = SimpleNamespace(observer=daemon.told.append)
+    alone = [dataclasses.replace(tree.updates[name], raw=tree.updates[name].data) for name in ("zo", DIRECT)]
+    for part in (summed, *alone):
+        SynchronousRounds._fold(daemon, tree.server, part)
+    for start in range(2):
+        again = opened(*BEHIND, DIRECT, **PLAIN)
+        assert sorted(SynchronousRounds._refold(daemon, again)) == sorted((*BEHIND, DIRECT)), start
+        assert again.merge().delta.tobytes() == tree.server.merge().delta.tobytes()
+    assert not daemon.told
 
 
 def test_what_the_server_would_refuse_is_refused_here(tmp_path: Any) -> None:

@@ -219,6 +219,14 @@ def test_each_rule_refuses_sums_that_no_updates_have() -> None:
             load(rule, PLAN, dump(rule, acc))
 
 
+def test_one_client_twice_among_the_values() -> None:
+    rule = MedianAggregator(1 << 20)
+    data = dump(rule, folded(rule))
+    at = data.rindex(b"\x03\0bob")
+    with pytest.raises(DecodeError, match="names in ascending order"):
+        load(rule, PLAN, sealed(data[38:at] + b"\x03\0ada" + data[at + 5 :]))
+
+
 BOUNDED: dict[str, Any] = {
     "mean": MeanAggregator(), "ties": TiesAggregator(0.5), "fisher": FisherAggregator(64.0),
     "median": MedianAggregator(1 << 20),

@@ -192,7 +192,8 @@ class Rounds(ABC):
             edge, _, summed = client.partition(SUM)
             raw = spool.read(number, client) if summed or client in clients else None
             if raw is not None and summed:
-                found += self._pool.exchange.verify_group(edge, TrainRequest, number, raw)
+                parts = self._pool.exchange.verify_group(edge, TrainRequest, number, raw)
+                found += [part for part in parts if part.rows]  # failures were told when they came
             elif raw is not None:  # else it is damaged: the client is asked again, and sends the same bytes
                 found.append(verify(client, TrainRequest, started.get(client, number), raw))
         return found
