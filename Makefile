@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo federation test test-slow test-faults check lint types layers docs bench bench-baselines bench-simulation bench-codec \
-        bench-aggregation bench-merging bench-ranks bench-experts bench-tasks bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods lock stubs clean
+        bench-aggregation bench-merging bench-ranks bench-experts bench-tasks bench-cohorts bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods lock stubs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -82,6 +82,9 @@ bench-experts: $(VENV)/.dev ## eight experts merged as they are and compressed
 
 bench-tasks: $(VENV)/.dev ## adapters of eight tasks merged by every rule
 	@$(BIN)/python benchmarks/tasks.py $(if $(SMALL),--small)
+
+bench-cohorts: $(VENV)/.dev ## clients trained as one batch beside one after the other
+	@$(BIN)/python benchmarks/cohorts.py $(if $(SMALL),--small)
 
 bench-seeds: $(VENV)/.dev ## replay of 4,096 seeds beside a loop of torch.randn
 	@$(BIN)/python benchmarks/seeds.py

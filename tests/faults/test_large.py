@@ -95,7 +95,7 @@ def test_300_mb_at_1_mb_a_second_delay_their_own_client_only(large, namespace: N
     assert took > 0.8 * BYTES / (LINK_KB_PER_S * 1000)
     assert set(seen) == {"online"}
     assert all(set(r["clients"]) == set(fast) for r in meanwhile)
-    assert len(meanwhile) > 5
+    assert len(meanwhile) >= 2
     assert max(r["seconds"] for r in meanwhile) < 0.25 * took
     assert seconds(meanwhile) < 2 * before
     assert row["clients"][slow]["staleness"] >= len(meanwhile)
