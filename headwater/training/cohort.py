@@ -68,8 +68,8 @@ class CohortTrainer(ABC):
 
     Laws (``tests/laws/trainer_laws.py``): one result per task, in order; a result depends on its
     task and ``key.child("client", name)`` only, not on its neighbours in the cohort (up to rounding where
-    they are computed as one batch); the same bits for the same tasks at the same thread count; a diverged client yields a result with ``error`` and no delta, and the
-    others go on. No files, no network, no Flower.
+    they are computed as one batch); the same bits for the same tasks at the same thread count; a diverged
+    client yields a result with ``error`` and no delta, and the others go on. No files, no network, no Flower.
     """
 
     @abstractmethod
