@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +13,21 @@ import pytest
 import torch
 
 from headwater.errors import ConfigError, DecodeError, UpdateRejected
-from headwater.merging import FisherAggregator, GapSketch, MeanAggregator, MedianAggregator, TiesAggregator
+from headwater.merging import (
+    FisherAggregator,
+    GapSketch,
+    MeanAggregator,
+    MedianAggregator,
+    ProductAggregator,
+    TiesAggregator,
+)
 from headwater.merging.accumulator_bytes import dump, load, most_bytes
 from headwater.merging.merge_plan_json import merge_plan_from_json, merge_plan_to_json
 from headwater.merging.plan import MergePlan
 from headwater.seeds.keys import Key
 from headwater.state import StateSpec, TensorSpec
 from headwater.strategies.rules import rule_for
-from tests.laws.aggregator_laws import SEEDS, bits, directions, state_of, update_of
+from tests.laws.aggregator_laws import SEEDS, bits, directions, lora_spec, state_of, update_of
 from tests.strategies.test_federated import federation
 
 SPEC = StateSpec.of(
@@ -225,6 +233,42 @@ def test_one_client_twice_among_the_values() -> None:
     at = data.rindex(b"\x03\0bob")
     with pytest.raises(DecodeError, match="names in ascending order"):
         load(rule, PLAN, sealed(data[38:at] + b"\x03\0ada" + data[at + 5 :]))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_that_is_none(number: float) -> None:
+    acc = folded(MeanAggregator())
+    acc.norms["ada"] = dataclasses.replace(acc.norms["ada"], energy=number)
+    with pytest.raises(DecodeError, match="a finite number"):
+        load(MeanAggregator(), PLAN, dump(MeanAggregator(), acc))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_products_beyond_what_clients_can_change(side: str) -> None:
+    spec = lora_spec(40, 30, 1)
+    plan, base = MergePlan(spec, {"ada": 3, "bob": 1}, 4.0), state_of(spec, [0.1] * spec.numel)
+    rule = ProductAggregator(base, key=Key.root(1), width=1)
+    acc = rule.add(rule.init(plan), update_of(spec, "ada", [0.1] * spec.numel))
+    assert bits(load(rule, plan, dump(rule, acc))) == bits(acc)
+    honest = dump(rule, acc)
+    getattr(acc.products["q.lora_B"], side).view(-1)[0] = 2**60
+    with pytest.raises(DecodeError, match=r"product, q\.lora_B"):
+        load(rule, plan, dump(rule, acc))
+    acc = load(rule, plan, honest)
+    acc.methods[""].total[0] = 2**60
+    with pytest.raises(DecodeError, match="accumulator, sums"):
+        load(rule, plan, dump(rule, acc))
+
+
+def test_every_value_kept_of_updates_that_keep_half() -> None:
+    rule = TiesAggregator(0.5)
+    acc = folded(rule)
+    acc.positive_weight.fill_(4)
+    acc.positive.fill_(4)
+    acc.negative_weight.zero_()
+    acc.negative.zero_()
+    with pytest.raises(DecodeError, match="at most 8 together"):
+        load(rule, PLAN, dump(rule, acc))
 
 
 BOUNDED: dict[str, Any] = {

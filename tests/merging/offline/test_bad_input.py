@@ -294,3 +294,15 @@ def test_factors_and_a_diagonal_that_do_not_fit(tmp_path, a, b, e, said):
         folder / WEIGHTS,
     )
     refused(tmp_path, [folder], ModelError, str(folder), said)
+
+
+def test_bases_whose_own_weights_differ(tmp_path):
+    """PEFT saves an embedding of the base beside LoRA on it: it is the base's, and no adapter's."""
+    name = "base_model.model.embed.base_layer.weight"
+    folders = [adapter(tmp_path / "a", 1), adapter(tmp_path / "b", 2), adapter(tmp_path / "c", 3)]
+    for folder, value in zip(folders, (0.0, 0.0, 1.0), strict=True):
+        save_file(load_file(folder / WEIGHTS) | {name: np.full((4, 3), value, "<f4")}, folder / WEIGHTS)
+    headwater.merge(folders[:2], tmp_path / "out")
+    assert not load_file(tmp_path / "out" / WEIGHTS)[name].any()
+    shutil.rmtree(tmp_path / "out")
+    refused(tmp_path, folders, ModelError, str(folders[2]), name, "trained on different bases")
