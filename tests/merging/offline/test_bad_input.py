@@ -306,3 +306,22 @@ def test_bases_whose_own_weights_differ(tmp_path):
     assert not load_file(tmp_path / "out" / WEIGHTS)[name].any()
     shutil.rmtree(tmp_path / "out")
     refused(tmp_path, folders, ModelError, str(folders[2]), name, "trained on different bases")
+
+
+def test_a_bias_of_a_factor_that_its_config_does_not_announce(tmp_path):
+    """PEFT would leave it out when it loads the adapter."""
+    a = adapter(tmp_path / "a")
+    name = "base_model.model.layers.0.q_proj.lora_B.bias"
+    save_file(load_file(a / WEIGHTS) | {name: np.ones(6, "<f4")}, a / WEIGHTS)
+    refused(tmp_path, [a], ModelError, f"{a}, tensor {name}", "has lora_bias")
+
+
+def test_a_head_of_weights_that_cancel(tmp_path):
+    """Nobody says what it was without adapters: there is nothing that the sum could be."""
+    folders = [adapter(tmp_path / "a", 1), adapter(tmp_path / "b", 2)]
+    for folder in folders:
+        tensors = load_file(folder / WEIGHTS)
+        save_file(tensors | {"base_model.model.score.weight": np.ones((2, 3), "<f4")}, folder / WEIGHTS)
+    said = ("score.weight", "weights that are positive", "--base MODEL")
+    refused(tmp_path, folders, ConfigError, *said, rule="task_arithmetic", weights=[1, -1])
+    refused(tmp_path, folders, ConfigError, *said, rule="task_arithmetic", weights=[3, -1])
