@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there 
     from peft.tuners.lora import Linear
 
     from headwater.adapters.model import AdaptedModel
-    from headwater.adapters.network import Network
 
 _ADAPTER = "default"
 
@@ -30,22 +29,25 @@ def unstackable(model: AdaptedModel) -> str | None:
         return "DoRA"
     if getattr(config, "lora_dropout", 0.0):
         return "adapter.dropout"
-    reached = {id(p) for _, own in _layers(model.network) for p in own}
+    reached = {id(p) for _, own in _layers(model) for p in own}
     if lost := [spec.name for spec, p in model.parameters() if id(p) not in reached]:
-        return f"a trained tensor that is in no LoRA of a linear layer, {lost[0]}"
+        return f"a trained tensor that is in no linear layer nor the LoRA of one, {lost[0]}"
     return None
 
 
-def _layers(network: Network) -> Iterator[tuple[nn.Module, tuple[Tensor, ...]]]:
-    """Module and trained parameters of each layer that can be stacked."""
+def _layers(model: AdaptedModel) -> Iterator[tuple[nn.Module, tuple[Tensor, ...]]]:
+    """Each layer that is stacked, LoRA or a trained head's, with its parameters."""
     from peft.tuners.lora import Linear
 
-    for module in network.modules():
+    trained = {id(parameter) for _, parameter in model.parameters()}
+    factors: set[nn.Module] = set()
+    for module in model.network.modules():
         if type(module) is Linear:
-            factors = cast(nn.ModuleDict, module.lora_A), cast(nn.ModuleDict, module.lora_B)
-            yield module, tuple(cast(Tensor, factor[_ADAPTER].weight) for factor in factors)
-    if network.head is not None:
-        yield network.head, (network.head.weight, network.head.bias)
+            pair = [cast(nn.ModuleDict, f)[_ADAPTER] for f in (module.lora_A, module.lora_B)]
+            factors.update(pair)
+            yield module, tuple(cast(Tensor, factor.weight) for factor in pair)
+        elif isinstance(module, nn.Linear) and module not in factors and id(module.weight) in trained:
+            yield module, (module.weight,) if module.bias is None else (module.weight, module.bias)
 
 
 @contextmanager
@@ -59,10 +61,10 @@ def stacked(model: AdaptedModel, values: Mapping[str, Tensor], clients: int) -> 
     """
     by_parameter = {id(parameter): values[spec.name] for spec, parameter in model.parameters()}
     with ExitStack() as stack:
-        for module, parameters in _layers(model.network):
+        for module, parameters in _layers(model):
             own = [by_parameter.get(id(p), p) for p in parameters]
-            if module is model.network.head:
-                forward = _linear(own[0], own[1], clients)
+            if isinstance(module, nn.Linear):
+                forward = _linear(own, clients)
             else:
                 forward = _lora(cast("Linear", module), own[0], own[1], clients)
             stack.enter_context(_computes(module, forward))
@@ -93,9 +95,12 @@ def _lora(module: Linear, a: Tensor, b: Tensor, clients: int) -> Callable[..., T
     return forward
 
 
-def _linear(weight: Tensor, bias: Tensor, clients: int) -> Callable[..., Tensor]:
+def _linear(own: list[Tensor], clients: int) -> Callable[..., Tensor]:
+    """W_k·x + b_k."""
+    weight, bias = own[0], own[1].unsqueeze(1) if len(own) > 1 else own[0].new_zeros(1)
+
     def forward(x: Tensor) -> Tensor:
         rows = x.reshape(clients, -1, x.shape[-1])
-        return torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2)).flatten(0, 1)
+        return torch.baddbmm(bias, rows, weight.transpose(1, 2)).view(*x.shape[:-1], -1)
 
     return forward
