@@ -122,6 +122,7 @@ def test_sums_of_a_liar_that_no_updates_add_up_to_are_refused() -> None:
     refused("dare_ties", "2", lambda count: count.zero_())  # a sum of nobody
     refused("dare_ties", "3", lambda count: count.fill_(2**53))
     refused("sce", "1", lambda squares: squares.zero_())
+    refused("sce", "1 rest", lambda rest: rest.fill_(2**61))
     refused("model_stock", "2", lambda moved: moved.zero_())
     of = rule("sce")
     acc = of.add(of.init(plan), update_of(ONE, "a", np.full(30, 0.25)))
