@@ -76,6 +76,9 @@ def test_a_setting_of_a_rule_out_of_its_bounds(tmp_path):
         ({"modules": (*MODULES, "layers.0.k_proj")}, "no base_model.model.layers.0.k_proj"),
         ({"rows": 7}, "shape of the weight under base_model.model.layers.0.q_proj"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+        ({"feedforward_modules": ["v_proj"]}, "feedforward_modules"),
+        ({"num_virtual_tokens": 4}, "num_virtual_tokens"),
     ],
 )
 def test_adapters_that_do_not_belong_together(tmp_path, other, said):
