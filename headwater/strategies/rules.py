@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from headwater.config.plugins import implementation
 from headwater.config.strategy import (
     FisherStrategy,
-    KeptStrategy,
     MeanStrategy,
     MedianStrategy,
     RuleStrategy,
@@ -19,13 +16,9 @@ from headwater.config.strategy import (
 )
 from headwater.merging.aggregator import Aggregator
 from headwater.merging.fisher import FisherAggregator
-from headwater.merging.kept import KeptAggregator
 from headwater.merging.mean import MeanAggregator
 from headwater.merging.median import MedianAggregator
-from headwater.merging.offline.rules.table import RULES as OFFLINE
 from headwater.merging.product import ProductAggregator
-from headwater.merging.rule_sums import TwoPassSums, sums_of
-from headwater.merging.summed import MaximaAggregator, SummedAggregator, TwoPassAggregator
 from headwater.merging.ties import TiesAggregator
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
@@ -53,7 +46,9 @@ def rule_for(settings: Strategy, key: Key | None = None) -> Aggregator[Any]:
         ConfigError: neither :data:`RULES` nor an installed package has one for these settings.
     """
     if isinstance(settings, RuleStrategy):
-        return _of_offline(settings, key or Key.root(0))
+        from headwater.strategies.offline_rules import of_offline  # three dozen settings classes: 0.1 s
+
+        return of_offline(settings, key or Key.root(0))
     make = RULES.get(type(settings)) or implementation("rules", settings)
     made: Aggregator[Any] = make(settings)
     return made
@@ -78,16 +73,3 @@ def rule_in_round(settings: Strategy, base: AdapterState, key: Key) -> Aggregato
         by_holders=settings.rank_weights == "holders",
         ridge=FAIR_RIDGE if settings.space == "fair" else None,
     )
-
-
-def _of_offline(settings: RuleStrategy, key: Key) -> Aggregator[Any]:
-    """A rule of ``headwater merge`` for a round: as sums where it has them, else on updates that are kept."""
-    rule = OFFLINE[settings.kind]
-    made = rule(**{name: getattr(settings, name) for name in rule.model_fields})
-    sums = sums_of(made)
-    if sums is None:
-        assert isinstance(settings, KeptStrategy), f"{settings.kind} says how much may be kept"
-        return KeptAggregator(made, settings.max_kept_mb << 20)
-    if isinstance(sums, TwoPassSums):
-        return TwoPassAggregator(sums)
-    return (SummedAggregator if sums.join is np.add else MaximaAggregator)(sums, key)
