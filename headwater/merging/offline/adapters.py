@@ -151,21 +151,39 @@ class Adapters:
         return values
 
     def copy(self, name: str) -> Array:
-        """A tensor of the base that was saved with the adapters.
+        """A tensor of the base that was saved with the adapters: of several precisions, the finest.
 
         Raises:
             ModelError: they do not have the same.
         """
-        values = self.first.read(name)
-        for folder in self.named[1:]:
-            if not np.array_equal(values, folder.read(name)):
+        finest = max(self.named, key=lambda folder: _digits(folder, name))
+        values = finest.read(name)
+        for folder in self.named:
+            if not np.array_equal(_rounded(values, folder.file.tensors[name].dtype), folder.read(name)):
                 raise ModelError(
                     f"{folder.path}, tensor {name}",
-                    expected=f"the values of {self.first.path}, since it is the base's",
+                    expected=f"the values of {finest.path}, since it is the base's",
                     got="others",
                     hint="The adapters were trained on different bases.",
                 )
         return values
+
+
+def _digits(folder: PeftFolder, name: str) -> int:
+    """Binary digits of a stored value."""
+    return {"F64": 53, "F32": 24, "F16": 11, "BF16": 8}.get(folder.file.tensors[name].dtype, 0)
+
+
+def _rounded(values: Array, dtype: str) -> Array:
+    """As a file of this type has them once they are read again: to the nearest, ties to even."""
+    if dtype == "F16":
+        with np.errstate(over="ignore"):  # infinities, which no file that is read has, are then a difference
+            return values.astype(np.float16).astype(np.float32)
+    if dtype == "BF16":
+        bits = values.astype(np.float32).view(np.uint32)
+        last = (bits >> np.uint32(16)) & np.uint32(1)
+        return ((bits + np.uint32(0x7FFF) + last) & np.uint32(0xFFFF0000)).view(np.float32)
+    return values.astype(np.float32) if dtype == "F32" else values
 
 
 def _sharing(folder: PeftFolder, unlike: list[PeftFolder]) -> PeftFolder:

@@ -8,7 +8,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
 import headwater
 from headwater.errors import ConfigError, DecodeError, ModelError, StorageError
@@ -309,6 +312,24 @@ def test_bases_whose_own_weights_differ(tmp_path):
     assert not load_file(tmp_path / "out" / WEIGHTS)[name].any()
     shutil.rmtree(tmp_path / "out")
     refused(tmp_path, folders, ModelError, str(folders[2]), name, "trained on different bases")
+
+
+@pytest.mark.parametrize("coarse", [torch.bfloat16, torch.float16])
+def test_bases_saved_in_two_precisions(tmp_path, coarse):
+    """What torch rounds an embedding to is that embedding; the merge keeps the finest one."""
+    name = "base_model.model.embed.base_layer.weight"
+    folders = [adapter(tmp_path / "a", 1), adapter(tmp_path / "b", 2)]
+    fine = torch.from_numpy(np.random.default_rng(0).standard_normal((40, 3), np.float32))
+    fine[0] = torch.tensor([1.00390625, -1.01171875, 0.0])  # half way between two bfloat16
+    for folder, value in zip(folders, (fine.to(coarse), fine), strict=True):
+        save_torch(load_torch(folder / WEIGHTS) | {name: value}, folder / WEIGHTS)
+    headwater.merge(folders, tmp_path / "out")
+    assert np.array_equal(load_file(tmp_path / "out" / WEIGHTS)[name], fine.numpy())
+    other = fine.clone()
+    other[1, 1] += 0.1
+    save_torch(load_torch(folders[0] / WEIGHTS) | {name: other.to(coarse)}, folders[0] / WEIGHTS)
+    shutil.rmtree(tmp_path / "out")
+    refused(tmp_path, folders, ModelError, str(folders[0]), name, "trained on different bases")
 
 
 def test_a_bias_of_a_factor_that_its_config_does_not_announce(tmp_path):
