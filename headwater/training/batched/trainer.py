@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from headwater.adapters.stacked_lora import stacked
+from headwater.adapters.stacked_lora import Dropping, stacked
 from headwater.adapters.trained_tensors import unit_of
 from headwater.config.training import BackpropTraining
 from headwater.errors import TrainingError
@@ -130,11 +130,13 @@ class BatchedBackpropTrainer(CohortTrainer):
         with model.training():
             for step in range(seats[0].steps):
                 active = sum(seat.steps > step for seat in seats)
-                batch = joined(
-                    [next(stream) for stream in batches[:active]], self._pad, by_token=model.language_model
+                own = [next(stream) for stream in batches[:active]]
+                batch = joined(own, self._pad, by_token=model.language_model)
+                dropping = Dropping(
+                    [seat.dropout for seat in seats[:active]], [(len(b), b.tokens.shape[1]) for b in own]
                 )
                 leaves = {n: v[:active].detach().requires_grad_() for n, v in values.items()}
-                with stacked(model, leaves, active):
+                with stacked(model, leaves, active, dropping):
                     output = model.forward(batch.batch)
                 losses = batch.losses(output.losses, output.counts)
                 found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
@@ -176,6 +178,7 @@ class _Seat:
 
     def __init__(self, task: TrainTask, key: Key, steps: int) -> None:
         self.task, self.key, self.steps = task, key, steps
+        self.dropout = torch.Generator().manual_seed(key.child("dropout").seed())
         self.losses: list[float] = []
         self.error: TrainingError | None = None
 

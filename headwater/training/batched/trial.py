@@ -34,7 +34,7 @@ def require_stackable(model: AdaptedModel) -> None:
     if why is not None:
         raise ModelError(
             "simulation.cohort",
-            expected="an adapter of kind 'lora' on linear layers, without DoRA and dropout",
+            expected="an adapter of kind 'lora' on linear layers, without DoRA",
             got=why,
             hint="Leave simulation.cohort out: clients are trained one after the other then.",
         )

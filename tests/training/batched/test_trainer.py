@@ -118,6 +118,18 @@ def test_each_learns_what_it_learns_alone(fixture, changes, request):
         assert other.metrics == pytest.approx(one.metrics, rel=CLOSE)
 
 
+def test_each_drops_what_it_drops_alone(tmp_path):
+    table = {**federations.adapter("lora", "bert"), "dropout": 0.3}
+    model = adapted(tmp_path, "encoder", "bert", table)
+    tasks = tasks_of(model)
+    for one, other in zip(*both(model, tasks), strict=True):
+        change = one.delta.vector()
+        assert (change - other.delta.vector()).norm() <= CLOSE * change.norm()
+    model.network.double()
+    for one, other in zip(*both(model, tasks), strict=True):
+        assert other.metrics == pytest.approx(one.metrics, rel=1e-12)
+
+
 @pytest.mark.parametrize("fixture", ["bert", "llama"])
 def test_in_float64_it_is_the_same_algebra(fixture, request):
     model = request.getfixturevalue(fixture)
@@ -196,7 +208,6 @@ def test_want_of_memory_ends_the_batch_and_says_so(bert, monkeypatch):
     [
         ({"kind": "prompt", "tokens": 2}, "in no linear layer nor the LoRA of one"),
         ({"kind": "lora", "rank": 2, "target_modules": ("query",), "dora": True}, "DoRA"),
-        ({"kind": "lora", "rank": 2, "target_modules": ("query",), "dropout": 0.1}, "dropout"),
     ],
 )
 def test_an_adapter_that_cannot_be_stacked_is_refused(tmp_path, table, what):
