@@ -28,9 +28,11 @@ from headwater.config.codec import DenseCodec
 from headwater.config.training import BackpropTraining
 from headwater.protocol.messages import ClientPlan
 from headwater.seeds.keys import Key
+from headwater.state import AdapterState
 from headwater.tasks.batches import Example, collate
 from headwater.training.backprop import BackpropTrainer
-from headwater.training.batched.trainer import MOST_TOKENS, BatchedBackpropTrainer
+from headwater.training.batched.groups import MOST_TOKENS
+from headwater.training.batched.trainer import BatchedBackpropTrainer
 from headwater.training.cohort import CohortTrainer, TrainTask
 from headwater.training.context import TrainingContext
 
@@ -124,7 +126,8 @@ def measured(context: TrainingContext, batch: int, tokens: int, *, repeat: int) 
 
 
 def results(trainer: CohortTrainer, tasks: Sequence[TrainTask]) -> list[torch.Tensor]:
-    return [result.delta.vector() for result in trainer.train(tasks, key=Key.root(0))]
+    deltas = [result.delta for result in trainer.train(tasks, key=Key.root(0))]
+    return [delta.vector() for delta in deltas if isinstance(delta, AdapterState)]
 
 
 def clients(context: TrainingContext, batch: int, tokens: int, *, count: int) -> list[TrainTask]:
@@ -157,7 +160,7 @@ def bare(context: TrainingContext, tasks: Sequence[TrainTask], batch: int) -> No
             rows = collate(task.examples[at : at + batch], context.pad)
             loss = nn.functional.cross_entropy(model.network(rows.tokens, rows.mask), rows.targets)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
         optimiser.zero_grad()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.tasks.batches import Example
 from headwater.tasks.table import task_of
 from headwater.training.backprop import BackpropTrainer
+from headwater.training.batched.losses import BatchedLossTrainer
 from headwater.training.batched.trainer import BatchedBackpropTrainer
 from headwater.training.batched.trial import require_stackable
 from headwater.training.blackbox import BlackboxTrainer
@@ -202,7 +204,12 @@ _TRAINERS: Mapping[str, Callable[..., CohortTrainer]] = {
     "spry": ForwardGradientTrainer,
 }
 """What trains an adapted model, by ``training.kind``."""
-_BATCHED: Mapping[str, Callable[..., CohortTrainer]] = {"backprop": BatchedBackpropTrainer}
+_BATCHED: Mapping[str, Callable[..., CohortTrainer]] = {
+    "backprop": BatchedBackpropTrainer,
+    "decomfl": partial(BatchedLossTrainer, make=DecomflTrainer),
+    "kseed": partial(BatchedLossTrainer, make=KseedTrainer),
+    "mezo": partial(BatchedLossTrainer, make=MezoTrainer),
+}
 """What trains several clients of it at once."""
 
 

@@ -17,6 +17,7 @@ from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.training.backprop import HINT, BackpropTrainer
 from headwater.training.batched.adamw import StackedAdamW
+from headwater.training.batched.groups import groups_of
 from headwater.training.batched.joined import joined
 from headwater.training.batched.trial import require_stackable
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
@@ -25,18 +26,15 @@ from headwater.training.minibatches import contained, diverged, minibatches, sum
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
     from headwater.adapters.model import AdaptedModel
 
-MOST_TOKENS = 1024
-"""Of the rows of one batch: larger ones leave the caches, and cost more page faults than they save."""
-
 
 class BatchedBackpropTrainer(CohortTrainer):
     """:class:`BackpropTrainer` for many clients at once: the same algebra, one pass over the base for all.
 
-    Clients whose plans have the same training are joined, as many as the cohort may have and as
-    :data:`MOST_TOKENS` leaves room for, in the order of their tasks: who trains beside whom is a function of
-    the tasks alone, and so are all bits. What each learns is what it learns alone, up to rounding; alone, to
-    the bit. A plan that trains a part of the adapter, estimates Fisher information or has a correction, and a
-    training with another optimiser than AdamW, checkpointing or a cache, is trained by itself.
+    Clients whose plans have the same training are joined, as many as the cohort may have and as a batch has
+    room for (:mod:`.groups`), in the order of their tasks: who trains beside whom is a function of the tasks
+    alone, and so are all bits. What each learns is what it learns alone, up to rounding; alone, to the bit. A
+    plan that trains a part of the adapter, estimates Fisher information or has a correction, and a training
+    with another optimiser than AdamW, checkpointing or a cache, is trained by itself.
 
     Args:
         model: the adapted model; the trainer owns its values while it trains.
@@ -62,7 +60,7 @@ class BatchedBackpropTrainer(CohortTrainer):
             TrainingError, SpecMismatch: as there.
         """
         done: dict[str, TrainResult] = {}
-        groups = {group[0].client: group for group in self._groups(tasks)}
+        groups = {group[0].client: group for group in groups_of(tasks, self._most, _joins)}
         for task in tasks:
             if task.client in groups:
                 done |= {result.client: result for result in self._together(groups[task.client], key)}
@@ -70,22 +68,6 @@ class BatchedBackpropTrainer(CohortTrainer):
                 yield done.pop(task.client)
             else:
                 yield from self._alone.train([task], key=key)
-
-    def _groups(self, tasks: Sequence[TrainTask]) -> Iterator[list[TrainTask]]:
-        """Who trains beside whom: at least two each."""
-        alike: dict[tuple[object, float], list[TrainTask]] = {}
-        for task in tasks:
-            if _joins(task):
-                alike.setdefault((task.plan.training, task.plan.learning_rate_factor), []).append(task)
-        for group in alike.values():
-            training = group[0].plan.training
-            assert isinstance(training, BackpropTraining)  # or it would not join
-            lengths = [len(example.tokens) for task in group for example in task.examples]
-            batch = training.batch_size * math.ceil(sum(lengths) / len(lengths))
-            size = max(1, min(self._most, MOST_TOKENS // batch))
-            for start in range(0, len(group), size):
-                if len(chosen := group[start : start + size]) > 1:
-                    yield chosen
 
     def _together(self, tasks: list[TrainTask], key: Key) -> list[TrainResult]:
         first = tasks[0].plan.training

@@ -61,16 +61,16 @@ def _differs(model: AdaptedModel) -> str | None:
         with torch.no_grad():
             batch = joined(rows, model.base.tokenizer.pad, by_token=model.language_model)
             with stacked(model, values, len(states)):
-                together = model.forward(batch.batch).losses
+                together = torch.stack([model.forward(batch.batch).losses, model.losses(batch.batch)[0]])
             apart = []
             for state, own in zip(states, rows, strict=True):
                 model.load(state)
-                apart.append(model.forward(own).losses)
+                apart.append(torch.stack([model.forward(own).losses, model.losses(own)[0]]))
     except (RuntimeError, ValueError, IndexError) as error:  # of torch and transformers, on other shapes
         return f"{type(error).__name__}: {str(error)[:200]}"
     finally:
         model.load(before)
-    alone = torch.cat(apart)
+    alone = torch.cat(apart, 1)
     if torch.allclose(together, alone, rtol=1e-3, atol=1e-4):
         return None
     return f"losses of {together.tolist()} together, and of {alone.tolist()} one by one"

@@ -16,7 +16,7 @@ from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.tasks.batches import Example
 from headwater.training.backprop import BackpropTrainer
-from headwater.training.batched import trainer as batched
+from headwater.training.batched import groups
 from headwater.training.batched.trainer import BatchedBackpropTrainer
 from headwater.training.cohort import TrainTask
 from tests.laws.trainer_laws import bits, same
@@ -158,7 +158,7 @@ def test_rows_of_a_batch_are_bounded(bert, monkeypatch):
     sizes = []
     forward = bert.forward
     monkeypatch.setattr(bert, "forward", lambda batch: sizes.append(len(batch)) or forward(batch))
-    monkeypatch.setattr(batched, "MOST_TOKENS", 3 * 4 * 8)
+    monkeypatch.setattr(groups, "MOST_TOKENS", 3 * 4 * 8)
     both(bert, tasks_of(bert))
     assert max(sizes) == 3 * 4
 

@@ -1,0 +1,38 @@
+"""Which clients of a cohort are one batch: :func:`groups_of`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from headwater.config.training import MinibatchTraining
+from headwater.training.cohort import TrainTask
+
+MOST_TOKENS = 1024
+"""Of the rows of one batch: larger ones leave the caches, and cost more page faults than they save."""
+
+
+def groups_of(
+    tasks: Sequence[TrainTask], most: int, joins: Callable[[TrainTask], bool]
+) -> Iterator[list[TrainTask]]:
+    """Who trains beside whom, at least two each: a function of the tasks alone, in their order.
+
+    Clients with the same training are joined, as many as ``most`` and :data:`MOST_TOKENS` leave room for.
+
+    Args:
+        tasks: of the cohort.
+        most: clients in a batch.
+        joins: whether a task, of a training with batches, may be one of several.
+    """
+    alike: dict[tuple[object, float], list[TrainTask]] = {}
+    for task in tasks:
+        if joins(task):
+            alike.setdefault((task.plan.training, task.plan.learning_rate_factor), []).append(task)
+    for (training, _), group in alike.items():
+        assert isinstance(training, MinibatchTraining), "or it does not join"
+        lengths = [len(example.tokens) for task in group for example in task.examples]
+        batch = training.batch_size * math.ceil(sum(lengths) / len(lengths))
+        size = max(1, min(most, MOST_TOKENS // batch))
+        for start in range(0, len(group), size):
+            if len(chosen := group[start : start + size]) > 1:
+                yield chosen
