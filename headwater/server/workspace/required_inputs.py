@@ -27,9 +27,16 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
     Raises:
         ModelError: there is no such base model.
         DataError: there is no such test file.
-        ConfigError: the folder that relative paths start from is gone.
+        ConfigError: the folder that relative paths start from is gone, or clients are to share a process.
     """
     settings = loaded.settings
+    if settings.simulation.cohort > 1:
+        raise ConfigError(
+            f"simulation.cohort {settings.simulation.cohort}",
+            expected="1 on a server, whose clients are on devices of their own",
+            got="clients trained as one batch",
+            hint="Leave it out, or run the file with headwater simulate.",
+        )
     moved = f" If it lies elsewhere now: {resume} --folder PATH, where the file's relative paths start."
     hint = moved if resume else ""
     if not loaded.folder.is_dir():

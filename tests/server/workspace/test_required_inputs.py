@@ -57,3 +57,8 @@ def test_a_run_that_had_begun_is_told_how_to_say_where_its_files_are_now(load, t
     moved = load_federation(tmp_path / "g.toml", folder=tmp_path / "no")
     with pytest.raises(ConfigError, match="relative paths start"):
         require_inputs(moved)
+
+
+def test_clients_of_a_server_share_no_process(load):
+    with pytest.raises(ConfigError, match="whose clients are on devices of their own"):
+        require_inputs(load("simulation.cohort=8"))
