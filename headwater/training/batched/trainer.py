@@ -72,16 +72,15 @@ class BatchedBackpropTrainer(CohortTrainer):
     def _together(self, tasks: list[TrainTask], key: Key) -> list[TrainResult]:
         first = tasks[0].plan.training
         assert isinstance(first, BackpropTraining)
-        found: list[TrainResult] = []
+        try:
+            return self._results(tasks, first, key)
+        except (RuntimeError, MemoryError, ArithmeticError) as error:  # torch's own, out of memory above all
+            failure = error
 
-        def work() -> TrainResult:
-            found.extend(self._results(tasks, first, key))
-            return found[0]
+        def fails() -> TrainResult:
+            raise failure
 
-        failed = contained(tasks[0], work)
-        if found:
-            return found
-        return [TrainResult(task.client, None, len(task.examples), error=failed.error) for task in tasks]
+        return [contained(task, fails) for task in tasks]
 
     def _results(self, tasks: list[TrainTask], training: BackpropTraining, key: Key) -> list[TrainResult]:
         for task in tasks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from headwater.merging.offline.rule import DataRule
 from headwater.merging.offline.rules.breadcrumbs import Breadcrumbs, BreadcrumbsTies
 from headwater.merging.offline.rules.consensus import Consensus
@@ -126,6 +128,16 @@ class TestSce(OfflineRuleLaws):
 class TestConsensus(OfflineRuleLaws):
     rule = alike = Consensus()
     whole = None  # what one alone needs is what the rule drops
+
+    def test_equal_values_stay_equal_however_their_sum_was_rounded(self):
+        """|p·τ_i| = λ·|M − p·τ_i| of few digits: the order of the sum M decides its last bit."""
+        grid = np.random.default_rng(0).integers(-9, 10, (4, 2000)) / 80
+        found = []
+        for order in ((0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)):
+            total = sum((grid[i] / 4 for i in order), np.zeros(2000))
+            terms = [self.rule.second_terms((total,), grid[i], 0.25, 4) for i in order]
+            found.append(self.rule.result((sum(t[0] for t in terms), sum(t[1] for t in terms))))
+        assert all(np.abs(found[0] - other).max() < 1e-12 for other in found)
 
 
 class TestPcb(OfflineRuleLaws):

@@ -200,7 +200,7 @@ def test_want_of_memory_ends_the_batch_and_says_so(bert, monkeypatch):
     monkeypatch.setattr(bert, "forward", full)
     results = list(BatchedBackpropTrainer(bert, 0, 8).train(tasks_of(bert), key=Key.root(0)))
     assert [r.client for r in results] == [f"c{n}" for n in range(6)]
-    assert all("no room" in str(r.error) for r in results)
+    assert all(f"client {r.client}" in str(r.error) and "no room" in str(r.error) for r in results)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from headwater.config.rule_settings import Masking
-from headwater.merging.offline.rule import Floats, TwoPassRule
+from headwater.merging.offline.rule import SLACK, Floats, TwoPassRule
 
 
 class Consensus(TwoPassRule, Masking):
@@ -30,7 +30,8 @@ class Consensus(TwoPassRule, Masking):
         self, first: tuple[Floats, ...], values: Floats, weight: float, count: int
     ) -> tuple[Floats, ...]:
         mine = weight * values
-        mask = np.abs(mine) >= self.strictness * np.abs(first[0] - mine)
+        # values that are equal are so however the sum was rounded, which its order decides
+        mask = np.abs(mine) >= self.strictness * (1 - SLACK) * np.abs(first[0] - mine)
         return mine, mask.astype(np.float64)
 
     def result(self, sums: tuple[Floats, ...]) -> Floats:  # noqa: D102 - inherited
