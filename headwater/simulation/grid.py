@@ -160,7 +160,7 @@ class InProcessGrid(LocalGrid):
                 yield message_id, result.data
             else:
                 yield message_id, introduce(self._names[message.metadata.dst_node_id], self._runtime)
-        size = max(COHORT, self._runtime.context.loaded.settings.simulation.cohort)
+        size = max(COHORT, self._runtime.cohort)
         for start in range(0, len(train), size):
             cohort = {r.client: (i, r) for i, r in train[start : start + size] if i in self._sent}
             for answer in execute([r for _, r in cohort.values()], self._store, self._runtime):

@@ -67,7 +67,7 @@ def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRu
     must be of one round; those of one kind of training are trained together. With ``[simulation] cohort``
     above 1 the tasks must be the same ones each time: then all of a round's are.
     """
-    together = runtime.context.loaded.settings.simulation.cohort > 1
+    together = runtime.cohort > 1
     ready: dict[str, list[_Member]] = {}
     for request in tasks:
         try:

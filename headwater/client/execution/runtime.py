@@ -44,6 +44,7 @@ class ClientRuntime:
         policy: what the owner allows; everything without.
         simulated: whether the run's clients share this process and its disk. Then an exception of one is its
             failure, and a full disk ends the run: :mod:`headwater.client.execution.faults`.
+        cohort: how many clients may be trained as one batch; 1 on a device.
     """
 
     run: str
@@ -54,6 +55,7 @@ class ClientRuntime:
     simulated_memory_mb: Mapping[str, int] = field(default_factory=dict)
     policy: Policy | None = None
     simulated: bool = False
+    cohort: int = 1
 
     def __post_init__(self) -> None:
         self._last: tuple[str, bytes, AdapterState] | None = None
@@ -75,7 +77,10 @@ class ClientRuntime:
         data = FederatedData.open(loaded, context.tokenizer, root, check=check)
         settings = loaded.settings
         memory = simulated_memory_mb(settings.assignment, data.clients, settings.federation.seed)
-        return ClientRuntime(run_id(loaded), context, data, root, simulated_memory_mb=memory, simulated=True)
+        return ClientRuntime(
+            run_id(loaded), context, data, root,
+            simulated_memory_mb=memory, simulated=True, cohort=settings.simulation.cohort,
+        )  # fmt: skip
 
     def profile(self, client: str) -> ClientProfile:
         """What the server may know about ``client`` before the first round."""
