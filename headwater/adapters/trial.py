@@ -241,7 +241,9 @@ class _Trial:
         # some have other layers between, or leave the window unused: the token after the reach tells
         row = (self.long * (reach // len(self.long) + 1))[: reach + 1]
         (with_it,) = self.logits(row)
-        self.model.load(self.model.initial_state())
+        moved, start = self.model.read(), self.model.initial_state()
+        heads = {spec.name for spec in start.spec if spec.role == "head"}  # which see every token
+        self.model.load(AdapterState(start.spec, {n: (moved if n in heads else start)[n] for n in start}))
         (without,) = self.logits(row)
         if torch.equal(with_it[-1], without[-1]):
             raise ModelError(

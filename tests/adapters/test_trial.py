@@ -252,6 +252,14 @@ def test_virtual_tokens_out_of_reach_are_refused(tmp_path, name, table):
     assert model.read().sha256() == model.initial_state().sha256()
 
 
+def test_a_head_that_moved_does_not_hide_it(tmp_path):
+    build("mistral", tmp_path / "mistral", **WINDOW)
+    model = model_of(tmp_path, "sequence-classification", "mistral", {"kind": "prompt", "tokens": 2})
+    try_model(model, max_tokens=6)
+    with pytest.raises(ModelError, match="at most 6 "):
+        try_model(model, max_tokens=7)
+
+
 @pytest.mark.parametrize(
     ("name", "table", "changes"),
     [
