@@ -31,7 +31,7 @@ from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.tasks.batches import Example, collate
 from headwater.training.backprop import BackpropTrainer
-from headwater.training.batched.groups import MOST_TOKENS
+from headwater.training.batched.groups import FEWEST, MOST_TOKENS
 from headwater.training.batched.trainer import BatchedBackpropTrainer
 from headwater.training.cohort import CohortTrainer, TrainTask
 from headwater.training.context import TrainingContext
@@ -96,7 +96,8 @@ def main() -> None:
 def measured(context: TrainingContext, batch: int, tokens: int, *, repeat: int) -> dict[str, object]:
     """One shape: each contestant in turn, the first turn not counted."""
     assert context.model is not None
-    size = max(1, min(COHORT, MOST_TOKENS // (batch * tokens)))
+    room = MOST_TOKENS // (batch * tokens)
+    size = min(COHORT, room) if room >= FEWEST else 1
     tasks = clients(context, batch, tokens, count=max(size, 2))
     alone = BackpropTrainer(context.model, context.pad)
     together = BatchedBackpropTrainer(context.model, context.pad, COHORT)

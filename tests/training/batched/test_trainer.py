@@ -161,6 +161,10 @@ def test_rows_of_a_batch_are_bounded(bert, monkeypatch):
     monkeypatch.setattr(groups, "MOST_TOKENS", 3 * 4 * 8)
     both(bert, tasks_of(bert))
     assert max(sizes) == 3 * 4
+    monkeypatch.setattr(groups, "MOST_TOKENS", 2 * 4 * 8)  # two gain nothing
+    sizes.clear()
+    both(bert, tasks_of(bert))
+    assert max(sizes) == 4
 
 
 def test_a_client_that_is_not_a_number_keeps_it_to_itself(bert):
