@@ -5,6 +5,8 @@
 One recipe for all, fixed before the first run: LoRA on query and value of MiniLM's last two layers, scale 2,
 four clients of 300 rows, texts cut to 16 tokens, one pass a round, 6 rounds, dense uploads. *fedit 8* is rank
 8 for everybody in space `factors`; the others have an adapter of rank 16, of which each client trains a part.
+*zero-padding* (HETLoRA's baseline, NVFlare's example) is `factors` with a mean over all clients, those that
+do not have a component included; no federation file offers it.
 Goes on where the JSON has no row yet.
 """
 
@@ -15,8 +17,10 @@ import json
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from headwater.config import load_federation
 from headwater.server.storage.run_folder import RunFolder
@@ -28,6 +32,7 @@ TRAINING = '{kind="backprop", epochs=1, batch_size=32, learning_rate=3e-3, head_
 WAYS = {
     "fedit 8": "strategy.space=factors",
     "factors": "strategy.space=factors",
+    "zero-padding": "strategy.space=factors",
     "rolora": "strategy.space=rolora",
     "fair": "strategy.space=fair",
     "product, all": "strategy.space=product",
@@ -67,7 +72,8 @@ def run(corpus: str, way: str, seed: int) -> dict[str, Any]:
     """One run: accuracy by round, gaps, seconds."""
     file = HERE.parent / "examples" / corpus / "federation.toml"
     loaded = load_federation(file, [*settings(corpus, way), f"federation.seed={seed}"])
-    with tempfile.TemporaryDirectory() as scratch:
+    padded = patch("headwater.merging.mean.divisors", lambda plan, weights, progress: sum(weights.values()))
+    with tempfile.TemporaryDirectory() as scratch, padded if way == "zero-padding" else nullcontext():
         began = time.process_time()
         simulate(loaded, RunFolder.create(Path(scratch, "run"), loaded, {"engine": "inprocess"}))
         seconds = time.process_time() - began

@@ -64,11 +64,13 @@ class Cut:
             values: [n], contiguous float32 or float64.
             at: the position of the first one in the vector.
         """
-        whole = values.dtype.type
+        whole, edge = values.dtype.type, values.dtype.type(self.magnitude)
+        if edge < self.magnitude:  # which is no float32: what is above it begins with the next one
+            edge = np.nextafter(edge, whole(np.inf))
         bits = values.view(np.int32 if values.itemsize == 4 else np.int64)
         sign = 8 * values.itemsize - 1
         # floats of one sign are in the order of their bits: what is smaller becomes 0, the rest -1
-        below = whole(self.magnitude).view(bits.dtype) - bits.dtype.type(1)
+        below = edge.view(bits.dtype) - bits.dtype.type(1)
         magnitude_bits, room = 2**sign - 1, np.empty(min(BLOCK, values.size), bits.dtype)
         for start in range(0, values.size, BLOCK):
             part = bits[start : start + BLOCK]
@@ -77,7 +79,7 @@ class Cut:
             np.subtract(below, kept, out=kept)
             np.right_shift(kept, sign, out=kept)
             if at + start + part.size > self.last:
-                equal = np.flatnonzero(np.abs(values[start : start + BLOCK]) == self.magnitude)
+                equal = np.flatnonzero(np.abs(values[start : start + BLOCK]) == np.float64(self.magnitude))
                 part[equal[equal + at + start > self.last]] = 0
             np.bitwise_and(part, kept, out=part)
         return values

@@ -8,6 +8,7 @@ import numpy as np
 
 from headwater.merging.largest import BLOCK
 from headwater.merging.offline.rule import Floats, TwoPassRule, ValueRule
+from headwater.merging.offline.tensor_file import Array
 
 MOST_TOGETHER, MOST_BYTES = 4, 32 << 20
 """Adapters whose changes of one weight are held at once, and the bytes that these may take."""
@@ -16,12 +17,12 @@ Add = Callable[[tuple[Floats, ...], Floats, float], None]
 """Adds an adapter's values [n], with its weight, to the sums [n]."""
 
 
-def fold(rule: ValueRule, read: Callable[[int], Floats], weights: Floats) -> Floats:
+def fold(rule: ValueRule, read: Callable[[int], Array], weights: Floats) -> Floats:
     """The rule on one weight, in one or two passes.
 
     Args:
         rule: which.
-        read: adapter i's change [n], trimmed and pruned; the same each time.
+        read: adapter i's change [n], trimmed and pruned, float32 or float64; the same each time.
         weights: [T].
 
     Returns:
@@ -51,7 +52,7 @@ def fold(rule: ValueRule, read: Callable[[int], Floats], weights: Floats) -> Flo
 
 
 def _summed(
-    rule: ValueRule, read: Callable[[int], Floats], weights: Floats, count: int, add: Add
+    rule: ValueRule, read: Callable[[int], Array], weights: Floats, count: int, add: Add
 ) -> tuple[Floats, ...]:
     """Sum by sum, in the order of the adapters.
 
@@ -69,7 +70,7 @@ def _summed(
         for part in _parts(size) if rule.blockwise else (slice(None),):
             of_part = tuple(total[part] for total in sums)
             for values, weight in group:
-                add(of_part, values[part], weight)
+                add(of_part, values[part].astype(np.float64, copy=False), weight)
         at += len(group)
     return sums
 

@@ -95,17 +95,11 @@ class Basis:
         return left @ right
 
     def factors(self, core: Floats, truncation: Truncation) -> tuple[Floats, Floats, Spectrum]:
-        """B [rows, r] and A [r, columns] whose product is U·C·Vᵀ, or the best of their rank.
-
-        Both carry the square root of the singular values.
-        """
-        u, s, vt = np.linalg.svd(core, full_matrices=False)
-        rank = truncation.rank_of(s)
-        root = np.sqrt(s[:rank])
-        b, a = u[:, :rank] * root, root[:, None] * vt[:rank]
+        """B [rows, r] and A [r, columns] whose product is U·C·Vᵀ, as :func:`best_factors` has them."""
+        b, a, spectrum = best_factors(core, truncation)
         b = b if self.left is None else self.left @ b
         a = a if self.right is None else a @ self.right.T
-        return b, a, Spectrum(rank, float(np.square(s).sum()), float(np.square(s[:rank]).sum()))
+        return b, a, spectrum
 
 
 @dataclass(frozen=True)
@@ -144,6 +138,18 @@ class Spectrum:
     rank: int
     energy: float
     kept: float
+
+
+def best_factors(core: Floats, truncation: Truncation) -> tuple[Floats, Floats, Spectrum]:
+    """B [rows, r] and A [r, columns] whose product is the core, or the best of their rank.
+
+    Both carry the square root of the singular values.
+    """
+    u, s, vt = np.linalg.svd(core, full_matrices=False)
+    rank = truncation.rank_of(s)
+    root = np.sqrt(s[:rank])
+    spectrum = Spectrum(rank, float(np.square(s).sum()), float(np.square(s[:rank]).sum()))
+    return u[:, :rank] * root, root[:, None] * vt[:rank], spectrum
 
 
 def _axes(stack: Floats) -> Floats:

@@ -24,6 +24,7 @@ import numpy as np
 from headwater.errors import ConfigError
 from headwater.merging.largest import Cut
 from headwater.merging.offline.adapters import Adapters
+from headwater.merging.offline.common_axes import CommonAxes
 from headwater.merging.offline.fit import no_shares, require_factors, require_fit
 from headwater.merging.offline.fold import fold
 from headwater.merging.offline.low_rank import Basis, Spectrum, Truncation, inner_products, products_by_weight
@@ -41,6 +42,7 @@ from headwater.merging.offline.rule import (
     ValueRule,
 )
 from headwater.merging.offline.sequence import Sequence
+from headwater.merging.offline.tensor_file import Array
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ class Merge:
                 yield name, self._combine(name, self._distance(name, origin)) + origin
 
     def _in_core(self, module: str) -> MergedWeight:
+        basis: Basis | CommonAxes
         if module in self.measured.changes:
             basis, core = self.measured.changes[module]
             core = core * self.recipe.scale
@@ -229,14 +232,16 @@ class Merge:
         b, a, spectrum = basis.factors(core, self.recipe.truncation)
         return MergedWeight(a, b, spectrum)
 
-    def _combined_in_core(self, module: str) -> tuple[Basis, Floats]:
+    def _combined_in_core(self, module: str) -> tuple[Basis | CommonAxes, Floats]:
         rule, part = self.recipe.rule, self.adapters.first.modules[module]
+        side = min(part.rows, part.columns)
         if isinstance(rule, LinearRule | MatrixRule | SequentialRule | DataRule):
             basis = Basis.of(self.adapters, module)
         else:
             left = isinstance(rule, ValueRule) and rule.axes == "concatenation"
+            if not left and (axes := CommonAxes.of(self.adapters, module)) is not None:
+                return axes, self._combine(module, axes.core, side)
             basis = Basis.of_changes(self.adapters, module, columns=not left)
-        side = min(part.rows, part.columns)
         read = self._factors_in(basis, module)
         return basis, self._combine(module, read, side)
 
@@ -250,9 +255,9 @@ class Merge:
         return MergedWeight(np.concatenate([a for _, a in pairs]), np.concatenate(scaled, axis=1), None)
 
     def _factor_by_factor(self, module: str) -> MergedWeight:
-        b = self._combine(f"{module} B", self._factor(module, 0))
+        b = self._combine(f"{module} B", self._left(module))
         # the scale belongs to the product: to one of its factors
-        a = self._combine(f"{module} A", self._factor(module, 1)) / self.recipe.scale
+        a = self._combine(f"{module} A", self._right(module)) / self.recipe.scale
         return MergedWeight(a, b, None)
 
     def _coefficients_of(self, key: str) -> Floats:
@@ -292,15 +297,19 @@ class Merge:
     def _note(self, what: str, name: str) -> None:
         self.notes.append(f"{name}: {what}")
 
-    def _combine(self, key: str, read: Callable[[int], Floats], side: int = 0) -> Floats:
-        """The rule on one weight: ``read(i)`` gives adapter i's change, of one shape for all.
+    def _combine(self, key: str, given: Callable[[int], Array], side: int = 0) -> Floats:
+        """The rule on one weight: ``given(i)`` is adapter i's change, of one shape for all.
 
         Args:
             key: names the weight.
-            read: see above.
-            side: the smaller side of a weight of which ``read`` gives coordinates.
+            given: see above; float32 or float64.
+            side: the smaller side of a weight of which ``given`` are coordinates.
         """
         rule, count = self.recipe.rule, len(self.adapters)
+
+        def read(i: int) -> Floats:
+            return given(i).astype(np.float64, copy=False)
+
         if self._sequence is not None and side:
             return self._sequence.merge(read) * self.recipe.scale
         if isinstance(rule, LinearRule | SequentialRule | DataRule):
@@ -317,12 +326,16 @@ class Merge:
             merged = rule.merge(stack, self.weights)
         else:
             assert isinstance(rule, ValueRule)
-            merged = fold(rule, self._pruned(rule, key, read), self.weights)
+            merged = fold(rule, self._pruned(rule, key, given), self.weights)
         return merged.reshape(shape) * self.recipe.scale
 
-    def _pruned(self, rule: ValueRule, key: str, read: Callable[[int], Floats]) -> Callable[[int], Floats]:
-        def pruned(i: int) -> Floats:
-            change = np.array(read(i))  # a copy: rules change it
+    def _pruned(self, rule: ValueRule, key: str, read: Callable[[int], Array]) -> Callable[[int], Array]:
+        prunes = (
+            type(rule).prune is not ValueRule.prune
+        )  # what only trims may do it in float32, to the same bits
+
+        def pruned(i: int) -> Array:
+            change = np.array(read(i), np.float64 if prunes else None)  # a copy: rules change it
             if (kept := rule.kept) is not None:
                 flat = change.reshape(-1)
                 if self._cuts is None:
@@ -343,26 +356,35 @@ class Merge:
         rule = self.recipe.rule
         if not isinstance(rule, ValueRule) or (kept := rule.kept) is None:
             return None
-        at, changes = 0, list(self._changes())
+        size, changes = 0, list(self._changes())
         for key, read in changes:
-            self._places[key] = at
-            at += read(0).size
-        return [
-            Cut.of(np.concatenate([read(i).reshape(-1) for _, read in changes]), kept)
-            for i in range(len(self.adapters))
-        ]
+            self._places[key] = size
+            size += read(0).size
+        room: Array = np.empty(size, np.float32)
+        cuts = []
+        for i in range(len(self.adapters)):
+            for key, read in changes:
+                values, at = read(i).reshape(-1), self._places[key]
+                if values.dtype != room.dtype:
+                    room = room.astype(np.float64, copy=False)
+                room[at : at + values.size] = values
+            cuts.append(Cut.of(room, kept))
+        return cuts
 
-    def _changes(self) -> Iterator[tuple[str, Callable[[int], Floats]]]:
+    def _changes(self) -> Iterator[tuple[str, Callable[[int], Array]]]:
         """Everything that is merged value by value in the space ``factors``."""
         for module in self.adapters.modules:
-            yield f"{module} B", self._factor(module, 0)
-            yield f"{module} A", self._factor(module, 1)
+            yield f"{module} B", self._left(module)
+            yield f"{module} A", self._right(module)
         for name in self.adapters.plain:
             if (origin := self.adapters.origin(name)) is not None:
                 yield name, self._distance(name, origin)
 
-    def _factor(self, module: str, which: int) -> Callable[[int], Floats]:
-        return lambda i: self.adapters.folders[i].factors(module)[which]
+    def _left(self, module: str) -> Callable[[int], Array]:
+        return lambda i: self.adapters.folders[i].left(module)
+
+    def _right(self, module: str) -> Callable[[int], Array]:
+        return lambda i: self.adapters.folders[i].right(module)
 
 
 def _merges_factors(rule: Rule) -> bool:

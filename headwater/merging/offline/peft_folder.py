@@ -196,15 +196,26 @@ class PeftFolder:
 
     def factors(self, module: str) -> tuple[Array, Array]:
         """s·B as [rows, r] and A as [r, columns], float64: their product is what the adapter adds."""
+        return self.left(module).astype(np.float64, copy=False), self.right(module).astype(np.float64)
+
+    def left(self, module: str) -> Array:
+        """s·B [rows, r]: as stored where s is 1, else float64."""
         part = self.modules[module]
         if part.shape_a[0] == 0:  # of AdaLoRA, which took all of its directions out
-            return np.zeros((part.rows, 1)), np.zeros((1, part.columns))
-        a = self.file.read(part.a).reshape(part.experts, part.rank, part.columns)[part.expert]
+            return np.zeros((part.rows, 1))
         b = self.file.read(part.b).reshape(part.rows, part.rank, part.experts)[:, :, part.expert]
-        a, b = a.astype(np.float64), b.astype(np.float64)
         if part.e:
-            b = b * self.file.read(part.e).reshape(1, part.rank)
-        return b * part.scaling, a
+            b = b.astype(np.float64) * self.file.read(part.e).reshape(1, part.rank)
+        return b if part.scaling == 1 else b.astype(np.float64) * part.scaling
+
+    def right(self, module: str) -> Array:
+        """A [r, columns], as stored."""
+        part = self.modules[module]
+        if part.shape_a[0] == 0:
+            return np.zeros((1, part.columns))
+        a = self.file.read(part.a).reshape(part.experts, part.rank, part.columns)
+        own: Array = a[part.expert]
+        return own
 
 
 def _no_weights(path: Path) -> ModelError:
