@@ -82,7 +82,7 @@ def _balance(left: Floats, right: Floats) -> None:
 
 
 def _by_part(left: Floats, right: Floats, parts: list[slice]) -> Floats:
-    """The product left @ right, by columns of one adapter at a time: those of equal adapters are equal bits."""
+    """Multiply left by the columns of one adapter at a time: those of equal adapters give equal bits."""
     product = np.empty((len(left), right.shape[1]))
     for part in parts:
         product[:, part] = left @ right[:, part]
