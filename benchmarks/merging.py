@@ -251,13 +251,13 @@ if how == "dense":
     s = s.numpy()
 else:
     from headwater.merging.offline.adapters import Adapters
-    from headwater.merging.offline.low_rank import Basis, Truncation
+    from headwater.merging.offline.common_axes import CommonAxes
+    from headwater.merging.offline.low_rank import Truncation
     adapters = Adapters.open(folders, None)
-    module = adapters.modules[0]
-    basis = Basis.of(adapters, module)
-    core = sum(basis.core(*f.factors(module)) for f in adapters.folders) / len(folders)
+    axes = CommonAxes.of(adapters, adapters.modules[0], turned=False)
+    core = sum(map(axes.core, range(len(folders)))) / len(folders)
     s = np.linalg.svd(core)[1]
-    b, a, _ = basis.factors(core, Truncation(16))
+    b, a, _ = axes.factors(core, Truncation(16))
 np.save(place / f"{how}.npy", s[:256])
 """
 

@@ -39,8 +39,14 @@ class CommonAxes:
     starts: tuple[int, ...]
 
     @staticmethod
-    def of(adapters: Adapters, module: str) -> CommonAxes | None:
-        """None where all ranks together reach a side of the weight."""
+    def of(adapters: Adapters, module: str, *, turned: bool = True) -> CommonAxes | None:
+        """None where all ranks together reach a side of the weight.
+
+        Args:
+            adapters: whose changes.
+            module: of which weight.
+            turned: to the axes that the changes decide; else some that span them.
+        """
         part = adapters.first.modules[module]
         ranks = [max(1, folder.modules[module].rank) for folder in adapters.folders]
         total = sum(ranks)
@@ -55,7 +61,7 @@ class CommonAxes:
         _balance(left, right)
         parts = [slice(a, b) for a, b in itertools.pairwise(starts)]
         grams = _by_part(left.T, left, parts), _by_part(right.T, right, parts)
-        turns = tuple(_turn(own, other, parts) for own, other in (grams, grams[::-1]))
+        turns = tuple(_turn(own, other if turned else None, parts) for own, other in (grams, grams[::-1]))
         coordinates = tuple(_by_part(turn.T, gram, parts) for turn, gram in zip(turns, grams, strict=True))
         return CommonAxes((left, turns[0]), (right, turns[1]), (coordinates[0], coordinates[1]), starts)
 
@@ -74,7 +80,7 @@ class CommonAxes:
 
 def _balance(left: Floats, right: Floats) -> None:
     """Make the two vectors of each rank equally long, in place; their product stays."""
-    norms, others = np.linalg.norm(left, axis=0), np.linalg.norm(right, axis=0)
+    norms, others = (np.sqrt(np.einsum("ij,ij->j", side, side)) for side in (left, right))
     both = (norms > 0) & (others > 0)
     factor = np.sqrt(np.divide(others, norms, out=np.ones_like(norms), where=both))
     left *= np.where(both, factor, 0.0)  # a product with zero is zero
@@ -89,21 +95,24 @@ def _by_part(left: Floats, right: Floats, parts: list[slice]) -> Floats:
     return product
 
 
-def _turn(gram: Floats, other: Floats, parts: list[slice]) -> Floats:
+def _turn(gram: Floats, other: Floats | None, parts: list[slice]) -> Floats:
     """The turn [R, a] of S to the eigenvectors of Σ τ_i·τ_iᵀ = Σ S_i·(Z_iᵀ·Z_i)·S_iᵀ, the largest first.
 
     Args:
         gram: SᵀS [R, R].
-        other: ZᵀZ.
+        other: ZᵀZ; None for the left singular vectors of S instead.
         parts: of each adapter.
     """
     values, vectors = np.linalg.eigh(gram)
     rank = max(1, int(np.count_nonzero(values > _LEAST * values[-1])))
     root = np.sqrt(np.maximum(values[::-1][:rank], np.finfo(np.float64).tiny))
     vectors = vectors[:, ::-1][:, :rank]
-    own = (vectors * root).T  # S in the orthonormal S·vectors/root
+    orthonormal: Floats = vectors / root  # once S is multiplied with them
+    if other is None:
+        return orthonormal
+    own = (vectors * root).T  # S in these
     scaled = np.concatenate([own[:, part] @ other[part, part] for part in parts], axis=1)
     values, turned = np.linalg.eigh(scaled @ own.T)
     rank = max(1, int(np.count_nonzero(values > EXACT**2 * values[-1])))
-    turn: Floats = (vectors / root) @ turned[:, ::-1][:, :rank]
+    turn: Floats = orthonormal @ turned[:, ::-1][:, :rank]
     return turn

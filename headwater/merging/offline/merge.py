@@ -235,12 +235,15 @@ class Merge:
     def _combined_in_core(self, module: str) -> tuple[Basis | CommonAxes, Floats]:
         rule, part = self.recipe.rule, self.adapters.first.modules[module]
         side = min(part.rows, part.columns)
-        if isinstance(rule, LinearRule | MatrixRule | SequentialRule | DataRule):
+        by_matrix = isinstance(rule, LinearRule | MatrixRule | SequentialRule | DataRule)
+        left = isinstance(rule, ValueRule) and rule.axes == "concatenation"
+        if isinstance(rule, LinearRule) or not (by_matrix or left):
+            axes = CommonAxes.of(self.adapters, module, turned=not by_matrix)
+            if axes is not None:
+                return axes, self._combine(module, axes.core, side)
+        if by_matrix:
             basis = Basis.of(self.adapters, module)
         else:
-            left = isinstance(rule, ValueRule) and rule.axes == "concatenation"
-            if not left and (axes := CommonAxes.of(self.adapters, module)) is not None:
-                return axes, self._combine(module, axes.core, side)
             basis = Basis.of_changes(self.adapters, module, columns=not left)
         read = self._factors_in(basis, module)
         return basis, self._combine(module, read, side)

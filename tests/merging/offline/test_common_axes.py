@@ -16,6 +16,7 @@ from headwater.merging.offline.low_rank import EXACT, Truncation
 from tests.merging.offline.small_adapters import WEIGHTS, adapter, edit
 
 MODULE = "layers.0.q_proj"
+MODULE_NAME = f"base_model.model.{MODULE}"
 ROWS, COLUMNS = 24, 20
 
 
@@ -86,3 +87,13 @@ def test_there_are_none_where_ranks_reach_a_side(tmp_path, rank, there):
     folders = [changed(tmp_path / f"{i}", i, (1.0, 1.0), rank=rank) for i in range(2)]
     adapters = Adapters.open(folders, None)
     assert (CommonAxes.of(adapters, adapters.modules[0]) is not None) == there
+
+
+def test_axes_that_are_not_turned_span_the_changes(tmp_path):
+    adapters = Adapters.open([changed(tmp_path / f"{i}", i, (10.0**i, 1.0)) for i in range(3)], None)
+    axes = CommonAxes.of(adapters, MODULE_NAME, turned=False)
+    assert axes is not None
+    for i, folder in enumerate(adapters.folders):
+        b, a = folder.factors(MODULE_NAME)
+        again_b, again_a, _ = axes.factors(axes.core(i), Truncation())
+        assert np.allclose(again_b @ again_a, b @ a, rtol=0, atol=1e-12 * np.abs(b @ a).max())
