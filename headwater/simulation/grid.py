@@ -1,7 +1,8 @@
 """Flower Grids without sockets or Ray: :class:`InProcessGrid` and :class:`WorkersGrid`.
 
 Both answer through the one client path (:mod:`headwater.client.execution.execute`), with the same bytes. The
-first runs whole cohorts in this process, the second spreads messages over worker processes.
+first works in this process, the second spreads messages over worker processes. Where clients are trained as
+one batch, :mod:`.cohort_grid` does both.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from headwater.simulation.workers import WorkerPool
 FIRST_NODE = 2
 """Flower's node 1 is the server."""
 COHORT = 32
-"""Clients that are executed at once, at least: what bounds how many clients' examples are held."""
+"""Clients that are executed at once: what bounds how many clients' examples are held."""
 
 
 class LocalGrid(Grid):
@@ -99,18 +100,15 @@ def _reply(message: Message, result: bytes | Error) -> Message:
     return Message(result if isinstance(result, Error) else pack(reply=result), reply_to=message)
 
 
-class InProcessGrid(LocalGrid):
-    """Messages wait until a pull executes them, training tasks as one cohort, one reply at a time.
+class QueuedGrid(LocalGrid):
+    """Messages wait until a pull executes them, those of one pull together, one reply at a time.
 
     Args:
         clients: client names, sorted.
-        runtime: model and data of the clients.
-        store: their error feedback.
     """
 
-    def __init__(self, clients: Sequence[str], runtime: ClientRuntime, store: ClientStore) -> None:
+    def __init__(self, clients: Sequence[str]) -> None:
         super().__init__(clients)
-        self._runtime, self._store = runtime, store
         self._queued: dict[str, Message] = {}
         self._running = self._execute({})
         self._sent: dict[str, Message] = {}
@@ -144,8 +142,26 @@ class InProcessGrid(LocalGrid):
         if not self._sent:
             self._running.close()
 
+    @abstractmethod
     def _execute(self, messages: dict[str, Message]) -> Generator[tuple[str, bytes | Error], None, None]:
-        """Decode all messages, then answer them: ``(message id, reply)``."""
+        """Answer messages that wait: ``(message id, reply)``."""
+
+
+class InProcessGrid(QueuedGrid):
+    """Answers in this process, client after client.
+
+    Args:
+        clients: client names, sorted.
+        runtime: model and data of the clients.
+        store: their error feedback.
+    """
+
+    def __init__(self, clients: Sequence[str], runtime: ClientRuntime, store: ClientStore) -> None:
+        super().__init__(clients)
+        self._runtime, self._store = runtime, store
+
+    def _execute(self, messages: dict[str, Message]) -> Generator[tuple[str, bytes | Error], None, None]:
+        """Decode all messages, then answer them."""
         train: list[tuple[str, TrainRequest]] = []
         for message_id, message in messages.items():
             try:
@@ -160,9 +176,8 @@ class InProcessGrid(LocalGrid):
                 yield message_id, result.data
             else:
                 yield message_id, introduce(self._names[message.metadata.dst_node_id], self._runtime)
-        size = max(COHORT, self._runtime.cohort)
-        for start in range(0, len(train), size):
-            cohort = {r.client: (i, r) for i, r in train[start : start + size] if i in self._sent}
+        for start in range(0, len(train), COHORT):
+            cohort = {r.client: (i, r) for i, r in train[start : start + COHORT] if i in self._sent}
             for answer in execute([r for _, r in cohort.values()], self._store, self._runtime):
                 yield cohort[answer.client][0], answer.data
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,22 +22,26 @@ from headwater.client.execution.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.errors import MissingDependency
 from headwater.server.rounds.federation_server import FederationServer, RunResult
+from headwater.simulation.cohort_grid import CohortGrid
 from headwater.simulation.workers import HANDLED_BY_PARENT, parent_handles_signals
 
 
 def run_on_ray(
     server: FederationServer,
     loaded: LoadedFederation,
-    clients: Sequence[str],
+    runtime: ClientRuntime,
     store: Path,
     interrupted: threading.Event,
 ) -> RunResult:
-    """Run the federation with one Flower node per client, on as many Ray actors as CPUs allow.
+    """Run the federation on as many Ray actors as CPUs allow.
+
+    With one Flower node per client, in Flower's own simulation; where clients are trained as one batch,
+    on actors of ours (:mod:`.ray_pool`), which take whole batches.
 
     Args:
-        server: runs in a thread of Flower's.
+        server: runs in a thread of Flower's, or in this one.
         loaded: the federation.
-        clients: their names, sorted.
+        runtime: of this process: who the clients are, and who is a batch.
         store: folder of the clients' error feedback.
         interrupted: what ``server`` asks whether the run is to end now; set when this ends.
 
@@ -56,6 +60,12 @@ def run_on_ray(
         raise MissingDependency(
             "engine ray", expected="Ray", got=str(error), hint='Install it: pip install "headwater[ray]"'
         ) from None
+    clients, threads = runtime.data.clients, loaded.settings.federation.threads
+    if runtime.cohort > 1:
+        from headwater.simulation.ray_pool import RayPool
+
+        with _ray(interrupted), RayPool(loaded, store, most=len(clients)) as pool:
+            return server.run(CohortGrid(clients, runtime, pool), owners=clients)
     result: list[RunResult] = []
     failure: list[BaseException] = []
     app = ServerApp()
@@ -67,12 +77,11 @@ def run_on_ray(
         except BaseException as error:  # Flower logs what its server thread raises and goes on
             failure.append(error)
 
-    threads = loaded.settings.federation.threads
     try:
         with _ray(interrupted):
             run_simulation(
                 server_app=app,
-                client_app=client_app(_NodeOpener(loaded, tuple(clients), store)),
+                client_app=client_app(_NodeOpener(loaded, clients, store)),
                 num_supernodes=len(clients),
                 backend_config={"client_resources": {"num_cpus": threads, "num_gpus": 0.0}},
             )

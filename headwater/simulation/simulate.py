@@ -21,8 +21,10 @@ from headwater.server.rounds.finish import finish, tell_trackers
 from headwater.server.storage.run_folder import RunFolder
 from headwater.server.trackers.tracking import Tracking
 from headwater.simulation.baselines import check_baselines, run_baselines
-from headwater.simulation.grid import InProcessGrid, WorkersGrid
+from headwater.simulation.cohort_grid import CohortGrid
+from headwater.simulation.grid import InProcessGrid, LocalGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
+from headwater.simulation.workplace import ThisProcess
 from headwater.tasks.batches import Example
 from headwater.training.context import TrainingContext
 
@@ -55,7 +57,7 @@ def simulate(
     Raises:
         HeadwaterError: what is wrong with file, data or model, or that the federation cannot go on.
     """
-    _require_one_process(loaded, engine, workers)
+    _require_a_simulation(loaded, engine)
     watched = Tracking(loaded.trackers, run_id(loaded), loaded.settings, folder.path, observer)
     loaded = replace(loaded, trackers=())  # no process but this one needs their packages
     with folder.locked(), watched as tracking:
@@ -68,15 +70,15 @@ def simulate(
         return tell_trackers(tracking, folder, summary)
 
 
-def _require_one_process(loaded: LoadedFederation, engine: Engine, workers: int) -> None:
-    """Refuse to spread a cohort: which clients are one batch must not hang on how a run was started."""
+def _require_a_simulation(loaded: LoadedFederation, engine: Engine) -> None:
+    """Refuse a cohort where every client is a process of its own."""
     cohort = loaded.settings.simulation.cohort
-    if cohort > 1 and (engine != "inprocess" or workers > 1):
+    if cohort > 1 and engine == "network":
         raise ConfigError(
             f"simulation.cohort {cohort}",
-            expected="--engine inprocess with --workers 1, where all clients are in one process",
-            got=f"--engine {engine} --workers {workers}",
-            hint="Set federation.threads to use more cores, or leave simulation.cohort out.",
+            expected="--engine inprocess or ray, where clients share a process",
+            got="--engine network",
+            hint="Leave simulation.cohort out.",
         )
 
 
@@ -111,15 +113,19 @@ def _run_here(
         if engine == "ray":
             from headwater.simulation.ray_engine import run_on_ray  # Ray is an extra
 
-            outcome = run_on_ray(server, loaded, runtime.data.clients, folder.clients, interrupted)
+            outcome = run_on_ray(server, loaded, runtime, folder.clients, interrupted)
         else:
             names = runtime.data.clients
-            grid: InProcessGrid | WorkersGrid
+            store = DirectoryStore(folder.clients, durable=False)
             if (count := min(workers, len(names))) > 1:
                 pool = stack.enter_context(WorkerPool(count, loaded, folder.clients))
+            grid: LocalGrid
+            if runtime.cohort > 1:
+                grid = CohortGrid(names, runtime, pool or ThisProcess(runtime, store))
+            elif pool is not None:
                 grid = WorkersGrid(names, pool)
             else:
-                grid = InProcessGrid(names, runtime, DirectoryStore(folder.clients, durable=False))
+                grid = InProcessGrid(names, runtime, store)
             outcome = server.run(grid, owners=names)
         close = partial(
             finish, loaded, folder, context, outcome, engine=engine,

@@ -27,18 +27,19 @@ from typing import TypeVar
 
 from flwr.app import Error
 
-from headwater.client.execution.answer import answer
+from headwater.client.execution.answer import answer, answer_batch
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
 from headwater.config.model import VectorModel
-from headwater.errors import HeadwaterError, InternalError, StorageError, TrainingError
+from headwater.errors import TrainingError
+from headwater.simulation.workplace import Encoded, Workplace, outcome
 
 HANDLED_BY_PARENT = (signal.SIGINT, signal.SIGTERM)
 T = TypeVar("T")
 
 
-class WorkerPool:
+class WorkerPool(Workplace):
     """``count`` processes; close it, or use it as a context manager.
 
     Args:
@@ -48,6 +49,7 @@ class WorkerPool:
     """
 
     def __init__(self, count: int, loaded: LoadedFederation, store: Path) -> None:
+        self.width = 2 * count
         self._executor = ProcessPoolExecutor(
             count,
             mp_context=_context(loaded),
@@ -56,14 +58,15 @@ class WorkerPool:
         )
         self._processes: dict[int, multiprocessing.process.BaseProcess] = {}
 
-    def submit(self, client: str, envelope: bytes, state: bytes) -> Future[bytes]:
-        """Have a request to ``client`` answered.
+    def submit(self, client: str, envelope: bytes, state: bytes) -> Future[bytes]:  # noqa: D102 - inherited
+        return self._submitted(_answer, client, envelope, state)
 
-        Raises:
-            TrainingError: a worker process died.
-        """
+    def submit_batch(self, requests: Sequence[Encoded]) -> Future[list[bytes]]:  # noqa: D102 - inherited
+        return self._submitted(_answer_batch, requests)
+
+    def _submitted(self, function: Callable[..., T], *arguments: object) -> Future[T]:
         try:
-            return self._submit(_answer, client, envelope, state)
+            return self._submit(function, *arguments)
         except BrokenProcessPool as error:
             raise self._died() from error
 
@@ -73,19 +76,9 @@ class WorkerPool:
         self._processes |= self._executor._processes or {}  # the executor tells nobody how they end
         return future
 
-    def result(self, future: Future[bytes]) -> bytes | Error:
-        """The reply of a finished :meth:`submit`; Flower's error where the request was not understood.
-
-        Raises:
-            TrainingError: a worker process died.
-            StorageError, InternalError: see :mod:`headwater.client.execution.faults`.
-        """
+    def result(self, future: Future[T]) -> T | Error:  # noqa: D102 - inherited
         try:
-            return future.result()
-        except (StorageError, InternalError):
-            raise
-        except HeadwaterError as error:
-            return Error(code=2, reason=str(error))
+            return outcome(future)
         except BrokenProcessPool as error:
             raise self._died() from error
 
@@ -188,6 +181,11 @@ def _opened() -> tuple[ClientRuntime, ClientStore]:
 def _answer(client: str, envelope: bytes, state: bytes) -> bytes:
     runtime, store = _opened()
     return answer(envelope, state, client, store, runtime)
+
+
+def _answer_batch(requests: Sequence[Encoded]) -> list[bytes]:
+    runtime, store = _opened()
+    return answer_batch(requests, store, runtime)
 
 
 def _call(function: Callable[[ClientRuntime, str], T], name: str) -> T:

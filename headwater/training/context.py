@@ -129,6 +129,10 @@ class TrainingContext:
         trainer: CohortTrainer = make(self.model, self.pad)
         return trainer
 
+    def batches(self, training: Training) -> bool:
+        """Whether several clients with this training can be one batch."""
+        return self.model is not None and training.kind in _BATCHED
+
     def require_cohorts(self) -> None:
         """Refuse ``[simulation] cohort`` above 1 where no clients can be trained as one batch.
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from concurrent.futures import Future
+
 import pytest
 from safetensors.numpy import load_file
 
 from headwater.client.execution.store import DirectoryStore
 from headwater.config import load_federation
-from headwater.errors import ConfigError, ModelError
+from headwater.errors import ConfigError, ModelError, TrainingError
+from headwater.proto.wire import decode_request
+from headwater.simulation.workers import WorkerPool
+from headwater.simulation.workplace import ThisProcess
 from headwater.training.batched.trainer import BatchedBackpropTrainer
 from tests.support.runs import bare_federation, resume, run, tiny_federation
 
 COHORT = "simulation.cohort=8"
+PAIRS = "simulation.cohort=2"
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +78,108 @@ def test_the_size_of_a_cohort_is_part_of_the_run(file):
     assert plain == one != cohort
 
 
-@pytest.mark.parametrize("options", [{"workers": 2}, {"engine": "ray"}, {"engine": "network"}])
-def test_a_cohort_is_in_one_process(file, tmp_path, options):
-    with pytest.raises(ConfigError, match=r"--engine inprocess with --workers 1"):
-        run(file, tmp_path / "b", COHORT, **options)
+def test_a_client_that_is_a_process_of_its_own_has_no_cohort(file, tmp_path):
+    with pytest.raises(ConfigError, match=r"--engine inprocess or ray"):
+        run(file, tmp_path / "b", COHORT, engine="network")
+
+
+class Backwards(ThisProcess):
+    """Three at once, of which the last is done first."""
+
+    width = 3
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.waiting, self.done = [], []
+
+    def submit_batch(self, requests):
+        future = Future()
+        self.waiting.append((future, requests))
+        return future
+
+    def result(self, future):
+        if not future.done():
+            for later, requests in reversed(self.waiting):
+                self.done.append([decode_request(*r).client for r in requests])
+                later.set_result(super().submit_batch(requests).result())
+            self.waiting = []
+        return super().result(future)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    owners = {name: 8 + 4 * number for number, name in enumerate(("ann", "ben", "cleo", "dora", "emil"))}
+    return tiny_federation(tmp_path_factory.mktemp("many"), owners=owners, federation={"rounds": 2})
+
+
+@pytest.fixture(scope="module")
+def pairs(many, tmp_path_factory):
+    return run(many, tmp_path_factory.mktemp("p") / "a", PAIRS)[0]
+
+
+def test_neither_who_works_nor_who_is_done_first_changes_a_bit(many, pairs, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "headwater.simulation.simulate.ThisProcess",
+        lambda *arguments: made.append(Backwards(*arguments)) or made[0],
+    )
+    there, _ = run(many, tmp_path / "b", PAIRS)
+    assert made[0].done == 2 * [["emil"], ["cleo", "dora"], ["ann", "ben"]]
+    assert there["adapter_sha256"] == pairs["adapter_sha256"]
+    assert there["metric"] == pairs["metric"]
+
+
+def test_who_dies_with_a_batch_leaves_it_to_be_trained_again(many, pairs, tmp_path, monkeypatch):
+    submit, seen = ThisProcess.submit_batch, []
+
+    def dies(self, requests):
+        seen.append(requests)
+        answered = submit(self, requests)  # and is never heard
+        if len(seen) == 5:
+            raise TrainingError("worker process", expected="to live as long as the run", got="its end")
+        return answered
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ThisProcess, "submit_batch", dies)
+        with pytest.raises(TrainingError):
+            run(many, tmp_path / "b", PAIRS)
+    assert resume(tmp_path / "b")[0]["adapter_sha256"] == pairs["adapter_sha256"]
+
+
+@pytest.mark.slow
+def test_workers_train_whole_batches_to_the_same_bits(many, pairs, tmp_path):
+    assert run(many, tmp_path / "b", PAIRS, workers=2)[0]["adapter_sha256"] == pairs["adapter_sha256"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_inside_a_batch(many, pairs, tmp_path, monkeypatch):
+    submit, seen = WorkerPool.submit_batch, []
+
+    def kills(self, requests):
+        future = submit(self, requests)
+        seen.append(requests)
+        if len(seen) == 5:
+            for process in self._executor._processes.values():
+                process.kill()
+        return future
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkerPool, "submit_batch", kills)
+        with pytest.raises(TrainingError, match="signal SIGKILL"):
+            run(many, tmp_path / "b", PAIRS, workers=2)
+    found, _ = resume(tmp_path / "b", workers=2)
+    assert found["adapter_sha256"] == pairs["adapter_sha256"]
+
+
+@pytest.mark.slow
+def test_ray_trains_whole_batches_to_the_same_bits(many, pairs, tmp_path):
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "headwater", "simulate", str(many), "--engine", "ray", "--set", PAIRS]
+    done = subprocess.run([*command, "--out", str(tmp_path / "b"), "--quiet"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    there = json.loads((tmp_path / "b" / "summary.json").read_text())
+    assert there["engine"] == "ray"
+    assert there["adapter_sha256"] == pairs["adapter_sha256"]
 
 
 def test_what_cannot_be_joined_is_refused_before_the_first_round(file, tmp_path):

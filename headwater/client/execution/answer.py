@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from headwater.client.execution.execute import evaluate, execute, introduce
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
@@ -32,3 +34,24 @@ def answer(envelope: bytes, state: bytes, client: str, store: ClientStore, runti
     else:
         (result,) = evaluate([request], store, runtime)
     return result.data
+
+
+def answer_batch(
+    requests: Sequence[tuple[bytes, bytes]], store: ClientStore, runtime: ClientRuntime
+) -> list[bytes]:
+    """The encoded replies to trainings that are one batch, in their order.
+
+    Args:
+        requests: envelope and state's body of each, of one round and of different clients.
+        store: what the clients keep.
+        runtime: model and data.
+
+    Raises:
+        DecodeError, StorageError, InternalError: as :func:`answer`.
+    """
+    tasks = [decode_request(*request) for request in requests]
+    found = {
+        one.client: one.data
+        for one in execute([task for task in tasks if isinstance(task, TrainRequest)], store, runtime)
+    }
+    return [found[task.client] for task in tasks if isinstance(task, TrainRequest)]

@@ -1,0 +1,109 @@
+"""CohortGrid: whole batches of clients go to one process, and their replies come in one order.
+
+Who is beside whom, and which reply comes first, hang on the tasks alone and on no clock: the bits are the
+same in this process, in worker processes and in Ray's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from flwr.app import Error, Message
+
+from headwater.client.execution.runtime import ClientRuntime
+from headwater.errors import HeadwaterError
+from headwater.flower import unpack
+from headwater.proto.wire import decode_request
+from headwater.protocol.messages import TrainRequest
+from headwater.simulation.batches import Size, batches
+from headwater.simulation.grid import QueuedGrid
+from headwater.simulation.workplace import Encoded, Workplace
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Messages that are answered together.
+
+    Args:
+        ids: of the messages.
+        start: has them answered; the replies come in the order of ``ids``.
+    """
+
+    ids: tuple[str, ...]
+    start: Callable[[], Future[Any]]
+
+
+class CohortGrid(QueuedGrid):
+    """Messages wait until a pull executes them, trainings in batches of clients.
+
+    Args:
+        clients: client names, sorted.
+        runtime: says who is a batch.
+        place: where they are trained.
+    """
+
+    def __init__(self, clients: Sequence[str], runtime: ClientRuntime, place: Workplace) -> None:
+        super().__init__(clients)
+        self._runtime, self._place = runtime, place
+        self._sizes: dict[str, Size | None] = {}
+
+    def _execute(self, messages: dict[str, Message]) -> Generator[tuple[str, bytes | Error], None, None]:
+        """Replies in the order of the jobs, whichever is done first."""
+        waiting: deque[tuple[_Job, Future[Any]]] = deque()
+        jobs, more = self._jobs(messages), True
+        try:
+            while more or waiting:
+                while more and len(waiting) < self._place.width:
+                    if (job := next(jobs, None)) is None:
+                        more = False
+                    elif any(i in self._sent for i in job.ids):  # else all of it was cancelled
+                        waiting.append((job, job.start()))
+                if waiting:
+                    yield from self._replies(*waiting.popleft())
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _replies(self, job: _Job, future: Future[Any]) -> Iterator[tuple[str, bytes | Error]]:
+        found = self._place.result(future)
+        replies = found if isinstance(found, list) else [found] * len(job.ids)
+        yield from zip(job.ids, replies, strict=True)
+
+    def _jobs(self, messages: dict[str, Message]) -> Iterator[_Job]:
+        """What is not training comes first, each message by itself."""
+        train: dict[str, tuple[str, TrainRequest, Encoded]] = {}
+        states: dict[bytes, bytes] = {}  # one copy for all who start from it
+        for message_id, message in messages.items():
+            envelope, state = unpack(message.content, "envelope", "state")
+            state = states.setdefault(state, state)
+            name = self._names[message.metadata.dst_node_id]
+            try:
+                request = decode_request(envelope, state)
+            except HeadwaterError:  # where it goes says so
+                request = None
+            if isinstance(request, TrainRequest):
+                train[request.client] = message_id, request, (envelope, state)
+            else:
+                yield _Job((message_id,), partial(self._place.submit, name, envelope, state))
+        for batch in batches([r for _, r, _ in train.values()], self._runtime.cohort, self._size_of):
+            members = [train[request.client] for request in batch]
+            encoded = [one for _, _, one in members]
+            yield _Job(tuple(i for i, _, _ in members), partial(self._place.submit_batch, encoded))
+
+    def _size_of(self, request: TrainRequest) -> Size | None:
+        """Examples and tokens of a client that may be one of several."""
+        if not self._runtime.context.batches(request.plan.training):
+            return None
+        name = request.client
+        if name not in self._sizes:
+            try:
+                examples = self._runtime.data.client(name).train
+                self._sizes[name] = len(examples), sum(len(example.tokens) for example in examples)
+            except HeadwaterError:  # where it is trained says so
+                self._sizes[name] = None
+        return self._sizes[name]
