@@ -83,8 +83,8 @@ bench-experts: $(VENV)/.dev ## eight experts merged as they are and compressed
 bench-tasks: $(VENV)/.dev ## adapters of eight tasks merged by every rule
 	@$(BIN)/python benchmarks/tasks.py $(if $(SMALL),--small)
 
-bench-cohorts: $(VENV)/.dev ## clients trained as one batch beside one after the other
-	@$(BIN)/python benchmarks/cohorts.py $(if $(SMALL),--small)
+bench-cohorts: $(VENV)/.dev ## clients trained as one batch beside one after the other (PFL=path/to/python; FRESH=1: all anew)
+	@$(BIN)/python benchmarks/cohorts.py $(if $(PFL),--pfl $(PFL)) $(if $(FRESH),--fresh) $(if $(SMALL),--small)
 
 bench-seeds: $(VENV)/.dev ## replay of 4,096 seeds beside a loop of torch.randn
 	@$(BIN)/python benchmarks/seeds.py

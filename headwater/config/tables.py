@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -29,15 +29,25 @@ class FederationSettings(Settings):
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads of one training")
 
 
+MOST_CLIENTS = 4096
+"""In a batch."""
+
+
 class SimulationSettings(Settings):
     """``[simulation]``: how clients that share one process are trained there."""
 
-    cohort: int = Field(
+    cohort: int | Literal["auto"] = Field(
         default=1,
-        ge=1,
-        le=4096,
-        description="most clients that are trained as one batch over the base; other last digits above 1",
+        description="most clients that are trained as one batch over the base, up to 4,096, or "
+        '`"auto"`, which measures what pays; other last digits above 1',
     )
+
+    @field_validator("cohort", mode="plain")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        if value == "auto" or (type(value) is int and 1 <= value <= MOST_CLIENTS):
+            return value
+        raise ValueError(f'a whole number from 1 to {MOST_CLIENTS:,}, or "auto"')
 
 
 class FederationTables(Settings):

@@ -15,14 +15,25 @@ from typing import Any
 
 from flwr.app import Error, Message
 
+from headwater.client.execution.execute import WantOfMemory
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.errors import HeadwaterError
 from headwater.flower import unpack
 from headwater.proto.wire import decode_request
 from headwater.protocol.messages import TrainRequest
 from headwater.simulation.batches import Size, batches
+from headwater.simulation.cohort_record import CohortRecord
 from headwater.simulation.grid import QueuedGrid
 from headwater.simulation.workplace import Encoded, Workplace
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A training task that waits: its message, what it says, and how it travels."""
+
+    message_id: str
+    request: TrainRequest
+    encoded: Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +43,12 @@ class _Job:
     Args:
         ids: of the messages.
         start: has them answered; the replies come in the order of ``ids``.
+        members: the clients of a batch.
     """
 
     ids: tuple[str, ...]
     start: Callable[[], Future[Any]]
+    members: tuple[_Member, ...] = ()
 
 
 class CohortGrid(QueuedGrid):
@@ -45,11 +58,14 @@ class CohortGrid(QueuedGrid):
         clients: client names, sorted.
         runtime: says who is a batch.
         place: where they are trained.
+        record: how large batches are.
     """
 
-    def __init__(self, clients: Sequence[str], runtime: ClientRuntime, place: Workplace) -> None:
+    def __init__(
+        self, clients: Sequence[str], runtime: ClientRuntime, place: Workplace, record: CohortRecord
+    ) -> None:
         super().__init__(clients)
-        self._runtime, self._place = runtime, place
+        self._runtime, self._place, self._record = runtime, place, record
         self._sizes: dict[str, Size | None] = {}
 
     def _execute(self, messages: dict[str, Message]) -> Generator[tuple[str, bytes | Error], None, None]:
@@ -70,30 +86,52 @@ class CohortGrid(QueuedGrid):
                 future.cancel()
 
     def _replies(self, job: _Job, future: Future[Any]) -> Iterator[tuple[str, bytes | Error]]:
-        found = self._place.result(future)
+        try:
+            found = self._place.result(future)
+        except WantOfMemory:
+            if len(job.members) < 2:
+                raise
+            found = None
+        if found is None:
+            del future  # and what its error holds
+            for half in self._halves(job):
+                yield from self._replies(half, half.start())
+            return
         replies = found if isinstance(found, list) else [found] * len(job.ids)
         yield from zip(job.ids, replies, strict=True)
 
+    def _halves(self, job: _Job) -> list[_Job]:
+        by_name = {member.request.client: member for member in job.members}
+        parts = self._record.halve(job.members[0].request.round, list(by_name))
+        return [self._job([by_name[name] for name in part]) for part in parts]
+
     def _jobs(self, messages: dict[str, Message]) -> Iterator[_Job]:
         """What is not training comes first, each message by itself."""
-        train: dict[str, tuple[str, TrainRequest, Encoded]] = {}
+        train: dict[str, _Member] = {}
         states: dict[bytes, bytes] = {}  # one copy for all who start from it
         for message_id, message in messages.items():
             envelope, state = unpack(message.content, "envelope", "state")
             state = states.setdefault(state, state)
-            name = self._names[message.metadata.dst_node_id]
             try:
                 request = decode_request(envelope, state)
             except HeadwaterError:  # where it goes says so
                 request = None
             if isinstance(request, TrainRequest):
-                train[request.client] = message_id, request, (envelope, state)
+                train[request.client] = _Member(message_id, request, (envelope, state))
             else:
+                name = self._names[message.metadata.dst_node_id]
                 yield _Job((message_id,), partial(self._place.submit, name, envelope, state))
-        for batch in batches([r for _, r, _ in train.values()], self._runtime.cohort, self._size_of):
-            members = [train[request.client] for request in batch]
-            encoded = [one for _, _, one in members]
-            yield _Job(tuple(i for i, _, _ in members), partial(self._place.submit_batch, encoded))
+        rounds: dict[int, list[TrainRequest]] = {}
+        for member in train.values():
+            rounds.setdefault(member.request.round, []).append(member.request)
+        for number, requests in rounds.items():
+            for batch in batches(requests, self._record.most(number), self._size_of):
+                for part in self._record.parts(number, [request.client for request in batch]):
+                    yield self._job([train[name] for name in part])
+
+    def _job(self, members: Sequence[_Member]) -> _Job:
+        start = partial(self._place.submit_batch, [member.encoded for member in members])
+        return _Job(tuple(member.message_id for member in members), start, tuple(members))
 
     def _size_of(self, request: TrainRequest) -> Size | None:
         """Examples and tokens of a client that may be one of several."""

@@ -23,6 +23,7 @@ from headwater.config import LoadedFederation
 from headwater.errors import MissingDependency
 from headwater.server.rounds.federation_server import FederationServer, RunResult
 from headwater.simulation.cohort_grid import CohortGrid
+from headwater.simulation.cohort_record import CohortRecord
 from headwater.simulation.workers import HANDLED_BY_PARENT, parent_handles_signals
 
 
@@ -31,6 +32,7 @@ def run_on_ray(
     loaded: LoadedFederation,
     runtime: ClientRuntime,
     store: Path,
+    record: CohortRecord,
     interrupted: threading.Event,
 ) -> RunResult:
     """Run the federation on as many Ray actors as CPUs allow.
@@ -43,6 +45,7 @@ def run_on_ray(
         loaded: the federation.
         runtime: of this process: who the clients are, and who is a batch.
         store: folder of the clients' error feedback.
+        record: of the sizes of batches.
         interrupted: what ``server`` asks whether the run is to end now; set when this ends.
 
     Raises:
@@ -61,11 +64,11 @@ def run_on_ray(
             "engine ray", expected="Ray", got=str(error), hint='Install it: pip install "headwater[ray]"'
         ) from None
     clients, threads = runtime.data.clients, loaded.settings.federation.threads
-    if runtime.cohort > 1:
+    if (cohort := runtime.cohort) > 1:
         from headwater.simulation.ray_pool import RayPool
 
-        with _ray(interrupted), RayPool(loaded, store, most=len(clients)) as pool:
-            return server.run(CohortGrid(clients, runtime, pool), owners=clients)
+        with _ray(interrupted), RayPool(loaded, store, cohort=cohort, most=len(clients)) as pool:
+            return server.run(CohortGrid(clients, runtime, pool, record), owners=clients)
     result: list[RunResult] = []
     failure: list[BaseException] = []
     app = ServerApp()

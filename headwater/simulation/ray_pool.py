@@ -11,6 +11,7 @@ import ray
 from flwr.app import Error
 
 from headwater.client.execution.answer import answer, answer_batch
+from headwater.client.execution.execute import WantOfMemory
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
@@ -23,20 +24,27 @@ TRIES_AGAIN = 1
 
 
 class RayPool(Workplace):
-    """As many actors as the cluster has CPUs for, or fewer; Ray has been started.
+    """As many actors as the cluster has CPUs for, with a GPU each where there are any; Ray has been started.
 
     Args:
         loaded: the federation whose clients they work for.
         store: folder of the clients' error feedback, which all nodes of the cluster see.
+        cohort: most clients of a batch.
         most: actors.
     """
 
-    def __init__(self, loaded: LoadedFederation, store: Path, *, most: int) -> None:
-        threads = loaded.settings.federation.threads
-        count = max(1, min(most, int(ray.cluster_resources().get("CPU", 1)) // threads))
+    def __init__(self, loaded: LoadedFederation, store: Path, *, cohort: int, most: int) -> None:
+        threads, there = loaded.settings.federation.threads, ray.cluster_resources()
+        gpus = int(there.get("GPU", 0))
+        count = max(1, min(most, int(there.get("CPU", 1)) // threads, gpus or most))
         self.width = 2 * count
-        kind = ray.remote(num_cpus=threads, max_restarts=-1, max_task_retries=TRIES_AGAIN)(_Actor)
-        self._actors = [kind.remote(loaded, store) for _ in range(count)]
+        kind = ray.remote(
+            num_cpus=threads,
+            num_gpus=1 if gpus else 0,
+            max_restarts=-1,
+            max_task_retries=TRIES_AGAIN,
+        )(_Actor)
+        self._actors = [kind.remote(loaded, store, cohort) for _ in range(count)]
         self._out: dict[int, set[Future[Any]]] = {number: set() for number in range(count)}
 
     def submit(self, client: str, envelope: bytes, state: bytes) -> Future[bytes]:  # noqa: D102 - inherited
@@ -57,12 +65,14 @@ class RayPool(Workplace):
     def result(self, future: Future[T]) -> T | Error:  # noqa: D102 - inherited
         try:
             found = future.result()
-        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+        except ray.exceptions.OutOfMemoryError as error:  # Ray ended the actor before the kernel would
+            raise WantOfMemory from error
+        except ray.exceptions.RayActorError as error:
             raise TrainingError(
                 "Ray worker",
                 expected="to live as long as the run",
                 got=f"its end, {1 + TRIES_AGAIN} times over one batch: {str(error).splitlines()[0][:200]}",
-                hint="If memory is short, a smaller simulation.cohort in a new run; else --resume.",
+                hint="If memory is short, a smaller simulation.cohort in a new run; else --resume it.",
             ) from error
         if isinstance(found, Exception):
             future = Future()
@@ -81,10 +91,10 @@ class RayPool(Workplace):
 class _Actor:
     """In a process of Ray's: model and data of one federation. What goes wrong is handed back as it is."""
 
-    def __init__(self, loaded: LoadedFederation, store: Path) -> None:
+    def __init__(self, loaded: LoadedFederation, store: Path, cohort: int) -> None:
         self._opened: tuple[ClientStore, ClientRuntime] = (
             DirectoryStore(store, durable=False),
-            ClientRuntime.open(loaded, check=False),
+            ClientRuntime.open(loaded, check=False, cohort=cohort),
         )
 
     def answer(self, client: str, envelope: bytes, state: bytes) -> bytes | Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,9 @@ from headwater.server.rounds.finish import finish, tell_trackers
 from headwater.server.storage.run_folder import RunFolder
 from headwater.server.trackers.tracking import Tracking
 from headwater.simulation.baselines import check_baselines, run_baselines
+from headwater.simulation.cohort_choice import measured
 from headwater.simulation.cohort_grid import CohortGrid
+from headwater.simulation.cohort_record import NAME, CohortRecord
 from headwater.simulation.grid import InProcessGrid, LocalGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
 from headwater.simulation.workplace import ThisProcess
@@ -73,7 +75,7 @@ def simulate(
 def _require_a_simulation(loaded: LoadedFederation, engine: Engine) -> None:
     """Refuse a cohort where every client is a process of its own."""
     cohort = loaded.settings.simulation.cohort
-    if cohort > 1 and engine == "network":
+    if cohort != 1 and engine == "network":
         raise ConfigError(
             f"simulation.cohort {cohort}",
             expected="--engine inprocess or ray, where clients share a process",
@@ -96,6 +98,7 @@ def _run_here(
         context = TrainingContext.open(loaded)
         context.require_cohorts()
         runtime = ClientRuntime.open(loaded, context)
+        record = _cohorts(folder, runtime, workers, observer)
         folder.keep_inputs(base=context.base_sha256, data=runtime.data.sha256)
         for warning in runtime.data.warnings:
             observer(Notice(warning))
@@ -113,15 +116,15 @@ def _run_here(
         if engine == "ray":
             from headwater.simulation.ray_engine import run_on_ray  # Ray is an extra
 
-            outcome = run_on_ray(server, loaded, runtime, folder.clients, interrupted)
+            outcome = run_on_ray(server, loaded, runtime, folder.clients, record, interrupted)
         else:
             names = runtime.data.clients
             store = DirectoryStore(folder.clients, durable=False)
             if (count := min(workers, len(names))) > 1:
-                pool = stack.enter_context(WorkerPool(count, loaded, folder.clients))
+                pool = stack.enter_context(WorkerPool(count, loaded, folder.clients, runtime.cohort))
             grid: LocalGrid
             if runtime.cohort > 1:
-                grid = CohortGrid(names, runtime, pool or ThisProcess(runtime, store))
+                grid = CohortGrid(names, runtime, pool or ThisProcess(runtime, store), record)
             elif pool is not None:
                 grid = WorkersGrid(names, pool)
             else:
@@ -134,6 +137,29 @@ def _run_here(
         summary = close()  # whatever becomes of the baselines
         found = _baselines(loaded, folder, runtime, pool, test, outcome, observer)
         return close(baselines=found) if found else summary
+
+
+def _cohorts(folder: RunFolder, runtime: ClientRuntime, workers: int, observer: Observer) -> CohortRecord:
+    """How many clients are one batch: as before where a run goes on, else as file or measurement say."""
+
+    def keep(content: Mapping[str, Any]) -> None:
+        folder.write_json(NAME, content)
+        if content["halved"]:
+            last = content["halved"][-1]
+            text = f"round {last['round']}: {last['clients']} clients are too many at once for this memory"
+            observer(Notice(f"{text}: they are trained in two batches, and so are later ones"))
+
+    auto = runtime.context.loaded.settings.simulation.cohort == "auto"
+    record = CohortRecord.open(folder, keep, measured=auto)
+    if record is None and auto:
+        found = measured(runtime, workers)
+        record = CohortRecord(found.cohort, found.timed, keep=keep)
+        record.keep()
+        tried = ", ".join(f"{one.clients}: {one.ms:.3g} ms" for one in record.timed)
+        observer(Notice(f"simulation.cohort: {record.cohort} clients a batch; a client's step with {tried}"))
+    record = record or CohortRecord(runtime.cohort, keep=keep)
+    runtime.set_cohort(record.cohort)
+    return record
 
 
 def _baselines(

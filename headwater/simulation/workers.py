@@ -46,15 +46,16 @@ class WorkerPool(Workplace):
         count: processes.
         loaded: the federation whose clients they work for.
         store: folder of the clients' error feedback.
+        cohort: most clients of a batch; the file's if None.
     """
 
-    def __init__(self, count: int, loaded: LoadedFederation, store: Path) -> None:
+    def __init__(self, count: int, loaded: LoadedFederation, store: Path, cohort: int | None = None) -> None:
         self.width = 2 * count
         self._executor = ProcessPoolExecutor(
             count,
             mp_context=_context(loaded),
             initializer=_start,
-            initargs=(loaded, store),
+            initargs=(loaded, store, cohort),
         )
         self._processes: dict[int, multiprocessing.process.BaseProcess] = {}
 
@@ -155,13 +156,14 @@ def parent_handles_signals() -> Iterator[None]:
 _process: tuple[ClientRuntime, ClientStore] | None = None
 
 
-def _start(loaded: LoadedFederation, store: Path) -> None:
+def _start(loaded: LoadedFederation, store: Path, cohort: int | None) -> None:
     """Make this process a worker: end with the parent and by nothing else, load model and data once."""
     global _process
     for number in HANDLED_BY_PARENT:  # blocked already; what a library starts from here inherits this instead
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _process = ClientRuntime.open(loaded, check=False), DirectoryStore(store, durable=False)
+    runtime = ClientRuntime.open(loaded, check=False, cohort=cohort)
+    _process = runtime, DirectoryStore(store, durable=False)
 
 
 def _end_with_parent() -> None:

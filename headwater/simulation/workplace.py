@@ -42,6 +42,7 @@ class Workplace(ABC):
 
         Raises:
             TrainingError: a process died.
+            WantOfMemory: a batch was too large; none of its clients has failed.
             StorageError, InternalError: see :mod:`headwater.client.execution.faults`.
         """
 

@@ -55,6 +55,7 @@ class TrainingContext:
         spec: of every state of the federation.
         base_sha256: of the base model's files (of ``b"vector"`` without one).
         notices: what the user should know of model and adapter, one sentence each.
+        cohort: most clients that are trained as one batch; 1 before "auto" is measured.
     """
 
     loaded: LoadedFederation
@@ -62,6 +63,7 @@ class TrainingContext:
     spec: StateSpec
     base_sha256: str
     notices: tuple[str, ...] = ()
+    cohort: int = 1
 
     @staticmethod
     def open(loaded: LoadedFederation, base: Base | None = None, *, threads: bool = True) -> TrainingContext:
@@ -97,7 +99,11 @@ class TrainingContext:
             max_tokens=2 if isinstance(settings.data, NoData) else settings.data.max_tokens,
             slopes=any(t.learns_from == "slopes" for t in settings.trainings.values()),
         )
-        return TrainingContext(loaded, model, model.spec, model.base_sha256, (*model.notices, *said))
+        wanted = settings.simulation.cohort
+        return TrainingContext(
+            loaded, model, model.spec, model.base_sha256, (*model.notices, *said),
+            cohort=1 if wanted == "auto" else wanted,
+        )  # fmt: skip
 
     @property
     def tokenizer(self) -> TextTokenizer | None:
@@ -123,8 +129,8 @@ class TrainingContext:
             return made()
         if self.model is None and training.learns_from != "nothing":
             raise ConfigError("training.kind", expected="'noop' with model.kind 'vector'", got=training.kind)
-        if (most := self.loaded.settings.simulation.cohort) > 1 and training.kind in _BATCHED:
-            return _BATCHED[training.kind](self.model, self.pad, most)
+        if self.cohort > 1 and training.kind in _BATCHED:
+            return _BATCHED[training.kind](self.model, self.pad, self.cohort)
         make = _TRAINERS.get(training.kind) or implementation("trainers", training)
         trainer: CohortTrainer = make(self.model, self.pad)
         return trainer
@@ -134,7 +140,7 @@ class TrainingContext:
         return self.model is not None and training.kind in _BATCHED
 
     def require_cohorts(self) -> None:
-        """Refuse ``[simulation] cohort`` above 1 where no clients can be trained as one batch.
+        """Refuse ``[simulation] cohort`` where no clients can be trained as one batch.
 
         Raises:
             ConfigError: there is no base model, or no method that does so.

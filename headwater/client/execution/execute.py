@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,10 @@ class Answer:
     data: bytes
 
 
+class WantOfMemory(Exception):
+    """A batch of several clients was too large for this machine. None of them has failed: fewer may fit."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Member:
     """A client of a cohort.
@@ -65,7 +70,10 @@ def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRu
 
     A task that was answered before is answered with the same bytes, without training. All tasks
     must be of one round; those of one kind of training are trained together. With ``[simulation] cohort``
-    above 1 the tasks must be the same ones each time: then all of a round's are.
+    above 1 the tasks must be the same ones each time: those of one batch.
+
+    Raises:
+        WantOfMemory: of several clients of a simulation, who may be trained as one batch.
     """
     together = runtime.cohort > 1
     ready: dict[str, list[_Member]] = {}
@@ -93,12 +101,15 @@ def _train(cohort: Sequence[_Member], store: ClientStore, runtime: ClientRuntime
     """One cohort of one kind of training."""
     first = cohort[0].request
     trainer = runtime.context.trainer(first.plan.training)
+    together = runtime.cohort > 1 and len(cohort) > 1
     started = time.perf_counter()
     key = runtime.root.child("round", first.round)
     doing = f"train in round {first.round}"
     results = _results(trainer, [member.task for member in cohort], key, doing, runtime)
     for member, result in zip(cohort, results, strict=True):
         request = member.request
+        if together and result.error is not None and _wants_memory(result.error):
+            raise WantOfMemory
         try:
             seconds = time.perf_counter() - started
             answer = Answer(
@@ -108,6 +119,17 @@ def _train(cohort: Sequence[_Member], store: ClientStore, runtime: ClientRuntime
             answer = _failure(request, error, runtime)
         yield answer  # outside: what its receiver raises is not the client's
         started = time.perf_counter()
+
+
+def _wants_memory(error: HeadwaterError) -> bool:
+    """Whether a training ended for want of memory; then what its frames still hold is let go."""
+    if failure_of(error).code is not FailureCode.OUT_OF_MEMORY:
+        return False
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__
+    return True
 
 
 def _results(

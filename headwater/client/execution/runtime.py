@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headwater import __version__
 from headwater.client.device.costs import device_profile
@@ -63,7 +63,11 @@ class ClientRuntime:
 
     @staticmethod
     def open(
-        loaded: LoadedFederation, context: TrainingContext | None = None, *, check: bool = True
+        loaded: LoadedFederation,
+        context: TrainingContext | None = None,
+        *,
+        check: bool = True,
+        cohort: int | None = None,
     ) -> ClientRuntime:
         """For a simulation: load the base model (unless ``context`` has it) and the data of all clients.
 
@@ -71,16 +75,23 @@ class ClientRuntime:
             loaded: the federation.
             context: its base model, if this process has it.
             check: tokenise every row now; False in a worker, whose parent has done so.
+            cohort: most clients of a batch, where the file leaves that to a measurement.
         """
         context = context or TrainingContext.open(loaded)
         root = Key.root(loaded.settings.federation.seed)
         data = FederatedData.open(loaded, context.tokenizer, root, check=check)
         settings = loaded.settings
         memory = simulated_memory_mb(settings.assignment, data.clients, settings.federation.seed)
-        return ClientRuntime(
-            run_id(loaded), context, data, root,
-            simulated_memory_mb=memory, simulated=True, cohort=settings.simulation.cohort,
-        )  # fmt: skip
+        runtime = ClientRuntime(
+            run_id(loaded), context, data, root, simulated_memory_mb=memory, simulated=True
+        )
+        runtime.set_cohort(context.cohort if cohort is None else cohort)
+        return runtime
+
+    def set_cohort(self, clients: int) -> None:
+        """Train so many clients as one batch, at most."""
+        self.cohort = clients
+        self.context = replace(self.context, cohort=clients)
 
     def profile(self, client: str) -> ClientProfile:
         """What the server may know about ``client`` before the first round."""

@@ -223,5 +223,5 @@ def _never_began(path: Path) -> bool:
     return (
         ours
         and top <= {"state", "federation.toml", "rounds.jsonl"}
-        and state <= {"origin.json", "lock", "traceback.txt"}
+        and state <= {"origin.json", "lock", "traceback.txt", "cohorts.json"}
     )

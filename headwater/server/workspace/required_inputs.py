@@ -30,7 +30,7 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
         ConfigError: the folder that relative paths start from is gone, or clients are to share a process.
     """
     settings = loaded.settings
-    if settings.simulation.cohort > 1:
+    if settings.simulation.cohort != 1:
         raise ConfigError(
             f"simulation.cohort {settings.simulation.cohort}",
             expected="1 on a server, whose clients are on devices of their own",
