@@ -36,9 +36,12 @@ def measured(runtime: ClientRuntime, workers: int) -> CohortRecord:
         runtime: model and data; some of its trainings can be batches.
         workers: processes that train; each is to have a batch.
     """
-    trial = _Trial(runtime)
-    sizes = trial.sizes(workers)
-    timed = times(trial.seconds, sizes, SECONDS) if sizes else []
+    trial, model = _Trial(runtime), runtime.context.model
+    if model is None or not (sizes := trial.sizes(workers)):
+        return CohortRecord(1)
+    before = model.read()
+    timed = times(trial.seconds, sizes, SECONDS)
+    model.load(before)
     return CohortRecord(fastest(timed), timed)
 
 

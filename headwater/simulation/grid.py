@@ -212,5 +212,6 @@ class WorkersGrid(LocalGrid):
         for message_id in message_ids:
             if message_id in self._sent and self._sent[message_id][1].done():
                 message, future = self._sent.pop(message_id)
-                replies.append(_reply(message, self._pool.result(future)))
+                result = self._pool.result(future)
+                replies.append(_reply(message, result))
         return replies

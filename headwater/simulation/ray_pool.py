@@ -34,7 +34,8 @@ class RayPool(Workplace):
     """
 
     def __init__(self, loaded: LoadedFederation, store: Path, *, cohort: int, most: int) -> None:
-        threads, there = loaded.settings.federation.threads, ray.cluster_resources()
+        threads = loaded.settings.federation.threads
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it so
         gpus = int(there.get("GPU", 0))
         count = max(1, min(most, int(there.get("CPU", 1)) // threads, gpus or most))
         self.width = 2 * count
@@ -44,7 +45,7 @@ class RayPool(Workplace):
             max_restarts=-1,
             max_task_retries=TRIES_AGAIN,
         )(_Actor)
-        self._actors = [kind.remote(loaded, store, cohort) for _ in range(count)]
+        self._actors: list[Any] = [kind.remote(loaded, store, cohort) for _ in range(count)]
         self._out: dict[int, set[Future[Any]]] = {number: set() for number in range(count)}
 
     def submit(self, client: str, envelope: bytes, state: bytes) -> Future[bytes]:  # noqa: D102 - inherited

@@ -93,19 +93,22 @@ def short_of_memory(monkeypatch, error, limit=2):
     ids=lambda e: type(e).__name__,
 )
 def test_want_of_memory_halves_the_batch_and_fails_nobody(file, tmp_path, monkeypatch, error):
-    seen = []
+    tried = short_of_memory(monkeypatch, error)
+    _, events = run(file, tmp_path / "a", FOURS, "federation.rounds=1", "evaluation.every=0")
+    assert not [e for e in events if isinstance(e, ClientFailed)]
+    assert [e.text for e in events if isinstance(e, Notice) and "4 clients are too many" in e.text]
+    assert tried == [4, 2, 2]  # the fifth is alone
 
+
+def test_a_run_that_goes_on_with_more_memory_divides_as_it_did(file, tmp_path, monkeypatch):
     def crash(event):
-        seen.append(event)
         if isinstance(event, ClientDone) and event.round == 2:
             raise SystemExit
 
     with monkeypatch.context() as patch:
-        tried = short_of_memory(patch, error)
-        summary, events = run(file, tmp_path / "a", FOURS)
-        assert not [e for e in events if isinstance(e, ClientFailed)]
-        assert [e.text for e in events if isinstance(e, Notice) and "4 clients are too many" in e.text]
-        assert tried == [4, 2, 2, 2, 2]  # the fifth is alone, and round 2 begins with pairs
+        tried = short_of_memory(patch, MemoryError())
+        summary, _ = run(file, tmp_path / "a", FOURS)
+        assert tried == [4, 2, 2, 2, 2]  # round 2 begins with pairs
         folder = RunFolder.create(tmp_path / "b", load_federation(file, (FOURS,)), {"engine": "inprocess"})
         with pytest.raises(SystemExit):
             simulation.simulate(load_federation(file, (FOURS,)), folder, observer=crash)
