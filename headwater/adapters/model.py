@@ -96,6 +96,7 @@ class AdaptedModel:
         self, base: Base, adapter: Adapter, network: Network, reading: Reading | None, task: AnyTask
     ) -> None:
         self.base, self.adapter, self.network, self.reading = base, adapter, network, reading
+        self._as_given = base
         self.kind = kind_of(adapter)
         self.task = task
         self.notices: tuple[str, ...] = base.notices
@@ -118,7 +119,7 @@ class AdaptedModel:
         adapter = settings.adapter
         if adapter is None or isinstance(settings.model, VectorModel):
             raise ModelError("model", expected="a base model and an [adapter]", got=settings.model.kind)
-        kind = kind_of(adapter)
+        kind, given = kind_of(adapter), base
         if kind.harmless:
             accepted = (*base.settings.accept_warnings, *kind.harmless)
             base = replace(base, settings=base.settings.model_copy(update={"accept_warnings": accepted}))
@@ -130,6 +131,7 @@ class AdaptedModel:
         separator = separator_of(base.model.config, base.tokenizer, drops=drops)
         network = Network(peft, settings.model, head, separator)
         model = AdaptedModel(base, adapter, network, Reading.of(settings), task_of(settings.data))
+        model._as_given = given
         model.notices = (*base.notices, *said)
         model._initialise(settings.strategy.space, key)
         return model
@@ -176,12 +178,14 @@ class AdaptedModel:
     def release(self) -> Base | None:
         """The base model without the adapter, bit for bit as it was loaded; this object is then used up.
 
-        None for adapters of virtual tokens: PEFT cannot take a head that it saves off again there.
+        None for virtual tokens on a base with a head of its own: PEFT cannot take a head that it saves off
+        again there. On others they stand beside the base, which knows nothing of them.
         """
-        if self.network.peft.active_peft_config.is_prompt_learning:
+        if not self.network.peft.active_peft_config.is_prompt_learning:
+            self.network.peft.unload()
+        elif self.base.settings.own_head:
             return None
-        self.network.peft.unload()
-        return self.base
+        return self._as_given
 
     @property
     def base_sha256(self) -> str:

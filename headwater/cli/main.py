@@ -23,6 +23,7 @@ VERBS = {
     "simulate": Verb(
         "run a federation on this machine, from its file to its run folder", "headwater.cli.simulate"
     ),
+    "sweep": Verb("run a grid of federations over one base model, and compare them", "headwater.cli.sweep"),
     "server": Verb("a federation's server: set it up, run, watch and steer it", "headwater.cli.server.verbs"),
     "client": Verb("a data owner's agent: enrol this device, run it", "headwater.cli.client.verbs"),
     "aggregate": Verb(

@@ -64,7 +64,7 @@ def make_observer(
         yield _Lines(errors or Console(stderr=True), clock, failures_only=True)
     elif console.is_terminal and not console.is_dumb_terminal:
         bar = BarColumn(bar_width=20 if console.width >= 100 else 8)
-        with Progress(_Head(), bar, _Tail(), console=console) as progress:
+        with Progress(HeadColumn(), bar, TailColumn(), console=console) as progress:
             bars = _Bars(console, clock, progress)
             try:
                 with Ticker(bars.tick):
@@ -253,17 +253,17 @@ class _Bars(_Lines):
         self._progress.remove_task(self._clients)
 
 
-class _Head(ProgressColumn):
+class HeadColumn(ProgressColumn):
     """What a bar counts, at least as wide as its neighbour's."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: Task) -> Text:  # noqa: D102 - inherited
         return Text(f"{task.fields['head']:<13}", no_wrap=True)
 
 
-class _Tail(ProgressColumn):
+class TailColumn(ProgressColumn):
     """What stands behind a bar, cut at the edge of the screen."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: Task) -> Text:  # noqa: D102 - inherited
         return Text(task.fields["tail"], no_wrap=True, overflow="ellipsis")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from headwater.config import load_federation
-from headwater.errors import ConfigError, HeadwaterError, InternalError, OwnersLost, StorageError
+from headwater.errors import ConfigError, InternalError, OwnersLost, StorageError
 from headwater.process_memory import importing
 
 
@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> int:
         out = options.out or _new_folder(Path("runs"), loaded.settings.federation.name)
         folder = RunFolder.create(out, loaded, {"engine": engine})
     with (
-        _told_apart(folder.path),
-        _stop_on_interrupt() as stopping,
+        defects_kept(folder.path, "run the federation"),
+        stop_on_interrupt() as stopping,
         make_observer(console, options.quiet) as observer,
     ):
         summary = simulate(
@@ -116,22 +116,15 @@ def _lost(summary: Mapping[str, Any]) -> OwnersLost:
 
 
 @contextmanager
-def _told_apart(folder: Path) -> Iterator[None]:
-    """An exception that nobody foresaw is told as our defect, with its traceback in the run folder."""
-    from headwater.client.execution.faults import OF_THE_DISK, internal, on_disk
+def defects_kept(folder: Path, doing: str) -> Iterator[None]:
+    """An exception that nobody foresaw is told as our defect, with its traceback in the folder."""
+    from headwater.client.execution.faults import told_apart
 
     try:
-        yield
+        with told_apart(f"folder {folder}", doing):
+            yield
     except InternalError as error:
         raise _with_traceback(folder, error) from error
-    except (HeadwaterError, BrokenPipeError):
-        raise
-    except OSError as error:
-        if error.errno in OF_THE_DISK:
-            raise on_disk(error, f"run folder {folder}", "write the run") from error
-        raise _with_traceback(folder, internal(error, "simulate", "run the federation")) from error
-    except Exception as error:
-        raise _with_traceback(folder, internal(error, "simulate", "run the federation")) from error
 
 
 def _with_traceback(folder: Path, error: InternalError) -> InternalError:
@@ -170,7 +163,7 @@ def _new_folder(parent: Path, name: str) -> Path:
 
 
 @contextmanager
-def _stop_on_interrupt() -> Iterator[list[int]]:
+def stop_on_interrupt() -> Iterator[list[int]]:
     """The first Ctrl-C (or SIGTERM) asks to end after the round; the second ends at once."""
     stopping: list[int] = []
 

@@ -47,6 +47,11 @@ class LoadedFederation:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def run_id(self) -> str:
+        """What a run of these settings with their seed is named by: 32 hex digits."""
+        text = f"{self.sha256()}:{self.settings.federation.seed}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
     def to_toml(self) -> str:
         """The resolved settings as TOML, every default spelled out."""
         header = f"# resolved federation file, sha256 {self.sha256()}\n"
@@ -158,13 +163,29 @@ def _override(raw: dict[str, Any], text: str) -> None:
         parsed: Any = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
+    put(raw, key.strip(), parsed, who=f"--set {text}")
+
+
+def put(raw: dict[str, Any], key: str, value: object, *, who: str) -> None:
+    """Set ``a.b`` of a federation file's tables; tables that are not there are made.
+
+    Args:
+        raw: the tables, which change by it.
+        key: dotted.
+        value: a value or a whole table.
+        who: says so, for messages.
+
+    Raises:
+        ConfigError: a part of the key is no table.
+    """
+    *above, last = key.split(".")
     table = raw
-    for part in parts[:-1]:
+    for part in above:
         inner = table.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {text}", expected=f"'{part}' to be a table", got=repr(inner))
+            raise ConfigError(who, expected=f"'{part}' to be a table", got=repr(inner))
         table = inner
-    table[parts[-1]] = parsed
+    table[last] = value
 
 
 def _key(raw: Mapping[str, Any], location: tuple[int | str, ...]) -> str:

@@ -31,6 +31,7 @@ from headwater.tasks.batches import Example
 from headwater.training.context import TrainingContext
 
 Engine = Literal["inprocess", "ray", "network"]
+Opening = Callable[[LoadedFederation], ClientRuntime]
 
 
 def simulate(
@@ -41,6 +42,7 @@ def simulate(
     workers: int = 1,
     observer: Observer = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
+    opened: Opening | None = None,
 ) -> dict[str, Any]:
     """Run what is left of a federation and write its run folder.
 
@@ -52,6 +54,7 @@ def simulate(
         workers: processes that train; 1 trains in this one. Ray decides by its own CPUs.
         observer: is told what happens.
         should_stop: asked often; True ends the run after the open round, with everything written.
+        opened: gives this process's base model and data where it has them from an earlier run.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -68,7 +71,8 @@ def simulate(
 
             summary = run_on_network(loaded, folder, tracking, should_stop)
         else:
-            summary = _run_here(loaded, folder, engine, workers, tracking.observe, should_stop)
+            control = RunControl(tracking.observe, should_stop)
+            summary = _run_here(loaded, folder, engine, workers, control, opened or open_runtime)
         return tell_trackers(tracking, folder, summary)
 
 
@@ -84,20 +88,31 @@ def _require_a_simulation(loaded: LoadedFederation, engine: Engine) -> None:
         )
 
 
+def open_runtime(loaded: LoadedFederation) -> ClientRuntime:
+    """Base model and data of a run, read from their files.
+
+    Raises:
+        HeadwaterError: what is wrong with settings, data or model.
+    """
+    context = TrainingContext.open(loaded)
+    context.require_cohorts()
+    return ClientRuntime.open(loaded, context)
+
+
 def _run_here(
     loaded: LoadedFederation,
     folder: RunFolder,
     engine: Engine,
     workers: int,
-    observer: Observer,
-    should_stop: Callable[[], bool],
+    control: RunControl,
+    opened: Opening,
 ) -> dict[str, Any]:
     """In this process, its workers, or Ray's."""
+    observer = control.observer
     with ExitStack() as stack:
         check_baselines(loaded.settings)
-        context = TrainingContext.open(loaded)
-        context.require_cohorts()
-        runtime = ClientRuntime.open(loaded, context)
+        runtime = opened(loaded)
+        context = runtime.context
         record = _cohorts(folder, runtime, workers, observer)
         folder.keep_inputs(base=context.base_sha256, data=runtime.data.sha256)
         for warning in runtime.data.warnings:
@@ -110,7 +125,7 @@ def _run_here(
             context,
             folder,
             test=test,
-            control=RunControl(observer, should_stop, interrupted=interrupted.is_set),
+            control=replace(control, interrupted=interrupted.is_set),
         )
         pool = None
         if engine == "ray":

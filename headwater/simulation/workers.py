@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ from headwater.client.execution.answer import answer, answer_batch
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore, DirectoryStore
 from headwater.config import LoadedFederation
-from headwater.config.model import VectorModel
+from headwater.config.traits import ModelTraits
 from headwater.errors import TrainingError
 from headwater.simulation.workplace import Encoded, Workplace, outcome
 
@@ -53,7 +53,7 @@ class WorkerPool(Workplace):
         self.width = 2 * count
         self._executor = ProcessPoolExecutor(
             count,
-            mp_context=_context(loaded),
+            mp_context=worker_context(loaded.settings.model),
             initializer=_start,
             initargs=(loaded, store, cohort),
         )
@@ -104,28 +104,33 @@ class WorkerPool(Workplace):
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _died(self) -> TrainingError:
-        """How the first worker that ended without being told to ended."""
-        ends_s = time.monotonic() + 1.0
-        codes: list[int] = []
-        while not codes and time.monotonic() < ends_s:
-            codes = [p.exitcode for p in self._processes.values() if p.exitcode]
-            time.sleep(0.01)
-        return TrainingError(
-            "worker process",
-            expected="to live as long as the run",
-            got=_how(codes[0] if codes else None),
-            hint="Use fewer --workers if memory is short, then --resume.",
+        return worker_died(
+            self._processes.values(), hint="Use fewer --workers if memory is short, then --resume."
         )
 
 
-def _context(loaded: LoadedFederation) -> multiprocessing.context.BaseContext:
+def worker_context(model: ModelTraits) -> multiprocessing.context.BaseContext:
     """How workers start. What the first pool of a process preloads, later ones find."""
     if sys.platform != "linux":  # macOS has libraries that do not survive a fork
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    needs_model = not isinstance(loaded.settings.model, VectorModel)
-    context.set_forkserver_preload(["headwater.simulation.preload" if needs_model else __name__])
+    context.set_forkserver_preload(["headwater.simulation.preload" if model.pretrained else __name__])
     return context
+
+
+def worker_died(processes: Iterable[multiprocessing.process.BaseProcess], *, hint: str) -> TrainingError:
+    """How the first of these that ended without being told to ended."""
+    ends_s = time.monotonic() + 1.0
+    codes: list[int] = []
+    while not codes and time.monotonic() < ends_s:
+        codes = [p.exitcode for p in processes if p.exitcode]
+        time.sleep(0.01)
+    return TrainingError(
+        "worker process",
+        expected="to live as long as the run",
+        got=_how(codes[0] if codes else None),
+        hint=hint,
+    )
 
 
 def _how(code: int | None) -> str:
@@ -159,11 +164,16 @@ _process: tuple[ClientRuntime, ClientStore] | None = None
 def _start(loaded: LoadedFederation, store: Path, cohort: int | None) -> None:
     """Make this process a worker: end with the parent and by nothing else, load model and data once."""
     global _process
+    live_for_parent()
+    runtime = ClientRuntime.open(loaded, check=False, cohort=cohort)
+    _process = runtime, DirectoryStore(store, durable=False)
+
+
+def live_for_parent() -> None:
+    """Let signals end this process no more, but the end of its parent, however that comes."""
     for number in HANDLED_BY_PARENT:  # blocked already; what a library starts from here inherits this instead
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    runtime = ClientRuntime.open(loaded, check=False, cohort=cohort)
-    _process = runtime, DirectoryStore(store, durable=False)
 
 
 def _end_with_parent() -> None:

@@ -57,7 +57,8 @@ def test_named_files_exist(page):
 
 def test_every_option_of_the_command_line_is_described():
     page = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
-    for verb in ("simulate", "config", "data", "predict", "merge", "compress", "report", "plugins", "fetch"):
+    verbs = "simulate sweep config data predict merge compress report plugins fetch"
+    for verb in verbs.split():
         helped = headwater(verb, "--help").out
         section = page.split(f"## `headwater {verb}`")[1].split("\n## ")[0]
         of_rules = set(re.findall(r"^    (--[a-z-]+)", headwater("merge", "--rules").out, re.MULTILINE))

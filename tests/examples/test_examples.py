@@ -37,6 +37,7 @@ def test_all_that_the_documentation_names_are_there():
         "glosses",
         "low-memory",
         "own-data",
+        "peft-kinds-non-iid",
         "presidents",
         "prompt-tuning",
         "seeds-only",

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import errno
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import headwater
@@ -56,6 +58,30 @@ def contained(error: Exception, client: str, doing: str) -> HeadwaterError:
     found = TrainingError(f"client {client}", expected=f"to {doing}", got=f"{_said(error)} ({place(error)})")
     found.__cause__ = error
     return found
+
+
+@contextmanager
+def told_apart(who: str, doing: str) -> Iterator[None]:
+    """What is raised inside without being one of ours becomes one: the disk's fault, or a defect of ours.
+
+    Args:
+        who: whose work it is.
+        doing: what it is: ``"run the federation"``.
+
+    Raises:
+        StorageError: the disk is full or broken.
+        InternalError: an exception that nobody foresaw.
+    """
+    try:
+        yield
+    except (HeadwaterError, BrokenPipeError):
+        raise
+    except OSError as error:
+        if error.errno in OF_THE_DISK:
+            raise on_disk(error, who, doing) from error
+        raise internal(error, who, doing) from error
+    except Exception as error:
+        raise internal(error, who, doing) from error
 
 
 def internal(error: BaseException, who: str, doing: str) -> InternalError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -26,8 +25,7 @@ from headwater.training.context import TrainingContext
 
 def run_id(loaded: LoadedFederation) -> str:
     """The id of a run of this federation with its seed: 32 hex digits."""
-    text = f"{loaded.sha256()}:{loaded.settings.federation.seed}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return loaded.run_id()
 
 
 @dataclass
@@ -65,6 +63,7 @@ class ClientRuntime:
     def open(
         loaded: LoadedFederation,
         context: TrainingContext | None = None,
+        data: FederatedData | None = None,
         *,
         check: bool = True,
         cohort: int | None = None,
@@ -74,12 +73,14 @@ class ClientRuntime:
         Args:
             loaded: the federation.
             context: its base model, if this process has it.
+            data: its clients' data, if this process has them.
             check: tokenise every row now; False in a worker, whose parent has done so.
             cohort: most clients of a batch, where the file leaves that to a measurement.
         """
         context = context or TrainingContext.open(loaded)
         root = Key.root(loaded.settings.federation.seed)
-        data = FederatedData.open(loaded, context.tokenizer, root, check=check)
+        if data is None:
+            data = FederatedData.open(loaded, context.tokenizer, root, check=check)
         settings = loaded.settings
         memory = simulated_memory_mb(settings.assignment, data.clients, settings.federation.seed)
         runtime = ClientRuntime(

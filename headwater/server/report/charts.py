@@ -36,7 +36,7 @@ def metric_chart(run: Run) -> Markup | None:
     y = extent([*values, *(m[0] for m in marks)], floor=0.0, ceiling=1.0 if rates else None)
     plot = Plot(title, _x(run), y)
     arrow = ", lower is better" if run.lower_is_better else ""
-    plot.axes("round", _number_ticks(y, 6), run.metric + arrow + _log_note(y))
+    plot.axes("round", number_ticks(y, 6), run.metric + arrow + _log_note(y))
     plot.hover([(r.round, _tip(run, r)) for r in run.shown])
     exported = finite(run.get("adapter_round"))
     if exported is not None:
@@ -65,7 +65,7 @@ def loss_chart(run: Run) -> Markup | None:
         return None
     y = extent([v for s in spreads for v in (s.least, s.greatest)], floor=0.0)
     plot = Plot("training loss by round", _x(run), y, height=280)
-    plot.axes("round", _number_ticks(y, 7), "mean training loss of the round" + _log_note(y))
+    plot.axes("round", number_ticks(y, 7), "mean training loss of the round" + _log_note(y))
     tips = [
         f"round {s.round}: median {number(s.median)}, {number(s.least)} to {number(s.greatest)}"
         for s in spreads
@@ -133,7 +133,7 @@ def gap_charts(run: Run) -> list[Markup]:
             continue
         scale = extent([0.0, *known], floor=0.0)
         plot = _half(f"{title} by round", _x(run), scale)
-        plot.axes("round", _number_ticks(scale, 5), title)
+        plot.axes("round", number_ticks(scale, 5), title)
         plot.hover([(x, f"round {x}: {number(y)}{unit}") for x, y in points])
         plot.line(points, "main", dots=len(points) <= 40)
         charts.append(plot.svg())
@@ -189,7 +189,7 @@ def _tip(run: Run, record: RoundRecord) -> str:
     return f"round {record.round}: {', '.join(known) or 'not evaluated'}"
 
 
-def _number_ticks(scale: Scale, wanted: int) -> list[tuple[float, str]]:
+def number_ticks(scale: Scale, wanted: int) -> list[tuple[float, str]]:
     """Ticks with as many decimals as their step needs."""
     values = scale.ticks(wanted)
     if scale.log or len(values) < 2:

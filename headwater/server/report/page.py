@@ -62,7 +62,7 @@ def write_report(folder: RunFolder) -> Path:
 
 def render(run: Run) -> str:
     """The page's HTML."""
-    return _template().render(
+    return template("report.html.jinja").render(
         run=run,
         name=plain(run.get("name") or "unnamed federation", 120),
         lead=lead(run),
@@ -93,14 +93,15 @@ def render(run: Run) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page, or a part of one, of this room's ``templates``; it escapes everything."""
     return Environment(
         loader=PackageLoader("headwater.server.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    ).get_template("report.html.jinja")
+    ).get_template(name)
 
 
 def lead(run: Run) -> str:

@@ -147,17 +147,31 @@ class Plot:
         self.x = Scale(self.x.lo, self.x.hi, self.left, self.width - self.right, self.x.log)
         self.y = Scale(self.y.lo, self.y.hi, self.bottom, self.top, self.y.log)
 
-    def axes(self, x_label: str, y_text: Sequence[tuple[float, str]], y_label: str) -> None:
-        """Grid, tick labels and axis names."""
+    def axes(
+        self,
+        x_label: str,
+        y_text: Sequence[tuple[float, str]],
+        y_label: str,
+        x_text: Sequence[tuple[float, str]] | None = None,
+    ) -> None:
+        """Grid, tick labels and axis names.
+
+        Args:
+            x_label: name of the horizontal axis.
+            y_text: values and what stands beside them.
+            y_label: name of the vertical axis.
+            x_text: values and what stands below them; whole numbers if None.
+        """
         for value, text in y_text:
             at = self.y(value)
             self.add("line", class_="grid", x1=self.x.start, x2=self.x.end, y1=at, y2=at)
             self.add("text", text, class_="tick", x=self.left - 8, y=at + 4, text_anchor="end")
-        for value in linear_ticks(self.x.lo, self.x.hi, max(2, int((self.x.end - self.x.start) / 70))):
-            if value != round(value):
-                continue
+        if x_text is None:
+            ticks = linear_ticks(self.x.lo, self.x.hi, max(2, int((self.x.end - self.x.start) / 70)))
+            x_text = [(value, f"{value:.0f}") for value in ticks if value == round(value)]
+        for value, text in x_text:
             at = self.x(value)
-            self.add("text", f"{value:.0f}", class_="tick", x=at, y=self.bottom + 17, text_anchor="middle")
+            self.add("text", text, class_="tick", x=at, y=self.bottom + 17, text_anchor="middle")
         self.add("line", class_="axis", x1=self.x.start, x2=self.x.end, y1=self.bottom, y2=self.bottom)
         middle = (self.x.start + self.x.end) / 2
         self.add("text", x_label, class_="name", x=middle, y=self.height - 4, text_anchor="middle")
