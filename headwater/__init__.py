@@ -20,6 +20,7 @@ _HOMES = {
     "load": "headwater.simulation.load",
     "merge": "headwater.training.merging.call",
     "simulate": "headwater.simulation.run",
+    "sweep": "headwater.simulation.sweeps.call",
 }
 """The module of each public name. ``__init__.pyi`` says the same to type checkers."""
 

@@ -7,6 +7,7 @@ from headwater.merging.aggregator import Aggregator as Aggregator
 from headwater.simulation.load import load as load
 from headwater.simulation.run import Run as Run
 from headwater.simulation.run import simulate as simulate
+from headwater.simulation.sweeps.call import sweep as sweep
 from headwater.state import AdapterState as AdapterState
 from headwater.state import StateSpec as StateSpec
 from headwater.training.cohort import CohortTrainer as CohortTrainer

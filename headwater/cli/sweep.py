@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from headwater import errors
 from headwater.cli.fitting import FittingTable
 from headwater.cli.simulate import defects_kept, stop_on_interrupt
 from headwater.cli.tables import show
@@ -21,6 +20,7 @@ from headwater.process_memory import importing
 from headwater.simulation.sweeps.folder import SweepFolder
 from headwater.simulation.sweeps.outcome import summary_of
 from headwater.simulation.sweeps.plan import Sweep, load_sweep
+from headwater.simulation.sweeps.problems import home_class
 from headwater.text import json_safe
 
 if TYPE_CHECKING:  # torch
@@ -96,8 +96,7 @@ def _failed(result: SweepResult) -> HeadwaterError:
     shown = [f"{names[i]} ({error})" for i, error in list(result.failed.items())[:3]]
     more = f"; and {len(result.failed) - 3} more" if len(result.failed) > 3 else ""
     first = next(iter(result.failed.values()))
-    kind = next(k for k in type(first).__mro__ if k.__module__ == errors.__name__)
-    return kind(
+    return home_class(first)(
         "sweep finished",
         expected=f"all of its {len(result.sweep.points)} points to run to their end",
         got=f"{len(result.failed)} that failed: {'; '.join(shown)}{more}",

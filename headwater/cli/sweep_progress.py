@@ -92,14 +92,13 @@ class _Shown:
                 self._update("")
 
     def _told(self, event: PointTold) -> None:
-        match event.event:
+        match told := event.event:
             case ClientFailed():
                 self._failures += 1
                 if self._failures <= MOST_FAILURES:
-                    name, told = plain(event.point.name), event.event
+                    name = plain(event.point.name)
                     self._say(f"{name}: round {told.round}: {plain(told.client, 80)}: {plain(told.reason)}")
             case RoundEnded():
-                told = event.event
                 value = f"  {told.metric} {number(told.value)}" if math.isfinite(told.value) else ""
                 self._update(f"{plain(event.point.name, 60)}  round {told.round}{value}")
             case _:

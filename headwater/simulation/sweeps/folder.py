@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headwater.errors import ConfigError
+from headwater.files import is_temporary
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.sweeps.plan import Point, short_names
 
@@ -51,7 +52,8 @@ class SweepFolder:
             raise ConfigError(
                 f"sweep folder {self.path}", expected="a folder", got="a file", hint="Use --out."
             )
-        names = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
+        there = self.path.iterdir() if self.path.is_dir() else ()
+        names = {p.name for p in there if not is_temporary(p.name)}
         if names - {"state"} and "sweep.toml" not in names:
             raise ConfigError(
                 f"sweep folder {self.path}",

@@ -10,6 +10,16 @@ from headwater.errors import HeadwaterError
 
 SHOWN = 12
 """Problems that are named; of more, the number is told."""
+_FEW = 4
+
+
+def home_class(error: HeadwaterError) -> type[HeadwaterError]:
+    """The class of the tree in :mod:`headwater.errors` that an error is of; all of them are made alike."""
+    return next(
+        kind
+        for kind in type(error).__mro__
+        if issubclass(kind, HeadwaterError) and kind.__module__ == errors.__name__
+    )
 
 
 class PointProblems:
@@ -23,7 +33,7 @@ class PointProblems:
     def __init__(self, who: str, points: int) -> None:
         self._who, self._points = who, points
         self._levels: dict[str, set[str]] = {}
-        self._found: dict[tuple[type, str], tuple[HeadwaterError, list[Mapping[str, str]]]] = {}
+        self._found: dict[tuple[type, str, str, str], tuple[HeadwaterError, list[Mapping[str, str]]]] = {}
 
     def know(self, points: Iterable[Mapping[str, str]]) -> None:
         """These points are of the grid, too."""
@@ -38,7 +48,9 @@ class PointProblems:
         try:
             yield
         except HeadwaterError as error:
-            _, those = self._found.setdefault((type(error), str(error)), (error, []))
+            # the hint may count what else is wrong with one point
+            key = (type(error), error.who, error.expected, error.got)
+            _, those = self._found.setdefault(key, (error, []))
             those += points
 
     def raise_any(self) -> None:
@@ -50,7 +62,7 @@ class PointProblems:
         if not self._found:
             return
         rows = list(self._found.values())
-        kind = next(k for k in type(rows[0][0]).__mro__ if k.__module__ == errors.__name__)
+        kind = home_class(rows[0][0])
         if len(rows) == 1:
             error, points = rows[0]
             raise kind(
@@ -65,11 +77,12 @@ class PointProblems:
         raise kind("\n".join(lines)) from rows[0][0]
 
     def _share(self, points: list[Mapping[str, str]]) -> str:
-        """How many points, and which levels they share that others do not have."""
+        """How many points, and what sets them apart: few levels of an axis that has more."""
+        own = {axis: dict.fromkeys(p[axis] for p in points) for axis in points[0]}
         shared = [
-            f"{axis} = {label}"
-            for axis, label in points[0].items()
-            if len(self._levels[axis]) > 1 and all(p[axis] == label for p in points)
+            f"{axis} = {' or '.join(labels)}"
+            for axis, labels in own.items()
+            if len(labels) < len(self._levels[axis]) and len(labels) <= _FEW
         ]
         where = f" with {', '.join(shared)}" if shared else ""
         if len(points) == self._points:
