@@ -27,8 +27,8 @@ from headwater.experts.compress import Compeft, compress
 from headwater.experts.describe import loss
 from headwater.experts.expert_file import open_adapter, opener
 from headwater.merging.offline.folder import merge_folders
-from headwater.merging.offline.merge import Recipe
 from headwater.merging.offline.peft_folder import PeftFolder
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rules.linear import Mean, TaskArithmetic
 from headwater.merging.offline.rules.ties import Ties
 

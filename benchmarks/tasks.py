@@ -17,6 +17,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from picture import bars
 
 from headwater.errors import ConfigError
 from headwater.merging.offline.folder import merge_folders
-from headwater.merging.offline.merge import Recipe
 from headwater.merging.offline.peft_folder import PeftFolder
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rule import DataRule
 from headwater.merging.offline.rules.table import RULES
 
@@ -57,9 +58,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, help="keep the adapters here, and take those that are there")
     parser.add_argument("--small", action="store_true", help="few rows and one rule, written nowhere")
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        metavar="RULE",
+        help="these alone, in place of their rows of the file that is there",
+    )
     options = parser.parse_args()
     sizes = {"train": 32, "choose": 8, "test": 16} if options.small else SIZES
-    rules = (
+    rules = options.rules or (
         ["mean", "ties"]
         if options.small
         else [n for n, rule in RULES.items() if not issubclass(rule, DataRule)]
@@ -72,10 +79,24 @@ def main() -> None:
         result = measured(judge, tasks, work, rules)
     if options.small:
         return
+    if options.rules:
+        result = beside_others(json.loads(RESULTS.read_text()), result)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     rows = sorted(result["rules"], key=lambda row: -row["best"]["score"])
     shown = {row["rule"]: [100 * row["best"]["score"]] for row in rows}
     RESULTS.with_suffix(".svg").write_text(bars("Eight tasks merged: % of the tasks' own adapters", shown))
+
+
+def beside_others(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The rows that were there, with these rules' in place of their own.
+
+    Raises:
+        SystemExit: the adapters are others: their scores differ, and rows of two sets are no table.
+    """
+    if found["tasks"] != before["tasks"] or found["beside"] != before["beside"]:
+        raise SystemExit(f"the adapters are not those of {RESULTS}: {found['tasks']}, {found['beside']}")
+    new = {row["rule"] for row in found["rules"]}
+    return before | {"rules": [row for row in before["rules"] if row["rule"] not in new] + found["rules"]}
 
 
 def prepared(work: Path, sizes: Mapping[str, int]) -> tuple[Judge, list[str]]:

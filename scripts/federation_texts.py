@@ -14,6 +14,7 @@ from headwater.config.adapter import (
     BaseAdapter,
     Ia3Adapter,
     LoraAdapter,
+    LoraSbAdapter,
     PrefixAdapter,
     PromptAdapter,
     PTuningAdapter,
@@ -89,6 +90,10 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("a strategy other than `mean`", "space `factors` without `allow_factors = true`"),
     ("strategy `mean`", "a space but `factors` with another adapter than LoRA"),
     ("space `rolora`, `product`, `fair`", "methods that send scalars; schedule `buffered`"),
+    (
+        "space `fedsa`",
+        "the same; `data.test`, `[baselines]`; `rank`, `last_layers`, `spry`; `control_variates`",
+    ),
     ("space `product`, `fair`", "`server_momentum`; `server_learning_rate`; `error_feedback`"),
     ("strategy `fisher`", "a method other than `backprop`; `adapter.head_bits`"),
     ("a strategy other than `mean`", "methods that send scalars (`kseed`, `decomfl`, `blackbox`)"),
@@ -121,7 +126,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "others of another kind, seeds, directions, rate or bound; `rank`, `last_layers`",
     ),
     ("`blackbox`", "an adapter other than `prompt`"),
-    ("`spry`, `last_layers`", "an adapter other than `lora`, `ia3` and `vera`"),
+    ("`spry`, `last_layers`", "an adapter other than `lora`, `lora-sb`, `ia3` and `vera`"),
     ("a method's `rank`", "a smaller rank of the adapter"),
     (
         "methods that send scalars",
@@ -163,7 +168,7 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     ),
     "adapter": (
         "What is trained and travels. Absent only with model kind `vector`. [More](adapters.md).",
-        (LoraAdapter, PromptAdapter, PrefixAdapter, Ia3Adapter, VeraAdapter, PTuningAdapter),
+        (LoraAdapter, LoraSbAdapter, PromptAdapter, PrefixAdapter, Ia3Adapter, VeraAdapter, PTuningAdapter),
     ),
     "data": (
         "What the clients learn from. [More](data.md).",
@@ -259,6 +264,11 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "target_modules": 'the ends of module names, or `["all-linear"]`',
         "rslora": "s = alpha/√r",
         "dora": "train the rows' magnitudes too",
+        "dropout": "on the input of A while training",
+    },
+    LoraSbAdapter: {
+        "rank": "r: a layer costs r × r values",
+        "target_modules": 'the ends of module names, or `["all-linear"]`',
         "dropout": "on the input of A while training",
     },
     PromptAdapter: {"tokens": "virtual tokens"},

@@ -48,6 +48,7 @@ def attach(base: Base, kind: AdapterKind[Any]) -> tuple[PeftModel, tuple[str, ..
                 got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             ) from error
     kind.require_sound(who, peft, before)
+    kind.prepare(peft)
     if base.settings.own_head:
         _require_trained(who, peft, changed)
     return peft, tuple(heard.notices)

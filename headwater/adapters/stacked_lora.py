@@ -44,7 +44,8 @@ def _layers(model: AdaptedModel) -> Iterator[tuple[nn.Module, tuple[Tensor, ...]
         if type(module) is Linear:
             pair = [cast(nn.ModuleDict, f)[_ADAPTER] for f in (module.lora_A, module.lora_B)]
             factors.update(pair)
-            yield module, tuple(cast(Tensor, factor.weight) for factor in pair)
+            if all(type(factor) is nn.Linear for factor in pair):  # LoRA-SB's A is more than a weight
+                yield module, tuple(cast(Tensor, factor.weight) for factor in pair)
         elif isinstance(module, nn.Linear) and module not in factors and id(module.weight) in trained:
             yield module, (module.weight,) if module.bias is None else (module.weight, module.bias)
 

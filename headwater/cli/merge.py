@@ -24,8 +24,8 @@ from headwater.merging.offline.decay import DECAYS, decay_weights
 from headwater.merging.offline.fit import require_fit
 from headwater.merging.offline.folder import MergeReport, merge_folders
 from headwater.merging.offline.low_rank import Truncation
-from headwater.merging.offline.merge import Recipe
-from headwater.merging.offline.rule import SPACES, DataRule, LinearRule, Rule
+from headwater.merging.offline.recipe import Recipe
+from headwater.merging.offline.rule import SPACES, DataRule, FactorRule, LinearRule, Rule, ValueRule
 from headwater.merging.offline.rules.named import named_rule
 from headwater.merging.offline.rules.regmean import blocks_of
 from headwater.merging.offline.rules.table import RULES
@@ -66,6 +66,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="multiply the merged change with this (1)")
     parser.add_argument("--seed", type=int, default=0, help="of rules that draw (0)")
     parser.add_argument(
+        "--task",
+        type=int,
+        default=0,
+        metavar="N",
+        help="rmm, twin: give the N-th adapter back, from the adapters or from the folder of a merge by rmm",
+    )
+    parser.add_argument(
         "--data",
         action="append",
         default=[],
@@ -96,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     rule = _rule(options)
     truncation = Truncation(options.rank, options.energy)
-    recipe = Recipe(rule, options.space, truncation, options.scale, options.seed)
+    recipe = Recipe(rule, options.space, truncation, options.scale, options.seed, options.task)
     weights = options.weights
     if options.decay is not None:
         weights = decay_weights(options.decay, len(options.adapters))
@@ -180,9 +187,13 @@ def _listed() -> str:
     for rule in RULES.values():
         exact = issubclass(rule, LinearRule) or (issubclass(rule, DataRule) and "product" in rule.spaces)
         family = "any ranks, exact" if exact else "in the coordinates of --space core"
+        if issubclass(rule, FactorRule) or (issubclass(rule, ValueRule) and rule.alone):
+            family = "its balanced factors"
         lines.append(f"{rule.name}: {rule.line}")
         lines.append(f"    {rule.source}")
         lines.append(f"    reads each adapter {rule.passes}x, keeps {rule.memory}; LoRA: {family}")
+        if rule.gives_back:
+            lines.append("    --task N: the N-th adapter instead of the merge")
         if issubclass(rule, DataRule):
             rows = (
                 "rows with what is to be learnt" if rule.labelled else "rows; a classifier's need no labels"

@@ -41,6 +41,17 @@ class LoraAdapter(BaseAdapter):
         return self.rank
 
 
+class LoraSbAdapter(BaseAdapter):
+    """LoRA-SB (arXiv 2411.19557): only a core of r × r values is trained between two fixed factors."""
+
+    layered: ClassVar[bool] = True
+    kind: Literal["lora-sb"]
+    rank: int = Field(default=64, ge=1, le=1024)
+    target_modules: tuple[str, ...] = ("query", "value")
+    layers: tuple[int, ...] | None = Field(default=None, description="only these layers; all if absent")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
 class PromptAdapter(BaseAdapter):
     """Prompt tuning (arXiv 2104.08691): trained virtual tokens before the input."""
 
@@ -103,7 +114,7 @@ class PTuningAdapter(BaseAdapter):
 
 
 Adapter = Annotated[
-    LoraAdapter | PromptAdapter | PrefixAdapter | Ia3Adapter | VeraAdapter | PTuningAdapter,
+    LoraAdapter | LoraSbAdapter | PromptAdapter | PrefixAdapter | Ia3Adapter | VeraAdapter | PTuningAdapter,
     Field(discriminator="kind"),
     open_to("adapter_kinds", BaseAdapter),
 ]

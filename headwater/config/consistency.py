@@ -100,7 +100,9 @@ def _methods(federation: FederationTables) -> None:
         if training.needs_prompt and not (federation.adapter is not None and federation.adapter.is_prompt):
             raise ValueError(f"method '{kind}' searches a soft prompt: use [adapter] kind = \"prompt\"")
         if training.splits_layers and not _layered(federation):
-            raise ValueError(f'method \'{kind}\' splits layers: use [adapter] kind = "lora", "ia3" or "vera"')
+            raise ValueError(
+                f'method \'{kind}\' splits layers: use [adapter] kind = "lora", "lora-sb", "ia3" or "vera"'
+            )
         if not 2.0**-40 <= training.largest_step() <= 2.0**14:
             raise ValueError(
                 f"method '{kind}': learning_rate times gradient_bound (scale times 8 of blackbox) is the "
@@ -115,7 +117,9 @@ def _methods(federation: FederationTables) -> None:
         if method.training.sends == "coefficients" and (method.rank or method.last_layers):
             raise ValueError(f"methods.{name}: seeds move the whole adapter: no rank, no last_layers")
         if method.last_layers and not _layered(federation):
-            raise ValueError(f'methods.{name}.last_layers needs [adapter] kind = "lora", "ia3" or "vera"')
+            raise ValueError(
+                f'methods.{name}.last_layers needs [adapter] kind = "lora", "lora-sb", "ia3" or "vera"'
+            )
         whole = 0 if federation.adapter is None else federation.adapter.factor_rank
         if method.rank and method.rank > whole:
             raise ValueError(f"methods.{name}.rank {method.rank} needs LoRA of at least that rank")
@@ -141,10 +145,11 @@ def _control_variates(federation: FederationTables) -> None:
         raise ValueError("strategy.control_variates goes with one method for all clients: no [methods]")
     if not federation.schedule.has_rounds:
         raise ValueError("strategy.control_variates needs rounds: a buffered version has updates of several")
-    if federation.strategy.merges_products or federation.strategy.alternates:
+    strategy = federation.strategy
+    if strategy.merges_products or strategy.alternates or strategy.keeps_own:
         raise ValueError(
             "strategy.control_variates needs A and B that are trained and merged value by value: use space "
-            f"'factors' or 'ffa', not '{federation.strategy.space}'"
+            f"'factors' or 'ffa', not '{strategy.space}'"
         )
     if federation.codec.up.sparse:
         raise ValueError(

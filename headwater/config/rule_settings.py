@@ -138,6 +138,17 @@ class Common(Settings):
     )
 
 
+class Exclusive(Settings):
+    """What each has beside what all share."""
+
+    exclusive: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="fraction of the directions of an adapter's own part that is kept",
+    )
+
+
 class Shared(Settings):
     """What the adapters share, and what each has of its own."""
 

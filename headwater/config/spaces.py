@@ -22,7 +22,7 @@ def require_space(federation: FederationTables) -> None:
         raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{adapter.kind}'")
     if getattr(strategy, "rank_weights", "holders") == "all" and not strategy.merges_products:
         raise ValueError(f'strategy.rank_weights = "all" is for space "product" or "fair", not "{space}"')
-    if not (strategy.merges_products or strategy.alternates):
+    if not (strategy.merges_products or strategy.alternates or strategy.keeps_own):
         return
     if adapter is None or not adapter.has_factors:
         kind = "missing" if adapter is None else f"of kind '{adapter.kind}'"
@@ -38,6 +38,22 @@ def require_space(federation: FederationTables) -> None:
         )
     if strategy.merges_products:
         _require_still_basis(federation)
+    if strategy.keeps_own:
+        _require_own_evaluation(federation)
+
+
+def _require_own_evaluation(federation: FederationTables) -> None:
+    """Nobody but a client has a whole adapter: the server cannot measure, nor deal parts of one."""
+    if federation.data.test is not None or any(value for _, value in federation.baselines):
+        raise ValueError(
+            "space 'fedsa' leaves B with each client, so that the server has no adapter to measure: leave "
+            "out data.test and [baselines], and set data.validation_fraction for what clients measure"
+        )
+    parts = any(m.rank or m.last_layers for m in federation.methods.values())
+    if parts or any(training.splits_layers for training in federation.trainings.values()):
+        raise ValueError(
+            "space 'fedsa' gives every client all of A: no methods.NAME.rank, last_layers, and no 'spry'"
+        )
 
 
 def _require_still_basis(federation: FederationTables) -> None:

@@ -16,7 +16,7 @@ from headwater.config import rule_settings as rules
 from headwater.config.plugins import open_to
 from headwater.config.traits import StrategyTraits
 
-Space = Literal["factors", "ffa", "rolora", "product", "fair"]
+Space = Literal["factors", "ffa", "rolora", "product", "fair", "fedsa"]
 
 
 class BaseStrategy(StrategyTraits):
@@ -71,6 +71,11 @@ class BaseStrategy(StrategyTraits):
     def alternates(self) -> bool:
         """Whether A stands still in odd rounds, and B in even ones."""
         return self.space == "rolora"
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether each client keeps B and the head to itself, and only A is everybody's."""
+        return self.space == "fedsa"
 
 
 class MeanStrategy(BaseStrategy):
@@ -188,6 +193,12 @@ class IsoCStrategy(RuleStrategy):
     kind: Literal["iso_c"]
 
 
+class OneBitStrategy(RuleStrategy):
+    """Mean of the updates' signs, each tensor with its mean magnitude (arXiv 2502.10743)."""
+
+    kind: Literal["one_bit"]
+
+
 class SceStrategy(rules.Selecting, UnweightedStrategy):
     """What varies most, by energy and elected sign (arXiv 2408.07990); two passes."""
 
@@ -249,6 +260,12 @@ class IsoCtsStrategy(rules.Common, RuleStrategy, KeptStrategy):
     kind: Literal["iso_cts"]
 
 
+class TwinStrategy(rules.Exclusive, RuleStrategy, KeptStrategy):
+    """The mean, plus the first directions of what each client has beside it (arXiv 2406.15479)."""
+
+    kind: Literal["twin"]
+
+
 class LoreStrategy(rules.Shared, RuleStrategy, KeptStrategy):
     """What clients share, plus each one's few directions (arXiv 2502.10749)."""
 
@@ -267,6 +284,7 @@ Strategy = Annotated[
     | MagMaxStrategy
     | ModelStockStrategy
     | IsoCStrategy
+    | OneBitStrategy
     | SceStrategy
     | PcbStrategy
     | ConsensusStrategy
@@ -277,7 +295,8 @@ Strategy = Annotated[
     | GeometricMedianStrategy
     | TsvStrategy
     | IsoCtsStrategy
-    | LoreStrategy,
+    | LoreStrategy
+    | TwinStrategy,
     Field(discriminator="kind"),
     open_to("rules", BaseStrategy),
 ]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from headwater.compression.entropy import Symbols
 from headwater.compression.ternary import MINUS, PLUS, kept, select
 from headwater.experts.numbers import TYPES, bits_of, values_of
-from headwater.merging.offline.low_rank import EXACT
+from headwater.merging.offline.low_rank import balanced
 from headwater.merging.offline.rule import Floats
 
 Signs = npt.NDArray[np.int8]
@@ -62,20 +62,6 @@ def ternary_factors(b: Floats, a: Floats, density: float) -> TernaryFactors:
         )
     b_signs = b_signs * np.where(scales < 0, -1, 1).astype(np.int8)
     return TernaryFactors(a_signs[live], b_signs[:, live], magnitudes[live])
-
-
-def balanced(b: Floats, a: Floats) -> tuple[Floats, Floats]:
-    """U·√S and √S·Vᵀ of the decomposition of b·a, without what is rounding; of rank 0 if b·a is zero."""
-    q_b, r_b = np.linalg.qr(b)
-    q_a, r_a = np.linalg.qr(a.T)
-    u, s, vt = np.linalg.svd(r_b @ r_a.T)
-    rank = int(np.count_nonzero(s > EXACT * s[0])) if s[0] else 0
-    root = np.sqrt(s[:rank])
-    left, right = (q_b @ u[:, :rank]) * root, root[:, None] * (vt[:rank] @ q_a.T)
-    # a pair of singular vectors has no sign of its own: the largest entry of the left one is positive
-    largest = np.abs(left).argmax(axis=0)
-    sign = np.where(left[largest, np.arange(rank)] < 0, -1.0, 1.0)
-    return left * sign, right * sign[:, None]
 
 
 def to_bfloat16(values: Floats) -> npt.NDArray[np.float32]:

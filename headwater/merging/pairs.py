@@ -14,6 +14,11 @@ def pairs(spec: StateSpec) -> tuple[TensorSpec, ...]:
     return tuple(t for t in spec if t.role == "lora_b" and t.pair in spec.by_name)
 
 
+def shared_factors(spec: StateSpec) -> tuple[str, ...]:
+    """What FedSA-LoRA merges (arXiv 2410.01463): every A. B and the head stay with their clients."""
+    return tuple(t.name for t in spec if t.role == "lora_a")
+
+
 def factors(state: Mapping[str, Tensor], b: TensorSpec) -> tuple[Tensor, Tensor]:
     """B [experts, d_out, r] and A [experts, r, d_in] in float64: each expert's B with its own A.
 

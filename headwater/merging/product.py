@@ -24,7 +24,7 @@ from torch import Tensor
 
 from headwater.errors import EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.fixed_point import from_fixed, require_range, to_fixed
+from headwater.merging.fixed_point import from_fixed, require_norm, require_range, to_fixed
 from headwater.merging.mean import MeanAggregator
 from headwater.merging.method_sums import MeanSums
 from headwater.merging.pairs import factors, joined, pairs
@@ -118,6 +118,41 @@ class ProductAggregator(Aggregator[ProductSums]):
             for part in (sums.right, sums.left):
                 if part is not None:
                     require_range(part, f"product, {name}", low=-most, high=most)
+        if acc.participants.plan.norm_bound is not None:
+            self._require_norms(acc, acc.participants.plan.norm_bound)
+
+    def _require_norms(self, acc: ProductSums, bound: float) -> None:
+        """Refuse projections that updates of this norm cannot have.
+
+        ‖s·(B_i·A_i − B·A)‖ ≤ s·(‖δB‖·‖A‖₂ + ‖B‖₂·‖δA‖ + ‖δB‖·‖δA‖) ≤ s·(c·n + n²/2), with n² = ‖δA‖² + ‖δB‖²
+        and c² = ‖A‖₂² + ‖B‖₂². All n² of an update, of its pairs, experts and segments, sum to no more than
+        the square of ``bound``: so the lengths in units of s do not, together, exceed that of the largest c.
+        """
+        here, plan = acc.participants, acc.participants.plan
+        longest = bound * (1 + 1e-6)  # float32 may have rounded the norm that was cut
+        most = max((self._reach(plan, b) for b in self._pairs), default=0.0) * longest + longest**2 / 2
+        for side in (0, 1):
+            parts, units = list[Tensor](), 0.0
+            for b in self._pairs:
+                sums, unit = acc.products[b.name], 1 / (b.scaling * self._probes[b.name].stretch[side])
+                part = sums.left if side else sums.right
+                if part is not None:
+                    parts.append(from_fixed(part, _BITS).reshape(-1) * unit)
+                    units = max(units, unit * math.sqrt(part.numel()))
+            if parts:
+                slack = len(here.clients) * len(parts) * units * 2.0**-_BITS
+                share = here.weight / plan.total_weight
+                require_norm(torch.cat(parts), "projections of products", most=share * most, slack=slack)
+
+    def _reach(self, plan: MergePlan, b: TensorSpec) -> float:
+        """The largest c of a pair's segments and experts."""
+        up, down = self._factors[b.name]
+        found = 0.0
+        for low, high in _segments(plan, b):
+            of_b = torch.linalg.matrix_norm(up[:, :, low:high], ord=2)
+            of_a = torch.linalg.matrix_norm(down[:, low:high], ord=2)
+            found = max(found, float((of_a.square() + of_b.square()).max().sqrt()))
+        return found
 
     def init(self, plan: MergePlan) -> ProductSums:
         """Zeros: of each pair 8·(k·d_out + l·d_in) bytes, or 8·d_out·d_in if that is less.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,14 @@ class Probes:
         if self.right is None or self.left is None:
             return up @ down, None
         return up @ (down @ self.right), (self.left @ up) @ down
+
+    @cached_property
+    def stretch(self) -> tuple[float, float]:
+        """How much longer, in Frobenius norm, W·Ω and Ψ·W can be than W."""
+        if self.right is None or self.left is None:
+            return 1.0, 1.0
+        right, left = (float(torch.linalg.matrix_norm(p, ord=2).max()) for p in (self.right, self.left))
+        return right, left
 
     def rebuild(self, right: Floats, left: Floats | None, expert: int) -> tuple[Floats, Floats]:
         """Orthonormal Q [d_out, k] and X [k, d_in] with W ≈ Q·X, from an expert's sums."""

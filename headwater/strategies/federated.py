@@ -21,6 +21,7 @@ from headwater.errors import FederationStopped
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.control_variates import ControlPlan
 from headwater.merging.coverage import last_layers
+from headwater.merging.pairs import shared_factors
 from headwater.merging.plan import MergePlan
 from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan
 from headwater.seeds.coefficients import FINE_BITS, SeedPlan, directions_of
@@ -114,6 +115,8 @@ class FederatedStrategy(Strategy):
         tensors = trained_tensors(spec, {n: a.method for n, a in methods.items()}, key=layers_key)
         if federation.strategy.alternates:
             tensors = {name: one_factor(spec, mine, number) for name, mine in tensors.items()}
+        if federation.strategy.keeps_own:
+            tensors = dict.fromkeys(tensors, shared_factors(spec))
         seeds = round_seeds(federation, number)
         if seeds is not None and server.seed_slopes is not None:
             seeds = replace(seeds, odds=odds_of(server.seed_slopes.means()))

@@ -17,8 +17,8 @@ from headwater.experts.expert_file import open_adapter, opener
 from headwater.experts.numbers import TYPES, bits_of, decode, encode, values_of
 from headwater.experts.ternary_factors import ternary_factors
 from headwater.merging.offline.folder import merge_folders
-from headwater.merging.offline.merge import Recipe
 from headwater.merging.offline.peft_folder import PeftFolder
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rules.table import RULES
 
 from . import small

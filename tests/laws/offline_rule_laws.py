@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 
 from headwater.errors import ConfigError
 from headwater.merging.offline.adapters import Adapters
-from headwater.merging.offline.merge import Merge, Recipe
+from headwater.merging.offline.merge import Merge
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rule import Rule
 
 Floats = npt.NDArray[np.float64]

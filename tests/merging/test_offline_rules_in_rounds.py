@@ -27,6 +27,7 @@ from headwater.strategies import FederatedStrategy
 from headwater.strategies.rules import rule_for
 from tests.laws.aggregator_laws import LAW, AggregatorLaws, bits, lora_spec, rounds, update_of
 from tests.merging.offline import dense_oracles as dense
+from tests.merging.offline import factor_oracles
 from tests.merging.test_rules import F2
 from tests.strategies.test_federated import federation
 
@@ -157,12 +158,12 @@ def test_the_second_pass_is_a_sum_as_well(found: Any, kind: str, random: Any) ->
 
 
 def test_there_are_those_kinds() -> None:
-    assert len(KINDS) == 21
+    assert len(KINDS) == 23
     assert TWO == ["consensus", "pcb", "sce"]
     assert [kind for kind in SUMMED if not rule(kind).additive] == ["magmax"]
     assert not any(rule(kind).additive for kind in set(KINDS) - set(SUMMED))
     assert sorted(set(KINDS) - set(SUMMED)) == [
-        "geometric_median", "iso_cts", "knots", "krum", "lore", "multi_krum", "trimmed_mean", "tsv_m",
+        "geometric_median", "iso_cts", "knots", "krum", "lore", "multi_krum", "trimmed_mean", "tsv_m", "twin",
     ]  # fmt: skip
 
 
@@ -214,6 +215,8 @@ ORACLES: dict[str, tuple[dict[str, Any], Any]] = {
     "magmax": ({}, lambda t: np.take_along_axis(np.stack(t), np.abs(t).argmax(axis=0)[None], axis=0)[0]),
     "model_stock": ({}, lambda t: dense.model_stock(t, FIFTHS)),
     "iso_c": ({}, lambda t: dense.iso_c(t, 5) / 5),
+    "one_bit": ({}, lambda t: np.mean([np.abs(x).mean() * np.sign(x) for x in t], axis=0)),
+    "twin": ({"exclusive": 0.4}, lambda t: factor_oracles.twin(t, FIFTHS, 0.4)),
     "sce": ({"density": 0.4}, lambda t: dense.sce(t, 0.4)),
     "pcb": ({"density": 0.4}, lambda t: dense.pcb(t, 0.4)),
     "consensus": ({"strictness": 0.3}, lambda t: dense.consensus(t, 0.3, 2)),

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from headwater.errors import UpdateRejected
+from headwater.errors import DecodeError, UpdateRejected
 from headwater.merging import Merged, ProductAggregator
+from headwater.merging.accumulator_bytes import dump, load
 from headwater.merging.pairs import factors
 from headwater.merging.plan import MergePlan, Update
 from headwater.seeds.keys import Key
@@ -272,3 +273,64 @@ def test_who_did_not_answer_does_not_count() -> None:
     )
     ideal = first + product(base, part=slice(1, 2))
     assert product(state) == pytest.approx(best(ideal, 2), abs=1e-6)
+
+
+def bounded(norm: float, spec: StateSpec, clients: Mapping[str, int] = CLIENTS) -> MergePlan:
+    return MergePlan(spec, clients, 16.0, norm_bound=norm, ranks={"b": 1})
+
+
+def cut(update: Update, norm: float) -> Update:
+    """As the server cuts an update before it adds it, to exactly the bound."""
+    delta = update.delta
+    assert isinstance(delta, AdapterState)
+    return replace(update, delta=delta.map(lambda value: value * (norm / delta.norm())))
+
+
+@pytest.mark.parametrize("ridge", [None, 0.01])
+@pytest.mark.parametrize("shape", [(9, 7, 2), (192, 160, 4)])
+def test_projections_that_no_updates_within_the_norm_bound_have_are_refused(
+    shape: tuple[int, int, int], ridge: float | None
+) -> None:
+    """An edge that sums for others cannot move the merge further than the norm bound lets its clients."""
+    norm, spec = 0.5, lora_spec(*shape, scaling=S)
+    base = start(spec)
+    rule, plan = ProductAggregator(base, key=KEY, ridge=ridge), bounded(norm, spec)
+    acc = rule.init(plan)
+    for update in cohort(spec, plan):
+        acc = rule.add(acc, cut(update, norm))
+    sums = acc.products["q.lora_B"]
+    kept = load(rule, plan, dump(rule, acc))
+    assert torch.equal(kept.products["q.lora_B"].right, sums.right)
+    assert (sums.left is None) == (shape[0] == 9)
+    for part in (sums.right, sums.left):
+        if part is None:
+            continue
+        honest = part.clone()
+        for factor, fits in ((1.0, True), (-1.0, True), (20.0, False)):
+            part.copy_((honest.double() * factor).round().long())
+            if fits:
+                load(rule, plan, dump(rule, acc))
+            else:
+                with pytest.raises(DecodeError, match="norm of projections of products"):
+                    load(rule, plan, dump(rule, acc))
+        part.copy_(honest)
+
+
+def test_the_bound_of_projections_is_reached_by_an_update_that_is_made_to() -> None:
+    """The largest change there is: along the first singular vectors of both factors, B and A at once."""
+    norm, spec = 0.5, lora_spec(9, 7, 1, scaling=S)
+    base = start(spec)
+    up, down = (f[0].numpy() for f in factors(base, spec.by_name["q.lora_B"]))
+    b, a = np.linalg.norm(up), np.linalg.norm(down)
+    delta = {"q.lora_B": up / b * norm * a / np.hypot(a, b), "q.lora_A": down / a * norm * b / np.hypot(a, b)}
+    values = {t.name: torch.zeros(t.shape) for t in spec}
+    for name, value in delta.items():
+        values[name] = torch.from_numpy(value).float().reshape(spec.by_name[name].shape)
+    plan = MergePlan(spec, {"a": 1}, 16.0, norm_bound=norm)
+    rule = ProductAggregator(base, key=KEY)
+    acc = rule.add(rule.init(plan), Update("a", 1, AdapterState(spec, values), examples=1))
+    load(rule, plan, dump(rule, acc))
+    right = acc.products["q.lora_B"].right
+    right.copy_((right.double() * 1.2).round().long())
+    with pytest.raises(DecodeError, match="norm of projections"):
+        load(rule, plan, dump(rule, acc))

@@ -44,6 +44,8 @@ def adapter(kind: str, base: str, **changes: Any) -> dict[str, Any]:
     if kind == "ia3":
         both = (*TARGETS[base], *FEEDFORWARD[base])
         return {"kind": "ia3", "target_modules": both, "feedforward_modules": FEEDFORWARD[base], **changes}
+    if kind == "lora-sb":
+        return {"kind": "lora-sb", "rank": 4, "target_modules": TARGETS[base], **changes}
     if kind == "vera":
         return {"kind": "vera", "rank": 4, "target_modules": TARGETS[base], **changes}
     if kind in ("p-tuning", "p-tuning-lstm"):

@@ -84,6 +84,14 @@ class AdapterKind(ABC, Generic[AnyAdapter]):
         """
         return
 
+    def prepare(self, peft: PeftModel) -> None:
+        """Change what PEFT has attached, before anything is named or started.
+
+        Args:
+            peft: the adapted model, which :meth:`require_sound` has let through.
+        """
+        return
+
     def name_of(self, parameter: str) -> str:
         """The name by which a trained parameter travels that PEFT does not save as it is; empty if none.
 

@@ -8,6 +8,7 @@ from typing import Any
 from headwater.adapters.kinds.ia3 import Ia3Kind
 from headwater.adapters.kinds.kind import AdapterKind
 from headwater.adapters.kinds.lora import LoraKind
+from headwater.adapters.kinds.lora_sb import LoraSbKind
 from headwater.adapters.kinds.p_tuning import PTuningKind
 from headwater.adapters.kinds.prefix import PrefixKind
 from headwater.adapters.kinds.prompt import PromptKind
@@ -17,7 +18,8 @@ from headwater.config.plugins import implementation
 from headwater.errors import ConfigError
 
 KINDS: Mapping[type[BaseAdapter], type[AdapterKind[Any]]] = {
-    kind.settings: kind for kind in (LoraKind, PromptKind, PrefixKind, Ia3Kind, VeraKind, PTuningKind)
+    kind.settings: kind
+    for kind in (LoraKind, LoraSbKind, PromptKind, PrefixKind, Ia3Kind, VeraKind, PTuningKind)
 }
 
 

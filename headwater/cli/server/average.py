@@ -113,7 +113,7 @@ def _line(rows: dict[int, AdapterRow]) -> list[AdapterRow]:
 def _write(client: ControlClient, rows: Sequence[AdapterRow], options: argparse.Namespace) -> MergeReport:
     """The folder, whole or not at all."""
     from headwater.merging.offline.folder import RECIPE, merge_folders, write_json
-    from headwater.merging.offline.merge import Recipe
+    from headwater.merging.offline.recipe import Recipe
     from headwater.merging.offline.rules.linear import Mean
 
     with whole_folder(options.out) as merged, tempfile.TemporaryDirectory(dir=merged.parent) as scratch:

@@ -99,7 +99,10 @@ class DeviceRuntimes:
         except DataError as error:
             raise for_owner(error) from error
         self.notice = "\n".join([*filter(None, [self.notice]), *context.notices, *data.warnings])
-        runtime = ClientRuntime(joined.run, context, data, root, metrics, self._simulated, self._policy)
+        own = loaded.settings.strategy.keeps_own
+        runtime = ClientRuntime(
+            joined.run, context, data, root, metrics, self._simulated, self._policy, keeps_own=own
+        )
         self._current, self.rows, self._said = (digest, runtime), rows, self.notice
         return runtime
 

@@ -53,7 +53,8 @@ def needed_bytes(request: TrainRequest, state: Path) -> int:
     if codec.error_feedback and request.plan.seeds is None:
         # both outcomes of the update, and the update
         residual = max([8 * values + payload, *_sizes(folder, f"{client}.feedback")])
-    return residual + payload + max(_sizes(folder, f"{client}.sums"), default=0) + SLACK_BYTES
+    kept = sum(max(_sizes(folder, f"{client}.{kind}"), default=0) for kind in ("sums", "own"))
+    return residual + payload + kept + SLACK_BYTES
 
 
 def free_bytes(folder: Path) -> int:

@@ -169,7 +169,10 @@ class Setbacks:
     def _inputs(self, run: str) -> str:
         """What the files are like that decide whether a task of this run can be done."""
         state = self._settings.state
-        kept = sorted((state / "runs" / run).glob("*.feedback")) if run else []
+        folder = state / "runs" / run
+        kept = (
+            [path for kind in ("feedback", "own") for path in sorted(folder.glob(f"*.{kind}"))] if run else []
+        )
         return stamp([self._settings.data, *self._models.candidates(), *kept], skip=state)
 
 

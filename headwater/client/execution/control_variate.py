@@ -86,8 +86,13 @@ def to_bytes(kept: ControlVariate) -> list[bytes | memoryview]:
     return [_MAGIC + digest.digest(), *content]
 
 
-def from_bytes(data: bytes, spec: StateSpec) -> ControlVariate:
+def from_bytes(data: bytes, spec: StateSpec, what: str = "control variate") -> ControlVariate:
     """The inverse of :func:`to_bytes`.
+
+    Args:
+        data: of a file.
+        spec: of the values.
+        what: the file has, for messages; its kind is the first word.
 
     Raises:
         StorageError: torn, altered or foreign bytes.
@@ -95,17 +100,17 @@ def from_bytes(data: bytes, spec: StateSpec) -> ControlVariate:
     """
     content = data[_HEAD:]
     if data[:_HEAD] != _MAGIC + hashlib.sha256(content).digest():
-        raise _torn("a file that carries its own SHA-256", f"{len(data)} bytes that do not")
+        raise _torn(what, "a file that carries its own SHA-256", f"{len(data)} bytes that do not")
     try:
         size = int.from_bytes(content[:8], "little")
         entry = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_ENTRY])
         arrays = load(content)
         if entry["spec"] not in ("", spec.fingerprint()):
             raise SpecMismatch(
-                "control variate",
+                what,
                 expected=f"values of spec {spec.fingerprint()[:12]}",
                 got=str(entry["spec"])[:12],
-                hint="The adapter changed: remove the client's .control file, and it starts from zero.",
+                hint=f"The adapter changed: remove the client's .{what.split()[0]} file, and it starts anew.",
             )
         states = {
             part: AdapterState(spec, {t.name: torch.from_numpy(arrays[f"{part}/{t.name}"]) for t in spec})
@@ -114,13 +119,14 @@ def from_bytes(data: bytes, spec: StateSpec) -> ControlVariate:
         return ControlVariate(states.get("value"), int(entry["round"]), states.get("if_accepted"))
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         # the checksum held, so another program or version wrote this
-        raise _torn("a control variate of this version", repr(error)[:80]) from None
+        raise _torn(what, f"a {what} of this version", repr(error)[:80]) from None
 
 
-def _torn(expected: str, got: str) -> StorageError:
+def _torn(what: str, expected: str, got: str) -> StorageError:
     return StorageError(
-        "control variate",
+        what,
         expected=expected,
         got=got,
-        hint="Put back a copy of the client's .control file, or remove it: the client then starts from zero.",
+        hint=f"Put back a copy of the client's .{what.split()[0]} file, or remove it: the client then starts "
+        "anew.",
     )

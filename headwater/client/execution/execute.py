@@ -11,11 +11,12 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headwater.client.agent.advice import for_owner
 from headwater.client.execution.control_variate import ControlVariate, after_training, correction
 from headwater.client.execution.faults import contained
+from headwater.client.execution.own_part import keep_own, with_own
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
 from headwater.client.execution.update_pipeline import OutgoingUpdate, pipeline_for
@@ -113,7 +114,7 @@ def _train(cohort: Sequence[_Member], store: ClientStore, runtime: ClientRuntime
         try:
             seconds = time.perf_counter() - started
             answer = Answer(
-                request.client, member.answered or _update(request, result, seconds, store, runtime)
+                request.client, member.answered or _update(member, result, seconds, store, runtime)
             )
         except Exception as error:
             answer = _failure(request, error, runtime)
@@ -156,6 +157,8 @@ def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> 
     if plan.seeds is not None:
         directions = directions_of(plan.seeds, runtime.root, runtime.context.spec.numel)
     state, control = runtime.state(request, store), runtime.control(request)
+    if runtime.keeps_own:  # all is trained; the plan's tensors are what is sent
+        state, plan = with_own(request, state, store), replace(plan, tensors=None)
     if control is None:
         return TrainTask(request.client, state, examples, plan, directions)
     return TrainTask(
@@ -238,15 +241,17 @@ def _require_current(feedback: FeedbackState, request: TrainRequest) -> None:
 
 
 def _update(
-    request: TrainRequest, result: TrainResult, seconds: float, store: ClientStore, runtime: ClientRuntime
+    member: _Member, result: TrainResult, seconds: float, store: ClientStore, runtime: ClientRuntime
 ) -> bytes:
     """Through the pipeline, to bytes; the store has the new residual before the update leaves."""
-    learned, spec = result.delta, runtime.context.spec
+    request, learned, spec = member.request, result.delta, runtime.context.spec
     if result.error is not None or learned is None:
         raise result.error or DecodeError(f"client {request.client}", expected="a delta", got="none")
     if isinstance(learned, SeedCoefficients) != (request.plan.seeds is not None):
         expected = "a delta" if request.plan.seeds is None else "scalars"
         raise TrainingError(f"client {request.client}", expected=expected, got="the other")
+    if runtime.keeps_own and isinstance(learned, AdapterState):
+        learned = keep_own(request, member.task.state, learned, store)
     key = runtime.root.child("round", request.round, "client", request.client, "codec")
     feedback = _settled(request, learned, store, spec)
     pipeline = pipeline_for(request.plan, spec, feedback, key=key, who=f"client {request.client}")
@@ -321,7 +326,9 @@ def evaluate(
             examples = runtime.data.client(request.client).validation
             count, metrics = 0, dict[str, float]()
             if examples:
-                count, metrics = runtime.context.evaluate(runtime.state(request, store), examples)
+                state = runtime.state(request, store)
+                state = with_own(request, state, store) if runtime.keeps_own else state
+                count, metrics = runtime.context.evaluate(state, examples)
             reply = Evaluation(request.client, request.round, count, metrics, request.run)
             answer = Answer(request.client, encode_reply(reply))
         except Exception as error:

@@ -43,6 +43,7 @@ class ClientRuntime:
         simulated: whether the run's clients share this process and its disk. Then an exception of one is its
             failure, and a full disk ends the run: :mod:`headwater.client.execution.faults`.
         cohort: how many clients may be trained as one batch; 1 on a device.
+        keeps_own: whether each client keeps a part of the adapter to itself (:mod:`.own_part`).
     """
 
     run: str
@@ -54,6 +55,7 @@ class ClientRuntime:
     policy: Policy | None = None
     simulated: bool = False
     cohort: int = 1
+    keeps_own: bool = False
 
     def __post_init__(self) -> None:
         self._last: tuple[str, bytes, AdapterState] | None = None
@@ -84,7 +86,13 @@ class ClientRuntime:
         settings = loaded.settings
         memory = simulated_memory_mb(settings.assignment, data.clients, settings.federation.seed)
         runtime = ClientRuntime(
-            run_id(loaded), context, data, root, simulated_memory_mb=memory, simulated=True
+            run_id(loaded),
+            context,
+            data,
+            root,
+            simulated_memory_mb=memory,
+            simulated=True,
+            keeps_own=settings.strategy.keeps_own,
         )
         runtime.set_cohort(context.cohort if cohort is None else cohort)
         return runtime

@@ -1,4 +1,7 @@
-"""ClientStore: what a client keeps between rounds: error feedback, control variate, seeds' coefficients."""
+"""ClientStore: what a client keeps between rounds.
+
+Error feedback, its control variate, coefficients of seeds, and the part of the adapter that is its own.
+"""
 
 from __future__ import annotations
 
@@ -93,6 +96,25 @@ class ClientStore(ABC):
             StorageError: it could not be written; the old one is intact.
         """
 
+    @abstractmethod
+    def load_own(self, client: str, spec: StateSpec) -> ControlVariate:
+        """The part of the adapter that is the client's own, in two steps as a control variate is kept.
+
+        None for a new client. Raises as :meth:`load_control`.
+
+        Args:
+            client: whose.
+            spec: of that part.
+        """
+
+    @abstractmethod
+    def save_own(self, client: str, kept: ControlVariate) -> None:
+        """Replace it: whole or not at all.
+
+        Raises:
+            StorageError: it could not be written; the old one is intact.
+        """
+
 
 class MemoryStore(ClientStore):
     """Keeps states as long as the process lives."""
@@ -100,6 +122,7 @@ class MemoryStore(ClientStore):
     def __init__(self) -> None:
         self._states: dict[str, FeedbackState] = {}
         self._controls: dict[str, ControlVariate] = {}
+        self._own: dict[str, ControlVariate] = {}
         self._sums: dict[str, Versions] = {}
 
     def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
@@ -119,6 +142,12 @@ class MemoryStore(ClientStore):
 
     def save_control(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
         self._controls[client] = kept
+
+    def load_own(self, client: str, spec: StateSpec) -> ControlVariate:  # noqa: D102 - inherited
+        return self._own.get(client, ControlVariate())
+
+    def save_own(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
+        self._own[client] = kept
 
 
 class DirectoryStore(ClientStore):
@@ -173,6 +202,13 @@ class DirectoryStore(ClientStore):
 
     def save_control(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
         write_atomically(self._path(client, "control"), *to_bytes(kept), durable=self._durable)
+
+    def load_own(self, client: str, spec: StateSpec) -> ControlVariate:  # noqa: D102 - inherited
+        found = self._read(client, lambda file: from_bytes(file.read(), spec, "own part"), "own")
+        return ControlVariate() if found is None else found
+
+    def save_own(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
+        write_atomically(self._path(client, "own"), *to_bytes(kept), durable=self._durable)
 
     def load_sums(self, client: str) -> Mapping[int, Integers]:  # noqa: D102 - inherited
         return dict(self._versions(client))

@@ -63,3 +63,25 @@ def no_shares(rule: Rule) -> ConfigError:
         got=rule.name,
         hint="Use --space product, which is exact.",
     )
+
+
+def task_of(rule: Rule, adapters: Adapters, task: int) -> int | None:
+    """Which of ``adapters.folders`` is to be given back; None for the merge.
+
+    Args:
+        rule: that gives back, if ``task`` is not 0.
+        adapters: to choose from.
+        task: from 1, in the order in which the adapters were named.
+
+    Raises:
+        ConfigError: there is no such adapter.
+    """
+    if not task:
+        return None
+    if not 1 <= task <= len(adapters):
+        raise ConfigError(
+            f"--task {task}",
+            expected=f"a number from 1 to {len(adapters)}, in the order of the adapters",
+            got=f"{task} with --rule {rule.name}",
+        )
+    return next(i for i, folder in enumerate(adapters.folders) if folder is adapters.named[task - 1])

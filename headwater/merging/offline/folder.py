@@ -19,12 +19,15 @@ from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.agreement import remarks
 from headwater.merging.offline.fit import require_fit
 from headwater.merging.offline.measured import Measured
-from headwater.merging.offline.merge import Merge, MergedWeight, Recipe
+from headwater.merging.offline.merge import Merge, MergedWeight
 from headwater.merging.offline.merged_config import merged_config
 from headwater.merging.offline.merged_readme import merged_readme
 from headwater.merging.offline.peft_config import CONFIG, WEIGHTS
 from headwater.merging.offline.peft_folder import HEAD, NOTES, LoraPart, PeftFolder, module_name
+from headwater.merging.offline.recipe import Recipe
+from headwater.merging.offline.reversible import merge_of, write_store
 from headwater.merging.offline.rule import Floats
+from headwater.merging.offline.rules.compressed.rmm import Rmm
 from headwater.merging.offline.tensor_file import Array, TensorWriter
 
 RECIPE = "merge.json"
@@ -94,9 +97,13 @@ def merge_folders(
     adapters = Adapters.open(folders, weights, base=base, open_adapter=open_adapter, progress=progress)
     place = place_of(out, adapters.named, overwrite=overwrite)
     require_fit(recipe.rule, adapters)
-    merge = Merge(adapters, recipe, None if measure is None else measure(adapters))
+    merge = merge_of(adapters, recipe) or Merge(
+        adapters, recipe, None if measure is None else measure(adapters)
+    )
     with whole_output(place) as folder:
         ranks, energy, kept = _write_weights(merge, folder, progress)
+        if isinstance(recipe.rule, Rmm) and not recipe.task:
+            merge.notes.append(write_store(merge, folder))
         config = merged_config(adapters.first.config, ranks)
         write_json(folder / CONFIG, config)
         notes = [*merge.notes, *remarks(adapters.named)]
@@ -190,6 +197,7 @@ def _record(merge: Merge, report: MergeReport) -> dict[str, Any]:
         "energy": recipe.truncation.energy,
         "scale": recipe.scale,
         "seed": recipe.seed,
+        **({"task": recipe.task} if recipe.task else {}),
         "adapters": [
             {"folder": str(f.path), "digest": f.digest, "weight": report.weights[str(f.path)]}
             for f in merge.adapters.named

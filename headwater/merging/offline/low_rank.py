@@ -152,6 +152,36 @@ def best_factors(core: Floats, truncation: Truncation) -> tuple[Floats, Floats, 
     return u[:, :rank] * root, root[:, None] * vt[:rank], spectrum
 
 
+def balanced(b: Floats, a: Floats, rank: int | None = None) -> tuple[Floats, Floats]:
+    """U·√S and √S·Vᵀ of the decomposition of b·a, without what is rounding; of rank 0 if b·a is zero.
+
+    They depend on the change and not on its factors. A pair of singular vectors has no sign of its own: the
+    largest entry of the left one is positive.
+
+    Args:
+        b: [rows, r].
+        a: [r, columns].
+        rank: to which zeros are added; None for none.
+    """
+    q_b, r_b = np.linalg.qr(b)
+    q_a, r_a = np.linalg.qr(a.T)
+    u, s, vt = np.linalg.svd(r_b @ r_a.T)
+    found = int(np.count_nonzero(s > EXACT * s[0])) if s[0] else 0
+    root = np.sqrt(s[:found])
+    left, right = (q_b @ u[:, :found]) * root, root[:, None] * (vt[:found] @ q_a.T)
+    largest = np.abs(left).argmax(axis=0)
+    sign = np.where(left[largest, np.arange(found)] < 0, -1.0, 1.0)
+    left, right, missing = left * sign, right * sign[:, None], max(0, (rank or 0) - found)
+    return np.pad(left, ((0, 0), (0, missing))), np.pad(right, ((0, missing), (0, 0)))
+
+
+def truncated(b: Floats, a: Floats, truncation: Truncation) -> tuple[Floats, Floats, Spectrum]:
+    """The factors of b·a, or of the best product of their rank, as :meth:`Basis.factors` gives them."""
+    q_b, r_b = np.linalg.qr(b)
+    q_a, r_a = np.linalg.qr(a.T)
+    return Basis(q_b, q_a).factors(r_b @ r_a.T, truncation)
+
+
 def _axes(stack: Floats) -> Floats:
     """Orthonormal columns that span those of ``stack`` [n, R], R < n; the first ones matter most."""
     q, triangle = np.linalg.qr(stack)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,95 +25,31 @@ from headwater.errors import ConfigError
 from headwater.merging.largest import Cut
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.common_axes import CommonAxes
-from headwater.merging.offline.fit import no_shares, require_factors, require_fit
+from headwater.merging.offline.factor_merge import compressed_adapters, merged_factors
+from headwater.merging.offline.fit import no_shares, require_factors, require_fit, task_of
 from headwater.merging.offline.fold import fold
-from headwater.merging.offline.low_rank import Basis, Spectrum, Truncation, inner_products, products_by_weight
+from headwater.merging.offline.low_rank import (
+    Basis,
+    Spectrum,
+    inner_products,
+    products_by_weight,
+    truncated,
+)
 from headwater.merging.offline.measured import Measured
 from headwater.merging.offline.peft_folder import MAGNITUDES
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rule import (
     DataRule,
+    FactorRule,
     Floats,
     LinearRule,
     MatrixRule,
-    Rule,
     SequentialRule,
-    Space,
     StackRule,
     ValueRule,
 )
 from headwater.merging.offline.sequence import Sequence
 from headwater.merging.offline.tensor_file import Array
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How adapters are merged.
-
-    Args:
-        rule: which, with its settings.
-        space: of LoRA weights; None for the rule's best: ``product`` for linear rules, else ``core``.
-        truncation: of LoRA weights.
-        scale: what the merged change is multiplied with (λ).
-        seed: of rules that draw.
-    """
-
-    rule: Rule
-    space: Space | None = None
-    truncation: Truncation = field(default_factory=Truncation)
-    scale: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.rule, DataRule):
-            self._require_space_of(self.rule)
-        linear = isinstance(self.rule, LinearRule | DataRule)
-        if self.space == "stack" and not linear:
-            raise ConfigError(
-                f"--space {self.space}",
-                expected="a linear rule",
-                got=self.rule.name,
-                hint="Use --space core.",
-            )
-        if self.space == "product" and not linear:
-            raise ConfigError(
-                "--space product",
-                expected="a linear rule; others need coordinates of the product, which --space core has",
-                got=self.rule.name,
-            )
-        if self.space == "factors" and not _merges_factors(self.rule):
-            raise ConfigError(
-                "--space factors",
-                expected="a rule that looks at values: this one looks at the product of the factors",
-                got=self.rule.name,
-                hint="Leave out --space.",
-            )
-        if self.space in ("stack", "factors") and self.truncation != Truncation():
-            raise ConfigError(
-                "--rank and --energy",
-                expected="--space product or core",
-                got=f"--space {self.space}",
-                hint="Its rank is that of the adapters.",
-            )
-        if not math.isfinite(self.scale) or self.scale == 0:
-            raise ConfigError("--scale", expected="a number that is not zero", got=repr(self.scale))
-
-    def _require_space_of(self, rule: DataRule) -> None:
-        if self.space is not None and self.space not in rule.spaces:
-            raise ConfigError(
-                f"--space {self.space}",
-                expected=f"--space {' or '.join(rule.spaces)} with --rule {rule.name}",
-                got="another",
-                hint="Leave out --space.",
-            )
-
-    @property
-    def chosen(self) -> Space:
-        """The space."""
-        if self.space is not None:
-            return self.space
-        if isinstance(self.rule, DataRule):
-            return self.rule.spaces[0]
-        return "product" if isinstance(self.rule, LinearRule) else "core"
 
 
 @dataclass(frozen=True)
@@ -155,6 +91,7 @@ class Merge:
         if recipe.chosen == "factors":
             require_factors(rule, adapters)
         self._coefficients: Floats | None = None
+        self._task = task_of(rule, adapters, recipe.task)
         self._by_weight = {key: c * recipe.scale for key, c in self.measured.coefficients.items()}
         if isinstance(rule, LinearRule):
             self._find_coefficients(rule)
@@ -215,7 +152,9 @@ class Merge:
         """Each other tensor, merged."""
         for name in self.adapters.plain:
             origin = self.adapters.origin(name)
-            if name in self.measured.values:
+            if self._task is not None:
+                yield name, self.adapters.value(self._task, name)
+            elif name in self.measured.values:
                 yield name, self.measured.values[name]
             elif origin is None:
                 yield name, self._average(name)
@@ -223,6 +162,10 @@ class Merge:
                 yield name, self._combine(name, self._distance(name, origin)) + origin
 
     def _in_core(self, module: str) -> MergedWeight:
+        if isinstance(self.recipe.rule, FactorRule):
+            b, a = self._merged_factors(self.recipe.rule, module, raw=False)
+            b, a, spectrum = truncated(b, a, self.recipe.truncation)
+            return MergedWeight(a, b, spectrum)
         basis: Basis | CommonAxes
         if module in self.measured.changes:
             basis, core = self.measured.changes[module]
@@ -234,6 +177,10 @@ class Merge:
 
     def _combined_in_core(self, module: str) -> tuple[Basis | CommonAxes, Floats]:
         rule, part = self.recipe.rule, self.adapters.first.modules[module]
+        if isinstance(rule, ValueRule) and rule.alone:
+            small = compressed_adapters(rule, self.adapters)
+            basis = Basis.of(small, module)
+            return basis, _added(self.weights * self.recipe.scale, _factors_in(basis, small, module))
         side = min(part.rows, part.columns)
         by_matrix = isinstance(rule, LinearRule | MatrixRule | SequentialRule | DataRule)
         left = isinstance(rule, ValueRule) and rule.axes == "concatenation"
@@ -245,11 +192,8 @@ class Merge:
             basis = Basis.of(self.adapters, module)
         else:
             basis = Basis.of_changes(self.adapters, module, columns=not left)
-        read = self._factors_in(basis, module)
+        read = _factors_in(basis, self.adapters, module)
         return basis, self._combine(module, read, side)
-
-    def _factors_in(self, basis: Basis, module: str) -> Callable[[int], Floats]:
-        return lambda i: basis.core(*self.adapters.folders[i].factors(module))
 
     def _stacked(self, module: str) -> MergedWeight:
         coefficients = self._coefficients_of(module)
@@ -257,7 +201,14 @@ class Merge:
         scaled = [c * b for c, (b, _) in zip(coefficients, pairs, strict=True)]
         return MergedWeight(np.concatenate([a for _, a in pairs]), np.concatenate(scaled, axis=1), None)
 
+    def _merged_factors(self, rule: FactorRule, module: str, *, raw: bool) -> tuple[Floats, Floats]:
+        b, a = merged_factors(rule, self.adapters, self.weights, module, raw=raw, task=self._task)
+        return b * self.recipe.scale, a
+
     def _factor_by_factor(self, module: str) -> MergedWeight:
+        if isinstance(self.recipe.rule, FactorRule):
+            b, a = self._merged_factors(self.recipe.rule, module, raw=True)
+            return MergedWeight(a, b, None)
         b = self._combine(f"{module} B", self._left(module))
         # the scale belongs to the product: to one of its factors
         a = self._combine(f"{module} A", self._right(module)) / self.recipe.scale
@@ -315,14 +266,17 @@ class Merge:
 
         if self._sequence is not None and side:
             return self._sequence.merge(read) * self.recipe.scale
-        if isinstance(rule, LinearRule | SequentialRule | DataRule):
+        if isinstance(rule, LinearRule | SequentialRule | DataRule | FactorRule):
             return _added(self._coefficients_of(key), read)
         if isinstance(rule, MatrixRule):
             shape = read(0).shape
             if len(shape) != 2 or (side or min(shape)) == 1:
                 return _added(self.weights / self.weights.sum() * self.recipe.scale, read)
             stack = np.stack([read(i) for i in range(count)])
-            return rule.merge(stack, self.weights, side or min(shape)) * self.recipe.scale
+            full = side or min(shape)
+            if self._task is not None:
+                return rule.give_back(stack, self.weights, full, self._task) * self.recipe.scale
+            return rule.merge(stack, self.weights, full) * self.recipe.scale
         shape = read(0).shape
         if isinstance(rule, StackRule):
             stack = np.stack([read(i).reshape(-1) for i in range(count)])
@@ -390,11 +344,8 @@ class Merge:
         return lambda i: self.adapters.folders[i].right(module)
 
 
-def _merges_factors(rule: Rule) -> bool:
-    """Whether a rule means something for A and B each by itself."""
-    if isinstance(rule, LinearRule):
-        return not rule.per_weight
-    return isinstance(rule, StackRule) or (isinstance(rule, ValueRule) and rule.axes == "core")
+def _factors_in(basis: Basis, adapters: Adapters, module: str) -> Callable[[int], Floats]:
+    return lambda i: basis.core(*adapters.folders[i].factors(module))
 
 
 def _added(coefficients: Floats, read: Callable[[int], Floats]) -> Floats:

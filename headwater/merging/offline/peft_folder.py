@@ -325,6 +325,14 @@ def _part(
             got=f"A {list(shape_a)}, B {list(shape_b)}",
             hint="Save the adapter again, or leave it out.",
         )
+    if len(shape_b) > 2 and shape_a[0] == rank and 0 < shape_b[1] < rank and rank % shape_b[1] == 0:
+        raise ModelError(
+            f"{path}, module {key}",
+            expected="LoRA on a weight whose outputs see all inputs",
+            got=f"a convolution in {rank // shape_b[1]} groups: A {list(shape_a)}, B {list(shape_b)}",
+            hint="What grouped factors change is not B·A: leave such modules out of target_modules, or merge "
+            "each adapter into its base.",
+        )
     if len(shape_a) < 2 or len(shape_b) < 2 or shape_a[0] != experts * rank or shape_b[1] != experts * rank:
         raise ModelError(
             f"{path}, module {key}",

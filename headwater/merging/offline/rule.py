@@ -1,4 +1,4 @@
-"""Rule: how several adapters become one. Six families, by what a rule must see; a rule is one short file.
+"""Rule: how several adapters become one. Seven families, by what a rule must see; a rule is one short file.
 
 What is merged are *changes*: of a LoRA module the matrix s·B·A, of IA3 the distance of its vector from one,
 of a weight that was trained as a whole its distance from the base's, where the base is given. τ_i is the
@@ -9,6 +9,7 @@ change by adapter i, T the number of adapters.
 - :class:`ValueRule`: value by value, one adapter after the other, as sums. Memory does not grow with T.
 - :class:`StackRule`: value by value, from all adapters at once, one weight at a time.
 - :class:`MatrixRule`: matrix by matrix, from all adapters at once, by what no rotation changes.
+- :class:`FactorRule`: LoRA's factors, from all adapters at once.
 - :class:`SequentialRule`: matrix by matrix, one adapter after the other, by what no rotation changes.
 - :class:`DataRule`: by what rows say of the adapters, through the base model.
 
@@ -52,6 +53,7 @@ class Rule(Settings, ABC):
         least: the smallest number of adapters.
         most: the largest number; None for any.
         negative: whether a weight may be negative: an adapter is taken out.
+        gives_back: whether it can give one adapter's own, ``--task``, beside the merged one.
     """
 
     name: ClassVar[str]
@@ -64,6 +66,7 @@ class Rule(Settings, ABC):
     least: ClassVar[int] = 1
     most: ClassVar[int | None] = None
     negative: ClassVar[bool] = False
+    gives_back: ClassVar[bool] = False
 
 
 class LinearRule(Rule):
@@ -102,6 +105,9 @@ class ValueRule(Rule):
     of [τ_1 … τ_T]."""
     blockwise: ClassVar[bool] = False
     """Whether :meth:`terms` is value by value, so that a part of the values may be asked for; in one pass."""
+    alone: ClassVar[bool] = False
+    """Whether offline it changes the factors of each LoRA adapter, by :meth:`compressed`, and then adds up
+    their products; of other weights, and of the updates of a round, it prunes the values."""
     join: ClassVar[np.ufunc] = np.add
     """What makes one term of two: a sum, or another operation of which order and grouping change nothing, and
     zero leaves all as it is."""
@@ -124,6 +130,10 @@ class ValueRule(Rule):
             draw: gives random numbers of this adapter and weight, the same in both passes.
         """
         return values
+
+    def compressed(self, b: Floats, a: Floats) -> tuple[Floats, Floats]:
+        """An adapter's factors B [rows, r] and A [r, columns], changed, for a rule that is ``alone``."""
+        return b, a
 
     @abstractmethod
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:
@@ -232,6 +242,34 @@ class MatrixRule(Rule):
             weights: [T].
             side: the smaller side of the weight itself.
         """
+
+    def give_back(self, stack: Floats, weights: Floats, side: int, which: int) -> Floats:
+        """What adapter ``which`` has of its own, for a rule that ``gives_back``: [rows, columns]."""
+        raise NotImplementedError(self.name)
+
+
+class FactorRule(Rule):
+    """LoRA's factors, from all adapters at once; what has no factors is averaged.
+
+    They are the balanced ones, U·√S and √S·Vᵀ of each change, which other factors of it do not alter, with
+    zeros up to the largest rank. In the space ``factors`` they are those of the files, s in B.
+    """
+
+    memory: ClassVar[str] = "one weight of every adapter"
+
+    @abstractmethod
+    def merge(self, ups: Floats, downs: Floats, weights: Floats) -> tuple[Floats, Floats]:
+        """B [rows, R] and A [R, columns] of the merged change.
+
+        Args:
+            ups: B [T, rows, r].
+            downs: A [T, r, columns].
+            weights: [T].
+        """
+
+    def give_back(self, ups: Floats, downs: Floats, weights: Floats, which: int) -> tuple[Floats, Floats]:
+        """B and A of adapter ``which``, for a rule that ``gives_back``."""
+        raise NotImplementedError(self.name)
 
 
 class SequentialRule(Rule):

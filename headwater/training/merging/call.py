@@ -13,7 +13,7 @@ from headwater.merging.offline.base_weights import base_weights
 from headwater.merging.offline.folder import MergeReport, merge_folders
 from headwater.merging.offline.low_rank import Truncation
 from headwater.merging.offline.measured import Measured
-from headwater.merging.offline.merge import Recipe
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rule import DataRule, Space
 from headwater.merging.offline.rules.named import named_rule
 
@@ -31,6 +31,7 @@ def merge(
     energy: float = 1.0,
     scale: float = 1.0,
     seed: int = 0,
+    task: int = 0,
     base: AnyPath | None = None,
     data: AnyPath | Sequence[AnyPath] = (),
     origin: AnyPath | None = None,
@@ -50,6 +51,8 @@ def merge(
         energy: of a weight's change that its rank must keep, in (0, 1].
         scale: what the merged change is multiplied with.
         seed: of rules that draw.
+        task: of rules that give an adapter back (``rmm``, ``twin``), which one: from 1, in their order; 0 for
+            the merge.
         base: the base's folder, to merge heads and other whole weights by what changed in them; for rules
             that look at rows also where the base model has moved.
         data: rows for rules that look at them: a file or several; one for each folder (``fisher``,
@@ -68,7 +71,7 @@ def merge(
         StorageError: a file that cannot be read or written.
         DataError: rows that cannot be used, all at once by file and row.
     """
-    recipe = Recipe(named_rule(rule, settings), space, Truncation(rank, energy), scale, seed)
+    recipe = Recipe(named_rule(rule, settings), space, Truncation(rank, energy), scale, seed, task)
     files = [Path(file) for file in ([data] if isinstance(data, str | PathLike) else data)]
     return merge_folders(
         [Path(folder) for folder in folders],

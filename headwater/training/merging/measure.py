@@ -8,15 +8,17 @@ from pathlib import Path
 from headwater.errors import ConfigError, ModelError
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.measured import Measured
-from headwater.merging.offline.merge import Recipe
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rule import DataRule
 from headwater.merging.offline.rules.fisher import Fisher
+from headwater.merging.offline.rules.mats import Mats
 from headwater.merging.offline.rules.regmean import RegMean
 from headwater.merging.offline.rules.searched import AdaMerging, Evolve, FrankWolfe, LoraHub
 from headwater.tasks.batches import Example
 from headwater.tasks.classification import Classification
 from headwater.training.merging.evolve import search_evolve
 from headwater.training.merging.fisher import measure_fisher
+from headwater.training.merging.mats import measure_mats
 from headwater.training.merging.network import RowsNetwork
 from headwater.training.merging.regmean import measure_regmean
 from headwater.training.merging.rows import rows_of_files
@@ -78,6 +80,8 @@ def _measured(
     rule, seed = recipe.rule, recipe.seed
     if isinstance(rule, Fisher):
         return measure_fisher(network, rule, rows, seed=seed, progress=progress)
+    if isinstance(rule, Mats):
+        return measure_mats(network, rule, rows, seed=seed, progress=progress)
     if isinstance(rule, RegMean):
         whole = recipe.chosen == "product"
         return measure_regmean(network, rule, rows, whole=whole, seed=seed, progress=progress)

@@ -49,14 +49,8 @@ def measure_regmean(
         ModelError: DoRA, whose layers do more than add; inputs that are not finite.
     """
     adapters = network.adapters
-    if any(name.endswith(MAGNITUDES) for name in adapters.plain):
-        raise ModelError(
-            f"{adapters.first.path}",
-            expected="LoRA that adds, for rule regmean",
-            got="DoRA",
-            hint="Use mean.",
-        )
-    layers = _linear_layers(network)
+    require_adding(network, rule)
+    layers = linear_layers(network)
     bases = {module: Basis.of_changes(adapters, module, columns=not whole) for module in layers}
     chosen = [
         drawn_rows(rows[i], rule.examples, Key.root(seed).child("merge", "regmean", folder.digest))
@@ -75,12 +69,32 @@ def measure_regmean(
             changes[module] = (bases[module], core)
             below |= network.change(module, bases[module], network.tensor(core))
         below |= network.averaged(_beside(block, adapters.plain))
-    missing = sorted(set(adapters.modules) - layers.keys())
     return Measured(
         changes=changes,
         facts={"rows": [len(part) for part in chosen]},
-        notes=(f"averaged, since they are no linear layers: {', '.join(missing)}",) if missing else (),
+        notes=notes_of(adapters.modules, layers),
     )
+
+
+def require_adding(network: RowsNetwork, rule: RegMean) -> None:
+    """Refuse DoRA.
+
+    Raises:
+        ModelError: it is DoRA.
+    """
+    if any(name.endswith(MAGNITUDES) for name in network.adapters.plain):
+        raise ModelError(
+            f"{network.adapters.first.path}",
+            expected=f"LoRA that adds, for rule {rule.name}",
+            got="DoRA",
+            hint="Use mean.",
+        )
+
+
+def notes_of(modules: Sequence[str], layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """What is said of LoRA modules that are on no linear layers."""
+    missing = sorted(set(modules) - layers.keys())
+    return (f"averaged, since they are no linear layers: {', '.join(missing)}",) if missing else ()
 
 
 def _tell(progress: Progress, part: str, text: str) -> None:
@@ -147,7 +161,7 @@ def input_grams(
     mask = torch.empty(0)
 
     def seen(module: str, given: Tensor) -> None:
-        inputs = _without_padding(given, mask)
+        inputs = without_padding(given, mask)
         if (turn := turns[module]) is not None:
             inputs = inputs @ turn
         gram = (inputs.T @ inputs).double()
@@ -162,7 +176,7 @@ def input_grams(
     return {module: (total / max(1, counts[module])).cpu().numpy() for module, total in sums.items()}
 
 
-def _without_padding(given: Tensor, mask: Tensor) -> Tensor:
+def without_padding(given: Tensor, mask: Tensor) -> Tensor:
     """[n, in]: of a layer's inputs [b, t, in] or [b·t, in] the tokens' rows; others as they are."""
     rows = given.reshape(-1, given.shape[-1])
     return rows[mask.reshape(-1).to(rows.device)] if len(rows) == mask.numel() else rows
@@ -183,7 +197,7 @@ def _watched(layers: Mapping[str, nn.Module], seen: Callable[[str, Tensor], None
             handle.remove()
 
 
-def _linear_layers(network: RowsNetwork) -> dict[str, nn.Module]:
+def linear_layers(network: RowsNetwork) -> dict[str, nn.Module]:
     """Of each LoRA module on a linear layer its A, which is given what the layer is given."""
     found: dict[str, nn.Module] = {}
     for module, part in network.folder.modules.items():

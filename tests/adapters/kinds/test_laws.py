@@ -2,6 +2,7 @@
 
 from headwater.adapters.kinds.ia3 import Ia3Kind
 from headwater.adapters.kinds.lora import LoraKind
+from headwater.adapters.kinds.lora_sb import LoraSbKind
 from headwater.adapters.kinds.p_tuning import PTuningKind
 from headwater.adapters.kinds.prefix import PrefixKind
 from headwater.adapters.kinds.prompt import PromptKind
@@ -19,6 +20,13 @@ class TestLora(AdapterKindLaws):
 
     def table(self, base):
         return federations.adapter("lora", base)
+
+
+class TestLoraSb(AdapterKindLaws):
+    kind, roles, starts_as_base, drawn = LoraSbKind, {"lora_core"}, True, False
+
+    def table(self, base):
+        return federations.adapter("lora-sb", base)
 
 
 class TestDora(AdapterKindLaws):

@@ -6,9 +6,11 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import headwater
+from headwater.errors import ModelError
 from tests.merging.offline.peft_cases import CASES, WEIGHTS, base, base_with, deltas, load, logits, save
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -156,3 +158,14 @@ def test_biases_beside_lora_are_merged_by_what_changed_in_them_where_the_base_is
     for key in biases:
         own = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
         close(got[key], mine[key] + other[key] - model.get_parameter(own).detach(), 1e-6)
+
+
+def test_a_grouped_convolution_is_refused_as_what_it_is(tmp_path):
+    """PEFT gives B the base's groups: [out, r/groups, 1, 1], which is no matrix beside A."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3, groups=2))
+    config = LoraConfig(r=4, target_modules=["0"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(tmp_path / "a")
+    with pytest.raises(ModelError, match="a convolution in 2 groups") as caught:
+        headwater.merge([tmp_path / "a"], tmp_path / "out")
+    assert "of two adapters" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

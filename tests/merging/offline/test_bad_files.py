@@ -13,7 +13,7 @@ import pytest
 import headwater
 from headwater.errors import DecodeError, ModelError, StorageError
 from headwater.merging.offline.folder import merge_folders
-from headwater.merging.offline.merge import Recipe
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rules.linear import Mean
 from tests.merging.offline.small_adapters import CONFIG, WEIGHTS, adapter, edit, refused
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from headwater.cli.main import main
 from headwater.errors import ConfigError
 from headwater.merging.offline.adapters import Adapters
-from headwater.merging.offline.merge import Merge, Recipe
+from headwater.merging.offline.merge import Merge
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rule import DataRule, LinearRule, ValueRule
 from headwater.merging.offline.rules.table import RULES
 from tests.laws.offline_rule_laws import Bench, require_close

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from headwater.errors import ConfigError
 from headwater.merging.largest import BLOCK, Cut
 from headwater.merging.offline.adapters import Adapters
-from headwater.merging.offline.merge import Merge, Recipe
+from headwater.merging.offline.merge import Merge
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rule import Rule
 from headwater.merging.offline.rules.breadcrumbs import Breadcrumbs
 from headwater.merging.offline.rules.consensus import Consensus

@@ -6,6 +6,10 @@ import numpy as np
 
 from headwater.merging.offline.rule import DataRule
 from headwater.merging.offline.rules.breadcrumbs import Breadcrumbs, BreadcrumbsTies
+from headwater.merging.offline.rules.compressed.copa import Copa
+from headwater.merging.offline.rules.compressed.one_bit import OneBit
+from headwater.merging.offline.rules.compressed.rmm import Rmm
+from headwater.merging.offline.rules.compressed.twin import Twin
 from headwater.merging.offline.rules.consensus import Consensus
 from headwater.merging.offline.rules.dare import DareLinear, DareTies
 from headwater.merging.offline.rules.della import Della, DellaLinear
@@ -173,6 +177,24 @@ class TestIsoCts(OfflineRuleLaws):
 class TestLore(OfflineRuleLaws):
     rule = whole = alike = Lore(threshold=0.5)
     scales = False  # the threshold is a length
+
+
+class TestTwin(OfflineRuleLaws):
+    rule = whole = alike = Twin(exclusive=0.5)
+
+
+class TestOneBit(OfflineRuleLaws):
+    rule = OneBit()
+    whole = alike = None  # signs and a magnitude are not the adapter
+
+
+class TestCopa(OfflineRuleLaws):
+    rule = Copa(density=0.5)
+    whole = alike = Copa(density=1)
+
+
+class TestRmm(OfflineRuleLaws):
+    rule = whole = alike = Rmm(directions=1)
 
 
 class TestOpcm(OfflineRuleLaws):

@@ -12,7 +12,8 @@ import torch
 from headwater.adapters.export import export
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.measured import Measured
-from headwater.merging.offline.merge import Merge, Recipe
+from headwater.merging.offline.merge import Merge
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rule import DataRule
 from headwater.training.merging.network import RowsNetwork
 from tests.laws.offline_rule_laws import Floats

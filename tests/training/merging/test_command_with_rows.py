@@ -19,6 +19,7 @@ SMALL = {
     "fisher": ("--examples", "4"),
     "regmean": (),
     "regmean_pp": (),
+    "mats": ("--iterations", "20"),
     "lorahub": ("--evaluations", "2"),
     "fw": ("--iterations", "1"),
     "adamerging": ("--steps", "1"),

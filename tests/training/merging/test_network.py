@@ -8,7 +8,7 @@ import torch
 from headwater.adapters.predict import Predictor
 from headwater.errors import ModelError
 from headwater.merging.offline.folder import merge_folders
-from headwater.merging.offline.merge import Recipe
+from headwater.merging.offline.recipe import Recipe
 from headwater.merging.offline.rules.linear import TaskArithmetic
 from headwater.tasks.batches import collate
 from headwater.training.merging.coefficients import Sums

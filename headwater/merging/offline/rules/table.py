@@ -6,6 +6,10 @@ from collections.abc import Mapping
 
 from headwater.merging.offline.rule import Rule
 from headwater.merging.offline.rules.breadcrumbs import Breadcrumbs, BreadcrumbsTies
+from headwater.merging.offline.rules.compressed.copa import Copa
+from headwater.merging.offline.rules.compressed.one_bit import OneBit
+from headwater.merging.offline.rules.compressed.rmm import Rmm
+from headwater.merging.offline.rules.compressed.twin import Twin
 from headwater.merging.offline.rules.consensus import Consensus
 from headwater.merging.offline.rules.dare import DareLinear, DareTies
 from headwater.merging.offline.rules.della import Della, DellaLinear
@@ -16,6 +20,7 @@ from headwater.merging.offline.rules.krum import Krum, MultiKrum
 from headwater.merging.offline.rules.linear import Mean, TaskArithmetic
 from headwater.merging.offline.rules.lore import Lore
 from headwater.merging.offline.rules.magmax import MagMax
+from headwater.merging.offline.rules.mats import Mats
 from headwater.merging.offline.rules.median import Median, TrimmedMean
 from headwater.merging.offline.rules.model_stock import ModelStock
 from headwater.merging.offline.rules.opcm import Opcm
@@ -31,6 +36,7 @@ _CLASSES: tuple[type[Rule], ...] = (
     *(Mean, TaskArithmetic, ModelStock, Slerp, Karcher, Krum, MultiKrum, GeometricMedian),
     *(Ties, Knots, MagnitudePrune, DareLinear, DareTies, Della, DellaLinear, Breadcrumbs, BreadcrumbsTies),
     *(MagMax, Sce, Consensus, Pcb, Median, TrimmedMean, TsvM, IsoC, IsoCts, Lore, Opcm),
-    *(Fisher, RegMean, RegMeanPlusPlus, LoraHub, FrankWolfe, AdaMerging, Evolve),
+    *(Twin, OneBit, Copa, Rmm),
+    *(Fisher, RegMean, RegMeanPlusPlus, Mats, LoraHub, FrankWolfe, AdaMerging, Evolve),
 )
 RULES: Mapping[str, type[Rule]] = {rule.name: rule for rule in _CLASSES}

@@ -1,0 +1,53 @@
+"""A client's own part of the adapter: in space ``fedsa`` B and the head, which never leave it.
+
+FedSA-LoRA (arXiv 2410.01463): all clients train A, B and the head; the server merges A alone. A client goes
+on with its own B, kept in two steps as a control variate is: whether the update that was made with it counts
+is known when the server speaks again. A client that is new has the B and the head that everybody starts with.
+"""
+
+from __future__ import annotations
+
+from headwater.client.execution.control_variate import ControlVariate
+from headwater.client.execution.store import ClientStore
+from headwater.merging.pairs import shared_factors
+from headwater.protocol.messages import EvaluateRequest, TrainRequest
+from headwater.state import AdapterState, StateSpec
+
+
+def own_spec(spec: StateSpec) -> StateSpec:
+    """Of the tensors that stay with a client: all but A."""
+    shared = set(shared_factors(spec))
+    return spec.only(t.name for t in spec if t.name not in shared)
+
+
+def with_own(
+    request: TrainRequest | EvaluateRequest, state: AdapterState, store: ClientStore
+) -> AdapterState:
+    """The global state with the client's own part in its place.
+
+    To train, it goes on from what the server has accepted. What is evaluated after a round is with what the
+    client made of that round, which then is not known to be accepted.
+    """
+    kept = store.load_own(request.client, own_spec(state.spec))
+    known = request.accepted_round if isinstance(request, TrainRequest) else request.round
+    own = kept.settled(known)
+    return state if own is None else AdapterState(state.spec, {**state, **own})
+
+
+def keep_own(
+    request: TrainRequest, start: AdapterState, delta: AdapterState, store: ClientStore
+) -> AdapterState:
+    """Remember the own part as it was, and as training left it; what is left of the delta is for the server.
+
+    Args:
+        request: that was trained for.
+        start: the state that the training started from.
+        delta: what it learned.
+        store: of the client.
+    """
+    spec = own_spec(delta.spec)
+    before = AdapterState(spec, {name: start[name] for name in spec.by_name})
+    after = AdapterState(spec, {name: start[name] + delta[name] for name in spec.by_name})
+    store.save_own(request.client, ControlVariate(before, request.round, after))
+    zeros = AdapterState.zeros(spec)
+    return AdapterState(delta.spec, {**delta, **zeros})
