@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import mmap
 import os
 import re
 import shutil
@@ -94,14 +95,36 @@ def read_lines(path: Path) -> list[bytes]:
     Raises:
         StorageError: it cannot be read.
     """
+    return list(each_line(path))
+
+
+def each_line(path: Path) -> Iterator[bytes]:
+    """What :func:`read_lines` returns, one line at a time.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
     try:
-        return path.read_bytes().split(b"\n")[:-1]
+        with path.open("rb") as file:
+            yield from (line[:-1] for line in file if line.endswith(b"\n"))
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:
         raise StorageError(
             f"reading {path}", expected="a readable file", got=error.strerror or str(error)
         ) from error
+
+
+def start_of(path: Path, size: int) -> memoryview:
+    """The first ``size`` bytes of a file, mapped and not read into memory. It may be renamed over meanwhile.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not size:
+        return memoryview(b"")
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[:size]
 
 
 def make_folder(path: Path, *, durable: bool = True) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,13 @@ _HEAD = len(_MAGIC) + 32
 _ENTRY = "headwater"
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class Readable(Protocol):
+    """What is read from front to back: an open file, or a record of several clients' file."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next ``size`` bytes, fewer at the end; all that are left where it is negative."""
 
 
 def to_pieces(state: FeedbackState) -> list[bytes | memoryview]:
@@ -57,7 +64,7 @@ def to_pieces(state: FeedbackState) -> list[bytes | memoryview]:
     return [_MAGIC + digest.digest(), *content]
 
 
-def read_state(file: BinaryIO, spec: StateSpec) -> FeedbackState:
+def read_state(file: Readable, spec: StateSpec) -> FeedbackState:
     """The state in an open file.
 
     Raises:
@@ -83,7 +90,7 @@ def read_state(file: BinaryIO, spec: StateSpec) -> FeedbackState:
         raise _torn("a feedback state of this version", repr(error)[:80]) from None
 
 
-def pending_round(file: BinaryIO, spec: StateSpec) -> int | None:
+def pending_round(file: Readable, spec: StateSpec) -> int | None:
     """The pending update's round, or None, from the head of an open file alone, which nothing checks.
 
     Whoever goes on with the state reads the whole file, and so finds out if the head was wrong.

@@ -102,8 +102,8 @@ class FederatedData:
         if isinstance(settings, NoData):
             width = max(4, len(str(settings.clients - 1)))
             # nothing is trained on these rows: only their number counts
-            rows = list(range(settings.examples))
-            splits = {f"client-{i:0{width}}": (rows, list[int]()) for i in range(settings.clients)}
+            split = list(range(settings.examples)), list[int]()
+            splits = {f"client-{i:0{width}}": split for i in range(settings.clients)}
             return FederatedData(settings, None, OpenedRows(None, splits, None, ()), key)
         opened = open_rows(loaded, settings, key)
         if on_devices and opened.table is not None:
@@ -161,6 +161,8 @@ class FederatedData:
         Raises:
             DataError: no such client, or nothing to train on is left of its texts.
         """
+        if self._table is None:  # no rows, only their number
+            return ClientData(*(self._examples(None, rows) for rows in self._of(name)))
         found = self._cache.pop(name, None)
         if found is not None:
             self._cached_tokens -= found.tokens

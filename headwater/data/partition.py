@@ -128,12 +128,12 @@ def _dirichlet(
             got=f"at best {best} for the smallest client",
             hint="Raise data.partition.alpha, lower min_examples, or use fewer clients.",
         )
-    parts: list[list[Indices]] = [[] for _ in range(clients)]
+    owner = np.empty(len(table), np.intp)
     for i, (cut, group) in enumerate(zip(cuts, groups, strict=True)):
         order = key.child("order", i).numpy().permutation(group)
-        for part, share in zip(parts, np.split(order, cut), strict=True):
-            part.append(share)
-    return _named([np.concatenate(part) for part in parts])
+        owner[order] = np.searchsorted(cut, np.arange(len(order)), side="right")
+    rows = np.argsort(owner, kind="stable")
+    return _named(np.split(rows, np.cumsum(np.bincount(owner, minlength=clients))[:-1]))
 
 
 def _require_rows(table: Table, clients: int, least: int, kind: str) -> None:

@@ -187,7 +187,7 @@ class Coordinator(CoordinatorBase[RoundRules]):
     def _failed_event(self, event: Event) -> list[Action]:
         assert isinstance(event, Failed)
         client = event.client
-        if event.round != self._number or client not in self._waiting | self._folding:
+        if event.round != self._number or not (client in self._waiting or client in self._folding):
             return []
         self._waiting.discard(client)
         self._folding.discard(client)
@@ -203,7 +203,7 @@ class Coordinator(CoordinatorBase[RoundRules]):
             return []
         self._gone.add(client)
         self._retries.take(client)
-        if client in self._accepted | self._folding:  # what is in the accumulator stays there
+        if client in self._accepted or client in self._folding:  # what is in the accumulator stays there
             return []
         self._waiting.discard(client)
         self._failed[client] = event.reason

@@ -107,6 +107,11 @@ class RoundRecord:
         """The line, without its line feed."""
         return json.dumps(json_safe(self.content), separators=(",", ":")).encode()
 
+    def without_clients(self) -> RoundRecord:
+        """The record without the tables that have an entry for each client."""
+        of_clients = ("clients", "clients_each", "not_evaluated")
+        return RoundRecord({name: part for name, part in self.content.items() if name not in of_clients})
+
     @property
     def round(self) -> int:
         """Its number; 0 before training."""

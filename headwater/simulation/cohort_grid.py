@@ -64,7 +64,7 @@ class CohortGrid(QueuedGrid):
     def __init__(
         self, clients: Sequence[str], runtime: ClientRuntime, place: Workplace, record: CohortRecord
     ) -> None:
-        super().__init__(clients)
+        super().__init__(clients, runtime)
         self._runtime, self._place, self._record = runtime, place, record
         self._sizes: dict[str, Size | None] = {}
 
@@ -119,7 +119,7 @@ class CohortGrid(QueuedGrid):
             if isinstance(request, TrainRequest):
                 train[request.client] = _Member(message_id, request, (envelope, state))
             else:
-                name = self._names[message.metadata.dst_node_id]
+                name = self._name(message)
                 yield _Job((message_id,), partial(self._place.submit, name, envelope, state))
         rounds: dict[int, list[TrainRequest]] = {}
         for member in train.values():

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from headwater.client.execution.flower_app import client_app
 from headwater.client.execution.runtime import ClientRuntime, run_id
-from headwater.client.execution.store import ClientStore, DirectoryStore
+from headwater.client.execution.store import ClientStore, SharedStore
 from headwater.config import LoadedFederation
 from headwater.errors import MissingDependency
 from headwater.server.rounds.federation_server import FederationServer, RunResult
@@ -44,7 +44,7 @@ def run_on_ray(
         server: runs in a thread of Flower's, or in this one.
         loaded: the federation.
         runtime: of this process: who the clients are, and who is a batch.
-        store: folder of the clients' error feedback.
+        store: folder of what the clients keep.
         record: of the sizes of batches.
         interrupted: what ``server`` asks whether the run is to end now; set when this ends.
 
@@ -165,15 +165,16 @@ class _NodeOpener:
 
     def __call__(self, context: Context) -> tuple[str, ClientStore, ClientRuntime]:
         name = self._clients[int(context.node_config["partition-id"])]
-        return name, DirectoryStore(self._store, durable=False), _runtime(self._loaded)
+        return name, *_opened_once(self._loaded, self._store)
 
 
-_opened: dict[str, ClientRuntime] = {}
+_opened: dict[tuple[str, Path], tuple[ClientStore, ClientRuntime]] = {}
 
 
-def _runtime(loaded: LoadedFederation) -> ClientRuntime:
-    run = run_id(loaded)
+def _opened_once(loaded: LoadedFederation, store: Path) -> tuple[ClientStore, ClientRuntime]:
+    """Of the run that this process works for."""
+    run = run_id(loaded), store
     if run not in _opened:
         _opened.clear()
-        _opened[run] = ClientRuntime.open(loaded, check=False)
+        _opened[run] = SharedStore(store), ClientRuntime.open(loaded, check=False)
     return _opened[run]

@@ -13,7 +13,7 @@ from flwr.app import Error
 from headwater.client.execution.answer import answer, answer_batch
 from headwater.client.execution.execute import WantOfMemory
 from headwater.client.execution.runtime import ClientRuntime
-from headwater.client.execution.store import ClientStore, DirectoryStore
+from headwater.client.execution.store import ClientStore, SharedStore
 from headwater.config import LoadedFederation
 from headwater.errors import TrainingError
 from headwater.simulation.workplace import Encoded, Workplace, outcome
@@ -28,7 +28,7 @@ class RayPool(Workplace):
 
     Args:
         loaded: the federation whose clients they work for.
-        store: folder of the clients' error feedback, which all nodes of the cluster see.
+        store: folder of what the clients keep, which all nodes of the cluster see.
         cohort: most clients of a batch.
         most: actors.
     """
@@ -94,7 +94,7 @@ class _Actor:
 
     def __init__(self, loaded: LoadedFederation, store: Path, cohort: int) -> None:
         self._opened: tuple[ClientStore, ClientRuntime] = (
-            DirectoryStore(store, durable=False),
+            SharedStore(store),
             ClientRuntime.open(loaded, check=False, cohort=cohort),
         )
 

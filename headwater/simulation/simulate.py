@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from headwater.client.execution.runtime import ClientRuntime, run_id
-from headwater.client.execution.store import DirectoryStore
+from headwater.client.execution.store import SharedStore
 from headwater.config import LoadedFederation
 from headwater.errors import ConfigError
 from headwater.server.clients.run_control import RunControl
@@ -134,14 +134,14 @@ def _run_here(
             outcome = run_on_ray(server, loaded, runtime, folder.clients, record, interrupted)
         else:
             names = runtime.data.clients
-            store = DirectoryStore(folder.clients, durable=False)
+            store = SharedStore(folder.clients)
             if (count := min(workers, len(names))) > 1:
                 pool = stack.enter_context(WorkerPool(count, loaded, folder.clients, runtime.cohort))
             grid: LocalGrid
             if runtime.cohort > 1:
                 grid = CohortGrid(names, runtime, pool or ThisProcess(runtime, store), record)
             elif pool is not None:
-                grid = WorkersGrid(names, pool)
+                grid = WorkersGrid(names, pool, runtime)
             else:
                 grid = InProcessGrid(names, runtime, store)
             outcome = server.run(grid, owners=names)

@@ -29,7 +29,7 @@ from flwr.app import Error
 
 from headwater.client.execution.answer import answer, answer_batch
 from headwater.client.execution.runtime import ClientRuntime
-from headwater.client.execution.store import ClientStore, DirectoryStore
+from headwater.client.execution.store import ClientStore, SharedStore
 from headwater.config import LoadedFederation
 from headwater.config.traits import ModelTraits
 from headwater.errors import TrainingError
@@ -45,7 +45,7 @@ class WorkerPool(Workplace):
     Args:
         count: processes.
         loaded: the federation whose clients they work for.
-        store: folder of the clients' error feedback.
+        store: folder of what the clients keep.
         cohort: most clients of a batch; the file's if None.
     """
 
@@ -166,7 +166,7 @@ def _start(loaded: LoadedFederation, store: Path, cohort: int | None) -> None:
     global _process
     live_for_parent()
     runtime = ClientRuntime.open(loaded, check=False, cohort=cohort)
-    _process = runtime, DirectoryStore(store, durable=False)
+    _process = runtime, SharedStore(store)
 
 
 def live_for_parent() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from headwater.config.assignment import DEFAULT, Method
@@ -41,11 +41,19 @@ def assign(
     """
     if federation.assignment is not None and federation.assignment.by_device:
         return {name: _planned(federation, profile) for name, profile in profiles.items()}
-    method_names = names_of(federation, profiles) if method_names is None else method_names
-    late = [name for name in profiles if name not in method_names]
-    method_names = {**method_names, **names_of(federation, late)} if late else method_names
+    method_names = completed_names(federation, profiles, method_names)
     methods = {name: method_of(federation, name) for name in {method_names[client] for client in profiles}}
     return {client: Assigned(method_names[client], methods[method_names[client]]) for client in profiles}
+
+
+def completed_names(
+    federation: Federation, clients: Collection[str], method_names: Mapping[str, str] | None
+) -> Mapping[str, str]:
+    """``method_names``, with those of the clients that have none yet; of all where there are none."""
+    if method_names is None:
+        return names_of(federation, clients)
+    late = [name for name in clients if name not in method_names]
+    return {**method_names, **names_of(federation, late)} if late else method_names
 
 
 def names_of(federation: Federation, clients: Iterable[str]) -> dict[str, str]:

@@ -30,7 +30,7 @@ from headwater.seeds.keys import Key
 from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes
 from headwater.state import AdapterState, StateSpec
-from headwater.strategies.assignment import Assigned, assign
+from headwater.strategies.assignment import Assigned, assign, completed_names
 from headwater.strategies.budget import codec_within
 from headwater.strategies.layers import one_factor, trained_tensors
 from headwater.strategies.learning_rate import learning_rate_factor
@@ -106,10 +106,10 @@ class FederatedStrategy(Strategy):
                 got=f"{len(profiles)} clients, none with any",
                 hint="Check the clients' data and their validation_fraction.",
             )
-        methods = assign(federation, {name: profiles[name] for name in names}, method_names)
+        method_names = completed_names(federation, names, method_names)  # quotas are of all clients
         if federation.schedule.has_rounds:  # a buffered version takes whoever is first
             names = _sample(names, federation.cohort.clients_per_round, key.child("cohort", number))
-        methods = {name: methods[name] for name in names}
+        methods = assign(federation, {name: profiles[name] for name in names}, method_names)
         spec, layers_key = server.state.spec, key.child("layers", number)
         self._require_room(spec, len(names))
         tensors = trained_tensors(spec, {n: a.method for n, a in methods.items()}, key=layers_key)

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import pytest
 from safetensors.numpy import load_file
 
-from headwater.client.execution.store import DirectoryStore
+from headwater.client.execution.store import SharedStore
 from headwater.config import load_federation
 from headwater.errors import ConfigError, ModelError, TrainingError
 from headwater.proto.wire import decode_request
@@ -47,7 +47,7 @@ def test_a_round_that_was_cut_off_trains_the_same_clients_together_again(
     file, undisturbed, tmp_path, monkeypatch
 ):
     """One has kept what it answered: it is trained beside the others all the same, for their sake."""
-    saves, save = [], DirectoryStore.save
+    saves, save = [], SharedStore.save
 
     def killed(self, *arguments):
         saves.append(arguments[0])
@@ -56,7 +56,7 @@ def test_a_round_that_was_cut_off_trains_the_same_clients_together_again(
         save(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DirectoryStore, "save", killed)
+        patch.setattr(SharedStore, "save", killed)
         with pytest.raises(SystemExit):
             run(file, tmp_path / "b", COHORT)
     assert len(set(saves[:3])) == 3

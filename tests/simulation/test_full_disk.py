@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from headwater.client.execution.record_file import RecordFile
 from headwater.config import load_federation
 from headwater.errors import StorageError
 from headwater.server.storage.run_folder import RunFolder
@@ -25,7 +26,7 @@ class Disk:
 
     def __init__(self, monkeypatch, folder: Path) -> None:
         self.folder, self.full_at, self.writes = folder, 10**9, 0
-        self._open, self._mkdir = Path.open, Path.mkdir
+        self._open, self._mkdir, self._put = Path.open, Path.mkdir, RecordFile.put
         disk = self
 
         def opened(path, mode="r", *args, **kwargs):
@@ -39,7 +40,16 @@ class Disk:
             return disk._mkdir(path, *args, **kwargs)
 
         monkeypatch.setattr(Path, "open", opened)
+
+        def put(file, *args):
+            try:
+                disk.write(file.path)
+            except OSError as error:
+                raise StorageError(f"writing {file.path}", got=str(error)) from error
+            return disk._put(file, *args)
+
         monkeypatch.setattr(Path, "mkdir", made)
+        monkeypatch.setattr(RecordFile, "put", put)
 
     def write(self, path: Path) -> None:
         self.writes += 1

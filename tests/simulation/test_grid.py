@@ -11,7 +11,7 @@ from flwr.app import Message, MessageType
 
 from headwater.client.execution import execute as client_path
 from headwater.client.execution.runtime import ClientRuntime
-from headwater.client.execution.store import DirectoryStore, MemoryStore
+from headwater.client.execution.store import MemoryStore, SharedStore
 from headwater.compression.dense import DenseCodec
 from headwater.config import load_federation
 from headwater.errors import DataError
@@ -240,9 +240,9 @@ def test_what_is_cancelled_is_not_done(inprocess, runtime, monkeypatch):
     trained = []
     original = client_path._update
 
-    def update(request, *rest):
-        trained.append(request.client)
-        return original(request, *rest)
+    def update(member, *rest):
+        trained.append(member.request.client)
+        return original(member, *rest)
 
     monkeypatch.setattr(client_path, "_update", update)
     ids = list(inprocess.push_messages([train(runtime, client) for client in NAMES]))
@@ -267,7 +267,7 @@ def test_a_cancelled_round_leaves_nothing_to_the_next(grid, runtime):
 def test_a_store_outlives_its_grid(runtime, tmp_path):
     replies = []
     for _ in range(2):  # as after a restart: the same task, the same bytes
-        grid = InProcessGrid(NAMES, runtime, DirectoryStore(tmp_path, durable=False))
+        grid = InProcessGrid(NAMES, runtime, SharedStore(tmp_path))
         (reply,) = grid.send_and_receive([train(runtime, NAMES[0])])
         replies.append(unpack(reply.content, "reply"))
     assert replies[0] == replies[1]

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from headwater.adapters.predict import Predictor
 from headwater.client.execution.own_part import own_spec
 from headwater.client.execution.runtime import ClientRuntime
-from headwater.client.execution.store import DirectoryStore
+from headwater.client.execution.store import SharedStore
 from headwater.config import load_federation
 from headwater.errors import ConfigError
 from headwater.merging.pairs import shared_factors
@@ -113,7 +113,7 @@ def test_fedsa_merges_a_alone_and_every_client_goes_on_with_its_own_b(tmp_path, 
     final = states[-1].state
     first = runtime.context.initial_state()
     assert {n for n in final if not torch.equal(final[n], first[n])} == set(shared_factors(final.spec))
-    store = DirectoryStore(next((tmp_path / "a").rglob("*.own")).parent, durable=False)
+    store = SharedStore(tmp_path / "a" / "state" / "clients")
     own = {name: store.load_own(name, own_spec(final.spec)).settled(3) for name in ("ann", "ben", "cleo")}
     assert len({part.tobytes() for part in own.values()}) == 3
     told = rounds(tmp_path / "a")[-1]["clients_each"]
@@ -127,7 +127,7 @@ def test_fedsa_merges_a_alone_and_every_client_goes_on_with_its_own_b(tmp_path, 
     asked = []
     run(file, tmp_path / "b", should_stop=lambda: bool(asked) or asked.append(1))
     assert resume(tmp_path / "b")[0]["adapter_sha256"] == whole["adapter_sha256"]
-    again = DirectoryStore(next((tmp_path / "b").rglob("*.own")).parent, durable=False)
+    again = SharedStore(tmp_path / "b" / "state" / "clients")
     for name, part in own.items():
         assert again.load_own(name, own_spec(final.spec)).settled(3).tobytes() == part.tobytes()
 

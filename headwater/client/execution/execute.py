@@ -28,6 +28,7 @@ from headwater.proto.wire import decode_reply, encode_reply
 from headwater.protocol.failures import FailureCode, coded, failure_of
 from headwater.protocol.messages import (
     ClientFailure,
+    ClientProfile,
     EncodedUpdate,
     EvaluateRequest,
     Evaluation,
@@ -337,11 +338,16 @@ def evaluate(
 
 
 def introduce(client: str, runtime: ClientRuntime) -> bytes:
-    """The client's encoded profile; in a simulation, the failure by name that came instead."""
+    """What :func:`introduction` says, encoded."""
+    return encode_reply(introduction(client, runtime))
+
+
+def introduction(client: str, runtime: ClientRuntime) -> ClientProfile | ClientFailure:
+    """The client's profile; in a simulation, the failure by name that came instead."""
     try:
-        return encode_reply(runtime.profile(client))
+        return runtime.profile(client)
     except Exception as error:
         why = _contained(error, client, "read its data", runtime)
         if not runtime.simulated:
             raise  # a device's data quote rows: its worker says what leaves
-        return encode_reply(ClientFailure(client, 0, str(why), runtime.run, failure_of(why)))
+        return ClientFailure(client, 0, str(why), runtime.run, failure_of(why))

@@ -102,6 +102,12 @@ class ClientRuntime:
         self.cohort = clients
         self.context = replace(self.context, cohort=clients)
 
+    @property
+    def measures_devices(self) -> bool:
+        """Whether the federation assigns methods by what devices say of themselves."""
+        assignment = self.context.loaded.settings.assignment
+        return assignment is not None and assignment.by_device
+
     def profile(self, client: str) -> ClientProfile:
         """What the server may know about ``client`` before the first round."""
         data, settings = self.data.client(client), self.context.loaded.settings

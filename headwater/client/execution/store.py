@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from headwater.client.execution.control_variate import ControlVariate, from_bytes, to_bytes
+from headwater.client.execution.record_file import RecordFile
 from headwater.client.execution.seed_state_file import (
     Versions,
     same,
@@ -19,13 +20,17 @@ from headwater.client.execution.seed_state_file import (
     with_version,
 )
 from headwater.compression.feedback import FeedbackState
-from headwater.compression.feedback_file import pending_round, read_state, to_pieces
+from headwater.compression.feedback_file import Readable, pending_round, read_state, to_pieces
 from headwater.errors import StorageError
 from headwater.files import clear_temporaries, file_name, write_atomically
 from headwater.seeds.directions import Integers
 from headwater.state import StateSpec
 
 T = TypeVar("T")
+
+STORE_FILE = "store.sqlite"
+"""In a simulation's folder of the clients: what all of them keep."""
+_FILES = {".feedback", ".control", ".own", ".sums"}
 
 
 class ClientStore(ABC):
@@ -177,7 +182,7 @@ class DirectoryStore(ClientStore):
             return super().pending_round(client, spec)
         return self._read(client, lambda file: pending_round(file, spec))
 
-    def _read(self, client: str, read: Callable[[BinaryIO], T], kind: str = "feedback") -> T | None:
+    def _read(self, client: str, read: Callable[[Readable], T], kind: str = "feedback") -> T | None:
         """What ``read`` returns for the client's file; None without one."""
         path = self._path(client, kind)
         try:
@@ -224,3 +229,76 @@ class DirectoryStore(ClientStore):
             return sums_from_bytes(self._path(client, "sums").read_bytes())
         except OSError:  # as if there were none; a disk that is broken shows when it is written to
             return ()
+
+
+class SharedStore(ClientStore):
+    """What all clients of a simulation keep, in one file of their folder. It survives a kill, no power cut.
+
+    An earlier version kept a file per client and kind: what such files hold is read until it is replaced.
+
+    Args:
+        folder: made when first written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._records = RecordFile(folder / STORE_FILE)
+        self._earlier = DirectoryStore(folder, durable=False) if _has_files(folder) else MemoryStore()
+
+    def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
+        found = self._read(client, "feedback", lambda record: read_state(record, spec))
+        return self._earlier.load(client, spec) if found is None else found[0]
+
+    def pending_round(self, client: str, spec: StateSpec) -> int | None:
+        """As in :class:`ClientStore`, from the head of what is kept."""
+        found = self._read(client, "feedback", lambda record: pending_round(record, spec))
+        return self._earlier.pending_round(client, spec) if found is None else found[0]
+
+    def save(self, client: str, state: FeedbackState) -> None:  # noqa: D102 - inherited
+        self._records.put(client, "feedback", to_pieces(state))
+
+    def load_control(self, client: str, spec: StateSpec) -> ControlVariate:  # noqa: D102 - inherited
+        found = self._read(client, "control", lambda record: from_bytes(record.read(), spec))
+        return self._earlier.load_control(client, spec) if found is None else found[0]
+
+    def save_control(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
+        self._records.put(client, "control", to_bytes(kept))
+
+    def load_own(self, client: str, spec: StateSpec) -> ControlVariate:  # noqa: D102 - inherited
+        found = self._read(client, "own", lambda record: from_bytes(record.read(), spec, "own part"))
+        return self._earlier.load_own(client, spec) if found is None else found[0]
+
+    def save_own(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
+        self._records.put(client, "own", to_bytes(kept))
+
+    def load_sums(self, client: str) -> Mapping[int, Integers]:  # noqa: D102 - inherited
+        return dict(self._versions(client))
+
+    def save_sums(self, client: str, version: int, sums: Integers, base: int = 0) -> None:  # noqa: D102 - inherited
+        kept = self._versions(client)
+        after = with_version(kept, version, sums, base)
+        if not same(after, kept):  # a task that comes again writes nothing
+            self._records.put(client, "sums", [sums_to_bytes(after)])
+
+    def _versions(self, client: str) -> Versions:
+        try:
+            found = self._read(client, "sums", lambda record: sums_from_bytes(record.read()))
+        except StorageError:  # as if there were none; a disk that is broken shows when it is written to
+            return ()
+        return tuple(self._earlier.load_sums(client).items()) if found is None else found[0]
+
+    def _read(self, client: str, kind: str, read: Callable[[Readable], T]) -> tuple[T] | None:
+        """What ``read`` returns for the client's record; None without one."""
+        with self._records.reading(client, kind) as record:
+            if record is None:
+                return None
+            try:
+                return (read(record),)
+            except StorageError as error:
+                hint = "Restore the file from a backup, or start a new run."
+                who = f"{self._records.path}: client {client}, {error.who}"
+                raise StorageError(who, expected=error.expected, got=error.got, hint=hint) from None
+
+
+def _has_files(folder: Path) -> bool:
+    """Whether an earlier version has left clients' files in ``folder``."""
+    return folder.is_dir() and any(path.suffix in _FILES for path in folder.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Protocol, runtime_checkable
 
 from flwr.app import Array, Message, MessageType
@@ -16,6 +17,7 @@ from headwater.proto.group_wire import decode_group_reply, encode_group_request
 from headwater.proto.wire import decode_reply, encode_request
 from headwater.protocol.messages import (
     ClientFailure,
+    ClientProfile,
     EvaluateRequest,
     GroupReply,
     GroupRequest,
@@ -27,6 +29,9 @@ from headwater.server.events import ClientAsked, Observer
 
 GROUP_AT_ONCE = 1000
 """Clients behind one edge aggregator that one message asks."""
+ASKED_AT_ONCE = 1000
+"""Clients whose profile, or evaluation, is out at the same time where nothing ends the wait for one: what
+bounds the memory of messages."""
 PULL_AT_ONCE = 16
 """Replies asked for in one pull: what bounds the memory of replies that wait to be folded."""
 
@@ -73,9 +78,6 @@ class _Sent:
     round: int
     members: frozenset[str] = frozenset()
 
-    def concerns(self, client: str) -> bool:
-        return client == self.address or client in self.members
-
 
 @runtime_checkable
 class Cancels(Protocol):
@@ -83,6 +85,14 @@ class Cancels(Protocol):
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Drop the messages, their work and their replies."""
+
+
+@runtime_checkable
+class Introduces(Protocol):
+    """A grid whose clients may be in this process, so that no message has to ask what they have."""
+
+    def introductions(self) -> Callable[[int], ClientProfile | ClientFailure] | None:
+        """What says it, by node; None where they are asked by message."""
 
 
 def unsigned(address: str, data: bytes) -> bytes:
@@ -112,7 +122,9 @@ class Exchange:
         self._grid, self._nodes, self._open, self._tell = grid, nodes, open_reply, tell
         self._edge_of = edge_of
         self._outstanding: dict[str, _Sent] = {}
-        self._unsent: list[ReceivedReply] = []
+        self._ids_of: dict[str, set[str]] = {}  # by client, messages that concern it
+        self._here: dict[int, ReceivedReply] = {}  # replies that no pull brings
+        self._numbers = count()
         self._pulled: dict[str, Message] = {}  # taken from the grid, not handed on yet
 
     def send(
@@ -143,7 +155,7 @@ class Exchange:
             node = self._nodes.get(edge or address)
             if node is None:
                 why = f"its edge aggregator {edge} has no node" if edge else "it has no node"
-                self._unsent.append(ReceivedReply(address, kind, round, b"", why, 0))
+                self._keep([ReceivedReply(address, kind, round, b"", why, 0)])
                 continue
             self._tell(ClientAsked(round, address, _KINDS[kind], sizes[address]))
             if edge:
@@ -166,19 +178,26 @@ class Exchange:
         for message_id, sent in zip(ids, rows, strict=True):
             if message_id is None:
                 reason = "Flower could not push the message"
-                self._unsent += [
+                self._keep(
                     ReceivedReply(client, sent.kind, round, b"", reason, 0)
                     for client in sorted(sent.members) or [sent.address]
-                ]
+                )
             else:
                 self._outstanding[message_id] = sent
+                for name in (sent.address, *sent.members):
+                    self._ids_of.setdefault(name, set()).add(message_id)
         return sizes
 
     def waiting(self, kind: type[Request], round: int) -> bool:
         """Whether a reply to such a request is still out."""
         return any(s.kind is kind and s.round == round for s in self._outstanding.values()) or any(
-            i.kind is kind and i.round == round for i in self._unsent
+            i.kind is kind and i.round == round for i in self._here.values()
         )
+
+    @property
+    def outstanding(self) -> int:
+        """How many messages are out."""
+        return len(self._outstanding)
 
     def poll(self, *kinds: type[Request]) -> Iterator[ReceivedReply]:
         """Every reply to requests of these kinds that is there now, a few at a time, late ones too.
@@ -198,19 +217,22 @@ class Exchange:
                 if not here:
                     break
                 for message_id in here:
-                    sent = self._outstanding.pop(message_id, None)  # None: forgotten meanwhile
+                    sent = self._take(message_id)  # None: forgotten meanwhile
                     if sent is not None and sent.members:
-                        self._unsent += self._opened(self._pulled.pop(message_id), sent)
+                        self._keep(self._opened(self._pulled.pop(message_id), sent))
                         yield from self._drain(kinds)
                     elif sent is not None:
                         yield self._incoming(self._pulled.pop(message_id), sent)
 
     def _drain(self, kinds: Sequence[type[Request]]) -> Iterator[ReceivedReply]:
         """What is here already: what could not be sent, and parts of an edge aggregator's reply."""
-        for incoming in [i for i in self._unsent if not kinds or i.kind in kinds]:
-            if incoming in self._unsent:
-                self._unsent.remove(incoming)
+        for number in [n for n, i in self._here.items() if not kinds or i.kind in kinds]:
+            incoming = self._here.pop(number, None)  # None: forgotten meanwhile
+            if incoming is not None:
                 yield incoming
+
+    def _keep(self, replies: Iterable[ReceivedReply]) -> None:
+        self._here.update((next(self._numbers), reply) for reply in replies)
 
     def forget(self, kind: type[Request], round: int) -> None:
         """Stop waiting for replies of this kind and round."""
@@ -219,12 +241,14 @@ class Exchange:
     def forget_address(self, kind: type[Request], address: str) -> None:
         """Stop waiting for replies of this kind from this address, of any round."""
         gone = []
-        for message_id, sent in self._outstanding.items():
-            if sent.kind is not kind or not sent.concerns(address):
+        for message_id in sorted(self._ids_of.get(address, ())):
+            sent = self._outstanding[message_id]
+            if sent.kind is not kind or (sent.members and address not in sent.members):
                 continue
             rest = sent.members - {address}
             if rest:  # others behind the same edge aggregator are still waited for
                 self._outstanding[message_id] = replace(sent, members=rest)
+                self._unlink(message_id, [address])
             else:
                 gone.append(message_id)
         self._drop(gone)
@@ -232,11 +256,26 @@ class Exchange:
     def forget_all(self) -> None:
         """Stop waiting for anything."""
         self._drop(list(self._outstanding))
-        self._unsent.clear()
+        self._here.clear()
+
+    def _take(self, message_id: str) -> _Sent | None:
+        """The message, which is out no more."""
+        sent = self._outstanding.pop(message_id, None)
+        if sent is not None:
+            self._unlink(message_id, (sent.address, *sent.members))
+        return sent
+
+    def _unlink(self, message_id: str, names: Iterable[str]) -> None:
+        """The message concerns these no more."""
+        for name in names:
+            ids = self._ids_of[name]
+            ids.discard(message_id)
+            if not ids:
+                del self._ids_of[name]
 
     def _drop(self, gone: list[str]) -> None:
         for message_id in gone:
-            del self._outstanding[message_id]
+            self._take(message_id)
             self._pulled.pop(message_id, None)
         if gone and isinstance(self._grid, Cancels):
             self._grid.cancel(gone)

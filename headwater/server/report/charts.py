@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from headwater.config.data import is_rate
-from headwater.server.report.data import MOST_LINES, Run
+from headwater.server.report.data import Run
 from headwater.server.report.svg import Plot, Point, Scale, extent, log_ticks
+from headwater.server.report.tally import MOST_LINES
 from headwater.server.round_record import RoundRecord
 from headwater.text import finite, human_bytes, number, plain, times
 

@@ -6,51 +6,20 @@ Nothing in the files is relied on: a missing key, a None or a NaN becomes an abs
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from headwater.config.data import lower_is_better
 from headwater.server.report.svg import Point
-from headwater.server.round_record import ClientRow, RoundRecord
+from headwater.server.report.tally import Client, Spread, Tally
+from headwater.server.round_record import RoundRecord
 from headwater.server.storage.run_folder import RunFolder
 from headwater.text import finite, plain
 
 MOST_COLUMNS = 240
 """Rounds that charts and the table of rounds show; of more, every k-th."""
-MOST_LINES = 12
-"""Clients drawn one by one; of more, quantiles."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Clients' values in one round: least, quartiles, greatest."""
-
-    round: int
-    least: float
-    lower: float
-    median: float
-    upper: float
-    greatest: float
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """One client over the whole run; sums over the rounds it was asked in."""
-
-    name: str
-    rounds: int
-    examples: float | None
-    metric: float | None
-    loss: float | None
-    bytes_up: int
-    bytes_down: int
-    seconds: float
-    failures: int
-    reason: str
-    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,13 +28,15 @@ class Run:
 
     Args:
         summary: ``summary.json``; empty if the run has not ended.
-        rounds: the records of ``rounds.jsonl``.
+        rounds: the records of ``rounds.jsonl``, without what they say of each client.
         toml: the resolved federation file.
+        whole: reads the records once more, as they are.
     """
 
     summary: Mapping[str, Any]
     rounds: Sequence[RoundRecord]
     toml: str
+    whole: Callable[[], Iterable[RoundRecord]]
 
     def get(self, *keys: str) -> object:
         """A value of the summary; None if a key on the way is missing."""
@@ -126,33 +97,21 @@ class Run:
         rows = [(r.round, r.test if source == "test" else r.pooled) for r in self.shown]
         return [(number, finite(row.get(self.metric))) for number, row in rows if row]
 
-    def of_client(self, record: RoundRecord, what: str) -> dict[str, float | None]:
-        """By client: the metric of its evaluation (``metric``), or the training ``loss``."""
-        if what == "metric":
-            return {c: finite(row.get(self.metric)) for c, row in record.each.items()}
-        found = {c: row.number(what) for c, row in record.clients.items()}
-        return {c: value for c, value in found.items() if value is not None}
+    @cached_property
+    def tally(self) -> Tally:
+        """What the records say of clients."""
+        found = Tally(self.metric, {record.round for record in self.shown})
+        for record in self.whole():
+            found.take(record)
+        return found
 
     def by_client(self, what: str) -> dict[str, list[Point]]:
-        """Each client's points, in order of name."""
-        lines: dict[str, list[Point]] = {}
-        for record in self.shown:
-            for client, value in self.of_client(record, what).items():
-                lines.setdefault(client, []).append((record.round, value))
-        return dict(sorted(lines.items()))
+        """Each client's points, in order of name; of more than :data:`.tally.MOST_LINES`, of some."""
+        return dict(sorted(self.tally.lines[what].items()))
 
     def spreads(self, what: str) -> list[Spread]:
         """The clients' distribution by round."""
-        rows = []
-        for record in self.shown:
-            known = sorted(v for v in self.of_client(record, what).values() if v is not None)
-            if known:
-                quartiles = (
-                    statistics.quantiles(known, n=4, method="inclusive") if len(known) > 1 else known * 3
-                )
-                lower, median, upper = quartiles
-                rows.append(Spread(record.round, known[0], lower, median, upper, known[-1]))
-        return rows
+        return self.tally.spreads[what]
 
     @cached_property
     def baselines(self) -> dict[str, float]:
@@ -170,13 +129,8 @@ class Run:
 
     @cached_property
     def failures(self) -> list[tuple[int, str, str]]:
-        """Round, client and reason, from the records; from the summary if they have none."""
-        found = [
-            (r.round, plain(c), plain(row.failed, 500))
-            for r in self.rounds
-            for c, row in sorted(r.clients.items())
-            if row.failed and not row.spared
-        ]
+        """Round, client and reason of the first, from the records; from the summary if they have none."""
+        found = self.tally.failures
         listed = self.get("failures")
         if not found and isinstance(listed, list):
             rows = [f for f in listed if isinstance(f, Mapping)]
@@ -186,7 +140,7 @@ class Run:
     @property
     def failure_count(self) -> int:
         """All failures; the summary may count more than it lists."""
-        return max(len(self.failures), int(finite(self.get("failures_total")) or 0))
+        return max(len(self.failures), self.tally.failure_count, int(finite(self.get("failures_total")) or 0))
 
     @cached_property
     def notices(self) -> list[str]:
@@ -202,13 +156,7 @@ class Run:
     @cached_property
     def clients(self) -> list[Client]:
         """Every client that was asked or evaluated, in order of name."""
-        trained: dict[str, list[ClientRow]] = {}
-        latest: dict[str, float | None] = {}
-        for record in self.rounds:
-            for name, row in record.clients.items():
-                trained.setdefault(name, []).append(row)
-            latest.update(self.of_client(record, "metric"))
-        return [_client(n, trained.get(n, []), latest.get(n)) for n in sorted(trained.keys() | latest.keys())]
+        return [client for _, client in sorted(self.tally.clients.items())]
 
 
 def read_run(folder: RunFolder) -> Run:
@@ -221,7 +169,8 @@ def read_run(folder: RunFolder) -> Run:
         toml = (folder.path / "federation.toml").read_text(encoding="utf-8", errors="replace")
     except OSError:
         toml = ""
-    return Run(summary if isinstance(summary, dict) else {}, folder.read_rounds(), toml)
+    rounds = [record.without_clients() for record in folder.each_round()]
+    return Run(summary if isinstance(summary, dict) else {}, rounds, toml, folder.each_round)
 
 
 def get(content: object, *keys: str) -> object:
@@ -235,25 +184,3 @@ def table_at(content: object, key: str) -> Mapping[str, Any]:
     """A nested table; an empty one if it is missing."""
     found = get(content, key)
     return found if isinstance(found, Mapping) else {}
-
-
-def _client(name: str, rows: Sequence[ClientRow], metric: float | None) -> Client:
-    reasons = [plain(r.failed, 500) for r in rows if r.failed and not r.spared]
-    return Client(
-        name=plain(name, 80),
-        rounds=len(rows) - len(reasons),
-        examples=_last(r.number("examples") for r in rows),
-        metric=metric,
-        loss=_last(r.number("loss") for r in rows),
-        bytes_up=sum(r.bytes_up for r in rows),
-        bytes_down=sum(r.bytes_down for r in rows),
-        seconds=sum(r.number("seconds") or 0.0 for r in rows),
-        failures=len(reasons),
-        reason=reasons[-1] if reasons else "",
-        method=plain(next((r.method for r in reversed(rows) if r.method), ""), 80),
-    )
-
-
-def _last(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return known[-1] if known else None

@@ -16,6 +16,7 @@ from headwater import text as report_text
 from headwater.files import write_atomically
 from headwater.server.report import charts as report_charts
 from headwater.server.report import tables as report_tables
+from headwater.server.report import tally as report_tally
 from headwater.server.report.data import Run, read_run
 from headwater.server.storage.run_folder import RunFolder
 from headwater.text import (
@@ -83,7 +84,7 @@ def render(run: Run) -> str:
         clients=report_tables.shown_clients(run),
         methods=len({client.method for client in run.clients} - {""}) > 1,
         weighed=report_tables.weighed_methods(run),
-        most_failures=report_tables.MOST_FAILURES,
+        most_failures=report_tally.MOST_FAILURES,
         toml="\n".join(map(report_text.visible, run.toml[:MOST_TOML].splitlines())),
         toml_cut=len(run.toml) > MOST_TOML,
         text=report_text,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 import statistics
 
-from headwater.server.report.data import MOST_LINES, Client, Run
+from headwater.server.report.data import Run
+from headwater.server.report.tally import MOST_LINES, Client
 from headwater.text import finite, human_bytes, human_seconds, percent, plain, signed, times
 
 MOST_CLIENTS = 50
-MOST_FAILURES = 100
 """Rows that are shown; the page says how many more there are."""
 
 
@@ -104,4 +105,4 @@ def shown_clients(run: Run) -> list[Client]:
         value = client.metric or 0.0
         return (-client.failures, client.metric is None, -value if run.lower_is_better else value)
 
-    return sorted(run.clients, key=order)[:MOST_CLIENTS]
+    return heapq.nsmallest(MOST_CLIENTS, run.clients, key=order)

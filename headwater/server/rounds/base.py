@@ -84,6 +84,7 @@ class Rounds(ABC):
         self._downlink = downlink
         self._run, self._pool = run, pool
         self._root, self._durability = root, durability
+        self._dealt: tuple[Federation | None, Sequence[str], Mapping[str, str]] = None, (), {}
         self._begin(settings, done)
 
     def reconfigure(self, settings: Federation, strategy: FederatedStrategy, control: RunControl) -> None:
@@ -163,7 +164,12 @@ class Rounds(ABC):
         if left is not None and left.methods:
             return left.methods
         everyone = {**self._pool.profiles(), **profiles}
-        return names_of(self._settings, [n for n, p in everyone.items() if p.train_examples > 0])
+        names = [n for n, p in everyone.items() if p.train_examples > 0]
+        settings, dealt_to, dealt = self._dealt
+        if settings is not self._settings or dealt_to != names:  # else the same are here as before
+            dealt = names_of(self._settings, names)
+            self._dealt = self._settings, names, dealt
+        return dealt
 
     def _left_open(self, number: int) -> OpenRoundRecord | None:
         """The record of this round, if an earlier process had begun it."""

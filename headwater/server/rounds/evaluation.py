@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from headwater.config.evaluation import EVALUATION_S
 from headwater.config.federation import Federation
@@ -13,7 +14,7 @@ from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, Evaluation, reported
 from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.downlink import Downlink
-from headwater.server.clients.exchange import Exchange, ReceivedReply
+from headwater.server.clients.exchange import ASKED_AT_ONCE, Exchange, ReceivedReply
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Evaluating, Notice
 from headwater.server.metrics import checked, decisive, metric_name, over_clients, per_client
@@ -99,7 +100,8 @@ class EvaluationRound:
         settings = self._federation.evaluation
         wanted = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
         asked = self._available(wanted, took_part, pool, draft)
-        self._send(checkpoint, asked, pool.exchange, draft)  # workers begin while we test
+        ask_more = self._asking(checkpoint, asked, pool.exchange, draft)
+        ask_more()  # workers begin while we test
         test: dict[str, float] | None = None
         pooled: dict[str, float] = {}
         if self._test:
@@ -110,7 +112,7 @@ class EvaluationRound:
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
                 self._control.observer(Notice(f"round {number}: {error}"))
         if asked:
-            evaluations = self._collect(checkpoint, asked, pool, profiles, draft)
+            evaluations = self._collect(checkpoint, asked, pool, profiles, draft, ask_more)
             pooled = over_clients(evaluations, self._federation.data)
             draft.evaluated(pooled, per_client(evaluations, profiles, settings.min_client_examples))
         value = decisive(metric_name(self._federation), test, pooled)
@@ -138,19 +140,30 @@ class EvaluationRound:
         self._absent = set(absent)
         return here
 
-    def _send(
+    def _asking(
         self, checkpoint: Checkpoint, asked: Sequence[str], exchange: Exchange, draft: RoundDraft
-    ) -> None:
+    ) -> Callable[[], None]:
+        """What asks those who have not been asked yet: :data:`ASKED_AT_ONCE` are at work, or all.
+
+        Clients that may go away are asked at once, and where a wait ends: none takes another's turn.
+        """
         number, spec = checkpoint.server.round, self._context.spec
         down = self._downlink.open(checkpoint.server, self._federation.codec.down, checkpoint.accepted)
-        digest = down.base.sha256()
-        requests = {
-            c: EvaluateRequest(self._run, number, c, spec.fingerprint(), digest, down.payload(c))
-            for c in asked
-        }
-        sent = exchange.send(requests.items(), number)
-        dense = sum(n - len(requests[c].state.body) + spec.nbytes for c, n in sent.items())
-        draft.transferred(down=sum(sent.values()), down_dense=dense)
+        digest, left = down.base.sha256(), iter(asked)
+        bounded = not self._lasting and math.isinf(self._deadline_s())
+        at_once = ASKED_AT_ONCE if bounded else len(asked)
+
+        def ask_more() -> None:
+            some = islice(left, max(0, at_once - exchange.outstanding))
+            requests = {
+                c: EvaluateRequest(self._run, number, c, spec.fingerprint(), digest, down.payload(c))
+                for c in some
+            }
+            sent = exchange.send(requests.items(), number)
+            dense = sum(n - len(requests[c].state.body) + spec.nbytes for c, n in sent.items())
+            draft.transferred(down=sum(sent.values()), down_dense=dense)
+
+        return ask_more
 
     def _collect(
         self,
@@ -159,6 +172,7 @@ class EvaluationRound:
         pool: ClientPool,
         profiles: Mapping[str, ClientProfile],
         draft: RoundDraft,
+        ask_more: Callable[[], None],
     ) -> list[Evaluation]:
         """What the clients answer; one that fails, or is late, is left out and named."""
         found: list[Evaluation] = []
@@ -183,6 +197,8 @@ class EvaluationRound:
                     self._control.observer(ClientFailed(number, incoming.address, str(error)))
             if quiet:
                 self._control.pause()
+            else:
+                ask_more()
         exchange.forget(EvaluateRequest, number)
         wait.end()
         draft.not_evaluated(wait.given_up)

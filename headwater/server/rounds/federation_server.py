@@ -251,7 +251,7 @@ class FederationServer:
             if (codec := self._settings.codec.up).sparse:
                 text = f"codec.up '{codec.kind}' sends few values, and the rule sees zeros for the others"
                 self._observer(Notice(f'{text}: codec.up.kind = "dense" sends all'))
-        sizes = [record.bytes for record in self._folder.read_rounds()]
+        sizes = [record.bytes for record in self._folder.each_round()]
         self._observer(
             RunStarted(
                 self._settings.federation.rounds,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from headwater.config import LoadedFederation
-from headwater.server.round_record import ClientRow, RoundRecord
+from headwater.server.round_record import RoundRecord
 from headwater.server.rounds.federation_server import RunResult
 from headwater.server.storage.run_folder import RunFolder
 
@@ -16,15 +16,10 @@ SHOWN_FAILURES = 100
 
 def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -> dict[str, Any]:
     """The summary but for what only the caller knows: engine, memory, adapter, baselines."""
-    rounds = folder.read_rounds()
-    tracker = outcome.checkpoint.tracker
-    known = [v for r in rounds if math.isfinite(v := r.deciding(tracker.metric))]
-    failures = failures_of(rounds)
-    rows = [row for r in rounds for row in r.clients.values() if row.bytes_fisher is not None]
-    fisher = {
-        "bytes_up": sum(row.bytes_fisher or 0 for row in rows),
-        "seconds": round(sum(row.number("fisher_seconds") or 0.0 for row in rows), 3),
-    }
+    totals = _Totals(outcome.checkpoint.tracker.metric)
+    for record in folder.each_round():
+        totals.take(record)
+    tracker, known = outcome.checkpoint.tracker, totals.known
     return {
         "name": loaded.settings.federation.name,
         "federation_sha256": loaded.sha256(),
@@ -34,25 +29,61 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -
         "stopped": outcome.reason,
         "metric": {
             "name": tracker.metric,
-            "on": "test" if any(r.tested for r in rounds) else "clients",
+            "on": "test" if totals.tested else "clients",
             "start": known[0] if known else None,
             "final": known[-1] if known else None,
             "best": tracker.best_value if tracker.best_round is not None else None,
             "best_round": tracker.best_round,
         },
-        "bytes": {
-            direction: sum(getattr(r.bytes, direction) or 0 for r in rounds)
-            for direction in ("up", "down", "up_dense", "down_dense")
-        },
-        "seconds": round(sum(r.seconds or 0.0 for r in rounds), 3),
-        "failures": failures[:SHOWN_FAILURES],
-        "failures_total": len(failures),
-        "lost": lost_owners(rounds),
-        **({"fisher": fisher} if rows else {}),
+        "bytes": totals.bytes,
+        "seconds": round(totals.seconds, 3),
+        "failures": totals.failures,
+        "failures_total": totals.failures_total,
+        "lost": totals.owners.lost(),
+        **({"fisher": totals.fisher()} if totals.fisher_rows else {}),
     }
 
 
-def failures_of(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
+class _Totals:
+    """What a run came to, record by record: a line may have megabytes."""
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+        self.known: list[float] = []
+        self.tested = False
+        self.bytes = dict.fromkeys(("up", "down", "up_dense", "down_dense"), 0)
+        self.seconds = 0.0
+        self.failures: list[dict[str, Any]] = []
+        self.failures_total = 0
+        self.owners = _Owners()
+        self.fisher_rows = 0
+        self._fisher_bytes, self._fisher_s = 0, 0.0
+
+    def take(self, record: RoundRecord) -> None:
+        """One more record."""
+        if math.isfinite(value := record.deciding(self._metric)):
+            self.known.append(value)
+        self.tested = self.tested or record.tested
+        for direction in self.bytes:
+            self.bytes[direction] += getattr(record.bytes, direction) or 0
+        self.seconds += record.seconds or 0.0
+        for failure in failures_of([record]):
+            self.failures_total += 1
+            if len(self.failures) < SHOWN_FAILURES:
+                self.failures.append(failure)
+        self.owners.take(record)
+        for row in record.clients.values():
+            if row.bytes_fisher is not None:
+                self.fisher_rows += 1
+                self._fisher_bytes += row.bytes_fisher
+                self._fisher_s += row.number("fisher_seconds") or 0.0
+
+    def fisher(self) -> dict[str, float]:
+        """What the clients' Fishers took."""
+        return {"bytes_up": self._fisher_bytes, "seconds": round(self._fisher_s, 3)}
+
+
+def failures_of(rounds: Iterable[RoundRecord]) -> list[dict[str, Any]]:
     """``round``, ``client`` and ``reason`` of every failed task; who was only not needed is not there."""
     return [
         {"round": r.round, "client": client, "reason": row.failed}
@@ -62,7 +93,29 @@ def failures_of(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
     ]
 
 
-def lost_owners(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
+class _Owners:
+    """By client, in how many rounds it was asked and failed, and why it failed in its last one."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, int, str]] = {}
+
+    def take(self, record: RoundRecord) -> None:
+        """One more record."""
+        for client, row in record.clients.items():
+            if not row.spared:
+                asked, failed, _ = self._found.get(client, (0, 0, ""))
+                self._found[client] = asked + 1, failed + bool(row.failed), row.failed
+
+    def lost(self) -> dict[str, dict[str, Any]]:
+        """Those whose last task ended in a failure, by name."""
+        return {
+            client: {"asked": asked, "failed": failed, "reason": reason}
+            for client, (asked, failed, reason) in sorted(self._found.items())
+            if reason
+        }
+
+
+def lost_owners(rounds: Iterable[RoundRecord]) -> dict[str, dict[str, Any]]:
     """Who was no longer in the run at its end: by name, those whose last task ended in a failure.
 
     Args:
@@ -71,17 +124,7 @@ def lost_owners(rounds: Sequence[RoundRecord]) -> dict[str, dict[str, Any]]:
     Returns:
         ``asked`` and ``failed``, both rounds, and ``reason``, the latest. Who was only not needed is not.
     """
-    rows: dict[str, list[ClientRow]] = {}
+    owners = _Owners()
     for record in rounds:
-        for client, row in record.clients.items():
-            if not row.spared:
-                rows.setdefault(client, []).append(row)
-    return {
-        client: {
-            "asked": len(found),
-            "failed": sum(bool(row.failed) for row in found),
-            "reason": found[-1].failed,
-        }
-        for client, found in sorted(rows.items())
-        if found[-1].failed
-    }
+        owners.take(record)
+    return owners.lost()

@@ -7,7 +7,7 @@
     rounds.jsonl      one line per round, from round 0 (before training)
     summary.json      written at the end
     report.html       written at the end
-    state/            what --resume needs: checkpoint, origin, clients' error feedback, a lock
+    state/            what --resume needs: checkpoint, origin, what the clients keep, a lock
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from headwater.errors import ConfigError, StorageError
 from headwater.files import (
     append_line,
     clear_temporaries,
+    each_line,
     is_temporary,
     make_folder,
-    read_lines,
+    start_of,
     write_atomically,
 )
 from headwater.locks import lock_file, take
@@ -193,21 +194,39 @@ class RunFolder:
         """
         append_line(self.rounds, record.line())
 
-    def read_rounds(self) -> list[RoundRecord]:
-        """The whole lines of ``rounds.jsonl`` up to the first that is torn or of no round."""
-        records = []
-        for line in read_lines(self.rounds):
-            try:
-                records.append(RoundRecord.read(line))
-            except ValueError:
-                break
-        return records
+    def each_round(self) -> Iterator[RoundRecord]:
+        """The whole lines of ``rounds.jsonl`` up to the first that is torn or of no round, one at a time.
 
-    def keep_rounds(self, last: int) -> list[RoundRecord]:
-        """Drop lines of rounds after ``last`` (and a torn one); return the others."""
-        records = [record for record in self.read_rounds() if record.round <= last]
-        write_atomically(self.rounds, b"".join(record.line() + b"\n" for record in records))
-        return records
+        With thousands of clients a round a line has megabytes.
+        """
+        return (record for record, _ in self._sized_rounds())
+
+    def _sized_rounds(self) -> Iterator[tuple[RoundRecord, int]]:
+        """The records, each with the bytes of its line and line feed."""
+        for line in each_line(self.rounds):
+            try:
+                record = RoundRecord.read(line)
+            except ValueError:
+                return
+            yield record, len(line) + 1
+
+    def read_rounds(self) -> list[RoundRecord]:
+        """All that :meth:`each_round` yields."""
+        return list(self.each_round())
+
+    def keep_rounds(self, last: int) -> Iterator[RoundRecord]:
+        """Drop the lines from the first of a round after ``last``, or torn one, on; yield the others.
+
+        What is dropped is gone when this returns.
+        """
+        kept = 0
+        for record, size in self._sized_rounds():
+            if record.round > last:
+                break
+            kept += size
+        if not self.rounds.exists() or self.rounds.stat().st_size > kept:
+            write_atomically(self.rounds, start_of(self.rounds, kept))
+        return self.each_round()
 
 
 def _names(folder: Path) -> set[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from headwater.client.execution.execute import evaluate, execute
 from headwater.client.execution.runtime import ClientRuntime
-from headwater.client.execution.store import DirectoryStore, MemoryStore
+from headwater.client.execution.store import DirectoryStore, MemoryStore, SharedStore
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.table import codec_for
@@ -63,13 +63,14 @@ def delta(runtime, data):
     return CompeftCodec(0.2).decode(decoded(data).delta, runtime.context.spec)
 
 
-@pytest.mark.parametrize("kind", ["memory", "directory"])
-def test_a_repeated_task_gives_the_same_bytes(runtime, tmp_path, kind):
-    store = MemoryStore() if kind == "memory" else DirectoryStore(tmp_path)
+@pytest.mark.parametrize("make", [MemoryStore, DirectoryStore, SharedStore])
+def test_a_repeated_task_gives_the_same_bytes(runtime, tmp_path, make):
+    place = () if make is MemoryStore else (tmp_path,)
+    store = make(*place)
     first = one(execute([request(runtime)], store, runtime))
     assert isinstance(decoded(first), EncodedUpdate)
     assert one(execute([request(runtime)], store, runtime)) == first
-    other = DirectoryStore(tmp_path) if kind == "directory" else store  # as after a restart
+    other = make(*place) if place else store  # as after a restart
     assert one(execute([request(runtime)], other, runtime)) == first
 
 

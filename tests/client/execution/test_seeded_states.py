@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headwater.client.execution.execute import evaluate, execute
-from headwater.client.execution.store import DirectoryStore, MemoryStore
+from headwater.client.execution.store import DirectoryStore, MemoryStore, SharedStore
 from headwater.errors import ConfigError
 from headwater.protocol.failures import Failure, FailureCode
 from headwater.protocol.messages import ClientFailure, EncodedUpdate, EvaluateRequest, Payload
@@ -18,13 +18,13 @@ from tests.client.execution.seed_requests import fresh, moved, one, request, sen
 
 
 def stores(tmp_path):
-    return [MemoryStore(), DirectoryStore(tmp_path)]
+    return [MemoryStore(), DirectoryStore(tmp_path), SharedStore(tmp_path)]
 
 
-@pytest.mark.parametrize("kind", ["memory", "directory"])
+@pytest.mark.parametrize("kind", [0, 1, 2])
 def test_full_then_incremental_over_restarts(runtime, seeded_state, tmp_path, kind):
     """Each form, in a process that has the last state and in one that has not: the server's bits."""
-    store = MemoryStore() if kind == "memory" else DirectoryStore(tmp_path)
+    store = stores(tmp_path)[kind]
     now, before = moved(seeded_state, 1), None
     living = fresh(runtime)
     for round in range(2, 7):
