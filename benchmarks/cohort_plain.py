@@ -157,7 +157,7 @@ def pfl(path: str, clients: int, rounds: int) -> list[float]:
         torch.optim.SGD(own.trained(), lr=1.0),
     )
     FederatedAveraging().run(
-        NNAlgorithmParams(rounds, 0, clients, None),
+        NNAlgorithmParams(rounds, rounds + 1, clients, None),
         SimulatedBackend(data, data),
         wrapped,
         NNTrainHyperParams(local_num_epochs=1, local_learning_rate=1e-3, local_batch_size=BATCH),

@@ -65,18 +65,19 @@ def opened() -> TrainingContext:
         return TrainingContext.open(load_federation(file), threads=False)
 
 
-def measured(batch: int, tokens: int, *, seconds: float = 30.0) -> dict[str, Any]:
+def measured(batch: int, tokens: int, *, seconds: float = 20.0) -> dict[str, Any]:
     """One shape: each contestant in turn, the first turn not counted, for so many seconds."""
     context = opened()
     assert context.model is not None
     room = MOST_TOKENS // (batch * tokens)
     size = min(COHORT, room) if room >= FEWEST else 1
     steps = STEPS if batch * tokens < MOST_TOKENS else 2
-    tasks = clients(context, batch, tokens, count=max(size, ALONE) if size > 1 else 2, steps=steps)
-    few = tasks[: ALONE if size > 1 else 2]
+    apart = ALONE if size > 1 else steps // 2
+    tasks = clients(context, batch, tokens, count=max(size, apart), steps=steps)
+    few = tasks[:apart]
     alone = BackpropTrainer(context.model, context.pad)
     together = BatchedBackpropTrainer(context.model, context.pad, COHORT)
-    joint = tasks[:size] if size > 1 else tasks
+    joint = tasks[:size] if size > 1 else few
     work: dict[str, tuple[int, Callable[[], object]]] = {
         "bare loop": (len(few), lambda: bare(context, few, batch)),
         "one by one": (len(few), lambda: results(alone, few)),

@@ -179,7 +179,7 @@ class InProcessGrid(QueuedGrid):
 
     def _execute(self, messages: dict[str, Message]) -> Generator[tuple[str, bytes | Error], None, None]:
         """Decode all messages, then answer them."""
-        train: list[tuple[str, TrainRequest]] = []
+        train: dict[int, list[tuple[str, TrainRequest]]] = {}  # by round: buffered ones overlap
         for message_id, message in messages.items():
             try:
                 request = decode_request(*unpack(message.content, "envelope", "state"))
@@ -187,16 +187,17 @@ class InProcessGrid(QueuedGrid):
                 yield message_id, Error(code=2, reason=str(error))
                 continue
             if isinstance(request, TrainRequest):
-                train.append((message_id, request))
+                train.setdefault(request.round, []).append((message_id, request))
             elif isinstance(request, EvaluateRequest):
                 (result,) = evaluate([request], self._store, self._runtime)
                 yield message_id, result.data
             else:
                 yield message_id, introduce(self._name(message), self._runtime)
-        for start in range(0, len(train), COHORT):
-            cohort = {r.client: (i, r) for i, r in train[start : start + COHORT] if i in self._sent}
-            for answer in execute([r for _, r in cohort.values()], self._store, self._runtime):
-                yield cohort[answer.client][0], answer.data
+        for tasks in train.values():
+            for start in range(0, len(tasks), COHORT):
+                cohort = {r.client: (i, r) for i, r in tasks[start : start + COHORT] if i in self._sent}
+                for answer in execute([r for _, r in cohort.values()], self._store, self._runtime):
+                    yield cohort[answer.client][0], answer.data
 
 
 class WorkersGrid(LocalGrid):

@@ -264,6 +264,18 @@ def test_a_cancelled_round_leaves_nothing_to_the_next(grid, runtime):
     assert list(grid.pull_messages(first)) == []
 
 
+def test_tasks_of_overlapping_rounds_wait_together(inprocess, runtime):
+    """As in buffered rounds, whose clients are asked while others are at work."""
+    ids = list(
+        inprocess.push_messages([train(runtime, n, round=r) for n, r in zip(NAMES, (1, 2, 1), strict=True)])
+    )
+    found = pull_all(inprocess, ids)
+    assert [(content(found[i]).client, content(found[i]).round) for i in ids] == [
+        *zip(NAMES, (1, 2, 1), strict=True)
+    ]
+    assert all(isinstance(content(found[i]), EncodedUpdate) for i in ids)
+
+
 def test_a_store_outlives_its_grid(runtime, tmp_path):
     replies = []
     for _ in range(2):  # as after a restart: the same task, the same bytes
