@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from headwater.adapters import targets
@@ -97,6 +98,13 @@ class LoraKind(AdapterKind[LoraAdapter]):
 
     def stays_home(self, spec: TensorSpec, space: str) -> bool:  # noqa: D102 - inherited
         return space == "ffa" and spec.role == "lora_a"
+
+    def dropouts(self, peft: PeftModel) -> list[nn.Module]:
+        """With DoRA also its layers: PEFT's drops nothing in a layer that is not itself in training mode."""
+        found = super().dropouts(peft)
+        if not (found and self.adapter.dora):
+            return found
+        return found + [m for m in peft.get_base_model().modules() if isinstance(m, LoraLayer)]
 
     @property
     def is_linear_layers(self) -> bool:

@@ -1,5 +1,8 @@
 """Every kind keeps the laws of adapter kinds."""
 
+import pytest
+import torch
+
 from headwater.adapters.kinds.ia3 import Ia3Kind
 from headwater.adapters.kinds.lora import LoraKind
 from headwater.adapters.kinds.lora_sb import LoraSbKind
@@ -76,6 +79,21 @@ class TestPTuningWithLstm(AdapterKindLaws):
 
     def table(self, base):
         return federations.adapter("p-tuning-lstm", base)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "vera"])
+def test_dropout_drops_in_training_and_nowhere_else(kind, folder):
+    table = federations.adapter(kind, "bert", dropout=0.5)
+    model = federations.adapted(federations.federation(folder, "encoder", "bert", table))
+    model.load(adapter_kind_laws.elsewhere(model))
+    batch = adapter_kind_laws.batch_of(model)
+    with torch.no_grad():
+        before = model.forward(batch).losses
+        with model.training():
+            dropped = model.forward(batch).losses
+        after = model.forward(batch).losses
+    assert not torch.allclose(dropped, before, rtol=1e-4)
+    assert torch.equal(before, after)
 
 
 def test_every_kind_is_here():
