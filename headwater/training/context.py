@@ -20,7 +20,7 @@ from headwater.config.model import VectorModel
 from headwater.config.plugins import implementation
 from headwater.config.training import Training
 from headwater.data.opened import reads_pairs
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, HeadwaterError
 from headwater.process_memory import importing
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -33,7 +33,7 @@ from headwater.training.batched.trial import require_stackable
 from headwater.training.blackbox import BlackboxTrainer
 from headwater.training.cohort import CohortTrainer
 from headwater.training.decomfl import DecomflTrainer
-from headwater.training.evaluate import evaluate, features
+from headwater.training.evaluate import Measured, evaluate_each, features
 from headwater.training.forward_gradient import ForwardGradientTrainer
 from headwater.training.kseed import KseedTrainer
 from headwater.training.mezo import MezoTrainer
@@ -158,18 +158,28 @@ class TrainingContext:
             )
         require_stackable(self.model)
 
-    def evaluate(self, state: AdapterState, examples: Sequence[Example]) -> tuple[int, dict[str, float]]:
+    def evaluate(self, state: AdapterState, examples: Sequence[Example]) -> Measured:
         """Weight and metrics of ``state`` on ``examples``: see :mod:`headwater.training.evaluate`.
 
         Without a base model ``loss`` is the mean square of the values.
         """
+        (found,) = self.evaluate_each(state, [examples])
+        if isinstance(found, HeadwaterError):
+            raise found
+        return found
+
+    def evaluate_each(
+        self, state: AdapterState, lots: Sequence[Sequence[Example]]
+    ) -> list[Measured | HeadwaterError]:
+        """:meth:`evaluate` for several owners' examples, whose rows share batches; an error in its place."""
         if self.model is None:
             norm = state.norm()
-            return max(1, len(examples)), {"loss": norm * norm / max(1, self.spec.numel)}
-        return evaluate(
+            loss = {"loss": norm * norm / max(1, self.spec.numel)}
+            return [(max(1, len(examples)), dict(loss)) for examples in lots]
+        return evaluate_each(
             self.model,
             state,
-            examples,
+            lots,
             batch_size=self.loaded.settings.evaluation.batch_size,
             pad=self.pad,
             prefix_cache_bytes=self.loaded.settings.evaluation.trunk_cache_mb * 2**20,

@@ -11,14 +11,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from headwater.errors import DataError, TrainingError
+from headwater.errors import DataError, HeadwaterError, TrainingError
 from headwater.protocol.failures import FailureCode, coded
 from headwater.state import AdapterState
-from headwater.tasks.batches import Batch, Example, batches, collate
+from headwater.tasks.batches import Batch, Example, collate
 from headwater.tasks.table import AnyTask
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
     from headwater.adapters.model import AdaptedModel, Output
+
+
+Measured = tuple[int, dict[str, float]]
+"""The number of targets (rows, or tokens of a causal model), and the task's metrics of them."""
 
 
 def evaluate(
@@ -29,7 +33,7 @@ def evaluate(
     batch_size: int,
     pad: int,
     prefix_cache_bytes: int = 0,
-) -> tuple[int, dict[str, float]]:
+) -> Measured:
     """Measure ``state`` on ``examples``. Deterministic; the model keeps ``state``.
 
     Args:
@@ -40,22 +44,36 @@ def evaluate(
         pad: token id that fills a batch.
         prefix_cache_bytes: memory for what reaches the first trained layer, for later evaluations.
 
-    Returns:
-        The number of targets (rows, or tokens of a causal model), and the task's metrics of them.
-
     Raises:
         DataError: no example, or no target token.
         TrainingError: the loss is not finite.
         SpecMismatch: a state of another spec.
     """
-    if not examples:
-        raise DataError("evaluation", expected="at least one example", got="none")
+    (found,) = evaluate_each(
+        model, state, [examples], batch_size=batch_size, pad=pad, prefix_cache_bytes=prefix_cache_bytes
+    )
+    return _raised(found)
+
+
+def evaluate_each(
+    model: AdaptedModel,
+    state: AdapterState,
+    lots: Sequence[Sequence[Example]],
+    *,
+    batch_size: int,
+    pad: int,
+    prefix_cache_bytes: int = 0,
+) -> list[Measured | HeadwaterError]:
+    """:func:`evaluate` for the examples of several owners, whose rows share batches: one for each, in order.
+
+    What :func:`evaluate` would raise for an owner's examples, but of another spec, stands in its place.
+    """
     model.load(state)
     sharing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if prefix_cache_bytes:
         sharing = model.caching_prefix(budget_bytes=prefix_cache_bytes, purpose="evaluation")
     with sharing:
-        return measure(model.forward, model.task, examples, batch_size=batch_size, pad=pad)
+        return measure_each(model.forward, model.task, lots, batch_size=batch_size, pad=pad)
 
 
 def measure(
@@ -65,7 +83,7 @@ def measure(
     *,
     batch_size: int,
     pad: int,
-) -> tuple[int, dict[str, float]]:
+) -> Measured:
     """Count and metrics of a model on ``examples``, as :func:`evaluate`: predict measures by it too.
 
     Args:
@@ -76,34 +94,83 @@ def measure(
         pad: token id that fills a batch.
 
     Raises:
-        DataError: no target token.
+        DataError: no example, or no target token.
         TrainingError: the loss is not finite.
     """
-    total, count = 0.0, 0
-    truths: list[npt.NDArray[Any]] = []
-    decided: list[npt.NDArray[Any]] = []
+    (found,) = measure_each(forward, task, [examples], batch_size=batch_size, pad=pad)
+    return _raised(found)
+
+
+def measure_each(
+    forward: Callable[[Batch], Output],
+    task: AnyTask,
+    lots: Sequence[Sequence[Example]],
+    *,
+    batch_size: int,
+    pad: int,
+) -> list[Measured | HeadwaterError]:
+    """:func:`measure` for several owners, as :func:`evaluate_each`: all rows by length, whosever they are."""
+    examples = [example for lot in lots for example in lot]
+    owners = np.repeat(np.arange(len(lots)), [len(lot) for lot in lots])
+    order = np.argsort([len(example.tokens) for example in examples], kind="stable")
+    tallies = [_Tally() for _ in lots]
     with torch.inference_mode():
-        for batch in batches(examples, batch_size, pad, generator=None):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = collate([examples[i] for i in chosen], pad)
             output = forward(batch)
-            total += output.losses.sum(dtype=torch.float64).item()
-            count += int(output.counts.sum())
-            if (found := task.decide(output.logits)) is not None:
-                truths.append(batch.targets.numpy())
-                decided.append(found)
-    if not count:
-        raise DataError("evaluation", expected="at least one token with a loss", got="none")
-    loss = total / count
-    if not math.isfinite(loss):
-        error = TrainingError(
-            "evaluation",
-            expected="a finite loss",
-            got=str(loss),
-            hint="The adapter has diverged: lower the learning rates.",
-        )
-        raise coded(error, FailureCode.DIVERGED)
-    if not decided:
-        return count, task.score(loss, None, None)
-    return count, task.score(loss, np.concatenate(truths), np.concatenate(decided))
+            decided = task.decide(output.logits)
+            for owner in np.unique(owners[chosen]):
+                tallies[owner].add(batch, output, decided, np.flatnonzero(owners[chosen] == owner))
+    return [tally.measured(task) if lot else _nothing() for tally, lot in zip(tallies, lots, strict=True)]
+
+
+class _Tally:
+    """What was seen of one owner's rows."""
+
+    def __init__(self) -> None:
+        self._total, self._count = 0.0, 0
+        self._truths: list[npt.NDArray[Any]] = []
+        self._decided: list[npt.NDArray[Any]] = []
+
+    def add(
+        self, batch: Batch, output: Output, decided: npt.NDArray[Any] | None, rows: npt.NDArray[np.int64]
+    ) -> None:
+        """Those rows of a batch are this owner's."""
+        chosen = torch.from_numpy(rows)
+        here = chosen.to(output.losses.device)
+        self._total += output.losses[here].sum(dtype=torch.float64).item()
+        self._count += int(output.counts[here].sum())
+        if decided is not None:
+            self._truths.append(batch.targets[chosen].numpy())
+            self._decided.append(decided[rows])
+
+    def measured(self, task: AnyTask) -> Measured | HeadwaterError:
+        """Count and metrics, or why there are none."""
+        if not self._count:
+            return DataError("evaluation", expected="at least one token with a loss", got="none")
+        loss = self._total / self._count
+        if not math.isfinite(loss):
+            error = TrainingError(
+                "evaluation",
+                expected="a finite loss",
+                got=str(loss),
+                hint="The adapter has diverged: lower the learning rates.",
+            )
+            return coded(error, FailureCode.DIVERGED)
+        if not self._decided:
+            return self._count, task.score(loss, None, None)
+        return self._count, task.score(loss, np.concatenate(self._truths), np.concatenate(self._decided))
+
+
+def _nothing() -> HeadwaterError:
+    return DataError("evaluation", expected="at least one example", got="none")
+
+
+def _raised(found: Measured | HeadwaterError) -> Measured:
+    if isinstance(found, HeadwaterError):
+        raise found
+    return found
 
 
 def features(

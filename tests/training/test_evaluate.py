@@ -1,17 +1,18 @@
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from transformers import AutoModel
 
 from headwater.errors import DataError, TrainingError
-from headwater.tasks.batches import collate
+from headwater.tasks.batches import IGNORED, Example, collate
 from headwater.tasks.classification import macro_f1
-from headwater.training.evaluate import evaluate, features
+from headwater.training.evaluate import evaluate, features, measure_each
 from tests.support import federations
 
 labels = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40)
@@ -62,6 +63,40 @@ def test_refusals(tmp_path):
     broken = model.initial_state().map(lambda v: torch.full_like(v, float("nan")))
     with pytest.raises(TrainingError, match="finite loss"):
         evaluate(model, broken, federations.examples(2, language_model=False), **kwargs)
+
+
+@given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=5), size=st.integers(1, 6))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_owners_who_share_batches_measure_what_they_measure_alone(language_model, sizes, size):
+    """And they make no more passes than one owner of all would; who has no target fails alone."""
+    model, state, passes = language_model, language_model.initial_state(), []
+    lots = [federations.examples(n, language_model=True, seed=n) for n in sizes]
+    if len(lots) > 2 and lots[1]:
+        lots[1] = [Example(e.tokens, np.full_like(e.targets, IGNORED), by_token=True) for e in lots[1]]
+    forward = model.forward
+
+    def counted(batch):
+        passes.append(len(batch))
+        return forward(batch)
+
+    found = measure_each(counted, model.task, lots, batch_size=size, pad=0)
+    assert len(passes) == math.ceil(sum(sizes) / size)
+    for lot, one in zip(lots, found, strict=True):
+        if isinstance(one, DataError):
+            with pytest.raises(DataError, match=re.escape(str(one))):
+                evaluate(model, state, lot, batch_size=size, pad=0)
+            continue
+        count, metrics = evaluate(model, state, lot, batch_size=size, pad=0)
+        assert one[0] == count
+        assert one[1] == pytest.approx(metrics, rel=1e-5)
+    assert len(found) == len(lots)
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    loaded = federations.federation(folder, "causal-lm", "llama", federations.adapter("lora", "llama"))
+    return federations.adapted(loaded)
 
 
 @pytest.mark.parametrize("kind", ["lora", "prompt", "ia3"])

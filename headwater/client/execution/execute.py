@@ -37,7 +37,9 @@ from headwater.protocol.messages import (
 from headwater.seeds.coefficients import SeedCoefficients, directions_of
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
+from headwater.tasks.batches import Example
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
+from headwater.training.evaluate import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,21 +322,48 @@ def _noise(request: TrainRequest, result: TrainResult, sent_noise: float) -> dic
 def evaluate(
     tasks: Sequence[EvaluateRequest], store: ClientStore, runtime: ClientRuntime
 ) -> Iterator[Answer]:
-    """Evaluate every task's state on its client's validation split; 0 examples where it has none."""
-    for request in tasks:
+    """Evaluate every task's state on its client's validation split; 0 examples where it has none.
+
+    With ``[simulation] cohort`` above 1 the rows of clients with one state share batches, whoever is asked
+    beside whom; what then goes wrong with a batch is a failure of each.
+    """
+    share = runtime.cohort > 1 and not runtime.keeps_own
+    lots: dict[tuple[int, str], list[EvaluateRequest]] = {}
+    for number, request in enumerate(tasks):
+        lots.setdefault((0 if share else number, request.state_sha256), []).append(request)
+    for lot in lots.values():
+        yield from _evaluate(lot, store, runtime)
+
+
+def _evaluate(lot: Sequence[EvaluateRequest], store: ClientStore, runtime: ClientRuntime) -> Iterator[Answer]:
+    """One state."""
+    ready: list[tuple[EvaluateRequest, Sequence[Example]]] = []
+    state: AdapterState | None = None
+    for request in lot:
         try:
             runtime.check(request)
             examples = runtime.data.client(request.client).validation
-            count, metrics = 0, dict[str, float]()
-            if examples:
+            if examples:  # of seeds, each client keeps what it is made of
                 state = runtime.state(request, store)
                 state = with_own(request, state, store) if runtime.keeps_own else state
-                count, metrics = runtime.context.evaluate(state, examples)
-            reply = Evaluation(request.client, request.round, count, metrics, request.run)
-            answer = Answer(request.client, encode_reply(reply))
+            ready.append((request, examples))
         except Exception as error:
-            answer = _failure(request, error, runtime)
-        yield answer
+            yield _failure(request, error, runtime)
+    asked = [(request, examples) for request, examples in ready if examples]
+    measured: Sequence[Measured | Exception] = []
+    if state is not None:
+        try:
+            measured = runtime.context.evaluate_each(state, [examples for _, examples in asked])
+        except Exception as error:
+            measured = [error] * len(asked)
+    found = {request.client: one for (request, _), one in zip(asked, measured, strict=True)}
+    for request, _ in ready:
+        one = found.get(request.client, (0, {}))
+        if isinstance(one, Exception):
+            yield _failure(request, one, runtime)
+        else:
+            reply = Evaluation(request.client, request.round, *one, request.run)
+            yield Answer(request.client, encode_reply(reply))
 
 
 def introduce(client: str, runtime: ClientRuntime) -> bytes:

@@ -230,6 +230,33 @@ def test_evaluation(runtime):
     assert isinstance(bad, ClientFailure)
 
 
+def test_evaluations_of_a_cohort_share_passes(runtime, monkeypatch):
+    """And each measures what it measures alone; a stranger among them fails alone."""
+    train = request(runtime)
+    tasks = [
+        EvaluateRequest(train.run, 3, client, train.spec, train.state_sha256, train.state)
+        for client in ("ann", "zoe", "ben", "cleo")
+    ]
+    alone = {
+        found.client: found
+        for task in tasks
+        for found in (decoded(one(evaluate([task], MemoryStore(), runtime))),)
+    }
+    model, passes = runtime.context.model, []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda batch: passes.append(len(batch)) or forward(batch))
+    answers = list(evaluate(tasks, MemoryStore(), replace(runtime, cohort=8)))
+    assert len(passes) == 1
+    assert sorted(a.client for a in answers) == sorted(alone)
+    for answer in answers:
+        found, before = decoded(answer.data), alone[answer.client]
+        if answer.client == "zoe":
+            assert found == before
+            continue
+        assert found.examples == before.examples > 0
+        assert found.metrics == pytest.approx(before.metrics, rel=1e-5)
+
+
 def test_profile_tells_sizes_only(runtime):
     profile = runtime.profile("ann")
     assert profile.train_examples + profile.validation_examples == OWNERS["ann"]
