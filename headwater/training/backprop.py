@@ -97,7 +97,7 @@ class BackpropTrainer(CohortTrainer):
     ) -> list[float]:
         """All steps of one client; the losses, one for each step."""
         model, parameters = self._model, [p for _, p in part.trained]
-        optimiser = _optimiser(part.trained, training, task.plan.learning_rate_factor)
+        optimiser = optimiser_of(part.trained, training, task.plan.learning_rate_factor)
         start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
         losses: list[float] = []
         with (
@@ -136,9 +136,19 @@ class BackpropTrainer(CohortTrainer):
         return self._model.caching_prefix(task.plan.tensors, training.trunk_cache_mb * 2**20)
 
 
-def _optimiser(
+def optimiser_of(
     trained: list[tuple[TensorSpec, torch.nn.Parameter]], training: BackpropTraining, factor: float
 ) -> torch.optim.Optimizer:
+    """A fresh optimiser of a training.
+
+    Args:
+        trained: the parameters, with what they are.
+        training: names it, with its rates and weight decay.
+        factor: of the rates.
+
+    Raises:
+        MissingDependency: 8-bit moments without what they need.
+    """
     heads = [p for spec, p in trained if spec.role == "head"]
     others = [p for spec, p in trained if spec.role != "head"]
     groups = [

@@ -8,7 +8,7 @@ next token drawn given the true ones before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -79,9 +79,22 @@ def client_fisher(
     Raises:
         TrainingError: a gradient is not finite.
     """
+    chosen = chosen_examples(examples, plan, key)
+    return scaled(fisher_diagonal(model, chosen, batch_size=batch_size, pad=pad, key=key), plan, who=who)
+
+
+def chosen_examples(examples: Sequence[Example], plan: FisherPlan, key: Key) -> list[Example]:
+    """Those that a plan has room for, drawn with ``key``, the shortest first."""
     order = key.child("examples").numpy().permutation(len(examples))[: plan.examples]
-    chosen = sorted((examples[i] for i in order), key=lambda e: len(e.tokens))
-    mean = fisher_diagonal(model, chosen, batch_size=batch_size, pad=pad, key=key)
+    return sorted((examples[i] for i in order), key=lambda e: len(e.tokens))
+
+
+def scaled(mean: AdapterState, plan: FisherPlan, *, who: str) -> AdapterState:
+    """A mean of squared gradients as it travels: scaled to mean 1, then capped; all zero if every value is.
+
+    Raises:
+        TrainingError: a value that is not finite.
+    """
     if not mean.isfinite():
         error = TrainingError(who, expected="a finite Fisher", got="non-finite gradients")
         raise coded(error, FailureCode.DIVERGED)
@@ -133,7 +146,9 @@ def fisher_by_loop(model: Differentiable, examples: Sequence[Example], *, pad: i
 
 def _mean(model: Differentiable, totals: Iterable[Tensor], count: int) -> AdapterState:
     named = zip(model.spec, totals, strict=True)
-    return AdapterState(model.spec, {spec.name: (total / count).cpu() for spec, total in named})
+    return AdapterState(
+        model.spec, {spec.name: (total / count).to("cpu", torch.float32) for spec, total in named}
+    )
 
 
 def _drawn_losses(
@@ -141,15 +156,18 @@ def _drawn_losses(
 ) -> Tensor:
     """−log p of drawn labels, [b]: the draw of example i depends on i and its own logits alone."""
     batch = collate(examples, pad)
+    return drawn_losses(model, batch, [key.child("label", first + i) for i in range(len(examples))])
+
+
+def drawn_losses(model: Differentiable, batch: Batch, keys: Sequence[Key]) -> Tensor:
+    """−log p of labels drawn from what the model believes, [b].
+
+    Args:
+        model: as it is.
+        batch: rows; their targets say where there is something to draw.
+        keys: of each row's draws; draw t is that of target t.
+    """
     logits = model.forward(batch).logits
-    drawn = model.task.draw(logits.detach(), batch.targets, _uniforms(batch, first, key))
-    return model.output(logits, drawn).losses
-
-
-def _uniforms(batch: Batch, first: int, key: Key) -> Tensor:
-    """float64 of the shape of ``batch.targets``; column t of row i is draw t of example ``first + i``."""
-    generators: Iterator[np.random.Generator] = (
-        key.child("label", first + i).numpy() for i in range(len(batch))
-    )
-    rows = np.stack([generator.random(batch.targets[0].numel()) for generator in generators])
-    return torch.from_numpy(rows).view(batch.targets.shape)
+    rows = np.stack([key.numpy().random(batch.targets[0].numel()) for key in keys])
+    uniforms = torch.from_numpy(rows).view(batch.targets.shape)
+    return model.output(logits, model.task.draw(logits.detach(), batch.targets, uniforms)).losses

@@ -182,8 +182,10 @@ def test_ray_trains_whole_batches_to_the_same_bits(many, pairs, tmp_path):
     assert there["adapter_sha256"] == pairs["adapter_sha256"]
 
 
-def test_what_cannot_be_joined_is_refused_before_the_first_round(file, tmp_path):
-    with pytest.raises(ModelError, match="DoRA"):
-        run(file, tmp_path / "b", COHORT, "adapter.dora=true")
+def test_what_cannot_be_joined_is_refused_before_the_first_round(file, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("headwater.training.batched.trial.unstackable", lambda model: "a reason")
+        with pytest.raises(ModelError, match=r"got adapter\.kind 'lora', a reason"):
+            run(file, tmp_path / "b", COHORT)
     with pytest.raises(ConfigError, match=r"training\.kind 'noop'"):
         run(bare_federation(tmp_path / "bare"), tmp_path / "c", COHORT)

@@ -33,7 +33,7 @@ _BESIDE, _TURNS = 8, 3
 Floats = npt.NDArray[np.float64]
 
 
-class _Cored(nn.Linear):
+class Cored(nn.Linear):
     """PEFT's A as R·A: x ↦ R·(A·x). ``weight`` is R [r, r], which is trained; A is a buffer, not saved."""
 
     a: Tensor
@@ -44,7 +44,7 @@ class _Cored(nn.Linear):
         self.register_buffer("a", torch.zeros_like(like.weight), persistent=False)
         self.register_load_state_dict_pre_hook(_core_of_saved)  # type: ignore[no-untyped-call]  # torch's
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - inherited
         return functional.linear(functional.linear(x, self.a), self.weight)
 
 
@@ -113,7 +113,7 @@ class LoraSbKind(AdapterKind[LoraSbAdapter]):
 
     def prepare(self, peft: PeftModel) -> None:  # noqa: D102 - inherited
         for _, layer in _layers(peft):
-            layer.lora_A["default"] = _Cored(layer.lora_A["default"])
+            layer.lora_A["default"] = Cored(layer.lora_A["default"])
             layer.lora_B["default"].weight.requires_grad_(False)
 
     def name_of(self, parameter: str) -> str:  # noqa: D102 - inherited

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from headwater.adapters.stacked_lora import stacked
+from headwater.adapters.stacked.stack import stacked
 from headwater.adapters.trained_tensors import unit_of
 from headwater.config.training import MinibatchTraining
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
 from headwater.tasks.batches import Batch
 from headwater.training.batched.groups import groups_of
-from headwater.training.batched.joined import joined
+from headwater.training.batched.joined import JoinedBatch, joined
 from headwater.training.batched.trial import require_stackable
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.parameter_walk import ZerothOrderModel
@@ -57,6 +57,7 @@ class BatchedLossTrainer(CohortTrainer):
     ) -> None:
         require_stackable(model)
         self._model, self._pad, self._most, self._make = model, pad, most, make
+        self._last: tuple[list[Tensor], JoinedBatch] | None = None
 
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
         """Train the tasks; their results come in order. Raises as the trainer of one."""
@@ -88,10 +89,14 @@ class BatchedLossTrainer(CohortTrainer):
             threading.Thread(target=work, args=one, name=f"cohort {one[0]}", daemon=True)
             for one in enumerate(tasks)
         ]
+        training = tasks[0].plan.training
+        assert isinstance(training, MinibatchTraining), "or it does not join"
+        budget = training.trunk_cache_mb * 2**20
         try:
             for thread in threads:
                 thread.start()
-            desk.serve(self._losses)
+            with self._model.caching_prefix(budget_bytes=budget):
+                desk.serve(self._losses)
         finally:
             desk.close()
             for thread in threads:
@@ -102,7 +107,7 @@ class BatchedLossTrainer(CohortTrainer):
 
     def _losses(self, asked: Sequence[_Question]) -> list[Rows]:
         """The answers to all, by one pass."""
-        model, batch = self._model, joined([q.batch for q in asked], self._pad, by_token=self._by_token)
+        model, batch = self._model, self._joined([q.batch for q in asked])
         vectors = torch.stack([q.vector for q in asked])
         parts = torch.split(vectors, [spec.numel for spec in model.spec], dim=1)
         values = {
@@ -115,9 +120,12 @@ class BatchedLossTrainer(CohortTrainer):
         by_client = zip(losses.view(shape), counts.view(shape), asked, strict=True)
         return [(own[: len(q.batch)], count[: len(q.batch)]) for own, count, q in by_client]
 
-    @property
-    def _by_token(self) -> bool:
-        return self._model.language_model
+    def _joined(self, batches: Sequence[Batch]) -> JoinedBatch:
+        """The batch of the last pass if it is of the same: the model then knows what is below its adapter."""
+        tokens = [batch.tokens for batch in batches]
+        if self._last is None or [id(t) for t in self._last[0]] != [id(t) for t in tokens]:
+            self._last = tokens, joined(batches, self._pad, by_token=self._model.language_model)
+        return self._last[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,4 +218,7 @@ class _Desk:
 def _joins(task: TrainTask) -> bool:
     """Whether a task is one of those that can be trained beside others."""
     training = task.plan.training
-    return isinstance(training, MinibatchTraining) and not training.trunk_cache_mb and len(task.examples) > 0
+    if not isinstance(training, MinibatchTraining) or not task.examples:
+        return False
+    # below the tensors of a plan others lie, which are the client's own
+    return not (training.trunk_cache_mb and task.plan.tensors is not None)

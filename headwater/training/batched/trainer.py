@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from headwater.adapters.stacked_lora import Dropping, stacked
+from headwater.adapters.stacked.layer import Dropping
+from headwater.adapters.stacked.stack import drops, stacked
 from headwater.adapters.trained_tensors import unit_of
 from headwater.config.training import BackpropTraining
 from headwater.errors import TrainingError
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
+from headwater.tasks.batches import Batch
 from headwater.training.backprop import HINT, BackpropTrainer
-from headwater.training.batched.adamw import StackedAdamW
+from headwater.training.batched.fisher import Estimated, fishers
 from headwater.training.batched.groups import groups_of
 from headwater.training.batched.joined import joined
+from headwater.training.batched.optimisers import stacked_optimiser
+from headwater.training.batched.part import StackedPart, covers_something, only_covered
 from headwater.training.batched.trial import require_stackable
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
+from headwater.training.fisher import scaled
 from headwater.training.minibatches import contained, diverged, minibatches, summary
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
@@ -33,8 +39,8 @@ class BatchedBackpropTrainer(CohortTrainer):
     Clients whose plans have the same training are joined, as many as the cohort may have and as a batch has
     room for (:mod:`.groups`), in the order of their tasks: who trains beside whom is a function of the tasks
     alone, and so are all bits. What each learns is what it learns alone, up to rounding; alone, to the bit. A
-    plan that trains a part of the adapter, estimates Fisher information or has a correction, and a training
-    with another optimiser than AdamW, checkpointing or a cache, is trained by itself.
+    training with checkpointing is by itself if the adapter drops units, for what is computed again must drop
+    the same; and one with a trunk cache if its plan names tensors, for others of the client's lie below them.
 
     Args:
         model: the adapted model; the trainer owns its values while it trains.
@@ -60,7 +66,7 @@ class BatchedBackpropTrainer(CohortTrainer):
             TrainingError, SpecMismatch: as there.
         """
         done: dict[str, TrainResult] = {}
-        groups = {group[0].client: group for group in groups_of(tasks, self._most, _joins)}
+        groups = {group[0].client: group for group in groups_of(tasks, self._most, self._joins)}
         for task in tasks:
             if task.client in groups:
                 done |= {result.client: result for result in self._together(groups[task.client], key)}
@@ -82,6 +88,17 @@ class BatchedBackpropTrainer(CohortTrainer):
 
         return [contained(task, fails) for task in tasks]
 
+    def _joins(self, task: TrainTask) -> bool:
+        """Whether a task is one of those that can be trained beside others."""
+        training = task.plan.training
+        return (
+            isinstance(training, BackpropTraining)
+            and not (training.trunk_cache_mb and task.plan.tensors is not None)
+            and not (training.gradient_checkpointing and drops(self._model))
+            and len(task.examples) > 0
+            and covers_something(self._model.spec, task.plan)
+        )
+
     def _results(self, tasks: list[TrainTask], training: BackpropTraining, key: Key) -> list[TrainResult]:
         for task in tasks:
             task.state.require_spec(self._model.spec, f"client {task.client}, state")
@@ -97,55 +114,75 @@ class BatchedBackpropTrainer(CohortTrainer):
             for spec, p in self._model.parameters()
         }
         self._descend(seats, training, values)
-        by_client = {seat.task.client: self._result(seat, values, at) for at, seat in enumerate(seats)}
+        for at, seat in enumerate(seats):
+            seat.ended(self._model, {name: value[at] for name, value in values.items()})
+        self._estimate(seats)
+        by_client = {seat.task.client: contained(seat.task, seat.result) for seat in seats}
         return [by_client[task.client] for task in tasks]
+
+    def _estimate(self, seats: list[_Seat]) -> None:
+        """Fisher information of those who are asked for it, where their trainings ended."""
+        asked = [(seat, seat.trained) for seat in seats if seat.task.plan.fisher and seat.trained is not None]
+        if not asked:
+            return
+        found = fishers(
+            self._model,
+            [seat.task for seat, _ in asked],
+            [state for _, state in asked],
+            pad=self._pad,
+            keys=[seat.key.child("fisher") for seat, _ in asked],
+        )
+        for (seat, _), estimated in zip(asked, found, strict=True):
+            seat.estimated = estimated
 
     def _descend(self, seats: list[_Seat], training: BackpropTraining, values: dict[str, Tensor]) -> None:
         """All steps of all; ``values`` and the seats hold what came of them."""
         model, factor = self._model, seats[0].task.plan.learning_rate_factor
-        specs = [spec for spec, _ in model.parameters()]
-        rates = {s.name: training.rate_of("head" if s.role == "head" else "") * factor for s in specs}
-        optimiser = StackedAdamW(values, rates, weight_decay=training.weight_decay)
-        start = {n: v.clone() for n, v in values.items()} if training.proximal_mu else {}
+        part = StackedPart.of(model.spec, [seat.task.plan for seat in seats], values)
+        trained = {name: values[name] for name in part.trained}
+        specs = [spec for spec in model.spec if spec.name in trained]
+        optimiser = stacked_optimiser(trained, specs, training, factor)
+        start = {n: v.clone() for n, v in trained.items()} if training.proximal_mu else {}
+        corrections = _corrections(seats, trained)
         batches = [minibatches(s.task.examples, training, s.key, pad=self._pad) for s in seats]
-        with model.training():
+        with self._caching_prefix(training), model.training(checkpointing=training.gradient_checkpointing):
             for step in range(seats[0].steps):
                 active = sum(seat.steps > step for seat in seats)
                 own = [next(stream) for stream in batches[:active]]
-                batch = joined(own, self._pad, by_token=model.language_model)
-                dropping = Dropping(
-                    [seat.dropout for seat in seats[:active]], [(len(b), b.tokens.shape[1]) for b in own]
-                )
-                leaves = {n: v[:active].detach().requires_grad_() for n, v in values.items()}
-                with stacked(model, leaves, active, dropping):
-                    output = model.forward(batch.batch)
-                losses = batch.losses(output.losses, output.counts)
-                found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-                gradients = {
-                    n: torch.zeros_like(leaves[n]) if g is None else g
-                    for n, g in zip(leaves, found, strict=True)
-                }
+                losses, gradients = self._gradients(seats[:active], own, values, part.trained)
                 for name, origin in start.items():
-                    gradients[name].add_(values[name][:active] - origin[:active], alpha=training.proximal_mu)
-                norms = _clip(gradients, training.max_grad_norm)
-                for seat, loss, norm in zip(seats, losses.tolist(), norms, strict=False):
+                    if name in gradients:
+                        drift = trained[name][:active] - origin[:active]
+                        gradients[name].add_(drift, alpha=training.proximal_mu)
+                part.mask(gradients)
+                norms = _clip(gradients, training.max_grad_norm, active)
+                for seat, loss, norm in zip(seats, losses, norms, strict=False):
                     seat.note(loss, norm)
+                _correct(gradients, corrections, active)
                 optimiser.step(gradients)
+                part.put_back(values)
 
-    def _result(self, seat: _Seat, values: dict[str, Tensor], at: int) -> TrainResult:
-        task, count = seat.task, len(seat.task.examples)
-        if seat.error is not None:
-            return TrainResult(task.client, None, count, error=seat.error)
-        spec = self._model.spec
-        trained = AdapterState(
-            spec, {s.name: values[s.name][at].to("cpu", torch.float32, copy=True) / unit_of(s) for s in spec}
-        )
-        if not trained.isfinite():
-            error = diverged(task, len(seat.losses), "adapter", "non-finite values", HINT)
-            return TrainResult(task.client, None, count, error=error)
-        return TrainResult(
-            task.client, trained - task.state, count, len(seat.losses), metrics=summary(seat.losses)
-        )
+    def _caching_prefix(self, training: BackpropTraining) -> AbstractContextManager[None]:
+        """Nobody trains, or has of its own, what lies below."""
+        if not training.trunk_cache_mb:
+            return nullcontext()
+        return self._model.caching_prefix(budget_bytes=training.trunk_cache_mb * 2**20)
+
+    def _gradients(
+        self, seats: list[_Seat], own: list[Batch], values: dict[str, Tensor], trained: tuple[str, ...]
+    ) -> tuple[list[float], dict[str, Tensor]]:
+        """Each client's loss, and the gradients [clients, *shape] of the tensors that losses depend on."""
+        model, clients = self._model, len(seats)
+        batch = joined(own, self._pad, by_token=model.language_model)
+        dropping = Dropping([seat.dropout for seat in seats], [(len(b), b.tokens.shape[1]) for b in own])
+        now = {n: v[:clients].detach().requires_grad_(n in trained) for n, v in values.items()}
+        with stacked(model, now, clients, dropping):
+            output = model.forward(batch.batch)
+            losses = batch.losses(output.losses, output.counts)
+            # in here, for what a checkpoint computes again
+            found = torch.autograd.grad(losses.sum(), [now[n] for n in trained], allow_unused=True)
+        gradients = {n: g for n, g in zip(trained, found, strict=True) if g is not None}
+        return losses.tolist(), gradients
 
 
 class _Seat:
@@ -162,6 +199,8 @@ class _Seat:
         self.dropout = torch.Generator().manual_seed(key.child("dropout").seed())
         self.losses: list[float] = []
         self.error: TrainingError | None = None
+        self.trained: AdapterState | None = None
+        self.estimated: Estimated | None = None
 
     def note(self, loss: float, norm: float) -> None:
         """A step was made; the first that was not finite is the client's error."""
@@ -171,30 +210,61 @@ class _Seat:
         elif self.error is None and not math.isfinite(norm):
             self.error = diverged(self.task, len(self.losses), "gradient", str(norm), HINT)
 
+    def ended(self, model: AdaptedModel, values: Mapping[str, Tensor]) -> None:
+        """All steps are made, and ``values`` came of them; none but an error if they are not finite."""
+        spec = model.spec
+        found = AdapterState(
+            spec, {s.name: values[s.name].to("cpu", torch.float32, copy=True) / unit_of(s) for s in spec}
+        )
+        if found.isfinite():
+            self.trained = None if self.error else found
+        elif self.error is None:
+            self.error = diverged(self.task, len(self.losses), "adapter", "non-finite values", HINT)
 
-def _joins(task: TrainTask) -> bool:
-    """Whether a task is one of those that can be trained beside others."""
-    plan, training = task.plan, task.plan.training
-    return (
-        isinstance(training, BackpropTraining)
-        and training.optimizer == "adamw"
-        and not training.gradient_checkpointing
-        and not training.trunk_cache_mb
-        and plan.tensors is None
-        and plan.rank is None
-        and plan.fisher is None
-        and task.correction is None
-        and len(task.examples) > 0
-    )
+    def result(self) -> TrainResult:
+        """What came of it.
+
+        Raises:
+            TrainingError: a number that is not finite.
+        """
+        task, plan, metrics = self.task, self.task.plan, summary(self.losses)
+        if self.error is not None or self.trained is None:
+            raise self.error or TrainingError(f"client {task.client}", expected="an end", got="none")
+        statistics = {}
+        if self.estimated is not None and plan.fisher is not None:
+            metrics["fisher_seconds"] = self.estimated.seconds
+            fisher = scaled(self.estimated.mean, plan.fisher, who=f"client {task.client}")
+            statistics["fisher"] = only_covered(fisher, plan)
+        steps, delta = len(self.losses), self.trained - task.state
+        return TrainResult(task.client, delta, len(task.examples), steps, statistics, metrics)
 
 
-def _clip(gradients: dict[str, Tensor], most: float | None) -> list[float]:
+def _clip(gradients: dict[str, Tensor], most: float | None, clients: int) -> list[float]:
     """Cut each client's gradient to norm ``most``, in place; the norms before, or zeros where none is cut."""
-    clients = len(next(iter(gradients.values())))
-    if most is None:
+    if most is None or not gradients:
         return [0.0] * clients
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
     shares = (most / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients.values():
         gradient.mul_(shares.view(-1, *[1] * (gradient.dim() - 1)))
     return [float(norm) for norm in norms]
+
+
+def _corrections(seats: list[_Seat], trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is added to the gradients [clients, *shape] (SCAFFOLD); empty where no client has any."""
+    given = [seat.task.correction for seat in seats]
+    if all(correction is None for correction in given):
+        return {}
+    found = {}
+    for name, value in trained.items():
+        nothing = torch.zeros(value.shape[1:])
+        rows = [nothing if own is None else own[name] for own in given]
+        found[name] = torch.stack(rows).to(value.device, value.dtype)
+    return found
+
+
+def _correct(gradients: dict[str, Tensor], corrections: Mapping[str, Tensor], clients: int) -> None:
+    """Add them, also where a step has no gradient."""
+    for name, change in corrections.items():
+        own = change[:clients]
+        gradients[name] = own.clone() if name not in gradients else gradients[name].add_(own)

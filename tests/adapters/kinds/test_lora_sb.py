@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from headwater.adapters.export import export
 from headwater.adapters.kinds.lora_sb import leading
-from headwater.adapters.stacked_lora import unstackable
 from headwater.errors import ModelError
 from headwater.state import AdapterState
 from tests.laws.adapter_kind_laws import elsewhere
@@ -95,7 +94,3 @@ def test_a_rank_above_a_side_and_layers_that_are_not_linear_are_refused(tmp_path
         table = federations.adapter("lora-sb", "bert", **changes)
         with pytest.raises(ModelError, match=message):
             federations.adapted(federations.federation(tmp_path, "encoder", "bert", table))
-
-
-def test_a_cohort_trains_its_clients_one_by_one(model):
-    assert "linear layer" in (unstackable(model) or "")
