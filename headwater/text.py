@@ -106,6 +106,18 @@ def human_seconds(value: object) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
+def human_joules(value: object) -> str:
+    """Energy with three digits: ``12.3 kJ``; – for no number."""
+    known = finite(value)
+    if known is None:
+        return NOTHING
+    units, unit = ("J", "kJ", "MJ", "GJ", "TJ"), 0
+    while abs(known) >= 999.5 and unit < len(units) - 1:
+        known, unit = known / 1000, unit + 1
+    digits = 0 if abs(known) >= 99.95 else 1 if abs(known) >= 9.995 else 2
+    return f"{known:.{digits}f} {units[unit]}"
+
+
 def times(more: object, less: object) -> str:
     """How many times ``less`` fits in ``more``: ``48×``; – where that is no number."""
     above, below = finite(more), finite(less)

@@ -19,6 +19,7 @@ from federation_texts import HEAD, MEANINGS, RULE_CLASSES, RULES, TABLES, TAIL, 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from headwater.config.devices import Constant
 from headwater.config.strategy import KeptStrategy, RuleStrategy, UnweightedStrategy
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "federation-file.md"
@@ -167,6 +168,10 @@ def default(info: FieldInfo) -> str:
 
 def toml(value: object) -> str:
     """A default as it stands in a file."""
+    if isinstance(value, Constant):
+        return toml(value.value)
+    if isinstance(value, BaseModel):
+        return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value) + " }"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
@@ -190,9 +195,11 @@ def kind_of(annotation: object) -> str:
     """The type in a word or two."""
     base = alone(annotation)
     if get_origin(base) is tuple:
-        return {str: "list of strings", int: "list of integers"}[get_args(base)[0]]
+        return {str: "list of strings", int: "list of integers", float: "list of numbers"}[get_args(base)[0]]
     if get_origin(base) is Literal:
         return " or ".join(choices(annotation))
+    if "Constant" in str(annotation):
+        return "number"
     names: dict[object, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
     return names.get(base, "table")
 

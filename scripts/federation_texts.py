@@ -36,6 +36,17 @@ from headwater.config.data import (
     RegressionData,
     TextData,
 )
+from headwater.config.devices import (
+    AlwaysOnline,
+    Choice,
+    Churn,
+    Constant,
+    DailyWindow,
+    DeviceSettings,
+    IntervalTrace,
+    Lognormal,
+    Uniform,
+)
 from headwater.config.evaluation import BaselineSettings, EvaluationSettings
 from headwater.config.model import (
     BaseModelSettings,
@@ -58,6 +69,9 @@ from headwater.config.strategy import (
 )
 from headwater.config.tables import FederationSettings, SimulationSettings
 from headwater.config.trackers import TensorBoardTracker
+
+AVAILABILITIES = (AlwaysOnline, DailyWindow, Churn, IntervalTrace)
+DISTRIBUTIONS = (Constant, Uniform, Lognormal, Choice)
 
 HEAD = """\
 # The federation file
@@ -229,6 +243,13 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         (BaselineSettings,),
     ),
     "simulation": ("How `headwater simulate` trains clients of one process.", (SimulationSettings,)),
+    "simulation.devices": (
+        "Simulated devices and a clock of their own: see [the guide](../how-to/simulate-devices.md). Each "
+        "number may be a distribution over the clients.",
+        (DeviceSettings,),
+    ),
+    "simulation.devices.availability": ("When a client is online.", AVAILABILITIES),
+    "simulation.devices.NUMBER": ("Distributions of a number over the clients.", DISTRIBUTIONS),
     "[trackers]": (
         "Who is told of the rounds, on the server; packages [bring others](../how-to/add-a-tracker.md). "
         "No part of the hash, never sent to clients; change them in the run folder before a resume.",
@@ -237,6 +258,11 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
 }
 
 MEANINGS: dict[type[BaseModel], dict[str, str]] = {
+    DeviceSettings: {"availability": "below"},
+    Constant: {"value": "of every client"},
+    Uniform: {"low": "the least", "high": "the greatest"},
+    Lognormal: {"median": "half of the clients are below it", "sigma": "of the logarithm"},
+    Choice: {"values": "what there is", "weights": "how often; all alike if absent"},
     TensorBoardTracker: {
         "kind": "scalars of every round in the run folder's `tensorboard/`; needs `headwater[tensorboard]`",
     },

@@ -8,6 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from headwater.text import human_joules, human_seconds
+
 
 def result_table(summary: Mapping[str, Any]) -> Table:
     """Baselines beside the federation, on the same held-out examples, and what it cost in bytes."""
@@ -36,7 +38,7 @@ def result_table(summary: Mapping[str, Any]) -> Table:
         f"{summary['clients']} clients, {summary['rounds']} rounds, {summary['seconds']:.0f} s; "
         f"up {sizes['up']:,} bytes (dense: {sizes['up_dense']:,}), "
         f"down {sizes['down']:,} (dense: {sizes['down_dense']:,}); "
-        f"{_fisher(summary)}"
+        f"{_fisher(summary)}{_simulated(summary)}"
         f"adapter of round {summary['adapter_round']}, sha256 {summary['adapter_sha256'][:16]}…"
     )
     table.caption_justify = "left"
@@ -48,6 +50,14 @@ def _fisher(summary: Mapping[str, Any]) -> str:
         return ""
     cost = summary["fisher"]
     return f"of it {cost['bytes_up']:,} up and {cost['seconds']:.1f} s of the clients for Fishers; "
+
+
+def _simulated(summary: Mapping[str, Any]) -> str:
+    if "simulated" not in summary:
+        return ""
+    cost = summary["simulated"]
+    energy = f", {human_joules(cost['joules'])}" if cost["joules"] else ""
+    return f"simulated {human_seconds(cost['seconds'])}{energy}; "
 
 
 def _where(metric: Mapping[str, Any]) -> str:

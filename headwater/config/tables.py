@@ -10,6 +10,7 @@ from headwater.config.adapter import Adapter
 from headwater.config.assignment import DEFAULT, Assignment, Method
 from headwater.config.codec import CodecSettings
 from headwater.config.data import Data
+from headwater.config.devices import DeviceSettings
 from headwater.config.evaluation import BaselineSettings, EvaluationSettings
 from headwater.config.model import Model
 from headwater.config.plugins import releases, require_releases
@@ -41,6 +42,18 @@ class SimulationSettings(Settings):
         description="most clients that are trained as one batch over the base, up to 4,096, or "
         '`"auto"`, which measures what pays; other last digits above 1',
     )
+    devices: DeviceSettings | None = Field(
+        default=None,
+        description="simulated devices, links and availability, with a clock of their own",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_devices(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No key for devices that nobody asked for: runs were named without."""
+        content: dict[str, Any] = handler(self)
+        if self.devices is None:
+            content.pop("devices", None)
+        return content
 
     @field_validator("cohort", mode="plain")
     @classmethod

@@ -102,6 +102,9 @@ class BackpropTraining(MinibatchTraining):
     def passes_text(self) -> str:  # noqa: D102 - inherited
         return "2 + backward" if self.gradient_checkpointing else "1 + backward"
 
+    def passes(self) -> float:  # noqa: D102 - inherited
+        return 3.0 if self.gradient_checkpointing else 2.0
+
     def checkpoints(self) -> bool:  # noqa: D102 - inherited
         return self.gradient_checkpointing
 
@@ -143,6 +146,10 @@ class ForwardGradientTraining(Directed):
             return f"{max(2, self.directions)}–{self.max_directions} in forward mode"
         return f"{self.directions} in forward mode"
 
+    def passes(self) -> float:
+        """``directions`` of them: how many a ``variance_target`` takes is not known beforehand."""
+        return 2.0 * self.directions
+
 
 class SpryTraining(Directed):
     """SPRY (arXiv 2405.15551): forward gradients of the few layers that this client was given."""
@@ -159,6 +166,9 @@ class SpryTraining(Directed):
 
     def passes_text(self) -> str:  # noqa: D102 - inherited
         return f"{self.directions} in forward mode"
+
+    def passes(self) -> float:  # noqa: D102 - inherited
+        return 2.0 * self.directions
 
 
 class MezoTraining(Directed):
@@ -183,6 +193,9 @@ class MezoTraining(Directed):
 
     def passes_text(self) -> str:  # noqa: D102 - inherited
         return str(2 * self.directions)
+
+    def passes(self) -> float:  # noqa: D102 - inherited
+        return 2.0 * self.directions
 
 
 class ScalarPasses(Directed):
@@ -271,6 +284,9 @@ class DecomflTraining(ScalarPasses):
     def passes_text(self) -> str:  # noqa: D102 - inherited
         return str(self.directions + 1)
 
+    def passes(self) -> float:  # noqa: D102 - inherited
+        return self.directions + 1.0
+
     def seed_range(self, round: int) -> SeedRange:
         """New seeds in every round: one for each direction of each step, and one coefficient for each."""
         count = (self.max_steps or 0) * self.directions
@@ -311,6 +327,9 @@ class BlackboxTraining(TrainingSettings):
     def passes_text(self) -> str:  # noqa: D102 - inherited
         return str(self.population)
 
+    def passes(self) -> float:  # noqa: D102 - inherited
+        return float(self.population)
+
     def cut(self, batch_size: int, max_steps: int | None) -> BlackboxTraining:  # noqa: D102 - inherited
         return self.model_copy(update={"batch_size": max(1, min(self.batch_size, batch_size))})
 
@@ -330,6 +349,9 @@ class NoopTraining(TrainingSettings):
     alone: ClassVar[bool] = True
     kind: Literal["noop"]
     scale: float = Field(default=1e-3, gt=0)
+
+    def passes(self) -> float:  # noqa: D102 - inherited
+        return 1.0
 
 
 Training = Annotated[

@@ -94,6 +94,13 @@ class TrainingSettings(Pluggable):
         """Passes over a batch in one step, for people."""
         return "0"
 
+    def passes(self) -> float:
+        """Passes over a step's rows, as simulated time counts them: a backward pass is one more.
+
+        A pass in forward mode computes value and slope: it counts twice.
+        """
+        return 2.0
+
     def cut(self, batch_size: int, max_steps: int | None) -> TrainingSettings:
         """These settings with at most so many rows a step, and steps a round unless None."""
         return self

@@ -42,6 +42,9 @@ from headwater.protocol.machine import (
 from headwater.protocol.retries import Retries
 from headwater.protocol.staleness import staleness_weight as staleness_weight
 
+SILENT_S = 1e-6
+"""After its deadline a client is looked at this much later: a sum of floats may fall short of it."""
+
 
 class BufferedChanges(TypedDict, total=False):
     """What :meth:`BufferedCoordinator.reconfigure` takes."""
@@ -147,6 +150,14 @@ class BufferedCoordinator(CoordinatorBase[BufferedRules]):
     def waiting_for(self) -> frozenset[str]:
         """The clients that were asked, for this version or an earlier one, and have not answered."""
         return frozenset(self._working)
+
+    @property
+    def next_s(self) -> float:
+        """Also when one that is silent no longer counts, so that another can be asked."""
+        found, deadline_s = super().next_s, self._rules.deadline_s
+        if self._queue and deadline_s is not None and self._asked_s:
+            found = min(found, min(self._asked_s.values()) + deadline_s + SILENT_S)
+        return found
 
     def _handlers(self) -> Mapping[tuple[Phase, type], Handler]:
         return _TRANSITIONS

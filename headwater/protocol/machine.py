@@ -7,6 +7,7 @@ actions here; each has a table of handlers by phase and event.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, replace
@@ -218,6 +219,12 @@ class CoordinatorBase(ABC, Generic[RulesT]):
     def persistent(self) -> bool:
         """Whether it never halts: it has a ``retry_s``."""
         return self._rules.retry_s is not None
+
+    @property
+    def next_s(self) -> float:
+        """When a ``Tick`` will next do something, if nothing else happens; infinity if never."""
+        ends_s = math.inf if self._ends_s is None else self._ends_s
+        return min(ends_s, self._retries.next_s)
 
     def retime(self, *, deadline_s: float | None, retry_s: float | None) -> None:
         """Change the times at once, for what is open too, counted from where they were counted.

@@ -34,6 +34,11 @@ class Retries:
             del self._due_s[client]
         return [client for _, client in ready]
 
+    @property
+    def next_s(self) -> float:
+        """When the next one is due; infinity if none is."""
+        return min(self._due_s.values(), default=float("inf"))
+
     def take(self, client: str) -> bool:
         """Take this client before its time has come too; False if it does not wait."""
         return self._due_s.pop(client, None) is not None

@@ -72,6 +72,11 @@ class ClientRow:
         return _whole(self.content.get("bytes_down")) or 0
 
     @property
+    def simulated(self) -> Mapping[str, Any]:
+        """What its task took in simulated time: ``asked_s``, ``end_s`` …; empty without simulated devices."""
+        return _table(self.content.get("simulated"))
+
+    @property
     def bytes_fisher(self) -> int | None:
         """Of ``bytes_up``, its Fisher; None without one."""
         return _whole(self.content.get("bytes_fisher"))
@@ -172,6 +177,11 @@ class RoundRecord:
         return "gap" in self.content and self.content["gap"] is None
 
     @property
+    def simulated(self) -> Mapping[str, Any]:
+        """When it was in simulated time, ``start_s`` to ``end_s``, and ``joules``; empty without devices."""
+        return _table(self.content.get("simulated"))
+
+    @property
     def merge(self) -> Mapping[str, Any]:
         """The rule's report."""
         return _table(self.content.get("merge"))
@@ -245,6 +255,18 @@ class RoundDraft:
         for client, reason in reasons.items():
             rows.setdefault(client, {"bytes_down": 0, "failed": reason})
         self._content["clients"] = dict(sorted(rows.items()))
+
+    def simulated(self, times: Mapping[str, float], rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """When the round was, in simulated time, and what each client took; only with simulated devices.
+
+        Args:
+            times: ``start_s``, ``trained_s``, ``end_s``, and the energy of all.
+            rows: by client. Who was not asked in this round is not in it.
+        """
+        self._content["simulated"] = dict(times)
+        for client, row in rows.items():
+            if client in self._content["clients"]:
+                self._content["clients"][client]["simulated"] = dict(row)
 
     def set_state(self, state_sha256: str) -> None:
         """The adapter's hash after the round."""

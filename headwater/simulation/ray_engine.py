@@ -21,19 +21,19 @@ from headwater.client.execution.runtime import ClientRuntime, run_id
 from headwater.client.execution.store import ClientStore, SharedStore
 from headwater.config import LoadedFederation
 from headwater.errors import MissingDependency
-from headwater.server.rounds.federation_server import FederationServer, RunResult
+from headwater.server.rounds.federation_server import RunResult
 from headwater.simulation.cohort_grid import CohortGrid
 from headwater.simulation.cohort_record import CohortRecord
 from headwater.simulation.workers import HANDLED_BY_PARENT, parent_handles_signals
 
 
 def run_on_ray(
-    server: FederationServer,
     loaded: LoadedFederation,
     runtime: ClientRuntime,
     store: Path,
     record: CohortRecord,
     interrupted: threading.Event,
+    run: Callable[[Grid], RunResult],
 ) -> RunResult:
     """Run the federation on as many Ray actors as CPUs allow.
 
@@ -41,12 +41,12 @@ def run_on_ray(
     on actors of ours (:mod:`.ray_pool`), which take whole batches.
 
     Args:
-        server: runs in a thread of Flower's, or in this one.
         loaded: the federation.
         runtime: of this process: who the clients are, and who is a batch.
         store: folder of what the clients keep.
         record: of the sizes of batches.
-        interrupted: what ``server`` asks whether the run is to end now; set when this ends.
+        interrupted: what the server asks whether the run is to end now; set when this ends.
+        run: the server, called in a thread of Flower's, or in this one.
 
     Raises:
         MissingDependency: Ray is not installed.
@@ -68,7 +68,7 @@ def run_on_ray(
         from headwater.simulation.ray_pool import RayPool
 
         with _ray(interrupted), RayPool(loaded, store, cohort=cohort, most=len(clients)) as pool:
-            return server.run(CohortGrid(clients, runtime, pool, record), owners=clients)
+            return run(CohortGrid(clients, runtime, pool, record))
     result: list[RunResult] = []
     failure: list[BaseException] = []
     app = ServerApp()
@@ -76,7 +76,7 @@ def run_on_ray(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            result.append(server.run(grid, owners=clients))
+            result.append(run(grid))
         except BaseException as error:  # Flower logs what its server thread raises and goes on
             failure.append(error)
 

@@ -24,6 +24,7 @@ from headwater.simulation.baselines import check_baselines, run_baselines
 from headwater.simulation.cohort_choice import measured
 from headwater.simulation.cohort_grid import CohortGrid
 from headwater.simulation.cohort_record import NAME, CohortRecord
+from headwater.simulation.devices.world import open_world
 from headwater.simulation.grid import InProcessGrid, LocalGrid, WorkersGrid
 from headwater.simulation.workers import WorkerPool
 from headwater.simulation.workplace import ThisProcess
@@ -63,6 +64,7 @@ def simulate(
         HeadwaterError: what is wrong with file, data or model, or that the federation cannot go on.
     """
     _require_a_simulation(loaded, engine)
+    _require_simulated_clients(loaded, engine)
     watched = Tracking(loaded.trackers, run_id(loaded), loaded.settings, folder.path, observer)
     loaded = replace(loaded, trackers=())  # no process but this one needs their packages
     with folder.locked(), watched as tracking:
@@ -99,6 +101,17 @@ def open_runtime(loaded: LoadedFederation) -> ClientRuntime:
     return ClientRuntime.open(loaded, context)
 
 
+def _require_simulated_clients(loaded: LoadedFederation, engine: Engine) -> None:
+    """Refuse simulated devices where clients are processes of their own, in real time."""
+    if engine == "network" and loaded.settings.simulation.devices is not None:
+        raise ConfigError(
+            "[simulation.devices]",
+            expected="--engine inprocess or ray, which have a simulated clock",
+            got="--engine network, whose clients are processes in real time",
+            hint="Leave the table out, or use another engine.",
+        )
+
+
 def _run_here(
     loaded: LoadedFederation,
     folder: RunFolder,
@@ -114,7 +127,8 @@ def _run_here(
         runtime = opened(loaded)
         context = runtime.context
         record = _cohorts(folder, runtime, workers, observer)
-        folder.keep_inputs(base=context.base_sha256, data=runtime.data.sha256)
+        world = open_world(loaded, runtime, folder)
+        folder.keep_inputs(base=context.base_sha256, data=runtime.data.sha256, **world.inputs)
         for warning in runtime.data.warnings:
             observer(Notice(warning))
         test = runtime.data.test()
@@ -125,15 +139,15 @@ def _run_here(
             context,
             folder,
             test=test,
-            control=replace(control, interrupted=interrupted.is_set),
+            control=world.control(replace(control, interrupted=interrupted.is_set)),
         )
-        pool = None
+        pool, names = None, runtime.data.clients
         if engine == "ray":
             from headwater.simulation.ray_engine import run_on_ray  # Ray is an extra
 
-            outcome = run_on_ray(server, loaded, runtime, folder.clients, record, interrupted)
+            run = partial(world.run, server, owners=names)
+            outcome = run_on_ray(loaded, runtime, folder.clients, record, interrupted, run)
         else:
-            names = runtime.data.clients
             store = SharedStore(folder.clients)
             if (count := min(workers, len(names))) > 1:
                 pool = stack.enter_context(WorkerPool(count, loaded, folder.clients, runtime.cohort))
@@ -144,7 +158,7 @@ def _run_here(
                 grid = WorkersGrid(names, pool, runtime)
             else:
                 grid = InProcessGrid(names, runtime, store)
-            outcome = server.run(grid, owners=names)
+            outcome = world.run(server, grid, owners=names)
         close = partial(
             finish, loaded, folder, context, outcome, engine=engine,
             notices=(*context.notices, *runtime.data.warnings),

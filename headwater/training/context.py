@@ -111,6 +111,13 @@ class TrainingContext:
         return None if self.model is None else self.model.base.tokenizer
 
     @property
+    def parameters(self) -> int:
+        """Of the base (with its adapter), without embeddings; the vector's size without a base model."""
+        if self.model is None:
+            return self.spec.numel
+        return int(self.model.base.model.num_parameters(exclude_embeddings=True))
+
+    @property
     def pad(self) -> int:
         """Token id that fills a batch."""
         return 0 if self.tokenizer is None else self.tokenizer.pad

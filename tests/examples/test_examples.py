@@ -34,6 +34,7 @@ def simulate(name, out, *arguments):
 
 def test_all_that_the_documentation_names_are_there():
     assert EXAMPLES == [
+        "devices",
         "glosses",
         "low-memory",
         "own-data",

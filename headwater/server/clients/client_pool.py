@@ -9,10 +9,13 @@ from types import MappingProxyType
 from headwater.errors import HeadwaterError
 from headwater.protocol.messages import ClientProfile, Request
 from headwater.server.clients.exchange import Exchange, ReceivedReply
+from headwater.server.round_record import RoundDraft
 
 AWAY_S = 90.0
 """So long a client that went away is waited for where only its evaluation is missing, and one that has not
 been here since the daemon began. Agents try to come back at least once a minute."""
+POLL_CLIENTS_S = 1.0
+"""Pause between two looks at who came and who was revoked."""
 
 
 class ClientPool(ABC):
@@ -39,6 +42,16 @@ class ClientPool(ABC):
         is ever away in a simulation.
         """
         return False
+
+    def changed_since(self, looked_s: float) -> bool:
+        """Whether somebody came or went since then; asked in simulated time only."""
+        return True
+
+    def round_closed(self) -> None:  # noqa: B027 - nothing to do but in simulated time
+        """A round's updates are in; what follows is merging and evaluation."""
+
+    def describe(self, draft: RoundDraft) -> None:  # noqa: B027 - likewise
+        """Add to a round's record, before it is written, what only the way to the clients knows."""
 
     def missing(self) -> Mapping[str, str]:
         """Who may take part and is not among :meth:`ready`, by name, sorted: why not, in a few words."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Protocol, runtime_checkable
@@ -93,6 +93,14 @@ class Introduces(Protocol):
 
     def introductions(self) -> Callable[[int], ClientProfile | ClientFailure] | None:
         """What says it, by node; None where they are asked by message."""
+
+
+@runtime_checkable
+class SaysWhen(Protocol):
+    """A grid on which replies arrive in an order of their own, whatever order they are asked for."""
+
+    def arrived(self, kinds: Collection[str]) -> str | None:
+        """The id of the first reply to messages of these types that has arrived and was not pulled."""
 
 
 def unsigned(address: str, data: bytes) -> bytes:
@@ -206,6 +214,9 @@ class Exchange:
         middle, because a buffer is full, finds the others at the next call.
         """
         yield from self._drain(kinds)
+        if kinds and isinstance(self._grid, SaysWhen):
+            yield from self._in_order(self._grid, [_TYPES[kind] for kind in kinds])
+            return
         ids = [i for i, sent in self._outstanding.items() if not kinds or sent.kind in kinds]
         for start in range(0, len(ids), PULL_AT_ONCE):
             while group := [i for i in ids[start : start + PULL_AT_ONCE] if i in self._outstanding]:
@@ -223,6 +234,13 @@ class Exchange:
                         yield from self._drain(kinds)
                     elif sent is not None:
                         yield self._incoming(self._pulled.pop(message_id), sent)
+
+    def _in_order(self, grid: SaysWhen, kinds: Sequence[str]) -> Iterator[ReceivedReply]:
+        """Replies as they arrive."""
+        while (message_id := grid.arrived(kinds)) is not None:
+            (message,) = self._grid.pull_messages([message_id])
+            if (sent := self._take(message_id)) is not None:
+                yield self._incoming(message, sent)
 
     def _drain(self, kinds: Sequence[type[Request]]) -> Iterator[ReceivedReply]:
         """What is here already: what could not be sent, and parts of an edge aggregator's reply."""

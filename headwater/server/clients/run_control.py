@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headwater.server.events import Observer
 
 POLL_S = 0.02
 """Pause between two looks at the grid when nothing came."""
+
+
+def _sleep(until_s: float) -> None:
+    time.sleep(POLL_S)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class RunControl:
         deadline_s: how long a wait for clients may take; for ever if None.
         interrupted: asked often; True ends the run now, in the middle of whatever it waits for.
         live_deadline: ``deadline_s`` as the organiser has it now, where that can change meanwhile.
+        sleep: lets time pass when nothing came, at most until so many seconds on ``clock``.
+        simulated: whether ``clock`` and ``sleep`` are a simulation's: nobody waits for them.
     """
 
     observer: Observer
@@ -32,6 +38,18 @@ class RunControl:
     deadline_s: float | None = None
     interrupted: Callable[[], bool] = lambda: False
     live_deadline: Callable[[], float | None] | None = None
+    sleep: Callable[[float], None] = _sleep
+    simulated: bool = False
+
+    def in_real_time(self) -> RunControl:
+        """The same with this machine's clock: for what takes no simulated time."""
+        if not self.simulated:
+            return self
+        return replace(self, clock=time.monotonic, sleep=_sleep, simulated=False)
+
+    def stopwatch(self) -> float:
+        """Seconds of real time, to tell how long something took."""
+        return time.monotonic() if self.simulated else self.clock()
 
     def deadline(self) -> float | None:
         """How many seconds a wait for clients may take, by the settings that hold now; None for ever."""
@@ -42,14 +60,18 @@ class RunControl:
         deadline_s = self.deadline()
         return math.inf if deadline_s is None else self.clock() + deadline_s
 
-    def pause(self) -> None:
+    def pause(self, until_s: float = math.inf) -> None:
         """Let time pass.
+
+        Args:
+            until_s: something is to be done then, on ``clock``, whatever comes.
 
         Raises:
             Interrupted: the run is to end now.
+            FederationStopped: in simulated time, if nothing would ever happen.
         """
         self.check()
-        time.sleep(POLL_S)
+        self.sleep(until_s)
 
     def check(self) -> None:
         """Raise ``Interrupted`` if the run is to end now."""

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from headwater import text as report_text
 from headwater.files import write_atomically
 from headwater.server.report import charts as report_charts
+from headwater.server.report import simulated as report_simulated
 from headwater.server.report import tables as report_tables
 from headwater.server.report import tally as report_tally
 from headwater.server.report.data import Run, read_run
@@ -80,6 +81,7 @@ def render(run: Run) -> str:
         legend=[(plain(c, 80), report_charts.colour_of(run, c)) for c in report_tables.legend_clients(run)],
         traffic=report_tables.traffic(run),
         fisher=report_tables.fisher(run),
+        simulated=report_simulated if report_simulated.is_simulated(run) else None,
         baselines=report_tables.baselines(run),
         clients=report_tables.shown_clients(run),
         methods=len({client.method for client in run.clients} - {""}) > 1,
@@ -147,9 +149,19 @@ def tiles(run: Run) -> list[tuple[str, str, str, str]]:
         ("bytes down", human_bytes(run.get("bytes", "down")), downward, ""),
         ("rounds", count(run.get("rounds")), _ENDINGS.get(str(run.get("stopped")), ""), ""),
         ("clients", count(run.get("clients")), failed, "bad" if failures else ""),
+        *_simulated_tiles(run),
         ("time", human_seconds(run.get("seconds")), "rounds and their evaluation", ""),
         ("peak memory", human_bytes(run.get("peak_rss_bytes")), "largest process", ""),
     ]
+
+
+def _simulated_tiles(run: Run) -> list[tuple[str, str, str, str]]:
+    """Simulated time and energy, where devices are simulated."""
+    if not report_simulated.is_simulated(run):
+        return []
+    seconds, joules = report_simulated.totals(run)
+    energy = "" if joules == NOTHING else f"{joules} of all clients"
+    return [("simulated time", seconds, energy, "")]
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

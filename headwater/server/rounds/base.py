@@ -45,7 +45,7 @@ class RoundResult:
         merged: the rule's result.
         draft: its line in ``rounds.jsonl``, without what comes after the merge.
         accepted: for every client whose update is in it, the round that the update answered.
-        started_s: when it began, on the run control's clock.
+        started_s: when it began, on the run control's stopwatch.
     """
 
     merged: Merged
@@ -92,6 +92,11 @@ class Rounds(ABC):
         self._settings, self._strategy, self._control = settings, strategy, control
         self._times = settings.cohort.deadline_s, settings.cohort.retry_s
         self._reconfigure(settings)
+
+    @property
+    def _lasting(self) -> bool:
+        """Whether a round with too few updates waits for clients: on a server, and in simulated time."""
+        return self._durability is not None or self._control.simulated
 
     @abstractmethod
     def _begin(self, settings: Federation, done: int) -> None:

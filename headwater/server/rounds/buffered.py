@@ -46,12 +46,12 @@ class BufferedRounds(Rounds):
             max_staleness=self._schedule.max_staleness,
             min_clients=cohort.min_clients,
             deadline_s=cohort.deadline_s,
-            retry_s=cohort.retry_s if self._durability else None,
+            retry_s=cohort.retry_s if self._lasting else None,
             at_once=cohort.clients_per_round,
         )
 
     def run(self, checkpoint: Checkpoint) -> RoundResult | None:  # noqa: D102 - inherited
-        number, started_s = checkpoint.server.round + 1, self._control.clock()
+        number, started_s = checkpoint.server.round + 1, self._control.stopwatch()
         left = self._left_open(number)
         known = dict(self._pool.profiles()) if left is None else dict(left.profiles)
         if self._too_few(known):

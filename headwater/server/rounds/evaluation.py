@@ -145,12 +145,13 @@ class EvaluationRound:
     ) -> Callable[[], None]:
         """What asks those who have not been asked yet: :data:`ASKED_AT_ONCE` are at work, or all.
 
-        Clients that may go away are asked at once, and where a wait ends: none takes another's turn.
+        Clients that may go away are asked at once, and where a wait ends, or time is simulated: none takes
+        another's turn.
         """
         number, spec = checkpoint.server.round, self._context.spec
         down = self._downlink.open(checkpoint.server, self._federation.codec.down, checkpoint.accepted)
         digest, left = down.base.sha256(), iter(asked)
-        bounded = not self._lasting and math.isinf(self._deadline_s())
+        bounded = not (self._lasting or self._control.simulated) and math.isinf(self._deadline_s())
         at_once = ASKED_AT_ONCE if bounded else len(asked)
 
         def ask_more() -> None:
@@ -196,7 +197,7 @@ class EvaluationRound:
                     wait.given_up[incoming.address] = str(error)[:MOST_REASON]
                     self._control.observer(ClientFailed(number, incoming.address, str(error)))
             if quiet:
-                self._control.pause()
+                self._control.pause(wait.ends_s)
             else:
                 ask_more()
         exchange.forget(EvaluateRequest, number)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from headwater.protocol.messages import EvaluateRequest
-from headwater.server.clients.client_pool import AWAY_S, ClientPool
+from headwater.server.clients.client_pool import AWAY_S, POLL_CLIENTS_S, ClientPool
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Notice
-from headwater.server.rounds.round_driver import POLL_CLIENTS_S, STOP_PATIENCE_S, WaitNotices
+from headwater.server.rounds.round_driver import STOP_PATIENCE_S, WaitNotices
 
 STOP_AT_MOST_S = 600.0
 """After a stop was asked for, clients that are there may go on evaluating this long."""
@@ -56,6 +56,11 @@ class EvaluationWait:
         """This client is not waited for any more."""
         self._missing.discard(client)
 
+    @property
+    def ends_s(self) -> float:
+        """When the deadline passes, by now."""
+        return self._began_s + self._deadline_s()
+
     def over(self) -> bool:
         """Whether the deadline has passed; those that are missing are named then.
 
@@ -68,7 +73,7 @@ class EvaluationWait:
             for client in sorted(self._missing):
                 self._failed(client, f"no evaluation within {deadline_s:g} s")
             return True
-        if now >= self._looked_s + POLL_CLIENTS_S:
+        if now >= self._looked_s + POLL_CLIENTS_S and not self._control.simulated:
             self._looked_s = now
             if self._lasting:
                 self._check_clients(now)

@@ -7,15 +7,16 @@ the strategy; nothing of Flower's own aggregation is used. :mod:`.rounds` has th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from flwr.serverapp import Grid
 
 from headwater.config import LoadedFederation
 from headwater.config.federation import Federation
 from headwater.errors import FederationStopped
-from headwater.protocol.messages import ProfileRequest
+from headwater.protocol.messages import ClientProfile, ProfileRequest
 from headwater.seeds.keys import Key
 from headwater.server.clients.client_pool import ClientPool, FixedClients
 from headwater.server.clients.downlink import Downlink
@@ -57,6 +58,9 @@ class RunResult:
     reason: str
     clients: int
 
+
+PoolOf: TypeAlias = Callable[[Exchange, Mapping[str, ClientProfile], Mapping[str, str]], ClientPool]
+"""What makes a simulation's pool: of the exchange, profiles by name, and who was lost."""
 
 _ROUNDS: Mapping[str, type[SynchronousRounds | BufferedRounds]] = {
     "synchronous": SynchronousRounds,
@@ -119,7 +123,12 @@ class FederationServer:
         )
 
     def run(
-        self, grid: Grid, expected_clients: int | None = None, *, owners: Sequence[str] = ()
+        self,
+        grid: Grid,
+        expected_clients: int | None = None,
+        *,
+        owners: Sequence[str] = (),
+        pool: PoolOf = FixedClients,
     ) -> RunResult:
         """Run all rounds that are left, with the clients that are there now: a simulation.
 
@@ -128,6 +137,7 @@ class FederationServer:
             expected_clients: wait until so many nodes are there; the cohort's minimum if absent.
             owners: names of all clients, a node for each: who of them cannot take part is a failure by name
                 in every round.
+            pool: makes the clients' pool.
 
         Raises:
             FederationStopped: too few clients; the last checkpoint stays.
@@ -137,12 +147,12 @@ class FederationServer:
             grid,
             self._run,
             self._context,
-            self.control,
+            self.control.in_real_time(),
             expected=expected_clients or len(owners) or least,
             owners=owners,
             min_clients=least,
         )
-        return self.serve(FixedClients(Exchange(grid, nodes, tell=self._observer), profiles, lost))
+        return self.serve(pool(Exchange(grid, nodes, tell=self._observer), profiles, lost))
 
     def serve(self, pool: ClientPool) -> RunResult:
         """Run all remaining rounds with the clients of a pool.
@@ -228,14 +238,15 @@ class FederationServer:
             return None
         server = self._strategy.init(self._context.initial_state())
         checkpoint = Checkpoint(self._run, server, Tracker(metric_name(self._settings)))
-        started = self.control.clock()
+        started = self.control.stopwatch()
         draft = RoundDraft(0, {}, Traffic())
         draft.set_state(server.state.sha256())
         try:
             checkpoint, value = self._evaluation_round.after(checkpoint, pool, pool.profiles(), draft)
         except EvaluationAborted:
             return None
-        self._commits.commit(checkpoint, draft.record(self.control.clock() - started), value, ())
+        pool.describe(draft)
+        self._commits.commit(checkpoint, draft.record(self.control.stopwatch() - started), value, ())
         return checkpoint
 
     def _tell_started(self, checkpoint: Checkpoint, pool: ClientPool) -> None:
@@ -278,7 +289,7 @@ class FederationServer:
                 return False
             if done >= self._settings.federation.rounds:
                 return True  # the organiser has taken rounds away: none follows
-            if self._durability is None:
+            if self._durability is None and not self.control.simulated:
                 raise FederationStopped(
                     "federation", expected=f"at least {self._quorum.need} clients with data", got=f"{have}"
                 )
@@ -325,6 +336,7 @@ class FederationServer:
 
     def _close(self, checkpoint: Checkpoint, finished: RoundResult, pool: ClientPool) -> Checkpoint:
         """Move the model, evaluate, write the round; only then is the open round forgotten."""
+        pool.round_closed()
         server = self._strategy.update(checkpoint.server, finished.merged)
         accepted = {**checkpoint.accepted, **finished.accepted}
         checkpoint = replace(checkpoint, server=server, accepted=accepted)
@@ -333,8 +345,9 @@ class FederationServer:
         took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it
         checkpoint, value = self._evaluation_round.after(checkpoint, pool, known, draft, took_part=took_part)
         draft.lost(pool.lost())
+        pool.describe(draft)
         draft.set_state(server.state.sha256())
-        record = draft.record(self.control.clock() - finished.started_s)
+        record = draft.record(self.control.stopwatch() - finished.started_s)
         self._commits.commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
         if self._durability is not None:
             self._durability.forget_through(checkpoint.server.round)

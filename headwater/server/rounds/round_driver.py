@@ -26,15 +26,13 @@ from headwater.protocol.machine import (
     Tick,
 )
 from headwater.protocol.messages import ClientProfile, TrainRequest
-from headwater.server.clients.client_pool import ClientPool
+from headwater.server.clients.client_pool import POLL_CLIENTS_S, ClientPool
 from headwater.server.clients.exchange import ReceivedReply
-from headwater.server.clients.run_control import RunControl
+from headwater.server.clients.run_control import POLL_S, RunControl
 from headwater.server.events import ClientDone, ClientFailed, Notice, Observer, Waiting, WaitingFor
 
 STOP_PATIENCE_S = 60.0
 """After a stop was asked for, a round in which nobody is at work any more is left open this long."""
-POLL_CLIENTS_S = 1.0
-"""Pause between two looks at who came and who was revoked."""
 TELL_S = 10.0
 """Who is waited for is told this long after they were asked, and at most so often again."""
 
@@ -57,6 +55,10 @@ class CoordinatorProtocol(Protocol):
     @property
     def waiting_for(self) -> frozenset[str]:
         """Who was asked and has not answered."""
+
+    @property
+    def next_s(self) -> float:
+        """When a ``Tick`` will next do something, if nothing else happens; infinity if never."""
 
     def receive(self, event: Event) -> list[Action]:
         """Take one event; return what to do, in order."""
@@ -154,15 +156,18 @@ class RoundDriver:
         for incoming in with_.pool.poll(TrainRequest):
             quiet = False
             if incoming.rows:
-                end = self._take_sum(incoming) or self._tick()
+                end = self._take_sum(incoming)
             else:
                 event = Arrived(incoming.address, incoming.round)
-                end = self._do(with_.coordinator.receive(event), incoming) or self._tick()
+                end = self._do(with_.coordinator.receive(event), incoming)
+            if end is None and not control.simulated:  # else all that arrive at one moment are in time
+                end = self._tick()
             if end is not None:
                 return end
         end = self._check_clients() or self._tick()
         if end is None and quiet:
-            control.pause()
+            patience_s = math.inf if self._give_up_s is None else min(self._give_up_s, self._at_the_latest_s)
+            control.pause(min(with_.coordinator.next_s, patience_s + POLL_S))
         return end
 
     def _gave_up(self) -> bool:
@@ -261,7 +266,11 @@ class RoundDriver:
     def _check_clients(self) -> Close | Halt | None:
         """Tell the coordinator which clients came back, were revoked, or have other data than was planned."""
         now = self._with.control.clock()
-        if now < self._looked_s + POLL_CLIENTS_S:
+        if self._with.control.simulated:  # nobody comes or goes between two events
+            due = self._with.pool.changed_since(self._looked_s)
+        else:
+            due = now >= self._looked_s + POLL_CLIENTS_S
+        if not due:
             return None
         self._looked_s = now
         receive, number, end = self._with.coordinator.receive, self._with.round, None
@@ -281,7 +290,7 @@ class RoundDriver:
         reachable = len(set(self._with.clients) - (why.keys() - self._accepted))
         waiting = reachable < self._with.need
         self._tell_waiting(waiting, reachable, self._absent(why) if waiting else ())
-        if end is None:
+        if end is None and not self._with.control.simulated:
             self._waits.update(self._waited_for(why), now)
         return end
 

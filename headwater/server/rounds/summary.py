@@ -10,6 +10,7 @@ from headwater.config import LoadedFederation
 from headwater.server.round_record import RoundRecord
 from headwater.server.rounds.federation_server import RunResult
 from headwater.server.storage.run_folder import RunFolder
+from headwater.text import finite
 
 SHOWN_FAILURES = 100
 
@@ -41,6 +42,7 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -
         "failures_total": totals.failures_total,
         "lost": totals.owners.lost(),
         **({"fisher": totals.fisher()} if totals.fisher_rows else {}),
+        **totals.simulated(),
     }
 
 
@@ -58,6 +60,7 @@ class _Totals:
         self.owners = _Owners()
         self.fisher_rows = 0
         self._fisher_bytes, self._fisher_s = 0, 0.0
+        self._simulated: dict[str, float] | None = None
 
     def take(self, record: RoundRecord) -> None:
         """One more record."""
@@ -72,6 +75,10 @@ class _Totals:
             if len(self.failures) < SHOWN_FAILURES:
                 self.failures.append(failure)
         self.owners.take(record)
+        if (ended_s := finite(record.simulated.get("end_s"))) is not None:
+            before = 0.0 if self._simulated is None else self._simulated["joules"]
+            joules = before + (finite(record.simulated.get("joules")) or 0.0)
+            self._simulated = {"seconds": ended_s, "joules": joules}
         for row in record.clients.values():
             if row.bytes_fisher is not None:
                 self.fisher_rows += 1
@@ -81,6 +88,10 @@ class _Totals:
     def fisher(self) -> dict[str, float]:
         """What the clients' Fishers took."""
         return {"bytes_up": self._fisher_bytes, "seconds": round(self._fisher_s, 3)}
+
+    def simulated(self) -> dict[str, dict[str, float]]:
+        """``simulated``: seconds and joules of the run on simulated devices; nothing without them."""
+        return {} if self._simulated is None else {"simulated": self._simulated}
 
 
 def failures_of(rounds: Iterable[RoundRecord]) -> list[dict[str, Any]]:
@@ -102,7 +113,7 @@ class _Owners:
     def take(self, record: RoundRecord) -> None:
         """One more record."""
         for client, row in record.clients.items():
-            if not row.spared:
+            if not row.spared and row.simulated.get("answered") is not False:  # what a device pretends
                 asked, failed, _ = self._found.get(client, (0, 0, ""))
                 self._found[client] = asked + 1, failed + bool(row.failed), row.failed
 

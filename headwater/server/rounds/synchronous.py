@@ -35,11 +35,11 @@ class SynchronousRounds(Rounds):
             min_clients=cohort.min_clients,
             target=cohort.target_clients,
             deadline_s=cohort.deadline_s,
-            retry_s=cohort.retry_s if self._durability else None,
+            retry_s=cohort.retry_s if self._lasting else None,
         )
 
     def run(self, checkpoint: Checkpoint) -> RoundResult | None:  # noqa: D102 - inherited
-        number, started_s = checkpoint.server.round + 1, self._control.clock()
+        number, started_s = checkpoint.server.round + 1, self._control.stopwatch()
         left = self._left_open(number)
         known = self._planned_anew(number) if left is None else left.profiles
         if self._too_few(known):

@@ -1,0 +1,128 @@
+"""DeviceClients: the clients of a simulation, who come and go as their devices do; and the round's times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from heapq import heapify, heappop, heappush
+from types import MappingProxyType
+from typing import Any
+
+from headwater.protocol.messages import ClientProfile
+from headwater.server.clients.client_pool import FixedClients
+from headwater.server.clients.exchange import Exchange
+from headwater.server.round_record import RoundDraft
+from headwater.simulation.devices.clock import NEVER, VirtualClock, micros, seconds
+from headwater.simulation.devices.fleet import Fleet
+from headwater.simulation.devices.grid import DeviceGrid
+from headwater.simulation.devices.tasks import Spent
+
+TRAIN = "train"
+
+
+class DeviceClients(FixedClients):
+    """The clients that were there at the start, each ready when its device is online.
+
+    Args:
+        exchange: with their nodes.
+        profiles: by name.
+        lost: who did not get so far, and why.
+        clock: simulated time.
+        fleet: the devices.
+        grid: where tasks are timed.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        profiles: Mapping[str, ClientProfile],
+        lost: Mapping[str, str] = MappingProxyType({}),
+        *,
+        clock: VirtualClock,
+        fleet: Fleet,
+        grid: DeviceGrid,
+    ) -> None:
+        super().__init__(exchange, profiles, lost)
+        self._clock, self._fleet, self._grid = clock, fleet, grid
+        self._began = self._closed = clock.now
+        self._ready: Mapping[str, ClientProfile] = self._profiles
+        self._changes: list[tuple[int, str]] = []
+        if not fleet.always_online:
+            self._ready = {n: p for n, p in self._profiles.items() if fleet.times(n).online(clock.now)}
+            changes = ((fleet.times(name).next_change(clock.now), name) for name in self._profiles)
+            self._changes = [change for change in changes if change[0] < NEVER]
+            heapify(self._changes)
+        self._changed_s = clock()
+        clock.watch(lambda limit: self._changes[0][0] if self._changes else NEVER)
+
+    def ready(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
+        self._update()
+        return self._ready
+
+    def is_away(self, client: str) -> bool:  # noqa: D102 - inherited
+        return client not in self.ready()
+
+    def missing(self) -> Mapping[str, str]:  # noqa: D102 - inherited
+        ready = self.ready()
+        return {name: "offline (simulated)" for name in self._profiles if name not in ready}
+
+    def changed_since(self, looked_s: float) -> bool:  # noqa: D102 - inherited
+        self._update()
+        return looked_s < self._changed_s
+
+    def _update(self) -> None:
+        """Let those come and go whose time has come."""
+        now, changed = self._clock.now, False
+        while self._changes and self._changes[0][0] <= now:
+            _, name = heappop(self._changes)
+            times, changed = self._fleet.times(name), True
+            if (following := times.next_change(now)) < NEVER:
+                heappush(self._changes, (following, name))
+            if times.online(now):
+                self._ready = {**self._ready, name: self._profiles[name]}
+            else:
+                self._ready = {n: p for n, p in self._ready.items() if n != name}
+        if changed:
+            self._ready, self._changed_s = dict(sorted(self._ready.items())), self._clock()
+
+    def round_closed(self) -> None:
+        """Training is over, and the server merges."""
+        self._closed = self._clock.now
+        self._clock.elapse(micros(self._fleet.settings.server_s))
+
+    def describe(self, draft: RoundDraft) -> None:
+        """Write the round's simulated times, and what its clients spent."""
+        began, closed, now = self._began, self._closed, self._clock.now
+        self._began = self._closed = now
+        spent = self._grid.take_spent()
+        rows = self._rows([s for s in spent if s.kind == TRAIN], closed)
+        evaluations = sum(s.joules for s in spent if s.kind != TRAIN)
+        joules = sum(row["joules"] for row in rows.values()) + evaluations
+        draft.simulated(
+            {
+                "start_s": seconds(began),
+                "trained_s": seconds(max(began, closed)),
+                "end_s": seconds(now),
+                "joules": joules,
+                "evaluation_joules": evaluations,
+            },
+            rows,
+        )
+
+    def _rows(self, spent: Iterable[Spent], closed: int) -> dict[str, dict[str, Any]]:
+        """By client its last task, with the energy of all of them and of waiting for the round's end."""
+        rows: dict[str, dict[str, Any]] = {}
+        for task in sorted(spent, key=lambda s: (s.client, s.ended, s.asked)):
+            before = rows.get(task.client, {}).get("joules", 0.0)
+            rows[task.client] = {
+                "asked_s": seconds(task.asked),
+                "download_s": seconds(task.download),
+                "compute_s": seconds(task.compute),
+                "upload_s": seconds(task.upload),
+                "end_s": seconds(task.ended),
+                "joules": before + task.joules,
+                "answered": task.answered,
+            }
+        for client, row in rows.items():
+            idle = max(0.0, seconds(closed) - row["end_s"])
+            row["joules"] += idle * self._fleet.device(client).power.idle_watts
+        return rows

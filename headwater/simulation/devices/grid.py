@@ -1,0 +1,269 @@
+"""DeviceGrid: any grid, seen through simulated devices: replies come when their devices would have sent them.
+
+The grid within does the work, as fast as this machine can. When its reply would arrive follows from the
+request, the reply's length and the client's device. Of two replies the one that arrives first is handed on
+first; those that arrive in the same microsecond, in order of their clients' names.
+
+A reply's length is known when it is there, so a task is executed when its computation would have ended before
+the next reply arrives. What nobody waits for any longer by then is not executed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from heapq import heappop, heappush
+
+from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from headwater.errors import FederationStopped
+from headwater.flower import count_bytes, unpack
+from headwater.proto.wire import decode_request
+from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, TrainRequest
+from headwater.server.clients.exchange import Cancels, Introduces
+from headwater.simulation.devices.clock import NEVER, VirtualClock
+from headwater.simulation.devices.costs import Passes
+from headwater.simulation.devices.fleet import Fleet
+from headwater.simulation.devices.tasks import SimulatedTask, Spent
+
+MOST_ATTEMPTS = 100
+"""So often one client is asked in one round; what fails as often will not succeed."""
+_KINDS = (MessageType.TRAIN, MessageType.EVALUATE)
+_REAL_POLL_S = 0.002
+_FAILED = 3
+"""Flower's code of a failed message; its own text says why."""
+
+_Queue = list[tuple[int, str, str]]
+"""A heap of times, clients and message ids."""
+
+
+class DeviceGrid(Grid):
+    """Nodes of ``inner``, on simulated devices.
+
+    Args:
+        inner: who does the work.
+        clock: the simulated time.
+        fleet: the devices.
+        passes: what a request asks for.
+        check: called while this machine computes; raises if the run is to end now.
+    """
+
+    def __init__(
+        self,
+        inner: Grid,
+        clock: VirtualClock,
+        fleet: Fleet,
+        passes: Passes,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._inner, self._clock, self._fleet, self._passes, self._check = inner, clock, fleet, passes, check
+        self._tasks: dict[str, SimulatedTask] = {}
+        self._messages: dict[str, Message] = {}
+        self._replies: dict[str, Message] = {}
+        self._computing: dict[str, _Queue] = {kind: [] for kind in _KINDS}
+        self._arriving: dict[str, _Queue] = {kind: [] for kind in _KINDS}
+        self._asked: Counter[tuple[str, str, int]] = Counter()
+        self._failed_ids = 0
+        self._spent: list[Spent] = []
+        clock.watch(self.next_arrival)
+
+    # --- what a server asks of a grid ---------------------------------------------------------------
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes, online or not."""
+        return self._inner.get_node_ids()
+
+    def introductions(self) -> Callable[[int], ClientProfile | ClientFailure] | None:
+        """As of the grid within: it takes no simulated time."""
+        return self._inner.introductions() if isinstance(self._inner, Introduces) else None
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages in; return an id for each. A question for a profile takes no simulated time."""
+        messages = list(messages)
+        tasks = [self._task(m) if m.metadata.message_type in _KINDS else None for m in messages]
+        order = sorted(range(len(messages)), key=lambda i: _order(tasks[i]))
+        through = [i for i in order if not (task := tasks[i]) or not task.failure]
+        # None for a message that could not be pushed, and no ids where all were too large
+        pushed: list[str | None] = list(self._inner.push_messages([messages[i] for i in through]))
+        pushed += [None] * (len(through) - len(pushed))
+        found: dict[int, str | None] = dict(zip(through, pushed, strict=True))
+        for i, task in enumerate(tasks):
+            if i not in found:
+                self._failed_ids += 1
+                found[i] = f"failed-{self._failed_ids}"
+            if task is not None and found[i] is not None:
+                self._take(str(found[i]), task, messages[i])
+        return [found[i] for i in range(len(messages))]  # type: ignore[misc]  # Flower's type knows no None
+
+    def arrived(self, kinds: Collection[str]) -> str | None:
+        """The id of the first reply to messages of these kinds that has arrived and was not pulled."""
+        best: tuple[int, str, str] | None = None
+        for kind in kinds:
+            if kind in self._arriving:
+                self._execute(kind, self._clock.now)
+                top = self._top(self._arriving[kind])
+                best = top if best is None or (top is not None and top < best) else best
+        return best[2] if best is not None and best[0] <= self._clock.now else None
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Those of these replies that have arrived."""
+        here, other = list[Message](), list[str]()
+        for message_id in message_ids:
+            task = self._tasks.get(message_id)
+            if task is None:
+                other.append(message_id)
+                continue
+            self._execute(task.kind, self._clock.now)
+            if task.arrives <= self._clock.now:
+                here.append(self._handed_on(message_id, task))
+        return here + (list(self._inner.pull_messages(other)) if other else [])
+
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Nobody waits for these any more: their clients stop now. What was not executed yet is not."""
+        message_ids = list(message_ids)
+        for message_id in message_ids:
+            task = self._tasks.pop(message_id, None)
+            if task is not None:
+                self._spent.append(task.spent(self._clock.now, resumes=self._fleet.resumes))
+            self._replies.pop(message_id, None)
+            self._messages.pop(message_id, None)
+        if isinstance(self._inner, Cancels):
+            self._inner.cancel(message_ids)
+
+    # --- what simulated time asks of it -------------------------------------------------------------
+
+    def next_arrival(self, limit: int) -> int:
+        """When the next reply arrives after now; some later time if that is after ``limit``."""
+        found = NEVER
+        for kind in _KINDS:
+            self._execute(kind, limit)
+            later = (t for t in self._arriving[kind] if t[2] in self._tasks and t[0] > self._clock.now)
+            top = self._top(self._arriving[kind])
+            if top is not None:
+                found = min(found, top[0] if top[0] > self._clock.now else min(later, default=(NEVER,))[0])
+        return found
+
+    def take_spent(self) -> list[Spent]:
+        """What clients spent on tasks that have ended since this was last asked for."""
+        spent, self._spent = self._spent, []
+        return spent
+
+    # --- how ----------------------------------------------------------------------------------------
+
+    def _task(self, message: Message) -> SimulatedTask:
+        request = decode_request(*unpack(message.content, "envelope", "state"))
+        assert isinstance(request, TrainRequest | EvaluateRequest), "what such a message holds"
+        client, device = request.client, self._fleet.device(request.client)
+        kind = message.metadata.message_type
+        place = (kind, client, request.round)
+        self._asked[place] += 1
+        if self._asked[place] > MOST_ATTEMPTS:
+            raise FederationStopped(
+                f"round {request.round}, client {client}",
+                expected="an answer",
+                got=f"{MOST_ATTEMPTS} failures",
+                hint="Lower simulation.devices.dropout or cohort.min_clients, or mend the client.",
+            )
+        size = count_bytes(message.content)
+        compute = device.compute(self._passes(request))
+        drops_after = None
+        if device.dropout:
+            share = self._fleet.uniform(client, kind, request.round, self._asked[place])
+            if share < device.dropout:  # then share / dropout is uniform, too: where it happens
+                drops_after = int((device.link.download(size) + compute) * share / device.dropout)
+        task = SimulatedTask(client, kind, device, self._clock.now, size, compute, drops_after)
+        task.begin(resumes=self._fleet.resumes)
+        return task
+
+    def _take(self, message_id: str, task: SimulatedTask, message: Message) -> None:
+        message.metadata.__dict__["_message_id"] = message_id  # Flower's own links set it so
+        self._tasks[message_id], self._messages[message_id] = task, message
+        queue, when = self._computing, task.computed
+        if task.failure:
+            queue, when = self._arriving, task.arrives
+        heappush(queue[task.kind], (when, task.client, message_id))
+
+    def _top(self, queue: _Queue) -> tuple[int, str, str] | None:
+        """The first of a heap that is still waited for."""
+        while queue and queue[0][2] not in self._tasks:
+            heappop(queue)
+        return queue[0] if queue else None
+
+    def _execute(self, kind: str, limit: int) -> None:
+        """Have every reply here that may be the first to arrive up to ``limit``."""
+        while (first := self._top(self._computing[kind])) is not None:
+            known = self._top(self._arriving[kind])
+            now = self._clock.now
+            sure = known is not None and known < first and (known[0] > now or limit <= now)
+            if first[0] > limit or sure:
+                return
+            heappop(self._computing[kind])
+            message_id = first[2]
+            task, reply = self._tasks[message_id], self._awaited(message_id)
+            task.finish(_size(reply), resumes=self._fleet.resumes)
+            if not task.failure:
+                self._replies[message_id] = reply
+            heappush(self._arriving[kind], (task.arrives, task.client, message_id))
+
+    def _awaited(self, message_id: str) -> Message:
+        """The reply of the grid within, however long this machine takes."""
+        while True:
+            self._check()
+            found = list(self._inner.pull_messages([message_id]))
+            if found:
+                return found[0]
+            time.sleep(_REAL_POLL_S)
+
+    def _handed_on(self, message_id: str, task: SimulatedTask) -> Message:
+        del self._tasks[message_id]
+        message = self._messages.pop(message_id)
+        self._spent.append(task.spent(self._clock.now, resumes=self._fleet.resumes))
+        reply = self._replies.pop(message_id, None)
+        if reply is None:
+            return Message(Error(code=_FAILED, reason=task.failure), reply_to=message)
+        return reply
+
+    # What Flower's interface asks for besides; the server uses none of it.
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, then let simulated time pass until every message is answered."""
+        ids = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while len(replies) < len(ids):
+            replies.extend(self.pull_messages(ids))
+            if len(replies) < len(ids):
+                self._clock.sleep(NEVER)
+        return replies
+
+    def set_run(self, run: object) -> None:
+        """Nothing: there is one run."""
+
+    @property
+    def run(self) -> None:  # type: ignore[override]  # Flower's Run is internal and has no meaning here
+        """No Flower run."""
+        return
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Deprecated by Flower; kept because the interface demands it."""
+        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+
+def _order(task: SimulatedTask | None) -> tuple[int, str]:
+    """In which order tasks are executed: as their computations end, so that few replies must be held."""
+    return (-1, "") if task is None else (task.computed, task.client)
+
+
+def _size(reply: Message) -> int:
+    """Bytes of a reply; 0 of an error."""
+    return 0 if reply.has_error() else count_bytes(reply.content)

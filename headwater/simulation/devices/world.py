@@ -1,0 +1,102 @@
+"""A simulation's world: real time, or the devices and the clock of ``[simulation.devices]``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from flwr.serverapp import Grid
+
+from headwater.client.execution.runtime import ClientRuntime
+from headwater.config import LoadedFederation
+from headwater.config.devices import IntervalTrace
+from headwater.server.clients.run_control import RunControl
+from headwater.server.rounds.federation_server import FederationServer, RunResult
+from headwater.server.storage.run_folder import RunFolder
+from headwater.simulation.devices.clients import DeviceClients
+from headwater.simulation.devices.clock import VirtualClock, micros
+from headwater.simulation.devices.costs import Workload
+from headwater.simulation.devices.fleet import Fleet
+from headwater.simulation.devices.grid import DeviceGrid
+from headwater.simulation.devices.traces import read_devices, read_intervals
+
+
+class RealTime:
+    """Clients that are always there, and as fast as this machine.
+
+    Attributes:
+        inputs: SHA-256 of files, by name, that a resumed run must find as they were.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: Mapping[str, str] = {}
+
+    def control(self, control: RunControl) -> RunControl:
+        """What the server waits with."""
+        return control
+
+    def run(self, server: FederationServer, grid: Grid, *, owners: Sequence[str]) -> RunResult:
+        """Run what is left of the federation on a grid."""
+        return server.run(grid, owners=owners)
+
+
+@dataclass
+class DeviceWorld(RealTime):
+    """Simulated devices.
+
+    Args:
+        clock: where the run goes on.
+        fleet: the devices.
+        workload: what requests ask for.
+        inputs: of the trace files.
+    """
+
+    clock: VirtualClock
+    fleet: Fleet
+    workload: Workload
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def control(self, control: RunControl) -> RunControl:  # noqa: D102 - inherited
+        return replace(control, clock=self.clock, sleep=self.clock.sleep, simulated=True)
+
+    def run(self, server: FederationServer, grid: Grid, *, owners: Sequence[str]) -> RunResult:  # noqa: D102
+        devices = DeviceGrid(grid, self.clock, self.fleet, self.workload.passes, server.control.check)
+        pool = partial(DeviceClients, clock=self.clock, fleet=self.fleet, grid=devices)
+        return server.run(devices, owners=owners, pool=pool)
+
+
+def open_world(loaded: LoadedFederation, runtime: ClientRuntime, folder: RunFolder) -> RealTime:
+    """What the file asks for; a run that is resumed goes on at the simulated time of its last round.
+
+    Args:
+        loaded: the federation.
+        runtime: its model and data.
+        folder: of the run.
+
+    Raises:
+        DataError: what is wrong with a trace.
+    """
+    settings = loaded.settings.simulation.devices
+    if settings is None:
+        return RealTime()
+    clients, availability = runtime.data.clients, settings.availability
+    trace, intervals, files = None, dict[str, tuple[int, ...]](), []
+    if settings.trace is not None:
+        files.append(loaded.path(settings.trace))
+        trace = read_devices(files[-1], clients)
+    if isinstance(availability, IntervalTrace):
+        files.append(loaded.path(availability.path))
+        intervals = read_intervals(files[-1], clients)
+    fleet = Fleet(settings, runtime.root, runtime.context.parameters, trace, intervals)
+    digest = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
+    inputs = {"devices": digest} if files else {}
+    return DeviceWorld(VirtualClock(_ended(folder)), fleet, Workload(runtime.data), inputs)
+
+
+def _ended(folder: RunFolder) -> int:
+    """Microseconds at which the last round ended that a run goes on from; 0 for a new one."""
+    done = folder.checkpoint_round()
+    ends = (r.simulated.get("end_s") for r in folder.each_round() if r.round == done)
+    return micros(next(ends, None) or 0.0) if done is not None else 0

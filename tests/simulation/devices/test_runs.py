@@ -1,0 +1,141 @@
+"""Whole runs on simulated devices: the same with other workers, after a resume, and in awkward worlds."""
+
+from __future__ import annotations
+
+import pytest
+
+from headwater.config import load_federation
+from headwater.errors import ConfigError, FederationStopped
+from headwater.server.events import RoundEnded
+from headwater.server.storage.run_folder import RunFolder
+from headwater.simulation.simulate import simulate
+from tests.simulation.devices.runs import accepted, run_devices, simulated, told
+from tests.support.runs import bare_federation
+
+DEVICES = {
+    "tokens_per_s": {"kind": "lognormal", "median": 3.0, "sigma": 0.8},
+    "download_bps": 1e5,
+    "upload_bps": {"kind": "uniform", "low": 2e3, "high": 2e4},
+    "latency_s": 0.05,
+    "dropout": 0.1,
+    "availability": {"kind": "churn", "online_s": 30.0, "offline_s": 10.0},
+    "compute_watts": 4.0,
+}
+COHORT = {"clients_per_round": 5, "target_clients": 4, "min_clients": 2, "deadline_s": 20.0, "retry_s": 3.0}
+
+
+def test_two_workers_give_the_same_times_as_one(tmp_path):
+    once = run_devices(DEVICES, clients=8, rounds=4, cohort=COHORT)
+    assert once == simulated(tmp_path, DEVICES, clients=8, rounds=4, cohort=COHORT, workers=2)
+    assert any(row.get("failed") for record in once for row in record["clients"].values())
+
+
+def interrupted(path, folder, after):
+    """Run until so many rounds are written, then stop; go on to the end. The rounds."""
+    loaded = load_federation(path)
+    run = RunFolder.create(folder, loaded, {"engine": "inprocess"})
+    done = []
+    summary = simulate(
+        loaded,
+        run,
+        observer=lambda event: done.append(1) if isinstance(event, RoundEnded) and event.round else None,
+        should_stop=lambda: len(done) >= after,
+    )
+    assert summary["stopped"] == "stopped"
+    assert summary["rounds"] == after
+    simulate(loaded, run)
+    return told(run)
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_resumed_run_has_the_same_bits_and_times(tmp_path, after):
+    whole = run_devices(DEVICES, clients=8, rounds=5, cohort=COHORT)
+    path = bare_federation(
+        tmp_path,
+        size=20,
+        simulation={"devices": DEVICES},
+        data={"clients": 8},
+        federation={"rounds": 5},
+        cohort=COHORT,
+    )
+    assert interrupted(path, tmp_path / "run", after) == whole
+
+
+def trace(folder, text):
+    (folder / "online.csv").write_text("client,start_s,end_s\n" + text)
+    return {"kind": "trace", "path": str(folder / "online.csv")}
+
+
+def test_the_server_waits_until_clients_come_online(tmp_path):
+    online = trace(tmp_path, "client-0000,100,200\nclient-0001,50,90\nclient-0001,130,200\n")
+    devices = {"tokens_per_s": 7.0, "availability": online}
+    (_, record) = run_devices(devices, clients=2, rounds=1, cohort={"min_clients": 2})
+    rows = record["clients"]
+    assert [rows[c]["simulated"]["asked_s"] for c in sorted(rows)] == [130.0, 130.0]
+    assert record["simulated"]["trained_s"] == 131.0
+
+
+@pytest.mark.parametrize(
+    ("how", "back", "ends", "watt_seconds"),
+    [("lost", 5, 12.0, 3 + 7), ("resumes", 5, 9.0, 7), ("lost", 8, 3.0, 3), ("resumes", 8, 12.0, 7)],
+)
+def test_a_task_whose_client_goes_offline_is_lost_or_goes_on(tmp_path, how, back, ends, watt_seconds):
+    online = trace(tmp_path, f"client-0000,0,100\nclient-0001,0,3\nclient-0001,{back},100\n")
+    devices = {"tokens_per_s": 1.0, "availability": online, "interrupted": how, "compute_watts": 1.0}
+    (_, record) = run_devices(devices, clients=2, rounds=1)
+    row = record["clients"]["client-0001"]
+    assert row["simulated"]["end_s"] == ends
+    assert row["simulated"]["joules"] == watt_seconds
+    # lost, it is asked again when it is back while the round is open, which is until the other answers
+    assert ("offline in mid-task" in row.get("failed", "")) == (ends == 3.0)
+    assert record["simulated"]["trained_s"] == max(7.0, ends)
+
+
+def test_nobody_is_asked_who_is_offline(tmp_path):
+    online = trace(tmp_path, "client-0000,0,100\nclient-0002,0,100\n")
+    (_, record) = run_devices({"tokens_per_s": 7.0, "availability": online}, clients=3, rounds=1)
+    assert accepted(record) == set(record["clients"]) == {"client-0000", "client-0002"}
+
+
+def test_a_run_that_would_wait_for_ever_ends(tmp_path):
+    online = trace(tmp_path, "client-0000,0,100\n")
+    devices = {"tokens_per_s": 7.0, "availability": online}
+    with pytest.raises(FederationStopped, match="expected clients that are at work, or come online"):
+        run_devices(devices, clients=2, rounds=1, cohort={"min_clients": 2})
+
+
+def test_a_client_that_always_drops_out_is_not_asked_for_ever():
+    with pytest.raises(FederationStopped, match="100 failures"):
+        run_devices({"tokens_per_s": 7.0, "dropout": 1.0}, clients=1, rounds=1)
+
+
+def test_late_updates_are_merged_by_staleness_in_simulated_time(tmp_path):
+    (tmp_path / "speeds.csv").write_text("client,tokens_per_s\n" + "".join(
+        f"client-000{i},{speed}\n" for i, speed in enumerate((7.0, 7.0, 2.5, 2.5))
+    ))  # fmt: skip
+    devices = {"trace": str(tmp_path / "speeds.csv")}
+    rounds = run_devices(devices, rounds=4, schedule={"kind": "buffered", "buffer": 2})
+    # seconds 1 and 2 are the fast ones', the slow ones' first is there at 2.8, the next fast ones' at 3
+    wanted = [((0, 1), 0, 1.0), ((0, 1), 0, 2.0), ((2, 3), 2, 2.8), ((0, 1), 1, 3.0)]
+    for record, (clients, staleness, ends) in zip(rounds[1:], wanted, strict=True):
+        assert accepted(record) == {f"client-000{i}" for i in clients}
+        assert {record["clients"][c]["staleness"] for c in accepted(record)} == {staleness}
+        assert record["simulated"]["trained_s"] == ends
+
+
+def test_devices_that_live_in_real_time_are_not_simulated(tmp_path):
+    loaded = load_federation(bare_federation(tmp_path, simulation={"devices": {}}))
+    folder = RunFolder.create(tmp_path / "run", loaded, {"engine": "network"})
+    with pytest.raises(ConfigError, match="simulated clock"):
+        simulate(loaded, folder, engine="network")
+
+
+def test_a_changed_trace_is_not_resumed_with(tmp_path):
+    online = trace(tmp_path, "client-0000,0,100\nclient-0001,0,100\nclient-0002,0,100\n")
+    path = bare_federation(tmp_path, simulation={"devices": {"availability": online}})
+    loaded = load_federation(path)
+    folder = RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
+    simulate(loaded, folder)
+    trace(tmp_path, "client-0000,0,90\n")
+    with pytest.raises(ConfigError, match="the devices that the run began with"):
+        simulate(loaded, folder)
