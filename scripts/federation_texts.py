@@ -274,6 +274,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     BaseModelSettings: {
         "revision": "of a hub name",
         "sha256": "what the base's files must hash to",
+        "dtype": "of the frozen base; what is trained stays float32",
         "quantization": "of the base; needs a CUDA GPU and bitsandbytes",
     },
     SequenceClassificationModel: {

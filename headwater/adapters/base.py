@@ -38,9 +38,9 @@ _CLASSES = {
 }
 QUANTISED: dict[str, dict[str, Any]] = {
     "8bit": {"load_in_8bit": True},
-    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"},
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
 }
-"""Arguments of ``BitsAndBytesConfig`` by ``model.quantization``."""
+"""Arguments of ``BitsAndBytesConfig`` by ``model.quantization``, but for the type that it computes in."""
 _DEQUANTISED = ("fp8", "mxfp4")
 """Ways of saving weights that transformers undoes where it has no kernels for them."""
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
@@ -55,7 +55,7 @@ class Base:
     """A loaded base model, in evaluation mode. An adapter is built into it: use it for one model.
 
     Args:
-        model: the transformers model, fp32 (or quantised), without dropout.
+        model: the transformers model, of ``settings.dtype`` (or quantised), without dropout.
         tokenizer: its tokenizer.
         sha256: :func:`headwater.adapters.weights.hash_base` of its files.
         settings: ``[model]`` of the federation.
@@ -130,7 +130,7 @@ def load_base(
             model, info = _CLASSES[settings.kind].from_pretrained(
                 view,
                 config=config,
-                dtype=torch.float32,
+                dtype=getattr(torch, settings.dtype),
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=settings.own_head,
@@ -249,7 +249,13 @@ def _quantisation(settings: PretrainedSettings) -> dict[str, Any]:
         )
     from transformers import BitsAndBytesConfig
 
-    return {"quantization_config": BitsAndBytesConfig(**QUANTISED[settings.quantization])}
+    return {"quantization_config": BitsAndBytesConfig(**quantised(settings.quantization, settings.dtype))}
+
+
+def quantised(bits: str, dtype: str) -> dict[str, Any]:
+    """Arguments of ``BitsAndBytesConfig`` for ``model.quantization`` and ``model.dtype``."""
+    computing = {"bnb_4bit_compute_dtype": dtype} if bits == "4bit" else {}
+    return QUANTISED[bits] | computing
 
 
 def _require_complete(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from headwater.adapters.base import PER_LAYER, QUANTISED
+from headwater.adapters.base import PER_LAYER, quantised
 from headwater.adapters.reading.settings import read_data
 from headwater.config.model import MODELS
 from headwater.tasks.table import task_of
@@ -49,6 +49,7 @@ def loading_code(notes: Mapping[str, Any]) -> str:
     """
     model = MODELS[notes["kind"]]
     types = ", token_type_ids=types" if notes.get("token_types") else ""
+    wide = "" if notes["base"].get("dtype", "float32") == "float32" else ".float()"
     lines = [
         "import torch",
         f"from transformers import {_imports(notes)}",
@@ -67,14 +68,14 @@ def loading_code(notes: Mapping[str, Any]) -> str:
     if model.pooled:
         lines += [
             'head = load_file("head.safetensors")',
-            "hidden = out.last_hidden_state[:, -len(ids) :]  # without a soft prompt's places",
+            f"hidden = out.last_hidden_state[:, -len(ids) :]{wide}  # without a soft prompt's places",
             'logits = hidden.mean(1) @ head["weight"].T + head["bias"]',
         ]
     elif model.own_head:
         lines.append("logits = out.logits")
     else:
         lines += [
-            "logits = out.logits[:, -len(ids) :]  # without a soft prompt's places",
+            f"logits = out.logits[:, -len(ids) :]{wide}  # without a soft prompt's places",
             "answer = model.generate(",
             "    input_ids=tokens, attention_mask=mask, max_new_tokens=64, do_sample=False,",
             f"    eos_token_id={notes['ends'] or None}, pad_token_id={notes['pad_token_id']},",
@@ -96,8 +97,8 @@ def _answer(notes: Mapping[str, Any]) -> list[str]:
 def _imports(notes: Mapping[str, Any]) -> str:
     config = ["AutoConfig"] if notes["base"]["layers"] or _one_output(notes) else []
     generation = ["GenerationConfig"] if MODELS[notes["kind"]].language_model else []
-    quantised = ["BitsAndBytesConfig"] if notes["base"]["quantization"] != "none" else []
-    return ", ".join([*config, _CLASSES[notes["kind"]], "AutoTokenizer", *generation, *quantised])
+    bits = ["BitsAndBytesConfig"] if notes["base"]["quantization"] != "none" else []
+    return ", ".join([*config, _CLASSES[notes["kind"]], "AutoTokenizer", *generation, *bits])
 
 
 def _loading(notes: Mapping[str, Any]) -> list[str]:
@@ -125,9 +126,11 @@ def _loading(notes: Mapping[str, Any]) -> list[str]:
             f"        setattr(config, name, getattr(config, name)[: {base['layers']}])",
         ]
         labels = ", config=config"
-    arguments = f"{source}, dtype=torch.float32{labels}"
+    dtype = base.get("dtype", "float32")
+    arguments = f"{source}, dtype=torch.{dtype}{labels}"
     if base["quantization"] != "none":
-        options = ", ".join(f"{name}={value!r}" for name, value in QUANTISED[base["quantization"]].items())
+        given = quantised(base["quantization"], dtype)
+        options = ", ".join(f"{name}={value!r}" for name, value in given.items())
         arguments += f", quantization_config=BitsAndBytesConfig({options})"
     if classifier:
         arguments += ", ignore_mismatched_sizes=True"

@@ -154,6 +154,13 @@ class AdaptedModel:
         values = {
             name: self._initial_value(spec, p, key) / unit_of(spec) for name, (spec, p) in everything.items()
         }
+        if wrong := [name for name, (_, p) in named.items() if p.dtype != torch.float32]:
+            raise ModelError(
+                f"model.dtype '{self.base.settings.dtype}', adapter '{self.adapter.kind}'",
+                expected="trained tensors that PEFT keeps in float32 beside such a base",
+                got=f"{named[wrong[0]][1].dtype} for {wrong[0]}",
+                hint='Use model.dtype = "float32".',
+            )
         self.network.requires_grad_(False)
         self.network.eval()
         fixed = {n for n, (spec, _) in named.items() if self.kind.stays_home(spec, space)} | buffers.keys()

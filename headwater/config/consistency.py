@@ -35,6 +35,7 @@ def require_consistent(federation: FederationTables) -> None:
             "one target a row goes with 'encoder' or 'sequence-classification', text and instructions "
             "with 'causal-lm'"
         )
+    _precision(federation)
     _measurable(federation)
     _cohort(federation)
     _methods(federation)
@@ -47,6 +48,18 @@ def require_consistent(federation: FederationTables) -> None:
         raise ValueError(
             f"strategy '{strategy.kind}' with these settings merges at least {strategy.fewest} updates: "
             f"set cohort.min_clients = {strategy.fewest}, not {federation.cohort.min_clients}"
+        )
+
+
+def _precision(federation: FederationTables) -> None:
+    """What is trained is float32 beside a base of another type: our head, and PEFT's layers."""
+    model = federation.model
+    if not model.pretrained or getattr(model, "dtype", "float32") == "float32":
+        return
+    if model.own_head:
+        raise ValueError(
+            f"model.dtype '{model.dtype}' with model.kind '{model.kind}': its own head, which is trained, "
+            "would be of that type too: use kind = 'encoder', whose head is float32"
         )
 
 

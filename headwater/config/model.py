@@ -16,6 +16,7 @@ class BaseModelSettings(ModelTraits):
     path: str = Field(min_length=1, description="a folder (relative to the file) or a hub name")
     revision: str | None = None
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    dtype: Literal["float32", "bfloat16"] = "float32"
     quantization: Literal["none", "8bit", "4bit"] = "none"
     layers: int | None = Field(default=None, ge=1, description="keep only the first N layers")
     accept_warnings: tuple[str, ...] = Field(

@@ -59,7 +59,6 @@ class Reading:
             "data": self.data.model_dump(mode="json", exclude=_DROPPED),
             "batch_size": self.batch_size,
             "test_key": self.test_key.digest.hex(),
-            "dtype": "float32",
             "begins": tokenizer.prompt(""),
         }
         if isinstance(self.data, TextData):
