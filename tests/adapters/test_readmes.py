@@ -232,6 +232,8 @@ def test_a_chats_readme_asks_as_predict_does(tmp_path, reader, style):
         ("no-pad", "causal-lm", "gpt2", {}),
         ("no-pad-classifier", "sequence-classification", "gpt2", {}),
         ("half", "causal-lm", "llama", {}),
+        ("bfloat16", "causal-lm", "llama", {"dtype": "bfloat16"}),
+        ("bfloat16-encoder", "encoder", "bert", {"dtype": "bfloat16"}),
         ("slice", "causal-lm", "qwen", {"layers": 1}),
         ("slice-classifier", "sequence-classification", "bert", {"layers": 1}),
     ],
