@@ -127,27 +127,27 @@ class FederatedStrategy(Strategy):
             if kind not in made:
                 made[kind] = self._task(assigned, number, spec, seeds, tensors[name])
             tasks[name] = made[kind]
-        examples = {name: profile.train_examples for name, profile in profiles.items()}
-        control = self._control(server, tasks, examples, population or examples)
+        control = self._control(server, tasks, profiles, population)
         return RoundPlan(number, tasks, self._merge(server, tasks, profiles), control)
 
     def _control(
         self,
         server: ServerState,
         tasks: Mapping[str, ClientPlan],
-        examples: Mapping[str, int],
-        population: Mapping[str, int],
+        profiles: Mapping[str, ClientProfile],
+        population: Mapping[str, int] | None,
     ) -> ControlPlan | None:
         """What a round with control variates counts with."""
         if server.control is None:
             return None
+        examples = {name: profile.train_examples for name, profile in profiles.items()}
         rates: dict[str, float] = {}
         for tensor in server.state.spec:
             rate = self.federation.training.descent_rate(tensor.role)
             assert rate is not None, "require_consistent asks for it"
             rates[tensor.name] = rate * next(iter(tasks.values())).learning_rate_factor
         steps = {name: plan.training.steps_of(examples[name]) or 0 for name, plan in tasks.items()}
-        weights = sum(self._weight(count) for count in population.values() if count > 0)
+        weights = sum(self._weight(count) for count in (population or examples).values() if count > 0)
         return ControlPlan(server.control, rates, steps, weights)
 
     def _weight(self, examples: int) -> int:

@@ -154,16 +154,16 @@ class _Answers:
             except HeadwaterError as error:
                 self.nameless[f"node {incoming.address}"] = str(error)
             else:
-                self.take(incoming.address, reply)
+                self.take(incoming.address, reply, arrived=True)
         return not quiet
 
-    def take(self, address: str, reply: Reply) -> None:
-        """Take what a node said."""
+    def take(self, address: str, reply: Reply, *, arrived: bool = False) -> None:
+        """Take what a node said; what arrived as bytes has its own copy of everything."""
         try:
             profile = fitting(reply, f"node {address}", self._context, self._run)
             if profile.client in self.profiles:
                 raise DecodeError(f"client {profile.client}", expected="one node", got="two")
-            self.profiles[profile.client] = self._shared(profile)
+            self.profiles[profile.client] = self._shared(profile) if arrived else profile
             self.nodes[profile.client] = int(address)
         except HeadwaterError as error:
             if isinstance(reply, ClientFailure | ClientProfile) and reply.client in self._owners:

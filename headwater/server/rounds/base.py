@@ -84,7 +84,9 @@ class Rounds(ABC):
         self._downlink = downlink
         self._run, self._pool = run, pool
         self._root, self._durability = root, durability
-        self._dealt: tuple[Federation | None, Sequence[str], Mapping[str, str]] = None, (), {}
+        nobody: Mapping[str, ClientProfile] = {}
+        self._dealt: tuple[Federation | None, Mapping[str, ClientProfile], Mapping[str, str]]
+        self._dealt = None, nobody, {}
         self._begin(settings, done)
 
     def reconfigure(self, settings: Federation, strategy: FederatedStrategy, control: RunControl) -> None:
@@ -150,30 +152,36 @@ class Rounds(ABC):
     ) -> OpenRound:
         """Plan the next round for these clients; one that was left open, as it was planned then."""
         strategy = self._strategy if left is None else FederatedStrategy(_settings_of(self._settings, left))
-        everyone = {**self._pool.profiles(), **profiles}
+        everyone = self._everyone(profiles)
+        population = None
+        if checkpoint.server.control is not None:
+            population = {name: profile.train_examples for name, profile in everyone.items()}
         plan = strategy.plan(
             checkpoint.server,
             profiles,
             key=self._root,
-            method_names=self._method_names(profiles, left),
-            population={name: profile.train_examples for name, profile in everyone.items()},
+            method_names=self._method_names(everyone, left),
+            population=population,
         )
         down = self._downlink.open(checkpoint.server, self._settings.codec.down, checkpoint.accepted)
         rule = self._strategy.aggregator(plan, down.base)
         return OpenRound(plan, down, self._run, profiles, rule, self._root)
 
+    def _everyone(self, profiles: Mapping[str, ClientProfile]) -> Mapping[str, ClientProfile]:
+        """The round's clients, and those who are known and not here."""
+        known = self._pool.profiles()
+        return known if profiles is known else {**known, **profiles}
+
     def _method_names(
-        self, profiles: Mapping[str, ClientProfile], left: OpenRoundRecord | None
+        self, everyone: Mapping[str, ClientProfile], left: OpenRoundRecord | None
     ) -> Mapping[str, str]:
         """The method's name of each client: quotas count all known clients, online or not."""
         if left is not None and left.methods:
             return left.methods
-        everyone = {**self._pool.profiles(), **profiles}
-        names = [n for n, p in everyone.items() if p.train_examples > 0]
         settings, dealt_to, dealt = self._dealt
-        if settings is not self._settings or dealt_to != names:  # else the same are here as before
-            dealt = names_of(self._settings, names)
-            self._dealt = self._settings, names, dealt
+        if settings is not self._settings or dealt_to is not everyone:  # else the same are here as before
+            dealt = names_of(self._settings, [n for n, p in everyone.items() if p.train_examples > 0])
+            self._dealt = self._settings, everyone, dealt
         return dealt
 
     def _left_open(self, number: int) -> OpenRoundRecord | None:

@@ -78,6 +78,8 @@ class SynchronousRounds(Rounds):
         """Who is there, and whose update was accepted before the round had to be planned anew."""
         ready, known = self._pool.ready(), self._pool.profiles()
         spooled = self._durability.spool.clients(number) if self._durability else ()
+        if ready is known:  # a simulation's, sorted, are always there
+            return known
         return dict(sorted({**{c: known[c] for c in spooled if c in known}, **ready}.items()))
 
     def _refold(self, open_round: OpenRound) -> tuple[str, ...]:
