@@ -54,11 +54,10 @@ def require_consistent(federation: FederationTables) -> None:
 def _precision(federation: FederationTables) -> None:
     """What is trained is float32 beside a base of another type: our head, and PEFT's layers."""
     model = federation.model
-    if not model.pretrained or getattr(model, "dtype", "float32") == "float32":
-        return
-    if model.own_head:
+    dtype = getattr(model, "dtype", "float32")
+    if dtype != "float32" and model.own_head:
         raise ValueError(
-            f"model.dtype '{model.dtype}' with model.kind '{model.kind}': its own head, which is trained, "
+            f"model.dtype '{dtype}' with model.kind '{model.kind}': its own head, which is trained, "
             "would be of that type too: use kind = 'encoder', whose head is float32"
         )
 
