@@ -225,6 +225,7 @@ class AdapterKindLaws:
         found = released.model.state_dict()
         assert all(torch.equal(value, plain[name]) for name, value in found.items())
         assert found.keys() == plain.keys()
+        assert not set(released.settings.accept_warnings) & set(model.kind.harmless)
 
     def test_states_are_merged_value_by_value(self, folder: Any) -> None:
         model = self.build(folder, "encoder", "bert")
