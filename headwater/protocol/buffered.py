@@ -121,6 +121,11 @@ class BufferedCoordinator(CoordinatorBase[BufferedRules]):
         self._failed: dict[str, str] = {}
         self._gone: set[str] = set()
 
+    def go_on(self, working: Mapping[str, tuple[int, float]]) -> None:
+        """Clients that an earlier process asked are at work: by name, from which version and since when."""
+        self._working |= {client: version for client, (version, _) in working.items()}
+        self._asked_s |= {client: asked_s for client, (_, asked_s) in working.items()}
+
     @property
     def working(self) -> Mapping[str, int]:
         """Who was asked and has not answered, and the version each started from."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from headwater.errors import HeadwaterError
@@ -16,6 +17,23 @@ AWAY_S = 90.0
 been here since the daemon began. Agents try to come back at least once a minute."""
 POLL_CLIENTS_S = 1.0
 """Pause between two looks at who came and who was revoked."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftAtWork:
+    """A client that an earlier process asked, and whose reply comes to this one.
+
+    Args:
+        client: its name.
+        round: the version that it started from.
+        base_sha256: of the state that it started from.
+        asked_s: when it was asked, on the run control's clock.
+    """
+
+    client: str
+    round: int
+    base_sha256: str
+    asked_s: float
 
 
 class ClientPool(ABC):
@@ -46,6 +64,10 @@ class ClientPool(ABC):
     def changed_since(self, looked_s: float) -> bool:
         """Whether somebody came or went since then; asked in simulated time only."""
         return True
+
+    def at_work(self) -> Sequence[LeftAtWork]:
+        """Who is at work since before this process; said once. Only in simulated time."""
+        return ()
 
     def round_closed(self) -> None:  # noqa: B027 - nothing to do but in simulated time
         """A round's updates are in; what follows is merging and evaluation."""

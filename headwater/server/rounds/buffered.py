@@ -35,7 +35,9 @@ class BufferedRounds(Rounds):
         self._coordinator = BufferedCoordinator(
             BufferedRules(settings.federation.rounds, buffer=buffer), done=done
         )
-        self._bases: dict[int, str] = {}
+        left = self._pool.at_work()
+        self._bases: dict[int, str] = {task.round: task.base_sha256 for task in left}
+        self._coordinator.go_on({t.client: (t.round, t.asked_s) for t in left})
         self._waiting: dict[str, ReceivedReply] = {}  # accepted updates, where no spool keeps them
 
     def _reconfigure(self, settings: Federation) -> None:

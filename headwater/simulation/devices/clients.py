@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from types import MappingProxyType
 from typing import Any
 
 from headwater.protocol.messages import ClientProfile
-from headwater.server.clients.client_pool import FixedClients
+from headwater.server.clients.client_pool import FixedClients, LeftAtWork
 from headwater.server.clients.exchange import Exchange
 from headwater.server.round_record import RoundDraft
+from headwater.simulation.devices.at_work import AtWorkFiles
 from headwater.simulation.devices.clock import NEVER, VirtualClock, micros, seconds
 from headwater.simulation.devices.fleet import Fleet
 from headwater.simulation.devices.grid import DeviceGrid
@@ -29,6 +30,8 @@ class DeviceClients(FixedClients):
         clock: simulated time.
         fleet: the devices.
         grid: where tasks are timed.
+        files: where tasks outlive this process.
+        done: the round that a resumed run goes on from; None for a new one.
     """
 
     def __init__(
@@ -40,9 +43,19 @@ class DeviceClients(FixedClients):
         clock: VirtualClock,
         fleet: Fleet,
         grid: DeviceGrid,
+        files: AtWorkFiles,
+        done: int | None,
     ) -> None:
         super().__init__(exchange, profiles, lost)
-        self._clock, self._fleet, self._grid = clock, fleet, grid
+        self._clock, self._fleet, self._grid, self._files = clock, fleet, grid, files
+        left = files.load(done) if done is not None else []
+        requests = grid.expect(left)
+        self._left = [
+            LeftAtWork(r.client, r.round, r.state_sha256, seconds(task.asked))
+            for r, task in zip(requests, left, strict=True)
+        ]
+        for request in requests:
+            exchange.send([(request.client, request)], request.round)
         self._began = self._closed = clock.now
         self._ready: Mapping[str, ClientProfile] = self._profiles
         self._changes: list[tuple[int, str]] = []
@@ -53,6 +66,10 @@ class DeviceClients(FixedClients):
             heapify(self._changes)
         self._changed_s = clock()
         clock.watch(lambda limit: self._changes[0][0] if self._changes else NEVER)
+
+    def at_work(self) -> Sequence[LeftAtWork]:  # noqa: D102 - inherited
+        left, self._left = self._left, []
+        return left
 
     def ready(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
         self._update()
@@ -91,6 +108,7 @@ class DeviceClients(FixedClients):
 
     def describe(self, draft: RoundDraft) -> None:
         """Write the round's simulated times, and what its clients spent."""
+        self._files.save(draft.round, self._grid.at_work())
         began, closed, now = self._began, self._closed, self._clock.now
         self._began = self._closed = now
         spent = self._grid.take_spent()

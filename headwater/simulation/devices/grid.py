@@ -11,7 +11,6 @@ the next reply arrives. What nobody waits for any longer by then is not executed
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from heapq import heappop, heappush
 
@@ -23,6 +22,7 @@ from headwater.flower import count_bytes, unpack
 from headwater.proto.wire import decode_request
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, TrainRequest
 from headwater.server.clients.exchange import Cancels, Introduces
+from headwater.simulation.devices.at_work import TaskAtWork
 from headwater.simulation.devices.clock import NEVER, VirtualClock
 from headwater.simulation.devices.costs import Passes
 from headwater.simulation.devices.fleet import Fleet
@@ -64,7 +64,8 @@ class DeviceGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._computing: dict[str, _Queue] = {kind: [] for kind in _KINDS}
         self._arriving: dict[str, _Queue] = {kind: [] for kind in _KINDS}
-        self._asked: Counter[tuple[str, str, int]] = Counter()
+        self._asked: dict[tuple[str, str], tuple[int, int]] = {}  # by kind and client: round, attempts
+        self._left: dict[tuple[str, int], TaskAtWork] = {}
         self._failed_ids = 0
         self._spent: list[Spent] = []
         clock.watch(self.next_arrival)
@@ -145,6 +146,26 @@ class DeviceGrid(Grid):
                 found = min(found, top[0] if top[0] > self._clock.now else min(later, default=(NEVER,))[0])
         return found
 
+    def at_work(self) -> list[TaskAtWork]:
+        """The trainings that are out, for a run that goes on later."""
+        found = []
+        for message_id, task in self._tasks.items():
+            if task.kind == MessageType.TRAIN:
+                envelope, state = unpack(self._messages[message_id].content, "envelope", "state")
+                attempt = self._asked[task.kind, task.client][1]
+                found.append(TaskAtWork(envelope, state, task.asked, attempt))
+        return found
+
+    def expect(self, left: Iterable[TaskAtWork]) -> list[TrainRequest]:
+        """The requests of an earlier process: when they are sent again, they count as sent when they were."""
+        requests = []
+        for task in left:
+            request = decode_request(task.envelope, task.state)
+            assert isinstance(request, TrainRequest), "what at_work gives"
+            self._left[request.client, request.round] = task
+            requests.append(request)
+        return requests
+
     def take_spent(self) -> list[Spent]:
         """What clients spent on tasks that have ended since this was last asked for."""
         spent, self._spent = self._spent, []
@@ -157,9 +178,8 @@ class DeviceGrid(Grid):
         assert isinstance(request, TrainRequest | EvaluateRequest), "what such a message holds"
         client, device = request.client, self._fleet.device(request.client)
         kind = message.metadata.message_type
-        place = (kind, client, request.round)
-        self._asked[place] += 1
-        if self._asked[place] > MOST_ATTEMPTS:
+        asked, attempt = self._begun(kind, request)
+        if attempt > MOST_ATTEMPTS:
             raise FederationStopped(
                 f"round {request.round}, client {client}",
                 expected="an answer",
@@ -170,12 +190,23 @@ class DeviceGrid(Grid):
         compute = device.compute(self._passes(request))
         drops_after = None
         if device.dropout:
-            share = self._fleet.uniform(client, kind, request.round, self._asked[place])
+            share = self._fleet.uniform(client, kind, request.round, attempt)
             if share < device.dropout:  # then share / dropout is uniform, too: where it happens
                 drops_after = int((device.link.download(size) + compute) * share / device.dropout)
-        task = SimulatedTask(client, kind, device, self._clock.now, size, compute, drops_after)
+        task = SimulatedTask(client, kind, device, asked, size, compute, drops_after)
         task.begin(resumes=self._fleet.resumes)
         return task
+
+    def _begun(self, kind: str, request: TrainRequest | EvaluateRequest) -> tuple[int, int]:
+        """When a request was sent, and how many times its client was asked in this round, with it."""
+        left = self._left.pop((request.client, request.round), None) if kind == MessageType.TRAIN else None
+        if left is None:
+            number, before = self._asked.get((kind, request.client), (request.round, 0))
+            found = self._clock.now, before + 1 if number == request.round else 1
+        else:
+            found = left.asked, left.attempt
+        self._asked[kind, request.client] = request.round, found[1]
+        return found
 
     def _take(self, message_id: str, task: SimulatedTask, message: Message) -> None:
         message.metadata.__dict__["_message_id"] = message_id  # Flower's own links set it so

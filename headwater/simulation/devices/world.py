@@ -15,6 +15,7 @@ from headwater.config.devices import IntervalTrace
 from headwater.server.clients.run_control import RunControl
 from headwater.server.rounds.federation_server import FederationServer, RunResult
 from headwater.server.storage.run_folder import RunFolder
+from headwater.simulation.devices.at_work import AtWorkFiles
 from headwater.simulation.devices.clients import DeviceClients
 from headwater.simulation.devices.clock import VirtualClock, micros
 from headwater.simulation.devices.costs import Workload
@@ -50,12 +51,16 @@ class DeviceWorld(RealTime):
         clock: where the run goes on.
         fleet: the devices.
         workload: what requests ask for.
+        files: where tasks outlive this process.
+        done: the round that it goes on from; None for a new run.
         inputs: of the trace files.
     """
 
     clock: VirtualClock
     fleet: Fleet
     workload: Workload
+    files: AtWorkFiles
+    done: int | None
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     def control(self, control: RunControl) -> RunControl:  # noqa: D102 - inherited
@@ -63,7 +68,9 @@ class DeviceWorld(RealTime):
 
     def run(self, server: FederationServer, grid: Grid, *, owners: Sequence[str]) -> RunResult:  # noqa: D102
         devices = DeviceGrid(grid, self.clock, self.fleet, self.workload.passes, server.control.check)
-        pool = partial(DeviceClients, clock=self.clock, fleet=self.fleet, grid=devices)
+        pool = partial(
+            DeviceClients, clock=self.clock, fleet=self.fleet, grid=devices, files=self.files, done=self.done
+        )
         return server.run(devices, owners=owners, pool=pool)
 
 
@@ -92,11 +99,12 @@ def open_world(loaded: LoadedFederation, runtime: ClientRuntime, folder: RunFold
     fleet = Fleet(settings, runtime.root, runtime.context.parameters, trace, intervals)
     digest = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
     inputs = {"devices": digest} if files else {}
-    return DeviceWorld(VirtualClock(_ended(folder)), fleet, Workload(runtime.data), inputs)
+    files_of_tasks, done = AtWorkFiles(folder.path / "state"), folder.checkpoint_round()
+    clock, workload = VirtualClock(_ended(folder, done)), Workload(runtime.data)
+    return DeviceWorld(clock, fleet, workload, files_of_tasks, done, inputs)
 
 
-def _ended(folder: RunFolder) -> int:
+def _ended(folder: RunFolder, done: int | None) -> int:
     """Microseconds at which the last round ended that a run goes on from; 0 for a new one."""
-    done = folder.checkpoint_round()
     ends = (r.simulated.get("end_s") for r in folder.each_round() if r.round == done)
     return micros(next(ends, None) or 0.0) if done is not None else 0

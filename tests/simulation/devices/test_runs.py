@@ -47,16 +47,20 @@ def interrupted(path, folder, after):
     return told(run)
 
 
+BUFFERED = {"schedule": {"kind": "buffered", "buffer": 3}, "cohort": {"clients_per_round": 6, "retry_s": 3.0}}
+
+
 @pytest.mark.parametrize("after", [1, 3])
-def test_a_resumed_run_has_the_same_bits_and_times(tmp_path, after):
-    whole = run_devices(DEVICES, clients=8, rounds=5, cohort=COHORT)
+@pytest.mark.parametrize("tables", [{"cohort": COHORT}, BUFFERED], ids=["synchronous", "buffered"])
+def test_a_resumed_run_has_the_same_bits_and_times(tmp_path, after, tables):
+    whole = run_devices(DEVICES, clients=8, rounds=5, **tables)
     path = bare_federation(
         tmp_path,
         size=20,
         simulation={"devices": DEVICES},
         data={"clients": 8},
         federation={"rounds": 5},
-        cohort=COHORT,
+        **tables,
     )
     assert interrupted(path, tmp_path / "run", after) == whole
 
