@@ -170,22 +170,25 @@ class TrainingContext:
 
         Without a base model ``loss`` is the mean square of the values.
         """
-        (found,) = self.evaluate_each(state, [examples])
+        (found,) = self.evaluate_each([state], [examples])
         if isinstance(found, HeadwaterError):
             raise found
         return found
 
     def evaluate_each(
-        self, state: AdapterState, lots: Sequence[Sequence[Example]]
+        self, states: Sequence[AdapterState], lots: Sequence[Sequence[Example]]
     ) -> list[Measured | HeadwaterError]:
-        """:meth:`evaluate` for several owners' examples, whose rows share batches; an error in its place."""
+        """:meth:`evaluate` for several owners' examples, whose rows share batches; an error in its place.
+
+        States that differ need a model whose clients can be one batch: :meth:`require_cohorts`.
+        """
         if self.model is None:
-            norm = state.norm()
-            loss = {"loss": norm * norm / max(1, self.spec.numel)}
-            return [(max(1, len(examples)), dict(loss)) for examples in lots]
+            norms = [state.norm() for state in states]
+            numel = max(1, self.spec.numel)
+            return [(max(1, len(own)), {"loss": n * n / numel}) for own, n in zip(lots, norms, strict=True)]
         return evaluate_each(
             self.model,
-            state,
+            states,
             lots,
             batch_size=self.loaded.settings.evaluation.batch_size,
             pad=self.pad,

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headwater.adapters.stacked.stack import stacked
+from headwater.adapters.trained_tensors import unit_of
 from headwater.errors import DataError, HeadwaterError, TrainingError
 from headwater.protocol.failures import FailureCode, coded
 from headwater.state import AdapterState
@@ -50,14 +52,14 @@ def evaluate(
         SpecMismatch: a state of another spec.
     """
     (found,) = evaluate_each(
-        model, state, [examples], batch_size=batch_size, pad=pad, prefix_cache_bytes=prefix_cache_bytes
+        model, [state], [examples], batch_size=batch_size, pad=pad, prefix_cache_bytes=prefix_cache_bytes
     )
     return _raised(found)
 
 
 def evaluate_each(
     model: AdaptedModel,
-    state: AdapterState,
+    states: Sequence[AdapterState],
     lots: Sequence[Sequence[Example]],
     *,
     batch_size: int,
@@ -67,13 +69,36 @@ def evaluate_each(
     """:func:`evaluate` for the examples of several owners, whose rows share batches: one for each, in order.
 
     What :func:`evaluate` would raise for an owner's examples, but of another spec, stands in its place.
+
+    Args:
+        model: the adapted model; one of which stacks can be made, if states differ.
+        states: each owner's; the same object where several have one.
+        lots: each owner's examples.
+        batch_size: rows at a time.
+        pad: token id that fills a batch.
+        prefix_cache_bytes: memory for what reaches the first trained layer, for later evaluations.
     """
-    model.load(state)
     sharing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if prefix_cache_bytes:
         sharing = model.caching_prefix(budget_bytes=prefix_cache_bytes, purpose="evaluation")
+    if all(state is states[0] for state in states):
+        model.load(states[0])
+        with sharing:
+            return measure_each(model.forward, model.task, lots, batch_size=batch_size, pad=pad)
+    for state in states:
+        state.require_spec(model.spec, "state to evaluate")
+    own = {
+        s.name: (torch.stack([state[s.name] for state in states]) * unit_of(s)).to(p.device, p.dtype)
+        for s, p in model.parameters()
+    }
+
+    def forward(batch: Batch, owners: npt.NDArray[np.int64]) -> Output:
+        rows = torch.from_numpy(owners)
+        with stacked(model, {n: v[rows.to(v.device)] for n, v in own.items()}, len(rows)):
+            return model.forward(batch)
+
     with sharing:
-        return measure_each(model.forward, model.task, lots, batch_size=batch_size, pad=pad)
+        return _measure_owners(forward, model.task, lots, batch_size=batch_size, pad=pad)
 
 
 def measure(
@@ -110,6 +135,18 @@ def measure_each(
     pad: int,
 ) -> list[Measured | HeadwaterError]:
     """:func:`measure` for several owners, as :func:`evaluate_each`: all rows by length, whosever they are."""
+    return _measure_owners(lambda batch, _: forward(batch), task, lots, batch_size=batch_size, pad=pad)
+
+
+def _measure_owners(
+    forward: Callable[[Batch, npt.NDArray[np.int64]], Output],
+    task: AnyTask,
+    lots: Sequence[Sequence[Example]],
+    *,
+    batch_size: int,
+    pad: int,
+) -> list[Measured | HeadwaterError]:
+    """:func:`measure_each` where the pass is told whose each row is."""
     examples = [example for lot in lots for example in lot]
     owners = np.repeat(np.arange(len(lots)), [len(lot) for lot in lots])
     order = np.argsort([len(example.tokens) for example in examples], kind="stable")
@@ -118,7 +155,7 @@ def measure_each(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = collate([examples[i] for i in chosen], pad)
-            output = forward(batch)
+            output = forward(batch, owners[chosen])
             decided = task.decide(output.logits)
             for owner in np.unique(owners[chosen]):
                 tallies[owner].add(batch, output, decided, np.flatnonzero(owners[chosen] == owner))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from headwater.client.execution.execute import evaluate, execute, introduce
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
 from headwater.proto.wire import decode_request
-from headwater.protocol.messages import ProfileRequest, TrainRequest
+from headwater.protocol.messages import EvaluateRequest, ProfileRequest, TrainRequest
 
 
 def answer(envelope: bytes, state: bytes, client: str, store: ClientStore, runtime: ClientRuntime) -> bytes:
@@ -39,10 +40,10 @@ def answer(envelope: bytes, state: bytes, client: str, store: ClientStore, runti
 def answer_batch(
     requests: Sequence[tuple[bytes, bytes]], store: ClientStore, runtime: ClientRuntime
 ) -> list[bytes]:
-    """The encoded replies to trainings that are one batch, in their order.
+    """The encoded replies to trainings, or evaluations, that are one batch, in their order.
 
     Args:
-        requests: envelope and state's body of each, of one round and of different clients.
+        requests: envelope and state's body of each, all of one kind, of one round and of different clients.
         store: what the clients keep.
         runtime: model and data.
 
@@ -50,8 +51,8 @@ def answer_batch(
         DecodeError, StorageError, InternalError: as :func:`answer`.
     """
     tasks = [decode_request(*request) for request in requests]
-    found = {
-        one.client: one.data
-        for one in execute([task for task in tasks if isinstance(task, TrainRequest)], store, runtime)
-    }
-    return [found[task.client] for task in tasks if isinstance(task, TrainRequest)]
+    train = [task for task in tasks if isinstance(task, TrainRequest)]
+    measure = [task for task in tasks if isinstance(task, EvaluateRequest)]
+    answers = chain(execute(train, store, runtime), evaluate(measure, store, runtime))
+    found = {one.client: one.data for one in answers}
+    return [found[task.client] for task in (*train, *measure)]

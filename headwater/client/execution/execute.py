@@ -324,40 +324,38 @@ def evaluate(
 ) -> Iterator[Answer]:
     """Evaluate every task's state on its client's validation split; 0 examples where it has none.
 
-    With ``[simulation] cohort`` above 1 the rows of clients with one state share batches, whoever is asked
-    beside whom; what then goes wrong with a batch is a failure of each.
+    With ``[simulation] cohort`` above 1 the rows of all share batches; what then goes wrong with a batch is a
+    failure of each.
     """
-    share = runtime.cohort > 1 and not runtime.keeps_own
-    lots: dict[tuple[int, str], list[EvaluateRequest]] = {}
-    for number, request in enumerate(tasks):
-        lots.setdefault((0 if share else number, request.state_sha256), []).append(request)
-    for lot in lots.values():
+    lots = [tasks] if runtime.cohort > 1 else [[request] for request in tasks]
+    for lot in lots:
         yield from _evaluate(lot, store, runtime)
 
 
 def _evaluate(lot: Sequence[EvaluateRequest], store: ClientStore, runtime: ClientRuntime) -> Iterator[Answer]:
-    """One state."""
-    ready: list[tuple[EvaluateRequest, Sequence[Example]]] = []
-    state: AdapterState | None = None
+    """Those whose rows share batches."""
+    ready: list[EvaluateRequest] = []
+    asked: list[tuple[str, AdapterState, Sequence[Example]]] = []
+    shared: dict[str, AdapterState] = {}  # one object for all who have it
     for request in lot:
         try:
             runtime.check(request)
-            examples = runtime.data.client(request.client).validation
-            if examples:  # of seeds, each client keeps what it is made of
-                state = runtime.state(request, store)
+            if examples := runtime.data.client(request.client).validation:
+                state = runtime.state(request, store)  # of seeds, each client keeps what it is made of
+                state = shared.setdefault(request.state_sha256, state)
                 state = with_own(request, state, store) if runtime.keeps_own else state
-            ready.append((request, examples))
+                asked.append((request.client, state, examples))
+            ready.append(request)
         except Exception as error:
             yield _failure(request, error, runtime)
-    asked = [(request, examples) for request, examples in ready if examples]
-    measured: Sequence[Measured | Exception] = []
-    if state is not None:
-        try:
-            measured = runtime.context.evaluate_each(state, [examples for _, examples in asked])
-        except Exception as error:
-            measured = [error] * len(asked)
-    found = {request.client: one for (request, _), one in zip(asked, measured, strict=True)}
-    for request, _ in ready:
+    found: dict[str, Measured | Exception] = {}
+    try:
+        if asked:
+            each = runtime.context.evaluate_each([state for _, state, _ in asked], [e for *_, e in asked])
+            found = dict(zip((client for client, *_ in asked), each, strict=True))
+    except Exception as error:
+        found = {client: error for client, *_ in asked}
+    for request in ready:
         one = found.get(request.client, (0, {}))
         if isinstance(one, Exception):
             yield _failure(request, one, runtime)
