@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +21,25 @@ from headwater.simulation.devices.tasks import Spent
 TRAIN = "train"
 
 
+@dataclass(frozen=True, slots=True)
+class SimulatedWay:
+    """What is between a simulation's server and its clients.
+
+    Args:
+        clock: simulated time.
+        fleet: the devices.
+        grid: where tasks are timed.
+        files: where tasks outlive this process.
+        done: the round that a resumed run goes on from; None for a new one.
+    """
+
+    clock: VirtualClock
+    fleet: Fleet
+    grid: DeviceGrid
+    files: AtWorkFiles
+    done: int | None
+
+
 class DeviceClients(FixedClients):
     """The clients that were there at the start, each ready when its device is online.
 
@@ -27,11 +47,7 @@ class DeviceClients(FixedClients):
         exchange: with their nodes.
         profiles: by name.
         lost: who did not get so far, and why.
-        clock: simulated time.
-        fleet: the devices.
-        grid: where tasks are timed.
-        files: where tasks outlive this process.
-        done: the round that a resumed run goes on from; None for a new one.
+        way: to them.
     """
 
     def __init__(
@@ -40,15 +56,12 @@ class DeviceClients(FixedClients):
         profiles: Mapping[str, ClientProfile],
         lost: Mapping[str, str] = MappingProxyType({}),
         *,
-        clock: VirtualClock,
-        fleet: Fleet,
-        grid: DeviceGrid,
-        files: AtWorkFiles,
-        done: int | None,
+        way: SimulatedWay,
     ) -> None:
         super().__init__(exchange, profiles, lost)
-        self._clock, self._fleet, self._grid, self._files = clock, fleet, grid, files
-        left = files.load(done) if done is not None else []
+        self._clock, self._fleet, self._grid, self._files = way.clock, way.fleet, way.grid, way.files
+        clock, fleet, grid = way.clock, way.fleet, way.grid
+        left = way.files.load(way.done) if way.done is not None else []
         requests = grid.expect(left)
         self._left = [
             LeftAtWork(r.client, r.round, r.state_sha256, seconds(task.asked))

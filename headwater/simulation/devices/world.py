@@ -16,7 +16,7 @@ from headwater.server.clients.run_control import RunControl
 from headwater.server.rounds.federation_server import FederationServer, RunResult
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.devices.at_work import AtWorkFiles
-from headwater.simulation.devices.clients import DeviceClients
+from headwater.simulation.devices.clients import DeviceClients, SimulatedWay
 from headwater.simulation.devices.clock import VirtualClock, micros
 from headwater.simulation.devices.costs import Workload
 from headwater.simulation.devices.fleet import Fleet
@@ -68,9 +68,8 @@ class DeviceWorld(RealTime):
 
     def run(self, server: FederationServer, grid: Grid, *, owners: Sequence[str]) -> RunResult:  # noqa: D102
         devices = DeviceGrid(grid, self.clock, self.fleet, self.workload.passes, server.control.check)
-        pool = partial(
-            DeviceClients, clock=self.clock, fleet=self.fleet, grid=devices, files=self.files, done=self.done
-        )
+        way = SimulatedWay(self.clock, self.fleet, devices, self.files, self.done)
+        pool = partial(DeviceClients, way=way)
         return server.run(devices, owners=owners, pool=pool)
 
 

@@ -133,7 +133,7 @@ def test_with_equal_devices_a_buffer_of_the_cohort_is_a_synchronous_round(speed,
 @given(
     seed=st.integers(0, 5),
     interrupted=st.sampled_from(["lost", "resumes"]),
-    online=st.sampled_from([2.0, 20.0]),
+    online=st.sampled_from([6.0, 30.0]),
 )
 def test_with_churn_and_dropout_time_goes_forward_and_whoever_is_offline_is_not_asked(
     seed, interrupted, online
