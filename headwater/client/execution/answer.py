@@ -55,4 +55,4 @@ def answer_batch(
     measure = [task for task in tasks if isinstance(task, EvaluateRequest)]
     answers = chain(execute(train, store, runtime), evaluate(measure, store, runtime))
     found = {one.client: one.data for one in answers}
-    return [found[task.client] for task in (*train, *measure)]
+    return [found[client] for client in [t.client for t in train] + [t.client for t in measure]]
