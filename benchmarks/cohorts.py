@@ -9,7 +9,7 @@ is not measured again, but for ``--fresh``. Contestants of a row take turns, so 
   that the cohort's step reaches of the machine's own rate, for matrices of the layers' shapes.
 - ``both cores``: whole rounds of 100 clients, of 2 x 16, on two workers, beside the bare loop on one thread.
 - ``overhead``: of a round, what is not in a kernel of torch.
-- ``memory``: peak resident set of a round of 1,000 clients and of 10, each in a fresh process.
+- ``memory``: peak resident set of a round of 1,000 clients, of one batch and of 10, each in a fresh process.
 - ``flower``: three rounds of the same clients in Flower's simulation, on Ray.
 - ``pfl``: the same in pfl 0.6, where ``--pfl PYTHON`` names an interpreter that has it.
 """

@@ -16,8 +16,10 @@ from headwater.tasks.batches import Example
 from headwater.training.batched.groups import MOST_TOKENS, groups_of
 
 TRAININGS = [BackpropTraining(kind="backprop", batch_size=size) for size in (1, 2, 16)]
-ROWS = st.lists(st.integers(1, 700), min_size=1, max_size=3)
-CLIENTS = st.lists(st.tuples(st.sampled_from(TRAININGS), st.sampled_from([1.0, 0.5]), ROWS | st.none()))
+ROWS = st.lists(st.integers(1, 60) | st.integers(50, 700), min_size=1, max_size=3)
+CLIENTS = st.lists(
+    st.tuples(st.sampled_from(TRAININGS), st.sampled_from([1.0, 1.0, 0.5]), ROWS | st.none()), max_size=40
+)
 
 
 def requests_of(clients):
@@ -36,8 +38,8 @@ def divided(clients, most):
     return [list(batch) for batch in batches(requests_of(clients), most, size_of)], size_of, rows
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(clients=CLIENTS, most=st.integers(2, 9))
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(clients=CLIENTS, most=st.integers(2, 30))
 def test_what_is_a_batch_is_one_for_the_trainer_too(clients, most):
     found, size_of, rows = divided(clients, most)
     assert sorted(r.client for batch in found for r in batch) == sorted(rows)
@@ -58,8 +60,8 @@ def test_what_is_a_batch_is_one_for_the_trainer_too(clients, most):
             ]
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(clients=CLIENTS, most=st.integers(2, 9))
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(clients=CLIENTS, most=st.integers(2, 30))
 def test_a_batch_has_as_many_as_it_has_room_for(clients, most):
     found, size_of, rows = divided(clients, most)
     last = {}

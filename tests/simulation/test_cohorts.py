@@ -14,6 +14,7 @@ from headwater.client.execution.store import SharedStore
 from headwater.config import load_federation
 from headwater.errors import ConfigError, ModelError, TrainingError
 from headwater.proto.wire import decode_request
+from headwater.server.events import ClientDone
 from headwater.simulation.workers import WorkerPool
 from headwater.simulation.workplace import ThisProcess
 from headwater.training.batched.trainer import BatchedBackpropTrainer
@@ -113,20 +114,30 @@ def many(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pairs(many, tmp_path_factory):
-    return run(many, tmp_path_factory.mktemp("p") / "a", PAIRS)[0]
+def told(many, tmp_path_factory):
+    return run(many, tmp_path_factory.mktemp("p") / "a", PAIRS)
 
 
-def test_neither_who_works_nor_who_is_done_first_changes_a_bit(many, pairs, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def pairs(told):
+    return told[0]
+
+
+def answered(events):
+    return [(e.round, e.client) for e in events if isinstance(e, ClientDone)]
+
+
+def test_neither_who_works_nor_who_is_done_first_changes_a_bit(many, told, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
         "headwater.simulation.simulate.ThisProcess",
         lambda *arguments: made.append(Backwards(*arguments)) or made[0],
     )
-    there, _ = run(many, tmp_path / "b", PAIRS)
+    (here, before), (there, events) = told, run(many, tmp_path / "b", PAIRS)
     assert made[0].done == 2 * [["emil"], ["cleo", "dora"], ["ann", "ben"]]
-    assert there["adapter_sha256"] == pairs["adapter_sha256"]
-    assert there["metric"] == pairs["metric"]
+    assert answered(events) == answered(before)
+    assert there["adapter_sha256"] == here["adapter_sha256"]
+    assert there["metric"] == here["metric"]
 
 
 def test_who_dies_with_a_batch_leaves_it_to_be_trained_again(many, pairs, tmp_path, monkeypatch):
