@@ -75,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        judge, tasks = prepared(work, sizes)
+        judge, tasks = prepared(work, sizes, together=not options.rules)
         result = measured(judge, tasks, work, rules)
     if options.small:
         return
@@ -93,25 +93,36 @@ def beside_others(before: dict[str, Any], found: dict[str, Any]) -> dict[str, An
     Raises:
         SystemExit: the adapters are others: their scores differ, and rows of two sets are no table.
     """
-    if found["tasks"] != before["tasks"] or found["beside"] != before["beside"]:
+    if found["tasks"] != before["tasks"] or found["beside"][0] != before["beside"][0]:
         raise SystemExit(f"the adapters are not those of {RESULTS}: {found['tasks']}, {found['beside']}")
     new = {row["rule"] for row in found["rules"]}
     return before | {"rules": [row for row in before["rules"] if row["rule"] not in new] + found["rules"]}
 
 
-def prepared(work: Path, sizes: Mapping[str, int]) -> tuple[Judge, list[str]]:
-    """Heads, features and trained adapters; what is in ``work`` is taken from there."""
+def prepared(work: Path, sizes: Mapping[str, int], *, together: bool) -> tuple[Judge, list[str]]:
+    """Heads, features and trained adapters; what is in ``work`` is taken from there.
+
+    Args:
+        work: the folder.
+        sizes: rows of each part of a task.
+        together: whether one adapter learns all tasks, too.
+    """
     base = minilm()
-    if not (work / "texts.pt").exists():
-        sets = {name: vars(frozen(base, *zip(*rows, strict=True))) for name, rows in _sets(sizes)}
-        torch.save(sets, work / "texts.pt")
-    data = {name: Texts(**some) for name, some in torch.load(work / "texts.pt").items()}
+    data = {}
+    for name, rows in _sets(sizes):
+        kept = work / f"{name}.pt"
+        if not kept.exists():
+            torch.save(vars(frozen(base, *zip(*rows, strict=True))), kept.with_suffix(".part"))
+            kept.with_suffix(".part").rename(kept)
+        data[name] = Texts(**torch.load(kept))
     tasks = [name.removeprefix("train ") for name in data if name.startswith("train ")]
     heads = {task: Described(base, CLASSES[task]) for task in tasks}
     texts = {task: [data[f"train {task}"]] for task in tasks}
-    experts = texts | {"multitask": [some for task in tasks for some in texts[task]]}
-    own = {task: [heads[task]] for task in tasks} | {"multitask": [heads[task] for task in tasks]}
-    train(work, experts, own, EPOCHS)
+    own = {task: [heads[task]] for task in tasks}
+    train(work, texts, own, EPOCHS)
+    if together:
+        everything = {"multitask": [some for task in tasks for some in texts[task]]}
+        train(work, everything, {"multitask": [heads[task] for task in tasks]}, EPOCHS)
     return Judge(base, data, {f"{part} {task}": heads[task] for part in sizes for task in tasks}), tasks
 
 
@@ -158,7 +169,11 @@ def measured(
         ],
         "beside": [
             {"what": "base", **scored(None)},
-            {"what": "multitask", **scored(PeftFolder.open(work / "multitask"))},
+            *(
+                {"what": name, **scored(PeftFolder.open(work / name))}
+                for name in ("multitask",)
+                if (work / name).is_dir()
+            ),
         ],
         "rules": rows,
     }
