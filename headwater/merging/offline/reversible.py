@@ -75,6 +75,13 @@ class GivenBack(Merge):
             )
         self.notes.append(f"adapter {recipe.task} of the {count} that {adapters.first.path} was merged of")
 
+    @property
+    def one_rank(self) -> int | None:
+        """As of the merge; an adapter may have more directions than the means that lie beside it."""
+        if not self.adapters.first.one_rank:
+            return None
+        return max(len(self._pieces(module, "B").mean[0]) for module in self.adapters.modules)
+
     def modules(self) -> Iterator[tuple[str, MergedWeight]]:
         """Each LoRA module, from the store."""
         for module in self.adapters.modules:

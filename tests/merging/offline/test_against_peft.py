@@ -169,3 +169,14 @@ def test_a_grouped_convolution_is_refused_as_what_it_is(tmp_path):
         headwater.merge([tmp_path / "a"], tmp_path / "out")
     assert "of two adapters" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["rslora with patterns", "dora", "classifier", "convolutions", "embedding", "fused experts"]
+)
+def test_an_adapter_that_is_had_back_from_the_store_of_rmm_does_what_it_did(name, tmp_path):
+    made = [save(name, tmp_path / "a", seed=1), save(name, tmp_path / "b", seed=2)]
+    headwater.merge(made, tmp_path / "all", rule="rmm", directions=1)
+    for task, adapter in enumerate(made, start=1):
+        headwater.merge([tmp_path / "all"], tmp_path / f"back{task}", rule="rmm", task=task)
+        close(logits(name, load(name, tmp_path / f"back{task}")), logits(name, load(name, adapter)))
