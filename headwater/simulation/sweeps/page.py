@@ -70,6 +70,6 @@ def _effects(result: SweepResult, tables: Tables) -> list[dict[str, object]]:
         for effect in levels:
             (_, _, value, combinations, difference), _ = next(said)
             length = 100 * abs(effect.value.mean) / largest if effect.value.n and largest else 0.0
-            rows.append((level_name(effect.level), f"{length:.2f}", value, combinations, difference))
+            rows.append((level_name(factor, effect.level), f"{length:.2f}", value, combinations, difference))
         found.append({"name": name_of(factor, result.sweep), "rows": rows})
     return found

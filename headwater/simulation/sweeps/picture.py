@@ -19,6 +19,8 @@ MOST_LINES = 12
 MOST_PANELS = 12
 """Panels that are drawn; the table has all."""
 _DODGE = 0.035
+_ALONE = 'svg { font-family: system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }'
+"""What a drawing has from the page where it is not alone."""
 
 
 def panels(sweep: Sweep, tables: Tables) -> list[Markup]:
@@ -35,7 +37,8 @@ def picture(sweep: Sweep, tables: Tables) -> str:
     for plot in plots:
         parts.append(node("g", *plot.parts, transform=f"translate(0,{height:.0f})"))
         height += plot.height + 12
-    style = node("style", Markup(template("report.css").render().replace("&", "&amp;").replace("<", "&lt;")))
+    css = template("report.css").render() + _ALONE
+    style = node("style", Markup(css.replace("&", "&amp;").replace("<", "&lt;")))
     back = node("rect", width="100%", height="100%", style="fill: var(--card)")
     about = node("title", _title(sweep))
     box = f"0 0 {plots[0].width:.0f} {height:.0f}"
@@ -64,9 +67,10 @@ def name_of(factor: Factor, sweep: Sweep) -> str:
     return plain(" + ".join(names[axis] for axis in factor.axes), 80)
 
 
-def level_name(level: Sequence[str]) -> str:
-    """Labels of a level in one."""
-    return plain(" + ".join(level), 60)
+def level_name(factor: Factor, level: Sequence[str]) -> str:
+    """A level's labels in one; of zipped axes the first's alone, where that tells levels apart."""
+    first = {other[0] for other in factor.levels}
+    return plain(level[0] if len(first) == len(factor.levels) else " + ".join(level), 60)
 
 
 def _title(sweep: Sweep) -> str:
@@ -96,7 +100,9 @@ def _plots(sweep: Sweep, tables: Tables) -> list[Plot]:
     y = extent(ends, floor=None if min(ends) < 0 else 0.0, ceiling=1.0 if is_rate(sweep.metric) else None)
     found = []
     for levels, rows in list(groups.items())[:MOST_PANELS]:
-        where = ", ".join(f"{name_of(f, sweep)} = {level_name(v)}" for f, v in zip(rest, levels, strict=True))
+        where = ", ".join(
+            f"{name_of(f, sweep)} = {level_name(f, v)}" for f, v in zip(rest, levels, strict=True)
+        )
         found.append(_panel(sweep, rows, (x, lines), where, y))
     return found
 
@@ -114,7 +120,7 @@ def _panel(
     plot = Plot(f"{_title(sweep)} {where}".strip(), Scale(-0.5, len(levels) - 0.5, 0, 1), y, height=330)
     arrow = ", lower is better" if lower_is_better(sweep.metric) else ""
     head = f"{sweep.metric}{arrow}{' (log scale)' if y.log else ''}{f': {where}' if where else ''}"
-    ticks = [(place, level_name(level)) for level, place in places.items()]
+    ticks = [] if x is None else [(place, level_name(x, level)) for level, place in places.items()]
     plot.axes("" if x is None else name_of(x, sweep), number_ticks(y, 6), head, ticks)
     ends = []
     line_levels = lines.levels if lines is not None else ((),)
@@ -126,7 +132,8 @@ def _panel(
         _draw(plot, points, class_, joined=numbers is not None)
         if points:
             last = points[-1][1].value.mean
-            ends.append((last, f"{level_name(level)} {number(last)}".strip(), class_))
+            name = "" if lines is None else level_name(lines, level)
+            ends.append((last, f"{name} {number(last)}".strip(), class_))
     plot.labels(ends)
     return plot
 

@@ -56,7 +56,7 @@ def effects(result: SweepResult, tables: Tables) -> Cells:
     rows = []
     for factor, levels in tables.effects.items():
         for effect in levels:
-            cells = [name_of(factor, result.sweep), level_name(effect.level), spread(effect.value)]
+            cells = [name_of(factor, result.sweep), level_name(factor, effect.level), spread(effect.value)]
             rows.append(([*cells, f"{effect.value.n:,}", _difference(effect, levels[0])], False))
     return Cells(heads, 2, rows)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from headwater.simulation.sweeps.files import write_tables
 from headwater.simulation.sweeps.outcome import Outcome, Target
-from headwater.simulation.sweeps.plan import load_sweep
+from headwater.simulation.sweeps.picture import level_name
+from headwater.simulation.sweeps.plan import Factor, load_sweep
 from headwater.simulation.sweeps.run import SweepResult
 from headwater.simulation.sweeps.tables import Spread, tables_of
 from tests.support.runs import bare_federation
@@ -140,3 +141,10 @@ def test_the_picture_is_xml_with_a_dot_for_every_combination(written, tmp_path):
     texts = {e.text for e in root.iter() if e.tag.endswith("text")}
     assert {"0.5", "0.6", "0.7", "scale"} <= texts  # most levels: along x
     assert any("min_clients = 2" in (text or "") for text in texts)  # a panel
+
+
+def test_a_level_of_zipped_axes_is_called_by_the_first_where_that_is_enough():
+    apart = Factor(("adapter", "rate"), (("lora", "0.1"), ("ia3", "0.1")))
+    alike = Factor(("adapter", "rate"), (("lora", "0.1"), ("lora", "0.2")))
+    assert [level_name(apart, level) for level in apart.levels] == ["lora", "ia3"]
+    assert [level_name(alike, level) for level in alike.levels] == ["lora + 0.1", "lora + 0.2"]
