@@ -74,11 +74,11 @@ def times(
     step_s, ends_s = seconds(1), clock() + budget_s
     for _ in range(2):
         for size in (1, *sizes):
-            took_s = clock()
-            if took_s + _STEPS * size * step_s > ends_s:
+            if clock() + _STEPS * size * step_s > ends_s:
                 break
             found = seconds(size)
             if found == math.inf:
+                best = {smaller: s for smaller, s in best.items() if smaller < size}
                 break
             best[size] = min(best.get(size, math.inf), found)
             step_s = min(step_s, found)

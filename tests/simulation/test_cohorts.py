@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 import pytest
 from safetensors.numpy import load_file
@@ -182,11 +184,31 @@ def test_a_worker_that_is_killed_inside_a_batch(many, pairs, tmp_path, monkeypat
     assert found["adapter_sha256"] == pairs["adapter_sha256"]
 
 
+@contextmanager
+def ray_nodes(count):
+    """The environment of a cluster of so many nodes with a CPU each; of none, where Ray starts its own."""
+    if count == 0:
+        yield os.environ
+        return
+    cluster = pytest.importorskip("ray.cluster_utils").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        for _ in range(count - 1):
+            cluster.add_node(num_cpus=1)
+        yield os.environ | {"RAY_ADDRESS": cluster.address}
+    finally:
+        cluster.shutdown()
+
+
 @pytest.mark.slow
-def test_ray_trains_whole_batches_to_the_same_bits(many, pairs, tmp_path):
+@pytest.mark.parametrize("nodes", [0, 2])
+def test_ray_trains_whole_batches_to_the_same_bits(many, pairs, tmp_path, nodes):
     pytest.importorskip("ray")
     command = [sys.executable, "-m", "headwater", "simulate", str(many), "--engine", "ray", "--set", PAIRS]
-    done = subprocess.run([*command, "--out", str(tmp_path / "b"), "--quiet"], capture_output=True, text=True)
+    command += ["--out", str(tmp_path / "b"), "--quiet"]
+    with ray_nodes(nodes) as environment:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     there = json.loads((tmp_path / "b" / "summary.json").read_text())
     assert there["engine"] == "ray"
