@@ -63,9 +63,7 @@ def table(classes: tuple[type[BaseModel], ...]) -> Iterator[str]:
         yield f"{said(of, classes)}:\n\n{keys(rows)}"
     for cls in classes:
         own = [k for k in cls.model_fields if k != "kind" and cls not in alike.get(identity(cls, k), ())]
-        kinds = ", ".join(f'`"{kind}"`' for kind in kind_names(cls)[1:])
-        head = f'### `kind = "{kind_names(cls)[0]}"`' + (f", {kinds}" if kinds else "")
-        yield f"{head}\n\n{doc(cls)}\n\n{keys([row(cls, k) for k in own])}".rstrip() + "\n"
+        yield f"### {listed([cls])}\n\n{doc(cls)}\n\n{keys([row(cls, k) for k in own])}".rstrip() + "\n"
 
 
 def shared(
@@ -143,17 +141,18 @@ def entry(key: str, info: FieldInfo, text: str, exceptions: list[str]) -> str:
         allowed = ["or " + ", ".join(others)] if others and shown else others
     else:
         allowed = [" ".join(filter(None, ([] if shown else [kind]) + [bounds]))]
-    if not shown:
-        allowed.append("required" if info.is_required() else "optional")
+    if info.is_required():
+        allowed.append("required")
     known = ", ".join(filter(None, allowed))
     inside = "; ".join(filter(None, [known, *exceptions]))
-    return f"- `{key}`" + (f" = {shown}" if shown else "") + (f" ({inside})" if inside else "") + f": {text}"
+    known = f"- `{key}`" + (f" = {shown}" if shown else "") + (f" ({inside})" if inside else "")
+    return f"{known}: {text}" if text else known
 
 
 def meaning(cls: type[BaseModel], key: str) -> str:
     """What a key means: from ``MEANINGS``, or else its own description."""
     found = [MEANINGS.get(c, {}).get(key) for c in cls.__mro__ if issubclass(c, BaseModel)]
-    text = next((m for m in found if m), cls.model_fields[key].description)
+    text = next((m for m in found if m is not None), cls.model_fields[key].description)
     if key == "kind":
         text = text or "which codec"
     if text is None:

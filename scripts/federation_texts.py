@@ -78,8 +78,8 @@ HEAD = """\
 
 <!-- Written by scripts/federation_reference.py from headwater/config/federation.py: change it there. -->
 
-One TOML file describes a federation. Relative paths start at its folder. What is unknown, of a wrong type or
-out of range is a `ConfigError` that names file, key, expected and got.
+One TOML file describes a federation. Relative paths start at its folder. A wrong file is a `ConfigError` that names
+file, key, expected and got.
 
 ```console
 $ headwater config check federation.toml     # right or wrong, in under a second
@@ -93,13 +93,12 @@ The *federation hash* is the SHA-256 of the resolved settings without the seed.
 [brings](../how-to/add-a-rule.md). The resolved file then has `[plugins]`, such as
 `"rules:NAME" = "PACKAGE VERSION"`, part of its hash: only those versions take part.
 
-Each key is followed by its default, and in brackets by what else is allowed. From `[methods]` on every table
-may be left out.
+Each key is followed by its default, and in brackets by what else is allowed. A key without either default or
+*required*, and from `[methods]` on every table, may be left out. Headings below a table are its kinds: `kind = "lora"`.
 """
 
 UNFIT: tuple[tuple[str, str], ...] = (
-    ("model kind `vector`", "data kind other than `none`, training kind other than `noop`, an `[adapter]`"),
-    ("another model", "no `[adapter]`; data kind `none`"),
+    ("model kind `vector`", "anything but data kind `none`, training kind `noop`, no `[adapter]`"),
     ("classification", "`causal-lm`; running text or instructions with another model"),
     ("a strategy other than `mean`", "space `factors` without `allow_factors = true`"),
     ("strategy `mean`", "a space but `factors` with another adapter than LoRA"),
@@ -123,18 +122,11 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "`server_optimizer` `adam`, `yogi`, `adagrad`",
         "`server_momentum`; `server_learning_rate` from 1 on; scalars alone",
     ),
-    (
-        "`cohort.min_clients`",
-        "a smaller `clients_per_round` or `target_clients`; schedule `buffered` with a smaller `buffer`",
-    ),
+    ("`cohort.min_clients`", "a smaller `clients_per_round`, `target_clients` or `buffer`"),
     ("a strategy that needs several updates", "a smaller `cohort.min_clients`"),
     ("`cohort.target_clients`", "a smaller `clients_per_round`; schedule `buffered`"),
     ("schedule `buffered`", "`spry`, `decomfl`"),
-    (
-        "`[methods]`",
-        "no `[assignment]`; training kind `noop`; 64 methods or more; names that are no identifiers",
-    ),
-    ("`[assignment]`", "a method that is not there"),
+    ("`[methods]`", "no `[assignment]`; kind `noop`; 64 methods or more; names that are no identifiers"),
     (
         "methods that send scalars",
         "others of another kind, seeds, directions, rate or bound; `rank`, `last_layers`",
@@ -148,7 +140,6 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ),
     ("`decomfl`", "`max_steps` · `directions` of 2¹⁷ or more"),
     ("`forward_gradient` with `variance_target`", "`max_directions` below 2 or below `directions`"),
-    ("`evaluation.metric`", "a model that has no such metric"),
     ("`baselines.majority`", "a causal model; a metric that a constant has not"),
     ("`baselines.probe`", "data other than classification; a metric other than accuracy"),
     ("`[baselines]`, `evaluation.patience`", "nothing to measure them on"),
@@ -158,11 +149,11 @@ UNFIT: tuple[tuple[str, str], ...] = (
 TAIL = """\
 ## What does not fit together
 
-Refused when the file is read:
+`headwater config check` refuses, beside what names something that is not there:
 
 {rules}
 
-Refused when the run begins: a method's `max_bytes_up` below its shortest update.
+The run's beginning refuses a method's `max_bytes_up` below its shortest update.
 """
 
 RULES = """\
@@ -244,25 +235,24 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     ),
     "simulation": ("How `headwater simulate` trains clients of one process.", (SimulationSettings,)),
     "simulation.devices": (
-        "Simulated devices and a clock of their own: see [the guide](../how-to/simulate-devices.md). Each "
-        "number may be a distribution over the clients.",
+        "[The guide](../how-to/simulate-devices.md). Each number may be a distribution over the clients.",
         (DeviceSettings,),
     ),
     "simulation.devices.availability": ("When a client is online.", AVAILABILITIES),
     "simulation.devices.NUMBER": ("Distributions of a number over the clients.", DISTRIBUTIONS),
     "[trackers]": (
         "Who is told of the rounds, on the server; packages [bring others](../how-to/add-a-tracker.md). "
-        "No part of the hash, never sent to clients; change them in the run folder before a resume.",
+        "No part of the hash; may change in the run folder before a resume.",
         (TensorBoardTracker,),
     ),
 }
 
 MEANINGS: dict[type[BaseModel], dict[str, str]] = {
-    DeviceSettings: {"availability": "below"},
-    Constant: {"value": "of every client"},
-    Uniform: {"low": "the least", "high": "the greatest"},
-    Lognormal: {"median": "half of the clients are below it", "sigma": "of the logarithm"},
-    Choice: {"values": "what there is", "weights": "how often; all alike if absent"},
+    DeviceSettings: {"availability": ""},
+    Constant: {"value": ""},
+    Uniform: {"low": "", "high": ""},
+    Lognormal: {"median": "", "sigma": ""},
+    Choice: {"values": "", "weights": "all alike if absent"},
     TensorBoardTracker: {
         "kind": "scalars of every round in the run folder's `tensorboard/`; needs `headwater[tensorboard]`",
     },
@@ -278,7 +268,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "quantization": "of the base; needs a CUDA GPU and bitsandbytes",
     },
     SequenceClassificationModel: {
-        "head": "a trained head's outputs go to labels of their names; output k is label k; it starts anew",
+        "head": "outputs go to labels of their names; output k is label k; it starts anew",
     },
     BaseAdapter: {
         "head_bits": "a fresh head in units of 2^head_bits, [for methods along random "
@@ -287,7 +277,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     VectorModel: {"size": "values of the vector"},
     LoraAdapter: {
         "rank": "r",
-        "alpha": "the change of weight is s·B·A with s = alpha/r",
+        "alpha": "s = alpha/r in s·B·A",
         "target_modules": 'the ends of module names, or `["all-linear"]`',
         "rslora": "s = alpha/√r",
         "dora": "train the rows' magnitudes too",
@@ -305,7 +295,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "feedforward_modules": "those of them whose input is rescaled, not the output",
     },
     VeraAdapter: {
-        "rank": "of the two matrices that all layers share; it costs a layer so many values",
+        "rank": "of the shared matrices; a layer costs so many values",
         "target_modules": 'the ends of module names, or `["all-linear"]`',
         "d_initial": "what the vector of length `rank` starts as",
         "dropout": "on the input of A while training",
@@ -321,26 +311,25 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     DirichletPartition: {
         "clients": "how many",
         "alpha": "small: few labels each; large: all alike",
-        "min_examples": "of every client; the shares are drawn again until they fit",
+        "min_examples": "of every client",
     },
     QuantityPartition: {
         "clients": "how many",
         "alpha": "small: very unequal sizes; large: all alike",
-        "min_examples": "of every client; the shares are drawn again until they fit",
+        "min_examples": "of every client",
     },
     BaseData: {
         "partition": "who has which rows, see below",
         "max_tokens": "longer texts are cut; running text is cut into windows",
         "validation_fraction": "of each client's rows, drawn once",
-        "max_examples_per_client": "at most so many, drawn once; all if absent",
+        "max_examples_per_client": "at most so many, drawn once",
         "max_test_examples": "as many of the test file's examples (of a causal model: windows)",
         "fraction": "keep this share of each client's rows, drawn once",
     },
     TextData: {"text": "the column of the text"},
     ClassificationData: {
         "label": "the column of the label",
-        "labels": "all labels, in the order of the model's outputs; whole numbers and booleans stand for "
-        "their names",
+        "labels": "all labels, in the order of the model's outputs; whole numbers and booleans too",
     },
     RegressionData: {
         "target": "the column of the number",
@@ -349,7 +338,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     MultiLabelData: {
         "label": "the column of the labels: a list, or text with `separator`",
-        "labels": "all labels, in the order of the model's outputs",
+        "labels": "all labels, in the order of the model's outputs; whole numbers and booleans too",
     },
     CausalLMData: {"text": "the column of the text"},
     InstructionData: {
@@ -364,7 +353,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "batch_size": "examples of one step",
         "learning_rate": "of the adapter",
         "trunk_cache_mb": "MiB for [what reaches the first trained layer]"
-        "(../guides/low-memory.md#what-makes-it-work), of examples that come again",
+        "(../guides/low-memory.md#what-makes-it-work)",
     },
     t.KseedTraining: {
         "pro": "FedKSeed-Pro; half a byte down for each seed",
@@ -390,7 +379,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     t.BackpropTraining: {
         "head_learning_rate": "of the head; `learning_rate` if absent",
         "weight_decay": "the optimizer's",
-        "max_grad_norm": "gradients are scaled down to this L2 norm; a huge one switches it off",
+        "max_grad_norm": "gradients are scaled down to this L2 norm",
         "gradient_checkpointing": "less memory, more time, the same bits",
     },
     t.NoopTraining: {"scale": "standard deviation of the random change"},
@@ -414,10 +403,10 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     FisherStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     MedianStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     CohortSettings: {
-        "clients_per_round": "how many are asked, drawn anew each round; all if absent. "
-        "Schedule `buffered`: how many work at once",
+        "clients_per_round": "how many are asked, drawn anew; all if absent. Schedule `buffered`: how many work at "
+        "once",
         "min_clients": "with fewer accepted updates a round waits on a server; a simulation stops",
-        "deadline_s": "seconds after which a round closes with who answered; never if absent",
+        "deadline_s": "after which a round closes with who answered; never if absent",
     },
     EvaluationSettings: {
         "every": "rounds between evaluations, the last round always; 0: never",
