@@ -78,8 +78,8 @@ HEAD = """\
 
 <!-- Written by scripts/federation_reference.py from headwater/config/federation.py: change it there. -->
 
-One TOML file describes a federation. Relative paths start at its folder. A wrong file is a `ConfigError` that names
-file, key, expected and got.
+One TOML file describes a federation. Relative paths start at its folder. A wrong file is a `ConfigError`
+that names file, key, expected and got.
 
 ```console
 $ headwater config check federation.toml     # right or wrong, in under a second
@@ -94,7 +94,8 @@ The *federation hash* is the SHA-256 of the resolved settings without the seed.
 `"rules:NAME" = "PACKAGE VERSION"`, part of its hash: only those versions take part.
 
 Each key is followed by its default, and in brackets by what else is allowed. A key without either default or
-*required*, and from `[methods]` on every table, may be left out. Headings below a table are its kinds: `kind = "lora"`.
+*required*, and from `[methods]` on every table, may be left out. Headings below a table are its kinds:
+`kind = "lora"`.
 """
 
 UNFIT: tuple[tuple[str, str], ...] = (
@@ -403,8 +404,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     FisherStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     MedianStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     CohortSettings: {
-        "clients_per_round": "how many are asked, drawn anew; all if absent. Schedule `buffered`: how many work at "
-        "once",
+        "clients_per_round": "how many are asked, drawn anew; all if absent. "
+        "Schedule `buffered`: how many work at once",
         "min_clients": "with fewer accepted updates a round waits on a server; a simulation stops",
         "deadline_s": "after which a round closes with who answered; never if absent",
     },
