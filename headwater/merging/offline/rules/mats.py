@@ -29,7 +29,7 @@ class Mats(RegMean):
     line: ClassVar[str] = (
         "the weights that fit each adapter's K-FAC Fisher on its own rows, by gradient steps"
     )
-    source: ClassVar[str] = "Tam et al. 2023, arXiv 2312.04339, section 4; code r-three/mats, use_backward"
+    source: ClassVar[str] = "Tam et al. 2023, arXiv 2312.04339; code r-three/mats, use_backward"
     labelled: ClassVar[bool] = True
     spaces: ClassVar[tuple[Space, ...]] = ("core",)
     files: ClassVar[Literal["adapters"]] = "adapters"

@@ -13,7 +13,7 @@ from headwater.merging.offline.rules.sums import WeightedSum
 
 
 class OneBit(WeightedSum):
-    """Σ p_i·τ̂_i with τ̂ = mean|τ|·sgn(τ), BitDelta's form (arXiv 2402.10193, equation 3).
+    """Σ p_i·τ̂_i with τ̂ = mean|τ|·sgn(τ), BitDelta's form (arXiv 2402.10193).
 
     Of the updates of a round, and of weights trained as a whole, the mean is over one tensor. Of a LoRA
     adapter each singular vector, u·√s and v·√s, is signs with a magnitude of its own: one for all would make

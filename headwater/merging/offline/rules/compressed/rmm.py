@@ -41,7 +41,7 @@ class Rmm(FactorRule):
 
     name: ClassVar[str] = "rmm"
     line: ClassVar[str] = "a few directions of all factors, from which --task gives each adapter back"
-    source: ClassVar[str] = "Alipour and Amini 2025, arXiv 2510.14163, section 3"
+    source: ClassVar[str] = "Alipour and Amini 2025, arXiv 2510.14163"
     gives_back: ClassVar[bool] = True
     directions: int = Field(
         default=2, ge=1, le=1024, description="p: directions that are kept of each vector"
