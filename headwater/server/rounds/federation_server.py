@@ -194,6 +194,8 @@ class FederationServer:
                 self._observer(Notice(f"{why}: the round is planned anew"))
                 self._durability.open_round.unlink(missing_ok=True)
                 rounds = None
+            elif not self._should_stop():
+                self._observer(Notice("too few updates by the deadline: the round is planned anew"))
 
     def _end_reason(self, checkpoint: Checkpoint) -> str | None:
         """Why no round follows; None if one does."""

@@ -165,7 +165,7 @@ class RoundDriver:
             if end is not None:
                 return end
         end = self._check_clients() or self._tick()
-        if end is None and quiet:
+        if end is None and quiet and not self._replan:
             patience_s = math.inf if self._give_up_s is None else min(self._give_up_s, self._at_the_latest_s)
             control.pause(min(with_.coordinator.next_s, patience_s + POLL_S))
         return end
@@ -267,7 +267,7 @@ class RoundDriver:
         """Tell the coordinator which clients came back, were revoked, or have other data than was planned."""
         now = self._with.control.clock()
         if self._with.control.simulated:  # nobody comes or goes between two events
-            due = self._with.pool.changed_since(self._looked_s)
+            due = self._with.pool.changed_since(self._looked_s) or self._wants_replacements(now)
         else:
             due = now >= self._looked_s + POLL_CLIENTS_S
         if not due:
@@ -284,7 +284,7 @@ class RoundDriver:
             if reason and client not in self._gone:
                 self._gone.add(client)
                 end = end or self._do(receive(Gone(client, number, reason)))
-        self._replan = self._with.replaceable and self._lacks_updates(now) and self._has_replacements()
+        self._replan = self._wants_replacements(now)
         why = self._why_not_here(ready)
         # whose update is in is wanted no more: it counts, wherever its device has gone
         reachable = len(set(self._with.clients) - (why.keys() - self._accepted))
@@ -318,12 +318,17 @@ class RoundDriver:
             out |= {c: why.get(c, "asked again soon") for c in again}
         return out
 
+    def _wants_replacements(self, now: float) -> bool:
+        """Whether the round is to be planned anew, with clients in place of those that cannot be had."""
+        return self._with.replaceable and self._lacks_updates(now) and self._has_replacements()
+
     def _lacks_updates(self, now: float) -> bool:
         """Whether the round has too few updates, and no hope of more soon."""
+        if len(self._accepted) >= self._with.need:
+            return False
         left = set(self._with.clients) - self._accepted - self._failed_once - self._gone
         deadline_s = self._with.control.deadline()
-        late = deadline_s is not None and now > self._began_s + deadline_s
-        return len(self._accepted) < self._with.need and (not left or late)
+        return not left or (deadline_s is not None and now >= self._began_s + deadline_s)
 
     def _has_replacements(self) -> bool:
         """Whether a client is online that was not asked and has rows."""

@@ -27,6 +27,7 @@ class SynchronousRounds(Rounds):
 
     def _begin(self, settings: Federation, done: int) -> None:
         self._coordinator = Coordinator(RoundRules(settings.federation.rounds), done=done)
+        self._kept: dict[str, ReceivedReply] = {}  # in simulated time, while there are too few
 
     def _reconfigure(self, settings: Federation) -> None:
         cohort = settings.cohort
@@ -61,13 +62,16 @@ class SynchronousRounds(Rounds):
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
             fold=self._noting_failures(checkpoint, lambda incoming: self._fold(open_round, incoming)),
-            replaceable=self._durability is not None,
+            replaceable=self._lasting,
             retime=self._retime,
         )
         end = RoundDriver(driven, accepted).run(actions)
         self._pool.exchange.forget(TrainRequest, number)
         if end is None:
+            if self._durability is None:  # planned anew, with the updates that are in
+                self._coordinator = Coordinator(RoundRules(self._settings.federation.rounds), done=number - 1)
             return None
+        self._kept.clear()
         if isinstance(end, Halt):
             raise self._halted(end)
         merged = open_round.merge(lambda client: self._again(number, client, number))
@@ -77,13 +81,17 @@ class SynchronousRounds(Rounds):
     def _planned_anew(self, number: int) -> Mapping[str, ClientProfile]:
         """Who is there, and whose update was accepted before the round had to be planned anew."""
         ready, known = self._pool.ready(), self._pool.profiles()
-        spooled = self._durability.spool.clients(number) if self._durability else ()
+        spooled = self._durability.spool.clients(number) if self._durability else sorted(self._kept)
         if ready is known:  # a simulation's, sorted, are always there
             return known
         return dict(sorted({**{c: known[c] for c in spooled if c in known}, **ready}.items()))
 
     def _refold(self, open_round: OpenRound) -> tuple[str, ...]:
         accepted = []
+        for client, incoming in sorted(self._kept.items()):
+            if client in open_round.plan.clients:
+                open_round.fold(incoming, keep=True)
+                accepted.append(client)
         for incoming in self._spooled(open_round.plan.round, open_round.plan.clients):
             try:
                 open_round.fold(incoming)
@@ -103,3 +111,5 @@ class SynchronousRounds(Rounds):
             if spool is not None:
                 spool.remove(incoming.round, spooled_as(incoming))
             raise
+        if self._control.simulated and len(self._kept) < self._settings.cohort.min_clients:
+            self._kept[incoming.address] = incoming  # with enough the round is not planned anew

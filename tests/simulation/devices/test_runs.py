@@ -95,6 +95,36 @@ def test_a_task_whose_client_goes_offline_is_lost_or_goes_on(tmp_path, how, back
     assert record["simulated"]["trained_s"] == max(7.0, ends)
 
 
+def test_others_are_asked_in_place_of_those_that_failed_with_the_updates_that_are_in(tmp_path):
+    # of the four that are there at first, two are not heard of again; two others come after 15 seconds
+    online = trace(
+        tmp_path,
+        "client-0000,0,900\nclient-0001,0,900\nclient-0002,0,3\nclient-0003,0,3\n"
+        "client-0004,15,900\nclient-0005,15,900\n",
+    )
+    devices = {"tokens_per_s": 1.0, "availability": online, "compute_watts": 1.0}
+    cohort = {"clients_per_round": 4, "min_clients": 4, "deadline_s": 20.0, "retry_s": 1000.0}
+    (_, record) = run_devices(devices, clients=6, rounds=1, cohort=cohort)
+    assert accepted(record) == {f"client-000{i}" for i in (0, 1, 4, 5)}
+    rows = record["clients"]
+    assert [rows[f"client-000{i}"]["simulated"]["end_s"] for i in (0, 1, 4, 5)] == [7.0, 7.0, 22.0, 22.0]
+    assert record["simulated"]["trained_s"] == 22.0
+    assert record["simulated"]["joules"] == 4 * 7 + 2 * 3
+
+
+def test_others_are_asked_in_place_of_those_that_are_late(tmp_path):
+    (tmp_path / "speeds.csv").write_text("client,tokens_per_s\nclient-0001,0.1\n")
+    devices = {"tokens_per_s": 1.0, "trace": str(tmp_path / "speeds.csv")}
+    devices["availability"] = trace(tmp_path, "client-0000,0,900\nclient-0001,0,900\nclient-0002,5,900\n")
+    cohort = {"min_clients": 2, "deadline_s": 20.0}
+    (_, record) = run_devices(devices, clients=3, rounds=1, cohort=cohort)
+    # at 20 seconds only one update is in, and a client is there that was not asked
+    assert accepted(record) == {"client-0000", "client-0002"}
+    assert record["clients"]["client-0002"]["simulated"]["asked_s"] == 20.0
+    assert record["simulated"]["trained_s"] == 40.0
+    assert record["clients"]["client-0001"]["failed"].startswith("no answer within 20 s")
+
+
 def test_nobody_is_asked_who_is_offline(tmp_path):
     online = trace(tmp_path, "client-0000,0,100\nclient-0002,0,100\n")
     (_, record) = run_devices({"tokens_per_s": 7.0, "availability": online}, clients=3, rounds=1)
