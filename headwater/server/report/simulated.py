@@ -82,17 +82,18 @@ def time_chart(run: Run) -> Markup | None:
     return plot.svg()
 
 
-def pictured(run: Run) -> RoundRecord | None:
-    """The round whose clients are drawn: the last one that asked somebody."""
-    asked = (r for r in reversed(run.rounds) if any(row.simulated for row in r.clients.values()))
-    return next(asked, None)
+def round_chart(run: Run) -> tuple[int, Markup] | None:
+    """The last round that asked somebody: its number, and its clients, who waited and who was late."""
+    record: RoundRecord | None = None
+    for whole in run.whole():
+        if any(row.simulated for row in whole.clients.values()):
+            record = whole
+    drawn = None if record is None else _picture(record)
+    return None if record is None or drawn is None else (record.round, drawn)
 
 
-def round_chart(run: Run) -> Markup | None:
-    """The clients of one round: download, computation, upload, and the wait for its end; who was late."""
-    record = pictured(run)
-    if record is None:
-        return None
+def _picture(record: RoundRecord) -> Markup | None:
+    """Of each client download, computation, upload, and the wait for the round's end."""
     start, end = (finite(record.simulated.get(key)) for key in ("start_s", "trained_s"))
     rows = [(finite(row.simulated.get("end_s")), name) for name, row in record.clients.items()]
     order = [name for ended, name in sorted((e, n) for e, n in rows if e is not None)]
