@@ -42,11 +42,12 @@ kind = "noop"
 """
 DEAL = """
 import sys
+from pathlib import Path
 from headwater.config import load_federation
 from headwater.data.federated import FederatedData
 from headwater.process_memory import status_bytes
 from headwater.seeds.keys import Key
-data = FederatedData.open(load_federation(sys.argv[1]), None, Key.root(0), check=False)
+data = FederatedData.open(load_federation(Path(sys.argv[1])), None, Key.root(0), check=False)
 rows = [sum(data.rows(name)) for name in data.clients]
 print(len(rows), min(rows), max(rows), status_bytes("VmHWM"))
 """
