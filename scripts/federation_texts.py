@@ -249,7 +249,34 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
 }
 
 MEANINGS: dict[type[BaseModel], dict[str, str]] = {
-    DeviceSettings: {"availability": ""},
+    DeviceSettings: {
+        "availability": "",
+        "trace": "CSV file whose columns replace the settings of their names below; rows are of clients in "
+        "column `client`, or else dealt",
+        "tokens_per_s": "of a forward pass; a backward pass takes as long",
+        "flop_per_s": "a token's pass takes 2 for each parameter of the base",
+        "latency_s": "of each download and upload",
+        "dropout": "probability that a task ends in nothing",
+        "interrupted": "a task whose client goes offline fails, or goes on later",
+        "joules_per_byte": "sent or received, on top",
+        "idle_watts": "of who was asked and is idle",
+        "server_s": "to close a round",
+    },
+    SimulationSettings: {
+        "cohort": 'most clients that are trained as one batch, up to 4,096, or `"auto"`, which measures what '
+        "pays; above 1 last digits change",
+        "devices": "simulated devices, with a clock of their own",
+    },
+    DailyWindow: {"from_h": "hour of the day at which it comes online", "hours": "24 and more: always"},
+    IntervalTrace: {"path": "a client without a row is never online"},
+    a.AssignedByPlanner: {
+        "round_s": "seconds a client's round may take; steps are cut to fit. Measured times decide, so two "
+        "runs of the file may differ",
+        "devices": "of a simulation; real devices measure themselves",
+    },
+    BufferedSchedule: {
+        "staleness_exponent": "a in an update's weight · (1+s)⁻ᵃ, s versions after its start",
+    },
     Constant: {"value": ""},
     Uniform: {"low": "", "high": ""},
     Lognormal: {"median": "", "sigma": ""},
@@ -266,7 +293,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "revision": "of a hub name",
         "sha256": "what the base's files must hash to",
         "dtype": "of the frozen base; what is trained stays float32",
-        "quantization": "of the base; needs a CUDA GPU and bitsandbytes",
+        "quantization": "needs a CUDA GPU and bitsandbytes",
+        "accept_warnings": "parts of harmless warnings of transformers or PEFT; any other is an error",
     },
     SequenceClassificationModel: {
         "head": "outputs go to labels of their names; output k is label k; it starts anew",
@@ -324,7 +352,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "max_tokens": "longer texts are cut; running text is cut into windows",
         "validation_fraction": "of each client's rows, drawn once",
         "max_examples_per_client": "at most so many, drawn once",
-        "max_test_examples": "as many of the test file's examples (of a causal model: windows)",
+        "max_test_examples": "at most so many of the test file's (of a causal model: windows)",
         "fraction": "keep this share of each client's rows, drawn once",
     },
     TextData: {"text": "the column of the text"},
@@ -335,7 +363,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     RegressionData: {
         "target": "the column of the number",
         "target_mean": "what is subtracted from it before it is learnt",
-        "target_scale": "what it is then divided by, about the standard deviation",
+        "target_scale": "what it is then divided by",
     },
     MultiLabelData: {
         "label": "the column of the labels: a list, or text with `separator`",
@@ -345,8 +373,11 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     InstructionData: {
         "prompt": "the column of the prompt",
         "answer": "the column of the answer",
-        "messages": "a column with lists of `role` and `content`, in place of prompt and answer",
+        "messages": "the column of conversations, in place of prompt and answer",
         "system": "a system message before every prompt",
+        "date": "what a chat template takes for today",
+        "thinking": "the model thinks before it answers; rows bring `reasoning_content`",
+        "format": "recognised by the columns if absent",
     },
     NoData: {"clients": "how many", "examples": "of each"},
     a.Method: {"training": "as `[training]`"},
@@ -360,11 +391,14 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "pro": "FedKSeed-Pro; half a byte down for each seed",
     },
     MeanStrategy: {
-        "noise": "whether updates of a mixed round weigh by [how far and how noisily their method "
-        "gets](../guides/low-memory.md#mixed-rounds)",
+        "noise": "[of methods in mixed rounds](../guides/low-memory.md#mixed-rounds)",
+        "rank_weights": "whose change a component's mean counts: those who train it, or all",
     },
     t.Directed: {"distribution": "of the directions"},
     t.ForwardGradientTraining: {
+        "candidates": "of so many random directions the one most aligned with the estimate so far is taken",
+        "variance_target": "draw more directions until the variance of their mean is below this multiple of "
+        "its squared norm",
         "max_directions": "of a step, with `variance_target`",
         "optimizer": "takes the estimate for a gradient",
     },
@@ -390,7 +424,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     BaseStrategy: {
         "space": "[of LoRA](aggregation.md#spaces)",
-        "weighting": "a client weighs as many as its training examples (at most 2²⁴), or 1",
+        "weighting": "a client weighs its training examples (at most 2²⁴), or 1",
         "server_learning_rate": "η in x ← x + η·m",
         "server_optimizer": "[FedAvgM, FedAdam, FedYogi, FedAdagrad](aggregation.md#the-servers-step)",
         "server_momentum": "β of `momentum`, in m ← β·m + Δ",
@@ -402,11 +436,17 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     TiesStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     FisherStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
-    MedianStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
+    MedianStrategy: {
+        "allow_factors": "permit space `factors`, which merges noise of the basis",
+        "max_kept_mb": "MiB of updates that a round may keep in memory",
+    },
     CohortSettings: {
         "clients_per_round": "how many are asked, drawn anew; all if absent. "
         "Schedule `buffered`: how many work at once",
-        "min_clients": "with fewer accepted updates a round waits on a server; a simulation stops",
+        "min_clients": "with fewer accepted updates a server's round waits; a simulation stops",
+        "target_clients": "a round closes with so many updates: over-selection of `clients_per_round`",
+        "retry_s": "on a server: when a failed client is asked again in an open round; doubled each time, up "
+        "to 16-fold",
         "deadline_s": "after which a round closes with who answered; never if absent",
     },
     EvaluationSettings: {
@@ -417,7 +457,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "metric": "which one decides; absent: [the first of the kind of data](data.md#metrics)",
         "batch_size": "examples at once",
     },
-    PrivacySettings: {"clip_l2": "bound on an update's L2 norm, which the server checks; adds no noise"},
+    PrivacySettings: {"clip_l2": "bound on an update's L2 norm; adds no noise"},
     BaselineSettings: {"majority": "the best constant answer, such as the most frequent training label"},
 }
 """Meanings of keys whose settings carry no description, or a longer one than this page needs, by class."""
