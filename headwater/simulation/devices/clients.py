@@ -78,7 +78,7 @@ class DeviceClients(FixedClients):
             self._changes = [change for change in changes if change[0] < NEVER]
             heapify(self._changes)
         self._changed_s = clock()
-        clock.watch(lambda limit: self._changes[0][0] if self._changes else NEVER)
+        clock.watch(self._next_change)
 
     def at_work(self) -> Sequence[LeftAtWork]:  # noqa: D102 - inherited
         left, self._left = self._left, []
@@ -98,6 +98,10 @@ class DeviceClients(FixedClients):
     def changed_since(self, looked_s: float) -> bool:  # noqa: D102 - inherited
         self._update()
         return looked_s < self._changed_s
+
+    def _next_change(self, limit: int) -> int:
+        self._update()  # nobody may have asked since the last one
+        return self._changes[0][0] if self._changes else NEVER
 
     def _update(self) -> None:
         """Let those come and go whose time has come."""

@@ -68,4 +68,5 @@ class VirtualClock:
                 got=f"none after {self._now / 1e6:g} s",
                 hint="Look at simulation.devices.availability, or lower cohort.min_clients.",
             )
-        self._now = max(self._now, upcoming)
+        assert upcoming > self._now, "an event after now, or the clock would stand still"
+        self._now = upcoming

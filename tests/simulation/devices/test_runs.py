@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import pytest
 
 from headwater.config import load_federation
 from headwater.errors import ConfigError, FederationStopped
+from headwater.protocol.messages import ClientProfile
+from headwater.seeds.keys import Key
 from headwater.server.events import RoundEnded
 from headwater.server.storage.run_folder import RunFolder
+from headwater.simulation.devices.at_work import AtWorkFiles
+from headwater.simulation.devices.clients import DeviceClients, SimulatedWay
+from headwater.simulation.devices.clock import VirtualClock
+from headwater.simulation.devices.fleet import Fleet
 from headwater.simulation.simulate import simulate
 from tests.simulation.devices.runs import accepted, run_devices, simulated, told
 from tests.support.runs import bare_federation
@@ -129,6 +138,27 @@ def test_nobody_is_asked_who_is_offline(tmp_path):
     online = trace(tmp_path, "client-0000,0,100\nclient-0002,0,100\n")
     (_, record) = run_devices({"tokens_per_s": 7.0, "availability": online}, clients=3, rounds=1)
     assert accepted(record) == set(record["clients"]) == {"client-0000", "client-0002"}
+
+
+def test_time_passes_while_nobody_asks_who_is_there(tmp_path):
+    path = bare_federation(tmp_path, simulation={"devices": {"availability": DEVICES["availability"]}})
+    fleet = Fleet(load_federation(path).settings.simulation.devices, Key.root(0), 1, None, {})
+    clock, names = VirtualClock(), ("client-0000", "client-0001")
+    grid = SimpleNamespace(expect=lambda left: [])
+    way = SimulatedWay(clock, fleet, grid, AtWorkFiles(tmp_path), None)
+    clients = DeviceClients(None, {n: ClientProfile(n, 7, 0, "", "") for n in names}, way=way)
+    changes = sorted({t for n in names for t in changes_of(fleet.times(n), until=200_000_000)})
+    for change in changes:  # as while clients evaluate
+        clock.sleep(math.inf)
+        assert clock.now == change
+    assert set(clients.ready()) == {n for n in names if fleet.times(n).online(clock.now)}
+
+
+def changes_of(times, until):
+    now = times.next_change(0)
+    while now <= until:
+        yield now
+        now = times.next_change(now)
 
 
 def test_a_run_that_would_wait_for_ever_ends(tmp_path):
