@@ -62,9 +62,7 @@ class GivenBack(Merge):
         super().__init__(adapters, dataclasses.replace(recipe, task=0))
         self.recipe = recipe
         self._file, self._number = TensorFile(path), recipe.task
-        self._names = {name.partition(" ")[2] for name in self._file.tensors if name.startswith("1 ")}
-        first = next((n for n in self._file.tensors if n.endswith(" B coefficients")), "")
-        count = self._file.tensors[first].shape[0] if first else 0
+        self._count = count = _adapters_in(self._file)
         if not isinstance(recipe.rule, Rmm) or recipe.scale != 1:
             raise ConfigError(f"{path}", expected="--rule rmm, without --scale", got=recipe.rule.name)
         if not 1 <= recipe.task <= count:
@@ -105,10 +103,10 @@ class GivenBack(Merge):
         if any(key not in self._file.tensors for key in keys):
             raise self._other(module)
         mean, basis, coefficients = (self._file.read(key).astype(np.float64) for key in keys)
-        count, size = coefficients.shape[:1], mean.shape[:1]
+        size = mean.shape[:1]
         if not (mean.ndim == 2 and basis.ndim == coefficients.ndim == 3) or (
             (*size, basis.shape[1], *mean.shape[1:]) != basis.shape
-            or coefficients.shape != (*count, *size, basis.shape[1])
+            or coefficients.shape != (self._count, *size, basis.shape[1])
         ):
             raise self._other(module)
         return Pieces(mean, basis, coefficients)
@@ -120,3 +118,12 @@ class GivenBack(Merge):
             got="other tensors or shapes",
             hint="The file is of another merge, or not whole: merge the adapters again.",
         )
+
+
+def _adapters_in(file: TensorFile) -> int:
+    """How many a store has: of LoRA by the first coefficients, else by the numbers before other tensors."""
+    for name, place in file.tensors.items():
+        if name.endswith(" B coefficients"):
+            return place.shape[0] if place.shape else 0
+    numbers = [name.partition(" ")[0] for name in file.tensors]
+    return max((int(number) for number in numbers if number.isdecimal() and len(number) < 9), default=0)

@@ -172,7 +172,8 @@ def test_a_grouped_convolution_is_refused_as_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["rslora with patterns", "dora", "classifier", "convolutions", "embedding", "fused experts"]
+    "name",
+    ["rslora with patterns", "dora", "classifier", "convolutions", "embedding", "fused experts", "ia3"],
 )
 def test_an_adapter_that_is_had_back_from_the_store_of_rmm_does_what_it_did(name, tmp_path):
     made = [save(name, tmp_path / "a", seed=1), save(name, tmp_path / "b", seed=2)]

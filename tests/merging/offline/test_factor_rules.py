@@ -148,7 +148,7 @@ class TestAdaptersThatAreHadBack:
                 headwater.merge([tmp_path / "all"], tmp_path / "out", task=1, **bad)
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("change", ["missing", "shape", "bias", "empty"])
+    @pytest.mark.parametrize("change", ["missing", "shape", "bias", "empty", "fewer", "flat"])
     def test_a_store_of_another_merge_is_refused_and_nothing_written(
         self, change: str, tmp_path: Path
     ) -> None:
@@ -161,6 +161,9 @@ class TestAdaptersThatAreHadBack:
             del kept[a]
         elif change == "shape":
             kept[b] = kept[b][1:]
+        elif change in ("fewer", "flat"):
+            last = [n for n in kept if n.endswith(" coefficients")][-1]
+            kept[last] = kept[last][:1] if change == "fewer" else kept[last].reshape(-1)
         elif change == "bias":
             kept = {n: v[1:] if n.startswith("2 ") else v for n, v in kept.items()}
         else:
