@@ -218,7 +218,7 @@ def test_a_sum_in_the_spool_is_folded_again_after_a_crash(tmp_path: Any) -> None
     daemon = cast(Any, SimpleNamespace(_durability=SimpleNamespace(spool=spool), _pool=pool, told=[]))
     daemon._spooled = partial(Rounds._spooled, daemon)
     daemon._refused = lambda number, part, error: Rounds._refused(daemon, number, part, error)
-    daemon._control = SimpleNamespace(observer=daemon.told.append)
+    daemon._control, daemon._kept = SimpleNamespace(observer=daemon.told.append, simulated=False), {}
     alone = [dataclasses.replace(tree.updates[name], raw=tree.updates[name].data) for name in ("zo", DIRECT)]
     for part in (summed, *alone):
         SynchronousRounds._fold(daemon, tree.server, part)
