@@ -50,7 +50,7 @@ def cohort(
     plans: Sequence[str] = (),
     seed: int = 0,
 ) -> list[TrainTask]:
-    """Clients of other states and lengths of rows.
+    """Clients of other states (the first has the initial one) and lengths of rows.
 
     Args:
         model: the adapted model.
@@ -66,7 +66,7 @@ def cohort(
         own = known[plans[number]] if plans else {}
         plan = ClientPlan(training, DenseCodec(kind="dense"), **own)
         examples = [example(draw, model.language_model) for _ in range(count)]
-        state = AdapterState.from_vector(model.spec, start + 0.05 * noise)
+        state = AdapterState.from_vector(model.spec, start + 0.05 * noise * bool(number))
         found.append(TrainTask(f"c{number}", state, examples, plan))
     return found
 
