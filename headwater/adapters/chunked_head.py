@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from headwater.adapters.network import Network
+from headwater.adapters.network import Network, widened
 from headwater.tasks.batches import IGNORED
 
 TokenLosses = Callable[[Tensor, Tensor], Tensor]
@@ -55,7 +55,7 @@ class ChunkedHead:
             with _given(head, lambda hidden: torch.full_like(hidden, _LOUD)) as seen:
                 logits = network(tokens, torch.ones_like(tokens))
             if len(seen) != 1 or not torch.equal(
-                logits, head(torch.full_like(seen[0], _LOUD))[:, -2:].float()
+                logits, widened(head(torch.full_like(seen[0], _LOUD))[:, -2:])
             ):
                 return None
         return ChunkedHead(network, head, max(1, _VALUES // logits.shape[-1]), token_losses)
@@ -74,7 +74,7 @@ class ChunkedHead:
         kept = following != IGNORED
         hidden = seen.pop()[:, -tokens.shape[1] :][:, :-1][kept]  # virtual tokens stand at the front
         parts = zip(torch.split(hidden, self._rows), torch.split(following[kept], self._rows), strict=True)
-        each = torch.cat([self._token_losses(self._head(h).float(), y) for h, y in parts])
+        each = torch.cat([self._token_losses(widened(self._head(h)), y) for h, y in parts])
         losses = each.new_zeros(len(tokens)).index_add(0, kept.nonzero()[:, 0], each)
         return losses, kept.sum(1)
 

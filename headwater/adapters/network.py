@@ -35,19 +35,20 @@ class Network(nn.Module):
         """Logits of right-padded ``tokens`` int64 [b, t] with ``mask`` int64 [b, t].
 
         Returns:
-            float32, whatever the base computes in: [b, labels] for classification; [b, t, vocabulary] for a
-            causal model.
+            At least float32, whatever the base computes in: [b, labels] for classification;
+            [b, t, vocabulary] for a causal model.
         """
         if self._scores:
             return self._at_last_token(tokens, mask)
         out = self.peft(**self._read(tokens, mask), return_dict=True)
         width = tokens.shape[1]
         if self.model.language_model:
-            return out.logits[:, -width:].float()  # type: ignore[no-any-return]  # transformers is untyped here
+            return widened(out.logits[:, -width:])
         if self.head is None:
             return out.logits  # type: ignore[no-any-return]  # likewise
         # prompt tuning lengthens the hidden states by its virtual tokens, at the front
-        return self.head(mean_pool(out.last_hidden_state[:, -width:].float(), mask))  # type: ignore[no-any-return]
+        hidden = widened(out.last_hidden_state[:, -width:])
+        return self.head(mean_pool(hidden, mask))  # type: ignore[no-any-return]
 
     def _read(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """What the base is given of a batch."""
@@ -79,7 +80,7 @@ class Network(nn.Module):
         with self.without_adapter() as base:
             out = base(**self._read(tokens, mask), output_hidden_states=True, return_dict=True)
         found = getattr(out, "hidden_states", None) or out.decoder_hidden_states
-        return mean_pool(found[-1][:, -tokens.shape[1] :].float(), mask)
+        return mean_pool(widened(found[-1][:, -tokens.shape[1] :]), mask)
 
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[nn.Module]:
@@ -93,6 +94,11 @@ class Network(nn.Module):
             yield self.peft.get_base_model()
         for parameter in self.parameters():  # PEFT lets everything be trained again, a frozen A too
             parameter.requires_grad_(id(parameter) in trained)
+
+
+def widened(values: Tensor) -> Tensor:
+    """In float32; wider ones as they are."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
