@@ -8,6 +8,7 @@ an exception, :meth:`Failure.sentence` says a code to people, and whoever decide
 from __future__ import annotations
 
 import errno
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -156,8 +157,10 @@ _KINDS: tuple[tuple[type[BaseException], FailureCode], ...] = (
     (TrainingError, FailureCode.TRAINING_FAILED),
     (OSError, FailureCode.STORAGE_FAILED),
 )
-_WANT_OF_MEMORY = ("allocate", "bad_alloc", "out of memory", "not enough memory")
-"""In the words of torch and of the C library, which raise a bare RuntimeError."""
+_WANT_OF_MEMORY = re.compile(
+    "allocate|bad_alloc|out of memory|not enough memory|could not create a primitive(?! desc)"
+)
+"""In the words of torch, of oneDNN and of the C library, which raise a bare RuntimeError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,4 +270,4 @@ def _wants_memory(error: BaseException) -> bool:
         return False
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _WANT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and _WANT_OF_MEMORY.search(str(error).lower()) is not None

@@ -26,7 +26,7 @@ SECONDS = 3.0
 MOST = 64
 GAIN = 0.97
 """A size must take at most this share of the time of a smaller one to be taken instead."""
-_STEPS = 2
+_STEPS = 1
 
 
 def measured(runtime: ClientRuntime, workers: int) -> CohortRecord:

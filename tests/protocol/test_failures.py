@@ -55,6 +55,8 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (caused(StorageError(SECRET), OSError(errno.EDQUOT, "quota")), FailureCode.DISK_FULL),
         (MemoryError(), FailureCode.OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), FailureCode.OUT_OF_MEMORY),
+        (RuntimeError("could not create a primitive"), FailureCode.OUT_OF_MEMORY),
+        (RuntimeError("could not create a primitive descriptor for matmul"), FailureCode.INTERNAL),
         (caused(TrainingError("x"), RuntimeError("[enforce fail] out of memory")), FailureCode.OUT_OF_MEMORY),
         (caused(ModelError("x"), caused(ValueError(), MemoryError())), FailureCode.OUT_OF_MEMORY),
     ],
