@@ -15,9 +15,9 @@ from typing import Any
 
 from flwr.app import Error, Message
 
-from headwater.client.execution.execute import WantOfMemory
+from headwater.client.execution.execute import ProcessSpent, WantOfMemory
 from headwater.client.execution.runtime import ClientRuntime
-from headwater.errors import HeadwaterError
+from headwater.errors import HeadwaterError, TrainingError
 from headwater.flower import unpack
 from headwater.proto.wire import decode_request
 from headwater.protocol.messages import TrainRequest
@@ -88,6 +88,13 @@ class CohortGrid(QueuedGrid):
     def _replies(self, job: _Job, future: Future[Any]) -> Iterator[tuple[str, bytes | Error]]:
         try:
             found = self._place.result(future)
+        except ProcessSpent as error:
+            raise TrainingError(
+                "training process",
+                expected="to go on with fewer clients at once, after want of memory",
+                got="oneDNN, which can create no primitive in it any more",
+                hint="--resume goes on in a new process, with the smaller batches.",
+            ) from error
         except WantOfMemory:
             if len(job.members) < 2:
                 raise

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.config import load_federation
-from headwater.errors import ConfigError, FederationStopped, StorageError
+from headwater.errors import ConfigError, FederationStopped, StorageError, TrainingError
 from headwater.server.events import ClientDone, ClientFailed, Notice
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation import simulate as simulation
@@ -115,6 +115,22 @@ def test_a_run_that_goes_on_with_more_memory_divides_as_it_did(file, tmp_path, m
     kept = json.loads((tmp_path / "b" / "state" / "cohorts.json").read_text())
     assert kept == {"cohort": 4, "timed": [], "halved": [{"round": 1, "first": "ann", "clients": 4}]}
     assert resume(tmp_path / "b")[0]["adapter_sha256"] == summary["adapter_sha256"]
+
+
+def test_a_process_that_can_train_nothing_more_leaves_the_smaller_batches_to_the_next(
+    file, tmp_path, monkeypatch
+):
+    """As oneDNN after an allocation that failed: no primitive of whatever size, with memory there again."""
+    with monkeypatch.context() as patch:
+        tried = short_of_memory(patch, RuntimeError("could not create a primitive"), limit=0)
+        with pytest.raises(TrainingError, match="--resume"):
+            run(file, tmp_path / "a", FOURS)
+    assert tried == [4, 2]
+    kept = json.loads((tmp_path / "a" / "state" / "cohorts.json").read_text())
+    assert kept["halved"] == [{"round": 1, "first": "ann", "clients": 4}]
+    summary, events = resume(tmp_path / "a")
+    assert summary["rounds"] == 2
+    assert not [e for e in events if isinstance(e, ClientFailed)]
 
 
 def test_a_client_that_is_too_large_by_itself_fails_by_name(file, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 from pathlib import Path
@@ -84,3 +85,11 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _THRESHOLD_BYTES)
     except (OSError, AttributeError):
         return
+
+
+def give_back_memory() -> None:
+    """Give back what malloc keeps of freed blocks, and what they free from now on: after want of memory."""
+    gc.collect()
+    return_freed_memory()
+    with contextlib.suppress(OSError, AttributeError):  # without glibc nothing happens
+        ctypes.CDLL(None).malloc_trim(0)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from headwater.client.agent.advice import for_owner
+from headwater.client.device.memory import give_back_memory
 from headwater.client.execution.control_variate import ControlVariate, after_training, correction
 from headwater.client.execution.faults import contained
 from headwater.client.execution.own_part import keep_own, with_own
@@ -54,6 +55,13 @@ class WantOfMemory(Exception):
     """A batch of several clients was too large for this machine. None of them has failed: fewer may fit."""
 
 
+class ProcessSpent(Exception):
+    """Nothing can be trained in this process any more. No client has failed: a new process goes on.
+
+    After want of memory oneDNN may create no primitive, of whatever size, though there is memory again.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class _Member:
     """A client of a cohort.
@@ -78,6 +86,7 @@ def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRu
 
     Raises:
         WantOfMemory: of several clients of a simulation, who may be trained as one batch.
+        ProcessSpent: after that.
     """
     together = runtime.cohort > 1
     ready: dict[str, list[_Member]] = {}
@@ -112,7 +121,10 @@ def _train(cohort: Sequence[_Member], store: ClientStore, runtime: ClientRuntime
     results = _results(trainer, [member.task for member in cohort], key, doing, runtime)
     for member, result in zip(cohort, results, strict=True):
         request = member.request
+        if result.error is not None and runtime.short_of_memory and _NO_PRIMITIVE in str(result.error):
+            raise ProcessSpent
         if together and result.error is not None and _wants_memory(result.error):
+            runtime.short_of_memory = True
             raise WantOfMemory
         try:
             seconds = time.perf_counter() - started
@@ -125,6 +137,9 @@ def _train(cohort: Sequence[_Member], store: ClientStore, runtime: ClientRuntime
         started = time.perf_counter()
 
 
+_NO_PRIMITIVE = "could not create a primitive"
+
+
 def _wants_memory(error: HeadwaterError) -> bool:
     """Whether a training ended for want of memory; then what its frames still hold is let go."""
     if failure_of(error).code is not FailureCode.OUT_OF_MEMORY:
@@ -133,6 +148,7 @@ def _wants_memory(error: HeadwaterError) -> bool:
     while cause is not None:
         traceback.clear_frames(cause.__traceback__)
         cause = cause.__cause__
+    give_back_memory()
     return True
 
 

@@ -60,6 +60,7 @@ class ClientRuntime:
     def __post_init__(self) -> None:
         self._last: tuple[str, bytes, AdapterState] | None = None
         self._replay: Replay | None = None
+        self.short_of_memory = False
 
     @staticmethod
     def open(
