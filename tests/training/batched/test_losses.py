@@ -21,6 +21,7 @@ from headwater.training.decomfl import DecomflTrainer
 from headwater.training.kseed import KseedTrainer
 from headwater.training.mezo import MezoTrainer
 from tests.laws.trainer_laws import same
+from tests.support import federations
 from tests.training.batched.test_trainer import adapted, tasks_of
 
 MEZO = MezoTraining(kind="mezo", max_steps=4, batch_size=4, learning_rate=1e-3, directions=2)
@@ -60,6 +61,15 @@ def learnt(result):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_steps_as_it_steps_alone(model, name):
+    require_alike(model, name)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "vera", "dora"])
+def test_and_so_it_does_with_other_kinds_of_adapters(kind, tmp_path):
+    require_alike(adapted(tmp_path, "encoder", "bert", federations.adapter(kind, "bert")), "mezo")
+
+
+def require_alike(model, name):
     """In float64, where losses differ by so little that even rounded coefficients are the same."""
     alone, together, tasks = of(model, name)
     model.network.double()
