@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import tomli_w
 from hypothesis import given
@@ -10,9 +13,11 @@ from hypothesis import strategies as st
 from headwater.config import load_federation
 from headwater.errors import ConfigError
 from headwater.simulation.sweeps.plan import load_sweep, short_names
+from tests.support.federation_text import federation_text
 from tests.support.runs import bare_federation
 from tests.support.sweeps import sweep_file
 
+ROOT = Path(__file__).parents[3]
 CODECS = [
     {"name": "all", "kind": "dense"},
     {"name": "few", "kind": "compeft", "density": 0.1},
@@ -196,3 +201,21 @@ def test_a_file_that_is_no_toml_or_not_there_is_told(tmp_path):
     (tmp_path / "sweep.toml").write_text(tomli_w.dumps({"federation": "no.toml", "axes": {"a": [1]}}))
     with pytest.raises(ConfigError, match=r"no\.toml: expected a file"):
         load_sweep(tmp_path / "sweep.toml")
+
+
+def test_the_pages_file_is_right(tmp_path):
+    page = (ROOT / "docs" / "how-to" / "run-a-sweep.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r'```toml title="sweep\.toml"\n(.*?)```', page, re.DOTALL)
+    (tmp_path / "sweep.toml").write_text(text)
+    (tmp_path / "federation.toml").write_text(federation_text(training="backprop"))
+    sweep = load_sweep(tmp_path / "sweep.toml")
+    assert len(sweep.points) == 2 * 3 - 1
+    assert {(p.labels["adapter"], p.loaded.settings.adapter.rank) for p in sweep.points} == {
+        ("narrow", 2), ("wide", 32),
+    }  # fmt: skip
+
+
+def test_the_examples_file_is_right():
+    sweep = load_sweep(ROOT / "examples" / "peft-kinds-non-iid" / "sweep.toml")
+    assert [len(factor.levels) for factor in sweep.factors] == [4, 3, 2, 3]
+    assert sweep.metric == "accuracy"

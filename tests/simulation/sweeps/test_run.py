@@ -9,6 +9,7 @@ from itertools import chain
 
 import pytest
 
+import headwater
 from headwater.config import load_federation
 from headwater.errors import ConfigError, DataError, ModelError, StorageError
 from headwater.server.rounds.federation_server import FederationServer
@@ -16,6 +17,7 @@ from headwater.simulation.sweeps.events import PointEnded, PointFailed, PointSta
 from headwater.simulation.sweeps.folder import SweepFolder
 from headwater.simulation.sweeps.plan import load_sweep
 from headwater.simulation.sweeps.shared import SharedInputs
+from headwater.text import json_safe
 from headwater.training.noop import NoopTrainer
 from tests.support.faults import Disk
 from tests.support.runs import bare_federation, run, tiny_federation
@@ -296,3 +298,11 @@ def test_points_in_two_processes_have_the_same_bits_and_tell_their_failures(bare
     assert bits(mended) == bits(here)
     with pytest.raises(ConfigError, match="file"):
         swept(file, bare)
+
+
+def test_from_python_it_gives_what_it_writes(bare, tmp_path):
+    found = headwater.sweep(sweep_file(bare, AXES), tmp_path / "out", ["federation.rounds=1"])
+    assert json.loads(json.dumps(json_safe(found))) == json.loads((tmp_path / "out/sweep.json").read_text())
+    assert [point["federation.seed"] for point in found["done"]] == ["1", "2", "1", "2"]
+    assert {point["rounds"] for point in found["done"]} == {1}
+    assert found["failed"] == []
