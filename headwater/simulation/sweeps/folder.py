@@ -18,11 +18,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from headwater.errors import ConfigError
+from headwater.config import load_federation
+from headwater.errors import ConfigError, HeadwaterError
 from headwater.files import is_temporary
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.sweeps.plan import Point, short_names
@@ -71,6 +72,11 @@ class SweepFolder:
         """
         folder = self.path / "points"
         there = {p.name.rpartition("-")[2]: p for p in (folder.iterdir() if folder.is_dir() else ())}
+        wanted = {p.id for p in points}
+        for name in there.keys() - wanted:  # an earlier version knew fewer settings, and named it otherwise
+            with suppress(HeadwaterError):
+                loaded = load_federation(there[name] / "federation.toml", folder=folder, trackers=False)
+                there.setdefault(loaded.run_id()[:16], there.pop(name))
         found = {p.id: there.get(p.id) or folder / f"{_slug(p)}-{p.id}" for p in points}
         return found, len(there.keys() - found.keys())
 

@@ -140,6 +140,20 @@ def test_points_that_are_there_are_not_run_again_and_others_are(bare, tmp_path):
     assert fewer.strangers == 6
 
 
+def test_points_of_a_version_that_knew_fewer_settings_are_not_run_again(bare, tmp_path):
+    """Their resolved files lack a setting, which is at its default; so their hashes and names are others."""
+    first, _ = swept(sweep_file(bare, AXES), tmp_path / "out")
+    for number, folder in enumerate(sorted((tmp_path / "out" / "points").iterdir())):
+        resolved = (folder / "federation.toml").read_text()
+        assert "threads = 1\n" in resolved
+        (folder / "federation.toml").write_text(resolved.replace("threads = 1\n", ""))
+        folder.rename(folder.with_name(f"older-{number:016x}"))
+    again, events = swept(sweep_file(bare, AXES), tmp_path / "out")
+    assert started(events) == []
+    assert bits(again) == bits(first)
+    assert again.strangers == 0
+
+
 def test_a_point_is_a_run_folder(bare, tmp_path):
     from tests.support.command import headwater
 
