@@ -73,7 +73,8 @@ class SweepFolder:
         folder = self.path / "points"
         there = {p.name.rpartition("-")[2]: p for p in (folder.iterdir() if folder.is_dir() else ())}
         wanted = {p.id for p in points}
-        for name in there.keys() - wanted:  # an earlier version knew fewer settings, and named it otherwise
+        # an earlier version knew fewer settings and named it otherwise; only it can go on with what it began
+        for name in [name for name in there.keys() - wanted if _ended(there[name])]:
             with suppress(HeadwaterError):
                 loaded = load_federation(there[name] / "federation.toml", folder=folder, trackers=False)
                 there.setdefault(loaded.run_id()[:16], there.pop(name))
@@ -100,6 +101,14 @@ class SweepFolder:
                     got=digest[:12],
                     hint="Put it back as it was, or choose another --out.",
                 )
+
+
+def _ended(folder: Path) -> bool:
+    """Whether the run in it came to its end."""
+    try:
+        return bool(json.loads((folder / "summary.json").read_text())["stopped"] != "stopped")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _slug(point: Point) -> str:

@@ -152,6 +152,13 @@ def test_points_of_a_version_that_knew_fewer_settings_are_not_run_again(bare, tm
     assert started(events) == []
     assert bits(again) == bits(first)
     assert again.strangers == 0
+    # what it had not ended is begun again: its checkpoint is of a run with another name
+    begun = next((tmp_path / "out" / "points").iterdir())
+    summary = json.loads((begun / "summary.json").read_text())
+    (begun / "summary.json").write_text(json.dumps(summary | {"stopped": "stopped"}))
+    mended, events = swept(sweep_file(bare, AXES), tmp_path / "out")
+    assert len(started(events)) == mended.strangers == 1
+    assert bits(mended) == bits(first)
 
 
 def test_a_point_is_a_run_folder(bare, tmp_path):
