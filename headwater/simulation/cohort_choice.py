@@ -109,6 +109,8 @@ class _Trial:
         most = min(MOST, math.ceil(asked / workers))
         rows = [self._runtime.data.client(name).train for name in names[:most]]
         lengths = [len(example.tokens) for own in rows for example in own]
+        if not lengths:
+            return []
         mean, longest = math.ceil(sum(lengths) / len(lengths)), max(lengths)
         room = MOST_TOKENS // (training.batch_size * mean)
         plan = plan_of(settings, context.spec, self._name)

@@ -20,7 +20,7 @@ from headwater.client.execution.runtime import ClientRuntime
 from headwater.errors import HeadwaterError, TrainingError
 from headwater.flower import unpack
 from headwater.proto.wire import decode_request
-from headwater.protocol.messages import TrainRequest
+from headwater.protocol.messages import EvaluateRequest, TrainRequest
 from headwater.simulation.batches import Size, batches
 from headwater.simulation.cohort_record import CohortRecord
 from headwater.simulation.grid import QueuedGrid
@@ -113,8 +113,9 @@ class CohortGrid(QueuedGrid):
         return [self._job([by_name[name] for name in part]) for part in parts]
 
     def _jobs(self, messages: dict[str, Message]) -> Iterator[_Job]:
-        """What is not training comes first, each message by itself."""
+        """Profiles come first, each message by itself; then evaluations, then trainings, in batches."""
         train: dict[str, _Member] = {}
+        measure: list[tuple[str, Encoded]] = []
         states: dict[bytes, bytes] = {}  # one copy for all who start from it
         for message_id, message in messages.items():
             envelope, state = unpack(message.content, "envelope", "state")
@@ -125,9 +126,15 @@ class CohortGrid(QueuedGrid):
                 request = None
             if isinstance(request, TrainRequest):
                 train[request.client] = _Member(message_id, request, (envelope, state))
+            elif isinstance(request, EvaluateRequest):
+                measure.append((message_id, (envelope, state)))
             else:
                 name = self._name(message)
                 yield _Job((message_id,), partial(self._place.submit, name, envelope, state))
+        for start in range(0, len(measure), self._runtime.cohort):
+            lot = measure[start : start + self._runtime.cohort]
+            asked = partial(self._place.submit_batch, [encoded for _, encoded in lot])
+            yield _Job(tuple(message_id for message_id, _ in lot), asked)
         rounds: dict[int, list[TrainRequest]] = {}
         for member in train.values():
             rounds.setdefault(member.request.round, []).append(member.request)
