@@ -112,7 +112,7 @@ class _Trial:
         if not lengths:
             return []
         mean, longest = math.ceil(sum(lengths) / len(lengths)), max(lengths)
-        room = MOST_TOKENS // (training.batch_size * mean)
+        room = MOST_TOKENS // (training.batch_size * (mean + context.model.virtual_tokens))
         plan = plan_of(settings, context.spec, self._name)
         one = method_bytes(context.model, plan, training.batch_size, longest)
         free = max(0, available_memory() - status_bytes("VmRSS")) // 2 // workers

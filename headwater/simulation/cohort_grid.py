@@ -148,14 +148,16 @@ class CohortGrid(QueuedGrid):
         return _Job(tuple(member.message_id for member in members), start, tuple(members))
 
     def _size_of(self, request: TrainRequest) -> Size | None:
-        """Examples and tokens of a client that may be one of several."""
+        """Examples and tokens, with the adapter's, of a client that may be one of several."""
         if not self._runtime.context.batches(request.plan.training):
             return None
         name = request.client
         if name not in self._sizes:
             try:
                 examples = self._runtime.data.client(name).train
-                self._sizes[name] = len(examples), sum(len(example.tokens) for example in examples)
+                model = self._runtime.context.model
+                more = 0 if model is None else model.virtual_tokens
+                self._sizes[name] = len(examples), sum(len(example.tokens) + more for example in examples)
             except HeadwaterError:  # where it is trained says so
                 self._sizes[name] = None
         return self._sizes[name]

@@ -28,20 +28,20 @@ def requests_of(clients):
     return [TrainRequest("r", 1, f"c{n}", "s", "h", state, 0, plan) for n, plan in enumerate(plans)]
 
 
-def divided(clients, most):
+def divided(clients, most, virtual=0):
     rows = {f"c{n}": lengths for n, (_, _, lengths) in enumerate(clients)}
 
     def size_of(request):
         lengths = rows[request.client]
-        return None if lengths is None else (len(lengths), sum(lengths))
+        return None if lengths is None else (len(lengths), sum(n + virtual for n in lengths))
 
     return [list(batch) for batch in batches(requests_of(clients), most, size_of)], size_of, rows
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(clients=CLIENTS, most=st.integers(2, 30))
-def test_what_is_a_batch_is_one_for_the_trainer_too(clients, most):
-    found, size_of, rows = divided(clients, most)
+@given(clients=CLIENTS, most=st.integers(2, 30), virtual=st.sampled_from([0, 3, 40]))
+def test_what_is_a_batch_is_one_for_the_trainer_too(clients, most, virtual):
+    found, size_of, rows = divided(clients, most, virtual)
     assert sorted(r.client for batch in found for r in batch) == sorted(rows)
     for batch in found:
         assert [int(r.client[1:]) for r in batch] == sorted(int(r.client[1:]) for r in batch)
@@ -55,9 +55,8 @@ def test_what_is_a_batch_is_one_for_the_trainer_too(clients, most):
                 )
                 for r in batch
             ]
-            assert [[t.client for t in group] for group in groups_of(tasks, most, lambda task: True)] == [
-                [r.client for r in batch]
-            ]
+            groups = groups_of(tasks, most, lambda task: True, virtual)
+            assert [[t.client for t in group] for group in groups] == [[r.client for r in batch]]
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

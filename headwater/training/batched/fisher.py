@@ -81,7 +81,7 @@ def fishers(
     }
     totals = {name: torch.zeros_like(value) for name, value in values.items()}
     while rows:
-        count = _fitting(rows, model.spec.numel)
+        count = _fitting(rows, model.spec.numel, model.virtual_tokens)
         _add(model, values, totals, rows[:count], pad)
         rows = rows[count:]
     counts = [min(len(task.examples), task.plan.fisher.examples) for task in tasks if task.plan.fisher]
@@ -97,11 +97,11 @@ def fishers(
     ]
 
 
-def _fitting(rows: Sequence[_Row], values: int) -> int:
+def _fitting(rows: Sequence[_Row], values: int, virtual_tokens: int) -> int:
     """How many of the first rows are one batch, the shortest first; at least one."""
     most = max(1, _VALUES // max(1, values))
     for count, row in enumerate(rows[:most], 1):
-        if count * len(row.example.tokens) > MOST_TOKENS:
+        if count * (len(row.example.tokens) + virtual_tokens) > MOST_TOKENS:
             return max(1, count - 1)
     return min(most, len(rows))
 

@@ -15,7 +15,7 @@ FEWEST = 3
 
 
 def groups_of(
-    tasks: Sequence[TrainTask], most: int, joins: Callable[[TrainTask], bool]
+    tasks: Sequence[TrainTask], most: int, joins: Callable[[TrainTask], bool], virtual_tokens: int = 0
 ) -> Iterator[list[TrainTask]]:
     """Who trains beside whom, at least two each: a function of the tasks alone, in their order.
 
@@ -26,6 +26,7 @@ def groups_of(
         tasks: of the cohort.
         most: clients in a batch.
         joins: whether a task, of a training with batches, may be one of several.
+        virtual_tokens: which the adapter adds to every row.
     """
     alike: dict[tuple[object, float], list[TrainTask]] = {}
     for task in tasks:
@@ -34,7 +35,7 @@ def groups_of(
     for (training, _), group in alike.items():
         assert isinstance(training, MinibatchTraining), "or it does not join"
         lengths = [len(example.tokens) for task in group for example in task.examples]
-        batch = training.batch_size * math.ceil(sum(lengths) / len(lengths))
+        batch = training.batch_size * (virtual_tokens + math.ceil(sum(lengths) / len(lengths)))
         if (room := MOST_TOKENS // batch) < FEWEST:
             continue
         size = min(most, room)

@@ -62,7 +62,8 @@ class BatchedLossTrainer(CohortTrainer):
     def train(self, tasks: Sequence[TrainTask], *, key: Key) -> Iterator[TrainResult]:
         """Train the tasks; their results come in order. Raises as the trainer of one."""
         done: dict[str, TrainResult] = {}
-        groups = {group[0].client: group for group in groups_of(tasks, self._most, _joins)}
+        found = groups_of(tasks, self._most, _joins, self._model.virtual_tokens)
+        groups = {group[0].client: group for group in found}
         alone = self._make(self._model, self._pad)
         for task in tasks:
             if task.client in groups:

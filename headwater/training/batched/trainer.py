@@ -66,7 +66,8 @@ class BatchedBackpropTrainer(CohortTrainer):
             TrainingError, SpecMismatch: as there.
         """
         done: dict[str, TrainResult] = {}
-        groups = {group[0].client: group for group in groups_of(tasks, self._most, self._joins)}
+        found = groups_of(tasks, self._most, self._joins, self._model.virtual_tokens)
+        groups = {group[0].client: group for group in found}
         for task in tasks:
             if task.client in groups:
                 done |= {result.client: result for result in self._together(groups[task.client], key)}
