@@ -118,7 +118,7 @@ class IntervalTrace(Settings):
 
     kind: Literal["trace"]
     path: str = Field(min_length=1, description="the file; a client without a row is never online")
-    repeat_s: float | None = Field(default=None, gt=0, description="the file begins anew after so long")
+    repeat_s: float | None = Field(default=None, ge=1, description="the file begins anew after so long")
 
 
 Availability = Annotated[AlwaysOnline | DailyWindow | Churn | IntervalTrace, Field(discriminator="kind")]

@@ -39,7 +39,7 @@ def drawn(distribution: Distribution, key: Key) -> float:
         return distribution.low + share * (distribution.high - distribution.low)
     if isinstance(distribution, Lognormal):
         normal = NormalDist().inv_cdf(min(max(share, 2.0**-53), 1 - 2.0**-53))
-        return distribution.median * math.exp(distribution.sigma * normal)
+        return max(distribution.ends()[0], distribution.median * math.exp(distribution.sigma * normal))
     return _chosen(distribution, share)
 
 

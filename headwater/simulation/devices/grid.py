@@ -183,8 +183,9 @@ class DeviceGrid(Grid):
             raise FederationStopped(
                 f"round {request.round}, client {client}",
                 expected="an answer",
-                got=f"{MOST_ATTEMPTS} failures",
-                hint="Lower simulation.devices.dropout or cohort.min_clients, or mend the client.",
+                got=f"none to {MOST_ATTEMPTS} requests",
+                hint="Lower simulation.devices.dropout or cohort.min_clients, raise cohort.deadline_s, "
+                "or look at its speed, link and time online.",
             )
         size = count_bytes(message.content)
         compute = device.compute(self._passes(request))

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from headwater.errors import FederationStopped
 from headwater.simulation.devices.clock import NEVER, micros
 
 DAY = 24 * 3600 * 1_000_000
+MOST_CHANGES = 1_000_000
+"""So often one device comes or goes in a run, or within one task; beyond, the run would not end."""
 
 
 class OnlineTimes(ABC):
@@ -34,9 +37,14 @@ class OnlineTimes(ABC):
 
         Returns:
             When it ends, and whether it is done: else it was interrupted then, or never begins.
+
+        Raises:
+            FederationStopped: it comes and goes too often.
         """
         now = start if self.online(start) else self.next_change(start)
-        while now < NEVER:
+        for _ in range(MOST_CHANGES):
+            if now >= NEVER:
+                return NEVER, False
             until = self.next_change(now)
             if now + amount <= until:
                 return now + amount, True
@@ -44,7 +52,7 @@ class OnlineTimes(ABC):
                 return until, False
             amount -= until - now
             now = self.next_change(until)
-        return NEVER, False
+        raise _too_often(start)
 
     def time_online(self, start: int, end: int) -> int:
         """How much of the time from ``start`` to ``end`` it is online."""
@@ -142,6 +150,17 @@ class Churning(OnlineTimes):
 
     def _draw(self, now: int) -> None:
         while self._times[-1] <= now:
+            if len(self._times) > MOST_CHANGES:
+                raise _too_often(now)
             mean = self._means[len(self._times) % 2]
             length = max(1, micros(mean * self._generator.standard_exponential()))
             self._times.append(max(0, self._times[-1]) + length)
+
+
+def _too_often(now: int) -> FederationStopped:
+    return FederationStopped(
+        "simulation.devices.availability",
+        expected=f"a client that comes and goes at most {MOST_CHANGES:,} times",
+        got=f"one that does so more often, at {now / 1e6:g} s",
+        hint="Give it longer times online and offline, or shorter tasks.",
+    )

@@ -61,14 +61,22 @@ def read_devices(path: Path, clients: Collection[str]) -> DeviceTrace:
     return DeviceTrace(named, tuple(dealt))
 
 
-def read_intervals(path: Path, clients: Collection[str]) -> dict[str, tuple[int, ...]]:
+def read_intervals(
+    path: Path, clients: Collection[str], repeat_s: float | None = None
+) -> dict[str, tuple[int, ...]]:
     """Read an availability trace: ``client,start_s,end_s``, seconds since the run began.
+
+    Args:
+        path: the file.
+        clients: of the federation.
+        repeat_s: when it begins anew.
 
     Returns:
         By client, microseconds at which it comes online, goes, and so on, ascending; touching ones are one.
 
     Raises:
-        DataError: an unknown column or client, a value out of range, or an end that is not after its start.
+        DataError: an unknown column or client, a value out of range, an end that is not after its start, or
+            a start that comes never, as the file begins anew before.
     """
     known, found = frozenset(clients), dict[str, list[tuple[int, int]]]()
     for who, fields in _rows(path, _INTERVALS, required=_INTERVALS):
@@ -76,6 +84,9 @@ def read_intervals(path: Path, clients: Collection[str]) -> dict[str, tuple[int,
         start, end = (_number(who, name, fields[name]) for name in _INTERVALS[1:])
         if micros(end) <= micros(start):
             raise DataError(who, expected=f"an end_s after start_s {start:g}", got=f"{end:g}")
+        if repeat_s is not None and start >= repeat_s:
+            expected = f"a start_s below availability.repeat_s {repeat_s:g}, at which the file begins anew"
+            raise DataError(who, expected=expected, got=f"{start:g}", hint="Mend the row, or raise repeat_s.")
         found.setdefault(client, []).append((micros(start), micros(end)))
     return {client: _joined(rows) for client, rows in found.items()}
 
@@ -99,6 +110,11 @@ def _rows(
             if isinstance(row, DataError):
                 raise row
             fields = {name.strip(): str(text).strip() for name, text in row.items()}
+            if len(fields) < len(row):
+                names = ", ".join(f"'{name}'" for name in row)
+                raise DataError(
+                    f"{path}: header", expected="a header of unique column names", got=names[:200]
+                )
             unknown = [name for name in fields if name not in columns]
             if unknown:
                 close = difflib.get_close_matches(unknown[0], columns, 1)

@@ -94,7 +94,7 @@ def open_world(loaded: LoadedFederation, runtime: ClientRuntime, folder: RunFold
         trace = read_devices(files[-1], clients)
     if isinstance(availability, IntervalTrace):
         files.append(loaded.path(availability.path))
-        intervals = read_intervals(files[-1], clients)
+        intervals = read_intervals(files[-1], clients, availability.repeat_s)
     fleet = Fleet(settings, runtime.root, runtime.context.parameters, trace, intervals)
     digest = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
     inputs = {"devices": digest} if files else {}

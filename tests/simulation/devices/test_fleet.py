@@ -14,6 +14,7 @@ from headwater.config import load_federation
 from headwater.config.devices import DeviceSettings, Distribution
 from headwater.errors import ConfigError, DataError
 from headwater.seeds.keys import Key
+from headwater.simulation.devices.clock import NEVER
 from headwater.simulation.devices.fleet import Fleet, drawn
 from headwater.simulation.devices.traces import read_devices, read_intervals
 from tests.support.runs import bare_federation
@@ -126,6 +127,7 @@ def test_a_trace_without_names_is_dealt(tmp_path):
         ("tokens_per_s,flop_per_s\n1,2\n", ":2: expected one speed, got tokens_per_s and flop_per_s"),
         ("client,latency_s\nclient-0000\n", ":2: expected 2 fields, as in the header, got 1"),
         ("client,latency_s\n", "expected a row for each device, got none"),
+        ("latency_s, latency_s\n1,2\n", "header: expected a header of unique column names"),
     ],
 )  # fmt: skip
 def test_a_wrong_device_trace_is_refused_by_file_row_and_column(tmp_path, text, told):
@@ -153,6 +155,20 @@ def test_a_wrong_interval_trace_is_refused(tmp_path, text, told):
         read_intervals(written(tmp_path, text), CLIENTS)
 
 
+def test_an_interval_that_never_comes_is_refused(tmp_path):
+    path = written(tmp_path, "client,start_s,end_s\nclient-0000,3,9\nclient-0001,5,6\n")
+    assert len(read_intervals(path, CLIENTS, 6.0)) == 2
+    with pytest.raises(DataError, match=r":3: expected a start_s below availability.repeat_s 5,.*got 5"):
+        read_intervals(path, CLIENTS, 5.0)
+
+
+def test_draws_beyond_what_floats_hold_are_slow_devices_and_no_crash():
+    least = fleet(tokens_per_s={"kind": "lognormal", "median": 5e-324, "sigma": 20})
+    assert {least.device(c).compute(1) for c in CLIENTS} == {NEVER}
+    late = fleet(availability={"kind": "daily", "from_h": 1e300, "hours": 1e300})
+    assert late.times("client-0000").online(0)
+
+
 @pytest.mark.parametrize(
     ("table", "told"),
     [
@@ -165,6 +181,7 @@ def test_a_wrong_interval_trace_is_refused(tmp_path, text, told):
         ({"upload_bps": {"kind": "choice", "values": [1, 2], "weights": [1]}}, "one for each of 2 values"),
         ({"upload_bps": {"kind": "normal"}}, "upload_bps"),
         ({"upload_mbps": 3}, "simulation.devices.upload_mbps: expected no such key"),
+        ({"availability": {"kind": "trace", "path": "x", "repeat_s": 1e-9}}, "repeat_s: expected a number"),
         ({"availability": {"kind": "churn", "online_s": 0, "offline_s": 3}}, "online_s must be"),
     ],
 )

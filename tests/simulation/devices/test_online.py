@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headwater.errors import FederationStopped
 from headwater.seeds.keys import Key
+from headwater.simulation.devices import online
 from headwater.simulation.devices.clock import NEVER
 from headwater.simulation.devices.online import DAY, Always, Changes, Churning, Daily
 
@@ -92,6 +95,18 @@ def test_churn_is_online_for_its_share_of_the_time():
     end = 4_000_000_000
     share = Churning(3.0, 1.0, Key.root(1).numpy()).time_online(0, end) / end
     assert abs(share - 0.75) < 0.05
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_churn_without_end_is_told(monkeypatch, resumes):
+    monkeypatch.setattr(online, "MOST_CHANGES", 1000)
+    times = Churning(1e-6, 1e-6, Key.root(1).numpy())
+    with pytest.raises(FederationStopped, match="comes and goes at most 1,000 times, got one that"):
+        times.work(0 if resumes else 10**6, 10**6, resumes=resumes)
+    daily = Daily(0, 1)
+    assert daily.work(0, 900, resumes=True) == (899 * DAY + 1, True)
+    with pytest.raises(FederationStopped, match="longer times online and offline, or shorter tasks"):
+        daily.work(0, 1001, resumes=True)
 
 
 def test_always_is_always():

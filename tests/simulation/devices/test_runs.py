@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headwater.config import load_federation
 from headwater.errors import ConfigError, FederationStopped
@@ -13,9 +16,9 @@ from headwater.protocol.messages import ClientProfile
 from headwater.seeds.keys import Key
 from headwater.server.events import RoundEnded
 from headwater.server.storage.run_folder import RunFolder
+from headwater.simulation.devices import clock as virtual_time
 from headwater.simulation.devices.at_work import AtWorkFiles
 from headwater.simulation.devices.clients import DeviceClients, SimulatedWay
-from headwater.simulation.devices.clock import VirtualClock
 from headwater.simulation.devices.fleet import Fleet
 from headwater.simulation.simulate import simulate
 from tests.simulation.devices.runs import accepted, run_devices, simulated, told
@@ -143,7 +146,7 @@ def test_nobody_is_asked_who_is_offline(tmp_path):
 def test_time_passes_while_nobody_asks_who_is_there(tmp_path):
     path = bare_federation(tmp_path, simulation={"devices": {"availability": DEVICES["availability"]}})
     fleet = Fleet(load_federation(path).settings.simulation.devices, Key.root(0), 1, None, {})
-    clock, names = VirtualClock(), ("client-0000", "client-0001")
+    clock, names = virtual_time.VirtualClock(), ("client-0000", "client-0001")
     grid = SimpleNamespace(expect=lambda left: [])
     way = SimulatedWay(clock, fleet, grid, AtWorkFiles(tmp_path), None)
     clients = DeviceClients(None, {n: ClientProfile(n, 7, 0, "", "") for n in names}, way=way)
@@ -169,8 +172,20 @@ def test_a_run_that_would_wait_for_ever_ends(tmp_path):
 
 
 def test_a_client_that_always_drops_out_is_not_asked_for_ever():
-    with pytest.raises(FederationStopped, match="100 failures"):
+    with pytest.raises(FederationStopped, match="none to 100 requests"):
         run_devices({"tokens_per_s": 7.0, "dropout": 1.0}, clients=1, rounds=1)
+
+
+def test_a_deadline_far_below_every_task_is_told_and_not_counted_out(monkeypatch):
+    monkeypatch.setattr(virtual_time, "MOST_WAITS", 100)
+    run_devices({"latency_s": 50.0}, clients=1, rounds=1, cohort={"deadline_s": 1.0})
+    with pytest.raises(FederationStopped, match=r"within 100 deadlines.*Raise cohort.deadline_s"):
+        run_devices({"latency_s": 51.0}, clients=1, rounds=1, cohort={"deadline_s": 1.0})
+
+
+@given(now=st.integers(0, virtual_time.NEVER - 1))
+def test_a_file_of_seconds_tells_every_microsecond_apart(now):
+    assert virtual_time.micros(json.loads(json.dumps(virtual_time.seconds(now)))) == now
 
 
 def test_late_updates_are_merged_by_staleness_in_simulated_time(tmp_path):
