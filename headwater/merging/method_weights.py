@@ -136,7 +136,7 @@ def estimate(plan: MergePlan, methods: Mapping[str, UpdateSums]) -> NoisePlan | 
     measures = {
         name: m.signal
         for name, m in found.items()
-        if m.weight >= least and m.signal > LEAST_RELIABILITY * m.energy
+        if m.freedom > 0 and m.weight >= least and m.signal > LEAST_RELIABILITY * m.energy
     }
     if not measures:
         return _believed(plan, methods, found)
