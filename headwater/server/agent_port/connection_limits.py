@@ -140,14 +140,13 @@ class LimitedServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on ``sockets``."""
+        for listener in sockets or []:
+            listener.listen(self.config.backlog)  # first: uvicorn says that it has started
+            listener.setblocking(False)
         await super().startup(sockets=[])
         _more_files()
         limiter = ConnectionLimiter(self._make_protocol, self.config)
-        self._accepting = []
-        for listener in sockets or []:
-            listener.listen(self.config.backlog)
-            listener.setblocking(False)
-            self._accepting.append(asyncio.create_task(limiter.accept(listener)))
+        self._accepting = [asyncio.create_task(limiter.accept(listener)) for listener in sockets or []]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, end what is open."""

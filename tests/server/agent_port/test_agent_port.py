@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.main import create_app
 
@@ -240,6 +241,20 @@ def test_a_slow_head_is_cut(tmp_path, monkeypatch):
         connection.heartbeat()
         assert list(server.uvicorn.server_state.connections) == [held]
         connection.close()
+
+
+def test_it_listens_before_it_says_that_it_has_started(monkeypatch):
+    seen = []
+
+    async def startup(self, sockets=None):  # uvicorn's own sets started
+        seen.append(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+    monkeypatch.setattr(uvicorn.Server, "startup", startup)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = connection_limits.LimitedServer(uvicorn.Config(lambda: None))
+        asyncio.run(server.startup([listener]))
+    assert seen == [1]
 
 
 def test_strangers_make_room_for_each_other_and_never_take_an_agents(tmp_path, monkeypatch):
