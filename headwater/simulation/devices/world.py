@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,7 +21,7 @@ from headwater.simulation.devices.clock import VirtualClock, micros
 from headwater.simulation.devices.costs import Workload
 from headwater.simulation.devices.fleet import Fleet
 from headwater.simulation.devices.grid import DeviceGrid
-from headwater.simulation.devices.traces import read_devices, read_intervals
+from headwater.simulation.devices.traces import DeviceTrace, read_devices, read_intervals
 
 
 class RealTime:
@@ -87,20 +87,45 @@ def open_world(loaded: LoadedFederation, runtime: ClientRuntime, folder: RunFold
     settings = loaded.settings.simulation.devices
     if settings is None:
         return RealTime()
-    clients, availability = runtime.data.clients, settings.availability
-    trace, intervals, files = None, dict[str, tuple[int, ...]](), []
-    if settings.trace is not None:
-        files.append(loaded.path(settings.trace))
-        trace = read_devices(files[-1], clients)
-    if isinstance(availability, IntervalTrace):
-        files.append(loaded.path(availability.path))
-        intervals = read_intervals(files[-1], clients, availability.repeat_s)
+    trace, intervals = read_traces(loaded, runtime.data.clients)
     fleet = Fleet(settings, runtime.root, runtime.context.parameters, trace, intervals)
-    digest = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
-    inputs = {"devices": digest} if files else {}
+    digest = traces_sha256(loaded)
+    inputs = {} if digest is None else {"devices": digest}
     files_of_tasks, done = AtWorkFiles(folder.path / "state"), folder.checkpoint_round()
     clock, workload = VirtualClock(_ended(folder, done)), Workload(runtime.data)
     return DeviceWorld(clock, fleet, workload, files_of_tasks, done, inputs)
+
+
+def read_traces(
+    loaded: LoadedFederation, clients: Collection[str]
+) -> tuple[DeviceTrace | None, dict[str, tuple[int, ...]]]:
+    """Who has which device, and when who is online, by the files that a federation names.
+
+    Raises:
+        DataError: what is wrong with one of them.
+    """
+    settings = loaded.settings.simulation.devices
+    trace, intervals = None, dict[str, tuple[int, ...]]()
+    if settings is not None and settings.trace is not None:
+        trace = read_devices(loaded.path(settings.trace), clients)
+    if settings is not None and isinstance(found := settings.availability, IntervalTrace):
+        intervals = read_intervals(loaded.path(found.path), clients, found.repeat_s)
+    return trace, intervals
+
+
+def traces_sha256(loaded: LoadedFederation) -> str | None:
+    """Of the trace files that a federation names; None if it names none.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    settings, files = loaded.settings.simulation.devices, []
+    if settings is not None and settings.trace is not None:
+        files.append(loaded.path(settings.trace))
+    if settings is not None and isinstance(settings.availability, IntervalTrace):
+        files.append(loaded.path(settings.availability.path))
+    digests = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    return hashlib.sha256(digests).hexdigest() if files else None
 
 
 def _ended(folder: RunFolder, done: int | None) -> int:

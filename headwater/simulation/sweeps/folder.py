@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,19 +81,18 @@ class SweepFolder:
         found = {p.id: there.get(p.id) or folder / f"{_slug(p)}-{p.id}" for p in points}
         return found, len(there.keys() - found.keys())
 
-    def require_inputs(self, folder: Path, *, base: str | None, data: str | None) -> None:
-        """Refuse a point that is done, of another base model or other data than are there now.
+    def require_inputs(self, folder: Path, now: Mapping[str, str | None]) -> None:
+        """Refuse a point that is done, of another base model, other data or other traces than are there now.
 
         Args:
             folder: of its run.
-            base: SHA-256 of the base's files; None where they are no longer there.
-            data: of the data's, likewise.
+            now: SHA-256 of the files of ``base``, ``data`` and ``devices``; None where they are not there.
 
         Raises:
             ConfigError: one of them has changed.
         """
         inputs = json.loads((folder / "state" / "origin.json").read_text()).get("inputs", {})
-        for name, digest in (("base", base), ("data", data)):
+        for name, digest in now.items():
             if digest is not None and inputs.get(name, digest) != digest:
                 raise ConfigError(
                     f"sweep folder {self.path}",

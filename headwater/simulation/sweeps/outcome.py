@@ -53,8 +53,14 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """Of all rounds together."""
+        """Of all rounds together, on this machine."""
         return float(self.summary["seconds"])
+
+    @property
+    def simulated_s(self) -> float | None:
+        """The same on simulated devices; None without any."""
+        found = self.summary.get("simulated")
+        return None if found is None else float(found["seconds"])
 
     @property
     def bytes_up(self) -> int:

@@ -144,6 +144,7 @@ def load_sweep(path: Path, overrides: Iterable[str] = ()) -> Sweep:
     overrides = list(overrides)
     axes = {key: _axis(who, key, values) for key, values in _lists(who, "axes", file.axes).items()}
     _require_free(axes, overrides)
+    _require_tables_first(who, axes)
     factors = _factors(who, axes, file.zip)
     excluded = [_rule(who, axes, number, rule) for number, rule in enumerate(file.exclude, start=1)]
     chosen = [labels for labels in _combinations(who, factors) if not any(_fits(labels, r) for r in excluded)]
@@ -187,7 +188,7 @@ def _axis(who: str, key: str, values: list[Any]) -> Axis:
     levels: dict[str, Any] = {}
     for label, value in zip(labels, values, strict=True):
         bare = {k: v for k, v in value.items() if k != "name"} if isinstance(value, dict) else value
-        if levels.setdefault(label, bare) != bare:
+        if (known := levels.setdefault(label, bare)) is not bare and known != bare:
             raise ConfigError(
                 f"{who}: axes.{key}",
                 expected="values whose names differ",
@@ -222,6 +223,19 @@ def _require_free(axes: Mapping[str, Axis], overrides: list[str]) -> None:
                 raise ConfigError(
                     f"--set {text}", expected="a key that is no axis", got=f"axis {axis}", hint=hint
                 )
+
+
+def _require_tables_first(who: str, axes: Mapping[str, Axis]) -> None:
+    """Refuse an axis before that of a table around it, which would undo it."""
+    keys = list(axes)
+    for at, key in enumerate(keys):
+        if table := next((later for later in keys[at + 1 :] if _within(key, later)), None):
+            raise ConfigError(
+                f"{who}: axes.{key}",
+                expected=f"it after {table}, which sets the whole table",
+                got=f"it before {table}",
+                hint="Points are set in the order of the axes: put the table's first.",
+            )
 
 
 def _within(key: str, table: str) -> bool:

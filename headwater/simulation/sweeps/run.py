@@ -17,6 +17,7 @@ from headwater.errors import HeadwaterError, InternalError, MissingDependency, M
 from headwater.files import write_atomically
 from headwater.seeds.keys import Key
 from headwater.simulation.baselines import check_baselines
+from headwater.simulation.devices.world import read_traces, traces_sha256
 from headwater.simulation.sweeps.events import (
     PointEnded,
     PointFailed,
@@ -101,7 +102,7 @@ def run_sweep(
             if (summary := summary_of(point, path)) is None:
                 left.append(point)
                 continue
-            folder.require_inputs(path, base=inputs.base(point), data=inputs.data(point))
+            folder.require_inputs(path, inputs.of(point))
             result.outcomes[point.id] = outcome_of(sweep, point, path, summary)
         write_atomically(out / "sweep.toml", sweep.source)
         _check_data(sweep, left)
@@ -156,10 +157,10 @@ def _by_data(points: Iterable[Point]) -> list[Point]:
 
 
 def _check_data(sweep: Sweep, points: Iterable[Point]) -> None:
-    """Read and divide the rows of every point, once for those that have the same.
+    """Read and divide the rows of every point, and read its traces, once for those that have the same.
 
     Raises:
-        HeadwaterError: of all points whose data are wrong or cannot be divided so.
+        HeadwaterError: of all points whose data or traces are wrong or cannot be divided so.
     """
     groups: dict[str, list[Point]] = {}
     for point in points:
@@ -172,8 +173,21 @@ def _check_data(sweep: Sweep, points: Iterable[Point]) -> None:
                 check_baselines(point.loaded.settings)
         with problems.of(*(p.labels for p in group)):
             loaded = group[0].loaded
-            FederatedData.open(loaded, None, Key.root(loaded.settings.federation.seed), check=False)
+            data = FederatedData.open(loaded, None, Key.root(loaded.settings.federation.seed), check=False)
+            for traces in _by_traces(group):
+                with problems.of(*(p.labels for p in traces)):
+                    read_traces(traces[0].loaded, data.clients)
     problems.raise_any()
+
+
+def _by_traces(points: Iterable[Point]) -> Iterable[list[Point]]:
+    """The points that name the same trace files."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        settings = point.loaded.settings.simulation.devices
+        key = "" if settings is None else f"{settings.trace} {settings.availability.model_dump_json()}"
+        groups.setdefault(key, []).append(point)
+    return groups.values()
 
 
 def _check_models(sweep: Sweep, points: Mapping[Path, Point], runner: Runner) -> None:
@@ -213,7 +227,16 @@ class _Inputs:
     def __init__(self) -> None:
         self._known: dict[str, str | None] = {}
 
-    def base(self, point: Point) -> str | None:
+    def of(self, point: Point) -> dict[str, str | None]:
+        """By what it is of; None where there is nothing."""
+        return {"base": self._base(point), "data": self._data(point), "devices": self._devices(point)}
+
+    def _devices(self, point: Point) -> str | None:
+        with suppress(OSError):  # they are no longer there
+            return traces_sha256(point.loaded)
+        return None
+
+    def _base(self, point: Point) -> str | None:
         settings = point.loaded.settings.model
         if not isinstance(settings, BaseModelSettings):
             return None
@@ -225,7 +248,7 @@ class _Inputs:
                 self._known[key] = hash_base(where)
         return self._known[key]
 
-    def data(self, point: Point) -> str | None:
+    def _data(self, point: Point) -> str | None:
         settings = point.loaded.settings.data
         if isinstance(settings, NoData):
             return None

@@ -44,9 +44,11 @@ def combinations(result: SweepResult, tables: Tables) -> Cells:
     axes = [axis for f in sweep.factors if not f.repeats for axis in f.axes]
     target = sweep.compared.target
     to = [f"rounds to {target:g}", f"bytes to {target:g}", "reached"] if target is not None else []
-    heads = [*(plain(names[a], 60) for a in axes), sweep.metric, "seeds", "rounds", "up", "down", "time", *to]
-    rows = [([*(plain(row.labels[a], 60) for a in axes), *_numbers(row, bool(to))], row is tables.best)
-            for row in tables.rows]  # fmt: skip
+    devices = ["simulated"] if any(o.simulated_s is not None for o in result.outcomes.values()) else []
+    numbers = [sweep.metric, "seeds", "rounds", "up", "down", "time", *devices, *to]
+    heads = [*(plain(names[a], 60) for a in axes), *numbers]
+    rows = [([*(plain(row.labels[a], 60) for a in axes), *_numbers(row, bool(devices), bool(to))],
+             row is tables.best) for row in tables.rows]  # fmt: skip
     return Cells(heads, len(axes), rows)
 
 
@@ -83,7 +85,9 @@ def remarks(result: SweepResult, tables: Tables) -> list[str]:
         said.append(f"{done:,} of {points:,} points are done{failed}: the tables are of those.")
     if tables.seeds == 1:
         said.append("One seed: no spread is known, and a difference may be luck.")
-    if any(e.value.n == 0 for levels in tables.effects.values() for e in levels) and tables.rows:
+    if tables.rows and not any(row.value.n for row in tables.rows):
+        said.append(f"No point has a {result.sweep.metric}: nothing was evaluated, or nothing came of it.")
+    elif any(e.value.n == 0 for levels in tables.effects.values() for e in levels):
         said.append("An effect is – where no combination of the other axes has every level of this one.")
     if lost := sum(o.lost > 0 for o in result.outcomes.values()):
         said.append(f"In {lost:,} points owners were lost on the way: the column lost of points.csv.")
@@ -109,7 +113,7 @@ def _difference(effect: Effect, first: Effect) -> str:
     return signed(effect.difference.mean) + ("" if more is None else f" ± {number(more)}")
 
 
-def _numbers(row: Row, target: bool) -> list[str]:
+def _numbers(row: Row, devices: bool, target: bool) -> list[str]:
     found = [
         spread(row.value),
         f"{len(row.outcomes):,}",
@@ -117,6 +121,7 @@ def _numbers(row: Row, target: bool) -> list[str]:
         human_bytes(row.mean(lambda o: o.bytes_up)),
         human_bytes(row.mean(lambda o: o.bytes_down)),
         human_seconds(row.mean(lambda o: o.seconds)),
+        *([human_seconds(row.mean(lambda o: o.simulated_s))] if devices else []),
     ]
     if not target:
         return found

@@ -135,6 +135,12 @@ def test_overrides_hold_for_every_point(federation):
         ({"federation.seed": [1]}, {"exclude": [{"federation.seed": 1}]}, "a point that is not excluded"),
         ({"federation.seed": [1]}, {"metric": {"name": "accuracy"}}, "metric.name: expected one of loss"),
         ({"federation.seed": [1]}, {"axis": 1}, "axis: expected no such key"),
+        ({"training.scale": [float("nan")]}, {}, "training.scale: expected a finite number, got nan"),
+        (
+            {"training.scale": [0.5], "training": [{"kind": "noop", "scale": 0.2}]},
+            {},
+            r"axes\.training\.scale: expected it after training, which sets the whole table",
+        ),
         ({"federation.name.x": [1]}, {}, "expected 'name' to be a table, got 'bare'"),
         (
             {"federation.seed": list(range(400)), "federation.rounds": list(range(1, 400))},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from contextlib import suppress
@@ -14,9 +15,12 @@ from headwater.config import load_federation
 from headwater.errors import ConfigError, DataError, ModelError, StorageError
 from headwater.server.rounds.federation_server import FederationServer
 from headwater.simulation.sweeps.events import PointEnded, PointFailed, PointStarted, PointTold, SweepStarted
+from headwater.simulation.sweeps.files import write_tables
 from headwater.simulation.sweeps.folder import SweepFolder
 from headwater.simulation.sweeps.plan import load_sweep
 from headwater.simulation.sweeps.shared import SharedInputs
+from headwater.simulation.sweeps.tables import tables_of
+from headwater.simulation.sweeps.words import combinations, remarks
 from headwater.text import json_safe
 from headwater.training.noop import NoopTrainer
 from tests.support.faults import Disk
@@ -289,6 +293,26 @@ def test_changed_rows_under_a_point_that_is_done_are_refused(tmp_path):
         swept(file, tmp_path / "out")
     rows.write_bytes(before)
     swept(file, tmp_path / "out")
+
+
+def test_traces_are_read_before_anything_runs_and_refused_when_they_change(bare, tmp_path):
+    traces = {"simulation.devices.trace": ["a.csv", "b.csv"], "federation.seed": [1, 2]}
+    file = sweep_file(bare, traces)
+    file.with_name("a.csv").write_text("tokens_per_s\n7\n")
+    with pytest.raises(DataError, match=r"2 of 4 points with .*trace = b.csv: .* a readable"):
+        swept(file, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("rounds.jsonl"))
+    (other := file.with_name("b.csv")).write_text("tokens_per_s\n3.5\n")
+    result, _ = swept(file, tmp_path / "out")
+    write_tables(result)
+    with (tmp_path / "out" / "points.csv").open() as rows:
+        assert [row["simulated_s"] for row in csv.DictReader(rows)] == ["2.0", "2.0", "4.0", "4.0"]
+    shown = combinations(result, tables := tables_of(result.sweep, result.in_order))
+    assert [row[shown.heads.index("simulated")] for row, _ in shown.rows] == ["2.0 s", "4.0 s"]
+    assert remarks(result, tables)[-1].startswith("No point has a loss")
+    other.write_text("tokens_per_s\n3\n")
+    with pytest.raises(ConfigError, match="expected the devices that its points were run with"):
+        swept(file, tmp_path / "out")
 
 
 def test_two_sweeps_in_one_folder_and_a_folder_of_something_else_are_refused(bare, tmp_path):
