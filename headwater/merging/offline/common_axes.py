@@ -4,7 +4,8 @@ With the factors side by side, S = [s_1·B_1 … s_T·B_T] and Z = [A_1ᵀ … A
 of S·V·Λ^-½ are orthonormal, and in them S is Λ^½·Vᵀ: no vector as long as the weight's side is projected, and
 no basis of such vectors is made. What is rebuilt from coordinates, S·V·Λ^-½·Λ^½·Vᵀ, is as exact as V,
 whatever Λ. Directions below 3·10⁻⁷ of the longest are lost in the squares; so that they are nobody's content,
-the two vectors of each rank are made equally long first, which changes no product.
+the two vectors of each rank are made equally long first, which changes no product. Where an adapter's ranks
+all but cancel, as those of a difference of two, its content is in such directions, and there are no axes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from headwater.merging.offline.rule import Floats
 
 _LEAST = 1e-13
 """Eigenvalues of SᵀS below this part of the largest are rounding."""
+_CANCELS = 1e-4
+"""A change shorter than this part of the lengths of its ranks is what they leave of each other."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class CommonAxes:
 
     @staticmethod
     def of(adapters: Adapters, module: str, *, turned: bool = True) -> CommonAxes | None:
-        """None where all ranks together reach a side of the weight.
+        """None where all ranks together reach a side of the weight, or where an adapter's ranks cancel.
 
         Args:
             adapters: whose changes.
@@ -61,6 +64,8 @@ class CommonAxes:
         _balance(left, right)
         parts = [slice(a, b) for a, b in itertools.pairwise(starts)]
         grams = _by_part(left.T, left, parts), _by_part(right.T, right, parts)
+        if any(_cancels(*(gram[part, part] for gram in grams)) for part in parts):
+            return None
         turns = tuple(_turn(own, other if turned else None, parts) for own, other in (grams, grams[::-1]))
         coordinates = tuple(_by_part(turn.T, gram, parts) for turn, gram in zip(turns, grams, strict=True))
         return CommonAxes((left, turns[0]), (right, turns[1]), (coordinates[0], coordinates[1]), starts)
@@ -85,6 +90,12 @@ def _balance(left: Floats, right: Floats) -> None:
     factor = np.sqrt(np.divide(others, norms, out=np.ones_like(norms), where=both))
     left *= np.where(both, factor, 0.0)  # a product with zero is zero
     right *= np.where(both, 1 / factor, 0.0)
+
+
+def _cancels(left: Floats, right: Floats) -> bool:
+    """Whether B·A is much shorter than its ranks' products together, from BᵀB and AAᵀ."""
+    lengths = float(np.sqrt(np.diag(left) * np.diag(right)).sum())
+    return float((left * right).sum()) < (_CANCELS * lengths) ** 2
 
 
 def _by_part(left: Floats, right: Floats, parts: list[slice]) -> Floats:

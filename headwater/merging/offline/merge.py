@@ -153,13 +153,22 @@ class Merge:
         for name in self.adapters.plain:
             origin = self.adapters.origin(name)
             if self._task is not None:
-                yield name, self.adapters.value(self._task, name)
+                yield name, self._own(self._task, name, origin)
             elif name in self.measured.values:
                 yield name, self.measured.values[name]
             elif origin is None:
                 yield name, self._average(name)
             else:
                 yield name, self._combine(name, self._distance(name, origin)) + origin
+
+    def _own(self, index: int, name: str, origin: Array | float | None) -> Floats:
+        """What one adapter has, its change scaled where there is a place from which it is one."""
+        value = self.adapters.value(index, name)
+        return (
+            value
+            if origin is None or self.recipe.scale == 1
+            else origin + self.recipe.scale * (value - origin)
+        )
 
     def _in_core(self, module: str) -> MergedWeight:
         if isinstance(self.recipe.rule, FactorRule):
@@ -271,6 +280,8 @@ class Merge:
         if isinstance(rule, MatrixRule):
             shape = read(0).shape
             if len(shape) != 2 or (side or min(shape)) == 1:
+                if self._task is not None:
+                    return read(self._task) * self.recipe.scale
                 return _added(self.weights / self.weights.sum() * self.recipe.scale, read)
             stack = np.stack([read(i) for i in range(count)])
             full = side or min(shape)

@@ -64,7 +64,8 @@ class GivenBack(Merge):
         self._file, self._number = TensorFile(path), recipe.task
         self._count = count = _adapters_in(self._file)
         if not isinstance(recipe.rule, Rmm) or recipe.scale != 1:
-            raise ConfigError(f"{path}", expected="--rule rmm, without --scale", got=recipe.rule.name)
+            got = f"--rule {recipe.rule.name}, --scale {recipe.scale:g}"
+            raise ConfigError(f"{path}", expected="--rule rmm, without --scale", got=got)
         if not 1 <= recipe.task <= count:
             raise ConfigError(
                 f"--task {recipe.task}",

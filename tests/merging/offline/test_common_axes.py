@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+import headwater
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.common_axes import CommonAxes
 from headwater.merging.offline.low_rank import EXACT, Truncation
+from headwater.merging.offline.peft_folder import PeftFolder
 from tests.merging.offline.small_adapters import WEIGHTS, adapter, edit
 
 MODULE = "layers.0.q_proj"
@@ -97,3 +99,20 @@ def test_axes_that_are_not_turned_span_the_changes(tmp_path):
         b, a = folder.factors(MODULE_NAME)
         again_b, again_a, _ = axes.factors(axes.core(i), Truncation())
         assert np.allclose(again_b @ again_a, b @ a, rtol=0, atol=1e-12 * np.abs(b @ a).max())
+
+
+@pytest.mark.parametrize("left", [1e-3, 1e-5, 1e-7])
+def test_what_ranks_that_cancel_leave_of_each_other_is_merged(tmp_path, left):
+    """As of a difference of two adapters that are nearly the same, which PEFT saves side by side."""
+    folders, changes = [], []
+    for i in range(2):
+        b, a = np.zeros((ROWS, 2)), np.random.default_rng(i).standard_normal(COLUMNS) / left
+        b[i], b[5 + i, 1] = 1, left
+        factors = {"lora_B.weight": b.astype("<f4"), "lora_A.weight": np.stack([a, -a]).astype("<f4")}
+        folders.append(edit(changed(tmp_path / f"{i}", i, (1.0, 1.0)), **factors))
+        opened = PeftFolder.open(folders[-1]).factors(MODULE_NAME)
+        changes.append(opened[0] @ opened[1])
+    headwater.merge(folders, tmp_path / "out")
+    got = np.matmul(*PeftFolder.open(tmp_path / "out").factors(MODULE_NAME))
+    expected = (changes[0] + changes[1]) / 2
+    assert np.allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import headwater
 from headwater.cli.main import main
@@ -92,6 +93,28 @@ class TestAdaptersThatAreHadBack:
             for rule in (Rmm(directions=3), Twin(exclusive=1)):
                 for task, folder in enumerate(folders, start=1):
                     require_close(on.merge(rule, folders, task=task), on.changes(folder), 1e-5)
+
+    @pytest.mark.parametrize("shape", [(1, 7), (9, 1)])
+    def test_a_weight_of_one_row_or_column_too(self, shape: tuple[int, int]) -> None:
+        with bench() as on:
+            made = adapters(on, shape, [1, 1, 1])
+            folders = [folder for folder, _ in made]
+            for task, (_, tau) in enumerate(made, start=1):
+                close(on.merge(Twin(exclusive=1), folders, task=task)[KEY], tau)
+
+    @pytest.mark.parametrize("scale", [1.0, 0.5, -2.0])
+    def test_the_scale_is_of_vectors_as_of_matrices(self, scale: float, tmp_path: Path) -> None:
+        folders, name = [], "base_model.model.m.k.ia3_l"
+        for i in range(2):
+            folder = tmp_path / f"{i}"
+            folder.mkdir()
+            save_file({name: np.float32([[1.5], [0.5 + i]])}, folder / "adapter_model.safetensors")
+            config = {"peft_type": "IA3", "target_modules": ["k"], "feedforward_modules": []}
+            (folder / "adapter_config.json").write_text(json.dumps(config))
+            folders.append(folder)
+        headwater.merge(folders, tmp_path / "out", rule="twin", task=2, scale=scale)
+        got = load_file(tmp_path / "out" / "adapter_model.safetensors")[name]
+        assert got[:, 0].tolist() == [1 + scale * 0.5, 1 + scale * 0.5]
 
     def test_fewer_directions_are_closer_to_the_adapter_than_the_mean_is(self) -> None:
         with bench() as on:
