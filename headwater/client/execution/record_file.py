@@ -150,8 +150,8 @@ class RecordFile:
         name = getattr(error, "sqlite_errorname", None) or type(error).__name__
         if name == "SQLITE_FULL":
             return os.strerror(errno.ENOSPC)
-        refused = None
-        if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")):
+        refused = os.strerror(errno.EISDIR) if self.path.is_dir() else None
+        if not refused and name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")):
             refused = _refusal(self.path, size)
         return refused or f"{error} ({name})"
 
@@ -203,7 +203,8 @@ def _transaction(connection: sqlite3.Connection, kind: str) -> Iterator[sqlite3.
 def _make_table(connection: sqlite3.Connection) -> None:
     """Make the table, unless another process was faster."""
     with _transaction(connection, "IMMEDIATE"):
-        if _version(connection) == (0, 0):
+        ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        if _version(connection) == (0, 0) and not tables:  # else it is somebody else's
             connection.execute(_TABLE)
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
             connection.execute(f"PRAGMA user_version = {FORMAT}")

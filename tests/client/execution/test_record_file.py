@@ -239,3 +239,20 @@ def test_a_place_that_is_no_folder_is_a_storage_error(tmp_path):
         StorageError, match=r"writing .*: expected room for 1 bytes, got (Not a directory|File exists)"
     ):
         RecordFile(tmp_path / "file" / "store.sqlite").put("ann", "feedback", [b"x"])
+
+
+def test_another_database_is_left_alone_though_it_has_no_version(tmp_path):
+    path = tmp_path / "store.sqlite"
+    with sqlite3.connect(path) as theirs:
+        theirs.execute("CREATE TABLE kept (a)")
+    theirs.close()
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match="got another database"):
+        RecordFile(path).put("ann", "feedback", [b"x"])
+    assert path.read_bytes() == before
+
+
+def test_a_folder_in_its_place_is_called_one(tmp_path):
+    (tmp_path / "store.sqlite").mkdir()
+    with pytest.raises(StorageError, match="got Is a directory"):
+        RecordFile(tmp_path / "store.sqlite").put("ann", "feedback", [b"x"])
