@@ -84,6 +84,8 @@ class CohortRecord:
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
+            if int(found["cohort"]) < 1:
+                raise ValueError(f"{found['cohort']} clients")
             return CohortRecord(
                 int(found["cohort"]),
                 [Timed(int(row["clients"]), float(row["ms"])) for row in found["timed"]],

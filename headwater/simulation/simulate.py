@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any, Literal
 
 from headwater.client.execution.runtime import ClientRuntime, run_id
-from headwater.client.execution.store import SharedStore
+from headwater.client.execution.store import STORE_FILE, SharedStore
 from headwater.config import LoadedFederation
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, StorageError
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import Notice, Observer
 from headwater.server.rounds.federation_server import FederationServer, RunResult
@@ -148,6 +148,7 @@ def _run_here(
             run = partial(world.run, server, owners=names)
             outcome = run_on_ray(loaded, runtime, folder.clients, record, interrupted, run)
         else:
+            _require_store(folder)
             store = SharedStore(folder.clients)
             if (count := min(workers, len(names))) > 1:
                 pool = stack.enter_context(WorkerPool(count, loaded, folder.clients, runtime.cohort))
@@ -168,6 +169,18 @@ def _run_here(
         return close(baselines=found) if found else summary
 
 
+def _require_store(folder: RunFolder) -> None:
+    """Refuse to go on where a power cut has left nothing of what the clients keep but the file's name."""
+    path = folder.clients / STORE_FILE
+    if (folder.checkpoint_round() or 0) > 0 and path.is_file() and not path.stat().st_size:
+        raise StorageError(
+            f"{path}",
+            expected="what the clients kept in earlier rounds",
+            got="an empty file",
+            hint="Put it back, or remove it: what the clients held back is lost then.",
+        )
+
+
 def _cohorts(folder: RunFolder, runtime: ClientRuntime, workers: int, observer: Observer) -> CohortRecord:
     """How many clients are one batch: as before where a run goes on, else as file or measurement say."""
 
@@ -185,7 +198,12 @@ def _cohorts(folder: RunFolder, runtime: ClientRuntime, workers: int, observer: 
         record = CohortRecord(found.cohort, found.timed, keep=keep)
         record.keep()
         tried = ", ".join(f"{one.clients}: {one.ms:.3g} ms" for one in record.timed)
-        observer(Notice(f"simulation.cohort: {record.cohort} clients a batch; a client's step with {tried}"))
+        why = (
+            f"a client's step with {tried}"
+            if tried
+            else "few clients, long rows or little memory leave no choice"
+        )
+        observer(Notice(f"simulation.cohort: {record.cohort} clients a batch; {why}"))
     record = record or CohortRecord(runtime.cohort, keep=keep)
     runtime.set_cohort(record.cohort)
     return record

@@ -186,7 +186,8 @@ def test_what_was_measured_is_written_down_and_stays(file, tmp_path, monkeypatch
     found = CohortRecord(4, [Timed(1, 3.0), Timed(4, 1.5)])  # of a machine that has other work now
     assert resume(tmp_path / "b")[0]["adapter_sha256"] == pairs["adapter_sha256"]
     path = tmp_path / "b" / "state" / "cohorts.json"
-    for damage in (lambda: path.write_text("{}"), path.unlink):
+    none = path.read_text().replace('"cohort": 2', '"cohort": 0')
+    for damage in (lambda: path.write_text("{}"), lambda: path.write_text(none), path.unlink):
         damage()
         with pytest.raises(StorageError, match=r"cohorts\.json"):
             resume(tmp_path / "b")
@@ -202,6 +203,13 @@ def test_the_measurement_tries_sizes_of_this_run_and_moves_nothing(file):
     assert torch.equal(before.vector(), runtime.context.model.read().vector())
     record = measured(runtime, 2)
     assert {one.clients for one in record.timed} == {1, 3}
+
+
+def test_where_there_is_nothing_to_try_the_notice_says_why(tmp_path):
+    alone = tiny_federation(tmp_path / "f", owners={"ann": 8}, federation={"rounds": 1})
+    _, events = run(alone, tmp_path / "a", AUTO)
+    (notice,) = [e.text for e in events if isinstance(e, Notice) and "cohort" in e.text]
+    assert notice.startswith("simulation.cohort: 1 clients a batch; few clients, long rows")
 
 
 @pytest.mark.parametrize("value", ["0", "4097", "true", "2.5", "sometimes"])

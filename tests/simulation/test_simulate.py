@@ -379,3 +379,22 @@ def test_small_clients_own_numbers_are_hidden(file, tmp_path):
     record = rounds(tmp_path / "run")[1]
     assert set(record["clients_each"]) == {"ann"}
     assert record["clients_pooled"]
+
+
+def test_a_clients_store_of_which_a_power_cut_left_the_name_is_refused(tmp_path):
+    def crash(event):
+        if isinstance(event, ClientDone) and event.round == 2:
+            raise SystemExit
+
+    loaded = load_federation(bare_federation(tmp_path / "f"))
+    folder = RunFolder.create(tmp_path / "a", loaded, {"engine": "inprocess"})
+    with pytest.raises(SystemExit):
+        simulate(loaded, folder, observer=crash)
+    store = tmp_path / "a" / "state" / "clients" / "store.sqlite"
+    store.write_bytes(b"")
+    with pytest.raises(
+        StorageError, match=r"store\.sqlite: expected what the clients kept.*got an empty file"
+    ):
+        resume(tmp_path / "a")
+    store.unlink()
+    assert resume(tmp_path / "a")[0]["rounds"] == 3
