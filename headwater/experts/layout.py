@@ -157,6 +157,8 @@ class Layout:
                         start += block
                     left -= len(block)
                 found = file.read(SUM)
+                if not start and not found.startswith(MAGIC):
+                    raise _not_ours(self.path, found)
         except OSError as error:
             raise StorageError(f"{self.path}", expected="a readable file", got=f"{error.strerror}") from error
         if found != digest.digest() or not start:
@@ -191,7 +193,9 @@ def _not_ours(path: Path, start: bytes) -> DecodeError:
         f"{path}",
         expected="an adapter's folder, or a file that headwater compress wrote",
         got=f"version {start[len(MAGIC) - 1]} of such a file" if version else "another file",
-        hint="Update Headwater." if version else "Give the folder that save_pretrained wrote, or a .hw file.",
+        hint="Update Headwater."
+        if version
+        else "Give what save_pretrained wrote, or a .hw file; --data goes before each file of rows.",
     )
 
 

@@ -128,3 +128,10 @@ def test_a_tensor_twice_is_refused(tmp_path):
 def test_another_file_is_refused(content, tmp_path):
     with pytest.raises(DecodeError):
         read_all(tmp_path / "a.hw", content)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"text": "a"}\n', b'{"text": "a film of rows"}\n' * 3])
+def test_a_file_of_rows_among_adapters_is_called_one_of_another_kind(tmp_path, content):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(DecodeError, match=r"got another file\..*--data goes before each file of rows"):
+        open_adapter(tmp_path / "rows.jsonl")

@@ -92,6 +92,11 @@ class Merge:
             require_factors(rule, adapters)
         self._coefficients: Floats | None = None
         self._task = task_of(rule, adapters, recipe.task)
+        if self._task is not None:
+            path = adapters.folders[self._task].path
+            self.notes.append(
+                f"adapter {recipe.task} of the {len(adapters)}, {path}, as the rule gives it back"
+            )
         self._by_weight = {key: c * recipe.scale for key, c in self.measured.coefficients.items()}
         if isinstance(rule, LinearRule):
             self._find_coefficients(rule)

@@ -112,7 +112,8 @@ class TestAdaptersThatAreHadBack:
             config = {"peft_type": "IA3", "target_modules": ["k"], "feedforward_modules": []}
             (folder / "adapter_config.json").write_text(json.dumps(config))
             folders.append(folder)
-        headwater.merge(folders, tmp_path / "out", rule="twin", task=2, scale=scale)
+        report = headwater.merge(folders, tmp_path / "out", rule="twin", task=2, scale=scale)
+        assert report.notes[0] == f"adapter 2 of the 2, {folders[1]}, as the rule gives it back"
         got = load_file(tmp_path / "out" / "adapter_model.safetensors")[name]
         assert got[:, 0].tolist() == [1 + scale * 0.5, 1 + scale * 0.5]
 
