@@ -204,6 +204,17 @@ def _mergekit(place: Path, python: Path, folders: Sequence[Path]) -> list[str]:
     return [str(python.with_name("mergekit-pytorch")), str(place / "mergekit.yml"), str(place / "out")]
 
 
+LAUNCHER = """
+import os, sys
+nothing = os.open(os.devnull, os.O_WRONLY)
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, nothing, 1)])
+_, status, usage = os.wait4(pid, 0)
+print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+sys.exit(status != 0)
+"""
+"""On Linux a peak begins with that of the process that started it: this one is small."""
+
+
 def measured(
     place: Path, name: str, shape: str, count: int, command: Sequence[str], repeat: int
 ) -> dict[str, object]:
@@ -212,16 +223,15 @@ def measured(
     for _ in range(repeat):
         shutil.rmtree(place / "out", ignore_errors=True)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        process = subprocess.Popen(
-            command, env=os.environ | threads, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=place
-        )
-        assert process.stderr is not None
-        told = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"{name}: {told.decode()[-2000:]}")
-        seconds.append(usage.ru_utime + usage.ru_stime)
-        peaks.append(usage.ru_maxrss / 1024)
+        ran = subprocess.run(
+            [sys.executable, "-S", "-c", LAUNCHER, *command],
+            env=os.environ | threads, capture_output=True, cwd=place, text=True,
+        )  # fmt: skip
+        if ran.returncode:
+            raise SystemExit(f"{name}: {ran.stderr[-2000:]}")
+        cpu, peak = map(float, ran.stdout.split())
+        seconds.append(cpu)
+        peaks.append(peak / 1024)
     return {
         "contestant": name,
         "shape": shape,
