@@ -5,7 +5,8 @@ request, the reply's length and the client's device. Of two replies the one that
 first; those that arrive in the same microsecond, in order of their clients' names.
 
 A reply's length is known when it is there, so a task is executed when its computation would have ended before
-the next reply arrives. What nobody waits for any longer by then is not executed.
+the next reply arrives. What nobody waits for any longer by then is executed by no engine: the grid within is
+given at once only what is :class:`certain <.certain.CertainTasks>`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from headwater.proto.wire import decode_request
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, TrainRequest
 from headwater.server.clients.exchange import Cancels, Introduces
 from headwater.simulation.devices.at_work import TaskAtWork
+from headwater.simulation.devices.certain import CertainTasks
 from headwater.simulation.devices.clock import NEVER, VirtualClock
 from headwater.simulation.devices.costs import Passes
 from headwater.simulation.devices.fleet import Fleet
@@ -48,6 +50,7 @@ class DeviceGrid(Grid):
         fleet: the devices.
         passes: what a request asks for.
         check: called while this machine computes; raises if the run is to end now.
+        certain: which trainings the grid within may work on ahead.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class DeviceGrid(Grid):
         fleet: Fleet,
         passes: Passes,
         check: Callable[[], None] = lambda: None,
+        certain: CertainTasks | None = None,
     ) -> None:
         self._inner, self._clock, self._fleet, self._passes, self._check = inner, clock, fleet, passes, check
         self._tasks: dict[str, SimulatedTask] = {}
@@ -66,7 +70,10 @@ class DeviceGrid(Grid):
         self._arriving: dict[str, _Queue] = {kind: [] for kind in _KINDS}
         self._asked: dict[tuple[str, str], tuple[int, int]] = {}  # by kind and client: round, attempts
         self._left: dict[tuple[str, int], TaskAtWork] = {}
-        self._failed_ids = 0
+        self._certain = CertainTasks() if certain is None else certain
+        self._own_ids = 0
+        self._inner_ids: dict[str, str | None] = {}  # of messages that were handed on late
+        self._held: dict[str, Message] = {}
         self._spent: list[Spent] = []
         clock.watch(self.next_arrival)
 
@@ -85,15 +92,18 @@ class DeviceGrid(Grid):
         messages = list(messages)
         tasks = [self._task(m) if m.metadata.message_type in _KINDS else None for m in messages]
         order = sorted(range(len(messages)), key=lambda i: _order(tasks[i]))
-        through = [i for i in order if not (task := tasks[i]) or not task.failure]
+        certain = self._certain_among([task for task in tasks if task is not None])
+        through = [i for i in order if not (task := tasks[i]) or id(task) in certain]
         # None for a message that could not be pushed, and no ids where all were too large
         pushed: list[str | None] = list(self._inner.push_messages([messages[i] for i in through]))
         pushed += [None] * (len(through) - len(pushed))
         found: dict[int, str | None] = dict(zip(through, pushed, strict=True))
         for i, task in enumerate(tasks):
-            if i not in found:
-                self._failed_ids += 1
-                found[i] = f"failed-{self._failed_ids}"
+            if i not in found and task is not None:
+                self._own_ids += 1
+                found[i] = f"{'failed' if task.failure else 'held'}-{self._own_ids}"
+                if not task.failure:
+                    self._held[str(found[i])] = messages[i]
             if task is not None and found[i] is not None:
                 self._take(str(found[i]), task, messages[i])
         return [found[i] for i in range(len(messages))]  # type: ignore[misc]  # Flower's type knows no None
@@ -131,7 +141,8 @@ class DeviceGrid(Grid):
             self._replies.pop(message_id, None)
             self._messages.pop(message_id, None)
         if isinstance(self._inner, Cancels):
-            self._inner.cancel(message_ids)
+            inner = [self._inner_ids.pop(i, i) for i in message_ids if self._held.pop(i, None) is None]
+            self._inner.cancel(i for i in inner if i is not None)
 
     # --- what simulated time asks of it -------------------------------------------------------------
 
@@ -239,17 +250,40 @@ class DeviceGrid(Grid):
                 self._replies[message_id] = reply
             heappush(self._arriving[kind], (task.arrives, task.client, message_id))
 
+    def _certain_among(self, tasks: list[SimulatedTask]) -> set[int]:
+        """Those that the grid within is given at once, by identity: evaluations, and certain trainings."""
+        found = {id(task) for task in tasks if task.kind != MessageType.TRAIN and not task.failure}
+        train = [task for task in tasks if task.kind == MessageType.TRAIN]
+        if train:
+            number = self._asked[MessageType.TRAIN, train[0].client][0]
+            out = (task for task in self._tasks.values() if task.kind == MessageType.TRAIN)
+            sure = self._certain.among(train, out, round=number, now=self._clock.now)
+            found |= {id(task) for task, so in zip(train, sure, strict=True) if so and not task.failure}
+        return found
+
+    def _within(self, message_id: str) -> str | None:
+        """The message's id in the grid within, which has it from now on; None if it could not be pushed."""
+        if (message := self._held.pop(message_id, None)) is not None:
+            message.metadata.__dict__["_message_id"] = ""  # as of a message that was not sent
+            ids: list[str | None] = list(self._inner.push_messages([message]))
+            self._inner_ids[message_id] = ids[0] if ids else None
+        return self._inner_ids.get(message_id, message_id)
+
     def _awaited(self, message_id: str) -> Message:
         """The reply of the grid within, however long this machine takes."""
+        if (inner := self._within(message_id)) is None:
+            error = Error(code=_FAILED, reason="Flower could not push the message")
+            return Message(error, reply_to=self._messages[message_id])
         while True:
             self._check()
-            found = list(self._inner.pull_messages([message_id]))
+            found = list(self._inner.pull_messages([inner]))
             if found:
                 return found[0]
             time.sleep(_REAL_POLL_S)
 
     def _handed_on(self, message_id: str, task: SimulatedTask) -> Message:
         del self._tasks[message_id]
+        self._inner_ids.pop(message_id, None)
         message = self._messages.pop(message_id)
         self._spent.append(task.spent(self._clock.now, resumes=self._fleet.resumes))
         reply = self._replies.pop(message_id, None)

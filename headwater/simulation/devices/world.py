@@ -16,6 +16,7 @@ from headwater.server.clients.run_control import RunControl
 from headwater.server.rounds.federation_server import FederationServer, RunResult
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.devices.at_work import AtWorkFiles
+from headwater.simulation.devices.certain import CertainTasks
 from headwater.simulation.devices.clients import DeviceClients, SimulatedWay
 from headwater.simulation.devices.clock import VirtualClock, micros
 from headwater.simulation.devices.costs import Workload
@@ -53,6 +54,7 @@ class DeviceWorld(RealTime):
         workload: what requests ask for.
         files: where tasks outlive this process.
         done: the round that it goes on from; None for a new run.
+        certain: what engines may work on ahead.
         inputs: of the trace files.
     """
 
@@ -61,13 +63,16 @@ class DeviceWorld(RealTime):
     workload: Workload
     files: AtWorkFiles
     done: int | None
+    certain: CertainTasks
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     def control(self, control: RunControl) -> RunControl:  # noqa: D102 - inherited
         return replace(control, clock=self.clock, sleep=self.clock.sleep, simulated=True)
 
     def run(self, server: FederationServer, grid: Grid, *, owners: Sequence[str]) -> RunResult:  # noqa: D102
-        devices = DeviceGrid(grid, self.clock, self.fleet, self.workload.passes, server.control.check)
+        devices = DeviceGrid(
+            grid, self.clock, self.fleet, self.workload.passes, server.control.check, self.certain
+        )
         way = SimulatedWay(self.clock, self.fleet, devices, self.files, self.done)
         pool = partial(DeviceClients, way=way)
         return server.run(devices, owners=owners, pool=pool)
@@ -93,7 +98,8 @@ def open_world(loaded: LoadedFederation, runtime: ClientRuntime, folder: RunFold
     inputs = {} if digest is None else {"devices": digest}
     files_of_tasks, done = AtWorkFiles(folder.path / "state"), folder.checkpoint_round()
     clock, workload = VirtualClock(_ended(folder, done)), Workload(runtime.data)
-    return DeviceWorld(clock, fleet, workload, files_of_tasks, done, inputs)
+    certain = CertainTasks(loaded.settings.cohort.target_clients, loaded.settings.cohort.deadline_s)
+    return DeviceWorld(clock, fleet, workload, files_of_tasks, done, certain, inputs)
 
 
 def read_traces(

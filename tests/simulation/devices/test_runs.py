@@ -37,8 +37,9 @@ COHORT = {"clients_per_round": 5, "target_clients": 4, "min_clients": 2, "deadli
 
 
 def test_two_workers_give_the_same_times_as_one(tmp_path):
-    once = run_devices(DEVICES, clients=8, rounds=4, cohort=COHORT)
-    assert once == simulated(tmp_path, DEVICES, clients=8, rounds=4, cohort=COHORT, workers=2)
+    cohort = {**COHORT, "clients_per_round": 8, "target_clients": 3}
+    once = run_devices(DEVICES, clients=10, rounds=8, cohort=cohort)
+    assert once == simulated(tmp_path, DEVICES, clients=10, rounds=8, cohort=cohort, workers=2)
     assert any(row.get("failed") for record in once for row in record["clients"].values())
 
 
