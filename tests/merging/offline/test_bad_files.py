@@ -43,7 +43,7 @@ def test_notes_that_are_no_json(tmp_path):
 def test_files_that_are_not_there_or_none(tmp_path):
     a = adapter(tmp_path / "a")
     refused(tmp_path, [tmp_path / "none"], StorageError, str(tmp_path / "none"), "No such file")
-    refused(tmp_path, [a / CONFIG], DecodeError, str(a / CONFIG), "Give the folder")
+    refused(tmp_path, [a / CONFIG], DecodeError, str(a / CONFIG), "Give what save_pretrained wrote")
     (a / WEIGHTS).unlink()
     refused(tmp_path, [a], ModelError, str(a), "no file of weights")
     (a / CONFIG).unlink()
