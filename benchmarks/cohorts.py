@@ -63,12 +63,13 @@ def main() -> None:
         print(json.dumps(cohort_steps.measured(1, 16, seconds=0.0)))
         return
     found: dict[str, Any] = {"rows": {}}
-    if RESULTS.exists() and not options.fresh:
+    if RESULTS.exists() and (options.only or not options.fresh):
         found = json.loads(RESULTS.read_text())
     found["command"] = "make bench-cohorts"
     found["machine"] = {"arch": platform.machine(), "cpus": os.cpu_count(), "torch": torch.__version__}
     for name, measure in rows(options.pfl).items():
-        if name in found["rows"] or (options.only and name not in options.only):
+        there = name in found["rows"] and not options.fresh
+        if there or (options.only and name not in options.only):
             continue
         began = time.perf_counter()
         row = measure()
