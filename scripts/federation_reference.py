@@ -1,6 +1,6 @@
 """Write docs/reference/federation-file.md from the settings' classes. ``--check`` only compares.
 
-The words that the classes do not have stand in ``federation_texts.py``.
+The words that the classes do not have stand in ``federation_texts.py`` and ``federation_meanings.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import annotated_types as at
-from federation_texts import HEAD, MEANINGS, RULE_CLASSES, RULES, TABLES, TAIL, UNFIT
+from federation_meanings import MEANINGS
+from federation_texts import HEAD, RULE_CLASSES, RULES, TABLES, TAIL, UNFIT
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 

@@ -1,7 +1,6 @@
-"""The words of docs/reference/federation-file.md that the settings' types cannot say.
+"""The page docs/reference/federation-file.md around its keys: head, tables in order, what does not fit, tail.
 
-What a class cannot say stands in ``MEANINGS``; a key without a meaning is an error of
-``federation_reference.py``, so a new setting cannot stay undescribed.
+What a key means stands in ``federation_meanings.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from pydantic import BaseModel
 from headwater.config import assignment as a
 from headwater.config import training as t
 from headwater.config.adapter import (
-    BaseAdapter,
     Ia3Adapter,
     LoraAdapter,
     LoraSbAdapter,
@@ -22,7 +20,6 @@ from headwater.config.adapter import (
 )
 from headwater.config.codec import CompeftCodec, DenseCodec
 from headwater.config.data import (
-    BaseData,
     CausalLMData,
     ClassificationData,
     ColumnPartition,
@@ -34,7 +31,6 @@ from headwater.config.data import (
     NoData,
     QuantityPartition,
     RegressionData,
-    TextData,
 )
 from headwater.config.devices import (
     AlwaysOnline,
@@ -49,7 +45,6 @@ from headwater.config.devices import (
 )
 from headwater.config.evaluation import BaselineSettings, EvaluationSettings
 from headwater.config.model import (
-    BaseModelSettings,
     CausalLMModel,
     EncoderModel,
     SequenceClassificationModel,
@@ -59,7 +54,6 @@ from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings, SynchronousSchedule
 from headwater.config.settings import by_kind
 from headwater.config.strategy import (
-    BaseStrategy,
     FisherStrategy,
     MeanStrategy,
     MedianStrategy,
@@ -247,217 +241,3 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         (TensorBoardTracker,),
     ),
 }
-
-MEANINGS: dict[type[BaseModel], dict[str, str]] = {
-    DeviceSettings: {
-        "availability": "",
-        "trace": "CSV file whose columns replace the settings of their names below; rows are of clients in "
-        "column `client`, or else dealt",
-        "tokens_per_s": "of a forward pass; a backward pass takes as long",
-        "flop_per_s": "a token's pass takes 2 for each parameter of the base",
-        "latency_s": "of each download and upload",
-        "dropout": "probability that a task ends in nothing",
-        "interrupted": "a task whose client goes offline fails, or goes on later",
-        "joules_per_byte": "sent or received, on top",
-        "idle_watts": "of who was asked and is idle",
-        "server_s": "to close a round",
-    },
-    SimulationSettings: {
-        "cohort": 'most clients that are trained as one batch, up to 4,096, or `"auto"`, which measures what '
-        "pays; above 1 last digits change",
-        "devices": "simulated devices, with a clock of their own",
-    },
-    DailyWindow: {"from_h": "hour of the day at which it comes online", "hours": "24 and more: always"},
-    IntervalTrace: {"path": "a client without a row is never online"},
-    a.AssignedByPlanner: {
-        "round_s": "seconds a client's round may take; steps are cut to fit. Measured times decide, so two "
-        "runs of the file may differ",
-        "devices": "of a simulation; real devices measure themselves",
-    },
-    BufferedSchedule: {
-        "staleness_exponent": "a in an update's weight · (1+s)⁻ᵃ, s versions after its start",
-    },
-    Constant: {"value": ""},
-    Uniform: {"low": "", "high": ""},
-    Lognormal: {"median": "", "sigma": ""},
-    Choice: {"values": "", "weights": "all alike if absent"},
-    TensorBoardTracker: {
-        "kind": "scalars of every round in the run folder's `tensorboard/`; needs `headwater[tensorboard]`",
-    },
-    FederationSettings: {
-        "name": "of the run",
-        "seed": "of everything random; replaced by `--seed N`",
-        "rounds": "fewer if `evaluation.patience` ends the run",
-    },
-    BaseModelSettings: {
-        "revision": "of a hub name",
-        "sha256": "what the base's files must hash to",
-        "dtype": "of the frozen base; what is trained stays float32",
-        "quantization": "needs a CUDA GPU and bitsandbytes",
-        "accept_warnings": "parts of harmless warnings of transformers or PEFT; any other is an error",
-    },
-    SequenceClassificationModel: {
-        "head": "outputs go to labels of their names; output k is label k; it starts anew",
-    },
-    BaseAdapter: {
-        "head_bits": "a fresh head in units of 2^head_bits, [for methods along random "
-        "directions](../guides/low-memory.md#what-makes-it-work) (5 or 6)",
-    },
-    VectorModel: {"size": "values of the vector"},
-    LoraAdapter: {
-        "rank": "r",
-        "alpha": "s = alpha/r in s·B·A",
-        "target_modules": 'the ends of module names, or `["all-linear"]`',
-        "rslora": "s = alpha/√r",
-        "dora": "train the rows' magnitudes too",
-        "dropout": "on the input of A while training",
-    },
-    LoraSbAdapter: {
-        "rank": "r: a layer costs r × r values",
-        "target_modules": 'the ends of module names, or `["all-linear"]`',
-        "dropout": "on the input of A while training",
-    },
-    PromptAdapter: {"tokens": "virtual tokens"},
-    PrefixAdapter: {"tokens": "virtual tokens of every layer"},
-    Ia3Adapter: {
-        "target_modules": "the ends of module names",
-        "feedforward_modules": "those of them whose input is rescaled, not the output",
-    },
-    VeraAdapter: {
-        "rank": "of the shared matrices; a layer costs so many values",
-        "target_modules": 'the ends of module names, or `["all-linear"]`',
-        "d_initial": "what the vector of length `rank` starts as",
-        "dropout": "on the input of A while training",
-    },
-    PTuningAdapter: {
-        "tokens": "virtual tokens",
-        "encoder": "the network that computes them",
-        "hidden_size": "of the network; an LSTM has it in each direction",
-        "lstm_layers": "of an LSTM; an MLP has two hidden layers",
-    },
-    ColumnPartition: {"column": "its value is the client's name"},
-    IidPartition: {"clients": "how many"},
-    DirichletPartition: {
-        "clients": "how many",
-        "alpha": "small: few labels each; large: all alike",
-        "min_examples": "of every client",
-    },
-    QuantityPartition: {
-        "clients": "how many",
-        "alpha": "small: very unequal sizes; large: all alike",
-        "min_examples": "of every client",
-    },
-    BaseData: {
-        "partition": "who has which rows, see below",
-        "max_tokens": "longer texts are cut; running text is cut into windows",
-        "validation_fraction": "of each client's rows, drawn once",
-        "max_examples_per_client": "at most so many, drawn once",
-        "max_test_examples": "at most so many of the test file's (of a causal model: windows)",
-        "fraction": "keep this share of each client's rows, drawn once",
-    },
-    TextData: {"text": "the column of the text"},
-    ClassificationData: {
-        "label": "the column of the label",
-        "labels": "all labels, in the order of the model's outputs; whole numbers and booleans too",
-    },
-    RegressionData: {
-        "target": "the column of the number",
-        "target_mean": "what is subtracted from it before it is learnt",
-        "target_scale": "what it is then divided by",
-    },
-    MultiLabelData: {
-        "label": "the column of the labels: a list, or text with `separator`",
-        "labels": "all labels, in the order of the model's outputs; whole numbers and booleans too",
-    },
-    CausalLMData: {"text": "the column of the text"},
-    InstructionData: {
-        "prompt": "the column of the prompt",
-        "answer": "the column of the answer",
-        "messages": "the column of conversations, in place of prompt and answer",
-        "system": "a system message before every prompt",
-        "date": "what a chat template takes for today",
-        "thinking": "the model thinks before it answers; rows bring `reasoning_content`",
-        "format": "recognised by the columns if absent",
-    },
-    NoData: {"clients": "how many", "examples": "of each"},
-    a.Method: {"training": "as `[training]`"},
-    t.MinibatchTraining: {
-        "batch_size": "examples of one step",
-        "learning_rate": "of the adapter",
-        "trunk_cache_mb": "MiB for [what reaches the first trained layer]"
-        "(../guides/low-memory.md#what-makes-it-work)",
-    },
-    t.KseedTraining: {
-        "pro": "FedKSeed-Pro; half a byte down for each seed",
-    },
-    MeanStrategy: {
-        "noise": "[of methods in mixed rounds](../guides/low-memory.md#mixed-rounds)",
-        "rank_weights": "whose change a component's mean counts: those who train it, or all",
-    },
-    t.Directed: {"distribution": "of the directions"},
-    t.ForwardGradientTraining: {
-        "candidates": "of so many random directions the one most aligned with the estimate so far is taken",
-        "variance_target": "draw more directions until the variance of their mean is below this multiple of "
-        "its squared norm",
-        "max_directions": "of a step, with `variance_target`",
-        "optimizer": "takes the estimate for a gradient",
-    },
-    t.SpryTraining: {
-        "directions": "of a step",
-        "optimizer": "takes the estimate for a gradient",
-    },
-    t.BlackboxTraining: {
-        "population": "points of a generation",
-        "batch_size": "examples that judge a generation",
-        "distribution": "of the projection",
-    },
-    t.BackpropTraining: {
-        "head_learning_rate": "of the head; `learning_rate` if absent",
-        "weight_decay": "the optimizer's",
-        "max_grad_norm": "gradients are scaled down to this L2 norm",
-        "gradient_checkpointing": "less memory, more time, the same bits",
-    },
-    t.NoopTraining: {"scale": "standard deviation of the random change"},
-    DenseCodec: {"dtype": "4 or 2 bytes a value"},
-    CompeftCodec: {
-        "error_feedback": "a client adds to its next update what this one dropped",
-    },
-    BaseStrategy: {
-        "space": "[of LoRA](aggregation.md#spaces)",
-        "weighting": "a client weighs its training examples (at most 2²⁴), or 1",
-        "server_learning_rate": "η in x ← x + η·m",
-        "server_optimizer": "[FedAvgM, FedAdam, FedYogi, FedAdagrad](aggregation.md#the-servers-step)",
-        "server_momentum": "β of `momentum`, in m ← β·m + Δ",
-        "server_beta1": "β₁ of the others",
-        "server_beta2": "β₂ of `adam` and `yogi`",
-        "server_tau": "τ of the others",
-        "control_variates": '[SCAFFOLD](aggregation.md#control-variates), with `optimizer = "sgd"`',
-        "norm_bound": "longer updates are shortened to this L2 norm",
-    },
-    TiesStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
-    FisherStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
-    MedianStrategy: {
-        "allow_factors": "permit space `factors`, which merges noise of the basis",
-        "max_kept_mb": "MiB of updates that a round may keep in memory",
-    },
-    CohortSettings: {
-        "clients_per_round": "how many are asked, drawn anew; all if absent. "
-        "Schedule `buffered`: how many work at once",
-        "min_clients": "with fewer accepted updates a server's round waits; a simulation stops",
-        "target_clients": "a round closes with so many updates: over-selection of `clients_per_round`",
-        "retry_s": "on a server: when a failed client is asked again in an open round; doubled each time, up "
-        "to 16-fold",
-        "deadline_s": "after which a round closes with who answered; never if absent",
-    },
-    EvaluationSettings: {
-        "every": "rounds between evaluations, the last round always; 0: never",
-        "deadline_s": "of an evaluation; absent: `cohort.deadline_s`, else 3600 on a server. "
-        "[What depends on it](../how-to/choose-a-schedule.md)",
-        "patience": "end the run after so many evaluations without a better one",
-        "metric": "which one decides; absent: [the first of the kind of data](data.md#metrics)",
-        "batch_size": "examples at once",
-    },
-    PrivacySettings: {"clip_l2": "bound on an update's L2 norm; adds no noise"},
-    BaselineSettings: {"majority": "the best constant answer, such as the most frequent training label"},
-}
-"""Meanings of keys whose settings carry no description, or a longer one than this page needs, by class."""
