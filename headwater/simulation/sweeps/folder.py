@@ -4,7 +4,6 @@
 
     points/           a run folder a point, named by its labels and the id of its settings
     sweep.toml        the sweep file
-    table.txt         what the command prints: combinations over their seeds, effects, the best one
     table.csv         a line a combination
     points.csv        a line a point
     sweep.json        all of it
