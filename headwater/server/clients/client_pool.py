@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -61,9 +61,9 @@ class ClientPool(ABC):
         """
         return False
 
-    def changed_since(self, looked_s: float) -> bool:
-        """Whether somebody came or went since then; asked in simulated time only."""
-        return True
+    def moved(self) -> Collection[str]:
+        """Who came or went since this was last asked, which is in simulated time only."""
+        return ()
 
     def at_work(self) -> Sequence[LeftAtWork]:
         """Who is at work since before this process; said once. Only in simulated time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -266,8 +266,11 @@ class RoundDriver:
     def _check_clients(self) -> Close | Halt | None:
         """Tell the coordinator which clients came back, were revoked, or have other data than was planned."""
         now = self._with.control.clock()
+        moved: Collection[str] | None = None
         if self._with.control.simulated:  # nobody comes or goes between two events
-            due = self._with.pool.changed_since(self._looked_s) or self._wants_replacements(now)
+            moved = self._with.pool.moved()
+            ours = self._looked_s < self._began_s or any(client in self._with.clients for client in moved)
+            due = ours or self._wants_replacements(now)
         else:
             due = now >= self._looked_s + POLL_CLIENTS_S
         if not due:
@@ -275,7 +278,8 @@ class RoundDriver:
         self._looked_s = now
         receive, number, end = self._with.coordinator.receive, self._with.round, None
         ready, known = set(self._with.pool.ready()), self._with.pool.profiles()
-        for client in sorted(ready - self._there):
+        came = ready - self._there
+        for client in sorted(came if moved is None else came.intersection(moved)):
             end = end or self._do(receive(Joined(client, number)))
         self._there = ready
         self._with.retime()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from types import MappingProxyType
@@ -70,14 +70,16 @@ class DeviceClients(FixedClients):
         for request in requests:
             exchange.send([(request.client, request)], request.round)
         self._began = self._closed = clock.now
-        self._ready: Mapping[str, ClientProfile] = self._profiles
+        self._ready: Mapping[str, ClientProfile] | None = self._profiles  # None until it is asked for again
+        self._online = set(self._profiles)
         self._changes: list[tuple[int, str]] = []
         if not fleet.always_online:
-            self._ready = {n: p for n, p in self._profiles.items() if fleet.times(n).online(clock.now)}
+            self._online = {name for name in self._profiles if fleet.times(name).online(clock.now)}
+            self._ready = None
             changes = ((fleet.times(name).next_change(clock.now), name) for name in self._profiles)
             self._changes = [change for change in changes if change[0] < NEVER]
             heapify(self._changes)
-        self._changed_s = clock()
+        self._moved: set[str] = set()
         clock.watch(self._next_change)
 
     def at_work(self) -> Sequence[LeftAtWork]:  # noqa: D102 - inherited
@@ -86,18 +88,22 @@ class DeviceClients(FixedClients):
 
     def ready(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
         self._update()
+        if self._ready is None:
+            self._ready = {n: p for n, p in self._profiles.items() if n in self._online}
         return self._ready
 
     def is_away(self, client: str) -> bool:  # noqa: D102 - inherited
-        return client not in self.ready()
+        self._update()
+        return client not in self._online
 
     def missing(self) -> Mapping[str, str]:  # noqa: D102 - inherited
-        ready = self.ready()
-        return {name: "offline (simulated)" for name in self._profiles if name not in ready}
-
-    def changed_since(self, looked_s: float) -> bool:  # noqa: D102 - inherited
         self._update()
-        return looked_s < self._changed_s
+        return {name: "offline (simulated)" for name in self._profiles if name not in self._online}
+
+    def moved(self) -> Collection[str]:  # noqa: D102 - inherited
+        self._update()
+        moved, self._moved = self._moved, set()
+        return moved
 
     def _next_change(self, limit: int) -> int:
         self._update()  # nobody may have asked since the last one
@@ -105,18 +111,15 @@ class DeviceClients(FixedClients):
 
     def _update(self) -> None:
         """Let those come and go whose time has come."""
-        now, changed = self._clock.now, False
+        now = self._clock.now
         while self._changes and self._changes[0][0] <= now:
             _, name = heappop(self._changes)
-            times, changed = self._fleet.times(name), True
+            times = self._fleet.times(name)
             if (following := times.next_change(now)) < NEVER:
                 heappush(self._changes, (following, name))
-            if times.online(now):
-                self._ready = {**self._ready, name: self._profiles[name]}
-            else:
-                self._ready = {n: p for n, p in self._ready.items() if n != name}
-        if changed:
-            self._ready, self._changed_s = dict(sorted(self._ready.items())), self._clock()
+            (self._online.add if times.online(now) else self._online.discard)(name)
+            self._moved.add(name)
+            self._ready = None
 
     def round_closed(self) -> None:
         """Training is over, and the server merges."""
