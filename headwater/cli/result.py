@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from headwater.text import human_joules, human_seconds
 
 
-def result_table(summary: Mapping[str, Any]) -> Table:
-    """Baselines beside the federation, on the same held-out examples, and what it cost in bytes."""
-    metric = summary["metric"]
-    table = Table(title=f"{summary['name']}: {metric['name']} on {_where(metric)}", title_justify="left")
+def result_table(summary: Mapping[str, Any]) -> RenderableType:
+    """Baselines beside the federation, on the same held-out examples, and what it cost in bytes.
+
+    Where nothing was measured there is no table.
+    """
+    metric, table = summary["metric"], Table()
     table.add_column("trained how")
     table.add_column(metric["name"], justify="right")
     baselines = summary["baselines"]
@@ -34,15 +37,18 @@ def result_table(summary: Mapping[str, Any]) -> Table:
             f"federated, best round ({metric['best_round']})", _number(metric["best"]), style="bold"
         )
     sizes = summary["bytes"]
-    table.caption = (
+    cost = (
         f"{summary['clients']} clients, {summary['rounds']} rounds, {summary['seconds']:.0f} s; "
         f"up {sizes['up']:,} bytes (dense: {sizes['up_dense']:,}), "
         f"down {sizes['down']:,} (dense: {sizes['down_dense']:,}); "
         f"{_fisher(summary)}{_simulated(summary)}"
         f"adapter of round {summary['adapter_round']}, sha256 {summary['adapter_sha256'][:16]}…"
     )
-    table.caption_justify = "left"
-    return table
+    if not table.row_count:
+        return Text(cost)
+    # a table's own title and caption are no wider than it is
+    title = Text(f"{summary['name']}: {metric['name']} on {_where(metric)}", style="italic")
+    return Group(title, table, Text(cost))
 
 
 def _fisher(summary: Mapping[str, Any]) -> str:

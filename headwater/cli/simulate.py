@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from headwater.cli.tables import show
 from headwater.config import load_federation
 from headwater.errors import ConfigError, InternalError, OwnersLost, StorageError
 from headwater.process_memory import importing
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         from headwater.cli.result import result_table
 
-        Console().print(result_table(summary))
+        show(result_table(summary), sys.stdout)
     if summary["stopped"] == "stopped":
         command = f"headwater simulate --resume {shlex.quote(str(folder.path))}"
         # not through rich: it would break the line that is there to be copied
