@@ -18,6 +18,7 @@ _OPTIONS = (
 """Of ``adapter_config.json``: what decides where the tensors act, as far as their shapes do not say it."""
 _NO_READING = {
     "path", "partition", "test", "name", "batch_size", "test_key", "fraction", "max_examples_per_client",
+    "dtype",  # which earlier versions wrote there, and is the base's
 }  # fmt: skip
 """Of the notes on rows: which rows there were, and not how one is read."""
 _HUB_CACHE = re.compile(r"models--.+?--(?P<name>.+?)/snapshots/[0-9a-f]+")
@@ -60,6 +61,10 @@ def remarks(folders: Sequence[PeftFolder]) -> list[str]:
         for folder in noted[1:]
         if (differing := _differing(_reading(noted[0]), _reading(folder)))
     ]
+    dtypes = {_dtype(folder): folder for folder in reversed(noted)}
+    if len(dtypes) > 1:
+        theirs = " and ".join(sorted(dtypes))
+        found.append(f"trained on the base in {theirs}; the result reads it in {_dtype(noted[0])}")
     digests: dict[str, Path] = {}
     for folder in folders:
         other = digests.setdefault(folder.digest, folder.path)
@@ -188,6 +193,12 @@ def _reading(folder: PeftFolder) -> Mapping[str, Any]:
         flat |= {key: value for key, value in rows.items() if key != "data"}
         flat |= data if isinstance(data, dict) else {}
     return flat
+
+
+def _dtype(folder: PeftFolder) -> str:
+    """In which the base was, by the notes of Headwater."""
+    base = folder.notes.get("base")
+    return str(base.get("dtype", "float32")) if isinstance(base, dict) else "float32"
 
 
 def _differing(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -93,3 +93,18 @@ def test_other_labels_are_refused_by_name(runs, tmp_path):
     assert done.code == 4
     assert "labels of the head" in done.error
     assert not (tmp_path / "out").exists()
+
+
+def test_in_what_the_base_was_is_said_where_it_differs(runs, tmp_path):
+    a, b = runs / "a" / "adapter", tmp_path / "b"
+    shutil.copytree(a, b)
+    notes = json.loads((b / "headwater.json").read_text())
+    notes["rows"]["dtype"] = "float32"  # as earlier versions had it
+    for dtype, said in (("float32", False), ("bfloat16", True)):
+        notes["base"]["dtype"] = dtype
+        (b / "headwater.json").write_text(json.dumps(notes))
+        done = headwater("merge", b, a, "-o", tmp_path / dtype)
+        assert done.code == 0, done.err
+        told = "trained on the base in bfloat16 and float32; the result reads it in bfloat16"
+        assert (told in done.out) == said
+        assert "read in another way" not in done.out
