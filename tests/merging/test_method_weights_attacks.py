@@ -379,3 +379,17 @@ def test_a_state_of_no_values_is_merged():
     for client in "ab":
         acc = rule.add(acc, Update(client, 1, AdapterState.from_vector(flat(0), torch.zeros(0)), 1))
     assert rule.finalize(acc).noise is None
+
+
+@pytest.mark.parametrize("large", [2**20 - 1, 2**20, 2**24])
+def test_an_owner_of_one_row_beside_one_of_a_million(large):
+    """Two clients of which one is all the weight do not tell how clients differ."""
+    weights = {"a": 1, "b": large, "c": 1, "d": 1}
+    plan = MergePlan(flat(3), weights, 4.0, groups={"a": "phone", "b": "phone", "c": "server", "d": "server"})
+    rule = MeanAggregator()
+    acc = rule.init(plan)
+    for client, value in zip(weights, (0.5, 1.0, 1.0, 1.0), strict=True):
+        delta = AdapterState.from_vector(flat(3), torch.tensor([value, 1.0, 0.25]))
+        acc = rule.add(acc, Update(client, 1, delta, weights[client]))
+    merged = rule.finalize(acc).delta.vector()
+    assert merged.tolist() == pytest.approx([1.0, 1.0, 0.25], abs=1e-4)
