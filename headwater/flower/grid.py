@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from flwr.app import Array, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.serverapp import Grid
 from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -23,6 +22,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from headwater.errors import DecodeError
 from headwater.flower.link_state import FOREVER_S, HeadwaterLinkState
 from headwater.flower.message_objects import open_objects, seal
+from headwater.flower.one_run import OneRunGrid
 from headwater.flower.records import pack
 
 PULL_BYTES = 2**26
@@ -30,7 +30,7 @@ PULL_BYTES = 2**26
 _POLL_S = 0.05
 
 
-class LinkGrid(Grid):
+class LinkGrid(OneRunGrid):
     """Messages wait until they are fetched, answered or cancelled; a client that is away is no error.
 
     Args:
@@ -135,27 +135,6 @@ class LinkGrid(Grid):
             if not answered:
                 time.sleep(_POLL_S)
         return replies
-
-    # What Flower's interface asks for besides; the server uses none of it.
-
-    def set_run(self, run: object) -> None:
-        """Nothing: there is one run in a link."""
-
-    @property
-    def run(self) -> None:  # type: ignore[override]  # Flower's Run is internal and has no meaning here
-        """No Flower run."""
-        return
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Deprecated by Flower; kept because the interface demands it."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
 def _gone(message_id: str, run_id: int) -> Message:

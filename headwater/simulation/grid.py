@@ -12,14 +12,14 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import count
 
-from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Error, Message
 
 from headwater.client.execution.execute import evaluate, execute, introduce, introduction
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
 from headwater.errors import HeadwaterError
 from headwater.flower import assume_task_identity, pack, unpack
+from headwater.flower.one_run import OneRunGrid
 from headwater.proto.wire import decode_request
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, TrainRequest
 from headwater.simulation.workers import WorkerPool
@@ -30,7 +30,7 @@ COHORT = 32
 """Clients that are executed at once: what bounds how many clients' examples are held."""
 
 
-class LocalGrid(Grid):
+class LocalGrid(OneRunGrid):
     """Nodes of one box: node ``FIRST_NODE + k`` is the k-th client in sorted order.
 
     Args:
@@ -88,27 +88,6 @@ class LocalGrid(Grid):
     @abstractmethod
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Nobody waits for these any more: work that has not begun is not done."""
-
-    # What Flower's interface asks for besides; the server uses none of it.
-
-    def set_run(self, run: object) -> None:
-        """Nothing: there is one run."""
-
-    @property
-    def run(self) -> None:  # type: ignore[override]  # Flower's Run is internal and has no meaning here
-        """No Flower run."""
-        return
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Deprecated by Flower; kept because the interface demands it."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
 def _reply(message: Message, result: bytes | Error) -> Message:

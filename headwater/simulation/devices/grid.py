@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from heapq import heappop, heappush
 
-from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
 
 from headwater.errors import FederationStopped
 from headwater.flower import count_bytes, unpack
+from headwater.flower.one_run import OneRunGrid
 from headwater.proto.wire import decode_request
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, TrainRequest
 from headwater.server.clients.exchange import Cancels, Introduces
@@ -41,7 +42,7 @@ _Queue = list[tuple[int, str, str]]
 """A heap of times, clients and message ids."""
 
 
-class DeviceGrid(Grid):
+class DeviceGrid(OneRunGrid):
     """Nodes of ``inner``, on simulated devices.
 
     Args:
@@ -291,8 +292,6 @@ class DeviceGrid(Grid):
             return Message(Error(code=_FAILED, reason=task.failure), reply_to=message)
         return reply
 
-    # What Flower's interface asks for besides; the server uses none of it.
-
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
@@ -304,25 +303,6 @@ class DeviceGrid(Grid):
             if len(replies) < len(ids):
                 self._clock.sleep(NEVER)
         return replies
-
-    def set_run(self, run: object) -> None:
-        """Nothing: there is one run."""
-
-    @property
-    def run(self) -> None:  # type: ignore[override]  # Flower's Run is internal and has no meaning here
-        """No Flower run."""
-        return
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Deprecated by Flower; kept because the interface demands it."""
-        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
 
 
 def _order(task: SimulatedTask | None) -> tuple[int, str]:
