@@ -16,7 +16,7 @@ from typing import Any
 import cohort_steps
 import numpy as np
 import torch
-from cohort_steps import COHORT, MINILM
+from cohort_steps import COHORT, FEDERATION, MINILM
 
 from headwater.config import load_federation
 from headwater.server.events import Event, RoundEnded, RoundStarted
@@ -24,22 +24,7 @@ from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 
 BATCH, TOKENS, STEPS, CLIENTS, ROUNDS = 2, 16, 4, 100, 3
-FEDERATION = """
-[federation]
-name = "cohorts"
-rounds = {rounds}
-[model]
-kind = "encoder"
-path = "{model}"
-[adapter]
-kind = "lora"
-rank = 8
-alpha = 16.0
-target_modules = ["query", "value"]
-[data]
-kind = "classification"
-path = "rows.jsonl"
-labels = ["a", "b", "c"]
+ROUNDS_OF = """\
 max_tokens = {tokens}
 partition = {{ kind = "column", column = "owner" }}
 [training]
@@ -74,7 +59,7 @@ def federation(clients: int, *, asked: int = 0, rounds: int = ROUNDS, steps: int
                     row = {"text": text, "label": "abc"[draw.integers(3)], "owner": f"c{client:04}"}
                     file.write(json.dumps(row) + "\n")
         asked = asked or clients
-        text = FEDERATION.format(
+        text = (FEDERATION + ROUNDS_OF).format(
             model=MINILM, rounds=rounds, tokens=TOKENS, batch=BATCH, steps=steps, asked=asked
         )
         (path / "federation.toml").write_text(text)

@@ -37,7 +37,7 @@ FEWEST_TURNS, MOST_TURNS = 3, 7
 FEDERATION = """
 [federation]
 name = "cohorts"
-rounds = 1
+rounds = {rounds}
 [model]
 kind = "encoder"
 path = "{model}"
@@ -50,10 +50,9 @@ target_modules = ["query", "value"]
 kind = "classification"
 path = "rows.jsonl"
 labels = ["a", "b", "c"]
-partition = {{ kind = "iid", clients = 1 }}
-[training]
-kind = "backprop"
 """
+"""Of one model and adapter; a table goes on with data, and others follow."""
+ONE_CLIENT = 'partition = {{ kind = "iid", clients = 1 }}\n[training]\nkind = "backprop"\n'
 
 
 @cache
@@ -61,7 +60,7 @@ def opened() -> TrainingContext:
     """MiniLM with its adapter; the threads are not touched."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "federation.toml"
-        file.write_text(FEDERATION.format(model=MINILM))
+        file.write_text((FEDERATION + ONE_CLIENT).format(model=MINILM, rounds=1))
         return TrainingContext.open(load_federation(file), threads=False)
 
 
