@@ -116,3 +116,17 @@ def test_what_ranks_that_cancel_leave_of_each_other_is_merged(tmp_path, left):
     got = np.matmul(*PeftFolder.open(tmp_path / "out").factors(MODULE_NAME))
     expected = (changes[0] + changes[1]) / 2
     assert np.allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("sizes", [(0.0, 1e9), (1e9, 0.0)])
+def test_a_factor_whose_partner_is_zero_hides_nobody(tmp_path, sizes):
+    """As of adapters that were never trained: B is 0, and A is what it was drawn as."""
+    folders = [changed(tmp_path / "zero", 1, sizes), changed(tmp_path / "small", 2, (1e-6, 1e-6))]
+    for turned in (True, False):
+        adapters = Adapters.open(folders, None)
+        axes = CommonAxes.of(adapters, MODULE_NAME, turned=turned)
+        assert axes is not None
+        for i, folder in enumerate(adapters.folders):
+            b, a = folder.factors(MODULE_NAME)
+            again_b, again_a, _ = axes.factors(axes.core(i), Truncation())
+            assert np.allclose(again_b @ again_a, b @ a, rtol=0, atol=1e-6 * 1e-12)
