@@ -24,6 +24,8 @@ from headwater.merging.offline.rule import Floats
 
 EXACT = 1e-6
 """Singular values below this part of the largest are rounding of the adapters' float32, not their content."""
+_AS_LARGE = 1 - 1e-9
+"""Entries of so much of the largest are as large: which of them was rounded up says nothing."""
 _COLUMNS_AT_ONCE = 2048
 """Rank of adapters together whose factors are in memory at a time, for inner products."""
 
@@ -156,7 +158,7 @@ def balanced(b: Floats, a: Floats, rank: int | None = None) -> tuple[Floats, Flo
     """U·√S and √S·Vᵀ of the decomposition of b·a, without what is rounding; of rank 0 if b·a is zero.
 
     They depend on the change and not on its factors. A pair of singular vectors has no sign of its own: the
-    largest entry of the left one is positive.
+    first of the largest entries of the left one is positive.
 
     Args:
         b: [rows, r].
@@ -169,8 +171,7 @@ def balanced(b: Floats, a: Floats, rank: int | None = None) -> tuple[Floats, Flo
     found = int(np.count_nonzero(s > EXACT * s[0])) if s[0] else 0
     root = np.sqrt(s[:found])
     left, right = (q_b @ u[:, :found]) * root, root[:, None] * (vt[:found] @ q_a.T)
-    largest = np.abs(left).argmax(axis=0)
-    sign = np.where(left[largest, np.arange(found)] < 0, -1.0, 1.0)
+    sign = _signs(left)
     left, right, missing = left * sign, right * sign[:, None], max(0, (rank or 0) - found)
     return np.pad(left, ((0, 0), (0, missing))), np.pad(right, ((0, missing), (0, 0)))
 
@@ -200,8 +201,14 @@ def _turned(axes: Floats | None, gram: Floats | float) -> Floats:
 
 def _one_sign(axes: Floats) -> Floats:
     """Columns whose largest entry is positive: a singular vector's sign is free."""
-    largest = np.abs(axes).argmax(axis=0)
-    return axes * np.where(axes[largest, np.arange(axes.shape[1])] < 0, -1.0, 1.0)
+    return axes * _signs(axes)
+
+
+def _signs(columns: Floats) -> Floats:
+    """Of each column's largest entry; the first of those that are equally large but for rounding."""
+    sizes = np.abs(columns)
+    first = (sizes >= _AS_LARGE * sizes.max(axis=0)).argmax(axis=0)
+    return np.where(columns[first, np.arange(columns.shape[1])] < 0, -1.0, 1.0)
 
 
 def inner_products(adapters: Adapters, *, differences: bool = False) -> Floats:
