@@ -22,7 +22,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt scripts/setup.sh
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt scripts/setup.sh # all of .demo and more, in one installation
-	@scripts/setup.sh "$(PYTHON)" $(VENV) "simulation,datasets,gguf,ray,tensorboard,dev"
+	@scripts/setup.sh "$(PYTHON)" $(VENV) "simulation,datasets,gguf,ray,tensorboard,speed,dev"
 	@touch $(VENV)/.demo $@
 
 $(CORPORA)/.sentiment: $(VENV)/.demo

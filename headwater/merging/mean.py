@@ -15,7 +15,7 @@ import torch
 from headwater.errors import ConfigError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import divisors, require_covered
-from headwater.merging.fixed_point import add_fixed, require_bounded
+from headwater.merging.fixed_point import add_bounded, require_bounded
 from headwater.merging.method_sums import MeanSums, by_method, expanded, weighted
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
@@ -81,10 +81,12 @@ class MeanAggregator(Aggregator[MeanSums]):
                 acc.use.add(update.delta)
         else:
             vector = update.delta.flat()
-            require_bounded(vector, plan.spec, bound=plan.value_bound, who=who)
-            require_covered(vector, plan, update.client)
-            sums = acc.of(update.client)
-            add_fixed(sums.total, vector, acc.bits, weight)
+            restricted = update.client in plan.tensors or update.client in plan.ranks
+            if restricted or acc.method(update.client) not in acc.methods:  # before anything is changed
+                require_bounded(vector, plan.spec, bound=plan.value_bound, who=who)
+                require_covered(vector, plan, update.client)
+            sums, bound = acc.of(update.client), plan.value_bound
+            add_bounded(sums.total, vector, plan.spec, bound=bound, bits=acc.bits, weight=weight, who=who)
             sums.values += 1
             energy = energy_of(vector) if plan.weighs else 0.0
         seeded = isinstance(update.delta, SeedCoefficients) and update.noise == update.delta.noise(
