@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import math
+
+from pydantic import Field, model_validator
 
 from headwater.config.settings import Settings
 
@@ -20,6 +22,15 @@ class EvaluationSettings(Settings):
     )
     every: int = Field(default=1, ge=0, description="rounds between evaluations; 0 = never")
     clients: bool = Field(default=True, description="evaluate on the clients' validation splits too")
+    clients_every: int = Field(
+        default=1, ge=1, description="clients are asked in rounds divisible by it only, and in the last"
+    )
+    client_count: int | None = Field(
+        default=None, ge=1, description="so many of them, drawn anew each time; all if absent"
+    )
+    client_fraction: float | None = Field(
+        default=None, gt=0, le=1, description="the same as a fraction of those with a validation split"
+    )
     metric: str | None = None
     patience: int | None = Field(default=None, ge=1, description="evaluations without a better one")
     min_client_examples: int = Field(default=10, ge=1, description="below it a client's own number is hidden")
@@ -30,6 +41,23 @@ class EvaluationSettings(Settings):
         le=2**20,
         description="as `training.trunk_cache_mb`, of what is evaluated again and again",
     )
+
+    @model_validator(mode="after")
+    def _sampled_once(self) -> EvaluationSettings:
+        if self.client_count is not None and self.client_fraction is not None:
+            raise ValueError("client_count and client_fraction say the same: leave one of them out")
+        fewer = self.clients_every > 1 or self.client_count is not None or self.client_fraction is not None
+        if fewer and not self.clients:
+            raise ValueError("clients = false asks no client: leave clients_every and client_… out")
+        return self
+
+    def most_clients(self, round: int, clients: int, *, last: bool) -> int:
+        """How many of so many clients with a validation split evaluate after this round."""
+        if not self.clients or (round % self.clients_every and not last):
+            return 0
+        if self.client_fraction is not None:
+            return math.ceil(self.client_fraction * clients)
+        return clients if self.client_count is None else min(clients, self.client_count)
 
 
 class BaselineSettings(Settings):

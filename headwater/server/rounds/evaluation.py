@@ -12,6 +12,7 @@ from headwater.config.federation import Federation
 from headwater.errors import DecodeError, HeadwaterError, TrainingError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, Evaluation, reported
+from headwater.seeds.keys import Key
 from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.downlink import Downlink
 from headwater.server.clients.exchange import ASKED_AT_ONCE, Exchange, ReceivedReply
@@ -98,8 +99,12 @@ class EvaluationRound:
             return checkpoint, math.nan
         self._control.observer(Evaluating(number))
         settings = self._federation.evaluation
-        wanted = [n for n, p in profiles.items() if p.validation_examples] if settings.clients else []
-        asked = self._available(wanted, took_part, pool, draft)
+        wanted = [n for n, p in profiles.items() if p.validation_examples]
+        last = number == self._federation.federation.rounds
+        most = settings.most_clients(number, len(wanted), last=last)
+        here = self._available(wanted, took_part, pool, draft, most) if most else []
+        key = Key.root(self._federation.federation.seed).child("evaluation", number)
+        asked = drawn(here, most, key)
         ask_more = self._asking(checkpoint, asked, pool.exchange, draft)
         ask_more()  # workers begin while we test
         test: dict[str, float] | None = None
@@ -121,16 +126,24 @@ class EvaluationRound:
         return replace(checkpoint, tracker=tracker, best=best), value
 
     def _available(
-        self, wanted: Sequence[str], took_part: Collection[str], pool: ClientPool, draft: RoundDraft
+        self,
+        wanted: Sequence[str],
+        took_part: Collection[str],
+        pool: ClientPool,
+        draft: RoundDraft,
+        most: int | None = None,
     ) -> list[str]:
         """The clients that can evaluate now. The others are named in the round's record and to the observer.
+
+        None is where there are ``most``, which is all by default.
 
         Who took part and is not away is asked though it is not ready: after a crash of this process it
         comes back soon.
         """
         ready, why = pool.ready(), pool.missing()
         here = [c for c in wanted if c in ready or (c in took_part and not pool.is_away(c))]
-        absent = {c: why.get(c, "offline") for c in wanted if c not in here}
+        enough = most is not None and len(here) >= most
+        absent = {} if enough else {c: why.get(c, "offline") for c in wanted if c not in here}
         if absent:
             draft.not_asked(absent)
         if absent.keys() - self._absent:  # told once, and not after each round
@@ -211,6 +224,14 @@ class EvaluationRound:
         own, rounds = federation.evaluation.deadline_s, federation.cohort.deadline_s
         set_s = own if own is not None else rounds
         return set_s if set_s is not None else EVALUATION_S if self._lasting else math.inf
+
+
+def drawn(clients: Sequence[str], most: int, key: Key) -> list[str]:
+    """So many of the clients, each as likely, in their order; all where there are no more."""
+    if len(clients) <= most:
+        return list(clients)
+    chosen = key.numpy().choice(len(clients), size=most, replace=False)
+    return [clients[i] for i in sorted(chosen.tolist())]
 
 
 def _evaluation(incoming: ReceivedReply, number: int, run: str) -> Evaluation:
