@@ -231,7 +231,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "gradient_checkpointing": "less memory, more time, the same bits",
     },
     t.NoopTraining: {"scale": "standard deviation of the random change"},
-    DenseCodec: {"dtype": "4 or 2 bytes a value"},
+    DenseCodec: {"dtype": "4 bytes a value, or 2"},
     CompeftCodec: {
         "error_feedback": "a client adds to its next update what this one dropped",
     },

@@ -18,7 +18,14 @@ from headwater.config.adapter import (
     PTuningAdapter,
     VeraAdapter,
 )
-from headwater.config.codec import CompeftCodec, DenseCodec
+from headwater.config.codec import (
+    BlockCodec,
+    CompeftCodec,
+    DenseCodec,
+    LosslessCodec,
+    SignCodec,
+    StcCodec,
+)
 from headwater.config.data import (
     CausalLMData,
     ClassificationData,
@@ -106,7 +113,10 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("strategy `fisher`", "a method other than `backprop`; `adapter.head_bits`"),
     ("a strategy other than `mean`", "methods that send scalars (`kseed`, `decomfl`, `blackbox`)"),
     ("a strategy other than `mean` and `median`", "`spry`, `rank`, `last_layers`"),
-    ("`privacy.clip_l2`", "`codec.up.alpha`; methods that send scalars"),
+    (
+        "`privacy.clip_l2`",
+        "codecs that may lengthen: `codec.up.alpha`, `fp16`, `int8`, `int4`, `nf4`; scalars",
+    ),
     ("`strategy.norm_bound`", "methods that send scalars"),
     (
         "`strategy.control_variates`",
@@ -206,7 +216,7 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     ),
     "codec.up": (
         "How updates travel; by default `compeft`. [Which one?](../how-to/choose-a-codec.md)",
-        (DenseCodec, CompeftCodec),
+        (DenseCodec, LosslessCodec, CompeftCodec, StcCodec, SignCodec, BlockCodec),
     ),
     "codec.down": ("How the global state travels.", (DenseCodec,)),
     "strategy": (

@@ -89,7 +89,7 @@ def choose_table(values: Integers) -> tuple[Symbols, StudentTTable]:
     for shape in range(1, len(_POWERS)):
         scales = range(max(0, middle - 6), min(_SCALES, middle + 4))
         tried += [StudentTTable(len(values), bits, shape, scale) for scale in scales]
-    costs = [int((_cost(table.weights()[kinds]) * counts).sum()) for table in tried]
+    costs = [int((cost(table.weights()[kinds]) * counts).sum()) for table in tried]
     return symbols, tried[costs.index(min(costs))]
 
 
@@ -131,7 +131,7 @@ def _weights(bits: int, shape: int, scale: int) -> Integers:
     return weights
 
 
-def _cost(weights: Integers) -> Integers:
+def cost(weights: Integers) -> Integers:
     """−log2 of probabilities in units of 2^-16 bit, the same on every machine."""
     mantissa, exponent = np.frexp(weights.astype(np.float64))  # weights = mantissa·2^exponent
     y = (mantissa - 0.7071067811865476) / (mantissa + 0.7071067811865476)

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from headwater.compression.codec import Codec
+from headwater.compression.codecs.blockwise import BlockwiseCodec
+from headwater.compression.codecs.lossless import LosslessCodec
+from headwater.compression.codecs.sign import SignCodec, StcCodec
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.logquant import LogQuantCodec
@@ -15,13 +18,22 @@ from headwater.config.settings import Settings
 from headwater.errors import DecodeError
 
 _BY_ID: Mapping[str, Codec] = {
-    codec.id: codec for codec in (DenseCodec("fp32"), DenseCodec("bf16"), CompeftCodec(), LogQuantCodec())
-}
+    codec.id: codec
+    for codec in (
+        DenseCodec("fp32"), DenseCodec("bf16"), DenseCodec("fp16"), LosslessCodec(), CompeftCodec(),
+        StcCodec(), SignCodec(), BlockwiseCodec("int8"), BlockwiseCodec("int4"), BlockwiseCodec("nf4"),
+        LogQuantCodec(),
+    )
+}  # fmt: skip
 
 
 CODECS: Mapping[type[Settings], Callable[[Any], Codec]] = {
     settings_of.DenseCodec: lambda settings: DenseCodec(settings.dtype),
+    settings_of.LosslessCodec: lambda _: LosslessCodec(),
     settings_of.CompeftCodec: lambda settings: CompeftCodec(settings.density, settings.alpha),
+    settings_of.StcCodec: lambda settings: StcCodec(settings.density),
+    settings_of.SignCodec: lambda _: SignCodec(),
+    settings_of.BlockCodec: lambda settings: BlockwiseCodec(settings.kind, settings.block),
 }
 """What encodes as the settings of this class ask."""
 

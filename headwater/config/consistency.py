@@ -41,7 +41,10 @@ def require_consistent(federation: FederationTables) -> None:
     _methods(federation)
     _control_variates(federation)
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
-        raise ValueError("codec.up.alpha may lift an update above privacy.clip_l2: leave one of them out")
+        raise ValueError(
+            f"codec.up '{federation.codec.up.kind}' with these settings may lift an update above "
+            "privacy.clip_l2: leave one of them out"
+        )
     require_space(federation)
     strategy = federation.strategy
     if federation.cohort.min_clients < strategy.fewest:

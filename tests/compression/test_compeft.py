@@ -40,6 +40,7 @@ class TestDenseTernaryLaws(CodecLaws):
 
 class TestPaperScaleLaws(CodecLaws):
     codec = CompeftCodec(density=0.3, alpha=2.0)
+    contracts = False  # the scale need not be near what was kept
 
 
 # --- F1 of the paper's algorithm, computed by hand ----------------------------------------------------

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from headwater.compression.dense import DenseCodec
 from headwater.errors import DecodeError, TrainingError
@@ -19,9 +20,19 @@ class TestBf16Laws(CodecLaws):
     codec = DenseCodec("bf16")
 
 
+class TestFp16Laws(CodecLaws):
+    codec = DenseCodec("fp16")
+    values = st.one_of(
+        st.sampled_from([0.0, -0.0, 6e-8, -3e-9, 6.1e-5]), st.floats(-65_504, 65_504, width=32)
+    )
+
+
 def test_golden_bytes_in_name_order():
     assert DenseCodec().encode(STATE, key=KEY) == Payload(
         "dense-fp32.v1", bytes.fromhex("0000803f000020c0cdcccc3d00000080")
+    )
+    assert DenseCodec("fp16").encode(STATE, key=KEY) == Payload(
+        "dense-fp16.v1", bytes.fromhex("003c00c1662e0080")
     )
     assert DenseCodec("bf16").encode(STATE, key=KEY) == Payload(
         "dense-bf16.v1", bytes.fromhex("803f20c0cd3d0080")
@@ -45,7 +56,22 @@ def test_bf16_overflow_is_a_training_error_not_an_infinity():
     assert DenseCodec().decode(DenseCodec().encode(state, key=KEY), spec)["t"] == state["t"]
 
 
-@pytest.mark.parametrize(("codec", "bits"), [(DenseCodec(), "0000807f"), (DenseCodec("bf16"), "c07f")])
+def test_fp16_is_numpys_and_overflow_is_a_training_error():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 1e-4
+    spec = StateSpec.of([TensorSpec("t", (1001,), "vector")])
+    state = AdapterState(spec, {"t": torch.cat([values, torch.tensor([65_519.0])])})
+    codec = DenseCodec("fp16")
+    body = codec.encode(state, key=KEY).body
+    assert body == state["t"].numpy().astype("<f2").tobytes()
+    assert codec.decode(Payload(codec.id, body), spec)["t"][1000] == 65_504
+    with pytest.raises(TrainingError, match="65,520, fp16"):
+        codec.encode(state * 1.001, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("codec", "bits"),
+    [(DenseCodec(), "0000807f"), (DenseCodec("bf16"), "c07f"), (DenseCodec("fp16"), "007e")],
+)
 def test_non_finite_bytes_are_refused(codec, bits):
     spec = StateSpec.of([TensorSpec("t", (1,), "vector")])
     with pytest.raises(DecodeError, match="finite"):

@@ -16,7 +16,7 @@ SLACK_BYTES = 1 << 20
 """For what is small: counters, status, log, names of tensors."""
 _FILES = 8
 """So many new ones a training and its agent make at most at one time."""
-_VALUE_BYTES = {"dense-fp32.v1": 4, "dense-bf16.v1": 2}
+_VALUE_BYTES = {"dense-fp32.v1": 4, "dense-bf16.v1": 2, "dense-fp16.v1": 2}
 """Of a state that travels dense: how many bytes a value has."""
 
 

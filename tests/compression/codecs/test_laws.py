@@ -1,0 +1,64 @@
+"""The laws of every codec of this room: a few examples of each here, many of each in ``make test-slow``."""
+
+from __future__ import annotations
+
+import pytest
+
+from headwater.compression.codec import Codec
+from headwater.compression.codecs.blockwise import BlockwiseCodec
+from headwater.compression.codecs.lossless import LosslessCodec
+from headwater.compression.codecs.sign import SignCodec, StcCodec
+from headwater.protocol.messages import Payload
+from tests.laws.codec_laws import CodecLaws
+
+CANONICAL: list[Codec] = [LosslessCodec(), SignCodec(), StcCodec(0.2)]
+PROJECTIONS: list[Codec] = [
+    BlockwiseCodec("int8", 32), BlockwiseCodec("int4", 16), BlockwiseCodec("nf4"), *CANONICAL,
+]  # fmt: skip
+
+
+class OneOf(Codec):
+    """Each spec goes through one of several codecs, so that a suite's examples are dealt among them."""
+
+    id = "one-of"
+
+    def __init__(self, codecs):
+        self._codecs = codecs
+
+    def _of(self, spec):
+        return self._codecs[int(spec.fingerprint(), 16) % len(self._codecs)]
+
+    def encode(self, state, *, key):
+        return Payload(self.id, self._of(state.spec).encode(state, key=key).body)
+
+    def round_trip(self, state, *, key):
+        payload, values = self._of(state.spec).round_trip(state, key=key)
+        return Payload(self.id, payload.body), values
+
+    def decode(self, payload, spec):
+        id = self._of(spec).id if payload.codec == self.id else payload.codec
+        return self._of(spec).decode(Payload(id, payload.body), spec)
+
+    def max_bytes(self, spec):
+        return self._of(spec).max_bytes(spec)
+
+
+class TestProjectionLaws(CodecLaws):
+    codec, canonical = OneOf(PROJECTIONS), False
+
+
+class TestCanonicalLaws(CodecLaws):
+    codec = OneOf(CANONICAL)
+
+
+def laws_of(codec: Codec, **attributes: object) -> type:
+    """The whole suite for one codec."""
+    return pytest.mark.slow(type(f"Test{codec.id}Laws", (CodecLaws,), {"codec": codec, **attributes}))
+
+
+TestLossless = laws_of(LosslessCodec(), lossy=False)
+TestSign = laws_of(SignCodec())
+TestStc = laws_of(StcCodec(0.2))
+TestInt8 = laws_of(BlockwiseCodec("int8", 32), canonical=False)
+TestInt4 = laws_of(BlockwiseCodec("int4", 16), canonical=False)
+TestNf4 = laws_of(BlockwiseCodec("nf4"), canonical=False)
