@@ -23,8 +23,12 @@ from headwater.config.codec import (
     CompeftCodec,
     DenseCodec,
     LosslessCodec,
+    QsgdCodec,
+    RandkCodec,
     SignCodec,
+    SparseLocoCodec,
     StcCodec,
+    TopkCodec,
 )
 from headwater.config.data import (
     CausalLMData,
@@ -115,7 +119,8 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("a strategy other than `mean` and `median`", "`spry`, `rank`, `last_layers`"),
     (
         "`privacy.clip_l2`",
-        "codecs that may lengthen: `codec.up.alpha`, `fp16`, `int8`, `int4`, `nf4`; scalars",
+        "codecs that may lengthen: `codec.up.alpha`, `fp16`, `int8`, `int4`, `nf4`, `topk` in 8 bits, "
+        "`qsgd`, `randk`; scalars",
     ),
     ("`strategy.norm_bound`", "methods that send scalars"),
     (
@@ -216,7 +221,18 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     ),
     "codec.up": (
         "How updates travel; by default `compeft`. [Which one?](../how-to/choose-a-codec.md)",
-        (DenseCodec, LosslessCodec, CompeftCodec, StcCodec, SignCodec, BlockCodec),
+        (
+            DenseCodec,
+            LosslessCodec,
+            CompeftCodec,
+            StcCodec,
+            SignCodec,
+            BlockCodec,
+            TopkCodec,
+            SparseLocoCodec,
+            QsgdCodec,
+            RandkCodec,
+        ),
     ),
     "codec.down": ("How the global state travels.", (DenseCodec,)),
     "strategy": (

@@ -8,7 +8,10 @@ from typing import Any
 from headwater.compression.codec import Codec
 from headwater.compression.codecs.blockwise import BlockwiseCodec
 from headwater.compression.codecs.lossless import LosslessCodec
+from headwater.compression.codecs.qsgd import QsgdCodec
+from headwater.compression.codecs.randk import RandkCodec
 from headwater.compression.codecs.sign import SignCodec, StcCodec
+from headwater.compression.codecs.topk import SparseLocoCodec, TopkCodec
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.logquant import LogQuantCodec
@@ -22,7 +25,7 @@ _BY_ID: Mapping[str, Codec] = {
     for codec in (
         DenseCodec("fp32"), DenseCodec("bf16"), DenseCodec("fp16"), LosslessCodec(), CompeftCodec(),
         StcCodec(), SignCodec(), BlockwiseCodec("int8"), BlockwiseCodec("int4"), BlockwiseCodec("nf4"),
-        LogQuantCodec(),
+        TopkCodec(), SparseLocoCodec(), QsgdCodec(), RandkCodec(), LogQuantCodec(),
     )
 }  # fmt: skip
 
@@ -34,6 +37,12 @@ CODECS: Mapping[type[Settings], Callable[[Any], Codec]] = {
     settings_of.StcCodec: lambda settings: StcCodec(settings.density),
     settings_of.SignCodec: lambda _: SignCodec(),
     settings_of.BlockCodec: lambda settings: BlockwiseCodec(settings.kind, settings.block),
+    settings_of.TopkCodec: lambda settings: TopkCodec(settings.density, settings.bits),
+    settings_of.SparseLocoCodec: lambda settings: SparseLocoCodec(settings.density, settings.chunk),
+    settings_of.QsgdCodec: lambda settings: QsgdCodec(settings.levels, settings.bucket),
+    settings_of.RandkCodec: lambda settings: RandkCodec(
+        settings.density, None if settings.places is None else bytes.fromhex(settings.places)
+    ),
 }
 """What encodes as the settings of this class ask."""
 

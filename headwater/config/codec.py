@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from headwater.config.plugins import open_to
 from headwater.config.settings import Settings
 from headwater.config.traits import CodecTraits
+
+UNBIASED = "it is unbiased, so its noise is nothing that was dropped: a residual of it would only grow"
 
 
 class NoFeedback(CodecTraits):
@@ -99,8 +101,75 @@ class BlockCodec(Contractive):
         return True
 
 
+class TopkCodec(Contractive):
+    """Top-k (arXiv 1704.05021): the largest values of each tensor, in 16, 8 or 2 bits."""
+
+    sparse: ClassVar[bool] = True
+    kind: Literal["topk"]
+    density: float = Field(default=0.05, gt=0, le=1, description="fraction of values kept per tensor")
+    bits: Literal[16, 8, 2] = Field(default=8, description="of a kept value")
+
+    def may_lengthen(self) -> bool:
+        """In 8 bits, where values may be rounded up together."""
+        return self.bits == 8
+
+
+class SparseLocoCodec(Contractive):
+    """SparseLoCo (arXiv 2508.15706): the largest values of each chunk in 2 bits."""
+
+    sparse: ClassVar[bool] = True
+    kind: Literal["sparseloco"]
+    density: float = Field(default=1 / 64, gt=0, le=1, description="fraction of values kept per chunk")
+    chunk: int = Field(default=4096, ge=64, le=2**20, description="values of a chunk")
+
+
+class QsgdCodec(NoFeedback):
+    """QSGD (arXiv 1610.02132): every value rounded at random to one of few levels, unbiased."""
+
+    because: ClassVar[str] = UNBIASED
+    unbiased: ClassVar[bool] = True
+    kind: Literal["qsgd"]
+    levels: int = Field(default=7, ge=1, le=127, description="of each sign, beside 0")
+    bucket: int = Field(default=512, ge=16, le=65_536, description="values with one norm")
+
+    def may_lengthen(self) -> bool:
+        """Noise adds to any norm."""
+        return True
+
+
+class RandkCodec(NoFeedback):
+    """Rand-k (arXiv 1610.05492): values at random places that need not be sent, unbiased."""
+
+    because: ClassVar[str] = UNBIASED
+    unbiased: ClassVar[bool] = True
+    sparse: ClassVar[bool] = True
+    kind: Literal["randk"]
+    density: float = Field(default=0.05, gt=0, le=1, description="fraction of values sent per tensor")
+    shared: bool = Field(default=False, description="all clients of a round send the same places")
+    places: str | None = Field(
+        default=None, pattern="^[0-9a-f]{32}$", description="the server's, in its plans only"
+    )
+
+    def may_lengthen(self) -> bool:
+        """What is sent is multiplied by 1/density."""
+        return True
+
+    def for_round(self, places: str) -> Self:
+        """With the places of the round, where all clients share them."""
+        return self.model_copy(update={"places": places}) if self.shared else self
+
+
 Codec = Annotated[
-    DenseCodec | LosslessCodec | CompeftCodec | StcCodec | SignCodec | BlockCodec,
+    DenseCodec
+    | LosslessCodec
+    | CompeftCodec
+    | StcCodec
+    | SignCodec
+    | BlockCodec
+    | TopkCodec
+    | SparseLocoCodec
+    | QsgdCodec
+    | RandkCodec,
     Field(discriminator="kind"),
     open_to("codecs", CodecTraits),
 ]

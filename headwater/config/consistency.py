@@ -45,6 +45,8 @@ def require_consistent(federation: FederationTables) -> None:
             f"codec.up '{federation.codec.up.kind}' with these settings may lift an update above "
             "privacy.clip_l2: leave one of them out"
         )
+    if getattr(federation.codec.up, "places", None) is not None:
+        raise ValueError("codec.up.places is what the server writes into each round's plans: leave it out")
     require_space(federation)
     strategy = federation.strategy
     if federation.cohort.min_clients < strategy.fewest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from headwater.config.metrics import LOSS, Metric
 from headwater.config.settings import Settings
@@ -262,3 +262,11 @@ class CodecTraits(Pluggable):
     def may_lengthen(self) -> bool:
         """Whether the decoded values may be longer, in L2 norm, than those that were encoded."""
         return False
+
+    def for_round(self, places: str) -> Self:
+        """This codec as the plans of one round have it.
+
+        Args:
+            places: 32 hex digits of the round, for codecs whose random places all clients share.
+        """
+        return self

@@ -74,7 +74,7 @@ class BlockwiseCodec(Codec):
         for values in flat_finite(state, self.id).values():
             absmax = _absmax(values, self.block)
             scales.append(absmax)
-            spread = _spread(absmax, values.size, self.block)
+            spread = spread_over(absmax, values.size, self.block)
             found = self._codes(values, absmax, spread)
             codes.append(found if absmax.all() else found[spread > 0])
         head = bytes([VERSION]) + varint(self.block) + np.concatenate(scales).astype("<f4").tobytes()
@@ -102,8 +102,8 @@ class BlockwiseCodec(Codec):
         block = reader.varint(MOST_BLOCK, "block")
         if block < LEAST_BLOCK:
             raise reader.fail(f"a block of at least {LEAST_BLOCK}", str(block))
-        scales = [_read_scales(reader, -(-t.numel // block)) for t in spec]
-        spreads = [_spread(found, t.numel, block) for t, found in zip(spec, scales, strict=True)]
+        scales = [read_scales(reader, -(-t.numel // block)) for t in spec]
+        spreads = [spread_over(found, t.numel, block) for t, found in zip(spec, scales, strict=True)]
         count = sum(int(np.count_nonzero(spread)) for spread in spreads)
         codes, at, tensors = coding.read(reader, count, len(self._table)), 0, {}
         for t, absmax, spread in zip(spec, scales, spreads, strict=True):
@@ -131,12 +131,12 @@ def _absmax(values: Floats, block: int) -> Floats:
     return found
 
 
-def _spread(absmax: Floats, count: int, block: int) -> Floats:
+def spread_over(absmax: Floats, count: int, block: int) -> Floats:
     """Each value's absmax."""
     return np.repeat(absmax, block)[:count]
 
 
-def _read_scales(reader: Reader, count: int) -> Floats:
+def read_scales(reader: Reader, count: int) -> Floats:
     """``count`` scales: finite, ≥ 0, not −0."""
     found: npt.NDArray[np.float32] = np.frombuffer(reader.take(4 * count, "scales"), "<f4").astype(np.float32)
     if not np.isfinite(found).all() or np.signbit(found).any():

@@ -7,14 +7,26 @@ import pytest
 from headwater.compression.codec import Codec
 from headwater.compression.codecs.blockwise import BlockwiseCodec
 from headwater.compression.codecs.lossless import LosslessCodec
+from headwater.compression.codecs.qsgd import QsgdCodec
+from headwater.compression.codecs.randk import RandkCodec
 from headwater.compression.codecs.sign import SignCodec, StcCodec
+from headwater.compression.codecs.topk import SparseLocoCodec, TopkCodec
 from headwater.protocol.messages import Payload
 from tests.laws.codec_laws import CodecLaws
 
-CANONICAL: list[Codec] = [LosslessCodec(), SignCodec(), StcCodec(0.2)]
+TOPK16, TOPK8, TOPK2 = TopkCodec(0.3, 16), TopkCodec(0.3, 8), TopkCodec(0.3, 2)
+CANONICAL: list[Codec] = [
+    LosslessCodec(),
+    SignCodec(),
+    StcCodec(0.2),
+    TOPK16,
+    TOPK2,
+    SparseLocoCodec(0.1, 64),
+]
 PROJECTIONS: list[Codec] = [
-    BlockwiseCodec("int8", 32), BlockwiseCodec("int4", 16), BlockwiseCodec("nf4"), *CANONICAL,
+    BlockwiseCodec("int8", 32), BlockwiseCodec("int4", 16), BlockwiseCodec("nf4"), TOPK8, *CANONICAL,
 ]  # fmt: skip
+UNBIASED: list[Codec] = [QsgdCodec(3, 16), RandkCodec(0.3), RandkCodec(0.1, bytes(16))]
 
 
 class OneOf(Codec):
@@ -51,6 +63,10 @@ class TestCanonicalLaws(CodecLaws):
     codec = OneOf(CANONICAL)
 
 
+class TestUnbiasedLaws(CodecLaws):
+    codec, projects, contracts = OneOf(UNBIASED), False, False
+
+
 def laws_of(codec: Codec, **attributes: object) -> type:
     """The whole suite for one codec."""
     return pytest.mark.slow(type(f"Test{codec.id}Laws", (CodecLaws,), {"codec": codec, **attributes}))
@@ -62,3 +78,9 @@ TestStc = laws_of(StcCodec(0.2))
 TestInt8 = laws_of(BlockwiseCodec("int8", 32), canonical=False)
 TestInt4 = laws_of(BlockwiseCodec("int4", 16), canonical=False)
 TestNf4 = laws_of(BlockwiseCodec("nf4"), canonical=False)
+TestTopk16 = laws_of(TOPK16)
+TestTopk8 = laws_of(TOPK8, canonical=False)
+TestTopk2 = laws_of(TOPK2)
+TestSparseLoco = laws_of(SparseLocoCodec(0.1, 64))
+TestQsgd = laws_of(QsgdCodec(3, 16), projects=False, contracts=False)
+TestRandk = laws_of(RandkCodec(0.3), projects=False, contracts=False)
