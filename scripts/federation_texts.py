@@ -143,6 +143,8 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ),
     ("`blackbox`", "an adapter other than `prompt`"),
     ("`spry`, `last_layers`", "an adapter other than `lora`, `lora-sb`, `ia3` and `vera`"),
+    ("`simulation.devices.memory_mb`", "`[assignment.devices]`"),
+    ("`simulation.devices.start_rows`", "`strategy.control_variates`"),
     ("a method's `rank`", "a smaller rank of the adapter"),
     (
         "methods that send scalars",

@@ -48,12 +48,20 @@ def require_consistent(federation: FederationTables) -> None:
     if getattr(federation.codec.up, "places", None) is not None:
         raise ValueError("codec.up.places is what the server writes into each round's plans: leave it out")
     require_space(federation)
+    _memory(federation)
     strategy = federation.strategy
     if federation.cohort.min_clients < strategy.fewest:
         raise ValueError(
             f"strategy '{strategy.kind}' with these settings merges at least {strategy.fewest} updates: "
             f"set cohort.min_clients = {strategy.fewest}, not {federation.cohort.min_clients}"
         )
+
+
+def _memory(federation: FederationTables) -> None:
+    """One place says what simulated devices have."""
+    devices, assignment = federation.simulation.devices, federation.assignment
+    if devices is not None and devices.memory_mb is not None and getattr(assignment, "devices", None):
+        raise ValueError("simulation.devices.memory_mb and [assignment.devices] say the same: leave one out")
 
 
 def _precision(federation: FederationTables) -> None:
@@ -160,6 +168,9 @@ def _control_variates(federation: FederationTables) -> None:
         )
     if federation.methods:
         raise ValueError("strategy.control_variates goes with one method for all clients: no [methods]")
+    devices = federation.simulation.devices
+    if devices is not None and devices.start_rows is not None:
+        raise ValueError("strategy.control_variates needs clients whose rows stay as they are: no start_rows")
     if not federation.schedule.has_rounds:
         raise ValueError("strategy.control_variates needs rounds: a buffered version has updates of several")
     strategy = federation.strategy

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from headwater.config.settings import Settings
 
@@ -144,7 +150,7 @@ class Allowed:
 
 def allowed(name: str) -> Allowed:
     """What a setting of a device, or a column of a trace, may be."""
-    positive = name in (*SPEEDS, "download_bps", "upload_bps", "online_s", "offline_s")
+    positive = name in (*SPEEDS, "download_bps", "upload_bps", "online_s", "offline_s", "memory_mb")
     return Allowed(positive, 1.0 if name == "dropout" else 1e18)
 
 
@@ -176,6 +182,17 @@ class DeviceSettings(Settings):
         default="lost",
         description="a task whose client goes offline fails at once, or goes on when it is back",
     )
+    memory_mb: Distribution | None = Field(
+        default=None,
+        description="what a training may use, in MiB; without end if absent. A planner goes by it, and what "
+        "is predicted to take more fails",
+    )
+    start_rows: Distribution | None = Field(
+        default=None, description="training rows that a client has at the start; all if absent"
+    )
+    rows_per_hour: Distribution = Field(
+        default=NONE, description="rows that it gets from then on, in their order, until it has all"
+    )
     compute_watts: Distribution = Field(default=NONE, description="while it computes")
     send_watts: Distribution = Field(default=NONE, description="while it sends")
     receive_watts: Distribution = Field(default=NONE, description="while it receives")
@@ -184,6 +201,15 @@ class DeviceSettings(Settings):
         default=NONE, description="of who was asked in a round and neither computes, sends nor receives"
     )
     server_s: float = Field(default=0.0, ge=0, description="what the server takes to close a round")
+
+    @model_serializer(mode="wrap")
+    def _without_later_ones(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No key for what nobody asked for: runs were named without."""
+        content: dict[str, Any] = handler(self)
+        for name in ("memory_mb", "start_rows", "rows_per_hour"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                content.pop(name, None)
+        return content
 
     @model_validator(mode="after")
     def _possible(self) -> DeviceSettings:

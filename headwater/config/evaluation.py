@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from headwater.config.settings import Settings
 
@@ -50,6 +51,15 @@ class EvaluationSettings(Settings):
         if fewer and not self.clients:
             raise ValueError("clients = false asks no client: leave clients_every and client_… out")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_samples(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No key for samples that nobody asked for: runs were named without."""
+        content: dict[str, Any] = handler(self)
+        for name in ("clients_every", "client_count", "client_fraction"):
+            if content.get(name) == type(self).model_fields[name].default:
+                content.pop(name, None)
+        return content
 
     def most_clients(self, round: int, clients: int, *, last: bool) -> int:
         """How many of so many clients with a validation split evaluate after this round."""

@@ -76,6 +76,8 @@ def plan_to_json(plan: ClientPlan) -> str:
         content["method"] = plan.method
     if plan.control_bytes:
         content["control_bytes"] = plan.control_bytes
+    if plan.rows is not None:
+        content["rows"] = plan.rows
     return _canonical(content)
 
 
@@ -92,7 +94,7 @@ def plan_from_json(text: str) -> ClientPlan:
         odds = content.pop("odds", None)
         clip_l2, factor = content.pop("clip_l2", None), content.pop("learning_rate_factor")
         tensors, rank = content.pop("tensors", None), content.pop("rank", None)
-        control = content.pop("control_bytes", None)
+        control, rows = content.pop("control_bytes", None), content.pop("rows", None)
         plan = ClientPlan(
             training=_TRAINING.validate_json(json.dumps(content.pop("training"))),
             codec=_CODEC.validate_json(json.dumps(content.pop("codec"))),
@@ -104,6 +106,7 @@ def plan_from_json(text: str) -> ClientPlan:
             rank=None if rank is None else _integer(rank, "rank", 1, _MAX_NUMBER),
             method=_text(content.pop("method"), "method", 64) if "method" in content else "",
             control_bytes=0 if control is None else _integer(control, "control_bytes", 1, _MAX_BYTES),
+            rows=None if rows is None else _integer(rows, "rows", 1, _MAX_NUMBER),
         )
     except _MALFORMED as error:
         raise DecodeError("request.plan", expected="a client plan as JSON", got=str(error)[:200]) from None

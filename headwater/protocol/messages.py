@@ -53,6 +53,7 @@ class ClientPlan:
         method: name of the method in the federation file, for people.
         control_bytes: the last so many bytes of the request's state are the server's control variate
             (SCAFFOLD), in the codec ``dense-fp32.v1``; 0 without one.
+        rows: train on the first so many of the client's rows only; all if None.
     """
 
     training: Training
@@ -65,6 +66,7 @@ class ClientPlan:
     rank: int | None = None
     method: str = ""
     control_bytes: int = 0
+    rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class CohortGrid(QueuedGrid):
     ) -> None:
         super().__init__(clients, runtime)
         self._runtime, self._place, self._record = runtime, place, record
-        self._sizes: dict[str, Size | None] = {}
+        self._sizes: dict[tuple[str, int | None], Size | None] = {}
 
     def _execute(self, messages: dict[str, Message]) -> Generator[tuple[str, bytes | Error], None, None]:
         """Replies in the order of the jobs, whichever is done first."""
@@ -151,13 +151,14 @@ class CohortGrid(QueuedGrid):
         """Examples and tokens, with the adapter's, of a client that may be one of several."""
         if not self._runtime.context.batches(request.plan.training):
             return None
-        name = request.client
-        if name not in self._sizes:
+        name, rows = request.client, request.plan.rows
+        if (name, rows) not in self._sizes:
             try:
-                examples = self._runtime.data.client(name).train
+                examples = self._runtime.data.client(name).train[:rows]
                 model = self._runtime.context.model
                 more = 0 if model is None else model.virtual_tokens
-                self._sizes[name] = len(examples), sum(len(example.tokens) + more for example in examples)
+                size = len(examples), sum(len(example.tokens) + more for example in examples)
+                self._sizes[name, rows] = size
             except HeadwaterError:  # where it is trained says so
-                self._sizes[name] = None
-        return self._sizes[name]
+                self._sizes[name, rows] = None
+        return self._sizes[name, rows]

@@ -25,12 +25,38 @@ from headwater.training.context import TrainingContext
 from headwater.training.memory_estimate import SCRATCH_BYTES, inference_bytes, method_bytes
 
 
+class Predictions:
+    """What methods and an evaluation are predicted to take, each traced once.
+
+    Args:
+        context: with the base model.
+    """
+
+    def __init__(self, context: TrainingContext) -> None:
+        self._context = context
+        self._methods: dict[tuple[str, int], int] = {}
+        self._evaluation: int | None = None
+
+    def method(self, name: str, batch_size: int) -> int:
+        """As of :func:`predicted`."""
+        if (name, batch_size) not in self._methods:
+            self._methods[name, batch_size] = predicted(self._context, name, batch_size)
+        return self._methods[name, batch_size]
+
+    def evaluation(self) -> int:
+        """As of :func:`evaluation_bytes`."""
+        if self._evaluation is None:
+            self._evaluation = evaluation_bytes(self._context)
+        return self._evaluation
+
+
 def device_profile(
     context: TrainingContext,
     *,
     simulated_memory_mb: int | None = None,
     allowed: Callable[[str, int], bool] = lambda method, batch_size: True,
     measured: Callable[[str, int], float] | None = None,
+    predictions: Predictions | None = None,
 ) -> DeviceProfile | None:
     """What the planner needs to know of this device; None where the file has no planner.
 
@@ -45,6 +71,7 @@ def device_profile(
         allowed: whether the owner allows a method with such batches.
         measured: seconds of a step of a method with such a batch, where the federation plans by time; tried
             here, if absent. Raises HeadwaterError or MemoryError where it cannot be done.
+        predictions: those of this context, where other devices are asked for as well.
     """
     settings = context.loaded.settings
     planner = settings.assignment
@@ -54,7 +81,8 @@ def device_profile(
         memory, base = available_memory(), resident_base(context) - context.model.kept_bytes
     else:
         memory, base = simulated_memory_mb << 20, nominal_base(context)
-    costs = method_costs(context, planner.prefer or settings.trainings, memory, base=base)
+    names = planner.prefer or settings.trainings
+    costs = method_costs(context, names, memory, base=base, predictions=predictions)
     costs = {name: cost for name, cost in costs.items() if allowed(name, cost.batch_size)}
     if simulated_memory_mb is None:
         costs = {name: cost for name, cost in costs.items() if has_library(settings.trainings[name])}
@@ -64,7 +92,13 @@ def device_profile(
 
 
 def method_costs(
-    context: TrainingContext, names: Iterable[str], memory: int, *, base: int, floor: int = 0
+    context: TrainingContext,
+    names: Iterable[str],
+    memory: int,
+    *,
+    base: int,
+    floor: int = 0,
+    predictions: Predictions | None = None,
 ) -> dict[str, MethodCost]:
     """Methods' predicted peaks at their batch size, and the largest batch (its size, halved) that fits.
 
@@ -75,17 +109,18 @@ def method_costs(
         base: what the process holds before a training.
         floor: what it held at its highest before, such as while it loaded the model. An evaluation's need
             is no less: no batch of a training helps there.
+        predictions: as of :func:`device_profile`.
     """
-    settings = context.loaded.settings
-    floor = max(floor, base + evaluation_bytes(context))
+    settings, predictions = context.loaded.settings, predictions or Predictions(context)
+    floor = max(floor, base + predictions.evaluation())
     costs = {}
     for name in names:
         size = int(getattr(settings.trainings[name], "batch_size", 1))
-        peak = max(floor, base + predicted(context, name, size))
+        peak = max(floor, base + predictions.method(name, size))
         fits, needed = size, peak
         while fits and needed > memory:
             fits //= 2
-            needed = max(floor, base + predicted(context, name, fits)) if fits else 0
+            needed = max(floor, base + predictions.method(name, fits)) if fits else 0
         costs[name] = MethodCost(peak, batch_size=fits)
     return costs
 

@@ -171,7 +171,7 @@ def _results(
 
 
 def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> TrainTask:
-    examples, plan = runtime.data.client(request.client).train, request.plan
+    examples, plan = runtime.data.client(request.client).train[: request.plan.rows], request.plan
     directions = None
     if plan.seeds is not None:
         directions = directions_of(plan.seeds, runtime.root, runtime.context.spec.numel)

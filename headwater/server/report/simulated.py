@@ -121,7 +121,9 @@ def _bar(
     parts = [(k, times.get(f"{k}_s", 0.0)) for k in ("download", "compute", "upload")]
     told = ", ".join(f"{k} {human_seconds(s)}" for k, s in parts)
     why = f"; {plain(row.failed, 200)}" if late else ""
-    about = f"{plain(client, 80)}: {told}{why}"
+    rows = row.number("examples")
+    had = f"; {rows:,.0f} rows" if rows is not None else ""
+    about = f"{plain(client, 80)}: {told}{had}{why}"
     offline = max(0.0, times.get("end_s", now) - now - sum(s for _, s in parts))
     classes = {"download": "ghost", "compute": "bad" if late else "bar", "upload": "sent"}
     plot.add("text", plain(client, 20), class_="tick", x=plot.left - 8, y=at + 4, text_anchor="end")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ from headwater.simulation.devices.at_work import AtWorkFiles
 from headwater.simulation.devices.clock import NEVER, VirtualClock, micros, seconds
 from headwater.simulation.devices.fleet import Fleet
 from headwater.simulation.devices.grid import DeviceGrid
+from headwater.simulation.devices.growth import GrowingData
 from headwater.simulation.devices.tasks import Spent
 
 TRAIN = "train"
@@ -31,6 +32,7 @@ class SimulatedWay:
         grid: where tasks are timed.
         files: where tasks outlive this process.
         done: the round that a resumed run goes on from; None for a new one.
+        growing: how many rows clients have; None where each has all from the start.
     """
 
     clock: VirtualClock
@@ -38,6 +40,7 @@ class SimulatedWay:
     grid: DeviceGrid
     files: AtWorkFiles
     done: int | None
+    growing: GrowingData | None = None
 
 
 class DeviceClients(FixedClients):
@@ -80,7 +83,27 @@ class DeviceClients(FixedClients):
             self._changes = [change for change in changes if change[0] < NEVER]
             heapify(self._changes)
         self._moved: set[str] = set()
+        self._growing, self._whole = way.growing, self._profiles
+        if self._growing is not None:
+            held = {r.client: r.plan.rows or self._whole[r.client].train_examples for r in requests}
+            most = {name: profile.train_examples for name, profile in self._whole.items()}
+            self._growing.begin(most, clock.now, held)
+            self._show(self._whole)
         clock.watch(self._next_change)
+
+    def _show(self, names: Iterable[str]) -> None:
+        """Have the profiles say how many rows these clients have now."""
+        assert self._growing is not None, "or there is nothing to show"
+        rows = self._growing.of(names)
+        changed = {name: n for name, n in rows.items() if n != self._profiles[name].train_examples}
+        if changed:
+            shown = {name: replace(self._whole[name], train_examples=n) for name, n in changed.items()}
+            self._profiles = {**self._profiles, **shown}
+            self._ready = None
+
+    def profiles(self) -> Mapping[str, ClientProfile]:  # noqa: D102 - inherited
+        self._update()
+        return self._profiles
 
     def at_work(self) -> Sequence[LeftAtWork]:  # noqa: D102 - inherited
         left, self._left = self._left, []
@@ -107,7 +130,8 @@ class DeviceClients(FixedClients):
 
     def _next_change(self, limit: int) -> int:
         self._update()  # nobody may have asked since the last one
-        return self._changes[0][0] if self._changes else NEVER
+        rows = NEVER if self._growing is None else self._growing.next_change()
+        return min(rows, self._changes[0][0] if self._changes else NEVER)
 
     def _update(self) -> None:
         """Let those come and go whose time has come."""
@@ -120,6 +144,9 @@ class DeviceClients(FixedClients):
             (self._online.add if times.online(now) else self._online.discard)(name)
             self._moved.add(name)
             self._ready = None
+        if self._growing is not None and (come := self._growing.come(now)):
+            self._show(come)
+            self._moved.update(come)
 
     def round_closed(self) -> None:
         """Training is over, and the server merges."""
@@ -130,6 +157,9 @@ class DeviceClients(FixedClients):
         """Write the round's simulated times, and what its clients spent."""
         self._files.save(draft.round, self._grid.at_work())
         began, closed, now = self._began, self._closed, self._clock.now
+        if self._growing is not None:
+            self._growing.count(now, self._grid.working())
+            self._show(self._whole)
         self._began = self._closed = now
         spent = self._grid.take_spent()
         rows = self._rows([s for s in spent if s.kind == TRAIN], closed)

@@ -101,13 +101,13 @@ class Workload:
 
     def __init__(self, data: FederatedData) -> None:
         self._data = data
-        self._sizes: dict[str, tuple[int, float, int]] = {}
+        self._sizes: dict[tuple[str, int | None], tuple[int, float, int]] = {}
 
     def passes(self, request: TrainRequest | EvaluateRequest) -> float:
         """Tokens, each counted once for every pass."""
-        rows, mean, validation = self._size(request.client)
         if isinstance(request, EvaluateRequest):
-            return float(validation)
+            return float(self._size(request.client, None)[2])
+        rows, mean, _ = self._size(request.client, request.plan.rows)
         training = request.plan.training
         fisher = request.plan.fisher
         extra = 0.0 if fisher is None else FISHER_PASSES * mean * min(rows, fisher.examples)
@@ -117,14 +117,14 @@ class Workload:
         whole, rest = divmod(steps, -(-rows // size))
         return (whole * rows + min(rows, rest * size)) * mean * training.passes() + extra
 
-    def _size(self, client: str) -> tuple[int, float, int]:
-        """Rows of the train split, their mean tokens, and the tokens of the validation split."""
-        if client not in self._sizes:
+    def _size(self, client: str, rows: int | None) -> tuple[int, float, int]:
+        """Rows to train on, their mean tokens, and the tokens of the validation split."""
+        if (client, rows) not in self._sizes:
             data = self._data.client(client)
-            tokens = [max(1, len(example.tokens)) for example in data.train]
+            tokens = [max(1, len(example.tokens)) for example in data.train[:rows]]
             held_out = sum(max(1, len(example.tokens)) for example in data.validation)
-            self._sizes[client] = len(tokens), sum(tokens) / len(tokens), held_out
-        return self._sizes[client]
+            self._sizes[client, rows] = len(tokens), sum(tokens) / max(1, len(tokens)), held_out
+        return self._sizes[client, rows]
 
 
 Passes = Callable[[TrainRequest | EvaluateRequest], float]

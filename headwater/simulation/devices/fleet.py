@@ -23,10 +23,12 @@ from headwater.config.devices import (
 from headwater.seeds.keys import Key
 from headwater.simulation.devices.clock import micros
 from headwater.simulation.devices.costs import Link, Power, SimulatedDevice
+from headwater.simulation.devices.growth import Growth
 from headwater.simulation.devices.online import Always, Changes, Churning, Daily, OnlineTimes
 from headwater.simulation.devices.traces import DeviceTrace
 
 _HOUR = 3600.0
+_ENDLESS_MB = 2**30
 _ALWAYS = Always()
 
 
@@ -99,6 +101,28 @@ class Fleet:
             self._online[client] = self._times(client)
         return self._online[client]
 
+    @property
+    def grows(self) -> bool:
+        """Whether a client's rows may come with time."""
+        at_start = self.settings.start_rows is not None
+        return at_start or (self.trace is not None and self.trace.has("start_rows"))
+
+    def growth(self, client: str) -> Growth:
+        """How this client comes by its rows."""
+        start, per_hour = self._number(client, "start_rows"), self._number(client, "rows_per_hour")
+        return Growth(start, per_hour or 0.0)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether some devices have less memory than this machine."""
+        set_here = self.settings.memory_mb is not None
+        return set_here or (self.trace is not None and self.trace.has("memory_mb"))
+
+    def memory_mb(self, client: str) -> int:
+        """What a training of this client may use, in MiB; what no device has if nothing says."""
+        found = self._number(client, "memory_mb")
+        return _ENDLESS_MB if found is None else min(_ENDLESS_MB, math.floor(found))
+
     def uniform(self, client: str, *path: str | int) -> float:
         """A number in [0, 1) at a place of the client's stream."""
         return float(self._key(client).child(*path).numpy().random())
@@ -107,13 +131,10 @@ class Fleet:
         return self.key.child("devices", client)
 
     def _made(self, client: str) -> SimulatedDevice:
-        row = {} if self.trace is None else self.trace.row(client, self._key(client))
+        row = self._row(client)
 
         def of(name: str) -> float | None:
-            if name in row:
-                return row[name]
-            distribution = getattr(self.settings, name)
-            return None if distribution is None else drawn(distribution, self._key(client).child(name))
+            return self._number(client, name, row)
 
         power = [of(field.name) or 0.0 for field in fields(Power)]
         return SimulatedDevice(
@@ -123,6 +144,17 @@ class Fleet:
             power=Power(*power),
             times=self.times(client),
         )
+
+    def _row(self, client: str) -> Mapping[str, float]:
+        return {} if self.trace is None else self.trace.row(client, self._key(client))
+
+    def _number(self, client: str, name: str, row: Mapping[str, float] | None = None) -> float | None:
+        """By the client's row of the trace, else by the table."""
+        row = self._row(client) if row is None else row
+        if name in row:
+            return row[name]
+        distribution = getattr(self.settings, name)
+        return None if distribution is None else drawn(distribution, self._key(client).child(name))
 
     def _pass_s(self, row: Mapping[str, float], client: str) -> float:
         """Seconds of a token's pass: by the trace's speed, else by the table's."""

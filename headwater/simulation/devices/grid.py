@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from flwr.app import Error, Message, MessageType
 from flwr.serverapp import Grid
 
 from headwater.errors import FederationStopped
-from headwater.flower import count_bytes, unpack
+from headwater.flower import RECORD, count_bytes, pack, unpack
 from headwater.flower.one_run import OneRunGrid
-from headwater.proto.wire import decode_request
+from headwater.proto.wire import decode_request, encode_request
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, TrainRequest
 from headwater.server.clients.exchange import Cancels, Introduces
 from headwater.simulation.devices.at_work import TaskAtWork
@@ -29,7 +30,7 @@ from headwater.simulation.devices.certain import CertainTasks
 from headwater.simulation.devices.clock import NEVER, VirtualClock
 from headwater.simulation.devices.costs import Passes
 from headwater.simulation.devices.fleet import Fleet
-from headwater.simulation.devices.tasks import SimulatedTask, Spent
+from headwater.simulation.devices.tasks import DROPPED, SimulatedTask, Spent
 
 MOST_ATTEMPTS = 100
 """So often one client is asked in one round; what fails as often will not succeed."""
@@ -37,6 +38,22 @@ _KINDS = (MessageType.TRAIN, MessageType.EVALUATE)
 _REAL_POLL_S = 0.002
 _FAILED = 3
 """Flower's code of a failed message; its own text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """What devices have less of than this machine.
+
+    Args:
+        rows: of a client that it may train on now; None for all.
+        lacking: why a client's memory is too small for what it is asked; empty if it is not.
+    """
+
+    rows: Callable[[str], int | None]
+    lacking: Callable[[TrainRequest | EvaluateRequest], str]
+
+
+NO_LIMITS = DeviceLimits(lambda client: None, lambda request: "")
 
 _Queue = list[tuple[int, str, str]]
 """A heap of times, clients and message ids."""
@@ -52,6 +69,7 @@ class DeviceGrid(OneRunGrid):
         passes: what a request asks for.
         check: called while this machine computes; raises if the run is to end now.
         certain: which trainings the grid within may work on ahead.
+        limits: of the devices; none if absent.
     """
 
     def __init__(
@@ -62,6 +80,7 @@ class DeviceGrid(OneRunGrid):
         passes: Passes,
         check: Callable[[], None] = lambda: None,
         certain: CertainTasks | None = None,
+        limits: DeviceLimits = NO_LIMITS,
     ) -> None:
         self._inner, self._clock, self._fleet, self._passes, self._check = inner, clock, fleet, passes, check
         self._tasks: dict[str, SimulatedTask] = {}
@@ -76,6 +95,7 @@ class DeviceGrid(OneRunGrid):
         self._inner_ids: dict[str, str | None] = {}  # of messages that were handed on late
         self._held: dict[str, Message] = {}
         self._spent: list[Spent] = []
+        self._limits = limits
         clock.watch(self.next_arrival)
 
     # --- what a server asks of a grid ---------------------------------------------------------------
@@ -168,6 +188,10 @@ class DeviceGrid(OneRunGrid):
                 found.append(TaskAtWork(envelope, state, task.asked, attempt))
         return found
 
+    def working(self) -> set[str]:
+        """Whose trainings are out."""
+        return {task.client for task in self._tasks.values() if task.kind == MessageType.TRAIN}
+
     def expect(self, left: Iterable[TaskAtWork]) -> list[TrainRequest]:
         """The requests of an earlier process: when they are sent again, they count as sent when they were."""
         requests = []
@@ -199,6 +223,8 @@ class DeviceGrid(OneRunGrid):
                 hint="Lower simulation.devices.dropout or cohort.min_clients, raise cohort.deadline_s, "
                 "or look at its speed, link and time online.",
             )
+        if isinstance(request, TrainRequest) and request.plan.rows is None:
+            request = self._with_rows(message, request)
         size = count_bytes(message.content)
         compute = device.compute(self._passes(request))
         drops_after = None
@@ -206,9 +232,21 @@ class DeviceGrid(OneRunGrid):
             share = self._fleet.uniform(client, kind, request.round, attempt)
             if share < device.dropout:  # then share / dropout is uniform, too: where it happens
                 drops_after = int((device.link.download(size) + compute) * share / device.dropout)
-        task = SimulatedTask(client, kind, device, asked, size, compute, drops_after)
+        lacking = self._limits.lacking(request)
+        if lacking:  # it has loaded what it was sent, and begins
+            drops_after = device.link.download(size)
+        task = SimulatedTask(client, kind, device, asked, size, compute, drops_after, lacking or DROPPED)
         task.begin(resumes=self._fleet.resumes)
         return task
+
+    def _with_rows(self, message: Message, request: TrainRequest) -> TrainRequest:
+        """The request, which from now on says how many rows its client has, if not all."""
+        if (rows := self._limits.rows(request.client)) is None:
+            return request
+        request = replace(request, plan=replace(request.plan, rows=rows))
+        envelope, state = encode_request(request)
+        message.content[RECORD] = pack(envelope=envelope, state=state)[RECORD]
+        return request
 
     def _begun(self, kind: str, request: TrainRequest | EvaluateRequest) -> tuple[int, int]:
         """When a request was sent, and how many times its client was asked in this round, with it."""

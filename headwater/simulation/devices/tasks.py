@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from headwater.simulation.devices.clock import NEVER
 from headwater.simulation.devices.costs import SimulatedDevice
 
+DROPPED = "dropped out (simulated)"
+
 
 @dataclass(frozen=True, slots=True)
 class Spent:
@@ -47,6 +49,7 @@ class SimulatedTask:
         size_down: bytes.
         compute: time of its computation.
         drops_after: of download and computation together, after which the client drops out; None if not.
+        why: it drops out.
     """
 
     client: str
@@ -56,6 +59,7 @@ class SimulatedTask:
     size_down: int
     compute: int
     drops_after: int | None = None
+    why: str = DROPPED
     size_up: int = field(default=0, init=False)
     computed: int = field(default=NEVER, init=False)
     arrives: int = field(default=NEVER, init=False)
@@ -82,7 +86,7 @@ class SimulatedTask:
 
     def _fail(self, when: int, dropped: bool) -> None:
         self.arrives = when
-        self.failure = "dropped out (simulated)" if dropped else "went offline in mid-task (simulated)"
+        self.failure = self.why if dropped else "went offline in mid-task (simulated)"
 
     def spent(self, now: int, *, resumes: bool) -> Spent:
         """What it took until it ended, or until ``now`` if it is given up then."""

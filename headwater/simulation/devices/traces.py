@@ -31,6 +31,10 @@ class DeviceTrace:
     by_client: Mapping[str, Mapping[str, float]]
     dealt: tuple[Mapping[str, float], ...] = ()
 
+    def has(self, column: str) -> bool:
+        """Whether some row says so much of its client."""
+        return any(column in row for row in (*self.by_client.values(), *self.dealt))
+
     def row(self, client: str, key: Key) -> Mapping[str, float]:
         """The client's row, or the one that is dealt to it; empty if the file does not name it."""
         if not self.dealt:

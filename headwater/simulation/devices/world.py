@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from flwr.serverapp import Grid
 
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.config import LoadedFederation
 from headwater.config.devices import IntervalTrace
+from headwater.errors import ConfigError
+from headwater.protocol.messages import ClientProfile
+from headwater.server.clients.exchange import Exchange
 from headwater.server.clients.run_control import RunControl
 from headwater.server.rounds.federation_server import FederationServer, RunResult
 from headwater.server.storage.run_folder import RunFolder
@@ -21,8 +23,11 @@ from headwater.simulation.devices.clients import DeviceClients, SimulatedWay
 from headwater.simulation.devices.clock import VirtualClock, micros
 from headwater.simulation.devices.costs import Workload
 from headwater.simulation.devices.fleet import Fleet
-from headwater.simulation.devices.grid import DeviceGrid
+from headwater.simulation.devices.grid import NO_LIMITS, DeviceGrid, DeviceLimits
+from headwater.simulation.devices.growth import GrowingData
+from headwater.simulation.devices.memory import DeviceMemory
 from headwater.simulation.devices.traces import DeviceTrace, read_devices, read_intervals
+from headwater.training.context import TrainingContext
 
 
 class RealTime:
@@ -55,6 +60,7 @@ class DeviceWorld(RealTime):
         files: where tasks outlive this process.
         done: the round that it goes on from; None for a new run.
         certain: what engines may work on ahead.
+        context: with the base model.
         inputs: of the trace files.
     """
 
@@ -64,17 +70,34 @@ class DeviceWorld(RealTime):
     files: AtWorkFiles
     done: int | None
     certain: CertainTasks
+    context: TrainingContext
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     def control(self, control: RunControl) -> RunControl:  # noqa: D102 - inherited
         return replace(control, clock=self.clock, sleep=self.clock.sleep, simulated=True)
 
     def run(self, server: FederationServer, grid: Grid, *, owners: Sequence[str]) -> RunResult:  # noqa: D102
-        devices = DeviceGrid(
-            grid, self.clock, self.fleet, self.workload.passes, server.control.check, self.certain
+        fleet, memory = self.fleet, None
+        growing = GrowingData({name: fleet.growth(name) for name in owners}) if fleet.grows else None
+        if fleet.has_memory:
+            memory = DeviceMemory(self.context, {name: fleet.memory_mb(name) for name in owners})
+        limits = DeviceLimits(
+            NO_LIMITS.rows if growing is None else growing.rows,
+            NO_LIMITS.lacking if memory is None else memory.lacking,
         )
-        way = SimulatedWay(self.clock, self.fleet, devices, self.files, self.done)
-        pool = partial(DeviceClients, way=way)
+        devices = DeviceGrid(
+            grid, self.clock, fleet, self.workload.passes, server.control.check, self.certain, limits
+        )
+        way = SimulatedWay(self.clock, fleet, devices, self.files, self.done, growing)
+
+        def pool(
+            exchange: Exchange, profiles: Mapping[str, ClientProfile], lost: Mapping[str, str]
+        ) -> DeviceClients:
+            unfit = dict[str, str]()
+            if memory is not None:
+                profiles, unfit = memory.profiles(profiles)
+            return DeviceClients(exchange, profiles, {**lost, **unfit}, way=way)
+
         return server.run(devices, owners=owners, pool=pool)
 
 
@@ -88,18 +111,26 @@ def open_world(loaded: LoadedFederation, runtime: ClientRuntime, folder: RunFold
 
     Raises:
         DataError: what is wrong with a trace.
+        ConfigError: rows that come with time beside control variates.
     """
     settings = loaded.settings.simulation.devices
     if settings is None:
         return RealTime()
     trace, intervals = read_traces(loaded, runtime.data.clients)
     fleet = Fleet(settings, runtime.root, runtime.context.parameters, trace, intervals)
+    if fleet.grows and loaded.settings.strategy.control_variates:
+        raise ConfigError(
+            "strategy.control_variates",
+            expected="clients whose rows, and so whose part in c, stay as they are",
+            got="simulation.devices with start_rows",
+            hint="Leave one of them out.",
+        )
     digest = traces_sha256(loaded)
     inputs = {} if digest is None else {"devices": digest}
     files_of_tasks, done = AtWorkFiles(folder.path / "state"), folder.checkpoint_round()
     clock, workload = VirtualClock(_ended(folder, done)), Workload(runtime.data)
     certain = CertainTasks(loaded.settings.cohort.target_clients, loaded.settings.cohort.deadline_s)
-    return DeviceWorld(clock, fleet, workload, files_of_tasks, done, certain, inputs)
+    return DeviceWorld(clock, fleet, workload, files_of_tasks, done, certain, runtime.context, inputs)
 
 
 def read_traces(
