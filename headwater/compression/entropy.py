@@ -1,9 +1,9 @@
 """Entropy coding of small-alphabet symbols with integer models: the same bytes on every platform.
 
-Entry points: :func:`pack` and :func:`unpack`. A *block* is a vector of symbols 0 … m−1 and a *table* of
-integer probabilities that both sides derive from what was sent before: the exact count of each symbol
-(:class:`Block`) or a curve (:mod:`headwater.compression.t_tables`). The coder is constriction's ANS coder
-(Bamler 2022, arXiv 2201.01741): 64-bit state, 32-bit words, 24-bit probabilities.
+Entry points: :func:`pack`, :func:`unpack`, :func:`unpack_over`. A *block* is a vector of symbols 0 … m−1
+and a *table* of integer probabilities that both sides derive from what was sent before: the exact count of
+each symbol (:class:`Block`) or a curve (:mod:`headwater.compression.t_tables`). The coder is constriction's
+ANS coder (Bamler 2022, arXiv 2201.01741): 64-bit state, 32-bit words, 24-bit probabilities.
 ``docs/reference/codecs.md`` describes it so that it can be written again.
 """
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from headwater.compression.byte_reader import Reader
 
 Symbols = npt.NDArray[np.int32]
+Bits = npt.NDArray[np.uint8]
 
 _TOTAL = 1 << 24
 _FEW = 8
@@ -84,9 +85,15 @@ def weights(counts: Sequence[int]) -> list[int]:
     return [1 + value for value in extra]
 
 
-def pack(blocks: Sequence[tuple[Symbols, Table]]) -> bytes:
-    """All blocks as one ANS stream: little-endian u32 words, zero bytes at the very end dropped."""
-    coder = constriction.stream.stack.AnsCoder()
+def pack(blocks: Sequence[tuple[Symbols, Table]], below: Bits | None = None) -> bytes:
+    """All blocks as one ANS stream: little-endian u32 words, zero bytes at the very end dropped.
+
+    Args:
+        blocks: read in this order.
+        below: bits (0 or 1) that lie under the blocks, from which the coder starts, so that its first state
+            costs nothing; a 1 marks their end.
+    """
+    coder = constriction.stream.stack.AnsCoder(*([] if below is None else [_words(below)]))
     for symbols, table in reversed(blocks):
         if table.only is None:
             coder.encode_reverse(symbols, _model(table))
@@ -103,11 +110,46 @@ def unpack(reader: Reader, tables: Sequence[Table]) -> list[Symbols]:
     Raises:
         DecodeError: the words do not hold vectors of these tables, and nothing else.
     """
+    coder = _open(reader)
+    out = _blocks(coder, tables, reader)
+    if not coder.is_empty():
+        raise reader.fail("an empty coder after the last symbol", "bits that are left")
+    return out
+
+
+def unpack_over(reader: Reader, tables: Sequence[Table], bits: int) -> tuple[list[Symbols], Bits]:
+    """The symbols of ``tables``, and so many bits below them: the inverse of :func:`pack`.
+
+    Raises:
+        DecodeError: as :func:`unpack`, or the bits below are not so many.
+    """
+    coder = _open(reader)
+    out = _blocks(coder, tables, reader)
+    words = coder.get_compressed().astype("<u4")
+    below: Bits = np.unpackbits(words[: bits // 32 + 1].view(np.uint8), bitorder="little")
+    if words.size != bits // 32 + 1 or not below[bits] or below[bits + 1 :].any():
+        raise reader.fail(f"{bits} bits below the symbols, and a 1", "others")
+    return out, below[:bits]
+
+
+def _words(bits: Bits) -> npt.NDArray[np.uint32]:
+    marked = np.zeros((bits.size // 32 + 1) * 32, np.uint8)
+    marked[: bits.size] = bits
+    marked[bits.size] = 1
+    return np.packbits(marked, bitorder="little").view("<u4").astype(np.uint32)
+
+
+def _open(reader: Reader) -> constriction.stream.stack.AnsCoder:
     data = reader.rest()
     if data.endswith(b"\0"):
         raise reader.fail("no zero byte at the end", "one")
     words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
-    coder = constriction.stream.stack.AnsCoder(words)
+    return constriction.stream.stack.AnsCoder(words)
+
+
+def _blocks(
+    coder: constriction.stream.stack.AnsCoder, tables: Sequence[Table], reader: Reader
+) -> list[Symbols]:
     out = []
     for index, table in enumerate(tables):
         if (only := table.only) is not None:
@@ -117,8 +159,6 @@ def unpack(reader: Reader, tables: Sequence[Table]) -> list[Symbols]:
         if not table.admits(symbols):
             raise reader.fail(f"the announced symbol counts in block {index}", "others")
         out.append(symbols)
-    if not coder.is_empty():
-        raise reader.fail("an empty coder after the last symbol", "bits that are left")
     return out
 
 

@@ -13,6 +13,7 @@ from headwater.compression.codecs.randk import RandkCodec
 from headwater.compression.codecs.sign import SignCodec, StcCodec
 from headwater.compression.codecs.topk import SparseLocoCodec, TopkCodec
 from headwater.compression.compeft import CompeftCodec
+from headwater.compression.compeft_gaps import CompeftGapsCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.logquant import LogQuantCodec
 from headwater.config import codec as settings_of
@@ -24,6 +25,7 @@ _BY_ID: Mapping[str, Codec] = {
     codec.id: codec
     for codec in (
         DenseCodec("fp32"), DenseCodec("bf16"), DenseCodec("fp16"), LosslessCodec(), CompeftCodec(),
+        CompeftGapsCodec(),
         StcCodec(), SignCodec(), BlockwiseCodec("int8"), BlockwiseCodec("int4"), BlockwiseCodec("nf4"),
         TopkCodec(), SparseLocoCodec(), QsgdCodec(), RandkCodec(), LogQuantCodec(),
     )

@@ -14,6 +14,12 @@ from headwater.compression.entropy import Symbols
 
 ZERO, PLUS, MINUS = 0, 1, 2
 
+_BLOCK = 1 << 16
+"""Values that are looked through at a time: they stay in the core's cache."""
+_SAMPLE = 1 << 15
+_MAGNITUDE = 0x7FFFFFFF
+"""All bits of an fp32 but its sign."""
+
 
 def kept(numel: int, density: float) -> int:
     """How many of ``numel`` values density k keeps: max(1, ⌊k·N⌋), the product in fp64; N if k = 1."""
@@ -34,15 +40,57 @@ def largest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]
     Order: |value| descending, then index ascending, so that ties have one answer. Zeros (of either
     sign) are never selected: fewer than ``count`` are kept if fewer values are non-zero. O(N).
     """
-    # the bits of a non-negative fp32 order like its value, and integers partition three times faster
-    magnitude = np.abs(values).view(np.int32)
-    at = values.size - count
-    least = max(1, np.partition(magnitude, at)[at]) if at > 0 else 1
-    places = np.flatnonzero(magnitude >= least)
+    return largest_values(values, count)[0]
+
+
+def largest_values(
+    values: npt.NDArray[np.float32], count: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Where the largest magnitudes are (:func:`largest`), and the values there."""
+    near = _near(values, count)
+    if near is None:  # the bits of a non-negative fp32 order like its value, and integers partition faster
+        bits = np.abs(values).view(np.int32)
+        at = values.size - count
+        places = np.flatnonzero(bits >= (max(1, np.partition(bits, at)[at]) if at > 0 else 1))
+        near = places, values[places]
+    places, chosen = near
     if (extra := places.size - count) > 0:
-        ties = np.flatnonzero(magnitude[places] == least)
-        places = np.delete(places, ties[-extra:])
-    return places
+        magnitudes = chosen.view(np.int32) & _MAGNITUDE
+        least = np.partition(magnitudes, extra)[extra]
+        stays = magnitudes >= least
+        if (ties := int(np.count_nonzero(stays)) - count) > 0:
+            stays[np.flatnonzero(magnitudes == least)[-ties:]] = False
+        places, chosen = places[stays], chosen[stays]
+    return places, chosen
+
+
+def _near(
+    values: npt.NDArray[np.float32], count: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]] | None:
+    """The ``count`` largest magnitudes and a few more: where they are, and the values there.
+
+    A sample says how large they are; one pass over the values then finds them. None for few values, of which
+    a sample would save nothing, and where the sample was not like the rest.
+    """
+    if count >= values.size or values.size < 4 * _SAMPLE:
+        return None
+    sample = np.abs(values[:: values.size // _SAMPLE | 1]).view(np.int32)  # lengths of rows are even
+    part = count / values.size
+    rank = math.ceil(sample.size * part + 2 + 5 * math.sqrt(sample.size * part * (1 - part)))
+    least = 0 if rank >= sample.size else np.partition(sample, sample.size - rank)[sample.size - rank]
+    if least < 1:
+        return None
+    found, chosen = [], []
+    room, large = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.bool_)
+    for start in range(0, values.size, _BLOCK):
+        block = values[start : start + _BLOCK]
+        magnitudes = np.bitwise_and(block.view(np.int32), _MAGNITUDE, out=room[: block.size])
+        here = np.flatnonzero(np.greater_equal(magnitudes, least, out=large[: block.size]))
+        chosen.append(block[here])
+        here += start
+        found.append(here)
+    places = np.concatenate(found)
+    return (places, np.concatenate(chosen)) if places.size >= count else None
 
 
 def signs(chosen: npt.NDArray[np.float32]) -> Symbols:

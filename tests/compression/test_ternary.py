@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headwater.compression.byte_reader import Reader
 from headwater.compression.entropy import Block, pack, unpack, weights
-from headwater.compression.ternary import bound_bits, kept, select
+from headwater.compression.ternary import bound_bits, kept, largest_values, select
 from headwater.errors import DecodeError
 
 TAU = [0.9, -0.1, 0.05, -1.2, 0.3, 0.0, 0.7, -0.7, 0.02, -0.4, 1.5, -0.25]
@@ -147,3 +147,27 @@ def test_frozen_stream():
     block = Block(tuple(np.bincount(symbols, minlength=3).tolist()))
     assert block.counts == (273, 11, 16)
     assert pack([(symbols, block)]).hex() == ("a0282372cc2bd173daf1ef3d9955ffdaeeec0ffef75001")
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "few", "sorted", "tiny"])
+@pytest.mark.parametrize("density", [0.0001, 0.05, 0.9])
+def test_a_sample_of_many_values_finds_what_a_sort_finds(kind, density):
+    # 4·2¹⁵ values and more: their threshold comes from a sample, which "few" and "sorted" mislead
+    values = np.random.default_rng(5).standard_normal(150_001).astype(np.float32)
+    if kind == "ties":
+        values = np.round(values * 4) / 4
+    elif kind == "few":
+        values[::5] = 0
+        values[1::5] *= 1e-30
+        values[10:] = 0 if density < 0.01 else values[10:]
+    elif kind == "sorted":
+        values = np.sort(values)
+        values[::4] = 9
+    elif kind == "tiny":
+        values = (values * np.float32(1e-44)).astype(np.float32)
+    count = kept(values.size, density)
+    order = np.lexsort((np.arange(values.size), -np.abs(values)))[:count]
+    expected = np.sort(order[values[order] != 0])
+    places, chosen = largest_values(values, count)
+    assert np.array_equal(places, expected)
+    assert np.array_equal(chosen.view(np.int32), values[expected].view(np.int32))

@@ -1,0 +1,72 @@
+"""What ComPEFT keeps of a tensor, whatever the format: :class:`CompeftSelection`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headwater.compression.entropy import Bits
+from headwater.compression.reader import Floats
+from headwater.compression.ternary import kept, largest_values
+from headwater.errors import ConfigError
+from headwater.state import TensorSpec
+
+_SMALLEST, _LARGEST = 2.0**-149, float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A tensor as it is coded: where it is not 0, and there whether it is −``scale`` (1) or ``scale`` (0)."""
+
+    places: npt.NDArray[np.intp]
+    minus: Bits
+    scale: float
+
+    def values(self, tensor: TensorSpec) -> torch.Tensor:
+        """What it decodes to."""
+        values = np.zeros(tensor.numel, np.float32)
+        values[self.places] = np.array([self.scale, -self.scale], np.float32).take(self.minus)
+        return torch.from_numpy(values).reshape(tensor.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class CompeftSelection:
+    """The largest values' signs, and one scale.
+
+    Args:
+        density: 0 < k ≤ 1; a tensor keeps max(1, ⌊k·N⌋) values.
+        alpha: scale = alpha·std (ddof = 1) as in the paper; the mean kept magnitude if ``None``, and
+            wherever std is undefined or 0 (N = 1, a constant tensor).
+
+    Raises:
+        ConfigError: one of them is out of range.
+    """
+
+    density: float
+    alpha: float | None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ConfigError("codec compeft", expected="0 < density <= 1", got=repr(self.density))
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise ConfigError("codec compeft", expected="alpha > 0", got=repr(self.alpha))
+
+    def of(self, values: Floats) -> Sent:
+        """What is sent of a tensor's finite ``values`` [N]."""
+        places, chosen = largest_values(values, kept(values.size, self.density))
+        return Sent(places, (chosen < 0).view(np.uint8), self._scale(values, chosen))
+
+    def _scale(self, values: Floats, kept: Floats) -> float:
+        """The magnitude that stands for every kept value; 0 if none is kept."""
+        magnitudes = np.abs(kept)
+        if not magnitudes.size:
+            return 0.0
+        mean = float(magnitudes.mean(dtype=np.float64))
+        if self.alpha is None:
+            return mean
+        ternary = magnitudes.min() == magnitudes.max() and magnitudes.size == np.count_nonzero(values)
+        sigma = 0.0 if ternary else float(values.std(dtype=np.float64, ddof=1))  # N = 1 is ternary
+        return min(max(self.alpha * sigma, _SMALLEST), _LARGEST) if sigma > 0 else mean
