@@ -30,7 +30,8 @@ LEAST_SCALE_BITS, EXACT = 8, 24
 """Significant bits of a scale. With eight it is off by 1/256 at most: less than a clipped update may be."""
 _EXPONENT = 7
 """Bits of a positive fp32 beyond its significant ones: the exponent's eight, less the bit that is implied."""
-_INFINITY = 0x7F800000
+_NORMAL, _INFINITY = 1 << 23, 0x7F800000
+"""Patterns of the least normal fp32, and of the first that is not finite."""
 
 
 class CompeftGapsCodec(Codec):
@@ -38,7 +39,8 @@ class CompeftGapsCodec(Codec):
 
     Args:
         density, alpha: see :class:`headwater.compression.compeft.CompeftSelection`.
-        scale_bits: significant bits of each tensor's scale, rounded to nearest; 24 leaves it as it is.
+        scale_bits: significant bits of each tensor's scale, rounded to nearest; 24 leaves it as it is, as does one
+            below 2⁻¹²⁶.
     """
 
     id = "compeft.v2"
@@ -65,12 +67,12 @@ class CompeftGapsCodec(Codec):
         return [self._rounded(self._selection.of(flat[t.name])) for t in state.spec]
 
     def _rounded(self, sent: Sent) -> Sent:
-        if self.scale_bits == EXACT or not sent.places.size:
-            return sent
         unit = 1 << EXACT - self.scale_bits
         pattern = int(np.float32(sent.scale).view(np.int32))
+        if unit == 1 or pattern < _NORMAL:  # a subnormal one has no bits to lose
+            return sent
         units = round(pattern / unit)  # Python rounds halves to even; 31 bits are exact in fp64
-        units = min(max(units, 1), (_INFINITY - 1) // unit)
+        units = min(units, (_INFINITY - 1) // unit)
         return Sent(sent.places, sent.minus, float(np.int32(units * unit).view(np.float32)))
 
     def _write(self, spec: StateSpec, sent: Sequence[Sent]) -> Payload:

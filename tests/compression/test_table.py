@@ -15,7 +15,8 @@ from headwater.state import AdapterState, StateSpec, TensorSpec
 
 IDS = (
     "dense-fp32.v1", "dense-bf16.v1", "dense-fp16.v1", "lossless.v1", "compeft.v1", "compeft.v2",
-    "stc.v1", "sign.v1", "int8.v1", "int4.v1", "nf4.v1", "topk.v1", "sparseloco.v1", "qsgd.v1", "randk.v1", "logquant8.v1",
+    "stc.v1", "sign.v1", "int8.v1", "int4.v1", "nf4.v1", "topk.v1", "sparseloco.v1", "qsgd.v1",
+    "randk.v1", "logquant8.v1",
 )  # fmt: skip
 
 
