@@ -41,6 +41,12 @@ class Reader:
         """Everything that is left."""
         return self.take(len(self._body) - self._at, "rest")
 
+    def length(self, what: str) -> None:
+        """A varint that says how many bytes are left, of ``what``."""
+        said = self.varint(len(self._body), f"bytes of {what}")
+        if said != len(self._body) - self._at:
+            raise self.fail(f"{said} bytes of {what}", f"{len(self._body) - self._at}")
+
     def end(self) -> None:
         """Check that nothing is left."""
         if self._at != len(self._body):

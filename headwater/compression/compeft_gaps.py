@@ -39,8 +39,8 @@ class CompeftGapsCodec(Codec):
 
     Args:
         density, alpha: see :class:`headwater.compression.compeft.CompeftSelection`.
-        scale_bits: significant bits of each tensor's scale, rounded to nearest; 24 leaves it as it is, as does one
-            below 2⁻¹²⁶.
+        scale_bits: significant bits of each tensor's scale, rounded to nearest; 24 leaves all of them as they
+            are, and any number those below 2⁻¹²⁶.
     """
 
     id = "compeft.v2"
@@ -96,7 +96,8 @@ class CompeftGapsCodec(Codec):
                 if group.table.most_escapes(len(group.members)):
                     head += varint(symbols.size - group.kept)
         below += [_bits_of(np.array([least]), precision + _EXPONENT), _bits_of(offsets, width)]
-        return Payload(self.id, bytes(head) + pack(blocks, np.concatenate(below)))
+        stream = pack(blocks, np.concatenate(below))
+        return Payload(self.id, bytes(head) + varint(len(stream)) + stream)
 
     def decode(self, payload: Payload, spec: StateSpec) -> AdapterState:
         """The state; every body but a canonical one for ``spec`` is refused."""
@@ -110,6 +111,7 @@ class CompeftGapsCodec(Codec):
         width = reader.byte(tuple(range(32)), "bits of a scale's offset") if len(scaled) > 1 else 0
         groups = _groups(spec, counts)
         blocks = [_block(reader, group) for group in groups if group.table is not None]
+        reader.length("stream")
         raw, wide = sum(group.bits for group in groups), precision + _EXPONENT
         symbols, below = unpack_over(reader, blocks, raw + wide + width * len(scaled))
         (least,) = _from_bits(below[raw : raw + wide].reshape(1, wide))

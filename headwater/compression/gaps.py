@@ -22,7 +22,7 @@ Places = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 
 _ONE = 1 << 40
-_LAST = _ONE >> 6
+_LAST = _ONE >> 8
 """What is less likely needs an escape."""
 _TOTAL = 1 << 24
 

@@ -41,7 +41,7 @@ def table(numel, count):
     for _ in range(shift):
         stays = stays**2 // 2**40
     tails = [2**40]
-    while tails[-1] > 2**34:
+    while tails[-1] > 2**32:
         tails.append(tails[-1] * stays // 2**40)
     free = 2**24 - len(tails)
     units = [1 + (a - b) * free // 2**40 for a, b in zip(tails, [*tails[1:], 0], strict=True)]
@@ -94,6 +94,8 @@ def decode(data, sizes):
             if (size - count) // ((len(units) - 1) << shift):
                 escapes, at = varint(data, at)
         groups.append((members, size, count, shift, units, escapes))
+    length, at = varint(data, at)
+    assert length == len(data) - at
     stack = Stack(data[at:])
     coded = [
         [] if units is None else [stack.symbol(units) for _ in range(len(members) * count + escapes)]

@@ -95,9 +95,9 @@ def test_a_stranger_reads_escapes_and_many_tensors():
 @pytest.mark.parametrize(
     ("codec", "body"),
     [
-        (CompeftGapsCodec(0.25), "1703e48b32dd7907"),
-        (CompeftGapsCodec(0.25, scale_bits=8), "07031c6e1116"),
-        (CompeftGapsCodec(1.0), "180b413408ae94ba"),
+        (CompeftGapsCodec(0.25), "170306e08b32dd7907"),
+        (CompeftGapsCodec(0.25, scale_bits=8), "070304186e1116"),
+        (CompeftGapsCodec(1.0), "180b0684fd1db594ba"),
     ],
 )
 def test_frozen_bytes(codec, body):
@@ -109,7 +109,7 @@ def test_frozen_bytes_of_several_tensors():
     large[0, 3], large[1, 1000] = 0.5, -0.5
     state = state_of(a=torch.tensor([1.0, -3.0]), b=large, c=torch.zeros(3), d=torch.tensor([[0.25, 0]]))
     body = CompeftGapsCodec(0.5).encode(state, key=KEY).body
-    assert body.hex() == "0201020000033f70943103f6"
+    assert body.hex() == "02010200000306277ea42103f6"
     assert same(decode(body, state.spec), CompeftCodec(0.5).round_trip(state, key=KEY)[1])
 
 
@@ -202,9 +202,11 @@ GOOD = CompeftGapsCodec(0.25).encode(F1, key=KEY).body
         (GOOD[:1] + varint(13) + GOOD[2:], "count"),
         (GOOD[:1] + b"\x00" + GOOD[2:], "kept"),
         (GOOD[:1] + b"\x83\x00" + GOOD[2:], "shortest form"),
-        (GOOD[:2], "below"),
-        (GOOD + b"\x00", "zero byte"),
-        (GOOD + b"\x01" * 4, "below|places|gaps|escape"),
+        (GOOD[:2], "bytes of stream"),
+        (GOOD[:2] + b"\0", "below"),
+        (GOOD + b"\x00", "6 bytes of stream"),
+        (GOOD[:2] + b"\x07" + GOOD[3:] + b"\x00", "zero byte"),
+        (GOOD[:2] + b"\x0a" + GOOD[3:] + b"\x01" * 4, "below|places|gaps|escape"),
         (b"\x16" + GOOD[1:], "below|fewest"),
         (b"\x18" + b"\xff" * 90, "at most"),
     ],
@@ -228,7 +230,7 @@ def test_the_same_count_may_not_be_said_twice():
 
 def test_memory_is_bounded_by_the_spec_not_by_the_claim():
     spec = StateSpec.of([TensorSpec(f"t{i}", (64, 32), "vector") for i in range(4)])
-    body = b"\x18" + varint(1024) + b"\0\0" + varint(10_000) + bytes(300) + b"\1"
+    body = b"\x18" + varint(1024) + b"\0\0" + varint(10_000) + varint(301) + bytes(300) + b"\1"
     tracemalloc.start()
     with pytest.raises(DecodeError):
         decode(body, spec)
