@@ -59,6 +59,11 @@ def codec_for(settings: settings_of.Codec) -> Codec:
     return made(settings)
 
 
+def readable() -> tuple[str, ...]:
+    """The ids that :func:`codec_by_id` knows, sorted."""
+    return tuple(sorted(_BY_ID))
+
+
 def codec_by_id(id: str) -> Codec:
     """The codec that reads payloads of ``id``; to encode, use :func:`codec_for`.
 

@@ -42,6 +42,7 @@ class Contractive(CodecTraits):
 class DenseCodec(NoFeedback):
     """Every value as fp32, bf16 or fp16."""
 
+    whole: ClassVar[bool] = True
     because: ClassVar[str] = "it drops nothing, or next to nothing"
     kind: Literal["dense"] = "dense"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -54,6 +55,7 @@ class DenseCodec(NoFeedback):
 class LosslessCodec(NoFeedback):
     """Every value exactly, its bytes entropy-coded in planes (ZipNN, arXiv 2411.05239)."""
 
+    whole: ClassVar[bool] = True
     because: ClassVar[str] = "it drops nothing"
     kind: Literal["lossless"]
 

@@ -254,10 +254,13 @@ class CodecTraits(Pluggable):
         sparse: few values are sent, and the others arrive as zeros.
         unbiased: over its random draws the decoded values are those that were encoded, on average. Error
             feedback must not be used: the noise is not what was dropped, and would add up.
+        whole: as ``codec.down`` it carries the global adapter as it is; any other carries what changed since
+            the version that a client holds.
     """
 
     sparse: ClassVar[bool] = False
     unbiased: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     def may_lengthen(self) -> bool:
         """Whether the decoded values may be longer, in L2 norm, than those that were encoded."""

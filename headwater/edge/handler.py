@@ -2,7 +2,8 @@
 
 Profiles, evaluations and failures are handed on as its clients sent them. Updates are checked as the server
 would check them, added up, and only their sum goes on (:class:`~headwater.server.rounds.open_round.OpenRound`
-does both). Nothing is kept: a client that is asked again answers from its outbox with the same bytes.
+does both). Nothing is kept but the last states that passed through, in memory: a client that is asked again
+answers from its outbox with the same bytes.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Callable, Mapping
 from headwater.client.agent.known_runs import KnownRun, KnownRuns
 from headwater.client.agent.task_clock import AgentStopping
 from headwater.compression.logquant import LogQuantCodec
+from headwater.compression.seed_state import SEEDS
 from headwater.compression.seed_update import scalars_max_bytes
-from headwater.compression.table import codec_by_id, codec_for
+from headwater.compression.table import codec_for
 from headwater.edge.members import EdgeMembers
+from headwater.edge.passing_states import PassingStates
 from headwater.errors import ConnectionLost, DecodeError, HeadwaterError
 from headwater.merging.merge_plan_json import merge_plan_from_json
 from headwater.merging.plan import MergePlan
@@ -75,6 +78,7 @@ class EdgeHandler:
         self._name, self._members, self._runs = name, members, runs
         self._sign, self._say, self._patience_s = sign, say, patience_s
         self._profiles: dict[str, dict[str, ClientProfile]] = {}  # by run, then client
+        self._states = PassingStates()
 
     # --- what an agent's loop asks of whoever answers -----------------------------------------------
 
@@ -190,6 +194,10 @@ class EdgeHandler:
         evaluated = {r.client: r for r in requests if isinstance(r, EvaluateRequest)}
         if not requests or len(requests) not in (len(trained), len(evaluated)):
             raise DecodeError("group request", expected="tasks of one kind, one of each client", got="others")
+        first = requests[0]
+        assert not isinstance(first, ProfileRequest)
+        if first.state.codec != SEEDS:
+            self._states.note(first.state, first.state_sha256)
         if trained:
             return self._train(group, joined, trained)
         return self._evaluate(group, joined, evaluated)
@@ -255,9 +263,8 @@ class EdgeHandler:
         ):
             raise DecodeError("group request", expected="one round's tasks from one state", got="several")
         if merge.seeds is None:
-            base = codec_by_id(first.state.codec).decode(first.state, merge.spec)
-            if base.sha256() != first.state_sha256:
-                raise DecodeError("group request", expected=f"state {first.state_sha256[:12]}", got="another")
+            down = codec_for(joined.settings.codec.down)
+            base = self._states.state(first.state, first.state_sha256, merge.spec, down)
         else:  # nothing is computed from it: coefficients of seeds have no gap
             base = AdapterState.zeros(merge.spec)
         plans = {client: request.plan for client, request in requests.items()}

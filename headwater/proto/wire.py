@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
@@ -37,8 +38,10 @@ MAX_ENVELOPE = 64 * 1024
 MAX_NAME = 64
 MAX_METRICS = 64
 MAX_STATISTICS = 8
+MAX_READS = 64
 MAX_REASON = 2000
 MAX_COUNT = 2**32
+_FAILURE_TAG = bytes([pb.Reply.FAILURE_FIELD_NUMBER << 3 | 2])
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -135,6 +138,7 @@ def encode_reply(reply: Reply) -> bytes:
                     run=reply.run,
                     version=reply.version,
                     device=device_to_json(reply.device),
+                    reads=reply.reads,
                 )
             )
         case EncodedUpdate():
@@ -203,6 +207,7 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
             run=_run(p.run, "profile.run"),
             version=check_name(p.version, "profile.version") if p.version else "",
             device=device_from_json(p.device),
+            reads=_reads(tuple(p.reads[: MAX_READS + 1])),
         )
     if kind == "update":
         u = message.update
@@ -245,6 +250,14 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
             read_failure(f.code, tuple(f.numbers[:MAX_NUMBERS])),
         )
     raise DecodeError("reply", expected="profile, update, evaluation or failure", got="none of them")
+
+
+def decode_failure(data: bytes) -> ClientFailure | None:
+    """The reply, if it is a client's failure; None for any other, of which only the first byte is read."""
+    if data[:1] != _FAILURE_TAG:
+        return None
+    reply = decode_reply(data, max_bytes=0)
+    return reply if isinstance(reply, ClientFailure) else None
 
 
 def encode_signed(reply: bytes, signature: bytes) -> bytes:
@@ -303,6 +316,15 @@ def _digest(data: bytes, who: str) -> str:
     if len(data) != 32:
         raise DecodeError(who, expected="32 bytes", got=f"{len(data)}")
     return data.hex()
+
+
+@lru_cache(maxsize=16)  # of many clients that read the same, one tuple
+def _reads(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(names) > MAX_READS:
+        raise DecodeError(
+            "profile.reads", expected=f"at most {MAX_READS} codecs", got=f"{len(names)} or more"
+        )
+    return tuple(check_name(name, "profile.reads") for name in names)
 
 
 def _count(value: int, who: str) -> int:

@@ -102,7 +102,7 @@ _SENTENCES: dict[FailureCode, tuple[int, str]] = {
     FailureCode.UNKNOWN_RUN: (0, "the client does not know this run and must be told of it again"),
     FailureCode.NEEDS_FULL_STATE: (
         1,
-        "the client lacks the coefficients of version {0} and needs all of them",
+        "the client lacks what version {0} of the adapter is made from and needs all of it",
     ),
     FailureCode.NOT_FOR_THIS_CLIENT: (0, "the task is for another client"),
     FailureCode.BAD_REQUEST: (0, "the client cannot read the request, or refuses what is in it"),

@@ -120,7 +120,9 @@ class DeviceProfile:
 class ClientProfile:
     """A client's answer before the first round: sizes only, never content.
 
-    ``edge`` is the server's note behind which edge aggregator the client is; it does not travel.
+    ``edge`` is the server's note behind which edge aggregator the client is; it does not travel. ``reads``
+    are the ids of the codecs in which a state may come to it; an older client, which names none, is sent
+    dense states.
     """
 
     client: str
@@ -132,6 +134,7 @@ class ClientProfile:
     version: str = ""
     device: DeviceProfile | None = None
     edge: str = ""
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,6 +287,7 @@ class FederatedStrategy(Strategy):
             momentum=moments.first,
             second_moment=moments.second,
             seeded_state=None,
+            residual=None,
         )
 
 

@@ -31,6 +31,7 @@ class ServerState:
         seed_slopes: how steep losses were along each seed; None without ``kseed`` and its ``pro``.
         second_moment: v, the server optimiser's second moment, of the same spec; None without one.
         control: c, the server's control variate (SCAFFOLD), of the same spec; None without one.
+        residual: e, what compression has kept back of the way down (:mod:`.broadcast`); None without any.
     """
 
     round: int
@@ -41,6 +42,7 @@ class ServerState:
     seed_slopes: SeedSlopes | None = None
     second_moment: AdapterState | None = None
     control: AdapterState | None = None
+    residual: AdapterState | None = None
 
 
 class Strategy(ABC):

@@ -127,9 +127,29 @@ def generator(key):
 class Stranger:
     """Answers requests for one client with ``examples`` examples and a vector of ``size`` values."""
 
-    def __init__(self, name, size, examples, seed):
+    def __init__(self, name, size, examples, seed, reads=()):
         self.name, self.size, self.examples, self.seed = name, size, examples, seed
-        self.spec = fingerprint(vector_spec(size))
+        self.spec, self.reads, self.seen = fingerprint(vector_spec(size)), reads, []
+        self.held = {}
+        self.hold(np.zeros(size, "<f4"))
+
+    def hold(self, values):
+        self.held[state_sha256(self.spec, [values])[:8]] = values
+
+    def values(self, codec, body):
+        """A state, or what is added to one."""
+        self.seen.append(codec)
+        if codec == "dense-fp32.v1":
+            return np.frombuffer(body, "<f4")
+        assert (codec, body[0]) == ("since.v1", 1)
+        values, (count, at) = self.held[body[1:9]], read_varint(body, 9)
+        for _ in range(count):
+            size, at = read_varint(body, at)
+            id, at = body[at : at + size].decode(), at + size
+            size, at = read_varint(body, at)
+            values, at = values + self.values(id, body[at : at + size]), at + size
+        assert at == len(body)
+        return values
 
     def answer(self, envelope, state):
         ((kind, (content,)),) = read(envelope).items()
@@ -144,14 +164,15 @@ class Stranger:
                     (4, model),
                     (5, self.spec),
                     (6, text(read(content), 1)),
+                    *((9, id) for id in self.reads),
                 ),
             )
         fields = read(content)
         run, round_, base = text(fields, 1), number(fields, 2), fields[6][0]
         assert (text(fields, 3), text(fields, 4)) == (self.name, self.spec)
-        assert text(fields, 5) == "dense-fp32.v1"
-        values = np.frombuffer(state, "<f4")
+        values = self.values(text(fields, 5), state)
         assert state_sha256(self.spec, [values]) == base
+        self.hold(values)
         if kind == 3:
             return message(4, write((1, self.name), (2, round_), (3, "nothing to evaluate on"), (4, run)))
         plan = json.loads(text(fields, 8))

@@ -114,7 +114,9 @@ def loaded(tmp_path):
 def test_a_federation_of_strangers_gives_the_same_bits(loaded, tmp_path):
     ours = simulate(loaded, RunFolder.create(tmp_path / "ours", loaded, {}))
     folder = RunFolder.create(tmp_path / "theirs", loaded, {})
-    grid = StrangersGrid([stranger.Stranger(f"client-{i:04}", 40, 7, 11) for i in range(3)])
+    reads = [(), ("dense-fp32.v1", "since.v1"), ()]  # an older client says nothing of it
+    strangers = [stranger.Stranger(f"client-{i:04}", 40, 7, 11, reads[i]) for i in range(3)]
+    grid = StrangersGrid(strangers)
     control = RunControl(lambda event: None)
     server = FederationServer(
         loaded, "any run", TrainingContext.open(loaded), folder, test=None, control=control
@@ -124,6 +126,8 @@ def test_a_federation_of_strangers_gives_the_same_bits(loaded, tmp_path):
     assert [len(r.clients) for r in folder.read_rounds()] == [0, 3, 3, 3]
     assert not any(row.failed for r in folder.read_rounds() for row in r.clients.values())
     assert grid.types == {"query", "train"}
+    assert strangers[0].seen == strangers[2].seen == ["dense-fp32.v1"] * 3
+    assert strangers[1].seen == ["since.v1", *["dense-fp32.v1"] * 2]
 
 
 def test_the_pages_fingerprint():

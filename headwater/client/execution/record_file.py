@@ -39,6 +39,10 @@ _PUT = (
     "ON CONFLICT (client, kind, part) DO UPDATE SET data = excluded.data"
 )
 _DROP_FROM = "DELETE FROM kept WHERE client = ? AND kind = ? AND part >= ?"
+_DROP_OLDEST = (
+    "DELETE FROM kept WHERE kind = ? AND client NOT IN "
+    "(SELECT client FROM kept WHERE kind = ? AND part = 0 ORDER BY rowid DESC LIMIT ?)"
+)
 _FIND = "SELECT rowid FROM kept WHERE client = ? AND kind = ? ORDER BY part"
 
 
@@ -81,6 +85,16 @@ class RecordFile:
                 got=self._why(error, size),
                 hint="What was there before is intact; free space or fix the rights, then resume.",
             ) from error
+
+    def keep_newest(self, kind: str, count: int) -> None:
+        """Remove all records of this kind but the ``count`` made last; the next call does what fails.
+
+        Args:
+            kind: of what.
+            count: how many stay.
+        """
+        with contextlib.suppress(sqlite3.Error, OSError), _transaction(self._opened(), "IMMEDIATE") as found:
+            found.execute(_DROP_OLDEST, (kind, kind, count))
 
     @contextlib.contextmanager
     def reading(self, client: str, kind: str) -> Iterator[Record | None]:

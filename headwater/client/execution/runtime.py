@@ -10,13 +10,16 @@ from headwater.client.device.costs import device_profile
 from headwater.client.execution.seed_replay import Replay
 from headwater.client.execution.store import ClientStore
 from headwater.client.policy import Policy
+from headwater.compression.codec import Codec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.seed_state import SEEDS
-from headwater.compression.table import codec_by_id
+from headwater.compression.since import SINCE, add_up, name_of, read_since
+from headwater.compression.table import codec_by_id, codec_for, readable
 from headwater.config import LoadedFederation
 from headwater.config.assignment import simulated_memory_mb
 from headwater.data.federated import FederatedData
 from headwater.errors import DecodeError
+from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import ClientProfile, EvaluateRequest, Payload, TrainRequest
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
@@ -60,6 +63,8 @@ class ClientRuntime:
     def __post_init__(self) -> None:
         self._last: tuple[str, bytes, AdapterState] | None = None
         self._replay: Replay | None = None
+        self._reads: tuple[str, ...] | None = None
+        self._origin_sha256 = ""
         self.short_of_memory = False
 
     @staticmethod
@@ -127,7 +132,16 @@ class ClientRuntime:
             device=device_profile(
                 self.context, simulated_memory_mb=self.simulated_memory_mb.get(client), allowed=allowed
             ),
+            reads=self.reads,
         )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Ids of the codecs in which a state may come, among them that of a package in ``codec.down``."""
+        if self._reads is None:
+            down = codec_for(self.context.loaded.settings.codec.down)
+            self._reads = tuple(sorted({*readable(), SINCE, SEEDS, down.id}))
+        return self._reads
 
     def check(self, request: TrainRequest | EvaluateRequest) -> None:
         """Raise ``DecodeError`` unless the request is of this run, this adapter and a known client."""
@@ -148,22 +162,74 @@ class ClientRuntime:
     def state(self, request: TrainRequest | EvaluateRequest, store: ClientStore) -> AdapterState:
         """The request's global state, checked against its hash. The last one is kept decoded.
 
-        Where it is made of coefficients of seeds, ``store`` has the client's: they are in it before this
+        What it is made of next time, coefficients of seeds or the state itself, is in ``store`` before this
         returns, so that nothing the client answers is more than it has.
 
         Raises:
-            DecodeError: bytes that are no state, or not the one that they claim to be.
-            StorageError: the coefficients cannot be kept.
+            DecodeError: bytes that are no state, or not the one that they claim to be; with the code
+                NEEDS_FULL_STATE where what the state was made from is not here.
+            StorageError: the state or its coefficients cannot be kept.
         """
         if request.state.codec == SEEDS:
             return self._rebuilt(request, store)
         body = request.state.body[: len(request.state.body) - _control_bytes(request)]
-        if self._last and self._last[0] == request.state_sha256 and self._last[1] == body:
+        payload = Payload(request.state.codec, body)
+        if payload.codec == SINCE:
+            return self._continued(payload, request, store)
+        last = self._last
+        if last is None or last[0] != request.state_sha256 or last[1] != body:
+            state = self._codec_of(payload.codec).decode(payload, self.context.spec)
+            _require_hash(state, request)
+            last = self._last = (request.state_sha256, body, state)
+        self._hold(last[2], request, store)
+        return last[2]
+
+    def _continued(
+        self, payload: Payload, request: TrainRequest | EvaluateRequest, store: ClientStore
+    ) -> AdapterState:
+        """The state that a ``since.v1`` makes of one that is here. The last one is kept decoded."""
+        base_name, increments = read_since(payload, self.context.spec)
+        if self._last is None or self._last[0] != request.state_sha256:
+            base = self._base(base_name, store)
+            if base is None:
+                raise _needs_full(request, f"to have state {base_name}", "none")
+            state = add_up(base, increments, self._codec_of)
+            if (sha256 := state.sha256()) != request.state_sha256:
+                raise _needs_full(request, f"sha256 {request.state_sha256[:12]}", sha256[:12])
+            self._last = request.state_sha256, b"", state
+        self._hold(self._last[2], request, store, base_name)
+        return self._last[2]
+
+    def _base(self, name: str, store: ClientStore) -> AdapterState | None:
+        """The state of this name: the last one here, the initial one, or one that is kept."""
+        if self._last is not None and name_of(self._last[0]) == name:
             return self._last[2]
-        state = codec_by_id(request.state.codec).decode(Payload(request.state.codec, body), self.context.spec)
-        _require_hash(state, request)
-        self._last = (request.state_sha256, body, state)
-        return state
+        if name_of(self._origin()) == name:
+            return self.context.initial_state()
+        return store.states.get(name, self.context.spec)
+
+    def _hold(
+        self, state: AdapterState, request: TrainRequest | EvaluateRequest, store: ClientStore, base: str = ""
+    ) -> None:
+        """Keep it, unless it is the initial one, which can be made again."""
+        if request.state_sha256 != self._origin():
+            store.states.put(state, request.state_sha256, base)
+
+    def _origin(self) -> str:
+        """The hash of the initial state."""
+        self._origin_sha256 = self._origin_sha256 or self.context.initial_state().sha256()
+        return self._origin_sha256
+
+    def _codec_of(self, id: str) -> Codec:
+        """What reads payloads of this id: headwater's own, or that of a package in ``codec.down``.
+
+        Raises:
+            DecodeError: nothing here does.
+        """
+        if id in readable():
+            return codec_by_id(id)
+        down = codec_for(self.context.loaded.settings.codec.down)
+        return down if down.id == id else codec_by_id(id)
 
     def control(self, request: TrainRequest) -> AdapterState | None:
         """The server's control variate, which stands behind the request's state; None without one.
@@ -202,6 +268,18 @@ def _control_bytes(request: TrainRequest | EvaluateRequest) -> int:
             got=f"{len(request.state.body)} bytes in all",
         )
     return size
+
+
+def _needs_full(request: TrainRequest | EvaluateRequest, expected: str, got: str) -> DecodeError:
+    """The error of a client that lacks what its state was made from: it is sent all of it."""
+    version = request.round - 1 if isinstance(request, TrainRequest) else request.round
+    error = DecodeError(
+        f"client {request.client}: global state",
+        expected=expected,
+        got=got,
+        hint="The server sends the whole state.",
+    )
+    return coded(error, FailureCode.NEEDS_FULL_STATE, version)
 
 
 def _require_hash(state: AdapterState, request: TrainRequest | EvaluateRequest) -> None:

@@ -1,6 +1,7 @@
 """ClientStore: what a client keeps between rounds.
 
-Error feedback, its control variate, coefficients of seeds, and the part of the adapter that is its own.
+Error feedback, its control variate, coefficients of seeds, the part of the adapter that is its own, and the
+global states that it holds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from headwater.client.execution.control_variate import ControlVariate, from_bytes, to_bytes
+from headwater.client.execution.held_states import HeldStates, SharedStates, StatesInFolder, StatesInMemory
 from headwater.client.execution.record_file import RecordFile
 from headwater.client.execution.seed_state_file import (
     Versions,
@@ -34,7 +36,13 @@ _FILES = {".feedback", ".control", ".own", ".sums"}
 
 
 class ClientStore(ABC):
-    """Feedback states and versions of coefficients by client name."""
+    """Feedback states and versions of coefficients by client name.
+
+    Attributes:
+        states: the global states that are held, by name, whichever client has been sent them.
+    """
+
+    states: HeldStates
 
     @abstractmethod
     def load(self, client: str, spec: StateSpec) -> FeedbackState:
@@ -129,6 +137,7 @@ class MemoryStore(ClientStore):
         self._controls: dict[str, ControlVariate] = {}
         self._own: dict[str, ControlVariate] = {}
         self._sums: dict[str, Versions] = {}
+        self.states = StatesInMemory()
 
     def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
         return self._states.get(client, FeedbackState())
@@ -166,6 +175,7 @@ class DirectoryStore(ClientStore):
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self._folder, self._durable = folder, durable
+        self.states = StatesInFolder(folder, durable=durable)
         if durable:
             clear_temporaries(folder)
 
@@ -242,6 +252,7 @@ class SharedStore(ClientStore):
 
     def __init__(self, folder: Path) -> None:
         self._records = RecordFile(folder / STORE_FILE)
+        self.states = SharedStates(self._records)
         self._earlier = DirectoryStore(folder, durable=False) if _has_files(folder) else MemoryStore()
 
     def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited

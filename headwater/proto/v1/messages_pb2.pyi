@@ -42,7 +42,7 @@ class ProfileRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., federation: _Optional[str] = ..., model_sha256: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ClientProfile(_message.Message):
-    __slots__ = ("client", "train_examples", "validation_examples", "model_sha256", "spec", "run", "version", "device")
+    __slots__ = ("client", "train_examples", "validation_examples", "model_sha256", "spec", "run", "version", "device", "reads")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     TRAIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class ClientProfile(_message.Message):
     RUN_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
     client: str
     train_examples: int
     validation_examples: int
@@ -59,7 +60,8 @@ class ClientProfile(_message.Message):
     run: str
     version: str
     device: str
-    def __init__(self, client: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., model_sha256: _Optional[str] = ..., spec: _Optional[str] = ..., run: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
+    reads: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, client: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., model_sha256: _Optional[str] = ..., spec: _Optional[str] = ..., run: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., reads: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
     __slots__ = ("run", "round", "client", "spec", "state_codec", "state_sha256", "accepted_round", "plan")

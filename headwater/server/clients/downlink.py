@@ -1,19 +1,27 @@
-"""Downlink: how the global adapter travels to each client, dense or as coefficients of seeds."""
+"""Downlink: how the global adapter travels to each client: as little as it can be made from.
+
+Nothing where the client has it, what was added since the state that it holds (``since.v1``), the whole
+adapter, or the coefficients of its seeds that changed (``seeds.v1``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+from headwater.compression.dense import DenseCodec
 from headwater.compression.seed_state import MAX_SUMS, encode_sums
+from headwater.compression.since import MOST, SINCE, encode_since, name_of, since_bytes
 from headwater.compression.table import codec_for
-from headwater.config.codec import DenseCodec
+from headwater.config.codec import Codec
 from headwater.errors import HeadwaterError
 from headwater.protocol.failures import FailureCode, reported_code
-from headwater.protocol.messages import Payload
+from headwater.protocol.messages import ClientProfile, Payload
 from headwater.seeds.directions import Integers
 from headwater.seeds.keys import Key
 from headwater.seeds.seeded_state import SeededState
+from headwater.server.storage.down_record import DownRecord
 from headwater.state import AdapterState
 from headwater.strategies.strategy import ServerState
 
@@ -27,21 +35,31 @@ class Outgoing:
 
     Args:
         base: the adapter as every client decodes it.
-        sent: its payload where it travels dense; what it is made of where coefficients do.
+        sent: its payload where it travels whole; what it is made of where coefficients do.
         held: of which version a client holds the coefficients; 0 if it may have none.
         known: the coefficients of earlier versions.
+        shorter: what makes a client's state of what it holds, where that is shorter than ``sent``.
+        behind: stands behind every payload: the server's control variate.
     """
 
     base: AdapterState
     sent: Payload | SeededState
     held: Callable[[str], int] = lambda client: 0
     known: Mapping[int, Integers] = field(default_factory=dict)
+    shorter: Callable[[str], Payload | None] = lambda client: None
+    behind: bytes = b""
     _made: dict[int, Payload] = field(default_factory=dict, repr=False)
+    _with_behind: dict[Payload, Payload] = field(default_factory=dict, repr=False)
 
     def payload(self, client: str) -> Payload:
         """What this client is sent."""
         if isinstance(self.sent, Payload):
-            return self.sent
+            payload = self.shorter(client) or self.sent
+            if not self.behind:
+                return payload
+            if payload not in self._with_behind:  # one copy for all who are sent the same
+                self._with_behind[payload] = Payload(payload.codec, payload.body + self.behind)
+            return self._with_behind[payload]
         since = self.held(client)
         since = since if since in self.known else 0
         if since not in self._made:
@@ -58,49 +76,143 @@ class Outgoing:
 class Downlink:
     """The way down over a run: remembers what clients hold.
 
-    A client whose update of round r was accepted had version r − 1, the adapter after that round; that
-    much is certain. What changed since then is enough for it. A client that lost it says so
-    (NEEDS_FULL_STATE is its failure's code), and is sent everything until its next update is accepted.
+    A client holds what it has answered from: the state that its accepted update started from, or that it
+    evaluated. That much is certain, and what was added since is enough for it. All hold the initial state,
+    which they make as the server does. One that lost it, or makes another, says so (NEEDS_FULL_STATE is its
+    failure's code), and is sent everything until it has answered again.
 
     Args:
         root: the federation's root key.
+        origin: hash of the initial state; empty if clients cannot make it.
     """
 
-    def __init__(self, root: Key) -> None:
-        self._root = root
+    def __init__(self, root: Key, origin: str = "") -> None:
+        self._root, self._origin = root, name_of(origin)
         self._sums: dict[int, Integers] = {}
         self._lost: dict[str, int] = {}  # by client: its last accepted round then
+        self._path: list[str] = []
+        self._links: list[Payload] = []
+        self._held: dict[str, str] = {}
+        self._full: set[str] = set()
+        self._made: dict[int, Payload] = {}  # by place in the path
 
-    def open(self, server: ServerState, settings: DenseCodec, accepted: Mapping[str, int]) -> Outgoing:
+    def restore(self, record: DownRecord) -> None:
+        """Go on with what an earlier process knew."""
+        self._path, self._links = list(record.path), list(record.links)
+        self._held, self._full = dict(record.held), set(record.full)
+        self._made.clear()
+
+    def record(self) -> DownRecord:
+        """What a later process must know."""
+        return DownRecord(tuple(self._path), tuple(self._links), dict(self._held), tuple(sorted(self._full)))
+
+    def open(
+        self,
+        server: ServerState,
+        settings: Codec,
+        accepted: Mapping[str, int],
+        profiles: Mapping[str, ClientProfile] | None = None,
+    ) -> Outgoing:
         """The adapter after ``server.round``, for whoever trains or evaluates from it.
 
         Args:
             server: the strategy's state.
-            settings: how it travels where it is no coefficients.
+            settings: ``[codec.down]``.
             accepted: for each client, the last round whose update was accepted.
+            profiles: of the clients; who has none is sent the whole adapter.
         """
         version, seeded_state = server.round, server.seeded_state
         if seeded_state is None or len(seeded_state.sums) > MAX_SUMS:
             self._sums.clear()
-            codec = codec_for(settings)
-            dense = codec.encode(server.state, key=self._root.child("down", version + 1))
-            return Outgoing(codec.decode(dense, server.state.spec), dense)
+            codec = codec_for(settings) if settings.whole else DenseCodec("fp32")
+            whole = codec.encode(server.state, key=self._root.child("down", version + 1))
+            base = codec.decode(whole, server.state.spec)
+            self._stand_at(name_of(base.sha256()))
+            return Outgoing(base, whole, shorter=partial(self._shorter, profiles or {}, len(whole.body)))
+        self._path, self._links, self._held = [], [], {}
         self._sums[version] = seeded_state.sums
         self._sums = {v: s for v, s in self._sums.items() if version - KEPT_VERSIONS < v <= version}
         known = {v: s for v, s in self._sums.items() if 0 < v < version}
-        return Outgoing(server.state, seeded_state, lambda client: self._held(client, accepted), known)
+        return Outgoing(server.state, seeded_state, lambda client: self._holds(client, accepted), known)
 
-    def _held(self, client: str, accepted: Mapping[str, int]) -> int:
-        last = accepted.get(client, 0)
-        return 0 if self._lost.get(client) == last else last - 1
+    def moved(self, before: AdapterState, after: AdapterState, increment: Payload) -> None:
+        """The global adapter was moved by what ``increment`` decodes to."""
+        self._stand_at(name_of(before.sha256()))
+        self._path.append(name_of(after.sha256()))
+        self._links.append(increment)
+        while len(self._links) > MOST or since_bytes(self._links) >= before.spec.nbytes:
+            del self._path[0], self._links[0]  # no client is sent so much, while the whole is less
+        self._forget_others()
 
-    def note_failure(self, client: str, error: HeadwaterError, accepted: int) -> None:
+    def note_held(self, sha256s: Mapping[str, str]) -> None:
+        """Clients have answered from the states of these hashes, each from its own."""
+        place = {name: i for i, name in enumerate(self._path)}
+        for client, sha256 in sha256s.items():
+            name = name_of(sha256)
+            if name in place:
+                self._full.discard(client)
+                if place[name] > place.get(self._held.get(client, ""), -1):
+                    self._held[client] = name
+
+    def needs_full(self, client: str, error: HeadwaterError, accepted: int) -> bool:
         """Take note of a client's failure: does it need everything?
 
         Args:
             client: whose it is.
             error: what was raised for it.
             accepted: the last round whose update from this client was accepted; 0 if none.
+
+        Returns:
+            Whether it does and that was not known: it can be asked again at once.
         """
-        if reported_code(error) is FailureCode.NEEDS_FULL_STATE:
-            self._lost[client] = accepted
+        if reported_code(error) is not FailureCode.NEEDS_FULL_STATE:
+            return False
+        known = client in self._full and self._lost.get(client) == accepted
+        self._lost[client] = accepted
+        self._full.add(client)
+        self._held.pop(client, None)
+        return not known
+
+    def _holds(self, client: str, accepted: Mapping[str, int]) -> int:
+        last = accepted.get(client, 0)
+        return 0 if self._lost.get(client) == last else last - 1
+
+    def _stand_at(self, name: str) -> None:
+        """Make this state the present one: the path ends with it, or begins there."""
+        if self._path and self._path[-1] == name:
+            return
+        if name in self._path:
+            place = self._path.index(name)
+            self._path, self._links = self._path[: place + 1], self._links[:place]
+        else:
+            self._path, self._links = [name], []
+        self._forget_others()
+
+    def _forget_others(self) -> None:
+        """What leads nowhere any more: the path has changed."""
+        there = set(self._path)
+        self._held = {client: held for client, held in self._held.items() if held in there}
+        self._made.clear()
+
+    def _shorter(
+        self, profiles: Mapping[str, ClientProfile], whole_bytes: int, client: str
+    ) -> Payload | None:
+        """What makes the present state of the one that this client holds, if it is less than the whole.
+
+        The initial state is no base for who is behind an edge aggregator, which has no model to make it.
+        """
+        profile = profiles.get(client)
+        if profile is None or client in self._full or SINCE not in profile.reads:
+            return None
+        base = self._held.get(client)
+        if base is None and self._path[0] == self._origin and not profile.edge:
+            base = self._origin
+        if base is None:
+            return None
+        place = self._path.index(base)
+        links = self._links[place:]
+        if since_bytes(links) >= whole_bytes or not {one.codec for one in links} <= set(profile.reads):
+            return None
+        if place not in self._made:
+            self._made[place] = encode_since(base, links)
+        return self._made[place]

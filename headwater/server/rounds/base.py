@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 from headwater.config.federation import Federation
 from headwater.errors import FederationStopped, HeadwaterError, StorageError
 from headwater.merging.aggregator import Merged
+from headwater.proto.wire import decode_failure
 from headwater.protocol.buffered import BufferedCoordinator
 from headwater.protocol.coordinator import Coordinator
 from headwater.protocol.machine import Halt
-from headwater.protocol.messages import ClientProfile, TrainRequest
+from headwater.protocol.messages import ClientProfile, TrainRequest, reported
 from headwater.seeds.keys import Key
 from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.downlink import Downlink
@@ -45,12 +46,14 @@ class RoundResult:
         merged: the rule's result.
         draft: its line in ``rounds.jsonl``, without what comes after the merge.
         accepted: for every client whose update is in it, the round that the update answered.
+        started_from: for each of them the hash of the state that it started from.
         started_s: when it began, on the run control's stopwatch.
     """
 
     merged: Merged
     draft: RoundDraft
     accepted: Mapping[str, int]
+    started_from: Mapping[str, str]
     started_s: float
 
 
@@ -163,7 +166,8 @@ class Rounds(ABC):
             method_names=self._method_names(everyone, left),
             population=population,
         )
-        down = self._downlink.open(checkpoint.server, self._settings.codec.down, checkpoint.accepted)
+        codec = self._settings.codec.down
+        down = self._downlink.open(checkpoint.server, codec, checkpoint.accepted, everyone)
         rule = self._strategy.aggregator(plan, down.base)
         return OpenRound(plan, down, self._run, profiles, rule, self._root)
 
@@ -242,20 +246,26 @@ class Rounds(ABC):
         for client, request in requests:
             open_round.note_sent(request, sizes[client])
 
-    def _noting_failures(
-        self, checkpoint: Checkpoint, fold: Callable[[ReceivedReply], None]
-    ) -> Callable[[ReceivedReply], None]:
-        """``fold``, which also notes a client that cannot rebuild its base: it gets all of it next time."""
+    def _repairing(self, open_round: OpenRound, checkpoint: Checkpoint) -> Callable[[ReceivedReply], bool]:
+        """What asks a client again, at once, that lacks what its state was made from: with all of it.
 
-        def fold_or_note(incoming: ReceivedReply) -> None:
-            try:
-                fold(incoming)
-            except HeadwaterError as error:
-                client = incoming.address
-                self._downlink.note_failure(client, error, checkpoint.accepted.get(client, 0))
-                raise
+        Once: one that lacks it still has failed. Who started from an earlier version is asked in its turn.
+        """
 
-        return fold_or_note
+        def repaired(incoming: ReceivedReply) -> bool:
+            failure = None if incoming.error else decode_failure(incoming.data)
+            client, number = incoming.address, open_round.plan.round
+            if failure is None or (failure.client, failure.run) != (client, self._run):
+                return False
+            error = reported(failure, f"client {client}", expected="an update", remote=incoming.remote)
+            again = self._downlink.needs_full(client, error, checkpoint.accepted.get(client, 0))
+            if not again or incoming.round != number or client not in self._coordinator.waiting_for:
+                return False
+            self._control.observer(Notice(f"round {number}: client {client} is sent the whole adapter"))
+            self._ask(open_round, checkpoint, [client])
+            return True
+
+        return repaired
 
     def _tell_begun(self, number: int, clients: int) -> None:
         """A round is open; clients that were lost before it are failures of it."""

@@ -89,7 +89,8 @@ class BufferedRounds(Rounds):
             there,
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
-            fold=self._noting_failures(checkpoint, lambda incoming: self._keep(open_round, incoming)),
+            fold=lambda incoming: self._keep(open_round, incoming),
+            repaired=self._repairing(open_round, checkpoint),
             retime=self._retime,
         )
         end = RoundDriver(driven, begin.accepted).run(actions)
@@ -179,7 +180,8 @@ class BufferedRounds(Rounds):
         draft = folding.draft(end, merged, folding.base + merged.delta)
         for client, origin in started.items():
             draft.stale(client, number - origin)
-        return RoundResult(merged, draft, started, started_s)
+        started_from = {client: self._bases[origin] for client, origin in started.items()}
+        return RoundResult(merged, draft, started, started_from, started_s)
 
 
 def _rolled_back(client: str, origin: int) -> UpdateRejected:

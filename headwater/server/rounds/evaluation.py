@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Protocol
 
 from headwater.config.evaluation import EVALUATION_S
 from headwater.config.federation import Federation
@@ -14,7 +15,7 @@ from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, Evaluation, reported
 from headwater.seeds.keys import Key
 from headwater.server.clients.client_pool import ClientPool
-from headwater.server.clients.downlink import Downlink
+from headwater.server.clients.downlink import Downlink, Outgoing
 from headwater.server.clients.exchange import ASKED_AT_ONCE, Exchange, ReceivedReply
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Evaluating, Notice
@@ -28,6 +29,13 @@ from headwater.training.context import TrainingContext
 
 MOST_REASON = 500
 """Characters of why a client gave no evaluation that a round's record keeps."""
+
+
+class AskMore(Protocol):
+    """Asks clients to evaluate."""
+
+    def __call__(self, again: Sequence[str] = ()) -> None:
+        """These once more, and as many others as may be at work."""
 
 
 class EvaluationRound:
@@ -105,7 +113,9 @@ class EvaluationRound:
         here = self._available(wanted, took_part, pool, draft, most) if most else []
         key = Key.root(self._federation.federation.seed).child("evaluation", number)
         asked = drawn(here, most, key)
-        ask_more = self._asking(checkpoint, asked, pool.exchange, draft)
+        codec = self._federation.codec.down
+        down = self._downlink.open(checkpoint.server, codec, checkpoint.accepted, profiles)
+        ask_more = self._asking(number, down, asked, pool.exchange, draft)
         ask_more()  # workers begin while we test
         test: dict[str, float] | None = None
         pooled: dict[str, float] = {}
@@ -117,7 +127,9 @@ class EvaluationRound:
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
                 self._control.observer(Notice(f"round {number}: {error}"))
         if asked:
-            evaluations = self._collect(checkpoint, asked, pool, profiles, draft, ask_more)
+            evaluations = self._collect(
+                checkpoint, asked, pool, profiles, draft, ask_more, down.base.sha256()
+            )
             pooled = over_clients(evaluations, self._federation.data)
             draft.evaluated(pooled, per_client(evaluations, profiles, settings.min_client_examples))
         value = decisive(metric_name(self._federation), test, pooled)
@@ -154,21 +166,20 @@ class EvaluationRound:
         return here
 
     def _asking(
-        self, checkpoint: Checkpoint, asked: Sequence[str], exchange: Exchange, draft: RoundDraft
-    ) -> Callable[[], None]:
-        """What asks those who have not been asked yet: :data:`ASKED_AT_ONCE` are at work, or all.
+        self, number: int, down: Outgoing, asked: Sequence[str], exchange: Exchange, draft: RoundDraft
+    ) -> AskMore:
+        """What asks these again and, of those who were not asked, enough for :data:`ASKED_AT_ONCE` at work.
 
-        Clients that may go away are asked at once, and where a wait ends, or time is simulated: none takes
-        another's turn.
+        Or all of them: clients that may go away are asked at once, and where a wait ends, or time is
+        simulated: none takes another's turn.
         """
-        number, spec = checkpoint.server.round, self._context.spec
-        down = self._downlink.open(checkpoint.server, self._federation.codec.down, checkpoint.accepted)
+        spec = self._context.spec
         digest, left = down.base.sha256(), iter(asked)
         bounded = not (self._lasting or self._control.simulated) and math.isinf(self._deadline_s())
         at_once = ASKED_AT_ONCE if bounded else len(asked)
 
-        def ask_more() -> None:
-            some = islice(left, max(0, at_once - exchange.outstanding))
+        def ask_more(again: Sequence[str] = ()) -> None:
+            some = [*again, *islice(left, max(0, at_once - exchange.outstanding - len(again)))]
             requests = {
                 c: EvaluateRequest(self._run, number, c, spec.fingerprint(), digest, down.payload(c))
                 for c in some
@@ -186,7 +197,8 @@ class EvaluationRound:
         pool: ClientPool,
         profiles: Mapping[str, ClientProfile],
         draft: RoundDraft,
-        ask_more: Callable[[], None],
+        ask_more: AskMore,
+        base_sha256: str,
     ) -> list[Evaluation]:
         """What the clients answer; one that fails, or is late, is left out and named."""
         found: list[Evaluation] = []
@@ -194,25 +206,27 @@ class EvaluationRound:
         exchange = pool.exchange
         wait = EvaluationWait(number, asked, pool, self._control, self._deadline_s, lasting=self._lasting)
         while exchange.waiting(EvaluateRequest, number) and not wait.over():
-            quiet = True
+            quiet, again = True, list[str]()
             for incoming in pool.poll(EvaluateRequest):
-                quiet = False
+                quiet, client = False, incoming.address
                 if incoming.round != number:
                     continue
-                wait.answered(incoming.address)
                 draft.transferred(up=incoming.bytes_up, up_dense=incoming.bytes_up)
                 try:
                     evaluation = _evaluation(incoming, number, self._run)
-                    found.append(checked(evaluation, profiles[incoming.address], self._federation))
+                    found.append(checked(evaluation, profiles[client], self._federation))
+                    self._downlink.note_held({client: base_sha256})
                 except HeadwaterError as error:
-                    accepted = checkpoint.accepted.get(incoming.address, 0)
-                    self._downlink.note_failure(incoming.address, error, accepted)
-                    wait.given_up[incoming.address] = str(error)[:MOST_REASON]
-                    self._control.observer(ClientFailed(number, incoming.address, str(error)))
+                    if self._downlink.needs_full(client, error, checkpoint.accepted.get(client, 0)):
+                        again.append(client)  # at once: it is sent the whole adapter
+                        continue
+                    wait.given_up[client] = str(error)[:MOST_REASON]
+                    self._control.observer(ClientFailed(number, client, str(error)))
+                wait.answered(client)
             if quiet:
                 self._control.pause(wait.ends_s)
             else:
-                ask_more()
+                ask_more(again)
         exchange.forget(EvaluateRequest, number)
         wait.end()
         draft.not_evaluated(wait.given_up)

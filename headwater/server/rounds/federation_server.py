@@ -36,6 +36,7 @@ from headwater.server.rounds.synchronous import SynchronousRounds
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability
 from headwater.server.storage.run_folder import RunFolder
+from headwater.strategies.broadcast import broadcast
 from headwater.strategies.federated import FederatedStrategy
 from headwater.tasks.batches import Example
 from headwater.text import human_bytes
@@ -98,7 +99,7 @@ class FederationServer:
         self._observer, self._should_stop = control.observer, control.should_stop
         self._durability = durability
         self._root = Key.root(loaded.settings.federation.seed)
-        self._downlink = Downlink(self._root)
+        self._downlink = Downlink(self._root, context.initial_state().sha256())
         self.control = control
         self._apply_settings(loaded.settings)
 
@@ -228,6 +229,7 @@ class FederationServer:
         """
         saved = Checkpoint.load(self._folder.checkpoint, self._context.spec, self._run)
         if saved is not None:
+            self._downlink.restore(saved.down)
             self._folder.keep_rounds(saved.server.round)
             if self._durability is not None:
                 self._durability.versions.keep_through(saved.server.round, saved.server.state.sha256())
@@ -248,6 +250,7 @@ class FederationServer:
         except EvaluationAborted:
             return None
         pool.describe(draft)
+        checkpoint = replace(checkpoint, down=self._downlink.record())
         self._commits.commit(checkpoint, draft.record(self.control.stopwatch() - started), value, ())
         return checkpoint
 
@@ -339,7 +342,13 @@ class FederationServer:
     def _close(self, checkpoint: Checkpoint, finished: RoundResult, pool: ClientPool) -> Checkpoint:
         """Move the model, evaluate, write the round; only then is the open round forgotten."""
         pool.round_closed()
-        server = self._strategy.update(checkpoint.server, finished.merged)
+        self._downlink.note_held(finished.started_from)
+        before, codec = checkpoint.server, self._settings.codec.down
+        server, increment = broadcast(
+            before, self._strategy.update(before, finished.merged), codec, key=self._root
+        )
+        if increment is not None:
+            self._downlink.moved(before.state, server.state, increment)
         accepted = {**checkpoint.accepted, **finished.accepted}
         checkpoint = replace(checkpoint, server=server, accepted=accepted)
         draft = finished.draft
@@ -350,6 +359,7 @@ class FederationServer:
         pool.describe(draft)
         draft.set_state(server.state.sha256())
         record = draft.record(self.control.stopwatch() - finished.started_s)
+        checkpoint = replace(checkpoint, down=self._downlink.record())
         self._commits.commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
         if self._durability is not None:
             self._durability.forget_through(checkpoint.server.round)

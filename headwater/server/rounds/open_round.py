@@ -327,8 +327,8 @@ def _with_control(down: Outgoing, control: ControlPlan | None) -> Outgoing:
     if control is None:
         return down
     assert isinstance(down.sent, Payload), "control variates go with deltas"
-    behind = DenseCodec("fp32").encode(control.control, key=Key.root(0)).body  # lossless: draws nothing
-    return replace(down, sent=Payload(down.sent.codec, down.sent.body + behind))
+    # lossless: draws nothing
+    return replace(down, behind=DenseCodec("fp32").encode(control.control, key=Key.root(0)).body)
 
 
 def _noise(

@@ -78,6 +78,7 @@ class DrivenRound:
         need: below so many accepted updates the round cannot end.
         ask: sends these clients their task.
         fold: takes one reply, or raises ``HeadwaterError``: the client's fault, but for ``StorageError``.
+        repaired: whether the reply only said what the client lacks, and it has been asked again.
         replaceable: whether others may be asked in place of clients that cannot be had.
         retime: called every second: applies the times that the organiser has changed meanwhile.
     """
@@ -91,6 +92,7 @@ class DrivenRound:
     need: int
     ask: Callable[[Sequence[str]], None]
     fold: Callable[[ReceivedReply], None]
+    repaired: Callable[[ReceivedReply], bool] = lambda incoming: False
     replaceable: bool = False
     retime: Callable[[], None] = lambda: None
 
@@ -157,6 +159,8 @@ class RoundDriver:
             quiet = False
             if incoming.rows:
                 end = self._take_sum(incoming)
+            elif with_.repaired(incoming):
+                end = None
             else:
                 event = Arrived(incoming.address, incoming.round)
                 end = self._do(with_.coordinator.receive(event), incoming)

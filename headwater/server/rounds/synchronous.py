@@ -61,7 +61,8 @@ class SynchronousRounds(Rounds):
             tuple(clients),
             self._settings.cohort.min_clients,
             ask=lambda names: self._ask(open_round, checkpoint, names),
-            fold=self._noting_failures(checkpoint, lambda incoming: self._fold(open_round, incoming)),
+            fold=lambda incoming: self._fold(open_round, incoming),
+            repaired=self._repairing(open_round, checkpoint),
             replaceable=self._lasting,
             retime=self._retime,
         )
@@ -76,7 +77,8 @@ class SynchronousRounds(Rounds):
             raise self._halted(end)
         merged = open_round.merge(lambda client: self._again(number, client, number))
         draft = open_round.draft(end, merged, open_round.base + merged.delta)
-        return RoundResult(merged, draft, dict.fromkeys(end.accepted, number), started_s)
+        started_from = dict.fromkeys(end.accepted, open_round.base_sha256)
+        return RoundResult(merged, draft, dict.fromkeys(end.accepted, number), started_from, started_s)
 
     def _planned_anew(self, number: int) -> Mapping[str, ClientProfile]:
         """Who is there, and whose update was accepted before the round had to be planned anew."""

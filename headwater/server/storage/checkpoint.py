@@ -20,6 +20,7 @@ from headwater.seeds.directions import Directions, Integers
 from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes
 from headwater.server.metrics import Tracker
+from headwater.server.storage.down_record import DownRecord
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.strategy import ServerState
 from headwater.tensor_bytes import save
@@ -35,6 +36,7 @@ class Checkpoint:
         tracker: the best evaluation so far.
         best: the best round's adapter; None before the first evaluation.
         accepted: for each client, the last round whose update was accepted.
+        down: what the clients hold of the global adapter.
     """
 
     run: str
@@ -42,6 +44,7 @@ class Checkpoint:
     tracker: Tracker
     best: AdapterState | None = None
     accepted: dict[str, int] = field(default_factory=dict)
+    down: DownRecord = field(default_factory=DownRecord)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; the old one stays if that fails.
@@ -52,6 +55,7 @@ class Checkpoint:
         seeded_state, noise = self.server.seeded_state, self.server.noise
         groups = {"state": self.server.state, "momentum": self.server.momentum, "best": self.best}
         groups |= {"second_moment": self.server.second_moment, "control": self.server.control}
+        groups["residual"] = self.server.residual
         groups["origin"] = None if seeded_state is None else seeded_state.origin
         present = {g: s for g, s in groups.items() if s is not None}
         digests = {g: s.sha256() for g, s in present.items()}
@@ -61,6 +65,7 @@ class Checkpoint:
         if seeded_state is not None:
             arrays["span/sums"] = seeded_state.sums
             digests["span"] = _digest(self.server.state.spec, seeded_state.sums)
+        arrays |= self.down.arrays()
         seed_slopes = self.server.seed_slopes
         if seed_slopes is not None:
             arrays |= {"steepness/sums": seed_slopes.sums, "steepness/counts": seed_slopes.counts}
@@ -83,6 +88,7 @@ class Checkpoint:
             if noise is None
             else {"between": noise.between.hex(), "of": _hex(noise.noises), "progress": _hex(noise.progress)},
             "span": None if seeded_state is None else _described(seeded_state),
+            "down": self.down.described(),
         }
         write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
 
@@ -99,6 +105,7 @@ class Checkpoint:
             with safe_open(path, framework="pt") as file:
                 meta = json.loads(file.metadata()["headwater"])
                 groups: dict[str, AdapterState] = {}
+                down = DownRecord()
                 if meta["spec"] == spec.fingerprint() and meta["run"] == run:
                     for group, digest in meta["sha256"].items():
                         if group in ("span", "steepness"):
@@ -112,6 +119,8 @@ class Checkpoint:
                         groups[group] = state
                     sums = file.get_tensor("span/sums").numpy() if meta.get("span") else None
                     server = _server(meta, groups, sums)
+                    if "down" in meta:  # files of older versions know nothing of it
+                        down = DownRecord.read(meta["down"], lambda name: file.get_tensor(name).numpy())
                     if "steepness" in meta["sha256"]:
                         seed_slopes = SeedSlopes(
                             file.get_tensor("steepness/sums").numpy(),
@@ -121,7 +130,7 @@ class Checkpoint:
                         if _digest(spec, *words) != meta["sha256"]["steepness"]:
                             raise ValueError("steepness does not match its hash")
                         server = replace(server, seed_slopes=seed_slopes)
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        except (SafetensorError, LookupError, TypeError, ValueError, OSError) as error:
             raise StorageError(
                 f"checkpoint {path}",
                 expected="the checkpoint as it was written",
@@ -142,6 +151,7 @@ class Checkpoint:
             tracker=Tracker(metric, best_round, float(best_value), since),
             best=groups.get("best"),
             accepted=meta["accepted"],
+            down=down,
         )
 
 
@@ -171,6 +181,7 @@ def _server(
         seeded_state,
         second_moment=groups.get("second_moment"),
         control=groups.get("control"),
+        residual=groups.get("residual"),
     )
 
 

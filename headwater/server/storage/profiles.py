@@ -23,7 +23,7 @@ def profile_from(row: Mapping[str, Any]) -> ClientProfile:
     if device is not None:
         costs = {name: MethodCost(**cost) for name, cost in device["costs"].items()}
         device = DeviceProfile(**{**device, "costs": costs})
-    return ClientProfile(**{**row, "device": device})
+    return ClientProfile(**{**row, "device": device, "reads": tuple(row.get("reads", ()))})
 
 
 def load_profiles(path: Path) -> dict[str, ClientProfile]:

@@ -82,11 +82,11 @@ def test_who_lost_its_coefficients_is_sent_all_until_it_is_accepted_again():
     full = down.open(history[4], DENSE, {}).payload("a")
     short = down.open(history[4], DENSE, accepted).payload("a")
     assert len(short.body) < len(full.body)
-    down.note_failure("a", UpdateRejected("a", got="needs all coefficients"), 4)  # words decide nothing
-    down.note_failure("a", coded(UpdateRejected("a"), FailureCode.OUT_OF_MEMORY), 4)
+    down.needs_full("a", UpdateRejected("a", got="needs all coefficients"), 4)  # words decide nothing
+    down.needs_full("a", coded(UpdateRejected("a"), FailureCode.OUT_OF_MEMORY), 4)
     assert down.open(history[4], DENSE, accepted).payload("a") == short
     out = down.open(history[4], DENSE, accepted)
-    down.note_failure("a", coded(UpdateRejected("a"), FailureCode.NEEDS_FULL_STATE, 3), 4)
+    down.needs_full("a", coded(UpdateRejected("a"), FailureCode.NEEDS_FULL_STATE, 3), 4)
     assert down.open(history[4], DENSE, accepted).payload("a") == full
     assert down.open(history[4], DENSE, accepted).payload("b") == short
     assert out.payload("a") == full  # in the same round too, when it is asked again

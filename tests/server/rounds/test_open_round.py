@@ -198,6 +198,6 @@ def test_a_failure_keeps_its_code_so_that_the_server_sees_what_is_needed():
     round_ = opened("seeds")
     needs = Failure(FailureCode.NEEDS_FULL_STATE, (3,))
     failure = encode_reply(ClientFailure.coded("seeds", 1, needs, RUN))
-    with pytest.raises(HeadwaterError, match="coefficients of version 3") as error:
+    with pytest.raises(HeadwaterError, match="what version 3 of the adapter") as error:
         round_.fold(ReceivedReply("seeds", TrainRequest, 1, failure, "", len(failure)))
     assert error.value.failure == needs

@@ -1,0 +1,51 @@
+"""broadcast: the global adapter moves by what travels, with error feedback on the server. No I/O.
+
+The strategy has moved the adapter from b to its target x. Where ``codec.down`` is lossy, clients cannot have
+x; the global adapter is what they can have::
+
+    d = decode(C(x + e − b))    what travels
+    b ← b + d                   fp32, value by value: the same bits at the server and at every client
+    e ← (x + e) − b             what was kept back goes with the next one
+
+Source: the downstream compression of STC (arXiv 1903.02891, algorithm 2) and DoubleSqueeze (arXiv
+1905.05957), both without their worker's half, which is :mod:`headwater.compression.feedback`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from headwater.compression.table import codec_for
+from headwater.config.codec import Codec
+from headwater.protocol.messages import Payload
+from headwater.seeds.keys import Key
+from headwater.strategies.strategy import ServerState
+
+
+def broadcast(
+    before: ServerState, after: ServerState, settings: Codec, *, key: Key
+) -> tuple[ServerState, Payload | None]:
+    """The state after a round as every client can have it, and what makes it of the one before.
+
+    Args:
+        before: the round; its adapter is what the clients started from.
+        after: the round, as the strategy left it.
+        settings: ``[codec.down]``.
+        key: the federation's root key.
+
+    Returns:
+        ``after`` and None where the whole adapter travels, or coefficients of seeds do: nothing is lost then,
+        and what had been kept back is in it.
+
+    Raises:
+        TrainingError: values that are not finite.
+    """
+    if after.seeded_state is not None:
+        return after, None
+    target = after.state if after.residual is None else after.state + after.residual
+    if settings.whole:
+        return replace(after, state=target, residual=None), None
+    change = target - before.state
+    payload, values = codec_for(settings).round_trip(change, key=key.child("down", after.round))
+    state = before.state + values
+    return replace(after, state=state, residual=target - state if settings.error_feedback else None), payload
