@@ -31,7 +31,7 @@ _EXACT = 1 << 29
 KEPT = True
 _IN = {
     name: numba.types.Array(getattr(numba.types, name), 1, "C", readonly=True)
-    for name in ("int32", "int64", "float32", "float64")
+    for name in ("int32", "int64", "uint32", "uint64", "float32", "float64")
 }
 _OUT = {name: getattr(numba.types, name)[::1] for name in _IN}
 
@@ -89,18 +89,21 @@ def add_units(
 
 @_compiled(
     *(
-        numba.types.UniTuple(numba.int64, 3)(_IN[kind], numba.int64, numba.int64, _OUT[kind])
-        for kind in ("int32", "int64")
+        numba.types.UniTuple(numba.int64, 3)(_IN[kind], numba.int64, numba.int64, _OUT[kind], _OUT[kind])
+        for kind in ("uint32", "uint64")
     )
 )
-def near(bits: npt.NDArray[Any], low: int, high: int, found: npt.NDArray[Any]) -> tuple[int, int, int]:
+def near(
+    bits: npt.NDArray[Any], low: int, high: int, found: npt.NDArray[Any], copy: npt.NDArray[Any]
+) -> tuple[int, int, int]:
     """The magnitudes in [low, high), in their order.
 
     Args:
-        bits: of floats [n], as integers of their width.
+        bits: of floats [n], as unsigned integers of their width.
         low: bits of a magnitude.
         high: of one that is as large or larger.
         found: [n]; the first are written, those behind may be.
+        copy: becomes the bits, or [0].
 
     Returns:
         How many magnitudes are ``high`` or more, how many were found, and the largest of all.
@@ -108,10 +111,13 @@ def near(bits: npt.NDArray[Any], low: int, high: int, found: npt.NDArray[Any]) -
     whole = bits.dtype.type
     # a sign's place is 31 or 63
     magnitude, least, most = whole((1 << (8 * bits.itemsize - 1)) - 1), whole(low), whole(high)
+    wide = whole(most - least)
     above, count, largest = 0, np.uintp(0), whole(0)
     for start in range(0, bits.size, 1024):
-        part = bits[start : start + 1024]
+        part, kept = bits[start : start + 1024], copy[start : start + 1024]
         beyond = np.int32(0)
+        for i in range(kept.size):
+            kept[i] = part[i]
         for i in range(part.size):
             value = whole(part[i] & magnitude)
             largest = max(largest, value)
@@ -120,5 +126,134 @@ def near(bits: npt.NDArray[Any], low: int, high: int, found: npt.NDArray[Any]) -
         for i in range(part.size):
             value = whole(part[i] & magnitude)
             found[count] = value
-            count += np.uintp((value >= least) & (value < most))
+            count += np.uintp(whole(value - least) < wide)  # what is below wraps around
     return above, int(count), int(largest)
+
+
+_ROWS = numba.types.Array(numba.float32, 2, "C", readonly=True)
+_BITS = numba.types.Array(numba.int32, 2, "C", readonly=True)
+
+
+@_compiled(numba.void(*[_OUT["int64"]] * 4, _ROWS, _BITS, _IN["int64"], _IN["int64"], numba.float64))
+def elect(
+    positive: Integers,
+    negative: Integers,
+    for_positive: Integers,
+    for_negative: Integers,
+    rows: npt.NDArray[np.float32],
+    bits: npt.NDArray[np.int32],
+    edges: Integers,
+    weights: Integers,
+    scale: float,
+) -> None:
+    """Add what is kept of four vectors to the sums of TIES, in one pass over these.
+
+    Args:
+        positive: [n], as the next three: see :class:`headwater.merging.ties.TiesSums`.
+        negative: of the magnitudes of negative values.
+        for_positive: of weights.
+        for_negative: of weights.
+        rows: [4, n].
+        bits: the same as integers.
+        edges: of each row, the bits of a magnitude; larger ones are kept.
+        weights: [4], each at least 0 and all together below 2^29.
+        scale: a power of two.
+    """
+    step, magnitude, nothing, none = np.float32(scale), np.int32(0x7FFFFFFF), np.int32(0), np.float32(0)
+    none64 = np.int64(0)
+    w0, w1, w2, w3 = (
+        np.int32(weights[0]),
+        np.int32(weights[1]),
+        np.int32(weights[2]),
+        np.int32(weights[3]),
+    )
+    d0, d1, d2, d3 = (np.float64(w0), np.float64(w1), np.float64(w2), np.float64(w3))
+    e0, e1, e2, e3 = np.int32(edges[0]), np.int32(edges[1]), np.int32(edges[2]), np.int32(edges[3])
+    x0, x1, x2, x3 = rows[0], rows[1], rows[2], rows[3]
+    b0, b1, b2, b3 = bits[0], bits[1], bits[2], bits[3]
+    for i in range(positive.size):
+        r0 = np.rint(x0[i] * step) if np.int32(b0[i] & magnitude) > e0 else none
+        r1 = np.rint(x1[i] * step) if np.int32(b1[i] & magnitude) > e1 else none
+        r2 = np.rint(x2[i] * step) if np.int32(b2[i] & magnitude) > e2 else none
+        r3 = np.rint(x3[i] * step) if np.int32(b3[i] & magnitude) > e3 else none
+        u0, u1 = np.int64(np.float64(r0) * d0), np.int64(np.float64(r1) * d1)
+        u2, u3 = np.int64(np.float64(r2) * d2), np.int64(np.float64(r3) * d3)
+        up = max(u0, none64) + max(u1, none64) + max(u2, none64) + max(u3, none64)
+        positive[i] += up
+        negative[i] += up - (u0 + u1 + u2 + u3)
+        up01 = np.int32((w0 if r0 > 0 else nothing) + (w1 if r1 > 0 else nothing))
+        up23 = np.int32((w2 if r2 > 0 else nothing) + (w3 if r3 > 0 else nothing))
+        down01 = np.int32((w0 if r0 < 0 else nothing) + (w1 if r1 < 0 else nothing))
+        down23 = np.int32((w2 if r2 < 0 else nothing) + (w3 if r3 < 0 else nothing))
+        for_positive[i] += np.int64(np.int32(up01 + up23))
+        for_negative[i] += np.int64(np.int32(down01 + down23))
+
+
+@_compiled(
+    numba.void(*[_OUT["float64"]] * 4, _IN["float64"], numba.float64),
+    numba.void(*[_OUT["float64"]] * 4, _IN["float32"], numba.float64),
+)
+def elect_shares(
+    positive: Doubles,
+    negative: Doubles,
+    for_positive: Doubles,
+    for_negative: Doubles,
+    values: npt.NDArray[Any],
+    weight: float,
+) -> None:
+    """Add a vector to the sums of TIES in float64.
+
+    Args:
+        positive: [n], as the next three: see :class:`headwater.merging.offline.rules.sums.ElectedSigns`.
+        negative: of the magnitudes of negative values.
+        for_positive: of weights.
+        for_negative: of weights.
+        values: [n].
+        weight: of the vector.
+    """
+    for i in range(values.size):
+        value = np.float64(values[i])
+        share = value * weight
+        up = share if share > 0.0 else 0.0
+        positive[i] += up
+        negative[i] += up - share
+        for_positive[i] += weight if value > 0.0 else 0.0
+        for_negative[i] += weight if value < 0.0 else 0.0
+
+
+@_compiled(numba.void(_OUT["int32"], numba.int64, numba.int64))
+def drop_last(bits: npt.NDArray[np.int32], edge: int, count: int) -> None:
+    """Set to zero the last ``count`` values of one magnitude.
+
+    Args:
+        bits: of floats [n], as integers; at least so many have the magnitude.
+        edge: its bits.
+        count: 0 or more.
+    """
+    magnitude, wanted = np.int32(0x7FFFFFFF), np.int32(edge)
+    stop = bits.size
+    while count > 0 and stop > 0:
+        start = max(stop - 1024, 0)
+        part, some = bits[start:stop], np.int32(0)
+        for i in range(part.size):
+            some |= np.int32(np.int32(part[i] & magnitude) == wanted)
+        if some:
+            for i in range(part.size - 1, -1, -1):
+                if count > 0 and np.int32(part[i] & magnitude) == wanted:
+                    part[i] = 0
+                    count -= 1
+        stop = start
+
+
+@_compiled(*(numba.void(_OUT[kind], numba.int64) for kind in ("int32", "int64")))
+def clear(bits: npt.NDArray[Any], edge: int) -> None:
+    """Set to zero what is smaller than ``edge``.
+
+    Args:
+        bits: of floats [n], as integers of their width.
+        edge: bits of the smallest magnitude that stays.
+    """
+    whole = bits.dtype.type
+    magnitude, least = whole((1 << (8 * bits.itemsize - 1)) - 1), whole(edge)
+    for i in range(bits.size):
+        bits[i] = bits[i] if whole(bits[i] & magnitude) >= least else whole(0)

@@ -39,9 +39,45 @@ class Kernels(Protocol):
         """Add weight·round(values·scale) up to the first stretch with a value beyond ``limit``: how many."""
 
     def near(
-        self, bits: npt.NDArray[Any], low: int, high: int, found: npt.NDArray[Any]
+        self,
+        bits: npt.NDArray[Any],
+        low: int,
+        high: int,
+        found: npt.NDArray[Any],
+        copy: npt.NDArray[Any],
     ) -> tuple[int, int, int]:
         """How many magnitudes are ``high`` or more, how many in [low, high) were found, the largest."""
+
+    def clear(self, bits: npt.NDArray[Any], edge: int) -> None:
+        """Set to zero what is smaller than ``edge``."""
+
+    def drop_last(self, bits: npt.NDArray[np.int32], edge: int, count: int) -> None:
+        """Set to zero the last ``count`` values whose magnitude is ``edge``."""
+
+    def elect(
+        self,
+        positive: npt.NDArray[np.int64],
+        negative: npt.NDArray[np.int64],
+        for_positive: npt.NDArray[np.int64],
+        for_negative: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.float32],
+        bits: npt.NDArray[np.int32],
+        edges: npt.NDArray[np.int64],
+        weights: npt.NDArray[np.int64],
+        scale: float,
+    ) -> None:
+        """Add what is kept of four vectors to the sums of TIES."""
+
+    def elect_shares(
+        self,
+        positive: npt.NDArray[np.float64],
+        negative: npt.NDArray[np.float64],
+        for_positive: npt.NDArray[np.float64],
+        for_negative: npt.NDArray[np.float64],
+        values: npt.NDArray[Any],
+        weight: float,
+    ) -> None:
+        """Add a vector to the sums of TIES in float64."""
 
 
 class Gate:

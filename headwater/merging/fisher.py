@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from headwater.errors import ConfigError, DecodeError, EmptyRound, UpdateRejected
@@ -28,6 +27,7 @@ from headwater.merging.fixed_point import (
     require_norm,
     require_range,
     to_fixed,
+    zeros,
 )
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
@@ -74,14 +74,14 @@ class FisherAggregator(Aggregator[FisherSums]):
 
     def init(self, plan: MergePlan) -> FisherSums:
         """Zeros, 32 bytes a value."""
-        zeros = [torch.zeros(plan.spec.numel, dtype=torch.int64) for _ in range(4)]
+        sums = [zeros(plan.spec.numel) for _ in range(4)]
         return FisherSums(
             Participants(plan),
             plan.scale_bits(),
             plan.scale_bits(self.cap),
             plan.scale_bits(self.cap * plan.value_bound),
             plan.scale_bits(0.5),
-            *zeros,
+            *sums,
         )
 
     def require_sound(self, acc: FisherSums) -> None:

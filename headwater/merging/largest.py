@@ -51,18 +51,12 @@ class Cut:
             return Cut(0.0, values.size)
         if count < 1:
             return Cut(float("inf"), -1)
-        above, near = _around(values, count)
-        if not 0 < count - above <= near.size:  # the sample was not like the rest
-            above, near = 0, _magnitudes(values)
-        edge = near.size - (count - above)
-        near.partition(edge)
-        value = near[edge]
-        magnitude = float(near[edge : edge + 1].view(values.dtype)[0])
-        if not (near[:edge] == value).any():
+        found = Edge.of(values, count)
+        magnitude = float(np.array([found.bits], bits_of(values).dtype).view(values.dtype)[0])
+        if not found.spare:
             return Cut(magnitude, values.size)  # all that equal it are kept
-        larger = above + int(np.count_nonzero(near[edge:] > value))
         equal = np.flatnonzero(np.abs(values) == magnitude)
-        return Cut(magnitude, int(equal[count - larger - 1]))
+        return Cut(magnitude, int(equal[equal.size - found.spare - 1]))
 
     def apply(self, values: Values, at: int = 0) -> Values:
         """Set to zero what is not kept, in place.
@@ -74,7 +68,13 @@ class Cut:
         whole, edge = values.dtype.type, values.dtype.type(self.magnitude)
         if edge < self.magnitude:  # which is no float32: what is above it begins with the next one
             edge = np.nextafter(edge, whole(np.inf))
-        bits = values.view(np.int32 if values.itemsize == 4 else np.int64)
+        bits = bits_of(values)
+        if (compiled := gate.GATE.after(values.size)) is not None and bits.flags.c_contiguous:
+            compiled.clear(bits, int(edge.view(bits.dtype)))
+            if at + values.size > self.last:
+                equal = np.flatnonzero(np.abs(values) == np.float64(self.magnitude))
+                values[equal[equal + at > self.last]] = 0
+            return values
         sign = 8 * values.itemsize - 1
         # floats of one sign are in the order of their bits: what is smaller becomes 0, the rest -1
         below = edge.view(bits.dtype) - bits.dtype.type(1)
@@ -92,30 +92,74 @@ class Cut:
         return values
 
 
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Where the largest values of a vector begin.
+
+    Args:
+        bits: of the smallest magnitude among them, as an integer.
+        spare: how many of that magnitude are more than was asked for.
+        largest: bits of the largest magnitude of all; None where nobody looked.
+    """
+
+    bits: int
+    spare: int
+    largest: int | None = None
+
+    @staticmethod
+    def of(values: Values, count: int, copy: Bits | None = None) -> Edge:
+        """Of the ``count`` largest magnitudes of ``values`` [n], 0 < count < n.
+
+        Args:
+            values: float32 or float64; what is not finite is larger than all else.
+            count: how many.
+            copy: [n], becomes the bits of ``values``; only of those who have compiled loops.
+        """
+        above, near, largest = _around(values, count, copy)
+        if not 0 < count - above <= near.size:  # the sample was not like the rest
+            above, near = 0, _magnitudes(values)
+        edge = near.size - (count - above)
+        near.partition(edge)
+        spare = int(np.count_nonzero(near[:edge] == near[edge]))
+        return Edge(int(near[edge]), spare, largest)
+
+
+def bits_of(values: Values) -> Bits:
+    """As integers, without a copy: those of floats of one sign are in the order of the floats."""
+    return values.view(np.int32 if values.itemsize == 4 else np.int64)
+
+
 def _magnitudes(values: Values) -> Bits:
-    """As integers: those of floats of one sign are in the order of the floats, and are faster to compare."""
-    return np.abs(values).view(np.int32 if values.itemsize == 4 else np.int64)
+    return bits_of(np.abs(values))
 
 
-def _around(values: Values, count: int) -> tuple[int, Bits]:
-    """How many magnitudes are surely among the ``count`` largest, and those near the last of them.
+def _around(values: Values, count: int, copy: Bits | None = None) -> tuple[int, Bits, int | None]:
+    """How many magnitudes are surely among the ``count`` largest, those near the last of them, the largest.
 
     A sample says between which two magnitudes it lies, so that few values have to be put in order.
     """
-    if values.size < 4 * _SAMPLE:
-        return 0, _magnitudes(values)
-    sample = np.sort(_magnitudes(values[:: values.size // _SAMPLE | 1]))  # lengths of rows are even
-    at = sample.size * (1 - count / values.size)
-    margin = 2 + 5 * np.sqrt(sample.size * count / values.size * (1 - count / values.size))
-    first, last = max(int(at - margin), 0), min(int(at + margin), sample.size - 1)
-    low = int(sample[first]) if at > margin else 0
-    high = int(sample[last]) if at + margin < sample.size else int(np.iinfo(sample.dtype).max)
     compiled = gate.GATE.after(_SAVED * values.size)
-    if compiled is not None and values.flags.c_contiguous:
-        found = np.empty(values.size, sample.dtype)
-        above, held, _ = compiled.near(values.view(sample.dtype), low, high, found)
-        return above, found[:held]
-    return _near(values, low, high, sample.dtype)
+    if compiled is not None and not values.flags.c_contiguous:
+        compiled = None
+    wanted = _SAMPLE if compiled is None or values.size > 16 * _SAMPLE else _SAMPLE // 4
+    low, high, kind = 0, int(np.iinfo(bits_of(values[:1]).dtype).max), bits_of(values[:1]).dtype
+    if values.size >= 4 * wanted:
+        sample = _magnitudes(values[:: values.size // wanted | 1])  # lengths of rows are even
+        at = sample.size * (1 - count / values.size)
+        margin = 2 + 5 * np.sqrt(sample.size * count / values.size * (1 - count / values.size))
+        first, last = max(int(at - margin), 0), min(int(at + margin), sample.size - 1)
+        sample.partition((first, last))
+        low = int(sample[first]) if at > margin else 0
+        high = int(sample[last]) if at + margin < sample.size else high
+    elif compiled is None:
+        return 0, _magnitudes(values), None
+    if compiled is None:
+        return *_near(values, low, high, kind), None
+    found, unsigned = np.empty(values.size, kind), np.dtype(f"u{kind}")
+    copy = found[:0] if copy is None else copy
+    raw = values.view(unsigned)
+    above, held, largest = compiled.near(raw, low, high, found.view(unsigned), copy.view(unsigned))
+    return above, found[:held], largest
 
 
 def _near(values: Values, low: int, high: int, kind: np.dtype[np.signedinteger[Any]]) -> tuple[int, Bits]:

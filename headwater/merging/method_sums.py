@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from headwater.merging.coverage import divisors
-from headwater.merging.fixed_point import from_fixed
+from headwater.merging.fixed_point import from_fixed, zeros
 from headwater.merging.method_weights import MethodWeight
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan
@@ -45,8 +45,7 @@ class MethodSums:
     def none(plan: MergePlan) -> MethodSums:
         """Of no client."""
         seeds = 0 if plan.seeds is None else plan.seeds.count
-        zeros = torch.zeros(plan.spec.numel, dtype=torch.int64), torch.zeros(seeds, dtype=torch.int64)
-        return MethodSums(*zeros)
+        return MethodSums(zeros(plan.spec.numel), zeros(seeds))
 
     def add(self, other: MethodSums) -> None:
         """Other clients of the method."""

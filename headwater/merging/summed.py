@@ -21,7 +21,7 @@ from torch import Tensor
 
 from headwater.errors import DecodeError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
-from headwater.merging.fixed_point import require_bounded, require_norm, require_range
+from headwater.merging.fixed_point import require_bounded, require_norm, require_range, zeros
 from headwater.merging.offline.rule import Floats
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
@@ -251,7 +251,7 @@ def _zeros(plan: MergePlan, kinds: tuple[Sum, ...], most_weight: int) -> dict[st
     found = {}
     for number, kind in enumerate(kinds):
         plan.scale_bits(kind.bound, most_weight)  # which may refuse the plan
-        found[f"{number}"] = torch.zeros(kind.size, dtype=torch.int64)
+        found[f"{number}"] = zeros(kind.size)
         if kind.fine:
-            found[f"{number} rest"] = torch.zeros(kind.size, dtype=torch.int64)
+            found[f"{number} rest"] = zeros(kind.size)
     return found

@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 
 from headwater.errors import UpdateRejected
 from headwater.kernels import compiled
+from headwater.merging import TiesAggregator
+from headwater.merging.accumulator_bytes import dump
 from headwater.merging.fixed_point import add_bounded
 from headwater.merging.largest import Cut
-from headwater.state import StateSpec, TensorSpec
+from headwater.merging.offline.rules.ties import Ties
+from headwater.merging.plan import MergePlan, Update
+from headwater.state import AdapterState, StateSpec, TensorSpec
 from tests.support.kernels import computed_by
 
 BOTH = ("numpy", "compiled")
@@ -84,6 +88,83 @@ def test_the_same_values_are_kept(kind: str, dtype: type, density: float) -> Non
             cut = Cut.of(values, density)
             cuts.append((cut, cut.apply(values.copy()).tobytes()))
     assert cuts[0] == cuts[1]
+
+
+def ties_of(who: str, rows: list[np.ndarray], weights: list[int], density: float, *, apart: bool) -> bytes:
+    """The accumulator, whose updates are in two halves if ``apart``, and what it comes to."""
+    spec, rule = StateSpec.of([TensorSpec("a", (rows[0].size,), "vector")]), TiesAggregator(density)
+    plan = MergePlan(spec, {f"c{i}": weight for i, weight in enumerate(weights)}, 16.0)
+    with computed_by(who):
+        halves = [rule.init(plan), rule.init(plan)]
+        for i, row in enumerate(rows):
+            acc, delta = halves[i % 2 if apart else 0], AdapterState.from_vector(spec, torch.from_numpy(row))
+            before = row.tobytes()
+            rule.add(acc, Update(f"c{i}", 0, delta, 1))
+            assert row.tobytes() == before
+        together = rule.combine(*halves)
+        written = dump(rule, together)
+        return written + rule.finalize(together).delta.vector().numpy().tobytes()
+
+
+@given(
+    st.integers(1, 9),
+    SINGLES,
+    st.sampled_from([0.01, 0.2, 0.5, 1.0]),
+    st.lists(st.integers(1, 2**28), min_size=9, max_size=9),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_ties_is_the_same(
+    count: int, values: list[float], density: float, weights: list[int], apart: bool
+) -> None:
+    rows = [np.roll(np.resize(np.float32(values), 70), i * i) for i in range(count)]
+    got = [ties_of(who, rows, weights[:count], density, apart=apart) for who in BOTH]
+    assert got[0] == got[1]
+
+
+@pytest.mark.parametrize("size", [2**14 - 1, 2**16 + 5])  # where nobody samples, and where they do
+@pytest.mark.parametrize("digits", [1, 9])  # with and without ties of magnitudes
+def test_ties_of_long_updates_is_the_same(size: int, digits: int) -> None:
+    draw = np.random.default_rng(size)
+    rows = [draw.normal(size=size).round(digits).astype(np.float32) for _ in range(5)]
+    got = [ties_of(who, rows, [3, 2**28, 1, 7, 2**20], 0.2, apart=False) for who in BOTH]
+    assert got[0] == got[1]
+
+
+def test_ties_refuses_one_of_those_that_wait_and_keeps_the_others() -> None:
+    rows = [np.float32([1, -2, 3, 4]), np.float32([1, 2, 3, 4]), np.float32([5, -2, 0, 1])]
+    rows[1].view(np.uint32)[:] = 0x7FFFFFFF  # NaN, which no magnitude is above
+    spec, rule = StateSpec.of([TensorSpec("a", (4,), "vector")]), TiesAggregator(0.5)
+    plan = MergePlan(spec, {"c0": 1, "c1": 2, "c2": 3}, 16.0)
+    got = []
+    for who in BOTH:
+        with computed_by(who):
+            acc = rule.init(plan)
+            for i, row in [(0, rows[0]), (2, rows[2]), (1, rows[1])]:
+                update = Update(f"c{i}", 0, AdapterState.from_vector(spec, torch.from_numpy(row)), 1)
+                if i == 1:
+                    with pytest.raises(UpdateRejected, match="client c1, tensor a"):
+                        rule.add(acc, update)
+                else:
+                    rule.add(acc, update)
+            got.append(dump(rule, acc))
+    assert got[0] == got[1]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, -0.0, 5e-324, -1e-310, 1e300]) | st.floats(-1e9, 1e9), min_size=1),
+    st.floats(-2, 2),
+)
+@settings(deadline=None)
+def test_shares_are_elected_alike(values: list[float], weight: float) -> None:
+    vector, got = np.array(values), []
+    for who in BOTH:
+        sums = tuple(np.linspace(0, 1, vector.size) for _ in range(4))
+        with computed_by(who):
+            for _ in range(2):
+                Ties().add(sums, vector, weight, (np.empty(vector.size), np.empty(vector.size)))
+        got.append(b"".join(total.tobytes() for total in sums))
+    assert got[0] == got[1]
 
 
 def test_a_function_without_a_place_for_its_machine_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
