@@ -29,10 +29,16 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from picture import bars
 from safetensors.numpy import save_file
+
+if TYPE_CHECKING:
+    from headwater.merging.aggregator import Aggregator
+    from headwater.merging.plan import MergePlan
+    from headwater.state import AdapterState
 
 RESULTS = Path(__file__).parent / "results" / "merging.json"
 DENSITY = 0.2
@@ -305,7 +311,7 @@ def in_memory(repeat: int, *, small: bool) -> list[dict[str, object]]:
     rows = []
     for size, count in ((100_000, 4),) if small else ((131_072, 20), (1_000_000, 20)):
         rows += folds(size, count, repeat)
-    for size in (100_000,) if small else (100_000, 1_000_000, 10_000_000):
+    for size in (100_000,) if small else (131_072, 1_000_000, 10_000_000):
         rows += additions(size, repeat)
     for row in rows:
         print(json.dumps(row), flush=True)
@@ -331,36 +337,70 @@ def folds(size: int, count: int, repeat: int) -> list[dict[str, object]]:
         return Cut.of(values, DENSITY).apply(values)
 
     work = {
-        "headwater, fold": lambda: fold(rule, read, shares),
+        **by_both("headwater, fold", lambda: fold(rule, read, shares)),
         "PEFT, ties": lambda: merge_utils.ties(tensors, torch.from_numpy(shares).float(), DENSITY),
     }
     return timed(f"{count} x {size} values", work, repeat, size * count)
 
 
 def additions(size: int, repeat: int) -> list[dict[str, object]]:
-    """An update that a rule of a round adds, beside NumPy's sum in float32 and in float64."""
+    """Updates that a rule of a round adds, beside NumPy's sum in float32 and in float64.
+
+    Four at a time: where loops are compiled, TIES adds four updates in one pass.
+    """
     import torch
 
     from headwater.merging import MeanAggregator, TiesAggregator
-    from headwater.merging.plan import MergePlan, Update
+    from headwater.merging.plan import MergePlan
     from headwater.state import AdapterState, StateSpec, TensorSpec
 
     spec = StateSpec.of([TensorSpec("a", (size,), "vector")])
-    names = [f"c{number}" for number in range(3 * repeat)]
+    names = [f"c{number}" for number in range(2 * 4 * 3 * repeat)]
     plan = MergePlan(spec, dict.fromkeys(names, 100), 16.0)
     values = np.random.default_rng(0).standard_normal(size, np.float32) * np.float32(0.01)
     delta = AdapterState.from_vector(spec, torch.from_numpy(values))
     work: dict[str, Callable[[], object]] = {}
     for kind in (np.float32, np.float64):
         total = np.zeros(size, kind)
-        work[f"NumPy, {np.dtype(kind)}"] = lambda total=total: np.add(total, values, out=total)
+        work[f"NumPy, {np.dtype(kind)}"] = lambda total=total: [
+            np.add(total, values, out=total) for _ in range(4)
+        ]
     rules = {"mean": MeanAggregator(), "ties": TiesAggregator(DENSITY), "ties of all": TiesAggregator(1.0)}
     for name, rule in rules.items():
-        acc, left = rule.init(plan), iter(names)
-        work[f"headwater, {name}"] = lambda acc=acc, rule=rule, left=left: rule.add(
-            acc, Update(next(left), 0, delta, 100)
-        )
-    return timed(f"add {size} values", work, 3 * repeat, size)
+        work |= by_both(f"headwater, {name}", adding(rule, plan, delta, names))
+    return timed(f"add {size} values", work, 3 * repeat, 4 * size)
+
+
+def adding(
+    rule: Aggregator[Any], plan: MergePlan, delta: AdapterState, names: list[str]
+) -> Callable[[], object]:
+    from headwater.merging.plan import Update
+
+    acc, left = rule.init(plan), iter(names)
+
+    def add() -> None:
+        for _ in range(4):
+            rule.add(acc, Update(next(left), 0, delta, 100))
+
+    return add
+
+
+def by_both(name: str, run: Callable[[], object]) -> dict[str, Callable[[], object]]:
+    """By NumPy, and by compiled loops where numba is installed: not by size, as the product chooses."""
+    from headwater.kernels import gate
+
+    def by(chosen: gate.Gate) -> Callable[[], object]:
+        def work() -> object:
+            gate.GATE = chosen
+            return run()
+
+        return work
+
+    found = {f"{name}, NumPy": by(gate.Gate(float("-inf")))}
+    compiled = gate.Gate(float("inf"))
+    if compiled.open() is not None:
+        found[f"{name}, compiled"] = by(compiled)
+    return found
 
 
 def timed(

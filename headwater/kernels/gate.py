@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-_LOAD, _COMPILE = 1e9, 6e9
+_LOAD, _COMPILE = 1e9, 4e9
 """Nanoseconds that loading kept machine code takes, and that making it takes: what must have been lost."""
 
 log = logging.getLogger(__name__)
