@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -147,16 +148,20 @@ class AdapterState(Mapping[str, Tensor]):
                     got=f"{value.dtype} {tuple(value.shape)}",
                 )
         self.spec = spec
-        self._tensors = {t.name: tensors[t.name].detach() for t in spec}
+        self._tensors: Mapping[str, Tensor] | None = {t.name: tensors[t.name].detach() for t in spec}
+
+    def _held(self) -> Mapping[str, Tensor]:
+        assert self._tensors is not None, "only a SparseState has none at first"
+        return self._tensors
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
+        return self._held()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self.spec.by_name)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.spec)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, AdapterState):
@@ -187,13 +192,13 @@ class AdapterState(Mapping[str, Tensor]):
 
     def vector(self) -> Tensor:
         """All values, concatenated in name order, row-major: float32 [numel]. A copy."""
-        if not self._tensors:
+        if not len(self):
             return torch.zeros(0)
-        return torch.cat([self._tensors[name].reshape(-1) for name in self])
+        return torch.cat([value.reshape(-1) for value in self._held().values()])
 
     def flat(self) -> Tensor:
         """The same to read only: no copy where the tensors lie one behind the other, as after from_vector."""
-        tensors = list(self._tensors.values())
+        tensors = list(self._held().values())
         if not tensors:
             return torch.zeros(0)
         memory, at = tensors[0].untyped_storage().data_ptr(), tensors[0].storage_offset()
@@ -250,3 +255,65 @@ class AdapterState(Mapping[str, Tensor]):
         for value in self.values():
             digest.update(value.contiguous().numpy().astype("<f4", copy=False).tobytes())
         return digest.hexdigest()
+
+
+class SparseState(AdapterState):
+    """A state that is +0 at most places. Whoever does not ask for a tensor pays for the others alone.
+
+    Args:
+        spec: of the state.
+        places: int64 [n], ascending: where in the flat vector a value stands.
+        entries: float32 [n], those values.
+    """
+
+    __slots__ = ("entries", "places")
+
+    def __init__(
+        self, spec: StateSpec, places: npt.NDArray[np.int64], entries: npt.NDArray[np.float32]
+    ) -> None:
+        """Take places and values over, which the caller vouches for."""
+        self.spec, self.places, self.entries = spec, places, entries
+        self._tensors = None
+
+    def _held(self) -> Mapping[str, Tensor]:
+        if self._tensors is None:
+            flat = np.zeros(self.spec.numel, np.float32)
+            flat[self.places] = self.entries
+            parts = torch.from_numpy(flat).split_with_sizes(self.spec.sizes)
+            self._tensors = {t.name: p.reshape(t.shape) for t, p in zip(self.spec, parts, strict=True)}
+        return self._tensors
+
+
+def sparse_where_few(state: AdapterState) -> AdapterState:
+    """The same values, bit for bit, by place where at most a quarter of them is other than +0."""
+    if isinstance(state, SparseState):
+        return state
+    flat = state.flat().numpy()
+    places = np.flatnonzero(flat.view(np.int32) != 0)  # −0 is a value
+    return SparseState(state.spec, places, flat[places]) if 4 * places.size <= flat.size else state
+
+
+def sparse_state(
+    spec: StateSpec,
+    places: Sequence[npt.NDArray[np.int64]],
+    entries: Sequence[npt.NDArray[np.float32]],
+) -> AdapterState:
+    """The state that has, of each tensor in name order, these values at these places and +0 elsewhere.
+
+    Args:
+        spec: of the state.
+        places: of each tensor, ascending, in row-major order of the tensor.
+        entries: the values there, float32.
+
+    Returns:
+        A :class:`SparseState` where at most a quarter of the values is given.
+    """
+    starts = np.cumsum([0, *spec.sizes[:-1]]) if spec.sizes else []
+    flat = [own + start for own, start in zip(places, starts, strict=True)]
+    where = np.concatenate(flat) if flat else np.zeros(0, np.int64)
+    what = np.concatenate(entries) if len(entries) else np.zeros(0, np.float32)
+    if 4 * where.size <= spec.numel:
+        return SparseState(spec, where, what)
+    vector = np.zeros(spec.numel, np.float32)
+    vector[where] = what
+    return AdapterState.from_vector(spec, torch.from_numpy(vector))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headwater.errors import SpecMismatch
-from headwater.state import AdapterState, StateSpec, TensorSpec
+from headwater.state import AdapterState, SparseState, StateSpec, TensorSpec, sparse_state
 
 SPEC = StateSpec.of(
     [TensorSpec("b", (2, 3), "lora_b", pair="a", scaling=2.0), TensorSpec("a", (3,), "lora_a")]
@@ -117,3 +117,28 @@ def test_no_number_of_threads_changes_the_norm(seed):
         torch.set_num_threads(before)
     assert len(set(found)) == 1
     assert state.norm() == pytest.approx(float(np.linalg.norm(values.astype(np.float64))), rel=1e-13)
+
+
+def sparse_and_dense(places, entries):
+    flat = torch.zeros(9)
+    flat[places] = torch.tensor(entries)
+    sparse = SparseState(SPEC, np.array(places, np.int64), np.array(entries, np.float32))
+    return sparse, AdapterState.from_vector(SPEC, flat)
+
+
+def test_a_sparse_state_is_the_dense_one_to_whoever_reads_it():
+    sparse, dense = sparse_and_dense([1, 5], [2.0, -0.5])
+    assert (sparse, sparse.sha256(), list(sparse), len(sparse)) == (dense, dense.sha256(), list(dense), 2)
+    sparse, _ = sparse_and_dense([1, 5], [2.0, -0.5])
+    assert torch.equal(sparse.flat(), dense.flat())
+    assert pickle.loads(pickle.dumps(sparse)) == dense
+    assert state() + sparse == state() + dense
+
+
+@pytest.mark.parametrize("count", [0, 2, 3, 9])
+def test_few_values_stay_sparse(count):
+    """At most a quarter of the values is held by place; others would take more room so."""
+    places = [np.arange(min(count, 3)), np.arange(max(0, count - 3))]
+    made = sparse_state(SPEC, places, [np.ones(len(at), np.float32) for at in places])
+    assert isinstance(made, SparseState) == (count <= 2)
+    assert [float(value.sum()) for value in made.values()] == [min(count, 3), max(0, count - 3)]

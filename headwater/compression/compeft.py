@@ -10,16 +10,17 @@ Golomb, and the scale is fp32 (fp16 underflows on LoRA deltas).
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from headwater.compression.byte_reader import varint
+from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.codec import Codec
-from headwater.compression.compeft_selection import CompeftSelection, Sent
+from headwater.compression.compeft_selection import CompeftSelection, Sent, sent_state
 from headwater.compression.entropy import Block, Symbols, pack, unpack
 from headwater.compression.reader import flat_finite, open_payload
-from headwater.compression.ternary import PLUS
+from headwater.compression.ternary import PLUS, ZERO
 from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -52,7 +53,7 @@ class CompeftCodec(Codec):
     def round_trip(self, state: AdapterState, *, key: Key) -> tuple[Payload, AdapterState]:
         """The payload of ``state``, and its values made of the symbols that were coded."""
         payload, sent = self._encode(state)
-        return payload, AdapterState(state.spec, {t.name: sent[t.name].values(t) for t in state.spec})
+        return payload, sent_state(state.spec, sent)
 
     def _encode(self, state: AdapterState) -> tuple[Payload, dict[str, Sent]]:
         """The payload, and what it says of each tensor."""
@@ -80,7 +81,6 @@ class CompeftCodec(Codec):
         reader = open_payload(payload, self, spec)
         reader.byte((VERSION,), "version")
         held: list[tuple[tuple[TensorSpec, ...], list[float], Block]] = []
-        tensors = {}
         for group in groups(spec):
             numel = sum(t.numel for t in group)
             plus = reader.varint(numel, "positive count")
@@ -88,26 +88,40 @@ class CompeftCodec(Codec):
             if plus or minus:
                 scales = [reader.scale(f"scale of {t.name}") for t in group]
                 held.append((group, scales, Block((numel - plus - minus, plus, minus))))
-            else:
-                tensors.update({t.name: torch.zeros(t.shape) for t in group})
         decoded = unpack(reader, [block for _, _, block in held])
-        for (group, scales, _), symbols in zip(held, decoded, strict=True):
-            parts = (
-                np.split(symbols, np.cumsum([t.numel for t in group])[:-1]) if len(group) > 1 else [symbols]
-            )
-            for t, scale, part in zip(group, scales, parts, strict=True):
-                some = len(group) == 1 or part.any()  # of one tensor the counts say so
-                if some != (scale > 0):
-                    raise reader.fail(f"tensor {t.name}: scale 0 exactly if all values are 0", f"{scale}")
-                tensors[t.name] = torch.from_numpy(
-                    np.array([0.0, scale, -scale], np.float32).take(part)
-                ).reshape(t.shape)
-        return AdapterState(spec, tensors)
+        if 4 * sum(block.length - block.counts[ZERO] for _, _, block in held) > spec.numel:
+            tensors = {t.name: torch.zeros(t.shape) for t in spec}
+            for t, scale, part in _each(held, decoded, reader):
+                levels = np.array([0.0, scale, -scale], np.float32)
+                tensors[t.name] = torch.from_numpy(levels.take(part)).reshape(t.shape)
+            return AdapterState(spec, tensors)
+        sent: dict[str, Sent] = {}
+        for t, scale, part in _each(held, decoded, reader):
+            places = np.flatnonzero(part != ZERO)
+            sent[t.name] = Sent(places, (part[places] - np.int32(PLUS)).astype(np.uint8), scale)
+        return sent_state(spec, sent)
 
     def max_bytes(self, spec: StateSpec) -> int:
         """Headers, and 1.6 bits a value (log2 3 and ANS rounding) plus the coder's last state."""
         counts = sum(2 * len(varint(sum(t.numel for t in group))) for group in groups(spec))
         return 1 + counts + 4 * len(spec) + -(-spec.numel // 5) + 12
+
+
+def _each(
+    held: Sequence[tuple[tuple[TensorSpec, ...], list[float], Block]],
+    decoded: Sequence[Symbols],
+    reader: Reader,
+) -> Iterator[tuple[TensorSpec, float, Symbols]]:
+    """Every tensor with its scale and symbols."""
+    for (group, scales, _), symbols in zip(held, decoded, strict=True):
+        begin = 0
+        for t, scale in zip(group, scales, strict=True):
+            part = symbols[begin : begin + t.numel]
+            begin += t.numel
+            some = len(group) == 1 or part.any()  # of one tensor the counts say so
+            if some != (scale > 0):
+                raise reader.fail(f"tensor {t.name}: scale 0 exactly if all values are 0", f"{scale}")
+            yield t, scale, part
 
 
 def groups(spec: StateSpec) -> list[tuple[TensorSpec, ...]]:

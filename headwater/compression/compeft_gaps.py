@@ -17,7 +17,7 @@ import torch
 
 from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.codec import Codec
-from headwater.compression.compeft_selection import CompeftSelection, Sent
+from headwater.compression.compeft_selection import CompeftSelection, Sent, sent_state
 from headwater.compression.entropy import Bits, Symbols, pack, unpack_over
 from headwater.compression.gaps import GapBlock, GapTable, Places, gap_table
 from headwater.compression.reader import Floats, flat_finite, open_payload
@@ -59,8 +59,8 @@ class CompeftGapsCodec(Codec):
     def round_trip(self, state: AdapterState, *, key: Key) -> tuple[Payload, AdapterState]:
         """The payload of ``state``, and its values made of what was coded."""
         sent = self._sent(state)
-        values = {t.name: part.values(t) for t, part in zip(state.spec, sent, strict=True)}
-        return self._write(state.spec, sent), AdapterState(state.spec, values)
+        by_name = {t.name: part for t, part in zip(state.spec, sent, strict=True)}
+        return self._write(state.spec, sent), sent_state(state.spec, by_name)
 
     def _sent(self, state: AdapterState) -> list[Sent]:
         flat = flat_finite(state, self.id)

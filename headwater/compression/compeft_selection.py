@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from headwater.compression.entropy import Bits
 from headwater.compression.reader import Floats
 from headwater.compression.ternary import kept, largest_values
 from headwater.errors import ConfigError
-from headwater.state import TensorSpec
+from headwater.state import AdapterState, StateSpec, sparse_state
 
 _SMALLEST, _LARGEST = 2.0**-149, float(np.finfo(np.float32).max)
 
@@ -25,11 +25,16 @@ class Sent:
     minus: Bits
     scale: float
 
-    def values(self, tensor: TensorSpec) -> torch.Tensor:
-        """What it decodes to."""
-        values = np.zeros(tensor.numel, np.float32)
-        values[self.places] = np.array([self.scale, -self.scale], np.float32).take(self.minus)
-        return torch.from_numpy(values).reshape(tensor.shape)
+    def entries(self) -> Floats:
+        """The values at ``places``."""
+        return np.array([self.scale, -self.scale], np.float32).take(self.minus)
+
+
+def sent_state(spec: StateSpec, sent: Mapping[str, Sent]) -> AdapterState:
+    """What a state is decoded to: of each tensor by name; one that is not there is all zero."""
+    nothing = Sent(np.zeros(0, np.intp), np.zeros(0, np.uint8), 0.0)
+    parts = [sent.get(t.name, nothing) for t in spec]
+    return sparse_state(spec, [part.places for part in parts], [part.entries() for part in parts])
 
 
 @dataclass(frozen=True, slots=True)

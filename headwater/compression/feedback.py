@@ -18,8 +18,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from headwater.compression.table import CODEC_IDS, codec_by_id
 from headwater.errors import StorageError
-from headwater.state import AdapterState
+from headwater.protocol.messages import Payload
+from headwater.state import AdapterState, SparseState
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +34,20 @@ class Pending:
         round: the round that it answers.
         envelope: the exact bytes that were sent.
         residual_if_accepted: the residual if the server folded it: compensated − decoded.
-        sent: what the server decodes.
+        carried: what the server decodes, or the payload in ``envelope`` that it decodes.
     """
 
     round: int
     envelope: bytes
     residual_if_accepted: AdapterState
-    sent: AdapterState
+    carried: AdapterState | Payload
+
+    @property
+    def sent(self) -> AdapterState:
+        """What the server decodes."""
+        if isinstance(self.carried, AdapterState):
+            return self.carried
+        return codec_by_id(self.carried.codec).decode(self.carried, self.residual_if_accepted.spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +102,47 @@ def compensate(state: FeedbackState, delta: AdapterState) -> AdapterState:
         SpecMismatch: the residual belongs to another adapter.
     """
     _settled(state)
-    return delta if state.residual is None else delta + state.residual
+    if state.residual is None:
+        return delta
+    state.residual.require_spec(delta.spec, "error feedback")
+    return AdapterState.from_vector(delta.spec, delta.flat() + state.residual.flat())
 
 
 def sent(
-    state: FeedbackState, round: int, compensated: AdapterState, decoded: AdapterState, envelope: bytes
+    state: FeedbackState,
+    round: int,
+    compensated: AdapterState,
+    decoded: AdapterState,
+    envelope: bytes,
+    payload: Payload | None = None,
 ) -> FeedbackState:
     """The state after ``envelope`` was made of ``compensated`` and decodes to ``decoded``.
+
+    Args:
+        state: settled.
+        round: that the update answers.
+        compensated: what was encoded.
+        decoded: what arrives of it.
+        envelope: the update's bytes.
+        payload: in ``envelope``: what decodes to ``decoded``, which then need not be kept.
 
     Raises:
         StorageError: an update is still pending.
     """
     _settled(state)
-    return FeedbackState(pending=Pending(round, envelope, compensated - decoded, decoded))
+    carried = payload if payload is not None and payload.codec in CODEC_IDS else decoded
+    return FeedbackState(pending=Pending(round, envelope, _minus(compensated, decoded), carried))
+
+
+def _minus(left: AdapterState, right: AdapterState) -> AdapterState:
+    """``left`` − ``right``, value by value: where ``right`` is +0, ``left`` as it is."""
+    right.require_spec(left.spec, "difference of states")
+    values = left.vector().numpy()
+    if isinstance(right, SparseState):
+        values[right.places] -= right.entries
+    else:
+        values -= right.flat().numpy()
+    return AdapterState.from_vector(left.spec, torch.from_numpy(values))
 
 
 def _settled(state: FeedbackState) -> None:

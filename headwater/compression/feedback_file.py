@@ -1,67 +1,78 @@
 """Error feedback as a file that checks itself: :func:`to_pieces`, :func:`read_state`, :func:`pending_round`.
 
-Layout: ``HWFB2`` and a line feed, the SHA-256 of all that follows (32 bytes), a safetensors container with
-the residual or the pending update. What was sent is mostly zeros: a tensor of which at least half is stands
-there as the places and values of the others. The container's one metadata entry, JSON, holds the spec's
-fingerprint, whether there is a residual, and the pending round. ``HWFB1`` held what was sent in full, and is
-still read.
+Layout: ``HWFB3`` and a line feed; the CRC-32 of all that follows (u32); the size of the head (u32); the head,
+JSON; the values, fp32 in name order; what was sent, where the update does not say it; the update's bytes;
+zero bytes up to a multiple of 4096, so that a client's files mostly have one size and a database overwrites
+them in place. :mod:`.feedback_file_before` reads ``HWFB1`` and ``HWFB2``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import zlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from headwater.compression.feedback import FeedbackState, Pending
-from headwater.errors import SpecMismatch, StorageError
-from headwater.state import AdapterState, StateSpec, TensorSpec
-from headwater.tensor_bytes import load, pieces
+from headwater.compression.feedback_file_before import (
+    EARLIER,
+    Readable,
+    earlier_round,
+    earlier_state,
+    of_another,
+    torn,
+)
+from headwater.protocol.messages import Payload
+from headwater.state import AdapterState, SparseState, StateSpec, sparse_where_few
 
-_MAGIC = b"HWFB2\n"
-_READ = (_MAGIC, b"HWFB1\n")
-_HEAD = len(_MAGIC) + 32
-_ENTRY = "headwater"
+_MAGIC = b"HWFB3\n"
+_START = len(_MAGIC) + 8
+_BLOCK = 4096
 
-Arrays = dict[str, np.ndarray[Any, Any]]
-
-
-class Readable(Protocol):
-    """What is read from front to back: an open file, or a record of several clients' file."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """The next ``size`` bytes, fewer at the end; all that are left where it is negative."""
+Bytes = bytes | memoryview
 
 
-def to_pieces(state: FeedbackState) -> list[bytes | memoryview]:
+def to_pieces(state: FeedbackState) -> list[Bytes]:
     """``state`` as the content of a file, one piece after the other; the same state gives the same bytes."""
     pending = state.pending
-    states: dict[str, AdapterState] = {}
-    arrays: Arrays = {}
-    if state.residual is not None:
-        states["residual"] = state.residual
-    if pending is not None:
-        states |= {"residual_if_accepted": pending.residual_if_accepted, "sent": pending.sent}
-        arrays["envelope"] = np.frombuffer(pending.envelope, np.uint8)
-    for part, values in states.items():
-        for name, value in values.items():
-            flat = value.contiguous().numpy()
-            arrays |= _sparse(f"{part}/{name}", flat) if part == "sent" else {f"{part}/{name}": flat}
-    entry = {
-        "spec": next((s.spec.fingerprint() for s in states.values()), ""),
+    values = state.residual if pending is None else pending.residual_if_accepted
+    head: dict[str, Any] = {
+        "spec": "" if values is None else values.spec.fingerprint(),
         "round": None if pending is None else pending.round,
-        "residual": state.residual is not None,
     }
-    content = pieces(arrays, metadata={_ENTRY: json.dumps(entry, sort_keys=True)})
-    digest = hashlib.sha256()
+    data: list[Bytes] = [] if values is None else [_bytes_of(values.flat().numpy(), "<f4")]
+    if pending is not None:
+        head["envelope"] = len(pending.envelope)
+        head["sent"], more = _carried(pending)
+        data += [*more, pending.envelope]
+    text = json.dumps(head, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-(_START + len(text)) % 4)
+    content: list[Bytes] = [len(text).to_bytes(4, "little"), text, *data]
+    content.append(bytes(-(_START - 4 + sum(map(len, content))) % _BLOCK))
+    check = 0
     for piece in content:
-        digest.update(piece)
-    return [_MAGIC + digest.digest(), *content]
+        check = zlib.crc32(piece, check)
+    return [_MAGIC + check.to_bytes(4, "little"), *content]
+
+
+def _carried(pending: Pending) -> tuple[dict[str, Any], list[Bytes]]:
+    """What the head says of what was sent, and the bytes of it that the envelope does not have."""
+    carried = pending.carried
+    if isinstance(carried, Payload) and (at := pending.envelope.find(carried.body)) >= 0:
+        return {"codec": carried.codec, "at": at, "size": len(carried.body)}, []
+    sent = sparse_where_few(pending.sent)
+    if isinstance(sent, SparseState):
+        return {"places": len(sent.places)}, [_bytes_of(sent.places, "<i8"), _bytes_of(sent.entries, "<f4")]
+    return {}, [_bytes_of(sent.flat().numpy(), "<f4")]
+
+
+def _bytes_of(values: np.ndarray[Any, Any], kind: str) -> Bytes:
+    flat = np.ascontiguousarray(values, kind)
+    return flat.data.cast("B") if flat.size else b""
 
 
 def read_state(file: Readable, spec: StateSpec) -> FeedbackState:
@@ -71,23 +82,88 @@ def read_state(file: Readable, spec: StateSpec) -> FeedbackState:
         StorageError: torn, altered or foreign bytes.
         SpecMismatch: intact, but of another adapter than ``spec``.
     """
-    start, content = file.read(_HEAD), file.read()
-    intact = start[len(_MAGIC) :] == hashlib.sha256(content).digest()
-    if not intact or start[: len(_MAGIC)] not in _READ:
-        raise _torn("a file that carries its own SHA-256", f"{len(start) + len(content)} bytes that do not")
+    content = bytearray(file.read())  # what is made of it shares its memory
+    magic = bytes(content[: len(_MAGIC)])
+    if magic in EARLIER:
+        return earlier_state(bytes(content), spec)
+    with memoryview(content) as view:
+        intact = len(view) >= _START and zlib.crc32(view[_START - 4 :]) == int.from_bytes(
+            view[_START - 8 : _START - 4], "little"
+        )
+    if not intact or magic != _MAGIC:
+        raise torn("a file that carries its own CRC-32", f"{len(content)} bytes that do not")
     try:
-        entry = _entry(content)
-        arrays = load(content)
-        if entry["spec"] not in ("", spec.fingerprint()):
-            raise _of_another(entry, spec)
-        residual = _state(arrays, "residual", spec) if entry["residual"] else None
-        if entry["round"] is None:
-            return FeedbackState(residual)
-        kept, sent = (_state(arrays, part, spec) for part in ("residual_if_accepted", "sent"))
-        return FeedbackState(residual, Pending(entry["round"], arrays["envelope"].tobytes(), kept, sent))
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+        size = int.from_bytes(content[_START - 4 : _START], "little")
+        head = _Head.of(content[_START : _START + size], spec)
+        return _state(content, _START + size, head, spec)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         # the checksum held, so another program or version wrote this
-        raise _torn("a feedback state of this version", repr(error)[:80]) from None
+        raise torn("a feedback state of this version", repr(error)[:80]) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a file says of itself.
+
+    Args:
+        values: whether there are any.
+        round: of the pending update; None without one.
+        envelope: bytes of it.
+        sent: how what was sent stands there.
+    """
+
+    values: bool
+    round: int | None
+    envelope: int
+    sent: Mapping[str, Any]
+
+    @staticmethod
+    def of(text: bytes | bytearray, spec: StateSpec) -> _Head:
+        """The head in ``text``.
+
+        Raises:
+            SpecMismatch: of another adapter.
+            ValueError, KeyError, TypeError, AttributeError: it is none.
+        """
+        entry = json.loads(text)
+        if entry["spec"] not in ("", spec.fingerprint()):
+            raise of_another(entry["spec"], spec)
+        number = entry["round"]
+        return _Head(
+            entry["spec"] != "",
+            None if number is None else int(number),
+            int(entry.get("envelope", 0)),
+            dict(entry.get("sent", {})),
+        )
+
+
+def _state(content: bytearray, begin: int, head: _Head, spec: StateSpec) -> FeedbackState:
+    if not head.values:
+        return FeedbackState()
+    end = begin + spec.nbytes
+    values = _vector(content[begin:end], spec)
+    if head.round is None:
+        return FeedbackState(values)
+    sent = head.sent
+    if "codec" in sent:
+        envelope = bytes(content[end : end + head.envelope])
+        body = envelope[sent["at"] : sent["at"] + sent["size"]]
+        return FeedbackState(None, Pending(head.round, envelope, values, Payload(sent["codec"], body)))
+    carried: AdapterState
+    if "places" in sent:
+        count, middle = int(sent["places"]), end + 8 * int(sent["places"])
+        places = np.frombuffer(content, "<i8", count, end).astype(np.int64)
+        entries = np.frombuffer(content, "<f4", count, middle).astype(np.float32)
+        carried, end = SparseState(spec, places, entries), middle + 4 * count
+    else:
+        carried, end = _vector(content[end : end + spec.nbytes], spec), end + spec.nbytes
+    envelope = bytes(content[end : end + head.envelope])
+    return FeedbackState(None, Pending(head.round, envelope, values, carried))
+
+
+def _vector(data: bytearray, spec: StateSpec) -> AdapterState:
+    values = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+    return AdapterState.from_vector(spec, torch.from_numpy(values))
 
 
 def pending_round(file: Readable, spec: StateSpec) -> int | None:
@@ -99,59 +175,12 @@ def pending_round(file: Readable, spec: StateSpec) -> int | None:
         StorageError: no head of such a file.
         SpecMismatch: of another adapter than ``spec``.
     """
+    start = file.read(_START)
+    if start[: len(_MAGIC)] in EARLIER:
+        return earlier_round(start, file, spec)
     try:
-        start = file.read(_HEAD + 8)
-        if start[: len(_MAGIC)] not in _READ:
+        if start[: len(_MAGIC)] != _MAGIC:
             raise ValueError("other first bytes")
-        size = start[_HEAD:]
-        entry = _entry(size + file.read(int.from_bytes(size, "little")))
-        if entry["spec"] not in ("", spec.fingerprint()):
-            raise _of_another(entry, spec)
-        return None if entry["round"] is None else int(entry["round"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise _torn("the head of a feedback state", repr(error)[:80]) from None
-
-
-def _entry(content: bytes) -> dict[str, Any]:
-    """Our own entry in a container's head."""
-    size = int.from_bytes(content[:8], "little")
-    return dict(json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_ENTRY]))
-
-
-def _sparse(name: str, values: np.ndarray[Any, Any]) -> Arrays:
-    """``values``, or where at least half of them are +0 the places and values of the others."""
-    bits = values.reshape(-1).view(np.int32)  # −0 is kept
-    places = np.flatnonzero(bits != 0)
-    if 2 * places.size > bits.size or bits.size > np.iinfo(np.int32).max:
-        return {name: values}
-    return {f"{name}/at": places.astype(np.int32), f"{name}/values": values.reshape(-1)[places]}
-
-
-def _state(arrays: Mapping[str, np.ndarray[Any, Any]], part: str, spec: StateSpec) -> AdapterState:
-    return AdapterState(spec, {t.name: _tensor(arrays, f"{part}/{t.name}", t) for t in spec})
-
-
-def _tensor(arrays: Mapping[str, np.ndarray[Any, Any]], name: str, tensor: TensorSpec) -> torch.Tensor:
-    if name in arrays:
-        return torch.from_numpy(arrays[name])
-    values = np.zeros(tensor.numel, np.float32)
-    values[arrays[f"{name}/at"]] = arrays[f"{name}/values"]
-    return torch.from_numpy(values).reshape(tensor.shape)
-
-
-def _of_another(entry: Mapping[str, Any], spec: StateSpec) -> SpecMismatch:
-    return SpecMismatch(
-        "error feedback",
-        expected=f"residuals of spec {spec.fingerprint()[:12]}",
-        got=str(entry["spec"])[:12],
-        hint="The adapter changed: start this client with an empty feedback state.",
-    )
-
-
-def _torn(expected: str, got: str) -> StorageError:
-    return StorageError(
-        "error feedback file",
-        expected=expected,
-        got=got,
-        hint="Restore it from a backup, or delete it: what this client held back is lost, no more.",
-    )
+        return _Head.of(file.read(int.from_bytes(start[-4:], "little")), spec).round
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
+        raise torn("the head of a feedback state", repr(error)[:80]) from None

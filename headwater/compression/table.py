@@ -31,6 +31,9 @@ _BY_ID: Mapping[str, Codec] = {
     )
 }  # fmt: skip
 
+CODEC_IDS = frozenset(_BY_ID)
+"""The ids that :func:`codec_by_id` knows."""
+
 
 CODECS: Mapping[type[Settings], Callable[[Any], Codec]] = {
     settings_of.DenseCodec: lambda settings: DenseCodec(settings.dtype),

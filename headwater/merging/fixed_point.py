@@ -81,6 +81,12 @@ def require_bounded(
     )
 
 
+def within_bound(values: Singles, bound: float) -> bool:
+    """Whether :func:`require_bounded` lets these values pass."""
+    limit = float32_at_most(bound)
+    return not values.size or bool(-limit <= values.min() and values.max() <= limit)  # NaN is in no range
+
+
 def require_range(
     values: Tensor, what: str, *, low: Tensor | int | float, high: Tensor | int | float
 ) -> None:
@@ -172,6 +178,13 @@ def add_bounded(
 def bits_of(magnitude: float) -> int:
     """Of a float32 ≥ 0, as an integer: they are in the order of the values."""
     return int(np.float32(magnitude).view(np.int32))
+
+
+def add_fixed_at(total: Tensor, places: Integers, values: Singles, bits: int, weight: int) -> None:
+    """What :func:`add_fixed` does of a vector that is 0 but for ``values`` [k] at distinct ``places`` [k]."""
+    units = np.empty(values.size, np.int64)
+    fixed_into(units, np.empty(values.size, np.float32), values, bits, weight)
+    total.numpy()[places] += units
 
 
 def fixed_into(units: Integers, scaled: Singles, values: Singles, bits: int, weight: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from headwater.errors import ConfigError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import divisors, require_covered
-from headwater.merging.fixed_point import add_bounded, require_bounded
+from headwater.merging.fixed_point import add_bounded, add_fixed_at, require_bounded, within_bound
 from headwater.merging.method_sums import MeanSums, by_method, expanded, weighted
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
@@ -24,7 +24,7 @@ from headwater.merging.update_moments import UpdateNorm, UpdateSums, energy_of, 
 from headwater.merging.weighing import weigh
 from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.slopes import SeedUse
-from headwater.state import AdapterState
+from headwater.state import AdapterState, SparseState
 
 
 class MeanAggregator(Aggregator[MeanSums]):
@@ -80,15 +80,7 @@ class MeanAggregator(Aggregator[MeanSums]):
             if acc.use is not None:
                 acc.use.add(update.delta)
         else:
-            vector = update.delta.flat()
-            restricted = update.client in plan.tensors or update.client in plan.ranks
-            if restricted or acc.method(update.client) not in acc.methods:  # before anything is changed
-                require_bounded(vector, plan.spec, bound=plan.value_bound, who=who)
-                require_covered(vector, plan, update.client)
-            sums, bound = acc.of(update.client), plan.value_bound
-            add_bounded(sums.total, vector, plan.spec, bound=bound, bits=acc.bits, weight=weight, who=who)
-            sums.values += 1
-            energy = energy_of(vector) if plan.weighs else 0.0
+            energy = _add_values(acc, update.delta, update.client, weight)
         seeded = isinstance(update.delta, SeedCoefficients) and update.noise == update.delta.noise(
             plan.spec.numel
         )
@@ -148,3 +140,23 @@ class MeanAggregator(Aggregator[MeanSums]):
             noise=weighing.noise,
             use=acc.use,
         )
+
+
+def _add_values(acc: MeanSums, delta: AdapterState, client: str, weight: int) -> float:
+    """Add w·δ; what :func:`energy_of` says of it where methods are weighed, else 0."""
+    plan = acc.participants.plan
+    whole = plan.weighs or client in plan.tensors or client in plan.ranks
+    if isinstance(delta, SparseState) and not whole and within_bound(delta.entries, plan.value_bound):
+        sums = acc.of(client)
+        add_fixed_at(sums.total, delta.places, delta.entries, acc.bits, weight)
+        sums.values += 1
+        return 0.0
+    vector, who = delta.flat(), f"client {client}"
+    restricted = client in plan.tensors or client in plan.ranks
+    if restricted or acc.method(client) not in acc.methods:  # before anything is changed
+        require_bounded(vector, plan.spec, bound=plan.value_bound, who=who)
+        require_covered(vector, plan, client)
+    sums, bound = acc.of(client), plan.value_bound
+    add_bounded(sums.total, vector, plan.spec, bound=bound, bits=acc.bits, weight=weight, who=who)
+    sums.values += 1
+    return energy_of(vector) if plan.weighs else 0.0

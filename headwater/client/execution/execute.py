@@ -17,15 +17,16 @@ from headwater.client.agent.advice import for_owner
 from headwater.client.device.memory import give_back_memory
 from headwater.client.execution.control_variate import ControlVariate, after_training, correction
 from headwater.client.execution.faults import contained
+from headwater.client.execution.held_back import answered, settled
 from headwater.client.execution.own_part import keep_own, with_own
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
 from headwater.client.execution.update_pipeline import OutgoingUpdate, pipeline_for
-from headwater.compression.feedback import FeedbackState, is_stale, repeat, sent, settle
+from headwater.compression.feedback import sent
 from headwater.compression.logquant import LogQuantCodec
 from headwater.compression.table import codec_for
 from headwater.errors import DataError, DecodeError, HeadwaterError, TrainingError
-from headwater.proto.wire import decode_reply, encode_reply
+from headwater.proto.wire import encode_reply
 from headwater.protocol.failures import FailureCode, coded, failure_of
 from headwater.protocol.messages import (
     ClientFailure,
@@ -37,7 +38,7 @@ from headwater.protocol.messages import (
 )
 from headwater.seeds.coefficients import SeedCoefficients, directions_of
 from headwater.seeds.keys import Key
-from headwater.state import AdapterState, StateSpec
+from headwater.state import AdapterState
 from headwater.tasks.batches import Example
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.evaluate import Measured
@@ -95,7 +96,7 @@ def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRu
             runtime.check(request)
             if request.round != tasks[0].round:
                 raise DecodeError("cohort", expected=f"round {tasks[0].round}", got=f"{request.round}")
-            data = _answered(request, store, runtime)
+            data = answered(request, store, runtime)
             if data is not None and not together:
                 yield Answer(request.client, data)
                 continue
@@ -230,35 +231,6 @@ def _contained(error: Exception, client: str, doing: str, runtime: ClientRuntime
     raise error
 
 
-def _keeps_residual(request: TrainRequest) -> bool:
-    return request.plan.codec.error_feedback
-
-
-def _answered(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> bytes | None:
-    """The bytes this task was answered with before, if it was."""
-    if not _keeps_residual(request):
-        return None  # nothing is kept: training again gives the same update
-    spec = runtime.context.spec
-    if (pending := store.pending_round(request.client, spec)) is None or pending < request.round:
-        return None
-    feedback = store.load(request.client, spec)
-    _require_current(feedback, request)
-    data = repeat(feedback, request.round)
-    if data is None:
-        return None
-    before = decode_reply(data, max_bytes=len(data))
-    if isinstance(before, EncodedUpdate) and before.base_sha256 == request.state_sha256:
-        return data
-    return None  # the organiser went back in the middle of the round: that update is of no use any more
-
-
-def _require_current(feedback: FeedbackState, request: TrainRequest) -> None:
-    if is_stale(feedback, request.round):
-        raise DecodeError(
-            f"client {request.client}", expected="a round after those answered", got=f"round {request.round}"
-        )
-
-
 def _update(
     member: _Member, result: TrainResult, seconds: float, store: ClientStore, runtime: ClientRuntime
 ) -> bytes:
@@ -272,7 +244,7 @@ def _update(
     if runtime.keeps_own and isinstance(learned, AdapterState):
         learned = keep_own(request, member.task.state, learned, store)
     key = runtime.root.child("round", request.round, "client", request.client, "codec")
-    feedback = _settled(request, learned, store, spec)
+    feedback = settled(request, learned, store, spec)
     pipeline = pipeline_for(request.plan, spec, feedback, key=key, who=f"client {request.client}")
     update = pipeline.apply(OutgoingUpdate.of(learned, spec, float(result.noise)))
     assert update.payload is not None, "the pipeline's promise"
@@ -303,21 +275,10 @@ def _update(
         arrives = codec_for(request.plan.codec).decode(update.payload, spec)
         _keep_control(request, arrives, result.steps, store, control)
     if feedback is not None and update.held is not None:
-        store.save(request.client, sent(feedback, request.round, update.held, update.values, data))
+        store.save(
+            request.client, sent(feedback, request.round, update.held, update.values, data, update.payload)
+        )
     return data
-
-
-def _settled(
-    request: TrainRequest, learned: AdapterState | SeedCoefficients, store: ClientStore, spec: StateSpec
-) -> FeedbackState | None:
-    """The client's error feedback, its last update committed or rolled back; None where nothing is kept."""
-    if not _keeps_residual(request):
-        return None
-    stored = store.load(request.client, spec)
-    _require_current(stored, request)  # a newer task may have been answered while this one trained
-    if isinstance(learned, SeedCoefficients) and stored == FeedbackState():
-        return None  # a client that only ever sends scalars has no residual
-    return settle(stored, request.accepted_round)
 
 
 def _noise(request: TrainRequest, result: TrainResult, sent_noise: float) -> dict[str, float]:

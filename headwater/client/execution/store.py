@@ -22,7 +22,8 @@ from headwater.client.execution.seed_state_file import (
     with_version,
 )
 from headwater.compression.feedback import FeedbackState
-from headwater.compression.feedback_file import Readable, pending_round, read_state, to_pieces
+from headwater.compression.feedback_file import pending_round, read_state, to_pieces
+from headwater.compression.feedback_file_before import Readable
 from headwater.errors import StorageError
 from headwater.files import clear_temporaries, file_name, write_atomically
 from headwater.seeds.directions import Integers

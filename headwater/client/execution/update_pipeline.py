@@ -32,7 +32,7 @@ from headwater.privacy.sensitivity import ROUNDING, Bounded, Sensitivity, Unboun
 from headwater.protocol.messages import ClientPlan, Payload
 from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 from headwater.seeds.keys import Key
-from headwater.state import AdapterState, StateSpec
+from headwater.state import AdapterState, StateSpec, sparse_where_few
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,9 @@ class EncodeCoefficients(UpdateTransform):
         assert update.coefficients is not None, "execute checks what the trainer sends"
         update.coefficients.require(self.seeds, self.who)
         payload = encode_scalars(update.coefficients)
-        return replace(update, payload=payload, values=AdapterState.zeros(update.values.spec))
+        return replace(
+            update, payload=payload, values=sparse_where_few(AdapterState.zeros(update.values.spec))
+        )
 
 
 class UpdatePipeline:

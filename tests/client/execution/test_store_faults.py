@@ -255,4 +255,4 @@ def test_every_point_of_a_save(tmp_path, power):
         if not point.crashed:
             assert found == to_bytes(new)
         assert [p.name for p in point.home.iterdir()] == ["ann.feedback"]
-    assert len([o for o in operations if o]) == 6 + 2 + 6 + 6  # before, torn, after, full; two writes
+    assert len([o for o in operations if o]) == 7 + 3 + 7 + 7  # before, torn, after, full; three writes
