@@ -308,7 +308,7 @@ def sparse_state(
     Returns:
         A :class:`SparseState` where at most a quarter of the values is given.
     """
-    starts = np.cumsum([0, *spec.sizes[:-1]]) if spec.sizes else []
+    starts = np.cumsum([0, *spec.sizes]).tolist()[:-1]
     flat = [own + start for own, start in zip(places, starts, strict=True)]
     where = np.concatenate(flat) if flat else np.zeros(0, np.int64)
     what = np.concatenate(entries) if len(entries) else np.zeros(0, np.float32)

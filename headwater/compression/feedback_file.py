@@ -141,7 +141,7 @@ def _state(content: bytearray, begin: int, head: _Head, spec: StateSpec) -> Feed
     if not head.values:
         return FeedbackState()
     end = begin + spec.nbytes
-    values = _vector(content[begin:end], spec)
+    values = _vector(content, begin, spec)
     if head.round is None:
         return FeedbackState(values)
     sent = head.sent
@@ -156,13 +156,13 @@ def _state(content: bytearray, begin: int, head: _Head, spec: StateSpec) -> Feed
         entries = np.frombuffer(content, "<f4", count, middle).astype(np.float32)
         carried, end = SparseState(spec, places, entries), middle + 4 * count
     else:
-        carried, end = _vector(content[end : end + spec.nbytes], spec), end + spec.nbytes
+        carried, end = _vector(content, end, spec), end + spec.nbytes
     envelope = bytes(content[end : end + head.envelope])
     return FeedbackState(None, Pending(head.round, envelope, values, carried))
 
 
-def _vector(data: bytearray, spec: StateSpec) -> AdapterState:
-    values = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+def _vector(content: bytearray, begin: int, spec: StateSpec) -> AdapterState:
+    values = np.frombuffer(content, "<f4", spec.numel, begin).astype(np.float32, copy=False)
     return AdapterState.from_vector(spec, torch.from_numpy(values))
 
 

@@ -16,10 +16,10 @@ from headwater.compression.logquant import LogQuantCodec
 from headwater.errors import ConfigError, SpecMismatch, UpdateRejected
 from headwater.merging import FisherAggregator, MeanAggregator, Merged, TiesAggregator
 from headwater.merging.fixed_point import BLOCK
-from headwater.merging.plan import MergePlan
+from headwater.merging.plan import MergePlan, Update
 from headwater.merging.ties import trim
 from headwater.seeds.keys import Key
-from headwater.state import StateSpec, TensorSpec
+from headwater.state import AdapterState, SparseState, StateSpec, TensorSpec
 from tests.laws.aggregator_laws import state_of, update_of
 
 GRID = st.sampled_from([0.0, -0.0, 0.25, -0.25, 0.5, -0.5, 1.0, -1.0, 3.0])
@@ -248,3 +248,40 @@ def test_a_missing_or_foreign_fisher_is_refused() -> None:
     rule = FisherAggregator()
     with pytest.raises(SpecMismatch, match="client a, statistic fisher"):
         rule.add(rule.init(MergePlan(spec, {"a": 1}, 16.0)), update)
+
+
+@given(cohorts(), st.data())
+def test_a_sparse_update_is_added_like_the_dense_one(cohort: Any, data: Any) -> None:
+    rows, weights = cohort
+    spec = StateSpec.of([TensorSpec("v", (len(rows[0]) * 5,), "vector")])
+    plan = MergePlan(spec, {f"c{i}": w for i, w in enumerate(weights)}, 16.0)
+    rule = MeanAggregator()
+    sparse, dense = rule.init(plan), rule.init(plan)
+    for i, row in enumerate(rows):
+        places = np.sort(data.draw(st.permutations(range(spec.numel)))[: len(row)])
+        few = SparseState(spec, places, np.array(row, np.float32))
+        whole = AdapterState.from_vector(spec, few.vector())
+        for acc, delta in ((sparse, few), (dense, whole)):
+            rule.add(acc, Update(f"c{i}", 1, delta, 1, 1))
+    assert rule.finalize(sparse) == rule.finalize(dense)
+    assert torch.equal(sparse.methods[""].total, dense.methods[""].total)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -16.5])
+def test_a_sparse_update_beyond_the_bound_is_refused_by_tensor(value: float) -> None:
+    spec = StateSpec.of([TensorSpec("a", (4,), "vector"), TensorSpec("b", (4,), "vector")])
+    rule, places = MeanAggregator(), np.array([1, 5])
+    acc = rule.init(MergePlan(spec, {"c": 1}, 16.0))
+    update = Update("c", 1, SparseState(spec, places, np.array([1.0, value], np.float32)), 1, 1)
+    with pytest.raises(UpdateRejected, match=r"client c, tensor b.*1 such"):
+        rule.add(acc, update)
+    assert not acc.methods
+
+
+def test_a_sparse_update_outside_what_its_client_trains_is_refused() -> None:
+    spec = StateSpec.of([TensorSpec("a", (4,), "vector"), TensorSpec("b", (4,), "vector")])
+    rule = MeanAggregator()
+    acc = rule.init(MergePlan(spec, {"c": 1}, 16.0, tensors={"c": ("a",)}))
+    update = Update("c", 1, SparseState(spec, np.array([1, 5]), np.ones(2, np.float32)), 1, 1)
+    with pytest.raises(UpdateRejected, match="zeros outside"):
+        rule.add(acc, update)

@@ -51,7 +51,7 @@ def needed_bytes(request: TrainRequest, state: Path) -> int:
     codec, client = request.plan.codec, file_name(request.client)
     residual = 0
     if codec.error_feedback and request.plan.seeds is None:
-        # both outcomes of the update, and the update
+        # what is held back, what was sent where a codec of others sent it, and the update
         residual = max([8 * values + payload, *_sizes(folder, f"{client}.feedback")])
     kept = sum(max(_sizes(folder, f"{client}.{kind}"), default=0) for kind in ("sums", "own"))
     return residual + payload + kept + SLACK_BYTES

@@ -29,7 +29,12 @@ _APPLICATION = 0x48574B50
 _WAIT_S = 300.0
 """So long another process may hold the file; a write takes milliseconds."""
 _PAGE_BYTES = 16384
-_PRAGMAS = (f"page_size = {_PAGE_BYTES}", "synchronous = OFF", "cache_size = -2048")
+_PRAGMAS = (
+    f"page_size = {_PAGE_BYTES}",
+    "synchronous = OFF",
+    "cache_size = -2048",
+    "journal_mode = PERSIST",  # to make and remove its file takes as long as to write a record
+)
 _TABLE = (
     "CREATE TABLE kept (client TEXT NOT NULL, kind TEXT NOT NULL, part INTEGER NOT NULL, data BLOB NOT NULL, "
     "UNIQUE (client, kind, part))"
@@ -233,6 +238,9 @@ def _version(connection: sqlite3.Connection) -> tuple[int, int]:
 
 def _parts(pieces: Sequence[bytes | memoryview]) -> Iterator[bytearray]:
     """The same bytes in parts of :data:`PART_BYTES`; of an empty record, one empty part."""
+    if 0 < sum(map(len, pieces)) <= PART_BYTES:
+        yield bytearray().join(pieces)
+        return
     part, empty = bytearray(), True
     for piece in pieces:
         view = memoryview(piece)
