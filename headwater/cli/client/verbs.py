@@ -1,6 +1,6 @@
-"""``headwater client``: what the owner of a device does: init, enroll, run, status, profile.
+"""``headwater client``: what the owner of a device does: init, enroll, run, status, profile, adapter.
 
-Only ``profile`` imports torch.
+Only the last two import torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from headwater.cli.client import adapter as client_adapter
 from headwater.cli.client import profile as client_profile
 from headwater.cli.client import status as client_status
 from headwater.config.agent import NAME, TEMPLATE, AgentSettings, load_agent
@@ -20,22 +21,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "action",
-        choices=["init", "enroll", "run", "status", "profile"],
+        choices=["init", "enroll", "run", "status", "profile", "adapter"],
         help="init writes a commented agent file; enroll makes this device's keys and prints the line for "
         "the organiser; run is the agent; status tells what it does; profile shows what each method of a "
-        "federation takes here",
+        "federation takes here; adapter writes this device's own adapter of a run in space fedsa",
     )
     parser.add_argument(
         "config",
         nargs="?",
         type=Path,
         metavar="CONFIG",
-        help="the agent file, such as agent.toml; profile: or a federation file",
+        help="the agent file, such as agent.toml; profile: or a federation file; adapter: or a run folder",
     )
-    parser.add_argument("--name", help="init, enroll: the name of this device")
+    parser.add_argument(
+        "--name", help="init, enroll: the name of this device; adapter of a run folder: whose"
+    )
     parser.add_argument("--server", metavar="HOST:PORT", help="init: the organiser's server")
     parser.add_argument("--state", type=Path, metavar="DIR", help="enroll without CONFIG: the state folder")
     client_profile.configure(parser)
+    client_adapter.configure(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
         "run": _run,
         "status": _status,
     }
-    return (action | {"profile": client_profile.profile})[options.action](options)
+    action |= {"profile": client_profile.profile, "adapter": client_adapter.adapter}
+    return action[options.action](options)
 
 
 def _config(options: argparse.Namespace) -> AgentSettings:

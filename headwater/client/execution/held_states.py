@@ -8,6 +8,7 @@ lacks it, and is sent all of it.
 from __future__ import annotations
 
 import contextlib
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -81,9 +82,30 @@ class StatesInFolder(HeldStates):
         except OSError:  # as if there were none; a disk that is broken shows when it is written to
             return None
 
+    def newest(self, spec: StateSpec) -> AdapterState | None:
+        """The state that was sent last; None where none is kept.
+
+        Raises:
+            StorageError: it is damaged, or of another spec.
+        """
+        files = sorted(self._folder.glob(f"*{_SUFFIX}"), key=lambda file: file.stat().st_mtime_ns)
+        if not files:
+            return None
+        found = self.get(files[-1].stem, spec)
+        if found is None:
+            raise StorageError(
+                f"reading {files[-1]}",
+                expected="the global adapter that the server sent last",
+                got="a damaged file, or one of another adapter",
+                hint="Let the agent take part in another round: the server sends it again.",
+            )
+        return found
+
     def put(self, state: AdapterState, sha256: str, base: str = "") -> None:  # noqa: D102 - inherited
         path = self._folder / f"{name_of(sha256)}{_SUFFIX}"
         if self.get(path.stem, state.spec) is not None:
+            with contextlib.suppress(OSError):  # it is the last one again
+                os.utime(path)
             return
         write_atomically(path, *held_to_pieces(state, sha256), durable=self._durable)
         others = [other for other in self._folder.glob(f"*{_SUFFIX}") if other != path]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from headwater.client.execution.control_variate import ControlVariate
 from headwater.client.execution.store import ClientStore
+from headwater.errors import ConfigError
 from headwater.merging.pairs import shared_factors
 from headwater.protocol.messages import EvaluateRequest, TrainRequest
 from headwater.state import AdapterState, StateSpec
@@ -51,3 +52,27 @@ def keep_own(
     store.save_own(request.client, ControlVariate(before, request.round, after))
     zeros = AdapterState.zeros(spec)
     return AdapterState(delta.spec, {**delta, **zeros})
+
+
+def own_adapter(client: str, state: AdapterState, store: ClientStore) -> tuple[AdapterState, int]:
+    """The adapter that the client is measured with, and the round of its own part.
+
+    Args:
+        client: whose.
+        state: the global one that it was sent last.
+        store: of the client.
+
+    Raises:
+        ConfigError: the client has trained in no round.
+        StorageError, SpecMismatch: what is kept is damaged, or of another adapter.
+    """
+    kept = store.load_own(client, own_spec(state.spec))
+    own = kept.settled(kept.round)
+    if own is None:
+        raise ConfigError(
+            f"client {client}",
+            expected="one that has trained in this run, and so has a part of its own",
+            got="one of which nothing is kept",
+            hint="Check the name; a client that never trained has what everybody starts with.",
+        )
+    return AdapterState(state.spec, {**state, **own}), kept.round
