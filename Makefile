@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 # else every process that a command or a test starts would compile the same files anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo federation test test-slow test-faults check lint types layers docs bench bench-baselines bench-simulation bench-scale bench-codec \
+.PHONY: help demo federation test test-slow test-faults check lint types layers docs bench bench-baselines bench-simulation bench-scale bench-codec bench-bits \
         bench-aggregation bench-merging bench-ranks bench-experts bench-tasks bench-cohorts bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods lock stubs clean
 
 help: ## what there is
@@ -94,6 +94,10 @@ bench-simulation: $(VENV)/.dev ## 1,000 clients x 3 rounds
 
 bench-scale: $(VENV)/.dev ## CPU and memory of rounds with 1,000 to 100,000 clients registered
 	@$(BIN)/python benchmarks/scale.py
+
+bench-bits: $(VENV)/.dev ## one federation's bits in both modes, here and on played processors
+	@$(BIN)/headwater fetch minilm --out $(CORPORA)
+	@$(BIN)/python benchmarks/bits.py
 
 bench-network: $(VENV)/.dev ## latency, MB/s and memory beside Flower's own stack; 300 rounds
 	@$(BIN)/python benchmarks/network.py

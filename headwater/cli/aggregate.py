@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from headwater.bits import enter
+from headwater.config.daemon import load_daemon
 from headwater.config.edge import load_edge
 
 
@@ -20,10 +22,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Enrol, or run until SIGTERM or Ctrl-C."""
+    settings = load_edge(options.config)
+    if not options.enroll:
+        clients = load_daemon(settings.path(settings.file.clients) / "server.toml")
+        enter(clients.bits, own_process=options.own_process)
     from headwater.edge.daemon import identity_of, run_edge
     from headwater.security.enrolment import make_request
 
-    settings = load_edge(options.config)
     if not options.enroll:
         return run_edge(settings)
     identity, name = identity_of(settings), settings.file.name

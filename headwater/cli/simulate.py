@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from headwater.bits import enter
 from headwater.cli.tables import show
 from headwater.config import load_federation
 from headwater.errors import ConfigError, InternalError, OwnersLost, StorageError
@@ -51,18 +52,22 @@ def run(options: argparse.Namespace) -> int:
             expected="no --out, --set or --seed: the run folder has them",
             got="one of them",
         )
-    if options.file is not None:
-        loaded = load_federation(options.file, options.set, seed=options.seed)  # before torch is imported
+    from headwater.server.storage.run_folder import RunFolder
+
+    begun = None
+    if options.resume is not None:
+        begun, loaded, origin = RunFolder.open(options.resume, trackers=True)
+    else:
+        loaded, origin = load_federation(options.file, options.set, seed=options.seed), {}
+    enter(loaded.settings.federation.bits, own_process=options.own_process)  # before torch is imported
     console = Console(stderr=True)
 
     with importing(for_good=options.own_process):
         from headwater.cli.progress import make_observer
-        from headwater.server.storage.run_folder import RunFolder
         from headwater.simulation.simulate import simulate
 
-    if options.resume is not None:
-        folder, loaded, origin = RunFolder.open(options.resume, trackers=True)
-        engine = options.engine or origin["engine"]
+    if begun is not None:
+        folder, engine = begun, options.engine or origin["engine"]
         if "network" in {engine, origin["engine"]} and engine != origin["engine"]:
             raise ConfigError(
                 f"--engine {engine}",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from headwater.bits import enter
 from headwater.cli.fitting import FittingTable
 from headwater.cli.simulate import defects_kept, stop_on_interrupt
 from headwater.cli.tables import show
@@ -54,6 +55,10 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         show(_listing(sweep, out), sys.stdout)
         return 0
+    modes = {point.loaded.settings.federation.bits for point in sweep.points}
+    if len(modes) > 1:
+        raise ConfigError("federation.bits", expected="one mode for all points of a sweep", got="both")
+    enter(modes.pop(), own_process=options.own_process)
 
     with importing(for_good=options.own_process):
         from headwater.cli.sweep_progress import sweep_observer

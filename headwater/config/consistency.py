@@ -36,6 +36,7 @@ def require_consistent(federation: FederationTables) -> None:
             "with 'causal-lm'"
         )
     _precision(federation)
+    _portable(federation)
     _measurable(federation)
     _cohort(federation)
     _methods(federation)
@@ -205,6 +206,19 @@ def _cohort(federation: FederationTables) -> None:
         raise ValueError(f"cohort.target_clients {target} is below cohort.min_clients {least}")
     if target is not None and per_round is not None and target > per_round:
         raise ValueError(f"cohort.target_clients {target} is above cohort.clients_per_round {per_round}")
+
+
+def _portable(federation: FederationTables) -> None:
+    """Nothing that a machine measures of itself decides over bits that are to be the same everywhere."""
+    if federation.federation.bits != "portable":
+        return
+    if federation.simulation.cohort == "auto":
+        raise ValueError(
+            "federation.bits 'portable' with simulation.cohort 'auto', which each machine measures for "
+            "itself, and which changes last digits: give a number"
+        )
+    if getattr(federation.model, "quantization", "none") != "none":
+        raise ValueError("federation.bits 'portable' with model.quantization, which needs a GPU")
 
 
 def _measurable(federation: FederationTables) -> None:

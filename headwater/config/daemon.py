@@ -14,6 +14,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from headwater.bits import Bits
 from headwater.config.plugins import AllowedPlugins
 from headwater.config.settings import Settings, first_problem, read_toml
 
@@ -106,6 +107,7 @@ class DaemonSettings(Settings):
     """All of ``server.toml``."""
 
     name: Annotated[str, AfterValidator(_authority_name)]
+    bits: Bits = Field(default="machine", description="of its runs: others are refused")
     listen: Listen
     limits: Limits = Limits()
     retention: Retention = Retention()
@@ -146,6 +148,10 @@ def daemon_toml(settings: DaemonSettings) -> str:
         "",
         f"name = {json.dumps(settings.name)}  # of the authority that signs the certificates",
     ]
+    if settings.bits != "machine":
+        lines.append(
+            f"bits = {json.dumps(settings.bits)}  # {DaemonSettings.model_fields['bits'].description}"
+        )
     # [plugins] only where something is allowed: nothing is, if it is absent
     for table in ("listen", "limits", "retention", *(["plugins"] if settings.plugins.allow else [])):
         section: Settings = getattr(settings, table)

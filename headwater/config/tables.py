@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from headwater.bits import Bits
 from headwater.config.adapter import Adapter
 from headwater.config.assignment import DEFAULT, Assignment, Method
 from headwater.config.codec import CodecSettings
@@ -28,6 +29,18 @@ class FederationSettings(Settings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     rounds: int = Field(ge=1, le=100_000)
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads of one training")
+    bits: Bits = Field(
+        default="machine",
+        description="`portable`: the same adapter on every x86-64 processor, in up to twice the time",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_bits(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No key for the machine's own: runs were named without, and older devices know none."""
+        content: dict[str, Any] = handler(self)
+        if self.bits == "machine":
+            content.pop("bits", None)
+        return content
 
 
 MOST_CLIENTS = 4096

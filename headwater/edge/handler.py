@@ -11,6 +11,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 
+from headwater.bits import require
 from headwater.client.agent.known_runs import KnownRun, KnownRuns
 from headwater.client.agent.task_clock import AgentStopping
 from headwater.compression.logquant import LogQuantCodec
@@ -157,7 +158,7 @@ class EdgeHandler:
                 got=type(request).__name__,
                 hint=f"Has the server's server.toml a line for it? [edges] {self._name} = CLIENTS",
             )
-        self._runs.join(request)
+        require(self._runs.join(request).settings.federation.bits)
         replies: dict[str, bytes] = {}
         profiles = self._profiles.setdefault(request.run, {})
 

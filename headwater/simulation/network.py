@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from headwater.bits import Bits, environment
 from headwater.config import LoadedFederation
 from headwater.config.agent import NAME
 from headwater.config.assignment import simulated_memory_mb
@@ -44,12 +45,14 @@ class LocalProcess:
         log: appended to at every start.
         environment: on top of this process's.
         prefix: of the whole command, to run it elsewhere: ``ip netns exec NAME``.
+        bits: the mode that it starts in.
     """
 
     command: Sequence[str]
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     prefix: Sequence[str] = ()
+    bits: Bits = "machine"
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -69,7 +72,7 @@ class LocalProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **self.environment},
+                env=environment(self.bits, {**os.environ, **self.environment}),
                 start_new_session=True,
             )
 
@@ -124,6 +127,7 @@ class LocalNetwork:
         names: further ones under which devices reach the server.
         host: this machine's address, as in ``host:port``: ``[::1]`` for IPv6.
         plugins: kinds of installed packages that daemon and devices allow.
+        bits: the mode of the daemon's runs.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class LocalNetwork:
         names: Sequence[str] = (),
         host: str = "127.0.0.1",
         plugins: Sequence[str] = (),
+        bits: Bits = "machine",
     ) -> None:
         self.folder, self._plugins = folder, tuple(plugins)
         reopened = (folder / "server" / "server.toml").exists()
@@ -149,9 +154,14 @@ class LocalNetwork:
                 control=self._control,
                 web=f"127.0.0.1:{self.ports[2]}",
                 plugins=plugins,
+                bits=bits,
             )
         )
-        self.daemon = LocalProcess(["server", "run", str(self.workspace.path)], folder / "daemon.log")
+        self.daemon = LocalProcess(
+            ["server", "run", str(self.workspace.path)],
+            folder / "daemon.log",
+            bits=self.workspace.settings.bits,
+        )
         self.agents: dict[str, LocalProcess] = {}
         for home in sorted((folder / "devices").glob("*")) if reopened else ():
             self.agents[home.name] = _agent(home)

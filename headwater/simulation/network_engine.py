@@ -59,7 +59,8 @@ def run_on_network(
     home, lost = folder.path / "network", dict[str, str]()
     entry = _earlier_run(home, tracking.observe)
     if entry is None or entry.state not in ENDED:
-        with LocalNetwork(home, plugins=tuple(loaded.settings.packages)) as network:
+        bits = loaded.settings.federation.bits
+        with LocalNetwork(home, plugins=tuple(loaded.settings.packages), bits=bits) as network:
             lost = _run(network, entry, loaded, tracking, should_stop)
     entry = _last_run(home)
     assert entry is not None

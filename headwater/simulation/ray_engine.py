@@ -16,6 +16,7 @@ from typing import TypeAlias
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from headwater.bits import environment, here
 from headwater.client.execution.flower_app import client_app
 from headwater.client.execution.runtime import ClientRuntime, run_id
 from headwater.client.execution.store import ClientStore, SharedStore
@@ -122,7 +123,7 @@ def _ray(interrupted: threading.Event) -> Iterator[None]:
             ray.init(
                 include_dashboard=False,
                 log_to_driver=False,
-                runtime_env={"env_vars": {"PYTHONPATH": path}},  # as Flower does
+                runtime_env={"env_vars": {"PYTHONPATH": path} | environment(here(), {})},  # as Flower does
             )
             if threading.current_thread() is threading.main_thread():
                 for number, handler in ours.items():

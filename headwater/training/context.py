@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headwater.bits import require
 from headwater.config import LoadedFederation
 from headwater.config.data import NoData
 from headwater.config.federation import Federation
@@ -72,15 +73,18 @@ class TrainingContext:
         Args:
             loaded: the federation.
             base: its base model, where this process has it: from :meth:`AdaptedModel.release`.
-            threads: False leaves the threads as they are: another federation computes in this process.
+            threads: False leaves the threads as they are, and asks for no mode: another federation computes
+                in this process.
 
         Raises:
             ModelError: the base or the adapter is wrong.
-            ConfigError: ``data.max_tokens`` is more than the base has positions for.
+            ConfigError: ``data.max_tokens`` is more than the base has positions for, or this process was
+                started in another mode than ``federation.bits``.
             MissingDependency: quantisation without its library.
         """
         settings = loaded.settings
         if threads:
+            require(settings.federation.bits)
             torch.set_num_threads(settings.federation.threads)
         if isinstance(settings.model, VectorModel):
             spec = StateSpec((TensorSpec("vector", (settings.model.size,), "vector"),))

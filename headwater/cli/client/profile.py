@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headwater.bits import enter
 from headwater.client.policy import Policy
 from headwater.config.agent import AgentSettings, PolicySettings, load_agent
 from headwater.config.load import LoadedFederation, load_federation
@@ -54,6 +55,9 @@ class Row:
 
 def profile(options: argparse.Namespace) -> int:
     """Print the table, or one JSON object."""
+    agent, loaded = _files(options)
+    enter(loaded.settings.federation.bits, own_process=options.own_process)  # before torch is imported
+
     from headwater.client.device.costs import has_library, method_costs, timed
     from headwater.client.device.memory import (
         available_memory,
@@ -67,7 +71,6 @@ def profile(options: argparse.Namespace) -> int:
     from headwater.strategies.planner import pick
     from headwater.training.context import TrainingContext
 
-    agent, loaded = _files(options)
     if not loaded.settings.model.pretrained:
         raise ConfigError("headwater client profile", expected="a federation with a base model", got="vector")
     return_freed_memory()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headwater.bits import enter
 from headwater.config.daemon import split_address
 from headwater.errors import ConfigError
 
@@ -74,6 +75,7 @@ def _init(options: argparse.Namespace) -> int:
         control=options.control,
         web=options.web,
         federation=text,
+        bits="machine" if loaded is None else loaded.settings.federation.bits,
     )
     listen, secrets = workspace.settings.listen, workspace.credentials
     folder = shlex.quote(str(options.folder))
@@ -99,6 +101,7 @@ def _run(options: argparse.Namespace) -> int:
     from headwater.server.workspace.workspace import Workspace
 
     workspace = Workspace.open(options.folder)
+    enter(workspace.settings.bits, own_process=options.own_process)
     # before grpc is imported: a stranger's failed handshakes would fill standard error
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from headwater.server.daemon.daemon import run as run_daemon  # loads much: once the folder is in order

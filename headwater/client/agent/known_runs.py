@@ -72,6 +72,14 @@ class KnownRun:
             )
             raise coded(unknown, FailureCode.ANOTHER_VERSION) from None
 
+    @property
+    def bits(self) -> str:
+        """The mode of the process that is to work for it."""
+        try:
+            return str(json.loads(self.federation)["federation"].get("bits", "machine"))
+        except (ValueError, KeyError, TypeError, AttributeError):  # whoever reads the settings says so
+            return "machine"
+
     def loaded(self, model: Path | None) -> LoadedFederation:
         """The federation as this device runs it: its own base model in ``model``, no path of the server's."""
         settings = self.settings

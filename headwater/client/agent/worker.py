@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from headwater import bits
 from headwater.client.agent import frames
 from headwater.client.agent.data_stamp import RowsRead
 from headwater.client.agent.known_runs import KnownRun
@@ -72,6 +73,7 @@ class Worker:
         self._said: deque[str] = deque(maxlen=20)
         self.starts, self.loads, self.notice = 0, 0, ""
         self.rows: RowsRead | None = None
+        self._bits = "machine"
 
     @property
     def pid(self) -> int | None:
@@ -104,7 +106,9 @@ class Worker:
             "model": None if model is None else str(model),
         }
         try:
-            connection = self._connection or self._start(tick)
+            if self._bits != joined.bits:
+                self.close()  # a process cannot change what its libraries were told
+            connection = self._connection or self._start(joined.bits, tick)
             frames.send(connection, [json.dumps(request).encode(), envelope, state], tick)
             head, *rest = frames.receive(connection, tick)
         except (EOFError, OSError, DecodeError):
@@ -126,7 +130,8 @@ class Worker:
             self._process.kill()
             self._end()
 
-    def _start(self, tick: Callable[[], None]) -> socket.socket:
+    def _start(self, mode: str, tick: Callable[[], None]) -> socket.socket:
+        self._bits = mode
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -136,7 +141,7 @@ class Worker:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 cwd="/",
-                env=clean_environment(os.environ),
+                env=bits.environment(mode, clean_environment(os.environ)),
                 process_group=0,  # a Ctrl-C is for the agent
             )
         threading.Thread(target=_listen, args=(self._process.stderr, self._said), daemon=True).start()

@@ -94,7 +94,10 @@ class RunFolder:
                 hint=f"Choose another --out, or continue that run: headwater simulate --resume {path}",
             )
         # the origin first: it is what tells a run that never began from somebody's own files
-        folder.write_json("state/origin.json", {"folder": str(loaded.folder), **origin})
+        folder.write_json(
+            "state/origin.json",
+            {"folder": str(loaded.folder), "bits": loaded.settings.federation.bits, **origin},
+        )
         write_atomically(path / "federation.toml", loaded.to_toml().encode())
         return folder
 
@@ -107,7 +110,7 @@ class RunFolder:
             trackers: read whom the run is to be told to, too; else the federation has none.
 
         Raises:
-            ConfigError: ``path`` is not a run folder.
+            ConfigError: ``path`` is not a run folder, or its file says other ``bits`` than it began with.
         """
         try:
             origin = json.loads((path / "state" / "origin.json").read_text())
@@ -120,6 +123,14 @@ class RunFolder:
                 hint="Give the folder that the run printed last.",
             ) from None
         loaded = load_federation(path / "federation.toml", folder=source, trackers=trackers)
+        began, bits = origin.get("bits", "machine"), loaded.settings.federation.bits
+        if bits != began:
+            raise ConfigError(
+                f"run folder {path}: federation.bits",
+                expected=f"{began!r}, with which the run began",
+                got=repr(bits),
+                hint="Put it back as it was, or start a new run.",
+            )
         return RunFolder(path), loaded, origin
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from headwater.adapters.weights import HUB_NAME
+from headwater.bits import require
 from headwater.config import LoadedFederation
 from headwater.config.data import NoData
 from headwater.config.model import VectorModel
@@ -27,9 +28,11 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
     Raises:
         ModelError: there is no such base model.
         DataError: there is no such test file.
-        ConfigError: the folder that relative paths start from is gone, or clients are to share a process.
+        ConfigError: the folder that relative paths start from is gone, clients are to share a process, or
+            this server was started in another mode than ``federation.bits``.
     """
     settings = loaded.settings
+    require(settings.federation.bits)
     if settings.simulation.cohort != 1:
         raise ConfigError(
             f"simulation.cohort {settings.simulation.cohort}",

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from headwater.bits import Bits
 from headwater.config.daemon import DaemonSettings, check_daemon, daemon_toml, load_daemon
 from headwater.errors import ConfigError, StorageError
 from headwater.security.keyfiles import write_secret
@@ -103,6 +104,7 @@ class Workspace:
         web: str | None = None,
         federation: str | None = None,
         plugins: Sequence[str] = (),
+        bits: Bits = "machine",
     ) -> Workspace:
         """Make the folder, a new authority and all keys.
 
@@ -115,6 +117,7 @@ class Workspace:
             web: likewise.
             federation: text of ``federation.toml``; a commented template if absent.
             plugins: kinds of installed packages that its runs may use.
+            bits: the mode of its runs.
 
         Raises:
             ConfigError: a name or an address is wrong, or ``path`` is not empty.
@@ -123,6 +126,7 @@ class Workspace:
         addresses = {"fleet": fleet, "control": control, "web": web}
         listen = {"names": list(names), **{k: v for k, v in addresses.items() if v is not None}}
         tables: dict[str, object] = {"name": name, "listen": listen, "plugins": {"allow": list(plugins)}}
+        tables["bits"] = bits
         settings = check_daemon(tables, "headwater server init")
         text = TEMPLATE.read_text(encoding="utf-8") if federation is None else federation
         new = not path.exists()
