@@ -171,7 +171,7 @@ def toml(value: object) -> str:
     if isinstance(value, Constant):
         return toml(value.value)
     if isinstance(value, BaseModel):
-        return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value) + " }"
+        return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value if v is not None) + " }"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
@@ -195,7 +195,8 @@ def kind_of(annotation: object) -> str:
     """The type in a word or two."""
     base = alone(annotation)
     if get_origin(base) is tuple:
-        return {str: "list of strings", int: "list of integers", float: "list of numbers"}[get_args(base)[0]]
+        lists: dict[object, str] = {str: "list of strings", int: "list of integers", float: "list of numbers"}
+        return lists.get(get_args(base)[0], "list of tables")
     if get_origin(base) is Literal:
         return " or ".join(choices(annotation))
     if "Constant" in str(annotation):

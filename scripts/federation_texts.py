@@ -20,9 +20,13 @@ from headwater.config.adapter import (
 )
 from headwater.config.codec import (
     BlockCodec,
+    ByModuleCodec,
+    ChainCodec,
     CompeftCodec,
     DenseCodec,
     LosslessCodec,
+    NnadqCodec,
+    PowersgdCodec,
     QsgdCodec,
     RandkCodec,
     SignCodec,
@@ -120,7 +124,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
     (
         "`privacy.clip_l2`",
         "codecs that may lengthen: `codec.up.alpha`, `fp16`, `int8`, `int4`, `nf4`, `topk` in 8 bits, "
-        "`qsgd`, `randk`; scalars",
+        "`qsgd`, `randk`, `nnadq`; scalars",
     ),
     ("`strategy.norm_bound`", "methods that send scalars"),
     (
@@ -234,6 +238,10 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
             SparseLocoCodec,
             QsgdCodec,
             RandkCodec,
+            NnadqCodec,
+            PowersgdCodec,
+            ChainCodec,
+            ByModuleCodec,
         ),
     ),
     "codec.down": ("How the global state travels.", (DenseCodec,)),

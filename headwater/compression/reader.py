@@ -1,6 +1,6 @@
 """What every wire format here shares: refusing payloads early, and states that are not finite.
 
-Entry points: :func:`open_payload`, :func:`flat_finite`.
+Entry points: :func:`open_payload`, :func:`flat_finite`, :func:`diverged`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,15 @@ def flat_finite(state: AdapterState, codec: str) -> dict[str, Floats]:
     for name, tensor in state.items():
         values: Floats = tensor.contiguous().reshape(-1).numpy()
         if not np.isfinite(values).all():
-            error = TrainingError(
-                f"tensor {name}",
-                expected=f"finite values to encode with {codec}",
-                got=f"{int((~np.isfinite(values)).sum())} NaN or infinite",
-                hint="The run diverged: lower the learning rate or set max_grad_norm.",
-            )
-            raise coded(error, FailureCode.DIVERGED)
+            bad = f"{int((~np.isfinite(values)).sum())} NaN or infinite"
+            raise diverged(f"finite values to encode with {codec}", bad, f"tensor {name}")
         flat[name] = values
     return flat
+
+
+def diverged(expected: str, got: str, who: str = "adapter state") -> TrainingError:
+    """The error to raise where values are too large to be sent."""
+    hint = "The run diverged: lower the learning rate or set max_grad_norm."
+    error = TrainingError(who, expected=expected, got=got, hint=hint)
+    coded(error, FailureCode.DIVERGED)
+    return error

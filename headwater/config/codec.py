@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -139,10 +140,9 @@ class QsgdCodec(NoFeedback):
         return True
 
 
-class RandkCodec(NoFeedback):
-    """Rand-k (arXiv 1610.05492): values at random places that need not be sent, unbiased."""
+class DrawnPlaces(CodecTraits):
+    """Random places that need not be sent (:data:`ChainCodec.first`)."""
 
-    because: ClassVar[str] = UNBIASED
     unbiased: ClassVar[bool] = True
     sparse: ClassVar[bool] = True
     kind: Literal["randk"]
@@ -160,8 +160,89 @@ class RandkCodec(NoFeedback):
         """With the places of the round, where all clients share them."""
         return self.model_copy(update={"places": places}) if self.shared else self
 
+    def is_of_a_round(self) -> bool:
+        """Whether a plan has given it places."""
+        return self.places is not None
 
-Codec = Annotated[
+
+class RandkCodec(DrawnPlaces, NoFeedback):
+    """Rand-k (arXiv 1610.05492): values at random places that need not be sent, unbiased."""
+
+    because: ClassVar[str] = UNBIASED
+
+
+class NnadqCodec(Contractive):
+    """FedOBD's NNADQ (arXiv 2208.05174): as many levels for each tensor as its range is worth."""
+
+    kind: Literal["nnadq"]
+    sigma: float = Field(default=0.01, gt=0, description="size against error: smaller for more levels")
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="leave out so much of the update, the least changed tensors first",
+    )
+
+    def leaves_out(self) -> bool:
+        """Whole tensors."""
+        return self.dropout > 0
+
+    def may_lengthen(self) -> bool:
+        """Values may be rounded up together."""
+        return True
+
+
+class PowersgdCodec(Contractive):
+    """PowerSGD (arXiv 1905.13727): each matrix as two factors of low rank; smaller tensors as fp32."""
+
+    kind: Literal["powersgd"]
+    rank: int = Field(default=2, ge=1, le=1024, description="of the factors")
+    iterations: int = Field(default=2, ge=1, le=10, description="of the power method")
+
+
+class LargestPlaces(CodecTraits):
+    """The largest values (:data:`ChainCodec.first`)."""
+
+    sparse: ClassVar[bool] = True
+    kind: Literal["topk"]
+    density: float = Field(default=0.05, gt=0, le=1, description="fraction of values kept per tensor")
+
+
+Places = Annotated[LargestPlaces | DrawnPlaces, Field(discriminator="kind")]
+Values = Annotated[
+    DenseCodec | LosslessCodec | SignCodec | BlockCodec | QsgdCodec | NnadqCodec, Field(discriminator="kind")
+]
+
+
+class ChainCodec(Contractive):
+    """One codec chooses which values travel, another writes them; only its own `error_feedback` counts."""
+
+    sparse: ClassVar[bool] = True
+    kind: Literal["chain"]
+    first: Places = Field(
+        default=LargestPlaces(kind="topk"), description="`topk` with `density`, or `randk` as above"
+    )
+    then: Values = Field(default=BlockCodec(kind="int8"), description="a codec of all values")
+
+    def may_lengthen(self) -> bool:
+        """As its parts."""
+        return self.first.may_lengthen() or self.then.may_lengthen()
+
+    def for_round(self, places: str) -> Self:
+        """As its first part."""
+        return self.model_copy(update={"first": self.first.for_round(places)})
+
+    def is_of_a_round(self) -> bool:
+        """As its first part."""
+        return self.first.is_of_a_round()
+
+    @model_validator(mode="after")
+    def _contractive(self) -> Self:
+        _no_feedback_of(self.error_feedback, self.kind, [self.first, self.then])
+        return self
+
+
+Alone: TypeAlias = (
     DenseCodec
     | LosslessCodec
     | CompeftCodec
@@ -171,9 +252,71 @@ Codec = Annotated[
     | TopkCodec
     | SparseLocoCodec
     | QsgdCodec
-    | RandkCodec,
-    Field(discriminator="kind"),
-    open_to("codecs", CodecTraits),
+    | RandkCodec
+    | NnadqCodec
+    | PowersgdCodec
+)
+Part = Annotated[Alone | ChainCodec, Field(discriminator="kind")]
+
+
+class Module(Settings):
+    """The codec of some tensors."""
+
+    pattern: str = Field(min_length=1, max_length=200, description="of tensors' names, such as `*.lora_b*`")
+    codec: Part
+
+
+class ByModuleCodec(Contractive):
+    """A codec for each part of an adapter (GraftLLM, arXiv 2505.18502); only its `error_feedback` counts."""
+
+    kind: Literal["by-module"]
+    modules: tuple[Module, ...] = Field(
+        default=(),
+        max_length=64,
+        description="each with `pattern`, of tensors' names, and `codec`; first fit",
+    )
+    otherwise: Part = Field(default=CompeftCodec(kind="compeft"), description="the codec of all others")
+
+    @property
+    def parts(self) -> list[CodecTraits]:
+        """Every codec that it may use."""
+        return [*(module.codec for module in self.modules), self.otherwise]
+
+    def leaves_out(self) -> bool:
+        """As any of its parts."""
+        return any(part.leaves_out() for part in self.parts)
+
+    def may_lengthen(self) -> bool:
+        """As any of its parts."""
+        return any(part.may_lengthen() for part in self.parts)
+
+    def for_round(self, places: str) -> Self:
+        """As its parts."""
+        modules = tuple(m.model_copy(update={"codec": m.codec.for_round(places)}) for m in self.modules)
+        return self.model_copy(update={"modules": modules, "otherwise": self.otherwise.for_round(places)})
+
+    def is_of_a_round(self) -> bool:
+        """As any of its parts."""
+        return any(part.is_of_a_round() for part in self.parts)
+
+    @model_validator(mode="after")
+    def _contractive(self) -> Self:
+        _no_feedback_of(self.error_feedback, self.kind, self.parts)
+        return self
+
+
+def _no_feedback_of(error_feedback: object, kind: str, parts: Iterable[CodecTraits]) -> None:
+    """A residual needs parts that are contractive, all of them."""
+    for part in parts:
+        inner = [part.first, part.then] if isinstance(part, ChainCodec) else [part]
+        if error_feedback and any(p.unbiased for p in inner):
+            raise ValueError(
+                f"codec '{kind}' has an unbiased part: set its error_feedback = false; {UNBIASED}"
+            )
+
+
+Codec = Annotated[
+    Alone | ChainCodec | ByModuleCodec, Field(discriminator="kind"), open_to("codecs", CodecTraits)
 ]
 
 

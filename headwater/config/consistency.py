@@ -46,8 +46,10 @@ def require_consistent(federation: FederationTables) -> None:
             f"codec.up '{federation.codec.up.kind}' with these settings may lift an update above "
             "privacy.clip_l2: leave one of them out"
         )
-    if getattr(federation.codec.up, "places", None) is not None:
-        raise ValueError("codec.up.places is what the server writes into each round's plans: leave it out")
+    if federation.codec.up.is_of_a_round():
+        raise ValueError(
+            "codec.up: places are what the server writes into each round's plans: leave them out"
+        )
     require_space(federation)
     _memory(federation)
     strategy = federation.strategy
@@ -180,7 +182,7 @@ def _control_variates(federation: FederationTables) -> None:
             "strategy.control_variates needs A and B that are trained and merged value by value: use space "
             f"'factors' or 'ffa', not '{strategy.space}'"
         )
-    if federation.codec.up.sparse:
+    if federation.codec.up.leaves_out():
         raise ValueError(
             "strategy.control_variates needs every value of an update, and codec "
             f"'{federation.codec.up.kind}' leaves most out: use codec.up.kind = \"dense\""

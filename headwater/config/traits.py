@@ -262,6 +262,10 @@ class CodecTraits(Pluggable):
     unbiased: ClassVar[bool] = False
     whole: ClassVar[bool] = False
 
+    def leaves_out(self) -> bool:
+        """Whether values may arrive as zeros that were none: :attr:`sparse`, unless its settings decide."""
+        return self.sparse
+
     def may_lengthen(self) -> bool:
         """Whether the decoded values may be longer, in L2 norm, than those that were encoded."""
         return False
@@ -273,3 +277,7 @@ class CodecTraits(Pluggable):
             places: 32 hex digits of the round, for codecs whose random places all clients share.
         """
         return self
+
+    def is_of_a_round(self) -> bool:
+        """Whether :meth:`for_round` has given it places, which no file may."""
+        return False

@@ -98,6 +98,8 @@ class CodecLaws:
     """Whether encode(decode(encode(x))) decodes to the same values. An unbiased codec cannot."""
     contracts = True
     """Whether ‖decode(encode(x)) − x‖ ≤ ‖x‖ for every x, which error feedback needs."""
+    keeps_zeros = True
+    """Whether a value 0 arrives as one, whatever stands beside it."""
 
     def decode(self, body: bytes, spec: StateSpec) -> AdapterState:
         return self.codec.decode(Payload(self.codec.id, body), spec)
@@ -143,7 +145,7 @@ class CodecLaws:
         state = data.draw(states(self.values))
         decoded = self.codec.decode(self.codec.encode(state, key=KEY), state.spec).vector().double()
         true = state.vector().double()
-        assert not decoded[true == 0].any(), "a zero must arrive as one: masks rely on it"
+        assert not (self.keeps_zeros and decoded[true == 0].any()), "masks rely on zeros"
         if self.contracts:
             assert float((decoded - true).square().sum()) <= float(true.square().sum()) * (1 + 1e-6)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from headwater.config import Federation
 from headwater.errors import ConfigError, FederationStopped, SpecMismatch
@@ -59,6 +60,19 @@ def test_weights_are_examples_and_clients_without_any_are_not_asked() -> None:
     assert plan.clients["a"].clip_l2 == 2.0
     assert plan.clients["a"].codec.kind == "compeft"
     assert plan.clients["a"].fisher is None
+
+
+def test_all_clients_of_a_round_share_their_random_places_where_the_file_says_so() -> None:
+    codec = {"kind": "randk", "shared": True}
+    strategy = FederatedStrategy(federation(codec={"up": codec}))
+    first, second = after(strategy), after(strategy, vector(1.0, 1.0))
+    plans = [strategy.plan(server, profiles(a=1, b=2), key=KEY).clients for server in (first, second)]
+    assert plans[0]["a"].codec == plans[0]["b"].codec != plans[1]["a"].codec
+    assert plans[0]["a"].codec.is_of_a_round()
+    alone = FederatedStrategy(federation(codec={"up": {"kind": "randk"}}))
+    assert not alone.plan(first, profiles(a=1), key=KEY).clients["a"].codec.is_of_a_round()
+    with pytest.raises(ValidationError, match="places are what the server writes"):
+        federation(codec={"up": {**codec, "places": "0" * 32}})
 
 
 def test_equal_weighting() -> None:

@@ -78,9 +78,9 @@ class Selector(ABC):
     def most_bytes(self, spec: StateSpec) -> int:
         """:meth:`select` never writes more."""
 
-    def factor(self, numel: int, count: int) -> np.float32:
-        """What the ``count`` values of a tensor of ``numel`` are multiplied by when they arrive."""
-        return np.float32(1)
+    def arrives(self, places: Places, values: Mapping[str, torch.Tensor]) -> dict[str, Floats]:
+        """The decoded values of every tensor as they are put in their places; infinite where too large."""
+        return {name: value.numpy() for name, value in values.items()}
 
 
 class Largest(Selector):
@@ -116,6 +116,11 @@ class Largest(Selector):
         """A bit a value where half of them are kept."""
         return most_place_bytes(spec)
 
+    @staticmethod
+    def all_of(spec: StateSpec) -> StateSpec:
+        """The spec of the values that travel where all do."""
+        return StateSpec.of(TensorSpec(t.name, (t.numel,), "vector") for t in spec)
+
 
 class Drawn(Selector):
     """n = max(1, ⌊k·N⌋) places of each tensor, drawn without looking at the values.
@@ -150,9 +155,14 @@ class Drawn(Selector):
         """The key and the counts."""
         return KEY_BYTES + sum(len(varint(t.numel)) for t in spec)
 
-    def factor(self, numel: int, count: int) -> np.float32:
-        """N/n."""
-        return np.float32(numel / count) if count else np.float32(1)
+    def arrives(self, places: Places, values: Mapping[str, torch.Tensor]) -> dict[str, Floats]:
+        """Times N/n."""
+        found = super().arrives(places, values)
+        with np.errstate(over="ignore"):
+            return {
+                t.name: found[t.name] * np.float32(t.numel / found[t.name].size) if t.numel else found[t.name]
+                for t in places.spec
+            }
 
 
 def _drawn(spec: StateSpec, counts: list[int], mask: bytes) -> Places:

@@ -15,9 +15,8 @@ from headwater.compression.byte_reader import varint
 from headwater.compression.codec import Codec
 from headwater.compression.codecs import symbols as coding
 from headwater.compression.codecs.blockwise import LEAST_BLOCK, MOST_BLOCK, read_scales, spread_over
-from headwater.compression.reader import Floats, flat_finite, open_payload
-from headwater.errors import ConfigError, TrainingError
-from headwater.protocol.failures import FailureCode, coded
+from headwater.compression.reader import Floats, diverged, flat_finite, open_payload
+from headwater.errors import ConfigError
 from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
@@ -97,11 +96,5 @@ def _norms(values: Floats, bucket: int) -> Floats:
         norms = np.where(norms < exact, np.nextafter(norms, np.float32(np.inf)), norms)
     norms = np.maximum(norms, np.maximum.reduceat(np.abs(values), starts))
     if not np.isfinite(norms).all():
-        error = TrainingError(
-            "adapter state",
-            expected="buckets whose L2 norm is a finite fp32",
-            got=f"values up to {np.abs(values).max():.4g}",
-            hint="The run diverged: lower the learning rate or set max_grad_norm.",
-        )
-        raise coded(error, FailureCode.DIVERGED)
+        raise diverged("buckets whose L2 norm is a finite fp32", f"values up to {np.abs(values).max():.4g}")
     return norms

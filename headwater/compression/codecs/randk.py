@@ -10,14 +10,10 @@ draws them from the federation's key and the round (:meth:`headwater.config.code
 
 from __future__ import annotations
 
-import numpy as np
-
 from headwater.compression.codec import Codec
 from headwater.compression.codecs.places import Drawn, Places
 from headwater.compression.dense import DenseCodec
-from headwater.compression.reader import flat_finite, open_payload
-from headwater.errors import TrainingError
-from headwater.protocol.failures import FailureCode, coded
+from headwater.compression.reader import diverged, flat_finite, open_payload
 from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
@@ -45,13 +41,8 @@ class RandkCodec(Codec):
         side, places = self._places.select(state.spec, flat, key)
         taken = places.take(flat)
         if not self._arrives(places, taken).isfinite():
-            error = TrainingError(
-                "adapter state",
-                expected=f"values that {self.id} can multiply by the inverse of its density",
-                got=f"{state.max_abs():.4g}",
-                hint="The run diverged: lower the learning rate or set max_grad_norm.",
-            )
-            raise coded(error, FailureCode.DIVERGED)
+            expected = f"values that {self.id} can multiply by the inverse of its density"
+            raise diverged(expected, f"{state.max_abs():.4g}")
         return Payload(self.id, bytes([VERSION]) + side + self._values.encode(taken, key=key).body)
 
     def decode(self, payload: Payload, spec: StateSpec) -> AdapterState:
@@ -67,12 +58,7 @@ class RandkCodec(Codec):
 
     def _arrives(self, places: Places, taken: AdapterState) -> AdapterState:
         """The scaled values in their places."""
-        values = {}
-        with np.errstate(over="ignore"):
-            for t in places.spec:
-                found = taken[t.name].numpy()
-                values[t.name] = found * self._places.factor(t.numel, found.size)
-        return places.put(values)
+        return places.put(self._places.arrives(places, taken))
 
     def max_bytes(self, spec: StateSpec) -> int:
         """Every value."""

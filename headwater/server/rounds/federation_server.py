@@ -264,7 +264,7 @@ class FederationServer:
                 f"strategy '{self._settings.strategy.kind}' keeps the updates of a round until it is merged"
             )
             self._observer(Notice(f"{text}: up to {human_bytes(kept)} of memory"))
-            if (codec := self._settings.codec.up).sparse:
+            if (codec := self._settings.codec.up).leaves_out():
                 text = f"codec.up '{codec.kind}' sends few values, and the rule sees zeros for the others"
                 self._observer(Notice(f'{text}: codec.up.kind = "dense" sends all'))
         sizes = [record.bytes for record in self._folder.each_round()]

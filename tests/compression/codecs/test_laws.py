@@ -6,7 +6,12 @@ import pytest
 
 from headwater.compression.codec import Codec
 from headwater.compression.codecs.blockwise import BlockwiseCodec
+from headwater.compression.codecs.by_module import ByModuleCodec
+from headwater.compression.codecs.chain import ChainCodec
 from headwater.compression.codecs.lossless import LosslessCodec
+from headwater.compression.codecs.nnadq import NnadqCodec
+from headwater.compression.codecs.places import Drawn, Largest
+from headwater.compression.codecs.powersgd import PowersgdCodec
 from headwater.compression.codecs.qsgd import QsgdCodec
 from headwater.compression.codecs.randk import RandkCodec
 from headwater.compression.codecs.sign import SignCodec, StcCodec
@@ -27,6 +32,13 @@ PROJECTIONS: list[Codec] = [
     BlockwiseCodec("int8", 32), BlockwiseCodec("int4", 16), BlockwiseCodec("nf4"), TOPK8, *CANONICAL,
 ]  # fmt: skip
 UNBIASED: list[Codec] = [QsgdCodec(3, 16), RandkCodec(0.3), RandkCodec(0.1, bytes(16))]
+READABLE = {codec.id: codec for codec in (BlockwiseCodec("int8"), SignCodec(), QsgdCodec(3, 16))}
+CHAIN = ChainCodec(Largest(0.3), BlockwiseCodec("int8", 16), READABLE)
+DRAWN_CHAIN = ChainCodec(Drawn(0.3), QsgdCodec(3, 16), READABLE)
+PARTS = READABLE | {codec.id: codec for codec in (TopkCodec(), PowersgdCodec(), CHAIN)}
+BY_MODULE = ByModuleCodec([("t1", PARTS["sign.v1"]), ("t[23]", CHAIN), ("*", TOPK2)], PARTS)
+NNADQ = NnadqCodec(1e-3, 0.4)
+CONTRACTIVE: list[Codec] = [NNADQ, CHAIN, BY_MODULE, ChainCodec(Largest(0.2), SignCodec(), READABLE)]
 
 
 class OneOf(Codec):
@@ -64,7 +76,15 @@ class TestCanonicalLaws(CodecLaws):
 
 
 class TestUnbiasedLaws(CodecLaws):
-    codec, projects, contracts = OneOf(UNBIASED), False, False
+    codec, projects, contracts = OneOf([*UNBIASED, DRAWN_CHAIN]), False, False
+
+
+class TestContractiveLaws(CodecLaws):
+    codec, projects = OneOf(CONTRACTIVE), False
+
+
+class TestPowersgdLaws(CodecLaws):
+    codec, projects, keeps_zeros = PowersgdCodec(1), False, False
 
 
 def laws_of(codec: Codec, **attributes: object) -> type:
@@ -84,3 +104,7 @@ TestTopk2 = laws_of(TOPK2)
 TestSparseLoco = laws_of(SparseLocoCodec(0.1, 64))
 TestQsgd = laws_of(QsgdCodec(3, 16), projects=False, contracts=False)
 TestRandk = laws_of(RandkCodec(0.3), projects=False, contracts=False)
+TestNnadq = laws_of(NNADQ, projects=False)
+TestChain = laws_of(CHAIN, projects=False)
+TestDrawnChain = laws_of(DRAWN_CHAIN, projects=False, contracts=False)
+TestByModule = laws_of(BY_MODULE, projects=False)
