@@ -49,7 +49,7 @@ test-faults: $(VENV)/.dev ## disturb a real federation in every way we know; wri
 	@HEADWATER_FAULT_TABLE=1 $(BIN)/python -m pytest -m faults -vv tests/faults
 
 fuzz: $(VENV)/.dev ## atheris on every reader of strangers' bytes, ten minutes; writes results/fuzz.md
-	@$(BIN)/python -m pip install --quiet "headwater[fuzz] @ file://$(CURDIR)" -c constraints.txt
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[fuzz]"
 	@$(BIN)/python scripts/fuzz.py
 
 check: lint types layers docs ## everything that needs no test run

@@ -13,13 +13,17 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from google.protobuf.descriptor import FieldDescriptor
 
+from headwater.client.agent.known_runs import KnownRun
+from headwater.compression.table import codec_by_id
 from headwater.config import load_federation
 from headwater.config.codec import CompeftCodec
 from headwater.config.training import NoopTraining
+from headwater.errors import DecodeError
 from headwater.flower import RECORD, assume_task_identity, pack
 from headwater.proto import wire
+from headwater.proto.plan_json import plan_from_json, plan_to_json
 from headwater.proto.v1 import messages_pb2 as pb
-from headwater.protocol.failures import Failure, FailureCode, count_of
+from headwater.protocol.failures import Failure, FailureCode, count_of, failure_of
 from headwater.protocol.messages import (
     ClientFailure,
     ClientPlan,
@@ -128,6 +132,49 @@ def test_a_federation_of_strangers_gives_the_same_bits(loaded, tmp_path):
     assert grid.types == {"query", "train"}
     assert strangers[0].seen == strangers[2].seen == ["dense-fp32.v1"] * 3
     assert strangers[1].seen == ["since.v1", *["dense-fp32.v1"] * 2]
+
+
+class OfAnotherVersion(stranger.Stranger):
+    """Says more than this version knows, in every message; of states it reads what the first version read."""
+
+    def answer(self, envelope, state):
+        ((number, (content,)),) = stranger.read(super().answer(envelope, state)).items()
+        return stranger.message(number, content + stranger.write((60, "new"), (61, 7))) + stranger.write(
+            (62, "x")
+        )
+
+
+def test_a_client_of_another_format_takes_part(loaded, tmp_path):
+    """One format behind: no `reads`. One ahead: fields that nobody here knows, and codecs likewise."""
+    ours = simulate(loaded, RunFolder.create(tmp_path / "ours", loaded, {}))
+    behind = stranger.Stranger("client-0000", 40, 7, 11)
+    ahead = OfAnotherVersion("client-0001", 40, 7, 11, ("dense-fp32.v1", "since.v1", "since.v9"))
+    both = OfAnotherVersion("client-0002", 40, 7, 11)
+    folder = RunFolder.create(tmp_path / "theirs", loaded, {})
+    context, control = TrainingContext.open(loaded), RunControl(lambda event: None)
+    server = FederationServer(loaded, "any run", context, folder, test=None, control=control)
+    outcome = server.run(StrangersGrid([behind, ahead, both]), 3)
+    assert outcome.checkpoint.server.state.sha256() == ours["adapter_sha256"]
+    assert not any(row.failed for r in folder.read_rounds() for row in r.clients.values())
+    assert {*behind.seen} == {*both.seen} == {"dense-fp32.v1"}
+    assert "since.v1" in ahead.seen
+
+
+def test_rules_of_compatibility(loaded):
+    """What the page's list says is refused, is; and a request has no key that an older device lacks."""
+    assert "| settings: failure 6; a plan: failure 5 |" in PAGE
+    assert (FailureCode.ANOTHER_VERSION, FailureCode.BAD_REQUEST) == (6, 5)
+    text = loaded.settings.model_dump_json()
+    assert not {'"bits"', '"simulation"', '"plugins"'} & set(re.findall(r'"\w+"(?=:)', text))
+    newer = text.replace('"rounds"', '"tomorrow":1,"rounds"')
+    with pytest.raises(DecodeError) as caught:
+        _ = KnownRun("r", newer, "", Path()).settings
+    assert failure_of(caught.value).code == FailureCode.ANOTHER_VERSION
+    plan = plan_to_json(ClientPlan(NoopTraining(kind="noop"), CompeftCodec(kind="compeft"), 0.5))
+    with pytest.raises(DecodeError, match="plan"):
+        plan_from_json(plan.replace("{", '{"tomorrow":1,', 1))
+    with pytest.raises(DecodeError, match="Update the older of the two sides"):
+        codec_by_id("since.v9")
 
 
 def test_the_pages_fingerprint():

@@ -20,11 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from headwater.compression.codec import Codec
 from headwater.compression.feedback import FeedbackState, compensate, sent
 from headwater.compression.feedback_file import pending_round, read_state, to_pieces
 from headwater.compression.seed_state import SEEDS, decode_sums, encode_sums
 from headwater.compression.seed_update import SCALARS, decode_scalars, encode_scalars
-from headwater.compression.table import CODEC_IDS, codec_by_id
+from headwater.compression.since import SINCE, add_up, encode_since, name_of, read_since
+from headwater.compression.table import CODEC_IDS, codec_by_id, codec_for
+from headwater.config.codec import Codec as CodecKinds
+from headwater.config.settings import by_kind
 from headwater.errors import DecodeError, HeadwaterError, SpecMismatch, StorageError
 from headwater.experts.compress import Compeft, Exact, compress
 from headwater.experts.describe import describe
@@ -92,7 +96,16 @@ class Family:
 def families() -> list[Family]:
     """All of them; a new codec of the table is among them by itself."""
     found = [_codec(id) for id in sorted(CODEC_IDS)]
-    return [*found, *_coefficients(), *_envelopes(), *_plans(), *_sums(), _expert_file(), *_own_files()]
+    return [
+        *found,
+        _since(),
+        *_coefficients(),
+        *_envelopes(),
+        *_plans(),
+        *_sums(),
+        _expert_file(),
+        *_own_files(),
+    ]
 
 
 # --- payloads -----------------------------------------------------------------------------------------
@@ -105,8 +118,15 @@ def _states(spec: StateSpec) -> Iterator[AdapterState]:
         yield AdapterState.from_vector(spec, torch.randn(spec.numel, generator=draw).clamp(-4, 4) * scale)
 
 
+def _encoders() -> dict[str, Codec]:
+    """What the default settings of each kind encode with, by id."""
+    made = [codec_for(settings(kind=kind)) for kind, settings in by_kind(CodecKinds).items()]
+    return {codec.id: codec for codec in made}
+
+
 def _codec(id: str) -> Family:
     codec = codec_by_id(id)
+    encoder = _encoders().get(id, codec)
 
     def read(data: bytes) -> None:
         if not data:
@@ -121,11 +141,25 @@ def _codec(id: str) -> Family:
             for state in _states(spec):
                 values = state.map(torch.abs) if id.startswith("logquant") else state
                 try:
-                    yield bytes([number]) + codec.encode(values, key=Key.root(0)).body
+                    yield bytes([number]) + encoder.encode(values, key=Key.root(0)).body
                 except HeadwaterError:  # beyond what it can say
                     continue
 
     return Family(f"codec-{id}", list(bodies()), read)
+
+
+def _since() -> Family:
+    spec = SPECS[3]
+    base = AdapterState.zeros(spec)
+    codecs = [codec_by_id(id) for id in ("compeft.v1", "int8.v1")]
+    changes = [c.encode(s, key=Key.root(0)) for c, s in zip(codecs, list(_states(spec))[1:3], strict=True)]
+
+    def read(data: bytes) -> None:
+        _, increments = read_since(messages.Payload(SINCE, data), spec)
+        assert add_up(base, increments, codec_by_id).isfinite()
+
+    rows = [encode_since(name_of(base.sha256()), some) for some in ([], changes[:1])]
+    return Family("since.v1", [row.body for row in rows], read)
 
 
 def _coefficients() -> Iterator[Family]:
