@@ -89,13 +89,11 @@ def add_units(
 
 @_compiled(
     *(
-        numba.types.UniTuple(numba.int64, 3)(_IN[kind], numba.int64, numba.int64, _OUT[kind], _OUT[kind])
+        numba.types.UniTuple(numba.int64, 3)(_IN[kind], numba.int64, numba.int64, _OUT[kind])
         for kind in ("uint32", "uint64")
     )
 )
-def near(
-    bits: npt.NDArray[Any], low: int, high: int, found: npt.NDArray[Any], copy: npt.NDArray[Any]
-) -> tuple[int, int, int]:
+def near(bits: npt.NDArray[Any], low: int, high: int, found: npt.NDArray[Any]) -> tuple[int, int, int]:
     """The magnitudes in [low, high), in their order.
 
     Args:
@@ -103,7 +101,6 @@ def near(
         low: bits of a magnitude.
         high: of one that is as large or larger.
         found: [n]; the first are written, those behind may be.
-        copy: becomes the bits, or [0].
 
     Returns:
         How many magnitudes are ``high`` or more, how many were found, and the largest of all.
@@ -114,10 +111,7 @@ def near(
     wide = whole(most - least)
     above, count, largest = 0, np.uintp(0), whole(0)
     for start in range(0, bits.size, 1024):
-        part, kept = bits[start : start + 1024], copy[start : start + 1024]
-        beyond = np.int32(0)
-        for i in range(kept.size):
-            kept[i] = part[i]
+        part, beyond = bits[start : start + 1024], np.int32(0)
         for i in range(part.size):
             value = whole(part[i] & magnitude)
             largest = max(largest, value)
@@ -130,18 +124,16 @@ def near(
     return above, int(count), int(largest)
 
 
-_ROWS = numba.types.Array(numba.float32, 2, "C", readonly=True)
-_BITS = numba.types.Array(numba.int32, 2, "C", readonly=True)
-
-
-@_compiled(numba.void(*[_OUT["int64"]] * 4, _ROWS, _BITS, _IN["int64"], _IN["int64"], numba.float64))
+@_compiled(numba.void(*[_OUT["int64"]] * 4, *[_IN["float32"]] * 4, _IN["int64"], _IN["int64"], numba.float64))
 def elect(
     positive: Integers,
     negative: Integers,
     for_positive: Integers,
     for_negative: Integers,
-    rows: npt.NDArray[np.float32],
-    bits: npt.NDArray[np.int32],
+    x0: Singles,
+    x1: Singles,
+    x2: Singles,
+    x3: Singles,
     edges: Integers,
     weights: Integers,
     scale: float,
@@ -153,9 +145,11 @@ def elect(
         negative: of the magnitudes of negative values.
         for_positive: of weights.
         for_negative: of weights.
-        rows: [4, n].
-        bits: the same as integers.
-        edges: of each row, the bits of a magnitude; larger ones are kept.
+        x0: [n], as the next three.
+        x1: the second.
+        x2: the third.
+        x3: the fourth.
+        edges: of each, the bits of a magnitude; larger ones are kept.
         weights: [4], each at least 0 and all together below 2^29.
         scale: a power of two.
     """
@@ -169,8 +163,7 @@ def elect(
     )
     d0, d1, d2, d3 = (np.float64(w0), np.float64(w1), np.float64(w2), np.float64(w3))
     e0, e1, e2, e3 = np.int32(edges[0]), np.int32(edges[1]), np.int32(edges[2]), np.int32(edges[3])
-    x0, x1, x2, x3 = rows[0], rows[1], rows[2], rows[3]
-    b0, b1, b2, b3 = bits[0], bits[1], bits[2], bits[3]
+    b0, b1, b2, b3 = x0.view(np.int32), x1.view(np.int32), x2.view(np.int32), x3.view(np.int32)
     for i in range(positive.size):
         r0 = np.rint(x0[i] * step) if np.int32(b0[i] & magnitude) > e0 else none
         r1 = np.rint(x1[i] * step) if np.int32(b1[i] & magnitude) > e1 else none
@@ -221,27 +214,27 @@ def elect_shares(
         for_negative[i] += weight if value < 0.0 else 0.0
 
 
-@_compiled(numba.void(_OUT["int32"], numba.int64, numba.int64))
-def drop_last(bits: npt.NDArray[np.int32], edge: int, count: int) -> None:
-    """Set to zero the last ``count`` values of one magnitude.
+@_compiled(numba.void(_IN["int32"], numba.int64, _OUT["int64"]))
+def last_places(bits: npt.NDArray[np.int32], edge: int, places: Integers) -> None:
+    """Where the last values of one magnitude are, the last one first.
 
     Args:
-        bits: of floats [n], as integers; at least so many have the magnitude.
+        bits: of floats [n], as integers; at least so many have the magnitude as there are places.
         edge: its bits.
-        count: 0 or more.
+        places: [k], is written.
     """
     magnitude, wanted = np.int32(0x7FFFFFFF), np.int32(edge)
-    stop = bits.size
-    while count > 0 and stop > 0:
+    stop, count = bits.size, 0
+    while count < places.size and stop > 0:
         start = max(stop - 1024, 0)
         part, some = bits[start:stop], np.int32(0)
         for i in range(part.size):
             some |= np.int32(np.int32(part[i] & magnitude) == wanted)
         if some:
             for i in range(part.size - 1, -1, -1):
-                if count > 0 and np.int32(part[i] & magnitude) == wanted:
-                    part[i] = 0
-                    count -= 1
+                if count < places.size and np.int32(part[i] & magnitude) == wanted:
+                    places[count] = start + i
+                    count += 1
         stop = start
 
 

@@ -39,20 +39,15 @@ class Kernels(Protocol):
         """Add weight·round(values·scale) up to the first stretch with a value beyond ``limit``: how many."""
 
     def near(
-        self,
-        bits: npt.NDArray[Any],
-        low: int,
-        high: int,
-        found: npt.NDArray[Any],
-        copy: npt.NDArray[Any],
+        self, bits: npt.NDArray[Any], low: int, high: int, found: npt.NDArray[Any]
     ) -> tuple[int, int, int]:
         """How many magnitudes are ``high`` or more, how many in [low, high) were found, the largest."""
 
     def clear(self, bits: npt.NDArray[Any], edge: int) -> None:
         """Set to zero what is smaller than ``edge``."""
 
-    def drop_last(self, bits: npt.NDArray[np.int32], edge: int, count: int) -> None:
-        """Set to zero the last ``count`` values whose magnitude is ``edge``."""
+    def last_places(self, bits: npt.NDArray[np.int32], edge: int, places: npt.NDArray[np.int64]) -> None:
+        """Where the last values are whose magnitude is ``edge``."""
 
     def elect(
         self,
@@ -60,8 +55,10 @@ class Kernels(Protocol):
         negative: npt.NDArray[np.int64],
         for_positive: npt.NDArray[np.int64],
         for_negative: npt.NDArray[np.int64],
-        rows: npt.NDArray[np.float32],
-        bits: npt.NDArray[np.int32],
+        x0: npt.NDArray[np.float32],
+        x1: npt.NDArray[np.float32],
+        x2: npt.NDArray[np.float32],
+        x3: npt.NDArray[np.float32],
         edges: npt.NDArray[np.int64],
         weights: npt.NDArray[np.int64],
         scale: float,

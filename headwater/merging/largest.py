@@ -107,15 +107,14 @@ class Edge:
     largest: int | None = None
 
     @staticmethod
-    def of(values: Values, count: int, copy: Bits | None = None) -> Edge:
+    def of(values: Values, count: int) -> Edge:
         """Of the ``count`` largest magnitudes of ``values`` [n], 0 < count < n.
 
         Args:
             values: float32 or float64; what is not finite is larger than all else.
             count: how many.
-            copy: [n], becomes the bits of ``values``; only of those who have compiled loops.
         """
-        above, near, largest = _around(values, count, copy)
+        above, near, largest = _around(values, count)
         if not 0 < count - above <= near.size:  # the sample was not like the rest
             above, near = 0, _magnitudes(values)
         edge = near.size - (count - above)
@@ -133,7 +132,7 @@ def _magnitudes(values: Values) -> Bits:
     return bits_of(np.abs(values))
 
 
-def _around(values: Values, count: int, copy: Bits | None = None) -> tuple[int, Bits, int | None]:
+def _around(values: Values, count: int) -> tuple[int, Bits, int | None]:
     """How many magnitudes are surely among the ``count`` largest, those near the last of them, the largest.
 
     A sample says between which two magnitudes it lies, so that few values have to be put in order.
@@ -156,9 +155,7 @@ def _around(values: Values, count: int, copy: Bits | None = None) -> tuple[int, 
     if compiled is None:
         return *_near(values, low, high, kind), None
     found, unsigned = np.empty(values.size, kind), np.dtype(f"u{kind}")
-    copy = found[:0] if copy is None else copy
-    raw = values.view(unsigned)
-    above, held, largest = compiled.near(raw, low, high, found.view(unsigned), copy.view(unsigned))
+    above, held, largest = compiled.near(values.view(unsigned), low, high, found.view(unsigned))
     return above, found[:held], largest
 
 

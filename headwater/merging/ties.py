@@ -105,7 +105,7 @@ class TiesAggregator(Aggregator[TiesSums]):
         self.density = density
 
     def init(self, plan: MergePlan) -> TiesSums:
-        """Zeros, 32 bytes a value; 16 more where loops are compiled."""
+        """Zeros, 32 bytes a value; where loops are compiled, at most four updates are kept beside them."""
         size = plan.spec.numel
         return TiesSums(
             Participants(plan), plan.scale_bits(), zeros(size), zeros(size), zeros(size), zeros(size)
