@@ -244,7 +244,12 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
             ByModuleCodec,
         ),
     ),
-    "codec.down": ("How the global state travels.", (DenseCodec,)),
+    "codec.down": (
+        "How the global adapter travels: any kind of `codec.up`. `dense` and `lossless` send it whole, "
+        "others what changed since the version that a client holds; with `error_feedback` the next has "
+        "what this one dropped.",
+        (DenseCodec,),
+    ),
     "strategy": (
         "How updates become the next global adapter; without `kind`, by the `mean`. "
         "[Which one?](../how-to/choose-a-strategy.md)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from headwater.config.plugins import open_to
 from headwater.config.settings import Settings
@@ -324,4 +324,19 @@ class CodecSettings(Settings):
     """``[codec]``: how states travel down (server to client) and updates travel up."""
 
     up: Codec = CompeftCodec(kind="compeft")
-    down: DenseCodec = DenseCodec(kind="dense")
+    down: Codec = DenseCodec(kind="dense")
+
+    @field_validator("down", mode="before")
+    @classmethod
+    def _dense_without_kind(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file says
+        """Files of earlier versions name no kind: there was one."""
+        return {"kind": "dense", **value} if isinstance(value, dict) else value
+
+    @property
+    def for_devices(self) -> Self:
+        """What a device needs to be told: states name their codec, which need not be known to older devices.
+
+        One of an installed package must be, for nothing else says which package reads it.
+        """
+        told = self.down if self.down.implementation else DenseCodec(kind="dense")
+        return self.model_copy(update={"down": told})

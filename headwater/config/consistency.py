@@ -46,10 +46,9 @@ def require_consistent(federation: FederationTables) -> None:
             f"codec.up '{federation.codec.up.kind}' with these settings may lift an update above "
             "privacy.clip_l2: leave one of them out"
         )
-    if federation.codec.up.is_of_a_round():
-        raise ValueError(
-            "codec.up: places are what the server writes into each round's plans: leave them out"
-        )
+    for way, codec in (("up", federation.codec.up), ("down", federation.codec.down)):
+        if codec.is_of_a_round():
+            raise ValueError(f"codec.{way}: places are what the server writes into plans: leave them out")
     require_space(federation)
     _memory(federation)
     strategy = federation.strategy

@@ -64,6 +64,11 @@ def _require_still_basis(federation: FederationTables) -> None:
             f"space '{strategy.space}' gives new factors in each round, between which a server's momentum or "
             "rate means nothing: leave server_momentum at 0 and server_learning_rate at 1"
         )
+    if not federation.codec.down.whole:
+        raise ValueError(
+            f"space '{strategy.space}' gives new factors in each round, so that all of the adapter changes: "
+            f"leave out codec.down '{federation.codec.down.kind}', which sends changes"
+        )
     if getattr(federation.codec.up, "error_feedback", False):
         raise ValueError(
             f"space '{strategy.space}' gives new factors in each round, and error feedback keeps what it did "

@@ -128,6 +128,7 @@ class FederationTables(Settings):
         others = [
             ("rules", self.strategy),
             ("codecs", self.codec.up),
+            ("codecs", self.codec.down),
             ("adapter_kinds", self.adapter),
             ("tasks", self.data),
         ]

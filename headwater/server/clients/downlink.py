@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from headwater.compression.codec import Codec as BytesCodec
+from headwater.compression.codecs.lossless import LosslessCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.seed_state import MAX_SUMS, encode_sums
 from headwater.compression.since import MOST, SINCE, encode_since, name_of, since_bytes
@@ -25,6 +27,9 @@ from headwater.server.storage.down_record import DownRecord
 from headwater.state import AdapterState
 from headwater.strategies.strategy import ServerState
 
+READ_BY_ALL = ("dense-bf16.v1", "dense-fp32.v1")
+"""Codecs of states that clients read which do not say what they read."""
+_DENSE, _LOSSLESS = DenseCodec("fp32"), LosslessCodec()
 KEPT_VERSIONS = 8
 """Versions whose coefficients are kept: a client that holds an older one is sent all of them."""
 
@@ -38,7 +43,7 @@ class Outgoing:
         sent: its payload where it travels whole; what it is made of where coefficients do.
         held: of which version a client holds the coefficients; 0 if it may have none.
         known: the coefficients of earlier versions.
-        shorter: what makes a client's state of what it holds, where that is shorter than ``sent``.
+        instead: what a client is sent that has a use for less than ``sent``, or cannot read it.
         behind: stands behind every payload: the server's control variate.
     """
 
@@ -46,7 +51,7 @@ class Outgoing:
     sent: Payload | SeededState
     held: Callable[[str], int] = lambda client: 0
     known: Mapping[int, Integers] = field(default_factory=dict)
-    shorter: Callable[[str], Payload | None] = lambda client: None
+    instead: Callable[[str], Payload | None] = lambda client: None
     behind: bytes = b""
     _made: dict[int, Payload] = field(default_factory=dict, repr=False)
     _with_behind: dict[Payload, Payload] = field(default_factory=dict, repr=False)
@@ -54,7 +59,7 @@ class Outgoing:
     def payload(self, client: str) -> Payload:
         """What this client is sent."""
         if isinstance(self.sent, Payload):
-            payload = self.shorter(client) or self.sent
+            payload = self.instead(client) or self.sent
             if not self.behind:
                 return payload
             if payload not in self._with_behind:  # one copy for all who are sent the same
@@ -95,12 +100,12 @@ class Downlink:
         self._held: dict[str, str] = {}
         self._full: set[str] = set()
         self._made: dict[int, Payload] = {}  # by place in the path
+        self._coded: dict[str, Payload] = {}  # the present state, by codec
 
     def restore(self, record: DownRecord) -> None:
         """Go on with what an earlier process knew."""
         self._path, self._links = list(record.path), list(record.links)
         self._held, self._full = dict(record.held), set(record.full)
-        self._made.clear()
 
     def record(self) -> DownRecord:
         """What a later process must know."""
@@ -124,11 +129,12 @@ class Downlink:
         version, seeded_state = server.round, server.seeded_state
         if seeded_state is None or len(seeded_state.sums) > MAX_SUMS:
             self._sums.clear()
-            codec = codec_for(settings) if settings.whole else DenseCodec("fp32")
+            codec = codec_for(settings) if settings.whole else _DENSE
             whole = codec.encode(server.state, key=self._root.child("down", version + 1))
             base = codec.decode(whole, server.state.spec)
             self._stand_at(name_of(base.sha256()))
-            return Outgoing(base, whole, shorter=partial(self._shorter, profiles or {}, len(whole.body)))
+            instead = partial(self._instead, profiles or {}, whole, base, exact=not settings.whole)
+            return Outgoing(base, whole, instead=instead)
         self._path, self._links, self._held = [], [], {}
         self._sums[version] = seeded_state.sums
         self._sums = {v: s for v, s in self._sums.items() if version - KEPT_VERSIONS < v <= version}
@@ -193,16 +199,48 @@ class Downlink:
         there = set(self._path)
         self._held = {client: held for client, held in self._held.items() if held in there}
         self._made.clear()
+        self._coded.clear()
 
-    def _shorter(
-        self, profiles: Mapping[str, ClientProfile], whole_bytes: int, client: str
+    def _instead(
+        self,
+        profiles: Mapping[str, ClientProfile],
+        whole: Payload,
+        base: AdapterState,
+        client: str,
+        *,
+        exact: bool,
     ) -> Payload | None:
-        """What makes the present state of the one that this client holds, if it is less than the whole.
+        """What this client is sent instead of ``whole``, which is longer, or which it cannot read.
+
+        Args:
+            profiles: of the clients.
+            whole: the present state.
+            base: the same, decoded.
+            client: who is asked.
+            exact: whether it may travel entropy-coded.
+        """
+        profile = profiles.get(client)
+        reads = profile.reads if profile is not None and profile.reads else READ_BY_ALL
+        if whole.codec not in reads:
+            return self._coded_as(_DENSE, base)
+        best = None if profile is None else self._since(profile, client)
+        if exact and _LOSSLESS.id in reads and (best is None or 2 * len(best.body) > len(whole.body)):
+            coded = self._coded_as(_LOSSLESS, base)
+            best = coded if best is None or len(coded.body) < len(best.body) else best
+        return best if best is not None and len(best.body) < len(whole.body) else None
+
+    def _coded_as(self, codec: BytesCodec, base: AdapterState) -> Payload:
+        """The present state in another codec, which draws nothing."""
+        if codec.id not in self._coded:
+            self._coded[codec.id] = codec.encode(base, key=self._root)
+        return self._coded[codec.id]
+
+    def _since(self, profile: ClientProfile, client: str) -> Payload | None:
+        """What makes the present state of the one that this client holds, if it can read that.
 
         The initial state is no base for who is behind an edge aggregator, which has no model to make it.
         """
-        profile = profiles.get(client)
-        if profile is None or client in self._full or SINCE not in profile.reads:
+        if client in self._full or SINCE not in profile.reads:
             return None
         base = self._held.get(client)
         if base is None and self._path[0] == self._origin and not profile.edge:
@@ -211,7 +249,7 @@ class Downlink:
             return None
         place = self._path.index(base)
         links = self._links[place:]
-        if since_bytes(links) >= whole_bytes or not {one.codec for one in links} <= set(profile.reads):
+        if not {one.codec for one in links} <= set(profile.reads):
             return None
         if place not in self._made:
             self._made[place] = encode_since(base, links)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import MemoryStore
 from headwater.compression.since import SINCE, read_since
-from headwater.config.codec import CompeftCodec, DenseCodec
+from headwater.config.codec import BlockCodec, CompeftCodec, DenseCodec, LosslessCodec
 from headwater.errors import DecodeError, UpdateRejected
 from headwater.protocol.failures import FailureCode, coded, failure_of
 from headwater.protocol.messages import ClientProfile, EvaluateRequest
@@ -29,6 +29,7 @@ SPEC = StateSpec.of([TensorSpec("v", (300,), "vector"), TensorSpec("w", (10, 10)
 ORIGIN = AdapterState.from_vector(SPEC, torch.linspace(-1, 1, SPEC.numel))
 RUN, KEY = "r" * 32, Key.root(1)
 DENSE, SPARSE = DenseCodec(kind="dense"), CompeftCodec(kind="compeft", density=0.05)
+LOSSLESS, EIGHT = LosslessCodec(kind="lossless"), BlockCodec(kind="int8")
 NAMES = ("ann", "ben", "cid", "old", "far")
 """``old`` is one format behind; ``far`` makes another initial state, as on another processor."""
 
@@ -134,7 +135,7 @@ STEPS = st.one_of(
     st.tuples(st.just("restart"), st.sampled_from(NAMES)),
     st.tuples(st.just("lose"), st.sampled_from(NAMES)),
     st.tuples(st.just("back"), st.integers(0, 5)),
-    st.tuples(st.just("codec"), st.sampled_from([DENSE, SPARSE])),
+    st.tuples(st.just("codec"), st.sampled_from([DENSE, SPARSE, LOSSLESS, EIGHT])),
 )
 
 
@@ -201,7 +202,8 @@ def test_an_older_client_and_one_behind_an_edge_aggregator(tmp_path):
     profiles["ben"] = replace(profiles["ben"], edge="edge-1")
     out = world.down.open(world.server, SPARSE, {}, profiles)
     assert out.payload("ann").codec == SINCE
-    assert {out.payload(n).codec for n in ("old", "ben", "unknown")} == {"dense-fp32.v1"}
+    assert {out.payload(n).codec for n in ("old", "unknown")} == {"dense-fp32.v1"}
+    assert out.payload("ben").codec == "lossless.v1"
     world.down.note_held({"old": out.base.sha256(), "ben": out.base.sha256()})
     assert out.payload("ben").codec == SINCE
     assert out.payload("old").codec == "dense-fp32.v1"
