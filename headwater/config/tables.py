@@ -134,6 +134,11 @@ class FederationTables(Settings):
         ]
         return releases([*trainings, *others])
 
+    def told_to_devices(self) -> str:
+        """The settings as JSON, without what devices need not know (:attr:`CodecSettings.for_devices`)."""
+        told = self.model_copy(update={"codec": self.codec.for_devices})
+        return told.model_dump_json(exclude_none=True)
+
     @property
     def trainings(self) -> dict[str, Training]:
         """The methods that clients may be told to use, by name."""

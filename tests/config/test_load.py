@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import tomli_w
 
 from headwater.config import load_federation
+from headwater.config.codec import DenseCodec
 from headwater.errors import ConfigError
 
 GOOD = {
@@ -127,3 +129,15 @@ def test_light_commands_import_no_torch(file, arguments):
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "HEAVY []" in done.stdout
+
+
+def test_a_compressed_way_down_is_the_servers_business(file):
+    """Devices one version behind, which know a dense one only, can read what they are told."""
+    sparse = load_federation(file, ['codec.down={ kind = "compeft", density = 0.02 }']).settings
+    assert sparse.codec.down.density == 0.02
+    assert json.loads(sparse.told_to_devices())["codec"]["down"] == {"kind": "dense", "dtype": "fp32"}
+    bf16 = load_federation(file, ['codec.down={ dtype = "bf16" }']).settings  # without a kind, as before
+    assert bf16.codec.down == DenseCodec(kind="dense", dtype="bf16")
+    for refused in ('{ kind = "randk", places = "00" }', '{ kind = "dense", error_feedback = true }'):
+        with pytest.raises(ConfigError):
+            load_federation(file, [f"codec.down={refused}"])

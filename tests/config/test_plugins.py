@@ -129,6 +129,9 @@ def test_the_resolved_file_and_the_settings_that_travel_pin_the_version(packages
     again = Federation.model_validate_json(loaded.settings.model_dump_json(exclude_none=True))
     assert again.strategy == loaded.settings.strategy
     assert again.plugins == PINS
+    down = load_federation(file, ['codec.down={ kind = "plain" }']).settings
+    told = Federation.model_validate_json(down.told_to_devices())
+    assert (told.codec.down, told.plugins) == (down.codec.down, PINS)
     (tmp_path / "resolved.toml").write_text(loaded.to_toml())
     assert load_federation(tmp_path / "resolved.toml").sha256() == loaded.sha256()
 

@@ -72,8 +72,7 @@ class DiscoveredClients(ClientPool):
         self._began_s = control.clock()
         self._seen: set[str] = set()  # clients that were online since then
         self._observer: Observer = control.observer
-        told = settings.model_copy(update={"codec": settings.codec.for_devices})
-        federation = told.model_dump_json(exclude_none=True)
+        federation = settings.told_to_devices()
         self._request = ProfileRequest(run, federation, context.base_sha256, __version__)
         self._known = load_profiles(path)
         self._unsaved, self._settings = False, settings

@@ -297,9 +297,9 @@ class OpenRound:
                 rows[client]["spared"] = True
         sizes = Traffic(
             up=sum(r.get("bytes_up", 0) for r in rows.values()),
-            down=sum(r["bytes_down"] for r in rows.values()),
+            down=sum(self.sent.values()),  # in buffered rounds others have been asked, too
             up_dense=sum(r.get("bytes_up_dense", r.get("bytes_up", 0)) for r in rows.values()),
-            down_dense=sum(self._sent_dense.get(client, 0) for client in rows),
+            down_dense=sum(self._sent_dense.values()),
         )
         draft = RoundDraft(self.plan.round, rows, sizes)
         clipped = sum("clipped_from" in row and client not in failed for client, row in rows.items())

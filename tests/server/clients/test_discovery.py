@@ -40,7 +40,7 @@ class Site:
         self.pool = DiscoveredClients(
             self,
             "run-1",
-            SimpleNamespace(model_dump_json=lambda **named: "{}"),
+            SimpleNamespace(told_to_devices=lambda: "{}"),
             SimpleNamespace(base_sha256=""),
             EnrolledClients(lambda: self.sessions, lambda name: name in NAMES, lambda: NAMES),
             folder / "profiles.json",
