@@ -24,8 +24,8 @@ class PassingStates:
     def note(self, payload: Payload, sha256: str) -> None:
         """A state passes through: whole, or as what was added to another one."""
         name = name_of(sha256)
-        if payload.codec != SINCE or name not in self._came:
-            self._came[name] = self._came.pop(name, (payload, sha256))
+        came = self._came.pop(name, None)
+        self._came[name] = (payload, sha256) if came is None or payload.codec != SINCE else came
         for old in list(self._came)[:-MOST]:
             del self._came[old]
         self._decoded = {name: state for name, state in self._decoded.items() if name in self._came}

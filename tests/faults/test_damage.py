@@ -153,3 +153,23 @@ def test_a_devices_residual(fleet: Fleet, note, outcome):
     assert error
     outcome(trial.ends_right())
     assert lines(trial.folder / "rounds.jsonl")
+
+
+def test_a_devices_states(fleet: Fleet, note, outcome):
+    """What a client holds of the global adapter is sent again, in the same round."""
+    trial = Trial(fleet, vector(14, more='[codec.down]\nkind = "compeft"\ndensity = 0.05\n'))
+    trial.reach(3)
+    agent, runs = fleet.agents[1], fleet.device(fleet.names[1]) / "state" / "runs"
+    for damage in (flip, Path.unlink):
+        agent.kill()
+        states = list(runs.rglob("*.state"))
+        assert 1 <= len(states) <= 2
+        for path in states:
+            damage(path)
+        fleet.restart(agent)
+        trial.reach(trial.round + 2)
+    note("the global states that a device holds are damaged, then gone: it is sent all of them", times=2)
+    fleet.daemon.kill()
+    fleet.restart_daemon()
+    note("kill -9 of the daemon of a run whose way down is compressed: it goes on with what clients hold")
+    outcome(trial.ends_right())
