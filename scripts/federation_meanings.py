@@ -19,7 +19,7 @@ from headwater.config.adapter import (
     PTuningAdapter,
     VeraAdapter,
 )
-from headwater.config.codec import CompeftCodec, DenseCodec
+from headwater.config.codec import DenseCodec
 from headwater.config.data import (
     BaseData,
     CausalLMData,
@@ -235,9 +235,6 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     t.NoopTraining: {"scale": "standard deviation of the random change"},
     DenseCodec: {"dtype": "4 bytes a value, or 2"},
-    CompeftCodec: {
-        "error_feedback": "a client adds to its next update what this one dropped",
-    },
     BaseStrategy: {
         "space": "[of LoRA](aggregation.md#spaces)",
         "weighting": "a client weighs its training examples (at most 2²⁴), or 1",

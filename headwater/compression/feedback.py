@@ -11,12 +11,18 @@ known only when the server speaks again, so both outcomes are kept until then. I
 
 Between rounds it is on disk: :mod:`headwater.compression.feedback_file`.
 
-Law: Σ decoded updates that were accepted + what is held back = Σ deltas, up to fp32 rounding.
+Law: Σ decoded updates that were accepted + what is held back = Σ deltas, up to fp32 rounding. With a decay
+β < 1 the residual e of round m counts β^(r − m)·e in round r (SparseLoCo, arXiv 2508.15706): a client that
+missed rounds, for whatever reason, comes back with a residual that has faded as if it had been there.
+
+EF21 (Richtárik, Sokolov, Fatkhullin 2021, arXiv 2106.05203) keeps a *shift* g instead, the sum of what was
+accepted: it sends C(delta − g), and the server adds up the same sums. Partial participation is EF21-PP
+(arXiv 2110.03294): who does not take part keeps its g, and the server keeps counting it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,7 +39,8 @@ class Pending:
     Args:
         round: the round that it answers.
         envelope: the exact bytes that were sent.
-        residual_if_accepted: the residual if the server folded it: compensated − decoded.
+        residual_if_accepted: the residual if the server folded it: compensated − decoded. Of EF21 the shift
+            if the server did not.
         carried: what the server decodes, or the payload in ``envelope`` that it decodes.
     """
 
@@ -55,13 +62,17 @@ class FeedbackState:
     """A client's error feedback.
 
     Args:
-        residual: what no accepted update has carried yet; ``None`` is all zero, and while an update is
-            pending, whose two outcomes hold it.
+        residual: what no accepted update has carried yet, or EF21's shift; ``None`` is all zero, and while an
+            update is pending, which holds it.
         pending: the last update, until the server says whether it was accepted.
+        made: the round of the update that the residual is of; of EF21 the last one that is in the shift.
+        shifts: whether it is EF21's.
     """
 
     residual: AdapterState | None = None
     pending: Pending | None = None
+    made: int = 0
+    shifts: bool = False
 
 
 def repeat(state: FeedbackState, round: int) -> bytes | None:
@@ -89,13 +100,35 @@ def settle(state: FeedbackState, accepted_round: int) -> FeedbackState:
     pending = state.pending
     if pending is None:
         return state
-    if pending.round <= accepted_round:
-        return FeedbackState(pending.residual_if_accepted)
-    return FeedbackState(pending.residual_if_accepted + pending.sent)
+    accepted, held = pending.round <= accepted_round, pending.residual_if_accepted
+    if state.shifts:
+        return replace(
+            state,
+            residual=held + pending.sent if accepted else held,
+            pending=None,
+            made=pending.round if accepted else state.made,
+        )
+    return FeedbackState(held if accepted else held + pending.sent, made=pending.round)
+
+
+def faded(state: FeedbackState, round: int, decay: float, keep_rounds: int | None = None) -> FeedbackState:
+    """A settled residual as it is in ``round``: decay^(rounds since it was made) of it, or nothing.
+
+    Args:
+        state: settled, not EF21's.
+        round: that is trained now.
+        decay: β of one round.
+        keep_rounds: after so many rounds nothing is left; None for no such limit.
+    """
+    _settled(state)
+    age = round - state.made
+    if state.residual is None or (keep_rounds is not None and age > keep_rounds):
+        return FeedbackState()
+    return state if decay == 1 else replace(state, residual=state.residual * decay**age)
 
 
 def compensate(state: FeedbackState, delta: AdapterState) -> AdapterState:
-    """What to encode: ``delta`` plus the residual.
+    """What to encode: ``delta`` plus the residual, or less EF21's shift.
 
     Raises:
         StorageError: an update is still pending.
@@ -105,6 +138,8 @@ def compensate(state: FeedbackState, delta: AdapterState) -> AdapterState:
     if state.residual is None:
         return delta
     state.residual.require_spec(delta.spec, "error feedback")
+    if state.shifts:
+        return delta - state.residual
     return AdapterState.from_vector(delta.spec, delta.flat() + state.residual.flat())
 
 
@@ -131,6 +166,9 @@ def sent(
     """
     _settled(state)
     carried = payload if payload is not None and payload.codec in CODEC_IDS else decoded
+    if state.shifts:
+        shift = AdapterState.zeros(compensated.spec) if state.residual is None else state.residual
+        return replace(state, residual=None, pending=Pending(round, envelope, shift, carried))
     return FeedbackState(pending=Pending(round, envelope, _minus(compensated, decoded), carried))
 
 

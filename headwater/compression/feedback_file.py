@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ def to_pieces(state: FeedbackState) -> list[Bytes]:
         "spec": "" if values is None else values.spec.fingerprint(),
         "round": None if pending is None else pending.round,
     }
+    head |= {"made": state.made} if state.made else {}
+    head |= {"shifts": True} if state.shifts else {}
     data: list[Bytes] = [] if values is None else [_bytes_of(values.flat().numpy(), "<f4")]
     if pending is not None:
         head["envelope"] = len(pending.envelope)
@@ -110,12 +112,15 @@ class _Head:
         round: of the pending update; None without one.
         envelope: bytes of it.
         sent: how what was sent stands there.
+        made, shifts: of the state.
     """
 
     values: bool
     round: int | None
     envelope: int
     sent: Mapping[str, Any]
+    made: int
+    shifts: bool
 
     @staticmethod
     def of(text: bytes | bytearray, spec: StateSpec) -> _Head:
@@ -134,21 +139,24 @@ class _Head:
             None if number is None else int(number),
             int(entry.get("envelope", 0)),
             dict(entry.get("sent", {})),
+            int(entry.get("made", 0)),
+            entry.get("shifts") is True,
         )
 
 
 def _state(content: bytearray, begin: int, head: _Head, spec: StateSpec) -> FeedbackState:
+    state = FeedbackState(made=head.made, shifts=head.shifts)
     if not head.values:
-        return FeedbackState()
+        return state
     end = begin + spec.nbytes
     values = _vector(content, begin, spec)
     if head.round is None:
-        return FeedbackState(values)
+        return replace(state, residual=values)
     sent = head.sent
     if "codec" in sent:
         envelope = bytes(content[end : end + head.envelope])
         body = envelope[sent["at"] : sent["at"] + sent["size"]]
-        return FeedbackState(None, Pending(head.round, envelope, values, Payload(sent["codec"], body)))
+        return replace(state, pending=Pending(head.round, envelope, values, Payload(sent["codec"], body)))
     carried: AdapterState
     if "places" in sent:
         count, middle = int(sent["places"]), end + 8 * int(sent["places"])
@@ -158,7 +166,7 @@ def _state(content: bytearray, begin: int, head: _Head, spec: StateSpec) -> Feed
     else:
         carried, end = _vector(content, end, spec), end + spec.nbytes
     envelope = bytes(content[end : end + head.envelope])
-    return FeedbackState(None, Pending(head.round, envelope, values, carried))
+    return replace(state, pending=Pending(head.round, envelope, values, carried))
 
 
 def _vector(content: bytearray, begin: int, spec: StateSpec) -> AdapterState:

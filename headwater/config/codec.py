@@ -35,9 +35,38 @@ class NoFeedback(CodecTraits):
 class Contractive(CodecTraits):
     """A biased codec with ‖C(x) − x‖ ≤ √(1 − δ)·‖x‖, δ > 0: error feedback makes up for what it drops."""
 
-    error_feedback: bool = Field(
+    error_feedback: bool | Literal["ef14", "ef21"] = Field(
         default=True, description="a client adds to its next update what this one dropped"
     )
+    decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        exclude_if=lambda value: value == 1,  # plans read as before by clients that do not know it
+        description="of what was dropped, what is left of it after each round",
+    )
+    keep_rounds: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="a client that comes back after more rounds forgets what it dropped",
+    )
+
+    @property
+    def shifts(self) -> bool:  # noqa: D102 - inherited
+        return self.error_feedback == "ef21"
+
+    def fading(self) -> tuple[float, int | None]:  # noqa: D102 - inherited
+        return self.decay, self.keep_rounds
+
+    @model_validator(mode="after")
+    def _fits_the_feedback(self) -> Self:
+        if self.shifts and (self.decay != 1 or self.keep_rounds is not None):
+            raise ValueError(
+                "error_feedback 'ef21' goes without decay and keep_rounds: a client adds up what the "
+                "server adds up"
+            )
+        return self
 
 
 class DenseCodec(NoFeedback):
@@ -61,7 +90,7 @@ class LosslessCodec(NoFeedback):
     kind: Literal["lossless"]
 
 
-class CompeftCodec(CodecTraits):
+class CompeftCodec(Contractive):
     """ComPEFT (arXiv 2311.13171): sparse ternary values with one scale per tensor, entropy-coded."""
 
     sparse: ClassVar[bool] = True
@@ -70,7 +99,6 @@ class CompeftCodec(CodecTraits):
     alpha: float | None = Field(
         default=None, gt=0, description="scale = alpha·std as in the paper; the kept mean if absent"
     )
-    error_feedback: bool = True
 
     def may_lengthen(self) -> bool:
         """With ``alpha``, which need not be what the kept values were."""

@@ -41,6 +41,7 @@ def require_consistent(federation: FederationTables) -> None:
     _cohort(federation)
     _methods(federation)
     _control_variates(federation)
+    _shifts(federation)
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
         raise ValueError(
             f"codec.up '{federation.codec.up.kind}' with these settings may lift an update above "
@@ -186,6 +187,33 @@ def _control_variates(federation: FederationTables) -> None:
             "strategy.control_variates needs every value of an update, and codec "
             f"'{federation.codec.up.kind}' leaves most out: use codec.up.kind = \"dense\""
         )
+
+
+def _shifts(federation: FederationTables) -> None:
+    """EF21's clients and its server add up the same: every update counts once, whole, and the same."""
+    if not federation.codec.up.shifts:
+        return
+    strategy, training = federation.strategy, federation.training
+    reasons = {
+        'schedule.kind = "synchronous": an update of an earlier version would count less': (
+            not federation.schedule.has_rounds
+        ),
+        'strategy.kind = "mean": other rules\' results are no sum of what was sent': not strategy.linear,
+        'strategy.weighting = "equal": a client\'s examples may change': strategy.weighting != "equal",
+        "space 'factors' or 'ffa', where what is sent is added value by value": (
+            strategy.merges_products or strategy.alternates or strategy.keeps_own
+        ),
+        "no control variates": strategy.control_variates,
+        "no strategy.norm_bound and no privacy.clip_l2: what is cut off would be missing for ever": (
+            strategy.norm_bound is not None or federation.privacy.clip_l2 is not None
+        ),
+        "one method for all clients, which sends all values": bool(federation.methods)
+        or training.splits_layers
+        or training.sends == "coefficients",
+    }
+    for needed, missing in reasons.items():
+        if missing:
+            raise ValueError(f"codec.up.error_feedback 'ef21' needs {needed}")
 
 
 def _cohort(federation: FederationTables) -> None:

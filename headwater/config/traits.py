@@ -266,6 +266,15 @@ class CodecTraits(Pluggable):
         """Whether values may arrive as zeros that were none: :attr:`sparse`, unless its settings decide."""
         return self.sparse
 
+    @property
+    def shifts(self) -> bool:
+        """Whether error feedback is EF21: the server adds up what clients send, round after round."""
+        return False
+
+    def fading(self) -> tuple[float, int | None]:
+        """Of what a client held back: what is left after each round, and after how many rounds nothing."""
+        return 1.0, None
+
     def may_lengthen(self) -> bool:
         """Whether the decoded values may be longer, in L2 norm, than those that were encoded."""
         return False

@@ -29,6 +29,7 @@ class Merged:
         noise: how far the updates lie apart, and why; None where the rule does not say.
         use: how far clients stepped along each seed, where the plan asks for it.
         control: the server's control variate after the round, where the strategy has one.
+        shift: with EF21, the sum of all that was ever sent.
     """
 
     delta: AdapterState
@@ -39,6 +40,7 @@ class Merged:
     noise: NoisePlan | None = None
     use: SeedUse | None = None
     control: AdapterState | None = None
+    shift: AdapterState | None = None
 
 
 class Aggregator(ABC, Generic[Acc]):

@@ -32,6 +32,7 @@ from headwater.seeds.slopes import SeedSlopes
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.assignment import Assigned, assign, completed_names
 from headwater.strategies.budget import codec_within
+from headwater.strategies.error_shift import ShiftPlan
 from headwater.strategies.layers import one_factor, trained_tensors
 from headwater.strategies.learning_rate import learning_rate_factor
 from headwater.strategies.merge_transforms import merge_transforms, pro_training
@@ -85,6 +86,7 @@ class FederatedStrategy(Strategy):
             seed_slopes=seed_slopes,
             second_moment=moments.second,
             control=AdapterState.zeros(state.spec) if self.federation.strategy.control_variates else None,
+            shift=AdapterState.zeros(state.spec) if self.federation.codec.up.shifts else None,
         )
 
     def plan(
@@ -128,7 +130,11 @@ class FederatedStrategy(Strategy):
                 made[kind] = self._task(assigned, number, spec, seeds, tensors[name])
             tasks[name] = made[kind]
         control = self._control(server, tasks, profiles, population)
-        return RoundPlan(number, tasks, self._merge(server, tasks, profiles), control)
+        shift = None
+        if server.shift is not None:
+            counts = population or {name: profile.train_examples for name, profile in profiles.items()}
+            shift = ShiftPlan(server.shift, sum(count > 0 for count in counts.values()))
+        return RoundPlan(number, tasks, self._merge(server, tasks, profiles), control, shift)
 
     def _control(
         self,

@@ -55,6 +55,13 @@ class RememberControl(MergeTransform):
         return replace(server, control=merged.control or server.control), merged
 
 
+class RememberShift(MergeTransform):
+    """Keep the sum of what EF21's clients have sent."""
+
+    def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:  # noqa: D102 - inherited
+        return replace(server, shift=merged.shift or server.shift), merged
+
+
 @dataclass(frozen=True)
 class RememberSlopes(MergeTransform):
     """Keep how steep the losses were along each seed: ``kseed`` with ``pro`` draws steep ones more often.
@@ -109,6 +116,8 @@ def merge_transforms(federation: Federation) -> tuple[MergeTransform, ...]:
     steps: list[MergeTransform] = [RememberNoise()]
     if strategy.control_variates:
         steps.append(RememberControl())
+    if federation.codec.up.shifts:
+        steps.append(RememberShift())
     if (pro := pro_training(federation)) is not None:
         steps.append(RememberSlopes(pro, federation.federation.rounds))
     steps.append(ScaleCoefficients(strategy.server_learning_rate))

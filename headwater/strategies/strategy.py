@@ -15,6 +15,7 @@ from headwater.seeds.keys import Key
 from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes
 from headwater.state import AdapterState
+from headwater.strategies.error_shift import ShiftPlan
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class ServerState:
         seed_slopes: how steep losses were along each seed; None without ``kseed`` and its ``pro``.
         second_moment: v, the server optimiser's second moment, of the same spec; None without one.
         control: c, the server's control variate (SCAFFOLD), of the same spec; None without one.
+        shift: the sum of all that EF21's clients have sent, of the same spec; None without EF21.
         residual: e, what compression has kept back of the way down (:mod:`.broadcast`); None without any.
     """
 
@@ -42,6 +44,7 @@ class ServerState:
     seed_slopes: SeedSlopes | None = None
     second_moment: AdapterState | None = None
     control: AdapterState | None = None
+    shift: AdapterState | None = None
     residual: AdapterState | None = None
 
 
@@ -93,10 +96,12 @@ class Strategy(ABC):
 class RoundPlan:
     """One round: who takes part, what each is asked, how the result is merged.
 
-    ``control`` is what a round with control variates (SCAFFOLD) counts with; None without.
+    ``control`` is what a round with control variates (SCAFFOLD) counts with; None without. ``shift`` likewise
+    of one with EF21.
     """
 
     round: int
     clients: Mapping[str, ClientPlan]
     merge: MergePlan
     control: ControlPlan | None = None
+    shift: ShiftPlan | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
-from headwater.compression.feedback import FeedbackState, is_stale, repeat, settle
+from headwater.compression.feedback import FeedbackState, faded, is_stale, repeat, settle
 from headwater.errors import DecodeError
 from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import EncodedUpdate, TrainRequest
@@ -41,7 +41,7 @@ def settled(
     """The client's error feedback, its last update committed or rolled back; None where nothing is kept.
 
     Raises:
-        DecodeError: a newer task was answered while this one trained.
+        DecodeError: a newer task was answered while this one trained, or EF21 is out of step.
         StorageError, SpecMismatch: as :meth:`ClientStore.load`.
     """
     if not request.plan.codec.error_feedback:
@@ -50,7 +50,26 @@ def settled(
     _require_current(stored, request)
     if isinstance(learned, SeedCoefficients) and stored == FeedbackState():
         return None  # a client that only ever sends scalars has no residual
-    return settle(stored, request.accepted_round)
+    codec, state = request.plan.codec, settle(stored, request.accepted_round)
+    if codec.shifts:
+        return _in_step(request, state)
+    if state.shifts:  # what EF21 added up is nothing that was dropped
+        return FeedbackState()
+    return faded(state, request.round, *codec.fading())
+
+
+def _in_step(request: TrainRequest, state: FeedbackState) -> FeedbackState:
+    """EF21's state, if it is what the server has added up."""
+    if state.shifts and state.made == request.accepted_round:
+        return state
+    if request.accepted_round == 0:  # the server has nothing of this client
+        return FeedbackState(shifts=True)
+    raise DecodeError(
+        f"client {request.client}: error_feedback 'ef21'",
+        expected=f"what it keeps to be of its updates up to round {request.accepted_round}",
+        got=f"up to {state.made}" if state.shifts else "nothing of EF21",
+        hint="Its store was lost or restored, or the server's was: start the run anew, or use 'ef14'.",
+    )
 
 
 def _require_current(feedback: FeedbackState, request: TrainRequest) -> None:

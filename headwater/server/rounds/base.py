@@ -156,8 +156,10 @@ class Rounds(ABC):
         """Plan the next round for these clients; one that was left open, as it was planned then."""
         strategy = self._strategy if left is None else FederatedStrategy(_settings_of(self._settings, left))
         everyone = self._everyone(profiles)
+        if checkpoint.server.shift is not None:
+            _require_nobody_gone(checkpoint, everyone)
         population = None
-        if checkpoint.server.control is not None:
+        if checkpoint.server.control is not None or checkpoint.server.shift is not None:
             population = {name: profile.train_examples for name, profile in everyone.items()}
         plan = strategy.plan(
             checkpoint.server,
@@ -287,3 +289,14 @@ def _settings_of(settings: Federation, left: OpenRoundRecord) -> Federation:
     federation = settings.federation.model_copy(update={"rounds": left.rounds or settings.federation.rounds})
     cohort = settings.cohort.model_copy(update={"clients_per_round": None})  # its clients are known
     return settings.model_copy(update={"federation": federation, "cohort": cohort})
+
+
+def _require_nobody_gone(checkpoint: Checkpoint, everyone: Mapping[str, ClientProfile]) -> None:
+    """What a client that left had sent with EF21 cannot be taken out of the sum."""
+    if gone := sorted(checkpoint.accepted.keys() - everyone.keys()):
+        raise FederationStopped(
+            f"round {checkpoint.server.round + 1}",
+            expected="all clients whose updates EF21 has added up",
+            got=f"{len(gone)} that are not enrolled any more, such as {gone[0]}",
+            hint="Enrol them again, or start a new run: error_feedback = 'ef14' lets clients leave.",
+        )

@@ -81,7 +81,9 @@ class OpenRound:
         self._acc = rule.init(plan.merge)
         self._control = None if plan.control is None else ControlSums(plan.merge, plan.control)
         # coefficients have no factors of their own whose products could be compared
-        self._gap = None if plan.merge.seeds else GapSketch(base, key=root.child("gap", plan.round))
+        # and what EF21 sends is no change of a client's state
+        no_gap = plan.merge.seeds is not None or plan.shift is not None
+        self._gap = None if no_gap else GapSketch(base, key=root.child("gap", plan.round))
         self._gap_acc = None if self._gap is None else self._gap.init(plan.merge)
         self._dense_bytes = base.spec.nbytes
         self._rows: dict[str, dict[str, Any]] = {}
@@ -277,6 +279,8 @@ class OpenRound:
                 following = self._rule.add(following, update)
             self._acc = following
         merged = self._rule.finalize(self._acc)
+        if self.plan.shift is not None:
+            merged = self.plan.shift.after(merged)
         if self._control is None:
             return merged
         control = self._control.finalize()

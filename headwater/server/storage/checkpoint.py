@@ -55,7 +55,7 @@ class Checkpoint:
         seeded_state, noise = self.server.seeded_state, self.server.noise
         groups = {"state": self.server.state, "momentum": self.server.momentum, "best": self.best}
         groups |= {"second_moment": self.server.second_moment, "control": self.server.control}
-        groups["residual"] = self.server.residual
+        groups |= {"residual": self.server.residual, "shift": self.server.shift}
         groups["origin"] = None if seeded_state is None else seeded_state.origin
         present = {g: s for g, s in groups.items() if s is not None}
         digests = {g: s.sha256() for g, s in present.items()}
@@ -182,6 +182,7 @@ def _server(
         second_moment=groups.get("second_moment"),
         control=groups.get("control"),
         residual=groups.get("residual"),
+        shift=groups.get("shift"),
     )
 
 

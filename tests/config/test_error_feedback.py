@@ -1,0 +1,38 @@
+"""What EF21 goes with: every update must count once, whole, and the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.strategies.test_federated import federation
+
+SUM = {"codec": {"up": {"kind": "topk", "error_feedback": "ef21"}}}
+EQUAL = {"strategy": {"kind": "mean", "weighting": "equal"}}
+
+
+def test_ef21_goes_with_equal_weights_in_rounds() -> None:
+    assert federation(**SUM, **EQUAL).codec.up.shifts
+    assert not federation(**EQUAL).codec.up.shifts
+
+
+@pytest.mark.parametrize(
+    ("match", "tables"),
+    [
+        ("other rules' results are no sum", {"strategy": {"kind": "ties"}}),
+        ("examples may change", {"strategy": {"kind": "mean"}}),
+        ("would count less", {**EQUAL, "schedule": {"kind": "buffered", "buffer": 2}}),
+        ("added value by value", {"strategy": {"kind": "mean", "weighting": "equal", "space": "rolora"}}),
+        ("missing for ever", {"strategy": {"kind": "mean", "weighting": "equal", "norm_bound": 1.0}}),
+        ("missing for ever", {**EQUAL, "privacy": {"clip_l2": 1.0}}),
+        ("one method for all", {**EQUAL, "training": {"kind": "kseed"}}),
+        ("one method for all", {**EQUAL, "training": {"kind": "spry"}}),
+    ],
+)
+def test_what_would_let_server_and_clients_add_up_different_sums_is_refused(
+    match: str, tables: dict[str, Any]
+) -> None:
+    with pytest.raises(ValidationError, match=match):
+        federation(**SUM, **tables)
