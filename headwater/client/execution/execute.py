@@ -275,9 +275,9 @@ def _update(
         arrives = codec_for(request.plan.codec).decode(update.payload, spec)
         _keep_control(request, arrives, result.steps, store, control)
     if feedback is not None and update.held is not None:
-        store.save(
-            request.client, sent(feedback, request.round, update.held, update.values, data, update.payload)
-        )
+        # the places of one round are not in the payload: what arrives is kept beside it
+        payload = None if request.plan.codec.is_of_a_round() else update.payload
+        store.save(request.client, sent(feedback, request.round, update.held, update.values, data, payload))
     return data
 
 
