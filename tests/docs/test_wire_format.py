@@ -171,8 +171,9 @@ def test_rules_of_compatibility(loaded):
         _ = KnownRun("r", newer, "", Path()).settings
     assert failure_of(caught.value).code == FailureCode.ANOTHER_VERSION
     plan = plan_to_json(ClientPlan(NoopTraining(kind="noop"), CompeftCodec(kind="compeft"), 0.5))
-    with pytest.raises(DecodeError, match="plan"):
+    with pytest.raises(DecodeError, match="plan") as caught:
         plan_from_json(plan.replace("{", '{"tomorrow":1,', 1))
+    assert failure_of(caught.value).code == FailureCode.BAD_REQUEST
     with pytest.raises(DecodeError, match="Update the older of the two sides"):
         codec_by_id("since.v9")
 

@@ -339,3 +339,7 @@ class _InMemory:
 
     def __exit__(self, *error: object) -> None:
         os.close(self._fd)
+
+
+FAMILIES = {family.name: family for family in families()}
+"""By name."""

@@ -16,10 +16,9 @@ from headwater.compression.table import CODEC_IDS, codec_by_id
 from headwater.errors import DecodeError
 from headwater.protocol.messages import Payload
 from headwater.state import StateSpec, TensorSpec
-from tests.fuzz.decoders import SPECS, families
+from tests.fuzz.decoders import FAMILIES, SPECS
 from tests.laws.codec_laws import mutations
 
-FAMILIES = {family.name: family for family in families()}
 CORPUS = Path(__file__).parent / "corpus"
 SCALES = [
     struct.pack("<I", word)
