@@ -56,7 +56,11 @@ CODEC_IDS = frozenset(_BY_ID)
 CODECS: Mapping[type[Settings], Callable[[Any], Codec]] = {
     settings_of.DenseCodec: lambda settings: DenseCodec(settings.dtype),
     settings_of.LosslessCodec: lambda _: LosslessCodec(),
-    settings_of.CompeftCodec: lambda settings: CompeftCodec(settings.density, settings.alpha),
+    settings_of.CompeftCodec: lambda settings: (
+        CompeftCodec(settings.density, settings.alpha)
+        if settings.format == 1
+        else CompeftGapsCodec(settings.density, settings.alpha, settings.scale_bits)
+    ),
     settings_of.StcCodec: lambda settings: StcCodec(settings.density),
     settings_of.SignCodec: lambda _: SignCodec(),
     settings_of.BlockCodec: lambda settings: BlockwiseCodec(settings.kind, settings.block),

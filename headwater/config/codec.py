@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
@@ -94,11 +95,30 @@ class CompeftCodec(Contractive):
     """ComPEFT (arXiv 2311.13171): sparse ternary values with one scale per tensor, entropy-coded."""
 
     sparse: ClassVar[bool] = True
+    first_format: ClassVar[Mapping[str, object]] = MappingProxyType({"format": 1, "scale_bits": 24})
     kind: Literal["compeft"]
     density: float = Field(default=0.05, gt=0, le=1, description="fraction of values kept per tensor")
     alpha: float | None = Field(
         default=None, gt=0, description="scale = alpha·std as in the paper; the kept mean if absent"
     )
+    scale_bits: int = Field(
+        default=24, ge=8, le=24, description="significant bits of a scale; 24 is exact; format 2 only"
+    )
+    format: Literal[1, 2] = Field(
+        default=2, description="`compeft.v2` of clients that know it, or `compeft.v1` of all"
+    )
+
+    @model_validator(mode="after")
+    def _scale_bits_are_of_format_2(self) -> Self:
+        if self.format == 1 and self.scale_bits != self.first_format["scale_bits"]:
+            raise ValueError("scale_bits needs format 2")
+        return self
+
+    def written_by(self, ids: Collection[str]) -> Self:
+        """In format 1, with exact scales, unless the client knows what is asked for."""
+        if f"{self.kind}.v{self.format}" in ids:
+            return self
+        return self.model_copy(update=dict(self.first_format))
 
     def may_lengthen(self) -> bool:
         """With ``alpha``, which need not be what the kept values were."""

@@ -137,7 +137,8 @@ class FederationTables(Settings):
     def told_to_devices(self) -> str:
         """The settings as JSON, without what devices need not know (:attr:`CodecSettings.for_devices`)."""
         told = self.model_copy(update={"codec": self.codec.for_devices})
-        return told.model_dump_json(exclude_none=True)
+        since = {"codec": {"up": self.codec.up.defaults_since()}}  # older devices refuse what came since
+        return told.model_dump_json(exclude_none=True, exclude=since)
 
     @property
     def trainings(self) -> dict[str, Training]:

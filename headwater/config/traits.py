@@ -6,9 +6,10 @@ is special about it. Nothing else compares kinds: who adds a method changes no o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self
 
 from headwater.config.metrics import LOSS, Metric
 from headwater.config.settings import Settings
@@ -256,11 +257,33 @@ class CodecTraits(Pluggable):
             feedback must not be used: the noise is not what was dropped, and would add up.
         whole: as ``codec.down`` it carries the global adapter as it is; any other carries what changed since
             the version that a client holds.
+        first_format: the settings that came with later formats, as the first format has them. A plan without
+            them asks for that one.
     """
 
     sparse: ClassVar[bool] = False
     unbiased: ClassVar[bool] = False
     whole: ClassVar[bool] = False
+    first_format: ClassVar[Mapping[str, object]] = MappingProxyType({})
+
+    def written_by(self, ids: Collection[str]) -> Self:
+        """This codec as a client is asked for it.
+
+        Args:
+            ids: of the codecs that the client says it knows.
+        """
+        return self
+
+    def plan_dump(self) -> dict[str, Any]:
+        """The settings as a plan has them: of a first format none that it did not have."""
+        content, first = self.model_dump(mode="json"), self.first_format
+        later = any(content[name] != value for name, value in first.items())
+        return content if later else {name: content[name] for name in content if name not in first}
+
+    def defaults_since(self) -> set[str]:
+        """Settings that came with later formats and are what they are by default: nobody has to be told."""
+        fields = type(self).model_fields
+        return {name for name in self.first_format if getattr(self, name) == fields[name].default}
 
     def leaves_out(self) -> bool:
         """Whether values may arrive as zeros that were none: :attr:`sparse`, unless its settings decide."""

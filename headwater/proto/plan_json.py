@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from headwater.config.codec import Codec
+from headwater.config.settings import by_kind
 from headwater.config.training import Training
 from headwater.errors import DecodeError
 from headwater.protocol.messages import ClientPlan, DeviceProfile, FisherPlan, MethodCost
@@ -50,7 +51,7 @@ def plan_to_json(plan: ClientPlan) -> str:
     """The plan as canonical JSON."""
     content: dict[str, object] = {
         "training": plan.training.model_dump(mode="json"),
-        "codec": plan.codec.model_dump(mode="json"),
+        "codec": plan.codec.plan_dump(),
         "learning_rate_factor": plan.learning_rate_factor,
     }
     if plan.clip_l2 is not None:
@@ -97,7 +98,7 @@ def plan_from_json(text: str) -> ClientPlan:
         control, rows = content.pop("control_bytes", None), content.pop("rows", None)
         plan = ClientPlan(
             training=_TRAINING.validate_json(json.dumps(content.pop("training"))),
-            codec=_CODEC.validate_json(json.dumps(content.pop("codec"))),
+            codec=_CODEC.validate_json(json.dumps(_with_first_format(content.pop("codec")))),
             learning_rate_factor=_real(factor, "learning_rate_factor", 0, 1),
             clip_l2=None if clip_l2 is None else _real(clip_l2, "clip_l2", 0, _MAX_REAL),
             fisher=None if fisher is None else _fisher(fisher),
@@ -113,6 +114,11 @@ def plan_from_json(text: str) -> ClientPlan:
     if content:
         raise DecodeError("request.plan", expected="no other keys", got=f"{sorted(content)[:3]}")
     return plan
+
+
+def _with_first_format(codec: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever the JSON has
+    kind = by_kind(Codec).get(codec["kind"])
+    return codec if kind is None else {**kind.first_format, **codec}
 
 
 def device_to_json(device: DeviceProfile | None) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from headwater.compression.seed_state import MAX_SUMS
+from headwater.compression.table import readable
 from headwater.config.federation import Federation
 from headwater.config.strategy import FisherStrategy
 from headwater.errors import FederationStopped
@@ -125,9 +126,10 @@ class FederatedStrategy(Strategy):
         tasks: dict[str, ClientPlan] = {}
         made: dict[tuple[Any, ...], ClientPlan] = {}  # clients of one kind share theirs: there may be 10⁵
         for name, assigned in methods.items():
-            kind = (assigned.name, assigned.method.training, tensors[name])
+            reads = profiles[name].reads
+            kind = (assigned.name, assigned.method.training, tensors[name], reads)
             if kind not in made:
-                made[kind] = self._task(assigned, number, spec, seeds, tensors[name])
+                made[kind] = self._task(assigned, number, spec, seeds, tensors[name], reads)
             tasks[name] = made[kind]
         control = self._control(server, tasks, profiles, population)
         shift = None
@@ -167,14 +169,16 @@ class FederatedStrategy(Strategy):
         spec: StateSpec,
         seeds: SeedPlan | None,
         tensors: tuple[str, ...] | None,
+        reads: tuple[str, ...],
     ) -> ClientPlan:
-        """What a client with this method is asked."""
+        """What a client with this method, which knows these codecs, is asked."""
         federation, method = self.federation, assigned.method
         strategy, training = federation.strategy, method.training
         fisher = FisherPlan(strategy.examples, strategy.cap) if isinstance(strategy, FisherStrategy) else None
         mine = training.seed_range(number)
         seeds = None if mine is None else seeds
         codec = federation.codec.up.for_round(self._root.child("round", number, "places").digest[:16].hex())
+        codec = codec.written_by(reads)
         if method.max_bytes_up is not None:
             trained = spec if tensors is None else spec.only(tensors)
             codec = codec_within(
@@ -206,7 +210,8 @@ class FederatedStrategy(Strategy):
         for name, method in self.federation.methods.items():
             if not method.training.splits_layers:  # which layers it has is dealt in each round
                 tensors = None if method.last_layers is None else last_layers(spec, method.last_layers)
-                self._task(Assigned(name, method), 1, spec, seeds, tensors)
+                for reads in ((), readable()):
+                    self._task(Assigned(name, method), 1, spec, seeds, tensors, reads)
 
     def kept_bytes(self, spec: StateSpec, clients: int, *, spooled: bool = False) -> int | None:
         """Memory of a round's updates until they are merged, at most; None where no update is kept.

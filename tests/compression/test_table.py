@@ -3,6 +3,7 @@ import torch
 from pydantic import ValidationError
 
 from headwater.compression.compeft import CompeftCodec
+from headwater.compression.compeft_gaps import CompeftGapsCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.table import codec_by_id, codec_for
 from headwater.config.codec import Codec, CodecSettings
@@ -57,7 +58,11 @@ def test_unknown_id(id):
 
 
 def test_settings_reach_the_codec():
-    codec = codec_for(CompeftCodecSettings(kind="compeft", density=0.1, alpha=2.0))
+    settings = CompeftCodecSettings(kind="compeft", density=0.1, alpha=2.0, scale_bits=9)
+    codec = codec_for(settings)
+    assert isinstance(codec, CompeftGapsCodec)
+    assert (codec.density, codec.alpha, codec.scale_bits) == (0.1, 2.0, 9)
+    codec = codec_for(settings.written_by(["compeft.v1", "compeft.v3"]))
     assert isinstance(codec, CompeftCodec)
     assert (codec.density, codec.alpha) == (0.1, 2.0)
     dense = codec_for(DenseCodecSettings(kind="dense", dtype="bf16"))

@@ -226,7 +226,14 @@ def test_every_field_of_a_request():
     assert set(fields) == set(range(1, 9))
     assert stranger.json.loads(stranger.text(fields, 8)) == {
         "training": {"kind": "noop", "scale": 0.001},
-        "codec": {"kind": "compeft", "density": 0.05, "alpha": None, "error_feedback": True},
+        "codec": {
+            "kind": "compeft",
+            "density": 0.05,
+            "alpha": None,
+            "error_feedback": True,
+            "format": 2,
+            "scale_bits": 24,
+        },
         "learning_rate_factor": 0.5,
         "clip_l2": 2.0,
         "fisher": {"examples": 9, "cap": 64.0},

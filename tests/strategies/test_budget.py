@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater.compression.compeft import CompeftCodec
 from headwater.compression.seed_update import scalars_max_bytes
+from headwater.compression.table import codec_for
 from headwater.config.codec import Codec
 from headwater.config.codec import CompeftCodec as CompeftCodecSettings
 from headwater.config.codec import DenseCodec as DenseCodecSettings
@@ -25,9 +25,15 @@ SPEC = StateSpec.of(
 COMPEFT = CompeftCodecSettings(kind="compeft", density=0.5)
 
 
+FIRST = COMPEFT.written_by(())
+
+
 def size(density: float, values: torch.Tensor, spec: StateSpec = SPEC) -> int:
-    state = AdapterState.from_vector(spec, values)
-    return len(CompeftCodec(density).encode(state, key=KEY).body)
+    return size_of(FIRST.model_copy(update={"density": density}), values, spec)
+
+
+def size_of(codec: Codec, values: torch.Tensor, spec: StateSpec = SPEC) -> int:
+    return len(codec_for(codec).encode(AdapterState.from_vector(spec, values), key=KEY).body)
 
 
 def normal(seed: int, spec: StateSpec = SPEC) -> torch.Tensor:
@@ -37,16 +43,29 @@ def normal(seed: int, spec: StateSpec = SPEC) -> torch.Tensor:
 @settings(max_examples=40)
 @given(st.integers(600, 3000), st.integers(0, 10**6))
 def test_no_update_is_longer_and_little_room_is_left(most: int, seed: int) -> None:
-    codec = codec_within(COMPEFT, SPEC, most, "m", seeds=None)
+    codec = codec_within(FIRST, SPEC, most, "m", seeds=None)
     assert isinstance(codec, CompeftCodecSettings)
     found = size(codec.density, normal(seed)) + ENVELOPE_BYTES
     assert found <= most
     assert codec.density == 0.5 or found >= most - 24
 
 
+@settings(max_examples=40)
+@given(st.integers(600, 3000), st.integers(0, 10**6), st.integers(0, 40))
+def test_no_update_in_gaps_is_longer_whatever_it_keeps(most: int, seed: int, zeros: int) -> None:
+    codec = codec_within(COMPEFT, SPEC, most, "m", seeds=None)
+    assert isinstance(codec, CompeftCodecSettings)
+    found = size_of(codec, normal(seed)) + ENVELOPE_BYTES
+    assert codec.density == 0.5 or 0.95 * most - 24 <= found <= most
+    alike = torch.zeros(SPEC.numel)  # every gap one that the model thinks rare, and counts that differ
+    alike[:: max(1, int(1 / codec.density))] = 1.0
+    alike[:zeros] = 0.0
+    assert size_of(codec, alike) + ENVELOPE_BYTES <= most
+
+
 def test_signs_in_equal_parts_are_the_worst_case() -> None:
     values = normal(5)
-    codec = codec_within(COMPEFT, SPEC, 900, "m", seeds=None)
+    codec = codec_within(FIRST, SPEC, 900, "m", seeds=None)
     assert isinstance(codec, CompeftCodecSettings)
     assert size(codec.density, values.abs()) < size(codec.density, values) <= 900 - ENVELOPE_BYTES
 

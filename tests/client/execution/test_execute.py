@@ -9,7 +9,7 @@ import pytest
 from headwater.client.execution.execute import evaluate, execute
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import DirectoryStore, MemoryStore, SharedStore
-from headwater.compression.compeft import CompeftCodec
+from headwater.compression.compeft_gaps import CompeftGapsCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.table import codec_for
 from headwater.config import load_federation
@@ -60,7 +60,7 @@ def decoded(data):
 
 
 def delta(runtime, data):
-    return CompeftCodec(0.2).decode(decoded(data).delta, runtime.context.spec)
+    return CompeftGapsCodec().decode(decoded(data).delta, runtime.context.spec)
 
 
 @pytest.mark.parametrize("make", [MemoryStore, DirectoryStore, SharedStore])
