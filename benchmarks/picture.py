@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -87,4 +88,31 @@ def curves(title: str, lines: Mapping[str, Sequence[float]]) -> str:
             f'<polyline points="{" ".join(places)}" fill="none" stroke="{colour}" stroke-width="2"/>'
         )
         parts.append(f'<text x="{left}" y="{y}" fill="{colour}">{escape(name)}: {values[-1]:.3f}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def scatter(title: str, points: Mapping[str, tuple[float, float]], along: str, up: str) -> str:
+    """A dot with its name for each point, both axes logarithmic; a point with a 0 is left out."""
+    shown = {name: (math.log10(x), math.log10(y)) for name, (x, y) in points.items() if x > 0 and y > 0}
+    left, low, height, wide = 60, 420, 380, 640
+    (least_x, most_x), (least_y, most_y) = ((min(v), max(v)) for v in zip(*shown.values(), strict=True))
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 170} {low + 40}" '
+        'font-family="system-ui, sans-serif" font-size="11" fill="#333">',
+        '<rect width="100%" height="100%" fill="#fff"/>',
+        f'<text x="8" y="20" font-size="13" font-weight="600">{escape(title)}: {escape(up)}</text>',
+        f'<path d="M{left},{low - height} V{low} H{left + wide}" fill="none" stroke="#999"/>',
+        f'<text x="{left + wide}" y="{low + 30}" text-anchor="end">{escape(along)}, logarithmic</text>',
+    ]
+    for power in range(math.ceil(least_x), math.floor(most_x) + 1):
+        x = left + wide * (power - least_x) / (most_x - least_x)
+        parts.append(f'<text x="{x:.1f}" y="{low + 15}" text-anchor="middle">{10.0**power:g}</text>')
+    for power in range(math.ceil(least_y), math.floor(most_y) + 1):
+        y = low - height * (power - least_y) / (most_y - least_y)
+        parts.append(f'<text x="{left - 6}" y="{y:.1f}" text-anchor="end">{10.0**power:g}</text>')
+    for name, (at_x, at_y) in shown.items():
+        x = left + wide * (at_x - least_x) / (most_x - least_x)
+        y = low - height * (at_y - least_y) / (most_y - least_y)
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#1f4e79"/>')
+        parts.append(f'<text x="{x + 5:.1f}" y="{y - 3:.1f}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
