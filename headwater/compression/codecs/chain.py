@@ -56,6 +56,8 @@ class ChainCodec(Codec):
         reader = open_payload(payload, self, spec)
         reader.byte((VERSION,), "version")
         drawn = reader.byte((LARGEST, DRAWN), "who chose the places") == DRAWN
+        if not drawn and isinstance(self._first, Drawn) and self._first.mask is not None:
+            raise reader.fail("the places that all clients of this round send", "others")
         first = (
             self._first if drawn == isinstance(self._first, Drawn) else Drawn(1.0) if drawn else Largest(1.0)
         )

@@ -137,16 +137,18 @@ class Drawn(Selector):
 
     def select(self, spec: StateSpec, flat: Mapping[str, Floats], key: Key) -> tuple[bytes, Places]:
         """See :class:`Selector`; the values are not looked at."""
-        mask = self.mask or key.child("places").digest[:KEY_BYTES]
-        counts = [kept(t.numel, self.density) if t.numel else 0 for t in spec]
+        mask, counts = self.mask or key.child("places").digest[:KEY_BYTES], self._counts(spec)
         return mask + b"".join(map(varint, counts)), _drawn(spec, counts, mask)
 
+    def _counts(self, spec: StateSpec) -> list[int]:
+        return [kept(t.numel, self.density) if t.numel else 0 for t in spec]
+
     def read(self, reader: Reader, spec: StateSpec) -> Places:
-        """See :class:`Selector`; other places than those of ``mask`` are refused."""
+        """See :class:`Selector`; other places than those of ``mask``, or more or fewer, are refused."""
         mask = reader.take(KEY_BYTES, "key of places")
-        if self.mask is not None and mask != self.mask:
-            raise reader.fail("the places that all clients of this round send", "others")
         counts = [reader.varint(t.numel, f"kept values of {t.name}") for t in spec]
+        if self.mask is not None and (mask, counts) != (self.mask, self._counts(spec)):
+            raise reader.fail("the places that all clients of this round send", "others")
         if any(bool(count) != bool(t.numel) for t, count in zip(spec, counts, strict=True)):
             raise reader.fail("a kept value in every tensor", "none")
         return _drawn(spec, counts, mask)

@@ -29,6 +29,12 @@ def test_golden_nf4():
     assert through(codec, vector(F8)).tolist() == pytest.approx(decoded, abs=1e-8)
 
 
+def test_a_value_in_the_middle_of_two_levels_takes_the_lower():
+    """As in bitsandbytes, whose bucketize includes upper bounds."""
+    middle = float((NF4[7] + NF4[8]) / np.float32(2))
+    assert BlockwiseCodec("nf4").encode(vector([1.0, middle]), key=KEY).body.hex() == "01400000803f00f7"
+
+
 def test_golden_int():
     assert BlockwiseCodec("int4").encode(vector(F8), key=KEY).body.hex() == "0140cdcc4c3e0085b0792e"
     assert BlockwiseCodec("int8").encode(vector(F8), key=KEY).body.hex() == "018002cdcc4c3e008c5fbf007fab2cfe"

@@ -164,6 +164,11 @@ def test_shared_places_reach_the_parts():
     bodies = [codec.encode(STATE, key=Key.root(i)).body for i in range(2)]
     assert bytes.fromhex("ab" * 16) in bodies[0]
     assert bodies[0] == bodies[1]
+    chain = codec_for(of_round.otherwise)
+    with pytest.raises(DecodeError, match="all clients of this round"):
+        chain.decode(
+            Payload("chain.v1", codec_for(read({"kind": "chain"})).encode(STATE, key=KEY).body), SPEC
+        )
 
 
 def test_traits_are_those_of_the_parts():
@@ -210,6 +215,21 @@ def test_chains_that_are_refused(body, why):
 def test_modules_that_are_refused(body, why):
     with pytest.raises(DecodeError, match=why):
         codec_by_id("by-module.v1").decode(Payload("by-module.v1", bytes.fromhex(body)), vector(SIX).spec)
+
+
+def test_parts_are_numbered_as_tensors_name_them():
+    spec = StateSpec.of([TensorSpec(n, (2,), "vector") for n in ("a", "b")])
+    signs = bytes([7]) + b"sign.v1"
+    part = (
+        SignCodec().encode(AdapterState.zeros(StateSpec.of([TensorSpec("a", (2,), "vector")])), key=KEY).body
+    )
+    parts = 2 * (bytes([len(part)]) + part)
+    good = bytes([1, 2]) + 2 * signs + bytes([0, 1]) + parts
+    assert not codec_by_id("by-module.v1").decode(Payload("by-module.v1", good), spec).vector().any()
+    for whose in ([1, 0], [0, 0], [1, 1]):
+        bad = bytes([1, 2]) + 2 * signs + bytes(whose) + parts
+        with pytest.raises(DecodeError, match=r"or the next|tensor for every part"):
+            codec_by_id("by-module.v1").decode(Payload("by-module.v1", bad), spec)
 
 
 def test_a_plan_carries_them():

@@ -136,6 +136,9 @@ def test_the_plan_of_a_round_shares_the_places():
     assert bodies[0] == bodies[1] != bodies[2]
     with pytest.raises(DecodeError, match="all clients of this round"):
         codec_for(second).decode(Payload("randk.v1", bodies[0]), SPEC)
+    fewer = ours.model_copy(update={"density": 0.04}).for_round("0" * 32)
+    with pytest.raises(DecodeError, match="all clients of this round"):
+        codec_for(first).decode(codec_for(fewer).encode(STATE, key=KEY), SPEC)
     alone = TypeAdapter(Codec).validate_python({"kind": "randk"})
     assert alone.for_round("0" * 32) == alone
 
