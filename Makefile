@@ -71,6 +71,7 @@ bench: bench-codec bench-aggregation bench-seeds bench-simulation bench-network 
 
 bench-codec: $(VENV)/.dev
 	@$(BIN)/python benchmarks/codec.py
+	@$(BIN)/python benchmarks/compeft.py
 
 bench-compression: $(VENV)/.dev ## bytes and squared error of every codec on one client's update
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/codec_errors.py
