@@ -50,6 +50,8 @@ def require_consistent(federation: FederationTables) -> None:
     for way, codec in (("up", federation.codec.up), ("down", federation.codec.down)):
         if codec.is_of_a_round():
             raise ValueError(f"codec.{way}: places are what the server writes into plans: leave them out")
+    if federation.codec.down.fading()[1] is not None:
+        raise ValueError("codec.down.keep_rounds: a server is never away, so leave it out")
     require_space(federation)
     _memory(federation)
     strategy = federation.strategy

@@ -5,7 +5,10 @@ x; the global adapter is what they can have::
 
     d = decode(C(x + e − b))    what travels
     b ← b + d                   fp32, value by value: the same bits at the server and at every client
-    e ← (x + e) − b             what was kept back goes with the next one
+    e ← decay·((x + e) − b)     what was kept back goes with the next one
+
+With b + e for the model and b for its shift this is EF21-P (arXiv 2209.15218) too: the server knows both, so
+that ``error_feedback`` "ef14" and "ef21" are one thing on the way down.
 
 Source: the downstream compression of STC (arXiv 1903.02891, algorithm 2) and DoubleSqueeze (arXiv
 1905.05957), both without their worker's half, which is :mod:`headwater.compression.feedback`.
@@ -48,4 +51,8 @@ def broadcast(
     change = target - before.state
     payload, values = codec_for(settings).round_trip(change, key=key.child("down", after.round))
     state = before.state + values
-    return replace(after, state=state, residual=target - state if settings.error_feedback else None), payload
+    if not settings.error_feedback:
+        return replace(after, state=state, residual=None), payload
+    decay, _ = settings.fading()
+    held_back = target - state
+    return replace(after, state=state, residual=held_back if decay == 1 else held_back * decay), payload

@@ -138,6 +138,10 @@ def test_a_compressed_way_down_is_the_servers_business(file):
     assert json.loads(sparse.told_to_devices())["codec"]["down"] == {"kind": "dense", "dtype": "fp32"}
     bf16 = load_federation(file, ['codec.down={ dtype = "bf16" }']).settings  # without a kind, as before
     assert bf16.codec.down == DenseCodec(kind="dense", dtype="bf16")
-    for refused in ('{ kind = "randk", places = "00" }', '{ kind = "dense", error_feedback = true }'):
+    for refused in (
+        '{ kind = "randk", places = "00" }',
+        '{ kind = "topk", keep_rounds = 3 }',
+        '{ kind = "dense", error_feedback = true }',
+    ):
         with pytest.raises(ConfigError):
             load_federation(file, [f"codec.down={refused}"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.compression.table import codec_by_id
-from headwater.config.codec import CompeftCodec, DenseCodec
+from headwater.config.codec import CompeftCodec, DenseCodec, TopkCodec
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies.broadcast import broadcast
@@ -49,6 +49,15 @@ def test_what_travels_and_what_is_kept_back_are_all_of_it(seeds, density):
         server = following
     both = (server.state.vector().double() + server.residual.vector().double()).numpy()
     np.testing.assert_allclose(both, exact, atol=2e-6)
+
+
+def test_what_is_kept_back_fades():
+    before = ServerState(0, AdapterState.zeros(SPEC))
+    whole, fading = (TopkCodec(kind="topk", density=0.1, decay=decay) for decay in (1.0, 0.5))
+    one, _ = broadcast(before, moved(before, 1), whole, key=KEY)
+    two, _ = broadcast(before, moved(before, 1), fading, key=KEY)
+    assert two.state == one.state
+    assert two.residual == one.residual * 0.5
 
 
 def test_without_feedback_what_is_cut_off_is_gone():
