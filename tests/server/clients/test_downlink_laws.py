@@ -67,7 +67,7 @@ class World:
         self.clients = {name: Client(name) for name in NAMES}
         self.server, self.codec, self.folder = ServerState(0, ORIGIN), codec, folder
         self.history, self.sent = [self.server], dict.fromkeys(NAMES, 0)
-        self.down, self.asks = Downlink(KEY, ORIGIN.sha256()), 0
+        self.down, self.asks, self.lost = Downlink(KEY, ORIGIN.sha256()), 0, set()
         self.save()
 
     def save(self) -> None:
@@ -119,6 +119,8 @@ class World:
                     break
                 except DecodeError as error:
                     assert not last, "asked again it has all of it"
+                    assert name == "far" or name in self.lost, "who has lost nothing lacks nothing"
+                    self.lost.discard(name)
                     failure = failure_of(error)
                     assert failure.code is FailureCode.NEEDS_FULL_STATE
                     again = coded(UpdateRejected(name), failure.code, *failure.numbers)
@@ -156,6 +158,7 @@ def test_every_client_has_the_servers_bits(tmp_path_factory, steps):
         elif what == "lose":
             world.clients[how[0]].store = MemoryStore()
             world.clients[how[0]].restart()
+            world.lost.add(how[0])
         elif what == "back":
             world.back(how[0])
         else:
@@ -170,6 +173,7 @@ def test_one_version_travels_once_and_the_initial_one_never(tmp_path, codec):
     for number in range(4):
         for _ in range(3):  # an evaluation, a training, a training that is asked again
             world.ask(("ann", "ben"))
+            world.clients["ann"].restart()
         world.round(number)
     nothing, whole = 10, 3 * (SPEC.nbytes + 2 * 10) + 3 * 10
     assert world.sent["ann"] == world.sent["ben"]
