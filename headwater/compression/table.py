@@ -7,6 +7,7 @@ from typing import Any
 
 from headwater.compression.codec import Codec
 from headwater.compression.codecs.blockwise import BlockwiseCodec
+from headwater.compression.codecs.budget import BudgetCodec
 from headwater.compression.codecs.by_module import ByModuleCodec
 from headwater.compression.codecs.chain import ChainCodec
 from headwater.compression.codecs.lossless import LosslessCodec
@@ -56,11 +57,7 @@ CODEC_IDS = frozenset(_BY_ID)
 CODECS: Mapping[type[Settings], Callable[[Any], Codec]] = {
     settings_of.DenseCodec: lambda settings: DenseCodec(settings.dtype),
     settings_of.LosslessCodec: lambda _: LosslessCodec(),
-    settings_of.CompeftCodec: lambda settings: (
-        CompeftCodec(settings.density, settings.alpha)
-        if settings.format == 1
-        else CompeftGapsCodec(settings.density, settings.alpha, settings.scale_bits)
-    ),
+    settings_of.CompeftCodec: lambda settings: _compeft(settings),
     settings_of.StcCodec: lambda settings: StcCodec(settings.density),
     settings_of.SignCodec: lambda _: SignCodec(),
     settings_of.BlockCodec: lambda settings: BlockwiseCodec(settings.kind, settings.block),
@@ -89,6 +86,14 @@ _SELECTORS: Mapping[type[Settings], Callable[[Any], Selector]] = {
 
 def _mask(settings: settings_of.DrawnPlaces) -> bytes | None:
     return None if settings.places is None else bytes.fromhex(settings.places)
+
+
+def _compeft(settings: settings_of.CompeftCodec) -> Codec:
+    if settings.format == 1:
+        return CompeftCodec(settings.density, settings.alpha)
+    if settings.budget_bytes is None:
+        return CompeftGapsCodec(settings.density, settings.alpha, settings.scale_bits)
+    return BudgetCodec(CompeftGapsCodec(1.0, None, settings.scale_bits), settings.budget_bytes)
 
 
 def codec_for(settings: settings_of.Codec) -> Codec:

@@ -107,18 +107,26 @@ class CompeftCodec(Contractive):
     format: Literal[1, 2] = Field(
         default=2, description="`compeft.v2` of clients that know it, or `compeft.v1` of all"
     )
+    budget_bytes: int | None = Field(
+        default=None,
+        ge=64,
+        exclude_if=lambda value: value is None,
+        description="a density of each tensor's own, by what its values are worth, in so many bytes",
+    )
 
     @model_validator(mode="after")
     def _scale_bits_are_of_format_2(self) -> Self:
         if self.format == 1 and self.scale_bits != self.first_format["scale_bits"]:
             raise ValueError("scale_bits needs format 2")
+        if self.budget_bytes is not None and (self.format == 1 or self.alpha is not None):
+            raise ValueError("budget_bytes needs format 2, and no alpha: it weighs errors of the kept mean")
         return self
 
     def written_by(self, ids: Collection[str]) -> Self:
         """In format 1, with exact scales, unless the client knows what is asked for."""
         if f"{self.kind}.v{self.format}" in ids:
             return self
-        return self.model_copy(update=dict(self.first_format))
+        return self.model_copy(update={**self.first_format, "budget_bytes": None})
 
     def may_lengthen(self) -> bool:
         """With ``alpha``, which need not be what the kept values were."""

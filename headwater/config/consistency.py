@@ -193,6 +193,9 @@ def _control_variates(federation: FederationTables) -> None:
 
 def _shifts(federation: FederationTables) -> None:
     """EF21's clients and its server add up the same: every update counts once, whole, and the same."""
+    down = federation.codec.down
+    if down.shifts or down.fading() != (1.0, None):
+        raise ValueError("codec.down goes with error_feedback true or false: one server misses no round")
     if not federation.codec.up.shifts:
         return
     strategy, training = federation.strategy, federation.training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from headwater.compression.byte_reader import varint
 from headwater.compression.compeft import groups
@@ -18,6 +19,8 @@ from headwater.state import StateSpec
 ENVELOPE_BYTES = 512
 """What a signed update has besides its values: names, hashes, metrics, signature."""
 _STEP = 2.0**-20
+_LEAST = 64
+"""Of ``codec.up.budget_bytes``."""
 
 
 def codec_within(
@@ -41,6 +44,12 @@ def codec_within(
         least, hint = scalars_max_bytes(seeds), "Fewer steps send fewer coefficients."
         if least <= room:
             return codec
+    elif isinstance(codec, CompeftCodec) and codec.budget_bytes is not None:
+        if codec.budget_bytes <= room:
+            return codec
+        least, hint = _LEAST, "Raise the budget."
+        if least <= room:
+            return codec.model_copy(update={"budget_bytes": room})
     elif isinstance(codec, CompeftCodec):
         low, high = 1, int(codec.density / _STEP)
         most_bytes = _most_gaps if codec.format > 1 else _most
@@ -59,6 +68,24 @@ def codec_within(
     raise ConfigError(
         f"{who}.max_bytes_up", expected=f"at least {most - room + least} bytes", got=str(most), hint=hint
     )
+
+
+def codec_of_client(codec: Codec, spec: StateSpec, reads: Collection[str], who: str) -> Codec:
+    """``codec`` as a client is asked for it; one that knows no densities by worth keeps the budget by one.
+
+    Args:
+        codec: the federation's.
+        spec: of the tensors that the client trains.
+        reads: the ids of the codecs that it knows.
+        who: whose budget it is, for the error.
+
+    Raises:
+        ConfigError: nothing fits.
+    """
+    told, budget = codec.written_by(reads), getattr(codec, "budget_bytes", None)
+    if budget is None or told is codec:
+        return told
+    return codec_within(told, spec, budget + ENVELOPE_BYTES, who, seeds=None)
 
 
 def _most(spec: StateSpec, density: float) -> int:

@@ -32,7 +32,7 @@ from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.assignment import Assigned, assign, completed_names
-from headwater.strategies.budget import codec_within
+from headwater.strategies.budget import codec_of_client, codec_within
 from headwater.strategies.error_shift import ShiftPlan
 from headwater.strategies.layers import one_factor, trained_tensors
 from headwater.strategies.learning_rate import learning_rate_factor
@@ -178,9 +178,11 @@ class FederatedStrategy(Strategy):
         mine = training.seed_range(number)
         seeds = None if mine is None else seeds
         codec = federation.codec.up.for_round(self._root.child("round", number, "places").digest[:16].hex())
-        codec = codec.written_by(reads)
+        trained = spec if tensors is None else spec.only(tensors)
+        codec = codec_of_client(
+            codec, trained, reads, "codec.up.budget_bytes, of a client of an older version"
+        )
         if method.max_bytes_up is not None:
-            trained = spec if tensors is None else spec.only(tensors)
             codec = codec_within(
                 codec,
                 trained,

@@ -36,3 +36,9 @@ def test_what_would_let_server_and_clients_add_up_different_sums_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=match):
         federation(**SUM, **tables)
+
+
+@pytest.mark.parametrize("own", [{"error_feedback": "ef21"}, {"decay": 0.9}, {"keep_rounds": 2}])
+def test_the_servers_own_feedback_neither_shifts_nor_fades(own: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"codec\.down goes with"):
+        federation(codec={"down": {"kind": "topk", **own}})
