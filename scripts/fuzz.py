@@ -73,7 +73,10 @@ def turn(family: Family, seconds: int, keep: bool) -> dict[str, Any]:
         if not (child := os.fork()):
             os.chdir(scratch)
             os.dup2(os.open("said.txt", os.O_WRONLY | os.O_CREAT), 2)
-            fuzz(family, Path(scratch), seconds)
+            try:
+                fuzz(family, Path(scratch), seconds)
+            finally:
+                os._exit(1)  # and leave the folder to the parent
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         counted = Path(scratch, "counted.json")
         row: dict[str, Any] = json.loads(counted.read_text()) if counted.exists() else {"inputs": 0}

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from headwater.errors import ConfigError, DecodeError
+from headwater.errors import ConfigError, DecodeError, UpdateRejected
 from headwater.merging.merge_plan_json import merge_plan_to_json
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan
@@ -112,7 +112,10 @@ def load(rule: Rule[Acc], plan: MergePlan, data: bytes) -> Acc:
     reader = _Reader(data, _HEAD + 32, plan, limit)
     acc = typing.cast("Acc", reader.value(type(empty), empty, type(empty).__name__))
     reader.end()
-    rule.require_sound(acc)
+    try:
+        rule.require_sound(acc)
+    except UpdateRejected as error:  # of one of the updates that it keeps
+        raise _wrong(error.expected, error.got) from error
     return acc
 
 

@@ -313,3 +313,13 @@ def test_what_has_no_form_is_an_error_of_the_rule() -> None:
     object.__setattr__(acc, "positive", {1, 2})
     with pytest.raises(ConfigError, match="cannot be summed outside"):
         dump(rule, acc)
+
+
+def test_a_kept_update_beyond_the_bound_is_no_accumulator() -> None:
+    """Found by ``make fuzz``: it was refused as if it were a client's update, which no one sent."""
+    rule, _ = GOLDEN["median"]
+    right = dump(rule, folded(rule))
+    body = right[38:].replace(struct.pack("<f", -3.0), struct.pack("<f", -4.5))
+    assert body != right[38:]
+    with pytest.raises(DecodeError, match=r"finite values in \[-4, 4\]"):
+        load(rule, PLAN, right[:6] + hashlib.sha256(body).digest() + body)
