@@ -104,6 +104,9 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 meta = json.loads(file.metadata()["headwater"])
+                of, adapter, accepted = str(meta["run"]), str(meta["spec"]), dict(meta["accepted"])
+                metric, best_round, best_value, since = meta["tracker"]
+                tracker = Tracker(metric, best_round, float(best_value), since)
                 groups: dict[str, AdapterState] = {}
                 down = DownRecord()
                 if meta["spec"] == spec.fingerprint() and meta["run"] == run:
@@ -141,16 +144,15 @@ class Checkpoint:
             raise StorageError(
                 f"checkpoint {path}",
                 expected=f"run {run[:12]} and spec {spec.fingerprint()[:12]}",
-                got=f"run {meta['run'][:12]} and spec {meta['spec'][:12]}",
+                got=f"run {of[:12]} and spec {adapter[:12]}",
                 hint="The federation file, the seed or the model has changed since.",
             )
-        metric, best_round, best_value, since = meta["tracker"]
         return Checkpoint(
             run=run,
             server=server,
-            tracker=Tracker(metric, best_round, float(best_value), since),
+            tracker=tracker,
             best=groups.get("best"),
-            accepted=meta["accepted"],
+            accepted=accepted,
             down=down,
         )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from headwater.config import load_federation
@@ -273,3 +274,15 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path, loaded):
         pass
     with pytest.raises(ConfigError, match="another one"):
         RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["run", "spec", "tracker", "accepted"])
+def test_a_file_that_lacks_a_key_is_damaged(tmp_path, key):
+    """Found by ``make fuzz``: another file's metadata, without a run, ended in a KeyError."""
+    checkpoint().save(tmp_path / "c")
+    with safe_open(tmp_path / "c", framework="np") as file:
+        meta = json.loads(file.metadata()["headwater"])
+    del meta[key]
+    save_file(load_file(tmp_path / "c"), tmp_path / "c", {"headwater": json.dumps(meta)})
+    with pytest.raises(StorageError, match="damaged"):
+        Checkpoint.load(tmp_path / "c", SPEC, "r" * 32)
