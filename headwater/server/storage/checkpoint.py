@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from headwater.errors import StorageError
+from headwater.errors import SpecMismatch, StorageError
 from headwater.files import write_atomically
 from headwater.merging.plan import NoisePlan
 from headwater.seeds.directions import Directions, Integers
@@ -133,7 +133,7 @@ class Checkpoint:
                         if _digest(spec, *words) != meta["sha256"]["steepness"]:
                             raise ValueError("steepness does not match its hash")
                         server = replace(server, seed_slopes=seed_slopes)
-        except (SafetensorError, LookupError, TypeError, ValueError, OSError) as error:
+        except (SafetensorError, SpecMismatch, LookupError, TypeError, ValueError, OSError) as error:
             raise StorageError(
                 f"checkpoint {path}",
                 expected="the checkpoint as it was written",

@@ -286,3 +286,16 @@ def test_a_file_that_lacks_a_key_is_damaged(tmp_path, key):
     save_file(load_file(tmp_path / "c"), tmp_path / "c", {"headwater": json.dumps(meta)})
     with pytest.raises(StorageError, match="damaged"):
         Checkpoint.load(tmp_path / "c", SPEC, "r" * 32)
+
+
+@pytest.mark.parametrize("change", [lambda a: a[:-1], lambda a: a.astype(np.float64), lambda a: a[None]])
+def test_a_file_whose_tensors_have_another_form_is_damaged(tmp_path, change):
+    """Found by ``make fuzz``: it ended in a SpecMismatch."""
+    checkpoint().save(tmp_path / "c")
+    with safe_open(tmp_path / "c", framework="np") as file:
+        metadata = file.metadata()
+    arrays = load_file(tmp_path / "c")
+    arrays["state/a"] = change(arrays["state/a"])
+    save_file(arrays, tmp_path / "c", metadata)
+    with pytest.raises(StorageError, match="damaged"):
+        Checkpoint.load(tmp_path / "c", SPEC, "r" * 32)
