@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from headwater.client.execution.runtime import ClientRuntime
 from headwater.config.codec import DenseCodec
 from headwater.server.clients.run_control import Interrupted
 from headwater.server.events import ClientDone, ClientFailed, Notice, RoundEnded
 from tests.server.rounds.test_lasting_seeds import Site, three_clients  # noqa: F401 - a fixture
 from tests.server.storage import test_durability as test_deployment
+from tests.support.runs import run, tiny_federation
 
 SPARSE = {"codec": {"up": {"kind": "compeft", "density": 0.2}, "down": {"kind": "compeft", "density": 0.1}}}
 
@@ -75,3 +77,15 @@ def test_after_a_rollback_and_a_change_of_codec_clients_go_on(tmp_path):
     site.go(tell=tell)
     assert len(site.states) == 4
     assert down(site)[2] > down(site)[3] > 0
+
+
+def test_clients_that_can_make_nothing_are_repaired_in_evaluations_and_rounds(tmp_path, monkeypatch):
+    file = tiny_federation(tmp_path / "file", federation={"name": "lost", "rounds": 1, "seed": 5})
+    calm, _ = run(file, tmp_path / "calm")
+    monkeypatch.setattr(ClientRuntime, "_base", lambda self, name, store: None)
+    monkeypatch.setattr(ClientRuntime, "_hold", lambda *arguments: None)
+    lost, events = run(file, tmp_path / "lost")
+    assert lost["adapter_sha256"] == calm["adapter_sha256"]
+    assert lost["metric"] == calm["metric"]
+    assert not [event for event in events if isinstance(event, ClientFailed)]
+    assert lost["bytes"]["down"] > calm["bytes"]["down"]
