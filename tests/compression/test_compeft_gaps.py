@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from headwater.compression.byte_reader import varint
 from headwater.compression.compeft import CompeftCodec
 from headwater.compression.compeft_gaps import CompeftGapsCodec
-from headwater.compression.gaps import gap_table
+from headwater.compression.entropy import pack
+from headwater.compression.gaps import GapBlock, gap_table
 from headwater.compression.ternary import bound_bits, kept
 from headwater.errors import ConfigError, DecodeError
 from headwater.protocol.messages import Payload
@@ -247,3 +248,27 @@ def test_the_least_likely_places_stay_below_max_bytes(density):
     state = state_of(t=values, u=values.flip(0))
     body = CompeftGapsCodec(1.0).encode(state, key=KEY).body
     assert len(body) <= CompeftGapsCodec().max_bytes(state.spec)
+
+
+def handmade(numel, symbols, escapes=b"", precision=1, pattern=127):
+    """A body of one tensor of positive values whose lowest bits are 0; the scale is 1 by default."""
+    count = len(symbols) - sum(escapes)
+    table = gap_table(numel, count)
+    raw = [0] * (count * (1 + table.shift)) + [pattern >> i & 1 for i in range(precision + 7)]
+    block = GapBlock(table, len(symbols))
+    stream = pack([(np.array(symbols, np.int32), block)], np.array(raw, np.uint8))
+    body = bytes([precision, count]) + escapes + varint(len(stream)) + stream
+    return body, StateSpec.of([TensorSpec("t", (numel,), "vector")])
+
+
+def test_no_second_body_of_a_state_is_accepted():
+    shift, escape = gap_table(64, 1).shift, gap_table(3072, 30).escape
+    assert decode(*handmade(64, [3]))["t"].nonzero().tolist() == [[3 << shift]]
+    for made, why in (
+        (handmade(64, [3], precision=2, pattern=254), "fewest bits"),  # a scale of 1 needs one
+        (handmade(64, [3], pattern=0), "fewest bits"),
+        (handmade(64, [3], pattern=255), "infinity"),
+        (handmade(3072, [0] * 30 + [escape], b"\1"), "none of them the last"),
+    ):
+        with pytest.raises(DecodeError, match=why):
+            decode(*made)
