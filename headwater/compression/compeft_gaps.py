@@ -117,7 +117,10 @@ class CompeftGapsCodec(Codec):
         (least,) = _from_bits(below[raw : raw + wide].reshape(1, wide))
         offsets = below[raw + wide :].reshape(len(scaled), width)
         scale_of = dict(zip(scaled, _scales(reader, precision, int(least), offsets), strict=True))
-        values, at, coded = {}, 0, iter(symbols)
+        few = 4 * sum(counts) <= spec.numel  # else places would take more room than values
+        values: dict[int, Floats] = {}
+        sent: dict[str, Sent] = {}
+        at, coded = 0, iter(symbols)
         for group in groups:
             mine, at = below[at : at + group.bits], at + group.bits
             minus = mine[: group.kept].reshape(-1, group.count)
@@ -125,8 +128,15 @@ class CompeftGapsCodec(Codec):
             if group.table is not None:
                 places = group.table.read(next(coded), mine[group.kept :], len(group.members), reader)
             for index, place, sign in zip(group.members, places, minus, strict=True):
-                value = values[index] = np.zeros(spec.tensors[index].numel, np.float32)
-                value[place] = np.array([scale_of[index], -scale_of[index]], np.float32).take(sign)
+                t = spec.tensors[index]
+                if few:
+                    at_all = np.arange(t.numel) if isinstance(place, slice) else place
+                    sent[t.name] = Sent(at_all.astype(np.intp, copy=False), sign, scale_of[index])
+                else:
+                    value = values[index] = np.zeros(t.numel, np.float32)
+                    value[place] = np.array([scale_of[index], -scale_of[index]], np.float32).take(sign)
+        if few:
+            return sent_state(spec, sent)
         return AdapterState(spec, {t.name: _tensor(values.get(i), t) for i, t in enumerate(spec)})
 
     def max_bytes(self, spec: StateSpec) -> int:
