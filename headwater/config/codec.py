@@ -328,6 +328,7 @@ class ByModuleCodec(Contractive):
     kind: Literal["by-module"]
     modules: tuple[Module, ...] = Field(
         default=(),
+        strict=False,  # of codec.down, whose validator sees lists, not the file's arrays
         max_length=64,
         description="each with `pattern`, of tensors' names, and `codec`; first fit",
     )

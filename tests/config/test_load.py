@@ -138,6 +138,10 @@ def test_a_compressed_way_down_is_the_servers_business(file):
     assert json.loads(sparse.told_to_devices())["codec"]["down"] == {"kind": "dense", "dtype": "fp32"}
     bf16 = load_federation(file, ['codec.down={ dtype = "bf16" }']).settings  # without a kind, as before
     assert bf16.codec.down == DenseCodec(kind="dense", dtype="bf16")
+    modules = 'modules = [{ pattern = "*", codec = { kind = "stc", density = 0.5 } }]'
+    both = [f'codec.{way}={{ kind = "by-module", {modules} }}' for way in ("up", "down")]
+    codec = load_federation(file, both).settings.codec
+    assert codec.down == codec.up
     for refused in (
         '{ kind = "randk", places = "00" }',
         '{ kind = "topk", keep_rounds = 3 }',
