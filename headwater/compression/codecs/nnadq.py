@@ -32,6 +32,8 @@ from headwater.state import AdapterState, StateSpec, TensorSpec
 VERSION = 1
 LEAST_BITS, MOST_BITS = 2, 8
 _LN4 = 1.3862943611198906
+_MOST_WORTH = 4.0**MOST_BITS
+"""s², from which on there are as many levels as bits allow."""
 _SMALLEST = np.float32(2.0**-149)
 
 
@@ -85,11 +87,14 @@ class NnadqCodec(Codec):
     def _tensor(self, values: Floats) -> bytes:
         """Of a tensor that is not all 0."""
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-        s = math.ceil(max(1.0, math.sqrt((high - low) * 32 * _LN4 / self._sigma)))
+        worth = min((high - low) * 32 * _LN4 / self._sigma, _MOST_WORTH)  # infinite for the smallest σ
+        s = math.ceil(max(1.0, math.sqrt(worth)))
         bits = min(max((s - 1).bit_length(), LEAST_BITS), MOST_BITS)
         most = (1 << bits) - 1
         step = max(np.float32((high - low) / most), _SMALLEST)
-        zero = round(-low / float(step))
+        zero = min(
+            round(-low / float(step)), most
+        )  # a step may be rounded down by a third, where it is subnormal
         codes: Symbols = (
             (np.rint(values.astype(np.float64) / float(step)) + zero).clip(0, most).astype(np.int32)
         )

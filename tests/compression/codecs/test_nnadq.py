@@ -100,3 +100,19 @@ def test_settings_out_of_range(sigma, dropout):
 def test_what_is_refused(body, why):
     with pytest.raises(DecodeError, match=why):
         NnadqCodec().decode(Payload("nnadq.v1", bytes.fromhex(body)), vector([0.0] * 4).spec)
+
+
+@pytest.mark.parametrize("units", [(-4, 0), (-7, 0), (-7, 3), (4, 0), (-380, 0, 3)])
+@pytest.mark.parametrize("sigma", [0.01, 1e-44])
+def test_a_range_of_a_few_subnormal_units_is_read_back_and_zeros_stay(units, sigma):
+    """A third of four units is rounded to one: the zero point was beyond the levels, which readers refuse."""
+    values = torch.tensor(units, dtype=torch.float64).mul(2.0**-149).float()
+    found = through(NnadqCodec(sigma), vector(values))["t"]
+    assert not found[values == 0].any()
+    assert bool(((found - values).abs() <= values.abs()).all())
+
+
+def test_the_smallest_sigma_has_the_most_levels():
+    """Range over σ is beyond fp64, and was an OverflowError."""
+    values = vector(torch.linspace(-1, 1, 300))
+    assert NnadqCodec(5e-324).encode(values, key=KEY) == NnadqCodec(1e-9).encode(values, key=KEY)
