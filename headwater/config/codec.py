@@ -2,72 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
+from headwater.config.feedback import UNBIASED, Contractive, NoFeedback
 from headwater.config.plugins import open_to
 from headwater.config.settings import Settings
 from headwater.config.traits import CodecTraits
-
-UNBIASED = "it is unbiased, so its noise is nothing that was dropped: a residual of it would only grow"
-
-
-class NoFeedback(CodecTraits):
-    """A codec that error feedback does not go with.
-
-    Attributes:
-        because: why not.
-    """
-
-    error_feedback: ClassVar[bool] = False
-    because: ClassVar[str]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_residual(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file says
-        if isinstance(value, dict) and "error_feedback" in value:
-            raise ValueError(f"no error_feedback with codec '{value.get('kind')}': {cls.because}")
-        return value
-
-
-class Contractive(CodecTraits):
-    """A biased codec with ‖C(x) − x‖ ≤ √(1 − δ)·‖x‖, δ > 0: error feedback makes up for what it drops."""
-
-    error_feedback: bool | Literal["ef14", "ef21"] = Field(
-        default=True, description="a client adds to its next update what this one dropped"
-    )
-    decay: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        exclude_if=lambda value: value == 1,  # plans read as before by clients that do not know it
-        description="of what was dropped, what is left of it after each round",
-    )
-    keep_rounds: int | None = Field(
-        default=None,
-        ge=1,
-        exclude_if=lambda value: value is None,
-        description="a client that comes back after more rounds forgets what it dropped",
-    )
-
-    @property
-    def shifts(self) -> bool:  # noqa: D102 - inherited
-        return self.error_feedback == "ef21"
-
-    def fading(self) -> tuple[float, int | None]:  # noqa: D102 - inherited
-        return self.decay, self.keep_rounds
-
-    @model_validator(mode="after")
-    def _fits_the_feedback(self) -> Self:
-        if self.shifts and (self.decay != 1 or self.keep_rounds is not None):
-            raise ValueError(
-                "error_feedback 'ef21' goes without decay and keep_rounds: a client adds up what the "
-                "server adds up"
-            )
-        return self
 
 
 class DenseCodec(NoFeedback):
@@ -338,6 +283,17 @@ class ByModuleCodec(Contractive):
     def parts(self) -> list[CodecTraits]:
         """Every codec that it may use."""
         return [*(module.codec for module in self.modules), self.otherwise]
+
+    def notices(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Patterns that are no tensor's first fit."""
+        patterns = [module.pattern for module in self.modules]
+        used = {next((i for i, p in enumerate(patterns) if fnmatchcase(name, p)), None) for name in names}
+        return tuple(
+            f"no tensor goes by modules.{i}, pattern {pattern!r}: none that is named as {names[0]!r} … "
+            f"{names[-1]!r} fits, or earlier patterns have them"
+            for i, pattern in enumerate(patterns)
+            if i not in used
+        )
 
     def leaves_out(self) -> bool:
         """As any of its parts."""

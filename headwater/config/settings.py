@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headwater.errors import ConfigError
 
+_SHAPES = {"dict_type": "a table", "list_type": "a list", "tuple_type": "a list"}
+"""What JSON calls an object and an array is a table and a list in TOML."""
 _KINDS = {"String": "a text", "List": "a list", "Tuple": "a list", "Set": "a list", "Dictionary": "a table"}
 
 
@@ -39,6 +41,11 @@ def in_words(problem: Mapping[str, Any]) -> tuple[str, str]:
     if problem["type"] == "value_error":
         message = message.removeprefix("Value error, ")
         return (message, shown) if shown else ("settings that fit together", message)
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        return f"{context['discriminator']} out of {context['expected_tags']}", repr(context["tag"])
+    if (shape := _SHAPES.get(problem["type"])) is not None:
+        return shape, shown
     if found := re.fullmatch(r"(\w+) should (be|have|match) (.*)", message, re.DOTALL):
         what, verb, rest = found.groups()
         if rest.startswith(("greater than", "less than", "a multiple of")):

@@ -6,7 +6,7 @@ is special about it. Nothing else compares kinds: who adds a method changes no o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
@@ -284,6 +284,14 @@ class CodecTraits(Pluggable):
         """Settings that came with later formats and are what they are by default: nobody has to be told."""
         fields = type(self).model_fields
         return {name for name in self.first_format if getattr(self, name) == fields[name].default}
+
+    def notices(self, names: Sequence[str]) -> tuple[str, ...]:
+        """What an organiser should know of these settings beside this adapter, one sentence each.
+
+        Args:
+            names: of the adapter's tensors.
+        """
+        return ()
 
     def leaves_out(self) -> bool:
         """Whether values may arrive as zeros that were none: :attr:`sparse`, unless its settings decide."""

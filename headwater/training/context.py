@@ -88,7 +88,8 @@ class TrainingContext:
             torch.set_num_threads(settings.federation.threads)
         if isinstance(settings.model, VectorModel):
             spec = StateSpec((TensorSpec("vector", (settings.model.size,), "vector"),))
-            return TrainingContext(loaded, None, spec, hashlib.sha256(b"vector").hexdigest())
+            base_sha256 = hashlib.sha256(b"vector").hexdigest()
+            return TrainingContext(loaded, None, spec, base_sha256, _of_codecs(settings, spec))
         with importing():
             from headwater.adapters.base import load_base
             from headwater.adapters.model import AdaptedModel
@@ -105,7 +106,8 @@ class TrainingContext:
         )
         wanted = settings.simulation.cohort
         return TrainingContext(
-            loaded, model, model.spec, model.base_sha256, (*model.notices, *said),
+            loaded, model, model.spec, model.base_sha256,
+            (*model.notices, *said, *_of_codecs(settings, model.spec)),
             cohort=1 if wanted == "auto" else wanted,
         )  # fmt: skip
 
@@ -245,6 +247,13 @@ _BATCHED: Mapping[str, Callable[..., CohortTrainer]] = {
     "mezo": partial(BatchedLossTrainer, make=MezoTrainer),
 }
 """What trains several clients of it at once."""
+
+
+def _of_codecs(settings: Federation, spec: StateSpec) -> tuple[str, ...]:
+    """What the codecs of either way say of this adapter."""
+    names, codec = [t.name for t in spec], settings.codec
+    up = [f"codec.up: {notice}" for notice in codec.up.notices(names)]
+    return (*up, *(f"codec.down: {notice}" for notice in codec.down.notices(names)))
 
 
 def _require_positions(base: Base, settings: Federation) -> None:

@@ -71,7 +71,7 @@ def test_overrides(file):
         (["federation.rounds=1.5"], r"federation\.rounds"),
         (["federation.rounds=0"], r"federation\.rounds: .*greater than or equal to 1, got 0"),
         (["training.learning_rate=-1"], r"training\.learning_rate: .*greater than 0, got -1"),
-        (["model.kind=decoder"], "expected tags"),
+        (["model.kind=decoder"], "model: expected .kind. out of .encoder., .*, got .decoder."),
         (["model.sha256=abc"], r"model\..*sha256"),
         (["data.labels=['one']"], r"data\..*labels"),
         (["strategy.kind=ties", "strategy.space=factors"], "noise of the basis"),
