@@ -146,7 +146,7 @@ class Downlink:
         self._stand_at(name_of(before.sha256()))
         self._path.append(name_of(after.sha256()))
         self._links.append(increment)
-        while len(self._links) > MOST or since_bytes(self._links) >= before.spec.nbytes:
+        while self._links and (len(self._links) > MOST or since_bytes(self._links) >= before.spec.nbytes):
             del self._path[0], self._links[0]  # no client is sent so much, while the whole is less
         self._forget_others()
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from headwater.compression.seed_state import MAX_SUMS, SEEDS, decode_sums
-from headwater.compression.table import codec_by_id
+from headwater.compression.since import name_of
+from headwater.compression.table import codec_by_id, codec_for
 from headwater.config.codec import DenseCodec
 from headwater.errors import UpdateRejected
 from headwater.protocol.failures import FailureCode, coded
@@ -102,3 +103,13 @@ def test_otherwise_the_adapter_goes_as_the_file_says(monkeypatch, why):
     payload = out.payload("a")
     assert payload.codec == "dense-bf16.v1" != SEEDS
     assert out.base == codec_by_id(payload.codec).decode(payload, SPEC) != ORIGIN
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_a_state_that_is_shorter_than_any_increment_travels_whole(size):
+    """Of one or two values even the name of a base is longer than the state, and no link was left to drop."""
+    before = AdapterState.from_vector(StateSpec.of([TensorSpec("v", (size,), "vector")]), torch.ones(size))
+    increment = codec_for(DenseCodec(kind="dense")).encode(before, key=Key.root(1))
+    down = Downlink(Key.root(1))
+    down.moved(before, before + before, increment)
+    assert (down.record().path, down.record().links) == ((name_of((before + before).sha256()),), ())
