@@ -110,11 +110,15 @@ def _small(name: str, state: AdapterState, percent: int) -> dict[str, object]:
     best = CompeftGapsCodec(density).round_trip(state, key=KEY)[1]
     errors = [float((state - values).norm()) ** 2 for values in (sent, best)]
     count = int((best.vector() != 0).sum())
+    paper = (bound_bits(state.spec.numel, count) + 16) / 8
+    whole, largest = CompeftGapsCodec(density, over_all=True).round_trip(state, key=KEY)
+    own = (bound_bits(state.spec.numel, int((largest.vector() != 0).sum())) + 16) / 8
     return {
         "adapter": name, "tensors": len(state.spec), "percent": percent, "bound": round(bound),
         "v1": round(first / bound, 4), "v2": round(exact / bound, 4),
         "v2, 8 bits": round(len(short.body) / bound, 4), "error of 8 bits": round(errors[0] / errors[1], 6),
-        "paper's formula": round((bound_bits(state.spec.numel, count) + 16) / 8 / bound, 4),
+        "paper's formula": round(paper / bound, 4), "over all, of paper's": round(len(whole.body) / own, 4),
+        "error of over all": round(float((state - largest).norm()) ** 2 / errors[1], 4),
     }  # fmt: skip
 
 

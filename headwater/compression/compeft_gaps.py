@@ -41,16 +41,24 @@ class CompeftGapsCodec(Codec):
         density, alpha: see :class:`headwater.compression.compeft.CompeftSelection`.
         scale_bits: significant bits of each tensor's scale, rounded to nearest; 24 leaves all of them as they
             are, and any number those below 2⁻¹²⁶.
+        over_all: whether the density is that of all tensors together.
     """
 
     id = "compeft.v2"
 
-    def __init__(self, density: float = 0.05, alpha: float | None = None, scale_bits: int = EXACT) -> None:
+    def __init__(
+        self,
+        density: float = 0.05,
+        alpha: float | None = None,
+        scale_bits: int = EXACT,
+        *,
+        over_all: bool = False,
+    ) -> None:
         if not LEAST_SCALE_BITS <= scale_bits <= EXACT:
             expected = f"scale_bits from {LEAST_SCALE_BITS} to {EXACT}"
             raise ConfigError("codec compeft", expected=expected, got=repr(scale_bits))
         self.density, self.alpha, self.scale_bits = density, alpha, scale_bits
-        self._selection = CompeftSelection(density, alpha)
+        self._selection = CompeftSelection(density, alpha, over_all)
 
     def encode(self, state: AdapterState, *, key: Key) -> Payload:
         """The payload of ``state``; ``key`` is not used."""
@@ -64,7 +72,8 @@ class CompeftGapsCodec(Codec):
 
     def _sent(self, state: AdapterState) -> list[Sent]:
         flat = flat_finite(state, self.id)
-        return [self._rounded(self._selection.of(flat[t.name])) for t in state.spec]
+        found = self._selection.of_all([flat[t.name] for t in state.spec])
+        return [self._rounded(sent) for sent in found]
 
     def _rounded(self, sent: Sent) -> Sent:
         unit = 1 << EXACT - self.scale_bits

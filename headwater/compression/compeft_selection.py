@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,7 @@ class CompeftSelection:
         density: 0 < k ≤ 1; a tensor keeps max(1, ⌊k·N⌋) values.
         alpha: scale = alpha·std (ddof = 1) as in the paper; the mean kept magnitude if ``None``, and
             wherever std is undefined or 0 (N = 1, a constant tensor).
+        over_all: N is that of all tensors together, of which some may keep nothing.
 
     Raises:
         ConfigError: one of them is out of range.
@@ -52,6 +53,7 @@ class CompeftSelection:
 
     density: float
     alpha: float | None
+    over_all: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -59,9 +61,26 @@ class CompeftSelection:
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise ConfigError("codec compeft", expected="alpha > 0", got=repr(self.alpha))
 
+    def of_all(self, tensors: Sequence[Floats]) -> list[Sent]:
+        """What is sent of each tensor's finite values."""
+        if not self.over_all or len(tensors) < 2:
+            return [self.of(values) for values in tensors]
+        whole = np.concatenate(tensors)
+        places, chosen = largest_values(whole, kept(whole.size, self.density))
+        starts = np.cumsum([0, *(values.size for values in tensors[:-1])])
+        cuts = np.searchsorted(places, starts[1:])
+        return [
+            self._sent(values, here - start, part)
+            for values, start, here, part in zip(
+                tensors, starts, np.split(places, cuts), np.split(chosen, cuts), strict=True
+            )
+        ]
+
     def of(self, values: Floats) -> Sent:
-        """What is sent of a tensor's finite ``values`` [N]."""
-        places, chosen = largest_values(values, kept(values.size, self.density))
+        """What is sent of a tensor's finite ``values`` [N] by itself."""
+        return self._sent(values, *largest_values(values, kept(values.size, self.density)))
+
+    def _sent(self, values: Floats, places: npt.NDArray[np.intp], chosen: Floats) -> Sent:
         return Sent(places, (chosen < 0).view(np.uint8), self._scale(values, chosen))
 
     def _scale(self, values: Floats, kept: Floats) -> float:

@@ -92,7 +92,8 @@ def _compeft(settings: settings_of.CompeftCodec) -> Codec:
     if settings.format == 1:
         return CompeftCodec(settings.density, settings.alpha)
     if settings.budget_bytes is None:
-        return CompeftGapsCodec(settings.density, settings.alpha, settings.scale_bits)
+        over_all = settings.density_over == "all"
+        return CompeftGapsCodec(settings.density, settings.alpha, settings.scale_bits, over_all=over_all)
     return BudgetCodec(CompeftGapsCodec(1.0, None, settings.scale_bits), settings.budget_bytes)
 
 

@@ -14,6 +14,9 @@ from headwater.config.plugins import open_to
 from headwater.config.settings import Settings
 from headwater.config.traits import CodecTraits
 
+DENSITY_OVER = "compeft.density_over"
+"""What a client that knows this setting of ``compeft.v2`` says among the ids that it knows."""
+
 
 class DenseCodec(NoFeedback):
     """Every value as fp32, bf16 or fp16."""
@@ -43,6 +46,11 @@ class CompeftCodec(Contractive):
     first_format: ClassVar[Mapping[str, object]] = MappingProxyType({"format": 1, "scale_bits": 24})
     kind: Literal["compeft"]
     density: float = Field(default=0.05, gt=0, le=1, description="fraction of values kept per tensor")
+    density_over: Literal["tensor", "all"] = Field(
+        default="tensor",
+        exclude_if=lambda value: value == "tensor",
+        description="what `density` is a fraction of: each tensor, or all together as in the paper",
+    )
     alpha: float | None = Field(
         default=None, gt=0, description="scale = alpha·std as in the paper; the kept mean if absent"
     )
@@ -65,13 +73,18 @@ class CompeftCodec(Contractive):
             raise ValueError("scale_bits needs format 2")
         if self.budget_bytes is not None and (self.format == 1 or self.alpha is not None):
             raise ValueError("budget_bytes needs format 2, and no alpha: it weighs errors of the kept mean")
+        if self.density_over == "all" and (self.format == 1 or self.budget_bytes is not None):
+            raise ValueError('density_over = "all" needs format 2, and no budget_bytes, which has densities')
         return self
 
     def written_by(self, ids: Collection[str]) -> Self:
         """In format 1, with exact scales, unless the client knows what is asked for."""
-        if f"{self.kind}.v{self.format}" in ids:
+        if f"{self.kind}.v{self.format}" not in ids:
+            first = {**self.first_format, "budget_bytes": None, "density_over": "tensor"}
+            return self.model_copy(update=first)
+        if self.density_over == "tensor" or DENSITY_OVER in ids:
             return self
-        return self.model_copy(update={**self.first_format, "budget_bytes": None})
+        return self.model_copy(update={"density_over": "tensor"})
 
     def may_lengthen(self) -> bool:
         """With ``alpha``, which need not be what the kept values were."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from functools import partial
 
 from headwater.compression.byte_reader import varint
 from headwater.compression.compeft import groups
@@ -52,7 +53,8 @@ def codec_within(
             return codec.model_copy(update={"budget_bytes": room})
     elif isinstance(codec, CompeftCodec):
         low, high = 1, int(codec.density / _STEP)
-        most_bytes = _most_gaps if codec.format > 1 else _most
+        over_all = codec.density_over == "all"
+        most_bytes = partial(_most_gaps, over_all=over_all) if codec.format > 1 else _most
         if most_bytes(spec, codec.density) <= room:
             return codec
         if most_bytes(spec, _STEP) <= room:
@@ -105,15 +107,17 @@ def _most(spec: StateSpec, density: float) -> int:
     return size + math.ceil(bits / 8)
 
 
-def _most_gaps(spec: StateSpec, density: float) -> int:
+def _most_gaps(spec: StateSpec, density: float, *, over_all: bool = False) -> int:
     """No body of ``compeft.v2`` at this density is longer.
 
     Gaps cost what positions do in ``compeft.v1``, and more where all their lowest bits are zeros, which the
     model thinks as likely as others: log2(x / (1 − e^−x)) < 0.18 bits, x = n·2^s/N ≤ 1/4 (``gaps``).
+    The cost is concave in n: of a density over all tensors, equal ones are the worst case.
     """
     size, bits, met = 16 + len(varint(len(spec))), 0.0, set[int]()
     for t in spec:
-        some = min(kept(t.numel, density), 2 * t.numel / 3)
+        count = max(density, 1 / spec.numel) * t.numel if over_all else kept(t.numel, density)
+        some = min(count, 2 * t.numel / 3)
         size += 2 * len(varint(t.numel)) + (len(varint(len(spec))) if t.numel in met else 0)
         met.add(t.numel)
         bits += 31 + (t.numel - some) * math.log2(t.numel / (t.numel - some))

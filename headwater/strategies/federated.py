@@ -16,6 +16,7 @@ import numpy as np
 
 from headwater.compression.seed_state import MAX_SUMS
 from headwater.compression.table import readable
+from headwater.config.codec import DENSITY_OVER
 from headwater.config.federation import Federation
 from headwater.config.strategy import FisherStrategy
 from headwater.errors import FederationStopped
@@ -212,7 +213,7 @@ class FederatedStrategy(Strategy):
         for name, method in self.federation.methods.items():
             if not method.training.splits_layers:  # which layers it has is dealt in each round
                 tensors = None if method.last_layers is None else last_layers(spec, method.last_layers)
-                for reads in ((), readable()):
+                for reads in ((), readable(), (*readable(), DENSITY_OVER)):
                     self._task(Assigned(name, method), 1, spec, seeds, tensors, reads)
 
     def kept_bytes(self, spec: StateSpec, clients: int, *, spooled: bool = False) -> int | None:

@@ -51,6 +51,45 @@ class TestShortScaleLaws(CodecLaws):
     codec = CompeftGapsCodec(density=0.3, scale_bits=8)
 
 
+class TestOverAllLaws(CodecLaws):
+    codec = CompeftGapsCodec(density=0.3, over_all=True)
+
+
+@LAW
+@given(state=states(signed), density=st.sampled_from([0.01, 0.3, 1.0]), scale_bits=st.sampled_from([24, 8]))
+def test_over_all_tensors_the_largest_of_the_whole_update_are_kept(state, density, scale_bits):
+    count = max(1, int(density * state.spec.numel))
+    flat = state.vector().tolist()
+    first = sorted(range(len(flat)), key=lambda place: (-abs(flat[place]), place))[:count]
+    kept_places = sorted(place for place in first if flat[place] != 0)
+    codec = CompeftGapsCodec(density, None, scale_bits, over_all=True)
+    payload, sent = codec.round_trip(state, key=KEY)
+    assert sent.vector().numpy().nonzero()[0].tolist() == kept_places
+    signs = [flat[place] < 0 for place in kept_places]
+    assert (sent.vector()[kept_places] < 0).tolist() == signs
+    assert same(decode(payload.body, state.spec), sent)
+    for tensor in sent.values():  # one scale each
+        assert tensor[tensor != 0].abs().unique().numel() <= 1
+
+
+def test_over_all_tensors_ties_go_to_the_first_and_the_scale_is_a_tensors_own():
+    state = state_of(
+        a=torch.tensor([1.0, 0, 3]), b=torch.tensor([[-3.0, 9], [1, 1]]), c=torch.tensor([-3.0, 0.5, 0])
+    )
+    sent = CompeftGapsCodec(0.3, over_all=True).round_trip(state, key=KEY)[1]  # three of ten
+    assert sent["a"].tolist() == [0, 0, 3]
+    assert sent["b"].tolist() == [[-6, 6], [0, 0]]
+    assert sent["c"].tolist() == [0, 0, 0]
+
+
+def test_over_all_tensors_it_is_smaller_than_the_papers_own_formula():
+    state = lora(60)
+    body, sent = CompeftGapsCodec(0.05, over_all=True).round_trip(state, key=KEY)
+    count = int((sent.vector() != 0).sum())
+    assert count == kept(state.spec.numel, 0.05)
+    assert 8 * len(body.body) <= 0.9 * (bound_bits(state.spec.numel, count) + 16)
+
+
 @LAW
 @given(state=states(signed), density=st.sampled_from([0.01, 0.3, 1.0]), alpha=st.sampled_from([None, 2.0]))
 def test_values_are_those_of_v1_bit_for_bit(state, density, alpha):
@@ -112,6 +151,15 @@ def test_frozen_bytes_of_several_tensors():
     body = CompeftGapsCodec(0.5).encode(state, key=KEY).body
     assert body.hex() == "02010200000306277ea42103f6"
     assert same(decode(body, state.spec), CompeftCodec(0.5).round_trip(state, key=KEY)[1])
+
+
+def test_frozen_bytes_of_a_density_over_all():
+    state = state_of(
+        a=torch.tensor([1.0, -3.0]), b=torch.tensor(TAU), c=torch.zeros(3), d=torch.tensor([0.25])
+    )
+    body = CompeftGapsCodec(0.2, over_all=True).encode(state, key=KEY).body
+    assert body.hex() == "1801020000180c6b6666fdba9795ba9b0b9c0b"
+    assert [int(decode(body, state.spec)[name].count_nonzero()) for name in "abcd"] == [1, 2, 0, 0]
 
 
 # --- scales ---------------------------------------------------------------------------------------------

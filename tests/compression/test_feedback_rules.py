@@ -15,7 +15,8 @@ from headwater.compression.compeft import CompeftCodec
 from headwater.compression.feedback import FeedbackState, compensate, faded, sent, settle
 from headwater.compression.feedback_file import read_state, to_pieces
 from headwater.compression.table import codec_by_id, codec_for
-from headwater.config.codec import Contractive, TopkCodec
+from headwater.config.codec import TopkCodec
+from headwater.config.feedback import Contractive
 from headwater.merging import MeanAggregator
 from headwater.merging.plan import MergePlan, Update
 from headwater.seeds.keys import Key

@@ -62,6 +62,7 @@ def test_settings_reach_the_codec():
     codec = codec_for(settings)
     assert isinstance(codec, CompeftGapsCodec)
     assert (codec.density, codec.alpha, codec.scale_bits) == (0.1, 2.0, 9)
+    assert codec_for(settings.model_copy(update={"density_over": "all"}))._selection.over_all
     codec = codec_for(settings.written_by(["compeft.v1", "compeft.v3"]))
     assert isinstance(codec, CompeftCodec)
     assert (codec.density, codec.alpha) == (0.1, 2.0)

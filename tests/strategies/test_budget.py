@@ -63,6 +63,23 @@ def test_no_update_in_gaps_is_longer_whatever_it_keeps(most: int, seed: int, zer
     assert size_of(codec, alike) + ENVELOPE_BYTES <= most
 
 
+@settings(max_examples=40)
+@given(st.integers(600, 3000), st.integers(0, 10**6), st.lists(st.integers(-9, 9), min_size=3, max_size=3))
+def test_no_update_is_longer_whichever_tensors_keep_the_values(
+    most: int, seed: int, sizes: list[int]
+) -> None:
+    codec = codec_within(COMPEFT.model_copy(update={"density_over": "all"}), SPEC, most, "m", seeds=None)
+    parts = normal(seed).split([t.numel for t in SPEC])
+    values = torch.cat([2.0**size * part for size, part in zip(sizes, parts, strict=True)])
+    found = size_of(codec, values) + ENVELOPE_BYTES
+    assert found <= most
+    assert len(set(sizes)) > 1 or codec.density == 0.5 or found >= 0.95 * most - 24
+    alike = torch.zeros(SPEC.numel)  # in one tensor, and every gap one that the model thinks rare
+    count = max(1, int(codec.density * SPEC.numel))
+    alike[: 3072 : max(1, 3072 // count)] = 1.0
+    assert size_of(codec, alike) + ENVELOPE_BYTES <= most
+
+
 def test_signs_in_equal_parts_are_the_worst_case() -> None:
     values = normal(5)
     codec = codec_within(FIRST, SPEC, 900, "m", seeds=None)

@@ -17,6 +17,7 @@ from headwater.compression.since import SINCE, add_up, name_of, read_since
 from headwater.compression.table import codec_by_id, codec_for, readable
 from headwater.config import LoadedFederation
 from headwater.config.assignment import simulated_memory_mb
+from headwater.config.codec import DENSITY_OVER
 from headwater.data.federated import FederatedData
 from headwater.errors import DecodeError
 from headwater.protocol.failures import FailureCode, coded
@@ -137,10 +138,10 @@ class ClientRuntime:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Ids of the codecs in which a state may come, among them that of a package in ``codec.down``."""
+        """Ids of codecs that it knows, among them that of a package in ``codec.down``, and of a setting."""
         if self._reads is None:
             down = codec_for(self.context.loaded.settings.codec.down)
-            self._reads = tuple(sorted({*readable(), SINCE, SEEDS, down.id}))
+            self._reads = tuple(sorted({*readable(), SINCE, SEEDS, DENSITY_OVER, down.id}))
         return self._reads
 
     def check(self, request: TrainRequest | EvaluateRequest) -> None:

@@ -51,6 +51,24 @@ def test_a_client_one_format_behind_takes_part(more):
         assert merged.delta.sha256() == sent.sha256()  # the mean of two that are alike
 
 
+def test_who_does_not_know_a_density_over_all_tensors_is_asked_for_one_of_each():
+    strategy = FederatedStrategy(federation(codec={"up": {"kind": "compeft", "density_over": "all"}}))
+    known = profiles("first", "behind", "today")
+    known["behind"] = replace(known["behind"], reads=readable())
+    known["today"] = replace(known["today"], reads=(*readable(), "compeft.density_over"))
+    plan = strategy.plan(strategy.init(ZERO), known, key=ROOT)
+    asked = {name: json.loads(plan_to_json(one))["codec"] for name, one in plan.clients.items()}
+    second = SETTINGS | {"format": 2, "scale_bits": 24}
+    assert asked == {"first": SETTINGS, "behind": second, "today": second | {"density_over": "all"}}
+    assert plan_from_json(plan_to_json(plan.clients["today"])) == plan.clients["today"]
+
+
+@pytest.mark.parametrize("more", [{"format": 1}, {"budget_bytes": 900}])
+def test_a_density_over_all_tensors_needs_a_density_and_the_format_that_has_it(more):
+    with pytest.raises(ValueError, match="density_over"):
+        CompeftCodec(kind="compeft", density_over="all", **more)
+
+
 def test_an_update_in_another_format_than_the_plans_is_refused():
     round_ = opened()
     today = codec_for(round_.plan.clients["today"].codec)
