@@ -217,6 +217,10 @@ class RoundDraft:
         self._content["gap"] = None if gap is None else dict(gap)
         self._content["merge"] = dict(report)
 
+    def kept_back(self, norm: float) -> None:
+        """What a compressed way down keeps back of the adapter after the round, as an L2 norm."""
+        self._content["merge"] = {**self._content.get("merge", {}), "kept_back_norm": norm}
+
     def summed(self, sizes: Mapping[str, int]) -> None:
         """What edge aggregators sent in place of their clients' updates, in bytes by name."""
         if sizes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -73,11 +71,13 @@ def test_a_client_whose_store_is_lost_is_refused_by_name(file, tmp_path):
 def test_a_client_that_is_gone_cannot_be_taken_out_of_the_sum(file, tmp_path):
     run(file, tmp_path / "run")
     checkpoint, _ = sums(tmp_path / "run")
-    everyone = dict.fromkeys(checkpoint.accepted)
-    base._require_nobody_gone(checkpoint, everyone)
-    gone = everyone.popitem()[0]
+    counts = {**dict.fromkeys(checkpoint.accepted, 0), "new": 0, "other": 3}
+    counted = base._with_all_of_the_sum(checkpoint, counts)  # also of those who have no examples any more
+    assert counted == {**dict.fromkeys(checkpoint.accepted, 1), "new": 0, "other": 3}
+    gone = min(checkpoint.accepted)
+    del counts[gone]
     with pytest.raises(FederationStopped, match=f"not enrolled any more, such as {gone}"):
-        base._require_nobody_gone(replace(checkpoint), everyone)
+        base._with_all_of_the_sum(checkpoint, counts)
 
 
 def test_the_two_kinds_of_feedback_are_not_taken_for_each_other(file):

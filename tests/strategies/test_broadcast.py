@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.compression.table import codec_by_id
-from headwater.config.codec import CompeftCodec, DenseCodec, TopkCodec
+from headwater.config.codec import CompeftCodec, DenseCodec, RandkCodec, TopkCodec
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies.broadcast import broadcast
@@ -58,6 +58,19 @@ def test_what_is_kept_back_fades():
     two, _ = broadcast(before, moved(before, 1), fading, key=KEY)
     assert two.state == one.state
     assert two.residual == one.residual * 0.5
+
+
+def test_each_round_draws_anew_what_travels():
+    codec, server, places = (
+        RandkCodec(kind="randk", density=0.1),
+        ServerState(0, AdapterState.zeros(SPEC)),
+        [],
+    )
+    for _ in range(2):
+        following, _ = broadcast(server, moved(server, 1), codec, key=KEY)
+        places.append((following.state - server.state).vector().nonzero().flatten().tolist())
+        server = following
+    assert places[0] != places[1]
 
 
 def test_without_feedback_what_is_cut_off_is_gone():

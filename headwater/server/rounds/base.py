@@ -156,11 +156,11 @@ class Rounds(ABC):
         """Plan the next round for these clients; one that was left open, as it was planned then."""
         strategy = self._strategy if left is None else FederatedStrategy(_settings_of(self._settings, left))
         everyone = self._everyone(profiles)
-        if checkpoint.server.shift is not None:
-            _require_nobody_gone(checkpoint, everyone)
         population = None
         if checkpoint.server.control is not None or checkpoint.server.shift is not None:
             population = {name: profile.train_examples for name, profile in everyone.items()}
+        if checkpoint.server.shift is not None:
+            population = _with_all_of_the_sum(checkpoint, population or {})
         plan = strategy.plan(
             checkpoint.server,
             profiles,
@@ -291,12 +291,17 @@ def _settings_of(settings: Federation, left: OpenRoundRecord) -> Federation:
     return settings.model_copy(update={"federation": federation, "cohort": cohort})
 
 
-def _require_nobody_gone(checkpoint: Checkpoint, everyone: Mapping[str, ClientProfile]) -> None:
-    """What a client that left had sent with EF21 cannot be taken out of the sum."""
-    if gone := sorted(checkpoint.accepted.keys() - everyone.keys()):
+def _with_all_of_the_sum(checkpoint: Checkpoint, population: Mapping[str, int]) -> dict[str, int]:
+    """Train examples of all clients of EF21: who has sent something counts, also without any now.
+
+    Raises:
+        FederationStopped: what a client that left had sent cannot be taken out of the sum.
+    """
+    if gone := sorted(checkpoint.accepted.keys() - population.keys()):
         raise FederationStopped(
             f"round {checkpoint.server.round + 1}",
             expected="all clients whose updates EF21 has added up",
             got=f"{len(gone)} that are not enrolled any more, such as {gone[0]}",
             hint="Enrol them again, or start a new run: error_feedback = 'ef14' lets clients leave.",
         )
+    return {name: count or int(name in checkpoint.accepted) for name, count in population.items()}

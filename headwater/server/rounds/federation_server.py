@@ -352,6 +352,8 @@ class FederationServer:
         accepted = {**checkpoint.accepted, **finished.accepted}
         checkpoint = replace(checkpoint, server=server, accepted=accepted)
         draft = finished.draft
+        if server.residual is not None:
+            draft.kept_back(server.residual.norm())
         known = pool.profiles()
         took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it
         checkpoint, value = self._evaluation_round.after(checkpoint, pool, known, draft, took_part=took_part)

@@ -183,6 +183,22 @@ def test_one_version_travels_once_and_the_initial_one_never(tmp_path, codec):
         assert world.sent["ann"] < 3 * (0.25 * SPEC.nbytes) + 9 * nothing
 
 
+def test_who_lost_its_state_is_sent_changes_again_once_it_has_answered(tmp_path):
+    world, sizes = World(tmp_path), []
+    world.ask(("ann",))
+    world.clients["ann"].store = MemoryStore()
+    for number in range(3):
+        world.round(number)
+        if number == 1:
+            world.clients["ann"].store = MemoryStore()
+            world.clients["ann"].restart()
+            world.lost.add("ann")
+        before = world.sent["ann"]
+        world.ask(("ann",))
+        sizes.append(world.sent["ann"] - before)
+    assert sizes[1] > SPEC.nbytes // 2 > 2 * max(sizes[0], sizes[2])
+
+
 def test_who_missed_rounds_is_sent_the_cheaper_of_catch_up_and_whole(tmp_path):
     world = World(tmp_path)
     world.ask(("ann",))

@@ -34,6 +34,8 @@ def test_a_server_that_dies_comes_to_the_same_bits_for_few_bytes(calm, tmp_path)
     dense = Site(tmp_path, "dense", codec={"up": SPARSE["codec"]["up"]})
     dense.go()
     assert 0 < 15 * sum(down(calm)) < sum(down(dense))
+    assert all(record["merge"]["kept_back_norm"] > 0 for record in calm.records[1:])
+    assert not any("kept_back_norm" in record["merge"] for record in dense.records[1:])
     site = Site(tmp_path, "crash", **SPARSE)
     with pytest.raises(Interrupted):
         site.go(crash_at=5, kinds=ClientDone)
