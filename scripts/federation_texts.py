@@ -140,6 +140,11 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("a strategy that needs several updates", "a smaller `cohort.min_clients`"),
     ("`cohort.target_clients`", "a smaller `clients_per_round`; schedule `buffered`"),
     ("schedule `buffered`", "`spry`, `decomfl`"),
+    (
+        "`cohort.upload_s`",
+        "no `upload_bps` or `trace` of simulated devices; a codec but `compeft` in format 2 without `alpha`; "
+        "scalars alone; schedule `buffered`; a smaller `deadline_s`; a server",
+    ),
     ("`[methods]`", "no `[assignment]`; kind `noop`; 64 methods or more; names that are no identifiers"),
     (
         "methods that send scalars",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from headwater.config.assignment import DEFAULT
+from headwater.config.codec import CompeftCodec
 from headwater.config.spaces import require_space
 from headwater.config.tables import FederationTables
 from headwater.config.training import Training
@@ -40,6 +41,7 @@ def require_consistent(federation: FederationTables) -> None:
     _measurable(federation)
     _cohort(federation)
     _methods(federation)
+    _links(federation)
     _control_variates(federation)
     _shifts(federation)
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
@@ -67,6 +69,31 @@ def _memory(federation: FederationTables) -> None:
     devices, assignment = federation.simulation.devices, federation.assignment
     if devices is not None and devices.memory_mb is not None and getattr(assignment, "devices", None):
         raise ValueError("simulation.devices.memory_mb and [assignment.devices] say the same: leave one out")
+
+
+def _links(federation: FederationTables) -> None:
+    """Budgets by links need links that are measured, and a codec that keeps a budget."""
+    cohort, codec, devices = federation.cohort, federation.codec.up, federation.simulation.devices
+    if cohort.upload_s is None:
+        return
+    if devices is None or (devices.upload_bps is None and devices.trace is None):
+        raise ValueError(
+            "cohort.upload_s needs links that are measured: give simulation.devices upload_bps or a trace"
+        )
+    if not isinstance(codec, CompeftCodec) or codec.format == 1 or codec.alpha is not None:
+        raise ValueError(
+            f"cohort.upload_s needs codec.up 'compeft' in format 2 without alpha, not '{codec.kind}' with "
+            "these settings"
+        )
+    if all(training.sends == "coefficients" for training in federation.trainings.values()):
+        raise ValueError("cohort.upload_s: every method here sends coefficients, whose size no codec decides")
+    if not federation.schedule.has_rounds:
+        raise ValueError("cohort.upload_s needs rounds: an update may be of an earlier version's budget")
+    if cohort.deadline_s is not None and cohort.upload_s > cohort.deadline_s:
+        raise ValueError(
+            f"cohort.upload_s {cohort.upload_s:g} is above cohort.deadline_s {cohort.deadline_s:g}, which is "
+            "for downloads and computation too"
+        )
 
 
 def _precision(federation: FederationTables) -> None:

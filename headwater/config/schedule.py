@@ -21,6 +21,13 @@ class CohortSettings(Settings):
     )
     min_clients: int = Field(default=1, ge=1, description="fewer accepted updates end the run")
     deadline_s: float | None = Field(default=None, gt=0)
+    upload_s: float | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=lambda value: value is None,  # runs were named without
+        description="with `[simulation.devices]`: an update is no longer than its client's link, as measured "
+        "so far, carries in so many seconds",
+    )
     retry_s: float = Field(
         default=60.0,
         gt=0,

@@ -1,4 +1,4 @@
-"""Codecs within a client's byte budget: :func:`codec_within`."""
+"""Codecs within a client's byte budget: :func:`codec_within`, :func:`codec_for_link`."""
 
 from __future__ import annotations
 
@@ -88,6 +88,25 @@ def codec_of_client(codec: Codec, spec: StateSpec, reads: Collection[str], who: 
     if budget is None or told is codec:
         return told
     return codec_within(told, spec, budget + ENVELOPE_BYTES, who, seeds=None)
+
+
+def codec_for_link(codec: Codec, spec: StateSpec, most: int) -> Codec:
+    """``codec``, with a density of each tensor's own, so that an update is no longer than its link carries.
+
+    Never more than at the codec's own density, or in its own ``budget_bytes``; never less than the smallest
+    density takes. Other codecs than ``compeft.v2`` stay as they are.
+
+    Args:
+        codec: as the client is asked for it otherwise.
+        spec: of the tensors that it trains.
+        most: the whole update's bytes.
+    """
+    if not isinstance(codec, CompeftCodec) or codec.format == 1:
+        return codec
+    room = max(_LEAST, _most_gaps(spec, _STEP), most - ENVELOPE_BYTES)
+    if room >= (codec.budget_bytes or _most_gaps(spec, codec.density)):
+        return codec
+    return codec.model_copy(update={"budget_bytes": room})
 
 
 def _most(spec: StateSpec, density: float) -> int:

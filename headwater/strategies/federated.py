@@ -33,10 +33,11 @@ from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes
 from headwater.state import AdapterState, StateSpec
 from headwater.strategies.assignment import Assigned, assign, completed_names
-from headwater.strategies.budget import codec_of_client, codec_within
+from headwater.strategies.budget import codec_for_link, codec_of_client, codec_within
 from headwater.strategies.error_shift import ShiftPlan
 from headwater.strategies.layers import one_factor, trained_tensors
 from headwater.strategies.learning_rate import learning_rate_factor
+from headwater.strategies.links import link_bytes
 from headwater.strategies.merge_transforms import merge_transforms, pro_training
 from headwater.strategies.rules import rule_for, rule_in_round
 from headwater.strategies.seeding import round_seeds, seeds_only
@@ -128,9 +129,10 @@ class FederatedStrategy(Strategy):
         made: dict[tuple[Any, ...], ClientPlan] = {}  # clients of one kind share theirs: there may be 10⁵
         for name, assigned in methods.items():
             reads = profiles[name].reads
-            kind = (assigned.name, assigned.method.training, tensors[name], reads)
+            room = self._room_of_link(server, name)
+            kind = (assigned.name, assigned.method.training, tensors[name], reads, room)
             if kind not in made:
-                made[kind] = self._task(assigned, number, spec, seeds, tensors[name], reads)
+                made[kind] = self._task(assigned, number, spec, seeds, tensors[name], reads, room)
             tasks[name] = made[kind]
         control = self._control(server, tasks, profiles, population)
         shift = None
@@ -159,6 +161,11 @@ class FederatedStrategy(Strategy):
         weights = sum(self._weight(count) for count in (population or examples).values() if count > 0)
         return ControlPlan(server.control, rates, steps, weights)
 
+    def _room_of_link(self, server: ServerState, client: str) -> int | None:
+        """The bytes that a client's link carries in ``cohort.upload_s``; None if nobody knows or asks."""
+        seconds = self.federation.cohort.upload_s
+        return None if seconds is None else link_bytes(server.links.get(client, ()), seconds)
+
     def _weight(self, examples: int) -> int:
         """Of a client's update."""
         return min(examples, MAX_WEIGHT) if self.federation.strategy.weighting == "examples" else 1
@@ -171,8 +178,9 @@ class FederatedStrategy(Strategy):
         seeds: SeedPlan | None,
         tensors: tuple[str, ...] | None,
         reads: tuple[str, ...],
+        room: int | None = None,
     ) -> ClientPlan:
-        """What a client with this method, which knows these codecs, is asked."""
+        """What a client with this method, codecs that it knows, and room on its link, is asked."""
         federation, method = self.federation, assigned.method
         strategy, training = federation.strategy, method.training
         fisher = FisherPlan(strategy.examples, strategy.cap) if isinstance(strategy, FisherStrategy) else None
@@ -194,6 +202,8 @@ class FederatedStrategy(Strategy):
                 else replace(seeds, entries=min(seeds.entries, mine.entries)),
                 fisher=fisher is not None,
             )
+        if room is not None and mine is None:
+            codec = codec_for_link(codec, trained, room)
         return ClientPlan(
             training=training,
             codec=codec,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from headwater.merging.aggregator import Aggregator, Merged
@@ -34,6 +34,7 @@ class ServerState:
         control: c, the server's control variate (SCAFFOLD), of the same spec; None without one.
         shift: the sum of all that EF21's clients have sent, of the same spec; None without EF21.
         residual: e, what compression has kept back of the way down (:mod:`.broadcast`); None without any.
+        links: by client, how fast its last updates came, in bytes/s; empty without ``cohort.upload_s``.
     """
 
     round: int
@@ -46,6 +47,7 @@ class ServerState:
     control: AdapterState | None = None
     shift: AdapterState | None = None
     residual: AdapterState | None = None
+    links: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Strategy(ABC):

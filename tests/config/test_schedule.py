@@ -9,6 +9,8 @@ from headwater.config import load_federation
 from headwater.errors import ConfigError
 from tests.config.test_load import GOOD
 
+LINK = "simulation.devices.upload_bps=1e6"
+
 
 @pytest.fixture
 def load(tmp_path):
@@ -31,6 +33,8 @@ def test_rounds_are_synchronous_unless_the_file_says_otherwise(load):
         ("schedule.kind=buffered", "schedule.buffer=3", "cohort.min_clients=3"),
         # so many at once, one after the other: fewer than make a version
         ("schedule.kind=buffered", "schedule.buffer=3", "cohort.min_clients=3", "cohort.clients_per_round=1"),
+        ("cohort.upload_s=9", "cohort.deadline_s=9", LINK),
+        ("cohort.upload_s=9", "simulation.devices.trace=devices.csv"),
     ],
 )
 def test_what_fits_is_taken(load, overrides):
@@ -53,6 +57,15 @@ def test_what_fits_is_taken(load, overrides):
         (("schedule.kind=synchronous", "schedule.buffer=2"), "schedule.buffer"),
         (("schedule.kind=buffered", "schedule.buffer=2", "schedule.max_staleness=-1"), "max_staleness"),
         (("cohort.retry_s=0",), "cohort.retry_s"),
+        (("cohort.upload_s=0", LINK), "cohort.upload_s"),
+        (("cohort.upload_s=9",), "links that are measured"),
+        (("cohort.upload_s=9", "simulation.devices.latency_s=1"), "links that are measured"),
+        (("cohort.upload_s=9", LINK, "schedule.kind=buffered", "schedule.buffer=2"), "upload_s needs rounds"),
+        (("cohort.upload_s=9", LINK, "cohort.deadline_s=8"), "9 is above cohort.deadline_s 8"),
+        (("cohort.upload_s=9", LINK, "codec.up.kind=topk"), "needs codec.up 'compeft' in format 2"),
+        (("cohort.upload_s=9", LINK, "codec.up.format=1"), "needs codec.up 'compeft' in format 2"),
+        (("cohort.upload_s=9", LINK, "codec.up.alpha=1.0"), "needs codec.up 'compeft' in format 2"),
+        (("cohort.upload_s=9", LINK, "training.kind=mezo"), "sends coefficients"),
     ],
 )
 def test_what_does_not_fit_is_named(load, overrides, wrong):

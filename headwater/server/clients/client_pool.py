@@ -75,6 +75,10 @@ class ClientPool(ABC):
     def describe(self, draft: RoundDraft) -> None:  # noqa: B027 - likewise
         """Add to a round's record, before it is written, what only the way to the clients knows."""
 
+    def uploads(self) -> Mapping[str, Sequence[int]]:
+        """How fast updates came, in bytes/s by client, since this was last asked; only in simulated time."""
+        return {}
+
     def missing(self) -> Mapping[str, str]:
         """Who may take part and is not among :meth:`ready`, by name, sorted: why not, in a few words."""
         return {}

@@ -38,6 +38,7 @@ from headwater.server.storage.durability import Durability
 from headwater.server.storage.run_folder import RunFolder
 from headwater.strategies.broadcast import broadcast
 from headwater.strategies.federated import FederatedStrategy
+from headwater.strategies.links import noted
 from headwater.tasks.batches import Example
 from headwater.text import human_bytes
 from headwater.training.context import TrainingContext
@@ -359,6 +360,9 @@ class FederationServer:
         checkpoint, value = self._evaluation_round.after(checkpoint, pool, known, draft, took_part=took_part)
         draft.lost(pool.lost())
         pool.describe(draft)
+        if self._settings.cohort.upload_s is not None:
+            links = noted(checkpoint.server.links, pool.uploads())
+            checkpoint = replace(checkpoint, server=replace(checkpoint.server, links=links))
         draft.set_state(server.state.sha256())
         record = draft.record(self.control.stopwatch() - finished.started_s)
         checkpoint = replace(checkpoint, down=self._downlink.record())

@@ -293,7 +293,9 @@ class OpenRound:
         for client in sorted(self.plan.clients):
             method = {"method": name} if (name := self.plan.clients[client].method) else {}
             edge = {"edge": edge} if (edge := self.profiles[client].edge) else {}
+            budget = getattr(self.plan.clients[client].codec, "budget_bytes", None)
             rows[client] = {"bytes_down": self.sent.get(client, 0), **method, **edge}
+            rows[client] |= {} if budget is None else {"budget_bytes": budget}
             rows[client] |= self._rows.get(client, {})
             if client in failed:
                 rows[client]["failed"] = failed[client]

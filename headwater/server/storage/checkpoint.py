@@ -90,6 +90,8 @@ class Checkpoint:
             "span": None if seeded_state is None else _described(seeded_state),
             "down": self.down.described(),
         }
+        if self.server.links:
+            meta["links"] = self.server.links
         write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
 
     @staticmethod
@@ -185,7 +187,21 @@ def _server(
         control=groups.get("control"),
         residual=groups.get("residual"),
         shift=groups.get("shift"),
+        links=_links(meta.get("links", {})),
     )
+
+
+def _links(content: object) -> dict[str, tuple[int, ...]]:
+    """What was written.
+
+    Raises:
+        ValueError: no speeds by client.
+    """
+    if not isinstance(content, dict) or not all(isinstance(speeds, list) for speeds in content.values()):
+        raise ValueError("links are not by client")
+    if not all(type(speed) is int and speed >= 0 for speeds in content.values() for speed in speeds):
+        raise ValueError("a link's speed is no whole number of bytes")
+    return {client: tuple(speeds) for client, speeds in content.items()}
 
 
 def _noise_plan(noise: Mapping[str, Any]) -> NoisePlan:

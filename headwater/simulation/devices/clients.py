@@ -83,6 +83,7 @@ class DeviceClients(FixedClients):
             self._changes = [change for change in changes if change[0] < NEVER]
             heapify(self._changes)
         self._moved: set[str] = set()
+        self._uploads: dict[str, list[int]] = {}
         self._growing, self._whole = way.growing, self._profiles
         if self._growing is not None:
             held = {r.client: r.plan.rows or self._whole[r.client].train_examples for r in requests}
@@ -128,6 +129,11 @@ class DeviceClients(FixedClients):
         moved, self._moved = self._moved, set()
         return moved
 
+    def uploads(self) -> Mapping[str, Sequence[int]]:
+        """Of trainings that ended by :meth:`describe`; of those that were cut short, the part that came."""
+        uploads, self._uploads = self._uploads, {}
+        return uploads
+
     def _next_change(self, limit: int) -> int:
         self._update()  # nobody may have asked since the last one
         rows = NEVER if self._growing is None else self._growing.next_change()
@@ -162,7 +168,11 @@ class DeviceClients(FixedClients):
             self._show(self._whole)
         self._began = self._closed = now
         spent = self._grid.take_spent()
-        rows = self._rows([s for s in spent if s.kind == TRAIN], closed)
+        trained = sorted((s for s in spent if s.kind == TRAIN), key=lambda s: (s.client, s.ended, s.asked))
+        for task in trained:
+            if (speed := task.bytes_per_s) is not None:
+                self._uploads.setdefault(task.client, []).append(speed)
+        rows = self._rows(trained, closed)
         evaluations = sum(s.joules for s in spent if s.kind != TRAIN)
         joules = sum(row["joules"] for row in rows.values()) + evaluations
         draft.simulated(
@@ -177,9 +187,9 @@ class DeviceClients(FixedClients):
         )
 
     def _rows(self, spent: Iterable[Spent], closed: int) -> dict[str, dict[str, Any]]:
-        """By client its last task, with the energy of all of them and of waiting for the round's end."""
+        """By client its last task (they come in order), with the energy of all and of waiting for the end."""
         rows: dict[str, dict[str, Any]] = {}
-        for task in sorted(spent, key=lambda s: (s.client, s.ended, s.asked)):
+        for task in spent:
             before = rows.get(task.client, {}).get("joules", 0.0)
             rows[task.client] = {
                 "asked_s": seconds(task.asked),

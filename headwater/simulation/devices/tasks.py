@@ -24,6 +24,7 @@ class Spent:
         upload: time of it.
         joules: without idling.
         answered: whether a reply came: else it was lost, late or not needed.
+        sent: bytes of its reply that were through.
     """
 
     client: str
@@ -35,6 +36,12 @@ class Spent:
     upload: int
     joules: float
     answered: bool
+    sent: float = 0.0
+
+    @property
+    def bytes_per_s(self) -> int | None:
+        """How fast its reply came, or the part of it that did; None if nothing of it took any time."""
+        return int(self.sent * 1e6 / self.upload) if self.upload and self.sent else None
 
 
 @dataclass(slots=True)
@@ -97,14 +104,16 @@ class SimulatedTask:
             left, self.device.link.download(self.size_down), self.size_down, start <= end
         )
         compute = min(left - download, self.compute)
-        upload = 0
+        upload, sent = 0, 0.0
         if self.computed <= end:
             whole = self.device.link.upload(self.size_up)
             upload, sent = self._part(left - download - compute, whole, self.size_up, True)
             size += sent
         joules = self.device.power.joules(download, compute, upload, size)
         answered = not self.failure and self.arrives <= now
-        return Spent(self.client, self.kind, self.asked, end, download, compute, upload, joules, answered)
+        return Spent(
+            self.client, self.kind, self.asked, end, download, compute, upload, joules, answered, sent
+        )
 
     @staticmethod
     def _part(left: int, whole: int, size: int, begun: bool) -> tuple[int, float]:

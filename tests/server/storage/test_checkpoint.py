@@ -194,6 +194,24 @@ def test_noise_that_no_round_tells_is_damage(tmp_path, noise):
         Checkpoint.load(path, SPEC, "r" * 32)
 
 
+def test_speeds_of_links_come_back_and_take_no_room_where_nobody_measures(tmp_path):
+    checkpoint().save(tmp_path / "c")
+    assert "links" not in metadata(tmp_path / "c")
+    links = {"ann": (3, 10**17), "ben": (0,)}
+    replace(checkpoint(), server=replace(checkpoint().server, links=links)).save(tmp_path / "c")
+    assert Checkpoint.load(tmp_path / "c", SPEC, "r" * 32).server.links == links
+
+
+@pytest.mark.parametrize("links", [7, ["ann"], {"ann": 5}, {"ann": [1.5]}, {"ann": [True]}, {"ann": [-1]}])
+def test_links_that_nobody_measured_are_damage(tmp_path, links):
+    path = tmp_path / "c"
+    checkpoint().save(path)
+    arrays, meta = load_file(path), metadata(path) | {"links": links}
+    save_file(arrays, path, metadata={"headwater": json.dumps(meta)})
+    with pytest.raises(StorageError, match="damage"):
+        Checkpoint.load(path, SPEC, "r" * 32)
+
+
 def test_absent_is_none(tmp_path):
     assert Checkpoint.load(tmp_path / "c", SPEC, "r" * 32) is None
 

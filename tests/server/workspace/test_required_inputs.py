@@ -62,3 +62,9 @@ def test_a_run_that_had_begun_is_told_how_to_say_where_its_files_are_now(load, t
 def test_clients_of_a_server_share_no_process(load):
     with pytest.raises(ConfigError, match="whose clients are on devices of their own"):
         require_inputs(load("simulation.cohort=8"))
+
+
+def test_a_server_measures_no_links(load):
+    devices = load("cohort.upload_s=20", "simulation.devices.upload_bps=1e6")
+    with pytest.raises(ConfigError, match=r"cohort\.upload_s 20.*does not measure"):
+        require_inputs(devices)

@@ -24,11 +24,11 @@ _MEMORY = Path("/dev/shm")
 
 
 def run_devices(
-    devices: dict[str, Any], *, clients: int = 4, rounds: int = 2, **tables: Any
+    devices: dict[str, Any], *, clients: int = 4, rounds: int = 2, size: int = 20, **tables: Any
 ) -> list[dict[str, Any]]:
     """The rounds of such a run, without baselines, report and what this machine's clock says."""
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as place:
-        loaded = load_federation(_written(Path(place), devices, clients, rounds, tables))
+        loaded = load_federation(_written(Path(place), devices, clients, rounds, tables, size))
         folder = RunFolder.create(Path(place) / "run", loaded, {"engine": "inprocess"})
         context = TrainingContext.open(loaded)
         runtime = ClientRuntime.open(loaded, context)
@@ -41,18 +41,32 @@ def run_devices(
 
 
 def simulated(
-    folder: Path, devices: dict[str, Any], *, clients: int, rounds: int, workers: int = 1, **tables: Any
+    folder: Path,
+    devices: dict[str, Any],
+    *,
+    clients: int,
+    rounds: int,
+    workers: int = 1,
+    size: int = 20,
+    **tables: Any,
 ) -> list[dict[str, Any]]:
     """The same of a whole run, from its file to its report."""
-    loaded = load_federation(_written(folder, devices, clients, rounds, tables))
+    loaded = load_federation(_written(folder, devices, clients, rounds, tables, size))
     run = RunFolder.create(folder / "run", loaded, {"engine": "inprocess"})
     simulate(loaded, run, workers=workers)
     return told(run)
 
 
-def _written(place: Path, devices: dict[str, Any], clients: int, rounds: int, tables: dict[str, Any]) -> Path:
+def _written(
+    place: Path,
+    devices: dict[str, Any],
+    clients: int,
+    rounds: int,
+    tables: dict[str, Any],
+    size: int = 20,
+) -> Path:
     tables = {"federation": {"rounds": rounds}, "data": {"clients": clients}, **tables}
-    return bare_federation(place, size=20, simulation={"devices": devices}, **tables)
+    return bare_federation(place, size=size, simulation={"devices": devices}, **tables)
 
 
 def told(folder: RunFolder) -> list[dict[str, Any]]:
