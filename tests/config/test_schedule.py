@@ -63,9 +63,15 @@ def test_what_fits_is_taken(load, overrides):
         (("cohort.upload_s=9", LINK, "schedule.kind=buffered", "schedule.buffer=2"), "upload_s needs rounds"),
         (("cohort.upload_s=9", LINK, "cohort.deadline_s=8"), "9 is above cohort.deadline_s 8"),
         (("cohort.upload_s=9", LINK, "codec.up.kind=topk"), "needs codec.up 'compeft' in format 2"),
-        (("cohort.upload_s=9", LINK, "codec.up.format=1"), "needs codec.up 'compeft' in format 2"),
-        (("cohort.upload_s=9", LINK, "codec.up.alpha=1.0"), "needs codec.up 'compeft' in format 2"),
-        (("cohort.upload_s=9", LINK, "training.kind=mezo"), "sends coefficients"),
+        (
+            ("cohort.upload_s=9", LINK, "codec.up.kind=compeft", "codec.up.format=1"),
+            "needs codec.up 'compeft' in format 2",
+        ),
+        (
+            ("cohort.upload_s=9", LINK, "codec.up.kind=compeft", "codec.up.alpha=1.0"),
+            "needs codec.up 'compeft' in format 2",
+        ),
+        (("cohort.upload_s=9", LINK, "training.kind=kseed"), "sends coefficients"),
     ],
 )
 def test_what_does_not_fit_is_named(load, overrides, wrong):
