@@ -194,17 +194,23 @@ def _clear_remains(folder: Path) -> None:
 
 
 def read_at(file: BinaryIO, start: int, size: int) -> bytearray:
-    """Bytes ``[start, start + size)`` of a file; fewer where it ends before.
+    """Bytes ``[start, start + size)`` of a file; fewer where it ends before."""
+    data = bytearray(size)
+    with memoryview(data) as view:
+        got = read_into(file, start, view)
+    del data[got:]
+    return data
+
+
+def read_into(file: BinaryIO, start: int, view: memoryview) -> int:
+    """Fill ``view``, of bytes, from ``start`` on: how many came, fewer where the file ends before.
 
     One call of the system gives at most 2 GiB, and may give less.
     """
-    data = bytearray(size)
     at = 0
-    with memoryview(data) as view:
-        while at < size and (got := os.preadv(file.fileno(), [view[at:]], start + at)):
-            at += got
-    del data[at:]
-    return data
+    while at < len(view) and (got := os.preadv(file.fileno(), [view[at:]], start + at)):
+        at += got
+    return at
 
 
 def clear_temporaries(folder: Path) -> None:

@@ -3,7 +3,8 @@
 numba is an extra (``pip install headwater[speed]``). Importing it takes a quarter of a second and the loops'
 machine code another half, the first time on a machine some seconds, so that a process which folds little must
 never meet it. Each caller says how much longer NumPy takes for the work at hand; while the sum of that is
-small, and where numba is missing, it is told to use NumPy. Bits are the same either way.
+small, and where numba is missing, it is told to use NumPy. Whoever knows all of its work beforehand says so,
+and loses nothing. Bits are the same either way.
 """
 
 from __future__ import annotations
@@ -85,13 +86,23 @@ class Gate:
     """
 
     def __init__(self, lost: float = 0.0) -> None:
-        self._lost, self._lock = lost, threading.Lock()
+        self._lost, self._lock, self._foreseen = lost, threading.Lock(), 0.0
         self._kernels: Kernels | None = None
         self._tried = False
 
     def open(self) -> Kernels | None:
         """The loops at once; None where there are none."""
         return self.after(float("inf"))
+
+    def expect(self, nanoseconds: float) -> None:
+        """Count work that is to come: calls of :meth:`after` for it count no second time.
+
+        Args:
+            nanoseconds: by which NumPy takes longer for all of it.
+        """
+        self.after(nanoseconds)
+        with self._lock:
+            self._foreseen += nanoseconds
 
     def after(self, nanoseconds: float) -> Kernels | None:
         """The loops, or None where NumPy is to do the work.
@@ -101,7 +112,9 @@ class Gate:
         """
         if self._kernels is None or self._lost < _COMPILE:
             with self._lock:
-                self._lost += nanoseconds
+                known = min(self._foreseen, nanoseconds)
+                self._foreseen -= known
+                self._lost += nanoseconds - known
                 if self._lost >= _LOAD and not self._tried:
                     self._tried, self._kernels = True, _loaded()
         worth = self._kernels is not None and (self._kernels.KEPT or self._lost >= _COMPILE)

@@ -15,8 +15,11 @@ BLOCK = 1 << 13
 more than 128 KiB come as pages that the system clears first."""
 _SAMPLE = 1 << 14
 
-_SAVED = 2.0
-"""Nanoseconds a value by which NumPy takes longer than a compiled pass."""
+_SAVED, _SAVED_APPLYING = 2.0, 1.0
+"""Nanoseconds a value by which NumPy takes longer than a compiled pass: of an edge, and of ``Cut.apply``."""
+
+SAVED = _SAVED + _SAVED_APPLYING
+"""Of values whose cut is found and applied."""
 
 Values = npt.NDArray[np.floating[Any]]
 Bits = npt.NDArray[np.signedinteger[Any]]
@@ -55,8 +58,7 @@ class Cut:
         magnitude = float(np.array([found.bits], bits_of(values).dtype).view(values.dtype)[0])
         if not found.spare:
             return Cut(magnitude, values.size)  # all that equal it are kept
-        equal = np.flatnonzero(np.abs(values) == magnitude)
-        return Cut(magnitude, int(equal[equal.size - found.spare - 1]))
+        return Cut(magnitude, _place_from_the_end(values, magnitude, found.spare))
 
     def apply(self, values: Values, at: int = 0) -> Values:
         """Set to zero what is not kept, in place.
@@ -69,7 +71,8 @@ class Cut:
         if edge < self.magnitude:  # which is no float32: what is above it begins with the next one
             edge = np.nextafter(edge, whole(np.inf))
         bits = bits_of(values)
-        if (compiled := gate.GATE.after(values.size)) is not None and bits.flags.c_contiguous:
+        compiled = gate.GATE.after(_SAVED_APPLYING * values.size)
+        if compiled is not None and bits.flags.c_contiguous:
             compiled.clear(bits, int(edge.view(bits.dtype)))
             if at + values.size > self.last:
                 equal = np.flatnonzero(np.abs(values) == np.float64(self.magnitude))
@@ -126,6 +129,18 @@ class Edge:
 def bits_of(values: Values) -> Bits:
     """As integers, without a copy: those of floats of one sign are in the order of the floats."""
     return values.view(np.int32 if values.itemsize == 4 else np.int64)
+
+
+def _place_from_the_end(values: Values, magnitude: float, spare: int) -> int:
+    """Where the last value of this magnitude is, but for ``spare`` that come after it."""
+    rest = values.size
+    while rest:  # block by block: what a whole array takes is more than all else here
+        start = max(rest - BLOCK, 0)
+        equal = np.flatnonzero(np.abs(values[start:rest]) == magnitude)
+        if equal.size > spare:
+            return start + int(equal[equal.size - spare - 1])
+        spare, rest = spare - equal.size, start
+    raise AssertionError("an edge says how many values have its magnitude")
 
 
 def _magnitudes(values: Values) -> Bits:

@@ -34,6 +34,16 @@ def test_loops_are_loaded_once_numpy_has_lost_a_second(loads: list[str]) -> None
     assert len(loads) == 1
 
 
+def test_work_that_is_foreseen_opens_at_once_and_counts_once(loads: list[str]) -> None:
+    gate = Gate()
+    gate.expect(1.5e9)
+    assert gate.after(0.1e9) is LOADED
+    little = Gate()
+    little.expect(0.6e9)
+    assert [little.after(0.3e9) for _ in range(4)] == [None, None, None, LOADED]
+    assert len(loads) == 2
+
+
 def test_code_that_is_not_kept_is_used_only_where_compiling_pays(
     loads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,7 +219,9 @@ def _headwater_notes(first: PeftFolder, report: MergeReport) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file of an adapter's folder."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, sort_keys=True, default=str)
+        file.write("\n")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from headwater.errors import ConfigError
-from headwater.merging.largest import Cut
+from headwater.kernels import gate
+from headwater.merging.largest import SAVED, Cut
 from headwater.merging.offline.adapters import Adapters
 from headwater.merging.offline.common_axes import CommonAxes
 from headwater.merging.offline.factor_merge import compressed_adapters, merged_factors
@@ -333,6 +334,7 @@ class Merge:
         for key, read in changes:
             self._places[key] = size
             size += read(0).size
+        gate.GATE.expect((SAVED + rule.saved) * size * len(self.adapters))
         room: Array = np.empty(size, np.float32)
         cuts = []
         for i in range(len(self.adapters)):

@@ -178,14 +178,14 @@ class PeftFolder:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of its config's scales and its values: merges take adapters in this order."""
-        digest = hashlib.sha256()
+        digest, block = hashlib.sha256(), memoryview(bytearray(1 << 17))
         for part in self.modules.values():
             digest.update(f"{part.a} {part.rank} {part.scaling!r}\n".encode())
         for file in (self.file, self.head):
             if file is not None:
-                with file.path.open("rb") as content:
-                    while block := content.read(1 << 20):
-                        digest.update(block)
+                with file.path.open("rb", buffering=0) as content:
+                    while got := content.readinto(block):
+                        digest.update(block[:got])
         return digest.hexdigest()
 
     def read(self, name: str) -> Array:

@@ -9,9 +9,6 @@ import numpy as np
 from headwater.kernels import gate
 from headwater.merging.offline.rule import SLACK, Floats, ValueRule
 
-_SAVED = 4.0
-"""Nanoseconds a value by which NumPy takes longer than a compiled pass."""
-
 
 class WeightedSum(ValueRule):
     """Σ p_i·τ̂_i."""
@@ -34,6 +31,7 @@ class ElectedSigns(ValueRule):
     blockwise: ClassVar[bool] = True
     degrees: ClassVar[tuple[int, ...]] = (1, 1, 0, 0)
     signed: ClassVar[tuple[bool, ...]] = (False, False, False, False)
+    saved: ClassVar[float] = 4.0
 
     def terms(self, values: Floats, weight: float) -> tuple[Floats, ...]:  # noqa: D102 - inherited
         share = weight * values
@@ -46,7 +44,7 @@ class ElectedSigns(ValueRule):
         self, sums: tuple[Floats, ...], values: Floats, weight: float, room: tuple[Floats, Floats]
     ) -> None:
         positive, negative, up, down = sums
-        if (compiled := gate.GATE.after(_SAVED * values.size)) is not None:
+        if (compiled := gate.GATE.after(self.saved * values.size)) is not None:
             compiled.elect_shares(positive, negative, up, down, values, weight)
             return
         share, part = room[0][: values.size], room[1][: values.size]
