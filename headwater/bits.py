@@ -116,7 +116,9 @@ def require(bits: str) -> None:
             expected="a process that was started in this mode",
             got=f"one of mode {here()!r}",
             hint="`headwater simulate` starts itself so; a server's stands in server.toml, as bits; a script "
-            "of yours is started so by: python -m headwater.bits python SCRIPT.py",
+            "of yours is started so by: python -m headwater.bits python SCRIPT.py"
+            if bits == "portable"
+            else f"Start it without python -m headwater.bits, and without {_MODE} in its environment.",
         )
     if bits == "portable":
         for expected, got in _obstacles():

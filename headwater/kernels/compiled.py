@@ -11,6 +11,7 @@ Machine code is kept beside this file, or in the user's cache where that is not 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -28,6 +29,10 @@ _PART = 512
 _EXACT = 1 << 29
 """Below it, a weight times a whole float32 is exact in float64, whose product is the faster one."""
 
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set: loops would run a hundred times as long as NumPy")
+
+log = logging.getLogger(__name__)
 KEPT = True
 _IN = {
     name: numba.types.Array(getattr(numba.types, name), 1, "C", readonly=True)
@@ -42,11 +47,17 @@ def _compiled(*signatures: object) -> Callable[[Function], Function]:
         settings = {"nogil": True, "error_model": "numpy"}
         try:
             made: Function = numba.njit(list(signatures), cache=True, **settings)(function)
-        except RuntimeError as error:
+        except Exception as error:  # no place to keep it; or what unpickling what a power cut left raises
             if "cannot cache" not in str(error):
-                raise
+                log.warning(
+                    "machine code kept of %s cannot be read (%r), and is made anew in each process: "
+                    "remove it, in __pycache__ beside %s or where NUMBA_CACHE_DIR says",
+                    function.__name__, error, __file__,
+                )  # fmt: skip
             KEPT = False
-            made = numba.njit(list(signatures), **settings)(function)
+            made = numba.njit(list(signatures), **settings)(
+                function
+            )  # raises again if it was no file's fault
         return made
 
     return compile_it

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import numba
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 
 from headwater.errors import UpdateRejected
 from headwater.kernels import compiled
+from headwater.kernels.gate import Gate
 from headwater.merging import TiesAggregator
 from headwater.merging.accumulator_bytes import dump
 from headwater.merging.fixed_point import add_bounded
@@ -173,3 +178,42 @@ def test_a_function_without_a_place_for_its_machine_code_runs(monkeypatch: pytes
     exec("def twice(x):\n    return 2 * x", names)  # of no file, so numba finds no folder to keep it in
     assert compiled._compiled(numba.int64(numba.int64))(names["twice"])(21) == 42
     assert not compiled.KEPT
+
+
+@pytest.mark.parametrize("left", [b"", b"\xac\x00 garbage"])
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_kept_machine_code_that_a_power_cut_damaged_is_made_anew(
+    left: bytes,
+    suffix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It was enough for NumPy to fold for ever."""
+    monkeypatch.setattr(compiled, "KEPT", True)
+    source = tmp_path / "thrice.py"
+    source.write_text("def thrice(x):\n    return 3 * x\n")
+
+    def made() -> int:
+        names: dict[str, Any] = {}
+        exec(compile(source.read_text(), source, "exec"), names)
+        return int(compiled._compiled(numba.int64(numba.int64))(names["thrice"])(14))
+
+    assert made() == 42
+    assert compiled.KEPT
+    kept = list((tmp_path / "__pycache__").glob("*" + suffix))
+    assert kept, "numba keeps it"
+    for file in kept:
+        file.write_bytes(left)
+    assert made() == 42
+    assert not compiled.KEPT
+    assert "remove it" in caplog.text
+
+
+def test_loops_that_numba_was_told_not_to_compile_are_not_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python they took a second for 200,000 values."""
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    name = compiled.__name__
+    monkeypatch.delitem(sys.modules, name)
+    assert Gate().open() is None
+    assert name not in sys.modules
