@@ -78,7 +78,7 @@ def test_a_process_computes_in_its_own_mode_only(monkeypatch):
     with pytest.raises(ConfigError, match="got one of mode 'machine'"):
         bits.require("portable")
     monkeypatch.setenv("HEADWATER_BITS", "portable")
-    with pytest.raises(ConfigError, match="got one of mode 'portable'.*without python -m headwater.bits"):
+    with pytest.raises(ConfigError, match=r"got one of mode 'portable'.*without python -m headwater.bits"):
         bits.require("machine")
     with pytest.raises(ConfigError, match="expected ATEN_CPU_CAPABILITY=default, got None"):
         bits.require("portable")

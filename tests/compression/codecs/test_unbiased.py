@@ -171,3 +171,17 @@ def test_settings_out_of_range(levels, bucket):
 def test_what_is_refused(codec, body, why):
     with pytest.raises(DecodeError, match=why):
         codec.decode(Payload(codec.id, bytes.fromhex(body)), vector([3, -4]).spec)
+
+
+def test_no_norm_of_qsgd_is_below_its_buckets():
+    """A norm rounded down makes levels too likely: every value would be off to one side."""
+    draws = np.random.default_rng(2)
+    values = draws.normal(size=64 * 50).astype(np.float32)
+    state = AdapterState.from_vector(
+        StateSpec.of([TensorSpec("t", (values.size,), "vector")]), torch.from_numpy(values)
+    )
+    body = QsgdCodec(7, 64).encode(state, key=KEY).body
+    norms = np.frombuffer(body[3 : 3 + 4 * 50], "<f4").astype(np.float64)  # version, levels, one byte of 64
+    exact = np.sqrt(np.square(values.astype(np.float64)).reshape(50, 64).sum(axis=1))
+    assert bool((norms >= exact).all())
+    assert bool((norms <= exact * (1 + 2.0**-23)).all())
