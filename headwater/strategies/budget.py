@@ -93,8 +93,8 @@ def codec_of_client(codec: Codec, spec: StateSpec, reads: Collection[str], who: 
 def codec_for_link(codec: Codec, spec: StateSpec, most: int) -> Codec:
     """``codec``, with a density of each tensor's own, so that an update is no longer than its link carries.
 
-    Never more than at the codec's own density, or in its own ``budget_bytes``; never less than the smallest
-    density takes. Other codecs than ``compeft.v2`` stay as they are.
+    Below what the codec's own density may take at worst, or its own ``budget_bytes``; never less than the
+    smallest density takes. Other codecs than ``compeft.v2`` stay as they are.
 
     Args:
         codec: as the client is asked for it otherwise.
