@@ -101,3 +101,14 @@ def test_settings_out_of_range(rank, iterations):
 def test_what_is_refused(body, why):
     with pytest.raises(DecodeError, match=why):
         PowersgdCodec().decode(Payload("powersgd.v1", bytes.fromhex(body)), matrix(torch.zeros(4, 3)).spec)
+
+
+def test_columns_that_hardly_differ_are_orthonormal_all_the_same():
+    """Of the second 2e-10 is left, of which rounding errors are a millionth: one pass leaves them in."""
+    matrix = torch.zeros(8, 8)
+    matrix[0, 0], matrix[1, 1] = 1.0, 2e-10
+    spec = StateSpec.of([TensorSpec("t", (8, 8), "vector")])
+    for number in range(20):
+        body = PowersgdCodec(2, 1).encode(AdapterState(spec, {"t": matrix}), key=KEY.child(number)).body
+        p = np.frombuffer(body[2 : 2 + 4 * 16], "<f4").reshape(8, 2).astype(np.float64)
+        assert abs(float(p[:, 0] @ p[:, 1])) < 1e-9
