@@ -136,6 +136,14 @@ def test_ties_of_long_updates_is_the_same(size: int, digits: int) -> None:
     assert got[0] == got[1]
 
 
+def test_the_float_next_below_the_cut_of_each_of_four_is_left_out() -> None:
+    row = np.full(50, np.nextafter(np.float32(1), np.float32(0)))
+    row[::5] = 1
+    rows = [np.roll(row, i) for i in range(4)]
+    got = [ties_of(who, rows, [1, 1, 1, 1], 0.2, apart=False) for who in BOTH]
+    assert got[0] == got[1]
+
+
 def test_ties_refuses_one_of_those_that_wait_and_keeps_the_others() -> None:
     rows = [np.float32([1, -2, 3, 4]), np.float32([1, 2, 3, 4]), np.float32([5, -2, 0, 1])]
     rows[1].view(np.uint32)[:] = 0x7FFFFFFF  # NaN, which no magnitude is above
