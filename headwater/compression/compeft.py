@@ -18,7 +18,7 @@ import torch
 from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.codec import Codec
 from headwater.compression.compeft_selection import CompeftSelection, Sent, sent_state
-from headwater.compression.entropy import Block, Symbols, pack, unpack
+from headwater.compression.entropy import Block, Bytes, Symbols, look_up, pack, unpack_bytes
 from headwater.compression.reader import flat_finite, open_payload
 from headwater.compression.ternary import PLUS, ZERO
 from headwater.protocol.messages import Payload
@@ -88,17 +88,18 @@ class CompeftCodec(Codec):
             if plus or minus:
                 scales = [reader.scale(f"scale of {t.name}") for t in group]
                 held.append((group, scales, Block((numel - plus - minus, plus, minus))))
-        decoded = unpack(reader, [block for _, _, block in held])
+        decoded = unpack_bytes(reader, [block for _, _, block in held])
         if 4 * sum(block.length - block.counts[ZERO] for _, _, block in held) > spec.numel:
-            tensors = {t.name: torch.zeros(t.shape) for t in spec}
+            tensors = {}
             for t, scale, part in _each(held, decoded, reader):
                 levels = np.array([0.0, scale, -scale], np.float32)
-                tensors[t.name] = torch.from_numpy(levels.take(part)).reshape(t.shape)
-            return AdapterState(spec, tensors)
+                tensors[t.name] = torch.from_numpy(look_up(levels, part)).reshape(t.shape)
+            rest = {t.name: torch.zeros(t.shape) for t in spec if t.name not in tensors}
+            return AdapterState(spec, tensors | rest)
         sent: dict[str, Sent] = {}
         for t, scale, part in _each(held, decoded, reader):
             places = np.flatnonzero(part != ZERO)
-            sent[t.name] = Sent(places, (part[places] - np.int32(PLUS)).astype(np.uint8), scale)
+            sent[t.name] = Sent(places, part[places] - np.uint8(PLUS), scale)
         return sent_state(spec, sent)
 
     def max_bytes(self, spec: StateSpec) -> int:
@@ -109,9 +110,9 @@ class CompeftCodec(Codec):
 
 def _each(
     held: Sequence[tuple[tuple[TensorSpec, ...], list[float], Block]],
-    decoded: Sequence[Symbols],
+    decoded: Sequence[Bytes],
     reader: Reader,
-) -> Iterator[tuple[TensorSpec, float, Symbols]]:
+) -> Iterator[tuple[TensorSpec, float, Bytes]]:
     """Every tensor with its scale and symbols."""
     for (group, scales, _), symbols in zip(held, decoded, strict=True):
         begin = 0

@@ -18,7 +18,7 @@ import torch
 from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.codec import Codec
 from headwater.compression.compeft_selection import CompeftSelection, Sent, sent_state
-from headwater.compression.entropy import Bits, Symbols, pack, unpack_over
+from headwater.compression.entropy import Bits, Symbols, look_up, pack, unpack_over
 from headwater.compression.gaps import GapBlock, GapTable, Places, gap_table
 from headwater.compression.reader import Floats, flat_finite, open_payload
 from headwater.errors import ConfigError
@@ -142,8 +142,12 @@ class CompeftGapsCodec(Codec):
                     at_all = np.arange(t.numel) if isinstance(place, slice) else place
                     sent[t.name] = Sent(at_all.astype(np.intp, copy=False), sign, scale_of[index])
                 else:
-                    value = values[index] = np.zeros(t.numel, np.float32)
-                    value[place] = np.array([scale_of[index], -scale_of[index]], np.float32).take(sign)
+                    entries = look_up(np.array([scale_of[index], -scale_of[index]], np.float32), sign)
+                    if isinstance(place, slice):
+                        values[index] = entries
+                    else:
+                        values[index] = np.zeros(t.numel, np.float32)
+                        values[index][place] = entries
         if few:
             return sent_state(spec, sent)
         return AdapterState(spec, {t.name: _tensor(values.get(i), t) for i, t in enumerate(spec)})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from headwater.compression.entropy import Bits
+from headwater.compression.entropy import Bits, look_up
 from headwater.compression.reader import Floats
 from headwater.compression.ternary import kept, largest_values
 from headwater.errors import ConfigError
@@ -27,7 +27,7 @@ class Sent:
 
     def entries(self) -> Floats:
         """The values at ``places``."""
-        return np.array([self.scale, -self.scale], np.float32).take(self.minus)
+        return look_up(np.array([self.scale, -self.scale], np.float32), self.minus)
 
 
 def sent_state(spec: StateSpec, sent: Mapping[str, Sent]) -> AdapterState:

@@ -1,9 +1,9 @@
 """Entropy coding of small-alphabet symbols with integer models: the same bytes on every platform.
 
-Entry points: :func:`pack`, :func:`unpack`, :func:`unpack_over`. A *block* is a vector of symbols 0 … m−1
-and a *table* of integer probabilities that both sides derive from what was sent before: the exact count of
-each symbol (:class:`Block`) or a curve (:mod:`headwater.compression.t_tables`). The coder is constriction's
-ANS coder (Bamler 2022, arXiv 2201.01741): 64-bit state, 32-bit words, 24-bit probabilities.
+Entry points: :func:`pack`, :func:`unpack`, :func:`unpack_bytes`, :func:`unpack_over`. A *block* is a vector
+of symbols 0 … m−1 and a *table* of integer probabilities that both sides derive from what was sent before:
+the exact count of each symbol (:class:`Block`) or a curve (:mod:`headwater.compression.t_tables`). The coder
+is constriction's ANS coder (Bamler 2022, arXiv 2201.01741): 64-bit state, 32-bit words, 24-bit probabilities.
 ``docs/reference/codecs.md`` describes it so that it can be written again.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import constriction
 import numpy as np
@@ -20,9 +20,13 @@ import numpy.typing as npt
 from headwater.compression.byte_reader import Reader
 
 Symbols = npt.NDArray[np.int32]
-Bits = npt.NDArray[np.uint8]
+Bytes = npt.NDArray[np.uint8]
+Bits = Bytes
 
+_Number = TypeVar("_Number", np.int32, np.uint8)
 _TOTAL = 1 << 24
+CHUNK = 1 << 16
+"""Symbols that are looked at together: what is made of them on the way stays small beside the result."""
 _FEW = 8
 """Symbols of an alphabet that is looked through symbol by symbol."""
 
@@ -41,7 +45,7 @@ class Table(Protocol):
     def weights(self) -> npt.NDArray[np.int64]:
         """Integer probabilities in units of 2⁻²⁴: each ≥ 1, the sum 2²⁴."""
 
-    def admits(self, symbols: Symbols) -> bool:
+    def admits(self, symbols: Symbols | Bytes) -> bool:
         """Whether decoded symbols are a vector that a writer describes by this table."""
 
 
@@ -65,12 +69,16 @@ class Block:
         """See :class:`Table`."""
         return np.array(weights(self.counts), np.int64)
 
-    def admits(self, symbols: Symbols) -> bool:
+    def admits(self, symbols: Symbols | Bytes) -> bool:
         """Exactly these counts."""
-        if len(self.counts) <= _FEW:  # a comparison a symbol is faster than a histogram
-            found = (int(np.count_nonzero(symbols == symbol)) for symbol in range(len(self.counts)))
-            return tuple(found) == self.counts and symbols.size == self.length
-        return tuple(np.bincount(symbols, minlength=len(self.counts)).tolist()) == self.counts
+        found = np.zeros(len(self.counts), np.int64)
+        for start in range(0, symbols.size, CHUNK):
+            part = symbols[start : start + CHUNK]
+            if len(self.counts) <= _FEW:  # a comparison a symbol is faster than a histogram
+                found += [np.count_nonzero(part == symbol) for symbol in range(len(self.counts))]
+            else:
+                found += np.bincount(part, minlength=len(self.counts))
+        return tuple(found.tolist()) == self.counts and symbols.size == self.length
 
 
 def weights(counts: Sequence[int]) -> list[int]:
@@ -111,10 +119,22 @@ def unpack(reader: Reader, tables: Sequence[Table]) -> list[Symbols]:
         DecodeError: the words do not hold vectors of these tables, and nothing else.
     """
     coder = _open(reader)
-    out = _blocks(coder, tables, reader)
+    out = [_block(coder, index, table, reader, np.int32) for index, table in enumerate(tables)]
+    _end(coder, reader)
+    return out
+
+
+def unpack_bytes(reader: Reader, tables: Sequence[Table]) -> list[Bytes]:
+    """As :func:`unpack`, for alphabets of at most 256: a quarter of the memory."""
+    coder = _open(reader)
+    out = [_block(coder, index, table, reader, np.uint8) for index, table in enumerate(tables)]
+    _end(coder, reader)
+    return out
+
+
+def _end(coder: constriction.stream.stack.AnsCoder, reader: Reader) -> None:
     if not coder.is_empty():
         raise reader.fail("an empty coder after the last symbol", "bits that are left")
-    return out
 
 
 def unpack_over(reader: Reader, tables: Sequence[Table], bits: int) -> tuple[list[Symbols], Bits]:
@@ -124,7 +144,7 @@ def unpack_over(reader: Reader, tables: Sequence[Table], bits: int) -> tuple[lis
         DecodeError: as :func:`unpack`, or the bits below are not so many.
     """
     coder = _open(reader)
-    out = _blocks(coder, tables, reader)
+    out = [_block(coder, index, table, reader, np.int32) for index, table in enumerate(tables)]
     words = coder.get_compressed().astype("<u4")
     below: Bits = np.unpackbits(words[: bits // 32 + 1].view(np.uint8), bitorder="little")
     if words.size != bits // 32 + 1 or not below[bits] or below[bits + 1 :].any():
@@ -143,23 +163,23 @@ def _open(reader: Reader) -> constriction.stream.stack.AnsCoder:
     data = reader.rest()
     if data.endswith(b"\0"):
         raise reader.fail("no zero byte at the end", "one")
-    words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
-    return constriction.stream.stack.AnsCoder(words)
+    words = np.zeros(-(-len(data) // 4), "<u4")
+    words.view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
+    return constriction.stream.stack.AnsCoder(words.astype(np.uint32, copy=False))
 
 
-def _blocks(
-    coder: constriction.stream.stack.AnsCoder, tables: Sequence[Table], reader: Reader
-) -> list[Symbols]:
-    out = []
-    for index, table in enumerate(tables):
-        if (only := table.only) is not None:
-            out.append(np.full(table.length, only, dtype=np.int32))
-            continue
-        symbols: Symbols = coder.decode(_model(table, decodes=True), table.length)
-        if not table.admits(symbols):
-            raise reader.fail(f"the announced symbol counts in block {index}", "others")
-        out.append(symbols)
-    return out
+def _block(
+    coder: constriction.stream.stack.AnsCoder, index: int, table: Table, reader: Reader, dtype: type[_Number]
+) -> npt.NDArray[_Number]:
+    """The next vector of symbols."""
+    if (only := table.only) is not None:
+        return np.full(table.length, only, dtype)
+    symbols, model = np.empty(table.length, dtype), _model(table, decodes=True)
+    for start in range(0, table.length, CHUNK):
+        symbols[start : start + CHUNK] = coder.decode(model, min(CHUNK, table.length - start))
+    if not table.admits(symbols):
+        raise reader.fail(f"the announced symbol counts in block {index}", "others")
+    return symbols
 
 
 def _model(table: Table, *, decodes: bool = False) -> constriction.stream.model.Categorical:
@@ -168,3 +188,11 @@ def _model(table: Table, *, decodes: bool = False) -> constriction.stream.model.
     free = table.weights().astype(np.float64) - 1.0
     # lazy: the same integers, found symbol by symbol, which decodes few symbols faster and many slower
     return constriction.stream.model.Categorical(free, perfect=False, lazy=decodes and len(free) <= _FEW)
+
+
+def look_up(levels: npt.NDArray[np.float32], symbols: Bytes) -> npt.NDArray[np.float32]:
+    """``levels[symbols]``, without an index of eight bytes for each symbol."""
+    out = np.empty(symbols.size, np.float32)
+    for start in range(0, symbols.size, CHUNK):
+        levels.take(symbols[start : start + CHUNK], out=out[start : start + CHUNK], mode="clip")
+    return out

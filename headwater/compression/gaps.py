@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headwater.compression.byte_reader import Reader
-from headwater.compression.entropy import Symbols
+from headwater.compression.entropy import Bytes, Symbols
 
 Places = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
@@ -117,7 +117,7 @@ class GapBlock:
         """See :class:`Table`."""
         return np.array(self.table.units, np.int64)
 
-    def admits(self, symbols: Symbols) -> bool:
+    def admits(self, symbols: Symbols | Bytes) -> bool:
         """All: :meth:`GapTable.read` refuses what is wrong."""
         return True
 

@@ -18,7 +18,7 @@ import torch
 
 from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.codec import Codec
-from headwater.compression.entropy import Block, pack, unpack
+from headwater.compression.entropy import Block, Bytes, look_up, pack, unpack_bytes
 from headwater.compression.reader import Floats, flat_finite, open_payload
 from headwater.errors import TrainingError
 from headwater.protocol.messages import Payload
@@ -95,7 +95,7 @@ class LogQuantCodec(Codec):
         if mode == CODED:
             symbols = _decode(reader, total)
         else:
-            symbols = np.frombuffer(reader.take(total, "codes"), np.uint8).astype(np.int32)
+            symbols = np.frombuffer(reader.take(total, "codes"), np.uint8)
             reader.end()
         tensors = {t.name: torch.zeros(t.shape) for t in spec if not tops[t.name]}
         at = 0
@@ -109,11 +109,11 @@ class LogQuantCodec(Codec):
         return 2 + 4 * len(spec) + spec.numel
 
 
-def _values(codes: Codes, top: float, tensor: TensorSpec, reader: Reader) -> torch.Tensor:
+def _values(codes: Bytes, top: float, tensor: TensorSpec, reader: Reader) -> torch.Tensor:
     if not (codes == 255).any():
         raise reader.fail(f"tensor {tensor.name}: its maximum (code 255) somewhere", "nowhere")
     table: Floats = (_LEVELS * top).astype(np.float32)
-    return torch.from_numpy(table[codes]).reshape(tensor.shape)
+    return torch.from_numpy(look_up(table, codes)).reshape(tensor.shape)
 
 
 def _code(codes: Codes) -> bytes:
@@ -127,7 +127,7 @@ def _code(codes: Codes) -> bytes:
     return bytes([first]) + b"".join(varint(count) for count in held.counts) + pack([(symbols, held)])
 
 
-def _decode(reader: Reader, total: int) -> Codes:
+def _decode(reader: Reader, total: int) -> Bytes:
     """The inverse of :func:`_code` for ``total`` codes."""
     first = reader.byte(tuple(range(1, 256)), "first code")
     counts, left = [], total
@@ -136,5 +136,6 @@ def _decode(reader: Reader, total: int) -> Codes:
         left -= counts[-1]
     if left or not counts[1]:
         raise reader.fail(f"counts of {total} codes that begin with a used one", f"{left} uncounted")
-    symbols = unpack(reader, [Block(tuple(counts))])[0]
-    return np.where(symbols == 0, 0, symbols + (first - 1))
+    symbols = unpack_bytes(reader, [Block(tuple(counts))])[0]
+    symbols[symbols > 0] += np.uint8(first - 1)
+    return symbols

@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from headwater.compression.byte_reader import Reader
-from headwater.compression.entropy import Symbols
+from headwater.compression.entropy import Bytes, Symbols
 from headwater.errors import ConfigError
 from headwater.seeds.directions import Integers
 
@@ -56,7 +56,7 @@ class StudentTTable:
         """See :class:`headwater.compression.entropy.Table`."""
         return _weights(self.bits, self.shape, self.scale)
 
-    def admits(self, symbols: Symbols) -> bool:
+    def admits(self, symbols: Symbols | Bytes) -> bool:
         """Always: that the curve is the writer's choice is for the reader of the whole body to check."""
         return True
 

@@ -15,6 +15,7 @@ Codes are entropy-coded where that is shorter: even levels are used unevenly, ``
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.codec import Codec
 from headwater.compression.codecs import symbols as coding
-from headwater.compression.entropy import Symbols
+from headwater.compression.entropy import CHUNK, Bytes, Symbols
 from headwater.compression.reader import Floats, flat_finite, open_payload
 from headwater.errors import ConfigError
 from headwater.protocol.messages import Payload
@@ -103,18 +104,17 @@ class BlockwiseCodec(Codec):
         if block < LEAST_BLOCK:
             raise reader.fail(f"a block of at least {LEAST_BLOCK}", str(block))
         scales = [read_scales(reader, -(-t.numel // block)) for t in spec]
-        spreads = [spread_over(found, t.numel, block) for t, found in zip(spec, scales, strict=True)]
-        count = sum(int(np.count_nonzero(spread)) for spread in spreads)
+        count = sum(coded(absmax, t.numel, block) for t, absmax in zip(spec, scales, strict=True))
         codes, at, tensors = coding.read(reader, count, len(self._table)), 0, {}
-        for t, absmax, spread in zip(spec, scales, spreads, strict=True):
-            some = spread > 0
-            found = np.zeros(t.numel, np.float32)
-            taken = self._table[codes[at : at + int(np.count_nonzero(some))]]
-            at += taken.size
-            found[some] = taken
-            if t.numel and (_absmax(found, block) != (absmax > 0)).any():
-                raise reader.fail(f"tensor {t.name}: the largest value of a block at its scale", "none there")
-            tensors[t.name] = torch.from_numpy(found * spread).reshape(t.shape)
+        for t, absmax in zip(spec, scales, strict=True):
+            found = np.empty(t.numel, np.float32)
+            for blocks, values, part, spread in units(absmax, t.numel, block, self._table, codes[at:]):
+                if (_absmax(part, block) != (absmax[blocks] > 0)).any():
+                    expected = f"tensor {t.name}: the largest value of a block at its scale"
+                    raise reader.fail(expected, "none there")
+                np.multiply(part, spread, out=found[values])
+            at += coded(absmax, t.numel, block)
+            tensors[t.name] = torch.from_numpy(found).reshape(t.shape)
         return AdapterState(spec, tensors)
 
     def max_bytes(self, spec: StateSpec) -> int:
@@ -134,6 +134,39 @@ def _absmax(values: Floats, block: int) -> Floats:
 def spread_over(absmax: Floats, count: int, block: int) -> Floats:
     """Each value's absmax."""
     return np.repeat(absmax, block)[:count]
+
+
+def coded(absmax: Floats, count: int, block: int) -> int:
+    """How many of a tensor's ``count`` values are in blocks whose scale is not 0."""
+    short = absmax.size * block - count if absmax.size and absmax[-1] else 0
+    return int(np.count_nonzero(absmax)) * block - short
+
+
+def units(
+    absmax: Floats, count: int, block: int, levels: Floats, codes: Bytes
+) -> Iterator[tuple[slice, slice, Floats, Floats]]:
+    """A tensor's values in units of their scales, some whole blocks at a time.
+
+    Args:
+        absmax: the blocks' scales; of those that are 0 no value has a code.
+        count: values of the tensor.
+        block: values of a block.
+        levels: what codes stand for.
+        codes: of this tensor, and perhaps more.
+
+    Yields:
+        Which blocks, which values, these, and each value's scale.
+    """
+    step, at = max(1, CHUNK // block), 0
+    for first in range(0, absmax.size, step):
+        blocks, values = slice(first, first + step), slice(first * block, (first + step) * block)
+        spread = spread_over(absmax[blocks], count - first * block, block)
+        some = spread > 0
+        found = np.zeros(spread.size, np.float32)
+        used = int(np.count_nonzero(some))
+        found[some] = levels[codes[at : at + used]]
+        at += used
+        yield blocks, values, found, spread
 
 
 def read_scales(reader: Reader, count: int) -> Floats:

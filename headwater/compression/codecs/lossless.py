@@ -18,7 +18,7 @@ from headwater.compression.byte_reader import Reader
 from headwater.compression.codec import Codec
 from headwater.compression.codecs import symbols as coding
 from headwater.compression.compeft import groups
-from headwater.compression.entropy import Block, Symbols, pack, unpack
+from headwater.compression.entropy import CHUNK, Block, Bytes, Symbols, pack, unpack_bytes
 from headwater.compression.reader import flat_finite, open_payload
 from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key
@@ -66,8 +66,11 @@ class LosslessCodec(Codec):
             count -= exponents.count_of(ZERO)
             planes.append([exponents, *(_Plane.read(reader, count) for _ in range(3))])
         coded = [plane for held in planes for plane in held if plane.block is not None]
-        for plane, found in zip(coded, unpack(reader, [p.block for p in coded if p.block]), strict=True):
-            plane.found = found + np.int32(plane.first)
+        for plane, found in zip(
+            coded, unpack_bytes(reader, [p.block for p in coded if p.block]), strict=True
+        ):
+            found += np.uint8(plane.first)
+            plane.found = found
         tensors = {}
         for group, held in zip(groups(spec), planes, strict=True):
             values = torch.from_numpy(_values(held, reader).view(np.float32))
@@ -83,18 +86,18 @@ class LosslessCodec(Codec):
 class _Plane:
     """A plane of which the mode, and what belongs to it before the stream, is read."""
 
-    def __init__(self, first: int, block: Block | None, found: Symbols) -> None:
+    def __init__(self, first: int, block: Block | None, found: Bytes) -> None:
         self.first, self.block, self.found = first, block, found
 
     @staticmethod
     def read(reader: Reader, count: int) -> _Plane:
         """The next plane of ``count`` bytes."""
         if reader.byte((RAW, CODED), "mode of a plane") == RAW:
-            found = np.frombuffer(reader.take(count, "plane"), np.uint8).astype(np.int32)
+            found = np.frombuffer(reader.take(count, "plane"), np.uint8)
             return _Plane(0, None, found)
         if not count:
             raise reader.fail("an empty plane raw", "coded")
-        return _Plane(*coding.read_histogram(reader, count, 256), found=np.zeros(0, np.int32))
+        return _Plane(*coding.read_histogram(reader, count, 256), found=np.zeros(0, np.uint8))
 
     def count_of(self, symbol: int) -> int:
         """How often ``symbol`` occurs: known before the stream is read."""
@@ -116,13 +119,17 @@ def _planes(words: Words) -> list[Symbols]:
 def _values(planes: list[_Plane], reader: Reader) -> Words:
     """The inverse of :func:`_planes`."""
     exponents, *bytes_ = (plane.found for plane in planes)
-    words = np.zeros(exponents.size, np.uint32)
-    some = exponents != ZERO
-    rest: Words = np.zeros(int(np.count_nonzero(some)), np.uint32)
-    for part in bytes_:
-        rest = rest * np.uint32(256) | part.astype(np.uint32)
-    rest = exponents[some].astype(np.uint32) << 23 | rest >> 1 | rest << 31
-    if not rest.all():
-        raise reader.fail(f"+0 as symbol {ZERO} of the exponent plane", "as an exponent and a mantissa")
-    words[some] = rest
+    words, begin = np.zeros(exponents.size, np.uint32), 0
+    for start in range(0, exponents.size, CHUNK):
+        part = exponents[start : start + CHUNK]
+        some = part != ZERO
+        end = begin + int(np.count_nonzero(some))
+        rest: Words = np.zeros(end - begin, np.uint32)
+        for plane in bytes_:
+            rest = rest * np.uint32(256) | plane[begin:end].astype(np.uint32)
+        rest = part[some].astype(np.uint32) << 23 | rest >> 1 | rest << 31
+        if not rest.all():
+            raise reader.fail(f"+0 as symbol {ZERO} of the exponent plane", "as an exponent and a mantissa")
+        words[start : start + CHUNK][some] = rest
+        begin = end
     return words

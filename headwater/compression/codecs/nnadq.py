@@ -22,7 +22,7 @@ import torch
 from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.codec import Codec
 from headwater.compression.codecs import symbols as coding
-from headwater.compression.entropy import Symbols
+from headwater.compression.entropy import Symbols, look_up
 from headwater.compression.reader import Floats, diverged, flat_finite, open_payload
 from headwater.errors import ConfigError
 from headwater.protocol.messages import Payload
@@ -123,8 +123,7 @@ class NnadqCodec(Codec):
             raise reader.fail(f"tensor {t.name}: finite levels", "others")
         length = reader.varint(coding.most_bytes(t.numel, most + 1), f"bytes of {t.name}")
         part = Reader(reader.take(length, f"codes of {t.name}"), reader.who, reader.hint)
-        codes: Symbols = coding.read(part, t.numel, most + 1)
-        return torch.from_numpy(levels[codes]).reshape(t.shape)
+        return torch.from_numpy(look_up(levels, coding.read(part, t.numel, most + 1))).reshape(t.shape)
 
     def max_bytes(self, spec: StateSpec) -> int:
         """Every tensor in 8 bits."""

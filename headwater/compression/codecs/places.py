@@ -17,7 +17,7 @@ import torch
 
 from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.compeft import groups
-from headwater.compression.entropy import Block, Symbols, pack, unpack
+from headwater.compression.entropy import Block, Symbols, pack, unpack_bytes
 from headwater.compression.reader import Floats
 from headwater.compression.ternary import kept, largest
 from headwater.errors import ConfigError
@@ -172,7 +172,7 @@ def _drawn(spec: StateSpec, counts: list[int], mask: bytes) -> Places:
     stream, at = Key(mask).numpy().bit_generator, {}
     for t, count in zip(spec, counts, strict=True):
         raw: npt.NDArray[np.uint64] = stream.random_raw(-(-t.numel // 2))  # drawn for all places, sent or not
-        words = raw.astype("<u8").view("<u4")[: t.numel]
+        words = raw.astype("<u8", copy=False).view("<u4")[: t.numel]
         if count == t.numel:
             at[t.name] = np.arange(count)
             continue
@@ -213,7 +213,9 @@ def read_places(reader: Reader, spec: StateSpec) -> Places:
         blocks.append(Block((numel - count, count)))
     stream = reader.take(reader.varint(most_place_bytes(spec), "bytes of places"), "places")
     at = {}
-    for group, symbols in zip(held, unpack(Reader(stream, reader.who, reader.hint), blocks), strict=True):
+    for group, symbols in zip(
+        held, unpack_bytes(Reader(stream, reader.who, reader.hint), blocks), strict=True
+    ):
         begin = 0
         for t in group:
             at[t.name] = np.flatnonzero(symbols[begin : begin + t.numel])

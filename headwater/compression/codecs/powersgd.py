@@ -21,6 +21,7 @@ import torch
 
 from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.codec import Codec
+from headwater.compression.entropy import CHUNK
 from headwater.compression.reader import Floats, diverged, flat_finite, open_payload
 from headwater.errors import ConfigError
 from headwater.protocol.messages import Payload
@@ -126,12 +127,17 @@ def _orthonormal(columns: Doubles) -> Doubles:
 
 
 def _product(p: Floats, q: Floats) -> Floats:
-    """P·Qᵀ as fp32: outer products added in order in fp64."""
-    total = np.zeros((len(p), len(q)), np.float64)
-    for left, right in zip(p.T.astype(np.float64), q.T.astype(np.float64), strict=True):
-        total += left[:, None] * right
-    with np.errstate(over="ignore", invalid="ignore"):
-        return total.astype(np.float32)
+    """P·Qᵀ as fp32: outer products added in order in fp64, some rows at a time."""
+    out = np.empty((len(p), len(q)), np.float32)
+    step = max(1, CHUNK // len(q))
+    columns = q.T.astype(np.float64)
+    for start in range(0, len(p), step):
+        total = np.zeros(out[start : start + step].shape, np.float64)
+        for left, right in zip(p[start : start + step].T.astype(np.float64), columns, strict=True):
+            total += left[:, None] * right
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[start : start + step] = total
+    return out
 
 
 def _read(reader: Reader, count: int) -> Floats:

@@ -14,7 +14,14 @@ import torch
 from headwater.compression.byte_reader import varint
 from headwater.compression.codec import Codec
 from headwater.compression.codecs import symbols as coding
-from headwater.compression.codecs.blockwise import LEAST_BLOCK, MOST_BLOCK, read_scales, spread_over
+from headwater.compression.codecs.blockwise import (
+    LEAST_BLOCK,
+    MOST_BLOCK,
+    coded,
+    read_scales,
+    spread_over,
+    units,
+)
 from headwater.compression.reader import Floats, diverged, flat_finite, open_payload
 from headwater.errors import ConfigError
 from headwater.protocol.messages import Payload
@@ -66,17 +73,15 @@ class QsgdCodec(Codec):
         if bucket < LEAST_BLOCK:
             raise reader.fail(f"a bucket of at least {LEAST_BLOCK}", str(bucket))
         norms = [read_scales(reader, -(-t.numel // bucket)) for t in spec]
-        spreads = [spread_over(found, t.numel, bucket) for t, found in zip(spec, norms, strict=True)]
-        count = sum(int(np.count_nonzero(spread)) for spread in spreads)
-        codes, begin, tensors = coding.read(reader, count, 2 * s + 1), 0, {}
+        count = sum(coded(found, t.numel, bucket) for t, found in zip(spec, norms, strict=True))
+        codes, at, tensors = coding.read(reader, count, 2 * s + 1), 0, {}
         table: Floats = np.arange(-s, s + 1, dtype=np.float32) / np.float32(s)
-        for t, spread in zip(spec, spreads, strict=True):
-            some = spread > 0
-            found = np.zeros(t.numel, np.float32)
-            taken = table[codes[begin : begin + int(np.count_nonzero(some))]]
-            begin += taken.size
-            found[some] = taken
-            tensors[t.name] = torch.from_numpy(found * spread).reshape(t.shape)
+        for t, norm in zip(spec, norms, strict=True):
+            found = np.empty(t.numel, np.float32)
+            for _, values, part, spread in units(norm, t.numel, bucket, table, codes[at:]):
+                np.multiply(part, spread, out=found[values])
+            at += coded(norm, t.numel, bucket)
+            tensors[t.name] = torch.from_numpy(found).reshape(t.shape)
         return AdapterState(spec, tensors)
 
     def max_bytes(self, spec: StateSpec) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from headwater.compression.byte_reader import Reader, varint
-from headwater.compression.entropy import Block, Symbols, pack, unpack
+from headwater.compression.entropy import Block, Bytes, Symbols, pack, unpack_bytes
 from headwater.compression.t_tables import cost
 
 PLAIN, CODED = 0, 1
@@ -26,7 +26,7 @@ def write(symbols: Symbols, size: int) -> bytes:
     return bytes([PLAIN]) + _packed(symbols, _width(size))
 
 
-def read(reader: Reader, count: int, size: int) -> Symbols:
+def read(reader: Reader, count: int, size: int) -> Bytes:
     """``count`` symbols from the rest of ``reader``: the inverse of :func:`write`.
 
     Raises:
@@ -35,8 +35,8 @@ def read(reader: Reader, count: int, size: int) -> Symbols:
     if reader.byte((PLAIN, CODED), "mode") == PLAIN:
         return _unpacked(reader, count, size)
     first, block = read_histogram(reader, count, size)
-    symbols = unpack(reader, [block])[0]
-    symbols += first
+    symbols = unpack_bytes(reader, [block])[0]
+    symbols += np.uint8(first)
     return symbols
 
 
@@ -118,15 +118,15 @@ def _packed(symbols: Symbols, width: int) -> bytes:
     return out.tobytes()
 
 
-def _unpacked(reader: Reader, count: int, size: int) -> Symbols:
+def _unpacked(reader: Reader, count: int, size: int) -> Bytes:
     width = _width(size)
     each = 8 // width
     data = np.frombuffer(reader.take(plain_bytes(count, size), "packed symbols"), np.uint8)
     reader.end()
-    rows = np.empty((data.size, each), np.int32)
+    rows = np.empty((data.size, each), np.uint8)
     for place in range(each):
         rows[:, place] = data >> (8 - width * (place + 1)) & ((1 << width) - 1)
-    symbols: Symbols = rows.reshape(-1)
+    symbols: Bytes = rows.reshape(-1)
     if symbols[count:].any():
         raise reader.fail("zero bits after the last symbol", "others")
     if count and int(symbols[:count].max()) >= size:

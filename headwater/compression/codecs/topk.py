@@ -32,7 +32,7 @@ from headwater.compression.codecs.places import (
     write_places,
 )
 from headwater.compression.dense import DenseCodec
-from headwater.compression.entropy import Symbols
+from headwater.compression.entropy import Symbols, look_up
 from headwater.compression.reader import Floats, flat_finite, open_payload
 from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key
@@ -121,7 +121,7 @@ class TopkCodec(Codec):
             codes, begin, values = coding.read(reader, sum(sizes.values()), ALPHABET[bits]), 0, {}
             for name, size in sizes.items():
                 part = codes[begin : begin + size]
-                values[name] = _levels(scales[name], bits)[part] if size else _none()
+                values[name] = look_up(_levels(scales[name], bits), part) if size else _none()
                 begin += size
         if not all(part.all() for part in values.values()):
             raise reader.fail("kept values other than 0", "0")
