@@ -1,6 +1,6 @@
 """What decoding takes beside the body: in one fresh process, at most ``max_bytes`` and 10 MB for 1M values.
 
-Measured with half as many of both.
+Measured with half as many of both, and 1.5 MB for what does not grow with them and what the allocator keeps.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ for codec in {codec.id: codec for codec in [*encoders, codec_by_id("logquant8.v1
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are reset in Linux' /proc")
-def test_no_decoder_takes_more_than_max_bytes_and_five_megabytes():
+def test_no_decoder_takes_more_than_max_bytes_and_ten_megabytes():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     over = {id: int(size) for id, size in (line.split() for line in done.stdout.splitlines())}
     assert len(over) >= 17
-    assert {id: size for id, size in over.items() if size > 5_000_000} == {}
+    assert {id: size for id, size in over.items() if size > 6_500_000} == {}

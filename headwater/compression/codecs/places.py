@@ -17,7 +17,7 @@ import torch
 
 from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.compeft import groups
-from headwater.compression.entropy import Block, Symbols, pack, unpack_bytes
+from headwater.compression.entropy import CHUNK, Block, Symbols, pack, unpack_bytes
 from headwater.compression.reader import Floats
 from headwater.compression.ternary import kept, largest
 from headwater.errors import ConfigError
@@ -176,12 +176,23 @@ def _drawn(spec: StateSpec, counts: list[int], mask: bytes) -> Places:
         if count == t.numel:
             at[t.name] = np.arange(count)
             continue
-        most = np.partition(words, count - 1)[count - 1]
+        most = _smallest(words, count - 1)
         places = np.flatnonzero(words <= most)
         if (extra := places.size - count) > 0:
             places = np.delete(places, np.flatnonzero(words[places] == most)[-extra:])
         at[t.name] = places
     return Places(spec, at)
+
+
+def _smallest(words: npt.NDArray[np.uint32], rank: int) -> np.uint32:
+    """The word that ``rank`` others come before, found by upper halves: no copy of all of them."""
+    parts = [words[start : start + CHUNK] for start in range(0, words.size, CHUNK)]
+    upto = np.cumsum(sum(np.bincount(part >> 16, minlength=1 << 16) for part in parts))
+    half = int(np.searchsorted(upto, rank, side="right"))
+    near = np.concatenate([part[part >> 16 == half] for part in parts])
+    rank -= int(upto[half - 1]) if half else 0
+    found: np.uint32 = np.partition(near, rank)[rank]
+    return found
 
 
 def write_places(places: Places) -> bytes:
