@@ -145,7 +145,7 @@ class Allowed:
 
     def __str__(self) -> str:
         least = "above 0" if self.above_zero else "of at least 0"
-        return f"a number {least}" + (f" and at most {self.most:g}" if self.most < 1e15 else "")
+        return f"a number {least} and at most {self.most:g}"
 
 
 def allowed(name: str) -> Allowed:

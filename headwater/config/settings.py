@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headwater.errors import ConfigError
 
-_SHAPES = {"dict_type": "a table", "list_type": "a list", "tuple_type": "a list"}
+_SHAPES = {
+    "dict_type": "a table", "model_attributes_type": "a table", "model_type": "a table",
+    "list_type": "a list", "tuple_type": "a list",
+}  # fmt: skip
 """What JSON calls an object and an array is a table and a list in TOML."""
 _KINDS = {"String": "a text", "List": "a list", "Tuple": "a list", "Set": "a list", "Dictionary": "a table"}
 

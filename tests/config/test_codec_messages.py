@@ -27,6 +27,8 @@ def file(tmp_path):
             r"codec\.up\.first: expected 'kind' out of 'topk', 'randk', got 'int8'",
         ),
         ('{ kind = "chain", first = "topk" }', r"codec\.up\.first: expected a table, got 'topk'"),
+        ('{ kind = "chain", then = "int8" }', r"codec\.up\.then: expected a table, got 'int8'"),
+        ('{ kind = "by-module", modules = ["*"] }', r"codec\.up\.modules\.0: expected a table, got '\*'"),
         ('{ kind = "by-module", modules = "*" }', r"codec\.up\.modules: expected a list, got '\*'"),
     ],
 )

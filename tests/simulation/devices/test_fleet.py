@@ -173,6 +173,7 @@ def test_draws_beyond_what_floats_hold_are_slow_devices_and_no_crash():
     ("table", "told"),
     [
         ({"tokens_per_s": 0}, "tokens_per_s must be a number above 0"),
+        ({"memory_mb": 1e19}, r"memory_mb must be a number above 0 and at most 1e\+18"),
         ({"tokens_per_s": 3, "flop_per_s": 1e9}, "tokens_per_s and flop_per_s say the same"),
         ({"dropout": {"kind": "uniform", "low": 0, "high": 2}}, "dropout must be a number of at least 0 and"),
         ({"dropout": {"kind": "lognormal", "median": 0.1, "sigma": 1}}, "dropout must be"),
