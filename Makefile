@@ -41,7 +41,7 @@ federation: $(CORPORA)/.sentiment ## a TLS server and four agents on this machin
 test: $(VENV)/.dev ## set up and run the tests
 	@$(BIN)/python -m pytest -n $(WORKERS)
 
-test-slow: $(VENV)/.dev ## the tests that run for minutes: every example on real models
+test-slow: $(VENV)/.dev ## the tests that run for minutes: every example on real models (MERGEKIT=python: and mergekit)
 	@$(BIN)/headwater fetch all --out $(CORPORA)
 	@$(BIN)/python -m pytest -m slow -n $(WORKERS)
 

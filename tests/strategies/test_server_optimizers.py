@@ -23,7 +23,7 @@ ADAPTIVE = ["adam", "yogi", "adagrad"]
 
 
 def golden(name: str) -> ServerOptimizer:
-    """η = 0.1, β = 0.9 and 0.99, τ = 10⁻³."""
+    """Golden vectors F12: η = 0.1, β = 0.9 and 0.99, τ = 10⁻³."""
     settings = {"kind": "mean", "server_optimizer": name, "server_learning_rate": 0.1, "server_tau": 1e-3}
     return optimizer_for(MeanStrategy.model_validate(settings))
 

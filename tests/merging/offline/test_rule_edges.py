@@ -103,11 +103,11 @@ class TestOtherLibraries:
         assert folded(Ties(density=0.2), [few], [1.0]).tolist() == [0.3, 0, 0]
         assert not merge_utils.ties([torch.tensor(few)], torch.ones(1), 0.2).any()
 
-    def test_breadcrumbs_of_few_values_has_no_outlier_and_with_mergekits_slice_nothing(self) -> None:
+    def test_breadcrumbs_of_few_values_has_no_outlier_and_with_a_slice_up_to_minus_zero_nothing(self) -> None:
         few = np.array([0.3, -0.2, 0.1, 0.05])
         assert folded(Breadcrumbs(density=0.5), [few], [1.0]).tolist() == [0.3, -0.2, 0, 0]
         outliers = int(0.01 * few.size)
-        assert np.argsort(np.abs(few))[2:-outliers].size == 0  # sparsify.magnitude_outliers
+        assert np.argsort(np.abs(few))[2:-outliers].size == 0  # mergekit at a6e4028
 
     def test_pcbs_code_has_no_number_for_equal_magnitudes_and_always_cuts_the_largest(self) -> None:
         equal = [np.array([0.5, -0.5, 0.5]), np.array([0.5, -0.5, -0.5])]

@@ -16,8 +16,8 @@ from headwater.merging.offline.rules.sums import ElectedSigns, WeightedSum
 class _Sifted(ValueRule, Sifting):
     """Of each weight's n values ⌊γ·n⌋ outliers are dropped and the next ⌊d·n⌋, at least one, kept.
 
-    Where the two are more than n, fewer outliers are dropped. mergekit drops everything where ⌊γ·n⌋ = 0; here
-    nothing is then an outlier.
+    Where the two are more than n, fewer outliers are dropped; where ⌊γ·n⌋ = 0, nothing is one (mergekit
+    at a6e4028 then drops everything). mergekit 0.1.5 does the same, but keeps nothing where ⌊d·n⌋ = 0.
     """
 
     def prune(self, values: Floats, draw: Callable[[], np.random.Generator]) -> Floats:
