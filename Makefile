@@ -76,6 +76,10 @@ bench-codec: $(VENV)/.dev
 bench-compression: $(VENV)/.dev ## bytes and squared error of every codec on one client's update
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/codec_errors.py
 
+bench-whole-runs: $(VENV)/.dev ## bytes both ways and the last metric of whole runs, 3 corpora, 3 seeds; PARETO=1: every codec; hours
+	@$(BIN)/headwater fetch minilm smollm2 sentiment glosses presidents --out $(CORPORA)
+	@$(BIN)/python benchmarks/whole_runs.py --workers $(WORKERS) $(if $(PARETO),--corpora --pareto)
+
 bench-aggregation: $(VENV)/.dev
 	@$(BIN)/python benchmarks/aggregation.py
 
