@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -105,15 +106,25 @@ class StatesInFolder(HeldStates):
         path = self._folder / f"{name_of(sha256)}{_SUFFIX}"
         if self.get(path.stem, state.spec) is not None:
             with contextlib.suppress(OSError):  # it is the last one again
-                os.utime(path)
+                self._make_newest(path)
             return
         write_atomically(path, *held_to_pieces(state, sha256), durable=self._durable)
-        others = [other for other in self._folder.glob(f"*{_SUFFIX}") if other != path]
+        others = self._others(path)
         with contextlib.suppress(OSError):  # the next one tries again
+            self._make_newest(path)
             last = max(others, key=lambda other: (other.stem == base, other.stat().st_mtime_ns), default=path)
             for other in others:
                 if other != last:
                     other.unlink(missing_ok=True)
+
+    def _others(self, path: Path) -> list[Path]:
+        return [other for other in self._folder.glob(f"*{_SUFFIX}") if other != path]
+
+    def _make_newest(self, path: Path) -> None:
+        """Give ``path`` a time after all others': of files written within one tick all have the same."""
+        times = [other.stat().st_mtime_ns for other in self._others(path)]
+        now = max([time.time_ns(), *(then + 1 for then in times)])
+        os.utime(path, ns=(now, now))
 
 
 class SharedStates(HeldStates):

@@ -256,7 +256,7 @@ def test_the_cap_on_memory_is_a_refusal_and_not_a_death(tmp_path):
         small = vector_answer(worker, tmp_path, vector_train(vector_federation()))
         assert isinstance(small, EncodedUpdate), small
         pid = worker.pid
-        size = 16_000_000
+        size = 28_000_000
         try:
             refused = vector_answer(worker, tmp_path, vector_train(vector_federation(size)), size)
             assert isinstance(refused, ClientFailure)
