@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from headwater.config.traits import CodecTraits
 
@@ -48,6 +48,14 @@ class Contractive(CodecTraits):
         exclude_if=lambda value: value is None,
         description="a client that comes back after more rounds forgets what it dropped",
     )
+
+    @field_validator("error_feedback", mode="before")
+    @classmethod
+    def _a_form_that_there_is(cls, value: object) -> object:
+        """Else the words would be those of the first alternative, a boolean."""
+        if not isinstance(value, bool) and value not in ("ef14", "ef21"):
+            raise ValueError("true, false, 'ef14' or 'ef21'")
+        return value
 
     @property
     def shifts(self) -> bool:  # noqa: D102 - inherited

@@ -46,3 +46,9 @@ def test_the_servers_own_feedback_neither_shifts_nor_is_away(own: dict[str, Any]
 
 def test_the_servers_own_feedback_may_fade() -> None:
     assert federation(codec={"down": {"kind": "topk", "decay": 0.9}}).codec.down.fading() == (0.9, None)
+
+
+@pytest.mark.parametrize("form", ["ef22", 1, []])
+def test_a_form_that_there_is_not_is_told_with_those_that_there_are(form: object) -> None:
+    with pytest.raises(ValidationError, match="true, false, 'ef14' or 'ef21'"):
+        federation(codec={"up": {"kind": "topk", "error_feedback": form}})
