@@ -37,6 +37,7 @@ VERBS = {
     "decompress": Verb("write a compressed adapter as a folder that PEFT loads", "headwater.cli.experts"),
     "inspect": Verb("show what is in an adapter or a compressed one", "headwater.cli.experts"),
     "report": Verb("write a run folder's report.html again", "headwater.cli.report"),
+    "runs": Verb("list run folders, and compare what they came to", "headwater.cli.runs"),
     "plugins": Verb("list what installed packages bring, and what is allowed", "headwater.cli.plugins"),
     "fetch": Verb("download the models and corpora of the examples", "headwater.cli.fetch"),
 }

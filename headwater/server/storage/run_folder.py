@@ -30,12 +30,14 @@ from headwater.files import (
     start_of,
     write_atomically,
 )
-from headwater.locks import lock_file, take
+from headwater.locks import lock_file, take, take_within
 from headwater.server.round_record import RoundRecord
 from headwater.text import json_safe
 
 _MOST_HEAD = 100 << 20
 """Bytes of a safetensors file's head, as its own readers have it."""
+_LOOKED_AT_S = 0.2
+"""So long whoever wants a folder tries for it: :func:`in_use` holds its lock for an instant."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class RunFolder:
                     got=error.strerror or str(error),
                     hint="Mend the rights, or choose another folder.",
                 ) from None
-            if not take(handle):
+            if not take_within(handle, _LOOKED_AT_S):
                 raise ConfigError(
                     f"run folder {self.path}",
                     expected="a run that no other process works on",
@@ -238,6 +240,15 @@ class RunFolder:
         if not self.rounds.exists() or self.rounds.stat().st_size > kept:
             write_atomically(self.rounds, start_of(self.rounds, kept))
         return self.each_round()
+
+
+def in_use(path: Path) -> bool:
+    """Whether a process works on the run in this folder; False where nobody may look."""
+    try:
+        with (path / "state" / "lock").open("rb") as lock:
+            return not take(lock.fileno(), shared=True)
+    except (OSError, StorageError):
+        return False
 
 
 def _names(folder: Path) -> set[str]:

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from headwater.config.data import is_rate, lower_is_better
 from headwater.server.report.charts import number_ticks
-from headwater.server.report.page import template
-from headwater.server.report.svg import Plot, Scale, extent, node
+from headwater.server.report.drawing import alone
+from headwater.server.report.svg import Plot, Scale, extent
 from headwater.simulation.sweeps.plan import Factor, Sweep, short_names
 from headwater.simulation.sweeps.tables import Row, Tables
 from headwater.text import number, plain
@@ -19,8 +19,6 @@ MOST_LINES = 12
 MOST_PANELS = 12
 """Panels that are drawn; the table has all."""
 _DODGE = 0.035
-_ALONE = 'svg { font-family: system-ui, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; }'
-"""What a drawing has from the page where it is not alone."""
 
 
 def panels(sweep: Sweep, tables: Tables) -> list[Markup]:
@@ -30,20 +28,7 @@ def panels(sweep: Sweep, tables: Tables) -> list[Markup]:
 
 def picture(sweep: Sweep, tables: Tables) -> str:
     """All panels as one SVG file with its own style sheet; empty where nothing was measured."""
-    plots = _plots(sweep, tables)
-    if not plots:
-        return ""
-    height, parts = 0.0, []
-    for plot in plots:
-        parts.append(node("g", *plot.parts, transform=f"translate(0,{height:.0f})"))
-        height += plot.height + 12
-    css = template("report.css").render() + _ALONE
-    style = node("style", Markup(css.replace("&", "&amp;").replace("<", "&lt;")))
-    back = node("rect", width="100%", height="100%", style="fill: var(--card)")
-    about = node("title", _title(sweep))
-    box = f"0 0 {plots[0].width:.0f} {height:.0f}"
-    drawing = node("svg", about, style, back, *parts, viewBox=box, xmlns="http://www.w3.org/2000/svg")
-    return f"{drawing}\n"
+    return alone(_title(sweep), _plots(sweep, tables))
 
 
 def roles(sweep: Sweep) -> tuple[Factor | None, Factor | None, tuple[Factor, ...]]:
