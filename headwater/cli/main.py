@@ -38,6 +38,7 @@ VERBS = {
     "inspect": Verb("show what is in an adapter or a compressed one", "headwater.cli.experts"),
     "report": Verb("write a run folder's report.html again", "headwater.cli.report"),
     "runs": Verb("list run folders, and compare what they came to", "headwater.cli.runs"),
+    "doctor": Verb("look at this machine: what is missing, and what to do", "headwater.cli.doctor.verb"),
     "plugins": Verb("list what installed packages bring, and what is allowed", "headwater.cli.plugins"),
     "fetch": Verb("download the models and corpora of the examples", "headwater.cli.fetch"),
 }

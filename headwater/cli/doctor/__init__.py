@@ -1,0 +1,1 @@
+"""``headwater doctor``: what this machine lacks, looked at and not guessed."""
