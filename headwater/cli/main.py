@@ -39,6 +39,7 @@ VERBS = {
     "report": Verb("write a run folder's report.html again", "headwater.cli.report"),
     "runs": Verb("list run folders, and compare what they came to", "headwater.cli.runs"),
     "doctor": Verb("look at this machine: what is missing, and what to do", "headwater.cli.doctor.verb"),
+    "completion": Verb("print a script that completes in bash, zsh or fish", "headwater.cli.completion.verb"),
     "plugins": Verb("list what installed packages bring, and what is allowed", "headwater.cli.plugins"),
     "fetch": Verb("download the models and corpora of the examples", "headwater.cli.fetch"),
 }
@@ -47,12 +48,7 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="headwater",
-        description="Fine-tune one foundation model from many data owners without moving their data.",
-    )
-    parser.add_argument("--version", action="version", version=f"headwater {__version__}")
-    add_verbs(parser, VERBS)
+    parser = make_parser()
     own_process = argv is None
     parser.set_defaults(own_process=own_process)
     with importing():
@@ -75,6 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's, with all its verbs; it imports none of them."""
+    parser = argparse.ArgumentParser(
+        prog="headwater",
+        description="Fine-tune one foundation model from many data owners without moving their data.",
+    )
+    parser.add_argument("--version", action="version", version=f"headwater {__version__}")
+    add_verbs(parser, VERBS)
+    return parser
 
 
 def _end_now(code: int) -> NoReturn:

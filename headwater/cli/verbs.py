@@ -28,14 +28,18 @@ class VerbParser(argparse.ArgumentParser):
     module: str = ""
     _inside = False
 
-    def parse_known_args(  # type: ignore[override]  # typeshed's overloads, of which argparse uses this one
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """Declare the verb's arguments, if that has not been done, and read them."""
+    def declare(self) -> None:
+        """Declare the verb's arguments, if that has not been done."""
         if self.module:
             module, self.module = importlib.import_module(self.module), ""
             self.set_defaults(run=module.run)
             module.configure(self)
+
+    def parse_known_args(  # type: ignore[override]  # typeshed's overloads, of which argparse uses this one
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Declare the verb's arguments, if that has not been done, and read them."""
+        self.declare()
         # parse_known_intermixed_args comes back here twice, and cannot do verbs of verbs
         if self._inside or self._subparsers is not None:
             return super().parse_known_args(args, namespace)

@@ -57,7 +57,7 @@ def test_named_files_exist(page):
 
 def test_every_option_of_the_command_line_is_described():
     page = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
-    verbs = "simulate sweep config data predict merge compress report runs doctor plugins fetch"
+    verbs = "simulate sweep config data predict merge compress report runs doctor completion plugins fetch"
     for verb in verbs.split():
         helped = headwater(verb, "--help").out
         section = page.split(f"## `headwater {verb}`")[1].split("\n## ")[0]

@@ -30,7 +30,7 @@ _MISSING = MissingDependency.exit_code
 def installation() -> Iterator[Finding]:
     """Python and the package."""
     version = ".".join(map(str, sys.version_info[:3]))
-    wanted = metadata.metadata("headwater").get("Requires-Python", "")
+    wanted = metadata.metadata("headwater")["Requires-Python"]
     if SpecifierSet(wanted).contains(version):
         yield Finding("python", "ok", f"{version}, {sys.executable}")
     else:
