@@ -29,6 +29,7 @@ VERBS = {
     "aggregate": Verb(
         "an edge aggregator: sum for some clients between them and the server", "headwater.cli.aggregate"
     ),
+    "flower-app": Verb("write a federation as an app that `flwr run` runs", "headwater.cli.flower_app"),
     "config": Verb("check a federation file", "headwater.cli.config"),
     "data": Verb("check data: what would be trained, and what is wrong with it", "headwater.cli.data"),
     "predict": Verb("answer for texts with a trained adapter", "headwater.cli.predict"),
