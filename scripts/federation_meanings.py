@@ -33,6 +33,7 @@ from headwater.config.data import (
     QuantityPartition,
     RegressionData,
     TextData,
+    TokenClassificationData,
 )
 from headwater.config.devices import (
     Choice,
@@ -185,6 +186,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "label": "the column of the labels: a list, or text with `separator`",
         "labels": "all labels, in the order of the model's outputs; whole numbers and booleans too",
     },
+    TokenClassificationData: {"labels": "all labels, in the order of the model's outputs"},
     CausalLMData: {"text": "the column of the text"},
     InstructionData: {
         "prompt": "the column of the prompt",

@@ -46,6 +46,7 @@ from headwater.config.data import (
     NoData,
     QuantityPartition,
     RegressionData,
+    TokenClassificationData,
 )
 from headwater.config.devices import (
     AlwaysOnline,
@@ -109,7 +110,11 @@ Each key is followed by its default, and in brackets by what else is allowed. A 
 
 UNFIT: tuple[tuple[str, str], ...] = (
     ("model kind `vector`", "anything but data kind `none`, training kind `noop`, no `[adapter]`"),
-    ("classification", "`causal-lm`; running text or instructions with another model"),
+    (
+        "data",
+        "a model that does not say what it needs: `token-classification` needs an `encoder`, text and "
+        "instructions a `causal-lm`, one target a row an `encoder` or `sequence-classification`",
+    ),
     ("a strategy other than `mean`", "space `factors` without `allow_factors = true`"),
     ("strategy `mean`", "a space but `factors` with another adapter than LoRA"),
     ("space `rolora`, `product`, `fair`", "methods that send scalars; schedule `buffered`"),
@@ -198,7 +203,15 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     ),
     "data": (
         "What the clients learn from. [More](data.md).",
-        (ClassificationData, RegressionData, MultiLabelData, CausalLMData, InstructionData, NoData),
+        (
+            ClassificationData,
+            RegressionData,
+            MultiLabelData,
+            TokenClassificationData,
+            CausalLMData,
+            InstructionData,
+            NoData,
+        ),
     ),
     "data.partition": (
         "Who has which rows. [More](data.md#partitions).",

@@ -50,6 +50,7 @@ def loading_code(notes: Mapping[str, Any]) -> str:
     model = MODELS[notes["kind"]]
     types = ", token_type_ids=types" if notes.get("token_types") else ""
     wide = "" if notes["base"].get("dtype", "float32") == "float32" else ".float()"
+    pool = "" if notes["pooling"] == "none" else ".mean(1)"
     lines = [
         "import torch",
         f"from transformers import {_imports(notes)}",
@@ -69,7 +70,7 @@ def loading_code(notes: Mapping[str, Any]) -> str:
         lines += [
             'head = load_file("head.safetensors")',
             f"hidden = out.last_hidden_state[:, -len(ids) :]{wide}  # without a soft prompt's places",
-            'logits = hidden.mean(1) @ head["weight"].T + head["bias"]',
+            f'logits = hidden{pool} @ head["weight"].T + head["bias"]',
         ]
     elif model.own_head:
         lines.append("logits = out.logits")

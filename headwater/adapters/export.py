@@ -92,7 +92,7 @@ def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object])
         "format": FORMAT,
         "kind": model.base.settings.kind,
         "labels": None if model.labels is None else list(model.labels),
-        "pooling": "mean" if model.network.head is not None else None,
+        "pooling": None if model.network.head is None else "none" if model.network.each_token else "mean",
         "base": {**model.base.settings.model_dump(mode="json"), "sha256": model.base_sha256},
         "pad_token_id": model.base.tokenizer.pad,
         "adapter": model.adapter.model_dump(mode="json"),

@@ -55,8 +55,8 @@ class Output:
     """What a forward pass gives.
 
     Args:
-        logits: [b, outputs], or [b, t, vocabulary].
-        losses: [b] loss of each example; for a causal model summed over its target tokens.
+        logits: [b, outputs], or by token [b, t, outputs] or [b, t, vocabulary].
+        losses: [b] loss of each example; by token summed over its targets.
         counts: int64 [b] targets of each example: 1, or its target tokens.
     """
 
@@ -129,7 +129,7 @@ class AdaptedModel:
             head = new_head(peft.config.hidden_size, len(base.labels or ()), base.device)
         drops = settings.model.pooled and adapter.virtual_tokens > 0
         separator = separator_of(base.model.config, base.tokenizer, drops=drops)
-        network = Network(peft, settings.model, head, separator)
+        network = Network(peft, settings.model, head, separator, each_token=settings.data.needs == "tokens")
         model = AdaptedModel(base, adapter, network, Reading.of(settings), task_of(settings.data))
         model._as_given = given
         model.notices = (*base.notices, *said)
@@ -208,6 +208,11 @@ class AdaptedModel:
     def language_model(self) -> bool:
         """Whether it has an output for each token."""
         return self.network.model.language_model
+
+    @property
+    def by_token(self) -> bool:
+        """Whether its targets belong to tokens."""
+        return self.task.settings.by_token
 
     def initial_state(self) -> AdapterState:
         """The state it was built in: a function of federation, base and key alone."""

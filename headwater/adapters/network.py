@@ -21,13 +21,20 @@ class Network(nn.Module):
         model: what the base is.
         head: the linear head of an encoder; None otherwise.
         separator: the id by which the base's token types are known; None if it takes none.
+        each_token: the head reads each token, not their mean.
     """
 
     def __init__(
-        self, peft: PeftModel, model: ModelTraits, head: nn.Linear | None, separator: int | None = None
+        self,
+        peft: PeftModel,
+        model: ModelTraits,
+        head: nn.Linear | None,
+        separator: int | None = None,
+        *,
+        each_token: bool = False,
     ) -> None:
         super().__init__()
-        self.separator = separator
+        self.separator, self.each_token = separator, each_token
         self.peft, self.model, self.head = peft, model, head
         self._scores = model.own_head and hasattr(peft.get_base_model(), "score")
 
@@ -36,7 +43,7 @@ class Network(nn.Module):
 
         Returns:
             At least float32, whatever the base computes in: [b, labels] for classification;
-            [b, t, vocabulary] for a causal model.
+            [b, t, labels] with a head on each token; [b, t, vocabulary] for a causal model.
         """
         if self._scores:
             return self._at_last_token(tokens, mask)
@@ -48,7 +55,7 @@ class Network(nn.Module):
             return out.logits  # type: ignore[no-any-return]  # likewise
         # prompt tuning lengthens the hidden states by its virtual tokens, at the front
         hidden = widened(out.last_hidden_state[:, -width:])
-        return self.head(mean_pool(hidden, mask))  # type: ignore[no-any-return]
+        return self.head(hidden if self.each_token else mean_pool(hidden, mask))  # type: ignore[no-any-return]
 
     def _read(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """What the base is given of a batch."""

@@ -27,7 +27,7 @@ class Notes:
         labels: names of the classes; None for a causal model.
         chat: whether it was trained on instructions.
         system: the system message of that training, if any.
-        pooled: whether a mean-pooled head lies beside it.
+        pooled: whether a head lies beside it, which reads the mean of the tokens or each of them.
         rows: how rows are read; None if it was written before that was recorded.
     """
 
@@ -60,7 +60,7 @@ class Notes:
                 labels=None if notes["labels"] is None else tuple(map(str, notes["labels"])),
                 chat=bool(notes["chat"]),
                 system=None if notes["system"] is None else str(notes["system"]),
-                pooled=notes["pooling"] == "mean",
+                pooled=notes["pooling"] is not None,
                 rows=rows,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import Tensor
 
 from headwater.adapters.base import Base, load_base
 from headwater.adapters.export import HEAD
@@ -24,6 +25,7 @@ from headwater.adapters.reading.settings import Reading, ends_of
 from headwater.adapters.reports import listening
 from headwater.config.data import CausalLMData, ClassificationData, FilesPartition, InstructionData
 from headwater.errors import DataError, ModelError
+from headwater.tasks.batches import Example
 from headwater.tasks.table import AnyTask, task_of
 
 _UNRECORDED = 512
@@ -88,7 +90,8 @@ class Predictor:
         drops = settings.pooled and peft.active_peft_config.is_prompt_learning
         virtual = getattr(peft.active_peft_config, "num_virtual_tokens", None) or 0
         separator = separator_of(loaded.model.config, loaded.tokenizer, drops=drops)
-        network = Network(peft, settings, head, separator).eval()
+        needs = None if reading is None else reading.data.needs
+        network = Network(peft, settings, head, separator, each_token=needs == "tokens").eval()
         network.requires_grad_(False)
         return Predictor(
             base=loaded,
@@ -181,6 +184,29 @@ class Predictor:
                 logits = self.network(*padded(group, self.base.tokenizer.pad, self.base.device))
             results += self.task.answers(logits.double())
         return results
+
+    @property
+    def writes(self) -> bool:
+        """Whether it answers in text of its own."""
+        return self.base.settings.language_model
+
+    def replies(self, asked: Sequence[Sequence[Example]], *, batch_size: int = 32) -> list[dict[str, Any]]:
+        """What a task with outputs for each token says of rows.
+
+        Args:
+            asked: each row's examples, as the task's ``ask`` gives them.
+            batch_size: examples at a time; it changes no result but for rounding.
+        """
+        examples = [example for own in asked for example in own]
+        logits: list[Tensor] = []
+        for start in range(0, len(examples), batch_size):
+            group = examples[start : start + batch_size]
+            rows = [e.tokens.tolist() for e in group]
+            with torch.no_grad():
+                found = self.network(*padded(rows, self.base.tokenizer.pad, self.base.device)).double()
+            logits += [own[: len(row)] for own, row in zip(found, rows, strict=True)]
+        each = iter(logits)
+        return [self.task.reply(own, [next(each) for _ in own]) for own in asked]
 
     def generate(
         self, prompts: Sequence[str], max_new_tokens: int = 128, *, temperature: float = 0.0, seed: int = 0

@@ -111,12 +111,12 @@ class _Trial:
         return _Rows(tokens, mask, self.model.task.any_targets(tokens, mask))
 
     def logits(self, *rows: list[int]) -> list[Tensor]:
-        """The logits of each row: [labels], or [t, vocabulary] of its own tokens."""
+        """The logits of each row: [labels], or [t, outputs] of its own tokens."""
         with torch.no_grad():
             out = self.model.forward(self.rows(*rows)).logits.float()
         if not bool(torch.isfinite(out).all()):
             raise self._error("finite outputs", "NaN or infinity")
-        return [o[: len(row)] if self.model.language_model else o for o, row in zip(out, rows, strict=True)]
+        return [o[: len(row)] if self.model.by_token else o for o, row in zip(out, rows, strict=True)]
 
     def base_runs(self) -> None:
         """The base alone, so that the adapter is not blamed for it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,19 +91,28 @@ def _open(options: argparse.Namespace) -> Predictor:
 
 
 def _answer_texts(predictor: Predictor, texts: list[str], options: argparse.Namespace) -> None:
-    if predictor.labels is None:
+    if predictor.writes:
         for text in texts:
             (answer,) = predictor.generate([text], max_new_tokens=options.max_new_tokens)
             _print_answer(text, answer, as_json=options.json)
         return
-    for text, found in zip(texts, predictor.classify(texts), strict=True):
+    for text, found in _answers(predictor, texts):
         _print_class(predictor, text, found, as_json=options.json)
+
+
+def _answers(predictor: Predictor, texts: list[str]) -> Iterable[tuple[str, dict[str, object]]]:
+    if predictor.reading is None or predictor.reading.data.needs == "row":
+        return zip(texts, predictor.classify(texts), strict=True)
+
+    from headwater.training.score import as_rows, classified
+
+    return classified(predictor, as_rows(predictor, texts))
 
 
 def _answer_rows(predictor: Predictor, table: Table, options: argparse.Namespace) -> None:
     from headwater.training.score import classified, prompts
 
-    if predictor.labels is not None:
+    if not predictor.writes:
         for text, found in classified(predictor, table):
             _print_class(predictor, text, found, as_json=options.json)
         return

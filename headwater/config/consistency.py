@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from headwater.config.assignment import DEFAULT
 from headwater.config.codec import CompeftCodec
+from headwater.config.model import MODELS
 from headwater.config.spaces import require_space
 from headwater.config.tables import FederationTables
 from headwater.config.training import Training
@@ -30,11 +31,11 @@ def require_consistent(federation: FederationTables) -> None:
         raise ValueError('[adapter] is missing: add one, for example kind = "lora"')
     if not vector and not data.has_rows:
         raise ValueError("data.kind 'none' goes with model.kind 'vector' only")
-    if not vector and federation.model.language_model != data.by_token:
+    if not vector and data.needs not in federation.model.gives:
+        fitting = [kind for kind, model in MODELS.items() if data.needs in model.gives]
         raise ValueError(
-            f"model.kind '{federation.model.kind}' does not fit data.kind '{data.kind}': "
-            "one target a row goes with 'encoder' or 'sequence-classification', text and instructions "
-            "with 'causal-lm'"
+            f"model.kind '{federation.model.kind}' does not fit data.kind '{data.kind}', which goes with "
+            f"{listed(fitting)}"
         )
     _precision(federation)
     _portable(federation)

@@ -13,8 +13,11 @@ from pydantic import Field, field_validator
 from headwater.config.metrics import LOSS, MAX_VALUE, Metric
 from headwater.config.plugins import find, installed, open_to, settings_class
 from headwater.config.settings import Settings, by_kind
-from headwater.config.traits import DataTraits
+from headwater.config.traits import DataTraits, Outputs
 from headwater.errors import HeadwaterError
+
+Inputs = tuple[Literal["text", "pair", "words"], tuple[str, ...]]
+"""A text, two texts or a list of words, and the columns that hold them."""
 
 
 class ColumnPartition(Settings):
@@ -84,6 +87,11 @@ class BaseData(DataTraits):
         default=None, ge=1, description="of the tokenised test file (a causal model's windows), drawn once"
     )
     kind: str
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """How rows hold what is read, and the columns; None where the data room finds out itself."""
+        return None
 
 
 class TextData(BaseData):
@@ -185,9 +193,49 @@ class MultiLabelData(TextData):
         return names_of(value)
 
 
+class TokenClassificationData(BaseData):
+    """Words and a label for each per row; what counts are entities, as seqeval finds them."""
+
+    needs: ClassVar[Outputs] = "tokens"
+    by_token: ClassVar[bool] = True
+    has_labels: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "entity_f1": Metric(),
+        "entity_precision": Metric(),
+        "entity_recall": Metric(),
+        "accuracy": Metric(),
+        "loss": LOSS,
+    }
+    constant_metrics: ClassVar[tuple[str, ...]] = ("entity_f1", "accuracy")
+    has_likelihood: ClassVar[bool] = True
+    kind: Literal["token-classification"]
+    words: str = Field(default="tokens", description="the column of the words: a list, or text with spaces")
+    label: str = Field(
+        default="tags",
+        description="the column of their labels: a list, or text with spaces; numbers count `labels` from 0",
+    )
+    labels: tuple[str, ...] = Field(min_length=2)
+
+    @property
+    def inputs(self) -> Inputs:
+        """The words."""
+        return "words", (self.words,)
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The labels'."""
+        return (self.label,)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return names_of(value)
+
+
 class BaseLanguageData(BaseData):
     """Rows of which a causal model predicts tokens."""
 
+    needs: ClassVar[Outputs] = "next token"
     by_token: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {
         "perplexity": Metric(lower=True, most=math.inf),
@@ -201,6 +249,11 @@ class CausalLMData(BaseLanguageData):
 
     kind: Literal["causal-lm"]
     text: str = "text"
+
+    @property
+    def inputs(self) -> Inputs:
+        """The text."""
+        return "text", (self.text,)
 
 
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
@@ -243,7 +296,13 @@ class NoData(DataTraits):
 
 
 Data = Annotated[
-    ClassificationData | RegressionData | MultiLabelData | CausalLMData | InstructionData | NoData,
+    ClassificationData
+    | RegressionData
+    | MultiLabelData
+    | TokenClassificationData
+    | CausalLMData
+    | InstructionData
+    | NoData,
     Field(discriminator="kind"),
     open_to("tasks", BaseData),
 ]

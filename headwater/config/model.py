@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from headwater.config.settings import by_kind
-from headwater.config.traits import ModelTraits
+from headwater.config.traits import ModelTraits, Outputs
 
 
 class BaseModelSettings(ModelTraits):
@@ -27,8 +27,9 @@ class BaseModelSettings(ModelTraits):
 
 
 class EncoderModel(BaseModelSettings):
-    """An encoder (``AutoModel``) with a mean-pooled linear head."""
+    """An encoder (``AutoModel``) with a linear head on its mean-pooled tokens, or on each token."""
 
+    gives: ClassVar[tuple[Outputs, ...]] = ("row", "tokens")
     classifies: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
     kind: Literal["encoder"]
@@ -37,6 +38,7 @@ class EncoderModel(BaseModelSettings):
 class SequenceClassificationModel(BaseModelSettings):
     """Any ``AutoModelForSequenceClassification`` with its own head."""
 
+    gives: ClassVar[tuple[Outputs, ...]] = ("row",)
     classifies: ClassVar[bool] = True
     own_head: ClassVar[bool] = True
     kind: Literal["sequence-classification"]
@@ -50,6 +52,7 @@ class SequenceClassificationModel(BaseModelSettings):
 class CausalLMModel(BaseModelSettings):
     """Any ``AutoModelForCausalLM``."""
 
+    gives: ClassVar[tuple[Outputs, ...]] = ("next token",)
     language_model: ClassVar[bool] = True
     kind: Literal["causal-lm"]
 

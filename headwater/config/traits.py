@@ -18,6 +18,9 @@ Distribution = Literal["rademacher", "gaussian"]
 Sends = Literal["delta", "coefficients"]
 Noise = Literal["none", "reported", "from coefficients"]
 Source = Literal["gradients", "slopes", "losses", "nothing"]
+Outputs = Literal["row", "tokens", "next token", "masked token", "answer"]
+"""What a model says of a row: one vector of outputs; one for each token; logits of the vocabulary for each
+next token, for each hidden token, or for each token of an answer."""
 
 
 class Pluggable(Settings):
@@ -135,13 +138,15 @@ class ModelTraits(Settings):
 
     Attributes:
         pretrained: it is a base model, with files, a tokenizer and an adapter.
-        language_model: its targets are tokens.
+        gives: what it can say of a row; a task needs one of them.
+        language_model: it goes on with a text, token by token.
         classifies: its targets are labels.
         own_head: the architecture brings the head that classifies.
         pooled: headwater's own linear head reads its mean-pooled hidden states.
     """
 
     pretrained: ClassVar[bool] = True
+    gives: ClassVar[tuple[Outputs, ...]] = ()
     language_model: ClassVar[bool] = False
     classifies: ClassVar[bool] = False
     own_head: ClassVar[bool] = False
@@ -181,7 +186,8 @@ class DataTraits(Pluggable):
 
     Attributes:
         has_rows: it comes from files.
-        by_token: its targets are tokens, which a causal model predicts; else a row has one target.
+        needs: what the model must say of a row.
+        by_token: its targets belong to tokens; else a row has one target.
         has_labels: its rows bring labels of a closed list, ``labels``.
         metrics: what an evaluation gives, by name; the first decides unless the file names another. ``loss``
             is always among them.
@@ -192,6 +198,7 @@ class DataTraits(Pluggable):
     """
 
     has_rows: ClassVar[bool] = True
+    needs: ClassVar[Outputs] = "row"
     by_token: ClassVar[bool] = False
     has_labels: ClassVar[bool] = False
     metrics: ClassVar[Mapping[str, Metric]] = {"loss": LOSS}

@@ -52,6 +52,10 @@ class TableRow:
             return self.table.stem(self.index)
         return self.table.columns[self.table.require(column)][self.index]
 
+    def words(self, column: str) -> list[str]:
+        """The words in ``column``."""
+        return self.table.words(column, self.index)
+
     def name(self, column: str) -> str:
         """A text or number in ``column``."""
         return self.table.name(column, self.index)

@@ -26,11 +26,13 @@ class Example:
             ``by_token`` int64 [length], aligned with ``tokens`` (the model shifts), ``IGNORED`` where there
             is no loss.
         by_token: whether each token has a target of its own.
+        note: what its task needs to judge an answer; no model sees it.
     """
 
     tokens: npt.NDArray[np.int32]
     targets: npt.NDArray[Any]
     by_token: bool = False
+    note: Any = None
 
 
 @dataclass(frozen=True, slots=True)

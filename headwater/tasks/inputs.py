@@ -44,6 +44,18 @@ class ChatTokens(Protocol):
         """What else was done to the messages: kinds of :mod:`headwater.data.row_report`."""
 
 
+class Window(Protocol):
+    """One sequence of tokens, as :meth:`Tokenizer.spans` gives it."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Ids, at most ``max_tokens``."""
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int] | None]:
+        """For each token its first character in the last text and the one after its last; None elsewhere."""
+
+
 class Tokenizer(Protocol):
     """A base model's tokenizer, as the data room sees it. ``headwater.adapters`` has the real one.
 
@@ -68,6 +80,19 @@ class Tokenizer(Protocol):
 
     def has_control_text(self, text: str) -> bool:
         """Whether the characters of a control token are in ``text``; they are read as text."""
+
+    def spans(self, text: str, max_tokens: int, pair: str | None = None, stride: int = 0) -> Sequence[Window]:
+        """:meth:`encode` with where each token stands, in as many windows as the last text needs.
+
+        Args:
+            text: the text.
+            max_tokens: of a window.
+            pair: a second text; then it alone is divided, and ``text`` stands in every window.
+            stride: tokens that two windows share.
+
+        Raises:
+            DataError: what is not divided leaves no room for more than ``stride`` tokens.
+        """
 
     def chat(
         self,
@@ -123,6 +148,9 @@ class Row(Protocol):
 
     def optional(self, column: str) -> object | None:
         """What the column holds; None where this row has nothing there."""
+
+    def words(self, column: str) -> Sequence[str]:
+        """At least one word: a list, or what spaces divide."""
 
     def name(self, column: str) -> str:
         """A text, or a number as ``str()`` writes it."""

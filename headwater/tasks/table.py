@@ -13,9 +13,17 @@ from headwater.tasks.language_model import Instruction, RunningText
 from headwater.tasks.multi_label import MultiLabel
 from headwater.tasks.regression import Regression
 from headwater.tasks.task import Task
+from headwater.tasks.token_classification import TokenClassification
 
 AnyTask = Task[Any]
-_TASKS: tuple[type[AnyTask], ...] = (Classification, Regression, MultiLabel, RunningText, Instruction)
+_TASKS: tuple[type[AnyTask], ...] = (
+    Classification,
+    Regression,
+    MultiLabel,
+    TokenClassification,
+    RunningText,
+    Instruction,
+)
 """Every task; it says itself which settings are its own."""
 _BY_SETTINGS: Mapping[type[DataTraits], type[AnyTask]] = {task.settings_class: task for task in _TASKS}
 

@@ -118,14 +118,24 @@ class Task(ABC, Generic[S]):
         """What :meth:`score` needs of a batch's logits, one entry a row; None: nothing but the loss."""
         return None
 
+    def judge(self, logits: Tensor, examples: Sequence[Example]) -> Array | None:
+        """:meth:`decide`, for tasks that look at the examples too: one entry a row, all of one shape.
+
+        Args:
+            logits: of the batch that the examples are.
+            examples: its rows.
+        """
+        return self.decide(logits)
+
     @abstractmethod
     def score(self, loss: float, truth: Array | None, decided: Array | None) -> Metrics:
         """The metrics: the names of ``settings_class.metrics``, in the order in which they are told.
 
         Args:
             loss: sum of the losses over the sum of the counts.
-            truth: targets of all rows, one entry a row; None where :meth:`decide` gives nothing.
-            decided: what :meth:`decide` gave, in the same order.
+            truth: targets of all rows, one entry a row; None where :meth:`decide` gives nothing, or targets
+                belong to tokens.
+            decided: what :meth:`judge` gave, in the same order.
         """
 
     def merge(self, metrics: Mapping[str, Sequence[float]], counts: Sequence[int]) -> Metrics:
@@ -149,6 +159,23 @@ class Task(ABC, Generic[S]):
         return {}
 
     # for people
+
+    def ask(self, row: Row, tokenizer: Tokenizer) -> list[Example]:
+        """The row's examples for prediction: no target is read.
+
+        Raises:
+            DataError: there is nothing to ask.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is asked by texts alone")
+
+    def reply(self, examples: Sequence[Example], logits: Sequence[Tensor]) -> dict[str, Any]:
+        """What ``headwater predict --json`` says of a row that was asked.
+
+        Args:
+            examples: as :meth:`ask` gave them.
+            logits: float64 [t, outputs] of each.
+        """
+        raise NotImplementedError(f"{type(self).__name__} answers by rows of logits")
 
     def answers(self, logits: Tensor) -> list[dict[str, Any]]:
         """What ``headwater predict --json`` says of each row of ``logits`` float64 [b, outputs]."""

@@ -154,9 +154,10 @@ def _measure_owners(
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = collate([examples[i] for i in chosen], pad)
+            rows = [examples[i] for i in chosen]
+            batch = collate(rows, pad)
             output = forward(batch, owners[chosen])
-            decided = task.decide(output.logits)
+            decided = task.judge(output.logits, rows)
             for owner in np.unique(owners[chosen]):
                 tallies[owner].add(batch, output, decided, np.flatnonzero(owners[chosen] == owner))
     return [tally.measured(task) if lot else _nothing() for tally, lot in zip(tallies, lots, strict=True)]
@@ -197,7 +198,8 @@ class _Tally:
             return coded(error, FailureCode.DIVERGED)
         if not self._decided:
             return self._count, task.score(loss, None, None)
-        return self._count, task.score(loss, np.concatenate(self._truths), np.concatenate(self._decided))
+        truth = None if task.settings.by_token else np.concatenate(self._truths)
+        return self._count, task.score(loss, truth, np.concatenate(self._decided))
 
 
 def _nothing() -> HeadwaterError:

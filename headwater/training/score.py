@@ -5,9 +5,10 @@ The same functions read, cut and end rows here as in training and in the federat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from headwater.adapters.predict import Predictor
 from headwater.adapters.reading.settings import Reading
@@ -87,11 +88,45 @@ def classified(predictor: Predictor, table: Table) -> Iterator[tuple[str, dict[s
         ModelError: an adapter that does not say how training read rows.
         DataError: rows without a text, all at once.
     """
-    if predictor.labels is None:
+    if predictor.writes:
         raise ModelError("classify", expected="a classifier", got="a causal model", hint="Use generate.")
-    tokens = text_tokens(predictor, table)
-    for row, found in enumerate(predictor.classify_tokens(tokens)):
-        yield TableRow(table, row, reading_of(predictor).data).texts()[0], found
+    data = reading_of(predictor).data
+    if data.needs == "row":
+        answers = predictor.classify_tokens(text_tokens(predictor, table))
+    else:
+        answers = predictor.replies(_asked(predictor, table))
+    for row, found in enumerate(answers):
+        yield TableRow(table, row, data).texts()[0], found
+
+
+def as_rows(predictor: Predictor, texts: Sequence[str]) -> Table:
+    """Texts as a table of rows that a task can be asked by.
+
+    Raises:
+        DataError: a row is more than one text.
+    """
+    inputs = reading_of(predictor).data.inputs
+    if inputs is None or len(inputs[1]) != 1:
+        raise DataError(
+            "texts",
+            expected="rows of several texts, which the adapter was trained on",
+            got="texts alone",
+            hint="Give a file of rows: --file.",
+        )
+    count = len(texts)
+    return Table({inputs[1][0]: list(texts)}, (Path("text"),), [0] * count, list(range(1, count + 1)), [""])
+
+
+def _asked(predictor: Predictor, table: Table) -> list[list[Example]]:
+    """Each row's examples without targets; all rows that cannot be used are said at once."""
+    data, tokenizer, problems = reading_of(predictor).data, predictor.base.tokenizer, Problems()
+    for file in sorted(set(table.file)):  # what is wrong with a file is said once
+        problems.attempt(partial(layout_of, table, table.file.index(file), data))
+    problems.raise_any()
+    read = [TableRow(table, row, data) for row in range(len(table))]
+    rows = [problems.attempt(partial(predictor.task.ask, row, tokenizer)) for row in read]
+    problems.raise_any()
+    return [examples or [] for examples in rows]
 
 
 def text_tokens(predictor: Predictor, table: Table) -> list[list[int]]:

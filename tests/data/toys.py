@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.data.files.table import Table
+from headwater.errors import DataError
 
 
 @dataclass
@@ -22,6 +23,14 @@ class Turns:
     remarks: tuple[str, ...] = ()
 
 
+@dataclass
+class Places:
+    """What ``Letters.spans`` gives."""
+
+    tokens: list[int]
+    spans: list[tuple[int, int] | None]
+
+
 class Letters:
     """One id per character, its code point; specials below 32."""
 
@@ -30,6 +39,20 @@ class Letters:
     def encode(self, text: str, max_tokens: int, pair: str | None = None) -> list[int]:
         text = text if pair is None else f"{text}|{pair}"
         return [1, *map(ord, text[: max_tokens - 2]), 2]
+
+    def spans(self, text: str, max_tokens: int, pair: str | None = None, stride: int = 0) -> list[Places]:
+        before = [1] if pair is None else [1, *map(ord, text), 2]
+        last, room = pair or text, max_tokens - len(before) - 1
+        if room <= stride:
+            raise DataError("letters", expected=f"room for more than {stride}", got=str(room))
+        starts = range(0, max(1, len(last) - stride), room - stride)
+        return [
+            Places(
+                [*before, *map(ord, last[i : i + room]), 2],
+                [*[None] * len(before), *((k, k + 1) for k in range(i, min(i + room, len(last)))), None],
+            )
+            for i in starts
+        ]
 
     def encode_plain(self, text: str) -> list[int]:
         return list(map(ord, text))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from headwater.adapters.reading.settings import read_data
 from headwater.config.data import BaseData
 from headwater.config.load import load_data
+from headwater.config.model import MODELS
 from headwater.data.table_row import TableRow
 from headwater.errors import DataError
 from headwater.tasks.batches import IGNORED, Example, collate
@@ -30,6 +31,8 @@ LAW = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )
+OVER_WORDS = ("next token", "masked token", "answer")
+"""What has probabilities over a vocabulary, not over outputs with names."""
 VOCABULARY = 300
 """More than :class:`Letters` has ids."""
 
@@ -71,10 +74,11 @@ class TaskLaws:
         return [e for content in self.rows for e in self.task.examples(self.row(content), Letters())]
 
     def logits(self, examples: list[Example], seed: int) -> list[torch.Tensor]:
-        """For each example [outputs], or [t, vocabulary]: any numbers."""
+        """For each example [outputs], or by token [t, outputs] or [t, vocabulary]: any numbers."""
         generator = torch.Generator().manual_seed(seed)
-        outputs = self.task.outputs
-        shapes = [(len(e.tokens), VOCABULARY) if outputs is None else (len(outputs),) for e in examples]
+        outputs = VOCABULARY if self.task.outputs is None else len(self.task.outputs)
+        by_token = self.data.by_token
+        shapes = [(len(e.targets), outputs) if by_token else (outputs,) for e in examples]
         return [3 * torch.randn(shape, generator=generator) for shape in shapes]
 
     def measured(
@@ -86,17 +90,20 @@ class TaskLaws:
             batch, out = collate(examples[i : i + size], 0), padded(logits[i : i + size])
             losses, counts = self.task.losses(out, batch.targets)
             total, count = total + losses.double().sum().item(), count + int(counts.sum())
-            if (found := self.task.decide(out)) is not None:
+            if (found := self.task.judge(out, examples[i : i + size])) is not None:
+                assert len(found) == len(batch)
                 truths.append(batch.targets.numpy())
                 decided.append(found)
-        both = (np.concatenate(truths), np.concatenate(decided)) if truths else (None, None)
-        return count, self.task.score(total / count, *both)
+        truth = np.concatenate(truths) if truths and not self.data.by_token else None
+        return count, self.task.score(total / count, truth, np.concatenate(decided) if decided else None)
 
     # settings
 
     def test_it_is_the_task_of_its_settings(self):
         assert type(self.task).settings_class is type(self.data)
-        assert self.data.by_token == (self.task.outputs is None)
+        assert (self.task.outputs is None) == (self.data.needs in OVER_WORDS)
+        assert any(self.data.needs in model.gives for model in MODELS.values())
+        assert self.data.by_token == (self.data.needs != "row")
 
     def test_its_metrics_are_those_that_it_declares(self):
         examples = self.examples()
@@ -253,8 +260,8 @@ class TaskLaws:
     # answers
 
     def test_the_exports_code_says_what_predict_says(self, capsys):
-        if self.task.outputs is None:
-            pytest.skip("it answers in text")
+        if self.data.by_token:
+            pytest.skip("its answer needs the tokens")
         for logits in self.logits(self.examples(), 7):
             (answer,) = self.task.answers(logits.double()[None])
             json.dumps(answer)

@@ -71,6 +71,34 @@ class TestMultiLabelLists(TestMultiLabel):
             assert task.encode(self.row({**content, "tags": names})).tolist() == target.tolist()
 
 
+class TestTokenClassification(TaskLaws):
+    settings: ClassVar = {
+        "kind": "token-classification",
+        "labels": ["O", "B-X", "I-X", "B-Y"],
+        "max_tokens": 9,
+    }
+    rows: ClassVar = [
+        {"tokens": ["ab", "c", "d"], "tags": ["B-X", "I-X", "O"]},
+        {"tokens": "a bc def ghijk", "tags": "O B-X B-Y O"},
+        {"tokens": ["aaa", "b"], "tags": [0, 3]},
+        {"tokens": ["abcdefghijkl", "b"], "tags": ["I-X", "O"]},
+        {"tokens": ["a", "b", "c"], "tags": ["B-Y", "B-Y", "B-X"]},
+        {"tokens": ["a"], "tags": ["O"]},
+    ]
+    bad: ClassVar = [
+        {"tokens": ["a", "b"], "tags": ["O"]},
+        {"tokens": [], "tags": []},
+        {"tokens": ["a"], "tags": ["B-Z"]},
+        {"tokens": ["a"], "tags": [4]},
+        {"tokens": ["a"], "tags": [True]},
+        {"tokens": ["a", 1], "tags": ["O", "O"]},
+        {"tokens": " ", "tags": ""},
+        {"tokens": ["a"], "tags": None},
+        {"tokens": None, "tags": ["O"]},
+    ]
+    exact: ClassVar = {"loss", "accuracy"}
+
+
 class TestRunningText(TaskLaws):
     settings: ClassVar = {"kind": "causal-lm", "max_tokens": 5}
     rows: ClassVar = [{"text": text} for text in ("abcdefgh", "ab", "c", "hello", "some more text")]

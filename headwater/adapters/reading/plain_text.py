@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +25,14 @@ _ALIAS = "\U0010fff0{}\U0010fff1"
 """The other name of a control token, with its number; characters that no text has a use for."""
 
 _ANOTHER_SPELLING = "one in another spelling"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A sequence of tokens, and for each its first character in the last text and the one after its last."""
+
+    tokens: list[int]
+    spans: list[tuple[int, int] | None]
 
 
 class PlainText:
@@ -89,6 +98,55 @@ class PlainText:
                 self._twin.enable_truncation(max_tokens, direction=self._tokenizer.truncation_side)
             ids = list(self._twin.encode(text, pair, add_special_tokens=special).ids)
         return self._checked(ids, usual, text)
+
+    def windows(self, text: str, pair: str | None, *, max_tokens: int, stride: int) -> list[Window]:
+        """The ids of ``text``, or of it and its pair, with their places: see :class:`Window`.
+
+        Args:
+            text: all of it user text.
+            pair: likewise; then it alone is divided, and ``text`` is whole in every window.
+            max_tokens: of a window, with what the model puts around.
+            stride: tokens that two windows share; the caller sees to it that there is room for more.
+
+        Raises:
+            DataError: a control token cannot be kept apart from the text.
+            ModelError: the tokenizer does not say where its tokens stand.
+        """
+        if not self._tokenizer.is_fast:
+            raise ModelError(
+                f"tokenizer of {self._name}",
+                expected="one that says where its tokens stand (tokenizer.json)",
+                got="one that does not",
+                hint="Use another base model.",
+            )
+        found = self._tokenizer(
+            text,
+            pair,
+            truncation=True if pair is None else "only_second",
+            max_length=max_tokens,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        usual = self._usual[pair is not None]
+        encodings = list(found.encodings)
+        if any(self._count(part.ids) > usual for part in encodings):
+            strategy = "longest_first" if pair is None else "only_second"
+            self._twin.enable_truncation(max_tokens, stride=stride, strategy=strategy)
+            first = self._twin.encode(text, pair)
+            encodings = [first, *first.overflowing]
+        last = 0 if pair is None else 1
+        return [
+            Window(
+                self._checked(list(part.ids), usual, text),
+                [
+                    s if owner == last else None
+                    for s, owner in zip(part.offsets, part.sequence_ids, strict=True)
+                ],
+            )
+            for part in encodings
+        ]
 
     def encode_template(self, text: str, placeholders: dict[str, str]) -> list[int]:
         """The ids of a text by a template: its control tokens count, those behind ``placeholders`` do not.

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headwater.adapters.reading.chat import Chat, ChatTokens
 from headwater.adapters.reading.chat_template import ChatTemplate, Messages
-from headwater.adapters.reading.plain_text import PlainText
+from headwater.adapters.reading.plain_text import PlainText, Window
 from headwater.config.data import TEMPLATE_DATE
 from headwater.errors import DataError, ModelError
 
@@ -104,14 +104,50 @@ class TextTokenizer:
         Raises:
             ModelError: a pair, which the base cannot be shown as in training elsewhere.
         """
-        if pair is not None and (reason := self._no_pairs or self._glued):
+        if pair is not None:
+            self._require_pairs()
+        return self._known(self._plain.encode(text, pair, special=True, max_tokens=max_tokens))
+
+    def spans(self, text: str, max_tokens: int, pair: str | None = None, stride: int = 0) -> list[Window]:
+        """:meth:`encode` with where each token stands, in as many windows as the last text needs.
+
+        Of a pair ``pair`` alone is divided. Two windows share ``stride`` tokens.
+
+        Raises:
+            DataError: what is not divided leaves no room for more than ``stride`` tokens.
+            ModelError: a pair, as :meth:`encode`; or a tokenizer that does not say where its tokens stand.
+        """
+        if pair is not None:
+            self._require_pairs()
+        whole = [] if pair is None else self.encode_plain(text)
+        room = max_tokens - len(whole) - self._around[pair is not None]
+        if room <= stride:
+            raise DataError(
+                f"tokenizer of {self._name}",
+                expected=f"room for more than {stride} tokens of text in data.max_tokens = {max_tokens}",
+                got=f"{room} beside what is in every window",
+                hint="Raise data.max_tokens, or lower data.stride.",
+            )
+        found = self._plain.windows(text, pair, max_tokens=max_tokens, stride=stride)
+        for window in found:
+            self._known(window.tokens)
+        return found
+
+    @cached_property
+    def _around(self) -> tuple[int, int]:
+        """Tokens that the model puts around a text, and around a pair."""
+        alone = len(self.encode_plain("a"))
+        pair = self._plain.encode("a", "a", special=True)
+        return len(self._plain.encode("a", special=True)) - alone, len(pair) - 2 * alone
+
+    def _require_pairs(self) -> None:
+        if reason := self._no_pairs or self._glued:
             raise ModelError(
                 f"tokenizer of {self._name}",
                 expected="a base model that can be shown pairs of texts",
                 got=reason,
                 hint="Put both texts into one column, or use another base model.",
             )
-        return self._known(self._plain.encode(text, pair, special=True, max_tokens=max_tokens))
 
     @cached_property
     def _glued(self) -> str:

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from headwater.config.data import BaseData, CausalLMData, InstructionData, TextData
+from headwater.config.data import BaseData, InstructionData, TextData
 from headwater.data.files.table import Table
 from headwater.errors import ConfigError, DataError
 
 RowData = BaseData
 """The settings of rows, of whatever kind."""
-Kind = Literal["text", "pair", "columns", "alpaca", "messages", "sharegpt", "turns"]
+Kind = Literal["text", "pair", "words", "columns", "alpaca", "messages", "sharegpt", "turns"]
 
 _LOOKED_AT = 64
 """Rows of a file whose columns decide."""
@@ -30,6 +30,7 @@ CHATS = ("messages", "conversations", "conversation")
 _IN_WORDS: Mapping[Kind, str] = {
     "text": "texts",
     "pair": "pairs of texts",
+    "words": "lists of words",
     "columns": "prompts and answers",
     "alpaca": "Alpaca rows",
     "messages": "OpenAI messages",
@@ -82,21 +83,25 @@ def texts_of(table: Table, row: int, settings: RowData) -> tuple[str, str | None
     Raises:
         DataError: as :func:`layout_of`, or one of them is missing or empty.
     """
-    columns = layout_of(table, row, settings).columns
+    layout = layout_of(table, row, settings)
+    columns = layout.columns
+    if layout.kind == "words":
+        return " ".join(table.words(columns[0], row)), None
     return table.text(columns[0], row), table.text(columns[1], row) if len(columns) > 1 else None
 
 
 def _find(table: Table, row: int, settings: RowData, *, answered: bool) -> Layout:
     sample = _sample(table, row)
-    if isinstance(settings, CausalLMData):
-        return Layout("text", (table.require(settings.text),))
+    if settings.inputs is not None:
+        kind, columns = settings.inputs
+        return Layout(kind, tuple(table.require(column) for column in columns))
     if isinstance(settings, TextData):
         return _texts(table, row, settings, sample)
     if isinstance(settings, InstructionData):
         return _instruction(table, row, settings, sample, answered=answered)
     raise ConfigError(
         f"data.kind '{settings.kind}'",
-        expected="settings of texts, running text or conversations",
+        expected="settings that say their `inputs`, or settings of texts or conversations",
         got="others",
     )
 

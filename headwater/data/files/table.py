@@ -106,6 +106,18 @@ class Table:
             )
         return require_unicode(value, self.where(row), column)
 
+    def words(self, column: str, row: int) -> list[str]:
+        """The words at ``row``: a list of texts, or a text that spaces divide; at least one."""
+        value = self.value(column, row)
+        found = self.text(column, row).split() if isinstance(value, str) else value
+        if not isinstance(found, list) or not found or not all(isinstance(word, str) for word in found):
+            raise DataError(
+                self.where(row),
+                expected=f"a list of words in column {column!r}",
+                got="an empty list" if found == [] else f"{type(value).__name__} {value!r:.40}",
+            )
+        return [require_unicode(word, self.where(row), column) for word in found]
+
     def name(self, column: str, row: int) -> str:
         """The label or client at ``row``: text, or a number as ``str()`` writes it."""
         value = self.value(column, row)

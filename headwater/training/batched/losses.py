@@ -125,7 +125,7 @@ class BatchedLossTrainer(CohortTrainer):
         """The batch of the last pass if it is of the same: the model then knows what is below its adapter."""
         tokens = [batch.tokens for batch in batches]
         if self._last is None or [id(t) for t in self._last[0]] != [id(t) for t in tokens]:
-            self._last = tokens, joined(batches, self._pad, by_token=self._model.language_model)
+            self._last = tokens, joined(batches, self._pad, by_token=self._model.by_token)
         return self._last[1]
 
 

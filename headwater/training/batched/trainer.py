@@ -174,7 +174,7 @@ class BatchedBackpropTrainer(CohortTrainer):
     ) -> tuple[list[float], dict[str, Tensor]]:
         """Each client's loss, and the gradients [clients, *shape] of the tensors that losses depend on."""
         model, clients = self._model, len(seats)
-        batch = joined(own, self._pad, by_token=model.language_model)
+        batch = joined(own, self._pad, by_token=model.by_token)
         dropping = Dropping([seat.dropout for seat in seats], [(len(b), b.tokens.shape[1]) for b in own])
         now = {n: v[:clients].detach().requires_grad_(n in trained) for n, v in values.items()}
         with stacked(model, now, clients, dropping):

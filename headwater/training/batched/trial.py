@@ -90,7 +90,7 @@ def _together(model: AdaptedModel, states: list[AdapterState], rows: list[Batch]
         s.name: (torch.stack([x[s.name] for x in states]) * unit_of(s)).to(p.device, p.dtype)
         for s, p in model.parameters()
     }
-    batch = joined(rows, model.base.tokenizer.pad, by_token=model.language_model)
+    batch = joined(rows, model.base.tokenizer.pad, by_token=model.by_token)
     with torch.no_grad(), stacked(model, values, len(states)):
         losses = torch.stack([model.forward(batch.batch).losses, model.losses(batch.batch)[0]])
     leaves = {n: v.requires_grad_() for n, v in values.items()}
