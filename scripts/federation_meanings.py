@@ -26,6 +26,7 @@ from headwater.config.data import (
     ClassificationData,
     ColumnPartition,
     DirichletPartition,
+    ExtractiveQAData,
     IidPartition,
     InstructionData,
     MultiLabelData,
@@ -187,6 +188,10 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "labels": "all labels, in the order of the model's outputs; whole numbers and booleans too",
     },
     TokenClassificationData: {"labels": "all labels, in the order of the model's outputs"},
+    ExtractiveQAData: {
+        "question": "the column of the question",
+        "context": "the column in which the answer is",
+    },
     CausalLMData: {"text": "the column of the text"},
     InstructionData: {
         "prompt": "the column of the prompt",

@@ -39,6 +39,7 @@ from headwater.config.data import (
     ClassificationData,
     ColumnPartition,
     DirichletPartition,
+    ExtractiveQAData,
     FilesPartition,
     IidPartition,
     InstructionData,
@@ -112,8 +113,9 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("model kind `vector`", "anything but data kind `none`, training kind `noop`, no `[adapter]`"),
     (
         "data",
-        "a model that does not say what it needs: `token-classification` needs an `encoder`, text and "
-        "instructions a `causal-lm`, one target a row an `encoder` or `sequence-classification`",
+        "a model that does not say what it needs: `token-classification` and `extractive-qa` need an "
+        "`encoder`, text and instructions a `causal-lm`, one target a row an `encoder` or "
+        "`sequence-classification`",
     ),
     ("a strategy other than `mean`", "space `factors` without `allow_factors = true`"),
     ("strategy `mean`", "a space but `factors` with another adapter than LoRA"),
@@ -208,6 +210,7 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
             RegressionData,
             MultiLabelData,
             TokenClassificationData,
+            ExtractiveQAData,
             CausalLMData,
             InstructionData,
             NoData,

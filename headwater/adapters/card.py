@@ -160,12 +160,13 @@ def _tokens(notes: Mapping[str, Any]) -> list[str]:
     if not MODELS[notes["kind"]].language_model:
         cut = f", truncation=True, max_length={rows['data']['max_tokens']}" if rows else ""
         texts = '"a text", "and its pair"' if _pairs(notes) else '"a text"'
-        if notes.get("token_types"):
+        if notes.get("token_types") or notes["pooling"] == "none":
+            types = ['types = torch.tensor([row["token_type_ids"]])'] if notes.get("token_types") else []
             return [
                 *([] if _pairs(notes) else ["# of a pair: both texts, one after the other"]),
                 f"row = tokenizer({texts}{cut}, split_special_tokens=True)",
                 'ids = row["input_ids"]',
-                'types = torch.tensor([row["token_type_ids"]])',
+                *types,
             ]
         return [f'ids = tokenizer({texts}{cut}, split_special_tokens=True)["input_ids"]']
     if not notes["chat"]:

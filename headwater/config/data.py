@@ -232,6 +232,35 @@ class TokenClassificationData(BaseData):
         return names_of(value)
 
 
+class ExtractiveQAData(BaseData):
+    """Question, context and an answer's place in it per row: where it begins and where it ends."""
+
+    needs: ClassVar[Outputs] = "tokens"
+    by_token: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {"f1": Metric(), "exact_match": Metric(), "loss": LOSS}
+    has_likelihood: ClassVar[bool] = True
+    kind: Literal["extractive-qa"]
+    question: str = "question"
+    context: str = "context"
+    answers: str = Field(
+        default="answers",
+        description="the column of the answers: lists `text` and `answer_start`, or objects with both",
+    )
+    stride: int = Field(default=32, ge=0, description="tokens that two windows of a long context share")
+    max_answer_tokens: int = Field(default=30, ge=1, description="of an answer that the model may give")
+    unanswerable: bool = Field(default=False, description="rows may have no answer, and answers may be none")
+
+    @property
+    def inputs(self) -> Inputs:
+        """Question and context."""
+        return "pair", (self.question, self.context)
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The answers'."""
+        return (self.answers,)
+
+
 class BaseLanguageData(BaseData):
     """Rows of which a causal model predicts tokens."""
 
@@ -300,6 +329,7 @@ Data = Annotated[
     | RegressionData
     | MultiLabelData
     | TokenClassificationData
+    | ExtractiveQAData
     | CausalLMData
     | InstructionData
     | NoData,

@@ -9,6 +9,7 @@ from headwater.config.plugins import implementation
 from headwater.config.traits import DataTraits
 from headwater.errors import ConfigError
 from headwater.tasks.classification import Classification
+from headwater.tasks.extractive_qa import ExtractiveQA
 from headwater.tasks.language_model import Instruction, RunningText
 from headwater.tasks.multi_label import MultiLabel
 from headwater.tasks.regression import Regression
@@ -21,6 +22,7 @@ _TASKS: tuple[type[AnyTask], ...] = (
     Regression,
     MultiLabel,
     TokenClassification,
+    ExtractiveQA,
     RunningText,
     Instruction,
 )

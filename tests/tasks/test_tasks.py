@@ -99,6 +99,32 @@ class TestTokenClassification(TaskLaws):
     exact: ClassVar = {"loss", "accuracy"}
 
 
+def asked(context, *answers):
+    found = {"text": list(answers), "answer_start": [context.index(text) for text in answers]}
+    return {"question": "q", "context": context, "answers": found}
+
+
+class TestExtractiveQA(TaskLaws):
+    settings: ClassVar = {"kind": "extractive-qa", "max_tokens": 9, "stride": 2, "unanswerable": True}
+    rows: ClassVar = [
+        asked("abc", "b"),
+        asked("abcdefghijkl", "kl", "a"),
+        asked("abcdef", "bcde"),
+        asked("abcdefghijkl"),
+        {"question": "qq", "context": "xyz", "answers": [{"text": "z", "answer_start": 2}]},
+    ]
+    bad: ClassVar = [
+        {"question": "q", "context": "abc", "answers": value}
+        for value in (
+            None, "b", {"text": ["b"], "answer_start": [0]}, {"text": ["b"]},
+            {"text": ["b"], "answer_start": []}, {"text": [""], "answer_start": [0]},
+            {"text": ["b"], "answer_start": [True]}, ["b"],
+            {"text": ["c"], "answer_start": [-1]}, {"text": [1], "answer_start": [1]}, 3,
+        )
+    ] + [{"question": q, "context": c, "answers": []} for q, c in ((" ", "abc"), ("q", None))]  # fmt: skip
+    exact: ClassVar = {"loss"}
+
+
 class TestRunningText(TaskLaws):
     settings: ClassVar = {"kind": "causal-lm", "max_tokens": 5}
     rows: ClassVar = [{"text": text} for text in ("abcdefgh", "ab", "c", "hello", "some more text")]
@@ -150,7 +176,7 @@ def test_f1_of_labels_is_that_of_scikit_learn(rows):
     there = [k for k in range(3) if wanted[:, k].any() or found[:, k].any()]
     micro, macro = f1_scores(wanted, found)
     assert micro == pytest.approx(f1_score(wanted, found, average="micro", zero_division=0))
-    if there:
+    if len(there) > 1:  # one column is a binary problem for it, of two classes
         assert macro == pytest.approx(
             f1_score(wanted[:, there], found[:, there], average="macro", zero_division=0)
         )

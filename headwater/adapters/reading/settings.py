@@ -50,7 +50,7 @@ class Reading:
         if isinstance(settings.data, NoData):
             return None
         key = Key.root(settings.federation.seed).child("test")
-        pairs = getattr(settings.data, "text_pair", None) is not None
+        pairs = _pairs(settings.data)
         return Reading(settings.data, settings.evaluation.batch_size, key, pairs)
 
     def notes(self, tokenizer: TextTokenizer) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Reading:
             "test_key": self.test_key.digest.hex(),
             "begins": tokenizer.prompt(""),
         }
-        if isinstance(self.data, TextData):
+        if isinstance(self.data, TextData) or self.pairs:
             found["pairs"] = self.pairs
         if isinstance(self.data, InstructionData):
             source = tokenizer.template.source()
@@ -83,7 +83,7 @@ class Reading:
         try:
             data = read_data(notes["data"])
             key = Key(bytes.fromhex(notes["test_key"]))
-            pairs = notes.get("pairs") is True or getattr(data, "text_pair", None) is not None
+            pairs = notes.get("pairs") is True or _pairs(data)
             found = Reading(data, int(notes["batch_size"]), key, pairs)
             was, now = (_turns(n.get("chat")) for n in (notes, found.notes(tokenizer)))
             if was != now:
@@ -117,6 +117,11 @@ def read_data(noted: Mapping[str, Any]) -> BaseData:
     if isinstance(data, NoData):
         raise ValueError("data.kind 'none' has no rows")
     return data
+
+
+def _pairs(data: BaseData) -> bool:
+    """Whether the settings say that rows are pairs of texts."""
+    return getattr(data, "text_pair", None) is not None or (data.inputs or ("", ()))[0] == "pair"
 
 
 def _turns(chat: Mapping[str, Any] | None) -> dict[str, Any] | None:
