@@ -37,6 +37,8 @@ VERBS = {
     "compress": Verb("write an adapter as one small file", "headwater.cli.experts"),
     "decompress": Verb("write a compressed adapter as a folder that PEFT loads", "headwater.cli.experts"),
     "inspect": Verb("show what is in an adapter or a compressed one", "headwater.cli.experts"),
+    "check": Verb("say who can serve an adapter, and what would go wrong there", "headwater.cli.serving"),
+    "export": Verb("write an adapter for a server, or merged into its base", "headwater.cli.serving"),
     "report": Verb("write a run folder's report.html again", "headwater.cli.report"),
     "runs": Verb("list run folders, and compare what they came to", "headwater.cli.runs"),
     "doctor": Verb("look at this machine: what is missing, and what to do", "headwater.cli.doctor.verb"),

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -239,8 +239,25 @@ def whole_output(out: Path) -> Iterator[Path]:
         ) from error
 
 
-def place_of(out: Path, named: Sequence[PeftFolder], *, overwrite: bool) -> Path:
-    """Where ``out`` is; refused if content would be lost, or if an adapter of the merge is there."""
+class OnDisk(Protocol):
+    """An adapter that lies somewhere."""
+
+    @property
+    def path(self) -> Path:
+        """Its folder or file."""
+
+
+def place_of(
+    out: Path, named: Sequence[OnDisk], *, overwrite: bool, marks: Sequence[str] = (CONFIG,)
+) -> Path:
+    """Where ``out`` is; refused if content would be lost, or if an adapter of the merge is there.
+
+    Args:
+        out: the folder to write.
+        named: adapters that are read.
+        overwrite: whether a folder with one of ``marks`` in it may be replaced.
+        marks: names of files.
+    """
     who = f"--output {out}"
     try:
         place = out.resolve()
@@ -263,7 +280,11 @@ def place_of(out: Path, named: Sequence[PeftFolder], *, overwrite: bool) -> Path
             got="one that is",
             hint="Name another, or add --overwrite.",
         )
-    if out.is_symlink() or not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG).is_file()):
+    if (
+        out.is_symlink()
+        or not out.is_dir()
+        or (any(out.iterdir()) and not any((out / mark).is_file() for mark in marks))
+    ):
         raise ConfigError(
             who,
             expected="an adapter's folder, which --overwrite may replace",
