@@ -19,6 +19,7 @@ from headwater.config.adapter import (
     PTuningAdapter,
     VeraAdapter,
 )
+from headwater.config.adapter_base import LayerAdapter
 from headwater.config.codec import DenseCodec
 from headwater.config.data import (
     BaseData,
@@ -46,6 +47,25 @@ from headwater.config.devices import (
     Uniform,
 )
 from headwater.config.evaluation import BaselineSettings, EvaluationSettings
+from headwater.config.layer_adapters import (
+    C3aAdapter,
+    DeloraAdapter,
+    FourierFtAdapter,
+    GraloraAdapter,
+    HiraAdapter,
+    HraAdapter,
+    LnTuningAdapter,
+    LohaAdapter,
+    LokrAdapter,
+    MissAdapter,
+    OftAdapter,
+    RandLoraAdapter,
+    RoadAdapter,
+    ShiraAdapter,
+    UniLoraAdapter,
+    VbloraAdapter,
+    WaveFtAdapter,
+)
 from headwater.config.model import (
     BaseModelSettings,
     SequenceClassificationModel,
@@ -153,6 +173,37 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "hidden_size": "of the network; an LSTM has it in each direction",
         "lstm_layers": "of an LSTM; an MLP has two hidden layers",
     },
+    LayerAdapter: {"target_modules": 'the ends of module names, or `["all-linear"]`'},
+    LnTuningAdapter: {"target_modules": "the ends of norms' names; those of all numbered layers if empty"},
+    LohaAdapter: {"rank": "r", "alpha": "s = alpha/r"},
+    LokrAdapter: {"rank": "r", "alpha": "s = alpha/r", "factor": "a side of the smaller factor; −1: near √"},
+    HiraAdapter: {"rank": "r"},
+    GraloraAdapter: {"rank": "r", "alpha": "s = alpha/r", "blocks": "in each direction"},
+    DeloraAdapter: {"rank": "r", "strength": "λ at the start"},
+    MissAdapter: {"rank": "r"},
+    VbloraAdapter: {
+        "rank": "r",
+        "vectors": "of the bank",
+        "length": "of a vector; divides the sides of the weights",
+        "chosen": "vectors that are mixed into one",
+    },
+    UniLoraAdapter: {"rank": "r", "size": "of the vector", "places_seed": "which value stands where"},
+    RandLoraAdapter: {"rank": "r", "alpha": "s = alpha/r"},
+    OftAdapter: {"block": "side of a block; divides the sides of the weights"},
+    HraAdapter: {"rank": "r"},
+    RoadAdapter: {"group": "outputs among which pairs are made; divides their number"},
+    FourierFtAdapter: {
+        "entries": "of each weight",
+        "scale": "of the update",
+        "places_seed": "which value stands where",
+    },
+    WaveFtAdapter: {
+        "entries": "of each weight",
+        "scale": "of the update",
+        "places_seed": "which value stands where",
+    },
+    C3aAdapter: {"block": "side of a block; divides the sides of the weights"},
+    ShiraAdapter: {"rank": "r: r·(d_in + d_out) values of a weight"},
     ColumnPartition: {"column": "its value is the client's name"},
     IidPartition: {"clients": "how many"},
     DirichletPartition: {

@@ -9,15 +9,7 @@ from pydantic import BaseModel
 
 from headwater.config import assignment as a
 from headwater.config import training as t
-from headwater.config.adapter import (
-    Ia3Adapter,
-    LoraAdapter,
-    LoraSbAdapter,
-    PrefixAdapter,
-    PromptAdapter,
-    PTuningAdapter,
-    VeraAdapter,
-)
+from headwater.config.adapter import Adapter
 from headwater.config.codec import (
     BlockCodec,
     ByModuleCodec,
@@ -158,7 +150,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "others of another kind, seeds, directions, rate or bound; `rank`, `last_layers`",
     ),
     ("`blackbox`", "an adapter other than `prompt`"),
-    ("`spry`, `last_layers`", "an adapter other than `lora`, `lora-sb`, `ia3` and `vera`"),
+    ("`spry`, `last_layers`", "virtual tokens, `vblora` and `uni-lora`: their tensors are no layer's"),
     ("`simulation.devices.memory_mb`", "`[assignment.devices]`"),
     ("`simulation.devices.start_rows`", "`strategy.control_variates`"),
     ("a method's `rank`", "a smaller rank of the adapter"),
@@ -201,7 +193,7 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     ),
     "adapter": (
         "What is trained and travels. Absent only with model kind `vector`. [More](adapters.md).",
-        (LoraAdapter, LoraSbAdapter, PromptAdapter, PrefixAdapter, Ia3Adapter, VeraAdapter, PTuningAdapter),
+        tuple(dict.fromkeys(by_kind(Adapter).values())),
     ),
     "data": (
         "What the clients learn from. [More](data.md).",

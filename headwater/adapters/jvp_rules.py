@@ -43,8 +43,8 @@ class ForwardADRules(TorchFunctionMode):
         return func(*args, **kwargs) if result is None else result
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    primal, tangent = _parts(x)
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    primal, tangent = _parts(input)
     if tangent is None or _moves(weight) or _moves(bias):
         return None
     return _dual(F.linear(primal, weight, bias), F.linear(tangent, weight))

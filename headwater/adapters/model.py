@@ -130,6 +130,7 @@ class AdaptedModel:
         drops = settings.model.pooled and adapter.virtual_tokens > 0
         separator = separator_of(base.model.config, base.tokenizer, drops=drops)
         network = Network(peft, settings.model, head, separator, each_token=settings.data.needs == "tokens")
+        network.keep(kind.in_place(peft))
         model = AdaptedModel(base, adapter, network, Reading.of(settings), task_of(settings.data))
         model._as_given = given
         model.notices = (*base.notices, *said)
@@ -152,7 +153,7 @@ class AdaptedModel:
         buffers = self.kind.buffers(self.network.peft)
         everything: dict[str, tuple[TensorSpec, Tensor]] = {**named, **buffers}
         values = {
-            name: self._initial_value(spec, p, key) / unit_of(spec) for name, (spec, p) in everything.items()
+            name: _in_units(self._initial_value(spec, p, key), spec) for name, (spec, p) in everything.items()
         }
         if wrong := [name for name, (_, p) in named.items() if p.dtype != torch.float32]:
             raise ModelError(
@@ -189,6 +190,7 @@ class AdaptedModel:
         again there. On others they stand beside the base, which knows nothing of them.
         """
         if not self.network.peft.active_peft_config.is_prompt_learning:
+            self.network.restore()
             self.network.peft.unload()
         elif self.base.settings.own_head:
             return None
@@ -368,3 +370,8 @@ class AdaptedModel:
                 module.training = False
             if checkpointing:
                 body.activation_checkpointing_disable()
+
+
+def _in_units(value: Tensor, spec: TensorSpec) -> Tensor:
+    """As a state has it; places, which are integers, as they are."""
+    return value / unit_of(spec) if value.is_floating_point() else value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from headwater.adapters.reading.segments import segments
 from headwater.config.traits import ModelTraits
@@ -36,6 +37,7 @@ class Network(nn.Module):
         super().__init__()
         self.separator, self.each_token = separator, each_token
         self.peft, self.model, self.head = peft, model, head
+        self._own: list[tuple[Parameter, Tensor]] = []
         self._scores = model.own_head and hasattr(peft.get_base_model(), "score")
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -89,6 +91,18 @@ class Network(nn.Module):
         found = getattr(out, "hidden_states", None) or out.decoder_hidden_states
         return mean_pool(widened(found[-1][:, -tokens.shape[1] :]), mask)
 
+    def keep(self, names: Iterable[str]) -> None:
+        """Remember the base's own values of parameters that are trained where they stand.
+
+        Args:
+            names: of parameters of the PEFT model.
+        """
+        self._own = [(p, p.detach().clone()) for p in map(self.peft.get_parameter, names)]
+
+    def restore(self) -> None:
+        """Give the parameters of :meth:`keep` the base's values."""
+        _put(self._own)
+
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[nn.Module]:
         """Gives the base, which inside computes as if there were no adapter."""
@@ -97,10 +111,21 @@ class Network(nn.Module):
             yield self.peft.get_base_model()
             return
         trained = {id(p) for p in self.parameters() if p.requires_grad}
-        with self.peft.disable_adapter():
-            yield self.peft.get_base_model()
+        now = [(parameter, parameter.detach().clone()) for parameter, _ in self._own]
+        self.restore()
+        try:
+            with self.peft.disable_adapter():
+                yield self.peft.get_base_model()
+        finally:
+            _put(now)
         for parameter in self.parameters():  # PEFT lets everything be trained again, a frozen A too
             parameter.requires_grad_(id(parameter) in trained)
+
+
+def _put(values: Sequence[tuple[Parameter, Tensor]]) -> None:
+    with torch.no_grad():
+        for parameter, value in values:
+            parameter.copy_(value)
 
 
 def widened(values: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
                 return func.decompose(*args, **kwargs)
         out = self._run(func, args, kwargs)
         for value in tree_leaves(out):
-            if isinstance(value, Tensor) and not value._is_zerotensor():
+            # a sparse tensor has no storage but those of its places and values
+            if isinstance(value, Tensor) and value.layout == torch.strided and not value._is_zerotensor():
                 self._note(value)
         return out
 
@@ -73,8 +74,9 @@ class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         if func is _ATEN.nonzero.default:
             return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
         if func is _ATEN.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
-            mask = args[1][0]
-            return args[0].new_empty((mask.numel(), *args[0].shape[mask.dim() :]))
+            place, mask = next((n, i) for n, i in enumerate(args[1]) if i is not None)
+            shape = args[0].shape
+            return args[0].new_empty((*shape[:place], mask.numel(), *shape[place + mask.dim() :]))
         if func is _ATEN._efficientzerotensor.default and kwargs.get("device") == torch.device("meta"):
             kwargs = {**kwargs, "device": torch.device("cpu")}
         if func is _ATEN._has_same_storage_numel.default:

@@ -6,20 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from headwater.config.adapter_base import BaseAdapter as BaseAdapter
+from headwater.config.layer_adapters import LayerAdapters
 from headwater.config.plugins import open_to
-from headwater.config.traits import AdapterTraits
-
-
-class BaseAdapter(AdapterTraits):
-    """What every adapter has."""
-
-    head_bits: int = Field(
-        default=0,
-        ge=0,
-        le=12,
-        description="a fresh head travels and moves in units of 2^head_bits: methods along random directions "
-        "then take steps so much longer in it than in the adapter, as its steeper loss needs (5 or 6)",
-    )
 
 
 class LoraAdapter(BaseAdapter):
@@ -114,7 +103,14 @@ class PTuningAdapter(BaseAdapter):
 
 
 Adapter = Annotated[
-    LoraAdapter | LoraSbAdapter | PromptAdapter | PrefixAdapter | Ia3Adapter | VeraAdapter | PTuningAdapter,
+    LoraAdapter
+    | LoraSbAdapter
+    | PromptAdapter
+    | PrefixAdapter
+    | Ia3Adapter
+    | VeraAdapter
+    | PTuningAdapter
+    | LayerAdapters,
     Field(discriminator="kind"),
     open_to("adapter_kinds", BaseAdapter),
 ]

@@ -159,7 +159,8 @@ def _methods(federation: FederationTables) -> None:
             raise ValueError(f"method '{kind}' searches a soft prompt: use [adapter] kind = \"prompt\"")
         if training.splits_layers and not _layered(federation):
             raise ValueError(
-                f'method \'{kind}\' splits layers: use [adapter] kind = "lora", "lora-sb", "ia3" or "vera"'
+                f"method '{kind}' splits layers: use an [adapter] whose tensors belong to layers, such as "
+                'kind = "lora"'
             )
         if not 2.0**-40 <= training.largest_step() <= 2.0**14:
             raise ValueError(
@@ -176,7 +177,8 @@ def _methods(federation: FederationTables) -> None:
             raise ValueError(f"methods.{name}: seeds move the whole adapter: no rank, no last_layers")
         if method.last_layers and not _layered(federation):
             raise ValueError(
-                f'methods.{name}.last_layers needs [adapter] kind = "lora", "lora-sb", "ia3" or "vera"'
+                f"methods.{name}.last_layers needs an [adapter] whose tensors belong to layers, such as "
+                'kind = "lora"'
             )
         whole = 0 if federation.adapter is None else federation.adapter.factor_rank
         if method.rank and method.rank > whole:

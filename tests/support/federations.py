@@ -35,6 +35,28 @@ FEEDFORWARD = {
     "llama": ("down_proj",),
     "gpt2": ("mlp.c_proj",),
 }
+NO_TRANSPOSED = ("bert", "roberta", "llama")
+"""The bases whose linear layers are torch's own."""
+SMALL: dict[str, dict[str, Any]] = {
+    "beft": {},
+    "loha": {"rank": 2, "alpha": 4.0},
+    "lokr": {"rank": 2, "alpha": 4.0},
+    "hira": {"rank": 2},
+    "gralora": {"rank": 4, "alpha": 8.0},
+    "delora": {"rank": 2, "strength": 2.0},
+    "miss": {"rank": 4},
+    "vblora": {"rank": 2, "vectors": 8, "length": 4},
+    "uni-lora": {"rank": 2, "size": 40},
+    "randlora": {"rank": 8, "alpha": 16.0},
+    "oft": {"block": 4},
+    "hra": {"rank": 2},
+    "road": {"group": 4},
+    "fourierft": {"entries": 10},
+    "waveft": {"entries": 10},
+    "c3a": {"block": 4},
+    "shira": {"rank": 2},
+}
+"""Kinds of linear layers, small."""
 
 
 def adapter(kind: str, base: str, **changes: Any) -> dict[str, Any]:
@@ -46,6 +68,10 @@ def adapter(kind: str, base: str, **changes: Any) -> dict[str, Any]:
         return {"kind": "ia3", "target_modules": both, "feedforward_modules": FEEDFORWARD[base], **changes}
     if kind == "lora-sb":
         return {"kind": "lora-sb", "rank": 4, "target_modules": TARGETS[base], **changes}
+    if kind in ("ln-tuning", "bitfit"):
+        return {"kind": kind, **changes}
+    if kind in SMALL:
+        return {"kind": kind, "target_modules": TARGETS[base], **SMALL[kind], **changes}
     if kind == "vera":
         return {"kind": "vera", "rank": 4, "target_modules": TARGETS[base], **changes}
     if kind in ("p-tuning", "p-tuning-lstm"):

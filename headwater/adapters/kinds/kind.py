@@ -12,7 +12,7 @@ are needed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from headwater.config.adapter import BaseAdapter
@@ -142,6 +142,10 @@ class AdapterKind(ABC, Generic[AnyAdapter]):
         if not getattr(self.adapter, "dropout", 0.0):
             return []
         return [m for m in peft.get_base_model().modules() if isinstance(m, Dropout)]
+
+    def in_place(self, peft: PeftModel) -> Sequence[str]:
+        """Parameters of the base that are trained where they stand, by their names in the PEFT model."""
+        return ()
 
     @property
     def is_linear_layers(self) -> bool:

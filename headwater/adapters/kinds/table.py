@@ -5,22 +5,60 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from headwater.adapters.kinds.banks import UniLoraKind, VbloraKind
 from headwater.adapters.kinds.ia3 import Ia3Kind
 from headwater.adapters.kinds.kind import AdapterKind
 from headwater.adapters.kinds.lora import LoraKind
 from headwater.adapters.kinds.lora_sb import LoraSbKind
+from headwater.adapters.kinds.norms_and_biases import BeftKind, BitFitKind, LnTuningKind
 from headwater.adapters.kinds.p_tuning import PTuningKind
+from headwater.adapters.kinds.places import C3aKind, FourierFtKind, ShiraKind, WaveFtKind
 from headwater.adapters.kinds.prefix import PrefixKind
+from headwater.adapters.kinds.products import (
+    DeloraKind,
+    GraloraKind,
+    HiraKind,
+    LohaKind,
+    LokrKind,
+    MissKind,
+    RandLoraKind,
+)
 from headwater.adapters.kinds.prompt import PromptKind
+from headwater.adapters.kinds.rotations import HraKind, OftKind, RoadKind
 from headwater.adapters.kinds.vera import VeraKind
 from headwater.config.adapter import BaseAdapter
 from headwater.config.plugins import implementation
 from headwater.errors import ConfigError
 
-KINDS: Mapping[type[BaseAdapter], type[AdapterKind[Any]]] = {
-    kind.settings: kind
-    for kind in (LoraKind, LoraSbKind, PromptKind, PrefixKind, Ia3Kind, VeraKind, PTuningKind)
-}
+_ALL: tuple[type[AdapterKind[Any]], ...] = (
+    LoraKind,
+    LoraSbKind,
+    PromptKind,
+    PrefixKind,
+    Ia3Kind,
+    VeraKind,
+    PTuningKind,
+    LnTuningKind,
+    BitFitKind,
+    BeftKind,
+    LohaKind,
+    LokrKind,
+    HiraKind,
+    GraloraKind,
+    DeloraKind,
+    MissKind,
+    RandLoraKind,
+    VbloraKind,
+    UniLoraKind,
+    OftKind,
+    HraKind,
+    RoadKind,
+    FourierFtKind,
+    WaveFtKind,
+    C3aKind,
+    ShiraKind,
+)
+KINDS: Mapping[type[BaseAdapter], type[AdapterKind[Any]]] = {kind.settings: kind for kind in _ALL}
 
 
 def kind_of(adapter: BaseAdapter) -> AdapterKind[Any]:

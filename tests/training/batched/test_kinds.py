@@ -173,14 +173,14 @@ def test_blocks_of_an_optimiser_are_never_two_clients(double, monkeypatch):
 def package(tmp_path):
     """The kind that a page of the documentation brings, installed."""
     source = blocks("add-an-adapter-kind")["headwater_ln.py"]
-    points = {"adapter_kinds": {"ln-tuning": "headwater_ln:LnAdapter"}}
+    points = {"adapter_kinds": {"norms": "headwater_ln:LnAdapter"}}
     write_package(tmp_path / "packages", "headwater_ln", source, points)
     with installed_in(tmp_path / "packages"):
         yield
 
 
 def tuned_norms(folder, task, base, *norms):
-    table = {"kind": "ln-tuning", "target_modules": norms}
+    table = {"kind": "norms", "target_modules": norms}
     return federations.adapted(federations.federation(folder, task, base, table))
 
 
@@ -194,5 +194,5 @@ def test_a_kind_of_a_package_is_stacked_where_its_layers_are_known(folder):
 def test_a_kind_of_a_package_is_refused_where_they_are_not(folder):
     """LlamaRMSNorm is no layer norm of torch's."""
     model = tuned_norms(folder, "causal-lm", "llama", "input_layernorm")
-    with pytest.raises(ModelError, match=r"got adapter.kind 'ln-tuning', a trained tensor .*input_layernorm"):
+    with pytest.raises(ModelError, match=r"got adapter.kind 'norms', a trained tensor .*input_layernorm"):
         BatchedBackpropTrainer(model, 0, 8)
