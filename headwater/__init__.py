@@ -17,7 +17,9 @@ _HOMES = {
     "Predictor": "headwater.adapters.predict",
     "Run": "headwater.simulation.run",
     "StateSpec": "headwater.state",
+    "hf": "headwater",
     "load": "headwater.simulation.load",
+    "local_training": "headwater.hf.function",
     "merge": "headwater.training.merging.call",
     "simulate": "headwater.simulation.run",
     "sweep": "headwater.simulation.sweeps.call",
@@ -29,11 +31,14 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> object:
     """The public name, imported now."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'headwater' has no attribute {name!r}; it has {', '.join(__all__)}")
     from importlib import import_module  # it takes milliseconds that `import headwater` need not
 
-    found: object = getattr(import_module(_HOMES[name]), name)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'headwater' has no attribute {name!r}; it has {', '.join(__all__)}")
+    home = _HOMES[name]
+    found: object = (
+        import_module(f"{home}.{name}") if home == __name__ else getattr(import_module(home), name)
+    )
     globals()[name] = found
     return found
 

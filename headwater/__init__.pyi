@@ -1,8 +1,10 @@
+from headwater import hf as hf
 from headwater.adapters.predict import Predictor as Predictor
 from headwater.compression.codec import Codec as Codec
 from headwater.config.federation import Federation as Federation
 from headwater.config.load import LoadedFederation as LoadedFederation
 from headwater.errors import HeadwaterError as HeadwaterError
+from headwater.hf.function import local_training as local_training
 from headwater.merging.aggregator import Aggregator as Aggregator
 from headwater.simulation.load import load as load
 from headwater.simulation.run import Run as Run

@@ -73,6 +73,7 @@ from headwater.config.model import (
 )
 from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings
+from headwater.config.script import ScriptTraining
 from headwater.config.strategy import (
     BaseStrategy,
     FisherStrategy,
@@ -291,6 +292,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "max_grad_norm": "gradients are scaled down to this L2 norm",
         "gradient_checkpointing": "less memory, more time, the same bits",
     },
+    ScriptTraining: {"learning_rate": "instead of the script's own"},
     t.NoopTraining: {"scale": "standard deviation of the random change"},
     DenseCodec: {"dtype": "4 bytes a value, or 2"},
     BaseStrategy: {

@@ -61,6 +61,7 @@ from headwater.config.model import (
 )
 from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings, SynchronousSchedule
+from headwater.config.script import ScriptTraining
 from headwater.config.settings import by_kind
 from headwater.config.strategy import (
     FisherStrategy,
@@ -223,6 +224,7 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
             t.KseedTraining,
             t.DecomflTraining,
             t.BlackboxTraining,
+            ScriptTraining,
             t.NoopTraining,
         ),
     ),

@@ -153,6 +153,8 @@ def _methods(federation: FederationTables) -> None:
             raise ValueError(f"strategy 'fisher' draws labels, which data.kind '{data.kind}' cannot")
         if strategy.needs_fisher and training.learns_from not in ("gradients", "nothing"):
             raise ValueError(f"strategy 'fisher' needs gradients, which '{kind}' does not have")
+        if strategy.needs_fisher and training.by_script:
+            raise ValueError(f"strategy 'fisher' asks for what a training of kind '{kind}' does not give")
         if training.needs_rounds and not federation.schedule.has_rounds:
             raise ValueError(f"method '{kind}' needs rounds: a buffered version has updates of several")
         if training.needs_prompt and not (federation.adapter is not None and federation.adapter.is_prompt):

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from headwater.config.plugins import open_to
+from headwater.config.script import ScriptTraining
 from headwater.config.settings import by_kind
 from headwater.config.traits import Distribution, Noise, SeedRange, Sends, Source, TrainingSettings
 
@@ -362,6 +363,7 @@ Training = Annotated[
     | KseedTraining
     | DecomflTraining
     | BlackboxTraining
+    | ScriptTraining
     | NoopTraining,
     Field(discriminator="kind"),
     open_to("trainers", TrainingSettings),

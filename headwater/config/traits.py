@@ -69,6 +69,7 @@ class TrainingSettings(Pluggable):
         needs_prompt: it searches a soft prompt.
         fresh_seeds: each round has new seeds.
         alone: no other method may be beside it.
+        by_script: a script of the owner's trains; a process that runs none refuses it.
         vectors: of the adapter's size, in float32, that a training keeps between its steps.
         alike: the settings that all methods which send coefficients in one federation must share.
     """
@@ -82,6 +83,7 @@ class TrainingSettings(Pluggable):
     needs_prompt: ClassVar[bool] = False
     fresh_seeds: ClassVar[bool] = False
     alone: ClassVar[bool] = False
+    by_script: ClassVar[bool] = False
     vectors: ClassVar[int] = 12
     alike: ClassVar[tuple[str, ...]] = ()
 

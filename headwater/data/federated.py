@@ -134,6 +134,13 @@ class FederatedData:
         )
 
     @staticmethod
+    def counted(loaded: LoadedFederation, name: str, examples: int, key: Key) -> FederatedData:
+        """One client with so many examples that are read elsewhere, by a script of its own."""
+        check_name(name, "the client's own name")
+        splits = {name: (list(range(examples)), list[int]())}
+        return FederatedData(loaded.settings.data, None, OpenedRows(None, splits, None, ()), key)
+
+    @staticmethod
     def held_out(loaded: LoadedFederation, tokenizer: Tokenizer | None, key: Key) -> FederatedData:
         """The server's test file alone: no client, and the clients' file is not even looked for.
 
@@ -154,6 +161,18 @@ class FederatedData:
         """Rows in the client's train and validation split. Nothing is tokenised."""
         train, validation = self._of(name)
         return len(train), len(validation)
+
+    def raw(self, name: str) -> list[dict[str, object]]:
+        """The client's training rows as they stand in its file: values by column, where it has one.
+
+        Raises:
+            DataError: no such client.
+        """
+        train, _ = self._of(name)
+        if self._table is None:
+            return [{} for _ in train]
+        columns = self._table.columns
+        return [{c: v[row] for c, v in columns.items() if v[row] is not None} for row in train]
 
     def client(self, name: str) -> ClientData:
         """The client's examples; the most recently used stay in memory.

@@ -57,6 +57,7 @@ class FailureCode(IntEnum):
     REPLY_REFUSED = 19
     TRIES_LATER = 20
     PLUGIN_MISSING = 21
+    SCRIPT_MISSING = 22
     POLICY_HOURS = 32
     POLICY_BYTES_PER_DAY = 33
     POLICY_WORK_PER_DAY = 34
@@ -84,6 +85,7 @@ NOT_READY = frozenset(
         FailureCode.DISK_FULL,
         FailureCode.TRIES_LATER,
         FailureCode.PLUGIN_MISSING,
+        FailureCode.SCRIPT_MISSING,
         FailureCode.POLICY_HOURS,
         FailureCode.POLICY_BYTES_PER_DAY,
         FailureCode.POLICY_WORK_PER_DAY,
@@ -125,6 +127,7 @@ _SENTENCES: dict[FailureCode, tuple[int, str]] = {
         1,
         "package {0} of the run's [plugins] is not installed on the device, or in another version",
     ),
+    FailureCode.SCRIPT_MISSING: (0, "a script of the owner's must train, and none runs on the device"),
     FailureCode.POLICY_HOURS: (3, "policy hours {clock[0]}-{clock[1]}: it is {clock[2]} on the device"),
     FailureCode.POLICY_BYTES_PER_DAY: (
         3,

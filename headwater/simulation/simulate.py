@@ -65,6 +65,7 @@ def simulate(
     """
     _require_a_simulation(loaded, engine)
     _require_simulated_clients(loaded, engine)
+    _require_no_script(loaded, opened)
     watched = Tracking(loaded.trackers, run_id(loaded), loaded.settings, folder.path, observer)
     loaded = replace(loaded, trackers=())  # no process but this one needs their packages
     with folder.locked(), watched as tracking:
@@ -87,6 +88,17 @@ def _require_a_simulation(loaded: LoadedFederation, engine: Engine) -> None:
             expected="--engine inprocess or ray, where clients share a process",
             got="--engine network",
             hint="Leave simulation.cohort out.",
+        )
+
+
+def _require_no_script(loaded: LoadedFederation, opened: Opening | None) -> None:
+    """Refuse clients that a script trains for, where none does."""
+    if loaded.settings.training.by_script and opened is None:
+        raise ConfigError(
+            "training.kind",
+            expected="a method of Headwater's, where no script trains",
+            got="'script'",
+            hint="Start the simulation from the script: headwater.hf.simulate(FILE, make_trainer, OUT).",
         )
 
 

@@ -57,6 +57,7 @@ class TrainingContext:
         base_sha256: of the base model's files (of ``b"vector"`` without one).
         notices: what the user should know of model and adapter, one sentence each.
         cohort: most clients that are trained as one batch; 1 before "auto" is measured.
+        script: trains where the file leaves that to a script; None where none runs.
     """
 
     loaded: LoadedFederation
@@ -65,6 +66,7 @@ class TrainingContext:
     base_sha256: str
     notices: tuple[str, ...] = ()
     cohort: int = 1
+    script: CohortTrainer | None = None
 
     @staticmethod
     def open(loaded: LoadedFederation, base: Base | None = None, *, threads: bool = True) -> TrainingContext:
@@ -136,8 +138,10 @@ class TrainingContext:
         """The trainer of plans with this training.
 
         Raises:
-            ConfigError: training that needs a base model, without one.
+            ConfigError: training that needs a base model, or a script, without one.
         """
+        if training.by_script:
+            return self._of_script()
         if (made := _WITHOUT_A_MODEL.get(training.kind)) is not None:
             return made()
         if self.model is None and training.learns_from != "nothing":
@@ -147,6 +151,16 @@ class TrainingContext:
         make = _TRAINERS.get(training.kind) or implementation("trainers", training)
         trainer: CohortTrainer = make(self.model, self.pad)
         return trainer
+
+    def _of_script(self) -> CohortTrainer:
+        if self.script is None:
+            raise ConfigError(
+                "training.kind",
+                expected="a method of Headwater's, where no script trains",
+                got="'script'",
+                hint="Start it from the script: headwater.hf.simulate, or .federate on a device.",
+            )
+        return self.script
 
     def batches(self, training: Training) -> bool:
         """Whether several clients with this training can be one batch."""

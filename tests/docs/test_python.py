@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
 PUBLIC = {
     "AdapterState", "Aggregator", "Codec", "CohortTrainer", "Federation", "HeadwaterError",
-    "LoadedFederation", "Predictor", "Run", "StateSpec", "load", "merge", "simulate", "sweep",
+    "LoadedFederation", "Predictor", "Run", "StateSpec", "hf", "load", "local_training",
+    "merge", "simulate", "sweep",
 }  # fmt: skip
 """What other programs may count on. A name leaves this list in no minor version."""
 TABLES = {

@@ -35,7 +35,10 @@ def write_jsonl(path: Path, content: list[dict[str, str]]) -> None:
 
 
 def tiny_federation(folder: Path, *, owners: Mapping[str, int] = OWNERS, **tables: dict[str, Any]) -> Path:
-    """Write model, data and ``federation.toml`` for three ``owners``; ``tables`` change or add tables."""
+    """Write model, data and ``federation.toml`` for three ``owners``; ``tables`` change or add tables.
+
+    A key of theirs that is None is taken out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tiny_bert(folder / "bert")
     write_jsonl(folder / "train.jsonl", [r for o, n in owners.items() for r in rows(o, n)])
@@ -57,7 +60,7 @@ def tiny_federation(folder: Path, *, owners: Mapping[str, int] = OWNERS, **table
         "evaluation": {"min_client_examples": 3},
     }
     for name, change in tables.items():
-        content[name] = {**content.get(name, {}), **change}
+        content[name] = {k: v for k, v in {**content.get(name, {}), **change}.items() if v is not None}
     path = folder / "federation.toml"
     path.write_text(tomli_w.dumps(content))
     return path

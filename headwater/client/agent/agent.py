@@ -26,7 +26,7 @@ from headwater.client.agent.data_stamp import RowsRead
 from headwater.client.agent.owner_log import OwnerLog, StatusFile
 from headwater.client.agent.preflight import missing_paths, read_authority
 from headwater.client.agent.task_clock import AgentStopping
-from headwater.client.agent.task_handler import TaskHandler
+from headwater.client.agent.task_handler import TaskHandler, WorkerProtocol
 from headwater.client.agent.worker import Worker, WorkerOptions
 from headwater.config.agent import AgentSettings
 from headwater.config.plugins import AGENT_ALLOWS, allow_only
@@ -249,8 +249,12 @@ class Agent:
         self._status.doing("idle")
 
 
-def run_agent(settings: AgentSettings) -> int:
+def run_agent(settings: AgentSettings, make: Callable[[WorkerOptions], WorkerProtocol] = Worker) -> int:
     """Run the agent until SIGTERM or Ctrl-C.
+
+    Args:
+        settings: the owner's file.
+        make: the worker; by default a child process.
 
     Raises:
         ConfigError: no keys, no CA file, or a name other than the keys'.
@@ -289,7 +293,7 @@ def run_agent(settings: AgentSettings) -> int:
             policy=file.policy.model_dump(),
             plugins=tuple(file.plugins.allow),
         )
-        worker = Worker(options)
+        worker = make(options)
         handler = TaskHandler(settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set)
         connection = FleetClient(file.server, ca, identity, version=__version__)
         status = StatusFile(state / "status.json", file.server, settings.sha256)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,8 @@ from headwater.config.data import NoData
 from headwater.config.load import LoadedFederation
 from headwater.config.model import VectorModel
 from headwater.data.federated import FederatedData
-from headwater.errors import DataError
+from headwater.errors import DataError, ModelError
+from headwater.protocol.failures import FailureCode, coded
 from headwater.seeds.keys import Key
 from headwater.tasks.table import task_of
 from headwater.training.context import TrainingContext
@@ -30,6 +33,19 @@ _CHANGED = (
 )
 
 
+@dataclass(frozen=True)
+class OwnScript:
+    """A script of the owner's that trains in this process.
+
+    Args:
+        trains: a run's context and data to the context in which it trains.
+        examples: of its own; None where it trains on the owner's data.
+    """
+
+    trains: Callable[[TrainingContext, FederatedData], TrainingContext]
+    examples: int | None = None
+
+
 class DeviceRuntimes:
     """Opens runs for one owner, one at a time. The base model stays while runs share it.
 
@@ -40,6 +56,7 @@ class DeviceRuntimes:
             of a result: its updates then carry the metric ``threads``.
         simulated_memory_mb: play a device with so much memory.
         policy: what the owner allows: no other method is offered to the planner.
+        script: trains instead of Headwater; None in a worker.
 
     Attributes:
         loads: how often a base model was read from its files.
@@ -55,9 +72,10 @@ class DeviceRuntimes:
         threads: int | None = None,
         simulated_memory_mb: int | None = None,
         policy: Policy | None = None,
+        script: OwnScript | None = None,
     ) -> None:
         self._name, self._data, self._threads = name, data, threads
-        self._policy = policy
+        self._policy, self._script = policy, script
         self._simulated = {} if simulated_memory_mb is None else {name: simulated_memory_mb}
         self._current: tuple[str, ClientRuntime] | None = None
         self._said = ""  # the notice of when the run was opened
@@ -83,21 +101,22 @@ class DeviceRuntimes:
                 self.notice = "\n".join(filter(None, [self._said, f"run {joined.run}: {_CHANGED}"]))
             return self._current[1]
         loaded, self.rows = joined.loaded(model), None
+        self._require_script(loaded, joined.run)
         base = self._release(loaded)
         if base is None and not isinstance(loaded.settings.model, VectorModel):
             self.loads += 1
         context = TrainingContext.open(loaded, base)
         metrics = self._limit_threads(loaded.settings.federation.threads)
         root = Key.root(loaded.settings.federation.seed)
+        own_rows = self._script is not None and self._script.examples is not None
         rows = (
             None
-            if isinstance(loaded.settings.data, NoData)
+            if own_rows or isinstance(loaded.settings.data, NoData)
             else RowsRead.of(joined.run, self._data, skip=state)
         )
-        try:
-            data = FederatedData.own(loaded, self._data, self._name, context.tokenizer, root)
-        except DataError as error:
-            raise for_owner(error) from error
+        data = self._opened(loaded, context, root)
+        if self._script is not None:
+            context = self._script.trains(context, data)
         self.notice = "\n".join([*filter(None, [self.notice]), *context.notices, *data.warnings])
         own = loaded.settings.strategy.keeps_own
         runtime = ClientRuntime(
@@ -105,6 +124,26 @@ class DeviceRuntimes:
         )
         self._current, self.rows, self._said = (digest, runtime), rows, self.notice
         return runtime
+
+    def _opened(self, loaded: LoadedFederation, context: TrainingContext, root: Key) -> FederatedData:
+        """The owner's data, or the number of the script's own examples."""
+        if self._script is not None and self._script.examples is not None:
+            return FederatedData.counted(loaded, self._name, self._script.examples, root)
+        try:
+            return FederatedData.own(loaded, self._data, self._name, context.tokenizer, root)
+        except DataError as error:
+            raise for_owner(error) from error
+
+    def _require_script(self, loaded: LoadedFederation, run: str) -> None:
+        """Refuse a run that a script must train for, where none does."""
+        if self._script is None and loaded.settings.training.by_script:
+            error = ModelError(
+                f"run {run}: training.kind 'script'",
+                expected="an agent that a script of the owner's starts",
+                got="headwater client run",
+                hint="Start the script in its place: headwater.hf.federate, docs/how-to/use-your-trainer.md.",
+            )
+            raise coded(error, FailureCode.SCRIPT_MISSING)
 
     def _release(self, loaded: LoadedFederation) -> Base | None:
         """The last run's base model if this run has the same; else its memory is given back first."""

@@ -42,9 +42,9 @@ def worker_main(arguments: list[str]) -> int:
     inbox: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     options = json.loads(inbox.get()[0])
-    _limit(options)
+    limit_process(options)
     allow_only(options["plugins"], AGENT_ALLOWS)
-    with _lock(Path(options["state"])):
+    with hold_store(Path(options["state"])):
         with importing(for_good=True):
             from headwater.client.agent.device_runtime import DeviceRuntimes
             from headwater.client.device.memory import return_freed_memory
@@ -73,8 +73,12 @@ def _read(connection: socket.socket, inbox: queue.SimpleQueue[list[bytes]]) -> N
     os._exit(0)
 
 
-def _limit(options: dict[str, Any]) -> None:
-    """The owner's limits on this process."""
+def limit_process(options: dict[str, Any]) -> None:
+    """Set the owner's limits on this process.
+
+    Args:
+        options: of :class:`headwater.client.agent.worker.WorkerOptions`, as JSON has them.
+    """
     with contextlib.suppress(OSError):
         os.nice(options["nice"])
     with contextlib.suppress(OSError):  # where memory ends, this process goes, and not the agent
@@ -85,8 +89,12 @@ def _limit(options: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _lock(state: Path) -> Iterator[None]:
-    """Hold the store: two workers must never write one client's residuals."""
+def hold_store(state: Path) -> Iterator[None]:
+    """Hold the store: two workers must never write one client's residuals.
+
+    Raises:
+        StorageError: another worker has it, and does not let go.
+    """
     path = state / "worker.lock"
     with lock_file(path) as handle:
         if not take_within(handle, LOCK_S):
