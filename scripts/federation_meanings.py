@@ -141,6 +141,10 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     BaseAdapter: {
         "head_bits": "a fresh head in units of 2^head_bits, [for methods along random "
         "directions](../guides/low-memory.md#what-makes-it-work) (5 or 6)",
+        "start": "[begin from this adapter](adapters.md#start): a PEFT folder, a run folder, a version's "
+        "file, a `.hw` file",
+        "start_sha256": "what it must hash to",
+        "start_head": "`fresh`: a new head for other labels",
     },
     VectorModel: {"size": "values of the vector"},
     LoraAdapter: {

@@ -95,7 +95,7 @@ def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object])
         "pooling": None if model.network.head is None else "none" if model.network.each_token else "mean",
         "base": {**model.base.settings.model_dump(mode="json"), "sha256": model.base_sha256},
         "pad_token_id": model.base.tokenizer.pad,
-        "adapter": model.adapter.model_dump(mode="json"),
+        "adapter": model.adapter.model_dump(mode="json", exclude={"start", "start_sha256", "start_head"}),
         "adapter_sha256": state.sha256(),
         "spec": model.spec.fingerprint(),
         "chat": chat is not None,

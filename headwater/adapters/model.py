@@ -22,6 +22,9 @@ from headwater.adapters.network import Network, new_head
 from headwater.adapters.reading.segments import separator_of
 from headwater.adapters.reading.settings import Reading
 from headwater.adapters.shared_prefix import SharedPrefix
+from headwater.adapters.start.fit import Target, values_of
+from headwater.adapters.start.source import Source, open_source
+from headwater.adapters.start.start import Start
 from headwater.adapters.trainable_names import named_trainables
 from headwater.adapters.trained_tensors import TrainedTensors, unit_of
 from headwater.config import LoadedFederation
@@ -89,6 +92,7 @@ class AdaptedModel:
         adapter: ``[adapter]``.
         reading: how its rows are read; None without data.
         task: what is learnt from rows.
+        start: the adapter that it starts from; None where the seed alone says how it starts.
         notices: what the user should know of base and adapter, one sentence each.
     """
 
@@ -100,6 +104,7 @@ class AdaptedModel:
         self.kind = kind_of(adapter)
         self.task = task
         self.notices: tuple[str, ...] = base.notices
+        self.start: Start | None = None
         self._hold(())
         self.frozen = self._initial = AdapterState(self.spec, {})
 
@@ -119,6 +124,8 @@ class AdaptedModel:
         adapter = settings.adapter
         if adapter is None or isinstance(settings.model, VectorModel):
             raise ModelError("model", expected="a base model and an [adapter]", got=settings.model.kind)
+        start = loaded.start()
+        source = None if start is None else open_source(start, str(adapter.start))
         kind, given = kind_of(adapter), base
         if kind.harmless:
             accepted = (*base.settings.accept_warnings, *kind.harmless)
@@ -134,7 +141,7 @@ class AdaptedModel:
         model = AdaptedModel(base, adapter, network, Reading.of(settings), task_of(settings.data))
         model._as_given = given
         model.notices = (*base.notices, *said)
-        model._initialise(settings.strategy.space, key)
+        model._initialise(settings.strategy.space, key, source)
         return model
 
     def _hold(self, pairs: Sequence[tuple[TensorSpec, Parameter]]) -> None:
@@ -145,7 +152,7 @@ class AdaptedModel:
             self.network, self._trained, layered=self.adapter.layered, device=self.base.device
         )
 
-    def _initialise(self, space: str, key: Key) -> None:
+    def _initialise(self, space: str, key: Key, source: Source | None) -> None:
         named = {
             name: (replace(spec, scaling=2.0**self.adapter.head_bits) if spec.role == "head" else spec, p)
             for name, (spec, p) in named_trainables(self.network, self.kind).items()
@@ -168,10 +175,16 @@ class AdaptedModel:
         self._hold([pair for name, pair in named.items() if name not in fixed])
         for _, parameter in self._trained.pairs:
             parameter.requires_grad_(True)
+        if source is not None:
+            fitted = values_of(source, Target(self.base, self.network, self.kind, self.spec), everything)
+            values |= fitted.values
+            self.notices = (*self.notices, *fitted.notices)
         self.frozen = AdapterState(
             StateSpec(tuple(everything[n][0] for n in sorted(fixed))), {n: values[n] for n in fixed}
         )
         self._initial = AdapterState(self.spec, {n: v for n, v in values.items() if n not in fixed})
+        if source is not None:
+            self.start = Start.of(source, self.adapter, self._initial, self.frozen)
         with torch.no_grad():
             for name, (spec, tensor) in everything.items():
                 tensor.copy_(values[name] * unit_of(spec))
@@ -217,7 +230,7 @@ class AdaptedModel:
         return self.task.settings.by_token
 
     def initial_state(self) -> AdapterState:
-        """The state it was built in: a function of federation, base and key alone."""
+        """The state it was built in: a function of federation, base, key and ``adapter.start`` alone."""
         return self._initial
 
     @property

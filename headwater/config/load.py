@@ -17,6 +17,7 @@ from headwater.config.data import Data
 from headwater.config.federation import Federation
 from headwater.config.plugins import INSTALLED
 from headwater.config.settings import Settings, in_words, read_toml
+from headwater.config.start import with_settings_of_start
 from headwater.config.trackers import Trackers
 from headwater.config.traits import TrackerTraits
 from headwater.errors import ConfigError
@@ -30,15 +31,24 @@ class LoadedFederation:
         settings: all that the run depends on: what it is named by, and what its clients are sent.
         folder: where relative paths start.
         trackers: who is told of its rounds on the server, which changes nothing of them.
+        start_file: the run's own copy of what ``adapter.start`` named when it began; None before.
     """
 
     settings: Federation
     folder: Path
     trackers: tuple[TrackerTraits, ...] = ()
+    start_file: Path | None = None
 
     def path(self, name: str) -> Path:
         """``name`` as a path, relative to the federation file's folder."""
         return (self.folder / Path(name).expanduser()).resolve()
+
+    def start(self) -> Path | None:
+        """Where the adapter is that the federation starts from; None where its seed says how it starts."""
+        adapter = self.settings.adapter
+        if adapter is None or adapter.start is None:
+            return None
+        return self.start_file or self.path(adapter.start)
 
     def sha256(self) -> str:
         """SHA-256 (hex) of the resolved settings without the seed, as canonical JSON."""
@@ -117,6 +127,8 @@ def federation_of(
         _override(raw, f"federation.seed={seed}")
     if isinstance(strategy := raw.get("strategy"), dict):
         strategy.setdefault("kind", "mean")
+    if isinstance(adapter := raw.get("adapter"), dict):
+        raw["adapter"] = with_settings_of_start(adapter, folder, name)
     observers = {key: raw[key] for key in Trackers.model_fields if key in raw}
     rest = {key: value for key, value in raw.items() if key not in observers}
     try:

@@ -43,6 +43,8 @@ class FederationSettings(Settings):
         return content
 
 
+SENT = "(sent)"
+"""``adapter.start`` as devices are told it: a file that the server sends."""
 MOST_CLIENTS = 4096
 """In a batch."""
 
@@ -134,9 +136,16 @@ class FederationTables(Settings):
         ]
         return releases([*trainings, *others])
 
-    def told_to_devices(self) -> str:
-        """The settings as JSON, without what devices need not know (:attr:`CodecSettings.for_devices`)."""
+    def told_to_devices(self, start_sha256: str = "") -> str:
+        """The settings as JSON, without what devices need not know (:attr:`CodecSettings.for_devices`).
+
+        Args:
+            start_sha256: of the adapter's start, which is sent with them in the place of its path.
+        """
         told = self.model_copy(update={"codec": self.codec.for_devices})
+        if start_sha256 and self.adapter is not None:
+            sent = {"start": SENT, "start_sha256": start_sha256}
+            told = told.model_copy(update={"adapter": self.adapter.model_copy(update=sent)})
         since = {"codec": {"up": self.codec.up.defaults_since()}}  # older devices refuse what came since
         return told.model_dump_json(exclude_none=True, exclude=since)
 

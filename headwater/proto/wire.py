@@ -48,7 +48,7 @@ _FAILURE_TAG = bytes([pb.Reply.FAILURE_FIELD_NUMBER << 3 | 2])
 
 
 def encode_request(request: Request) -> tuple[bytes, bytes]:
-    """``(envelope, state body)``; the body is empty for a profile request. Deterministic."""
+    """``(envelope, state body)``; a profile request's body is the federation's start. Deterministic."""
     message = pb.Request()
     match request:
         case ProfileRequest():
@@ -60,7 +60,7 @@ def encode_request(request: Request) -> tuple[bytes, bytes]:
                     version=request.version,
                 )
             )
-            return message.SerializeToString(deterministic=True), b""
+            return message.SerializeToString(deterministic=True), request.start
         case TrainRequest():
             plan = plan_to_json(request.plan)
             train = pb.TrainRequest(**_task(request), accepted_round=request.accepted_round, plan=plan)
@@ -86,6 +86,7 @@ def decode_request(envelope: bytes, body: bytes) -> Request:
             federation=p.federation,
             model_sha256=_hex(p.model_sha256, "request.model_sha256") if p.model_sha256 else "",
             version=check_name(p.version, "request.version") if p.version else "",
+            start=body,
         )
     if kind == "train":
         t = message.train

@@ -78,12 +78,15 @@ class ProfileRequest:
         federation: the federation's settings as JSON, for a device that does not have the file.
         model_sha256: of the base model; empty without ``federation``.
         version: of the server's software; empty without ``federation``.
+        start: the adapter that the federation starts from, as a safetensors file; empty where its seed says
+            how it starts, or the client has the file.
     """
 
     run: str
     federation: str = ""
     model_sha256: str = ""
     version: str = ""
+    start: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

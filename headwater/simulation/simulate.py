@@ -140,7 +140,9 @@ def _run_here(
         context = runtime.context
         record = _cohorts(folder, runtime, workers, observer)
         world = open_world(loaded, runtime, folder)
-        folder.keep_inputs(base=context.base_sha256, data=runtime.data.sha256, **world.inputs)
+        started = {} if context.start is None else {"start": context.start.sha256}
+        folder.keep_inputs(base=context.base_sha256, data=runtime.data.sha256, **started, **world.inputs)
+        folder.keep_start(context.start)
         for warning in runtime.data.warnings:
             observer(Notice(warning))
         test = runtime.data.test()

@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there 
     from headwater.adapters.base import Base
     from headwater.adapters.model import AdaptedModel
     from headwater.adapters.reading.tokenizer import TextTokenizer
+    from headwater.adapters.start.start import Start
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ class TrainingContext:
         )  # fmt: skip
 
     @property
+    def start(self) -> Start | None:
+        """The adapter that the federation starts from; None where its seed says how it starts."""
+        return None if self.model is None else self.model.start
+
+    @property
     def tokenizer(self) -> TextTokenizer | None:
         """The base model's tokenizer; None without a base model."""
         return None if self.model is None else self.model.base.tokenizer
@@ -131,7 +137,7 @@ class TrainingContext:
         return 0 if self.tokenizer is None else self.tokenizer.pad
 
     def initial_state(self) -> AdapterState:
-        """The state of round 0: a function of the federation's seed, base and adapter."""
+        """The state of round 0: a function of the federation's seed, base and adapter, or its start."""
         return AdapterState.zeros(self.spec) if self.model is None else self.model.initial_state()
 
     def trainer(self, training: Training) -> CohortTrainer:
@@ -234,6 +240,8 @@ class TrainingContext:
         """Write ``state`` as a folder: see :func:`headwater.adapters.export.export`."""
         from headwater.adapters.export import export, export_vector
 
+        if self.start is not None:
+            card = {**card, "start": self.start.lineage}
         if self.model is None:
             export_vector(state, folder, card=card)
         else:

@@ -17,6 +17,7 @@ from headwater.adapters.peak_memory import live_peak
 from headwater.adapters.predict import Predictor
 from headwater.adapters.trial import try_model
 from headwater.config import LoadedFederation
+from headwater.config.load import federation_of
 from headwater.errors import ModelError
 from headwater.state import AdapterState
 from headwater.tasks.batches import Batch, collate
@@ -199,6 +200,32 @@ class AdapterKindLaws:
         theirs = run_readme(tmp_path / "out")["logits"].detach()[0][-ours.shape[0] :]
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(loaded, ours, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(("task", "base"), ONE_OF_EACH)
+    def test_a_federation_goes_on_from_its_export(
+        self, folder: Any, task: str, base: str, tmp_path: Any
+    ) -> None:
+        """Bit for bit, by ``start`` alone and with another seed; or as what PEFT makes of the export."""
+        model = self.build(folder, task, base)
+        state = elsewhere(model)
+        export(model, state, tmp_path / "out", card={})
+        tables = self.federation(folder, task, base).settings.model_dump(mode="json", exclude_none=True)
+        tables["adapter"] = {"start": str(tmp_path / "out")}
+        loaded = federation_of(tables, folder=folder, name="federation.toml")
+        again = federations.adapted(loaded, seed=1)
+        batch = batch_of(model)
+        model.load(state)
+        with torch.no_grad():
+            before, after = model.forward(batch).logits, again.forward(batch).logits
+        if not self.kind.exports_itself:
+            torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+            return
+        assert again.initial_state().tobytes() == state.tobytes()
+        assert again.frozen.tobytes() == model.frozen.tobytes()
+        assert torch.equal(after, before)
+        export(again, again.initial_state(), tmp_path / "again", card={})
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
     @pytest.mark.parametrize(("task", "base"), [("causal-lm", "llama")])
     def test_the_predicted_memory_of_a_step_is_what_it_takes(self, folder: Any, task: str, base: str) -> None:

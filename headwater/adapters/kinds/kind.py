@@ -38,9 +38,11 @@ class AdapterKind(ABC, Generic[AnyAdapter]):
             in its name is a ``head``.
         harmless: parts of warnings of PEFT that say nothing bad of it; any other warning is an error. Who
             uses the adapter is told, and the export says so too, in ``base.accept_warnings``.
+        exports_itself: whether what PEFT saves is what is trained, and not something computed from it.
         adapter: its ``[adapter]``.
     """
 
+    exports_itself: ClassVar[bool] = True
     settings: ClassVar[type[BaseAdapter]]
     roles: ClassVar[tuple[tuple[str, Role], ...]] = ()
     harmless: ClassVar[tuple[str, ...]] = ()

@@ -65,6 +65,7 @@ class LoraSbKind(AdapterKind[LoraSbAdapter]):
     base. The export is an ordinary LoRA adapter with A = R·A and s = 1.
     """
 
+    exports_itself = False
     settings = LoraSbAdapter
     roles = ((_CORE, "lora_core"),)
 

@@ -29,6 +29,7 @@ class PTuningKind(AdapterKind[PTuningAdapter]):
     are torch's in law: embeddings N(0, 1), linear layers and LSTMs U(±1/√fan_in).
     """
 
+    exports_itself = False
     settings = PTuningAdapter
     roles = ((_HERE, "prompt_encoder"),)
 

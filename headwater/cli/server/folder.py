@@ -194,6 +194,8 @@ def _tell_moved(loaded: LoadedFederation, folder: Path) -> None:
     paths = {} if isinstance(settings.model, VectorModel) else {"model.path": settings.model.path}
     if not isinstance(settings.data, NoData) and settings.data.test is not None:
         paths["data.test"] = settings.data.test
+    if settings.adapter is not None and settings.adapter.start is not None:
+        paths["adapter.start"] = settings.adapter.start
     for key, path in paths.items():
         if loaded.path(path).exists() and not (folder.resolve() / Path(path).expanduser()).exists():
             there = loaded.path(path)

@@ -26,7 +26,7 @@ from headwater.protocol.messages import ProfileRequest
 KEPT_RUNS = 3
 """Runs whose folders stay: the one that was last worked for, and the two before it."""
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_FILE = "federation.json"
+_FILE, _START = "federation.json", "start.safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,9 @@ class KnownRun:
         if not isinstance(settings.model, VectorModel):
             local = {"path": str(model), "revision": None, "sha256": self.model_sha256}
             settings = settings.model_copy(update={"model": settings.model.model_copy(update=local)})
+        if settings.adapter is not None and settings.adapter.start is not None:
+            sent = {"start": str(self.folder / _START)}
+            settings = settings.model_copy(update={"adapter": settings.adapter.model_copy(update=sent)})
         return LoadedFederation(settings, self.folder)
 
     def sha256(self) -> str:
@@ -118,6 +121,8 @@ class KnownRuns:
             joined = old
         else:
             self._write(joined)
+        if request.start:
+            _keep(folder / _START, request.start)
         self.use(joined)
         return joined
 
@@ -184,3 +189,11 @@ class KnownRuns:
             "examples": joined.examples,
         }
         write_atomically(joined.folder / _FILE, json.dumps(content).encode())
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write what the server sent; what is there already is not written again."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size == len(content) and path.read_bytes() == content:
+            return
+    write_atomically(path, content)

@@ -72,8 +72,10 @@ class DiscoveredClients(ClientPool):
         self._began_s = control.clock()
         self._seen: set[str] = set()  # clients that were online since then
         self._observer: Observer = control.observer
-        federation = settings.told_to_devices()
-        self._request = ProfileRequest(run, federation, context.base_sha256, __version__)
+        start = context.start
+        federation = settings.told_to_devices("" if start is None else start.sha256)
+        sent = b"" if start is None else start.to_bytes()
+        self._request = ProfileRequest(run, federation, context.base_sha256, __version__, sent)
         self._known = load_profiles(path)
         self._unsaved, self._settings = False, settings
         self._unfit: dict[str, str] = {}  # whose last answer was no profile that fits, and why

@@ -127,7 +127,9 @@ class RunJob:
             self._sum_bytes = sum_bound(settings, context)
             root = Key.root(settings.federation.seed)
             data = FederatedData.held_out(self.loaded, context.tokenizer, root)
-            self.folder.keep_inputs(base=context.base_sha256, data=data.sha256)
+            started = {} if context.start is None else {"start": context.start.sha256}
+            self.folder.keep_inputs(base=context.base_sha256, data=data.sha256, **started)
+            self.folder.keep_start(context.start)
             self._monitor.run_restored(self.entry.run, self.folder.read_rounds(), metric_name(settings))
             server = FederationServer(
                 replace(self.loaded, settings=settings),

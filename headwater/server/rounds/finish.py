@@ -53,6 +53,7 @@ def finish(
         "adapter_sha256": state.sha256(),
         "adapter_round": number,
         "baselines": dict(baselines or {}),
+        **({} if context.start is None else {"start": context.start.lineage}),
     }
     context.export(state, folder.adapter, card=summary)
     summary["notices"] = list(notices)

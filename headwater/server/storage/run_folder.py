@@ -15,9 +15,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headwater.config import LoadedFederation, load_federation
 from headwater.errors import ConfigError, StorageError
@@ -33,6 +33,9 @@ from headwater.files import (
 from headwater.locks import lock_file, take, take_within
 from headwater.server.round_record import RoundRecord
 from headwater.text import json_safe
+
+if TYPE_CHECKING:  # torch: who only reads a run needs none
+    from headwater.adapters.start.start import Start
 
 _MOST_HEAD = 100 << 20
 """Bytes of a safetensors file's head, as its own readers have it."""
@@ -60,6 +63,11 @@ class RunFolder:
     def clients(self) -> Path:
         """The clients' stores, where the run simulates them."""
         return self.path / "state" / "clients"
+
+    @property
+    def start(self) -> Path:
+        """What ``adapter.start`` named when the run began."""
+        return self.path / "state" / "start.safetensors"
 
     @property
     def rounds(self) -> Path:
@@ -101,6 +109,7 @@ class RunFolder:
             {"folder": str(loaded.folder), "bits": loaded.settings.federation.bits, **origin},
         )
         write_atomically(path / "federation.toml", loaded.to_toml().encode())
+        folder.start.unlink(missing_ok=True)  # of a run that never began
         return folder
 
     @staticmethod
@@ -133,7 +142,10 @@ class RunFolder:
                 got=repr(bits),
                 hint="Put it back as it was, or start a new run.",
             )
-        return RunFolder(path), loaded, origin
+        folder = RunFolder(path)
+        if folder.start.exists():
+            loaded = replace(loaded, start_file=folder.start)
+        return folder, loaded, origin
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -184,6 +196,15 @@ class RunFolder:
                 )
         if before != sha256:
             self.write_json("state/origin.json", {**origin, "inputs": sha256})
+
+    def keep_start(self, start: Start | None) -> None:
+        """Keep a copy of what the run starts from, which may be gone when it is resumed or exported.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        if start is not None and not self.start.exists():
+            write_atomically(self.start, start.to_bytes(lineage=True))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write ``name`` as indented JSON, atomically."""
@@ -264,5 +285,5 @@ def _never_began(path: Path) -> bool:
     return (
         ours
         and top <= {"state", "federation.toml", "rounds.jsonl"}
-        and state <= {"origin.json", "lock", "traceback.txt", "cohorts.json"}
+        and state <= {"origin.json", "lock", "traceback.txt", "cohorts.json", "start.safetensors"}
     )

@@ -26,7 +26,7 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
         What could not be found out and may fail later, one sentence each.
 
     Raises:
-        ModelError: there is no such base model.
+        ModelError: there is no such base model, or adapter to start from.
         DataError: there is no such test file.
         ConfigError: the folder that relative paths start from is gone, clients are to share a process,
             links are to be measured, or this server was started in another mode than ``federation.bits``.
@@ -65,6 +65,14 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
                 got="nothing there",
                 hint=f"Put it there, or take the key out.{hint}",
             )
+    if (start := loaded.start()) is not None and not start.exists():
+        assert settings.adapter is not None
+        raise ModelError(
+            f"adapter.start {settings.adapter.start!r}",
+            expected=f"the adapter to start from at {start}",
+            got="nothing there",
+            hint=f"Put it there, or give its path.{hint}",
+        )
     if isinstance(settings.model, VectorModel):
         return ()
     model = settings.model

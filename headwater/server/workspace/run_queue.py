@@ -167,7 +167,8 @@ class RunQueue:
         start = (self._runs.parent / entry.folder).resolve() if entry.folder else loaded.folder
         places = [f"{key}={value}" for key, value in entry.changes.items() if key in PLACES]
         file = folder.path / "federation.toml"
-        return folder, load_federation(file, places, folder=start, trackers=False)
+        moved = load_federation(file, places, folder=start, trackers=False)
+        return folder, replace(moved, start_file=loaded.start_file)
 
     def trackers(self, run: str) -> tuple[TrackerTraits, ...]:
         """The run's trackers, as its ``federation.toml`` has them now.

@@ -40,8 +40,8 @@ class Site:
         self.pool = DiscoveredClients(
             self,
             "run-1",
-            SimpleNamespace(told_to_devices=lambda: "{}"),
-            SimpleNamespace(base_sha256=""),
+            SimpleNamespace(told_to_devices=lambda start: "{}"),
+            SimpleNamespace(base_sha256="", start=None),
             EnrolledClients(lambda: self.sessions, lambda name: name in NAMES, lambda: NAMES),
             folder / "profiles.json",
             control,
