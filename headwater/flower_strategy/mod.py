@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import TypeAlias
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
-from flwr.clientapp.typing import ClientAppCallable
 
 from headwater.compression.feedback import FeedbackState, compensate, faded, sent, settle
 from headwater.compression.feedback_file import read_state, to_pieces
@@ -18,6 +19,8 @@ from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec
 
+ClientAppCallable: TypeAlias = Callable[[Message, Context], Message]
+"""The app, or the mod after this one."""
 _KEPT = "headwater.held-back"
 _SERIES = "headwater.series"
 
