@@ -142,8 +142,9 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("schedule `buffered`", "`spry`, `decomfl`"),
     (
         "`cohort.upload_s`",
-        "no `upload_bps` or `trace` of simulated devices; a codec but `compeft` in format 2 without `alpha`; "
-        "scalars alone; schedule `buffered`; a smaller `deadline_s`; a server",
+        "neither a server nor `upload_bps` or `trace` of simulated devices; edge aggregators; "
+        "a codec but `compeft` in format 2 without `alpha`; "
+        "scalars alone; schedule `buffered`; a smaller `deadline_s`",
     ),
     ("`[methods]`", "no `[assignment]`; kind `noop`; 64 methods or more; names that are no identifiers"),
     (

@@ -73,14 +73,10 @@ def _memory(federation: FederationTables) -> None:
 
 
 def _links(federation: FederationTables) -> None:
-    """Budgets by links need links that are measured, and a codec that keeps a budget."""
-    cohort, codec, devices = federation.cohort, federation.codec.up, federation.simulation.devices
+    """Budgets by links need rounds, and a codec that keeps a budget."""
+    cohort, codec = federation.cohort, federation.codec.up
     if cohort.upload_s is None:
         return
-    if devices is None or (devices.upload_bps is None and devices.trace is None):
-        raise ValueError(
-            "cohort.upload_s needs links that are measured: give simulation.devices upload_bps or a trace"
-        )
     if not isinstance(codec, CompeftCodec) or codec.format == 1 or codec.alpha is not None:
         raise ValueError(
             f"cohort.upload_s needs codec.up 'compeft' in format 2 without alpha, not '{codec.kind}' with "

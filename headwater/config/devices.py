@@ -202,6 +202,11 @@ class DeviceSettings(Settings):
     )
     server_s: float = Field(default=0.0, ge=0, description="what the server takes to close a round")
 
+    @property
+    def has_uploads(self) -> bool:
+        """Whether an update takes time by its length."""
+        return self.upload_bps is not None or self.trace is not None
+
     @model_serializer(mode="wrap")
     def _without_later_ones(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """No key for what nobody asked for: runs were named without."""

@@ -25,8 +25,8 @@ class CohortSettings(Settings):
         default=None,
         gt=0,
         exclude_if=lambda value: value is None,  # runs were named without
-        description="with `[simulation.devices]`: an update is no longer than its client's link, as measured "
-        "so far, carries in so many seconds",
+        description="on a server, and with `[simulation.devices]`: an update is no longer than its client's "
+        "link, as measured so far, carries in so many seconds",
     )
     retry_s: float = Field(
         default=60.0,

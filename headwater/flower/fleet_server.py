@@ -73,7 +73,7 @@ class FleetServer:
         self._begun: dict[str, int] = {}
         self._lock = threading.RLock()
         self._max_reply_bytes = max_reply_bytes
-        self._link_state = HeadwaterLinkState(lambda node: max_reply_bytes(self.name_of(node)))
+        self._link_state = HeadwaterLinkState(lambda node: max_reply_bytes(self.name_of(node)), clock)
         assume_task_identity(self._link_state.run_id, SUPERLINK_NODE_ID)
         self._grid = LinkGrid(self._link_state, self._online_nodes)
         self._api = FleetApi(self._link_state, functools.partial(_check, self._link_state))
@@ -160,6 +160,12 @@ class FleetServer:
         with self._lock:
             if name in self._nodes:
                 self._seen[name] = self._clock()
+
+    def received(self, name: str, size: int) -> None:
+        """Called by the request authenticator for every piece of an object's body that comes in."""
+        node = self._nodes.get(name)
+        if node is not None:
+            self._link_state.received(node, size)
 
     def after(self, name: str, path: str, status: int) -> None:
         """Called by the request authenticator when such a request was answered."""

@@ -41,6 +41,7 @@ class LinkGrid(OneRunGrid):
     def __init__(self, link_state: HeadwaterLinkState, node_ids: Callable[[], list[int]]) -> None:
         self._link_state, self._node_ids = link_state, node_ids
         self._last = 0.0
+        self._speeds: dict[str, int] = {}  # of replies that were pulled
 
     def get_node_ids(self) -> Iterable[int]:
         """The registered nodes that were heard of lately."""
@@ -98,6 +99,7 @@ class LinkGrid(OneRunGrid):
                 break
             with self._link_state.lock:
                 request = self._link_state.message_ins_store.get(message_id)
+                speed = self._link_state.bytes_per_s(message_id)
                 taken = self._link_state.take(message_id)
                 bound = (
                     0 if request is None else self._link_state.max_reply_bytes(request.metadata.dst_node_id)
@@ -106,6 +108,7 @@ class LinkGrid(OneRunGrid):
                 replies.append(_gone(message_id, self._link_state.run_id))
             elif taken is not None:
                 _, root, contents = taken
+                self._speeds |= {} if speed is None else {message_id: speed}
                 size += sum(map(len, contents.values()))
                 try:
                     parts = open_objects(root, contents, max_bytes=bound)
@@ -119,7 +122,16 @@ class LinkGrid(OneRunGrid):
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Forget these messages, with their replies and half replies."""
         for message_id in message_ids:
+            self._speeds.pop(message_id, None)
             self._link_state.drop(message_id)
+
+    def bytes_per_s(self, message_id: str) -> int | None:
+        """How fast a pulled reply came, said once, or one comes that is not whole; None: nobody knows."""
+        if message_id in self._speeds:
+            return self._speeds.pop(message_id)
+        with self._link_state.lock:
+            whole = self._link_state.answered(message_id)
+            return None if whole else self._link_state.bytes_per_s(message_id)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

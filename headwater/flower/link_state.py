@@ -10,6 +10,7 @@ it is whole, so that a client can neither fill the memory nor touch another's ob
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,18 +30,28 @@ from headwater.flower.message_objects import most_objects, reply_objects, wrappe
 
 FOREVER_S = 100 * 365 * 86400.0
 """A time to live that no jump of a clock reaches, and small enough for exact sums of seconds."""
+CUT_S = 1.0
+"""A reply that was cut short before it took so long says more about latency than about its link."""
+_TICK_S = 1e-3
 
 
 @dataclass
 class Upload:
-    """A reply that is coming in, or is whole: ``missing`` is 0."""
+    """A reply that is coming in, or is whole: ``missing`` is 0.
+
+    It was announced at ``began_s`` of the server's clock, when ``before`` bytes had come from its node, and
+    was whole at ``ended_s``.
+    """
 
     node: int
     root: str
     session: str
     contents: dict[str, bytes | None]
     missing: int
+    began_s: float
+    before: int
     size: int = 0
+    ended_s: float | None = None
 
 
 class HeadwaterLinkState(InMemoryLinkState):
@@ -48,16 +59,20 @@ class HeadwaterLinkState(InMemoryLinkState):
 
     Args:
         max_reply_bytes: of a node's replies that wait here at any time, without Flower's wrapping.
+        clock: monotonic seconds; nothing but the speed of replies depends on it.
     """
 
-    def __init__(self, max_reply_bytes: Callable[[int], int]) -> None:
+    def __init__(
+        self, max_reply_bytes: Callable[[int], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         # what goes out was hashed by this process; what comes in is not kept there
         super().__init__(NoOpFederationManager(), InMemoryObjectStore(verify=False))
-        self._max_reply_bytes = max_reply_bytes
+        self._max_reply_bytes, self._clock = max_reply_bytes, clock
         self.outbox: dict[int, dict[str, Message]] = {}
         self.uploads: dict[str, Upload] = {}
         self._sessions: dict[str, str] = {}
         self._stored: dict[int, int] = {}
+        self._received: dict[int, int] = {}
         self.run_id = self.create_run(
             None, None, None, {}, NOOP_FEDERATION_ID, None, None, TaskType.SERVER_APP
         )  # fmt: skip
@@ -84,6 +99,7 @@ class HeadwaterLinkState(InMemoryLinkState):
             self.node_public_key_to_node_id.pop(info.public_key, None)
             self.owner_to_node_ids[NOOP_FLWR_AID].discard(node)
             self._stored.pop(node, None)
+            self._received.pop(node, None)
 
     def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
         """Let a node in whatever it was before; what it did not answer is delivered to it again."""
@@ -155,6 +171,28 @@ class HeadwaterLinkState(InMemoryLinkState):
             self.drop(message_id)
             return request, upload.root, contents
 
+    def received(self, node: int, size: int) -> None:
+        """So many more bytes of objects have come from this node, whatever becomes of them."""
+        with self.lock:
+            if node in self.outbox:
+                self._received[node] = self._received.get(node, 0) + size
+
+    def bytes_per_s(self, message_id: str) -> int | None:
+        """How fast the reply to this message came, or comes: from its announcement to its last object.
+
+        Breaks of the line count as time of the way. None: nothing is announced, or it has been coming for
+        less than :data:`CUT_S`.
+        """
+        with self.lock:
+            upload = self.uploads.get(message_id)
+            if upload is None:
+                return None
+            if upload.ended_s is not None:
+                return int(upload.size / max(_TICK_S, upload.ended_s - upload.began_s))
+            took = self._clock() - upload.began_s
+            size = max(upload.size, self._received.get(upload.node, 0) - upload.before)
+            return None if took < CUT_S else int(size / took)
+
     def max_reply_bytes(self, node: int) -> int:
         """The bound of :meth:`stored_bytes`, with Flower's wrapping."""
         return wrapped(self._max_reply_bytes(node))
@@ -199,7 +237,9 @@ class HeadwaterLinkState(InMemoryLinkState):
                 except DecodeError as error:
                     raise HTTPException(422, str(error)) from error
                 self._drop_upload(request_id)
-                upload = Upload(node, object_tree.object_id, session_id, dict.fromkeys(ids), len(ids))
+                began_s, before = self._clock(), self._received.get(node, 0)
+                root, contents = object_tree.object_id, dict.fromkeys(ids)
+                upload = Upload(node, root, session_id, contents, len(ids), began_s, before)
                 self.uploads[request_id] = upload
             self._sessions.pop(upload.session, None)
             upload.session = session_id
@@ -228,6 +268,7 @@ class HeadwaterLinkState(InMemoryLinkState):
             upload.missing -= 1
             self._stored[upload.node] = self.stored_bytes(upload.node) + size
             if upload.missing == 0:
+                upload.ended_s = self._clock()
                 self.object_store.delete(request_id)  # the request will not be asked for again
             return True
 

@@ -253,9 +253,14 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
     raise DecodeError("reply", expected="profile, update, evaluation or failure", got="none of them")
 
 
+def tells_failure(data: bytes) -> bool:
+    """Whether a reply is a client's failure, by its first byte."""
+    return data[:1] == _FAILURE_TAG
+
+
 def decode_failure(data: bytes) -> ClientFailure | None:
     """The reply, if it is a client's failure; None for any other, of which only the first byte is read."""
-    if data[:1] != _FAILURE_TAG:
+    if not tells_failure(data):
         return None
     reply = decode_reply(data, max_bytes=0)
     return reply if isinstance(reply, ClientFailure) else None

@@ -114,13 +114,21 @@ def open_runtime(loaded: LoadedFederation) -> ClientRuntime:
 
 
 def _require_simulated_clients(loaded: LoadedFederation, engine: Engine) -> None:
-    """Refuse simulated devices where clients are processes of their own, in real time."""
+    """Refuse simulated devices where clients are processes of their own, and budgets by links without any."""
     if engine == "network" and loaded.settings.simulation.devices is not None:
         raise ConfigError(
             "[simulation.devices]",
             expected="--engine inprocess or ray, which have a simulated clock",
             got="--engine network, whose clients are processes in real time",
             hint="Leave the table out, or use another engine.",
+        )
+    devices, seconds = loaded.settings.simulation.devices, loaded.settings.cohort.upload_s
+    if engine != "network" and seconds is not None and (devices is None or not devices.has_uploads):
+        raise ConfigError(
+            f"cohort.upload_s {seconds:g}",
+            expected="links that are measured: simulation.devices with upload_bps or a trace, or a network",
+            got=f"--engine {engine} without them",
+            hint="Leave it out, or add them.",
         )
 
 

@@ -12,6 +12,8 @@ def why_no_sums(federation: Federation) -> str | None:
         return "schedule 'buffered', which weighs each update by its age"
     if federation.strategy.control_variates:
         return "strategy.control_variates, whose c follows from each update"
+    if federation.cohort.upload_s is not None:
+        return "cohort.upload_s, a budget by each client's link, which only its edge aggregator sees"
     if rule_for(federation.strategy).passes > 1:
         return f"strategy '{federation.strategy.kind}', which must be given each update twice"
     return None

@@ -19,6 +19,7 @@ class Weather:
     Args:
         delay_s: before each piece is passed on.
         bytes_per_s: at most, each way of each connection; 0 for no limit.
+        up_per_s: likewise, on the way up only.
         black_hole: what comes in vanishes; the connection seems open.
         closed: nobody listens.
         corrupt_up, corrupt_down: so many pieces to come get a flipped bit.
@@ -27,6 +28,7 @@ class Weather:
 
     delay_s: float = 0.0
     bytes_per_s: float = 0.0
+    up_per_s: float = 0.0
     black_hole: bool = False
     closed: bool = False
     corrupt_up: int = 0
@@ -111,8 +113,8 @@ class Proxy:
                 piece = self._spoil(piece, up, weather)
                 if weather.delay_s:
                     time.sleep(weather.delay_s)
-                if weather.bytes_per_s:
-                    time.sleep(len(piece) / weather.bytes_per_s)
+                if speed := (up and weather.up_per_s) or weather.bytes_per_s:
+                    time.sleep(len(piece) / speed)
                 target.sendall(piece)
         with self._lock:
             self._pairs.discard(pair)

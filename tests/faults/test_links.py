@@ -97,6 +97,26 @@ def test_a_slow_line_delays_its_own_client_only(fleet, line, note, outcome):
     outcome({"said": "8 rounds, nobody waits"})
 
 
+def test_a_slow_line_gets_a_budget_and_is_in_time(fleet, line, note, outcome):
+    """The update of 43 kB takes longer than the round; what the server saw of it makes the next shorter."""
+    trial = Trial(fleet, vector(6, least=2, size=1_000_000, more="deadline_s = 8.0\nupload_s = 2.0"))
+    trial.reach(1)
+    line.weather.up_per_s = 8000
+    trial.end()
+    rounds = lines(trial.folder / "rounds.jsonl")[1:]
+    slow = fleet.names[-1]
+    rows = {r["round"]: r["clients"][slow] for r in rounds if slow in r["clients"]}
+    late = [number for number, row in rows.items() if "failed" in row]
+    budgets = {number: row.get("budget_bytes") for number, row in rows.items()}
+    note("8 kB/s up for one client, a deadline and upload_s", f"late in {late}, budgets {budgets}")
+    assert late
+    assert "examples" in rows[6]
+    assert budgets[6] is not None
+    others = [row for r in rounds for name, row in r["clients"].items() if name != slow]
+    assert all("budget_bytes" not in row and "examples" in row for row in others)
+    outcome({"said": "6 rounds, and it is in time"})
+
+
 @pytest.fixture
 def far(fleet: Fleet, namespace: Namespace) -> Iterator[Namespace]:
     """The second device lives in the namespace."""

@@ -172,7 +172,7 @@ class RequestAuthenticator:
             await send(message)
 
         try:
-            body = await self._body(claim, receive)
+            body = await self._body(claim, scope["path"], receive)
             await self._pass(claim, caller, body, scope, receive, release_and_send)
         except _Refusal as refusal:
             await self._refuse(refusal, proven, scope, None, release_and_send)
@@ -245,7 +245,7 @@ class RequestAuthenticator:
         # a time up to WINDOW_S ahead of ours is let in for twice as long
         nonces[nonce] = now + 2 * WINDOW_S
 
-    async def _body(self, claim: RequestClaim, receive: Receive) -> bytes:
+    async def _body(self, claim: RequestClaim, path: str, receive: Receive) -> bytes:
         """The body that was signed."""
         body = bytearray()
         try:
@@ -255,7 +255,10 @@ class RequestAuthenticator:
                     message = await receive()
                     if message["type"] != "http.request":
                         raise _Refusal("broken off", status=408)
-                    body += message.get("body", b"")
+                    piece = message.get("body", b"")
+                    if path == PUSH_OBJECT:
+                        self._link.received(claim.client, len(piece))
+                    body += piece
                     more = message.get("more_body", False)
                     if len(body) > claim.length:
                         raise _Refusal("length")

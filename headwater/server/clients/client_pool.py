@@ -76,8 +76,8 @@ class ClientPool(ABC):
         """Add to a round's record, before it is written, what only the way to the clients knows."""
 
     def uploads(self) -> Mapping[str, Sequence[int]]:
-        """How fast updates came, in bytes/s by client, since this was last asked; only in simulated time."""
-        return {}
+        """How fast updates came since this was last asked, in bytes/s by client: over links, or pretended."""
+        return self.exchange.speeds.take()
 
     def missing(self) -> Mapping[str, str]:
         """Who may take part and is not among :meth:`ready`, by name, sorted: why not, in a few words."""

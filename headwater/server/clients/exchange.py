@@ -25,6 +25,7 @@ from headwater.protocol.messages import (
     Request,
     TrainRequest,
 )
+from headwater.server.clients.upload_speeds import UploadSpeeds
 from headwater.server.events import ClientAsked, Observer
 
 GROUP_AT_ONCE = 1000
@@ -117,6 +118,9 @@ class Exchange:
         open_reply: from an address and what arrived there to the reply; raises ``HeadwaterError``.
         tell: is told what is asked of whom.
         edge_of: the edge aggregator that a client is behind; empty for one that is reached directly.
+
+    Attributes:
+        speeds: how fast updates came; of those that an edge aggregator sums nobody sees the links.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class Exchange:
         self._here: dict[int, ReceivedReply] = {}  # replies that no pull brings
         self._numbers = count()
         self._pulled: dict[str, Message] = {}  # taken from the grid, not handed on yet
+        self.speeds = UploadSpeeds(grid)
 
     def send(
         self,
@@ -233,7 +238,10 @@ class Exchange:
                         self._keep(self._opened(self._pulled.pop(message_id), sent))
                         yield from self._drain(kinds)
                     elif sent is not None:
-                        yield self._incoming(self._pulled.pop(message_id), sent)
+                        incoming = self._incoming(self._pulled.pop(message_id), sent)
+                        if sent.kind is TrainRequest and not incoming.error:
+                            self.speeds.note(sent.address, message_id, incoming.data)
+                        yield incoming
 
     def _in_order(self, grid: SaysWhen, kinds: Sequence[str]) -> Iterator[ReceivedReply]:
         """Replies as they arrive."""
@@ -293,8 +301,9 @@ class Exchange:
 
     def _drop(self, gone: list[str]) -> None:
         for message_id in gone:
-            self._take(message_id)
-            self._pulled.pop(message_id, None)
+            sent, pulled = self._take(message_id), self._pulled.pop(message_id, None)
+            if sent is not None and sent.kind is TrainRequest and not sent.members and pulled is None:
+                self.speeds.note(sent.address, message_id)
         if gone and isinstance(self._grid, Cancels):
             self._grid.cancel(gone)
 

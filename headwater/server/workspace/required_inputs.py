@@ -29,7 +29,7 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
         ModelError: there is no such base model, or adapter to start from.
         DataError: there is no such test file.
         ConfigError: the folder that relative paths start from is gone, clients are to share a process,
-            links are to be measured, or this server was started in another mode than ``federation.bits``.
+            or this server was started in another mode than ``federation.bits``.
     """
     settings = loaded.settings
     require(settings.federation.bits)
@@ -39,13 +39,6 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
             expected="1 on a server, whose clients are on devices of their own",
             got="clients trained as one batch",
             hint="Leave it out, or run the file with headwater simulate.",
-        )
-    if settings.cohort.upload_s is not None:
-        raise ConfigError(
-            f"cohort.upload_s {settings.cohort.upload_s:g}",
-            expected="none on a server, which does not measure its clients' links",
-            got="a budget by them",
-            hint="Set codec.up.budget_bytes, or a method's max_bytes_up.",
         )
     moved = f" If it lies elsewhere now: {resume} --folder PATH, where the file's relative paths start."
     hint = moved if resume else ""

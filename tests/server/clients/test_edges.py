@@ -240,6 +240,7 @@ def test_an_edge_that_is_taken_out_of_the_file_brings_nobody(tmp_path, monkeypat
 
 NO_SUMS = {
     "buffered": {"schedule": {"kind": "buffered", "buffer": 2}},
+    "upload_s": {"cohort": {"upload_s": 9.0}, "codec": {"up": {"kind": "compeft"}}},
     "control_variates": {
         "strategy": {"kind": "mean", "control_variates": True},
         "training": {"kind": "backprop", "optimizer": "sgd"},

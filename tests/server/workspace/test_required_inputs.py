@@ -64,7 +64,5 @@ def test_clients_of_a_server_share_no_process(load):
         require_inputs(load("simulation.cohort=8"))
 
 
-def test_a_server_measures_no_links(load):
-    devices = load("cohort.upload_s=20", "simulation.devices.upload_bps=1e6")
-    with pytest.raises(ConfigError, match=r"cohort\.upload_s 20.*does not measure"):
-        require_inputs(devices)
+def test_a_server_measures_links(load):
+    assert require_inputs(load("cohort.upload_s=20")) == ()

@@ -210,6 +210,15 @@ def test_devices_that_live_in_real_time_are_not_simulated(tmp_path):
         simulate(loaded, folder, engine="network")
 
 
+@pytest.mark.parametrize("devices", [None, {"latency_s": 1.0}])
+def test_budgets_by_links_need_links(tmp_path, devices):
+    tables = {} if devices is None else {"simulation": {"devices": devices}}
+    loaded = load_federation(bare_federation(tmp_path, cohort={"upload_s": 9.0}, **tables))
+    folder = RunFolder.create(tmp_path / "run", loaded, {"engine": "inprocess"})
+    with pytest.raises(ConfigError, match=r"cohort\.upload_s 9: expected links that are measured"):
+        simulate(loaded, folder)
+
+
 def test_a_changed_trace_is_not_resumed_with(tmp_path):
     online = trace(tmp_path, "client-0000,0,100\nclient-0001,0,100\nclient-0002,0,100\n")
     path = bare_federation(tmp_path, simulation={"devices": {"availability": online}})
