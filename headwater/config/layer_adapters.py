@@ -163,8 +163,35 @@ class ShiraAdapter(LayerAdapter):
     rank: int = Field(default=32, ge=1, le=4096)
 
 
+class PrincipalAdapter(LayerAdapter):
+    """LoRA that starts from directions of the base's weight."""
+
+    has_factors: ClassVar[bool] = True
+    rank: int = Field(default=8, ge=1, le=1024)
+    alpha: float = Field(default=8.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def factor_rank(self) -> int:  # noqa: D102 - inherited
+        return self.rank
+
+
+class PissaAdapter(PrincipalAdapter):
+    """PiSSA (arXiv 2404.02948): LoRA that starts from the base's first singular vectors."""
+
+    kind: Literal["pissa"]
+
+
+class OloraAdapter(PrincipalAdapter):
+    """OLoRA (arXiv 2406.01775): LoRA that starts from the base's QR decomposition."""
+
+    kind: Literal["olora"]
+
+
 LayerAdapters = (
-    LnTuningAdapter
+    PissaAdapter
+    | OloraAdapter
+    | LnTuningAdapter
     | BitFitAdapter
     | BeftAdapter
     | LohaAdapter

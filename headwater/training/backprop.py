@@ -149,13 +149,10 @@ def optimiser_of(
     Raises:
         MissingDependency: 8-bit moments without what they need.
     """
-    heads = [p for spec, p in trained if spec.role == "head"]
-    others = [p for spec, p in trained if spec.role != "head"]
-    groups = [
-        {"params": others, "lr": training.rate_of("") * factor},
-        {"params": heads, "lr": training.rate_of("head") * factor},
-    ]
-    groups = [group for group in groups if group["params"]]
+    by_rate: dict[float, list[torch.nn.Parameter]] = {}
+    for spec, parameter in trained:
+        by_rate.setdefault(training.rate_of(spec.role) * factor, []).append(parameter)
+    groups = [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
     if training.optimizer == "adamw8bit":
         return adamw8bit(groups, weight_decay=training.weight_decay, device=trained[0][1].device)
     if training.optimizer == "sgd":

@@ -38,6 +38,8 @@ FEEDFORWARD = {
 NO_TRANSPOSED = ("bert", "roberta", "llama")
 """The bases whose linear layers are torch's own."""
 SMALL: dict[str, dict[str, Any]] = {
+    "pissa": {"rank": 2, "alpha": 4.0},
+    "olora": {"rank": 2, "alpha": 4.0},
     "beft": {},
     "loha": {"rank": 2, "alpha": 4.0},
     "lokr": {"rank": 2, "alpha": 4.0},

@@ -24,7 +24,7 @@ from headwater.state import TensorSpec
 
 _RAW = ".lora_A.default.weight"
 _CORE, _A, _B = ".lora_core", ".lora_A.weight", ".lora_B.weight"
-_GRID = 2.0**12
+GRID = 2.0**12
 """What stands still is rounded to this grid: sums in another order then give the same values."""
 _WHOLE = 1 << 18
 """A weight of so many values is decomposed as it is; of a larger one the leading directions are sought."""
@@ -97,23 +97,10 @@ class LoraSbKind(AdapterKind[LoraSbAdapter]):
         targets.require_untied(who, peft, before)
         if self.adapter.target_modules == (targets.ALL_LINEAR,):
             targets.require_all_linear(who, peft, before.linear, self.adapter.layers)
-        for name, layer in peft.named_modules():
-            if hasattr(layer, "lora_A") and type(layer) is not Linear:
-                raise ModelError(
-                    who,
-                    expected="target_modules that are linear layers, in floating point",
-                    got=f"{name}, a {type(layer).__name__}",
-                    hint='Use kind = "lora".',
-                )
-        for name, layer in _layers(peft):
-            sides = layer.get_base_layer().weight.shape
-            if self.adapter.rank > min(sides):
-                raise ModelError(
-                    who, expected=f"a rank of at most {min(sides)}, for {name}", got=str(self.adapter.rank)
-                )
+        require_plain_layers(who, peft, self.adapter.rank)
 
     def prepare(self, peft: PeftModel) -> None:  # noqa: D102 - inherited
-        for _, layer in _layers(peft):
+        for _, layer in lora_layers(peft):
             layer.lora_A["default"] = Cored(layer.lora_A["default"])
             layer.lora_B["default"].weight.requires_grad_(False)
 
@@ -122,7 +109,7 @@ class LoraSbKind(AdapterKind[LoraSbAdapter]):
 
     def buffers(self, peft: PeftModel) -> dict[str, tuple[TensorSpec, Tensor]]:  # noqa: D102 - inherited
         found = {}
-        for name, layer in _layers(peft):
+        for name, layer in lora_layers(peft):
             a, b = layer.lora_A["default"].get_buffer("a"), layer.lora_B["default"].weight
             found[name + _A] = TensorSpec(name + _A, tuple(a.shape), "sb_a"), a
             found[name + _B] = TensorSpec(name + _B, tuple(b.shape), "sb_b"), b
@@ -166,9 +153,29 @@ def leading(weight: Floats, rank: int) -> tuple[Floats, Floats]:
     left, right = left[:, :rank], right[:rank]
     largest = np.abs(left).argmax(axis=0)
     sign = np.where(left[largest, np.arange(rank)] < 0, -1.0, 1.0)
-    return np.rint(left * sign * _GRID) / _GRID, np.rint(right * sign[:, None] * _GRID) / _GRID
+    return np.rint(left * sign * GRID) / GRID, np.rint(right * sign[:, None] * GRID) / GRID
 
 
-def _layers(peft: PeftModel) -> Iterator[tuple[str, Linear]]:
+def lora_layers(peft: PeftModel) -> Iterator[tuple[str, Linear]]:
     """The adapted layers, by name."""
     return ((name, layer) for name, layer in peft.named_modules() if isinstance(layer, Linear))
+
+
+def require_plain_layers(who: str, peft: PeftModel, rank: int) -> None:
+    """Refuse layers whose weight is no matrix of floats, or has a side shorter than the rank.
+
+    Raises:
+        ModelError: names the layer.
+    """
+    for name, layer in peft.named_modules():
+        if hasattr(layer, "lora_A") and type(layer) is not Linear:
+            raise ModelError(
+                who,
+                expected="target_modules that are linear layers, in floating point",
+                got=f"{name}, a {type(layer).__name__}",
+                hint='Use kind = "lora".',
+            )
+    for name, layer in lora_layers(peft):
+        sides = layer.get_base_layer().weight.shape
+        if rank > min(sides):
+            raise ModelError(who, expected=f"a rank of at most {min(sides)}, for {name}", got=str(rank))

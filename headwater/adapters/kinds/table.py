@@ -14,6 +14,7 @@ from headwater.adapters.kinds.norms_and_biases import BeftKind, BitFitKind, LnTu
 from headwater.adapters.kinds.p_tuning import PTuningKind
 from headwater.adapters.kinds.places import C3aKind, FourierFtKind, ShiraKind, WaveFtKind
 from headwater.adapters.kinds.prefix import PrefixKind
+from headwater.adapters.kinds.principal import OloraKind, PissaKind
 from headwater.adapters.kinds.products import (
     DeloraKind,
     GraloraKind,
@@ -38,6 +39,8 @@ _ALL: tuple[type[AdapterKind[Any]], ...] = (
     Ia3Kind,
     VeraKind,
     PTuningKind,
+    PissaKind,
+    OloraKind,
     LnTuningKind,
     BitFitKind,
     BeftKind,

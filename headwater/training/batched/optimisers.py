@@ -44,7 +44,7 @@ def stacked_optimiser(
     Raises:
         MissingDependency: 8-bit moments without what they need.
     """
-    rates = {s.name: training.rate_of("head" if s.role == "head" else "") * factor for s in specs}
+    rates = {s.name: training.rate_of(s.role) * factor for s in specs}
     if training.optimizer == "adamw":
         return StackedAdamW(values, rates, weight_decay=training.weight_decay)
     if training.optimizer == "sgd":

@@ -9,6 +9,7 @@ import pytest
 from headwater.adapters.kinds.banks import UniLoraKind, VbloraKind
 from headwater.adapters.kinds.norms_and_biases import BeftKind, BitFitKind, LnTuningKind
 from headwater.adapters.kinds.places import C3aKind, FourierFtKind, ShiraKind, WaveFtKind
+from headwater.adapters.kinds.principal import OloraKind, PissaKind
 from headwater.adapters.kinds.products import (
     DeloraKind,
     GraloraKind,
@@ -35,6 +36,14 @@ class LayerKindLaws(AdapterKindLaws):
 
     def table(self, base: str) -> dict[str, Any]:
         return federations.adapter(self.name, base)
+
+
+class TestPissa(LayerKindLaws):
+    name, kind, roles, drawn = "pissa", PissaKind, {"lora_a", "lora_b"}, False
+
+
+class TestOlora(LayerKindLaws):
+    name, kind, roles, drawn = "olora", OloraKind, {"lora_a", "lora_b"}, False
 
 
 class TestLnTuning(LayerKindLaws):
