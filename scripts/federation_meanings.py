@@ -154,6 +154,9 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "target_modules": 'the ends of module names, or `["all-linear"]`',
         "rslora": "s = alpha/√r",
         "dora": "train the rows' magnitudes too",
+        "target_parameters": "the ends of parameters' names, such as fused experts'",
+        "rank_pattern": "the end of a module's name → its rank",
+        "alpha_pattern": "the end of a module's name → its alpha",
         "dropout": "on the input of A while training",
     },
     LoraSbAdapter: {
@@ -294,6 +297,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     t.BackpropTraining: {
         "head_learning_rate": "of the head; `learning_rate` if absent",
+        "lora_b_rate": "LoRA+ (arXiv 2402.12354): B learns so many times as fast as A",
         "weight_decay": "the optimizer's",
         "max_grad_norm": "gradients are scaled down to this L2 norm",
         "gradient_checkpointing": "less memory, more time, the same bits",

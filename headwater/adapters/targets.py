@@ -70,6 +70,39 @@ def require_targets(base: Base, targets: Sequence[str]) -> None:
             )
 
 
+def require_parameters(base: Base, names: Sequence[str]) -> None:
+    """Refuse ``adapter.target_parameters`` of which one names nothing.
+
+    Raises:
+        ModelError: lists the fused ones that there are.
+    """
+    existing = {name: parameter.dim() for name, parameter in base.model.named_parameters()}
+    for target in names:
+        if not any(name == target or name.endswith(f".{target}") for name in existing):
+            fused = sorted({".".join(name.split(".")[-2:]) for name, dim in existing.items() if dim == 3})
+            raise ModelError(
+                f"adapter.target_parameters of {base.settings.path}",
+                expected=f"names of parameters, such as {', '.join(fused) or 'those of fused experts'}",
+                got=repr(target),
+            )
+
+
+def require_patterns(who: str, peft: PeftModel, table: str, names: Iterable[str]) -> None:
+    """Refuse a pattern that no adapted module has: PEFT would pass over it.
+
+    Raises:
+        ModelError: names it.
+    """
+    adapted = {*peft.base_model.targeted_module_names, *peft.base_model.targeted_parameter_names}
+    for end in names:
+        if not any(name == end or name.endswith(f".{end}") for name in adapted):
+            raise ModelError(
+                f"{who}, adapter.{table}",
+                expected=f"the end of an adapted module's name, such as {min(adapted)}",
+                got=repr(end),
+            )
+
+
 def require_layers(base: Base, layers: Sequence[int] | None) -> None:
     """Refuse ``adapter.layers`` that the base does not have, or that are none.
 

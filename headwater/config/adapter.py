@@ -10,6 +10,8 @@ from headwater.config.adapter_base import BaseAdapter as BaseAdapter
 from headwater.config.layer_adapters import LayerAdapters
 from headwater.config.plugins import open_to
 
+ModuleName = Annotated[str, Field(pattern=r"^[\w.]+$")]
+
 
 class LoraAdapter(BaseAdapter):
     """LoRA (arXiv 2106.09685), with rsLoRA (2312.03732) and DoRA (2402.09353) as flags."""
@@ -24,10 +26,14 @@ class LoraAdapter(BaseAdapter):
     rslora: bool = False
     dora: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_parameters: tuple[str, ...] | None = None
+    rank_pattern: dict[ModuleName, Annotated[int, Field(ge=1, le=1024)]] | None = None
+    alpha_pattern: dict[ModuleName, Annotated[float, Field(gt=0)]] | None = None
 
     @property
-    def factor_rank(self) -> int:  # noqa: D102 - inherited
-        return self.rank
+    def factor_rank(self) -> int:
+        """The largest."""
+        return max([self.rank, *(self.rank_pattern or {}).values()])
 
 
 class LoraSbAdapter(BaseAdapter):

@@ -155,6 +155,11 @@ def _methods(federation: FederationTables) -> None:
             raise ValueError(f"method '{kind}' needs rounds: a buffered version has updates of several")
         if training.needs_prompt and not (federation.adapter is not None and federation.adapter.is_prompt):
             raise ValueError(f"method '{kind}' searches a soft prompt: use [adapter] kind = \"prompt\"")
+        plus = getattr(training, "lora_b_rate", None) is not None
+        if plus and not (federation.adapter is not None and federation.adapter.has_factors):
+            raise ValueError(
+                "lora_b_rate is the rate of LoRA's B: use an [adapter] that has one, or leave it out"
+            )
         if training.splits_layers and not _layered(federation):
             raise ValueError(
                 f"method '{kind}' splits layers: use an [adapter] whose tensors belong to layers, such as "

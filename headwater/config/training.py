@@ -82,9 +82,7 @@ class BackpropTraining(MinibatchTraining):
     kind: Literal["backprop"]
     learning_rate: float = Field(default=1e-3, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
-    lora_b_rate: float = Field(
-        default=1.0, gt=0, le=1024, description="times learning_rate, of LoRA's B: LoRA+ (arXiv 2402.12354)"
-    )
+    lora_b_rate: float | None = Field(default=None, gt=0, le=1024)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     proximal_mu: float = Field(default=0.0, ge=0, description="FedProx (arXiv 1812.06127)")
@@ -97,7 +95,7 @@ class BackpropTraining(MinibatchTraining):
     def rate_of(self, role: str) -> float:
         """The learning rate of a tensor of this role."""
         if role == "lora_b":
-            return self.learning_rate * self.lora_b_rate
+            return self.learning_rate * (self.lora_b_rate or 1.0)
         own = self.head_learning_rate if role == "head" else None
         return self.learning_rate if own is None else own
 

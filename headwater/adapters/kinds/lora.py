@@ -38,6 +38,7 @@ class LoraKind(AdapterKind[LoraAdapter]):
     def peft_config(self, base: Base, common: Mapping[str, Any]) -> LoraConfig:  # noqa: D102 - inherited
         adapter = self.adapter
         targets.require_targets(base, adapter.target_modules)
+        targets.require_parameters(base, adapter.target_parameters or ())
         targets.require_layers(base, adapter.layers)
         saved = common.get("modules_to_save") or ()
         return LoraConfig(
@@ -50,6 +51,9 @@ class LoraKind(AdapterKind[LoraAdapter]):
             use_dora=adapter.dora,
             lora_dropout=adapter.dropout,
             fan_in_fan_out=targets.transposed(base, adapter.target_modules),
+            target_parameters=list(adapter.target_parameters) if adapter.target_parameters else None,
+            rank_pattern=adapter.rank_pattern or {},
+            alpha_pattern=adapter.alpha_pattern or {},
             bias="none",
             **common,
         )
@@ -66,6 +70,8 @@ class LoraKind(AdapterKind[LoraAdapter]):
         targets.require_untied(who, peft, before)
         if self.adapter.target_modules == (targets.ALL_LINEAR,):
             targets.require_all_linear(who, peft, before.linear, self.adapter.layers)
+        for table in ("rank_pattern", "alpha_pattern"):
+            targets.require_patterns(who, peft, table, getattr(self.adapter, table) or ())
 
     def spec(self, peft: PeftModel, name: str, parameter: Tensor) -> TensorSpec:  # noqa: D102 - inherited
         shape = tuple(parameter.shape)

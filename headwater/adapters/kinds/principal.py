@@ -50,7 +50,7 @@ class Less(nn.Linear):
         self.register_load_state_dict_pre_hook(_first_columns)  # type: ignore[no-untyped-call]  # torch's
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - inherited
-        trained, still = x.split(self.in_features, -1)
+        trained, still = x[..., : self.in_features], x[..., self.in_features :]
         return functional.linear(trained, self.weight) - functional.linear(still, self.start)
 
 
