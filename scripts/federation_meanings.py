@@ -25,15 +25,13 @@ from headwater.config.data import (
     BaseData,
     CausalLMData,
     ClassificationData,
-    ColumnPartition,
-    DirichletPartition,
     ExtractiveQAData,
-    IidPartition,
     InstructionData,
+    MaskedLMData,
     MultiLabelData,
     NoData,
-    QuantityPartition,
     RegressionData,
+    Seq2SeqData,
     TextData,
     TokenClassificationData,
 )
@@ -72,6 +70,7 @@ from headwater.config.model import (
     SequenceClassificationModel,
     VectorModel,
 )
+from headwater.config.partitions import ColumnPartition, DirichletPartition, IidPartition, QuantityPartition
 from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings
 from headwater.config.script import ScriptTraining
@@ -254,6 +253,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "context": "the column in which the answer is",
     },
     CausalLMData: {"text": "the column of the text"},
+    MaskedLMData: {"text": "the column of the text"},
+    Seq2SeqData: {"text": "the column of the text"},
     InstructionData: {
         "prompt": "the column of the prompt",
         "answer": "the column of the answer",

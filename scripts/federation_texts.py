@@ -29,16 +29,13 @@ from headwater.config.codec import (
 from headwater.config.data import (
     CausalLMData,
     ClassificationData,
-    ColumnPartition,
-    DirichletPartition,
     ExtractiveQAData,
-    FilesPartition,
-    IidPartition,
     InstructionData,
+    MaskedLMData,
     MultiLabelData,
     NoData,
-    QuantityPartition,
     RegressionData,
+    Seq2SeqData,
     TokenClassificationData,
 )
 from headwater.config.devices import (
@@ -56,8 +53,17 @@ from headwater.config.evaluation import BaselineSettings, EvaluationSettings
 from headwater.config.model import (
     CausalLMModel,
     EncoderModel,
+    MaskedLMModel,
+    Seq2SeqModel,
     SequenceClassificationModel,
     VectorModel,
+)
+from headwater.config.partitions import (
+    ColumnPartition,
+    DirichletPartition,
+    FilesPartition,
+    IidPartition,
+    QuantityPartition,
 )
 from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings, SynchronousSchedule
@@ -108,7 +114,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "data",
         "a model that does not say what it needs: `token-classification` and `extractive-qa` need an "
         "`encoder`, text and instructions a `causal-lm`, one target a row an `encoder` or "
-        "`sequence-classification`",
+        "`sequence-classification`, `masked-lm` and `seq2seq` models of their names",
     ),
     ("a strategy other than `mean`", "space `factors` without `allow_factors = true`"),
     ("strategy `mean`", "a space but `factors` with another adapter than LoRA"),
@@ -191,7 +197,14 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "federation": ("What the whole run has in common.", (FederationSettings,)),
     "model": (
         "The frozen base model. [More](adapters.md#base-model).",
-        (EncoderModel, SequenceClassificationModel, CausalLMModel, VectorModel),
+        (
+            EncoderModel,
+            SequenceClassificationModel,
+            CausalLMModel,
+            MaskedLMModel,
+            Seq2SeqModel,
+            VectorModel,
+        ),
     ),
     "adapter": (
         "What is trained and travels. Absent only with model kind `vector`. [More](adapters.md).",
@@ -207,6 +220,8 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
             ExtractiveQAData,
             CausalLMData,
             InstructionData,
+            MaskedLMData,
+            Seq2SeqData,
             NoData,
         ),
     ),

@@ -17,6 +17,8 @@ _TASKS = {
     "encoder": TaskType.FEATURE_EXTRACTION,
     "sequence-classification": TaskType.SEQ_CLS,
     "causal-lm": TaskType.CAUSAL_LM,
+    "masked-lm": TaskType.FEATURE_EXTRACTION,
+    "seq2seq": TaskType.SEQ_2_SEQ_LM,
 }
 
 

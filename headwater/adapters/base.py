@@ -16,6 +16,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -25,16 +27,25 @@ from headwater.adapters.head import last_layer, match_head, move_rows
 from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.adapters.reports import listening
 from headwater.adapters.weights import hash_base, hashed_files, resolve_base
-from headwater.config.model import MODELS, CausalLMModel, EncoderModel, SequenceClassificationModel
+from headwater.config.model import (
+    MODELS,
+    CausalLMModel,
+    EncoderModel,
+    MaskedLMModel,
+    Seq2SeqModel,
+    SequenceClassificationModel,
+)
 from headwater.errors import MissingDependency, ModelError
 from headwater.merging.coverage import layer_of
 
-PretrainedSettings = EncoderModel | SequenceClassificationModel | CausalLMModel
+PretrainedSettings = EncoderModel | SequenceClassificationModel | CausalLMModel | MaskedLMModel | Seq2SeqModel
 
 _CLASSES = {
     "encoder": AutoModel,
     "sequence-classification": AutoModelForSequenceClassification,
     "causal-lm": AutoModelForCausalLM,
+    "masked-lm": AutoModelForMaskedLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
 }
 QUANTISED: dict[str, dict[str, Any]] = {
     "8bit": {"load_in_8bit": True},
@@ -146,10 +157,10 @@ def load_base(
                 got=heard.mismatches() or f"{type(error).__name__}: {_first_lines(error)}",
                 hint=_other_kind(where, settings),
             ) from error
+        fresh = frozenset(info["missing_keys"]) | {str(key[0]) for key in info["mismatched_keys"]}
+        _require_complete(who, settings, model, fresh)  # before what transformers warns of because of it
     model.config._name_or_path = model.name_or_path = settings.path
-    fresh = frozenset(info["missing_keys"]) | {str(key[0]) for key in info["mismatched_keys"]}
     notices = [*heard.notices, *_unread_files(who, where)]
-    _require_complete(who, settings, model, fresh)
     notices += _left_over(who, settings, frozenset(info["unexpected_keys"]))
     head = _Head(frozenset())
     if labels is not None and isinstance(settings, SequenceClassificationModel) and not head_in_adapter:

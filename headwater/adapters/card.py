@@ -15,6 +15,8 @@ _CLASSES = {
     "encoder": "AutoModel",
     "sequence-classification": "AutoModelForSequenceClassification",
     "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
 }
 
 
@@ -74,6 +76,17 @@ def loading_code(notes: Mapping[str, Any]) -> str:
         ]
     elif model.own_head:
         lines.append("logits = out.logits")
+    elif not model.writes:
+        lines.append(f"logits = out.logits[:, -len(ids) :]{wide}  # without a soft prompt's places")
+    elif not model.language_model:
+        lines[-2:] = [
+            "with torch.no_grad():",
+            "    answer = model.generate(",
+            "        input_ids=tokens, attention_mask=mask, max_new_tokens=64, do_sample=False,",
+            f"        eos_token_id={notes['ends'] or None}, pad_token_id={notes['pad_token_id']},",
+            "    )",
+            "print(tokenizer.decode(answer[0], skip_special_tokens=True))",
+        ]
     else:
         lines += [
             f"logits = out.logits[:, -len(ids) :]{wide}  # without a soft prompt's places",
@@ -88,10 +101,10 @@ def loading_code(notes: Mapping[str, Any]) -> str:
 
 def _answer(notes: Mapping[str, Any]) -> list[str]:
     """Lines that print what a head's logits mean; an adapter without a record of rows is a classifier."""
-    if not notes["labels"]:
-        return []
     if rows := notes.get("rows"):
         return task_of(read_data(rows["data"])).code()
+    if not notes["labels"]:
+        return []
     return [f"print({notes['labels']!r}[logits[0].argmax()])"]
 
 
@@ -168,7 +181,10 @@ def _tokens(notes: Mapping[str, Any]) -> list[str]:
                 'ids = row["input_ids"]',
                 *types,
             ]
-        return [f'ids = tokenizer({texts}{cut}, split_special_tokens=True)["input_ids"]']
+        if prefix := (rows.get("data") or {}).get("prefix"):
+            texts = f'{prefix!r} + "a text"'
+        plain = "" if notes["kind"] == "masked-lm" else ", split_special_tokens=True"
+        return [f'ids = tokenizer({texts}{cut}{plain})["input_ids"]']
     if not notes["chat"]:
         begins = f"{rows['begins']} + " if rows.get("begins") else ""
         return [

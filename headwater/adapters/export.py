@@ -102,7 +102,7 @@ def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object])
         "system": chat.system if chat is not None else None,
         "rows": None if model.reading is None else model.reading.notes(model.base.tokenizer),
         "ends": ends_of(model.base.model, model.base.tokenizer, model.reading)
-        if model.language_model
+        if model.base.settings.writes
         else None,
         "token_types": model.network.separator is not None,
         "read_at_last_token": model.network.model.own_head and decoder,

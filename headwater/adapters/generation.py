@@ -54,7 +54,8 @@ def generate(
             use_cache=True,
             **sampling,
         )
-    said = [int(token) for token in out[0, len(row) :].tolist()]
+    first = 1 if base.model.config.is_encoder_decoder else len(row)  # what its decoder begins with
+    said = [int(token) for token in out[0, first:].tolist()]
     return said[: next((n for n, token in enumerate(said) if token in ends), len(said))]
 
 

@@ -148,9 +148,8 @@ class AdaptedModel:
         """These are what is trained."""
         self._trained = TrainedTensors(pairs)
         self.spec = self._trained.spec
-        self._prefix = SharedPrefix(
-            self.network, self._trained, layered=self.adapter.layered, device=self.base.device
-        )
+        layered = self.adapter.layered and not self.base.model.config.is_encoder_decoder
+        self._prefix = SharedPrefix(self.network, self._trained, layered=layered, device=self.base.device)
 
     def _initialise(self, space: str, key: Key, source: Source | None) -> None:
         named = {
@@ -271,7 +270,7 @@ class AdaptedModel:
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
         targets = batch.targets.to(self.base.device)
         with self._prefix.skipped(batch.tokens, batch.mask):
-            logits = self.network(tokens, mask)
+            logits = self.network(tokens, mask, targets)
         return self.output(logits, targets)
 
     def slope(self, batch: Batch, direction: Tensor) -> tuple[float, float]:

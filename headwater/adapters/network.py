@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from headwater.adapters.reading.segments import segments
 from headwater.config.traits import ModelTraits
+from headwater.tasks.batches import IGNORED
 
 
 class Network(nn.Module):
@@ -40,24 +41,46 @@ class Network(nn.Module):
         self._own: list[tuple[Parameter, Tensor]] = []
         self._scores = model.own_head and hasattr(peft.get_base_model(), "score")
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits of right-padded ``tokens`` int64 [b, t] with ``mask`` int64 [b, t].
+
+        Args:
+            tokens: the rows.
+            mask: 1 where there is a token.
+            targets: of an encoder-decoder the answers int64 [b, s], each token of which is told from the true
+                ones before it; without them its first token alone.
 
         Returns:
             At least float32, whatever the base computes in: [b, labels] for classification;
-            [b, t, labels] with a head on each token; [b, t, vocabulary] for a causal model.
+            [b, t, labels] with a head on each token; [b, t, vocabulary] for a causal or a masked language
+            model; [b, s, vocabulary] for an encoder-decoder.
         """
         if self._scores:
             return self._at_last_token(tokens, mask)
-        out = self.peft(**self._read(tokens, mask), return_dict=True)
+        answer = self.answering(tokens, targets)
+        out = self.peft(**self._read(tokens, mask), **answer, return_dict=True)
         width = tokens.shape[1]
-        if self.model.language_model:
+        if answer:
+            return widened(out.logits)
+        if not (self.model.pooled or self.model.own_head):
             return widened(out.logits[:, -width:])
         if self.head is None:
             return out.logits  # type: ignore[no-any-return]  # likewise
         # prompt tuning lengthens the hidden states by its virtual tokens, at the front
         hidden = widened(out.last_hidden_state[:, -width:])
         return self.head(hidden if self.each_token else mean_pool(hidden, mask))  # type: ignore[no-any-return]
+
+    def answering(self, tokens: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """What an encoder-decoder's decoder is given: each answer without its end. Nothing for others."""
+        if "answer" not in self.model.gives:
+            return {}
+        config = self.peft.get_base_model().config
+        first = tokens.new_full((len(tokens), 1), config.decoder_start_token_id)
+        if targets is None:
+            return {"decoder_input_ids": first}
+        before = targets[:, :-1].to(tokens.device)
+        before = before.masked_fill(before == IGNORED, config.pad_token_id or 0)
+        return {"decoder_input_ids": torch.cat([first, before], 1)}
 
     def _read(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """What the base is given of a batch."""

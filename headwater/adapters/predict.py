@@ -23,7 +23,8 @@ from headwater.adapters.reading.chat_template import Messages
 from headwater.adapters.reading.segments import separator_of
 from headwater.adapters.reading.settings import Reading, ends_of
 from headwater.adapters.reports import listening
-from headwater.config.data import CausalLMData, ClassificationData, FilesPartition, InstructionData
+from headwater.config.data import CausalLMData, ClassificationData, InstructionData, Seq2SeqData
+from headwater.config.partitions import FilesPartition
 from headwater.errors import DataError, ModelError
 from headwater.tasks.batches import Example
 from headwater.tasks.table import AnyTask, task_of
@@ -98,8 +99,8 @@ class Predictor:
             network=network,
             reading=reading,
             notes=notes,
-            room=None if (most := _positions(loaded, labels)) is None else most - virtual,
-            ends=tuple(ends_of(loaded.model, loaded.tokenizer, reading)) if labels is None else (),
+            room=None if (most := _positions(loaded)) is None else most - virtual,
+            ends=tuple(ends_of(loaded.model, loaded.tokenizer, reading)) if settings.writes else (),
             notices=(
                 *loaded.notices,
                 *heard.notices,
@@ -126,7 +127,7 @@ class Predictor:
     def forward(self, batch: Batch) -> Output:
         """Logits and losses of ``batch``, as in evaluation."""
         tokens, mask = batch.tokens.to(self.base.device), batch.mask.to(self.base.device)
-        logits = self.network(tokens, mask)
+        logits = self.network(tokens, mask, batch.targets)
         return output_of(self.task, logits, batch.targets.to(logits.device))
 
     def classify(
@@ -188,7 +189,7 @@ class Predictor:
     @property
     def writes(self) -> bool:
         """Whether it answers in text of its own."""
-        return self.base.settings.language_model
+        return self.base.settings.writes
 
     def replies(self, asked: Sequence[Sequence[Example]], *, batch_size: int = 32) -> list[dict[str, Any]]:
         """What a task with outputs for each token says of rows.
@@ -224,7 +225,7 @@ class Predictor:
         Raises:
             ModelError: the adapter is of a classifier, or prompt and answer are more than the base takes.
         """
-        if self.labels is not None:
+        if not self.writes:
             raise ModelError("generate", expected="a causal model", got="a classifier", hint="Use classify.")
         return [
             self.continue_tokens(
@@ -235,6 +236,9 @@ class Predictor:
 
     def prompt(self, text: str) -> list[int]:
         """The tokens that a causal model is asked with: training has them before what follows ``text``."""
+        if self.reading is not None and isinstance(self.reading.data, Seq2SeqData):
+            data = self.reading.data
+            return self.base.tokenizer.encode(data.prefix + text, data.max_tokens)
         if not self.notes.chat:
             return self.base.tokenizer.prompt(text)
         system = [{"role": "system", "content": self.notes.system}] if self.notes.system else []
@@ -295,9 +299,9 @@ def _task(reading: Reading | None, labels: tuple[str, ...] | None) -> AnyTask:
     return task_of(ClassificationData(kind="classification", path="-", partition=nowhere, labels=labels))
 
 
-def _positions(base: Base, labels: Sequence[str] | None) -> int | None:
+def _positions(base: Base) -> int | None:
     """Tokens that the base takes; of a causal model that computes any number, as many as it was made for."""
-    if base.positions is not None or labels is not None:
+    if base.positions is not None or not base.settings.writes:
         return base.positions
     most = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else None

@@ -130,10 +130,12 @@ class _Trial:
                 f"what the tokenizer ends a text with, which is {self.long[-1]}."
             )
         elif config.is_encoder_decoder:
-            hint = "An encoder-decoder can be a 'sequence-classification' model where transformers has one."
+            hint = "An encoder-decoder can be 'seq2seq' or 'sequence-classification', where transformers has one."
         with self._refusing(expected, hint), torch.no_grad(), model.network.without_adapter() as base:
             device = model.base.device
-            base(input_ids=rows.tokens.to(device), attention_mask=rows.mask.to(device))
+            tokens = rows.tokens.to(device)
+            answer = model.network.answering(tokens, rows.targets)
+            base(input_ids=tokens, attention_mask=rows.mask.to(device), **answer)
 
     def rows_are_alone(self) -> None:
         with self._refusing("an architecture that this adapter fits", self._instead()):

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from headwater.cli.data_view import Checked, as_dict, show
 from headwater.config import load_federation
-from headwater.config.data import UNKNOWN_LABELS, ColumnPartition, NoData, data_kind
+from headwater.config.data import UNKNOWN_LABELS, NoData, data_kind
 from headwater.config.load import LoadedFederation, load_data
+from headwater.config.partitions import ColumnPartition
 from headwater.data.files.folders import Sources, sources
 from headwater.data.files.formats import read_chunks
 from headwater.data.files.guess import guess

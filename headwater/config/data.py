@@ -1,4 +1,4 @@
-"""``[data]`` and its ``[data.partition]``: where rows lie and who owns them."""
+"""``[data]``: where rows lie and what is learnt from them, one class a kind."""
 
 from __future__ import annotations
 
@@ -11,58 +11,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from headwater.config.metrics import LOSS, MAX_VALUE, Metric
+from headwater.config.partitions import Partition
 from headwater.config.plugins import find, installed, open_to, settings_class
-from headwater.config.settings import Settings, by_kind
+from headwater.config.settings import by_kind
 from headwater.config.traits import DataTraits, Outputs
 from headwater.errors import HeadwaterError
 
 Inputs = tuple[Literal["text", "pair", "words"], tuple[str, ...]]
 """A text, two texts or a list of words, and the columns that hold them."""
-
-
-class ColumnPartition(Settings):
-    """One client per value of a column."""
-
-    kind: Literal["column"]
-    column: str
-
-
-class FilesPartition(Settings):
-    """``data.path`` is a folder with one file per client, named after it."""
-
-    kind: Literal["files"]
-
-
-class IidPartition(Settings):
-    """Rows dealt at random into equal shares."""
-
-    kind: Literal["iid"]
-    clients: int = Field(ge=1, le=1_000_000)
-
-
-class DirichletPartition(Settings):
-    """For each label, shares of the clients from Dirichlet(alpha) (arXiv 1909.06335)."""
-
-    kind: Literal["dirichlet"]
-    clients: int = Field(ge=1, le=1_000_000)
-    alpha: float = Field(gt=0)
-    column: str | None = Field(default=None, description="the label column if absent")
-    min_examples: int = Field(default=10, ge=1)
-
-
-class QuantityPartition(Settings):
-    """Rows dealt at random into shares whose sizes follow Dirichlet(alpha)."""
-
-    kind: Literal["quantity"]
-    clients: int = Field(ge=1, le=1_000_000)
-    alpha: float = Field(gt=0)
-    min_examples: int = Field(default=10, ge=1)
-
-
-Partition = Annotated[
-    ColumnPartition | FilesPartition | IidPartition | DirichletPartition | QuantityPartition,
-    Field(discriminator="kind"),
-]
 
 
 class BaseData(DataTraits):
@@ -87,6 +43,11 @@ class BaseData(DataTraits):
         default=None, ge=1, description="of the tokenised test file (a causal model's windows), drawn once"
     )
     kind: str
+
+    @property
+    def most_targets(self) -> int:
+        """Targets that an example can have."""
+        return self.max_tokens if self.by_token else 1
 
     @property
     def inputs(self) -> Inputs | None:
@@ -285,6 +246,57 @@ class CausalLMData(BaseLanguageData):
         return "text", (self.text,)
 
 
+class MaskedLMData(BaseData):
+    """Running text per row, cut into windows; some tokens are hidden and told from both sides."""
+
+    needs: ClassVar[Outputs] = "masked token"
+    by_token: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = {**BaseLanguageData.metrics, "accuracy": Metric()}
+    has_likelihood: ClassVar[bool] = True
+    kind: Literal["masked-lm"]
+    text: str = "text"
+    hidden: float = Field(default=0.15, gt=0, lt=1, description="the share of a window's tokens")
+    copies: int = Field(default=1, ge=1, le=100, description="of each window, each with other tokens hidden")
+    mask_seed: int = Field(default=0, ge=0, description="of what is hidden, with the tokens alone")
+    blank: str = Field(
+        default="___", min_length=1, description="what asks for a token in `headwater predict`"
+    )
+
+    @property
+    def inputs(self) -> Inputs:
+        """The text."""
+        return "text", (self.text,)
+
+
+class Seq2SeqData(BaseData):
+    """Text and answer per row, for an encoder-decoder; loss on the answer."""
+
+    needs: ClassVar[Outputs] = "answer"
+    by_token: ClassVar[bool] = True
+    metrics: ClassVar[Mapping[str, Metric]] = BaseLanguageData.metrics
+    has_likelihood: ClassVar[bool] = True
+    kind: Literal["seq2seq"]
+    text: str = "text"
+    target: str = Field(default="target", description="the column of the answer")
+    prefix: str = Field(default="", description="before every text, such as T5's `summarize: `")
+    max_target_tokens: int = Field(default=128, ge=2, le=1_048_576, description="longer answers are cut")
+
+    @property
+    def most_targets(self) -> int:
+        """Tokens of the answer."""
+        return self.max_target_tokens
+
+    @property
+    def inputs(self) -> Inputs:
+        """The text."""
+        return "text", (self.text,)
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The answer's."""
+        return (self.target,)
+
+
 TEMPLATE_DATE = datetime.date(2024, 7, 26)
 """What chat templates take for today unless the file says otherwise: Llama 3's own date without a clock."""
 
@@ -332,6 +344,8 @@ Data = Annotated[
     | ExtractiveQAData
     | CausalLMData
     | InstructionData
+    | MaskedLMData
+    | Seq2SeqData
     | NoData,
     Field(discriminator="kind"),
     open_to("tasks", BaseData),

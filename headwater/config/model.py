@@ -54,7 +54,23 @@ class CausalLMModel(BaseModelSettings):
 
     gives: ClassVar[tuple[Outputs, ...]] = ("next token",)
     language_model: ClassVar[bool] = True
+    writes: ClassVar[bool] = True
     kind: Literal["causal-lm"]
+
+
+class MaskedLMModel(BaseModelSettings):
+    """Any ``AutoModelForMaskedLM``."""
+
+    gives: ClassVar[tuple[Outputs, ...]] = ("masked token",)
+    kind: Literal["masked-lm"]
+
+
+class Seq2SeqModel(BaseModelSettings):
+    """Any ``AutoModelForSeq2SeqLM``: an encoder and a decoder."""
+
+    gives: ClassVar[tuple[Outputs, ...]] = ("answer",)
+    writes: ClassVar[bool] = True
+    kind: Literal["seq2seq"]
 
 
 class VectorModel(ModelTraits):
@@ -66,7 +82,8 @@ class VectorModel(ModelTraits):
 
 
 Model = Annotated[
-    EncoderModel | SequenceClassificationModel | CausalLMModel | VectorModel, Field(discriminator="kind")
+    EncoderModel | SequenceClassificationModel | CausalLMModel | MaskedLMModel | Seq2SeqModel | VectorModel,
+    Field(discriminator="kind"),
 ]
 
 

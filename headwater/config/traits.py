@@ -142,6 +142,7 @@ class ModelTraits(Settings):
         pretrained: it is a base model, with files, a tokenizer and an adapter.
         gives: what it can say of a row; a task needs one of them.
         language_model: it goes on with a text, token by token.
+        writes: it answers in text of its own.
         classifies: its targets are labels.
         own_head: the architecture brings the head that classifies.
         pooled: headwater's own linear head reads its mean-pooled hidden states.
@@ -150,6 +151,7 @@ class ModelTraits(Settings):
     pretrained: ClassVar[bool] = True
     gives: ClassVar[tuple[Outputs, ...]] = ()
     language_model: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
     classifies: ClassVar[bool] = False
     own_head: ClassVar[bool] = False
     pooled: ClassVar[bool] = False

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from headwater.config.data import ColumnPartition, TextData
+from headwater.config.data import TextData
 from headwater.config.load import LoadedFederation
+from headwater.config.partitions import ColumnPartition
 from headwater.data.files.folders import Sources, sources
 from headwater.data.files.formats import files_sha256, read_chunks, read_sources
 from headwater.data.files.layouts import Layout, RowData, layout_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from headwater.config.data import (
+from headwater.config.partitions import (
     ColumnPartition,
     DirichletPartition,
     FilesPartition,

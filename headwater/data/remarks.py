@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from headwater.config.data import ColumnPartition, DirichletPartition, InstructionData
+from headwater.config.data import InstructionData
+from headwater.config.partitions import ColumnPartition, DirichletPartition
 from headwater.data.conversations import messages_of
 from headwater.data.files.folders import Sources, is_split_name
 from headwater.data.files.layouts import Layout, RowData, texts_of

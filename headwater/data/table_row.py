@@ -52,6 +52,10 @@ class TableRow:
             return self.table.stem(self.index)
         return self.table.columns[self.table.require(column)][self.index]
 
+    def written(self, column: str) -> str:
+        """The text in ``column``."""
+        return self.table.text(column, self.index)
+
     def words(self, column: str) -> list[str]:
         """The words in ``column``."""
         return self.table.words(column, self.index)

@@ -67,7 +67,7 @@ def checked(evaluation: Evaluation, profile: ClientProfile, federation: Federati
         )
     most = profile.validation_examples
     if data.by_token and not isinstance(data, NoData):
-        most *= data.max_tokens  # counted in tokens
+        most *= data.most_targets  # counted in tokens
     exact = not data.by_token and evaluation.examples != most
     if exact or not 0 < evaluation.examples <= most:
         raise DecodeError(who, expected=f"{most} examples", got=str(evaluation.examples))

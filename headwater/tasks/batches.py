@@ -24,7 +24,7 @@ class Example:
         tokens: int32 [length], length ≥ 1.
         targets: [k], the row's target as its task encodes it (a label's index: int64 [1]). With
             ``by_token`` int64 [length], aligned with ``tokens`` (the model shifts), ``IGNORED`` where there
-            is no loss.
+            is no loss; or of any length, where the answer is another sequence.
         by_token: whether each token has a target of its own.
         note: what its task needs to judge an answer; no model sees it.
     """
@@ -58,7 +58,8 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
         tokens[i, : len(e.tokens)] = e.tokens
         mask[i, : len(e.tokens)] = 1
     if examples[0].by_token:
-        targets = np.full((len(examples), width), IGNORED, dtype=np.int64)
+        longest = max(len(e.targets) for e in examples)  # an answer may be longer than its row
+        targets = np.full((len(examples), longest), IGNORED, dtype=np.int64)
         for i, e in enumerate(examples):
             targets[i, : len(e.targets)] = e.targets
     else:

@@ -63,17 +63,26 @@ class Tokenizer(Protocol):
         pad: the id that fills up a batch.
         bos: the id that the model expects before a running text; None if it expects none.
         eos: the id that ends a running text; None if there is none.
+        mask: the id that stands for a hidden token; None if there is none.
     """
 
     pad: int
     bos: int | None
     eos: int | None
+    mask: int | None
+
+    @property
+    def size(self) -> int:
+        """Ids below it are those of a token."""
 
     def encode(self, text: str, max_tokens: int, pair: str | None = None) -> list[int]:
         """Ids of a text, or of a pair of texts, with the model's special tokens, cut to ``max_tokens``."""
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of the whole text, no special tokens."""
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The text of ids, special tokens and all."""
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a running text that goes on: what the model expects before it, and no end."""
@@ -148,6 +157,9 @@ class Row(Protocol):
 
     def optional(self, column: str) -> object | None:
         """What the column holds; None where this row has nothing there."""
+
+    def written(self, column: str) -> str:
+        """A text, which holds something other than white space."""
 
     def words(self, column: str) -> Sequence[str]:
         """At least one word: a list, or what spaces divide."""

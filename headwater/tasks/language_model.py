@@ -63,14 +63,11 @@ class NextToken(Task[L]):
 
     def score(self, loss: float, truth: Array | None, decided: Array | None) -> Metrics:
         """The loss per target token (nats), and perplexity."""
-        return {"loss": loss, "perplexity": _perplexity(loss)}
+        return {"loss": loss, "perplexity": perplexity(loss)}
 
     def merge(self, metrics: Mapping[str, Sequence[float]], counts: Sequence[int]) -> Metrics:
         """The loss of all tokens together, and perplexity of that: both exact."""
-        merged = super().merge(metrics, counts)
-        if "perplexity" in merged and "loss" in merged:
-            merged["perplexity"] = _perplexity(merged["loss"])
-        return merged
+        return with_perplexity(super().merge(metrics, counts))
 
 
 class RunningText(NextToken[CausalLMData]):
@@ -164,5 +161,13 @@ def _example(tokens: Sequence[int], targets: Sequence[int]) -> Example:
     return Example(np.array(tokens, dtype=np.int32), np.array(targets, dtype=np.int64), by_token=True)
 
 
-def _perplexity(loss: float) -> float:
+def perplexity(loss: float) -> float:
+    """E to the loss, nats a token."""
     return math.exp(min(loss, 700.0))  # e^710 overflows
+
+
+def with_perplexity(merged: Metrics) -> Metrics:
+    """Merged metrics with the perplexity of their loss, where they have both."""
+    if "perplexity" in merged and "loss" in merged:
+        merged["perplexity"] = perplexity(merged["loss"])
+    return merged

@@ -11,8 +11,10 @@ from headwater.errors import ConfigError
 from headwater.tasks.classification import Classification
 from headwater.tasks.extractive_qa import ExtractiveQA
 from headwater.tasks.language_model import Instruction, RunningText
+from headwater.tasks.masked_language_model import MaskedLanguageModel
 from headwater.tasks.multi_label import MultiLabel
 from headwater.tasks.regression import Regression
+from headwater.tasks.seq2seq import Seq2Seq
 from headwater.tasks.task import Task
 from headwater.tasks.token_classification import TokenClassification
 
@@ -23,6 +25,8 @@ _TASKS: tuple[type[AnyTask], ...] = (
     MultiLabel,
     TokenClassification,
     ExtractiveQA,
+    MaskedLanguageModel,
+    Seq2Seq,
     RunningText,
     Instruction,
 )

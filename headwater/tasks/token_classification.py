@@ -13,17 +13,17 @@ import numpy as np
 from headwater.config.data import UNKNOWN_LABELS, TokenClassificationData
 from headwater.errors import DataError
 from headwater.tasks.batches import IGNORED, Example
-from headwater.tasks.classification import invert
+from headwater.tasks.each_token import EachToken
 from headwater.tasks.entities import Chunks
 from headwater.tasks.inputs import Report, Row, Tokenizer, at
 from headwater.tasks.labels import index_of, unknown_label
-from headwater.tasks.task import Array, Metrics, Task
+from headwater.tasks.task import Array, Metrics
 
 if TYPE_CHECKING:  # rows are read and checked without torch
     from torch import Tensor
 
 
-class TokenClassification(Task[TokenClassificationData]):
+class TokenClassification(EachToken[TokenClassificationData]):
     """Words → a label each. The first token of a word has its label; the others have no loss.
 
     Words are joined by spaces and read as a text, which says where its tokens stand. Words that are cut off,
@@ -87,28 +87,11 @@ class TokenClassification(Task[TokenClassificationData]):
         """The labels."""
         return " ".join(map(str, self._named(row)))
 
-    def losses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropy summed over each row's words, and how many these are.
-
-        Logits are [b, t, labels], targets int64 [b, t].
-        """
-        import torch.nn.functional as F
-
-        kept = targets != IGNORED
-        each = F.cross_entropy(logits[kept], targets[kept], reduction="none")
-        return logits.new_zeros(len(logits)).index_add(0, kept.nonzero()[:, 0], each), kept.sum(1)
-
     def any_targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The first label for every token."""
         import torch
 
         return torch.where(mask.bool(), 0, IGNORED)
-
-    def draw(self, logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
-        """A label for each word by itself."""
-        drawn, kept = targets.clone(), targets != IGNORED
-        drawn[kept] = invert(logits[kept], uniforms.to(logits.device)[kept])
-        return drawn
 
     def judge(self, logits: Tensor, examples: Sequence[Example]) -> Array:
         """int64 [b, 5]: entities that are right, found and true; words that are right, and all."""

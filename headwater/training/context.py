@@ -282,12 +282,14 @@ def _require_positions(base: Base, settings: Federation) -> None:
     """Refuse rows that the base cannot take now, not in the round where the first long text comes up."""
     adapter, data, positions = settings.adapter, settings.data, base.positions
     virtual = 0 if adapter is None else adapter.virtual_tokens
-    if positions is None or isinstance(data, NoData) or data.max_tokens + virtual <= positions:
+    if positions is None or isinstance(data, NoData):
+        return
+    if max(data.max_tokens + virtual, data.most_targets) <= positions:
         return
     left = f", of which the adapter takes {virtual}" if virtual else ""
     raise ConfigError(
-        "data.max_tokens",
+        "data.max_tokens" if data.max_tokens + virtual > positions else "data.max_target_tokens",
         expected=f"at most {positions - virtual}: {base.settings.path} has {positions} positions{left}",
-        got=str(data.max_tokens),
+        got=str(max(data.max_tokens, data.most_targets)),
         hint="Lower it; longer texts are cut or divided.",
     )

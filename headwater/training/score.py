@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headwater.adapters.predict import Predictor
 from headwater.adapters.reading.settings import Reading
-from headwater.config.data import CausalLMData, InstructionData
+from headwater.config.data import InstructionData
 from headwater.data.conversations import conversation_of
 from headwater.data.files.layouts import layout_of
 from headwater.data.files.problems import Problems
@@ -157,8 +157,8 @@ def prompts(predictor: Predictor, table: Table) -> Iterator[tuple[str, list[int]
     """
     data = reading_of(predictor).data
     for row in range(len(table)):
-        if isinstance(data, CausalLMData):
-            text = table.text(data.text, row)
+        if data.inputs is not None:
+            text = TableRow(table, row, data).texts()[0]
             yield text, predictor.prompt(text)
         elif isinstance(data, InstructionData):
             said = conversation_of(table, row, data, answered=False)

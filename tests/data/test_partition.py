@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwater.config.data import (
+from headwater.config.partitions import (
     ColumnPartition,
     DirichletPartition,
     FilesPartition,

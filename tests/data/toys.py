@@ -35,6 +35,7 @@ class Letters:
     """One id per character, its code point; specials below 32."""
 
     pad, bos, eos = 0, 1, 2
+    mask, size = 4, 128
 
     def encode(self, text: str, max_tokens: int, pair: str | None = None) -> list[int]:
         text = text if pair is None else f"{text}|{pair}"
@@ -53,6 +54,9 @@ class Letters:
             )
             for i in starts
         ]
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        return "".join(map(chr, tokens))
 
     def encode_plain(self, text: str) -> list[int]:
         return list(map(ord, text))

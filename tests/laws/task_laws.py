@@ -20,7 +20,7 @@ from headwater.config.load import load_data
 from headwater.config.model import MODELS
 from headwater.data.table_row import TableRow
 from headwater.errors import DataError
-from headwater.tasks.batches import IGNORED, Example, collate
+from headwater.tasks.batches import IGNORED, Batch, Example, collate
 from headwater.tasks.table import AnyTask, task_of
 from headwater.tasks.task import RowTask
 from tests.data.toys import Letters, table
@@ -206,8 +206,11 @@ class TaskLaws:
         examples = self.examples()
         batch = collate(examples, 0)
         tried = self.task.any_targets(batch.tokens, batch.mask)
+        logits = padded(self.logits(examples, 4))
+        if self.data.needs == "answer":  # it is as long as the text, whatever the true one is
+            batch, logits = batch_of(batch.tokens), torch.zeros(*batch.tokens.shape, VOCABULARY)
         assert (tried.shape, tried.dtype) == (batch.targets.shape, batch.targets.dtype)
-        losses, counts = self.task.losses(padded(self.logits(examples, 4)), tried)
+        losses, counts = self.task.losses(logits, tried)
         assert bool(losses.isfinite().all())
         assert int(counts.sum()) > 0
 
@@ -273,6 +276,11 @@ class TaskLaws:
                 assert float(said) == pytest.approx(first, rel=1e-5)
             else:
                 assert said == str(first)
+
+
+def batch_of(tokens: torch.Tensor) -> Batch:
+    """A batch whose answers are its rows."""
+    return Batch(tokens, torch.ones_like(tokens), tokens)
 
 
 def padded(logits: list[torch.Tensor], fill: float = 0.0) -> torch.Tensor:

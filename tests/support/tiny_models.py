@@ -12,7 +12,10 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     ElectraConfig,
     ElectraModel,
@@ -24,6 +27,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 CHAT_TEMPLATE = (
@@ -79,6 +84,62 @@ def tiny_roberta(folder: Path, *, seed: int = 0) -> Path:
     return _save(folder, seed, lambda: RobertaForMaskedLM(config), fast)
 
 
+def tiny_masked(folder: Path, *, seed: int = 0) -> Path:
+    """A random BERT that tells hidden tokens, with pairs and a token for what is hidden."""
+    fast = word_tokenizer(mask=True)
+    config = BertConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.1,
+    )
+    return _save(folder, seed, lambda: BertForMaskedLM(config), fast)
+
+
+def tiny_t5(folder: Path, *, seed: int = 0) -> Path:
+    """A random T5, an encoder and a decoder, with a byte-level tokenizer that ends every text."""
+    fast = byte_tokenizer(None, ends=True)
+    config = T5Config(
+        vocab_size=len(fast),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=fast.pad_token_id,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    return _save(folder, seed, lambda: T5ForConditionalGeneration(config), fast)
+
+
+def tiny_bart(folder: Path, *, seed: int = 0) -> Path:
+    """A random BART, whose positions are learnt and whose answers begin with the token that ends one."""
+    fast = byte_tokenizer(None, ends=True)
+    config = BartConfig(
+        vocab_size=len(fast),
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=128,
+        decoder_start_token_id=fast.eos_token_id,
+        forced_eos_token_id=None,
+        bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+        init_std=0.1,
+    )
+    return _save(folder, seed, lambda: BartForConditionalGeneration(config), fast)
+
+
 def tiny_llama(
     folder: Path, *, seed: int = 0, layers: int = 2, chat_template: str | None = CHAT_TEMPLATE
 ) -> Path:
@@ -116,10 +177,11 @@ def tiny_gpt2(folder: Path, *, seed: int = 0) -> Path:
     return _save(folder, seed, lambda: GPT2LMHeadModel(config), fast)
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer(*, mask: bool = False) -> PreTrainedTokenizerFast:
+    """Words in pieces; with ``mask`` also a token for what is hidden."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "movie", "the", "was", "not"]
     letters = string.ascii_lowercase + string.digits + string.punctuation
-    pieces += list(letters) + [f"##{letter}" for letter in letters]
+    pieces += list(letters) + [f"##{letter}" for letter in letters] + ["[MASK]"] * mask
     tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -133,10 +195,12 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        **({"mask_token": "[MASK]"} if mask else {}),
     )
 
 
-def byte_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
+def byte_tokenizer(chat_template: str | None, *, ends: bool = False) -> PreTrainedTokenizerFast:
+    """Bytes after a beginning; with ``ends`` before an end instead."""
     specials = ["<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*specials, *alphabet])}
@@ -144,7 +208,7 @@ def byte_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|bos|> $A", special_tokens=[("<|bos|>", 1)]
+        single="$A <|im_end|>" if ends else "<|bos|> $A", special_tokens=[("<|bos|>", 1), ("<|im_end|>", 3)]
     )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

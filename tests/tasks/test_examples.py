@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from headwater.adapters.reading.tokenizer import TextTokenizer
-from headwater.config.data import CausalLMData, ClassificationData, IidPartition, InstructionData
+from headwater.config.data import CausalLMData, ClassificationData, InstructionData
+from headwater.config.partitions import IidPartition
 from headwater.data.conversations import messages_of
 from headwater.data.row_check import tokenise_rows
 from headwater.data.row_report import RowReport

@@ -132,6 +132,20 @@ class TestRunningText(TaskLaws):
     exact: ClassVar = {"loss", "perplexity"}
 
 
+class TestMaskedLanguageModel(TaskLaws):
+    settings: ClassVar = {"kind": "masked-lm", "max_tokens": 7, "hidden": 0.3, "copies": 2}
+    rows: ClassVar = [{"text": text} for text in ("abcdefgh", "ab", "c", "hello", "some more text")]
+    bad: ClassVar = [{"text": ""}, {"text": 3}]
+    exact: ClassVar = {"loss", "perplexity", "accuracy"}
+
+
+class TestSeq2Seq(TaskLaws):
+    settings: ClassVar = {"kind": "seq2seq", "max_tokens": 6, "max_target_tokens": 9, "prefix": "> "}
+    rows: ClassVar = [{"text": "a" * n, "target": "b" * (8 - n)} for n in range(1, 7)]
+    bad: ClassVar = [{"text": "a", "target": None}, {"text": "", "target": "b"}, {"text": "a", "target": 1}]
+    exact: ClassVar = {"loss", "perplexity"}
+
+
 class TestInstruction(TaskLaws):
     settings: ClassVar = {"kind": "instruction", "max_tokens": 90}
     rows: ClassVar = [{"prompt": "p" * n, "answer": "a" * (n + 1)} for n in range(1, 7)]

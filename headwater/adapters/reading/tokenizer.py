@@ -34,6 +34,7 @@ class TextTokenizer:
         bos: id of the token that begins a sequence, if the model's own encoding puts it there.
         before: ids that the model's own encoding puts before a text: often ``bos`` or none.
         eos: id that ends a sequence, if the model has one.
+        mask: id that stands for a hidden token, if the model has one.
         template: its chat template.
         vocabulary: rows of the model's embedding; None before :meth:`fit`. A token beyond it cannot be read.
     """
@@ -44,6 +45,7 @@ class TextTokenizer:
         begins = self.before[:1] == [tokenizer.bos_token_id]
         self.bos: int | None = tokenizer.bos_token_id if begins else None
         self.eos: int | None = tokenizer.eos_token_id
+        self.mask: int | None = tokenizer.mask_token_id
         pad = tokenizer.pad_token_id
         self.pad: int = int(pad if pad is not None else self.eos if self.eos is not None else 0)
         self.template = ChatTemplate(tokenizer, name)
@@ -167,6 +169,11 @@ class TextTokenizer:
         found = self._tokenizer(text, pair)
         types = found.get("token_type_ids")
         return list(found["input_ids"]), None if types is None else list(types)
+
+    @property
+    def size(self) -> int:
+        """Ids below it are those of a token that the model's embedding has a row for."""
+        return min(len(self._tokenizer), self.vocabulary or len(self._tokenizer))
 
     @property
     def separator(self) -> int | None:

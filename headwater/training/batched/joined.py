@@ -47,13 +47,14 @@ def joined(batches: Sequence[Batch], pad: int, *, by_token: bool) -> JoinedBatch
     """
     most = max(map(len, batches))
     width = max(batch.tokens.shape[1] for batch in batches)
+    longest = max(batch.targets.shape[-1] for batch in batches)
     tokens, masks, targets, own = [], [], [], []
     for batch in batches:
         rows = torch.arange(most).where(torch.arange(most) < len(batch), 0)
         tokens.append(_wider(batch.tokens[rows], width, pad))
         masks.append(_wider(batch.mask[rows], width, 0))
         found = batch.targets[rows]
-        targets.append(_wider(found, width, IGNORED) if by_token else found)
+        targets.append(_wider(found, longest, IGNORED) if by_token else found)
         own.append(torch.arange(most) < len(batch))
     return JoinedBatch(Batch(torch.cat(tokens), torch.cat(masks), torch.cat(targets)), torch.stack(own))
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater.config.data import ClassificationData, IidPartition, InstructionData
+from headwater.config.data import ClassificationData, InstructionData
+from headwater.config.partitions import IidPartition
 from headwater.data.conversations import conversation_of, messages_of
 from headwater.data.files.layouts import layout_of, texts_of
 from headwater.errors import DataError
