@@ -130,7 +130,7 @@ class _Trial:
                 f"what the tokenizer ends a text with, which is {self.long[-1]}."
             )
         elif config.is_encoder_decoder:
-            hint = "An encoder-decoder can be 'seq2seq' or 'sequence-classification', where transformers has one."
+            hint = "An encoder-decoder can be 'seq2seq' or 'sequence-classification', where there is one."
         with self._refusing(expected, hint), torch.no_grad(), model.network.without_adapter() as base:
             device = model.base.device
             tokens = rows.tokens.to(device)
