@@ -43,6 +43,7 @@ def test_all_that_the_documentation_names_are_there():
         "prompt-tuning",
         "seeds-only",
         "sentiment",
+        "trainer",
     ]
 
 

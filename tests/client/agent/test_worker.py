@@ -235,7 +235,7 @@ def test_a_worker_waits_for_a_dying_predecessor_and_not_for_a_living_one(tmp_pat
     with (tmp_path / "worker.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         monkeypatch.setattr(worker_main, "LOCK_S", 0.1)
-        with pytest.raises(StorageError, match="expected no other worker"), worker_main._lock(tmp_path):
+        with pytest.raises(StorageError, match="expected no other worker"), worker_main.hold_store(tmp_path):
             pass
         monkeypatch.setattr(worker_main, "LOCK_S", 60.0)
         freed = threading.Event()
@@ -245,7 +245,7 @@ def test_a_worker_waits_for_a_dying_predecessor_and_not_for_a_living_one(tmp_pat
             fcntl.flock(other, fcntl.LOCK_UN)
 
         threading.Timer(0.3, free).start()
-        with worker_main._lock(tmp_path):
+        with worker_main.hold_store(tmp_path):
             assert freed.is_set()
 
 
