@@ -51,6 +51,11 @@ def since_bytes(increments: Sequence[Payload]) -> int:
     return 1 + NAME_BYTES + len(varint(len(increments))) + parts
 
 
+def increments(payload: Payload) -> int:
+    """How many increments one's own :func:`encode_since` has written."""
+    return Reader(payload.body[1 + NAME_BYTES :], SINCE).varint(MOST, "increments")
+
+
 def read_since(payload: Payload, spec: StateSpec) -> tuple[str, list[Payload]]:
     """The base's name and the increments; none is decoded yet.
 

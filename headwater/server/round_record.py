@@ -15,9 +15,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-from headwater.text import finite, json_safe
+from headwater.text import finite, human_bytes, json_safe
 
 _NOT_ASKED = "not asked"
 
@@ -30,6 +30,44 @@ class Traffic:
     down: int | None = None
     up_dense: int | None = None
     down_dense: int | None = None
+
+
+WAYS = ("nothing", "first", "since", "whole")
+Way = Literal["nothing", "first", "since", "whole"]
+"""The client had it; it was its first; what was added since the one that it held; all of it once more."""
+
+
+@dataclass
+class SentStates:
+    """States that were sent, to train from or to be evaluated.
+
+    Args:
+        rows: how often, and in how many bytes, by way and by how many versions the client was behind.
+    """
+
+    rows: dict[tuple[Way, int], tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, way: Way, behind: int, size: int) -> None:
+        """One more.
+
+        Args:
+            way: how.
+            behind: versions between what the client held and this state; 0 unless ``since``.
+            size: of the state's body.
+        """
+        count, total = self.rows.get((way, behind), (0, 0))
+        self.rows[way, behind] = count + 1, total + size
+
+    def record(self) -> dict[str, Any]:
+        """As the round's line has it: by way ``sent`` and ``bytes``; of ``since`` how many by versions."""
+        found: dict[str, Any] = {}
+        for (way, behind), (count, size) in sorted(self.rows.items()):
+            row = found.setdefault(way, {"sent": 0, "bytes": 0})
+            row["sent"] += count
+            row["bytes"] += size
+            if way == "since":
+                row.setdefault("versions", {})[str(behind)] = count
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +180,17 @@ class RoundRecord:
         return Traffic(**{name: _whole(sizes.get(name)) for name in names})
 
     @property
+    def states(self) -> str:
+        """How states travelled down, in words: ``4 nothing, 3 since 1.2 KB``; empty where nobody says."""
+        rows = {way: _table(row) for way, row in _table(self.content.get("states")).items()}
+        told = []
+        for way in WAYS:
+            if way in rows:
+                size = "" if way == "nothing" else f" {human_bytes(_whole(rows[way].get('bytes')))}"
+                told.append(f"{_whole(rows[way].get('sent')) or 0:,} {way}{size}")
+        return ", ".join(told)
+
+    @property
     def seconds(self) -> float | None:
         """The round with its evaluation."""
         return finite(self.content.get("seconds"))
@@ -200,6 +249,9 @@ class RoundDraft:
         round: its number.
         clients: by name, what each did; the draft's own from here on.
         sizes: bytes so far.
+
+    Attributes:
+        states: how global states travelled; whoever sends one counts it there.
     """
 
     def __init__(self, round: int, clients: Mapping[str, dict[str, Any]], sizes: Traffic) -> None:
@@ -209,7 +261,7 @@ class RoundDraft:
             "up_dense": sizes.up_dense or 0,
             "down_dense": sizes.down_dense or 0,
         }
-        self.round = round
+        self.round, self.states = round, SentStates()
         self._content: dict[str, Any] = {"round": round, "clients": dict(clients), "bytes": self._sizes}
 
     def merged(self, gap: Mapping[str, Any] | None, report: Mapping[str, float]) -> None:
@@ -278,7 +330,9 @@ class RoundDraft:
 
     def record(self, seconds: float) -> RoundRecord:
         """The record of the round, which took so long."""
-        return RoundRecord({**self._content, "seconds": round(seconds, 3)})
+        states = self.states.record()
+        told = {"states": states} if states else {}
+        return RoundRecord({**self._content, **told, "seconds": round(seconds, 3)})
 
 
 def _table(value: object) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from headwater.compression.codec import Codec as BytesCodec
 from headwater.compression.codecs.lossless import LosslessCodec
 from headwater.compression.dense import DenseCodec
 from headwater.compression.seed_state import MAX_SUMS, encode_sums
-from headwater.compression.since import MOST, SINCE, encode_since, name_of, since_bytes
+from headwater.compression.since import MOST, SINCE, encode_since, increments, name_of, since_bytes
 from headwater.compression.table import codec_for
 from headwater.config.codec import Codec
 from headwater.errors import HeadwaterError
@@ -23,6 +23,7 @@ from headwater.protocol.messages import ClientProfile, Payload
 from headwater.seeds.directions import Integers
 from headwater.seeds.keys import Key
 from headwater.seeds.seeded_state import SeededState
+from headwater.server.round_record import SentStates, Way
 from headwater.server.storage.down_record import DownRecord
 from headwater.state import AdapterState
 from headwater.strategies.strategy import ServerState
@@ -45,6 +46,8 @@ class Outgoing:
         known: the coefficients of earlier versions.
         instead: what a client is sent that has a use for less than ``sent``, or cannot read it.
         behind: stands behind every payload: the server's control variate.
+        version: its number.
+        is_new: whether a client has had no state before.
     """
 
     base: AdapterState
@@ -53,6 +56,8 @@ class Outgoing:
     known: Mapping[int, Integers] = field(default_factory=dict)
     instead: Callable[[str], Payload | None] = lambda client: None
     behind: bytes = b""
+    version: int = 0
+    is_new: Callable[[str], bool] = lambda client: False
     _made: dict[int, Payload] = field(default_factory=dict, repr=False)
     _with_behind: dict[Payload, Payload] = field(default_factory=dict, repr=False)
 
@@ -65,8 +70,7 @@ class Outgoing:
             if payload not in self._with_behind:  # one copy for all who are sent the same
                 self._with_behind[payload] = Payload(payload.codec, payload.body + self.behind)
             return self._with_behind[payload]
-        since = self.held(client)
-        since = since if since in self.known else 0
+        since = self._since(client)
         if since not in self._made:
             self._made[since] = encode_sums(
                 self.sent.sums,
@@ -76,6 +80,24 @@ class Outgoing:
                 unit_bits=self.sent.unit_bits,
             )
         return self._made[since]
+
+    def count(self, client: str, payload: Payload, states: SentStates) -> None:
+        """Note how the state travelled to this client, as ``payload``."""
+        if isinstance(self.sent, Payload):
+            behind = increments(payload) if payload.codec == SINCE else None
+        else:
+            since = self._since(client)
+            behind = self.version - since if since else None
+        way: Way = "whole" if behind is None else "since"
+        if behind == 0:
+            way = "nothing"
+        elif self.is_new(client):
+            way = "first"
+        states.add(way, behind or 0 if way == "since" else 0, len(payload.body))
+
+    def _since(self, client: str) -> int:
+        since = self.held(client)
+        return since if since in self.known else 0
 
 
 class Downlink:
@@ -134,12 +156,20 @@ class Downlink:
             base = codec.decode(whole, server.state.spec)
             self._stand_at(name_of(base.sha256()))
             instead = partial(self._instead, profiles or {}, whole, base, exact=not settings.whole)
-            return Outgoing(base, whole, instead=instead)
+            is_new = partial(self._is_new, accepted)
+            return Outgoing(base, whole, instead=instead, version=version, is_new=is_new)
         self._path, self._links, self._held = [], [], {}
         self._sums[version] = seeded_state.sums
         self._sums = {v: s for v, s in self._sums.items() if version - KEPT_VERSIONS < v <= version}
         known = {v: s for v, s in self._sums.items() if 0 < v < version}
-        return Outgoing(server.state, seeded_state, lambda client: self._holds(client, accepted), known)
+        return Outgoing(
+            server.state,
+            seeded_state,
+            lambda client: self._holds(client, accepted),
+            known,
+            version=version,
+            is_new=partial(self._is_new, accepted),
+        )
 
     def moved(self, before: AdapterState, after: AdapterState, increment: Payload) -> None:
         """The global adapter was moved by what ``increment`` decodes to."""
@@ -178,6 +208,10 @@ class Downlink:
         self._full.add(client)
         self._held.pop(client, None)
         return not known
+
+    def _is_new(self, accepted: Mapping[str, int], client: str) -> bool:
+        """Whether a client has never answered from a state, as far as is known, nor lost one."""
+        return not (accepted.get(client, 0) or client in self._held or client in self._full)
 
     def _holds(self, client: str, accepted: Mapping[str, int]) -> int:
         last = accepted.get(client, 0)

@@ -46,8 +46,9 @@ class RoundRows:
     def rounds(self, after: int = -1) -> tuple[int, list[Row]]:
         """k, and the rows of rounds after ``after``, in order.
 
-        A row has ``round``, ``up``, ``down`` (bytes), ``seconds``, ``asked``, ``accepted`` and ``metrics``,
-        values by name: of the test file where there is one, else of the clients together.
+        A row has ``round``, ``up``, ``down`` (bytes), ``states`` (how they travelled down, in words),
+        ``seconds``, ``asked``, ``accepted`` and ``metrics``, values by name: of the test file where there is
+        one, else of the clients together.
         """
         with self._lock:
             self._read()
@@ -105,6 +106,7 @@ def _row(record: RoundRecord) -> Row:
         "round": record.round,
         "up": record.bytes.up or 0,
         "down": record.bytes.down or 0,
+        "states": record.states,
         "seconds": record.seconds or 0.0,
         "asked": len(clients),
         "accepted": sum(not row.failed for row in clients),

@@ -185,6 +185,8 @@ class EvaluationRound:
                 for c in some
             }
             sent = exchange.send(requests.items(), number)
+            for client, request in requests.items():
+                down.count(client, request.state, draft.states)
             dense = sum(n - len(requests[c].state.body) + spec.nbytes for c, n in sent.items())
             draft.transferred(down=sum(sent.values()), down_dense=dense)
 

@@ -35,7 +35,7 @@ from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Outgoing
 from headwater.server.clients.exchange import ReceivedReply
-from headwater.server.round_record import RoundDraft, Traffic
+from headwater.server.round_record import RoundDraft, SentStates, Traffic
 from headwater.server.rounds.norm_bound import within
 from headwater.state import AdapterState
 from headwater.strategies.strategy import RoundPlan
@@ -73,7 +73,7 @@ class OpenRound:
     ) -> None:
         base = down.base
         self.plan, self.base, self.sent = plan, base, dict[str, int]()
-        self._sent_dense = dict[str, int]()
+        self._sent_dense, self._states = dict[str, int](), SentStates()
         self.profiles = {client: profiles[client] for client in plan.clients}
         self._origins, self._root = origins, root
         self._down, self._run, self._rule = _with_control(down, plan.control), run, rule
@@ -107,6 +107,7 @@ class OpenRound:
         """Count a request that went out, in ``size`` bytes."""
         client = request.client
         dense = size - len(request.state.body) + self._dense_bytes
+        self._down.count(client, request.state, self._states)
         self.sent[client] = self.sent.get(client, 0) + size
         self._sent_dense[client] = self._sent_dense.get(client, 0) + dense
 
@@ -115,7 +116,7 @@ class OpenRound:
     ) -> OpenRound:
         """The same round with another plan for some of its clients, nothing folded yet."""
         other = OpenRound(plan, self._down, self._run, self.profiles, rule, self._root, origins)
-        other.sent, other._sent_dense = self.sent, self._sent_dense
+        other.sent, other._sent_dense, other._states = self.sent, self._sent_dense, self._states
         return other
 
     def fold(self, incoming: ReceivedReply, *, keep: bool = False) -> None:
@@ -312,6 +313,7 @@ class OpenRound:
         bounded = {} if self.plan.merge.norm_bound is None else {"clipped": float(clipped)}
         draft.merged(self._found_gap(after), {**merged.report, **bounded})
         draft.summed(self._sums)
+        draft.states = self._states
         return draft
 
     def _found_gap(self, after: AdapterState) -> dict[str, Any] | None:

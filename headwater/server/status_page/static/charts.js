@@ -104,6 +104,7 @@ class Chart {
     const parts = [`Round ${count(p.round)}`];
     if (this.metric && p.metrics[this.metric] !== undefined) parts.push(`${this.metric} ${number(p.metrics[this.metric])}`);
     parts.push(`up ${bytes(p.up)}`, `down ${bytes(p.down)}`);
+    if (p.states) parts.push(`states: ${p.states}`);
     if (p.asked) parts.push(`${count(p.accepted)} of ${count(p.asked)} clients`);
     if (p.seconds) parts.push(seconds(p.seconds));
     return parts.join("  ·  ");
