@@ -27,6 +27,7 @@ from flwr.superlink.federation.noop_federation_manager import NoOpFederationMana
 
 from headwater.errors import DecodeError
 from headwater.flower.message_objects import most_objects, reply_objects, wrapped
+from headwater.flower.names_of_1_43 import NamesOf143
 
 FOREVER_S = 100 * 365 * 86400.0
 """A time to live that no jump of a clock reaches, and small enough for exact sums of seconds."""
@@ -54,7 +55,7 @@ class Upload:
     ended_s: float | None = None
 
 
-class HeadwaterLinkState(InMemoryLinkState):
+class HeadwaterLinkState(NamesOf143, InMemoryLinkState):
     """Requests out, replies in.
 
     Args:

@@ -41,6 +41,7 @@ from headwater.errors import DecodeError
 from headwater.flower import RECORD, assume_task_identity, count_bytes, pack, unpack
 from headwater.flower.fleet_client import sealed_reply
 from headwater.flower.fleet_server import PATHS, FleetServer
+from headwater.flower.grid import LinkGrid
 from headwater.flower.link_state import HeadwaterLinkState
 from headwater.flower.message_objects import CHUNK_BYTES, reply_objects, seal
 from headwater.security.signing import Identity
@@ -157,6 +158,22 @@ def test_the_link_state_calls_that_are_overridden():
     node = link_state.add_node(b"key")
     assert link_state.get_node_id_by_public_key(b"key") == node
     assert (link_state.nodes[node].status, link_state.nodes[node].online_until) == ("online", float("inf"))
+
+
+def test_1_43s_names_reach_what_1_42s_do():
+    """Flower 1.43's Fleet handlers call these; 1.42's never do."""
+    link_state = HeadwaterLinkState(lambda node: 0)
+    node = link_state.add_node(b"key")
+    grid = LinkGrid(link_state, lambda: [node])
+    assume_task_identity(run_id=link_state.run_id, node_id=1)
+    (message_id,) = grid.push_messages([Message(pack(a=b"x"), node, "train")])
+    (found,) = link_state.get_messages(dst_node_id=node, limit=1)
+    assert found.metadata.message_id == message_id
+    assert link_state.get_messages(dst_node_id=node + 1, limit=1) == []
+    with pytest.raises(NotImplementedError, match="LinkGrid"):
+        link_state.get_messages(dst_node_id=node, reply_to_message_ids=[message_id])
+    link_state.cancel_messages(message_ids=[message_id])
+    assert link_state.get_messages(dst_node_id=node, limit=1) == []
 
 
 def test_a_run_needs_no_heartbeat(monkeypatch):
