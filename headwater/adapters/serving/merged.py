@@ -17,27 +17,30 @@ from typing import BinaryIO
 
 import numpy as np
 
-from headwater.adapters.serving.arrival import Arrival, from_bfloat16, some_rows, to_bfloat16
+from headwater.adapters.serving.arrival import Arrival, from_bfloat16, round_bfloat16, some_rows
 from headwater.adapters.serving.base_files import BESIDE, BaseFiles
 from headwater.adapters.serving.plain import Factors, PlainLora
 from headwater.files import read_into
 from headwater.merging.offline.tensor_file import Array, Place, TensorFile, TensorWriter
 
 _BITS: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_AT_ONCE = 4
+_AT_ONCE = 2
 """Weights in memory at a time."""
+_CACHED = 1 << 16
+"""Values of a weight that are worked on at a time."""
 
 
-def changed(weight: Array, factors: Factors, rows: slice | None = None) -> Array:
+def changed(weight: Array, factors: Factors, rows: slice | None = None, out: Array | None = None) -> Array:
     """W + B·A, or DoRA's m·(W + B·A)/‖W + B·A‖ by rows (arXiv 2402.09353, eq. 5); float32.
 
     Args:
         weight: float32 [outputs, inputs], or the rows of it.
         factors: of all rows.
         rows: which of them ``weight`` has; None for all.
+        out: where the result goes; None for a new array.
     """
     b = factors.b if rows is None else factors.b[rows]
-    total = b @ factors.a
+    total = np.matmul(b, factors.a, out=out)
     total += weight
     if factors.magnitude is not None:
         m = factors.magnitude if rows is None else factors.magnitude[rows]
@@ -129,16 +132,32 @@ def _rewrite(file: TensorFile, changes: Mapping[str, Factors], out: Path, arriva
 
 
 def _changed_bits(source: BinaryIO, place: Place, factors: Factors, arrival: Arrival) -> Array:
+    """The bits of a changed weight, by as many rows at a time as a processor's cache holds."""
     raw = np.empty(place.stop - place.start, np.uint8)
     read_into(source, place.start, raw.data)
     stored = raw.view(_BITS[place.dtype]).reshape(place.shape)
-    weight = from_bfloat16(stored) if place.dtype == "BF16" else stored.astype(np.float32, copy=False)
-    total = changed(weight, factors)
-    bits = to_bfloat16(total) if place.dtype == "BF16" else total.astype(_BITS[place.dtype], copy=False)
-    rows = some_rows(len(weight))
-    after = from_bfloat16(bits[rows]) if place.dtype == "BF16" else bits[rows].astype(np.float32)
-    arrival.add(weight[rows], total[rows] - weight[rows], after)
-    return bits
+    rows, columns = place.shape
+    step = max(1, _CACHED // columns)
+    scratch = np.empty((3, min(step, rows), columns), np.float32)
+    measured = some_rows(rows).step
+    for start in range(0, rows, step):
+        block = slice(start, min(start + step, rows))
+        weight, total, bits = scratch[:, : block.stop - start]
+        if place.dtype == "BF16":
+            np.copyto(weight.view(np.uint32), stored[block])
+            np.left_shift(weight.view(np.uint32), 16, out=weight.view(np.uint32))
+        else:
+            np.copyto(weight, stored[block])
+        changed(weight, factors, block, out=total)
+        if place.dtype == "BF16":
+            round_bfloat16(total, bits.view(np.uint32), stored[block])
+        else:
+            np.copyto(stored[block], total, casting="same_kind")
+        some = slice(-start % measured, None, measured)
+        before, change = weight[some], total[some] - weight[some]
+        after = from_bfloat16(stored[block][some]) if place.dtype == "BF16" else stored[block][some]
+        arrival.add(before, change, after)
+    return stored
 
 
 def _widen(file: TensorFile, changes: Mapping[str, Factors], out: Path, arrival: Arrival) -> None:
