@@ -43,19 +43,21 @@ class CompeftCodec(Contractive):
     """ComPEFT (arXiv 2311.13171): sparse ternary values with one scale per tensor, entropy-coded."""
 
     sparse: ClassVar[bool] = True
-    first_format: ClassVar[Mapping[str, object]] = MappingProxyType({"format": 1, "scale_bits": 24})
+    first_format: ClassVar[Mapping[str, object]] = MappingProxyType(
+        {"format": 1, "scale_bits": 24, "density_over": "tensor"}
+    )
     kind: Literal["compeft"]
-    density: float = Field(default=0.05, gt=0, le=1, description="fraction of values kept per tensor")
+    density: float = Field(default=0.05, gt=0, le=1, description="fraction of values kept")
     density_over: Literal["tensor", "all"] = Field(
-        default="tensor",
-        exclude_if=lambda value: value == "tensor",
-        description="what `density` is a fraction of: each tensor, or all together as in the paper",
+        default="all",
+        description="what `density` is a fraction of: all values together, as in the paper, or each tensor; "
+        '`"tensor"` with format 1 or `budget_bytes`',
     )
     alpha: float | None = Field(
         default=None, gt=0, description="scale = alpha·std as in the paper; the kept mean if absent"
     )
     scale_bits: int = Field(
-        default=24, ge=8, le=24, description="significant bits of a scale; 24 is exact; format 2 only"
+        default=8, ge=8, le=24, description="significant bits of a scale; 24 is exact, as format 1 always is"
     )
     format: Literal[1, 2] = Field(
         default=2, description="`compeft.v2` of clients that know it, or `compeft.v1` of all"
@@ -66,6 +68,19 @@ class CompeftCodec(Contractive):
         exclude_if=lambda value: value is None,
         description="a density of each tensor's own, by what its values are worth, in so many bytes",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_form(cls, table: Any) -> Any:
+        """Where nothing is said: exact scales in format 1, densities by tensor there and under a budget."""
+        if not isinstance(table, Mapping):
+            return table
+        said = dict(table)
+        if said.get("format") == 1:
+            said = {**cls.first_format, **said}
+        if said.get("budget_bytes") is not None:
+            said.setdefault("density_over", "tensor")
+        return said
 
     @model_validator(mode="after")
     def _scale_bits_are_of_format_2(self) -> Self:
@@ -80,11 +95,17 @@ class CompeftCodec(Contractive):
     def written_by(self, ids: Collection[str]) -> Self:
         """In format 1, with exact scales, unless the client knows what is asked for."""
         if f"{self.kind}.v{self.format}" not in ids:
-            first = {**self.first_format, "budget_bytes": None, "density_over": "tensor"}
-            return self.model_copy(update=first)
+            return self.model_copy(update={"budget_bytes": None, **self.first_format})
         if self.density_over == "tensor" or DENSITY_OVER in ids:
             return self
         return self.model_copy(update={"density_over": "tensor"})
+
+    def plan_dump(self) -> dict[str, Any]:
+        """Without ``density_over`` where it is what it was before it could be said."""
+        content = super().plan_dump()
+        if content.get("density_over") == self.first_format["density_over"]:
+            del content["density_over"]
+        return content
 
     def may_lengthen(self) -> bool:
         """With ``alpha``, which need not be what the kept values were."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from headwater.compression.table import codec_for, readable
-from headwater.config.codec import CompeftCodec, DenseCodec
+from headwater.config.codec import DENSITY_OVER, CompeftCodec, DenseCodec
 from headwater.errors import HeadwaterError
 from headwater.proto.plan_json import plan_from_json, plan_to_json
 from headwater.server.clients.downlink import Downlink
@@ -18,8 +18,15 @@ from tests.server.rounds.test_open_round import ROOT, RUN, reply, values
 from tests.strategies.test_federated import federation
 from tests.strategies.test_mixed import ZERO, profiles
 
+LATER = {"format": 2, "scale_bits": 8, "density_over": "all"}
+"""What the second says besides, unless the file says otherwise."""
 SETTINGS = {"kind": "compeft", "density": 0.05, "alpha": None, "error_feedback": True}
 """``codec`` in the plans of servers that know no other format than the first, in full."""
+
+
+def later(**more):
+    """What a plan says of the second format; densities by tensor go without saying."""
+    return {key: value for key, value in (LATER | more).items() if value != "tensor"}
 
 
 def opened(**up):
@@ -27,17 +34,21 @@ def opened(**up):
     strategy = FederatedStrategy(federation(codec={"up": {"kind": "compeft", **up}}))
     server = strategy.init(ZERO)
     known = profiles("behind", "today")
-    known["today"] = replace(known["today"], reads=readable())
+    known["today"] = replace(known["today"], reads=(*readable(), DENSITY_OVER))
     plan = strategy.plan(server, known, key=ROOT)
     down = Downlink(ROOT).open(server, DenseCodec(kind="dense"), {})
     return OpenRound(plan, down, RUN, known, strategy.aggregator(plan, down.base), ROOT)
 
 
-@pytest.mark.parametrize("more", [{}, {"scale_bits": 8}])
+EXACT = {"scale_bits": 24, "density_over": "tensor"}
+"""What the first format's updates are."""
+
+
+@pytest.mark.parametrize("more", [{}, EXACT, {"scale_bits": 9}, {"density_over": "tensor"}])
 def test_a_client_one_format_behind_takes_part(more):
     round_ = opened(**more)
     asked = {name: json.loads(plan_to_json(plan))["codec"] for name, plan in round_.plan.clients.items()}
-    assert asked == {"behind": SETTINGS, "today": SETTINGS | {"format": 2, "scale_bits": 24} | more}
+    assert asked == {"behind": SETTINGS, "today": SETTINGS | later(**more)}
     codecs = {name: codec_for(plan.codec) for name, plan in round_.plan.clients.items()}
     assert {name: codec.id for name, codec in codecs.items()} == {
         "behind": "compeft.v1", "today": "compeft.v2"
@@ -47,7 +58,7 @@ def test_a_client_one_format_behind_takes_part(more):
     merged = round_.merge()
     assert merged.clients == ("behind", "today")
     sent = codecs["behind"].round_trip(values(), key=ROOT)[1]
-    if not more:
+    if more == EXACT:
         assert merged.delta.sha256() == sent.sha256()  # the mean of two that are alike
 
 
@@ -55,11 +66,11 @@ def test_who_does_not_know_a_density_over_all_tensors_is_asked_for_one_of_each()
     strategy = FederatedStrategy(federation(codec={"up": {"kind": "compeft", "density_over": "all"}}))
     known = profiles("first", "behind", "today")
     known["behind"] = replace(known["behind"], reads=readable())
-    known["today"] = replace(known["today"], reads=(*readable(), "compeft.density_over"))
+    known["today"] = replace(known["today"], reads=(*readable(), DENSITY_OVER))
     plan = strategy.plan(strategy.init(ZERO), known, key=ROOT)
     asked = {name: json.loads(plan_to_json(one))["codec"] for name, one in plan.clients.items()}
-    second = SETTINGS | {"format": 2, "scale_bits": 24}
-    assert asked == {"first": SETTINGS, "behind": second, "today": second | {"density_over": "all"}}
+    behind = SETTINGS | later(density_over="tensor")
+    assert asked == {"first": SETTINGS, "behind": behind, "today": SETTINGS | LATER}
     assert plan_from_json(plan_to_json(plan.clients["today"])) == plan.clients["today"]
 
 
