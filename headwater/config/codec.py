@@ -71,7 +71,7 @@ class CompeftCodec(Contractive):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_the_form(cls, table: Any) -> Any:
+    def _defaults_of_the_form(cls, table: object) -> object:
         """Where nothing is said: exact scales in format 1, densities by tensor there and under a budget."""
         if not isinstance(table, Mapping):
             return table
