@@ -1,7 +1,7 @@
 """A transformers Trainer as a client of a federation.
 
 ``python examples/trainer/train.py`` simulates federation.toml's four owners into runs/trainer;
-``python examples/trainer/train.py agent.toml`` takes part in a server's federation with the owner's agent file.
+``python examples/trainer/train.py agent.toml`` takes part in a server's federation as a device.
 """
 
 import sys
@@ -38,7 +38,7 @@ model = get_peft_model(
 
 
 def make_trainer(client, rows):
-    """A client's name and its training rows to its Trainer: the tokens, collator and optimiser are the script's."""
+    """A client's name and its training rows to its Trainer: all of it is the script's."""
     dataset = [
         {**tokenizer(row["text"], truncation=True, max_length=48), "labels": LABELS.index(row["label"])}
         for row in rows
