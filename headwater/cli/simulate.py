@@ -13,15 +13,18 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from headwater.bits import enter
 from headwater.cli.tables import show
-from headwater.config import load_federation
+from headwater.config import LoadedFederation, load_federation
 from headwater.errors import ConfigError, InternalError, OwnersLost, StorageError
 from headwater.process_memory import importing
+
+if TYPE_CHECKING:
+    from headwater.server.storage.run_folder import RunFolder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -46,12 +49,11 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.workers < 1:
         raise ConfigError("--workers", expected="at least 1", got=str(options.workers))
-    if options.resume is not None and (options.out or options.set or options.seed is not None):
+    if options.resume is not None and (options.out or options.seed is not None):
         raise ConfigError(
-            "headwater simulate --resume",
-            expected="no --out, --set or --seed: the run folder has them",
+            "headwater simulate --resume", expected="no --out or --seed: the run folder has them",
             got="one of them",
-        )
+        )  # fmt: skip
     from headwater.server.storage.run_folder import RunFolder
 
     begun = None
@@ -75,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
                 got="another one: clients of engine network keep their files elsewhere",
                 hint="Leave --engine out.",
             )
+        if options.set:
+            loaded = _changed(folder, loaded, engine, options.set)
     else:
         engine = options.engine or "inprocess"
         out = options.out or _new_folder(Path("runs"), loaded.settings.federation.name)
@@ -104,6 +108,21 @@ def run(options: argparse.Namespace) -> int:
     if summary["stopped"] != "stopped" and summary["lost"]:
         raise _lost(summary)
     return 0
+
+
+def _changed(folder: RunFolder, loaded: LoadedFederation, engine: str, sets: list[str]) -> LoadedFederation:
+    """The run under other settings, which its folder has from now on."""
+    from headwater.simulation.resume import change_run
+
+    if engine == "network":
+        raise ConfigError(
+            "headwater simulate --resume --set", expected="--engine inprocess or ray", got="network",
+            hint="Its server is below network/: headwater server set changes what a server may change.",
+        )  # fmt: skip
+    changed, told = change_run(folder, loaded, sets)
+    for sentence in told:
+        print(f"Not as in a run with these settings from the start: {sentence}.", file=sys.stderr)
+    return changed
 
 
 def _lost(summary: Mapping[str, Any]) -> OwnersLost:

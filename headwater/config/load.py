@@ -32,12 +32,14 @@ class LoadedFederation:
         folder: where relative paths start.
         trackers: who is told of its rounds on the server, which changes nothing of them.
         start_file: the run's own copy of what ``adapter.start`` named when it began; None before.
+        run: the id of the run that goes on under these settings; empty where they name it.
     """
 
     settings: Federation
     folder: Path
     trackers: tuple[TrackerTraits, ...] = ()
     start_file: Path | None = None
+    run: str = ""
 
     def path(self, name: str) -> Path:
         """``name`` as a path, relative to the federation file's folder."""
@@ -59,6 +61,8 @@ class LoadedFederation:
 
     def run_id(self) -> str:
         """What a run of these settings with their seed is named by: 32 hex digits."""
+        if self.run:
+            return self.run
         text = f"{self.sha256()}:{self.settings.federation.seed}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

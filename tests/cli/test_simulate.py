@@ -103,7 +103,8 @@ def test_out_that_is_a_file_is_refused(file, tmp_path):
     [
         [],
         ["FILE", "--resume", "DIR"],
-        ["--resume", "DIR", "--set", "federation.rounds=9"],
+        ["--resume", "DIR", "--set", "federation.seed=9"],
+        ["--resume", "DIR", "--engine", "network", "--set", "federation.rounds=9"],
         ["--resume", "DIR", "--seed", "0"],
         ["--resume", "DIR", "--out", "x"],
         ["--resume", "NOWHERE"],
@@ -121,6 +122,18 @@ def test_wrong_arguments_are_refused_and_nothing_is_made(file, finished, tmp_pat
     assert done.code == 2
     assert done.error.startswith("headwater: error HW02: ")
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_resume_with_more_rounds_goes_on(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    before = json.loads((finished / "summary.json").read_text())
+    done = headwater(
+        "simulate", "--resume", tmp_path / "run", "--set", f"federation.rounds={before['rounds'] + 1}"
+    )
+    assert done.code == 0, done.error
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["rounds"] == before["rounds"] + 1
+    assert [change["after_round"] for change in summary["changes"]] == [before["rounds"]]
 
 
 def test_runs_that_begin_in_one_second_get_folders_of_their_own(file, tmp_path, monkeypatch):

@@ -206,6 +206,7 @@ class AdapterKindLaws:
         self, folder: Any, task: str, base: str, tmp_path: Any
     ) -> None:
         """Bit for bit, by ``start`` alone and with another seed; or as what PEFT makes of the export."""
+        base = base if base in self.bases else self.bases[-1]
         model = self.build(folder, task, base)
         state = elsewhere(model)
         export(model, state, tmp_path / "out", card={})

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from headwater.adapters.base import Base
@@ -19,6 +20,7 @@ from headwater.adapters.start.agreement import require_same_config
 from headwater.adapters.start.source import Source
 from headwater.adapters.trained_tensors import unit_of
 from headwater.errors import DecodeError, ModelError
+from headwater.merging.offline.tensor_file import Tensors
 from headwater.seeds.keys import Key
 from headwater.state import StateSpec, TensorSpec
 
@@ -235,7 +237,8 @@ def _more(names: list[str]) -> str:
 
 def _read(source: Source, name: str, spec: TensorSpec) -> Tensor:
     file, own = source.tensors[name]
-    values: Any = file.read(own)
+    whole = spec.dtype == "int32" and file.tensors[own].dtype in ("I32", "I64")  # places, not values
+    values: Any = _numbers(source, file, own) if whole else file.read(own)
     if values.shape != spec.shape:
         raise ModelError(
             f"{source.who}, tensor {name}",
@@ -244,6 +247,8 @@ def _read(source: Source, name: str, spec: TensorSpec) -> Tensor:
             hint="Leave rank, tokens and target_modules out of [adapter]: they are read from its config. "
             'A head of other labels starts anew with adapter.start_head = "fresh".',
         )
+    if whole:
+        return torch.from_numpy(values.astype(np.int32))
     exact = values.astype(np.float32)
     if values.dtype != np.float32 and not np.array_equal(exact, values):
         raise DecodeError(
@@ -251,3 +256,19 @@ def _read(source: Source, name: str, spec: TensorSpec) -> Tensor:
             hint="What is trained is float32: save the adapter in float32 first.",
         )  # fmt: skip
     return torch.from_numpy(np.array(exact, copy=True))
+
+
+def _numbers(source: Source, file: Tensors, name: str) -> Any:  # noqa: ANN401 - an array of integers
+    """Whole numbers, which merges of adapters know nothing of."""
+    try:
+        with safe_open(file.path, framework="numpy") as opened:
+            values = opened.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise DecodeError(
+            f"{source.who}, tensor {name}", expected="whole numbers in a safetensors file", got=str(error)
+        ) from error
+    if not np.array_equal(values, values.astype(np.int32)):
+        raise DecodeError(
+            f"{source.who}, tensor {name}", expected="numbers that int32 holds", got=str(values.dtype)
+        )
+    return values

@@ -54,6 +54,7 @@ def finish(
         "adapter_round": number,
         "baselines": dict(baselines or {}),
         **({} if context.start is None else {"start": context.start.lineage}),
+        **({"changes": changes} if (changes := folder.changes(loaded.sha256())) else {}),
     }
     context.export(state, folder.adapter, card=summary)
     summary["notices"] = list(notices)

@@ -143,9 +143,8 @@ class RunFolder:
                 hint="Put it back as it was, or start a new run.",
             )
         folder = RunFolder(path)
-        if folder.start.exists():
-            loaded = replace(loaded, start_file=folder.start)
-        return folder, loaded, origin
+        start = folder.start if folder.start.exists() else None
+        return folder, replace(loaded, start_file=start, run=str(origin.get("run", ""))), origin
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -196,6 +195,21 @@ class RunFolder:
                 )
         if before != sha256:
             self.write_json("state/origin.json", {**origin, "inputs": sha256})
+
+    def changes(self, federation_sha256: str) -> list[dict[str, Any]]:
+        """What of its settings was changed when it went on: after which round, from what, to what.
+
+        Args:
+            federation_sha256: of its settings now; what was never written into them is left out.
+        """
+        try:
+            origin = json.loads((self.path / "state" / "origin.json").read_text())
+            found = list(origin.get("changes", []))
+            hashes = [entry["federation_sha256"] for entry in found]
+        except (OSError, ValueError, LookupError, AttributeError, TypeError):  # whoever resumes it says so
+            return []
+        ends = [number for number, sha256 in enumerate(hashes, start=1) if sha256 == federation_sha256]
+        return found[: max(ends, default=0)]
 
     def keep_start(self, start: Start | None) -> None:
         """Keep a copy of what the run starts from, which may be gone when it is resumed or exported.
