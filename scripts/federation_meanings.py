@@ -46,6 +46,7 @@ from headwater.config.devices import (
 )
 from headwater.config.evaluation import BaselineSettings, EvaluationSettings
 from headwater.config.layer_adapters import (
+    AdaptionPromptAdapter,
     C3aAdapter,
     DeloraAdapter,
     FourierFtAdapter,
@@ -57,6 +58,7 @@ from headwater.config.layer_adapters import (
     LokrAdapter,
     MissAdapter,
     OftAdapter,
+    PeanutAdapter,
     PrincipalAdapter,
     RandLoraAdapter,
     RoadAdapter,
@@ -190,6 +192,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     GraloraAdapter: {"rank": "r", "alpha": "s = alpha/r", "blocks": "in each direction"},
     DeloraAdapter: {"rank": "r", "strength": "λ at the start"},
     MissAdapter: {"rank": "r"},
+    PeanutAdapter: {"rank": "r"},
+    AdaptionPromptAdapter: {"tokens": "virtual tokens", "upper_layers": "how many; all if absent"},
     VbloraAdapter: {
         "rank": "r",
         "vectors": "of the bank",

@@ -159,7 +159,7 @@ class AdaptedModel:
         buffers = self.kind.buffers(self.network.peft)
         everything: dict[str, tuple[TensorSpec, Tensor]] = {**named, **buffers}
         values = {
-            name: _in_units(self._initial_value(spec, p, key), spec) for name, (spec, p) in everything.items()
+            name: self._initial_value(spec, p, key) / unit_of(spec) for name, (spec, p) in everything.items()
         }
         if wrong := [name for name, (_, p) in named.items() if p.dtype != torch.float32]:
             raise ModelError(
@@ -203,7 +203,7 @@ class AdaptedModel:
         """
         if not self.network.peft.active_peft_config.is_prompt_learning:
             self.network.restore()
-            self.network.peft.unload()
+            self.kind.detach(self.network.peft)
         elif self.base.settings.own_head:
             return None
         return self._as_given
@@ -382,8 +382,3 @@ class AdaptedModel:
                 module.training = False
             if checkpointing:
                 body.activation_checkpointing_disable()
-
-
-def _in_units(value: Tensor, spec: TensorSpec) -> Tensor:
-    """As a state has it; places, which are integers, as they are."""
-    return value / unit_of(spec) if value.is_floating_point() else value

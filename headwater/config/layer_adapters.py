@@ -163,6 +163,22 @@ class ShiraAdapter(LayerAdapter):
     rank: int = Field(default=32, ge=1, le=4096)
 
 
+class AdaptionPromptAdapter(BaseAdapter):
+    """LLaMA-Adapter (arXiv 2303.16199): a gated prompt that attention of the upper layers also looks at."""
+
+    layered: ClassVar[bool] = True
+    kind: Literal["adaption-prompt"]
+    tokens: int = Field(default=10, ge=1, le=4096)
+    upper_layers: int | None = Field(default=None, ge=1, le=1024)
+
+
+class PeanutAdapter(LayerAdapter):
+    """PEANuT (arXiv 2410.01870): a small network makes the update of a weight out of the weight."""
+
+    kind: Literal["peanut"]
+    rank: int = Field(default=32, ge=1, le=1024)
+
+
 class PrincipalAdapter(LayerAdapter):
     """LoRA that starts from directions of the base's weight."""
 
@@ -191,6 +207,8 @@ class OloraAdapter(PrincipalAdapter):
 LayerAdapters = (
     PissaAdapter
     | OloraAdapter
+    | AdaptionPromptAdapter
+    | PeanutAdapter
     | LnTuningAdapter
     | BitFitAdapter
     | BeftAdapter

@@ -24,7 +24,7 @@ CONFIG, NOTES, RUN_ADAPTER, RUN_FILE, VERSIONS = (
 _LARGEST = 16 << 20
 """Bytes of a JSON or TOML file."""
 _OF_THE_START = ("start", "start_sha256", "start_head")
-_EXPORTED_AS_ANOTHER = ("lora-sb", "p-tuning")
+_EXPORTED_AS_ANOTHER = ("lora-sb", "pissa", "olora", "p-tuning")
 """Kinds whose export PEFT goes on with as another kind: their notes do not say what the folder is."""
 
 
@@ -108,6 +108,11 @@ def _number(value: object) -> object:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _table(value: object) -> object:
+    """A table; None for an empty one."""
+    return value or None
+
+
 def _names(value: object) -> object:
     """Names of modules; a pattern of them cannot be said in a federation file."""
     if value == "all-linear":
@@ -131,6 +136,9 @@ _OF_PEFT: Mapping[str, tuple[str, _Keys]] = {
             "use_rslora": ("rslora", _plain),
             "use_dora": ("dora", _plain),
             "lora_dropout": ("dropout", _number),
+            "target_parameters": ("target_parameters", _names),
+            "rank_pattern": ("rank_pattern", _table),
+            "alpha_pattern": ("alpha_pattern", _table),
             **_OF_LAYERS,
         },
     ),

@@ -66,6 +66,7 @@ class AdapterKindLaws:
         starts_as_base: whether it changes no output before it is trained.
         drawn: whether its start depends on the seed.
         has_slopes: whether forward mode goes through it.
+        tasks: the kinds of models that it goes with, likewise.
         bases: the tiny bases that can be adapted so; any other is refused, and the last stands in for it.
     """
 
@@ -74,6 +75,7 @@ class AdapterKindLaws:
     starts_as_base: ClassVar[bool] = False
     drawn: ClassVar[bool] = True
     has_slopes: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ("encoder", "sequence-classification", "causal-lm")
     bases: ClassVar[tuple[str, ...]] = ("bert", "roberta", "llama", "gpt2")
 
     def table(self, base: str) -> dict[str, Any]:
@@ -83,8 +85,15 @@ class AdapterKindLaws:
     def federation(self, folder: Any, task: str, base: str) -> LoadedFederation:
         return federations.federation(folder, task, base, self.table(base))
 
+    def standing_in(self, task: str, base: str) -> tuple[str, str]:
+        """Those that the kind goes with."""
+        return (
+            task if task in self.tasks else self.tasks[-1],
+            base if base in self.bases else self.bases[-1],
+        )
+
     def build(self, folder: Any, task: str, base: str, *, seed: int = 0) -> AdaptedModel:
-        base = base if base in self.bases else self.bases[-1]
+        task, base = self.standing_in(task, base)
         return federations.adapted(self.federation(folder, task, base), seed=seed)
 
     def test_it_is_found_by_its_settings(self, folder: Any) -> None:
@@ -94,7 +103,7 @@ class AdapterKindLaws:
 
     @pytest.mark.parametrize(("task", "base"), BASES)
     def test_the_spec_names_what_is_trained(self, folder: Any, task: str, base: str) -> None:
-        if base not in self.bases:
+        if base not in self.bases or task not in self.tasks:
             with pytest.raises(ModelError):
                 federations.adapted(self.federation(folder, task, base))
             return
@@ -210,20 +219,22 @@ class AdapterKindLaws:
         model = self.build(folder, task, base)
         state = elsewhere(model)
         export(model, state, tmp_path / "out", card={})
-        tables = self.federation(folder, task, base).settings.model_dump(mode="json", exclude_none=True)
+        tables = self.federation(folder, *self.standing_in(task, base)).settings.model_dump(
+            mode="json", exclude_none=True
+        )
         tables["adapter"] = {"start": str(tmp_path / "out")}
         loaded = federation_of(tables, folder=folder, name="federation.toml")
         again = federations.adapted(loaded, seed=1)
         batch = batch_of(model)
         model.load(state)
         with torch.no_grad():
-            before, after = model.forward(batch).logits, again.forward(batch).logits
+            then, after = model.forward(batch).logits, again.forward(batch).logits
         if not self.kind.exports_itself:
-            torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(after, then, rtol=1e-4, atol=1e-5)
             return
         assert again.initial_state().tobytes() == state.tobytes()
         assert again.frozen.tobytes() == model.frozen.tobytes()
-        assert torch.equal(after, before)
+        assert torch.equal(after, then)
         export(again, again.initial_state(), tmp_path / "again", card={})
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()

@@ -40,6 +40,7 @@ NO_TRANSPOSED = ("bert", "roberta", "llama")
 SMALL: dict[str, dict[str, Any]] = {
     "pissa": {"rank": 2, "alpha": 4.0},
     "olora": {"rank": 2, "alpha": 4.0},
+    "peanut": {"rank": 2},
     "beft": {},
     "loha": {"rank": 2, "alpha": 4.0},
     "lokr": {"rank": 2, "alpha": 4.0},
@@ -72,6 +73,8 @@ def adapter(kind: str, base: str, **changes: Any) -> dict[str, Any]:
         return {"kind": "lora-sb", "rank": 4, "target_modules": TARGETS[base], **changes}
     if kind in ("ln-tuning", "bitfit"):
         return {"kind": kind, **changes}
+    if kind == "adaption-prompt":
+        return {"kind": kind, "tokens": 3, **changes}
     if kind in SMALL:
         return {"kind": kind, "target_modules": TARGETS[base], **SMALL[kind], **changes}
     if kind == "vera":

@@ -1,4 +1,4 @@
-"""Kinds whose layers share one trained tensor: a bank of vectors, or one vector."""
+"""Kinds whose layers share trained tensors: a bank of vectors, one vector."""
 
 from __future__ import annotations
 

@@ -149,6 +149,14 @@ class AdapterKind(ABC, Generic[AnyAdapter]):
         """Parameters of the base that are trained where they stand, by their names in the PEFT model."""
         return ()
 
+    def detach(self, peft: PeftModel) -> None:
+        """Take the adapter off its base. Not asked of virtual tokens.
+
+        Args:
+            peft: the adapted model, which is then used up.
+        """
+        peft.unload()
+
     @property
     def is_linear_layers(self) -> bool:
         """Whether it trains weights of linear layers that see rows as they are, and each row once."""

@@ -78,7 +78,8 @@ class C3aKind(LayerKind[C3aAdapter]):
 class ShiraKind(LayerKind[ShiraAdapter]):
     """r·(d_in + d_out) values of W move, from 0, at places drawn from the federation's seed.
 
-    The places stay at home; the export has them, as PEFT's do.
+    The places stay at home; the export has them, as whole float32: PEFT, which writes integers but on
+    Windows, makes integers of them.
     """
 
     settings = ShiraAdapter
@@ -100,7 +101,7 @@ class ShiraKind(LayerKind[ShiraAdapter]):
         for name, layer in peft.named_modules():
             if isinstance(layer, Linear):
                 places = layer.shira_indices["default"]
-                spec = TensorSpec(name + _INDICES, tuple(places.shape), "shira_places", dtype="int32")
+                spec = TensorSpec(name + _INDICES, tuple(places.shape), "shira_places")
                 found[spec.name] = spec, places
         return found
 
@@ -109,4 +110,4 @@ class ShiraKind(LayerKind[ShiraAdapter]):
             return super().start(spec, peft, draw)
         rows, columns = peft.get_submodule(spec.name.removesuffix(_INDICES)).get_base_layer().weight.shape
         places = np.sort(draw.choice(rows * columns, spec.shape[1], replace=False, shuffle=False))
-        return torch.from_numpy(np.stack([places // columns, places % columns]).astype(np.int32))
+        return torch.from_numpy(np.stack([places // columns, places % columns]).astype(np.float32))

@@ -78,6 +78,7 @@ class PrincipalKind(LayerKind[AnyPrincipal]):
     same, and the export is an ordinary LoRA adapter of rank 2r: (B, −B₀)·(A; A₀).
     """
 
+    exports_itself = False
     makes = "LoraConfig"
     tensors = ((".lora_A", "lora_a", zeros), (".lora_B", "lora_b", zeros))
 

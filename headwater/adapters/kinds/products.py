@@ -22,6 +22,7 @@ from headwater.config.layer_adapters import (
     LohaAdapter,
     LokrAdapter,
     MissAdapter,
+    PeanutAdapter,
     RandLoraAdapter,
 )
 from headwater.state import TensorSpec
@@ -99,6 +100,17 @@ class MissKind(LayerKind[MissAdapter]):
 
     def options(self) -> dict[str, Any]:  # noqa: D102 - inherited
         return {"r": self.adapter.rank}
+
+
+class PeanutKind(LayerKind[PeanutAdapter]):
+    """ΔW = σ(W·A)·B, σ the rectifier. B starts as 0, so it starts as the base."""
+
+    settings = PeanutAdapter
+    makes = "PeanutConfig"
+    tensors = ((".peanut_A", "peanut_a", kaiming), (".peanut_B", "peanut_b", zeros))
+
+    def options(self) -> dict[str, Any]:  # noqa: D102 - inherited
+        return {"r": self.adapter.rank, "act_fn": "relu", "depth": 0}
 
 
 class DeloraKind(LayerKind[DeloraAdapter]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from headwater.adapters.kinds.adaption_prompt import AdaptionPromptKind
 from headwater.adapters.kinds.banks import UniLoraKind, VbloraKind
 from headwater.adapters.kinds.ia3 import Ia3Kind
 from headwater.adapters.kinds.kind import AdapterKind
@@ -22,6 +23,7 @@ from headwater.adapters.kinds.products import (
     LohaKind,
     LokrKind,
     MissKind,
+    PeanutKind,
     RandLoraKind,
 )
 from headwater.adapters.kinds.prompt import PromptKind
@@ -41,6 +43,8 @@ _ALL: tuple[type[AdapterKind[Any]], ...] = (
     PTuningKind,
     PissaKind,
     OloraKind,
+    AdaptionPromptKind,
+    PeanutKind,
     LnTuningKind,
     BitFitKind,
     BeftKind,

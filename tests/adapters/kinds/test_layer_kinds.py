@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
+from headwater.adapters.kinds.adaption_prompt import AdaptionPromptKind
 from headwater.adapters.kinds.banks import UniLoraKind, VbloraKind
 from headwater.adapters.kinds.norms_and_biases import BeftKind, BitFitKind, LnTuningKind
 from headwater.adapters.kinds.places import C3aKind, FourierFtKind, ShiraKind, WaveFtKind
@@ -17,6 +18,7 @@ from headwater.adapters.kinds.products import (
     LohaKind,
     LokrKind,
     MissKind,
+    PeanutKind,
     RandLoraKind,
 )
 from headwater.adapters.kinds.rotations import HraKind, OftKind, RoadKind
@@ -44,6 +46,15 @@ class TestPissa(LayerKindLaws):
 
 class TestOlora(LayerKindLaws):
     name, kind, roles, drawn = "olora", OloraKind, {"lora_a", "lora_b"}, False
+
+
+class TestAdaptionPrompt(LayerKindLaws):
+    name, kind, roles = "adaption-prompt", AdaptionPromptKind, {"adaption_prompt", "adaption_gate"}
+    tasks, bases = ("encoder", "causal-lm"), ("gpt2", "llama")
+
+
+class TestPeanut(LayerKindLaws):
+    name, kind, roles, bases = "peanut", PeanutKind, {"peanut_a", "peanut_b"}, NO_TRANSPOSED
 
 
 class TestLnTuning(LayerKindLaws):

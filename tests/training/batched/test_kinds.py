@@ -39,6 +39,8 @@ CELLS = {
     "prefix": (BERT, LLAMA),
     "p-tuning": (BERT, LLAMA),
     "p-tuning-lstm": (BERT,),
+    "pissa": (BERT,),
+    "ln-tuning": (BERT,),
 }
 DROPPING = ("dora", "lora-sb", "vera")
 ROUNDED = 2e-7
@@ -188,6 +190,19 @@ def tuned_norms(folder, task, base, *norms):
 def test_a_kind_of_a_package_is_stacked_where_its_layers_are_known(folder):
     model = tuned_norms(folder, "encoder", "bert", "LayerNorm")
     require_alike(model, cohort(model, TRAINING, ROWS), SINGLE)
+
+
+def test_biases_are_stacked_too(folder):
+    """By SGD: a key's bias has no effect, and AdamW walks there wherever rounding leads it."""
+    model = adapted(folder, "bitfit", *BERT)
+    training = TRAINING.model_copy(update={"optimizer": "sgd", "learning_rate": 0.1})
+    require_alike(model, cohort(model, training, ROWS), SINGLE)
+
+
+@pytest.mark.parametrize("kind", ["hira", "oft", "randlora", "shira", "vblora"])
+def test_kinds_whose_layers_have_no_stack_are_trained_one_by_one(kind, folder):
+    with pytest.raises(ModelError, match="in no layer of which a stack can be made"):
+        BatchedBackpropTrainer(adapted(folder, kind, *BERT), 0, 8)
 
 
 @pytest.mark.usefixtures("package")
