@@ -79,6 +79,7 @@ class BackpropTraining(MinibatchTraining):
     """AdamW, or SGD, on the adapter and head of one client, starting afresh each round."""
 
     vectors: ClassVar[int] = 6
+    later: ClassVar[tuple[str, ...]] = ("micro_batch_size",)
     kind: Literal["backprop"]
     learning_rate: float = Field(default=1e-3, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
@@ -87,6 +88,11 @@ class BackpropTraining(MinibatchTraining):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     proximal_mu: float = Field(default=0.0, ge=0, description="FedProx (arXiv 1812.06127)")
     gradient_checkpointing: bool = False
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="rows of a step that are computed at once; their gradients are added up. No cohort then",
+    )
     optimizer: Literal["adamw", "adamw8bit", "sgd"] = Field(
         default="adamw",
         description="adamw8bit needs bitsandbytes; sgd wants far larger rates",

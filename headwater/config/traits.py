@@ -72,6 +72,7 @@ class TrainingSettings(Pluggable):
         by_script: a script of the owner's trains; a process that runs none refuses it.
         vectors: of the adapter's size, in float32, that a training keeps between its steps.
         alike: the settings that all methods which send coefficients in one federation must share.
+        later: settings that came after the first plans; one that is None is not in a plan.
     """
 
     sends: ClassVar[Sends] = "delta"
@@ -86,6 +87,12 @@ class TrainingSettings(Pluggable):
     by_script: ClassVar[bool] = False
     vectors: ClassVar[int] = 12
     alike: ClassVar[tuple[str, ...]] = ()
+    later: ClassVar[tuple[str, ...]] = ()
+
+    def plan_dump(self) -> dict[str, Any]:
+        """The settings as a plan has them."""
+        content = self.model_dump(mode="json")
+        return {k: v for k, v in content.items() if v is not None or k not in self.later}
 
     def steps_of(self, examples: int | None, batch_size: int | None = None) -> int | None:
         """Optimiser steps of one round, as the trainer takes them; None if they cannot be known.

@@ -50,7 +50,7 @@ _MALFORMED = (
 def plan_to_json(plan: ClientPlan) -> str:
     """The plan as canonical JSON."""
     content: dict[str, object] = {
-        "training": plan.training.model_dump(mode="json"),
+        "training": plan.training.plan_dump(),
         "codec": plan.codec.plan_dump(),
         "learning_rate_factor": plan.learning_rate_factor,
     }

@@ -46,6 +46,17 @@ class Batch:
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
 
+    def parts(self, rows: int) -> Iterator[Batch]:
+        """Its rows, so many at a time, in order; each part as wide as its longest row."""
+        for start in range(0, len(self), rows):
+            own = slice(start, start + rows)
+            mask, targets = self.mask[own], self.targets[own]
+            width = int(mask.sum(1).max())
+            aligned = targets.dim() > 1 and targets.shape[1] == mask.shape[1]
+            if aligned and bool((targets[:, width:] == IGNORED).all()):
+                targets = targets[:, :width]
+            yield Batch(self.tokens[own, :width], mask[:, :width], targets)
+
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
     """Right-pad ``examples``, all of one task, to their longest."""

@@ -16,6 +16,7 @@ from headwater.config.training import BackpropTraining
 from headwater.errors import TrainingError
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, TensorSpec
+from headwater.tasks.batches import Batch
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.fisher import client_fisher
 from headwater.training.minibatches import contained, diverged, minibatches, summary
@@ -30,12 +31,14 @@ HINT = "Lower training.learning_rate, or set max_grad_norm."
 class BackpropTrainer(CohortTrainer):
     """Trains with AdamW (arXiv 1711.05101; β = 0.9, 0.999, ε = 1e-8), a fresh optimiser for each task.
 
-    Order of the examples and dropout masks come from ``key.child("client", name)``. With
-    ``proximal_mu`` the gradient of ½μ‖w − w₀‖² is added (FedProx, arXiv 1812.06127, eq. 2). The loss
-    of a step is the mean over the targets of its batch. With ``plan.tensors`` or ``plan.rank`` only what they
-    cover is trained, and the norm that ``max_grad_norm`` cuts is that of its gradient; delta and Fisher are
-    zero outside. ``optimizer = "adamw8bit"`` is bitsandbytes' AdamW8bit; ``"sgd"`` has one rate for the whole
-    task, and a task's ``correction`` (SCAFFOLD) is added to the gradient that ``max_grad_norm`` has cut.
+    Order of the examples and dropout masks come from ``key.child("client", name)``. With ``proximal_mu``
+    the gradient of ½μ‖w − w₀‖² is added (FedProx, arXiv 1812.06127, eq. 2). The loss of a step is the
+    mean over the targets of its batch; with ``micro_batch_size`` its rows are computed some at a time and
+    their gradients added up, which is the same but for the order of sums and what is dropped. With
+    ``plan.tensors`` or ``plan.rank`` only what they cover is trained, and the norm that ``max_grad_norm``
+    cuts is that of its gradient; delta and Fisher are zero outside. ``optimizer = "adamw8bit"`` is
+    bitsandbytes' AdamW8bit; ``"sgd"`` has one rate for the whole task, and a task's ``correction``
+    (SCAFFOLD) is added to the gradient that ``max_grad_norm`` has cut.
 
     Args:
         model: the adapted model; the trainer owns its values while it trains.
@@ -108,11 +111,9 @@ class BackpropTrainer(CohortTrainer):
         ):
             for batch in minibatches(task.examples, training, key, pad=self._pad):
                 optimiser.zero_grad(set_to_none=True)
-                loss = model.forward(batch).loss
-                losses.append(loss.item())
+                losses.append(self._backward(batch, training.micro_batch_size or len(batch), parameters))
                 if not math.isfinite(losses[-1]):
                     raise diverged(task, len(losses), "loss", str(losses[-1]), HINT)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 if start:
                     _pull_back(parameters, start, training.proximal_mu)
                 part.mask_gradients()
@@ -126,6 +127,32 @@ class BackpropTrainer(CohortTrainer):
                 part.put_back()
         optimiser.zero_grad(set_to_none=True)
         return losses
+
+    def _backward(self, batch: Batch, rows: int, parameters: list[torch.nn.Parameter]) -> float:
+        """The loss of a step; its gradient is left in ``parameters``, unless the loss is not finite.
+
+        Args:
+            batch: all of the step.
+            rows: computed at once.
+            parameters: what is trained, without gradients.
+        """
+        if rows >= len(batch):
+            loss = self._model.forward(batch).loss
+            if math.isfinite(found := loss.item()):
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            return found
+        total, count = 0.0, 0
+        for part in batch.parts(rows):
+            output = self._model.forward(part)
+            summed = output.losses.sum()
+            total, count = total + summed.item(), count + int(output.counts.sum())
+            if not math.isfinite(total):
+                return total
+            summed.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(max(count, 1))
+        return total / max(count, 1)
 
     def _caching_prefix(
         self, task: TrainTask, training: BackpropTraining

@@ -43,11 +43,12 @@ def method_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens:
 def step_bytes(model: AdaptedModel, plan: ClientPlan, batch_size: int, tokens: int) -> int:
     """The most bytes of tensors that one step holds at once: exact demand, traced, without computing."""
     training = plan.training
+    at_once = min(batch_size, getattr(training, "micro_batch_size", None) or batch_size)
     part = TrainablePart.of(model, plan, who="footprint")  # out here: while traced, truths have no values
 
     def backprop() -> object:
         with model.training(checkpointing=training.checkpoints()), part.alone():
-            loss = model.forward(synthetic(model, batch_size, tokens)).loss
+            loss = model.forward(synthetic(model, at_once, tokens)).loss
             return torch.autograd.grad(loss, [p for _, p in part.trained])
 
     def slope() -> object:
