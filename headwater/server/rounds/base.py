@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from headwater.config.codec import CodecSettings
 from headwater.config.federation import Federation
 from headwater.errors import FederationStopped, HeadwaterError, StorageError
 from headwater.merging.aggregator import Merged
@@ -203,7 +204,8 @@ class Rounds(ABC):
             rounds = self._settings.federation.rounds if left is None else left.rounds
             number = open_round.plan.round
             methods = {c: plan.method for c, plan in open_round.plan.clients.items() if plan.method}
-            record = OpenRoundRecord(number, open_round.profiles, bases, rounds, methods)
+            codec = (left.codec if left else "") or self._settings.codec.model_dump_json(include={"up"})
+            record = OpenRoundRecord(number, open_round.profiles, bases, rounds, methods, codec)
             record.save(self._durability.open_round)
 
     def _spooled(self, number: int, clients: Mapping[str, Any]) -> list[ReceivedReply]:
@@ -288,7 +290,11 @@ def _settings_of(settings: Federation, left: OpenRoundRecord) -> Federation:
     """The settings under which a round that was left open is planned again to the same plan."""
     federation = settings.federation.model_copy(update={"rounds": left.rounds or settings.federation.rounds})
     cohort = settings.cohort.model_copy(update={"clients_per_round": None})  # its clients are known
-    return settings.model_copy(update={"federation": federation, "cohort": cohort})
+    codec = settings.codec
+    if left.codec:
+        then = CodecSettings.model_validate_json(left.codec)
+        codec = codec.model_copy(update={"up": then.up})
+    return settings.model_copy(update={"federation": federation, "cohort": cohort, "codec": codec})
 
 
 def _with_all_of_the_sum(checkpoint: Checkpoint, population: Mapping[str, int]) -> dict[str, int]:

@@ -27,6 +27,7 @@ class OpenRoundRecord:
         rounds: of the federation, on which the learning rate depends, when the round was planned; 0 if
             that is not known.
         methods: names of the clients' methods; empty if they are not known.
+        codec: of updates when it was planned, as JSON; empty if that is not known.
     """
 
     round: int
@@ -34,6 +35,7 @@ class OpenRoundRecord:
     bases: Mapping[int, str]
     rounds: int = 0
     methods: Mapping[str, str] = field(default_factory=dict)
+    codec: str = ""
 
     def save(self, path: Path) -> None:
         """Write it, atomically."""
@@ -43,6 +45,7 @@ class OpenRoundRecord:
             "rounds": self.rounds,
             "bases": {str(n): digest for n, digest in self.bases.items()},
             "methods": dict(self.methods),
+            "codec": self.codec,
         }
         write_atomically(path, json.dumps(content, indent=1).encode())
 
@@ -61,7 +64,12 @@ class OpenRoundRecord:
             bases = {int(n): str(digest) for n, digest in content["bases"].items()}
             methods = {str(client): str(name) for client, name in content.get("methods", {}).items()}
             return OpenRoundRecord(
-                int(content["round"]), profiles, bases, int(content.get("rounds", 0)), methods
+                int(content["round"]),
+                profiles,
+                bases,
+                int(content.get("rounds", 0)),
+                methods,
+                str(content.get("codec", "")),
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StorageError(

@@ -20,10 +20,19 @@ CHANGEABLE = {
     "buffer": "schedule.buffer",
     "max_staleness": "schedule.max_staleness",
     "staleness_exponent": "schedule.staleness_exponent",
+    "density": "codec.up.density",
+    "alpha": "codec.up.alpha",
+    "scale_bits": "codec.up.scale_bits",
     "model": "model.path",
     "test": "data.test",
 }
-"""What an organiser may change within a run, by its short name."""
+"""What an organiser may change within a run, by its short name.
+
+Of a codec, how much it keeps and how exactly: what clients hold back stays right, and no payload gets longer
+than the run allowed for. Its kind and error feedback stay, for the sums of EF21 go with them; so do
+``budget_bytes`` and ``density_over``, of which only a plan for the adapter's tensors tells whether they
+can be kept.
+"""
 AT_ONCE = frozenset({"cohort.deadline_s", "cohort.retry_s", "evaluation.deadline_s"})
 """Times: they hold for the open round and its evaluation, too."""
 PLACES = frozenset({"model.path", "data.test"})
@@ -109,8 +118,10 @@ def require_known(keys: Collection[str]) -> Mapping[str, str]:
 
 
 def _value(settings: Federation, key: str) -> object:
-    table, _, name = key.partition(".")
-    return getattr(getattr(settings, table), name, None)
+    found: object = settings
+    for name in key.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _shown(value: object) -> str:

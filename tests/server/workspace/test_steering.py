@@ -120,3 +120,20 @@ def test_what_can_be_met_is_no_warning(federation):
     assert tell_unmet(federation(), row(), 2) == ()
     assert tell_unmet(federation("federation.rounds=10"), row(), 2) == ()  # the open round is the last
     assert tell_unmet(federation("cohort.target_clients=2"), row(), 3) == ()
+
+
+def test_of_a_codec_what_it_keeps_may_change(tmp_path):
+    file = tmp_path / "f.toml"
+    file.write_text(FEDERATION + '[codec.up]\nkind = "compeft"\n')
+
+    def load(*changes):
+        return load_federation(file, changes).settings
+
+    keys = ["codec.up.density", "codec.up.alpha"]
+    after = load("codec.up.density=0.2", "codec.up.alpha=1.5")
+    said = tell_changes(load(), after, keys, row())
+    assert said == "density 0.05 → 0.2, alpha none → 1.5, from round 11"
+    assert {"density", "alpha", "scale_bits"} <= CHANGEABLE.keys()
+    assert not {"codec.up.kind", "codec.up.error_feedback", "codec.up.budget_bytes"} & set(
+        CHANGEABLE.values()
+    )
