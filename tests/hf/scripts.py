@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from tests.support.runs import tiny_federation
+from tests.support.runs import OWNERS, tiny_federation
 
 LABELS = ["bad", "good"]
 TABLES: dict[str, dict[str, Any]] = {
@@ -29,10 +30,10 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
-def script_federation(folder: Path, **tables: dict[str, Any]) -> Path:
+def script_federation(folder: Path, *, owners: Mapping[str, int] = OWNERS, **tables: dict[str, Any]) -> Path:
     """A tiny federation whose clients train with scripts; ``tables`` change or add tables."""
     merged = {name: {**TABLES.get(name, {}), **tables.get(name, {})} for name in {**TABLES, **tables}}
-    return tiny_federation(folder, **merged)
+    return tiny_federation(folder, owners=owners, **merged)
 
 
 @functools.cache
