@@ -147,12 +147,19 @@ def test_what_a_codec_drops_is_sent_later():
 
 
 def test_a_second_start_begins_anew():
+    """On nodes that still hold back what the first one left."""
     strategy = HeadwaterStrategy({"kind": "mean", "server_momentum": 0.9}, "compeft", **QUIET)
-    client = app(headwater_mod)
-    runs = [strategy.start(AppGrid(lambda: client, [{}] * 3), initial(), num_rounds=2) for _ in range(2)]
-    first, second = (values(run.arrays) for run in runs)
+    grid = grid_of(app(headwater_mod, learn=lambda node, number, dtype: step(node, 1, dtype)))
+    first, second = (values(strategy.start(grid, initial(), num_rounds=2).arrays) for _ in range(2))
     for name in SHAPES:
         np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_a_node_counts_once():
+    strategy, grid = HeadwaterStrategy(**QUIET), grid_of(app())
+    replies = list(grid.send_and_receive(strategy.configure_train(1, initial(), ConfigRecord(), grid)))
+    with pytest.raises(DecodeError, match="one reply, got two"):
+        strategy.aggregate_train(1, [*replies, replies[0]])
 
 
 def nan(node, content):
