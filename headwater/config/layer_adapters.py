@@ -10,7 +10,7 @@ from headwater.config.adapter_base import BaseAdapter, LayerAdapter
 
 
 class LnTuningAdapter(BaseAdapter):
-    """LN-tuning (arXiv 2312.11420): a trained copy of each norm."""
+    """LN-tuning (arXiv 2312.11420): norms."""
 
     layered: ClassVar[bool] = True
     kind: Literal["ln-tuning"]
@@ -19,7 +19,7 @@ class LnTuningAdapter(BaseAdapter):
 
 
 class BitFitAdapter(BaseAdapter):
-    """BitFit (arXiv 2106.10199): the biases that the base has, and nothing else."""
+    """BitFit (arXiv 2106.10199): the base's own biases."""
 
     layered: ClassVar[bool] = True
     kind: Literal["bitfit"]
@@ -27,14 +27,14 @@ class BitFitAdapter(BaseAdapter):
 
 
 class BeftAdapter(LayerAdapter):
-    """BEFT (arXiv 2509.15974): a trained bias beside linear layers, also where the base has none."""
+    """BEFT (arXiv 2509.15974): new biases."""
 
     kind: Literal["beft"]
     target_modules: tuple[str, ...] = ("value",)
 
 
 class LohaAdapter(LayerAdapter):
-    """LoHa, or FedPara (arXiv 2108.06098): the Hadamard product of two products of factors."""
+    """LoHa, or FedPara (arXiv 2108.06098): ΔW = s·(W₁ₐ·W₁ᵦ) ⊙ (W₂ₐ·W₂ᵦ)."""
 
     kind: Literal["loha"]
     rank: int = Field(default=8, ge=1, le=1024)
@@ -42,7 +42,7 @@ class LohaAdapter(LayerAdapter):
 
 
 class LokrAdapter(LayerAdapter):
-    """LoKr (arXiv 2309.14859): a Kronecker product of which the larger factor is a product again."""
+    """LoKr (arXiv 2309.14859): ΔW = s·W₁ ⊗ (W₂ₐ·W₂ᵦ)."""
 
     kind: Literal["lokr"]
     rank: int = Field(default=8, ge=1, le=1024)
@@ -51,14 +51,14 @@ class LokrAdapter(LayerAdapter):
 
 
 class HiraAdapter(LayerAdapter):
-    """HiRA (ICLR 2025): the base weight times a product of factors, value by value."""
+    """HiRA (ICLR 2025): ΔW = W ⊙ (B·A)."""
 
     kind: Literal["hira"]
     rank: int = Field(default=32, ge=1, le=1024)
 
 
 class GraloraAdapter(LayerAdapter):
-    """GraLoRA (arXiv 2505.20355): a LoRA of its own for each block of a weight."""
+    """GraLoRA (arXiv 2505.20355): a LoRA for each block of a weight."""
 
     kind: Literal["gralora"]
     rank: int = Field(default=32, ge=1, le=1024)
@@ -67,7 +67,7 @@ class GraloraAdapter(LayerAdapter):
 
 
 class DeloraAdapter(LayerAdapter):
-    """DeLoRA (arXiv 2503.18225): normed directions and one trained strength for all of them."""
+    """DeLoRA (arXiv 2503.18225): normed directions and a strength λ."""
 
     kind: Literal["delora"]
     rank: int = Field(default=8, ge=1, le=1024)
@@ -75,14 +75,14 @@ class DeloraAdapter(LayerAdapter):
 
 
 class MissAdapter(LayerAdapter):
-    """MiSS (arXiv 2409.15371): one block of rows that every group of inputs shares."""
+    """MiSS (arXiv 2409.15371): inputs share one block of rows."""
 
     kind: Literal["miss"]
     rank: int = Field(default=64, ge=1, le=4096)
 
 
 class VbloraAdapter(LayerAdapter):
-    """VB-LoRA (arXiv 2405.15179): factors put together from one bank of vectors for all layers."""
+    """VB-LoRA (arXiv 2405.15179): factors from one bank of vectors."""
 
     layered: ClassVar[bool] = False  # the bank belongs to no layer
     kind: Literal["vblora"]
@@ -93,7 +93,7 @@ class VbloraAdapter(LayerAdapter):
 
 
 class UniLoraAdapter(LayerAdapter):
-    """Uni-LoRA (arXiv 2506.00799): the factors of all layers are places of one trained vector."""
+    """Uni-LoRA (arXiv 2506.00799): all factors from one vector."""
 
     layered: ClassVar[bool] = False  # the vector belongs to no layer
     kind: Literal["uni-lora"]
@@ -103,7 +103,7 @@ class UniLoraAdapter(LayerAdapter):
 
 
 class RandLoraAdapter(LayerAdapter):
-    """RandLoRA (arXiv 2502.00987): trained scales of random bases of full rank that all layers share."""
+    """RandLoRA (arXiv 2502.00987): scales of random bases that layers share."""
 
     kind: Literal["randlora"]
     rank: int = Field(default=32, ge=1, le=4096)
@@ -111,28 +111,28 @@ class RandLoraAdapter(LayerAdapter):
 
 
 class OftAdapter(LayerAdapter):
-    """OFT (arXiv 2306.07280): blocks of inputs are rotated before the base weight."""
+    """OFT (arXiv 2306.07280): blocks of inputs are rotated."""
 
     kind: Literal["oft"]
     block: int = Field(default=32, ge=2, le=4096)
 
 
 class HraAdapter(LayerAdapter):
-    """HRA (arXiv 2405.17484): a chain of Householder reflections before the base weight."""
+    """HRA (arXiv 2405.17484): inputs are reflected r times."""
 
     kind: Literal["hra"]
     rank: int = Field(default=8, ge=2, le=1024, multiple_of=2)
 
 
 class RoadAdapter(LayerAdapter):
-    """RoAd (arXiv 2409.00119): outputs are rotated and scaled in pairs."""
+    """RoAd (arXiv 2409.00119): pairs of outputs are rotated and scaled."""
 
     kind: Literal["road"]
     group: int = Field(default=64, ge=2, le=65_536, multiple_of=2)
 
 
 class FourierFtAdapter(LayerAdapter):
-    """FourierFT (arXiv 2405.03003): trained coefficients at few places of the update's spectrum."""
+    """FourierFT (arXiv 2405.03003): few coefficients of ΔW's spectrum."""
 
     kind: Literal["fourierft"]
     entries: int = Field(default=1000, ge=1, le=2**24)
@@ -141,7 +141,7 @@ class FourierFtAdapter(LayerAdapter):
 
 
 class WaveFtAdapter(LayerAdapter):
-    """WaveFT (arXiv 2505.12532): trained coefficients at few places of the update's Haar wavelets."""
+    """WaveFT (arXiv 2505.12532): few coefficients of ΔW's wavelets."""
 
     kind: Literal["waveft"]
     entries: int = Field(default=2592, ge=1, le=2**24)
@@ -150,21 +150,21 @@ class WaveFtAdapter(LayerAdapter):
 
 
 class C3aAdapter(LayerAdapter):
-    """C³A (arXiv 2407.19342): circulant blocks, each of which has the values of one row."""
+    """C³A (arXiv 2407.19342): circulant blocks."""
 
     kind: Literal["c3a"]
     block: int = Field(default=256, ge=1, le=65_536)
 
 
 class ShiraAdapter(LayerAdapter):
-    """SHiRA (arXiv 2406.13175): few values of each weight, at places of the federation's seed."""
+    """SHiRA (arXiv 2406.13175): few values of each weight."""
 
     kind: Literal["shira"]
     rank: int = Field(default=32, ge=1, le=4096)
 
 
 class AdaptionPromptAdapter(BaseAdapter):
-    """LLaMA-Adapter (arXiv 2303.16199): a gated prompt that attention of the upper layers also looks at."""
+    """LLaMA-Adapter (arXiv 2303.16199): gated prompts in the upper layers' attention."""
 
     layered: ClassVar[bool] = True
     kind: Literal["adaption-prompt"]
@@ -173,7 +173,7 @@ class AdaptionPromptAdapter(BaseAdapter):
 
 
 class PeanutAdapter(LayerAdapter):
-    """PEANuT (arXiv 2410.01870): a small network makes the update of a weight out of the weight."""
+    """PEANuT (arXiv 2410.01870): ΔW = σ(W·A)·B."""
 
     kind: Literal["peanut"]
     rank: int = Field(default=32, ge=1, le=1024)
@@ -193,13 +193,13 @@ class PrincipalAdapter(LayerAdapter):
 
 
 class PissaAdapter(PrincipalAdapter):
-    """PiSSA (arXiv 2404.02948): LoRA that starts from the base's first singular vectors."""
+    """PiSSA (arXiv 2404.02948): LoRA from the base's first singular vectors."""
 
     kind: Literal["pissa"]
 
 
 class OloraAdapter(PrincipalAdapter):
-    """OLoRA (arXiv 2406.01775): LoRA that starts from the base's QR decomposition."""
+    """OLoRA (arXiv 2406.01775): LoRA from the base's QR decomposition."""
 
     kind: Literal["olora"]
 
