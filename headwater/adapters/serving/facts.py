@@ -149,6 +149,10 @@ RUNTIMES: Mapping[str, Runtime] = {
                 t.MIXED_RANKS: Fact(REFUSES, PADDED, "has one rank"),
                 t.DORA: Fact(REFUSES, AS_IS, "its DoRA is PEFT's, where every weight has magnitudes"),
             },
+            (
+                "It reads rope_theta at the top of the base's config.json: transformers 5 saves it under "
+                "rope_parameters, and such a base runs with 10000, nothing said. Copy it to the top.",
+            ),
         ),
         Runtime(
             "openvino", "openvino-genai 2026.4.1.0", "run", "adapter_model.safetensors", True,
