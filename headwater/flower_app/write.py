@@ -8,7 +8,6 @@ from typing import Any
 
 import tomli_w
 
-from headwater import __version__
 from headwater.config import LoadedFederation
 from headwater.errors import ConfigError, StorageError
 from headwater.files import make_folder, write_atomically
@@ -70,7 +69,8 @@ def _project(loaded: LoadedFederation, clients: int) -> dict[str, Any]:
             "name": name,
             "version": "1.0.0",
             "description": "A Headwater federation, to be run by Flower.",
-            "dependencies": ["flwr>=1.41,<1.43", f"headwater=={__version__}"],
+            # not headwater: a SuperLink would install whatever an index has under that name
+            "dependencies": ["flwr>=1.41,<1.43"],
         },
         "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
         "tool": {
