@@ -27,13 +27,13 @@ from headwater.config.data import (
     ClassificationData,
     ExtractiveQAData,
     InstructionData,
+    Labelled,
     MaskedLMData,
     MultiLabelData,
     NoData,
     RegressionData,
     Seq2SeqData,
     TextData,
-    TokenClassificationData,
 )
 from headwater.config.devices import (
     Choice,
@@ -238,9 +238,9 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "fraction": "keep this share of each client's rows, drawn once",
     },
     TextData: {"text": "the column of the text"},
+    Labelled: {"labels": "all labels, in the order of the model's outputs; whole numbers and booleans too"},
     ClassificationData: {
         "label": "the column of the label",
-        "labels": "all labels, in the order of the model's outputs; whole numbers and booleans too",
     },
     RegressionData: {
         "target": "the column of the number",
@@ -249,9 +249,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     MultiLabelData: {
         "label": "the column of the labels: a list, or text with `separator`",
-        "labels": "all labels, in the order of the model's outputs; whole numbers and booleans too",
     },
-    TokenClassificationData: {"labels": "all labels, in the order of the model's outputs"},
     ExtractiveQAData: {
         "question": "the column of the question",
         "context": "the column in which the answer is",

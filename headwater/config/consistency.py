@@ -147,6 +147,10 @@ def _methods(federation: FederationTables) -> None:
             raise ValueError("adapter.head_bits is for methods without gradients, not strategy 'fisher'")
         if strategy.needs_fisher and data.has_rows and not data.has_likelihood:
             raise ValueError(f"strategy 'fisher' draws labels, which data.kind '{data.kind}' cannot")
+        if strategy.needs_fisher and getattr(data, "class_weights", None) is not None:
+            raise ValueError(
+                "strategy 'fisher' draws labels as the model believes them: no data.class_weights"
+            )
         if strategy.needs_fisher and training.learns_from not in ("gradients", "nothing"):
             raise ValueError(f"strategy 'fisher' needs gradients, which '{kind}' does not have")
         if strategy.needs_fisher and training.by_script:

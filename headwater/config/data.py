@@ -6,9 +6,9 @@ import contextlib
 import datetime
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from headwater.config.metrics import LOSS, MAX_VALUE, Metric
 from headwater.config.partitions import Partition
@@ -64,17 +64,43 @@ class TextData(BaseData):
     )
 
 
-class ClassificationData(TextData):
-    """Text and label per row."""
+class Labelled(BaseData):
+    """Rows with labels of a closed list."""
 
     has_labels: ClassVar[bool] = True
+    labels: tuple[str, ...] = Field(min_length=2)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return names_of(value)
+
+
+class Weighted(Labelled):
+    """Rows whose labels may count unequally."""
+
+    class_weights: tuple[float, ...] | None = Field(
+        default=None,
+        description="of each label's loss, in their order; let their mean over rows be 1",
+    )
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        given, count = self.class_weights, len(self.labels)
+        if given is not None and not (len(given) == count and min(given) >= 0 and 0 < max(given) <= 1000):
+            raise ValueError(f"class_weights: {count} numbers of 0 to 1,000, not all of them 0")
+        return self
+
+
+class ClassificationData(TextData, Weighted):
+    """Text and label per row."""
+
     metrics: ClassVar[Mapping[str, Metric]] = {"accuracy": Metric(), "macro_f1": Metric(), "loss": LOSS}
     constant_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     has_probe: ClassVar[bool] = True
     has_likelihood: ClassVar[bool] = True
     kind: Literal["classification"]
     label: str = "label"
-    labels: tuple[str, ...] = Field(min_length=2)
 
     @property
     def target_columns(self) -> tuple[str, ...]:
@@ -85,11 +111,6 @@ class ClassificationData(TextData):
     def group_column(self) -> str | None:
         """The label's."""
         return self.label
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _as_text(cls, value: object) -> object:
-        return names_of(value)
 
 
 def names_of(value: object) -> object:
@@ -124,10 +145,9 @@ class RegressionData(TextData):
         return (self.target,)
 
 
-class MultiLabelData(TextData):
+class MultiLabelData(TextData, Labelled):
     """Text and any number of labels per row."""
 
-    has_labels: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {
         "micro_f1": Metric(),
         "macro_f1": Metric(),
@@ -138,7 +158,6 @@ class MultiLabelData(TextData):
     has_likelihood: ClassVar[bool] = True
     kind: Literal["multi-label"]
     label: str = "labels"
-    labels: tuple[str, ...] = Field(min_length=2)
     separator: str | None = Field(
         default=None, min_length=1, description="what stands between labels where the column is text"
     )
@@ -148,18 +167,12 @@ class MultiLabelData(TextData):
         """The labels'."""
         return (self.label,)
 
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _as_text(cls, value: object) -> object:
-        return names_of(value)
 
-
-class TokenClassificationData(BaseData):
+class TokenClassificationData(Weighted):
     """Words and a label for each per row; what counts are entities, as seqeval finds them."""
 
     needs: ClassVar[Outputs] = "tokens"
     by_token: ClassVar[bool] = True
-    has_labels: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {
         "entity_f1": Metric(),
         "entity_precision": Metric(),
@@ -175,7 +188,6 @@ class TokenClassificationData(BaseData):
         default="tags",
         description="the column of their labels: a list, or text with spaces; numbers count `labels` from 0",
     )
-    labels: tuple[str, ...] = Field(min_length=2)
 
     @property
     def inputs(self) -> Inputs:
@@ -186,11 +198,6 @@ class TokenClassificationData(BaseData):
     def target_columns(self) -> tuple[str, ...]:
         """The labels'."""
         return (self.label,)
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _as_text(cls, value: object) -> object:
-        return names_of(value)
 
 
 class ExtractiveQAData(BaseData):

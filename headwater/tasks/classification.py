@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from headwater.config.data import UNKNOWN_LABELS, ClassificationData
 from headwater.tasks.inputs import Row
-from headwater.tasks.labels import label_of
+from headwater.tasks.labels import label_of, weights_of
 from headwater.tasks.task import Array, Metrics, RowTask
 
 if TYPE_CHECKING:  # rows are read and checked without torch
@@ -51,11 +51,12 @@ class Classification(RowTask[ClassificationData]):
         return self.shown(row)
 
     def losses(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropy of [b, labels] and int64 [b]."""
+        """Cross entropy of [b, labels] and int64 [b], times the label's weight."""
         import torch
         import torch.nn.functional as F
 
-        return F.cross_entropy(logits, targets, reduction="none"), torch.ones_like(targets)
+        weight = weights_of(self.settings, logits)
+        return F.cross_entropy(logits, targets, weight, reduction="none"), torch.ones_like(targets)
 
     def any_targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The first label for every row."""

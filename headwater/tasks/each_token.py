@@ -23,8 +23,12 @@ class EachToken(Task[S]):
         import torch.nn.functional as F
 
         kept = targets != IGNORED
-        each = F.cross_entropy(logits[kept], targets[kept], reduction="none")
+        each = F.cross_entropy(logits[kept], targets[kept], self.weights(logits), reduction="none")
         return logits.new_zeros(len(logits)).index_add(0, kept.nonzero()[:, 0], each), kept.sum(1)
+
+    def weights(self, like: Tensor) -> Tensor | None:
+        """Each output's weight [outputs], beside logits ``like``; None if all count alike."""
+        return None
 
     def draw(self, logits: Tensor, targets: Tensor, uniforms: Tensor) -> Tensor:
         """Each target by itself."""

@@ -9,9 +9,14 @@ from __future__ import annotations
 import math
 import re
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
+from headwater.config.data import Weighted
 from headwater.errors import DataError
 from headwater.tasks.inputs import Row
+
+if TYPE_CHECKING:  # rows are read and checked without torch
+    from torch import Tensor
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,14}))(?:\.0+)?")
 _Form = tuple[str, int]
@@ -56,6 +61,11 @@ def unknown_label(where: str, column: str, name: str, labels: tuple[str, ...]) -
         got=f"{name!r:.80}",
         hint="Correct the row, or add the label to data.labels.",
     )
+
+
+def weights_of(settings: Weighted, like: Tensor) -> Tensor | None:
+    """``data.class_weights`` beside logits ``like``; None if all labels count alike."""
+    return None if settings.class_weights is None else like.new_tensor(settings.class_weights)
 
 
 class _Names:

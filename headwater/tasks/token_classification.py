@@ -16,7 +16,7 @@ from headwater.tasks.batches import IGNORED, Example
 from headwater.tasks.each_token import EachToken
 from headwater.tasks.entities import Chunks
 from headwater.tasks.inputs import Report, Row, Tokenizer, at
-from headwater.tasks.labels import index_of, unknown_label
+from headwater.tasks.labels import index_of, unknown_label, weights_of
 from headwater.tasks.task import Array, Metrics
 
 if TYPE_CHECKING:  # rows are read and checked without torch
@@ -86,6 +86,10 @@ class TokenClassification(EachToken[TokenClassificationData]):
     def shown(self, row: Row) -> str:
         """The labels."""
         return " ".join(map(str, self._named(row)))
+
+    def weights(self, like: Tensor) -> Tensor | None:
+        """Those of the labels."""
+        return weights_of(self.settings, like)
 
     def any_targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The first label for every token."""

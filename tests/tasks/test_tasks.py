@@ -22,6 +22,7 @@ from headwater.tasks.table import _TASKS, task_of
 from tests.data.toys import table
 from tests.laws.task_laws import TaskLaws
 
+WORDS = {"kind": "token-classification", "path": "x", "partition": {"kind": "files"}}
 CHAT = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}]
 
 
@@ -36,6 +37,28 @@ class TestClassification(TaskLaws):
         {"text": "a", "label": None},
     ]
     exact: ClassVar = {"loss", "accuracy"}
+
+
+class TestClassificationWithWeights(TestClassification):
+    settings: ClassVar = {**TestClassification.settings, "class_weights": [0.5, 2, 0]}
+
+    def test_the_losses_are_the_plain_ones_times_the_labels_weight(self):
+        logits, targets = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+        plain, _ = TestClassification().task.losses(logits, targets)
+        weighted, counts = self.task.losses(logits, targets)
+        torch.testing.assert_close(weighted, plain * torch.tensor([0.5, 2.0, 0.0] * 2))
+        assert counts.tolist() == [1] * 6
+        words = task_of(load_data({**WORDS, "labels": ["a", "b", "c"], "class_weights": [0.5, 2, 0]}))
+        (found,), (count,) = words.losses(logits[None], targets[None])
+        torch.testing.assert_close(found, weighted.sum())
+        assert int(count) == 6
+
+    @pytest.mark.parametrize(
+        "weights", [[], [1, 2], [0, 0, 0], [1, 1, -1], [1, 1, 1001], [1, 1, float("nan")]]
+    )
+    def test_weights_that_fit_no_labels_are_refused(self, weights):
+        with pytest.raises(ConfigError, match="class_weights"):
+            load_data({**WORDS, "labels": ["a", "b", "c"], "class_weights": weights})
 
 
 class TestRegression(TaskLaws):
