@@ -104,9 +104,10 @@ def codec_for_link(codec: Codec, spec: StateSpec, most: int) -> Codec:
     if not isinstance(codec, CompeftCodec) or codec.format == 1:
         return codec
     room = max(_LEAST, _most_gaps(spec, _STEP), most - ENVELOPE_BYTES)
-    if room >= (codec.budget_bytes or _most_gaps(spec, codec.density)):
+    over_all = codec.density_over == "all"
+    if room >= (codec.budget_bytes or _most_gaps(spec, codec.density, over_all=over_all)):
         return codec
-    return codec.model_copy(update={"budget_bytes": room})
+    return codec.model_copy(update={"budget_bytes": room, "density_over": "tensor"})
 
 
 def _most(spec: StateSpec, density: float) -> int:

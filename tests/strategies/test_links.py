@@ -87,3 +87,11 @@ def test_the_least_budget_holds_a_value_of_each_tensor():
 @pytest.mark.parametrize("codec", [StcCodec(kind="stc"), CompeftCodec(kind="compeft", format=1)])
 def test_codecs_without_budgets_stay_as_they_are(codec):
     assert codec_for_link(codec, SPEC, 600) is codec
+
+
+@pytest.mark.parametrize("over", ["tensor", "all"])
+def test_what_a_client_is_asked_for_is_a_codec_that_it_can_read(over):
+    codec = CompeftCodec(kind="compeft", density=0.5, density_over=over)
+    told = codec_for_link(codec, SPEC, 1500)
+    assert told.budget_bytes == 1500 - ENVELOPE_BYTES
+    assert CompeftCodec.model_validate_json(told.model_dump_json()) == told
