@@ -52,6 +52,7 @@ def test_a_trained_adapter_goes_on_as_if_it_had_never_stopped(tmp_path):
     assert states(tmp_path / "on") == states(tmp_path / "whole")
     assert summary["adapter_sha256"] == whole["adapter_sha256"]
     assert "| changes |" in (tmp_path / "on/adapter/README.md").read_text()
+    assert "after round 1: federation.rounds = 2" in (tmp_path / "on/report.html").read_text()
     # and its settings stay, whoever opens it
     _, loaded, _ = RunFolder.open(tmp_path / "on")
     assert loaded.settings.federation.rounds == 2

@@ -19,7 +19,7 @@ FILES = ("adapter_model.safetensors", "adapter_config.json", "head.safetensors")
 def first(tmp_path_factory):
     """A federation, and the run folder of its three rounds."""
     folder = tmp_path_factory.mktemp("start")
-    file = tiny_federation(folder / "f")
+    file = tiny_federation(folder / "f", evaluation={"metric": "loss"})
     summary, _ = run(file, folder / "first")
     assert summary["adapter_round"] > 0  # so that its start is none of zeros
     return file, folder / "first", summary
@@ -57,7 +57,7 @@ def test_training_goes_on_and_its_lineage_is_told(first, tmp_path):
     file = starting(first, "on")
     on, _ = run(file, tmp_path / "on")
     assert on["metric"]["start"] == summary["metric"]["best"]
-    assert on["adapter_sha256"] != summary["adapter_sha256"]
+    assert states(tmp_path / "on")[0] == summary["adapter_sha256"] != states(tmp_path / "on")[-1]
     told = {
         "path": str(before),
         "from": "run",
@@ -72,6 +72,9 @@ def test_training_goes_on_and_its_lineage_is_told(first, tmp_path):
     origin = json.loads((tmp_path / "on/state/origin.json").read_text())
     assert origin["inputs"]["start"] == summary["adapter_sha256"]
     assert summary["federation_sha256"] in (tmp_path / "on/adapter/README.md").read_text()
+    report = (tmp_path / "on/report.html").read_text()
+    assert "started from" in report
+    assert summary["federation_sha256"] in report
     # a third generation remembers the first
     third, _ = run(starting((file, tmp_path / "on", on), "third"), tmp_path / "third")
     assert told.items() <= third["start"]["before"].items()

@@ -18,7 +18,7 @@ from headwater.server.report import charts as report_charts
 from headwater.server.report import simulated as report_simulated
 from headwater.server.report import tables as report_tables
 from headwater.server.report import tally as report_tally
-from headwater.server.report.data import Run, read_run
+from headwater.server.report.data import Run, read_run, table_at
 from headwater.server.storage.run_folder import RunFolder
 from headwater.text import (
     NOTHING,
@@ -164,6 +164,29 @@ def _simulated_tiles(run: Run) -> list[tuple[str, str, str, str]]:
     return [("simulated time", seconds, energy, "")]
 
 
+def _start(run: Run) -> str | None:
+    """The adapter that the run started from, and the run that made it; None where the seed made its start."""
+    start = table_at(run.summary, "start")
+    if not start:
+        return None
+    parts = [("adapter", "start_sha256"), ("of federation", "federation"), ("sha256", "federation_sha256")]
+    parts += [("round", "round"), ("version", "version")]
+    told = [f"{word} {plain(start[key], 80)}" for word, key in parts if start.get(key) is not None]
+    return ", ".join([plain(start.get("path"), 80), *told])
+
+
+def _changes(run: Run) -> str | None:
+    """What of its settings was changed while it ran; None where nothing was."""
+    changes = run.summary.get("changes")
+    found = [c for c in changes if isinstance(c, dict)] if isinstance(changes, list) else []
+    told = [
+        f"after round {plain(c.get('after_round'))}: "
+        + ", ".join(f"{plain(key, 80)} = {plain(value, 80)}" for key, value in table_at(c, "to").items())
+        for c in found
+    ]
+    return "; ".join(told) or None
+
+
 def facts(run: Run) -> list[tuple[str, str]]:
     """What identifies the run, and why this adapter was exported."""
     adapter, best = run.get("adapter_round"), run.get("metric", "best_round")
@@ -183,5 +206,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("federation sha256", run.get("federation_sha256")),
         ("seed", run.get("seed")),
         ("engine", run.get("engine")),
+        ("started from", _start(run)),
+        ("settings changed", _changes(run)),
     ]
     return [(key, plain(value)) for key, value in rows if value is not None]
