@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 SENTENCES = {
     "cut": "more tokens than data.max_tokens: their end was cut off",
     "cut-answer": "an answer whose end was cut off: they teach no end",
+    "no-window": "an answer that no window has all of: they teach that there is none (raise data.stride)",
     "control-text": "text that looks like a control token of the model: it is read as plain text",
     "nothing": "fewer than two tokens, so that there is nothing to predict: they give no example",
     "no-end": "an answer after which the model's template puts no token that ends it: they teach no end",

@@ -75,10 +75,13 @@ class ExtractiveQA(Task[ExtractiveQAData]):
     def examples(self, row: Row, tokenizer: Tokenizer, report: Report | None = None) -> list[Example]:
         """A window each. Of several answers the first is learnt; all are true when answers are judged."""
         _, context = row.texts()
-        answers = self._answers(row)
+        answers, windows = self._answers(row), self._windows(row, tokenizer)
         asked = Asked(context or "", tuple(text for text, _ in answers) or ("",))
-        first = (answers[0][1], answers[0][1] + len(answers[0][0])) if answers else None
-        return [self._example(window, asked, first) for window in self._windows(row, tokenizer)]
+        first = self._read(row, answers[0], windows) if answers else None
+        if report is not None:
+            missed = first is not None and not any(_places(window, first) for window in windows)
+            report.note(["no-window"] * missed, row.where)
+        return [self._example(window, asked, first) for window in windows]
 
     def ask(self, row: Row, tokenizer: Tokenizer) -> list[Example]:
         """The windows, without an answer."""
@@ -201,7 +204,19 @@ class ExtractiveQA(Task[ExtractiveQAData]):
         if self.settings.unanswerable and none > best.score:
             return {"answer": "", "start": None, "score": none}
         text = asked.context[best.start : best.end]
-        return {"answer": text.strip(), "start": best.start, "score": best.score}
+        if not text:  # no window has a token of the context
+            return {"answer": "", "start": None, "score": none}
+        before = len(text) - len(text.lstrip())  # some tokens begin with the space before a word
+        return {"answer": text.strip(), "start": best.start + before, "score": best.score}
+
+    def _read(self, row: Row, answer: tuple[str, int], windows: Sequence[Window]) -> tuple[int, int]:
+        """The first character of an answer that is in a token, and the one after the last; spaces are not."""
+        text, start = answer
+        spans = {s for window in windows for s in window.spans if s is not None}
+        own = [(max(a, start), min(b, start + len(text))) for a, b in spans]
+        if not (own := [(a, b) for a, b in own if a < b]):
+            raise self._wrong(row, "an answer with a token", f"{text!r:.40}, which the tokenizer drops")
+        return min(a for a, _ in own), max(b for _, b in own)
 
     def _answers(self, row: Row) -> list[tuple[str, int]]:
         """Each answer's text and where it begins."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 
 from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.config.load import load_data, load_federation
+from headwater.data.row_report import RowReport
 from headwater.data.table_row import TableRow
 from headwater.errors import ConfigError, DataError
 from headwater.tasks import squad
-from headwater.tasks.batches import IGNORED
+from headwater.tasks.batches import IGNORED, Example
+from headwater.tasks.extractive_qa import Asked
 from headwater.tasks.table import task_of
 from tests.data.toys import Letters, table
 from tests.support.command import headwater
@@ -100,6 +103,63 @@ def test_a_target_is_the_answer_in_exactly_the_windows_that_have_all_of_it(fast)
     assert whole
     covered = {k for e in examples for s in e.note[1] if s is not None for k in range(*s)}
     assert covered == {k for k, letter in enumerate(context) if letter != " "}
+
+
+def places(found, context, text, start, report=None):
+    """What of the context each window's target says is the answer; None for no answer."""
+    fast = word_tokenizer()
+    fast._tokenizer.post_processor = word_pairs()
+    answers = {"text": [text], "answer_start": [start]}
+    content = {"question": "q", "context": context, "answers": answers}
+    read = TableRow(table([content]), 0, found.settings)
+    said = []
+    for example in found.examples(read, TextTokenizer(fast, "tiny"), report):
+        (begin,), (end,) = (np.flatnonzero((example.targets > 0) & (example.targets & b > 0)) for b in (1, 2))
+        spans = example.note[1]
+        said.append(context[spans[begin][0] : spans[end][1]] if begin else None)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "said"),
+    [(" movie", 8, "movie"), ("movie ", 9, "movie"), (" good movie ", 3, "good movie"), ("ood", 5, "good")],
+)
+def test_spaces_around_an_answer_do_not_make_it_none(text, start, said):
+    assert places(task(), "the good movie was not bad", text, start) == [said]
+
+
+def test_an_answer_that_the_tokenizer_drops_is_refused_by_line():
+    with pytest.raises(DataError, match=r"rows.jsonl:1.*an answer with a token"):
+        places(task(), "the \u200b movie", "\u200b", 4)
+
+
+def test_an_answer_that_no_window_has_is_told_of():
+    context, report = "the good movie was not bad the movie was bad", RowReport()
+    assert set(places(task(max_tokens=10, stride=2), context, context[4:36], 4, report)) == {None}
+    assert report.counts == {"no-window": 1}
+    report = RowReport()
+    assert "good" in places(task(max_tokens=10, stride=2), context, "good", 4, report)
+    assert not report.counts
+
+
+def test_where_an_answer_starts_is_its_own_first_character():
+    """DeBERTa's pieces begin with the space before a word."""
+    found, context = task(), "the movie"
+    example = Example(np.arange(4), np.array([3, IGNORED, 0, 0]), by_token=True)
+    example = replace(example, note=(Asked(context, ()), [None, None, (0, 3), (3, 9)]))
+    answer = found.reply([example], [logits_of(example, {(3, 0): 1.0, (3, 1): 1.0})])
+    assert answer["answer"] == context[answer["start"] :] == "movie"
+
+
+def test_a_context_without_a_token_has_no_answer():
+    found = task()
+    fast = word_tokenizer()
+    fast._tokenizer.post_processor = word_pairs()
+    content = {"question": "q", "context": "\u200b"}
+    examples = found.ask(TableRow(table([content]), 0, found.settings), TextTokenizer(fast, "tiny"))
+    answer = found.reply(examples, [torch.ones(len(e.tokens), 2) for e in examples])
+    assert answer == {"answer": "", "start": None, "score": 2.0}
+    json.dumps(answer, allow_nan=False)
 
 
 def word_pairs():
