@@ -24,6 +24,7 @@ from headwater.errors import ConfigError, InternalError, OwnersLost, StorageErro
 from headwater.process_memory import importing
 
 if TYPE_CHECKING:
+    from headwater.server.events import Event, Observer
     from headwater.server.storage.run_folder import RunFolder
 
 
@@ -38,6 +39,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=1, metavar="N", help="training processes of engine inprocess"
     )
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key")
+    parser.add_argument(
+        "--page",
+        nargs="?",
+        type=int,
+        const=0,
+        metavar="PORT",
+        help="serve a live page on 127.0.0.1 while it runs; without PORT on a free one",
+    )
     parser.add_argument("--quiet", action="store_true", help="print only failures and the result's path")
 
 
@@ -49,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.workers < 1:
         raise ConfigError("--workers", expected="at least 1", got=str(options.workers))
+    if options.page is not None and not 0 <= options.page < 2**16:
+        raise ConfigError("--page", expected="a port from 0 to 65535", got=str(options.page))
     if options.resume is not None and (options.out or options.seed is not None):
         raise ConfigError(
             "headwater simulate --resume", expected="no --out or --seed: the run folder has them",
@@ -86,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
     with (
         defects_kept(folder.path, "run the federation"),
         stop_on_interrupt() as stopping,
-        make_observer(console, options.quiet) as observer,
+        make_observer(console, options.quiet) as progress,
+        _watched(options.page, loaded, folder, progress) as observer,
     ):
         summary = simulate(
             loaded,
@@ -123,6 +135,26 @@ def _changed(folder: RunFolder, loaded: LoadedFederation, engine: str, sets: lis
     for sentence in told:
         print(f"Not as in a run with these settings from the start: {sentence}.", file=sys.stderr)
     return changed
+
+
+@contextmanager
+def _watched(
+    port: int | None, loaded: LoadedFederation, folder: RunFolder, progress: Observer
+) -> Iterator[Observer]:
+    """Who is told of the run: the terminal, and the page where one is wanted."""
+    if port is None:
+        yield progress
+        return
+    from headwater.simulation.live_page import live_page
+
+    with live_page(loaded, folder, port) as (link, page):
+        print(f"Live page: {link}", file=sys.stderr, flush=True)  # whole, so that it can be copied
+
+        def both(event: Event) -> None:
+            page(event)
+            progress(event)
+
+        yield both
 
 
 def _lost(summary: Mapping[str, Any]) -> OwnersLost:

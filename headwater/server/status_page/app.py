@@ -55,7 +55,12 @@ _ASSETS = {
 
 
 def make_app(
-    organiser: Organiser, monitor: Monitor, *, token: str, rounds: Callable[[str], Path | None]
+    organiser: Organiser,
+    monitor: Monitor,
+    *,
+    token: str,
+    rounds: Callable[[str], Path | None],
+    simulation: bool = False,
 ) -> App:
     """The application, guarded.
 
@@ -64,12 +69,19 @@ def make_app(
         monitor: is asked for events.
         token: what every request but those for the empty page must carry.
         rounds: from a run's id to its ``rounds.jsonl``; only asked for runs that the status lists.
+        simulation: there is no certificate, and no version of the adapter to be had.
     """
-    app = open_app(organiser, monitor, rounds)
+    app = open_app(organiser, monitor, rounds, simulation=simulation)
     return WebAuth(app, token, frozenset(_ASSETS))
 
 
-def open_app(organiser: Organiser, monitor: Monitor, rounds: Callable[[str], Path | None]) -> FastAPI:
+def open_app(
+    organiser: Organiser,
+    monitor: Monitor,
+    rounds: Callable[[str], Path | None],
+    *,
+    simulation: bool = False,
+) -> FastAPI:
     """The application without its guard: its routes are what :func:`make_app` guards."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     folder = files("headwater.server.status_page") / "static"
@@ -82,7 +94,7 @@ def open_app(organiser: Organiser, monitor: Monitor, rounds: Callable[[str], Pat
 
     @app.get("/api/status")
     def status() -> Response:
-        return JSONResponse(json_safe(asdict(organiser.status())))
+        return JSONResponse(json_safe(asdict(organiser.status()) | {"simulation": simulation}))
 
     @app.get("/metrics")
     def metrics() -> Response:

@@ -26,12 +26,15 @@ _STOP_S = 5.0
 
 
 @contextlib.contextmanager
-def serving(app: App, port: int) -> Iterator[int]:
+def serving(
+    app: App, port: int, *, choose: str = "Choose another in server.toml, [listen] web."
+) -> Iterator[int]:
     """Serve ``app`` on 127.0.0.1 in a thread until the context ends.
 
     Args:
         app: from :func:`headwater.server.status_page.app.make_app`.
         port: 0 takes a free one.
+        choose: what to do where it is taken.
 
     Yields:
         The port.
@@ -49,7 +52,7 @@ def serving(app: App, port: int) -> Iterator[int]:
             f"web port {port}",
             expected="a free port on 127.0.0.1",
             got=error.strerror or str(error),
-            hint="Choose another in server.toml, [listen] web.",
+            hint=choose,
         ) from None
     server = uvicorn.Server(
         uvicorn.Config(

@@ -66,9 +66,9 @@ function current() {
 }
 
 function showDaemon() {
-  const { version, started, rss_bytes: rss, certificate_days: days } = state.status;
+  const { version, started, rss_bytes: rss, certificate_days: days, simulation } = state.status;
   facts($("daemon"), [["version", version], ["up", seconds(Date.now() / 1000 - started)], ["memory", bytes(rss)],
-    ["certificate", `${count(days)} days`, "", days < 30 ? "warn" : ""]]);
+    ...(simulation ? [] : [["certificate", `${count(days)} days`, "", days < 30 ? "warn" : ""]])]);
 }
 
 function showRun(run) {
@@ -77,6 +77,7 @@ function showRun(run) {
   document.title = run ? `${run.round}/${run.rounds} ${title} – Headwater` : "Headwater";
   for (const id of ["run-state", "run-body", "charts", "adapters-box"]) $(id).hidden = !run;
   if (!run) for (const id of ["run-reason", "run-note", "run-warnings"]) $(id).hidden = true;
+  if (state.status.simulation) $("adapters-box").hidden = true; // they are in its run folder
   $("run-none").hidden = Boolean(run);
   if (!run) return;
   set($("run-state"), run.state);
