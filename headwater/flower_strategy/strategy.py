@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,26 +148,34 @@ class HeadwaterStrategy(FedAvg):
     def _answers(self, replies: Sequence[Message]) -> list[_Answer]:
         """Those that can be merged, by node."""
         answers = dict[int, _Answer]()
-        keys: set[str] | None = None
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
-            try:
+            with self._bad():
                 if (answer := self._answer(reply)) is None:
                     continue
-                names = set(_metrics(answer.content, node))
-                if names != (keys or names):
-                    raise DecodeError(
-                        f"node {node}", expected=f"metrics {sorted(keys or ())}", got=f"{sorted(names)}"
-                    )
                 if node in answers:
                     raise DecodeError(f"node {node}", expected="one reply", got="two")
-            except HeadwaterError as error:
-                if not self._skip_bad:
-                    raise
-                _LOG.error("left out: %s", error)
-            else:
-                keys, answers[node] = names, answer
+                answers[node] = answer
+        names = {node: frozenset(_metrics(a.content, node)) for node, a in answers.items()}
+        usual = Counter(names.values()).most_common(1)[0][0] if names else frozenset()
+        for node, found in names.items():
+            with self._bad():
+                if found != usual:  # of most nodes: one alone leaves nobody else out
+                    del answers[node]
+                    raise DecodeError(
+                        f"node {node}", expected=f"metrics {sorted(usual)}", got=f"{sorted(found)}"
+                    )
         return list(answers.values())
+
+    @contextmanager
+    def _bad(self) -> Iterator[None]:
+        """Inside, a reply that cannot be merged raises, or with ``skip_bad`` is logged."""
+        try:
+            yield
+        except HeadwaterError as error:
+            if not self._skip_bad:
+                raise
+            _LOG.error("left out: %s", error)
 
     def _answer(self, reply: Message) -> _Answer | None:
         """The reply, read; None of a node that is gone, or that has trained on nothing."""

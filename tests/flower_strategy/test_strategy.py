@@ -236,6 +236,20 @@ def test_a_bad_reply_is_loud(change, codec, monkeypatch):
     assert any("left out: node" in line for line in told)
 
 
+def test_the_first_node_does_not_say_what_the_others_must_measure():
+    """Metrics are those of most nodes: one with others is left out, whichever its number is."""
+
+    def other(node, content):
+        if node == min(EXAMPLES):
+            content["metrics"]["more"] = 1.0
+
+    found, _ = started(HeadwaterStrategy(skip_bad=True, **QUIET), app(change=other))
+    assert found.train_metrics_clientapp[1][LEFT_OUT] == 1
+    assert "more" not in found.train_metrics_clientapp[1]
+    with pytest.raises(DecodeError, match=rf"node {min(EXAMPLES)}.*more"):
+        started(HeadwaterStrategy(**QUIET), app(change=other))
+
+
 def test_a_value_beyond_the_bound_is_refused():
     with pytest.raises(HeadwaterError, match=r"value|bound"):
         started(HeadwaterStrategy(**QUIET), app(change=far))
