@@ -45,7 +45,7 @@ def make_trainer(client, rows):
     ]
     args = TrainingArguments(
         HERE / "out",
-        learning_rate=3e-3,
+        learning_rate=5e-3,
         per_device_train_batch_size=16,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=2,

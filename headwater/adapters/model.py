@@ -226,7 +226,7 @@ class AdaptedModel:
     @property
     def by_token(self) -> bool:
         """Whether its targets belong to tokens."""
-        return self.task.settings.by_token
+        return bool(self.task.settings.by_token)
 
     def initial_state(self) -> AdapterState:
         """The state it was built in: a function of federation, base, key and ``adapter.start`` alone."""
