@@ -11,10 +11,12 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
 from headwater.adapters.serving.traits import PREFIX, Subject
-from headwater.errors import ModelError
+from headwater.errors import HeadwaterError, ModelError
 from headwater.experts.decompress import decompress
 
 _CLASSES = {
@@ -63,13 +65,35 @@ def merge_through_peft(subject: Subject, base: Path, out: Path, dtype: str) -> N
         folder = _folder(subject, stack)
         try:
             whole = _adapted(subject, base, folder, "auto" if dtype == "keep" else dtype)
+            _require_apart(whole, subject)
             whole.merge_and_unload(safe_merge=True).save_pretrained(out)
+        except HeadwaterError:
+            raise
         except Exception as error:  # PEFT and transformers raise bare exceptions of many types
             raise ModelError(
                 f"{subject.path}",
                 expected=f"a {subject.kind} adapter that PEFT merges into {base}",
                 got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
             ) from error
+
+
+def _require_apart(whole: PeftModel, subject: Subject) -> None:
+    """Refuse an adapter on one end of a model whose two ends are one weight: PEFT changes that end alone.
+
+    Raises:
+        ModelError: its embeddings or its output are adapted, and tied.
+    """
+    model: PreTrainedModel = whole.get_base_model()
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    together = getattr(whole.peft_config["default"], "ensure_weight_tying", False)
+    if tied and not together and any(isinstance(e, BaseTunerLayer | ModulesToSaveWrapper) for e in ends):
+        raise ModelError(
+            f"{subject.path}",
+            expected="a base whose output is apart from its embeddings, where one of both is adapted",
+            got="tie_word_embeddings: a merged model has one weight for both",
+            hint="Serve the adapter unmerged.",
+        )
 
 
 def compare_logits(subject: Subject, base: Path, merged: Path, dtype: str) -> Logits:

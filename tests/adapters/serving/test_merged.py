@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -124,6 +125,31 @@ def test_a_wrong_merge_is_not_called_done(base, tmp_path):
     save_file(values, tmp_path / "out/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="PEFT's logits within"):
         compare_logits(Subject.open(adapter), base, tmp_path / "out", "float32")
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["one weight", "both in the file"])
+@pytest.mark.parametrize(
+    "made", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj", "embed_tokens"]},
+             {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}],
+    ids=["output", "embeddings", "whole"],
+)  # fmt: skip
+def test_one_end_of_a_model_whose_ends_are_one_weight_is_not_merged(base, tmp_path, made, twice):
+    """Merged it changes both: with --unchecked that was written without a word."""
+    from safetensors.torch import save_file
+
+    tied = tmp_path / "tied"
+    shutil.copytree(base, tied)
+    config = json.loads((tied / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    values = load_file(tied / "model.safetensors")
+    if not twice:
+        del values["lm_head.weight"]
+        save_file(values, tied / "model.safetensors", metadata={"format": "pt"})
+    adapter = trained.lora(tmp_path / "adapter", tied, r=4, lora_alpha=6, **made)
+    done = headwater("export", adapter, "--for", "merged", "--unchecked", "-o", tmp_path / "out")
+    assert (done.code, not (tmp_path / "out").exists()) == (4, True), done.err
+    assert "apart from its embeddings" in done.err
+    assert "Serve the adapter unmerged" in done.err
 
 
 def test_a_change_that_drowns_in_rounding_is_refused(base, tmp_path):
