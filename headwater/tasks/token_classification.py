@@ -35,6 +35,7 @@ class TokenClassification(EachToken[TokenClassificationData]):
     def __init__(self, settings: TokenClassificationData) -> None:
         super().__init__(settings)
         self._chunks = Chunks(settings.labels)
+        self._numbers = any(label.lstrip("-").isdigit() for label in settings.labels)  # they are names there
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -175,7 +176,7 @@ class TokenClassification(EachToken[TokenClassificationData]):
         found = []
         for value in self._named(row):
             index = index_of(value, self.outputs)
-            if index is None and isinstance(value, int) and not isinstance(value, bool):
+            if index is None and type(value) is int and not self._numbers:
                 index = value if 0 <= value < len(self.outputs) else None
             if index is None:
                 raise unknown_label(row.where, self.settings.label, str(value), self.outputs)

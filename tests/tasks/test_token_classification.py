@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.config.load import load_data, load_federation
 from headwater.data.table_row import TableRow
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, DataError
 from headwater.tasks.batches import IGNORED, Example
 from headwater.tasks.entities import Chunks
 from headwater.tasks.table import task_of
@@ -91,6 +91,18 @@ def test_labels_without_marks_are_types_of_their_own():
         ("SBAR", 2, 3),
         ("ORG", 5, 5),
     ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "tags"), [(["1", "2", "3"], [0, 1]), (["O", "2"], [0, 1]), (["O", "A"], [True])]
+)
+def test_a_number_is_a_place_among_labels_only_where_no_label_is_a_number(labels, tags):
+    """Labels 1 to 3 and tags 0 to 2: both 0 and 1 were read as the label "1"."""
+    data = {"kind": "token-classification", "labels": labels, "path": "x", "partition": {"kind": "files"}}
+    found = task_of(load_data(data))
+    row = TableRow(table([{"tokens": ["good"] * len(tags), "tags": tags}]), 0, found.settings)
+    with pytest.raises(DataError, match=r"rows.jsonl:1.*one of the labels"):
+        found.check(row)
 
 
 @pytest.mark.parametrize("fast", [word_tokenizer(), byte_tokenizer(None)], ids=["pieces", "bytes"])
