@@ -83,6 +83,8 @@ def _round(trainer: Trainer, plan: LocalPlan, after_step: Callable[[], None]) ->
     )
     data_seed = config.data_seed
     callback = RoundCallback(plan.max_steps, after_step)
+    base: Any = trainer.model.get_base_model()
+    hooks = getattr(base, "_require_grads_hooks", None)
     trainer.add_callback(callback)
     try:
         for name, value in _changed(trainer, plan).items():
@@ -101,6 +103,8 @@ def _round(trainer: Trainer, plan: LocalPlan, after_step: Callable[[], None]) ->
         trainer.remove_callback(callback)
         trainer.optimizer = trainer.lr_scheduler = None
         trainer._created_lr_scheduler, trainer.is_in_train = False, False
+        if getattr(base, "_require_grads_hooks", None) is not hooks:  # train() adds some each time
+            base.disable_input_require_grads()
 
 
 def _changed(trainer: Trainer, plan: LocalPlan) -> dict[str, Any]:

@@ -140,6 +140,16 @@ def test_rounds_leave_nothing_behind_in_a_trainer(folder, context):
     assert other.delta.tobytes() != first.delta.tobytes(), "data_seed does not fix the order for ever"
 
 
+def test_gradient_checkpointing_leaves_no_hooks_behind(folder, context):
+    """transformers adds one to the embeddings in every ``train()``, and forgets those before."""
+    peft = model(folder)
+    one = trainer(folder, ROWS, peft, gradient_checkpointing=True, max_steps=1)
+    first, second = train(TrainerLearner(lambda *of: one, context.model), task(context), task(context))
+    assert first.delta.norm() > 0
+    assert first.delta.tobytes() == second.delta.tobytes()
+    assert not any(module._forward_hooks for module in peft.modules())
+
+
 @pytest.mark.parametrize(
     ("training", "factor", "steps"),
     [
