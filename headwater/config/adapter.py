@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from headwater.config.adapter_base import BaseAdapter as BaseAdapter
 from headwater.config.layer_adapters import LayerAdapters
@@ -29,6 +29,21 @@ class LoraAdapter(BaseAdapter):
     target_parameters: tuple[str, ...] | None = None
     rank_pattern: dict[ModuleName, Annotated[int, Field(ge=1, le=1024)]] | None = None
     alpha_pattern: dict[ModuleName, Annotated[float, Field(gt=0)]] | None = None
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _alike_in_any_order(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        """PEFT takes the first name that fits a module, and sorts them when it saves the adapter."""
+        names = list(value or ())
+        for number, first in enumerate(names):
+            for later in names[number + 1 :]:
+                both = first.endswith(f".{later}") or later.endswith(f".{first}")
+                if both and later < first and value and value[first] != value[later]:
+                    raise ValueError(
+                        f"{first!r} and {later!r} fit the same modules, and once saved PEFT would take "
+                        f"{later!r}: name each module so that one fits"
+                    )
+        return value
 
     @property
     def factor_rank(self) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from headwater.config.start import with_settings_of_start
 from headwater.config.trackers import Trackers
 from headwater.config.traits import TrackerTraits
 from headwater.errors import ConfigError
+
+_RESOLVED = "# resolved federation file, sha256 "
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,19 @@ class LoadedFederation:
         """What a run of these settings with their seed is named by: 32 hex digits."""
         if self.run:
             return self.run
-        text = f"{self.sha256()}:{self.settings.federation.seed}"
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return _run_id(self.sha256(), self.settings.federation.seed)
 
     def to_toml(self) -> str:
         """The resolved settings as TOML, every default spelled out."""
-        header = f"# resolved federation file, sha256 {self.sha256()}\n"
+        header = f"{_RESOLVED}{self.sha256()}\n"
         content = self.settings.model_dump(mode="json", exclude_none=True)
         if self.trackers:
             content["trackers"] = [t.model_dump(mode="json", exclude_none=True) for t in self.trackers]
         return header + tomli_w.dumps(content)
+
+
+def _run_id(sha256: str, seed: int) -> str:
+    return hashlib.sha256(f"{sha256}:{seed}".encode()).hexdigest()[:32]
 
 
 def load_federation(
@@ -97,10 +102,26 @@ def load_federation(
     Raises:
         ConfigError: names the file, the key, what was expected and what was got.
     """
-    raw = read_tables(path)
+    raw, content = read_toml(path, "federation", "Check the path.")
     if not trackers:
         raw.pop("trackers", None)
-    return federation_of(raw, overrides, seed=seed, folder=folder or path.parent, name=name or str(path))
+    earlier = content.startswith(_RESOLVED.encode()) and _by_tensor(raw.get("codec"))
+    changes = [*overrides]
+    loaded = federation_of(raw, changes, seed=seed, folder=folder or path.parent, name=name or str(path))
+    if not earlier or changes or seed is not None:
+        return loaded
+    sha256 = content[len(_RESOLVED) :].split(maxsplit=1)[0].decode()
+    return replace(loaded, run=_run_id(sha256, loaded.settings.federation.seed))
+
+
+def _by_tensor(table: object) -> bool:
+    """Densities as they were when resolved files did not say of what: of each tensor. Whether any was so."""
+    inner = table.values() if isinstance(table, dict) else table if isinstance(table, list) else ()
+    found = sum(_by_tensor(part) for part in inner) > 0  # all of them, not until one is
+    if not isinstance(table, dict) or table.get("kind") != "compeft" or "density_over" in table:
+        return found
+    table["density_over"] = "tensor"
+    return True
 
 
 def read_tables(path: Path) -> dict[str, Any]:

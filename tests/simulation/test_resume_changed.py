@@ -1,5 +1,6 @@
 """A run that goes on under other settings: more rounds are a longer run's; the rest is told or refused."""
 
+import hashlib
 import json
 from itertools import pairwise
 
@@ -115,3 +116,23 @@ def test_a_kill_between_the_two_files_leaves_the_run_itself(tmp_path, monkeypatc
     summary, _ = go_on(tmp_path / "out", "federation.rounds=4")
     assert summary["rounds"] == 4
     assert [change["to"] for change in summary["changes"]] == [{"federation.rounds": 4}]
+
+
+def test_a_run_whose_file_says_no_density_over_goes_on_as_the_run_that_it_was(tmp_path):
+    """Resolved files said nothing of it while each tensor had its density; the run keeps its id."""
+    up = {"kind": "compeft", "density": 0.2, "density_over": "tensor", "scale_bits": 24}
+    codec = {"up": up, "down": {"kind": "by-module", "otherwise": up}}
+    run(bare_federation(tmp_path / "f", size=300, codec=codec), tmp_path / "out")
+    file = tmp_path / "out/federation.toml"
+    text = file.read_text()
+    sha256 = hashlib.sha256(b"as it was named then").hexdigest()
+    text = text.replace(load_federation(file).sha256(), sha256).replace('density_over = "tensor"\n', "")
+    file.write_text(text)
+    _, loaded, _ = RunFolder.open(tmp_path / "out")
+    assert loaded.settings.codec.up.density_over == "tensor"
+    assert loaded.settings.codec.down.otherwise.density_over == "tensor"
+    assert loaded.run_id() == hashlib.sha256(f"{sha256}:5".encode()).hexdigest()[:32]
+    assert load_federation(file, ["federation.rounds=9"]).run_id() != loaded.run_id()
+    # neither a file of somebody's own nor one that says it is such a one
+    file.write_text(text.partition("\n")[2])
+    assert RunFolder.open(tmp_path / "out")[1].settings.codec.up.density_over == "all"

@@ -25,6 +25,13 @@ from headwater.seeds.keys import Key
 from headwater.state import StateSpec, TensorSpec
 
 Named = Mapping[str, tuple[TensorSpec, Tensor]]
+_OF_TRAINING = frozenset(
+    {
+        "start", "start_sha256", "start_head", "dropout", "d_initial", "strength", "head_bits",
+        "target_modules", "layers", "feedforward_modules", "target_parameters",
+    }
+)  # fmt: skip
+"""Keys of ``[adapter]`` that say how it began and was trained, or what a spec says too."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ def _of_state(source: Source, model: Target, named: Named) -> Fitted:
             got=f"spec {source.spec[:12]}",
             hint="Leave all but start out of [adapter]; keep [model], data.labels and strategy.space.",
         )
+    _require_same_settings(source, model)
     if (order := _order(source, model)) is not None:
         raise ModelError(
             source.who, expected=f"labels in the version's order: {', '.join(source.labels or ())}",
@@ -129,6 +137,22 @@ def _of_state(source: Source, model: Target, named: Named) -> Fitted:
     if source.run is not None:
         values |= _drawn(source, model, {n: p for n, p in named.items() if n not in model.spec.by_name})
     return Fitted(values)
+
+
+def _require_same_settings(source: Source, model: Target) -> None:
+    """Refuse a version whose values mean something else here: a spec says nothing of most kinds' scales."""
+    if source.run is None or source.run.settings.adapter is None:
+        return
+    theirs = source.run.settings.adapter.model_dump(mode="json")
+    ours = model.kind.adapter.model_dump(mode="json")
+    for key in ("kind", *sorted((theirs.keys() | ours.keys()) - _OF_TRAINING - {"kind"})):
+        if ours.get(key) != theirs.get(key):
+            raise ModelError(
+                f"{source.who}: {key} of its run",
+                expected=f"{ours.get(key)!r}, as [adapter] has it",
+                got=f"{theirs.get(key)!r}"[:200],
+                hint=f"Leave adapter.{key} out: what the file does not say is read from the run.",
+            )
 
 
 def _drawn(source: Source, model: Target, fixed: Named) -> dict[str, Tensor]:
@@ -237,7 +261,7 @@ def _more(names: list[str]) -> str:
 
 def _read(source: Source, name: str, spec: TensorSpec) -> Tensor:
     file, own = source.tensors[name]
-    whole = spec.dtype == "int32" and file.tensors[own].dtype in ("I32", "I64")  # places, not values
+    whole = spec.role == "shira_places" and file.tensors[own].dtype in ("I32", "I64")  # as PEFT has them
     values: Any = _numbers(source, file, own) if whole else file.read(own)
     if values.shape != spec.shape:
         raise ModelError(
@@ -247,8 +271,6 @@ def _read(source: Source, name: str, spec: TensorSpec) -> Tensor:
             hint="Leave rank, tokens and target_modules out of [adapter]: they are read from its config. "
             'A head of other labels starts anew with adapter.start_head = "fresh".',
         )
-    if whole:
-        return torch.from_numpy(values.astype(np.int32))
     exact = values.astype(np.float32)
     if values.dtype != np.float32 and not np.array_equal(exact, values):
         raise DecodeError(
@@ -267,8 +289,4 @@ def _numbers(source: Source, file: Tensors, name: str) -> Any:  # noqa: ANN401 -
         raise DecodeError(
             f"{source.who}, tensor {name}", expected="whole numbers in a safetensors file", got=str(error)
         ) from error
-    if not np.array_equal(values, values.astype(np.int32)):
-        raise DecodeError(
-            f"{source.who}, tensor {name}", expected="numbers that int32 holds", got=str(values.dtype)
-        )
     return values

@@ -144,7 +144,7 @@ class RunFolder:
             )
         folder = RunFolder(path)
         start = folder.start if folder.start.exists() else None
-        return folder, replace(loaded, start_file=start, run=str(origin.get("run", ""))), origin
+        return folder, replace(loaded, start_file=start, run=str(origin.get("run", loaded.run))), origin
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -168,7 +168,7 @@ class RunQueue:
         places = [f"{key}={value}" for key, value in entry.changes.items() if key in PLACES]
         file = folder.path / "federation.toml"
         moved = load_federation(file, places, folder=start, trackers=False)
-        return folder, replace(moved, start_file=loaded.start_file)
+        return folder, replace(moved, start_file=loaded.start_file, run=loaded.run)
 
     def trackers(self, run: str) -> tuple[TrackerTraits, ...]:
         """The run's trackers, as its ``federation.toml`` has them now.
