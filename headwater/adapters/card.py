@@ -1,13 +1,16 @@
-"""The README of an exported adapter: :func:`readme`."""
+"""The README of an exported adapter, its model card: :func:`readme`, :func:`how_trained`."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from headwater.adapters.base import PER_LAYER, quantised
 from headwater.adapters.reading.settings import read_data
+from headwater.config.federation import Federation
 from headwater.config.model import MODELS
 from headwater.tasks.table import task_of
 
@@ -18,6 +21,57 @@ _CLASSES = {
     "masked-lm": "AutoModelForMaskedLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
 }
+
+
+_UNSHOWN = frozenset({"adapter_sha256", "bytes", "clients", "failures", "how", "lost", "metric", "rounds"})
+"""Of the card: what the README says otherwise, and who failed, which names owners."""
+
+
+def how_trained(settings: Federation, base: Path) -> dict[str, str]:
+    """What a model card says of a federation: rule, uploads, privacy, the base's licence.
+
+    Args:
+        settings: of the federation.
+        base: the base's folder, whose own model card is asked for the licence; a hub name's is none.
+    """
+    clip = settings.privacy.clip_l2
+    bound = "" if clip is None else f"; each owner's update has an L2 norm of at most {clip:g}"
+    return {
+        "base's licence": _licence(base),
+        "merge rule": settings.strategy.kind,
+        "uploads": settings.codec.up.kind,
+        "privacy": f"rows stayed with their owners; no noise, so no differential privacy{bound}",
+    }
+
+
+def _licence(base: Path) -> str:
+    """``license`` in the front matter of a folder's README.md."""
+    try:
+        text = (base / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license: *[\"']?([\w.+-]+)", front[1], re.MULTILINE) if front else None
+    return found[1] if found else "not said in its folder"
+
+
+def _training(card: Mapping[str, Any]) -> dict[str, str]:
+    """Rows of the table: what the training came to, in words."""
+    found = {
+        name: str(card[key])
+        for key, name in (("clients", "data owners"), ("rounds", "rounds"))
+        if key in card
+    }
+    if sent := card.get("bytes"):
+        found["bytes"] = f"{sent['up']:,} up, {sent['down']:,} down; {sent['up_dense']:,} up in dense fp32"
+    if (metric := card.get("metric")) and metric["final"] is not None:
+        best = (
+            f", best {metric['best']:.4g} in round {metric['best_round']}"
+            if metric["best"] is not None
+            else ""
+        )
+        found[f"{metric['name']} on {metric['on']}"] = f"{metric['final']:.4g} in the last round{best}"
+    return {**found, **card.get("how", {})}
 
 
 def readme(notes: Mapping[str, Any]) -> str:
@@ -33,7 +87,8 @@ def readme(notes: Mapping[str, Any]) -> str:
         "adapter": f"`{json.dumps(notes['adapter'])}`",
         "adapter sha256": f"`{notes['adapter_sha256']}`",
         "labels": ", ".join(f"`{label}`" for label in notes["labels"] or ()) or "none",
-        **{key: _shown(value) for key, value in notes["card"].items()},
+        **_training(notes["card"]),
+        **{key: _shown(value) for key, value in notes["card"].items() if key not in _UNSHOWN},
     }
     table = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items())
     front = json.dumps(base["path"])

@@ -245,6 +245,10 @@ class TrainingContext:
         if self.model is None:
             export_vector(state, folder, card=card)
         else:
+            from headwater.adapters.card import how_trained
+
+            place = self.loaded.path(self.model.base.settings.path)
+            card = {**card, "how": how_trained(self.loaded.settings, place)}
             reading = self.model.reading
             if reading is not None and not reading.pairs:
                 self.model.reading = replace(reading, pairs=reads_pairs(self.loaded, reading.data))

@@ -26,6 +26,18 @@ def test_the_federation_file_page_is_current():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_api_page_is_current(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import python_reference
+
+    monkeypatch.setattr(sys, "argv", ["x", "--check"])
+    assert python_reference.main() == 0
+    stale = tmp_path / "page.md"
+    stale.write_text("old")
+    monkeypatch.setattr(python_reference, "PAGE", stale)
+    assert python_reference.main() == 1
+
+
 def test_the_check_can_fail(tmp_path, monkeypatch):
     sys.path.insert(0, str(ROOT / "scripts"))
     try:

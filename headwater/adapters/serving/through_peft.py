@@ -33,6 +33,12 @@ _CLASSES = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 """transformers' class by Headwater's kind of model, or by PEFT's ``task_type``."""
+_PROBLEMS = {
+    "classification": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
+"""transformers' ``problem_type`` by the kind of Headwater's data; it has none for labels of words."""
 _TOLERANCE = {"float32": 1e-3}
 _ROUNDED = 0.5
 _ROUNDING = 1e-5
@@ -66,7 +72,9 @@ def merge_through_peft(subject: Subject, base: Path, out: Path, dtype: str) -> N
         try:
             whole = _adapted(subject, base, folder, "auto" if dtype == "keep" else dtype)
             _require_apart(whole, subject)
-            whole.merge_and_unload(safe_merge=True).save_pretrained(out)
+            merged = whole.merge_and_unload(safe_merge=True)
+            _name_outputs(subject, merged)
+            merged.save_pretrained(out)
         except HeadwaterError:
             raise
         except Exception as error:  # PEFT and transformers raise bare exceptions of many types
@@ -179,6 +187,23 @@ def _outputs(subject: Subject) -> int:
         if name.removeprefix(PREFIX).endswith(ends):
             return int(shape[0])
     return 0
+
+
+def _name_outputs(subject: Subject, model: PreTrainedModel) -> None:
+    """Put the adapter's labels into ``config.json``: else a pipeline answers LABEL_1, or the base's names.
+
+    With its task, by which transformers' pipeline chooses between softmax, sigmoid and the bare number.
+    """
+    notes = {} if subject.adapter is None else subject.adapter.notes
+    labels = notes.get("labels")
+    if not isinstance(labels, list) or len(labels) != _outputs(subject):
+        return
+    model.config.id2label = {i: str(label) for i, label in enumerate(labels)}
+    model.config.label2id = {str(label): i for i, label in enumerate(labels)}
+    rows = notes.get("rows")
+    data = rows.get("data") if isinstance(rows, dict) else None
+    kind = data.get("kind") if isinstance(data, dict) else None
+    model.config.problem_type = _PROBLEMS.get(str(kind))
 
 
 def _vocabulary(model: PeftModel) -> int:
