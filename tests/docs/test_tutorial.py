@@ -107,7 +107,19 @@ def test_a_recipes_files_are_right(page, tmp_path, monkeypatch):
     load_federation(Path("federation.toml"))
 
 
-def test_the_first_screen_of_a_page_says_what_its_reader_has_in_the_end():
-    for page in [DOCS / "tutorial.md", *RECIPES]:
-        opening = " ".join(page.read_text(encoding="utf-8").split("\n\n")[1].split())
-        assert re.match(r"(In 15 minutes you have|At the end) ", opening), page.name
+PAGES = [DOCS / "start.md", *RECIPES, *sorted(DOCS.glob("how-to/*.md")), *sorted(DOCS.glob("guides/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_first_screen_of_a_page_says_what_its_reader_has_in_the_end(page):
+    title, opening = page.read_text(encoding="utf-8").split("\n\n")[:2]
+    assert title.startswith("# ")
+    assert opening.startswith("At the end ")
+
+
+def test_the_docs_stay_short():
+    """Of what people wrote: the pages that scripts write are as long as what they tell of."""
+    texts = [page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")]
+    by_people = [text for text in texts if not re.search(r"[Ww]ritten by `?scripts/", text[:600])]
+    assert len(texts) - len(by_people) >= 2
+    assert sum(len(text.split()) for text in by_people) <= 40_000
