@@ -238,7 +238,7 @@ def _tokens(notes: Mapping[str, Any]) -> list[str]:
             ]
         if prefix := (rows.get("data") or {}).get("prefix"):
             texts = f'{prefix!r} + "a text"'
-        plain = "" if notes["kind"] == "masked-lm" else ", split_special_tokens=True"
+        plain = "" if "masked token" in MODELS[notes["kind"]].gives else ", split_special_tokens=True"
         return [f'ids = tokenizer({texts}{cut}{plain})["input_ids"]']
     if not notes["chat"]:
         begins = f"{rows['begins']} + " if rows.get("begins") else ""
