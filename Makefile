@@ -1,5 +1,5 @@
 # Headwater. `make demo` and `make test` set up what they need; nothing else has to be installed first.
-# Needs: Python 3.11 or 3.12, make, a network to the Python package index. No GPU.
+# Needs: Python 3.11 to 3.14, make, a network to the Python package index. No GPU.
 
 PYTHON  ?= python3
 VENV    := .venv

@@ -84,7 +84,6 @@ from headwater.config.strategy import (
     TiesStrategy,
 )
 from headwater.config.tables import FederationSettings, SimulationSettings
-from headwater.config.trackers import TensorBoardTracker
 
 MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     DeviceSettings: {
@@ -122,9 +121,6 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     Uniform: {"low": "", "high": ""},
     Lognormal: {"median": "", "sigma": ""},
     Choice: {"values": "", "weights": "all alike if absent"},
-    TensorBoardTracker: {
-        "kind": "scalars of every round in the run folder's `tensorboard/`; needs `headwater[tensorboard]`",
-    },
     FederationSettings: {
         "name": "of the run",
         "seed": "of everything random; replaced by `--seed N`",

@@ -78,7 +78,7 @@ from headwater.config.strategy import (
     TiesStrategy,
 )
 from headwater.config.tables import FederationSettings, SimulationSettings
-from headwater.config.trackers import TensorBoardTracker
+from headwater.config.trackers import MLflowTracker, TensorBoardTracker, WandBTracker
 
 AVAILABILITIES = (AlwaysOnline, DailyWindow, Churn, IntervalTrace)
 DISTRIBUTIONS = (Constant, Uniform, Lognormal, Choice)
@@ -310,6 +310,6 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "[trackers]": (
         "Who is told of the rounds, on the server; packages [bring others](../how-to/add-a-tracker.md). "
         "No part of the hash; may change in the run folder before a resume.",
-        (TensorBoardTracker,),
+        (TensorBoardTracker, MLflowTracker, WandBTracker),
     ),
 }

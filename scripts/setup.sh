@@ -9,11 +9,11 @@ fail() {
     exit 1
 }
 
-command -v "$python" >/dev/null || fail "no '$python' found: install Python 3.11 or 3.12, or run make PYTHON=/path/to/python3.11"
+command -v "$python" >/dev/null || fail "no '$python' found: install Python 3.11 to 3.14, or run make PYTHON=/path/to/python3.11"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || fail "'$python' does not run"
 case $version in
-    3.11 | 3.12) ;;
-    *) fail "Python 3.11 or 3.12 is needed, '$python' is $version: run make PYTHON=/path/to/python3.11" ;;
+    3.11 | 3.12 | 3.13 | 3.14) ;;
+    *) fail "Python 3.11 to 3.14 is needed, '$python' is $version: run make PYTHON=/path/to/python3.11" ;;
 esac
 if [ ! -x "$venv/bin/python" ]; then
     echo "headwater setup: making $venv with Python $version"

@@ -22,26 +22,51 @@ FileName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{
 """A file in the tracker's own folder. A submitted federation names it, so it is no path."""
 
 
-class TensorBoardTracker(TrackerTraits):
-    """Scalars of every round, in the run folder's `tensorboard/`; needs `headwater[tensorboard]`."""
+class _OfExtra(TrackerTraits):
+    """A tracker that writes with packages of the extra that is named like its kind."""
 
-    folder: ClassVar[str] = "tensorboard"
-    kind: Literal["tensorboard"]
+    packages: ClassVar[tuple[str, ...]]
 
-    @field_validator("kind")
+    @field_validator("kind", check_fields=False)
     @classmethod
     def _there(cls, value: str) -> str:
-        if importlib.util.find_spec("tensorboard") is None:
+        if missing := [name for name in cls.packages if importlib.util.find_spec(name) is None]:
             raise MissingDependency(
-                "[[trackers]] kind 'tensorboard'",
-                expected="the package tensorboard",
+                f"[[trackers]] kind '{value}'",
+                expected=f"the package {missing[0]}",
                 got="none",
-                hint='Install it: pip install "headwater[tensorboard]"',
+                hint=f'Install it: pip install "headwater[{value}]"',
             )
         return value
 
 
-Tracker = Annotated[TensorBoardTracker, open_to("trackers", TrackerTraits)]
+class TensorBoardTracker(_OfExtra):
+    """Scalars of every round, in the run folder's `tensorboard/`; needs `headwater[tensorboard]`."""
+
+    folder: ClassVar[str] = "tensorboard"
+    packages: ClassVar[tuple[str, ...]] = ("tensorboard",)
+    kind: Literal["tensorboard"]
+
+
+class MLflowTracker(_OfExtra):
+    """A run of MLflow, in the run folder's `trackers/mlflow/mlflow.db`; needs `headwater[mlflow]`."""
+
+    packages: ClassVar[tuple[str, ...]] = ("mlflow", "sqlalchemy", "alembic", "sqlparse")
+    kind: Literal["mlflow"]
+
+
+class WandBTracker(_OfExtra):
+    """An offline run of Weights & Biases, in the run folder's `trackers/wandb/`; needs `headwater[wandb]`."""
+
+    packages: ClassVar[tuple[str, ...]] = ("wandb",)
+    kind: Literal["wandb"]
+
+
+Tracker = Annotated[
+    TensorBoardTracker | MLflowTracker | WandBTracker,
+    Field(discriminator="kind"),
+    open_to("trackers", TrackerTraits),
+]
 
 
 class Trackers(Settings):

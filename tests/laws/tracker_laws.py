@@ -153,7 +153,7 @@ class TrackerLaws:
         with_it = simulate(self.federation(), tmp_path / "a")
         without = simulate(self.federation(tracked=False), tmp_path / "b")
         assert self.read(self.folder(with_it.folder)) == [0, 1, 2, 3]
-        assert bits(with_it.folder) == bits(without.folder)
+        assert bits(with_it.folder, own=self.folder(with_it.folder)) == bits(without.folder)
         (row,) = with_it.summary["trackers"].values()
         assert row == {"through": 3, "missing": 0, "failures": {}}
         assert "trackers" not in without.summary
@@ -200,9 +200,14 @@ class TrackerLaws:
         assert self.read(self.folder(tmp_path)) == list(range(5))
 
 
-def bits(run: Path) -> dict[str, object]:
-    """What a run came to: every tensor, round and number, without times and how its trackers fared."""
-    tensors = sorted(run.rglob("*.safetensors"))
+def bits(run: Path, own: Path | None = None) -> dict[str, object]:
+    """What a run came to: every tensor, round and number, without times and how its trackers fared.
+
+    Args:
+        run: the run folder.
+        own: where its tracker writes, which may keep the adapter too.
+    """
+    tensors = sorted(path for path in run.rglob("*.safetensors") if not (own and path.is_relative_to(own)))
     found: dict[str, object] = {path.relative_to(run).as_posix(): path.read_bytes() for path in tensors}
     assert [name.split("/")[0] for name in found] == ["adapter", "state"]
     found["rounds"] = [RoundRecord.read(line).content for line in (run / "rounds.jsonl").open("rb")]

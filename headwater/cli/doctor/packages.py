@@ -20,6 +20,8 @@ EXTRAS: Mapping[str, str] = {
     "ray": "simulate --engine ray",
     "gguf": "bases in a GGUF file",
     "tensorboard": "the tracker of this name",
+    "mlflow": "the tracker of this name",
+    "wandb": "the tracker of this name, offline",
     "gpu": "quantised bases, optimizer adamw8bit",
     "speed": "compiled loops of merging and compression",
 }

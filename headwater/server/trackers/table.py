@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from headwater.config.plugins import implementation
-from headwater.config.trackers import TensorBoardTracker
+from headwater.config.trackers import MLflowTracker, TensorBoardTracker, WandBTracker
 from headwater.config.traits import TrackerTraits
+from headwater.server.trackers.mlflow import MLflow
 from headwater.server.trackers.tensorboard import TensorBoard
 from headwater.server.trackers.tracker import RunTracker
+from headwater.server.trackers.wandb import WandB
 
 # Any: the settings' class is the key, so each line knows its own.
-TRACKERS: Mapping[type[Any], Callable[[Any, Path], RunTracker]] = {TensorBoardTracker: TensorBoard}
+TRACKERS: Mapping[type[Any], Callable[[Any, Path], RunTracker]] = {
+    TensorBoardTracker: TensorBoard,
+    MLflowTracker: MLflow,
+    WandBTracker: WandB,
+}
 
 
 def tracker_of(settings: TrackerTraits, folder: Path) -> RunTracker:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from headwater.config.traits import TrackerTraits
 from headwater.files import append_whole
 from headwater.server.round_record import RoundRecord
+from headwater.server.trackers.numbers import scalars
 from headwater.server.trackers.tracker import RunStart, RunTracker
-from headwater.text import finite, plain
 
 
 class TensorBoard(RunTracker):
@@ -60,21 +59,3 @@ class TensorBoard(RunTracker):
             writer.write(event.SerializeToString())
         self.folder.mkdir(parents=True, exist_ok=True)
         append_whole(self._file, buffer.getvalue())
-
-
-def scalars(record: RoundRecord) -> dict[str, float]:
-    """What of a round is a number of the whole federation, by tag; nothing of single clients."""
-    groups = {"test": record.test, "clients": record.pooled, "merge": record.merge, "gap": record.gap}
-    found = {tag: value for group, numbers in groups.items() for tag, value in _numbers(group, numbers)}
-    rows = record.clients.values()
-    if rows:
-        found["round/updates"] = float(sum(not row.failed for row in rows))
-        found["round/failures"] = float(sum(bool(row.failed) and not row.spared for row in rows))
-    sizes = {"bytes_up": record.bytes.up, "bytes_down": record.bytes.down, "seconds": record.seconds}
-    return found | {f"round/{name}": float(value) for name, value in sizes.items() if value is not None}
-
-
-def _numbers(group: str, numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in numbers.items():
-        if name != "examples" and (known := finite(value)) is not None:
-            yield f"{group}/{plain(name, 80)}", known

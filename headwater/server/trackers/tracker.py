@@ -45,6 +45,12 @@ class RunTracker(ABC):
     def __init__(self, settings: TrackerTraits, folder: Path) -> None:
         self.settings, self.folder = settings, folder
 
+    @property
+    def adapter(self) -> Path:
+        """The folder of the run's exported adapter, when :meth:`end` is called; a run may have none."""
+        depth = len(Path(self.settings.folder or "trackers/KIND").parts)
+        return self.folder.parents[depth - 1] / "adapter"
+
     def start(self, run: RunStart) -> None:  # noqa: B027 - many trackers need none
         """Rounds follow. Where it raises, another object is made and asked later."""
 
