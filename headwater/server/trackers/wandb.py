@@ -23,6 +23,7 @@ _KEPT = ("adapter_sha256", "adapter_round", "stopped", "federation_sha256")
 class WandB(RunTracker):
     """wandb hands each round to a process of its own, which writes it; a later start begins another file.
 
+    What that process had not written when the server was killed is lost there, which no resume tells again.
     The files of one run have its id, so that ``wandb sync`` puts them together. Nothing is sent from here,
     and nothing of this machine, its code or its output is kept.
     """
