@@ -207,6 +207,18 @@ def test_none_is_an_answer_only_where_rows_may_have_none():
         assert found.line(answer) == ("(none)" if allowed else "b")
 
 
+def test_none_must_beat_the_best_answer_in_the_window_that_believes_in_it_least():
+    """SQuAD 2's rule of several windows (arXiv 1810.04805, run_squad.py: min_null_feature)."""
+    found = task(max_tokens=9, stride=1, unanswerable=True)
+    examples = found.ask(row(found, "abcdefgh", "h"), Letters())
+    assert len(examples) > 1
+    for none, said in ((2.0, "b"), (5.0, "")):
+        first = {(0, 0): none, (4, 0): 4.0}
+        rest = {(0, 0): 9.0}  # the answer is not in these
+        logits = [logits_of(e, rest if k else first) for k, e in enumerate(examples)]
+        assert found.reply(examples, logits)["answer"][:1] == said
+
+
 def test_windows_of_a_row_are_judged_together():
     found = task(max_tokens=9, stride=1)
     examples = found.examples(row(found, "abcdefgh", "h"), Letters())
