@@ -106,3 +106,25 @@ def test_two_patterns_of_one_module_mean_the_same_once_saved(models, tmp_path):
         with torch.no_grad():
             found = model.forward(batch).logits
         torch.testing.assert_close(found, plain_logits(models, out, batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_version_of_another_base_order_or_start_is_refused(models, tmp_path):
+    loaded = federations.federation(models, "encoder", "bert", federations.adapter("vera", "bert"))
+    base = load_base(loaded.settings.model, models, labels=federations.LABELS)
+    model = AdaptedModel.build(loaded, base, key=Key.root(7).child("adapter"))
+    file = version_of(models, model, loaded, tmp_path / "run")
+    data = {
+        "kind": "classification", "path": "x", "labels": list(federations.LABELS[::-1]),
+        "partition": {"kind": "iid", "clients": 2},
+    }  # fmt: skip
+    with pytest.raises(ModelError, match="labels in the version's order: negative, neutral, positive"):
+        started(models, file, "encoder", "bert", data=data)
+    toml = tmp_path / "run/federation.toml"
+    text = toml.read_text()
+    toml.write_text(text.replace("[adapter]\n", f'[adapter]\nstart = "{file}"\n'))
+    with pytest.raises(ModelError, match="expected a version whose fixed tensors its run's seed made"):
+        started(models, file, "encoder", "bert")
+    toml.write_text(text)
+    (tmp_path / "run/state/origin.json").write_text(json.dumps({"inputs": {"base": "0" * 64}}))
+    with pytest.raises(ModelError, match=r"got one of a base model with sha256 000000000000"):
+        started(models, file, "encoder", "bert")
