@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 
+from headwater.server.trackers import tracking
 from headwater.simulation.run import Run
 from tests.laws.tracker_laws import TrackerLaws
 from tests.support.mlflow import Found
@@ -22,7 +23,8 @@ class TestMLflow(TrackerLaws):
         return [step for step, _ in Found(folder).history("round/number")]
 
 
-def test_its_client_reads_what_rounds_jsonl_says(tmp_path):
+def test_its_client_reads_what_rounds_jsonl_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "DRAIN_S", 300.0)
     run(tiny_federation(tmp_path / "fed"), tmp_path / "out", "trackers=[{ kind = 'mlflow' }]")
     found, rounds = Found(tmp_path / "out/trackers/mlflow"), Run.open(tmp_path / "out").rounds
     assert found.run.info.status == "FINISHED"

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+from headwater.server.trackers import tracking
 from headwater.simulation.run import Run
 from tests.laws.tracker_laws import TrackerLaws
 from tests.support.runs import run, tiny_federation
@@ -23,7 +24,8 @@ class TestWandB(TrackerLaws):
         return [row["round/number"] for row in history(folder)]
 
 
-def test_its_file_has_what_rounds_jsonl_says(tmp_path):
+def test_its_file_has_what_rounds_jsonl_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "DRAIN_S", 300.0)
     run(tiny_federation(tmp_path / "fed"), tmp_path / "out", "trackers=[{ kind = 'wandb' }]")
     folder, rounds = tmp_path / "out/trackers/wandb", Run.open(tmp_path / "out").rounds
     rows = history(folder)
