@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 # else every process that a command or a test starts would compile the same files anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo federation test test-slow test-faults fuzz check lint types layers docs bench bench-baselines bench-simulation bench-scale bench-codec bench-bits \
+.PHONY: help demo federation test test-slow test-faults support fuzz check lint types layers docs bench bench-baselines bench-simulation bench-scale bench-codec bench-bits \
         bench-aggregation bench-merging bench-ranks bench-experts bench-tasks bench-cohorts bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods lock stubs clean
 
 help: ## what there is
@@ -47,6 +47,9 @@ test-slow: $(VENV)/.dev ## the tests that run for minutes: every example on real
 
 test-faults: $(VENV)/.dev ## disturb a real federation in every way we know; writes results/faults.md
 	@HEADWATER_FAULT_TABLE=1 $(BIN)/python -m pytest -m faults -vv tests/faults
+
+support: $(VENV)/.dev ## every adapter kind, task and architecture tried; writes docs/reference/support.md (FRESH=1: all anew)
+	@$(BIN)/python scripts/support_table.py $(if $(FRESH),--fresh)
 
 fuzz: $(VENV)/.dev ## atheris on every reader of strangers' bytes, ten minutes; writes results/fuzz.md
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[fuzz]"

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from tests.support.tiny_models import byte_tokenizer, word_tokenizer
 
@@ -125,23 +132,39 @@ DECODERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What people bring as ``model.kind = "causal-lm"``, by model type."""
 
+ENCODER_DECODERS = ("bart", "t5")
+
 ARCHITECTURES = sorted([*ENCODERS, *DECODERS])
 
 
-def build(name: str, folder: Path, *, seed: int = 0, **changes: object) -> Path:
-    """Write a random model of type ``name``, as its pretraining leaves it, into ``folder``."""
+def build(
+    name: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    make: Any = None,
+    **changes: object,
+) -> Path:
+    """Write a random model of type ``name``, as its pretraining leaves it, into ``folder``.
+
+    ``tokenizer`` and ``make`` (a class ``AutoModel…``) take the place of those that the type has here.
+    """
     decoder = name in DECODERS
-    tokenizer = byte_tokenizer(None) if decoder else word_tokenizer()
+    if tokenizer is None:
+        tokenizer = byte_tokenizer(None) if decoder else word_tokenizer()
     ids = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id if decoder else tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.eos_token_id if decoder else tokenizer.sep_token_id,
+        "bos_token_id": tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id,
         "initializer_range": 0.1,
     }
     config = AutoConfig.for_model(name, **{**ids, **(DECODERS if decoder else ENCODERS)[name], **changes})
     config.tie_word_embeddings = bool(changes.get("tie_word_embeddings"))
-    make = AutoModelForCausalLM if decoder else AutoModelForSeq2SeqLM if name in ("bart", "t5") else AutoModel
+    if make is None:
+        encodes = AutoModelForSeq2SeqLM if name in ENCODER_DECODERS else AutoModel
+        make = AutoModelForCausalLM if decoder else encodes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = make.from_config(config)

@@ -105,11 +105,11 @@ def outcome(folder: Path, name: str, kind: str, adapter: str) -> Cell:
     return Cell("yes")
 
 
-def run_readme(adapter: Path) -> dict[str, Any]:
+def run_readme(adapter: Path, *, answer: int = 8) -> dict[str, Any]:
     """The names that the code of an export's README leaves behind, run in the adapter's folder."""
     names: dict[str, Any] = {}
     with contextlib.chdir(adapter), contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(readme_code(adapter), str(adapter / "README.md"), "exec"), names)
+        exec(compile(readme_code(adapter, answer=answer), str(adapter / "README.md"), "exec"), names)
     return names
 
 
