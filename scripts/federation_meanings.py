@@ -130,7 +130,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "revision": "of a hub name",
         "sha256": "what the base's files must hash to",
         "dtype": "of the frozen base; what is trained stays float32",
-        "quantization": "needs a CUDA GPU and bitsandbytes",
+        "quantization": "needs bitsandbytes; on a GPU or, slower, a CPU",
         "accept_warnings": "parts of harmless warnings of transformers or PEFT; any other is an error",
     },
     SequenceClassificationModel: {

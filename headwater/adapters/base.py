@@ -5,11 +5,9 @@ What is loaded is what is hashed, and what transformers says of it is handled or
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -24,6 +22,7 @@ from transformers import (
 )
 
 from headwater.adapters.head import last_layer, match_head, move_rows
+from headwater.adapters.quantised import compute_as_in_training, quantisation
 from headwater.adapters.reading.tokenizer import TextTokenizer
 from headwater.adapters.reports import listening
 from headwater.adapters.weights import hash_base, hashed_files, resolve_base
@@ -35,7 +34,7 @@ from headwater.config.model import (
     Seq2SeqModel,
     SequenceClassificationModel,
 )
-from headwater.errors import MissingDependency, ModelError
+from headwater.errors import ModelError
 from headwater.merging.coverage import layer_of
 
 PretrainedSettings = EncoderModel | SequenceClassificationModel | CausalLMModel | MaskedLMModel | Seq2SeqModel
@@ -47,11 +46,6 @@ _CLASSES = {
     "masked-lm": AutoModelForMaskedLM,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-QUANTISED: dict[str, dict[str, Any]] = {
-    "8bit": {"load_in_8bit": True},
-    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-}
-"""Arguments of ``BitsAndBytesConfig`` by ``model.quantization``, but for the type that it computes in."""
 _DEQUANTISED = ("fp8", "mxfp4")
 """Ways of saving weights that transformers undoes where it has no kernels for them."""
 _POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
@@ -116,7 +110,7 @@ def load_base(
     Raises:
         ModelError: no such model, another hash than ``settings.sha256``, pickled weights, an
             architecture of another kind, weights missing from the files or left over, a trained head
-            with other labels, a warning of transformers, or quantisation without a GPU.
+            with other labels, a warning of transformers, or quantised layers that do not train.
         MissingDependency: quantisation without bitsandbytes.
     """
     who = f"base model {settings.path}"
@@ -129,7 +123,7 @@ def load_base(
             got=sha256,
             hint="These are not the files of this federation: fetch them again, or correct model.sha256.",
         )
-    quantisation = _quantisation(settings)
+    quantised = quantisation(settings)
     with hashed_files(where) as view, listening(who, settings.accept_warnings) as heard:
         tokenizer = TextTokenizer.load(view, settings.path)
         try:
@@ -146,7 +140,7 @@ def load_base(
                 trust_remote_code=False,
                 ignore_mismatched_sizes=settings.own_head,
                 output_loading_info=True,
-                **quantisation,
+                **quantised,
             )
         except ModelError:
             raise
@@ -169,8 +163,10 @@ def load_base(
     _set_ends(model, where)
     tokenizer.fit(model.get_input_embeddings().weight.shape[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not quantisation:
+    if not quantised:
         model = model.to(device)
+    elif device.type == "cpu":
+        compute_as_in_training(model, settings)
     model.eval()
     notices += head.notices
     return Base(
@@ -244,29 +240,6 @@ def _refuse_quantised(config: PretrainedConfig, settings: PretrainedSettings) ->
             hint='Use the base from which these were made; model.quantization = "8bit" or "4bit" then '
             "quantises it while it is read.",
         )
-
-
-def _quantisation(settings: PretrainedSettings) -> dict[str, Any]:
-    if settings.quantization == "none":
-        return {}
-    who = f"model.quantization '{settings.quantization}'"
-    if not torch.cuda.is_available():
-        raise ModelError(
-            who, expected="a CUDA GPU", got="none", hint='Use quantization = "none" on this machine.'
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependency(
-            who, expected="bitsandbytes", got="not installed", hint="pip install 'headwater[gpu]'"
-        )
-    from transformers import BitsAndBytesConfig
-
-    return {"quantization_config": BitsAndBytesConfig(**quantised(settings.quantization, settings.dtype))}
-
-
-def quantised(bits: str, dtype: str) -> dict[str, Any]:
-    """Arguments of ``BitsAndBytesConfig`` for ``model.quantization`` and ``model.dtype``."""
-    computing = {"bnb_4bit_compute_dtype": dtype} if bits == "4bit" else {}
-    return QUANTISED[bits] | computing
 
 
 def _require_complete(

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headwater.adapters.base import PER_LAYER, quantised
+from headwater.adapters.base import PER_LAYER
+from headwater.adapters.quantised import quantised
 from headwater.adapters.reading.settings import read_data
 from headwater.config.federation import Federation
 from headwater.config.model import MODELS

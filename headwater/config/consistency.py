@@ -290,7 +290,9 @@ def _portable(federation: FederationTables) -> None:
             "itself, and which changes last digits: give a number"
         )
     if getattr(federation.model, "quantization", "none") != "none":
-        raise ValueError("federation.bits 'portable' with model.quantization, which needs a GPU")
+        raise ValueError(
+            "federation.bits 'portable' with model.quantization, which computes otherwise elsewhere"
+        )
 
 
 def _measurable(federation: FederationTables) -> None:

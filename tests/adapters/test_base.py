@@ -230,10 +230,3 @@ def test_another_architecture_is_an_error_of_ours(tmp_path, bert):
     (bert / "config.json").write_text('{"model_type": "no-such-thing"}')
     with pytest.raises(ModelError, match="AutoModel"):
         load_base(encoder(), tmp_path, labels=LABELS)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-@pytest.mark.parametrize("bits", ["4bit", "8bit"])
-def test_quantisation_needs_a_gpu(tmp_path, bert, bits):
-    with pytest.raises(ModelError, match="CUDA"):
-        load_base(encoder(quantization=bits), tmp_path, labels=LABELS)

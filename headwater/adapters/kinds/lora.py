@@ -12,6 +12,7 @@ from numpy.random import Generator
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -97,7 +98,7 @@ class LoraKind(AdapterKind[LoraAdapter]):
         if spec.role == "lora_b":
             return torch.zeros(spec.shape)
         layer = _layer(peft, spec.name, _MAGNITUDE)
-        weight: Tensor = layer.get_base_layer().weight
+        weight: Tensor = dequantize_module_weight(layer.get_base_layer())
         weight = weight.T if layer.fan_in_fan_out else weight
         # in float64, so that the order of a machine's sums does not reach the rounded result
         return weight.double().square().sum(1).sqrt().float().cpu().reshape(spec.shape)
