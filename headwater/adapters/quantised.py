@@ -9,6 +9,7 @@ activations to eight bits with outliers chosen by batch, so that a row's output 
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from typing import Any
 
@@ -93,7 +94,9 @@ def _gradient_error(layer: nn.Linear) -> float | None:
     """How far the gradient of a layer's input is from W·1, as a share; None if there is no gradient."""
     from peft.utils.integrations import dequantize_module_weight
 
-    layer.eval()
+    # a copy: after a pass PEFT's reading of an 8-bit layer on a CPU would take its scales from it
+    layer = copy.deepcopy(layer).eval()
+    exact: Tensor = dequantize_module_weight(layer).float().sum(0)
     x = torch.linspace(-1, 1, layer.in_features).unsqueeze(0)
     with torch.inference_mode():
         layer(x)
@@ -101,5 +104,4 @@ def _gradient_error(layer: nn.Linear) -> float | None:
         layer(given := x.clone().requires_grad_()).sum().backward()
     if given.grad is None:
         return None
-    exact: Tensor = dequantize_module_weight(layer).float().sum(0)
     return float((given.grad[0] - exact).abs().max() / exact.abs().max().clamp(min=1e-12))
