@@ -89,6 +89,18 @@ def test_plain_peft_on_the_same_quantised_base_says_the_same(library, tmp_path, 
     torch.testing.assert_close(ours[at], told[at], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_dora_starts_from_the_norms_of_the_dequantised_weights(library, tmp_path, bits):
+    model = build(tmp_path, bits, "causal-lm", "llama", "dora")
+    start, modules = model.initial_state(), dict(model.network.named_modules())
+    names = [spec.name for spec in start.spec if spec.role == "dora_magnitude"]
+    assert names
+    for name in names:
+        layer = modules[f"peft.{name.partition('.lora_magnitude_vector')[0]}"].get_base_layer()
+        norms = dequantize_module_weight(layer).float().norm(dim=1)
+        torch.testing.assert_close(start[name].flatten(), norms, rtol=1e-5, atol=1e-6)
+
+
 class Packing(nn.Linear):
     """A layer that lets no gradient through once it has computed in evaluation mode, as 0.50.2's do."""
 
