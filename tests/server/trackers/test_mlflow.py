@@ -29,7 +29,7 @@ def test_its_client_reads_what_rounds_jsonl_says(tmp_path, monkeypatch):
     found, rounds = Found(tmp_path / "out/trackers/mlflow"), Run.open(tmp_path / "out").rounds
     assert found.run.info.status == "FINISHED"
     assert found.run.data.params["federation.name"] == "tiny"
-    assert found.run.data.tags["headwater.metric"] == "macro_f1"
+    assert found.run.data.tags["headwater.metric"] == "accuracy"
     assert found.history("round/bytes_up") == [(r["round"], r["bytes"]["up"]) for r in rounds]
     assert found.history("test/accuracy") == [
         (r["round"], pytest.approx(r["test"]["accuracy"])) for r in rounds
