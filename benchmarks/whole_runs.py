@@ -46,6 +46,7 @@ BYTES: dict[str, Table] = {
     "dense": both(DENSE),
     "up 0.1": both(compeft(0.1), DENSE),
     "both 0.2": both(compeft(0.2)),
+    "both 0.15": both(compeft(0.15)),
     "both 0.1": both(compeft(0.1)),
     "both 0.05, by tensor": both({**compeft(0.05), "density_over": "tensor", "scale_bits": 24}),
     "both 0.05": both(compeft(0.05)),
