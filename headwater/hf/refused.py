@@ -42,6 +42,12 @@ def require_federable(trainer: object) -> Trainer:
             raise ConfigError(
                 f"{who}, args.{name}", expected="it off in a federation", got=got, hint=_said(why)
             )
+    if args.gradient_accumulation_steps > 1 and not _divides(trainer):
+        raise ConfigError(
+            f"{who}, args.gradient_accumulation_steps", expected="a step of the mean of its parts",
+            got=f"{args.gradient_accumulation_steps}, of which this model's Trainer takes the sum",
+            hint="With accepts_loss_kwargs = False on the base model, set before the Trainer is made, it divides.",
+        )  # fmt: skip
     if trainer.model_init is not None:
         raise ConfigError(
             f"{who}, model_init", expected="model=, which lives from round to round", got="model_init",
@@ -72,6 +78,20 @@ def require_rows(trainer: Trainer) -> int:
             got=type(trainer.train_dataset).__name__, hint="A client weighs as much as it trains on.",
         )  # fmt: skip
     return count
+
+
+def _divides(trainer: Trainer) -> bool:
+    """Whether an accumulated step is as large as that of one batch of all its rows.
+
+    Where a model takes any keyword, transformers (5.23) leaves the division to its loss; of the models' own
+    losses that of causal language models divides, while those of classifiers and masked models take the mean
+    of each part.
+    """
+    if not trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None:
+        return True
+    base = getattr(trainer.model, "get_base_model", lambda: trainer.model)()
+    kind = getattr(base, "loss_type", None)
+    return kind == "ForCausalLM" or (kind is None and type(base).__name__.endswith("LMHeadModel"))
 
 
 def _said(why: str) -> str:
