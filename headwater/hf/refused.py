@@ -46,7 +46,7 @@ def require_federable(trainer: object) -> Trainer:
         raise ConfigError(
             f"{who}, args.gradient_accumulation_steps", expected="a step of the mean of its parts",
             got=f"{args.gradient_accumulation_steps}, of which this model's Trainer takes the sum",
-            hint="With accepts_loss_kwargs = False on the base model, set before the Trainer is made, it divides.",
+            hint="Set accepts_loss_kwargs = False on the base model first: then it divides.",
         )  # fmt: skip
     if trainer.model_init is not None:
         raise ConfigError(
