@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -88,9 +88,9 @@ class _Told:
         """None: a simulation keeps the last and the best."""
         return ()
 
-    def watch(self, after: int = 0) -> Iterator[WatchEvent]:
+    def watch(self, after: int = 0, ended: Callable[[], bool] = lambda: False) -> Iterator[WatchEvent]:
         """As a daemon's."""
-        return self.monitor.watch(after)
+        return self.monitor.watch(after, ended)
 
     def _facts(self) -> list[ClientFacts]:
         now = time.monotonic()
