@@ -152,8 +152,10 @@ def load_base(
                 hint=_other_kind(where, settings),
             ) from error
         fresh = frozenset(info["missing_keys"]) | {str(key[0]) for key in info["mismatched_keys"]}
-        _require_complete(who, settings, model, fresh)  # before what transformers warns of because of it
+        if isinstance(settings, MaskedLMModel | Seq2SeqModel):
+            _require_complete(who, settings, model, fresh)  # before what transformers warns of because of it
     model.config._name_or_path = model.name_or_path = settings.path
+    _require_complete(who, settings, model, fresh)
     notices = [*heard.notices, *_unread_files(who, where)]
     notices += _left_over(who, settings, frozenset(info["unexpected_keys"]))
     head = _Head(frozenset())

@@ -29,7 +29,7 @@ def federation(folder: Path) -> Path:
         owners=OWNERS,
         federation={"name": "golden", "rounds": 2, "bits": "portable"},
         data={"partition": {"kind": "dirichlet", "clients": 3, "alpha": 1.0}},
-        codec={"up": {"kind": "compeft", "density": 0.2, "error_feedback": False}},
+        codec={"up": {"kind": "compeft", "format": 1, "density": 0.2, "error_feedback": False}},
         strategy={"kind": "mean", "space": "product"},
         evaluation={"min_client_examples": 1},
     )

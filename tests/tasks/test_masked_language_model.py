@@ -72,6 +72,7 @@ def federation(folder, **changes):
             "partition": {"kind": "column", "column": "who"},
         },
         "training": {"kind": "backprop", "learning_rate": 0.05, "batch_size": 4},
+        "codec": {"up": {"kind": "dense"}},
         "evaluation": {"min_client_examples": 1},
         **changes,
     }  # fmt: skip

@@ -143,7 +143,7 @@ class Site:
         self.pool = DiscoveredClients(
             self, "run",
             federation(**tables),
-            SimpleNamespace(base_sha256=""),
+            SimpleNamespace(base_sha256="", start=None),
             EnrolledClients(
                 lambda: self.sessions,
                 lambda name: name in names,

@@ -216,7 +216,10 @@ def federation(trackers):
 @pytest.mark.parametrize(
     ("trackers", "said"),
     [
-        ([{"kind": "nope"}], r"trackers\.0\.kind: expected one of 'tensorboard'.*\(told\), got 'nope'"),
+        (
+            [{"kind": "nope"}],
+            r"trackers\.0\.kind: expected one of 'mlflow', 'tensorboard', 'wandb'.*\(told\), got 'nope'",
+        ),
         ([{"kind": "told"}, {"kind": "told"}], "each kind at most once, and not 'told' again"),
         ([{"kind": "told", "file": "x"}], r"trackers\.0\.file: expected no such key"),
         ([{"kind": "told", "url": 3}], r"trackers\.0\.url: expected a valid string, got 3"),
