@@ -92,6 +92,11 @@ def values_of(source: Source, model: Target, named: Named) -> Fitted:
         order: list[int] | None = None
     else:
         order = _order(source, model)
+        if model.base.labels and source.labels is None and last & found.keys():
+            ours = ", ".join(model.base.labels)
+            notices.append(
+                f"{source.who} names no labels: its outputs are taken for data.labels' in order, {ours}"
+            )
     if not heads & found.keys() and heads & wanted:
         notices.append(f"{source.who} brings no head: it starts as without it")
         wanted -= heads

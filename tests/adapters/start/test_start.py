@@ -152,6 +152,9 @@ def test_a_classifier_of_peft_brings_its_head(models, tmp_path):
         theirs = PeftModel.from_pretrained(fresh, tmp_path / "peft").eval()(batch.tokens, batch.mask).logits
         torch.testing.assert_close(model.forward(batch).logits, theirs, rtol=1e-5, atol=1e-5)
     assert not any("brings no head" in notice for notice in model.notices)
+    assert any(
+        "names no labels" in notice and ", ".join(model.base.labels) in notice for notice in model.notices
+    )
 
 
 def test_a_compressed_file_is_gone_on_with(models, tmp_path):
@@ -181,6 +184,11 @@ def test_labels_in_another_order_are_put_in_ours(models):
         with torch.no_grad():
             ours, theirs = after.forward(batch).logits, before.forward(batch).logits
         assert torch.equal(ours, theirs[:, [federations.LABELS.index(label) for label in order]])
+
+
+def test_labels_that_are_named_need_no_word(models):
+    model = started(models, models / "lora-sequence-classification", "sequence-classification", "bert")
+    assert not any("names no labels" in notice for notice in model.notices)
 
 
 def test_a_new_head_for_other_labels(models):
