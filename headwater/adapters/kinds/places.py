@@ -29,6 +29,15 @@ class DenseShira(Linear):  # type: ignore[misc]  # PEFT is untyped
         return still.index_put((rows, columns), values)
 
 
+def _drawn(adapter: FourierFtAdapter | WaveFtAdapter) -> dict[str, Any]:
+    """PEFT's options of coefficients at places that a seed draws."""
+    return {
+        "n_frequency": adapter.entries,
+        "scaling": adapter.scale,
+        "random_loc_seed": adapter.places_seed,
+    }
+
+
 class FourierFtKind(LayerKind[FourierFtAdapter]):
     """ΔW = scale · Re(F⁻¹(E)), E of n coefficients. The paper draws them N(0, 1); here they start as 0.
 
@@ -40,12 +49,7 @@ class FourierFtKind(LayerKind[FourierFtAdapter]):
     tensors = ((".fourierft_spectrum", "spectrum", zeros),)
 
     def options(self) -> dict[str, Any]:  # noqa: D102 - inherited
-        adapter = self.adapter
-        return {
-            "n_frequency": adapter.entries,
-            "scaling": adapter.scale,
-            "random_loc_seed": adapter.places_seed,
-        }
+        return _drawn(self.adapter)
 
 
 class WaveFtKind(LayerKind[WaveFtAdapter]):
@@ -56,12 +60,7 @@ class WaveFtKind(LayerKind[WaveFtAdapter]):
     tensors = ((".waveft_spectrum", "spectrum", zeros),)
 
     def options(self) -> dict[str, Any]:  # noqa: D102 - inherited
-        adapter = self.adapter
-        return {
-            "n_frequency": adapter.entries,
-            "scaling": adapter.scale,
-            "random_loc_seed": adapter.places_seed,
-        }
+        return _drawn(self.adapter)
 
 
 class C3aKind(LayerKind[C3aAdapter]):

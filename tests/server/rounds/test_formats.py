@@ -105,6 +105,22 @@ def test_a_plan_says_every_setting_of_a_later_format():
     assert plan.codec == CompeftCodec(kind="compeft")
 
 
+@pytest.mark.parametrize(
+    ("said", "bits", "over"),
+    [
+        ({}, 8, "all"),
+        ({"format": 1}, 24, "tensor"),
+        ({"budget_bytes": 900}, 8, "tensor"),
+        ({"density_over": "tensor"}, 8, "tensor"),
+        ({"scale_bits": 24}, 24, "all"),
+    ],
+)
+def test_what_a_file_leaves_out_is_what_its_form_has(said, bits, over):
+    codec = CompeftCodec(kind="compeft", **said)
+    assert (codec.scale_bits, codec.density_over) == (bits, over)
+    assert CompeftCodec(**codec.model_dump()) == codec  # as a resolved file is read again
+
+
 def test_scale_bits_need_the_format_that_has_them():
     with pytest.raises(ValueError, match="format 2"):
         CompeftCodec(kind="compeft", format=1, scale_bits=12)
