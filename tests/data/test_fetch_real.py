@@ -76,3 +76,14 @@ def test_smollm2(tmp_path):
     assert loss("The capital of France is Paris, a city on the river Seine.") + 2 < loss(
         "Seine river on city a Paris is, France the capital of The."
     )
+
+
+def test_instructions(tmp_path):
+    folder = fetched("instructions", tmp_path)
+    train, test = read_rows(folder / "train.jsonl"), read_rows(folder / "test.jsonl")
+    kinds = ("question", "definition", "usage", "opposite", "category", "sentiment")
+    assert Counter(train.columns["kind"]) == dict.fromkeys(kinds, 240)
+    assert Counter(test.columns["kind"]) == dict.fromkeys(kinds, 60)
+    asked = dict(zip(test.columns["prompt"], test.columns["answer"], strict=True))
+    assert asked['What is the opposite of "sweet"?'] == "sour"
+    assert not asked.keys() & set(train.columns["prompt"])
