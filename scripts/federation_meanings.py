@@ -78,7 +78,9 @@ from headwater.config.schedule import BufferedSchedule, CohortSettings
 from headwater.config.script import ScriptTraining
 from headwater.config.strategy import (
     BaseStrategy,
+    DistanceStrategy,
     FisherStrategy,
+    KeptStrategy,
     MeanStrategy,
     MedianStrategy,
     TiesStrategy,
@@ -318,10 +320,9 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     TiesStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     FisherStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
-    MedianStrategy: {
-        "allow_factors": "permit space `factors`, which merges noise of the basis",
-        "max_kept_mb": "MiB of updates that a round may keep in memory",
-    },
+    DistanceStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
+    KeptStrategy: {"max_kept_mb": "MiB of updates that a round may keep in memory"},
+    MedianStrategy: {"allow_factors": "permit space `factors`, which merges noise of the basis"},
     CohortSettings: {
         "clients_per_round": "how many are asked, drawn anew; all if absent. "
         "Schedule `buffered`: how many work at once",

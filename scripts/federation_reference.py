@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from headwater.config.devices import Constant
-from headwater.config.strategy import KeptStrategy, RuleStrategy, UnweightedStrategy
+from headwater.config.strategy import DistanceStrategy, KeptStrategy, RuleStrategy, UnweightedStrategy
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "federation-file.md"
 
@@ -41,8 +41,15 @@ def page() -> str:
 def rule_row(cls: type[BaseModel]) -> str:
     """A rule's kinds and its own settings with their defaults."""
     common = {*RuleStrategy.model_fields, *KeptStrategy.model_fields}
-    own = [f"`{key}` {toml(info.default)}" for key, info in cls.model_fields.items() if key not in common]
-    mark = "¹" if issubclass(cls, UnweightedStrategy) else ""
+    own = [
+        f"`{key}`" + ("" if info.default is None else f" {toml(info.default)}")
+        for key, info in cls.model_fields.items()
+        if key not in common
+    ]
+    alike = issubclass(cls, UnweightedStrategy) or get_args(cls.model_fields["weighting"].annotation) == (
+        "equal",
+    )
+    mark = "¹" * alike + "²" * issubclass(cls, DistanceStrategy)
     return f"- {listed([cls])}{mark}" + (f": {', '.join(own)}" if own else "")
 
 

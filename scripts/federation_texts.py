@@ -70,7 +70,9 @@ from headwater.config.schedule import BufferedSchedule, CohortSettings, Synchron
 from headwater.config.script import ScriptTraining
 from headwater.config.settings import by_kind
 from headwater.config.strategy import (
+    DistanceStrategy,
     FisherStrategy,
+    FLTrustStrategy,
     MeanStrategy,
     MedianStrategy,
     RuleStrategy,
@@ -126,7 +128,11 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("space `product`, `fair`", "`server_momentum`; `server_learning_rate`; `error_feedback`"),
     ("strategy `fisher`", "a method other than `backprop`; `adapter.head_bits`"),
     ("a strategy other than `mean`", "methods that send scalars (`kseed`, `decomfl`, `blackbox`)"),
-    ("a strategy other than `mean` and `median`", "`spry`, `rank`, `last_layers`"),
+    (
+        "a strategy other than `mean`, `median`, `trimmed_mean`, and those by distances in space `product`",
+        "`spry`, `rank`, `last_layers`",
+    ),
+    ("strategy `geometric_median` with `passes`", "space `product`; a `smoothing` below 10⁻⁶"),
     (
         "`privacy.clip_l2`",
         "codecs that may lengthen: `codec.up.alpha`, `fp16`, `int8`, `int4`, `nf4`, `topk` in 8 bits, "
@@ -188,10 +194,15 @@ RULES = """\
 ### Rules of `headwater merge`
 
 `headwater merge --rules` describes them. All take `allow_factors`, those that \
-[keep updates](aggregation.md#rules-of-headwater-merge) `max_kept_mb`, and ¹ no `weighting`.
+[keep updates](aggregation.md#rules-of-headwater-merge) `max_kept_mb`, ¹ no `weighting`, ² \
+also space `product`.
 
 """
-RULE_CLASSES = [cls for cls in dict.fromkeys(by_kind(Strategy).values()) if issubclass(cls, RuleStrategy)]
+RULE_CLASSES = [
+    cls
+    for cls in dict.fromkeys(by_kind(Strategy).values())
+    if issubclass(cls, RuleStrategy) or (issubclass(cls, DistanceStrategy) and cls.of_offline)
+]
 
 TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "federation": ("What the whole run has in common.", (FederationSettings,)),
@@ -284,7 +295,7 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "strategy": (
         "How updates become the next global adapter; without `kind`, by the `mean`. "
         "[Which one?](../how-to/choose-a-strategy.md)",
-        (MeanStrategy, TiesStrategy, FisherStrategy, MedianStrategy),
+        (MeanStrategy, TiesStrategy, FisherStrategy, MedianStrategy, FLTrustStrategy),
     ),
     "cohort": ("Who takes part in a round, and when it ends.", (CohortSettings,)),
     "schedule": (

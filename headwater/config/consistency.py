@@ -138,10 +138,11 @@ def _methods(federation: FederationTables) -> None:
             raise ValueError(
                 f"methods that send scalars, such as '{kind}', need strategy 'mean', not '{strategy.kind}'"
             )
-        if not strategy.takes_parts and (training.splits_layers or partial):
+        if not strategy.merges_parts() and (training.splits_layers or partial):
             raise ValueError(
-                f"method '{kind}' and methods with rank or last_layers need strategy 'mean' or 'median', "
-                f"not '{strategy.kind}'"
+                f"method '{kind}' and methods with rank or last_layers need strategy 'mean', 'median' or "
+                "'trimmed_mean', or one that merges by distances in space 'product', not "
+                f"'{strategy.kind}' in space '{strategy.space}'"
             )
         if strategy.needs_fisher and federation.adapter is not None and federation.adapter.head_bits:
             raise ValueError("adapter.head_bits is for methods without gradients, not strategy 'fisher'")

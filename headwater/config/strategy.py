@@ -16,6 +16,8 @@ from headwater.config import rule_settings as rules
 from headwater.config.plugins import open_to
 from headwater.config.traits import StrategyTraits
 
+_FINEST = 1e-6
+"""The smallest part of a length at which sums of pulls keep their digits."""
 Space = Literal["factors", "ffa", "rolora", "product", "fair", "fedsa"]
 
 
@@ -151,6 +153,24 @@ class MedianStrategy(KeptStrategy):
     allow_factors: bool = False
 
 
+class DistanceStrategy(KeptStrategy):
+    """A rule that goes by inner products of whole updates; in space ``product`` by those of the weights.
+
+    Attributes:
+        of_offline: whether it is the rule of ``headwater merge`` of the same name.
+    """
+
+    of_offline: ClassVar[bool] = True
+    kind: str
+    space: Literal["factors", "ffa", "product"] = "ffa"
+    weighting: Literal["examples", "equal"] = "equal"
+    allow_factors: bool = False
+
+    def merges_parts(self) -> bool:
+        """Of products, what a client does not train is no difference."""
+        return self.merges_products
+
+
 class MagnitudePruneStrategy(rules.Trimming, RuleStrategy):
     """Mean of each update's largest values."""
 
@@ -226,26 +246,67 @@ class KnotsStrategy(rules.Trimming, RuleStrategy, KeptStrategy):
 class TrimmedMeanStrategy(rules.Dropped, UnweightedStrategy, KeptStrategy):
     """Mean of each value without its ends (arXiv 1803.01498)."""
 
+    takes_parts: ClassVar[bool] = True
     kind: Literal["trimmed_mean"]
 
 
-class KrumStrategy(rules.Faulty, UnweightedStrategy, KeptStrategy):
+class KrumStrategy(rules.Faulty, DistanceStrategy):
     """The one update that lies closest to most others (arXiv 1703.02757)."""
 
+    weighting: Literal["equal"] = "equal"
     kind: Literal["krum"]
 
 
-class MultiKrumStrategy(rules.FaultySelected, UnweightedStrategy, KeptStrategy):
+class MultiKrumStrategy(rules.FaultySelected, DistanceStrategy):
     """Mean of those that lie closest to most others (arXiv 1703.02757)."""
 
+    weighting: Literal["equal"] = "equal"
     kind: Literal["multi_krum"]
 
 
-class GeometricMedianStrategy(rules.Weiszfeld, RuleStrategy, KeptStrategy):
+class GeometricMedianStrategy(rules.Weiszfeld, DistanceStrategy):
     """The point with the smallest sum of distances (arXiv 1912.13445)."""
 
-    weighting: Literal["examples", "equal"] = "equal"
     kind: Literal["geometric_median"]
+    passes: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="so many steps, each a pass over what was sent, so that no update is kept in memory; "
+        "`iterations` is left alone",
+    )
+
+    @model_validator(mode="after")
+    def _streams(self) -> GeometricMedianStrategy:
+        if self.passes is not None and self.merges_products:
+            raise ValueError("passes are sums value by value: leave them out in space 'product'")
+        if self.passes is not None and self.smoothing < _FINEST:
+            raise ValueError(f"passes need a smoothing of at least {_FINEST:g}, not {self.smoothing:g}")
+        return self
+
+
+class FLTrustStrategy(DistanceStrategy):
+    """Updates count as far as they agree with those of trusted clients (arXiv 2012.13995)."""
+
+    of_offline: ClassVar[bool] = False
+    weighting: Literal["equal"] = "equal"
+    kind: Literal["fltrust"]
+    trusted: tuple[str, ...] = Field(
+        min_length=1,
+        strict=False,
+        description="clients whose mean update is the measure, and is not merged itself; they are in every "
+        "round, and a round without any of them moves nothing",
+    )
+
+    @property
+    def always(self) -> frozenset[str]:
+        """Clients that are asked in every round."""
+        return frozenset(self.trusted)
+
+    @property
+    def fewest(self) -> int:
+        """One trusted and another one."""
+        return 2
 
 
 class TsvStrategy(RuleStrategy, KeptStrategy):
@@ -293,6 +354,7 @@ Strategy = Annotated[
     | KrumStrategy
     | MultiKrumStrategy
     | GeometricMedianStrategy
+    | FLTrustStrategy
     | TsvStrategy
     | IsoCtsStrategy
     | LoreStrategy

@@ -246,6 +246,15 @@ class StrategyTraits(Pluggable):
         """The smallest number of updates that can be merged."""
         return 1
 
+    @property
+    def always(self) -> frozenset[str]:
+        """Clients that are asked in every round, whoever else is drawn."""
+        return frozenset()
+
+    def merges_parts(self) -> bool:
+        """Whether clients may train parts only: :attr:`takes_parts`, unless settings decide."""
+        return self.takes_parts
+
     def blends_factors(self) -> bool:
         """Whether it would merge A and B coordinate by coordinate without having been told to."""
         space, allowed = getattr(self, "space", ""), getattr(self, "allow_factors", False)

@@ -55,12 +55,12 @@ class Aggregator(ABC, Generic[Acc]):
     Attributes:
         additive: the accumulator is sums of what single clients sent, of a size that does not grow with
             clients: a secure sum, which shows the server nothing else, could feed it.
-        passes: how often it must be given every update. Whoever folds gives an accumulator of two passes
-            to :meth:`next_pass`, and what that returns each update again.
+        passes: how often it must be given every update. Whoever folds gives an accumulator of several
+            passes to :meth:`next_pass`, and what that returns each update again.
     """
 
     additive: ClassVar[bool] = True
-    passes: ClassVar[int] = 1
+    passes: int = 1
 
     def kept_bytes(self, spec: StateSpec, clients: int) -> int:
         """Memory of the updates of so many clients until they are merged; 0 of an additive rule."""

@@ -250,7 +250,7 @@ class ProductAggregator(Aggregator[ProductSums]):
             probes, sketch = self._probes[b.name], right[expert].numpy()
             q, x = probes.rebuild(sketch, None if left is None else left[expert].numpy(), expert)
             if self.ridge is None:
-                found = _truncated(q, x / b.scaling, down[expert].numpy())
+                found = truncated(q, x / b.scaling, down[expert].numpy())
             else:
                 means = (up + more_up)[expert].numpy(), (down + more_down)[expert].numpy()
                 found = _refitted(q, x / b.scaling, *means, ridge=self.ridge)
@@ -336,7 +336,7 @@ def _zeros(segments: int, like: Tensor) -> Tensor:
     return torch.zeros(segments, *like.shape, dtype=torch.int64)
 
 
-def _truncated(q: Floats, x: Floats, old_down: Floats) -> tuple[Floats, Floats, int]:
+def truncated(q: Floats, x: Floats, old_down: Floats) -> tuple[Floats, Floats, int]:
     """B [d_out, r], A [r, d_in] and the rank of the best product of rank r near Q·X.
 
     Singular values fall, both factors have their root, and each column of B has its largest entry positive.

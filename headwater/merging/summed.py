@@ -191,7 +191,7 @@ class TwoPassAggregator(SummedAggregator):
         sums: of the rule.
     """
 
-    passes: ClassVar[int] = 2
+    passes: int = 2
     sums: TwoPassSums
 
     def __init__(self, sums: TwoPassSums) -> None:

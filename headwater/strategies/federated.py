@@ -8,7 +8,7 @@ travel (A is left out in ``ffa``) is decided where the model is built: nothing h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -113,7 +113,12 @@ class FederatedStrategy(Strategy):
             )
         method_names = completed_names(federation, names, method_names)  # quotas are of all clients
         if federation.schedule.has_rounds:  # a buffered version takes whoever is first
-            names = _sample(names, federation.cohort.clients_per_round, key.child("cohort", number))
+            names = _sample(
+                names,
+                federation.cohort.clients_per_round,
+                key.child("cohort", number),
+                federation.strategy.always,
+            )
         methods = assign(federation, {name: profiles[name] for name in names}, method_names)
         spec, layers_key = server.state.spec, key.child("layers", number)
         self._require_room(spec, len(names))
@@ -315,9 +320,14 @@ class FederatedStrategy(Strategy):
         )
 
 
-def _sample(names: Sequence[str], size: int | None, key: Key) -> list[str]:
-    """``size`` of the sorted ``names`` without replacement, sorted; all of them if there are no more."""
+def _sample(names: Sequence[str], size: int | None, key: Key, always: Collection[str] = ()) -> list[str]:
+    """``size`` of the sorted ``names`` without replacement, sorted; all of them if there are no more.
+
+    Those of ``always`` are among them.
+    """
     if size is None or size >= len(names):
         return list(names)
-    chosen = key.numpy().choice(len(names), size=size, replace=False)
-    return [names[i] for i in sorted(chosen.tolist())]
+    sure = [name for name in names if name in always]
+    others = [name for name in names if name not in always] if sure else names
+    chosen = key.numpy().choice(len(others), size=max(0, size - len(sure)), replace=False)
+    return sorted([*sure, *(others[i] for i in chosen.tolist())])

@@ -7,18 +7,26 @@ from typing import Any
 
 from headwater.config.plugins import implementation
 from headwater.config.strategy import (
+    DistanceStrategy,
     FisherStrategy,
+    FLTrustStrategy,
+    GeometricMedianStrategy,
     MeanStrategy,
     MedianStrategy,
     RuleStrategy,
     Strategy,
     TiesStrategy,
+    TrimmedMeanStrategy,
 )
 from headwater.merging.aggregator import Aggregator
 from headwater.merging.fisher import FisherAggregator
 from headwater.merging.mean import MeanAggregator
 from headwater.merging.median import MedianAggregator
 from headwater.merging.product import ProductAggregator
+from headwater.merging.robust.coefficient_rule import CoefficientRule
+from headwater.merging.robust.fltrust import FLTrust
+from headwater.merging.robust.trimmed_mean import TrimmedMeanAggregator
+from headwater.merging.robust.weiszfeld import WeiszfeldAggregator
 from headwater.merging.ties import TiesAggregator
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
@@ -32,6 +40,8 @@ RULES: Mapping[type[Any], Callable[[Any], Aggregator[Any]]] = {
     TiesStrategy: lambda settings: TiesAggregator(settings.density),
     FisherStrategy: lambda settings: FisherAggregator(settings.cap),
     MedianStrategy: lambda settings: MedianAggregator(settings.max_kept_mb << 20),
+    TrimmedMeanStrategy: lambda settings: TrimmedMeanAggregator(settings.drop, settings.max_kept_mb << 20),
+    FLTrustStrategy: lambda settings: _fltrust(settings, None),
 }
 
 
@@ -45,11 +55,14 @@ def rule_for(settings: Strategy, key: Key | None = None) -> Aggregator[Any]:
     Raises:
         ConfigError: neither :data:`RULES` nor an installed package has one for these settings.
     """
-    if isinstance(settings, RuleStrategy):
+    make = RULES.get(type(settings))
+    if isinstance(settings, GeometricMedianStrategy) and settings.passes is not None:
+        return WeiszfeldAggregator(settings.passes, settings.smoothing)
+    if make is None and isinstance(settings, RuleStrategy | DistanceStrategy):
         from headwater.strategies.offline_rules import of_offline  # three dozen settings classes: 0.1 s
 
         return of_offline(settings, key or Key.root(0))
-    make = RULES.get(type(settings)) or implementation("rules", settings)
+    make = make or implementation("rules", settings)
     made: Aggregator[Any] = make(settings)
     return made
 
@@ -65,6 +78,10 @@ def rule_in_round(settings: Strategy, base: AdapterState, key: Key) -> Aggregato
     Raises:
         ConfigError: as :func:`rule_for`.
     """
+    if isinstance(settings, DistanceStrategy) and settings.merges_products:
+        from headwater.strategies.offline_rules import of_products
+
+        return of_products(settings, base) if settings.of_offline else _fltrust(settings, base)
     if not (isinstance(settings, MeanStrategy) and settings.merges_products):
         return rule_for(settings, key)
     return ProductAggregator(
@@ -73,3 +90,9 @@ def rule_in_round(settings: Strategy, base: AdapterState, key: Key) -> Aggregato
         by_holders=settings.rank_weights == "holders",
         ridge=FAIR_RIDGE if settings.space == "fair" else None,
     )
+
+
+def _fltrust(settings: Any, base: AdapterState | None) -> CoefficientRule:  # noqa: ANN401 - as in RULES
+    about = {"trusted": sorted(settings.trusted)}
+    most = settings.max_kept_mb << 20
+    return CoefficientRule(settings.kind, FLTrust(frozenset(settings.trusted)), most, base, about)

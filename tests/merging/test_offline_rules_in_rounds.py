@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from headwater.config.settings import by_kind
-from headwater.config.strategy import RuleStrategy, Strategy
+from headwater.config.strategy import DistanceStrategy, RuleStrategy, Strategy
 from headwater.errors import ConfigError, DecodeError, EmptyRound, UpdateRejected
 from headwater.merging.accumulator_bytes import dump, load
 from headwater.merging.aggregator import Aggregator
-from headwater.merging.kept import KeptAggregator
+from headwater.merging.buffered_rule import BufferedRule
 from headwater.merging.offline.rules.table import RULES as OFFLINE
 from headwater.merging.plan import MergePlan, Update
 from headwater.seeds.keys import Key
@@ -31,7 +31,11 @@ from tests.merging.offline import factor_oracles
 from tests.merging.test_rules import F2
 from tests.strategies.test_federated import federation
 
-KINDS = sorted(kind for kind, cls in by_kind(Strategy).items() if issubclass(cls, RuleStrategy))
+KINDS = sorted(
+    kind
+    for kind, cls in by_kind(Strategy).items()
+    if issubclass(cls, RuleStrategy) or (issubclass(cls, DistanceStrategy) and cls.of_offline)
+)
 LOOSE = {
     "krum": {"faulty": 0}, "multi_krum": {"faulty": 0, "selected": 1}, "trimmed_mean": {"drop": 0},
     "consensus": {"agreement": 1}, "lore": {"iterations": 2},
@@ -57,7 +61,7 @@ def fold(of: Aggregator[Any], plan: MergePlan, updates: Sequence[Update]) -> Any
     return acc
 
 
-SUMMED = [kind for kind in KINDS if not isinstance(rule(kind), KeptAggregator)]
+SUMMED = [kind for kind in KINDS if not isinstance(rule(kind), BufferedRule)]
 TWO = [kind for kind in SUMMED if rule(kind).passes == 2]
 
 
