@@ -6,12 +6,15 @@ import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from headwater.adapters.trained_tensors import unit_of
 from headwater.config.data import InstructionData
 from headwater.errors import StorageError
 from headwater.files import whole_folder
@@ -24,7 +27,14 @@ FORMAT = "headwater.adapter.v1"
 WEIGHTS, HEAD, NOTES = "adapter_model.safetensors", "head.safetensors", "headwater.json"
 
 
-def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapping[str, object]) -> None:
+def export(
+    model: AdaptedModel,
+    state: AdapterState,
+    folder: Path,
+    *,
+    card: Mapping[str, object],
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
     """Write ``state`` as a folder for ``PeftModel.from_pretrained(base, folder)``.
 
     ``adapter_config.json`` and ``adapter_model.safetensors`` are PEFT's own format and hold the frozen
@@ -37,6 +47,7 @@ def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapp
         state: what to write.
         folder: is made, or replaced as a whole; it is never half written.
         card: what the README should tell about the run (JSON values).
+        beside: other files of the folder, by name.
 
     Raises:
         SpecMismatch: ``state`` is of another model.
@@ -46,6 +57,7 @@ def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapp
 
     state.require_spec(model.spec, "state to export")
     tensors = model.saved_tensors(state)
+    values = _values(model, state, tensors)
     head = {n.removeprefix("head."): tensors.pop(n) for n in sorted(tensors) if n.startswith("head.")}
     config = copy.copy(model.network.peft.active_peft_config)
     config.base_model_name_or_path = model.base.settings.path
@@ -54,7 +66,7 @@ def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapp
     for name, value in vars(config).items():
         if isinstance(value, set):  # PEFT would write it in the order of this process's hashes
             setattr(config, name, sorted(value))
-    notes = _notes(model, state, card)
+    notes = {**_notes(model, state, card), "values": values}
 
     def write(folder: Path) -> None:
         config.save_pretrained(folder)
@@ -63,21 +75,36 @@ def export(model: AdaptedModel, state: AdapterState, folder: Path, *, card: Mapp
             _save(head, folder / HEAD)
         _write_json(folder / NOTES, notes)
         (folder / "README.md").write_text(readme(notes), encoding="utf-8")
+        _write_beside(beside, folder)
 
     _replace_folder(folder, write)
 
 
-def export_vector(state: AdapterState, folder: Path, *, card: Mapping[str, object]) -> None:
+def export_vector(
+    state: AdapterState,
+    folder: Path,
+    *,
+    card: Mapping[str, object],
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
     """Write the state of a federation without a base model: values and ``headwater.json``.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    notes = {"format": FORMAT, "kind": "vector", "adapter_sha256": state.sha256(), "card": dict(card)}
+    notes = {
+        "format": FORMAT,
+        "kind": "vector",
+        "adapter_sha256": state.sha256(),
+        "spec": state.spec.fingerprint(),
+        "values": {"stays": [], "units": {}},
+        "card": dict(card),
+    }
 
     def write(folder: Path) -> None:
         _save(dict(state), folder / WEIGHTS)
         _write_json(folder / NOTES, notes)
+        _write_beside(beside, folder)
 
     _replace_folder(folder, write)
 
@@ -108,6 +135,23 @@ def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object])
         "read_at_last_token": model.network.model.own_head and decoder,
         "card": dict(card),
     }
+
+
+def _values(model: AdaptedModel, state: AdapterState, saved: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """How the state's hash follows from the saved tensors; None where they are computed from its values.
+
+    ``stays``: names of tensors that are not of the state; ``units``: what others were multiplied by.
+    """
+    units = {t.name: unit for t in state.spec if (unit := unit_of(t)) != 1.0}
+    for name, value in state.items():
+        if name not in saved or not torch.equal(saved[name], value * units.get(name, 1.0)):
+            return None
+    return {"stays": sorted(saved.keys() - state.keys()), "units": units}
+
+
+def _write_beside(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -36,6 +36,9 @@ VERBS = {
     "merge": Verb("merge adapters into one, without their base model", "headwater.cli.merge"),
     "compress": Verb("write an adapter as one small file", "headwater.cli.experts"),
     "decompress": Verb("write a compressed adapter as a folder that PEFT loads", "headwater.cli.experts"),
+    "verify": Verb(
+        "say what its receipts prove of an adapter: rounds, owners, lineage", "headwater.cli.verify"
+    ),
     "inspect": Verb("show what is in an adapter or a compressed one", "headwater.cli.experts"),
     "check": Verb("say who can serve an adapter, and what would go wrong there", "headwater.cli.serving"),
     "export": Verb("write an adapter for a server, or merged into its base", "headwater.cli.serving"),

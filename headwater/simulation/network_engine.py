@@ -31,7 +31,7 @@ from headwater.training.context import TrainingContext
 
 MOST_AGENTS = 64
 """Every agent is two processes, one of them with the base model."""
-RESULT = ("adapter", "rounds.jsonl", "summary.json", "report.html")
+RESULT = ("adapter", "receipts", "rounds.jsonl", "summary.json", "report.html")
 PREDECESSORS_S = 40.0
 """How long processes of a parent that was killed may take to end."""
 
@@ -186,5 +186,6 @@ def _result(entry: RunEntry, source: Path, loaded: LoadedFederation, folder: Run
             hint=f"Go on with: headwater simulate --resume {folder.path}",
         )
     shutil.copy2(source / "rounds.jsonl", folder.path / "rounds.jsonl")
+    shutil.copytree(source / "receipts", folder.receipts, dirs_exist_ok=True)
     clients = len(list((source.parent.parent.parent / "devices").glob("*")))
     return finish(loaded, folder, context, RunResult(checkpoint, False, "stopped", clients), engine="network")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -236,14 +237,20 @@ class TrainingContext:
             pad=self.pad,
         )
 
-    def export(self, state: AdapterState, folder: Path, card: Mapping[str, object]) -> None:
+    def export(
+        self,
+        state: AdapterState,
+        folder: Path,
+        card: Mapping[str, object],
+        beside: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         """Write ``state`` as a folder: see :func:`headwater.adapters.export.export`."""
         from headwater.adapters.export import export, export_vector
 
         if self.start is not None:
             card = {**card, "start": self.start.lineage}
         if self.model is None:
-            export_vector(state, folder, card=card)
+            export_vector(state, folder, card=card, beside=beside)
         else:
             from headwater.adapters.card import how_trained
 
@@ -252,7 +259,7 @@ class TrainingContext:
             reading = self.model.reading
             if reading is not None and not reading.pairs:
                 self.model.reading = replace(reading, pairs=reads_pairs(self.loaded, reading.data))
-            export(self.model, state, folder, card=card)
+            export(self.model, state, folder, card=card, beside=beside)
 
 
 _WITHOUT_A_MODEL: Mapping[str, Callable[[], CohortTrainer]] = {"noop": NoopTrainer}

@@ -52,7 +52,9 @@ def rounds(folder):
 def test_run_folder_has_what_it_promises(file, tmp_path):
     summary, events = run(file, tmp_path / "run")
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"adapter", "federation.toml", "rounds.jsonl", "summary.json", "report.html", "state"}
+    assert names == {
+        "adapter", "federation.toml", "receipts", "rounds.jsonl", "summary.json", "report.html", "state",
+    }  # fmt: skip
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     records = rounds(tmp_path / "run")
     assert [r["round"] for r in records] == [0, 1, 2, 3]

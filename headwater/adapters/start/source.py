@@ -20,6 +20,7 @@ from headwater.errors import DecodeError, HeadwaterError, ModelError
 from headwater.experts.expert_file import open_adapter
 from headwater.merging.offline.peft_config import LORA, WEIGHTS, read_json, require_additive
 from headwater.merging.offline.tensor_file import TensorFile, Tensors
+from headwater.receipts.bundle import receipt_hash
 from headwater.tasks.table import task_of
 
 HEAD = "head.safetensors"
@@ -41,6 +42,7 @@ class Source:
         run: of a version, the federation that made it.
         labels: names of its head's outputs; None of what does not say.
         base_sha256: of the base that it was trained on; empty where it does not say.
+        receipt: hash of its receipt; None where it came without.
     """
 
     who: str
@@ -52,6 +54,7 @@ class Source:
     run: LoadedFederation | None = None
     labels: tuple[str, ...] | None = None
     base_sha256: str = ""
+    receipt: str | None = None
 
     @property
     def tensors(self) -> dict[str, tuple[Tensors, str]]:
@@ -80,6 +83,7 @@ class Source:
             "round": card.get("adapter_round"),
             "version": self.notes.get("version"),
             "before": card.get("start"),
+            "receipt": self.receipt,
         }
         return {key: value for key, value in found.items() if value is not None}
 
@@ -135,7 +139,8 @@ def _of_folder(path: Path, who: str) -> Source:
         if place.name == RUN_ADAPTER and (place.parent / "state" / "origin.json").is_file()
         else "folder"
     )
-    return _described(Source(who, what, tuple(files), config, notes))
+    receipt = receipt_hash(place, notes.get("adapter_sha256"))
+    return _described(Source(who, what, tuple(files), config, notes, receipt=receipt))
 
 
 def _of_compressed(path: Path, who: str) -> Source:
@@ -161,6 +166,7 @@ def _described(source: Source) -> Source:
         source.who, source.what, source.files, source.config, source.notes,
         labels=tuple(map(str, labels)) if isinstance(labels, list) else None,
         base_sha256=str(base.get("sha256") or "") if isinstance(base, dict) else "",
+        receipt=source.receipt,
     )  # fmt: skip
 
 

@@ -1,11 +1,12 @@
-"""``headwater client``: what the owner of a device does: init, enroll, run, status, profile, adapter.
+"""``headwater client``: what a device's owner does: init, enroll, run, status, profile, adapter, receipts.
 
-Only the last two import torch.
+Only profile and adapter import torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
         "action",
-        choices=["init", "enroll", "run", "status", "profile", "adapter"],
+        choices=["init", "enroll", "run", "status", "profile", "adapter", "receipts"],
         help="init writes a commented agent file; enroll makes this device's keys and prints the line for "
         "the organiser; run is the agent; status tells what it does; profile shows what each method of a "
-        "federation takes here; adapter writes this device's own adapter of a run in space fedsa",
+        "federation takes here; adapter writes this device's own adapter of a run in space fedsa; "
+        "receipts lists the updates that left this device, by their hashes",
     )
     parser.add_argument(
         "config",
@@ -49,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
         "enroll": _enroll,
         "run": _run,
         "status": _status,
+        "receipts": _receipts,
     }
     action |= {"profile": client_profile.profile, "adapter": client_adapter.adapter}
     return action[options.action](options)
@@ -152,6 +155,18 @@ def _run(options: argparse.Namespace) -> int:
     from headwater.client.agent.agent import run_agent
 
     return run_agent(_config(options))
+
+
+def _receipts(options: argparse.Namespace) -> int:
+    """What left this device; ``headwater verify ADAPTER --owner`` finds it in an adapter."""
+    from headwater.receipts.sent import SENT, read_sent
+
+    state = _config(options).state
+    for one in read_sent(state / SENT):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.time))
+        print(f"{when}  run {one.run}  round {one.round}  {one.sha256}")
+    print(f"Are they in an adapter? headwater verify ADAPTER --owner {state}")
+    return 0
 
 
 def _status(options: argparse.Namespace) -> int:

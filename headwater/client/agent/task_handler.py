@@ -42,6 +42,7 @@ from headwater.protocol.messages import (
     Request,
     TrainRequest,
 )
+from headwater.receipts.sent import SENT, SentLog
 
 RECHECK_S = 5.0
 """Between two looks whether a problem is mended."""
@@ -100,6 +101,7 @@ class TaskHandler:
         self.outbox = Outbox(settings.state / "outbox")
         models = settings.file.models
         self.models = LocalModels(settings.model_folders, models.allow, settings.state / "models.json")
+        self._sent = SentLog(settings.state / SENT)
         self._name, self._worker, self._sign = settings.file.name, worker, sign
         self._say, self._should_stop, self._now, self._clock = say, should_stop, now, clock
         self.setbacks = Setbacks(settings, self.models, say, now, clock)
@@ -134,7 +136,18 @@ class TaskHandler:
             fault = traceback.format_exc().replace("\n", " | ")
             reply = self._failure(request, failure_of(error), f"a fault in the agent: {fault}")
         self.count(size)
-        return encode_signed(reply, self._sign(reply))
+        signed = encode_signed(reply, self._sign(reply))
+        if isinstance(request, TrainRequest):
+            self._remember(request, reply, signed)
+        return signed
+
+    def _remember(self, request: TrainRequest, reply: bytes, signed: bytes) -> None:
+        """Keep the hash of an update that leaves, for the owner: see :mod:`headwater.receipts`."""
+        if isinstance(decode_reply(reply, max_bytes=len(reply)), EncodedUpdate):
+            try:
+                self._sent.note(self._name, request.run, request.round, signed, time.time())
+            except HeadwaterError as error:  # the update can leave; only its owner's proof of it lacks
+                self._say(str(error))
 
     def instead_of(self, signed: bytes, status: int, reason: str) -> bytes | None:
         """The signed failure that takes the place of a reply which the server refuses.

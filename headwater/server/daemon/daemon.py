@@ -295,6 +295,7 @@ class Daemon:
                 self._monitor,
                 keep=self._keep,
                 interrupted=self._is_ending,
+                receipt_key=self._workspace.credentials.receipt_key,
             )
             job.run()
         except Interrupted:

@@ -19,6 +19,7 @@ from headwater.merging.plan import MergePlan
 from headwater.merging.product_gap import GapSketch
 from headwater.proto.group_wire import MAX_GROUP
 from headwater.proto.wire import MAX_ENVELOPE
+from headwater.security.receipt_keys import ReceiptKey
 from headwater.seeds.keys import Key
 from headwater.server.clients.discovery import DiscoveredClients, EnrolledClients
 from headwater.server.clients.exchange import Exchange
@@ -76,6 +77,7 @@ class RunJob:
         monitor: is told everything.
         keep: how many adapter versions stay.
         interrupted: True ends the job now, to go on after a restart.
+        receipt_key: gives what signs the run's receipts; a key of the run's own if None.
     """
 
     def __init__(
@@ -87,10 +89,11 @@ class RunJob:
         *,
         keep: int,
         interrupted: Callable[[], bool],
+        receipt_key: Callable[[], ReceiptKey] | None = None,
     ) -> None:
         self.entry = entry
         self._book, self._network, self._monitor = book, network, monitor
-        self._keep, self._interrupted = keep, interrupted
+        self._keep, self._interrupted, self._receipt_key = keep, interrupted, receipt_key
         self.folder, self.loaded = book.open(entry.run)
         self.context: TrainingContext | None = None
         self.versions = Versions.of_run(self.folder.path, keep)
@@ -193,6 +196,7 @@ class RunJob:
             rollback=lambda: self._book.get(self.entry.run).rollback,
             rolled_back=self._rolled_back,
             wire_run_id=self.entry.wire_run_id,
+            receipt_key=self._receipt_key,
         )
 
     def _settings(self) -> Federation:

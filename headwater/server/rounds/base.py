@@ -16,6 +16,7 @@ from headwater.protocol.buffered import BufferedCoordinator
 from headwater.protocol.coordinator import Coordinator
 from headwater.protocol.machine import Halt
 from headwater.protocol.messages import ClientProfile, TrainRequest, reported
+from headwater.receipts.receipt import Entry
 from headwater.seeds.keys import Key
 from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.downlink import Downlink
@@ -49,6 +50,7 @@ class RoundResult:
         accepted: for every client whose update is in it, the round that the update answered.
         started_from: for each of them the hash of the state that it started from.
         started_s: when it began, on the run control's stopwatch.
+        received: the accepted updates as they arrived.
     """
 
     merged: Merged
@@ -56,6 +58,13 @@ class RoundResult:
     accepted: Mapping[str, int]
     started_from: Mapping[str, str]
     started_s: float
+    received: tuple[Entry, ...] = ()
+
+
+def entries_of(open_round: OpenRound, accepted: Mapping[str, int]) -> tuple[Entry, ...]:
+    """The accepted updates, for the round's receipt."""
+    received = open_round.received
+    return tuple(Entry(client, started, *received[client]) for client, started in accepted.items())
 
 
 class Rounds(ABC):

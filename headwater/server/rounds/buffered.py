@@ -17,7 +17,7 @@ from headwater.protocol.machine import Begin, Close, Gone, Halt
 from headwater.protocol.messages import TrainRequest
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.events import ClientFailed
-from headwater.server.rounds.base import RoundResult, Rounds
+from headwater.server.rounds.base import RoundResult, Rounds, entries_of
 from headwater.server.rounds.open_round import OpenRound
 from headwater.server.rounds.round_driver import DrivenRound, RoundDriver
 from headwater.server.storage.checkpoint import Checkpoint
@@ -181,7 +181,7 @@ class BufferedRounds(Rounds):
         for client, origin in started.items():
             draft.stale(client, number - origin)
         started_from = {client: self._bases[origin] for client, origin in started.items()}
-        return RoundResult(merged, draft, started, started_from, started_s)
+        return RoundResult(merged, draft, started, started_from, started_s, entries_of(folding, started))
 
 
 def _rolled_back(client: str, origin: int) -> UpdateRejected:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 from headwater.config import LoadedFederation
+from headwater.receipts.receipt import Entry, Kind
+from headwater.receipts.written import ReceiptBook
 from headwater.server.events import Observer, RoundEnded
 from headwater.server.metrics import metric_name
 from headwater.server.round_record import RoundRecord
@@ -22,6 +27,7 @@ class Commits:
         folder: where rounds and checkpoints are written.
         durability: what a daemon adds: every round's adapter is kept as a version.
         observer: is told of each round that is written.
+        book: the run's receipts.
     """
 
     def __init__(
@@ -31,13 +37,22 @@ class Commits:
         folder: RunFolder,
         durability: Durability | None,
         observer: Observer,
+        book: ReceiptBook,
     ) -> None:
         self._loaded, self._run, self._folder = loaded, run, folder
         self._durability, self._observer = durability, observer
         self._metric = metric_name(loaded.settings)
+        self._book = book
 
     def commit(
-        self, checkpoint: Checkpoint, record: RoundRecord, value: float, cohort: tuple[str, ...]
+        self,
+        checkpoint: Checkpoint,
+        record: RoundRecord,
+        value: float,
+        entries: Sequence[Entry],
+        *,
+        base: str,
+        about: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Write the round's line first, then the checkpoint: a resume drops a line without its checkpoint.
 
@@ -45,21 +60,46 @@ class Commits:
             checkpoint: after the round.
             record: the round's line.
             value: of the deciding metric; NaN if not evaluated.
-            cohort: the clients whose updates are in it.
+            entries: the updates that are in it.
+            base: hash of the adapter before; empty before round 0.
+            about: of round 0, what the run goes on from: see :class:`headwater.receipts.receipt.Receipt`.
         """
         self._folder.append_round(record)
         number = checkpoint.server.round
+        cohort = tuple(sorted(entry.client for entry in entries))
         self._add_version(checkpoint, cohort, value, note=f"round {number}" if number else "initial")
-        checkpoint.save(self._folder.checkpoint)
+        self._save(checkpoint, "round" if base else "start", base, entries, about)
         if self._durability is not None:
             self._durability.versions.prune()
         self._observer(RoundEnded(record.round, record, self._metric, value))
 
-    def commit_rollback(self, checkpoint: Checkpoint, version: int) -> None:
+    def commit_rollback(self, checkpoint: Checkpoint, version: int, *, base: str) -> None:
         """Write a checkpoint that has the values of an earlier version, as a version of its own."""
         note = f"rollback to version {version}"
         self._add_version(checkpoint, (), float("nan"), parent=version, note=note)
-        checkpoint.save(self._folder.checkpoint)
+        to = self._book.number_of(checkpoint.server.state.sha256())
+        self._save(checkpoint, "rollback", base, (), {"to": "" if to is None else str(to)})
+
+    def _save(
+        self,
+        checkpoint: Checkpoint,
+        kind: Kind,
+        base: str,
+        entries: Sequence[Entry],
+        about: Mapping[str, str],
+    ) -> None:
+        """The receipt first, then the checkpoint, whose head says which receipt was the last."""
+        head = self._book.add(
+            kind,
+            round=checkpoint.server.round,
+            base=base,
+            result=checkpoint.server.state.sha256(),
+            settings=self._loaded.sha256(),
+            rule=self._loaded.settings.strategy.kind,
+            entries=entries,
+            about=about,
+        )
+        replace(checkpoint, receipt=head).save(self._folder.checkpoint)
 
     def _add_version(
         self,

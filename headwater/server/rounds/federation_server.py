@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 from flwr.serverapp import Grid
@@ -17,6 +18,9 @@ from headwater.config import LoadedFederation
 from headwater.config.federation import Federation
 from headwater.errors import FederationStopped
 from headwater.protocol.messages import ClientProfile, ProfileRequest
+from headwater.receipts.bundle import goes_on_from
+from headwater.receipts.written import Head, ReceiptBook
+from headwater.security.receipt_keys import ReceiptKey
 from headwater.seeds.keys import Key
 from headwater.server.clients.client_pool import ClientPool, FixedClients
 from headwater.server.clients.downlink import Downlink
@@ -102,6 +106,15 @@ class FederationServer:
         self._root = Key.root(loaded.settings.federation.seed)
         self._downlink = Downlink(self._root, context.initial_state().sha256())
         self.control = control
+        own_key = partial(ReceiptKey.of_file, folder.path / "state" / "receipt.key")
+        self._book = ReceiptBook(
+            folder.receipts,
+            run=run,
+            wire=self._wire_run_id,
+            spec=context.spec.fingerprint(),
+            model=context.base_sha256,
+            key=(durability and durability.receipt_key) or own_key,
+        )
         self._apply_settings(loaded.settings)
 
     def _apply_settings(self, settings: Federation) -> None:
@@ -113,7 +126,7 @@ class FederationServer:
         self._strategy = FederatedStrategy(settings)
         self._quorum = Quorum(settings, durability)
         loaded = replace(self._loaded, settings=settings)
-        self._commits = Commits(loaded, self._run, self._folder, durability, self._observer)
+        self._commits = Commits(loaded, self._run, self._folder, durability, self._observer, self._book)
         self._evaluation_round = EvaluationRound(
             settings,
             self._wire_run_id,
@@ -232,11 +245,13 @@ class FederationServer:
         if saved is not None:
             self._downlink.restore(saved.down)
             self._folder.keep_rounds(saved.server.round)
+            self._book.keep_through(saved.receipt)
             if self._durability is not None:
                 self._durability.versions.keep_through(saved.server.round, saved.server.state.sha256())
                 self._durability.forget_through(saved.server.round)
             return saved
         self._folder.keep_rounds(-1)
+        self._book.keep_through(Head())
         if self._durability is not None:
             self._durability.versions.keep_through(-1)
         if not self._gather(pool):
@@ -252,7 +267,10 @@ class FederationServer:
             return None
         pool.describe(draft)
         checkpoint = replace(checkpoint, down=self._downlink.record())
-        self._commits.commit(checkpoint, draft.record(self.control.stopwatch() - started), value, ())
+        record = draft.record(self.control.stopwatch() - started)
+        start = self._context.start
+        about = {} if start is None else goes_on_from(start.lineage)
+        self._commits.commit(checkpoint, record, value, (), base="", about=about)
         return checkpoint
 
     def _tell_started(self, checkpoint: Checkpoint, pool: ClientPool) -> None:
@@ -321,9 +339,9 @@ class FederationServer:
             return checkpoint
         versions = self._durability.versions
         state = versions.state(version, self._context.spec)
-        seeded = checkpoint.server.seeded_state is not None
+        seeded, base = checkpoint.server.seeded_state is not None, checkpoint.server.state.sha256()
         checkpoint = replace(checkpoint, server=self._strategy.rolled_back(checkpoint.server, state))
-        self._commits.commit_rollback(checkpoint, version)
+        self._commits.commit_rollback(checkpoint, version, base=base)
         self._durability.rolled_back()
         self._observer(Notice(f"going on from version {version}"))
         if seeded:
@@ -366,7 +384,8 @@ class FederationServer:
         draft.set_state(server.state.sha256())
         record = draft.record(self.control.stopwatch() - finished.started_s)
         checkpoint = replace(checkpoint, down=self._downlink.record())
-        self._commits.commit(checkpoint, record, value, tuple(sorted(finished.accepted)))
+        base = before.state.sha256()
+        self._commits.commit(checkpoint, record, value, finished.received, base=base)
         if self._durability is not None:
             self._durability.forget_through(checkpoint.server.round)
         return checkpoint

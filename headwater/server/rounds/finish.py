@@ -10,6 +10,7 @@ from typing import Any
 from headwater.config import LoadedFederation
 from headwater.errors import StorageError
 from headwater.process_memory import status_bytes
+from headwater.receipts.bundle import bundle
 from headwater.server.report.page import write_report
 from headwater.server.rounds.federation_server import RunResult
 from headwater.server.rounds.summary import summarise
@@ -56,7 +57,8 @@ def finish(
         **({} if context.start is None else {"start": context.start.lineage}),
         **({"changes": changes} if (changes := folder.changes(loaded.sha256())) else {}),
     }
-    context.export(state, folder.adapter, card=summary)
+    receipts = bundle(folder.receipts, state.sha256())
+    context.export(state, folder.adapter, card=summary, beside=receipts)
     summary["notices"] = list(notices)
     folder.write_json("summary.json", summary)
     write_report(folder)

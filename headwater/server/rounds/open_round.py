@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -59,6 +60,7 @@ class OpenRound:
     Attributes:
         profiles: the profiles of the clients in the plan.
         sent: bytes that went to each client so far.
+        received: by client that is in, the hash of what arrived, and the edge aggregator that summed it.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class OpenRound:
         self._gap_acc = None if self._gap is None else self._gap.init(plan.merge)
         self._dense_bytes = base.spec.nbytes
         self._rows: dict[str, dict[str, Any]] = {}
+        self.received: dict[str, tuple[str, str]] = {}
         self._folded: dict[str, ReceivedReply | None] = {}
         self._sums: dict[str, int] = {}  # bytes by edge aggregator
 
@@ -144,6 +147,7 @@ class OpenRound:
             self._gap_acc = self._gap.add(self._gap_acc, update)
         if self._control is not None:
             self._control.add(update)
+        self.received[client] = hashlib.sha256(incoming.raw).hexdigest(), ""
         self._folded[client] = incoming if keep and self._rule.passes > 1 else None
         row |= {**update.metrics, "examples": reply.examples, "steps": reply.steps}
         row |= {"noise": update.noise} if update.noise else {}
@@ -185,6 +189,8 @@ class OpenRound:
         if self._gap is not None and self._gap_acc is not None and gap_acc is not None:
             self._gap_acc = self._gap.combine(self._gap_acc, gap_acc)
         self._rows |= rows
+        digest = hashlib.sha256(incoming.raw).hexdigest()
+        self.received |= dict.fromkeys(rows, (digest, incoming.address))
         self._sums[incoming.address] = self._sums.get(incoming.address, 0) + incoming.bytes_up
 
     def _row_of(self, client: str, row: Mapping[str, float]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from headwater.protocol.coordinator import Coordinator, RoundRules
 from headwater.protocol.machine import Begin, Halt
 from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.clients.exchange import ReceivedReply
-from headwater.server.rounds.base import RoundResult, Rounds, spooled_as
+from headwater.server.rounds.base import RoundResult, Rounds, entries_of, spooled_as
 from headwater.server.rounds.open_round import OpenRound
 from headwater.server.rounds.round_driver import DrivenRound, RoundDriver
 from headwater.server.storage.checkpoint import Checkpoint
@@ -78,7 +78,9 @@ class SynchronousRounds(Rounds):
         merged = open_round.merge(lambda client: self._again(number, client, number))
         draft = open_round.draft(end, merged, open_round.base + merged.delta)
         started_from = dict.fromkeys(end.accepted, open_round.base_sha256)
-        return RoundResult(merged, draft, dict.fromkeys(end.accepted, number), started_from, started_s)
+        started = dict.fromkeys(end.accepted, number)
+        received = entries_of(open_round, started)
+        return RoundResult(merged, draft, started, started_from, started_s, received)
 
     def _planned_anew(self, number: int) -> Mapping[str, ClientProfile]:
         """Who is there, and whose update was accepted before the round had to be planned anew."""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from headwater.errors import ConfigError, StorageError
 from headwater.files import clear_temporaries, make_folder, sync_folder
 from headwater.protocol.control import AdapterRow
+from headwater.receipts.bundle import bundle
 from headwater.server.storage.adapter_version_files import load_values, save_values
 from headwater.server.storage.tar import tar
 from headwater.server.storage.version_pins import VersionPins
@@ -276,13 +277,14 @@ class Versions:
     def export(
         self, version: int, context: TrainingContext, folder: Path, card: Mapping[str, object]
     ) -> None:
-        """Write a version as a folder for ``PeftModel.from_pretrained``: see ``adapters.export``.
+        """Write a version as a folder for ``PeftModel.from_pretrained``, with the run's receipts up to it.
 
         Raises:
             ConfigError: there is no such version, or its values were pruned.
             StorageError: the values are damaged, or ``folder`` cannot be written.
         """
-        context.export(self.state(version, context.spec), folder, card)
+        state = self.state(version, context.spec)
+        context.export(state, folder, card, bundle(self._folder.parent / "receipts", state.sha256()))
 
     def tar(self, version: int, context: TrainingContext, card: Mapping[str, object]) -> Iterator[bytes]:
         """The folder that :meth:`export` writes as a tar, in pieces of at most 1 MiB.

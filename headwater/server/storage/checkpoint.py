@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from headwater.errors import SpecMismatch, StorageError
 from headwater.files import write_atomically
 from headwater.merging.plan import NoisePlan
+from headwater.receipts.written import Head
 from headwater.seeds.directions import Directions, Integers
 from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes
@@ -37,6 +38,7 @@ class Checkpoint:
         best: the best round's adapter; None before the first evaluation.
         accepted: for each client, the last round whose update was accepted.
         down: what the clients hold of the global adapter.
+        receipt: the run's last receipt.
     """
 
     run: str
@@ -45,6 +47,7 @@ class Checkpoint:
     best: AdapterState | None = None
     accepted: dict[str, int] = field(default_factory=dict)
     down: DownRecord = field(default_factory=DownRecord)
+    receipt: Head = field(default_factory=Head)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; the old one stays if that fails.
@@ -90,6 +93,8 @@ class Checkpoint:
             "span": None if seeded_state is None else _described(seeded_state),
             "down": self.down.described(),
         }
+        if self.receipt.sha256:
+            meta["receipt"] = [self.receipt.number, self.receipt.sha256]
         if self.server.links:
             meta["links"] = self.server.links
         write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
@@ -108,6 +113,8 @@ class Checkpoint:
                 meta = json.loads(file.metadata()["headwater"])
                 of, adapter, accepted = str(meta["run"]), str(meta["spec"]), dict(meta["accepted"])
                 metric, best_round, best_value, since = meta["tracker"]
+                number, sha256 = meta.get("receipt", (-1, ""))
+                receipt = Head(int(number), str(sha256))
                 tracker = Tracker(metric, best_round, float(best_value), since)
                 groups: dict[str, AdapterState] = {}
                 down = DownRecord()
@@ -156,6 +163,7 @@ class Checkpoint:
             best=groups.get("best"),
             accepted=accepted,
             down=down,
+            receipt=receipt,
         )
 
 

@@ -11,6 +11,7 @@ from headwater.config.federation import Federation
 from headwater.errors import StorageError
 from headwater.files import write_atomically
 from headwater.protocol.messages import ClientProfile
+from headwater.security.receipt_keys import ReceiptKey
 from headwater.server.storage.adapter_versions import Versions
 from headwater.server.storage.profiles import profile_from
 from headwater.server.storage.update_spool import Spool
@@ -92,6 +93,7 @@ class Durability:
         rollback: the version to go on from, if the organiser asks for it.
         rolled_back: told when that is done and on disk.
         wire_run_id: the run's id among the clients.
+        receipt_key: signs the run's receipts; one of the run's own if None.
     """
 
     spool: Spool
@@ -101,6 +103,7 @@ class Durability:
     rollback: Callable[[], int | None]
     rolled_back: Callable[[], None]
     wire_run_id: str
+    receipt_key: Callable[[], ReceiptKey] | None = None
 
     def forget_through(self, round: int) -> None:
         """Rounds up to ``round`` are in the checkpoint: their record and their replies are needed no more.

@@ -3,6 +3,7 @@
 ::
 
     adapter/          the result; loads with PeftModel.from_pretrained
+    receipts/         one signed receipt per committed round: see headwater/receipts/
     federation.toml   the resolved federation file, with its hash
     rounds.jsonl      one line per round, from round 0 (before training)
     summary.json      written at the end
@@ -68,6 +69,11 @@ class RunFolder:
     def start(self) -> Path:
         """What ``adapter.start`` named when the run began."""
         return self.path / "state" / "start.safetensors"
+
+    @property
+    def receipts(self) -> Path:
+        """The run's receipts."""
+        return self.path / "receipts"
 
     @property
     def rounds(self) -> Path:
@@ -298,6 +304,7 @@ def _never_began(path: Path) -> bool:
     ours = "origin.json" in state or top == {"state"}
     return (
         ours
-        and top <= {"state", "federation.toml", "rounds.jsonl"}
-        and state <= {"origin.json", "lock", "traceback.txt", "cohorts.json", "start.safetensors"}
+        and top <= {"state", "federation.toml", "rounds.jsonl", "receipts"}
+        and state
+        <= {"origin.json", "lock", "traceback.txt", "cohorts.json", "start.safetensors", "receipt.key"}
     )

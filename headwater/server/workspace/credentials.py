@@ -6,6 +6,7 @@
     secrets/server.key server.pem          what the daemon shows to agents and organisers
     secrets/organiser.key organiser.pem    opens the control port
     secrets/web.token                      opens the web page
+    secrets/receipts.key receipts.json     signs receipts; the authority's word for it
 
 All are 0600 in a folder 0700. Each key is written before its certificate; where a crash leaves a pair that
 does not fit, :meth:`Credentials.check` says so and making it again mends it.
@@ -13,17 +14,19 @@ does not fit, :meth:`Credentials.check` says so and making it again mends it.
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headwater.errors import StorageError
 from headwater.files import sync_folder
 from headwater.security.certificates import Authority, days_left, describe, names_of
 from headwater.security.keyfiles import check_folder, read_secret, secret_folder, write_secret
+from headwater.security.receipt_keys import ReceiptKey, fingerprint
 
 WARN_DAYS = 30
 _FILES = ("ca.pem", "server.key", "server.pem", "organiser.key", "organiser.pem", "web.token")
@@ -107,6 +110,26 @@ class Credentials:
     def web_token(self) -> str:
         """The token of the web page."""
         return self._read("web.token").decode("ascii", "replace").strip()
+
+    def receipt_key(self) -> ReceiptKey:
+        """What signs the runs' receipts, made when it is first asked for.
+
+        The authority vouches for it where ``ca.key`` is here, and its word is kept for when it is not.
+
+        Raises:
+            StorageError: a file is damaged or others may read it.
+        """
+        key = ReceiptKey.of_file(self.folder / "receipts.key")
+        word = self.folder / "receipts.json"
+        if word.exists():
+            content = json.loads(read_secret(word, hint="Remove it: it is made again."))
+            if content["key"] == key.public and content["authority"] == fingerprint(self.ca()):
+                return replace(key, authority=content["authority"], attestation=content["attestation"])
+        if (self.folder / "ca.key").exists():
+            key = key.vouched_for(self._authority())
+            said = {"key": key.public, "authority": key.authority, "attestation": key.attestation}
+            write_secret(word, json.dumps(said).encode() + b"\n")
+        return key
 
     def check(self, server_folder: Path) -> None:
         """Find everything here, closed to others, in pairs that fit, and not ended.

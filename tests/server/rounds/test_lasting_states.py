@@ -6,6 +6,8 @@ import pytest
 
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.config.codec import DenseCodec
+from headwater.receipts.check import check_chain, lineage
+from headwater.receipts.written import read_receipts
 from headwater.server.clients.run_control import Interrupted
 from headwater.server.events import ClientDone, ClientFailed, Notice, RoundEnded
 from tests.server.rounds.test_lasting_seeds import Site, three_clients  # noqa: F401 - a fixture
@@ -79,6 +81,12 @@ def test_after_a_rollback_and_a_change_of_codec_clients_go_on(tmp_path):
     site.go(tell=tell)
     assert len(site.states) == 4
     assert down(site)[2] > down(site)[3] > 0
+    receipts = read_receipts(site.folder.receipts / "receipts.jsonl")
+    check_chain(receipts, "here")
+    assert [(r.kind, r.round) for r in receipts] == [
+        ("start", 0), ("round", 1), ("round", 2), ("rollback", 2), ("round", 3),
+    ]  # fmt: skip
+    assert [r.number for r in lineage(receipts, receipts[-1])] == [4, 3, 1, 0]
 
 
 def test_clients_that_can_make_nothing_are_repaired_in_evaluations_and_rounds(tmp_path, monkeypatch):
