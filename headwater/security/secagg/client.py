@@ -1,0 +1,234 @@
+"""MaskingClient: one client's side of one masked sum, a method for each message, each of which works once.
+
+``advertise`` → ``share`` → ``mask`` → ``sign_list`` → ``reveal``. What a lying server must not get
+decides the refusals: a client masks and shares for one list of signed keys only, signs one list of
+survivors only, and gives of each neighbour the share of its self-mask's seed or of its mask key, never
+both, after a quorum of the group has signed the very list. Who has revealed in a round takes no part in
+it again: the sums of two groups that differ by one client would be that client's vector. Whatever is
+refused ends the sum for this client and its secrets are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from headwater.errors import HeadwaterError, UpdateRejected
+from headwater.security.public_keys import verify_ed25519
+from headwater.security.secagg.agreement import AgreementKey, seal, unseal
+from headwater.security.secagg.group import (
+    ADVERT_DOMAIN,
+    Advert,
+    Flags,
+    Group,
+    SumRound,
+    commitment,
+    mask_info,
+    seal_info,
+)
+from headwater.security.secagg.messages import Delivery, Reveal
+from headwater.security.secagg.ring import Integers
+from headwater.security.secagg.secret import Secret
+from headwater.security.secagg.shamir import SHARE_BYTES, split
+from headwater.security.secagg.stream import add_mask
+
+_STAGES = "advertise", "share", "mask", "sign_list", "reveal", "nothing more"
+
+
+class MaskingClient:
+    """One client in one sum.
+
+    Args:
+        sum_round: which sum.
+        name: the client's.
+        sign: signs bytes with the client's enrolled key.
+        enrolled: the signing keys that this client knows the others by.
+        revealed: the runs and rounds of which it has revealed shares; it adds this one.
+
+    Raises:
+        UpdateRejected: the client is not in the round, its names are not in their one order, or it has
+            revealed shares of it before.
+    """
+
+    def __init__(
+        self,
+        sum_round: SumRound,
+        name: str,
+        sign: Callable[[bytes], bytes],
+        enrolled: Mapping[str, bytes],
+        revealed: set[tuple[str, int]],
+    ) -> None:
+        if name not in sum_round.names or list(sum_round.names) != sorted(set(sum_round.names)):
+            raise UpdateRejected(
+                f"masked sum, client {name}", expected="sorted names, its own among them", got="others"
+            )
+        self._round, self._name, self._revealed = sum_round, name, revealed
+        if self._key in revealed:
+            raise self._refusal("a round whose sum was not told yet", "one that it has revealed shares of")
+        self._sign, self._enrolled = sign, enrolled
+        self._index, self._stage = sum_round.names.index(name), 0
+        self._seal, self._mask = AgreementKey.create(), AgreementKey.create()
+        self._seed = Secret.create()
+        self._seed_shares: dict[int, bytes] = {}
+        self._key_shares: dict[int, bytes] = {}
+
+    @property
+    def members(self) -> int:
+        """Of the group, once it is known."""
+        return len(self._group.adverts)
+
+    @property
+    def _key(self) -> tuple[str, int]:
+        return self._round.run, self._round.round
+
+    def advertise(self) -> Advert:
+        """The keys of this round, signed."""
+        with self._step("advertise"):
+            draft = Advert(self._index, self._seal.public, self._mask.public, commitment(self._seed), b"")
+            signature = self._sign(ADVERT_DOMAIN + self._round.digest + draft.body)
+            return Advert(draft.index, draft.seal_key, draft.mask_key, draft.commitment, signature)
+
+    def share(self, group: Group) -> dict[int, bytes]:
+        """Sealed shares of both secrets, for each neighbour.
+
+        Args:
+            group: who advertised, by the server's word.
+
+        Raises:
+            UpdateRejected: a neighbour's keys that are not signed, another key of this client's, too few
+                members, or bounds that keep not what the federation states.
+        """
+        with self._step("share"):
+            promise, asked = self._round.promise, len(self._round.names)
+            group.bounds.require_private(promise)
+            if len(group.adverts) < asked - promise.dropped(asked):
+                raise self._refusal(
+                    f"at least {asked - promise.dropped(asked)} members", str(len(group.adverts))
+                )
+            own = [i for i, advert in enumerate(group.adverts) if advert.index == self._index]
+            if not own or group.adverts[own[0]].mask_key != self._mask.public:
+                raise self._refusal("its own keys among them", "others")
+            self._group, self._own = group, own[0]
+            self._neighbours = group.neighbours(self._own)
+            for neighbour in self._neighbours:  # the others' are checked by theirs, and the list is one
+                group.adverts[neighbour].require_signed(self._round, self._enrolled)
+            points = [neighbour + 1 for neighbour in self._neighbours]
+            seeds = split(self._seed, points, group.bounds.threshold)
+            keys = split(self._mask.secret, points, group.bounds.threshold)
+            return {
+                neighbour: seal(self._seal_key(self._own, neighbour), seed + key, group.digest)
+                for neighbour, seed, key in zip(self._neighbours, seeds, keys, strict=True)
+            }
+
+    def mask(self, delivery: Delivery, values: Sequence[Integers]) -> bytes:
+        """The vector plus the self-mask and a mask for each neighbour who shared, packed.
+
+        Args:
+            delivery: the neighbours' shares.
+            values: int64, as the round's layout says.
+
+        Raises:
+            UpdateRejected: shares are missing, too few, or do not open.
+            ConfigError: values that no sum may have.
+        """
+        with self._step("mask"):
+            shared, group = delivery.shared, self._group
+            present = [neighbour for neighbour in self._neighbours if shared[neighbour]]
+            if not shared[self._own] or sorted(delivery.sealed) != present:
+                raise self._refusal("the shares of all neighbours that shared", "others")
+            group.require_enough(shared, self._round.promise)
+            if len(present) < group.bounds.threshold:
+                raise self._refusal(f"{group.bounds.threshold} neighbours", str(len(present)))
+            for neighbour, sealed in delivery.sealed.items():
+                who = f"masked sum, shares of {self._name_of(neighbour)}"
+                text = unseal(self._seal_key(neighbour, self._own), sealed, group.digest, who)
+                if len(text) != 2 * SHARE_BYTES:
+                    raise UpdateRejected(who, expected="two shares", got=f"{len(text)} bytes")
+                self._seed_shares[neighbour] = text[:SHARE_BYTES]
+                self._key_shares[neighbour] = text[SHARE_BYTES:]
+            words = self._round.layout.to_words(values)
+            add_mask(words, self._seed.value)
+            for neighbour in present:
+                other = group.adverts[neighbour].mask_key
+                info = mask_info(group, self._mask.public, other)
+                seed = self._mask.agree(other, info, f"masked sum, keys of {self._name_of(neighbour)}")
+                add_mask(words, seed, negative=self._own > neighbour)
+            self._shared = shared.copy()
+            return self._round.layout.pack(words)
+
+    def sign_list(self, survivors: Flags) -> bytes:
+        """The signature over the one list of survivors that this client goes by.
+
+        Args:
+            survivors: whose vectors are in the sum.
+
+        Raises:
+            UpdateRejected: it is not among them, they did not all share, or too few are left to hide it.
+        """
+        with self._step("sign_list"):
+            if not survivors[self._own] or bool((survivors & ~self._shared).any()):
+                raise self._refusal("survivors that shared, itself among them", "others")
+            self._group.require_enough(survivors, self._round.promise)
+            self._survivors = survivors.copy()
+            return self._sign(self._group.list_text(self._round, self._shared, self._survivors))
+
+    def reveal(self, signatures: Mapping[int, bytes]) -> Reveal:
+        """Of each neighbour one share: of the seed if it survived, of the mask key if it dropped out.
+
+        Args:
+            signatures: over the list that this client signed, by member.
+
+        Raises:
+            UpdateRejected: fewer than the quorum, one that is not its member's, or too few neighbours left.
+        """
+        with self._step("reveal"):
+            quorum = self._round.promise.quorum(self.members)
+            text = self._group.list_text(self._round, self._shared, self._survivors)
+            for member, signature in signatures.items():
+                key = self._enrolled[self._name_of(member)]
+                if not self._survivors[member] or not verify_ed25519(key, signature, text):
+                    raise self._refusal(
+                        "signatures of survivors over the list that it was shown",
+                        f"another of {self._name_of(member)}",
+                    )
+            if len(signatures) < quorum:
+                raise self._refusal(f"signatures of {quorum} members", str(len(signatures)))
+            seeds = {n: share for n, share in self._seed_shares.items() if self._survivors[n]}
+            keys = {n: share for n, share in self._key_shares.items() if not self._survivors[n]}
+            self._revealed.add(self._key)
+            self._forget()
+            return Reveal(seeds, keys)
+
+    def _seal_key(self, sender: int, receiver: int) -> bytes:
+        other = receiver if sender == self._own else sender
+        public = self._group.adverts[other].seal_key
+        info = seal_info(self._group, sender, receiver)
+        return self._seal.agree(public, info, f"masked sum, keys of {self._name_of(other)}")
+
+    def _name_of(self, member: int) -> str:
+        return self._round.names[self._group.adverts[member].index]
+
+    def _refusal(self, expected: str, got: str) -> UpdateRejected:
+        return UpdateRejected(
+            f"masked sum of round {self._round.round}, client {self._name}", expected=expected, got=got,
+            hint="The client tells nothing more of this round; the server begins it anew.",
+        )  # fmt: skip
+
+    @contextmanager
+    def _step(self, what: str) -> Iterator[None]:
+        """Each step once and in order; after an error none."""
+        if _STAGES[self._stage] != what:
+            self._forget()
+            raise self._refusal(f"a server that asks each step once ({_STAGES[self._stage]})", what)
+        self._stage += 1
+        try:
+            yield
+        except HeadwaterError:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        self._stage = len(_STAGES) - 1
+        self._seed_shares, self._key_shares = {}, {}
+        for secret in ("_seal", "_mask", "_seed"):
+            self.__dict__.pop(secret, None)
