@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,9 +47,29 @@ def result_table(summary: Mapping[str, Any]) -> RenderableType:
     )
     if not table.row_count:
         return Text(cost)
+    groups = [_groups_table(summary)] if summary.get("groups") else []
     # a table's own title and caption are no wider than it is
     title = Text(f"{summary['name']}: {metric['name']} on {_where(metric)}", style="italic")
-    return Group(title, table, Text(cost))
+    return Group(title, table, *groups, Text(cost))
+
+
+def _groups_table(summary: Mapping[str, Any]) -> Table:
+    """The groups of test rows, line by line: before, alone on average, all in one place, federated."""
+    groups, baselines = summary["groups"], summary["baselines"]
+    central, alone = (baselines.get(f"{name}_groups", {}) for name in ("centralised", "alone"))
+    table = Table()
+    table.add_column("of the test rows")
+    heads = ["before", *(["alone, mean"] if alone else []), *(["in one place"] if central else [])]
+    for head in (*heads, "federated, last", "best"):
+        table.add_column(head, justify="right")
+    for group, row in groups.items():
+        values = [row["start"]]
+        if alone:
+            own = [found[group] for found in alone.values() if group in found]
+            values.append(math.fsum(own) / len(own) if own else None)
+        values += [central.get(group)] if central else []
+        table.add_row(Text(group), *map(_number, (*values, row["final"], row["best"])))
+    return table
 
 
 def _fisher(summary: Mapping[str, Any]) -> str:

@@ -311,6 +311,8 @@ def _measurable(federation: FederationTables) -> None:
         )
     if wanted.probe and not (data.has_probe and decides == "accuracy"):
         raise ValueError("baselines.probe needs data.kind 'classification' judged by 'accuracy'")
+    if federation.evaluation.by is not None and data.test is None:
+        raise ValueError("evaluation.by needs data.test, whose rows it tells apart")
     held_out = data.test is not None or data.validation_fraction > 0
     if any(value for _, value in wanted) and not held_out:
         raise ValueError("[baselines] need data.test, or data.validation_fraction above 0")

@@ -33,6 +33,11 @@ class EvaluationSettings(Settings):
         default=None, gt=0, le=1, description="the same as a fraction of those with a validation split"
     )
     metric: str | None = None
+    by: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a column of the test file: the metrics of the rows of each of its values too",
+    )
     patience: int | None = Field(default=None, ge=1, description="evaluations without a better one")
     min_client_examples: int = Field(default=10, ge=1, description="below it a client's own number is hidden")
     batch_size: int = Field(default=64, ge=1, le=2**20)
@@ -53,10 +58,10 @@ class EvaluationSettings(Settings):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_samples(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No key for samples that nobody asked for: runs were named without."""
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No key for what came later and nobody asked for: runs were named without."""
         content: dict[str, Any] = handler(self)
-        for name in ("clients_every", "client_count", "client_fraction"):
+        for name in ("by", "clients_every", "client_count", "client_fraction"):
             if content.get(name) == type(self).model_fields[name].default:
                 content.pop(name, None)
         return content

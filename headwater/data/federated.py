@@ -31,6 +31,9 @@ from headwater.tasks.inputs import Tokenizer
 CACHED_TOKENS = 64_000_000
 """Tokens kept over all clients (an example costs 12 bytes a token in language modelling)."""
 
+MOST_GROUPS = 100
+"""That ``evaluation.by`` may tell apart."""
+
 
 @dataclass(frozen=True)
 class ClientData:
@@ -61,13 +64,14 @@ class FederatedData:
         rows: OpenedRows,
         key: Key,
         *,
+        by: str | None = None,
         check: bool = False,
     ) -> None:
         """Use :meth:`open`, :meth:`own` or :meth:`held_out`."""
         self.clients = tuple(sorted(rows.splits))
         self.warnings = rows.warnings
         self.sha256 = rows.sha256
-        self._settings, self._tokenizer = settings, tokenizer
+        self._settings, self._tokenizer, self._by = settings, tokenizer, by
         self._table, self._splits, self._test = rows.table, MappingProxyType(rows.splits), rows.test
         self._test_key = key.child("test")
         self._cache: OrderedDict[str, ClientData] = OrderedDict()
@@ -108,7 +112,7 @@ class FederatedData:
         opened = open_rows(loaded, settings, key)
         if on_devices and opened.table is not None:
             require_said_pairs(opened.table, settings)
-        found = FederatedData(settings, tokenizer, opened, key, check=check)
+        found = FederatedData(settings, tokenizer, opened, key, by=loaded.settings.evaluation.by, check=check)
         # reports go to others: places are said from the file's folder on
         found.warnings = tuple(w.replace(f"{loaded.folder}/", "") for w in found.warnings)
         return found
@@ -151,7 +155,8 @@ class FederatedData:
         if isinstance(settings, NoData) or settings.test is None:
             return FederatedData(settings, tokenizer, OpenedRows(None, {}, None, ()), key)
         opened = held_out_rows(loaded, settings, settings.test)
-        return FederatedData(settings, tokenizer, opened, key, check=True)
+        by = loaded.settings.evaluation.by
+        return FederatedData(settings, tokenizer, opened, key, by=by, check=True)
 
     def has(self, name: str) -> bool:
         """Whether it is one of :attr:`clients`, without a look at the others."""
@@ -199,7 +204,7 @@ class FederatedData:
     def test(self) -> Sequence[Example] | None:
         """The server's held-out examples; None if the federation file names none."""
         if self._test_examples is None and self._test is not None:
-            self._test_examples = self._sampled(self._examples(self._test, range(len(self._test))))
+            self._test_examples = self._sampled(self._examples(self._test, range(len(self._test)), self._by))
         return self._test_examples
 
     def _check(self, tokenizer: Tokenizer) -> None:
@@ -216,7 +221,9 @@ class FederatedData:
                     self._cache[name] = found
                     self._cached_tokens += found.tokens
         if self._test is not None:
-            self._test_examples = self._sampled(check.examples(self._test, range(len(self._test))))
+            if self._by is not None:
+                _require_groups(self._test, self._by)
+            self._test_examples = self._sampled(check.examples(self._test, range(len(self._test)), self._by))
         check.settle()
         check.problems.raise_any()
         self.warnings += check.report.sentences()
@@ -233,17 +240,30 @@ class FederatedData:
             raise DataError(f"client {name!r}", expected=f"one of the clients {shown}", got="another name")
         return self._splits[name]
 
-    def _examples(self, table: Table | None, rows: Sequence[int]) -> Sequence[Example]:
+    def _examples(self, table: Table | None, rows: Sequence[int], by: str | None = None) -> Sequence[Example]:
         if table is None or isinstance(self._settings, NoData):
             return (_NOTHING,) * len(rows)
         if self._tokenizer is None:
             raise ConfigError(
                 "the data", expected="a tokenizer", got="none", hint="Open it with the base model's."
             )
-        return tokenise_rows(table, rows, self._settings, self._tokenizer)
+        return tokenise_rows(table, rows, self._settings, self._tokenizer, by=by)
 
 
 _NOTHING = Example(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64))
+
+
+def _require_groups(table: Table, by: str) -> None:
+    """Refuse a column that is not there, or tells more groups apart than a record of a round should have."""
+    table.require(by)
+    found = {str(value) for value in table.columns.get(by, ())}
+    if len(found) > MOST_GROUPS:
+        raise DataError(
+            f"evaluation.by {by!r}",
+            expected=f"a column of at most {MOST_GROUPS} values in the test rows",
+            got=f"{len(found):,}",
+            hint="Name another, or leave it out.",
+        )
 
 
 def _nothing_to_predict(name: str) -> DataError:

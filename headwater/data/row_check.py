@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from headwater.data.files.layouts import RowData
 from headwater.data.files.problems import Problems
@@ -21,8 +22,17 @@ def tokenise_rows(
     settings: RowData,
     tokenizer: Tokenizer,
     report: RowReport | None = None,
+    by: str | None = None,
 ) -> list[Example]:
     """Examples of rows of any kind.
+
+    Args:
+        table: the rows.
+        rows: their numbers.
+        settings: ``[data]``.
+        tokenizer: the base model's.
+        report: is told what was done to them.
+        by: the column that says their group.
 
     Raises:
         DataError: a row cannot be used.
@@ -31,7 +41,8 @@ def tokenise_rows(
     task = task_of(settings)
     found: list[Example] = []
     for row in rows:
-        found += task.examples(TableRow(table, row, settings), tokenizer, report)
+        own = task.examples(TableRow(table, row, settings), tokenizer, report)
+        found += own if by is None else [replace(e, group=table.name(by, row)) for e in own]
     return found
 
 
@@ -53,13 +64,13 @@ class RowCheck:
         self._refused: list[tuple[str, ModelError]] = []
         self._rows = 0
 
-    def examples(self, table: Table, rows: Iterable[int]) -> list[Example]:
-        """The examples of the rows that can be used."""
+    def examples(self, table: Table, rows: Iterable[int], by: str | None = None) -> list[Example]:
+        """The examples of the rows that can be used, of the groups that column ``by`` says."""
         found: list[Example] = []
         for row in rows:
             self._rows += 1
             try:
-                found += tokenise_rows(table, [row], self._settings, self._tokenizer, self.report)
+                found += tokenise_rows(table, [row], self._settings, self._tokenizer, self.report, by)
             except DataError as error:
                 self.problems.add(_placed(error, table.where(row)))
             except ModelError as error:  # a chat template that does not take this row, or none at all

@@ -206,6 +206,11 @@ class RoundRecord:
         return _table(self.content.get("test"))
 
     @property
+    def test_by(self) -> dict[str, Mapping[str, Any]]:
+        """The same of each group of the file's rows (``evaluation.by``); empty without."""
+        return {group: _table(row) for group, row in _table(self.content.get("test_by")).items()}
+
+    @property
     def pooled(self) -> Mapping[str, Any]:
         """Metrics over the clients' validation splits together; empty without."""
         return _table(self.content.get("clients_pooled"))
@@ -287,9 +292,22 @@ class RoundDraft:
         for name, size in (("up", up), ("down", down), ("up_dense", up_dense), ("down_dense", down_dense)):
             self._sizes[name] += size
 
-    def tested(self, metrics: Mapping[str, float], examples: int) -> None:
-        """What the evaluation on the server's file found."""
+    def tested(
+        self,
+        metrics: Mapping[str, float],
+        examples: int,
+        by: Mapping[str, tuple[int, Mapping[str, float]]] | None = None,
+    ) -> None:
+        """What the evaluation on the server's file found.
+
+        Args:
+            metrics: of all its rows.
+            examples: how many these are, or their target tokens.
+            by: both, the number first, of each group of rows.
+        """
         self._content["test"] = {**metrics, "examples": examples}
+        if by:
+            self._content["test_by"] = {g: {**own, "examples": count} for g, (count, own) in by.items()}
 
     def not_asked(self, reasons: Mapping[str, str]) -> None:
         """Who could not be asked to evaluate, and why."""

@@ -44,6 +44,8 @@ def run_baselines(
 ) -> dict[str, Any]:
     """The baselines that the file asks for, each as the deciding metric's value.
 
+    ``centralised_groups`` and ``alone_groups`` have it of each group of test rows (``evaluation.by``).
+
     Raises:
         MissingDependency: scikit-learn is missing.
     """
@@ -69,9 +71,12 @@ def run_baselines(
         values = pool.call(train_apart, jobs) if pool else [train_apart(runtime, job) for job in jobs]
         by_job = dict(zip(jobs, values, strict=True))
         if wanted.centralised:
-            results["centralised"] = by_job.pop(CENTRALISED)
+            results["centralised"], groups = by_job.pop(CENTRALISED)
+            results |= {"centralised_groups": groups} if groups else {}
         if wanted.alone:
-            results["alone"] = by_job
+            results["alone"] = {name: value for name, (value, _) in by_job.items()}
+            apart = {name: groups for name, (_, groups) in by_job.items() if groups}
+            results |= {"alone_groups": apart} if apart else {}
     return results
 
 
@@ -97,8 +102,12 @@ def held_out_examples(runtime: ClientRuntime, test: Sequence[Example] | None) ->
     return [e for name in runtime.data.clients for e in runtime.data.client(name).validation]
 
 
-def train_apart(runtime: ClientRuntime, who: str) -> float:
-    """Train one client alone, or all data in one place, as often as the federation does."""
+def train_apart(runtime: ClientRuntime, who: str) -> tuple[float, dict[str, float]]:
+    """Train one client alone, or all data in one place, as often as the federation does.
+
+    Returns:
+        The deciding metric, and that of each group of test rows.
+    """
     settings = runtime.context.loaded.settings
     names = runtime.data.clients if who == CENTRALISED else (who,)
     examples = [e for name in names for e in runtime.data.client(name).train]
@@ -117,15 +126,16 @@ def train_apart(runtime: ClientRuntime, who: str) -> float:
         key = runtime.root.child("baseline", number)
         (result,) = trainer.train([TrainTask(who, state, examples, plan, directions)], key=key)
         if result.delta is None:
-            return float("nan")
+            return float("nan"), {}
         if isinstance(result.delta, AdapterState):
             state = state + result.delta
         elif directions is not None:
             moved = torch.from_numpy(result.delta.expand(directions))
             state = state + AdapterState.from_vector(state.spec, moved)
     held_out = held_out_examples(runtime, runtime.data.test())
-    _, metrics = runtime.context.evaluate(state, held_out)
-    return metrics[metric_name(settings)]
+    name = metric_name(settings)
+    (_, metrics), groups = runtime.context.evaluate_groups(state, held_out)
+    return metrics[name], {group: own[name] for group, (_, own) in groups.items()}
 
 
 def _probe(runtime: ClientRuntime, train: Sequence[Example], held_out: Sequence[Example]) -> float:

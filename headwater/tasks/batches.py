@@ -27,12 +27,14 @@ class Example:
             is no loss; or of any length, where the answer is another sequence.
         by_token: whether each token has a target of its own.
         note: what its task needs to judge an answer; no model sees it.
+        group: whose metrics are told apart: of a test row its value in ``evaluation.by``; empty without.
     """
 
     tokens: npt.NDArray[np.int32]
     targets: npt.NDArray[Any]
     by_token: bool = False
     note: Any = None
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from headwater.training.batched.trial import require_stackable
 from headwater.training.blackbox import BlackboxTrainer
 from headwater.training.cohort import CohortTrainer
 from headwater.training.decomfl import DecomflTrainer
-from headwater.training.evaluate import Measured, evaluate_each, features
+from headwater.training.evaluate import Measured, evaluate_each, evaluate_groups, features
 from headwater.training.forward_gradient import ForwardGradientTrainer
 from headwater.training.kseed import KseedTrainer
 from headwater.training.mezo import MezoTrainer
@@ -201,6 +201,21 @@ class TrainingContext:
         if isinstance(found, HeadwaterError):
             raise found
         return found
+
+    def evaluate_groups(
+        self, state: AdapterState, examples: Sequence[Example]
+    ) -> tuple[Measured, dict[str, Measured]]:
+        """:meth:`evaluate`, and the same of each group's examples: of none without ``evaluation.by``."""
+        if self.model is None:
+            return self.evaluate(state, examples), {}
+        return evaluate_groups(
+            self.model,
+            state,
+            examples,
+            batch_size=self.loaded.settings.evaluation.batch_size,
+            pad=self.pad,
+            prefix_cache_bytes=self.loaded.settings.evaluation.trunk_cache_mb * 2**20,
+        )
 
     def evaluate_each(
         self, states: Sequence[AdapterState], lots: Sequence[Sequence[Example]]

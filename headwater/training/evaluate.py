@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +101,52 @@ def evaluate_each(
         return _measure_owners(forward, model.task, lots, batch_size=batch_size, pad=pad)
 
 
+def evaluate_groups(
+    model: AdaptedModel,
+    state: AdapterState,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    pad: int,
+    prefix_cache_bytes: int = 0,
+) -> tuple[Measured, dict[str, Measured]]:
+    """:func:`evaluate`, and in the same passes what it gives of each group's examples, in order of name.
+
+    A group without a target token is left out.
+
+    Args:
+        model: the adapted model.
+        state: to measure.
+        examples: on which; their ``group`` says which are one.
+        batch_size: rows at a time.
+        pad: token id that fills a batch.
+        prefix_cache_bytes: memory for what reaches the first trained layer, for later evaluations.
+
+    Raises:
+        DataError: no example, or no target token.
+        TrainingError: the loss is not finite.
+        SpecMismatch: a state of another spec.
+    """
+    sharing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if prefix_cache_bytes:
+        sharing = model.caching_prefix(budget_bytes=prefix_cache_bytes, purpose="evaluation")
+    model.load(state)
+    groups = np.array([example.group for example in examples], dtype=object)
+    whole = _Tally()
+    by = {name: _Tally() for name in sorted({*groups.tolist()} - {""})}
+    with sharing, torch.inference_mode():
+        for chosen, rows, batch in _by_length(examples, batch_size, pad):
+            output = model.forward(batch)
+            decided = model.task.judge(output.logits, rows)
+            whole.add(batch, output, decided, np.arange(len(rows)))
+            for name in {*groups[chosen].tolist()} - {""}:
+                by[name].add(batch, output, decided, np.flatnonzero(groups[chosen] == name))
+    if not examples:
+        raise _nothing()
+    found = _raised(whole.measured(model.task))
+    return found, {name: _raised(tally.measured(model.task)) for name, tally in by.items() if tally.count}
+
+
 def measure(
     forward: Callable[[Batch], Output],
     task: AnyTask,
@@ -149,13 +195,9 @@ def _measure_owners(
     """:func:`measure_each` where the pass is told whose each row is."""
     examples = [example for lot in lots for example in lot]
     owners = np.repeat(np.arange(len(lots)), [len(lot) for lot in lots])
-    order = np.argsort([len(example.tokens) for example in examples], kind="stable")
     tallies = [_Tally() for _ in lots]
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            rows = [examples[i] for i in chosen]
-            batch = collate(rows, pad)
+        for chosen, rows, batch in _by_length(examples, batch_size, pad):
             output = forward(batch, owners[chosen])
             decided = task.judge(output.logits, rows)
             for owner in np.unique(owners[chosen]):
@@ -163,31 +205,46 @@ def _measure_owners(
     return [tally.measured(task) if lot else _nothing() for tally, lot in zip(tallies, lots, strict=True)]
 
 
+def _by_length(
+    examples: Sequence[Example], batch_size: int, pad: int
+) -> Iterator[tuple[npt.NDArray[np.int64], list[Example], Batch]]:
+    """Batches, the shortest rows first: the numbers of their examples, these, and their tokens."""
+    order = np.argsort([len(example.tokens) for example in examples], kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        rows = [examples[i] for i in chosen]
+        yield chosen, rows, collate(rows, pad)
+
+
 class _Tally:
-    """What was seen of one owner's rows."""
+    """What was seen of one owner's or group's rows.
+
+    Attributes:
+        count: of their targets.
+    """
 
     def __init__(self) -> None:
-        self._total, self._count = 0.0, 0
+        self._total, self.count = 0.0, 0
         self._truths: list[npt.NDArray[Any]] = []
         self._decided: list[npt.NDArray[Any]] = []
 
     def add(
         self, batch: Batch, output: Output, decided: npt.NDArray[Any] | None, rows: npt.NDArray[np.int64]
     ) -> None:
-        """Those rows of a batch are this owner's."""
+        """Those rows of a batch are among them."""
         chosen = torch.from_numpy(rows)
         here = chosen.to(output.losses.device)
         self._total += output.losses[here].sum(dtype=torch.float64).item()
-        self._count += int(output.counts[here].sum())
+        self.count += int(output.counts[here].sum())
         if decided is not None:
             self._truths.append(batch.targets[chosen].numpy())
             self._decided.append(decided[rows])
 
     def measured(self, task: AnyTask) -> Measured | HeadwaterError:
         """Count and metrics, or why there are none."""
-        if not self._count:
+        if not self.count:
             return DataError("evaluation", expected="at least one token with a loss", got="none")
-        loss = self._total / self._count
+        loss = self._total / self.count
         if not math.isfinite(loss):
             error = TrainingError(
                 "evaluation",
@@ -197,9 +254,9 @@ class _Tally:
             )
             return coded(error, FailureCode.DIVERGED)
         if not self._decided:
-            return self._count, task.score(loss, None, None)
+            return self.count, task.score(loss, None, None)
         truth = None if task.settings.by_token else np.concatenate(self._truths)
-        return self._count, task.score(loss, truth, np.concatenate(self._decided))
+        return self.count, task.score(loss, truth, np.concatenate(self._decided))
 
 
 def _nothing() -> HeadwaterError:

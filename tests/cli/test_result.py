@@ -40,3 +40,19 @@ def test_there_is_a_table_where_something_was_measured(baselines):
     lines = printed({**SUMMARY, "metric": metric, "baselines": baselines})
     assert (len(lines) > 1) == bool(baselines)
     assert any("0.7500" in line for line in lines) == bool(baselines)
+
+
+def test_the_groups_of_test_rows_have_a_table_of_their_own():
+    baselines = {
+        "alone": {"a": 3.0, "b": 5.0},
+        "alone_groups": {"a": {"facts": 2.0, "rhymes": 4.0}, "b": {"facts": 3.0, "rhymes": 7.0}},
+    }
+    groups = {
+        "facts": {"start": 9.0, "final": 1.5, "best": 1.25},
+        "rhymes": {"start": 8.0, "final": None, "best": None},
+    }
+    lines = printed({**SUMMARY, "baselines": baselines, "groups": groups})
+    rows = {line.split()[1]: line.replace("│", " ").split()[1:] for line in lines if line.startswith("│")}
+    assert rows["facts"] == ["9.0000", "2.5000", "1.5000", "1.2500"]
+    assert rows["rhymes"] == ["8.0000", "5.5000", "–", "–"]
+    assert not any("in one place" in line for line in lines)

@@ -127,6 +127,16 @@ class Run:
         found = {c: finite(v) for c, v in sorted(rows.items())}
         return {c: v for c, v in found.items() if v is not None}
 
+    @property
+    def alone_groups(self) -> Mapping[str, Any]:
+        """The same of each group of test rows, by client; empty without ``evaluation.by``."""
+        return table_at(table_at(self.summary, "baselines"), "alone_groups")
+
+    @property
+    def centralised_groups(self) -> Mapping[str, Any]:
+        """All data in one place, by group of test rows; empty without."""
+        return table_at(table_at(self.summary, "baselines"), "centralised_groups")
+
     @cached_property
     def failures(self) -> list[tuple[int, str, str]]:
         """Round, client and reason of the first, from the records; from the summary if they have none."""

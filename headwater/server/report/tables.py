@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import heapq
 import statistics
+from collections.abc import Callable
+from functools import partial
 
-from headwater.server.report.data import Run
+from headwater.server.report.data import Run, get, table_at
 from headwater.server.report.tally import MOST_LINES, Client
-from headwater.text import finite, human_bytes, human_seconds, percent, plain, signed, times
+from headwater.text import finite, human_bytes, human_seconds, number, percent, plain, signed, times
 
 MOST_CLIENTS = 50
 """Rows that are shown; the page says how many more there are."""
@@ -93,6 +95,35 @@ def baselines(run: Run) -> list[tuple[str, float, str, str]]:
     return [
         (name, value, "" if federated is None or kind == "main" else signed(federated - value), kind)
         for name, value, kind in rows
+    ]
+
+
+def groups(run: Run) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The groups of test rows (``evaluation.by``): heads of the columns, and each group's values.
+
+    The adapter before training, each client alone (the mean of many), all data in one place, federated.
+    """
+    found = {group: table_at(run.get("groups"), group) for group in table_at(run.summary, "groups")}
+    apart = {client: table_at(run.alone_groups, client) for client in sorted(run.alone_groups)}
+    few = len(apart) <= MOST_LINES
+    columns: list[tuple[str, Callable[[str], object]]] = [
+        ("before training", lambda g: found[g].get("start"))
+    ]
+    if few:
+        columns += [(f"alone: {plain(c, 80)}", partial(get, own)) for c, own in apart.items()]
+    if apart:
+
+        def mean(group: str) -> float | None:
+            values = [v for own in apart.values() if (v := finite(own.get(group))) is not None]
+            return statistics.fmean(values) if values else None
+
+        columns.append((f"alone: mean of {len(apart):,}", mean))
+    if run.centralised_groups:
+        columns.append(("centralised", partial(get, run.centralised_groups)))
+    columns += [("federated, last round", lambda g: found[g].get("final"))]
+    columns += [("federated, best round", lambda g: found[g].get("best"))]
+    return [head for head, _ in columns], [
+        (plain(group, 80), [number(finite(value(group))) for _, value in columns]) for group in found
     ]
 
 

@@ -122,8 +122,8 @@ class EvaluationRound:
         if self._test:
             test = {}
             try:
-                count, test = self._context.evaluate(state, self._test)
-                draft.tested(test, count)
+                (count, test), by = self._context.evaluate_groups(state, self._test)
+                draft.tested(test, count, by)
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
                 self._control.observer(Notice(f"round {number}: {error}"))
         if asked:

@@ -36,6 +36,7 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -
             "best": tracker.best_value if tracker.best_round is not None else None,
             "best_round": tracker.best_round,
         },
+        **({"groups": groups} if (groups := totals.groups(tracker.best_round)) else {}),
         "bytes": totals.bytes,
         "seconds": round(totals.seconds, 3),
         "failures": totals.failures,
@@ -52,6 +53,7 @@ class _Totals:
     def __init__(self, metric: str) -> None:
         self._metric = metric
         self.known: list[float] = []
+        self._groups: list[tuple[int, dict[str, float | None]]] = []
         self.tested = False
         self.bytes = dict.fromkeys(("up", "down", "up_dense", "down_dense"), 0)
         self.seconds = 0.0
@@ -66,6 +68,9 @@ class _Totals:
         """One more record."""
         if math.isfinite(value := record.deciding(self._metric)):
             self.known.append(value)
+        if record.test_by:
+            values = {group: finite(row.get(self._metric)) for group, row in record.test_by.items()}
+            self._groups.append((record.round, values))
         self.tested = self.tested or record.tested
         for direction in self.bytes:
             self.bytes[direction] += getattr(record.bytes, direction) or 0
@@ -84,6 +89,14 @@ class _Totals:
                 self.fisher_rows += 1
                 self._fisher_bytes += row.bytes_fisher
                 self._fisher_s += row.number("fisher_seconds") or 0.0
+
+    def groups(self, best_round: int | None) -> dict[str, dict[str, float | None]]:
+        """Of each group of test rows the deciding metric: ``start``, ``final``, ``best`` round's."""
+        if not self._groups:
+            return {}
+        first, last = self._groups[0][1], self._groups[-1][1]
+        best = dict(self._groups).get(-1 if best_round is None else best_round, {})
+        return {g: {"start": first.get(g), "final": last[g], "best": best.get(g)} for g in last}
 
     def fisher(self) -> dict[str, float]:
         """What the clients' Fishers took."""

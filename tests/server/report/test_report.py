@@ -162,6 +162,24 @@ def test_the_page_says_what_the_summary_says(tmp_path):
     assert page.count("path", "client") == 8  # four clients in the metric's and the loss's chart
 
 
+def test_groups_of_test_rows_are_beside_each_other(tmp_path):
+    apart = {"client-0000": {HOSTILE: 0.61, "plain": 0.62}, "client-0001": {HOSTILE: 0.71}}
+    baselines = {**BASELINES, "alone_groups": apart, "centralised_groups": {"plain": 0.912}}
+    groups = {HOSTILE: {"start": 0.11, "final": 0.22, "best": 0.33}, "plain": {"start": 0.44}}
+    folder = make_run(tmp_path, baselines=baselines, groups=groups)
+    page = page_of(folder)
+    for expected in ("alone: client-0000", "mean of 2", "0.110", "0.610", "0.660", "0.912", "0.330"):
+        assert expected in page.text, expected
+    assert "<script" not in page.source
+    (tmp_path / "many").mkdir()
+    many = {f"client-{i:04}": {"plain": i / 100} for i in range(40)}
+    baselines = {**BASELINES, "alone_groups": many}
+    page = page_of(make_run(tmp_path / "many", clients=40, baselines=baselines, groups=groups))
+    assert "mean of 40" in page.text
+    assert "0.195" in page.text
+    assert "alone: client-0007" not in page.text
+
+
 def test_the_table_holds_the_numbers_of_the_charts(tmp_path):
     folder = make_run(tmp_path, rounds=3)
     page = page_of(folder)
