@@ -6,7 +6,7 @@ environment=$(mktemp -d)
 trap 'rm -rf "$environment"' EXIT
 "$1" -m venv "$environment"
 echo "torch==2.13.0+cpu" >"$environment/torch.txt"
-"$environment/bin/pip" install --quiet -c "$environment/torch.txt" -e ".[simulation,datasets,gguf,ray,tensorboard,speed,dev]"
+"$environment/bin/pip" install --quiet -c "$environment/torch.txt" -e ".[simulation,datasets,gguf,ray,tensorboard,speed,privacy,dev]"
 {
     echo "# Every version that Headwater is tested with, from \`make lock\`. Installed with: pip install -c constraints.txt"
     "$environment/bin/pip" freeze --exclude-editable

@@ -1,1 +1,5 @@
-"""Privacy: what an update may tell of its owner's data: ``clip.clip_l2``, ``sensitivity.Sensitivity``."""
+"""Privacy: what an update, and a sum of updates, may tell of their owners' data.
+
+``clip.clip_l2`` and ``sensitivity.Sensitivity`` bound it, ``noise.discrete_gaussian`` hides it; ``events``
+say what was told, ``ledger.Ledger`` keeps it, ``accounting.price`` says what they cost.
+"""

@@ -1,0 +1,132 @@
+"""Events: what a federation has told of its owners' data, apart from what that costs.
+
+An event says which noise was added to a sum of which sensitivity, and how those who are in the sum were
+drawn. :mod:`.accounting` prices it; :mod:`.ledger` keeps it. So a ledger can be priced anew when bounds get
+better, and an accountant be exchanged without a change of the federation (as in ``dp_accounting``).
+
+A sequence whose noise is correlated (matrix mechanisms) is one event for all of it, written at its first
+release. Another kind is one class here, a line in :data:`EVENTS` and one in
+:data:`headwater.privacy.accounting.PRICES`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, TypeAlias
+
+from headwater.errors import StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Everyone:
+    """All owners who can are in the sum: nobody's part is hidden by chance."""
+
+    kind: ClassVar[str] = "everyone"
+
+
+@dataclass(frozen=True, slots=True)
+class PoissonSample:
+    """Each owner is drawn by itself, whoever else is.
+
+    Args:
+        rate: q, in (0, 1].
+    """
+
+    kind: ClassVar[str] = "poisson"
+    rate: float
+
+    def __post_init__(self) -> None:
+        _require(0 < self.rate <= 1, f"rate {self.rate}")
+
+
+@dataclass(frozen=True, slots=True)
+class FixedSample:
+    """So many owners are drawn without replacement: whether one is in hangs on who else is.
+
+    Args:
+        size: how many are drawn.
+        population: of how many, at least.
+    """
+
+    kind: ClassVar[str] = "fixed"
+    size: int
+    population: int
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.size <= self.population, f"{self.size} of {self.population}")
+
+
+Sampling: TypeAlias = Everyone | PoissonSample | FixedSample
+
+
+@dataclass(frozen=True, slots=True)
+class SumReleased:
+    """A sum of clipped updates left the round with Gaussian noise of its own.
+
+    Args:
+        round: its number.
+        release: an id: one release has one, also after a crash.
+        clip: C, no owner's part of the sum is longer in L2 norm.
+        noise_multiplier: z, such that the noise's standard deviation is z·C in every coordinate. What else of
+            the round was released with noise (how many updates were short, with adaptive clipping) is in it.
+        sampling: how the owners in the sum were drawn.
+        reproducible: the noise can be drawn again from the file's seed: **no privacy**.
+    """
+
+    kind: ClassVar[str] = "sum"
+    round: int
+    release: str
+    clip: float
+    noise_multiplier: float
+    sampling: Sampling
+    reproducible: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.round >= 1 and bool(self.release), f"round {self.round}, release {self.release!r}")
+        for value in (self.clip, self.noise_multiplier):
+            _require(0 < value < math.inf, f"{value}")
+
+
+Event: TypeAlias = SumReleased
+EVENTS: Mapping[str, type[Event]] = {SumReleased.kind: SumReleased}
+SAMPLINGS: Mapping[str, type[Any]] = {s.kind: s for s in (Everyone, PoissonSample, FixedSample)}
+
+
+def to_json(event: Event) -> bytes:
+    """One line, without a line feed."""
+    content = {"event": event.kind, **asdict(event)}
+    content["sampling"] = {"kind": event.sampling.kind, **content["sampling"]}
+    return json.dumps(content).encode()
+
+
+def from_json(line: bytes, where: str) -> Event:
+    """What :func:`to_json` wrote.
+
+    Args:
+        line: the line.
+        where: the file and line, for the message.
+
+    Raises:
+        StorageError: anything else. An event that cannot be read cannot be priced, so nothing may follow it.
+    """
+    try:
+        content = json.loads(line)
+        sampling = dict(content.pop("sampling"))
+        drawn = SAMPLINGS[sampling.pop("kind")](**sampling)
+        return EVENTS[content.pop("event")](**content, sampling=drawn)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StorageError(
+            where,
+            expected="an event of this version of headwater",
+            got=f"{line[:80]!r} ({error})",
+            hint="What was spent cannot be told without it: restore the ledger from a backup, or use the "
+            "version that wrote it.",
+        ) from error
+
+
+def _require(holds: bool, got: str) -> None:
+    if not holds:
+        raise ValueError(f"no such event: {got}")
