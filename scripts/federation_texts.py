@@ -26,6 +26,7 @@ from headwater.config.codec import (
     StcCodec,
     TopkCodec,
 )
+from headwater.config.contribution import ContributionSettings
 from headwater.config.data import (
     CausalLMData,
     ClassificationData,
@@ -307,6 +308,11 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
     "evaluation": (
         "What is measured, where, and what it decides.",
         (EvaluationSettings,),
+    ),
+    "contribution": (
+        "What each owner brings, in rounds.jsonl and the report; absent: nobody is measured. "
+        "[How, and what it is no good for](../guides/receipts.md#contribution).",
+        (ContributionSettings,),
     ),
     "baselines": (
         "Compared with the federation after the last round.",

@@ -45,6 +45,7 @@ def require_consistent(federation: FederationTables) -> None:
     _links(federation)
     _control_variates(federation)
     _shifts(federation)
+    _contribution(federation)
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
         raise ValueError(
             f"codec.up '{federation.codec.up.kind}' with these settings may lift an update above "
@@ -322,6 +323,19 @@ def _measurable(federation: FederationTables) -> None:
         measured and (by_clients or data.test is not None)
     ):
         raise ValueError("evaluation.patience needs evaluations: data.test, or clients that evaluate")
+
+
+def _contribution(federation: FederationTables) -> None:
+    """What each player brings can be told apart, and measured."""
+    if federation.contribution is None:
+        return
+    if federation.data.test is None:
+        raise ValueError("[contribution] is measured on the server's own rows: add data.test")
+    if federation.strategy.control_variates or federation.codec.up.shifts:
+        raise ValueError(
+            "[contribution] needs rounds whose result is a function of who is in: "
+            "no strategy.control_variates, no error_feedback 'ef21'"
+        )
 
 
 def listed(names: Iterable[str]) -> str:

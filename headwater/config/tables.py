@@ -10,6 +10,7 @@ from headwater.bits import Bits
 from headwater.config.adapter import Adapter
 from headwater.config.assignment import DEFAULT, Assignment, Method
 from headwater.config.codec import CodecSettings
+from headwater.config.contribution import ContributionSettings
 from headwater.config.data import Data
 from headwater.config.devices import DeviceSettings
 from headwater.config.evaluation import BaselineSettings, EvaluationSettings
@@ -100,6 +101,7 @@ class FederationTables(Settings):
     privacy: PrivacySettings = PrivacySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     baselines: BaselineSettings = BaselineSettings()
+    contribution: ContributionSettings | None = None
     simulation: SimulationSettings = SimulationSettings()
 
     @field_validator("plugins")
@@ -121,6 +123,8 @@ class FederationTables(Settings):
         content.pop("plugins", None)
         if self.simulation == SimulationSettings():  # which runs were named without
             content.pop("simulation", None)
+        if self.contribution is None:
+            content.pop("contribution", None)
         return content | ({"plugins": packages} if (packages := self.packages) else {})
 
     @property
@@ -146,7 +150,8 @@ class FederationTables(Settings):
         if start_sha256 and self.adapter is not None:
             sent = {"start": SENT, "start_sha256": start_sha256}
             told = told.model_copy(update={"adapter": self.adapter.model_copy(update=sent)})
-        since = {"codec": {"up": self.codec.up.defaults_since()}}  # older devices refuse what came since
+        # older devices refuse what came since; and who is measured with whom is none of a device's business
+        since = {"codec": {"up": self.codec.up.defaults_since()}, "contribution": True}
         return told.model_dump_json(exclude_none=True, exclude=since)
 
     @property

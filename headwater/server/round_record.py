@@ -240,6 +240,11 @@ class RoundRecord:
         """The rule's report."""
         return _table(self.content.get("merge"))
 
+    @property
+    def contribution(self) -> Mapping[str, Any]:
+        """What players brought: ``kind``, ``metric``, ``gain``, ``evaluations``, ``values``; or nothing."""
+        return _table(self.content.get("contribution"))
+
     def deciding(self, metric: str) -> float:
         """The deciding value: on the server's file if there is one, else over the clients; else NaN."""
         source = self.test if isinstance(self.content.get("test"), Mapping) else self.pooled
@@ -322,6 +327,10 @@ class RoundDraft:
         """What the clients measured, together and each."""
         self._content["clients_pooled"] = dict(pooled)
         self._content["clients_each"] = {client: dict(row) for client, row in each.items()}
+
+    def contributed(self, found: Mapping[str, Any]) -> None:
+        """What each player brought to the round, and what it took to find out."""
+        self._content["contribution"] = dict(found)
 
     def lost(self, reasons: Mapping[str, str]) -> None:
         """Who could not take part at all."""

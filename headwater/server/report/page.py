@@ -84,6 +84,7 @@ def render(run: Run) -> str:
         simulated=report_simulated if report_simulated.is_simulated(run) else None,
         baselines=report_tables.baselines(run),
         groups=report_tables.groups(run),
+        contributions=report_tables.contributions(run),
         clients=report_tables.shown_clients(run),
         methods=len({client.method for client in run.clients} - {""}) > 1,
         weighed=report_tables.weighed_methods(run),

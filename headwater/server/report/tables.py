@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -64,6 +65,18 @@ def weighed_methods(run: Run) -> list[tuple[str, str, str, str]]:
             weight = percent(finite(merge.get(f"weight_{name}")))
             rows.append((plain(name, 80), f"{clients:,}", percent(progress), weight))
     return rows
+
+
+def contributions(run: Run) -> tuple[list[tuple[str, str, float]], str]:
+    """Per player, the largest first: name, value, its share of the largest; and what it took."""
+    measured = [record.contribution for record in run.rounds if record.contribution]
+    rounds = [values for m in measured if isinstance(values := m.get("values"), dict)]
+    sums = {name: math.fsum(finite(v.get(name)) or 0.0 for v in rounds) for v in rounds for name in v}
+    largest = max(map(abs, sums.values()), default=0.0) or 1.0
+    rows = sorted(sums.items(), key=lambda row: (-row[1], row[0]))[:MOST_CLIENTS]
+    asked = sum(int(finite(m.get("evaluations")) or 0) for m in measured)
+    told = f"{len(rounds):,} rounds, {asked:,} evaluations" if rounds else ""
+    return [(plain(n, 80), signed(v), max(0.0, v / largest)) for n, v in rows], told
 
 
 def baselines(run: Run) -> list[tuple[str, float, str, str]]:

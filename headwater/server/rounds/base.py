@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from headwater.config.codec import CodecSettings
 from headwater.config.federation import Federation
 from headwater.errors import FederationStopped, HeadwaterError, StorageError
-from headwater.merging.aggregator import Merged
+from headwater.merging.aggregator import Aggregator, Merged
 from headwater.proto.wire import decode_failure
 from headwater.protocol.buffered import BufferedCoordinator
 from headwater.protocol.coordinator import Coordinator
@@ -25,11 +25,13 @@ from headwater.server.clients.handshake import name_reasons
 from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Notice, RoundStarted
 from headwater.server.round_record import RoundDraft
+from headwater.server.rounds.contribution import Contributions, PlayerSums
 from headwater.server.rounds.open_round import OpenRound
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.strategies.assignment import names_of
 from headwater.strategies.federated import FederatedStrategy
+from headwater.strategies.strategy import RoundPlan
 
 SUM = "+"
 """In the spool a sum stands under its edge aggregator's name, this sign, and its first client."""
@@ -51,6 +53,7 @@ class RoundResult:
         started_from: for each of them the hash of the state that it started from.
         started_s: when it began, on the run control's stopwatch.
         received: the accepted updates as they arrived.
+        players: the sums apart by player, in a round whose contributions are measured.
     """
 
     merged: Merged
@@ -59,6 +62,7 @@ class RoundResult:
     started_from: Mapping[str, str]
     started_s: float
     received: tuple[Entry, ...] = ()
+    players: PlayerSums[Any] | None = None
 
 
 def entries_of(open_round: OpenRound, accepted: Mapping[str, int]) -> tuple[Entry, ...]:
@@ -102,9 +106,16 @@ class Rounds(ABC):
         self._dealt = None, nobody, {}
         self._begin(settings, done)
 
-    def reconfigure(self, settings: Federation, strategy: FederatedStrategy, control: RunControl) -> None:
+    def reconfigure(
+        self,
+        settings: Federation,
+        strategy: FederatedStrategy,
+        control: RunControl,
+        contributions: Contributions | None = None,
+    ) -> None:
         """Go on under these settings, between rounds; call it before the first one too."""
         self._settings, self._strategy, self._control = settings, strategy, control
+        self._contributions = contributions
         self._times = settings.cohort.deadline_s, settings.cohort.retry_s
         self._reconfigure(settings)
 
@@ -181,7 +192,15 @@ class Rounds(ABC):
         codec = self._settings.codec.down
         down = self._downlink.open(checkpoint.server, codec, checkpoint.accepted, everyone)
         rule = self._strategy.aggregator(plan, down.base)
-        return OpenRound(plan, down, self._run, profiles, rule, self._root)
+        open_round = OpenRound(plan, down, self._run, profiles, rule, self._root)
+        if self._settings.schedule.has_rounds:
+            open_round.players = self._players(plan, rule)
+        return open_round
+
+    def _players(self, plan: RoundPlan, rule: Aggregator[Any]) -> PlayerSums[Any] | None:
+        """What a round adds its updates to by player; None where it is not measured."""
+        measured = self._contributions
+        return None if measured is None else measured.opened(rule, plan.merge, plan.round)
 
     def _everyone(self, profiles: Mapping[str, ClientProfile]) -> Mapping[str, ClientProfile]:
         """The round's clients, and those who are known and not here."""

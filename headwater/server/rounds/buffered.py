@@ -162,11 +162,11 @@ class BufferedRounds(Rounds):
             for client, origin in started.items()
         }
         merge = replace(plan.merge, weights=weights)
-        folding = open_round.again(
-            RoundPlan(number, {c: plan.clients[c] for c in end.accepted}, merge),
-            {client: self._origin(origin) for client, origin in started.items()},
-            self._strategy.aggregator(plan, open_round.base),
-        )
+        rule = self._strategy.aggregator(plan, open_round.base)
+        weighed = RoundPlan(number, {c: plan.clients[c] for c in end.accepted}, merge)
+        origins = {client: self._origin(origin) for client, origin in started.items()}
+        folding = open_round.again(weighed, origins, rule)
+        folding.players = self._players(weighed, rule)
         for client in end.accepted:
             incoming = self._kept(number, client)
             try:
@@ -181,7 +181,8 @@ class BufferedRounds(Rounds):
         for client, origin in started.items():
             draft.stale(client, number - origin)
         started_from = {client: self._bases[origin] for client, origin in started.items()}
-        return RoundResult(merged, draft, started, started_from, started_s, entries_of(folding, started))
+        received = entries_of(folding, started)
+        return RoundResult(merged, draft, started, started_from, started_s, received, folding.players)
 
 
 def _rolled_back(client: str, origin: int) -> UpdateRejected:

@@ -33,6 +33,7 @@ from headwater.server.round_record import RoundDraft, Traffic
 from headwater.server.rounds.base import RoundResult, Rounds
 from headwater.server.rounds.buffered import BufferedRounds
 from headwater.server.rounds.commits import Commits
+from headwater.server.rounds.contribution import Contributions
 from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.rounds.evaluation_wait import EvaluationAborted
 from headwater.server.rounds.quorum import Quorum, trainable
@@ -125,6 +126,7 @@ class FederationServer:
         self.control = replace(self.control, deadline_s=settings.cohort.deadline_s, live_deadline=live)
         self._strategy = FederatedStrategy(settings)
         self._quorum = Quorum(settings, durability)
+        self._contributions = Contributions(settings, self._strategy, self._context, self._test, self._root)
         loaded = replace(self._loaded, settings=settings)
         self._commits = Commits(loaded, self._run, self._folder, durability, self._observer, self._book)
         self._evaluation_round = EvaluationRound(
@@ -197,7 +199,7 @@ class FederationServer:
                 return RunResult(checkpoint, finished, reason, _known(pool))
             if not isinstance(rounds, _ROUNDS[self._settings.schedule.kind]):
                 rounds = self._rounds(checkpoint, pool)
-            rounds.reconfigure(self._settings, self._strategy, self.control)
+            rounds.reconfigure(self._settings, self._strategy, self.control, self._contributions)
             closed = rounds.run(checkpoint)
             if closed is not None:
                 try:
@@ -371,6 +373,8 @@ class FederationServer:
         accepted = {**checkpoint.accepted, **finished.accepted}
         checkpoint = replace(checkpoint, server=server, accepted=accepted)
         draft = finished.draft
+        if finished.players is not None:
+            draft.contributed(self._contributions.measure(before, finished.players))
         if server.residual is not None:
             draft.kept_back(server.residual.norm())
         known = pool.profiles()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Outgoing
 from headwater.server.clients.exchange import ReceivedReply
 from headwater.server.round_record import RoundDraft, SentStates, Traffic
+from headwater.server.rounds.contribution import PlayerSums
 from headwater.server.rounds.norm_bound import within
 from headwater.state import AdapterState
 from headwater.strategies.strategy import RoundPlan
@@ -61,6 +63,7 @@ class OpenRound:
         profiles: the profiles of the clients in the plan.
         sent: bytes that went to each client so far.
         received: by client that is in, the hash of what arrived, and the edge aggregator that summed it.
+        players: the same sums apart by player, in a round whose contributions are measured.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class OpenRound:
         self._dense_bytes = base.spec.nbytes
         self._rows: dict[str, dict[str, Any]] = {}
         self.received: dict[str, tuple[str, str]] = {}
+        self.players: PlayerSums[Any] | None = None
         self._folded: dict[str, ReceivedReply | None] = {}
         self._sums: dict[str, int] = {}  # bytes by edge aggregator
 
@@ -143,6 +147,8 @@ class OpenRound:
         if self._control is not None:
             self._control.require(update)
         self._acc = self._rule.add(self._acc, update)
+        if self.players is not None:
+            self.players.add(update)
         if self._gap is not None and self._gap_acc is not None:
             self._gap_acc = self._gap.add(self._gap_acc, update)
         if self._control is not None:
@@ -185,6 +191,8 @@ class OpenRound:
                 raise DecodeError(who, expected="rows of the clients in its sum", got="of others")
             participants.plan = plan
         rows = {client: self._row_of(client, row) for client, row in incoming.rows.items()}
+        if self.players is not None:
+            self.players.join(incoming.address, copy.deepcopy(acc, {id(plan): plan}))
         self._acc = self._rule.combine(self._acc, acc)
         if self._gap is not None and self._gap_acc is not None and gap_acc is not None:
             self._gap_acc = self._gap.combine(self._gap_acc, gap_acc)

@@ -80,7 +80,7 @@ class SynchronousRounds(Rounds):
         started_from = dict.fromkeys(end.accepted, open_round.base_sha256)
         started = dict.fromkeys(end.accepted, number)
         received = entries_of(open_round, started)
-        return RoundResult(merged, draft, started, started_from, started_s, received)
+        return RoundResult(merged, draft, started, started_from, started_s, received, open_round.players)
 
     def _planned_anew(self, number: int) -> Mapping[str, ClientProfile]:
         """Who is there, and whose update was accepted before the round had to be planned anew."""
