@@ -151,7 +151,7 @@ class FederationTables(Settings):
             sent = {"start": SENT, "start_sha256": start_sha256}
             told = told.model_copy(update={"adapter": self.adapter.model_copy(update=sent)})
         # older devices refuse what came since; and who is measured with whom is none of a device's business
-        since = {"codec": {"up": self.codec.up.defaults_since()}, "contribution": True}
+        since: dict[str, Any] = {"codec": {"up": self.codec.up.defaults_since()}, "contribution": True}
         return told.model_dump_json(exclude_none=True, exclude=since)
 
     @property
