@@ -137,8 +137,9 @@ def _written(done: Exported, seconds: float) -> str:
     if done.logits is not None:
         found = done.logits
         lines.append(
-            f"  logits: the adapter changes them by {found.effect:.3g} (rms), the merged model differs from "
-            f"PEFT by {found.error:.3g}; the same likeliest token at {found.top:.1%} of positions"
+            f"  logits, compared in {done.compared_s:.1f} s: the adapter changes them by {found.effect:.3g} "
+            f"(rms), the merged model differs from PEFT by {found.error:.3g}; the same likeliest token at "
+            f"{found.top:.1%} of positions"
         )
     lines += [f"  {text}" for text in (*done.reasons, *done.remarks)]
     return "\n".join([*lines, f"  {done.command}"])

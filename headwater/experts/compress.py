@@ -20,9 +20,8 @@ from headwater.experts.layout import Header, Part, write
 from headwater.experts.numbers import TYPES
 from headwater.experts.parts import ONE, ORIGIN, ZERO, factors_part, numbers_part, ternary_part
 from headwater.experts.ternary_factors import ternary_factors
-from headwater.merging.offline.adapters import COPIED
 from headwater.merging.offline.merged_config import merged_config
-from headwater.merging.offline.peft_folder import LORA_BIAS, PeftFolder
+from headwater.merging.offline.peft_folder import COPIED, LORA_BIAS, PeftFolder
 
 SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_r")
 """Fields of a config that its factors say, where they are ternary."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from headwater.experts.numbers import TYPES, bits_of
-from headwater.merging.offline.folder import place_of, whole_output, write_json
+from headwater.merging.offline.output import place_of, whole_output, write_json
 from headwater.merging.offline.peft_config import CONFIG, WEIGHTS
 from headwater.merging.offline.peft_folder import HEAD, NOTES, PeftFolder
 from headwater.merging.offline.tensor_file import Tensors, TensorWriter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +22,7 @@ from headwater.adapters.serving.plain import PlainLora
 from headwater.adapters.serving.traits import DORA, HEAD, Subject
 from headwater.adapters.serving.wish import RECORD, VLLM_RANKS, Exported, Wish
 from headwater.errors import ConfigError, ModelError
-from headwater.experts.decompress import decompress
-from headwater.merging.offline.folder import place_of, whole_output, write_json
+from headwater.merging.offline.output import place_of, whole_output, write_json
 from headwater.merging.offline.peft_config import CONFIG, WEIGHTS
 from headwater.merging.offline.peft_folder import HEAD as HEAD_FILE
 from headwater.merging.offline.peft_folder import NOTES
@@ -100,6 +100,8 @@ def _copy(subject: Subject, folder: Path) -> None:
             if (subject.path / name).is_file():
                 shutil.copyfile(subject.path / name, folder / name)
         return
+    from headwater.experts.decompress import decompress
+
     assert subject.adapter is not None
     decompress(subject.adapter, folder, overwrite=True)
 
@@ -177,10 +179,12 @@ def _merge(
             "unmerged, or add --anyway.",
         )
     if wish.compared and wish.gguf is None:
+        start = time.perf_counter()
         from headwater.adapters.serving.through_peft import compare_logits
 
         progress("comparing logits with PEFT")
         done.logits = compare_logits(subject, base.folder, folder, wish.dtype)
+        done.compared_s = round(time.perf_counter() - start, 3)
 
 
 def _only_linear(subject: Subject) -> bool:

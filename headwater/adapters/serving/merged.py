@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from headwater.adapters.serving.arrival import Arrival, from_bfloat16, round_bfloat16, some_rows
 from headwater.adapters.serving.base_files import BESIDE, BaseFiles
 from headwater.adapters.serving.plain import Factors, PlainLora
+from headwater.errors import ModelError
 from headwater.files import read_into
 from headwater.merging.offline.tensor_file import Array, Place, TensorFile, TensorWriter
 
@@ -28,8 +30,9 @@ _OUTPUTS = ("lm_head", "embed_out", "output_projection")
 """Last names of a model's output, which may be its embeddings once more."""
 _AT_ONCE = 2
 """Weights in memory at a time."""
-_CACHED = 1 << 16
+_CACHED = 1 << 18
 """Values of a weight that are worked on at a time."""
+_SHORTER = "a file of the base became shorter while it was read"
 
 
 def changed(weight: Array, factors: Factors, rows: slice | None = None, out: Array | None = None) -> Array:
@@ -113,15 +116,23 @@ def _rewrite(file: TensorFile, changes: Mapping[str, Factors], out: Path, arriva
     """The same layout, byte for byte but for the changed weights."""
     size = file.path.stat().st_size
     ours = sorted((p.start, n, p) for n, p in file.tensors.items() if n in changes)
+    memory = threading.local()
     with file.path.open("rb", buffering=0) as source, out.open("wb", buffering=0) as target:
         os.truncate(target.fileno(), size)
 
         def write(item: tuple[int, str, Place]) -> Arrival:
             _, name, place = item
-            own = Arrival()
-            raw = _changed_bits(source, place, changes[name], own)
-            _write_at(target, place.start, raw)
-            return own
+            if not hasattr(memory, "blocks"):
+                memory.blocks = _Blocks()
+            try:
+                return _rewrite_weight(source, target, place, changes[name], memory.blocks)
+            except FloatingPointError as error:
+                raise ModelError(
+                    f"merging {name} of {file.path}",
+                    expected="values that float16 holds",
+                    got="larger ones",
+                    hint="Add --dtype float32.",
+                ) from error
 
         at = 0
         for start, _, place in ours:
@@ -135,33 +146,59 @@ def _rewrite(file: TensorFile, changes: Mapping[str, Factors], out: Path, arriva
                 arrival.energy += own.energy
 
 
-def _changed_bits(source: BinaryIO, place: Place, factors: Factors, arrival: Arrival) -> Array:
-    """The bits of a changed weight, by as many rows at a time as a processor's cache holds."""
-    raw = np.empty(place.stop - place.start, np.uint8)
-    read_into(source, place.start, raw.data)
-    stored = raw.view(_BITS[place.dtype]).reshape(place.shape)
+class _Blocks:
+    """Memory of one thread for some rows, used for all: fresh memory costs as much as the sums."""
+
+    def __init__(self) -> None:
+        self._floats = np.empty((2, 0), np.float32)
+        self._bytes = np.empty(0, np.uint8)
+
+    def of(self, rows: int, columns: int, dtype: str) -> tuple[Array, Array, Array]:
+        """Arrays [rows, columns] for stored values, the weight and the sum."""
+        values = rows * columns
+        if values > self._floats.shape[1]:
+            self._floats, self._bytes = np.empty((2, values), np.float32), np.empty(4 * values, np.uint8)
+        stored = self._bytes[: values * np.dtype(dtype).itemsize].view(dtype)
+        weight, total = self._floats[:, :values].reshape(2, rows, columns)
+        return stored.reshape(rows, columns), weight, total
+
+
+def _rewrite_weight(
+    source: BinaryIO, target: BinaryIO, place: Place, factors: Factors, blocks: _Blocks
+) -> Arrival:
+    """Read, change and write some rows at a time: few enough for a cache, enough to outweigh the calls."""
     rows, columns = place.shape
+    bits = _BITS[place.dtype]
     step = max(1, _CACHED // columns)
-    scratch = np.empty((3, min(step, rows), columns), np.float32)
-    measured = some_rows(rows).step
+    every = some_rows(rows).step
+    measured = np.empty((3, -(-rows // every), columns), np.float32)
     for start in range(0, rows, step):
         block = slice(start, min(start + step, rows))
-        weight, total, bits = scratch[:, : block.stop - start]
+        stored, weight, total = blocks.of(block.stop - start, columns, bits)
+        at = place.start + start * columns * stored.itemsize
+        if read_into(source, at, stored.reshape(-1).view(np.uint8).data) != stored.nbytes:
+            raise OSError(5, _SHORTER)
         if place.dtype == "BF16":
-            np.copyto(weight.view(np.uint32), stored[block])
+            np.copyto(weight.view(np.uint32), stored)
             np.left_shift(weight.view(np.uint32), 16, out=weight.view(np.uint32))
         else:
-            np.copyto(weight, stored[block])
+            np.copyto(weight, stored)
         changed(weight, factors, block, out=total)
+        some = slice(-start % every, None, every)
+        count = len(total[some])
+        first = -(-start // every)
+        measured[:2, first : first + count] = weight[some], total[some]
         if place.dtype == "BF16":
-            round_bfloat16(total, bits.view(np.uint32), stored[block])
+            round_bfloat16(total, weight.view(np.uint32), stored)
         else:
-            np.copyto(stored[block], total, casting="same_kind")
-        some = slice(-start % measured, None, measured)
-        before, change = weight[some], total[some] - weight[some]
-        after = from_bfloat16(stored[block][some]) if place.dtype == "BF16" else stored[block][some]
-        arrival.add(before, change, after)
-    return stored
+            with np.errstate(over="raise"):
+                np.copyto(stored, total, casting="same_kind")
+        after = stored[some]
+        measured[2, first : first + count] = from_bfloat16(after) if place.dtype == "BF16" else after
+        _write_at(target, at, stored)
+    arrival = Arrival()
+    arrival.add(measured[0], measured[1] - measured[0], measured[2])
+    return arrival
 
 
 def _widen(file: TensorFile, changes: Mapping[str, Factors], out: Path, arrival: Arrival) -> None:
@@ -193,7 +230,7 @@ def _copy_range(source: BinaryIO, target: BinaryIO, start: int, stop: int) -> No
     while start < stop:
         sent = os.sendfile(target.fileno(), source.fileno(), start, min(stop - start, 1 << 30))
         if not sent:
-            raise OSError(5, "a file of the base became shorter while it was read")
+            raise OSError(5, _SHORTER)
         start += sent
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from headwater.adapters.serving.plain import PlainLora
 from headwater.errors import ModelError
-from headwater.merging.offline.folder import write_json
+from headwater.merging.offline.output import write_json
 from headwater.merging.offline.peft_config import CONFIG
 from headwater.merging.offline.tensor_file import TensorWriter
 

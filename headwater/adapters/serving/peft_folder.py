@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headwater.adapters.serving.plain import PlainLora
-from headwater.merging.offline.folder import write_json
+from headwater.merging.offline.output import write_json
 from headwater.merging.offline.peft_config import CONFIG, WEIGHTS
 from headwater.merging.offline.tensor_file import TensorWriter
 

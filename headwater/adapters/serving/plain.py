@@ -9,8 +9,7 @@ import numpy as np
 
 from headwater.adapters.serving.traits import PREFIX, Subject
 from headwater.errors import ConfigError
-from headwater.merging.offline.adapters import COPIED
-from headwater.merging.offline.peft_folder import MAGNITUDES, LoraPart, PeftFolder, module_name
+from headwater.merging.offline.peft_folder import COPIED, MAGNITUDES, LoraPart, PeftFolder, module_name
 from headwater.merging.offline.tensor_file import Array
 
 

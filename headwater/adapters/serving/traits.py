@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from headwater.errors import ModelError
-from headwater.experts.expert_file import open_adapter
-from headwater.merging.offline.adapters import COPIED
 from headwater.merging.offline.peft_config import CONFIG, LORA, PLAIN, read_json
-from headwater.merging.offline.peft_folder import LORA_BIAS, MAGNITUDES, PeftFolder, module_name
+from headwater.merging.offline.peft_folder import COPIED, LORA_BIAS, MAGNITUDES, PeftFolder, module_name
 
 PREFIX = "base_model.model."
 HEADS = ("score", "classifier")
@@ -79,9 +77,10 @@ class Subject:
         """
         if (path / "adapter" / CONFIG).is_file() and not (path / CONFIG).exists():
             path = path / "adapter"  # of a run folder
-        start = None if origin is None else open_adapter(origin)
         if path.is_file():
-            adapter = open_adapter(path, start)
+            from headwater.experts.expert_file import open_adapter  # a folder does without, in half the time
+
+            adapter = open_adapter(path, None if origin is None else open_adapter(origin))
             return Subject(path, adapter.config, adapter, _found(adapter.config, adapter))
         config = read_json(path / CONFIG, path)
         kind = config.get("peft_type")

@@ -56,6 +56,7 @@ class Exported:
         command: lines that serve it.
         arrival: of a merged model, what of the change arrived.
         logits: of a merged model, against PEFT.
+        compared_s: seconds that took, all models loaded for it.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Exported:
     command: str = ""
     arrival: Arrival | None = None
     logits: Logits | None = None
+    compared_s: float | None = None
 
     def record(self) -> dict[str, Any]:
         """As JSON."""

@@ -112,7 +112,8 @@ def _line(rows: dict[int, AdapterRow]) -> list[AdapterRow]:
 
 def _write(client: ControlClient, rows: Sequence[AdapterRow], options: argparse.Namespace) -> MergeReport:
     """The folder, whole or not at all."""
-    from headwater.merging.offline.folder import RECIPE, merge_folders, write_json
+    from headwater.merging.offline.folder import RECIPE, merge_folders
+    from headwater.merging.offline.output import write_json
     from headwater.merging.offline.recipe import Recipe
     from headwater.merging.offline.rules.linear import Mean
 

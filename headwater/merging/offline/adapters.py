@@ -13,12 +13,9 @@ import numpy as np
 
 from headwater.errors import ConfigError, ModelError
 from headwater.merging.offline.agreement import require_agreement
-from headwater.merging.offline.peft_folder import LORA_BIAS, MAGNITUDES, PeftFolder
+from headwater.merging.offline.peft_folder import COPIED, LORA_BIAS, MAGNITUDES, PeftFolder
 from headwater.merging.offline.rule import Floats
 from headwater.merging.offline.tensor_file import Array, TensorFile
-
-COPIED = ".base_layer.weight"
-"""The end of names of tensors that PEFT saves beside an adapter and that are the base's."""
 
 _UNLIKE = 16
 """Adapters of other layouts that an adapter is compared with, to share a table of names."""

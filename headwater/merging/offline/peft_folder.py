@@ -36,6 +36,8 @@ from headwater.merging.offline.peft_config import (
 from headwater.merging.offline.tensor_file import Array, TensorFile, Tensors
 
 HEAD, NOTES = "head.safetensors", "headwater.json"
+COPIED = ".base_layer.weight"
+"""The end of names of tensors that PEFT saves beside an adapter and that are the base's."""
 MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 """The ends of names of DoRA's magnitudes (arXiv 2402.09353)."""
 LORA_BIAS = ".lora_B.bias"

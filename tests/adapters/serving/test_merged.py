@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, VeraConfig
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from headwater.adapters.serving import merged as serving_merged
 from headwater.adapters.serving.arrival import (
     Arrival,
     from_bfloat16,
@@ -120,8 +123,6 @@ def test_a_wrong_merge_is_not_called_done(base, tmp_path):
     merged(adapter, base, tmp_path / "out")
     values = load_file(tmp_path / "out/model.safetensors")
     values["model.layers.0.self_attn.q_proj.weight"] *= 1.1
-    from safetensors.torch import save_file
-
     save_file(values, tmp_path / "out/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="PEFT's logits within"):
         compare_logits(Subject.open(adapter), base, tmp_path / "out", "float32")
@@ -135,8 +136,6 @@ def test_a_wrong_merge_is_not_called_done(base, tmp_path):
 )  # fmt: skip
 def test_one_end_of_a_model_whose_ends_are_one_weight_is_not_merged(base, tmp_path, made, twice):
     """Merged it changes both: with --unchecked that was written without a word."""
-    from safetensors.torch import save_file
-
     tied = tmp_path / "tied"
     shutil.copytree(base, tied)
     config = json.loads((tied / "config.json").read_text())
@@ -162,6 +161,55 @@ def test_a_change_that_drowns_in_rounding_is_refused(base, tmp_path):
     assert not (tmp_path / "out").exists()
     told = merged(adapter, tmp_path / "half", tmp_path / "out", "--anyway", "--unchecked")
     assert told["arrival"]["error"] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["patterns", "dora"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_weight_in_blocks_has_the_same_bits(base, tmp_path, monkeypatch, kind, dtype):
+    trained.load(base).to(dtype).save_pretrained(tmp_path / "base")
+    adapter = trained.lora(tmp_path / "a", tmp_path / "base", **trained.KINDS[kind])
+    whole = merged(adapter, tmp_path / "base", tmp_path / "whole", "--unchecked")
+    monkeypatch.setattr(serving_merged, "_CACHED", 7 * 32)  # 7 rows, which divide no weight here
+    blocks = merged(adapter, tmp_path / "base", tmp_path / "blocks", "--unchecked")
+    name = "model.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "blocks" / name).read_bytes()
+    assert blocks["arrival"] == pytest.approx(whole["arrival"], rel=1e-6)
+    assert whole["arrival"]["part"] == pytest.approx(1, abs=0.01)
+
+
+def test_what_float16_does_not_hold_is_refused(base, tmp_path):
+    """It became infinite without a word where the rows that are measured lacked it."""
+    model = trained.load(base)
+    model.model.layers[0].self_attn.q_proj.weight.data[5, 3] = 65000.0
+    model.half().save_pretrained(tmp_path / "base")
+    adapter = trained.lora(tmp_path / "a", base, r=4, lora_alpha=6)
+    values = load_file(adapter / "adapter_model.safetensors")
+    for name in values:
+        values[name][:] = 10.0
+    save_file(values, adapter / "adapter_model.safetensors")
+    done = headwater(
+        "export",
+        adapter,
+        "--for",
+        "merged",
+        "--base",
+        tmp_path / "base",
+        "-o",
+        tmp_path / "out",
+        "--unchecked",
+    )
+    assert "values that float16 holds" in done.error
+    assert "--dtype float32" in done.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_starts_without_what_it_does_not_need():
+    """A copy of a base takes a tenth of a second; pydantic alone takes as long."""
+    code = (
+        "import sys, headwater.cli.serving; print(sorted({'pydantic', 'scipy', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout == b"[]\n"
 
 
 def test_a_gguf_of_the_base(base, tmp_path):
