@@ -108,6 +108,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "cohort": 'most clients that are trained as one batch, up to 4,096, or `"auto"`, which measures what '
         "pays; above 1 last digits change",
         "devices": "simulated devices, with a clock of their own",
+        "attackers": "[clients that lie](#simulation-attackers), in an experiment",
     },
     DailyWindow: {"from_h": "hour of the day at which it comes online", "hours": "24 and more: always"},
     IntervalTrace: {"path": "a client without a row is never online"},

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from headwater.config import assignment as a
 from headwater.config import training as t
 from headwater.config.adapter import Adapter
+from headwater.config.attackers import BackdoorAttacker, ColludeAttacker, FlipAttacker, ScaleAttacker
 from headwater.config.codec import (
     BlockCodec,
     ByModuleCodec,
@@ -166,6 +167,8 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ),
     ("`blackbox`", "an adapter other than `prompt`"),
     ("`spry`, `last_layers`", "virtual tokens, `vblora` and `uni-lora`: their tensors are no layer's"),
+    ("`[[simulation.attackers]]`", "servers and other engines' agents; methods that send scalars; `script`"),
+    ("attackers of kind `backdoor`", "`data.kind` but `classification`; a `target` that is no label"),
     ("`simulation.devices.memory_mb`", "`[assignment.devices]`"),
     ("`simulation.devices.start_rows`", "`strategy.control_variates`"),
     ("a method's `rank`", "a smaller rank of the adapter"),
@@ -319,6 +322,11 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         (BaselineSettings,),
     ),
     "simulation": ("How `headwater simulate` trains clients of one process.", (SimulationSettings,)),
+    "[simulation.attackers]": (
+        "Clients of an experiment that lie: each entry some of them. They clip, encode and send like others; "
+        "no server takes such a file.",
+        (FlipAttacker, ScaleAttacker, BackdoorAttacker, ColludeAttacker),
+    ),
     "simulation.devices": (
         "[The guide](../how-to/simulate-devices.md). Each number may be a distribution over the clients.",
         (DeviceSettings,),

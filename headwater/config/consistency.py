@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from headwater.config.assignment import DEFAULT
+from headwater.config.attackers import BackdoorAttacker
 from headwater.config.codec import CompeftCodec
+from headwater.config.data import UNKNOWN_LABELS, ClassificationData
 from headwater.config.model import MODELS
 from headwater.config.spaces import require_space
 from headwater.config.tables import FederationTables
@@ -46,6 +48,7 @@ def require_consistent(federation: FederationTables) -> None:
     _control_variates(federation)
     _shifts(federation)
     _contribution(federation)
+    _attackers(federation)
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
         raise ValueError(
             f"codec.up '{federation.codec.up.kind}' with these settings may lift an update above "
@@ -259,6 +262,22 @@ def _shifts(federation: FederationTables) -> None:
     for needed, missing in reasons.items():
         if missing:
             raise ValueError(f"codec.up.error_feedback 'ef21' needs {needed}")
+
+
+def _attackers(federation: FederationTables) -> None:
+    """They send other deltas than they learnt, of rows that they may change."""
+    for index, attacker in enumerate(federation.simulation.attackers):
+        who = f"simulation.attackers {index + 1}"
+        if any(t.sends == "coefficients" or t.by_script for t in federation.trainings.values()):
+            raise ValueError(
+                f"{who}: clients that lie send deltas of Headwater's own methods, and no scalars"
+            )
+        if not isinstance(attacker, BackdoorAttacker):
+            continue
+        if not isinstance(federation.data, ClassificationData):
+            raise ValueError(f"{who}: a backdoor needs data.kind 'classification'")
+        if federation.data.labels != UNKNOWN_LABELS and attacker.target not in federation.data.labels:
+            raise ValueError(f"{who}: target {attacker.target!r} is none of data.labels")
 
 
 def _cohort(federation: FederationTables) -> None:

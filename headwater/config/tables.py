@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from headwater.bits import Bits
 from headwater.config.adapter import Adapter
 from headwater.config.assignment import DEFAULT, Assignment, Method
+from headwater.config.attackers import Attacker
 from headwater.config.codec import CodecSettings
 from headwater.config.contribution import ContributionSettings
 from headwater.config.data import Data
@@ -62,11 +63,16 @@ class SimulationSettings(Settings):
         default=None,
         description="simulated devices, links and availability, with a clock of their own",
     )
+    attackers: tuple[Attacker, ...] = Field(
+        default=(), strict=False, max_length=64, description="clients that lie, in an experiment"
+    )
 
     @model_serializer(mode="wrap")
     def _without_devices(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No key for devices that nobody asked for: runs were named without."""
+        """No key for devices and attackers that nobody asked for: runs were named without."""
         content: dict[str, Any] = handler(self)
+        if not self.attackers:
+            content.pop("attackers", None)
         if self.devices is None:
             content.pop("devices", None)
         return content

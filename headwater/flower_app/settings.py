@@ -126,8 +126,15 @@ def require_runnable(loaded: LoadedFederation) -> None:
     """Refuse what needs a simulation.
 
     Raises:
-        ConfigError: the file simulates devices.
+        ConfigError: the file simulates devices or attackers.
     """
+    if loaded.settings.simulation.attackers:
+        raise ConfigError(
+            "[[simulation.attackers]]",
+            expected="real nodes, which nobody tells to lie",
+            got="simulated attackers",
+            hint="Leave the tables out, or run headwater simulate.",
+        )
     if loaded.settings.simulation.devices is not None:
         raise ConfigError(
             "[simulation.devices]",

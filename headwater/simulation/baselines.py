@@ -9,6 +9,7 @@ the federation (where it asks all clients in every round).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -112,7 +113,7 @@ def train_apart(runtime: ClientRuntime, who: str) -> tuple[float, dict[str, floa
     names = runtime.data.clients if who == CENTRALISED else (who,)
     examples = [e for name in names for e in runtime.data.client(name).train]
     state = runtime.context.initial_state()
-    trainer = runtime.context.trainer(settings.training)
+    trainer = replace(runtime.context, attacks=None).trainer(settings.training)  # nobody else is misled
     rounds, training = settings.federation.rounds, settings.training
     if (
         isinstance(training, MinibatchTraining) and training.max_steps

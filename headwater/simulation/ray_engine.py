@@ -23,6 +23,7 @@ from headwater.client.execution.store import ClientStore, SharedStore
 from headwater.config import LoadedFederation
 from headwater.errors import MissingDependency
 from headwater.server.rounds.federation_server import RunResult
+from headwater.simulation.attackers.attacks import with_attacks
 from headwater.simulation.cohort_grid import CohortGrid
 from headwater.simulation.cohort_record import CohortRecord
 from headwater.simulation.workers import HANDLED_BY_PARENT, parent_handles_signals
@@ -177,5 +178,5 @@ def _opened_once(loaded: LoadedFederation, store: Path) -> tuple[ClientStore, Cl
     run = run_id(loaded), store
     if run not in _opened:
         _opened.clear()
-        _opened[run] = SharedStore(store), ClientRuntime.open(loaded, check=False)
+        _opened[run] = SharedStore(store), with_attacks(ClientRuntime.open(loaded, check=False))
     return _opened[run]

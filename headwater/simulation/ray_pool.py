@@ -16,6 +16,7 @@ from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore, SharedStore
 from headwater.config import LoadedFederation
 from headwater.errors import TrainingError
+from headwater.simulation.attackers.attacks import with_attacks
 from headwater.simulation.workplace import Encoded, Workplace, outcome
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class _Actor:
     def __init__(self, loaded: LoadedFederation, store: Path, cohort: int) -> None:
         self._opened: tuple[ClientStore, ClientRuntime] = (
             SharedStore(store),
-            ClientRuntime.open(loaded, check=False, cohort=cohort),
+            with_attacks(ClientRuntime.open(loaded, check=False, cohort=cohort)),
         )
 
     def answer(self, client: str, envelope: bytes, state: bytes) -> bytes | Exception:

@@ -20,6 +20,7 @@ from headwater.server.rounds.federation_server import FederationServer, RunResul
 from headwater.server.rounds.finish import finish, tell_trackers
 from headwater.server.storage.run_folder import RunFolder
 from headwater.server.trackers.tracking import Tracking
+from headwater.simulation.attackers.attacks import with_attacks
 from headwater.simulation.baselines import check_baselines, run_baselines
 from headwater.simulation.cohort_choice import measured
 from headwater.simulation.cohort_grid import CohortGrid
@@ -80,7 +81,7 @@ def simulate(
 
 
 def _require_a_simulation(loaded: LoadedFederation, engine: Engine) -> None:
-    """Refuse a cohort where every client is a process of its own."""
+    """Refuse a cohort, and attackers, where every client is a process of its own."""
     cohort = loaded.settings.simulation.cohort
     if cohort != 1 and engine == "network":
         raise ConfigError(
@@ -88,6 +89,13 @@ def _require_a_simulation(loaded: LoadedFederation, engine: Engine) -> None:
             expected="--engine inprocess or ray, where clients share a process",
             got="--engine network",
             hint="Leave simulation.cohort out.",
+        )
+    if loaded.settings.simulation.attackers and engine == "network":
+        raise ConfigError(
+            "[[simulation.attackers]]",
+            expected="--engine inprocess or ray, whose clients are simulated",
+            got="--engine network, whose clients are real agents",
+            hint="Leave the tables out, or use another engine.",
         )
 
 
@@ -110,7 +118,7 @@ def open_runtime(loaded: LoadedFederation) -> ClientRuntime:
     """
     context = TrainingContext.open(loaded)
     context.require_cohorts()
-    return ClientRuntime.open(loaded, context)
+    return with_attacks(ClientRuntime.open(loaded, context))
 
 
 def _require_simulated_clients(loaded: LoadedFederation, engine: Engine) -> None:

@@ -33,6 +33,7 @@ from headwater.client.execution.store import ClientStore, SharedStore
 from headwater.config import LoadedFederation
 from headwater.config.traits import ModelTraits
 from headwater.errors import TrainingError
+from headwater.simulation.attackers.attacks import with_attacks
 from headwater.simulation.workplace import Encoded, Workplace, outcome
 
 HANDLED_BY_PARENT = (signal.SIGINT, signal.SIGTERM)
@@ -165,7 +166,7 @@ def _start(loaded: LoadedFederation, store: Path, cohort: int | None) -> None:
     """Make this process a worker: end with the parent and by nothing else, load model and data once."""
     global _process
     live_for_parent()
-    runtime = ClientRuntime.open(loaded, check=False, cohort=cohort)
+    runtime = with_attacks(ClientRuntime.open(loaded, check=False, cohort=cohort))
     _process = runtime, SharedStore(store)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,16 @@ if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there 
     from headwater.adapters.start.start import Start
 
 
+class Attacks(Protocol):
+    """What some clients of an experiment do to the federation (``[[simulation.attackers]]``)."""
+
+    def by(self, trainer: CohortTrainer) -> CohortTrainer:
+        """The trainer as all clients use it: those who attack get another result from it."""
+
+    def success(self, context: TrainingContext, state: AdapterState) -> Mapping[str, float]:
+        """Rates that say how far they get, by name."""
+
+
 @dataclass(frozen=True)
 class TrainingContext:
     """Base, tokenizer, adapter and trainers of one process. Make it with :meth:`open`.
@@ -60,6 +70,7 @@ class TrainingContext:
         notices: what the user should know of model and adapter, one sentence each.
         cohort: most clients that are trained as one batch; 1 before "auto" is measured.
         script: trains where the file leaves that to a script; None where none runs.
+        attacks: of a simulation whose file has clients that lie.
     """
 
     loaded: LoadedFederation
@@ -69,6 +80,7 @@ class TrainingContext:
     notices: tuple[str, ...] = ()
     cohort: int = 1
     script: CohortTrainer | None = None
+    attacks: Attacks | None = None
 
     @staticmethod
     def open(loaded: LoadedFederation, base: Base | None = None, *, threads: bool = True) -> TrainingContext:
@@ -147,6 +159,10 @@ class TrainingContext:
         Raises:
             ConfigError: training that needs a base model, or a script, without one.
         """
+        trainer = self._honest_trainer(training)
+        return trainer if self.attacks is None else self.attacks.by(trainer)
+
+    def _honest_trainer(self, training: Training) -> CohortTrainer:
         if training.by_script:
             return self._of_script()
         if (made := _WITHOUT_A_MODEL.get(training.kind)) is not None:
@@ -236,6 +252,10 @@ class TrainingContext:
             pad=self.pad,
             prefix_cache_bytes=self.loaded.settings.evaluation.trunk_cache_mb * 2**20,
         )
+
+    def attack_success(self, state: AdapterState) -> Mapping[str, float]:
+        """What attackers have reached with ``state``, on the server's held-out rows; nothing without any."""
+        return {} if self.attacks is None else self.attacks.success(self, state)
 
     def features(self, examples: Sequence[Example]) -> npt.NDArray[np.float32]:
         """The frozen base's features: see :func:`headwater.training.evaluate.features`.

@@ -123,7 +123,7 @@ class EvaluationRound:
             test = {}
             try:
                 (count, test), by = self._context.evaluate_groups(state, self._test)
-                draft.tested(test, count, by)
+                draft.tested({**test, **self._context.attack_success(state)}, count, by)
             except TrainingError as error:  # a diverged adapter: an earlier one may still be the best
                 self._control.observer(Notice(f"round {number}: {error}"))
         if asked:

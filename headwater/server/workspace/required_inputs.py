@@ -28,8 +28,8 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
     Raises:
         ModelError: there is no such base model, or adapter to start from.
         DataError: there is no such test file.
-        ConfigError: the folder that relative paths start from is gone, clients are to share a process,
-            or this server was started in another mode than ``federation.bits``.
+        ConfigError: the folder that relative paths start from is gone, clients are to share a process or
+            to lie, or this server was started in another mode than ``federation.bits``.
     """
     settings = loaded.settings
     require(settings.federation.bits)
@@ -39,6 +39,13 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
             expected="1 on a server, whose clients are on devices of their own",
             got="clients trained as one batch",
             hint="Leave it out, or run the file with headwater simulate.",
+        )
+    if settings.simulation.attackers:
+        raise ConfigError(
+            "[[simulation.attackers]]",
+            expected="no clients that are told to lie, on a server",
+            got=f"{len(settings.simulation.attackers)} entries",
+            hint="Leave them out, or run the file with headwater simulate.",
         )
     moved = f" If it lies elsewhere now: {resume} --folder PATH, where the file's relative paths start."
     hint = moved if resume else ""

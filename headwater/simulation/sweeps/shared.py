@@ -8,6 +8,7 @@ from headwater.client.execution.runtime import ClientRuntime
 from headwater.config import LoadedFederation
 from headwater.data.federated import FederatedData
 from headwater.seeds.keys import Key
+from headwater.simulation.attackers.attacks import with_attacks
 from headwater.tasks.table import task_of
 from headwater.training.context import TrainingContext
 
@@ -41,7 +42,7 @@ class SharedInputs:
         """
         context = self.context(loaded)
         context.require_cohorts()
-        return ClientRuntime.open(loaded, context, self._data_of(loaded, context))
+        return with_attacks(ClientRuntime.open(loaded, context, self._data_of(loaded, context)))
 
     def context(self, loaded: LoadedFederation) -> TrainingContext:
         """Base and adapter of a run, without its data.
