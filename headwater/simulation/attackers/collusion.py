@@ -44,7 +44,7 @@ def min_max(updates: Floats) -> Floats:
     Args:
         updates: what the colluders learnt [m, n].
     """
-    mean = updates.mean(axis=0)
+    mean: Floats = updates.mean(axis=0)
     length = float(np.linalg.norm(mean))
     if not length:
         return mean
