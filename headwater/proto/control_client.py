@@ -189,6 +189,12 @@ class ControlClient:
             self._ask("Rollback", _message(pb.RollbackRequest, run=run, version=version), pb.AdapterRow)
         )
 
+    def forget(self, run: str, client: str) -> AdapterRow:
+        """End a client's keys, and go on from the newest version that nothing of it is in."""
+        return rows.adapter_from_message(
+            self._ask("Forget", _message(pb.ForgetRequest, run=run, client=client), pb.AdapterRow)
+        )
+
     def unpin(self, run: str, version: int) -> AdapterRow:
         """No longer keep a version's values for ever."""
         return rows.adapter_from_message(

@@ -168,6 +168,7 @@ class _Control:
             "Rollback": lambda request: rows.adapter_to_message(
                 organiser.rollback(request.run, request.version)
             ),
+            "Forget": lambda request: rows.adapter_to_message(organiser.forget(request.run, request.client)),
             "Unpin": lambda request: rows.adapter_to_message(organiser.unpin(request.run, request.version)),
         }
         handlers = {}

@@ -172,5 +172,8 @@ class Organiser(Protocol):
     def rollback(self, run: str, version: int) -> AdapterRow:
         """Go on from an earlier version's values, as a new one made between rounds; the earlier's row."""
 
+    def forget(self, run: str, client: str) -> AdapterRow:
+        """Revoke a client, and go on from the newest version that nothing of it is in; that version's row."""
+
     def unpin(self, run: str, version: int) -> AdapterRow:
         """Keep a version that was exported or gone back to only as long as any other; its row."""

@@ -75,12 +75,10 @@ def _check_link(name: str, receipt: Receipt, before: Receipt | None, receipts: S
         _refuse(f"{name}: kind", "a start as the first receipt, and nowhere else", receipt.kind)
     if receipt.kind != "round" and (receipt.count, receipt.root) != (0, root([]).hex()):
         _refuse(f"{name}: count", "no updates outside rounds", str(receipt.count))
-    if receipt.kind == "rollback":
+    if receipt.kind in ("rollback", "leaving"):
         to = _gone_back_to(receipt)
         if to is not None and not (to < receipt.number and receipts[to].result == receipt.result):
             _refuse(f"{name}: result", f"the adapter of an earlier receipt, {to}", receipt.result)
-    if receipt.kind == "leaving" and receipt.result != receipt.base:
-        _refuse(f"{name}: result", "the adapter as it was before", receipt.result)
 
 
 def receipt_of(receipts: Sequence[Receipt], adapter_sha256: str, who: str) -> Receipt:
@@ -101,14 +99,14 @@ def receipt_of(receipts: Sequence[Receipt], adapter_sha256: str, who: str) -> Re
 
 
 def lineage(receipts: Sequence[Receipt], receipt: Receipt) -> list[Receipt]:
-    """The receipts that led to this one, it first: without what rollbacks gave up.
+    """The receipts that led to this one, it first: without what rollbacks and leavings gave up.
 
     It ends at the start, or where the run is older than its receipts.
     """
     found = [receipt]
     while found[-1].number > 0:
         last = found[-1]
-        to = _gone_back_to(last) if last.kind == "rollback" else last.number - 1
+        to = last.number - 1 if last.kind == "round" else _gone_back_to(last)
         if to is None:
             break
         found.append(receipts[to])
@@ -152,7 +150,7 @@ def own_updates(
 
 
 def _gone_back_to(receipt: Receipt) -> int | None:
-    """The receipt that a rollback went back to; None where it is older than the receipts."""
+    """The receipt that a rollback or a leaving went back to; None where it is older than the receipts."""
     to = receipt.about.get("to", "")
     return int(to) if to.isascii() and to.isdigit() else None
 

@@ -63,7 +63,7 @@ class Receipt:
         wire: the run's id among the clients.
         number: 0, 1, …: its place in the chain.
         kind: ``start``, the adapter before training; ``round``; ``rollback``, to an earlier receipt's
-            adapter; ``leaving``, an owner's end of taking part.
+            adapter; ``leaving``, the same because an owner has left.
         round: the last finished one.
         time: Unix seconds of the server.
         spec: fingerprint of the adapter's tensors.
@@ -75,7 +75,7 @@ class Receipt:
         count: how many updates are in it.
         root: of the Merkle tree over them (:meth:`Entry.leaf`), sorted by client.
         about: of a start ``adapter`` and ``receipt``, hashes of what it goes on from; of a rollback ``to``,
-            the number of the receipt; of a leaving ``client``, a hash.
+            the number of the receipt; of a leaving also ``leaf``, of the owner's first update that went.
         previous: hash of the receipt before; empty of the first.
         key: the server's Ed25519 public key.
         authority: SHA-256 of the certificate of the authority that vouches for the key; empty without one.

@@ -136,6 +136,16 @@ class ReceiptBook:
         self.head = Head(number, receipt.sha256())
         return self.head
 
+    def leaf_after(self, number: int | None, client: str) -> str:
+        """The leaf of this client's first update after a receipt, in hex; empty where there is none."""
+        updates = read_updates(self._folder / UPDATES)
+        for at in sorted(updates):
+            if number is None or at > number:
+                for entry in updates[at]:
+                    if entry.client == client:
+                        return entry.leaf().hex()
+        return ""
+
     def number_of(self, result: str) -> int | None:
         """The last receipt of this adapter; None if there is none."""
         found = None

@@ -319,6 +319,14 @@ class FederatedStrategy(Strategy):
             residual=None,
         )
 
+    def begun_again(self, server: ServerState, state: AdapterState, leaving: str) -> ServerState:
+        """The server with these values and nothing else of its rounds, since a client has left.
+
+        What the optimiser, the weighing of methods and the way down had learned holds something of it.
+        """
+        links = {client: speeds for client, speeds in server.links.items() if client != leaving}
+        return replace(self.init(state), round=server.round, seeded_state=None, links=links)
+
 
 def _sample(names: Sequence[str], size: int | None, key: Key, always: Collection[str] = ()) -> list[str]:
     """``size`` of the sorted ``names`` without replacement, sorted; all of them if there are no more.

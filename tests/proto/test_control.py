@@ -89,13 +89,14 @@ def test_every_method_is_answered(organiser, client, tmp_path):
     assert client.adapters()[1] == SECOND
     assert b"".join(client.export("r1", 2)) == b"piece"
     assert client.rollback("r1", 1).note == "rollback to version 1"
+    assert client.forget("r1", "ann").note == "without ann"
     assert client.unpin("r1", 2) == SECOND
     assert organiser.calls == [
         ("submit", "a = 1", tmp_path), ("pause", "r1"), ("resume", "r1"), ("resume", "r1", tmp_path),
         ("stop", "r1"),
         ("change", "r1", {"deadline_s": "60", "rounds": "9"}), ("accept", "headwater-enrol-v1:x"),
         ("revoke", "ann"), ("adapters", "r1"), ("adapters", ""), ("export", "r1", 2), ("rollback", "r1", 1),
-        ("unpin", "r1", 2),
+        ("forget", "r1", "ann"), ("unpin", "r1", 2),
     ]  # fmt: skip
 
 

@@ -119,6 +119,10 @@ class FakeOrganiser:
         self._note("rollback", run, version)
         return replace(SECOND, version=3, parent=version, note=f"rollback to version {version}")
 
+    def forget(self, run, client):
+        self._note("forget", run, client)
+        return replace(SECOND, note=f"without {client}")
+
     def unpin(self, run, version):
         self._note("unpin", run, version)
         return replace(SECOND, version=version)

@@ -108,7 +108,7 @@ class ToyOrganiser:
     def _no(self, *arguments: object) -> Any:
         raise ConfigError("toy organiser", expected="a question", got="an order")
 
-    submit = pause = resume = stop = change = accept = revoke = rollback = unpin = _no
+    submit = pause = resume = stop = change = accept = revoke = rollback = forget = unpin = _no
 
 
 def _fields(row: AdapterRow | ClientRow | RunRow) -> dict[str, Any]:

@@ -21,6 +21,7 @@ VERBS = {
     "stop": Verb("end a run after its open round", _RUN),
     "set": Verb("change a run's rounds, deadline or cohort from its next round on", _RUN),
     "adapters": Verb("list, export and roll back a run's adapter versions", _RUN),
+    "forget": Verb("end a client's part, and train on without what it sent", "headwater.cli.server.forget"),
     "backup": Verb("write the folder to a tar, also while the daemon runs", _FOLDER),
     "restore": Verb("make a folder from a backup", _FOLDER),
     "renew": Verb("renew certificates, keys and the web token", _FOLDER),

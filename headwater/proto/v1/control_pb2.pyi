@@ -254,6 +254,14 @@ class RollbackRequest(_message.Message):
     version: int
     def __init__(self, run: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
+class ForgetRequest(_message.Message):
+    __slots__ = ("run", "client")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    client: str
+    def __init__(self, run: _Optional[str] = ..., client: _Optional[str] = ...) -> None: ...
+
 class UnpinRequest(_message.Message):
     __slots__ = ("run", "version")
     RUN_FIELD_NUMBER: _ClassVar[int]

@@ -239,6 +239,7 @@ class ControlService:
 
     def rollback(self, run: str, version: int) -> AdapterRow:  # noqa: D102
         entry = self._book.get(run)
+        _require_nobody_leaving(entry)
         versions = self._versions(entry.run)
         row = next((r for r in versions.rows() if r.version == version), None)
         if row is None or not row.kept:
@@ -250,6 +251,33 @@ class ControlService:
             )
         versions.pin(version)
         self._book.request_rollback(entry.run, version)
+        return row
+
+    def forget(self, run: str, client: str) -> AdapterRow:  # noqa: D102
+        entry = self._book.get(run)
+        settings = self._book.settings(entry)
+        if settings.strategy.control_variates or settings.codec.up.shifts:
+            raise ConfigError(
+                f"run {entry.run}",
+                expected="a run whose clients keep no part of a common sum",
+                got="strategy.control_variates, or error_feedback 'ef21'",
+                hint="Revoke the client, and start a new run from a version without it: adapter.start.",
+            )
+        self.revoke(client)
+        _require_nobody_leaving(entry, client)
+        versions = self._versions(entry.run)
+        row = versions.newest_without(client)
+        if row is None:
+            return replace(versions.rows()[-1], note=f"nothing of {client} is in it")
+        if entry.leaving == client:  # asked for again: the rounds are added
+            return row
+        versions.pin(row.version)
+        newest = versions.rows()[-1]
+        rounds = settings.federation.rounds + newest.round - row.round
+        self._book.change(entry.run, {"rounds": str(rounds)})
+        self._book.request_rollback(entry.run, row.version, leaving=client)
+        told = f"without {client} from version {row.version}; {newest.round - row.round} rounds more"
+        self._monitor.run_changed(entry.run, rounds=rounds, told=told)
         return row
 
     def unpin(self, run: str, version: int) -> AdapterRow:  # noqa: D102
@@ -281,6 +309,17 @@ class ControlService:
         with self._loading:  # one at a time: a base model may be large
             # the run at work computes with its own threads, on which its last bits depend
             return TrainingContext.open(self._book.open(run)[1], threads=False)
+
+
+def _require_nobody_leaving(entry: RunEntry, client: str = "") -> None:
+    """Raise ``ConfigError`` where the run is about to go on without another client."""
+    if entry.leaving not in ("", client):
+        raise ConfigError(
+            f"run {entry.run}",
+            expected=f"a run that has gone on without {entry.leaving}",
+            got="one that is about to, once its open round ends",
+            hint="Ask again once headwater server adapters list DIR shows it.",
+        )
 
 
 def _enrolled(status: Status) -> int:

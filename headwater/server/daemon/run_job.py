@@ -197,6 +197,7 @@ class RunJob:
             rolled_back=self._rolled_back,
             wire_run_id=self.entry.wire_run_id,
             receipt_key=self._receipt_key,
+            leaving=lambda: self._book.get(self.entry.run).leaving,
         )
 
     def _settings(self) -> Federation:

@@ -16,6 +16,7 @@ from headwater.server.round_record import RoundRecord
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability
 from headwater.server.storage.run_folder import RunFolder
+from headwater.server.storage.version_rows import WITHOUT
 
 
 class Commits:
@@ -73,12 +74,26 @@ class Commits:
             self._durability.versions.prune()
         self._observer(RoundEnded(record.round, record, self._metric, value))
 
-    def commit_rollback(self, checkpoint: Checkpoint, version: int, *, base: str) -> None:
-        """Write a checkpoint that has the values of an earlier version, as a version of its own."""
-        note = f"rollback to version {version}"
+    def commit_rollback(self, checkpoint: Checkpoint, version: int, *, base: str, leaving: str = "") -> None:
+        """Write a checkpoint that has the values of an earlier version, as a version of its own.
+
+        Args:
+            checkpoint: with these values.
+            version: they are of.
+            base: hash of the adapter before.
+            leaving: the client that left, for whose sake it is done.
+        """
+        back = f"rollback to version {version}"
+        note = f"{WITHOUT}{leaving}: version {version}" if leaving else back
         self._add_version(checkpoint, (), float("nan"), parent=version, note=note)
         to = self._book.number_of(checkpoint.server.state.sha256())
-        self._save(checkpoint, "rollback", base, (), {"to": "" if to is None else str(to)})
+        if base == checkpoint.server.state.sha256():  # done before a crash, or changes nothing
+            replace(checkpoint, receipt=self._book.head).save(self._folder.checkpoint)
+            return
+        about = {"to": "" if to is None else str(to)}
+        if leaving:
+            about["leaf"] = self._book.leaf_after(to, leaving)
+        self._save(checkpoint, "leaving" if leaving else "rollback", base, (), about)
 
     def _save(
         self,

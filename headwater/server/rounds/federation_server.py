@@ -342,10 +342,19 @@ class FederationServer:
         versions = self._durability.versions
         state = versions.state(version, self._context.spec)
         seeded, base = checkpoint.server.seeded_state is not None, checkpoint.server.state.sha256()
-        checkpoint = replace(checkpoint, server=self._strategy.rolled_back(checkpoint.server, state))
-        self._commits.commit_rollback(checkpoint, version, base=base)
+        if leaving := self._durability.leaving():
+            server = self._strategy.begun_again(checkpoint.server, state, leaving)
+            accepted = {c: number for c, number in checkpoint.accepted.items() if c != leaving}
+            tracker = Tracker(checkpoint.tracker.metric)
+            checkpoint = replace(checkpoint, server=server, accepted=accepted, tracker=tracker, best=None)
+        else:
+            checkpoint = replace(checkpoint, server=self._strategy.rolled_back(checkpoint.server, state))
+        self._commits.commit_rollback(checkpoint, version, base=base, leaving=leaving)
+        if leaving:
+            versions.drop_values(versions.holding(leaving))
         self._durability.rolled_back()
-        self._observer(Notice(f"going on from version {version}"))
+        why = f", which nothing of {leaving} is in" if leaving else ""
+        self._observer(Notice(f"going on from version {version}{why}"))
         if seeded:
             self._observer(
                 Notice("clients are sent the whole adapter from here on, not coefficients of seeds")

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -229,6 +229,55 @@ class Versions:
                 return
             self._rows.cut(rows[:kept])
             self._forget_after(kept)
+
+    def holding(self, client: str) -> tuple[int, ...]:
+        """The versions that something of this client is in: its own update, or an earlier version's."""
+        with self._lock:
+            found: set[int] = set()
+            for row in self._rows.read():
+                if client in row.cohort or row.parent in found:
+                    found.add(row.version)
+            return tuple(sorted(found))
+
+    def newest_without(self, client: str) -> AdapterRow | None:
+        """The newest version on the line to the last one that nothing of this client is in, values kept.
+
+        None where the last one has nothing of it. The first version has nothing of anybody, and is kept.
+
+        Raises:
+            ConfigError: it is not there any more.
+        """
+        with self._lock:
+            holding, kept = set(self.holding(client)), self._kept()
+            at = self._rows.count
+            if at not in holding:
+                return None
+            parents = {row.version: row for row in self._rows.read()}
+            while at and (at in holding or at not in kept):
+                at = parents[at].parent
+            if not at:
+                raise self._absent(1, "one whose values are gone")
+            return self._shown(parents[at])
+
+    def drop_values(self, versions: Iterable[int]) -> None:
+        """Delete the values of these versions, pinned or not; their rows stay.
+
+        Raises:
+            StorageError: a file could not be deleted.
+        """
+        with self._lock:
+            for version in sorted(set(versions) & self._kept()):
+                try:
+                    if version in self._pins.versions:
+                        self._pins.remove(version)
+                    self._path(version).unlink(missing_ok=True)
+                except OSError as error:
+                    raise StorageError(
+                        f"{self._path(version)}",
+                        expected="to delete it",
+                        got=error.strerror or str(error),
+                        hint="Fix the rights or the disk, then start the server again.",
+                    ) from error
 
     def pin(self, version: int) -> None:
         """Keep the values of ``version`` for ever.

@@ -92,6 +92,7 @@ class Durability:
         settings: the federation with the organiser's changes, asked between rounds.
         rollback: the version to go on from, if the organiser asks for it.
         rolled_back: told when that is done and on disk.
+        leaving: the client for whose sake it is asked for; empty of any other reason.
         wire_run_id: the run's id among the clients.
         receipt_key: signs the run's receipts; one of the run's own if None.
     """
@@ -104,6 +105,7 @@ class Durability:
     rolled_back: Callable[[], None]
     wire_run_id: str
     receipt_key: Callable[[], ReceiptKey] | None = None
+    leaving: Callable[[], str] = str
 
     def forget_through(self, round: int) -> None:
         """Rounds up to ``round`` are in the checkpoint: their record and their replies are needed no more.

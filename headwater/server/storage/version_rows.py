@@ -10,6 +10,9 @@ from headwater.files import append_line, read_lines, write_atomically
 from headwater.protocol.control import AdapterRow
 from headwater.server.storage.adapter_version_files import row_line, row_of
 
+WITHOUT = "without "
+"""A version's note begins so where a client left."""
+
 
 class VersionRows:
     """The rows in ``versions.jsonl``. In memory is what they add up to, not the rows.
@@ -98,6 +101,8 @@ class VersionRows:
         if self.last is not None and row.round == self.last.round:  # only a rollback makes no new round
             self._turns.append((row.version, row.parent))
         self.last = row
+        if row.note.startswith(WITHOUT):
+            self.best = 0  # what was best may hold something of who left
         if row.best:
             self.best = row.version
 

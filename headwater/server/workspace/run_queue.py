@@ -49,6 +49,7 @@ class RunEntry:
         again: it failed for want of room, and is tried again by itself.
         folder: where its file's relative paths start by now, relative to the server's folder where it
             lies within; as it was submitted, if empty.
+        leaving: the client for whose sake it goes back to ``rollback``; empty of any other reason.
     """
 
     run: str
@@ -62,6 +63,7 @@ class RunEntry:
     stop_request: StopRequest = ""
     again: bool = False
     folder: str = ""
+    leaving: str = ""
 
     @property
     def wire_run_id(self) -> str:
@@ -248,10 +250,10 @@ class RunQueue:
                     del self._resolved[next(iter(self._resolved))]
             return settings
 
-    def request_rollback(self, run: str, version: int | None) -> RunEntry:
-        """Note the version to go on from; None once it is done."""
+    def request_rollback(self, run: str, version: int | None, *, leaving: str = "") -> RunEntry:
+        """Note the version to go on from, and the client that leaves; None once it is done."""
         with self._lock:
-            entry = replace(self.get(run), rollback=version)
+            entry = replace(self.get(run), rollback=version, leaving=leaving)
             self._put(entry)
             return entry
 

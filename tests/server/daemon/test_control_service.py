@@ -321,3 +321,31 @@ def test_a_place_that_is_not_there_is_a_warning_where_it_is_set(tmp_path):
     assert any(
         "gone.jsonl" in warning for warning in site.service.change(run, {"test": "gone.jsonl"}).warnings
     )
+
+
+def test_who_leaves_is_revoked_and_its_rounds_are_trained_again(site):
+    from headwater.security.enrolment import make_request
+    from headwater.security.signing import Identity
+
+    for name in ("ann", "ben"):
+        site.service.accept(make_request(Identity.create(name)))
+    folder, loaded = site.book.open(site.run)
+    state = TrainingContext.open(loaded, threads=False).initial_state()
+    versions = Versions.of_run(folder.path, 3)
+    for number, cohort in enumerate(((), ("ann",), ("ann", "ben"))):
+        versions.add(
+            state, run=site.run, round=number, parent=number, config_sha256="", cohort=cohort,
+            metric="loss", value=1.0, best=False, note=f"round {number}", created=0.0,
+        )  # fmt: skip
+    rounds = site.book.settings(site.book.get(site.run)).federation.rounds
+    for _ in range(2):  # asked twice, done once
+        assert site.service.forget(site.run, "ben").version == 2
+    entry = site.book.get(site.run)
+    assert (entry.rollback, entry.leaving) == (2, "ben")
+    assert site.book.settings(entry).federation.rounds == rounds + 1
+    with pytest.raises(ConfigError, match="without ben"):
+        site.service.forget(site.run, "ann")
+    with pytest.raises(ConfigError, match="without ben"):
+        site.service.rollback(site.run, 3)
+    site.open()  # a daemon that starts again knows it still
+    assert site.book.get(site.run).leaving == "ben"

@@ -33,7 +33,7 @@ class Site(test_deployment.Site):
         self.loaded = load_federation(file, ["cohort.min_clients=3", "cohort.retry_s=0.05"])
         self.folder = RunFolder.create(folder / name, self.loaded, {"engine": "test"})
         self.asked = test_deployment.Counter()
-        self.changes, self.rollback = self.loaded.settings, None
+        self.changes, self.rollback, self.leaving = self.loaded.settings, None, ""
 
 
 @pytest.fixture(autouse=True)

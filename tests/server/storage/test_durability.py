@@ -56,7 +56,7 @@ class Site:
         self.folder = RunFolder.create(folder / name, self.loaded, {"engine": "test"})
         self.asked: Counter[tuple[str, int]] = Counter()
         self.changes = self.loaded.settings
-        self.rollback = None
+        self.rollback, self.leaving = None, ""
 
     def go(self, crash_at=None, kinds=object, tell=lambda event: None):
         """Serve until the end, or until the ``crash_at``-th event of these kinds."""
@@ -107,6 +107,7 @@ class Site:
                 rollback=lambda: self.rollback,
                 rolled_back=rolled_back,
                 wire_run_id=runtime.run,
+                leaving=lambda: self.leaving,
             ),
         )
         profiles, nodes, _ = collect_profiles(
