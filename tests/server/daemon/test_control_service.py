@@ -323,10 +323,11 @@ def test_a_place_that_is_not_there_is_a_warning_where_it_is_set(tmp_path):
     )
 
 
-def test_who_leaves_is_revoked_and_its_rounds_are_trained_again(site):
+def test_who_leaves_is_revoked_and_its_rounds_are_trained_again(site, monkeypatch):
     from headwater.security.enrolment import make_request
     from headwater.security.signing import Identity
 
+    monkeypatch.setattr(ControlService, "_client", lambda self, name: name)  # the daemon tells the monitor
     for name in ("ann", "ben"):
         site.service.accept(make_request(Identity.create(name)))
     folder, loaded = site.book.open(site.run)
