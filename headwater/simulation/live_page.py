@@ -104,4 +104,4 @@ class _Told:
             hint="The adapter is in the run folder at the end; Ctrl-C ends the run after the open round.",
         )
 
-    submit = pause = resume = stop = change = accept = revoke = export = rollback = unpin = _no
+    submit = pause = resume = stop = change = accept = revoke = export = rollback = forget = unpin = _no
