@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
+from headwater.errors import ConfigError
 from headwater.merging.plan import MergePlan, NoisePlan, Update
+from headwater.security.secagg.ring import RingLayout
 from headwater.seeds.directions import Integers
 from headwater.seeds.slopes import SeedUse
 from headwater.state import AdapterState, StateSpec
@@ -101,6 +103,27 @@ class Aggregator(ABC, Generic[Acc]):
         Raises:
             DecodeError: says what is wrong.
         """
+
+    def sum_layout(self, plan: MergePlan) -> RingLayout:
+        """The accumulator as one vector of integers, and what the sums of all the plan's clients can be.
+
+        What follows from the plan and from who is in is not in the vector.
+
+        Raises:
+            ConfigError: the rule, or this plan, needs more than sums: it cannot be masked.
+        """
+        raise ConfigError(
+            f"privacy.masks with {type(self).__name__}", expected="a rule that adds up",
+            got="one that needs each update by itself", hint="Use strategy 'mean', 'ties' or 'fisher'.",
+        )  # fmt: skip
+
+    def to_sums(self, acc: Acc) -> list[Integers]:
+        """The parts of :meth:`sum_layout`, int64."""
+        raise NotImplementedError
+
+    def from_sums(self, plan: MergePlan, clients: Collection[str], sums: Sequence[Integers]) -> Acc:
+        """The accumulator of these clients, whose vectors add up to ``sums``: the very bits of ``add``."""
+        raise NotImplementedError
 
     @abstractmethod
     def init(self, plan: MergePlan) -> Acc:

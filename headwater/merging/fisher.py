@@ -12,9 +12,11 @@ the weighted mean. (The reference code scales F to L2 norm 1 and floors only the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from headwater.errors import ConfigError, DecodeError, EmptyRound, UpdateRejected
@@ -31,7 +33,8 @@ from headwater.merging.fixed_point import (
 )
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
-from headwater.state import AdapterState
+from headwater.security.secagg.ring import Integers, RingLayout, RingPart
+from headwater.state import AdapterState, StateSpec
 
 MEAN_LIMIT = 1.06
 """A Fisher of mean 1 may exceed it by this much through the rounding of its codec (2^(1/12) = 1.0595)."""
@@ -161,6 +164,38 @@ class FisherAggregator(Aggregator[FisherSums]):
         left.remainder.add_(right.remainder)
         left.participants.join(right.participants)
         return left
+
+    def sum_layout(self, plan: MergePlan) -> RingLayout:
+        """Σ wδ, Σ wF, Σ wFδ and what its rounding left."""
+        acc, weight, size = self.init(replace(plan, spec=StateSpec(()))), plan.total_weight, plan.spec.numel
+        delta = weight * most_units(plan.value_bound, acc.delta_bits)
+        fisher = weight * most_units(self.cap, acc.fisher_bits)
+        product = weight * round(self.cap * plan.value_bound * 2.0**acc.product_bits)
+        remainder = weight * (2**acc.remainder_bits // 2)
+        return RingLayout(
+            (
+                RingPart("delta", size, -delta, delta),
+                RingPart("fisher", size, 0, fisher),
+                RingPart("product", size, -product, product),
+                RingPart("remainder", size, -remainder, remainder),
+            )
+        )
+
+    def to_sums(self, acc: FisherSums) -> list[Integers]:  # noqa: D102 - inherited
+        return [part.numpy() for part in (acc.delta, acc.fisher, acc.product, acc.remainder)]
+
+    def from_sums(  # noqa: D102 - inherited
+        self, plan: MergePlan, clients: Collection[str], sums: Sequence[Integers]
+    ) -> FisherSums:
+        delta, fisher, product, remainder = (torch.from_numpy(part) for part in sums)
+        return replace(
+            self.init(replace(plan, spec=StateSpec(()))),
+            participants=Participants.all_of(plan, clients),
+            delta=delta,
+            fisher=fisher,
+            product=product,
+            remainder=remainder,
+        )
 
     def finalize(self, acc: FisherSums) -> Merged:
         """The quotient of the sums.

@@ -10,18 +10,22 @@ also expanded once, for how long its update is. A value's divisor depends on who
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import torch
 
 from headwater.errors import ConfigError, EmptyRound, UpdateRejected
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.coverage import divisors, require_covered
 from headwater.merging.fixed_point import add_bounded, add_fixed_at, require_bounded, within_bound
+from headwater.merging.masked_mean import mean_from_sums, mean_layout, mean_to_sums
 from headwater.merging.method_sums import MeanSums, by_method, expanded, weighted
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
 from headwater.merging.sound_mean import require_sound_mean
 from headwater.merging.update_moments import UpdateNorm, UpdateSums, energy_of, require_noise
 from headwater.merging.weighing import weigh
+from headwater.security.secagg.ring import Integers, RingLayout
 from headwater.seeds.coefficients import SeedCoefficients
 from headwater.seeds.slopes import SeedUse
 from headwater.state import AdapterState, SparseState
@@ -101,6 +105,17 @@ class MeanAggregator(Aggregator[MeanSums]):
             left.use.join(right.use)
         left.participants.join(right.participants)
         return left
+
+    def sum_layout(self, plan: MergePlan) -> RingLayout:  # noqa: D102 - inherited
+        return mean_layout(plan)
+
+    def to_sums(self, acc: MeanSums) -> list[Integers]:  # noqa: D102 - inherited
+        return mean_to_sums(acc)
+
+    def from_sums(  # noqa: D102 - inherited
+        self, plan: MergePlan, clients: Collection[str], sums: Sequence[Integers]
+    ) -> MeanSums:
+        return mean_from_sums(plan, clients, sums)
 
     def finalize(self, acc: MeanSums) -> Merged:
         """The mean, value by value.

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from headwater.errors import DecodeError, HeadwaterError
-from headwater.merging.plan import MergePlan
+from headwater.merging.plan import SUM_BITS, MergePlan
 from headwater.seeds.coefficients import SeedPlan
 from headwater.seeds.directions import Directions
 from headwater.state import StateSpec, TensorSpec
@@ -37,6 +37,8 @@ def merge_plan_to_json(plan: MergePlan) -> str:
         "others_methods": sorted(plan.others_methods),
         "others_ranks": sorted(plan.others_ranks),
     }
+    if plan.sum_bits != SUM_BITS:  # a plan without masks is what it was before there were any
+        content["sum_bits"] = plan.sum_bits
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -62,6 +64,7 @@ def merge_plan_from_json(text: str) -> MergePlan:
             groups=dict(content["groups"]),
             use=bool(content["use"]),
             norm_bound=None if content["norm_bound"] is None else float(content["norm_bound"]),
+            sum_bits=int(content.get("sum_bits", SUM_BITS)),
             others_weight=int(content["others_weight"]),
             others_methods=frozenset(content["others_methods"]),
             others_ranks=frozenset(int(rank) for rank in content["others_ranks"]),

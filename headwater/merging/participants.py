@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from headwater.errors import SpecMismatch, UpdateRejected
@@ -16,6 +17,14 @@ class Participants:
     plan: MergePlan
     clients: set[str] = field(default_factory=set)
     weight: int = 0
+
+    @staticmethod
+    def all_of(plan: MergePlan, clients: Collection[str]) -> Participants:
+        """These clients of a plan."""
+        found = Participants(plan)
+        for client in clients:
+            found.enter(client)
+        return found
 
     def weight_of(self, update: Update) -> int:
         """The integer weight of an update that may enter; changes nothing.

@@ -13,6 +13,11 @@ from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
 from headwater.seeds.directions import Directions
 from headwater.state import AdapterState, StateSpec
 
+SUM_BITS = 62
+"""Two sums of so many bits can be added in int64 before anybody looks."""
+MASKED_BITS = 48
+"""Of masked sums: what is sent for each value, 1.5 times a float32."""
+
 _Value = TypeVar("_Value")
 
 
@@ -51,6 +56,7 @@ class MergePlan:
         groups: the method of each client, where methods are weighed; empty where they are not.
         claimed: the methods whose noise is their clients' word.
         use: whether to add up how far clients stepped along each seed.
+        sum_bits: a signed sum of values takes at most so many bits, which decides their unit.
         norm_bound: the L2 norm to which every update is shortened before it is added
             (:mod:`headwater.server.rounds.norm_bound`); None for no bound.
         others_weight: weight of the round's clients that are not named here, see :meth:`part`.
@@ -70,6 +76,7 @@ class MergePlan:
     claimed: frozenset[str] = frozenset()
     use: bool = False
     norm_bound: float | None = None
+    sum_bits: int = SUM_BITS
     others_weight: int = 0
     others_methods: frozenset[str] = frozenset()
     others_ranks: frozenset[int] = frozenset()
@@ -133,8 +140,9 @@ class MergePlan:
 
         ``weight`` is the most that the weights can sum to; by default W, that of the plan.
 
-        |Σ w·round(x·2^f)| ≤ W·(bound·2^f + ½) ≤ 2^62 whenever W·bound·2^f ≤ 2^61 and W ≤ 2^61, so
-        two such sums may still be added before the check. Never more than 52, so that x·2^f of an
+        |Σ w·round(x·2^f)| ≤ W·(bound·2^f + ½) < 2^62 whenever W·bound·2^f < 2^61 and W ≤ 2^61, so
+        two such sums may still be added before the check. With b for :attr:`sum_bits` in place of 62, a sum
+        and its sign take b bits. Never more than 52, so that x·2^f of an
         fp32 or fp64 x below 2^9 rounds once, exactly as in real arithmetic.
 
         Raises:
@@ -142,11 +150,11 @@ class MergePlan:
         """
         limit = self.value_bound if bound is None else bound
         total = self.total_weight if weight is None else weight
-        bits = min(52, 61 - math.ceil(math.log2(limit)) - total.bit_length())
+        bits = min(52, self.sum_bits - 1 - math.ceil(math.log2(limit)) - total.bit_length())
         if bits < 8:
             raise ConfigError(
                 "merge plan",
-                expected="weights and bounds that leave 8 bits of int64 for fractions",
+                expected=f"weights and bounds that leave 8 of {self.sum_bits} bits for fractions",
                 got=f"total weight {total}, bound {limit}",
                 hint='Use weighting = "equal" or a smaller value_bound.',
             )

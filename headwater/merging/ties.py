@@ -15,6 +15,7 @@ paper. Left out: the paper's λ, which is the strategy's server learning rate.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -43,6 +44,7 @@ from headwater.merging.held_updates import HeldUpdates
 from headwater.merging.largest import Cut
 from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
+from headwater.security.secagg.ring import Integers, RingLayout, RingPart
 from headwater.state import AdapterState
 
 _SAVED = 12.0
@@ -165,6 +167,22 @@ class TiesAggregator(Aggregator[TiesSums]):
         left.negative_weight.add_(right.negative_weight)
         left.participants.join(right.participants)
         return left
+
+    def sum_layout(self, plan: MergePlan) -> RingLayout:
+        """All four sums: no weight is above that of all clients, and no sum below 0."""
+        weight, size = plan.total_weight, plan.spec.numel
+        most = weight * most_units(plan.value_bound, plan.scale_bits())
+        bounds = zip(_SUMS, (most, most, weight, weight), strict=True)
+        return RingLayout(tuple(RingPart(name, size, 0, high) for name, high in bounds))
+
+    def to_sums(self, acc: TiesSums) -> list[Integers]:  # noqa: D102 - inherited
+        return [getattr(acc, name).numpy() for name in _SUMS]
+
+    def from_sums(  # noqa: D102 - inherited
+        self, plan: MergePlan, clients: Collection[str], sums: Sequence[Integers]
+    ) -> TiesSums:
+        parts = (torch.from_numpy(part) for part in sums)
+        return TiesSums(Participants.all_of(plan, clients), plan.scale_bits(), *parts)
 
     def finalize(self, acc: TiesSums) -> Merged:
         """Elect and average.
