@@ -136,6 +136,12 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ),
     ("strategy `geometric_median` with `passes`", "space `product`; a `smoothing` below 10⁻⁶"),
     (
+        "`privacy.masks`",
+        "a strategy other than `mean`, `ties` and `fisher`; spaces `product`, `fair`; schedule `buffered`; "
+        '`norm_bound`; `control_variates`; `error_feedback = "ef21"`; `[contribution]`; methods that are weighed, or that '
+        "send deltas and coefficients; `min_clients` below 3; a server, `--engine network`",
+    ),
+    (
         "`privacy.clip_l2`",
         "codecs that may lengthen: `codec.up.alpha`, `fp16`, `int8`, `int4`, `nf4`, `topk` in 8 bits, "
         "`qsgd`, `randk`, `nnadq`; scalars",

@@ -11,6 +11,7 @@ from headwater.config.assignment import DEFAULT
 from headwater.config.attackers import BackdoorAttacker
 from headwater.config.codec import CompeftCodec
 from headwater.config.data import UNKNOWN_LABELS, ClassificationData
+from headwater.config.masked import require_masks
 from headwater.config.model import MODELS
 from headwater.config.spaces import require_space
 from headwater.config.tables import FederationTables
@@ -49,6 +50,7 @@ def require_consistent(federation: FederationTables) -> None:
     _shifts(federation)
     _contribution(federation)
     _attackers(federation)
+    require_masks(federation)
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
         raise ValueError(
             f"codec.up '{federation.codec.up.kind}' with these settings may lift an update above "

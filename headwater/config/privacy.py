@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from headwater.config.settings import Settings
 
@@ -11,3 +13,23 @@ class PrivacySettings(Settings):
     """``[privacy]``: bounds on what an update may hold."""
 
     clip_l2: float | None = Field(default=None, gt=0, description="L2 bound of a whole update")
+    masks: bool = Field(
+        default=False,
+        description="clients mask their updates, so that the server learns their sum only (SecAgg+, "
+        "ePrint 2020/704)",
+    )
+    mask_dropouts: float = Field(
+        default=0.3, ge=0, le=0.45, description="the fraction of a round's clients that may drop out"
+    )
+    mask_colluding: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.45,
+        description="the fraction of a round's clients that may work with a lying server",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before_masks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without masks none of their settings, which runs and older devices do not know."""
+        content: dict[str, Any] = handler(self)
+        return content if self.masks else {k: v for k, v in content.items() if not k.startswith("mask")}

@@ -98,6 +98,9 @@ class MeanStrategy(BaseStrategy):
         "backprop alone, nothing changes",
     )
 
+    def adds_up(self) -> bool:  # noqa: D102 - inherited
+        return not self.merges_products
+
     def weighs_methods(self) -> bool:  # noqa: D102 - inherited
         return self.noise == "weigh" and not self.merges_products
 
@@ -109,6 +112,10 @@ class TiesStrategy(rules.Trimming, BaseStrategy):
     space: Literal["factors", "ffa"] = "ffa"
     allow_factors: bool = False
 
+    def adds_up(self) -> bool:
+        """Four sums."""
+        return True
+
 
 class FisherStrategy(BaseStrategy):
     """Fisher merging (arXiv 2111.09832) with diagonal Fishers from the clients."""
@@ -119,6 +126,10 @@ class FisherStrategy(BaseStrategy):
     allow_factors: bool = False
     examples: int = Field(default=128, ge=1, description="examples of a client's Fisher estimate")
     cap: float = Field(default=256.0, gt=1, le=2**20, description="bound after scaling to mean 1")
+
+    def adds_up(self) -> bool:
+        """Two sums, and what is needed to round them well."""
+        return True
 
 
 class RuleStrategy(BaseStrategy):

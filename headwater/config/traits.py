@@ -260,6 +260,10 @@ class StrategyTraits(Pluggable):
         space, allowed = getattr(self, "space", ""), getattr(self, "allow_factors", False)
         return not self.linear and space == "factors" and not allowed
 
+    def adds_up(self) -> bool:
+        """Whether a round needs no more of the updates than what :meth:`Aggregator.sum_layout` adds up."""
+        return False
+
     def weighs_methods(self) -> bool:
         """Whether what an update weighs depends on its method."""
         return False

@@ -27,6 +27,7 @@ from headwater.simulation.cohort_grid import CohortGrid
 from headwater.simulation.cohort_record import NAME, CohortRecord
 from headwater.simulation.devices.world import open_world
 from headwater.simulation.grid import InProcessGrid, LocalGrid, WorkersGrid
+from headwater.simulation.masking import SimulatedMasking
 from headwater.simulation.workers import WorkerPool
 from headwater.simulation.workplace import ThisProcess
 from headwater.tasks.batches import Example
@@ -130,6 +131,13 @@ def _require_simulated_clients(loaded: LoadedFederation, engine: Engine) -> None
             got="--engine network, whose clients are processes in real time",
             hint="Leave the table out, or use another engine.",
         )
+    if loaded.settings.privacy.masks and engine == "network":
+        raise ConfigError(
+            "privacy.masks",
+            expected="--engine inprocess or ray, whose devices mask their updates",
+            got="--engine network, whose agents do not yet",
+            hint="Leave it out, or use another engine.",
+        )
     devices, seconds = loaded.settings.simulation.devices, loaded.settings.cohort.upload_s
     if engine != "network" and seconds is not None and (devices is None or not devices.has_uploads):
         raise ConfigError(
@@ -170,6 +178,7 @@ def _run_here(
             folder,
             test=test,
             control=world.control(replace(control, interrupted=interrupted.is_set)),
+            masking=SimulatedMasking(),
         )
         pool, names = None, runtime.data.clients
         if engine == "ray":

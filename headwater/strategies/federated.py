@@ -24,7 +24,7 @@ from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.control_variates import ControlPlan
 from headwater.merging.coverage import last_layers
 from headwater.merging.pairs import shared_factors
-from headwater.merging.plan import MergePlan
+from headwater.merging.plan import MASKED_BITS, SUM_BITS, MergePlan
 from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan
 from headwater.seeds.coefficients import FINE_BITS, SeedPlan, directions_of
 from headwater.seeds.draw_weights import odds_of
@@ -273,6 +273,7 @@ class FederatedStrategy(Strategy):
             claimed=frozenset(p.method for p in tasks.values() if p.training.noise == "reported"),
             use=seeds is not None and server.seed_slopes is not None,
             norm_bound=strategy.norm_bound,
+            sum_bits=MASKED_BITS if self.federation.privacy.masks else SUM_BITS,
         )
 
     def aggregator(self, plan: RoundPlan, base: AdapterState) -> Aggregator[Any]:

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from headwater.config import LoadedFederation
 from headwater.config.federation import Federation
-from headwater.errors import FederationStopped
+from headwater.errors import ConfigError, FederationStopped
 from headwater.protocol.messages import ClientProfile, ProfileRequest
 from headwater.receipts.bundle import goes_on_from
 from headwater.receipts.written import Head, ReceiptBook
@@ -36,6 +36,7 @@ from headwater.server.rounds.commits import Commits
 from headwater.server.rounds.contribution import Contributions
 from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.rounds.evaluation_wait import EvaluationAborted
+from headwater.server.rounds.masked_round import Masking
 from headwater.server.rounds.quorum import Quorum, trainable
 from headwater.server.rounds.synchronous import SynchronousRounds
 from headwater.server.storage.checkpoint import Checkpoint
@@ -87,6 +88,7 @@ class FederationServer:
         test: the server's held-out examples, if any.
         control: observer, clock, and the requests to stop. Deadlines are the federation's.
         durability: what a daemon adds; without it too few clients end the run.
+        masking: the devices' side of masked sums, where they are in this process.
     """
 
     def __init__(
@@ -99,7 +101,9 @@ class FederationServer:
         test: Sequence[Example] | None,
         control: RunControl,
         durability: Durability | None = None,
+        masking: Masking | None = None,
     ) -> None:
+        self._masking = masking
         self._wire_run_id = durability.wire_run_id if durability else run
         self._loaded, self._run, self._context, self._folder, self._test = loaded, run, context, folder, test
         self._observer, self._should_stop = control.observer, control.should_stop
@@ -119,7 +123,18 @@ class FederationServer:
         self._apply_settings(loaded.settings)
 
     def _apply_settings(self, settings: Federation) -> None:
-        """Go on under these settings."""
+        """Go on under these settings.
+
+        Raises:
+            ConfigError: updates that are to be masked, and devices that do not.
+        """
+        if settings.privacy.masks and self._masking is None:
+            raise ConfigError(
+                "privacy.masks",
+                expected="a simulation, whose devices mask their updates",
+                got="devices that send them as they are",
+                hint="Leave it out, or run the file with headwater simulate.",
+            )
         self._settings = settings
         durability = self._durability
         live = None if durability is None else lambda: durability.settings().cohort.deadline_s
@@ -234,6 +249,7 @@ class FederationServer:
             self._durability,
             self._downlink,
             done=done,
+            masking=self._masking,
         )
 
     # --- between rounds ---------------------------------------------------------------------------

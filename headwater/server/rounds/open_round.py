@@ -146,6 +146,16 @@ class OpenRound:
         update = self._within_bound(update, row)
         if self._control is not None:
             self._control.require(update)
+        self._add(update)
+        self.received[client] = self._arrived(incoming), ""
+        self._folded[client] = incoming if keep and self._rule.passes > 1 else None
+        row |= {**update.metrics, "examples": reply.examples, "steps": reply.steps}
+        row |= {"noise": update.noise} if update.noise else {}
+        row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
+        row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
+
+    def _add(self, update: Update) -> None:
+        """Add a checked update."""
         self._acc = self._rule.add(self._acc, update)
         if self.players is not None:
             self.players.add(update)
@@ -153,12 +163,10 @@ class OpenRound:
             self._gap_acc = self._gap.add(self._gap_acc, update)
         if self._control is not None:
             self._control.add(update)
-        self.received[client] = hashlib.sha256(incoming.raw).hexdigest(), ""
-        self._folded[client] = incoming if keep and self._rule.passes > 1 else None
-        row |= {**update.metrics, "examples": reply.examples, "steps": reply.steps}
-        row |= {"noise": update.noise} if update.noise else {}
-        row["bytes_up_dense"] = incoming.bytes_up - len(reply.delta.body) + self._dense_bytes
-        row |= {f"bytes_{name}": len(p.body) for name, p in sorted(reply.statistics.items())}
+
+    def _arrived(self, incoming: ReceivedReply) -> str:
+        """The hash of what arrived, for the receipt."""
+        return hashlib.sha256(incoming.raw).hexdigest()
 
     def merge_plan_of(self, clients: Sequence[str]) -> str:
         """What an edge aggregator is told that adds up the updates of these clients: JSON."""
