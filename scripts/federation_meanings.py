@@ -157,6 +157,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "target_parameters": "the ends of parameters' names, such as fused experts'",
         "rank_pattern": "the end of a module's name → its rank",
         "alpha_pattern": "the end of a module's name → its alpha",
+        "trainable_token_indices": "[rows of the embedding](adapters.md#tokens) to train beside it: their "
+        "ids, or the end of a module's name → ids",
         "dropout": "on the input of A while training",
     },
     LoraSbAdapter: {

@@ -11,6 +11,9 @@ from headwater.config.layer_adapters import LayerAdapters
 from headwater.config.plugins import open_to
 
 ModuleName = Annotated[str, Field(pattern=r"^[\w.]+$")]
+TokenIds = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, max_length=65_536)
+]
 
 
 class LoraAdapter(BaseAdapter):
@@ -18,6 +21,7 @@ class LoraAdapter(BaseAdapter):
 
     layered: ClassVar[bool] = True
     has_factors: ClassVar[bool] = True
+    later: ClassVar[tuple[str, ...]] = ("trainable_token_indices",)
     kind: Literal["lora"]
     rank: int = Field(default=8, ge=1, le=1024)
     alpha: float = Field(default=16.0, gt=0)
@@ -29,6 +33,22 @@ class LoraAdapter(BaseAdapter):
     target_parameters: tuple[str, ...] | None = None
     rank_pattern: dict[ModuleName, Annotated[int, Field(ge=1, le=1024)]] | None = None
     alpha_pattern: dict[ModuleName, Annotated[float, Field(gt=0)]] | None = None
+    trainable_token_indices: TokenIds | Annotated[dict[ModuleName, TokenIds], Field(min_length=1)] | None = (
+        Field(
+            default=None,
+            description="train these rows of the embedding too, as of tokens added to the base; or by module",
+        )
+    )
+
+    @field_validator("trainable_token_indices")
+    @classmethod
+    def _each_once(
+        cls, value: tuple[int, ...] | dict[str, tuple[int, ...]] | None
+    ) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+        for ids in value.values() if isinstance(value, dict) else [value or ()]:
+            if len(set(ids)) < len(ids):
+                raise ValueError("a token's id stands in it twice")
+        return value
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod

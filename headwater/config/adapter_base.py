@@ -10,7 +10,13 @@ from headwater.config.traits import AdapterTraits
 
 
 class BaseAdapter(AdapterTraits):
-    """What every adapter has."""
+    """What every adapter has.
+
+    Attributes:
+        later: settings that came after the first runs; one that is None is not written.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ()
 
     head_bits: int = Field(
         default=0,
@@ -39,6 +45,9 @@ class BaseAdapter(AdapterTraits):
         content: dict[str, Any] = handler(self)
         if self.start is None:
             for key in ("start", "start_sha256", "start_head"):
+                content.pop(key, None)
+        for key in self.later:
+            if content.get(key) is None:
                 content.pop(key, None)
         return content
 

@@ -139,6 +139,7 @@ _OF_PEFT: Mapping[str, tuple[str, _Keys]] = {
             "target_parameters": ("target_parameters", _names),
             "rank_pattern": ("rank_pattern", _table),
             "alpha_pattern": ("alpha_pattern", _table),
+            "trainable_token_indices": ("trainable_token_indices", _table),
             **_OF_LAYERS,
         },
     ),

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headwater.adapters import targets
 from headwater.adapters.base import Base
+from headwater.adapters.kinds import token_rows
 from headwater.adapters.kinds.kind import AdapterKind
 from headwater.config.adapter import LoraAdapter
 from headwater.state import TensorSpec
@@ -30,17 +31,23 @@ class LoraKind(AdapterKind[LoraAdapter]):
     """LoRA: ``lora_a`` is drawn U(±1/√d_in) (Kaiming, a = √5), ``lora_b`` is 0: it starts as the base.
 
     ``dora_magnitude`` starts as the row norms of the base weight (arXiv 2402.09353, eq. 5, where BA = 0). In
-    space ``ffa`` every A stays at home.
+    space ``ffa`` every A stays at home. ``token_rows`` are rows of the embedding, and start as the base's.
     """
 
     settings = LoraAdapter
-    roles = ((_A, "lora_a"), (_B, "lora_b"), (_MAGNITUDE, "dora_magnitude"))
+    roles = (
+        (_A, "lora_a"),
+        (_B, "lora_b"),
+        (_MAGNITUDE, "dora_magnitude"),
+        (token_rows.ROWS, token_rows.ROLE),
+    )
 
     def peft_config(self, base: Base, common: Mapping[str, Any]) -> LoraConfig:  # noqa: D102 - inherited
         adapter = self.adapter
         targets.require_targets(base, adapter.target_modules)
         targets.require_parameters(base, adapter.target_parameters or ())
         targets.require_layers(base, adapter.layers)
+        token_rows.require_rows(base, adapter.trainable_token_indices)
         saved = common.get("modules_to_save") or ()
         return LoraConfig(
             r=adapter.rank,
@@ -55,6 +62,7 @@ class LoraKind(AdapterKind[LoraAdapter]):
             target_parameters=list(adapter.target_parameters) if adapter.target_parameters else None,
             rank_pattern=adapter.rank_pattern or {},
             alpha_pattern=adapter.alpha_pattern or {},
+            trainable_token_indices=token_rows.for_peft(adapter.trainable_token_indices),
             bias="none",
             **common,
         )
@@ -73,6 +81,10 @@ class LoraKind(AdapterKind[LoraAdapter]):
             targets.require_all_linear(who, peft, before.linear, self.adapter.layers)
         for table in ("rank_pattern", "alpha_pattern"):
             targets.require_patterns(who, peft, table, getattr(self.adapter, table) or ())
+        token_rows.require_one_meaning(who, peft, before)
+
+    def prepare(self, peft: PeftModel) -> None:  # noqa: D102 - inherited
+        token_rows.sparing(peft)
 
     def spec(self, peft: PeftModel, name: str, parameter: Tensor) -> TensorSpec:  # noqa: D102 - inherited
         shape = tuple(parameter.shape)
@@ -97,6 +109,8 @@ class LoraKind(AdapterKind[LoraAdapter]):
             return torch.from_numpy(draw.uniform(-bound, bound, spec.shape).astype(np.float32))
         if spec.role == "lora_b":
             return torch.zeros(spec.shape)
+        if spec.role == token_rows.ROLE:
+            return token_rows.base_rows(peft, spec.name)
         layer = _layer(peft, spec.name, _MAGNITUDE)
         weight: Tensor = dequantize_module_weight(layer.get_base_layer())
         weight = weight.T if layer.fan_in_fan_out else weight
@@ -115,8 +129,8 @@ class LoraKind(AdapterKind[LoraAdapter]):
 
     @property
     def is_linear_layers(self) -> bool:
-        """Not with DoRA: it also sends the identity matrix through A and B, to measure their product."""
-        return not self.adapter.dora
+        """Not with DoRA, which sends the identity matrix through A and B too, nor with rows of tokens."""
+        return not self.adapter.dora and self.adapter.trainable_token_indices is None
 
 
 def _layer(peft: PeftModel, name: str, mark: str) -> BaseTunerLayer:

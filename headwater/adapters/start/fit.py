@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -32,6 +33,8 @@ _OF_TRAINING = frozenset(
     }
 )  # fmt: skip
 """Keys of ``[adapter]`` that say how it began and was trained, or what a spec says too."""
+_EMBEDDINGS = tuple(f".{name}.weight" for name in EMBEDDING_LAYER_NAMES)
+_RESIZED = "PEFT saved whole embeddings beside it. Save the resized base (model.path), and the adapter on it."
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,7 @@ def values_of(source: Source, model: Target, named: Named) -> Fitted:
     require_same_config(source.who, model.network.peft.active_peft_config, source.config)
     heads = {name for name, (spec, _) in named.items() if spec.role == "head"}
     notices = _unsaid(source, model)
-    found = source.tensors
-    wanted = set(named)
+    found, wanted = source.tensors, set(named)
     last = _last_layer(model) & heads
     if model.kind.adapter.start_head == "fresh":
         wanted -= last
@@ -170,8 +172,7 @@ def _drawn(source: Source, model: Target, fixed: Named) -> dict[str, Tensor]:
             source.who, expected="a version whose fixed tensors its run's seed made", got="another start's",
             hint="Export the version (headwater server adapters export) and start from that folder.",
         )  # fmt: skip
-    key = Key.root(settings.federation.seed).child("adapter")
-    peft = model.network.peft
+    key, peft = Key.root(settings.federation.seed).child("adapter"), model.network.peft
     return {
         name: initial_value(spec, kind=model.kind, peft=peft, key=key, loaded=None)
         for name, (spec, _) in fixed.items()
@@ -256,7 +257,9 @@ def _require_names(source: Source, model: Target, wanted: set[str], found: set[s
         source.who,
         expected=f"the {len(wanted)} tensors of [adapter] on {model.base.settings.path}",
         got=f"one that {' and '.join(shown)}",
-        hint="Leave target_modules and layers out of [adapter]: they are read from its adapter_config.json.",
+        hint=_RESIZED
+        if any(name.endswith(_EMBEDDINGS) for name in extra)
+        else "Leave target_modules and layers out of [adapter]: they are read from its adapter_config.json.",
     )
 
 
