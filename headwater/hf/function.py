@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
 from headwater.adapters.given import GivenModel
 from headwater.adapters.model import AdaptedModel
 from headwater.config.load import LoadedFederation
-from headwater.hf.runs import Script, run_agent_of, simulate_script
+from headwater.hf.runs import Script, resume_script, run_agent_of, simulate_script
 from headwater.server.events import Observer
 from headwater.simulation.run import Run
 from headwater.training.script import Learner, LocalPlan, Rows
@@ -45,19 +45,34 @@ class LocalTraining:
         federation: LoadedFederation | str | Path,
         out: str | Path,
         *,
+        workers: int = 1,
         observer: Observer = lambda event: None,
     ) -> Run:
-        """Run a federation in this process in which every client trains with the function.
+        """Run a federation on this machine in which every client trains with the function.
 
         Args:
             federation: from :func:`headwater.load`, or its file; ``[training] kind = "script"``.
             out: the run's folder: new or empty.
+            workers: processes that train, as of :func:`headwater.hf.simulate`.
             observer: is told what happens: :mod:`headwater.server.events`.
 
         Raises:
             HeadwaterError: as :func:`headwater.simulate`.
         """
-        return simulate_script(federation, self._script(), out, observer)
+        return simulate_script(federation, self._script(), out, workers=workers, observer=observer)
+
+    def resume(self, out: str | Path, *, workers: int = 1, observer: Observer = lambda event: None) -> Run:
+        """Go on with a run of :meth:`simulate` that was stopped, to the end that it would have come to.
+
+        Args:
+            out: the run's folder.
+            workers: likewise; it may be another number.
+            observer: is told what happens.
+
+        Raises:
+            HeadwaterError: as :meth:`simulate`, or ``out`` is no run folder.
+        """
+        return resume_script(out, self._script(), workers=workers, observer=observer)
 
     def federate(self, agent: str | Path = "agent.toml") -> int:
         """Take part in a server's federations with the function, until SIGTERM or Ctrl-C.
@@ -76,7 +91,11 @@ class LocalTraining:
         return run_agent_of(self._script(), agent)
 
     def _script(self) -> Script:
-        return Script(lambda ours: FunctionLearner(self._function, ours))
+        return Script(partial(FunctionLearner, self))
+
+    def __reduce__(self) -> str:
+        """Pickled by its name, which is no longer the function's own."""
+        return self._function.__qualname__
 
 
 local_training = LocalTraining

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import current_process
 from pathlib import Path
 
 from headwater.adapters.model import AdaptedModel
@@ -19,7 +20,6 @@ from headwater.errors import ConfigError
 from headwater.server.events import Observer
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.run import Run
-from headwater.simulation.simulate import open_runtime
 from headwater.simulation.simulate import simulate as run_simulation
 from headwater.training.context import TrainingContext
 from headwater.training.script import Learner, Rows, ScriptTrainer
@@ -57,6 +57,10 @@ class Script:
         rows: Callable[[str], Rows] = data.raw if self.examples is None else lambda client: ()
         return replace(context, script=ScriptTrainer(self.learner(context.model), rows, tick))
 
+    def prepare(self, runtime: ClientRuntime) -> None:
+        """Let this script train in a process of a simulation."""
+        runtime.context = self.into(runtime.context, runtime.data)
+
 
 def require_script(loaded: LoadedFederation) -> None:
     """Refuse a federation whose clients do not train with scripts.
@@ -74,10 +78,36 @@ def require_script(loaded: LoadedFederation) -> None:
 
 
 def simulate_script(
-    federation: LoadedFederation | str | Path, script: Script, out: str | Path, observer: Observer
+    federation: LoadedFederation | str | Path,
+    script: Script,
+    out: str | Path,
+    *,
+    workers: int,
+    observer: Observer,
 ) -> Run:
     """Run a federation in which every client trains with ``script``; see :func:`headwater.hf.simulate`."""
     loaded = federation if isinstance(federation, LoadedFederation) else load_federation(Path(federation))
+    _require_simulable(loaded)
+    folder = RunFolder.create(Path(out), loaded, {"engine": "inprocess"})
+    return _run(folder, loaded, script, workers, observer)
+
+
+def resume_script(out: str | Path, script: Script, *, workers: int, observer: Observer) -> Run:
+    """Go on with a run of :func:`simulate_script`; see :func:`headwater.hf.resume`."""
+    folder, loaded, _ = RunFolder.open(Path(out), trackers=True)
+    _require_simulable(loaded)
+    return _run(folder, loaded, script, workers, observer)
+
+
+def _require_simulable(loaded: LoadedFederation) -> None:
+    """Refuse what no script can have, and a script that would begin its run again in each of its workers."""
+    if getattr(current_process(), "_inheriting", False):
+        raise ConfigError(
+            "workers",
+            expected='a script that starts its run below if __name__ == "__main__":',
+            got="one that starts it for everybody",
+            hint="Each worker runs the script's module once, to find its function.",
+        )
     require_script(loaded)
     wanted = loaded.settings.baselines
     if wanted.alone or wanted.centralised:
@@ -86,14 +116,12 @@ def simulate_script(
             hint="Leave them out; majority and probe train nothing.",
         )  # fmt: skip
 
-    def opened(loaded: LoadedFederation) -> ClientRuntime:
-        runtime = open_runtime(loaded)
-        runtime.context = script.into(runtime.context, runtime.data)
-        return runtime
 
-    folder = RunFolder.create(Path(out), loaded, {"engine": "inprocess"})
+def _run(
+    folder: RunFolder, loaded: LoadedFederation, script: Script, workers: int, observer: Observer
+) -> Run:
     with _thawed():
-        run_simulation(loaded, folder, observer=observer, opened=opened)
+        run_simulation(loaded, folder, workers=workers, observer=observer, prepare=script.prepare)
     return Run(folder.path, loaded)
 
 

@@ -28,7 +28,7 @@ from headwater.simulation.cohort_record import NAME, CohortRecord
 from headwater.simulation.devices.world import open_world
 from headwater.simulation.grid import InProcessGrid, LocalGrid, WorkersGrid
 from headwater.simulation.masking import SimulatedMasking
-from headwater.simulation.workers import WorkerPool
+from headwater.simulation.workers import Prepare, WorkerPool
 from headwater.simulation.workplace import ThisProcess
 from headwater.tasks.batches import Example
 from headwater.training.context import TrainingContext
@@ -46,6 +46,7 @@ def simulate(
     observer: Observer = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
     opened: Opening | None = None,
+    prepare: Prepare | None = None,
 ) -> dict[str, Any]:
     """Run what is left of a federation and write its run folder.
 
@@ -58,6 +59,8 @@ def simulate(
         observer: is told what happens.
         should_stop: asked often; True ends the run after the open round, with everything written.
         opened: gives this process's base model and data where it has them from an earlier run.
+        prepare: is given what each process has opened, such as to let a script train there; engine
+            ``inprocess`` alone.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -67,7 +70,7 @@ def simulate(
     """
     _require_a_simulation(loaded, engine)
     _require_simulated_clients(loaded, engine)
-    _require_no_script(loaded, opened)
+    _require_no_script(loaded, prepare)
     watched = Tracking(loaded.trackers, run_id(loaded), loaded.settings, folder.path, observer)
     loaded = replace(loaded, trackers=())  # no process but this one needs their packages
     with folder.locked(), watched as tracking:
@@ -77,7 +80,7 @@ def simulate(
             summary = run_on_network(loaded, folder, tracking, should_stop)
         else:
             control = RunControl(tracking.observe, should_stop)
-            summary = _run_here(loaded, folder, engine, workers, control, opened or open_runtime)
+            summary = _run_here(loaded, folder, engine, workers, control, opened or open_runtime, prepare)
         return tell_trackers(tracking, folder, summary)
 
 
@@ -100,14 +103,15 @@ def _require_a_simulation(loaded: LoadedFederation, engine: Engine) -> None:
         )
 
 
-def _require_no_script(loaded: LoadedFederation, opened: Opening | None) -> None:
+def _require_no_script(loaded: LoadedFederation, prepare: Prepare | None) -> None:
     """Refuse clients that a script trains for, where none does."""
-    if loaded.settings.training.by_script and opened is None:
+    if loaded.settings.training.by_script and prepare is None:
         raise ConfigError(
             "training.kind",
             expected="a method of Headwater's, where no script trains",
             got="'script'",
-            hint="Start the simulation from the script: headwater.hf.simulate(FILE, make_trainer, OUT).",
+            hint="Start the simulation from the script: headwater.hf.simulate(FILE, make_trainer, OUT), or "
+            "go on with one: headwater.hf.resume(make_trainer, OUT). Sweeps and other engines run none.",
         )
 
 
@@ -155,12 +159,15 @@ def _run_here(
     workers: int,
     control: RunControl,
     opened: Opening,
+    prepare: Prepare | None,
 ) -> dict[str, Any]:
     """In this process, its workers, or Ray's."""
     observer = control.observer
     with ExitStack() as stack:
         check_baselines(loaded.settings)
         runtime = opened(loaded)
+        if prepare is not None:
+            prepare(runtime)
         context = runtime.context
         record = _cohorts(folder, runtime, workers, observer)
         world = open_world(loaded, runtime, folder)
@@ -190,7 +197,7 @@ def _run_here(
             _require_store(folder)
             store = SharedStore(folder.clients)
             if (count := min(workers, len(names))) > 1:
-                pool = stack.enter_context(WorkerPool(count, loaded, folder.clients, runtime.cohort))
+                pool = stack.enter_context(WorkerPool(count, loaded, folder.clients, runtime.cohort, prepare))
             grid: LocalGrid
             if runtime.cohort > 1:
                 grid = CohortGrid(names, runtime, pool or ThisProcess(runtime, store), record)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -32,11 +33,12 @@ from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore, SharedStore
 from headwater.config import LoadedFederation
 from headwater.config.traits import ModelTraits
-from headwater.errors import TrainingError
+from headwater.errors import ConfigError, TrainingError
 from headwater.simulation.attackers.attacks import with_attacks
 from headwater.simulation.workplace import Encoded, Workplace, outcome
 
 HANDLED_BY_PARENT = (signal.SIGINT, signal.SIGTERM)
+Prepare = Callable[[ClientRuntime], None]
 T = TypeVar("T")
 
 
@@ -48,15 +50,27 @@ class WorkerPool(Workplace):
         loaded: the federation whose clients they work for.
         store: folder of what the clients keep.
         cohort: most clients of a batch; the file's if None.
+        prepare: is given what each process has opened; a function that can be pickled.
+
+    Raises:
+        ConfigError: ``prepare`` cannot be pickled.
     """
 
-    def __init__(self, count: int, loaded: LoadedFederation, store: Path, cohort: int | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        loaded: LoadedFederation,
+        store: Path,
+        cohort: int | None = None,
+        prepare: Prepare | None = None,
+    ) -> None:
+        _require_portable(prepare, count)
         self.width = 2 * count
         self._executor = ProcessPoolExecutor(
             count,
             mp_context=worker_context(loaded.settings.model),
             initializer=_start,
-            initargs=(loaded, store, cohort),
+            initargs=(loaded, store, cohort, prepare),
         )
         self._processes: dict[int, multiprocessing.process.BaseProcess] = {}
 
@@ -108,6 +122,19 @@ class WorkerPool(Workplace):
         return worker_died(
             self._processes.values(), hint="Use fewer --workers if memory is short, then --resume."
         )
+
+
+def _require_portable(prepare: Prepare | None, count: int) -> None:
+    """Refuse a script that no other process can find."""
+    try:
+        pickle.dumps(prepare)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"workers {count}",
+            expected="a script whose function other processes find by its name",
+            got=f"{type(error).__name__}: {error}"[:200],
+            hint="Define it at the top of a module, not inside a function, or leave workers out.",
+        ) from error
 
 
 def worker_context(model: ModelTraits) -> multiprocessing.context.BaseContext:
@@ -162,11 +189,13 @@ def parent_handles_signals() -> Iterator[None]:
 _process: tuple[ClientRuntime, ClientStore] | None = None
 
 
-def _start(loaded: LoadedFederation, store: Path, cohort: int | None) -> None:
+def _start(loaded: LoadedFederation, store: Path, cohort: int | None, prepare: Prepare | None) -> None:
     """Make this process a worker: end with the parent and by nothing else, load model and data once."""
     global _process
     live_for_parent()
     runtime = with_attacks(ClientRuntime.open(loaded, check=False, cohort=cohort))
+    if prepare is not None:
+        prepare(runtime)
     _process = runtime, SharedStore(store)
 
 

@@ -181,7 +181,7 @@ def test_whole_embeddings_in_a_start_say_to_save_the_base(models, tmp_path):
         plain(models), LoraConfig(r=2, target_modules=["v_proj"], trainable_token_indices=ids(models))
     )
     theirs.save_pretrained(tmp_path / "peft", save_embedding_layers=True)
-    with pytest.raises(ModelError, match=r"embed_tokens.*Save the resized base"):
+    with pytest.raises(ModelError, match=r"whole embeddings.*Save the resized base"):
         federations.adapted(starting(models, tmp_path / "peft"))
 
 
