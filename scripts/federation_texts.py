@@ -127,6 +127,10 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "space `fedsa`",
         "the same; `data.test`, `[baselines]`; `rank`, `last_layers`, `spry`; `control_variates`",
     ),
+    (
+        '`adapter.head = "own"`',
+        "a model without a head; the same; space `product`, `fair`; a strategy other than `mean` and `median`",
+    ),
     ("space `product`, `fair`", "`server_momentum`; `server_learning_rate`; `error_feedback`"),
     ("strategy `fisher`", "a method other than `backprop`; `adapter.head_bits`"),
     ("a strategy other than `mean`", "methods that send scalars (`kseed`, `decomfl`, `blackbox`)"),

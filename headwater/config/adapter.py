@@ -21,7 +21,7 @@ class LoraAdapter(BaseAdapter):
 
     layered: ClassVar[bool] = True
     has_factors: ClassVar[bool] = True
-    later: ClassVar[tuple[str, ...]] = ("trainable_token_indices",)
+    later: ClassVar[tuple[str, ...]] = ("head", "trainable_token_indices")
     kind: Literal["lora"]
     rank: int = Field(default=8, ge=1, le=1024)
     alpha: float = Field(default=16.0, gt=0)

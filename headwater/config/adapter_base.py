@@ -13,10 +13,10 @@ class BaseAdapter(AdapterTraits):
     """What every adapter has.
 
     Attributes:
-        later: settings that came after the first runs; one that is None is not written.
+        later: settings that came after the first runs; one that is as by default is not written.
     """
 
-    later: ClassVar[tuple[str, ...]] = ()
+    later: ClassVar[tuple[str, ...]] = ("head",)
 
     head_bits: int = Field(
         default=0,
@@ -24,6 +24,10 @@ class BaseAdapter(AdapterTraits):
         le=12,
         description="a fresh head travels and moves in units of 2^head_bits: methods along random directions "
         "then take steps so much longer in it than in the adapter, as its steeper loss needs (5 or 6)",
+    )
+    head: Literal["shared", "own"] = Field(
+        default="shared",
+        description="`own`: each client trains and keeps a head of its own, over the adapter that all share",
     )
     start: str | None = Field(
         default=None,
@@ -47,7 +51,7 @@ class BaseAdapter(AdapterTraits):
             for key in ("start", "start_sha256", "start_head"):
                 content.pop(key, None)
         for key in self.later:
-            if content.get(key) is None:
+            if getattr(self, key) == type(self).model_fields[key].default:
                 content.pop(key, None)
         return content
 

@@ -223,10 +223,10 @@ def _control_variates(federation: FederationTables) -> None:
     if not federation.schedule.has_rounds:
         raise ValueError("strategy.control_variates needs rounds: a buffered version has updates of several")
     strategy = federation.strategy
-    if strategy.merges_products or strategy.alternates or strategy.keeps_own:
+    if strategy.merges_products or strategy.alternates or federation.own_part != "nothing":
         raise ValueError(
-            "strategy.control_variates needs A and B that are trained and merged value by value: use space "
-            f"'factors' or 'ffa', not '{strategy.space}'"
+            "strategy.control_variates needs A and B that are trained and merged value by value, and heads "
+            f"that all share: use space 'factors' or 'ffa', not '{strategy.space}'; leave out adapter.head"
         )
     if federation.codec.up.leaves_out():
         raise ValueError(
@@ -251,7 +251,7 @@ def _shifts(federation: FederationTables) -> None:
         'strategy.kind = "mean": other rules\' results are no sum of what was sent': not strategy.linear,
         'strategy.weighting = "equal": a client\'s examples may change': strategy.weighting != "equal",
         "space 'factors' or 'ffa', where what is sent is added value by value": (
-            strategy.merges_products or strategy.alternates or strategy.keeps_own
+            strategy.merges_products or strategy.alternates or federation.own_part != "nothing"
         ),
         "no control variates": strategy.control_variates,
         "no strategy.norm_bound and no privacy.clip_l2: what is cut off would be missing for ever": (

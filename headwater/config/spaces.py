@@ -22,6 +22,8 @@ def require_space(federation: FederationTables) -> None:
         raise ValueError(f"space 'ffa' freezes LoRA's A; adapter.kind is '{adapter.kind}'")
     if getattr(strategy, "rank_weights", "holders") == "all" and not strategy.merges_products:
         raise ValueError(f'strategy.rank_weights = "all" is for space "product" or "fair", not "{space}"')
+    if federation.own_part == "head":
+        _require_own_heads(federation)
     if not (strategy.merges_products or strategy.alternates or strategy.keeps_own):
         return
     if adapter is None or not adapter.has_factors:
@@ -39,21 +41,49 @@ def require_space(federation: FederationTables) -> None:
     if strategy.merges_products:
         _require_still_basis(federation)
     if strategy.keeps_own:
-        _require_own_evaluation(federation)
+        _require_own_evaluation(federation, "space 'fedsa' leaves B with each client")
+        _require_whole(federation, "space 'fedsa' gives every client all of A")
 
 
-def _require_own_evaluation(federation: FederationTables) -> None:
-    """Nobody but a client has a whole adapter: the server cannot measure, nor deal parts of one."""
+def _require_own_heads(federation: FederationTables) -> None:
+    """A head of each client's own, which moves with its client's own steps and is averaged by nobody."""
+    model = federation.model
+    if not (model.pooled or model.own_head):
+        raise ValueError(f"adapter.head 'own' needs a model with a head: model.kind '{model.kind}' has none")
+    if scalar := [t.kind for t in federation.trainings.values() if t.sends == "coefficients"]:
+        raise ValueError(
+            f"method '{scalar[0]}' sends coefficients of seeds, which move all heads alike: leave out "
+            "adapter.head"
+        )
+    if not federation.schedule.has_rounds:
+        raise ValueError("adapter.head 'own' needs rounds: by them a client knows which of its heads counts")
+    if federation.strategy.merges_products:
+        raise ValueError(
+            f"adapter.head 'own' goes with spaces 'factors', 'ffa' and 'rolora', not '{federation.strategy.space}'"
+        )
+    if not federation.strategy.takes_parts:
+        raise ValueError(
+            f"strategy '{federation.strategy.kind}' merges whole adapters, and heads stay with their clients "
+            "(adapter.head 'own'): use 'mean' or 'median'"
+        )
+    _require_own_evaluation(federation, "adapter.head 'own' leaves a head with each client")
+    _require_whole(federation, "adapter.head 'own' has every client train all of the adapter")
+
+
+def _require_own_evaluation(federation: FederationTables, why: str) -> None:
+    """Nobody but a client has a whole adapter: the server cannot measure."""
     if federation.data.test is not None or any(value for _, value in federation.baselines):
         raise ValueError(
-            "space 'fedsa' leaves B with each client, so that the server has no adapter to measure: leave "
+            f"{why}, so that the server has no adapter to measure: leave "
             "out data.test and [baselines], and set data.validation_fraction for what clients measure"
         )
+
+
+def _require_whole(federation: FederationTables, why: str) -> None:
+    """No client is dealt a part of the adapter."""
     parts = any(m.rank or m.last_layers for m in federation.methods.values())
     if parts or any(training.splits_layers for training in federation.trainings.values()):
-        raise ValueError(
-            "space 'fedsa' gives every client all of A: no methods.NAME.rank, last_layers, and no 'spry'"
-        )
+        raise ValueError(f"{why}: no methods.NAME.rank, last_layers, and no 'spry'")
 
 
 def _require_still_basis(federation: FederationTables) -> None:

@@ -82,7 +82,8 @@ def settings_at(path: Path) -> dict[str, Any] | None:
     if not isinstance(own, dict) or not isinstance(own.get("kind"), str):
         return None
     kept = {key: value for key, value in own.items() if value is not None and key not in _OF_THE_START}
-    kept.pop("head_bits", None)  # it says how a head moves, not what it is
+    for key in ("head_bits", "head"):  # they say how a head moves, not what it is
+        kept.pop(key, None)
     return kept
 
 

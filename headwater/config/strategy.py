@@ -18,6 +18,8 @@ from headwater.config.traits import StrategyTraits
 
 _FINEST = 1e-6
 """The smallest part of a length at which sums of pulls keep their digits."""
+OwnPart = Literal["nothing", "head", "all but A"]
+"""What of the adapter each client keeps to itself."""
 Space = Literal["factors", "ffa", "rolora", "product", "fair", "fedsa"]
 
 

@@ -20,7 +20,7 @@ from headwater.config.plugins import releases, require_releases
 from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import CohortSettings, Schedule, SynchronousSchedule
 from headwater.config.settings import Settings
-from headwater.config.strategy import MeanStrategy, Strategy
+from headwater.config.strategy import MeanStrategy, OwnPart, Strategy
 from headwater.config.training import Training
 
 
@@ -132,6 +132,13 @@ class FederationTables(Settings):
         if self.contribution is None:
             content.pop("contribution", None)
         return content | ({"plugins": packages} if (packages := self.packages) else {})
+
+    @property
+    def own_part(self) -> OwnPart:
+        """What of the adapter each client keeps to itself."""
+        if self.strategy.keeps_own:
+            return "all but A"
+        return "head" if self.adapter is not None and self.adapter.head == "own" else "nothing"
 
     @property
     def packages(self) -> dict[str, str]:

@@ -107,9 +107,9 @@ def open_node(file: Path, run: RunSettings, node: NodeSettings) -> tuple[str, Cl
         )
     context = TrainingContext.open(loaded)
     root = Key.root(settings.federation.seed)
-    own = settings.strategy.keeps_own
+    own = settings.own_part
     if not node.data:
         runtime = replace(ClientRuntime.open(loaded, context, check=False), run=name, simulated=False)
         return node.name(runtime.data.clients), runtime
     data = FederatedData.own(loaded, Path(node.data).expanduser(), node.client, context.tokenizer, root)
-    return node.client, ClientRuntime(name, context, data, root, keeps_own=own)
+    return node.client, ClientRuntime(name, context, data, root, own_part=own)

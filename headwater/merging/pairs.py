@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from headwater.config.strategy import OwnPart
 from headwater.state import StateSpec, TensorSpec
 
 
@@ -14,9 +15,16 @@ def pairs(spec: StateSpec) -> tuple[TensorSpec, ...]:
     return tuple(t for t in spec if t.role == "lora_b" and t.pair in spec.by_name)
 
 
-def shared_factors(spec: StateSpec) -> tuple[str, ...]:
-    """What FedSA-LoRA merges (arXiv 2410.01463): every A. B and the head stay with their clients."""
-    return tuple(t.name for t in spec if t.role == "lora_a")
+def shared_tensors(spec: StateSpec, own: OwnPart) -> tuple[str, ...]:
+    """What is merged where clients keep a part: of FedSA-LoRA (arXiv 2410.01463) every A; else all but heads.
+
+    Args:
+        spec: of the adapter.
+        own: what stays with each client.
+    """
+    if own == "all but A":
+        return tuple(t.name for t in spec if t.role == "lora_a")
+    return tuple(t.name for t in spec if own == "nothing" or t.role != "head")
 
 
 def factors(state: Mapping[str, Tensor], b: TensorSpec) -> tuple[Tensor, Tensor]:

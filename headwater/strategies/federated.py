@@ -23,7 +23,7 @@ from headwater.errors import FederationStopped
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.control_variates import ControlPlan
 from headwater.merging.coverage import last_layers
-from headwater.merging.pairs import shared_factors
+from headwater.merging.pairs import shared_tensors
 from headwater.merging.plan import MASKED_BITS, SUM_BITS, MergePlan
 from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan
 from headwater.seeds.coefficients import FINE_BITS, SeedPlan, directions_of
@@ -125,8 +125,9 @@ class FederatedStrategy(Strategy):
         tensors = trained_tensors(spec, {n: a.method for n, a in methods.items()}, key=layers_key)
         if federation.strategy.alternates:
             tensors = {name: one_factor(spec, mine, number) for name, mine in tensors.items()}
-        if federation.strategy.keeps_own:
-            tensors = dict.fromkeys(tensors, shared_factors(spec))
+        if federation.own_part != "nothing":
+            shared = shared_tensors(spec, federation.own_part)
+            tensors = {name: _both(mine, shared) for name, mine in tensors.items()}
         seeds = round_seeds(federation, number)
         if seeds is not None and server.seed_slopes is not None:
             seeds = replace(seeds, odds=odds_of(server.seed_slopes.means()))
@@ -327,6 +328,11 @@ class FederatedStrategy(Strategy):
         """
         links = {client: speeds for client, speeds in server.links.items() if client != leaving}
         return replace(self.init(state), round=server.round, seeded_state=None, links=links)
+
+
+def _both(some: tuple[str, ...] | None, others: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in both; None is all."""
+    return others if some is None else tuple(name for name in some if name in others)
 
 
 def _sample(names: Sequence[str], size: int | None, key: Key, always: Collection[str] = ()) -> list[str]:

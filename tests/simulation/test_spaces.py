@@ -17,7 +17,7 @@ from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import SharedStore
 from headwater.config import load_federation
 from headwater.errors import ConfigError
-from headwater.merging.pairs import shared_factors
+from headwater.merging.pairs import shared_tensors
 from headwater.state import AdapterState
 from headwater.strategies import FederatedStrategy
 from tests.support.runs import resume, run, tiny_federation
@@ -112,9 +112,12 @@ def test_fedsa_merges_a_alone_and_every_client_goes_on_with_its_own_b(tmp_path, 
     runtime = ClientRuntime.open(loaded)
     final = states[-1].state
     first = runtime.context.initial_state()
-    assert {n for n in final if not torch.equal(final[n], first[n])} == set(shared_factors(final.spec))
+    assert {n for n in final if not torch.equal(final[n], first[n])} == set(
+        shared_tensors(final.spec, "all but A")
+    )
     store = SharedStore(tmp_path / "a" / "state" / "clients")
-    own = {name: store.load_own(name, own_spec(final.spec)).settled(3) for name in ("ann", "ben", "cleo")}
+    mine = own_spec(final.spec, "all but A")
+    own = {name: store.load_own(name, mine).settled(3) for name in ("ann", "ben", "cleo")}
     assert len({part.tobytes() for part in own.values()}) == 3
     told = rounds(tmp_path / "a")[-1]["clients_each"]
     assert told.keys() == {"ann", "ben"}  # cleo has too few rows to be told alone
@@ -129,7 +132,7 @@ def test_fedsa_merges_a_alone_and_every_client_goes_on_with_its_own_b(tmp_path, 
     assert resume(tmp_path / "b")[0]["adapter_sha256"] == whole["adapter_sha256"]
     again = SharedStore(tmp_path / "b" / "state" / "clients")
     for name, part in own.items():
-        assert again.load_own(name, own_spec(final.spec)).settled(3).tobytes() == part.tobytes()
+        assert again.load_own(name, mine).settled(3).tobytes() == part.tobytes()
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,12 @@ from headwater.state import StateSpec, TensorSpec
 Named = Mapping[str, tuple[TensorSpec, Tensor]]
 _OF_TRAINING = frozenset(
     {
-        "start", "start_sha256", "start_head", "dropout", "d_initial", "strength", "head_bits",
+        "start", "start_sha256", "start_head", "dropout", "d_initial", "strength", "head_bits", "head",
         "target_modules", "layers", "feedforward_modules", "target_parameters",
     }
 )  # fmt: skip
 """Keys of ``[adapter]`` that say how it began and was trained, or what a spec says too."""
-_EMBEDDINGS = tuple(f".{name}.weight" for name in EMBEDDING_LAYER_NAMES)
+_EMBEDDINGS = tuple(f".{name}." for name in EMBEDDING_LAYER_NAMES)
 _RESIZED = "PEFT saved whole embeddings beside it. Save the resized base (model.path), and the adapter on it."
 
 
@@ -258,7 +258,7 @@ def _require_names(source: Source, model: Target, wanted: set[str], found: set[s
         expected=f"the {len(wanted)} tensors of [adapter] on {model.base.settings.path}",
         got=f"one that {' and '.join(shown)}",
         hint=_RESIZED
-        if any(name.endswith(_EMBEDDINGS) for name in extra)
+        if any(layer in name for name in extra for layer in _EMBEDDINGS)
         else "Leave target_modules and layers out of [adapter]: they are read from its adapter_config.json.",
     )
 

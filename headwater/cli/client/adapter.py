@@ -1,4 +1,4 @@
-"""``headwater client adapter``: a client's own adapter of a run in space ``fedsa``, as a PEFT folder."""
+"""``headwater client adapter``: a client's own adapter of a run in which clients keep a part."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def _of_device(path: Path, run: str | None, out: Path) -> tuple[str, int]:
 
 
 def _require_own(loaded: LoadedFederation) -> None:
-    if not loaded.settings.strategy.keeps_own:
+    if loaded.settings.own_part == "nothing":
         raise ConfigError(
             f"{_WHO}: federation {loaded.settings.federation.name}",
-            expected="strategy.space 'fedsa', where a client has an adapter of its own",
+            expected="adapter.head 'own', or strategy.space 'fedsa', where a client has a part of its own",
             got="a federation whose clients share the whole adapter",
             hint="It is in the run folder's adapter/, or: headwater server adapters export",
         )
@@ -115,7 +115,7 @@ def _write(
     """The round of the own part."""
     from headwater.client.execution.own_part import own_adapter
 
-    own, number = own_adapter(client, state, store)
+    own, number = own_adapter(client, state, store, context.loaded.settings.own_part)
     name = context.loaded.settings.federation.name
     context.export(own, out, {"federation": name, "run": run, "client": client, "adapter_round": number})
     return number

@@ -118,9 +118,9 @@ class DeviceRuntimes:
         if self._script is not None:
             context = self._script.trains(context, data)
         self.notice = "\n".join([*filter(None, [self.notice]), *context.notices, *data.warnings])
-        own = loaded.settings.strategy.keeps_own
+        own = loaded.settings.own_part
         runtime = ClientRuntime(
-            joined.run, context, data, root, metrics, self._simulated, self._policy, keeps_own=own
+            joined.run, context, data, root, metrics, self._simulated, self._policy, own_part=own
         )
         self._current, self.rows, self._said = (digest, runtime), rows, self.notice
         return runtime

@@ -11,14 +11,14 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from headwater.client.agent.advice import for_owner
 from headwater.client.device.memory import give_back_memory
 from headwater.client.execution.control_variate import ControlVariate, after_training, correction
 from headwater.client.execution.faults import contained
 from headwater.client.execution.held_back import answered, settled
-from headwater.client.execution.own_part import keep_own, with_own
+from headwater.client.execution.own_part import keep_own, trained_with_own, with_own
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
 from headwater.client.execution.update_pipeline import OutgoingUpdate, pipeline_for
@@ -177,8 +177,9 @@ def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> 
     if plan.seeds is not None:
         directions = directions_of(plan.seeds, runtime.root, runtime.context.spec.numel)
     state, control = runtime.state(request, store), runtime.control(request)
-    if runtime.keeps_own:  # all is trained; the plan's tensors are what is sent
-        state, plan = with_own(request, state, store), replace(plan, tensors=None)
+    if runtime.own_part != "nothing":
+        state = with_own(request, state, store, runtime.own_part)
+        plan = trained_with_own(plan, state.spec, runtime.own_part)
     if control is None:
         return TrainTask(request.client, state, examples, plan, directions)
     return TrainTask(
@@ -241,8 +242,8 @@ def _update(
     if isinstance(learned, SeedCoefficients) != (request.plan.seeds is not None):
         expected = "a delta" if request.plan.seeds is None else "scalars"
         raise TrainingError(f"client {request.client}", expected=expected, got="the other")
-    if runtime.keeps_own and isinstance(learned, AdapterState):
-        learned = keep_own(request, member.task.state, learned, store)
+    if runtime.own_part != "nothing" and isinstance(learned, AdapterState):
+        learned = keep_own(request, member.task.state, learned, store, runtime.own_part)
     key = runtime.root.child("round", request.round, "client", request.client, "codec")
     feedback = settled(request, learned, store, spec)
     pipeline = pipeline_for(request.plan, spec, feedback, key=key, who=f"client {request.client}")
@@ -320,7 +321,8 @@ def _evaluate(lot: Sequence[EvaluateRequest], store: ClientStore, runtime: Clien
             if examples := runtime.data.client(request.client).validation:
                 state = runtime.state(request, store)  # of seeds, each client keeps what it is made of
                 state = shared.setdefault(request.state_sha256, state)
-                state = with_own(request, state, store) if runtime.keeps_own else state
+                if runtime.own_part != "nothing":
+                    state = with_own(request, state, store, runtime.own_part)
                 asked.append((request.client, state, examples))
             ready.append(request)
         except Exception as error:

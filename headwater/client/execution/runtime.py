@@ -18,6 +18,7 @@ from headwater.compression.table import codec_by_id, codec_for, readable
 from headwater.config import LoadedFederation
 from headwater.config.assignment import simulated_memory_mb
 from headwater.config.codec import DENSITY_OVER
+from headwater.config.strategy import OwnPart
 from headwater.data.federated import FederatedData
 from headwater.errors import DecodeError
 from headwater.protocol.failures import FailureCode, coded
@@ -47,7 +48,7 @@ class ClientRuntime:
         simulated: whether the run's clients share this process and its disk. Then an exception of one is its
             failure, and a full disk ends the run: :mod:`headwater.client.execution.faults`.
         cohort: how many clients may be trained as one batch; 1 on a device.
-        keeps_own: whether each client keeps a part of the adapter to itself (:mod:`.own_part`).
+        own_part: what of the adapter each client keeps to itself (:mod:`.own_part`).
     """
 
     run: str
@@ -59,7 +60,7 @@ class ClientRuntime:
     policy: Policy | None = None
     simulated: bool = False
     cohort: int = 1
-    keeps_own: bool = False
+    own_part: OwnPart = "nothing"
 
     def __post_init__(self) -> None:
         self._last: tuple[str, bytes, AdapterState] | None = None
@@ -99,7 +100,7 @@ class ClientRuntime:
             root,
             simulated_memory_mb=memory,
             simulated=True,
-            keeps_own=settings.strategy.keeps_own,
+            own_part=settings.own_part,
         )
         runtime.set_cohort(context.cohort if cohort is None else cohort)
         return runtime

@@ -1,4 +1,4 @@
-"""``headwater client adapter``: what an owner gets of space ``fedsa`` is what the client was measured by."""
+"""``headwater client adapter``: what an owner gets is what the client was measured by, its own part in it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from headwater.server.storage.run_folder import RunFolder
 from tests.support.command import headwater
 from tests.support.runs import run, tiny_federation
 
+OWN = {"fedsa": {"strategy": {"kind": "mean", "space": "fedsa"}}, "heads": {"adapter": {"head": "own"}}}
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+
+@pytest.fixture(scope="module", params=OWN)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The federation's folder and that of a run."""
-    folder = tmp_path_factory.mktemp("fedsa")
-    strategy = {"kind": "mean", "space": "fedsa"}
-    file = tiny_federation(folder / "fed", strategy=strategy, codec={"up": {"kind": "dense"}})
+    folder = tmp_path_factory.mktemp("own")
+    file = tiny_federation(folder / "fed", codec={"up": {"kind": "dense"}}, **OWN[request.param])
     file.write_text(file.read_text().replace('test = "test.jsonl"\n', ""))
     run(file, folder / "run")
     return folder / "fed", folder / "run"
@@ -76,7 +77,7 @@ def test_a_devices_folder_is_that_of_its_part_and_what_the_server_sent_last(
         "examples": 9,
     }
     (device / "federation.json").write_text(json.dumps(said))
-    own = SharedStore(kept.clients).load_own("ann", own_spec(final.spec))
+    own = SharedStore(kept.clients).load_own("ann", own_spec(final.spec, loaded.settings.own_part))
     DirectoryStore(device).save_own("ann", own)
     states = StatesInFolder(device, durable=True)
     for state in (final, runtime.context.initial_state(), final):  # the last is sent again
