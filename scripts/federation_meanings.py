@@ -142,7 +142,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     BaseAdapter: {
         "head_bits": "a fresh head in units of 2^head_bits, [for methods along random "
         "directions](../guides/low-memory.md#what-makes-it-work) (5 or 6)",
-        "head": "`own`: [each client keeps a head of its own](aggregation.md) over the adapter that all share",
+        "head": "`own`: [each client keeps a head of its own](aggregation.md) over a shared adapter",
         "start": "[begin from this adapter](adapters.md#start): a PEFT folder, a run folder, a version's "
         "file, a `.hw` file",
         "start_sha256": "what it must hash to",

@@ -129,7 +129,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ),
     (
         '`adapter.head = "own"`',
-        "a model without a head; the same; space `product`, `fair`; a strategy other than `mean` and `median`",
+        "the same; a model without a head; space `product`, `fair`; strategies but `mean` and `median`",
     ),
     ("space `product`, `fair`", "`server_momentum`; `server_learning_rate`; `error_feedback`"),
     ("strategy `fisher`", "a method other than `backprop`; `adapter.head_bits`"),

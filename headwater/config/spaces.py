@@ -59,7 +59,8 @@ def _require_own_heads(federation: FederationTables) -> None:
         raise ValueError("adapter.head 'own' needs rounds: by them a client knows which of its heads counts")
     if federation.strategy.merges_products:
         raise ValueError(
-            f"adapter.head 'own' goes with spaces 'factors', 'ffa' and 'rolora', not '{federation.strategy.space}'"
+            "adapter.head 'own' goes with spaces 'factors', 'ffa' and 'rolora', "
+            f"not '{federation.strategy.space}'"
         )
     if not federation.strategy.takes_parts:
         raise ValueError(
