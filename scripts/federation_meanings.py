@@ -344,7 +344,11 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "metric": "which one decides; absent: [the first of the kind of data](data.md#metrics)",
         "batch_size": "examples at once",
     },
-    PrivacySettings: {"clip_l2": "bound on an update's L2 norm; adds no noise"},
+    PrivacySettings: {
+        "clip_l2": "bound on an update's L2 norm; adds no noise",
+        "padding": "of messages both ways: `padme` adds at most 12 %, `power-of-two` up to 100 %, and either "
+        "makes 4,096 bytes of what is shorter. [What stays visible](../explanation/security.md#on-the-link)",
+    },
     BaselineSettings: {"majority": "the best constant answer, such as the most frequent training label"},
 }
 """Meanings of keys whose settings carry no description, or a longer one than this page needs, by class."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -28,8 +28,14 @@ class PrivacySettings(Settings):
         description="the fraction of a round's clients that may work with a lying server",
     )
 
+    padding: Literal["none", "padme", "power-of-two"] = Field(
+        default="none", description="of every message to a length that many share"
+    )
+
     @model_serializer(mode="wrap")
-    def _as_before_masks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without masks none of their settings, which runs and older devices do not know."""
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No key for masks and padding that nobody asked for: runs were named without, and older devices too."""
         content: dict[str, Any] = handler(self)
+        if self.padding == "none":
+            content.pop("padding", None)
         return content if self.masks else {k: v for k, v in content.items() if not k.startswith("mask")}

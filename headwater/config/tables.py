@@ -165,6 +165,7 @@ class FederationTables(Settings):
             told = told.model_copy(update={"adapter": self.adapter.model_copy(update=sent)})
         # older devices refuse what came since; and who is measured with whom is none of a device's business
         since: dict[str, Any] = {"codec": {"up": self.codec.up.defaults_since()}, "contribution": True}
+        since["privacy"] = {"padding"}  # the messages say it
         return told.model_dump_json(exclude_none=True, exclude=since)
 
     @property

@@ -5,6 +5,14 @@ Flower's Fleet API. :mod:`.fleet_client`: a device's end. ``tests/flower_layer/t
 what they rely on.
 """
 
-from headwater.flower.records import RECORD, as_array, assume_task_identity, count_bytes, pack, unpack
+from headwater.flower.records import (
+    RECORD,
+    as_array,
+    assume_task_identity,
+    count_bytes,
+    pack,
+    padding_in,
+    unpack,
+)
 
-__all__ = ["RECORD", "as_array", "assume_task_identity", "count_bytes", "pack", "unpack"]
+__all__ = ["RECORD", "as_array", "assume_task_identity", "count_bytes", "pack", "padding_in", "unpack"]

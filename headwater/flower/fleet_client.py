@@ -31,7 +31,8 @@ from google.protobuf.message import Message as Protobuf
 
 from headwater.errors import ConnectionLost, DecodeError
 from headwater.flower.message_objects import most_objects, open_objects, seal, tree_objects, wrapped
-from headwater.flower.records import pack
+from headwater.flower.padding import Padding
+from headwater.flower.records import as_array, pack
 from headwater.flower.signed_http import Gone, SignedHttp
 from headwater.security.signing import Identity
 
@@ -56,12 +57,14 @@ class Delivery:
         kind: ``query``, ``train`` or ``evaluate``.
         parts: named bytes, as packed by the server.
         origin: Flower's metadata, for the reply.
+        padding: of the request, and so of the reply.
     """
 
     message_id: str
     kind: str
     parts: dict[str, bytes]
     origin: Metadata | None = field(default=None, repr=False, compare=False)
+    padding: Padding = "none"
 
 
 @dataclass
@@ -162,7 +165,7 @@ class FleetClient:
             raise
         self._confirm(fetching)
         origin = fetching.message.metadata
-        return Delivery(fetching.root, origin.message_type, parts, origin)
+        return Delivery(fetching.root, origin.message_type, parts, origin, parts.padding)
 
     def reply(self, delivery: Delivery, data: bytes) -> None:
         """Answer a request; safe to call again, only what the server lacks is sent.
@@ -172,7 +175,7 @@ class FleetClient:
         asked = delivery.origin
         if asked is None:
             raise DecodeError("reply", expected="a delivery that came over a connection", got="another")
-        announce, objects = sealed_reply(asked, data)
+        announce, objects = sealed_reply(asked, data, delivery.padding)
         announce.node.CopyFrom(self._me())
         try:
             for _ in range(_ATTEMPTS):
@@ -254,7 +257,7 @@ class _NotStored(Exception):
 
 
 def sealed_reply(
-    asked: Metadata, data: bytes
+    asked: Metadata, data: bytes, padding: Padding = "none"
 ) -> tuple[fleet_pb2.PushMessagesRequest, dict[str, InflatableObject]]:
     """The announcement of a reply, and its objects by id.
 
@@ -272,7 +275,7 @@ def sealed_reply(
         message_type=asked.message_type,
     )
     with no_object_id_recompute():
-        message = make_message(metadata, content=seal(pack(reply=data), {}))
+        message = make_message(metadata, content=seal(pack(reply=as_array(data, padding)), {}))
         metadata.__dict__["_message_id"] = message.object_id  # as Flower's own nodes do
         objects, tree = get_all_nested_objects(message), get_object_tree(message)
     announce = fleet_pb2.PushMessagesRequest(

@@ -19,7 +19,8 @@ from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.inflatable.inflatable_object import InflatableObject, iterate_object_tree
 
 from headwater.errors import DecodeError
-from headwater.flower.records import RECORD
+from headwater.flower.padding import Padding
+from headwater.flower.records import RECORD, padding_of
 
 CHUNK_BYTES = 2**20
 """Bytes of an array in one object: what one request carries, and what a broken one costs."""
@@ -114,7 +115,17 @@ def tree_objects(tree: ObjectTree, *, most: int) -> list[str]:
     return list(ids)
 
 
-def open_objects(root: str, contents: Mapping[str, bytes], *, max_bytes: int) -> dict[str, bytes]:
+class Parts(dict[str, bytes]):
+    """Bytes by name.
+
+    Attributes:
+        padding: how they were padded.
+    """
+
+    padding: Padding = "none"
+
+
+def open_objects(root: str, contents: Mapping[str, bytes], *, max_bytes: int) -> Parts:
     """The parts (see :func:`headwater.flower.pack`) of the message whose objects are ``contents``.
 
     Flower's own ``inflate`` would do the same with three more copies and no bound.
@@ -133,9 +144,10 @@ def open_objects(root: str, contents: Mapping[str, bytes], *, max_bytes: int) ->
         if json.loads(bytes(names)) != {RECORD: record}:
             raise DecodeError("message", expected=f"record {RECORD!r}", got="another content")
         _, arrays = _read(contents[record], ArrayRecord)
-        parts, left = {}, max_bytes
+        parts, left = Parts(), max_bytes
         for name, array in json.loads(bytes(arrays)).items():
-            parts[str(name)] = data = _array(contents[array], contents, left)
+            data, parts.padding = _array(contents[array], contents, left)
+            parts[str(name)] = data
             left -= len(data)
         return parts
     except DecodeError:
@@ -145,15 +157,22 @@ def open_objects(root: str, contents: Mapping[str, bytes], *, max_bytes: int) ->
         raise DecodeError("message", expected="Flower's objects", got=got) from error
 
 
-def _array(content: bytes, contents: Mapping[str, bytes], max_bytes: int) -> bytes:
-    """The data of an Array; its length is known before anything is joined."""
+def _array(content: bytes, contents: Mapping[str, bytes], max_bytes: int) -> tuple[bytes, Padding]:
+    """The data of an Array, and how it was padded; its length is known before anything is joined."""
     children, body = _read(content, Array)
     chunks = [_read(contents[child], ArrayChunk)[1] for child in children]
-    order = json.loads(bytes(body))["arraychunk_ids"]
+    about = json.loads(bytes(body))
+    order, padding = about["arraychunk_ids"], padding_of(about["stype"])
     size = sum(len(chunks[index]) for index in order)
     if size > max_bytes:
         raise DecodeError("message", expected=f"at most {max_bytes} bytes", got=f"{size}")
-    return b"".join(chunks[index] for index in order)
+    data = b"".join(chunks[index] for index in order)
+    if padding == "none":
+        return data, padding
+    (end,) = about["shape"]
+    if type(end) is not int or not 0 <= end <= size:
+        raise DecodeError("message", expected=f"an end within its {size} bytes", got=ascii(end)[:32])
+    return data[:end], padding
 
 
 def _read(content: bytes, kind: type[InflatableObject]) -> tuple[list[str], memoryview]:

@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from headwater.errors import DecodeError
+from headwater.flower.padding import PADDINGS, Padding, filler
 
 RECORD = "headwater"
 STYPE = "headwater.v1"
@@ -28,9 +29,25 @@ def pack(**parts: bytes | Array) -> RecordDict:
     return RecordDict({RECORD: record})
 
 
-def as_array(data: bytes) -> Array:
-    """Bytes as Flower carries them; nobody may change it."""
-    return Array("uint8", (len(data),), STYPE, data)
+def as_array(data: bytes, padding: Padding = "none") -> Array:
+    """Bytes as Flower carries them; nobody may change it.
+
+    Padded, its ``stype`` says how, and its shape where the data end.
+    """
+    if padding == "none":
+        return Array("uint8", (len(data),), STYPE, data)
+    return Array("uint8", (len(data),), f"{STYPE}.{padding}", data + filler(data, padding))
+
+
+def padding_of(stype: str) -> Padding:
+    """How an array of this ``stype`` is padded."""
+    return next((p for p in PADDINGS if stype == f"{STYPE}.{p}"), "none")
+
+
+def padding_in(content: RecordDict) -> Padding:
+    """How a message's arrays are padded; what answers it is padded so, too."""
+    record = content.array_records.get(RECORD)
+    return "none" if record is None else padding_of(next(iter(record.values())).stype)
 
 
 def unpack(content: RecordDict, *names: str) -> tuple[bytes, ...]:
@@ -42,7 +59,12 @@ def unpack(content: RecordDict, *names: str) -> tuple[bytes, ...]:
     record = content.get(RECORD)
     if not isinstance(record, ArrayRecord) or set(record) != set(names):
         raise DecodeError("Flower message", expected=f"record {RECORD!r} with {names}", got="another content")
-    return tuple(record[name].data for name in names)
+    return tuple(_data(record[name]) for name in names)
+
+
+def _data(array: Array) -> bytes:
+    """Without padding, of which there is none in most: then it is no copy."""
+    return array.data if padding_of(array.stype) == "none" else array.data[: array.shape[0]]
 
 
 def count_bytes(content: RecordDict) -> int:

@@ -18,7 +18,7 @@ from headwater.client.execution.execute import evaluate, execute, introduce, int
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
 from headwater.errors import HeadwaterError
-from headwater.flower import assume_task_identity, pack, unpack
+from headwater.flower import as_array, assume_task_identity, pack, padding_in, unpack
 from headwater.flower.one_run import OneRunGrid
 from headwater.proto.wire import decode_request
 from headwater.protocol.messages import ClientFailure, ClientProfile, EvaluateRequest, TrainRequest
@@ -91,7 +91,10 @@ class LocalGrid(OneRunGrid):
 
 
 def _reply(message: Message, result: bytes | Error) -> Message:
-    return Message(result if isinstance(result, Error) else pack(reply=result), reply_to=message)
+    return Message(
+        result if isinstance(result, Error) else pack(reply=as_array(result, padding_in(message.content))),
+        reply_to=message,
+    )
 
 
 class QueuedGrid(LocalGrid):

@@ -11,7 +11,7 @@ from headwater.client.execution.answer import answer
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
 from headwater.errors import InternalError, StorageError
-from headwater.flower import pack, unpack
+from headwater.flower import as_array, pack, padding_in, unpack
 from headwater.flower.faults import as_error
 
 
@@ -25,7 +25,7 @@ def client_app(open_node: Callable[[Context], tuple[str, ClientStore, ClientRunt
             reply = answer(envelope, state, client, store, runtime)
         except (StorageError, InternalError) as error:  # the run's end, not this client's failure
             return Message(as_error(error), reply_to=message)
-        return Message(pack(reply=reply), reply_to=message)
+        return Message(pack(reply=as_array(reply, padding_in(message.content))), reply_to=message)
 
     app = ClientApp()
     app.train()(handle)

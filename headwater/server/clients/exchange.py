@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from headwater.errors import DecodeError, HeadwaterError
 from headwater.flower import as_array, count_bytes, pack, unpack
 from headwater.flower.faults import end_of_run
+from headwater.flower.padding import Padding, bucket
 from headwater.proto.group_wire import decode_group_reply, encode_group_request
 from headwater.proto.wire import decode_reply, encode_request
 from headwater.protocol.messages import (
@@ -118,6 +119,7 @@ class Exchange:
         open_reply: from an address and what arrived there to the reply; raises ``HeadwaterError``.
         tell: is told what is asked of whom.
         edge_of: the edge aggregator that a client is behind; empty for one that is reached directly.
+        padding: of what goes out; replies to it are padded so, too, and counted as they are padded.
 
     Attributes:
         speeds: how fast updates came; of those that an edge aggregator sums nobody sees the links.
@@ -130,9 +132,10 @@ class Exchange:
         open_reply: Callable[[str, bytes], bytes] = unsigned,
         tell: Observer = lambda event: None,
         edge_of: Callable[[str], str] = lambda client: "",
+        padding: Padding = "none",
     ) -> None:
         self._grid, self._nodes, self._open, self._tell = grid, nodes, open_reply, tell
-        self._edge_of = edge_of
+        self._edge_of, self._padding = edge_of, padding
         self._outstanding: dict[str, _Sent] = {}
         self._ids_of: dict[str, set[str]] = {}  # by client, messages that concern it
         self._here: dict[int, ReceivedReply] = {}  # replies that no pull brings
@@ -161,8 +164,8 @@ class Exchange:
         for address, request in requests:
             envelope, state = encode_request(request)
             if state not in states:
-                states[state] = as_array(state)
-            content = pack(envelope=envelope, state=states[state])
+                states[state] = as_array(state, self._padding)
+            content = pack(envelope=as_array(envelope, self._padding), state=states[state])
             sizes[address], kind = count_bytes(content), type(request)
             edge = self._edge_of(address)
             node = self._nodes.get(edge or address)
@@ -182,7 +185,8 @@ class Exchange:
                 part = names[start : start + GROUP_AT_ONCE]
                 told = merge_plan(part) if kind is TrainRequest else ""
                 group = GroupRequest(edge, run, round, tuple(members[name] for name in part), told)
-                content = pack(envelope=encode_group_request(group), state=states[state])
+                told_group = as_array(encode_group_request(group), self._padding)
+                content = pack(envelope=told_group, state=states[state])
                 rows.append(_Sent(edge, kind, round, frozenset(part)))
                 messages.append(Message(content, self._nodes[edge], _TYPES[kind], group_id=str(round)))
         # Flower gives None for a message that it could not push, and no ids where all were too large
@@ -309,11 +313,12 @@ class Exchange:
 
     def verify(self, address: str, kind: type[Request], round: int, raw: bytes) -> ReceivedReply:
         """Verify and read what arrived at an address: now, or again when it comes from the spool."""
+        size = bucket(len(raw), self._padding)
         try:
             reply = self._open(address, raw)
-            return ReceivedReply(address, kind, round, reply, "", len(raw), raw, self._open is not unsigned)
+            return ReceivedReply(address, kind, round, reply, "", size, raw, self._open is not unsigned)
         except HeadwaterError as error:
-            return ReceivedReply(address, kind, round, b"", str(error), len(raw))
+            return ReceivedReply(address, kind, round, b"", str(error), size)
 
     def verify_group(self, edge: str, kind: type[Request], round: int, raw: bytes) -> list[ReceivedReply]:
         """The same for what an edge aggregator answered; one that cannot be opened has no parts."""

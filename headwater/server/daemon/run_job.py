@@ -14,6 +14,7 @@ from headwater.compression.table import codec_for
 from headwater.config.federation import Federation
 from headwater.data.federated import FederatedData
 from headwater.errors import FederationStopped, HeadwaterError
+from headwater.flower.padding import bucket
 from headwater.merging.accumulator_bytes import most_bytes
 from headwater.merging.plan import MergePlan
 from headwater.merging.product_gap import GapSketch
@@ -153,6 +154,7 @@ class RunJob:
                     network.open_reply,
                     self._observer,
                     lambda client: pool.edge_of(client),
+                    self.loaded.settings.privacy.padding,
                 ),
                 self.entry.wire_run_id,
                 self.loaded.settings,
@@ -230,7 +232,7 @@ def reply_bound(settings: Federation, context: TrainingContext) -> int:
     seeds = round_seeds(settings, 1)
     scalars = 0 if seeds is None else scalars_max_bytes(seeds)
     values = max(codec_for(settings.codec.up).max_bytes(context.spec), scalars)
-    return values + fisher + MAX_ENVELOPE + SIGNATURE_BYTES
+    return bucket(values + fisher + MAX_ENVELOPE + SIGNATURE_BYTES, settings.privacy.padding)
 
 
 def sum_bound(settings: Federation, context: TrainingContext) -> Callable[[int], int]:
@@ -243,6 +245,6 @@ def sum_bound(settings: Federation, context: TrainingContext) -> Callable[[int],
     fixed = most_bytes(rule, plan) + most_bytes(gap, plan) + MAX_GROUP + SIGNATURE_BYTES
 
     def bound(clients: int) -> int:
-        return fixed + rule.kept_bytes(spec, clients) + 2**10 * clients
+        return bucket(fixed + rule.kept_bytes(spec, clients) + 2**10 * clients, settings.privacy.padding)
 
     return bound

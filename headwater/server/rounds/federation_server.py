@@ -184,7 +184,9 @@ class FederationServer:
             owners=owners,
             min_clients=least,
         )
-        return self.serve(pool(Exchange(grid, nodes, tell=self._observer), profiles, lost))
+        padding = self._settings.privacy.padding
+        exchange = Exchange(grid, nodes, tell=self._observer, padding=padding)
+        return self.serve(pool(exchange, profiles, lost))
 
     def serve(self, pool: ClientPool) -> RunResult:
         """Run all remaining rounds with the clients of a pool.
