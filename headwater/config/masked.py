@@ -23,6 +23,8 @@ def require_masks(federation: FederationTables) -> None:
         ),
         "no control variates": strategy.control_variates,
         "codec.up.error_feedback other than 'ef21'": federation.codec.up.shifts,
+        "no privacy.padding: masked vectors have one length as they are": federation.privacy.padding
+        != "none",
         "no [contribution], which is told from single updates": federation.contribution is not None,
         "methods that are not weighed by their updates": bool(federation.methods) and weighed,
         "methods that all send deltas, or all coefficients": len({t.sends for t in trainings}) > 1,

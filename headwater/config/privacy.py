@@ -27,14 +27,13 @@ class PrivacySettings(Settings):
         le=0.45,
         description="the fraction of a round's clients that may work with a lying server",
     )
-
     padding: Literal["none", "padme", "power-of-two"] = Field(
         default="none", description="of every message to a length that many share"
     )
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No key for masks and padding that nobody asked for: runs were named without, and older devices too."""
+        """No key for masks and padding that nobody asked for, which runs and older devices do not know."""
         content: dict[str, Any] = handler(self)
         if self.padding == "none":
             content.pop("padding", None)
