@@ -191,7 +191,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("`forward_gradient` with `variance_target`", "`max_directions` below 2 or below `directions`"),
     ("`baselines.majority`", "a causal model; a metric that a constant has not"),
     ("`baselines.probe`", "data other than classification; a metric other than accuracy"),
-    ("`evaluation.by`", "no `data.test`"),
+    ("`evaluation.by`, `evaluation.answers`", "no `data.test`; the latter but `instruction` and `seq2seq`"),
     ("`[baselines]`, `evaluation.patience`", "nothing to measure them on"),
 )
 """Rules between tables (headwater/config/consistency.py): what, and what it is refused with."""

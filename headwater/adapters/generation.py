@@ -1,4 +1,7 @@
-"""Token ids in, token ids out: :func:`generate` what a causal model says, :func:`padded` rows of a batch."""
+"""Token ids in, token ids out: :func:`generate` what a causal model says, :func:`padded` rows of a batch.
+
+:func:`room_of` says how many a row may have.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,14 @@ def generate(
     first = 1 if base.model.config.is_encoder_decoder else len(row)  # what its decoder begins with
     said = [int(token) for token in out[0, first:].tolist()]
     return said[: next((n for n, token in enumerate(said) if token in ends), len(said))]
+
+
+def room_of(base: Base) -> int | None:
+    """Tokens that the base takes; of a causal model that computes any number, as many as it was made for."""
+    if base.positions is not None or not base.settings.writes:
+        return base.positions
+    most = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headwater.adapters.base import Base, load_base
 from headwater.adapters.export import HEAD
-from headwater.adapters.generation import generate, padded
+from headwater.adapters.generation import generate, padded, room_of
 from headwater.adapters.model import Batch, Output, output_of
 from headwater.adapters.network import Network, new_head
 from headwater.adapters.notes import Notes
@@ -99,7 +99,7 @@ class Predictor:
             network=network,
             reading=reading,
             notes=notes,
-            room=None if (most := _positions(loaded)) is None else most - virtual,
+            room=None if (most := room_of(loaded)) is None else most - virtual,
             ends=tuple(ends_of(loaded.model, loaded.tokenizer, reading)) if settings.writes else (),
             notices=(
                 *loaded.notices,
@@ -297,14 +297,6 @@ def _task(reading: Reading | None, labels: tuple[str, ...] | None) -> AnyTask:
     if labels is None:
         return task_of(CausalLMData(kind="causal-lm", path="-", partition=nowhere))
     return task_of(ClassificationData(kind="classification", path="-", partition=nowhere, labels=labels))
-
-
-def _positions(base: Base) -> int | None:
-    """Tokens that the base takes; of a causal model that computes any number, as many as it was made for."""
-    if base.positions is not None or not base.settings.writes:
-        return base.positions
-    most = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-    return most if isinstance(most, int) and most > 0 else None
 
 
 def _unrecorded(who: str, classifier: bool) -> str:

@@ -12,6 +12,7 @@ from headwater.config.attackers import BackdoorAttacker
 from headwater.config.codec import CompeftCodec
 from headwater.config.data import UNKNOWN_LABELS, ClassificationData
 from headwater.config.masked import require_masks
+from headwater.config.metrics import ANSWER_METRICS
 from headwater.config.model import MODELS
 from headwater.config.spaces import require_space
 from headwater.config.tables import FederationTables
@@ -321,9 +322,16 @@ def _portable(federation: FederationTables) -> None:
 def _measurable(federation: FederationTables) -> None:
     """What is to be measured can be: found out here, not after the last round."""
     data, wanted, metric = federation.data, federation.baselines, federation.evaluation.metric
-    if metric is not None and metric not in data.metrics:
+    known = federation.evaluation.metrics_of(data)
+    if metric is not None and metric not in known:
+        written = metric in ANSWER_METRICS and data.has_answers
         raise ValueError(
-            f"evaluation.metric '{metric}' is none of data.kind '{data.kind}': use {listed(data.metrics)}"
+            f"evaluation.metric '{metric}' is none of data.kind '{data.kind}': use {listed(known)}"
+            + ("; set evaluation.answers for it" if written else "")
+        )
+    if federation.evaluation.answers and not (data.has_answers and data.test is not None):
+        raise ValueError(
+            "evaluation.answers needs data.test, and a data.kind whose rows have answers in text"
         )
     decides = metric or next(iter(data.metrics))
     if wanted.majority and decides not in data.constant_metrics:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from headwater.config.metrics import LOSS, MAX_VALUE, Metric
+from headwater.config.metrics import ANSWER_METRICS, LOSS, MAX_VALUE, Metric
 from headwater.config.partitions import Partition
 from headwater.config.plugins import find, installed, open_to, settings_class
 from headwater.config.settings import by_kind
@@ -282,6 +282,7 @@ class Seq2SeqData(BaseData):
     by_token: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = BaseLanguageData.metrics
     has_likelihood: ClassVar[bool] = True
+    has_answers: ClassVar[bool] = True
     kind: Literal["seq2seq"]
     text: str = "text"
     target: str = Field(default="target", description="the column of the answer")
@@ -314,6 +315,7 @@ class InstructionData(BaseLanguageData):
     The loss is on the answer only.
     """
 
+    has_answers: ClassVar[bool] = True
     kind: Literal["instruction"]
     format: Literal["columns", "alpaca", "messages", "sharegpt"] | None = Field(
         default=None, description="how rows hold a conversation; recognised by their columns if absent"
@@ -388,6 +390,8 @@ _BUILT_IN: Mapping[str, type[DataTraits]] = by_kind(Data)
 
 def _metric(name: str) -> Metric | None:
     """The metric of that name; installed packages are asked for names that are not headwater's own."""
+    if name in ANSWER_METRICS:
+        return ANSWER_METRICS[name]
     for settings in _BUILT_IN.values():
         if name in settings.metrics:
             return settings.metrics[name]

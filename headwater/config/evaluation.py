@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from headwater.config.metrics import ANSWER_METRICS, Metric
 from headwater.config.settings import Settings
+from headwater.config.traits import DataTraits
 
 EVALUATION_S = 3600.0
 """How long a server waits for evaluations where the file names no deadline."""
+
+_LATER = ("by", "answers", "max_answer_tokens", "clients_every", "client_count", "client_fraction")
 
 
 class EvaluationSettings(Settings):
@@ -38,6 +43,12 @@ class EvaluationSettings(Settings):
         min_length=1,
         description="a column of the test file: the metrics of the rows of each of its values too",
     )
+    answers: int = Field(
+        default=0,
+        ge=0,
+        description="test rows, drawn once, whose answers are written out: `rouge1`, `rouge2`, `rougeL`",
+    )
+    max_answer_tokens: int = Field(default=64, ge=1, le=2**16, description="of such an answer")
     patience: int | None = Field(default=None, ge=1, description="evaluations without a better one")
     min_client_examples: int = Field(default=10, ge=1, description="below it a client's own number is hidden")
     batch_size: int = Field(default=64, ge=1, le=2**20)
@@ -61,10 +72,14 @@ class EvaluationSettings(Settings):
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """No key for what came later and nobody asked for: runs were named without."""
         content: dict[str, Any] = handler(self)
-        for name in ("by", "clients_every", "client_count", "client_fraction"):
+        for name in _LATER:
             if content.get(name) == type(self).model_fields[name].default:
                 content.pop(name, None)
         return content
+
+    def metrics_of(self, data: DataTraits) -> Mapping[str, Metric]:
+        """What an evaluation gives of the server's test file, by name; the first decides by default."""
+        return {**data.metrics, **ANSWER_METRICS} if self.answers else data.metrics
 
     def most_clients(self, round: int, clients: int, *, last: bool) -> int:
         """How many of so many clients with a validation split evaluate after this round."""

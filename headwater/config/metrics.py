@@ -6,7 +6,9 @@ checked without torch. A name means one direction everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 MAX_VALUE = 1e6
 """A client's value beyond it is refused: sums must stay finite whatever a client claims."""
@@ -31,6 +33,11 @@ class Metric:
         """Whether it is a share, from 0 to 1."""
         return (self.least, self.most) == (0.0, 1.0)
 
+
+ANSWER_METRICS: Mapping[str, Metric] = MappingProxyType(
+    {name: Metric() for name in ("rouge1", "rouge2", "rougeL")}
+)
+"""Of answers that are written out: ``evaluation.answers``."""
 
 LOSS = Metric(lower=True, most=MAX_VALUE)
 """The mean loss, which every task has."""

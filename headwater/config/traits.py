@@ -206,6 +206,7 @@ class DataTraits(Pluggable):
         has_probe: logistic regression on frozen features (``baselines.probe``) is a baseline of it.
         has_likelihood: its loss is minus the logarithm of a probability, so that labels can be drawn
             (strategy ``fisher``).
+        has_answers: the model can write a row's answer out, which is a text (``evaluation.answers``).
     """
 
     has_rows: ClassVar[bool] = True
@@ -216,6 +217,7 @@ class DataTraits(Pluggable):
     constant_metrics: ClassVar[tuple[str, ...]] = ()
     has_probe: ClassVar[bool] = False
     has_likelihood: ClassVar[bool] = False
+    has_answers: ClassVar[bool] = False
 
     @property
     def target_columns(self) -> tuple[str, ...]:

@@ -36,6 +36,8 @@ MAY_CHANGE: Mapping[str, str] = {
     "evaluation.client_count": "what is measured",
     "evaluation.client_fraction": "what is measured",
     "evaluation.by": "what is measured",
+    "evaluation.answers": "what is measured",
+    "evaluation.max_answer_tokens": "what is measured",
     "evaluation.patience": "when it ends",
     "evaluation.trunk_cache_mb": "what memory it may take",
     "evaluation.min_client_examples": "what is told",

@@ -145,6 +145,14 @@ class Instruction(NextToken[InstructionData]):
             raise _nothing_learnt(row.where, self.settings.max_tokens, cut=any(part.cut for part in parts))
         return found
 
+    def asked(self, example: Example) -> tuple[list[int], list[int]]:
+        """Everything before the last answer, and that answer with what ends it."""
+        counts = np.flatnonzero(example.targets != IGNORED)
+        gaps = np.flatnonzero(np.diff(counts) > 1)
+        first = int(counts[gaps[-1] + 1] if len(gaps) else counts[0])
+        last = int(counts[-1]) + 1
+        return example.tokens[:first].tolist(), example.targets[first:last].tolist()
+
 
 def _nothing_learnt(where: str, max_tokens: int, *, cut: bool) -> DataError:
     return DataError(

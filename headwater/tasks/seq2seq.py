@@ -55,6 +55,10 @@ class Seq2Seq(EachToken[Seq2SeqData]):
             tokens = tokenizer.encode(self.settings.prefix + row.texts()[0], self.settings.max_tokens)
         return [Example(np.array(tokens, np.int32), np.array([], np.int64), by_token=True)]
 
+    def asked(self, example: Example) -> tuple[list[int], list[int]]:
+        """The text, and the answer."""
+        return example.tokens.tolist(), example.targets.tolist()
+
     def shown(self, row: Row) -> str:
         """The answer."""
         return row.written(self.settings.target)

@@ -158,6 +158,13 @@ class Task(ABC, Generic[S]):
         """
         return {}
 
+    def asked(self, example: Example) -> tuple[list[int], list[int]]:
+        """What a model is asked with for the example's answer, and the true answer: token ids.
+
+        Of tasks with ``has_answers``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no answers in text")
+
     # for people
 
     def ask(self, row: Row, tokenizer: Tokenizer) -> list[Example]:

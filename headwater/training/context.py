@@ -22,6 +22,7 @@ from headwater.config.model import VectorModel
 from headwater.config.plugins import implementation
 from headwater.config.training import Training
 from headwater.data.opened import reads_pairs
+from headwater.data.split import sample
 from headwater.errors import ConfigError, HeadwaterError
 from headwater.process_memory import importing
 from headwater.seeds.keys import Key
@@ -221,17 +222,29 @@ class TrainingContext:
     def evaluate_groups(
         self, state: AdapterState, examples: Sequence[Example]
     ) -> tuple[Measured, dict[str, Measured]]:
-        """:meth:`evaluate`, and the same of each group's examples: of none without ``evaluation.by``."""
+        """:meth:`evaluate`, and the same of each group's examples: of none without ``evaluation.by``.
+
+        With ``evaluation.answers`` both have ROUGE of answers that the model writes.
+        """
         if self.model is None:
             return self.evaluate(state, examples), {}
-        return evaluate_groups(
+        settings = self.loaded.settings
+        measured, groups = evaluate_groups(
             self.model,
             state,
             examples,
-            batch_size=self.loaded.settings.evaluation.batch_size,
+            batch_size=settings.evaluation.batch_size,
             pad=self.pad,
-            prefix_cache_bytes=self.loaded.settings.evaluation.trunk_cache_mb * 2**20,
+            prefix_cache_bytes=settings.evaluation.trunk_cache_mb * 2**20,
         )
+        if not settings.evaluation.answers:
+            return measured, groups
+        from headwater.training.answers import with_answers
+
+        key = Key.root(settings.federation.seed).child("answers")
+        rows = [examples[i] for i in sample(range(len(examples)), settings.evaluation.answers, key)]
+        most = settings.evaluation.max_answer_tokens
+        return with_answers(self.model, measured, groups, rows, max_tokens=most)
 
     def evaluate_each(
         self, states: Sequence[AdapterState], lots: Sequence[Sequence[Example]]

@@ -336,10 +336,11 @@ def _require_different(who: str, points: tuple[Point, ...]) -> None:
 
 def _metric(who: str, points: tuple[Point, ...], compared: SweepMetric) -> str:
     """The one metric that all points have: the file's, else the one that decides in all of them."""
-    known = [p.loaded.settings.data.metrics for p in points]
+    settings = [p.loaded.settings for p in points]
+    known = [own.evaluation.metrics_of(own.data) for own in settings]
     if compared.name is not None:
-        if lacking := [p for p, metrics in zip(points, known, strict=True) if compared.name not in metrics]:
-            names = ", ".join(lacking[0].loaded.settings.data.metrics)
+        if lacking := [metrics for metrics in known if compared.name not in metrics]:
+            names = ", ".join(lacking[0])
             raise ConfigError(f"{who}: metric.name", expected=f"one of {names}", got=repr(compared.name))
         return compared.name
     deciding = {
