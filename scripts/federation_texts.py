@@ -69,6 +69,7 @@ from headwater.config.partitions import (
 )
 from headwater.config.privacy import PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings, SynchronousSchedule
+from headwater.config.screen import ScreenSettings
 from headwater.config.script import ScriptTraining
 from headwater.config.settings import by_kind
 from headwater.config.strategy import (
@@ -151,7 +152,8 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "codecs that may lengthen: `codec.up.alpha`, `fp16`, `int8`, `int4`, `nf4`, `topk` in 8 bits, "
         "`qsgd`, `randk`, `nnadq`; scalars",
     ),
-    ("`strategy.norm_bound`", "methods that send scalars"),
+    ("`strategy.norm_bound`, `strategy.screen`", "methods that send scalars"),
+    ("`strategy.screen.leave_out`", "`control_variates`; `error_feedback` `ef21`"),
     (
         "`strategy.control_variates`",
         "an optimizer other than `sgd`; `proximal_mu`; `final_learning_rate_fraction = 0`; `[methods]`; "
@@ -312,6 +314,11 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         "How updates become the next global adapter; without `kind`, by the `mean`. "
         "[Which one?](../how-to/choose-a-strategy.md)",
         (MeanStrategy, TiesStrategy, FisherStrategy, MedianStrategy, FLTrustStrategy),
+    ),
+    "strategy.screen": (
+        "Which updates stand out, in the round's record, notices and report: of each client `norm`, "
+        "`cosine`, `suspect`.",
+        (ScreenSettings,),
     ),
     "cohort": ("Who takes part in a round, and when it ends.", (CohortSettings,)),
     "schedule": (

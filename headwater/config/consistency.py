@@ -187,6 +187,8 @@ def _methods(federation: FederationTables) -> None:
         raise ValueError("privacy.clip_l2 goes with deltas; bound scalars by gradient_bound instead")
     if scalar and strategy.norm_bound is not None:
         raise ValueError("strategy.norm_bound goes with deltas; bound scalars by gradient_bound instead")
+    if scalar and strategy.screen is not None:
+        raise ValueError("strategy.screen looks at deltas, and coefficients of seeds are none")
     for name, method in federation.methods.items():
         if method.training.sends == "coefficients" and (method.rank or method.last_layers):
             raise ValueError(f"methods.{name}: seeds move the whole adapter: no rank, no last_layers")
@@ -210,6 +212,8 @@ def _control_variates(federation: FederationTables) -> None:
     """SCAFFOLD's mean gradient can be told from an update."""
     if not federation.strategy.control_variates:
         return
+    if federation.strategy.screen is not None and federation.strategy.screen.leave_out:
+        raise ValueError("strategy.control_variates counts every accepted update: no screen.leave_out")
     if federation.training.descent_rate("") is None:
         raise ValueError(
             "strategy.control_variates needs training.kind 'backprop' with optimizer = \"sgd\", no "
@@ -257,6 +261,9 @@ def _shifts(federation: FederationTables) -> None:
         "no control variates": strategy.control_variates,
         "no strategy.norm_bound and no privacy.clip_l2: what is cut off would be missing for ever": (
             strategy.norm_bound is not None or federation.privacy.clip_l2 is not None
+        ),
+        "no strategy.screen.leave_out: what is left out would be missing for ever": (
+            strategy.screen is not None and strategy.screen.leave_out
         ),
         "one method for all clients, which sends all values": bool(federation.methods)
         or training.splits_layers

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from headwater.config import rule_settings as rules
 from headwater.config.plugins import open_to
+from headwater.config.screen import ScreenSettings
 from headwater.config.traits import StrategyTraits
 
 _FINEST = 1e-6
@@ -38,6 +39,9 @@ class BaseStrategy(StrategyTraits):
         default=None,
         gt=0,
         description="the server shortens every update to this L2 norm before it adds it",
+    )
+    screen: ScreenSettings | None = Field(
+        default=None, description="say which updates stand out, and on wish leave them out"
     )
     control_variates: bool = Field(
         default=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from headwater.errors import ConfigError
 from headwater.merging.plan import MergePlan, NoisePlan, Update
@@ -15,6 +15,21 @@ from headwater.seeds.slopes import SeedUse
 from headwater.state import AdapterState, StateSpec
 
 Acc = TypeVar("Acc")
+
+
+class ClientMark(Protocol):
+    """What a merge says of one client."""
+
+    @property
+    def suspect(self) -> str:
+        """Why its update stands out; empty if it does not."""
+
+    @property
+    def left_out(self) -> bool:
+        """Whether it was not merged."""
+
+    def row(self) -> Mapping[str, Any]:
+        """The same for the client's row of the round's record."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class Merged:
         use: how far clients stepped along each seed, where the plan asks for it.
         control: the server's control variate after the round, where the strategy has one.
         shift: with EF21, the sum of all that was ever sent.
+        marks: by client, how its update stands beside the others, where the strategy looks.
     """
 
     delta: AdapterState
@@ -43,6 +59,7 @@ class Merged:
     use: SeedUse | None = None
     control: AdapterState | None = None
     shift: AdapterState | None = None
+    marks: Mapping[str, ClientMark] = field(default_factory=dict)
 
 
 class Aggregator(ABC, Generic[Acc]):

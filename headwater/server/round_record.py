@@ -94,6 +94,17 @@ class ClientRow:
         return bool(self.content.get("spared"))
 
     @property
+    def suspect(self) -> str:
+        """Why its update stood out among the round's (``strategy.screen``); empty if it did not."""
+        found = self.content.get("suspect")
+        return str(found) if found else ""
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the round was merged without it for that."""
+        return bool(self.content.get("left_out"))
+
+    @property
     def method(self) -> str:
         """The name of its method; empty in a federation with one method."""
         found = self.content.get("method")

@@ -25,6 +25,7 @@ from headwater.merging.median import MedianAggregator
 from headwater.merging.product import ProductAggregator
 from headwater.merging.robust.coefficient_rule import CoefficientRule
 from headwater.merging.robust.fltrust import FLTrust
+from headwater.merging.robust.screen import ScreenedAggregator
 from headwater.merging.robust.trimmed_mean import TrimmedMeanAggregator
 from headwater.merging.robust.weiszfeld import WeiszfeldAggregator
 from headwater.merging.ties import TiesAggregator
@@ -55,16 +56,7 @@ def rule_for(settings: Strategy, key: Key | None = None) -> Aggregator[Any]:
     Raises:
         ConfigError: neither :data:`RULES` nor an installed package has one for these settings.
     """
-    make = RULES.get(type(settings))
-    if isinstance(settings, GeometricMedianStrategy) and settings.passes is not None:
-        return WeiszfeldAggregator(settings.passes, settings.smoothing)
-    if make is None and isinstance(settings, RuleStrategy | DistanceStrategy):
-        from headwater.strategies.offline_rules import of_offline  # three dozen settings classes: 0.1 s
-
-        return of_offline(settings, key or Key.root(0))
-    make = make or implementation("rules", settings)
-    made: Aggregator[Any] = make(settings)
-    return made
+    return _screened(settings, _plain(settings, key or Key.root(0)), key or Key.root(0))
 
 
 def rule_in_round(settings: Strategy, base: AdapterState, key: Key) -> Aggregator[Any]:
@@ -78,12 +70,36 @@ def rule_in_round(settings: Strategy, base: AdapterState, key: Key) -> Aggregato
     Raises:
         ConfigError: as :func:`rule_for`.
     """
+    return _screened(settings, _plain_in_round(settings, base, key), key)
+
+
+def _screened(settings: Strategy, rule: Aggregator[Any], key: Key) -> Aggregator[Any]:
+    """The rule, with a look at each update where the table asks for one."""
+    if settings.screen is None:
+        return rule
+    return ScreenedAggregator(rule, settings.screen, key.child("screen"), settings.fewest)
+
+
+def _plain(settings: Strategy, key: Key) -> Aggregator[Any]:
+    make = RULES.get(type(settings))
+    if isinstance(settings, GeometricMedianStrategy) and settings.passes is not None:
+        return WeiszfeldAggregator(settings.passes, settings.smoothing)
+    if make is None and isinstance(settings, RuleStrategy | DistanceStrategy):
+        from headwater.strategies.offline_rules import of_offline  # three dozen settings classes: 0.1 s
+
+        return of_offline(settings, key)
+    make = make or implementation("rules", settings)
+    made: Aggregator[Any] = make(settings)
+    return made
+
+
+def _plain_in_round(settings: Strategy, base: AdapterState, key: Key) -> Aggregator[Any]:
     if isinstance(settings, DistanceStrategy) and settings.merges_products:
         from headwater.strategies.offline_rules import of_products
 
         return of_products(settings, base) if settings.of_offline else _fltrust(settings, base)
     if not (isinstance(settings, MeanStrategy) and settings.merges_products):
-        return rule_for(settings, key)
+        return _plain(settings, key)
     return ProductAggregator(
         base,
         key=key.child("product"),

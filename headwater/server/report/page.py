@@ -189,6 +189,17 @@ def _changes(run: Run) -> str | None:
     return "; ".join(told) or None
 
 
+def _stood_out(run: Run) -> str | None:
+    """Whose updates stood out, most often first; None where nobody's did, or nobody looked."""
+    found = sorted((c for c in run.clients if c.stood_out), key=lambda c: (-c.stood_out, c.name))
+    told = [
+        f"{c.name} in {c.stood_out} of {c.rounds} rounds"
+        + (f", left out {c.left_out}x" if c.left_out else "")
+        for c in found
+    ]
+    return name_some(told) if told else None
+
+
 def facts(run: Run) -> list[tuple[str, str]]:
     """What identifies the run, and why this adapter was exported."""
     adapter, best = run.get("adapter_round"), run.get("metric", "best_round")
@@ -210,5 +221,6 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("engine", run.get("engine")),
         ("started from", _start(run)),
         ("settings changed", _changes(run)),
+        ("updates that stood out", _stood_out(run)),
     ]
     return [(key, plain(value)) for key, value in rows if value is not None]

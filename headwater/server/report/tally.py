@@ -47,6 +47,8 @@ class Client:
     failures: int = 0
     reason: str = ""
     method: str = ""
+    stood_out: int = 0
+    left_out: int = 0
 
     def take(self, row: ClientRow) -> None:
         """What it did in one more round."""
@@ -62,6 +64,8 @@ class Client:
         self.bytes_up += row.bytes_up
         self.bytes_down += row.bytes_down
         self.seconds += row.number("seconds") or 0.0
+        self.stood_out += bool(row.suspect)
+        self.left_out += row.left_out
         if row.method:
             self.method = plain(row.method, 80)
 

@@ -313,6 +313,13 @@ class Rounds(ABC):
         for client, reason in lost.items():
             self._control.observer(ClientFailed(number, client, reason))
 
+    def _tell_marks(self, number: int, merged: Merged) -> None:
+        """Whose updates stood out."""
+        for client, mark in sorted(merged.marks.items()):
+            if mark.suspect:
+                told = f"round {number}: the update of client {client} stands out: {mark.suspect}"
+                self._control.observer(Notice(told + (", left out" if mark.left_out else "")))
+
     def _refused(self, number: int, incoming: ReceivedReply, error: HeadwaterError) -> None:
         """An update from the spool of this round that cannot be folded after all: asked for again."""
         assert self._durability is not None

@@ -177,6 +177,7 @@ class BufferedRounds(Rounds):
                 failed = tuple(sorted({**dict(end.failed), client: str(error)}.items()))
                 end = replace(end, accepted=tuple(started), failed=failed)
         merged = folding.merge(lambda client: self._again(number, client, started[client]))
+        self._tell_marks(number, merged)
         draft = folding.draft(end, merged, folding.base + merged.delta)
         for client, origin in started.items():
             draft.stale(client, number - origin)

@@ -320,6 +320,8 @@ class OpenRound:
             rows[client] = {"bytes_down": self.sent.get(client, 0), **method, **edge}
             rows[client] |= {} if budget is None else {"budget_bytes": budget}
             rows[client] |= self._rows.get(client, {})
+            if client in merged.marks:
+                rows[client] |= merged.marks[client].row()
             if client in failed:
                 rows[client]["failed"] = failed[client]
             if client in end.spared:

@@ -76,6 +76,7 @@ class SynchronousRounds(Rounds):
         if isinstance(end, Halt):
             raise self._halted(end)
         merged = open_round.merge(lambda client: self._again(number, client, number))
+        self._tell_marks(number, merged)
         draft = open_round.draft(end, merged, open_round.base + merged.delta)
         started_from = dict.fromkeys(end.accepted, open_round.base_sha256)
         started = dict.fromkeys(end.accepted, number)
