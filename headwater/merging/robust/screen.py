@@ -201,9 +201,15 @@ class ScreenedAggregator(Aggregator[ScreenedUpdates]):
             values /= norm
         if values.size <= WIDTH:
             return Look(norm, values)
+        places, signs = self._drawn(values.size)
+        sketch: Floats = np.bincount(places, weights=values * signs, minlength=WIDTH).astype(np.float64)
+        return Look(norm, sketch)
+
+    def _drawn(self, size: int) -> tuple[npt.NDArray[np.int64], Floats]:
+        """To which number of a sketch each value is added, and with which sign."""
         if self._places is None:
             draw = self._key.numpy()
-            places = draw.integers(0, WIDTH, values.size)
-            self._places = places, draw.integers(0, 2, values.size) * 2.0 - 1.0
-        places, signs = self._places
-        return Look(norm, np.bincount(places, weights=values * signs, minlength=WIDTH))
+            places: npt.NDArray[np.int64] = draw.integers(0, WIDTH, size)
+            signs: Floats = (2 * draw.integers(0, 2, size) - 1).astype(np.float64)
+            self._places = places, signs
+        return self._places

@@ -112,7 +112,7 @@ def test_half_of_a_round_is_no_outlier_and_a_rule_keeps_as_many_as_it_needs() ->
 
 def test_nothing_moved_is_nothing_that_stands_out() -> None:
     merged = of_rows(screened(leave_out=True), {"a": [0.0, 0], "b": [0.0, 0], "c": [1.0, 0]})
-    assert [m.cosine for m in merged.marks.values()] == [0.0, 0.0, 0.0]
+    assert [mark.row()["cosine"] for mark in merged.marks.values()] == [0.0, 0.0, 0.0]
     with pytest.raises(EmptyRound):
         screened().judged({})
 
