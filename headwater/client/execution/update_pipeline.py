@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from headwater.compression.feedback import FeedbackState, compensate
+from headwater.compression.just_made import remember
 from headwater.compression.seed_update import encode_scalars
 from headwater.compression.table import codec_for
 from headwater.config.codec import Codec
@@ -191,6 +192,8 @@ class Encode(UpdateTransform):
         if update.held is None:  # nobody asks what arrives
             return replace(update, payload=codec.encode(update.values, key=self.key))
         payload, values = codec.round_trip(update.values, key=self.key)
+        if not self.codec.is_of_a_round():  # such places are read with the plan's
+            remember(payload, values)
         return replace(update, payload=payload, values=values)
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from headwater.compression.dense import DenseCodec
+from headwater.compression.just_made import decode_once
 from headwater.compression.logquant import LogQuantCodec
 from headwater.compression.seed_update import decode_scalars, scalars_max_bytes
 from headwater.compression.table import codec_for
@@ -258,7 +259,7 @@ class OpenRound:
         if plan.seeds is not None:
             delta = decode_scalars(reply.delta, plan.seeds)
         else:
-            delta = codec.decode(reply.delta, spec)
+            delta = decode_once(codec, reply.delta, spec)
             if plan.clip_l2 is not None and (norm := delta.norm()) > plan.clip_l2 * ROUNDING:
                 raise UpdateRejected(
                     f"client {client}", expected=f"an L2 norm of at most {plan.clip_l2:g}", got=f"{norm:g}"
