@@ -15,7 +15,7 @@ class Codec(ABC):
     Laws (``tests/laws/codec_laws.py``): decode(encode(x)) has x's spec; encode is a function of (x,
     key); encode(decode(encode(x))) decodes to the same values; round_trip is encode, then decode; any bytes
     decode to a state or raise ``DecodeError``, in memory bounded by the spec; no body is longer than
-    ``max_bytes(spec)``.
+    ``max_bytes(spec)``, and none that ``encode`` makes longer than ``most_encoded(spec)``.
     """
 
     id: str
@@ -43,4 +43,12 @@ class Codec(ABC):
 
     @abstractmethod
     def max_bytes(self, spec: StateSpec) -> int:
-        """No body for ``spec`` is longer; a receiver refuses longer ones unread."""
+        """No body for ``spec`` is longer, whatever its sender's settings; longer ones are refused unread."""
+
+    def most_encoded(self, spec: StateSpec) -> int:
+        """No body that :meth:`encode` makes for ``spec`` with these settings is longer, whatever the values.
+
+        A byte budget rests on it. A codec that sends only a part of the values overrides it; it must not
+        shrink as that part grows.
+        """
+        return self.max_bytes(spec)

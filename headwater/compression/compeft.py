@@ -9,6 +9,7 @@ Golomb, and the scale is fp32 (fp16 underflows on LoRA deltas).
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +21,7 @@ from headwater.compression.codec import Codec
 from headwater.compression.compeft_selection import CompeftSelection, Sent, sent_state
 from headwater.compression.entropy import Block, Bytes, Symbols, look_up, pack, unpack_bytes
 from headwater.compression.reader import flat_finite, open_payload
-from headwater.compression.ternary import PLUS, ZERO
+from headwater.compression.ternary import PLUS, ZERO, kept
 from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -106,6 +107,23 @@ class CompeftCodec(Codec):
         """Headers, and 1.6 bits a value (log2 3 and ANS rounding) plus the coder's last state."""
         counts = sum(2 * len(varint(sum(t.numel for t in group))) for group in groups(spec))
         return 1 + counts + 4 * len(spec) + -(-spec.numel // 5) + 12
+
+    def most_encoded(self, spec: StateSpec) -> int:
+        """At this density, signs in equal parts: the worst case.
+
+        A block of N symbols, K of them not zero, codes in at most z·log2(N/z) + K·log2(2N/K) bits, z = N − K.
+        The coder adds 9e-8 bits a symbol for each of three symbols of the alphabet (``entropy.weights``) and
+        its last state.
+        """
+        size, bits = 1 + 4 * len(spec) + 12, 0.0
+        for group in groups(spec):
+            total = sum(t.numel for t in group)
+            count = sum(kept(t.numel, self._selection.density) for t in group)
+            some = min(count, 2 * total / 3)  # beyond it, 1.585 bits each
+            size += 2 * len(varint(total))
+            bits += total * 27e-8 + (total - some) * math.log2(total / (total - some))
+            bits += some * math.log2(2 * total / some)
+        return size + math.ceil(bits / 8)
 
 
 def _each(

@@ -19,7 +19,7 @@ from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.codec import Codec
 from headwater.compression.compeft_selection import CompeftSelection, Sent, sent_state
 from headwater.compression.entropy import Bits, Symbols, look_up, pack, unpack_over
-from headwater.compression.gaps import GapBlock, GapTable, Places, gap_table
+from headwater.compression.gaps import GapBlock, GapTable, Places, gap_table, most_gap_bytes
 from headwater.compression.reader import Floats, flat_finite, open_payload
 from headwater.errors import ConfigError
 from headwater.protocol.messages import Payload
@@ -155,6 +155,10 @@ class CompeftGapsCodec(Codec):
     def max_bytes(self, spec: StateSpec) -> int:
         """Two bits a value are more than positions and signs take, 25 bytes a tensor more than the rest."""
         return 32 + spec.numel // 4 + 25 * len(spec)
+
+    def most_encoded(self, spec: StateSpec) -> int:
+        """At this density. See :func:`headwater.compression.gaps.most_gap_bytes`."""
+        return most_gap_bytes(spec, self.density, over_all=self._selection.over_all)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,17 @@ quotient). All integers: the same model on every machine. ``docs/reference/codec
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from headwater.compression.byte_reader import Reader
+from headwater.compression.byte_reader import Reader, varint
 from headwater.compression.entropy import Bytes, Symbols
+from headwater.compression.ternary import kept
+from headwater.state import StateSpec
 
 Places = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
@@ -138,3 +141,26 @@ def gap_table(numel: int, count: int) -> GapTable:
     units = [1 + (here - after) * free // _ONE for here, after in zip(tails, [*tails[1:], 0], strict=True)]
     units[0] += _TOTAL - sum(units)
     return GapTable(numel, count, shift, tuple(units))
+
+
+def most_gap_bytes(spec: StateSpec, density: float, *, over_all: bool = False) -> int:
+    """No body of ``compeft.v2`` at this density is longer, whatever the values.
+
+    Gaps cost what positions do in ``compeft.v1``, and more where all their lowest bits are zeros, which the
+    model thinks as likely as others: log2(x / (1 − e^−x)) < 0.18 bits, x = n·2^s/N ≤ 1/4.
+    The cost is concave in n: of a density over all tensors, equal ones are the worst case.
+
+    Args:
+        spec: of the state.
+        density: 0 < k ≤ 1.
+        over_all: whether it is that of all tensors together.
+    """
+    size, bits, met = 16 + len(varint(len(spec))), 0.0, set[int]()
+    for t in spec:
+        count = max(density, 1 / spec.numel) * t.numel if over_all else kept(t.numel, density)
+        some = min(count, 2 * t.numel / 3)
+        size += 2 * len(varint(t.numel)) + (len(varint(len(spec))) if t.numel in met else 0)
+        met.add(t.numel)
+        bits += 31 + (t.numel - some) * math.log2(t.numel / (t.numel - some))
+        bits += some * (0.18 + math.log2(2 * t.numel / some))
+    return size + math.ceil(bits / 8)

@@ -1,8 +1,8 @@
 """What the last payload that this process encoded decodes to: :func:`remember`, :func:`decode_once`.
 
 A simulation's server folds an update in the process that has just encoded it. With error feedback its client
-has made the values that arrive, too (:meth:`.Codec.round_trip`, bit for bit those of :meth:`.Codec.decode`), so
-that the server need not make them again. Only sparse values are remembered, and one payload: this holds no
+has made the values that arrive, too (:meth:`.Codec.round_trip`, bit for bit those of :meth:`.Codec.decode`):
+the server need not make them again. Only sparse values are remembered, and one payload: this holds no
 dense state in memory. A payload counts as that one by its bytes, all of them.
 """
 

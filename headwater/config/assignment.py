@@ -30,7 +30,7 @@ class Method(Settings):
         default=None, ge=1, description="train the adapter of the last so many layers (and the head) only"
     )
     max_bytes_up: int | None = Field(
-        default=None, ge=256, description="byte budget of an update: lowers the density of `compeft`"
+        default=None, ge=256, description="byte budget of an update: lowers the codec's `density`"
     )
 
 

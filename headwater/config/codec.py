@@ -191,6 +191,11 @@ class DrawnPlaces(CodecTraits):
         """What is sent is multiplied by 1/density."""
         return True
 
+    @property
+    def keeps(self) -> float | None:
+        """Nobody's own, where all clients send the same places."""
+        return None if self.shared else self.density
+
     def for_round(self, places: str) -> Self:
         """With the places of the round, where all clients share them."""
         return self.model_copy(update={"places": places}) if self.shared else self
@@ -262,6 +267,15 @@ class ChainCodec(Contractive):
     def may_lengthen(self) -> bool:
         """As its parts."""
         return self.first.may_lengthen() or self.then.may_lengthen()
+
+    @property
+    def keeps(self) -> float | None:
+        """As its first part."""
+        return self.first.keeps
+
+    def keeping(self, density: float) -> Self:
+        """As its first part."""
+        return self.model_copy(update={"first": self.first.keeping(density)})
 
     def for_round(self, places: str) -> Self:
         """As its first part."""

@@ -326,6 +326,16 @@ class CodecTraits(Pluggable):
         """
         return ()
 
+    @property
+    def keeps(self) -> float | None:
+        """The fraction of values that travel; None where :meth:`keeping` cannot change it."""
+        density: float | None = getattr(self, "density", None)
+        return density
+
+    def keeping(self, density: float) -> Self:
+        """The same with another fraction of values."""
+        return self.model_copy(update={"density": density})
+
     def leaves_out(self) -> bool:
         """Whether values may arrive as zeros that were none: :attr:`sparse`, unless its settings decide."""
         return self.sparse

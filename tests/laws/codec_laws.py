@@ -114,6 +114,7 @@ class CodecLaws:
         assert decoded.spec == state.spec
         assert decoded.isfinite()
         assert len(payload.body) <= self.codec.max_bytes(state.spec)
+        assert len(payload.body) <= self.codec.most_encoded(state.spec)
         if not self.lossy:
             assert same(decoded, state)
 

@@ -14,7 +14,7 @@ from headwater.compression.codecs.places import Drawn, Largest, Places, Selector
 from headwater.compression.reader import diverged, flat_finite, open_payload
 from headwater.protocol.messages import Payload
 from headwater.seeds.keys import Key
-from headwater.state import AdapterState, StateSpec
+from headwater.state import AdapterState, StateSpec, TensorSpec
 
 VERSION = 1
 LARGEST, DRAWN = 0, 1
@@ -76,6 +76,13 @@ class ChainCodec(Codec):
         everything = Largest(1.0).all_of(spec)
         places = max(Largest(1.0).most_bytes(spec), Drawn(1.0).most_bytes(spec))
         return 3 + 64 + places + max(codec.max_bytes(everything) for codec in self._readable.values())
+
+    def most_encoded(self, spec: StateSpec) -> int:
+        """So many places, and the longest body of their values."""
+        counts = self._first.most_kept(spec)
+        taken = StateSpec.of(TensorSpec(t.name, (n,), "vector") for t, n in zip(spec, counts, strict=True))
+        # where fewer are not 0, tensors may share counts that otherwise have their own: one count more
+        return 2 + self._first.most_selected(spec) + 1 + len(self._then.id) + self._then.max_bytes(taken) + 16
 
 
 def name_bytes(id: str) -> bytes:

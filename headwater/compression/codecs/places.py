@@ -7,6 +7,7 @@ in their stead, so that places cost nothing; whoever has the same bytes has the 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,7 +77,15 @@ class Selector(ABC):
 
     @abstractmethod
     def most_bytes(self, spec: StateSpec) -> int:
-        """:meth:`select` never writes more."""
+        """No :meth:`select` writes more, whatever its density."""
+
+    @abstractmethod
+    def most_kept(self, spec: StateSpec) -> list[int]:
+        """Of each tensor, how many values :meth:`select` takes at most."""
+
+    @abstractmethod
+    def most_selected(self, spec: StateSpec) -> int:
+        """:meth:`select` never writes more at this density."""
 
     def arrives(self, places: Places, values: Mapping[str, torch.Tensor]) -> dict[str, Floats]:
         """The decoded values of every tensor as they are put in their places; infinite where too large."""
@@ -115,6 +124,31 @@ class Largest(Selector):
     def most_bytes(self, spec: StateSpec) -> int:
         """A bit a value where half of them are kept."""
         return most_place_bytes(spec)
+
+    def most_kept(self, spec: StateSpec) -> list[int]:
+        """So many of each whole chunk, and of the rest."""
+        return [self._most_of(t.numel) for t in spec]
+
+    def _most_of(self, numel: int) -> int:
+        whole, rest = divmod(numel, self.chunk or max(1, numel))
+        of_rest = kept(rest, self.density) if rest else 0
+        return of_rest + (whole * kept(self.chunk or numel, self.density) if whole else 0)
+
+    def most_selected(self, spec: StateSpec) -> int:
+        """A group of N values, K of them kept, takes at most N·H2(K/N) bits, for K up to N/2 as for K."""
+        most = dict(zip((t.name for t in spec), self.most_kept(spec), strict=True))
+        bits, held = 0.0, groups(spec)
+        for group in held:
+            total = sum(t.numel for t in group)
+            some = min(sum(most[t.name] for t in group), total / 2)
+            bits += total * 18e-8  # as the coder rounds what is likely (``entropy.weights``)
+            bits += (
+                some * math.log2(total / some) + (total - some) * math.log2(total / (total - some))
+                if some
+                else 0
+            )
+        stream = math.ceil(bits / 8) + 12
+        return sum(len(varint(sum(t.numel for t in g))) for g in held) + len(varint(stream)) + stream
 
     @staticmethod
     def all_of(spec: StateSpec) -> StateSpec:
@@ -156,6 +190,14 @@ class Drawn(Selector):
     def most_bytes(self, spec: StateSpec) -> int:
         """The key and the counts."""
         return KEY_BYTES + sum(len(varint(t.numel)) for t in spec)
+
+    def most_kept(self, spec: StateSpec) -> list[int]:
+        """Always so many."""
+        return self._counts(spec)
+
+    def most_selected(self, spec: StateSpec) -> int:
+        """Always so many bytes."""
+        return KEY_BYTES + sum(len(varint(count)) for count in self._counts(spec))
 
     def arrives(self, places: Places, values: Mapping[str, torch.Tensor]) -> dict[str, Floats]:
         """Times N/n."""

@@ -63,3 +63,7 @@ class RandkCodec(Codec):
     def max_bytes(self, spec: StateSpec) -> int:
         """Every value."""
         return 1 + self._places.most_bytes(spec) + 4 * spec.numel
+
+    def most_encoded(self, spec: StateSpec) -> int:
+        """Exactly what every encoding takes."""
+        return 1 + self._places.most_selected(spec) + 4 * sum(self._places.most_kept(spec))

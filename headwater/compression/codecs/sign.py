@@ -82,6 +82,10 @@ class StcCodec(Codec):
         """Of ``compeft.v1`` for one tensor."""
         return self._ternary.max_bytes(_whole(spec))
 
+    def most_encoded(self, spec: StateSpec) -> int:
+        """As ``compeft.v1`` at this density."""
+        return self._ternary.most_encoded(_whole(spec))
+
 
 def _whole(spec: StateSpec) -> StateSpec:
     return StateSpec.of([TensorSpec("state", (spec.numel,), "vector")])

@@ -131,6 +131,12 @@ class TopkCodec(Codec):
         """All values kept in 16 bits, or the longest scales."""
         return 3 + most_place_bytes(spec) + 8 * len(spec) + 2 * spec.numel
 
+    def most_encoded(self, spec: StateSpec) -> int:
+        """At this density and with values of so many bits."""
+        count = sum(self._largest.most_kept(spec))
+        values = 2 * count if self._bits == 16 else coding.most_bytes(count, ALPHABET[self._bits])
+        return 2 + self._largest.most_selected(spec) + 4 * _SCALES[self._bits] * len(spec) + values
+
 
 class SparseLocoCodec(TopkCodec):
     """``topk.v1`` by chunks, always in 2 bits.

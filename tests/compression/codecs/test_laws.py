@@ -66,6 +66,9 @@ class OneOf(Codec):
     def max_bytes(self, spec):
         return self._of(spec).max_bytes(spec)
 
+    def most_encoded(self, spec):
+        return self._of(spec).most_encoded(spec)
+
 
 class TestProjectionLaws(CodecLaws):
     codec, canonical = OneOf(PROJECTIONS), False
