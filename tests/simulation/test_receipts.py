@@ -131,3 +131,40 @@ def test_a_run_that_goes_on_names_what_it_began_from(done, tmp_path, capsys):
     run(tiny_federation(tmp_path / "b"), tmp_path / "other", "federation.seed=9")
     assert main(["verify", str(tmp_path / "next"), "--before", str(tmp_path / "other")]) == 6
     assert "that it went on from" in capsys.readouterr().err
+
+
+def test_an_owner_finds_its_updates_without_a_server(done, tmp_path, capsys):
+    rows = read_updates(done / "receipts" / UPDATES)
+    run_id, owner = read_receipts(done / "receipts" / RECEIPTS)[0].wire, min(OWNERS)
+    mine = {e.started: e.sha256 for entries in rows.values() for e in entries if e.client == owner}
+    sent = [{"client": owner, "run": run_id, "round": n, "sha256": h, "time": 0} for n, h in mine.items()]
+    sent.append({"client": owner, "run": run_id, "round": 9, "sha256": "00" * 32, "time": 0})
+    sent.append({"client": owner, "run": "another", "round": 9, "sha256": "11" * 32, "time": 0})
+    (tmp_path / "sent.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sent))
+    best = json.loads((done / "summary.json").read_text())["adapter_round"]
+    assert main(["verify", str(done / "adapter"), "--owner", str(tmp_path), "--json"]) == 0
+    inside, outside = json.loads(capsys.readouterr().out)["owner"]
+    assert inside.endswith("are in it: " + ("1" if best == 1 else f"1-{best}"))
+    assert "9" in outside
+    assert run_id not in (done / "adapter" / "receipt_leaves.jsonl").read_text()
+    leaves = done / "adapter" / "receipt_leaves.jsonl"
+    import shutil
+
+    other = tmp_path / "adapter"
+    shutil.copytree(done / "adapter", other)
+    row = json.loads(leaves.read_text().splitlines()[1])
+    row["leaves"] = row["leaves"][::-1]  # the same hashes in another order
+    (other / leaves.name).write_text(json.dumps(row) + "\n")
+    assert main(["verify", str(other), "--owner", str(tmp_path)]) == 6
+    assert "the updates that it has the root of" in capsys.readouterr().err
+
+
+def test_whose_key_it_is_can_be_asked_for(done, tmp_path, capsys):
+    from headwater.security.certificates import Authority
+
+    (tmp_path / "ca.pem").write_bytes(Authority.create("a").certificate_pem)
+    assert main(["verify", str(done), "--ca", str(tmp_path / "ca.pem")]) == 6
+    assert "one that this authority vouches for" in capsys.readouterr().err
+    assert main(["verify", str(done), "--key", "0000"]) == 6
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path)]) == 2  # no receipts there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import datetime
 
@@ -13,6 +14,7 @@ from headwater.errors import StorageError, TrainingError
 from headwater.proto.wire import decode_signed
 from headwater.protocol.failures import Failure, FailureCode, coded
 from headwater.protocol.messages import ClientFailure, EncodedUpdate, Evaluation
+from headwater.receipts.sent import SENT, read_sent
 from tests.client.agent.devices import (
     agent_file,
     ask,
@@ -183,6 +185,26 @@ def test_a_repeated_task_gives_the_same_bytes_without_training(make, tmp_path):
     assert again.answer(parts(vector_train(FEDERATION))) == first
     assert found.worker.asked == ["TrainRequest"]
     assert again.answer(parts(vector_train(FEDERATION, round=2))) != first
+
+
+def test_the_owner_has_a_hash_of_each_update_that_left(make, tmp_path, monkeypatch):
+    found = make()
+    one = found.handler.answer(parts(vector_train(FEDERATION)))
+    again = TaskHandler(agent_file(tmp_path), found.worker, sign, print)
+    again.answer(parts(vector_train(FEDERATION)))  # the same bytes
+    other = again.answer(parts(vector_train(FEDERATION, round=2)))
+    again.answer(parts(evaluation_of(vector_train(FEDERATION))))
+    again.answer(parts(profile_request(FEDERATION)))
+    rows = list(read_sent(found.settings.state / SENT))
+    assert [row.round for row in rows] == [1, 2]
+    assert [row.sha256 for row in rows] == [hashlib.sha256(data).hexdigest() for data in (one, other)]
+
+    def full(path, line):
+        raise StorageError(f"writing {path}", got="No space left on device")
+
+    monkeypatch.setattr("headwater.receipts.sent.append_line", full)
+    assert isinstance(found.ask(vector_train(FEDERATION, round=3)), EncodedUpdate)
+    assert any("sent.jsonl" in line and "No space left" in line for line in found.log)
 
 
 def test_a_full_disk_keeps_no_reply_back(make, monkeypatch):
