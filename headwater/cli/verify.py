@@ -167,10 +167,10 @@ def _of_owner(folder: Path, checked: Verified) -> list[str]:
             f"--owner {folder}", expected=f"an agent's state folder with {SENT}", got="none",
             hint="An agent writes it with the first update that it sends.",
         )  # fmt: skip
-    wire = checked.receipt.wire
-    sent = [one for one in read_sent(folder / SENT) if one.run == wire]
+    wires = {receipt.wire for receipt in checked.receipts}  # another one after a restore
+    sent = [one for one in read_sent(folder / SENT) if one.run in wires]
     if not sent:
-        return [f"this device sent no update to run {wire}"]
+        return [f"this device sent no update to run {checked.receipt.run}"]
     leaves = _leaves(checked.folder)
     check_updates(checked.receipts, leaves, str(checked.folder))
     inside, outside = own_updates(checked.line, leaves, sent)
