@@ -12,7 +12,8 @@ import pytest
 
 from headwater.cli.main import main
 from headwater.config import load_federation
-from tests.support.tiny_models import tiny_bert
+from tests.support.runs import write_jsonl
+from tests.support.tiny_models import tiny_bert, tiny_llama
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(p.parent.name for p in (ROOT / "examples").glob("*/federation.toml"))
@@ -36,6 +37,7 @@ def test_all_that_the_documentation_names_are_there():
     assert EXAMPLES == [
         "devices",
         "glosses",
+        "instructions",
         "low-memory",
         "own-data",
         "peft-kinds-non-iid",
@@ -128,6 +130,38 @@ def test_presidents_lower_the_perplexity_of_held_out_speeches(tmp_path):
     assert summary["metric"]["name"] == "perplexity"
     assert summary["metric"]["final"] < 0.95 * summary["metric"]["start"]
     assert summary["clients"] == 45
+
+
+def test_instructions_on_a_tiny_model(tmp_path):
+    """The file as it is, with rows like the corpus's and a small random model, gives a table by kind."""
+    kinds = ("category", "definition", "opposite", "question", "sentiment", "usage")
+    rows = [{"prompt": f"{k} {i}?", "answer": f"{k[0]}{i}", "kind": k} for i in range(4) for k in kinds]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    tiny_llama(tmp_path / "llama")
+    changes = [
+        f"model.path={tmp_path / 'llama'}", "adapter.layers=[0, 1]", "federation.rounds=1",
+        f"data.path={tmp_path / 'rows.jsonl'}", f"data.test={tmp_path / 'rows.jsonl'}", "data.max_tokens=128",
+    ]  # fmt: skip
+    arguments = [word for change in changes for word in ("--set", change)]
+    out = tmp_path / "run"
+    assert main(["simulate", str(file("instructions")), "--out", str(out), "--quiet", *arguments]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["clients"] == 6
+    assert set(summary["groups"]) == set(kinds)
+    assert set(summary["baselines"]["alone_groups"]) == set(kinds)
+    assert set(summary["baselines"]["centralised_groups"]) == set(kinds)
+
+
+@pytest.mark.slow
+@needs
+def test_instructions_of_each_kind_gain_from_the_others(tmp_path):
+    summary = simulate("instructions", tmp_path / "run")
+    groups, baselines = summary["groups"], summary["baselines"]
+    assert summary["metric"]["final"] < summary["metric"]["start"] / 3
+    for kind, row in groups.items():
+        alone = [own[kind] for own in baselines["alone_groups"].values()]
+        assert row["final"] < row["start"]
+        assert row["final"] < sum(alone) / len(alone)
 
 
 @pytest.mark.slow
