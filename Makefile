@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo federation test test-slow test-faults support fuzz check lint types layers docs bench bench-baselines bench-simulation bench-scale bench-codec bench-bits \
-        bench-aggregation bench-merging bench-ranks bench-experts bench-tasks bench-cohorts bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods lock stubs clean
+        bench-aggregation bench-merging bench-ranks bench-experts bench-tasks bench-cohorts bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods bench-privacy lock stubs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -122,6 +122,9 @@ bench-load: $(VENV)/.dev ## 50, 200 and 500 agents against one daemon
 
 bench-soak: $(VENV)/.dev ## whether the daemon's memory ends growing: 50 agents, 30 minutes
 	@$(BIN)/python benchmarks/soak.py
+
+bench-privacy: $(VENV)/.dev ## secure aggregation beside plain sums and Flower's SecAgg+; an hour
+	@$(BIN)/python benchmarks/masks.py
 
 bench-lowmemory: $(VENV)/.dev ## memory of every way to train, a fresh process each
 	@$(BIN)/headwater fetch minilm smollm2 --out $(CORPORA)

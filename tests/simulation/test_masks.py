@@ -112,7 +112,7 @@ def test_the_record_has_no_gap_and_true_bytes(tmp_path: Path) -> None:
     run(file, tmp_path / "run")
     record = records(tmp_path / "run")[1]
     assert record["gap"] is None
-    for row in record["clients"].values():  # 2,000 values of at most 48 bits, keys, shares, signatures
+    for row in record["clients"].values():  # 2,000 values of at most 47 bits, keys, shares, signatures
         assert 2000 * 5 < row["bytes_up"] < 2000 * 6 + 2000
 
 

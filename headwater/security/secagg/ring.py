@@ -122,8 +122,7 @@ class RingLayout:
             whole, rest = divmod(part.bits, 8)
             out.append(planes[:, :whole].tobytes())
             if rest:
-                flags = np.unpackbits(planes[:, whole : whole + 1], axis=1, count=rest, bitorder="little")
-                out.append(np.packbits(flags, bitorder="little").tobytes())
+                out.append(_joined(planes[:, whole], rest))
         return b"".join(out)
 
     def unpack(self, data: bytes, who: str) -> list[Words]:
@@ -143,10 +142,28 @@ class RingLayout:
             at += part.size * whole
             if rest:
                 length = (part.size * rest + 7) // 8
-                flags = np.unpackbits(raw[at : at + length], count=part.size * rest, bitorder="little")
-                planes[:, whole] = np.packbits(flags.reshape(part.size, rest), axis=1, bitorder="little")[
-                    :, 0
-                ]
+                planes[:, whole] = _parted(raw[at : at + length], rest, part.size)
                 at += length
             found.append(planes.view(np.dtype(part.dtype).newbyteorder("<")).reshape(part.size))
         return found
+
+
+def _joined(values: npt.NDArray[np.uint8], bits: int) -> bytes:
+    """The lowest ``bits`` < 8 of each value, one after the other from the lowest bit on."""
+    eights = np.zeros((values.size + 7) // 8 * 8, np.uint64)
+    eights[: values.size] = values & np.uint8(2**bits - 1)
+    shifts = np.arange(0, 8 * bits, bits, dtype=np.uint64)
+    words = np.bitwise_or.reduce(eights.reshape(-1, 8) << shifts, axis=1).astype("<u8")
+    whole: bytes = words.view(np.uint8).reshape(-1, 8)[:, :bits].tobytes()
+    return whole[: (values.size * bits + 7) // 8]
+
+
+def _parted(data: npt.NDArray[np.uint8], bits: int, size: int) -> npt.NDArray[np.uint8]:
+    """The inverse of :func:`_joined`."""
+    padded = np.zeros((size + 7) // 8 * bits, np.uint8)
+    padded[: data.size] = data
+    eights = np.zeros((padded.size // bits, 8), np.uint8)
+    eights[:, :bits] = padded.reshape(-1, bits)
+    shifts = np.arange(0, 8 * bits, bits, dtype=np.uint64)
+    found = (eights.view("<u8") >> shifts) & np.uint64(2**bits - 1)
+    return found.reshape(-1)[:size].astype(np.uint8)
