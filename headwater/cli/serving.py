@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from headwater.adapters.serving.against_base import against_base
 from headwater.adapters.serving.arrival import Arrival, arrivals, roundings
 from headwater.adapters.serving.base_files import BaseFiles
 from headwater.adapters.serving.check import Verdict, check
@@ -20,7 +22,7 @@ from headwater.adapters.serving.merged import measured_rows
 from headwater.adapters.serving.plain import PlainLora
 from headwater.adapters.serving.traits import TRAITS, Subject
 from headwater.adapters.serving.wish import Exported, Wish
-from headwater.errors import ModelError
+from headwater.errors import HeadwaterError, ModelError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,25 +66,43 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace, subject: Subject) -> int:
-    verdicts = check(subject)
+    base, remarks = _base(options, subject)
+    verdicts = check(subject, base)
     found: dict[str, Arrival] = {}
     if options.base is not None:
         found = _arrivals(subject, options.base)
     if options.json:
         measured = {name: {"part": a.part, "error": a.error} for name, a in found.items()}
-        content = {
+        content: dict[str, Any] = {
             "adapter": str(subject.path),
             "kind": subject.kind,
             "traits": subject.traits,
             "runtimes": [asdict(verdict) for verdict in verdicts],
         }
+        if base is not None:
+            content["base"] = {"folder": str(base.folder), "remarks": remarks}
         print(json.dumps(content | ({"merged_into": measured} if found else {})))
         return 0
     print("\n".join(_told(subject, verdicts)))
+    if base is not None:
+        print(f"  on {base.folder}:" + ("" if remarks else " it fits"))
+        print("".join(f"      {text}\n" for text in remarks), end="")
     for name, arrival in found.items():
         warning = "" if arrival.sound else "  not offered"
         print(f"  merged into {name}: {arrival.part:.1%} arrives, error {arrival.error:.0%}{warning}")
     return 0
+
+
+def _base(options: argparse.Namespace, subject: Subject) -> tuple[BaseFiles | None, list[str]]:
+    """The base that is given, or that the adapter names and is here, and what does not go with it."""
+    if options.base is not None:
+        base = BaseFiles.find(subject, options.base)
+        return base, against_base(subject, base)
+    try:
+        found = BaseFiles.beside(subject)
+        return found, [] if found is None else against_base(subject, found)
+    except HeadwaterError:  # nobody asked for it
+        return None, []
 
 
 def _arrivals(subject: Subject, base: str) -> dict[str, Arrival]:

@@ -42,15 +42,26 @@ class BaseFiles:
         Raises:
             ModelError: it is not found.
         """
-        noted = {} if subject.adapter is None else subject.adapter.notes.get("base") or {}
-        named = noted.get("path") or subject.config.get("base_model_name_or_path")
-        place = given or (base_of_run(subject.path) if subject.path.is_dir() else None) or named
+        noted, place = _told(subject)
+        place = given or place
         if not isinstance(place, str) or not place:
             raise ModelError(f"{subject.path}", expected="--base DIR", got="an adapter that names no base")
         revision = None if given else noted.get("revision") or subject.config.get("revision")
         folder = resolve_base(place, revision, Path.cwd())
         config = read_json(folder / "config.json", folder)
         return BaseFiles(folder, config.get("text_config") or config)
+
+    @staticmethod
+    def beside(subject: Subject) -> BaseFiles | None:
+        """The base where the adapter says that it is, if that is a folder here: nothing is fetched.
+
+        Raises:
+            ModelError, DecodeError: a folder that holds no model.
+        """
+        _, place = _told(subject)
+        if not isinstance(place, str) or not place or not Path(place).expanduser().is_dir():
+            return None
+        return BaseFiles.find(subject, place)
 
     def files(self) -> list[TensorFile]:
         """The files of weights."""
@@ -74,3 +85,10 @@ class BaseFiles:
                 own = longer[0]
             found[own] = module
         return found if len(found) == len(modules) else None
+
+
+def _told(subject: Subject) -> tuple[Mapping[str, Any], Any]:
+    """What the adapter's notes say of its base, and the place that it names."""
+    noted = {} if subject.adapter is None else subject.adapter.notes.get("base") or {}
+    named = noted.get("path") or subject.config.get("base_model_name_or_path")
+    return noted, (base_of_run(subject.path) if subject.path.is_dir() else None) or named

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headwater.adapters.serving.against_base import tied_end
+from headwater.adapters.serving.base_files import BaseFiles
 from headwater.adapters.serving.facts import (
     AS_IS,
     MERGED,
@@ -54,9 +56,14 @@ class Verdict:
         return self.remedy != REFUSED
 
 
-def check(subject: Subject) -> list[Verdict]:
-    """What each runtime of :data:`~headwater.adapters.serving.facts.RUNTIMES` does, and a merged model."""
-    return [*(verdict(subject, runtime) for runtime in RUNTIMES.values()), _merged(subject)]
+def check(subject: Subject, base: BaseFiles | None = None) -> list[Verdict]:
+    """What each runtime of :data:`~headwater.adapters.serving.facts.RUNTIMES` does, and a merged model.
+
+    Args:
+        subject: the adapter.
+        base: its base model, if it is at hand: whether both ends are one weight is known then.
+    """
+    return [*(verdict(subject, runtime) for runtime in RUNTIMES.values()), _merged(subject, base)]
 
 
 def verdict(subject: Subject, runtime: Runtime) -> Verdict:
@@ -93,7 +100,7 @@ def _other_kind(subject: Subject, runtime: Runtime) -> Verdict:
     )
 
 
-def _merged(subject: Subject) -> Verdict:
+def _merged(subject: Subject, base: BaseFiles | None) -> Verdict:
     """Of the base with the adapter in its weights, which any runtime of that base serves."""
     if subject.kind in VIRTUAL:
         return Verdict(MERGED, ITSELF, REFUSED, (f"{subject.kind}: no weight holds virtual tokens",))
@@ -102,6 +109,8 @@ def _merged(subject: Subject) -> Verdict:
     for trait in (ACTIVATED, STARTED):
         if trait in subject.traits:
             return Verdict(MERGED, ITSELF, REFUSED, (f"{TRAITS[trait]}: PEFT alone computes it",))
+    if base is not None and (end := tied_end(subject, base)) is not None:
+        return Verdict(MERGED, ITSELF, REFUSED, (f"{end} is adapted, and one weight with the other end",))
     why = ("any runtime of the base serves it",)
     return Verdict(
         MERGED, ITSELF, "merged", why, ("Into 4 bits a small change does not arrive: it is measured.",)

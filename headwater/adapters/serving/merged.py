@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from headwater.adapters.serving.against_base import OUTPUTS
 from headwater.adapters.serving.arrival import Arrival, from_bfloat16, round_bfloat16, some_rows
 from headwater.adapters.serving.base_files import BESIDE, BaseFiles
 from headwater.adapters.serving.plain import Factors, PlainLora
@@ -26,8 +27,6 @@ from headwater.files import read_into
 from headwater.merging.offline.tensor_file import Array, Place, TensorFile, TensorWriter
 
 _BITS: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_OUTPUTS = ("lm_head", "embed_out", "output_projection")
-"""Last names of a model's output, which may be its embeddings once more."""
 _AT_ONCE = 2
 """Weights in memory at a time."""
 _CACHED = 1 << 18
@@ -58,7 +57,7 @@ def in_place(lora: PlainLora, base: BaseFiles, files: list[TensorFile]) -> dict[
     names = base.names(sorted(lora.weights), files)
     if names is None or base.config.get("quantization_config"):
         return None
-    if base.config.get("tie_word_embeddings") and any(m.rpartition(".")[2] in _OUTPUTS for m in lora.weights):
+    if base.config.get("tie_word_embeddings") and any(m.rpartition(".")[2] in OUTPUTS for m in lora.weights):
         return None
     places = {name: place for file in files for name, place in file.tensors.items()}
     found = {name: lora.weights[module] for name, module in names.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from peft import (
@@ -13,6 +14,7 @@ from peft import (
     PromptTuningConfig,
     VeraConfig,
 )  # fmt: skip
+from safetensors.torch import load_file, save_file
 
 from headwater.adapters.serving import traits as t
 from headwater.adapters.serving.facts import MERGED, OK, REFUSED, REFUSES, RUNTIMES, SILENT
@@ -141,3 +143,60 @@ def test_no_such_adapter(tmp_path):
     config = LoraConfig(r=2)
     config.save_pretrained(tmp_path / "b")
     assert "adapter_model.safetensors" in headwater("check", tmp_path / "b").error
+
+
+def resized(base, folder, **changes):
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def test_the_base_is_read_where_the_adapter_says_that_it_is(base, tmp_path):
+    adapter = trained.lora(tmp_path / "a", base, r=4, lora_alpha=4)
+    assert told(adapter)["base"] == {"folder": str(base), "remarks": []}
+    moved = shutil.move(base, tmp_path / "moved")
+    try:
+        assert "base" not in told(adapter)  # and nothing is fetched
+        assert told(adapter, "--base", moved)["base"]["remarks"] == []
+        base.mkdir()
+        assert "base" not in told(adapter)  # nor is a folder without a model an error
+        base.rmdir()
+    finally:
+        shutil.move(moved, base)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [{"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]},
+     {"target_modules": ["q_proj", "embed_tokens"]}],
+    ids=["head saved", "head adapted", "embeddings adapted"],
+)  # fmt: skip
+def test_one_end_of_a_base_whose_ends_are_one_weight(base, tmp_path, made):
+    adapter = trained.lora(tmp_path / "a", base, r=4, lora_alpha=4, **made)
+    assert told(adapter)["base"]["remarks"] == []
+    tied = resized(base, tmp_path / "tied", tie_word_embeddings=True)
+    found = told(adapter, "--base", tied)
+    (remark,) = found["base"]["remarks"]
+    assert "tie_word_embeddings" in remark
+    assert found["runtimes"][MERGED]["remedy"] == REFUSED
+    done = headwater("export", adapter, "--for", "merged", "--base", tied, "-o", tmp_path / "out")
+    assert done.code, "what is refused there is refused here"
+
+
+def test_another_base(base, tmp_path):
+    """Other tokens and other sides: found before a server fails, or serves noise."""
+    adapter = trained.lora(tmp_path / "a", base, r=4, lora_alpha=4, modules_to_save=["lm_head"])
+    grown = resized(base, tmp_path / "grown", vocab_size=999)
+    assert "the base 999: resize" in " ".join(told(adapter, "--base", grown)["base"]["remarks"])
+    values = load_file(adapter / "adapter_model.safetensors")
+    name = next(n for n in values if n.endswith("q_proj.lora_A.weight"))
+    values[name] = values[name][:, :-1].contiguous()
+    save_file(values, adapter / "adapter_model.safetensors")
+    remarks = told(adapter)["base"]["remarks"]
+    assert any("other sides" in text and "q_proj of 32 x 31" in text for text in remarks), remarks
+    other = resized(base, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({n: v for n, v in weights.items() if "v_proj" not in n}, other / "model.safetensors")
+    plain = trained.lora(tmp_path / "b", base, r=4, lora_alpha=4)
+    assert "lack model.layers.0.self_attn.v_proj" in " ".join(told(plain, "--base", other)["base"]["remarks"])
