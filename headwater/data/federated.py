@@ -22,7 +22,7 @@ from headwater.data.files.layouts import RowData
 from headwater.data.files.table import Table, check_name
 from headwater.data.opened import OpenedRows, held_out_rows, open_rows, own_rows, require_said_pairs
 from headwater.data.row_check import RowCheck, tokenise_rows
-from headwater.data.split import sample
+from headwater.data.split import sample_examples
 from headwater.errors import ConfigError, DataError
 from headwater.seeds.keys import Key
 from headwater.tasks.batches import Example
@@ -231,7 +231,7 @@ class FederatedData:
     def _sampled(self, examples: Sequence[Example]) -> Sequence[Example] | None:
         if self._test is None or isinstance(self._settings, NoData):
             return None
-        chosen = sample(range(len(examples)), self._settings.max_test_examples, self._test_key)
+        chosen = sample_examples(examples, self._settings.max_test_examples, self._test_key)
         return [examples[i] for i in chosen]
 
     def _of(self, name: str) -> tuple[list[int], list[int]]:

@@ -1,7 +1,8 @@
 """A client's own train and validation rows: :func:`split`, and its cap on examples: :func:`sample`.
 
-Both look at nothing but the client's own rows, in their order, and its name (in the key): a device that
-holds one file makes the same choice as the box that simulates the whole federation.
+:func:`sample_examples` is that of a test file. They look at nothing but the client's own rows, in their
+order, and its name (in the key): a device that holds one file makes the same choice as the box that simulates
+the whole federation.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from headwater.seeds.keys import Key
+from headwater.tasks.batches import Example
 
 
 def split(
@@ -57,3 +59,11 @@ def sample(indices: Sequence[int], limit: int | None, key: Key) -> list[int]:
         return list(indices)
     chosen = np.sort(key.numpy().permutation(len(indices))[:limit])
     return [indices[position] for position in chosen]
+
+
+def sample_examples(examples: Sequence[Example], limit: int | None, key: Key) -> list[int]:
+    """Places of at most ``limit`` examples, as :func:`sample` draws them; parts of one come together."""
+    first: dict[int, int] = {}
+    whole = [i if e.whole is None else first.setdefault(id(e.whole), i) for i, e in enumerate(examples)]
+    chosen = set(sample(sorted(set(whole)), limit, key))
+    return [i for i, begin in enumerate(whole) if begin in chosen]

@@ -28,6 +28,8 @@ class Example:
         by_token: whether each token has a target of its own.
         note: what its task needs to judge an answer; no model sees it.
         group: whose metrics are told apart: of a test row its value in ``evaluation.by``; empty without.
+        whole: of what it is a part, where an answer needs all parts: those are drawn together. One object
+            for all parts; None for what is whole.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -35,6 +37,7 @@ class Example:
     by_token: bool = False
     note: Any = None
     group: str = ""
+    whole: object = None
 
 
 @dataclass(frozen=True, slots=True)

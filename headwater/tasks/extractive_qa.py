@@ -181,9 +181,8 @@ class ExtractiveQA(Task[ExtractiveQAData]):
         begin, end = _places(window, answer) or (0, 0)
         targets[begin] |= _BEGIN
         targets[end] |= _END
-        return Example(
-            np.array(window.tokens, np.int32), targets, by_token=True, note=(asked, list(window.spans))
-        )
+        note = (asked, list(window.spans))
+        return Example(np.array(window.tokens, np.int32), targets, by_token=True, note=note, whole=asked)
 
     def _best(self, logits: Array, example: Example) -> Found:
         """The best answer of a window of at most ``max_answer_tokens`` tokens."""

