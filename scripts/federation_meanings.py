@@ -236,7 +236,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "max_tokens": "longer texts are cut; running text is cut into windows",
         "validation_fraction": "of each client's rows, drawn once",
         "max_examples_per_client": "at most so many, drawn once",
-        "max_test_examples": "at most so many of the test file's (of a causal model: windows; questions come whole)",
+        "max_test_examples": "at most so many of the test file's (a causal model: windows; whole questions)",
         "fraction": "keep this share of each client's rows, drawn once",
     },
     TextData: {"text": "the column of the text"},
