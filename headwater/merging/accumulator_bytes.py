@@ -33,6 +33,8 @@ from headwater.state import StateSpec
 MAGIC = b"HWAC1\n"
 LONGEST_NAME = 2**12
 """Bytes of a field's, client's or tensor's name."""
+_MOST_SIDES = 1 << 56
+"""Product of an array's dimensions but for zeros."""
 _HEAD = len(MAGIC) + 32
 _WHO = "accumulator"
 _HINT = "Both sides must run the same version and the same federation."
@@ -304,7 +306,8 @@ class _Reader:
         shape = struct.unpack(f"<{rank}Q", self._take(8 * rank, where))
         size = math.prod(shape)
         memory = size * (8 if kind == b"q" else 4)
-        if memory > self._left:
+        sides = math.prod(max(1, side) for side in shape)  # NumPy refuses those of an empty array too
+        if memory > self._left or sides > _MOST_SIDES:
             raise _wrong("arrays within the stated memory", f"{where} of {shape}")
         if isinstance(like, Tensor | np.ndarray):
             expected = tuple(like.shape), b"f" if "float" in str(like.dtype) else b"q"

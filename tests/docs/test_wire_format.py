@@ -13,6 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from google.protobuf.descriptor import FieldDescriptor
 
+from headwater.adapters.kinds.table import KINDS
 from headwater.client.agent.known_runs import KnownRun
 from headwater.compression.table import codec_by_id
 from headwater.config import load_federation
@@ -201,6 +202,13 @@ def test_fingerprint_and_state_hash_of_a_lora():
     state = AdapterState(spec, values)
     arrays = [values[name].numpy() for name in sorted(values)]
     assert stranger.state_sha256(spec.fingerprint(), arrays).hex() == state.sha256()
+
+
+def test_the_page_names_the_role_of_every_tensor():
+    (line,) = re.findall(r"^- `role`: .*\n(?:  .*\n)+", PAGE, re.M)
+    by_kind = {role for kind in KINDS.values() for _, role in kind.roles}
+    named = re.findall(r"`(\w+)`", line.removeprefix("- `role`"))
+    assert set(named) == by_kind | {"head", "vector"}
 
 
 @pytest.mark.parametrize("seed", [0, 17, 2**63 - 1])

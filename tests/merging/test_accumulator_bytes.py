@@ -190,6 +190,14 @@ def test_what_is_refused(what: str) -> None:
         load(rule, PLAN, lie(dump(rule, folded(rule))))
 
 
+def test_an_empty_array_of_huge_sides() -> None:
+    rule, _ = GOLDEN["median"]
+    sides = struct.pack("<3Q", 2**62, 2**62, 0)
+    lie = replaced(b"adaaf\x01" + struct.pack("<Q", 4), b"adaaf\x03" + sides)
+    with pytest.raises(DecodeError, match="memory"):
+        load(rule, PLAN, lie(dump(rule, folded(rule))))
+
+
 def test_each_rule_refuses_sums_that_no_updates_have() -> None:
     def mean(acc: Any) -> None:
         acc.methods[""].total[1] = 4 * 4 * 2**acc.bits + 1
