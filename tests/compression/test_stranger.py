@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,13 @@ def test_a_stranger_reads_what_we_read(id):
             assert np.array_equal(mine.view(np.uint32), values.view(np.uint32)), (id, t.name)
         read += 1
     assert read >= 8
+
+
+def test_the_default_codec_is_read_in_150_lines():
+    """By one file that has nothing but the standard library (decisions, "A stranger's decoder")."""
+    code = Path(stranger_gaps.__file__).read_text()
+    assert len(code.splitlines()) <= 150
+    assert re.findall(r"^(?:from|import) .*", code, re.M) == ["import struct"]
 
 
 def test_the_stranger_has_nothing_of_ours():
