@@ -345,7 +345,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "batch_size": "examples at once",
     },
     PrivacySettings: {
-        "clip_l2": "bound on an update's L2 norm; adds no noise",
+        "clip_l2": "bound on an update's L2 norm; by itself it adds no noise",
         "padding": "of messages both ways: `padme` adds at most 12 %, `power-of-two` up to 100 %, and either "
         "makes 4,096 bytes of what is shorter. [What stays visible](../explanation/security.md#on-the-link)",
     },

@@ -67,7 +67,7 @@ from headwater.config.partitions import (
     IidPartition,
     QuantityPartition,
 )
-from headwater.config.privacy import PrivacySettings
+from headwater.config.privacy import AdaptiveClipping, PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings, SynchronousSchedule
 from headwater.config.screen import ScreenSettings
 from headwater.config.script import ScriptTraining
@@ -154,6 +154,14 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ),
     ("`strategy.norm_bound`, `strategy.screen`", "methods that send scalars"),
     ("`strategy.screen.leave_out`", "`control_variates`; `error_feedback` `ef21`"),
+    (
+        "noise in `[privacy]`",
+        "strategies but `mean`; weights by examples; spaces `product`, `fair`, `fedsa`; `norm_bound`; "
+        "`control_variates`; schedule `buffered`; `[methods]`; `spry`; scalars; `ef21`; error feedback over "
+        "a cohort of fixed size; `target_clients`; evaluation by clients; baselines `alone`, `centralised`; "
+        "edge aggregators; `masks`; `screen`; `[contribution]`; own heads",
+    ),
+    ('`cohort.sampling = "poisson"`', "a file without noise in `[privacy]`"),
     (
         "`strategy.control_variates`",
         "an optimizer other than `sgd`; `proximal_mu`; `final_learning_rate_fraction = 0`; `[methods]`; "
@@ -325,7 +333,15 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
         "Whether clients work in rounds; by default `synchronous`.",
         (SynchronousSchedule, BufferedSchedule),
     ),
-    "privacy": ("Bounds on what an update may hold.", (PrivacySettings,)),
+    "privacy": (
+        "Bounds on what an update may hold, and noise with a budget: "
+        "[differential privacy](../how-to/keep-a-privacy-budget.md).",
+        (PrivacySettings,),
+    ),
+    "privacy.adaptive": (
+        "The bound follows a quantile of the updates' norms (Andrew et al. 2021, arXiv 1905.03871).",
+        (AdaptiveClipping,),
+    ),
     "evaluation": (
         "What is measured, where, and what it decides.",
         (EvaluationSettings,),

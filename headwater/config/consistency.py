@@ -14,6 +14,7 @@ from headwater.config.data import UNKNOWN_LABELS, ClassificationData
 from headwater.config.masked import require_masks
 from headwater.config.metrics import ANSWER_METRICS
 from headwater.config.model import MODELS
+from headwater.config.private import require_private
 from headwater.config.spaces import require_space
 from headwater.config.tables import FederationTables
 from headwater.config.training import Training
@@ -52,6 +53,7 @@ def require_consistent(federation: FederationTables) -> None:
     _contribution(federation)
     _attackers(federation)
     require_masks(federation)
+    require_private(federation)
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
         raise ValueError(
             f"codec.up '{federation.codec.up.kind}' with these settings may lift an update above "
@@ -303,7 +305,7 @@ def _cohort(federation: FederationTables) -> None:
                 "with which a version closes"
             )
         return  # clients_per_round is how many work at once, and may be fewer than either
-    if per_round is not None and per_round < least:
+    if per_round is not None and per_round < least and not federation.privacy.noised:
         raise ValueError(f"cohort.clients_per_round {per_round} is below cohort.min_clients {least}")
     if target is not None and target < least:
         raise ValueError(f"cohort.target_clients {target} is below cohort.min_clients {least}")

@@ -1,16 +1,30 @@
-"""``[privacy]``: what an update may hold."""
+"""``[privacy]``: what an update may hold, and what the federation may tell of its owners' data."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from headwater.config.settings import Settings
 
 
+class AdaptiveClipping(Settings):
+    """``[privacy.adaptive]``: the bound follows the updates' norms (Andrew et al. 2021, arXiv 1905.03871)."""
+
+    quantile: float = Field(
+        default=0.5, ge=0, le=1, description="γ, the share of updates to leave as they are"
+    )
+    rate: float = Field(default=0.2, gt=0, le=1, description="η, how fast the bound follows")
+    count_noise: float | None = Field(
+        default=None,
+        gt=0,
+        description="σ_b, noise of how many updates were short; a twentieth of the expected cohort if absent",
+    )
+
+
 class PrivacySettings(Settings):
-    """``[privacy]``: bounds on what an update may hold."""
+    """``[privacy]``: bounds on what an update may hold, and noise with a budget."""
 
     clip_l2: float | None = Field(default=None, gt=0, description="L2 bound of a whole update")
     masks: bool = Field(
@@ -30,11 +44,52 @@ class PrivacySettings(Settings):
     padding: Literal["none", "padme", "power-of-two"] = Field(
         default="none", description="of every message to a length that many share"
     )
+    noise_multiplier: float | None = Field(
+        default=None,
+        gt=0,
+        le=2**14,
+        description="z: each value of a round's sum gets Gaussian noise of standard deviation z·clip_l2",
+    )
+    epsilon: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="the budget: the run stops before the round that would overspend it. Without "
+        "`noise_multiplier` the least noise is used with which all rounds fit",
+    )
+    delta: float | None = Field(
+        default=None, gt=0, lt=1, description="δ of the guarantee; well below one over the number of owners"
+    )
+    noise: Literal["system", "reproducible"] = Field(
+        default="system",
+        description="where noise and drawn cohorts come from: the operating system, or the seed, which is "
+        "for experiments and gives no privacy",
+    )
+    adaptive: AdaptiveClipping | None = Field(
+        default=None, description="the bound follows the updates' norms, from `clip_l2` on"
+    )
+
+    @property
+    def noised(self) -> bool:
+        """Whether a round's sum is released under differential privacy."""
+        return self.noise_multiplier is not None or self.epsilon is not None
+
+    @model_validator(mode="after")
+    def _whole(self) -> PrivacySettings:
+        if self.noised and (self.clip_l2 is None or self.delta is None):
+            missing = "clip_l2" if self.clip_l2 is None else "delta"
+            raise ValueError(f"noise needs privacy.{missing} as well: a bound of each update, and the δ of ε")
+        if not self.noised and (
+            self.delta is not None or self.adaptive is not None or self.noise != "system"
+        ):
+            raise ValueError("privacy.delta, noise and adaptive go with noise_multiplier or epsilon")
+        return self
 
     @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """No key for masks and padding that nobody asked for, which runs and older devices do not know."""
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """No key for what came later and nobody asked for: runs were named without."""
         content: dict[str, Any] = handler(self)
-        if self.padding == "none":
-            content.pop("padding", None)
+        for name in ("noise_multiplier", "epsilon", "delta", "noise", "adaptive", "padding"):
+            if content.get(name) == type(self).model_fields[name].default:
+                content.pop(name, None)
         return content if self.masks else {k: v for k, v in content.items() if not k.startswith("mask")}

@@ -13,6 +13,18 @@ class CohortSettings(Settings):
     """``[cohort]``: who takes part in a round, and when a round ends."""
 
     clients_per_round: int | None = Field(default=None, ge=1, description="all if absent")
+    sampling: Literal["fixed", "poisson"] = Field(
+        default="fixed",
+        exclude_if=lambda value: value == "fixed",  # runs were named without
+        description="with noise in `[privacy]`: `poisson` draws each owner by itself, "
+        "`clients_per_round`/`population` of them on average",
+    )
+    population: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="with noise in `[privacy]`: how many owners there are, a number that is no secret",
+    )
     target_clients: int | None = Field(
         default=None,
         ge=1,
@@ -34,6 +46,12 @@ class CohortSettings(Settings):
         description="on a server: how long after a failure a client is asked again while the round waits; "
         "doubled each time, up to 16-fold",
     )
+
+    @property
+    def fixed_sample(self) -> bool:
+        """Whether so many are drawn of more: who is in a round hangs on who else is."""
+        number = self.clients_per_round
+        return self.sampling == "fixed" and number is not None and number != self.population
 
 
 class SynchronousSchedule(Settings):

@@ -91,6 +91,7 @@ class MeanStrategy(BaseStrategy):
 
     linear: ClassVar[bool] = True
     takes_parts: ClassVar[bool] = True
+    adds_values: ClassVar[bool] = True
     kind: Literal["mean"]
     space: Space = "factors"
     rank_weights: Literal["holders", "all"] = Field(

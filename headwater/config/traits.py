@@ -237,11 +237,13 @@ class StrategyTraits(Pluggable):
         linear: the result is a weighted mean, so that clients may send coefficients of seeds.
         takes_parts: clients may train, and send, parts of the adapter only.
         needs_fisher: every update brings a diagonal Fisher.
+        adds_values: the result is the clients' values, added up and divided: a bound of each bounds the sum.
     """
 
     linear: ClassVar[bool] = False
     takes_parts: ClassVar[bool] = False
     needs_fisher: ClassVar[bool] = False
+    adds_values: ClassVar[bool] = False
 
     @property
     def fewest(self) -> int:

@@ -48,6 +48,7 @@ class Merged:
         control: the server's control variate after the round, where the strategy has one.
         shift: with EF21, the sum of all that was ever sent.
         marks: by client, how its update stands beside the others, where the strategy looks.
+        clip: the bound that the next round clips to, with adaptive clipping.
     """
 
     delta: AdapterState
@@ -60,6 +61,7 @@ class Merged:
     control: AdapterState | None = None
     shift: AdapterState | None = None
     marks: Mapping[str, ClientMark] = field(default_factory=dict)
+    clip: float | None = None
 
 
 class Aggregator(ABC, Generic[Acc]):

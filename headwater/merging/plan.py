@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from headwater.errors import ConfigError
 from headwater.seeds.coefficients import SeedCoefficients, SeedPlan
@@ -39,6 +39,46 @@ class NoisePlan:
     progress: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class PrivateSum:
+    """How a round's sum is released under differential privacy (``headwater.strategies.private_sum``).
+
+    Args:
+        clip: C, the L2 norm to which every update is shortened.
+        multiplier: z, of all that the round releases together.
+        expected: m, what the sum is divided by: fixed before the round, whoever answers.
+        count_sigma: σ_b, the noise of how many updates were within C; None without adaptive clipping.
+        quantile: γ, and ``rate`` η, of adaptive clipping.
+        rate: see ``quantile``.
+    """
+
+    MOST_CLIENTS: ClassVar[int] = 2**20
+    clip: float
+    multiplier: float
+    expected: float
+    count_sigma: float | None = None
+    quantile: float = 0.5
+    rate: float = 0.2
+
+    @property
+    def bits(self) -> int:
+        """Of a unit of the sum, 2^-bits: as fine as leaves room for 2^20 clients, and 32 σ of noise.
+
+        Raises:
+            ConfigError: the noise leaves fewer than 8.
+        """
+        most = math.ceil(math.log2(self.clip * max(1.0, 2 * self.multiplier)))
+        bits = min(52, 61 - 20 - math.ceil(math.log2(self.clip)), 49 - most)
+        if bits < 8:
+            raise ConfigError(
+                "private sum",
+                expected="a clip and noise that leave 8 bits of int64 for fractions",
+                got=f"clip {self.clip:g}, noise multiplier {self.multiplier:g}",
+                hint="Lower privacy.clip_l2.",
+            )
+        return bits
+
+
 @dataclass(frozen=True)
 class MergePlan:
     """Everything an aggregator must know before the first update arrives.
@@ -59,6 +99,7 @@ class MergePlan:
         sum_bits: a signed sum of values takes at most so many bits, which decides their unit.
         norm_bound: the L2 norm to which every update is shortened before it is added
             (:mod:`headwater.server.rounds.norm_bound`); None for no bound.
+        private: how the sum is released under differential privacy; None where it is merged as it is.
         others_weight: weight of the round's clients that are not named here, see :meth:`part`.
         others_methods: their methods.
         others_ranks: ranks that ``ranks`` has for any of the round's clients.
@@ -77,11 +118,14 @@ class MergePlan:
     use: bool = False
     norm_bound: float | None = None
     sum_bits: int = SUM_BITS
+    private: PrivateSum | None = None
     others_weight: int = 0
     others_methods: frozenset[str] = frozenset()
     others_ranks: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
+        if self.private is not None and not self.weights:
+            return  # a round that drew nobody releases noise
         if not self.weights or min(self.weights.values()) < 1:
             raise ConfigError(
                 "merge plan", expected="integer weights of at least 1", got=f"{dict(self.weights)}"

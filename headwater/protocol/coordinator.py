@@ -62,7 +62,7 @@ class RoundRules:
 
     Args:
         rounds: the last round's number.
-        min_clients: with fewer accepted updates no round closes.
+        min_clients: with fewer accepted updates no round closes; 0 where a round of nobody counts, too.
         target: a round closes as soon as so many updates are in; if None, when all have answered.
         deadline_s: a round closes this long after it began, with who arrived; never if None.
         retry_s: makes the machine persistent; a client that failed is asked again after so long,
@@ -81,10 +81,10 @@ class RoundRules:
     def __post_init__(self) -> None:
         least, most = self.min_clients, self.target
         times = [t for t in (self.deadline_s, self.retry_s) if t is not None]
-        if least < 1 or (most is not None and most < least) or any(t <= 0 for t in times):
+        if least < 0 or (most is not None and most < least) or any(t <= 0 for t in times):
             raise ConfigError(
                 "cohort",
-                expected="1 ≤ min_clients ≤ target, and times above 0",
+                expected="0 ≤ min_clients ≤ target, and times above 0",
                 got=f"min_clients {least}, target {most}, "
                 f"deadline_s {self.deadline_s}, retry_s {self.retry_s}",
             )
@@ -142,7 +142,9 @@ class Coordinator(CoordinatorBase[RoundRules]):
         assert isinstance(event, Begin)
         rules, accepted = self._rules, set(event.accepted)
         asked = [client for client in dict.fromkeys(event.clients) if client not in accepted]
-        least = 1 if rules.retry_s is None else rules.min_clients  # a persistent one would wait for ever
+        least = min(1, rules.min_clients)  # with none, a round of nobody closes at once
+        if rules.retry_s is not None:
+            least = rules.min_clients  # a persistent one would wait for ever
         if len(asked) + len(accepted) < least or not self._number < event.round <= rules.rounds:
             raise ConfigError(
                 f"round {event.round}",

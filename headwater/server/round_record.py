@@ -256,6 +256,11 @@ class RoundRecord:
         """What players brought: ``kind``, ``metric``, ``gain``, ``evaluations``, ``values``; or nothing."""
         return _table(self.content.get("contribution"))
 
+    @property
+    def privacy(self) -> Mapping[str, Any]:
+        """What the run had spent after it: ``epsilon``, ``delta``, ``budget`` …; empty without noise."""
+        return _table(self.content.get("privacy"))
+
     def deciding(self, metric: str) -> float:
         """The deciding value: on the server's file if there is one, else over the clients; else NaN."""
         source = self.test if isinstance(self.content.get("test"), Mapping) else self.pooled
@@ -289,6 +294,10 @@ class RoundDraft:
         """What the merge came to; a gap of None was not measured."""
         self._content["gap"] = None if gap is None else dict(gap)
         self._content["merge"] = dict(report)
+
+    def spent(self, privacy: Mapping[str, Any]) -> None:
+        """What the run has spent of its privacy, this round with it."""
+        self._content["privacy"] = dict(privacy)
 
     def kept_back(self, norm: float) -> None:
         """What a compressed way down keeps back of the adapter after the round, as an L2 norm."""

@@ -25,6 +25,13 @@ from headwater.merging.control_variates import ControlPlan
 from headwater.merging.coverage import last_layers
 from headwater.merging.pairs import shared_tensors
 from headwater.merging.plan import MASKED_BITS, SUM_BITS, MergePlan
+from headwater.privacy.events import SumReleased
+from headwater.privacy.noise import (
+    Randomness,
+    ReproducibleRandomness,
+    SystemRandomness,
+    discrete_gaussian,
+)
 from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan
 from headwater.seeds.coefficients import FINE_BITS, SeedPlan, directions_of
 from headwater.seeds.draw_weights import odds_of
@@ -39,6 +46,8 @@ from headwater.strategies.layers import one_factor, trained_tensors
 from headwater.strategies.learning_rate import learning_rate_factor
 from headwater.strategies.links import link_bytes
 from headwater.strategies.merge_transforms import merge_transforms, pro_training
+from headwater.strategies.private_round import private_cohort, private_event, private_start, private_sum
+from headwater.strategies.private_sum import NoisedSum
 from headwater.strategies.rules import rule_for, rule_in_round
 from headwater.strategies.seeding import round_seeds, seeds_only
 from headwater.strategies.server_optimizers import Moments, optimizer_for
@@ -49,10 +58,15 @@ MAX_WEIGHT = 2**24
 
 
 class FederatedStrategy(Strategy):
-    """Rounds as the federation file describes them."""
+    """Rounds as the federation file describes them.
 
-    def __init__(self, federation: Federation) -> None:
-        self.federation = federation
+    Args:
+        federation: the file.
+        drawn: the clients it is given were drawn before: all of them are in the round.
+    """
+
+    def __init__(self, federation: Federation, *, drawn: bool = False) -> None:
+        self.federation, self._drawn = federation, drawn
         strategy = federation.strategy
         noisy = any(t.noise != "none" for t in federation.trainings.values())
         several = noisy and len(federation.trainings) > 1  # of one method all weigh the same
@@ -90,6 +104,7 @@ class FederatedStrategy(Strategy):
             second_moment=moments.second,
             control=AdapterState.zeros(state.spec) if self.federation.strategy.control_variates else None,
             shift=AdapterState.zeros(state.spec) if self.federation.codec.up.shifts else None,
+            privacy=private_start(self.federation),
         )
 
     def plan(
@@ -112,7 +127,9 @@ class FederatedStrategy(Strategy):
                 hint="Check the clients' data and their validation_fraction.",
             )
         method_names = completed_names(federation, names, method_names)  # quotas are of all clients
-        if federation.schedule.has_rounds:  # a buffered version takes whoever is first
+        if server.privacy is not None and not self._drawn:
+            names = private_cohort(federation, names, self._randomness("cohort", number))
+        elif federation.schedule.has_rounds and not self._drawn:  # a buffered version takes whoever is first
             names = _sample(
                 names,
                 federation.cohort.clients_per_round,
@@ -214,7 +231,7 @@ class FederatedStrategy(Strategy):
             training=training,
             codec=codec,
             learning_rate_factor=learning_rate_factor(training, number, federation.federation.rounds),
-            clip_l2=federation.privacy.clip_l2,
+            clip_l2=None if federation.privacy.adaptive else federation.privacy.clip_l2,
             fisher=fisher,
             seeds=seeds,
             tensors=tensors,
@@ -275,10 +292,15 @@ class FederatedStrategy(Strategy):
             use=seeds is not None and server.seed_slopes is not None,
             norm_bound=strategy.norm_bound,
             sum_bits=MASKED_BITS if self.federation.privacy.masks else SUM_BITS,
+            private=private_sum(self.federation, server.privacy),
         )
 
     def aggregator(self, plan: RoundPlan, base: AdapterState) -> Aggregator[Any]:
-        """The rule of ``[strategy]``."""
+        """The rule of ``[strategy]``; with noise the clipped sum, which draws it when the round is merged."""
+        if plan.merge.private is not None:
+            return NoisedSum(
+                lambda what, sigma, size: discrete_gaussian(sigma, size, self._randomness(what, plan.round))
+            )
         return rule_in_round(self.federation.strategy, base, self._root.child("merge", plan.round))
 
     def update(self, server: ServerState, merged: Merged) -> ServerState:
@@ -308,6 +330,16 @@ class FederatedStrategy(Strategy):
             momentum=moments.first,
             second_moment=moments.second,
         )
+
+    def release(self, server: ServerState, release: str) -> SumReleased:
+        """The event of the round after ``server``, under this id."""
+        return private_event(self.federation, server, release)
+
+    def _randomness(self, what: str, number: int) -> Randomness:
+        """Of a round's noise or cohort."""
+        if self.federation.privacy.noise == "reproducible":
+            return ReproducibleRandomness(self._root.child("privacy", what, number))
+        return SystemRandomness()
 
     def rolled_back(self, server: ServerState, state: AdapterState) -> ServerState:
         """The server after it went back to another version's values: dense, and its optimiser starts anew."""

@@ -62,6 +62,15 @@ class RememberShift(MergeTransform):
         return replace(server, shift=merged.shift or server.shift), merged
 
 
+class RememberClip(MergeTransform):
+    """Keep the bound that adaptive clipping came to."""
+
+    def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:  # noqa: D102 - inherited
+        if server.privacy is None or merged.clip is None:
+            return server, merged
+        return replace(server, privacy=replace(server.privacy, clip=merged.clip)), merged
+
+
 @dataclass(frozen=True)
 class RememberSlopes(MergeTransform):
     """Keep how steep the losses were along each seed: ``kseed`` with ``pro`` draws steep ones more often.
@@ -118,6 +127,8 @@ def merge_transforms(federation: Federation) -> tuple[MergeTransform, ...]:
         steps.append(RememberControl())
     if federation.codec.up.shifts:
         steps.append(RememberShift())
+    if federation.privacy.adaptive is not None:
+        steps.append(RememberClip())
     if (pro := pro_training(federation)) is not None:
         steps.append(RememberSlopes(pro, federation.federation.rounds))
     steps.append(ScaleCoefficients(strategy.server_learning_rate))

@@ -18,6 +18,19 @@ from headwater.state import AdapterState
 from headwater.strategies.error_shift import ShiftPlan
 
 
+@dataclass(frozen=True, slots=True)
+class PrivacyState:
+    """What a federation with noise must know from round to round.
+
+    Args:
+        clip: C of the next round.
+        multiplier: z, fixed when the run began.
+    """
+
+    clip: float
+    multiplier: float
+
+
 @dataclass(frozen=True)
 class ServerState:
     """The server's whole checkpoint.
@@ -34,6 +47,7 @@ class ServerState:
         control: c, the server's control variate (SCAFFOLD), of the same spec; None without one.
         shift: the sum of all that EF21's clients have sent, of the same spec; None without EF21.
         residual: e, what compression has kept back of the way down (:mod:`.broadcast`); None without any.
+        privacy: bound and noise of the next round; None without noise.
         links: by client, how fast its last updates came, in bytes/s; empty without ``cohort.upload_s``.
     """
 
@@ -47,6 +61,7 @@ class ServerState:
     control: AdapterState | None = None
     shift: AdapterState | None = None
     residual: AdapterState | None = None
+    privacy: PrivacyState | None = None
     links: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 

@@ -219,6 +219,7 @@ class RunJob:
         summary = finish(self.loaded, self.folder, context, outcome, engine="server", notices=context.notices)
         tell_trackers(tracking, self.folder, summary)
         ends = {"rounds": "all rounds are done", "patience": "no better adapter came"}
+        ends["privacy"] = "the privacy budget is spent"
         self._set("finished" if outcome.finished else "stopped", ends.get(outcome.reason, "by the organiser"))
 
     def _set(self, state: Literal["paused", "finished", "stopped"], reason: str) -> None:

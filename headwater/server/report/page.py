@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from headwater import text as report_text
 from headwater.files import write_atomically
 from headwater.server.report import charts as report_charts
+from headwater.server.report import privacy as report_privacy
 from headwater.server.report import simulated as report_simulated
 from headwater.server.report import tables as report_tables
 from headwater.server.report import tally as report_tally
@@ -39,6 +40,7 @@ MOST_TOML = 100_000
 _ENDINGS = {
     "rounds": "all were run",
     "patience": "ended early: no better evaluation came",
+    "privacy": "ended before the round that would have overspent the privacy budget",
     "stopped": "stopped on request",
 }
 
@@ -82,6 +84,7 @@ def render(run: Run) -> str:
         traffic=report_tables.traffic(run),
         fisher=report_tables.fisher(run),
         simulated=report_simulated if report_simulated.is_simulated(run) else None,
+        privacy=report_privacy.privacy(run),
         baselines=report_tables.baselines(run),
         groups=report_tables.groups(run),
         contributions=report_tables.contributions(run),

@@ -28,6 +28,7 @@ from headwater.server.round_record import RoundDraft
 from headwater.server.rounds.contribution import Contributions, PlayerSums
 from headwater.server.rounds.masked_round import MaskedRound, Masking
 from headwater.server.rounds.open_round import OpenRound
+from headwater.server.rounds.releases import Releases
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.strategies.assignment import names_of
@@ -116,10 +117,19 @@ class Rounds(ABC):
         strategy: FederatedStrategy,
         control: RunControl,
         contributions: Contributions | None = None,
+        releases: Releases | None = None,
     ) -> None:
-        """Go on under these settings, between rounds; call it before the first one too."""
+        """Go on under these settings, between rounds; call it before the first one too.
+
+        Args:
+            settings: of the federation.
+            strategy: theirs.
+            control: time and stop.
+            contributions: measures who brought what; None without.
+            releases: what leaves with noise; None without.
+        """
         self._settings, self._strategy, self._control = settings, strategy, control
-        self._contributions = contributions
+        self._contributions, self._releases = contributions, releases
         self._times = settings.cohort.deadline_s, settings.cohort.retry_s
         self._reconfigure(settings)
 
@@ -163,7 +173,12 @@ class Rounds(ABC):
     def _too_few(self, known: Mapping[str, ClientProfile]) -> bool:
         """Whether clients have left since they were counted, so that the round could never end."""
         there = sum(profile.train_examples > 0 for profile in known.values())
-        return self._durability is not None and there < self._settings.cohort.min_clients
+        return self._durability is not None and there < self._least
+
+    @property
+    def _least(self) -> int:
+        """With fewer updates no round ends. One with noise ends with any: how many there are would tell."""
+        return 0 if self._releases is not None else self._settings.cohort.min_clients
 
     def _halted(self, end: Halt) -> FederationStopped:
         """The error of a simulation's round with too few updates."""
@@ -179,7 +194,9 @@ class Rounds(ABC):
         self, checkpoint: Checkpoint, profiles: Mapping[str, ClientProfile], left: OpenRoundRecord | None
     ) -> OpenRound:
         """Plan the next round for these clients; one that was left open, as it was planned then."""
-        strategy = self._strategy if left is None else FederatedStrategy(_settings_of(self._settings, left))
+        strategy = self._strategy
+        if left is not None:
+            strategy = FederatedStrategy(_settings_of(self._settings, left), drawn=True)
         everyone = self._everyone(profiles)
         population = None
         if checkpoint.server.control is not None or checkpoint.server.shift is not None:
@@ -331,12 +348,11 @@ class Rounds(ABC):
 def _settings_of(settings: Federation, left: OpenRoundRecord) -> Federation:
     """The settings under which a round that was left open is planned again to the same plan."""
     federation = settings.federation.model_copy(update={"rounds": left.rounds or settings.federation.rounds})
-    cohort = settings.cohort.model_copy(update={"clients_per_round": None})  # its clients are known
     codec = settings.codec
     if left.codec:
         then = CodecSettings.model_validate_json(left.codec)
         codec = codec.model_copy(update={"up": then.up})
-    return settings.model_copy(update={"federation": federation, "cohort": cohort, "codec": codec})
+    return settings.model_copy(update={"federation": federation, "codec": codec})
 
 
 def _with_all_of_the_sum(checkpoint: Checkpoint, population: Mapping[str, int]) -> dict[str, int]:

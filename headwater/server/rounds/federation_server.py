@@ -38,6 +38,7 @@ from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.rounds.evaluation_wait import EvaluationAborted
 from headwater.server.rounds.masked_round import Masking
 from headwater.server.rounds.quorum import Quorum, trainable
+from headwater.server.rounds.releases import Releases, exhausted, in_words, recorded
 from headwater.server.rounds.synchronous import SynchronousRounds
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability
@@ -57,7 +58,7 @@ class RunResult:
     Args:
         checkpoint: the last one.
         finished: whether every round was run, or patience ended the run; False after a stop.
-        reason: ``rounds``, ``patience`` or ``stopped``.
+        reason: ``rounds``, ``patience``, ``privacy`` (the budget is spent) or ``stopped``.
         clients: how many clients the federation has.
     """
 
@@ -111,6 +112,8 @@ class FederationServer:
         self._root = Key.root(loaded.settings.federation.seed)
         self._downlink = Downlink(self._root, context.initial_state().sha256())
         self.control = control
+        noised = loaded.settings.privacy.noised
+        self._releases = Releases(folder, context.spec) if noised else None
         own_key = partial(ReceiptKey.of_file, folder.path / "state" / "receipt.key")
         self._book = ReceiptBook(
             folder.receipts,
@@ -212,11 +215,13 @@ class FederationServer:
                 gathered = self._gather(pool, checkpoint.server.round)
                 reason = self._end_reason(checkpoint) if gathered else "stopped"
             if reason is not None:
-                finished = reason in ("rounds", "patience")
+                finished = reason in ("rounds", "patience", "privacy")
                 return RunResult(checkpoint, finished, reason, _known(pool))
             if not isinstance(rounds, _ROUNDS[self._settings.schedule.kind]):
                 rounds = self._rounds(checkpoint, pool)
-            rounds.reconfigure(self._settings, self._strategy, self.control, self._contributions)
+            rounds.reconfigure(
+                self._settings, self._strategy, self.control, self._contributions, self._releases
+            )
             closed = rounds.run(checkpoint)
             if closed is not None:
                 try:
@@ -238,7 +243,17 @@ class FederationServer:
             return "rounds"
         if patience is not None and checkpoint.tracker.since >= patience:
             return "patience"
+        if self._releases is not None and self._overspends(self._releases, checkpoint):
+            return "privacy"
         return "stopped" if self._should_stop() else None
+
+    def _overspends(self, releases: Releases, checkpoint: Checkpoint) -> bool:
+        """Whether one more round would spend more than the budget; then it is told."""
+        privacy, server = self._settings.privacy, checkpoint.server
+        after = releases.overspends(privacy, self._strategy.release(server, "next"), server.state.sha256())
+        if after is not None:
+            self._observer(Notice(": ".join(("privacy budget", *exhausted(privacy, after).values()))))
+        return after is not None
 
     def _rounds(self, checkpoint: Checkpoint, pool: ClientPool) -> Rounds:
         kind = _ROUNDS[self._settings.schedule.kind]
@@ -404,6 +419,10 @@ class FederationServer:
             draft.contributed(self._contributions.measure(before, finished.players))
         if server.residual is not None:
             draft.kept_back(server.residual.norm())
+        if self._releases is not None:
+            spent, budget = self._releases.spent(self._settings.privacy), self._settings.privacy.epsilon
+            draft.spent(recorded(spent, budget))
+            self._observer(Notice(f"round {server.round}: {in_words(spent, budget)}"))
         known = pool.profiles()
         took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it
         checkpoint, value = self._evaluation_round.after(checkpoint, pool, known, draft, took_part=took_part)

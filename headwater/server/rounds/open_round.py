@@ -88,7 +88,8 @@ class OpenRound:
         self._control = None if plan.control is None else ControlSums(plan.merge, plan.control)
         # coefficients have no factors of their own whose products could be compared
         # and what EF21 sends is no change of a client's state
-        no_gap = plan.merge.seeds is not None or plan.shift is not None
+        # and of a sum with noise nothing else is to be kept
+        no_gap = plan.merge.seeds is not None or plan.shift is not None or plan.merge.private is not None
         self._gap = None if no_gap else GapSketch(base, key=root.child("gap", plan.round))
         self._gap_acc = None if self._gap is None else self._gap.init(plan.merge)
         self._dense_bytes = base.spec.nbytes
@@ -189,6 +190,8 @@ class OpenRound:
         if unknown := set(incoming.asked) - self.plan.clients.keys():
             raise DecodeError(who, expected="clients of this round", got=min(unknown))
         part, plan = self.plan.merge.part(incoming.asked), self.plan.merge
+        if self.plan.merge.private is not None:
+            self._rule.require_sound(self._acc)  # which says why there is no such sum
         acc = load(self._rule, part, incoming.data)
         parts = [acc.participants]
         gap_acc = None

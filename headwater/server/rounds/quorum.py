@@ -48,6 +48,8 @@ class Quorum:
         """
         if self._durability is None:
             return
+        if self._settings.privacy.noised:
+            return  # it ends with any number
         left = OpenRoundRecord.load(self._durability.open_round)
         if left is not None and (have := trainable(left.profiles)) < self.need:
             observer(Notice(f"round {left.round} had {have} clients: it is planned anew with more"))

@@ -43,6 +43,7 @@ def summarise(loaded: LoadedFederation, folder: RunFolder, outcome: RunResult) -
         "failures_total": totals.failures_total,
         "lost": totals.owners.lost(),
         **({"fisher": totals.fisher()} if totals.fisher_rows else {}),
+        **({"privacy": totals.privacy} if totals.privacy else {}),
         **totals.simulated(),
     }
 
@@ -62,6 +63,7 @@ class _Totals:
         self.owners = _Owners()
         self.fisher_rows = 0
         self._fisher_bytes, self._fisher_s = 0, 0.0
+        self.privacy: dict[str, Any] = {}
         self._simulated: dict[str, float] | None = None
 
     def take(self, record: RoundRecord) -> None:
@@ -75,6 +77,7 @@ class _Totals:
         for direction in self.bytes:
             self.bytes[direction] += getattr(record.bytes, direction) or 0
         self.seconds += record.seconds or 0.0
+        self.privacy = dict(record.privacy) or self.privacy
         for failure in failures_of([record]):
             self.failures_total += 1
             if len(self.failures) < SHOWN_FAILURES:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from headwater.config.federation import Federation
 from headwater.errors import HeadwaterError
+from headwater.merging.aggregator import Merged
 from headwater.protocol.coordinator import Coordinator, RoundRules
 from headwater.protocol.machine import Begin, Halt
 from headwater.protocol.messages import ClientProfile, TrainRequest
@@ -33,7 +34,7 @@ class SynchronousRounds(Rounds):
         cohort = settings.cohort
         self._coordinator.reconfigure(
             rounds=settings.federation.rounds,
-            min_clients=cohort.min_clients,
+            min_clients=self._least,
             target=cohort.target_clients,
             deadline_s=cohort.deadline_s,
             retry_s=cohort.retry_s if self._lasting else None,
@@ -59,7 +60,7 @@ class SynchronousRounds(Rounds):
             number,
             open_round.profiles,
             tuple(clients),
-            self._settings.cohort.min_clients,
+            self._least,
             ask=lambda names: self._ask(open_round, checkpoint, names),
             fold=lambda incoming: self._fold(open_round, incoming),
             repaired=self._repairing(open_round, checkpoint),
@@ -75,13 +76,29 @@ class SynchronousRounds(Rounds):
         self._kept.clear()
         if isinstance(end, Halt):
             raise self._halted(end)
-        merged = open_round.merge(lambda client: self._again(number, client, number))
+        merged = self._merged(open_round, checkpoint)
         self._tell_marks(number, merged)
         draft = open_round.draft(end, merged, open_round.base + merged.delta)
         started_from = dict.fromkeys(end.accepted, open_round.base_sha256)
         started = dict.fromkeys(end.accepted, number)
         received = entries_of(open_round, started)
         return RoundResult(merged, draft, started, started_from, started_s, received, open_round.players)
+
+    def _merged(self, open_round: OpenRound, checkpoint: Checkpoint) -> Merged:
+        """What the round came to; with noise it leaves once, whatever crashes."""
+        number = open_round.plan.round
+
+        def merge() -> Merged:
+            return open_round.merge(lambda client: self._again(number, client, number))
+
+        if self._releases is None:
+            return merge()
+        return self._releases.once(
+            self._settings.privacy,
+            lambda release: self._strategy.release(checkpoint.server, release),
+            open_round.base_sha256,
+            merge,
+        )
 
     def _planned_anew(self, number: int) -> Mapping[str, ClientProfile]:
         """Who is there, and whose update was accepted before the round had to be planned anew."""
@@ -116,5 +133,5 @@ class SynchronousRounds(Rounds):
             if spool is not None:
                 spool.remove(incoming.round, spooled_as(incoming))
             raise
-        if self._control.simulated and len(self._kept) < self._settings.cohort.min_clients:
+        if self._control.simulated and len(self._kept) < self._least:
             self._kept[incoming.address] = incoming  # with enough the round is not planned anew

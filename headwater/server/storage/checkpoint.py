@@ -23,7 +23,7 @@ from headwater.seeds.slopes import SeedSlopes
 from headwater.server.metrics import Tracker
 from headwater.server.storage.down_record import DownRecord
 from headwater.state import AdapterState, StateSpec
-from headwater.strategies.strategy import ServerState
+from headwater.strategies.strategy import PrivacyState, ServerState
 from headwater.tensor_bytes import save
 
 
@@ -95,6 +95,8 @@ class Checkpoint:
         }
         if self.receipt.sha256:
             meta["receipt"] = [self.receipt.number, self.receipt.sha256]
+        if (privacy := self.server.privacy) is not None:
+            meta["privacy"] = {"clip": privacy.clip.hex(), "multiplier": privacy.multiplier.hex()}
         if self.server.links:
             meta["links"] = self.server.links
         write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
@@ -195,8 +197,23 @@ def _server(
         control=groups.get("control"),
         residual=groups.get("residual"),
         shift=groups.get("shift"),
+        privacy=_privacy(meta.get("privacy")),
         links=_links(meta.get("links", {})),
     )
+
+
+def _privacy(content: Mapping[str, str] | None) -> PrivacyState | None:
+    """What was written.
+
+    Raises:
+        ValueError: no bound, or no noise.
+    """
+    if content is None:
+        return None
+    state = PrivacyState(float.fromhex(content["clip"]), float.fromhex(content["multiplier"]))
+    if not (0 < state.clip < math.inf and 0 < state.multiplier < math.inf):
+        raise ValueError("privacy has no bound or no noise")
+    return state
 
 
 def _links(content: object) -> dict[str, tuple[int, ...]]:

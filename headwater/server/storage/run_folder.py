@@ -6,6 +6,7 @@
     receipts/         one signed receipt per committed round: see headwater/receipts/
     federation.toml   the resolved federation file, with its hash
     rounds.jsonl      one line per round, from round 0 (before training)
+    privacy.jsonl     what was released with noise, which nothing shortens; only with noise in [privacy]
     summary.json      written at the end
     report.html       written at the end
     state/            what --resume needs: checkpoint, origin, what the clients keep, a lock
@@ -74,6 +75,16 @@ class RunFolder:
     def receipts(self) -> Path:
         """The run's receipts."""
         return self.path / "receipts"
+
+    @property
+    def ledger(self) -> Path:
+        """What the run has released of its owners' data, an event a line."""
+        return self.path / "privacy.jsonl"
+
+    @property
+    def release(self) -> Path:
+        """The noised sum of the round that is ending, or ended last."""
+        return self.path / "state" / "release.safetensors"
 
     @property
     def rounds(self) -> Path:
