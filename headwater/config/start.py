@@ -101,6 +101,20 @@ def of_peft(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return found
 
 
+def read_as(peft_type: str, key: str) -> str:
+    """The key of ``[adapter]`` that is read from ``key`` of what PEFT saved, where the file leaves it out.
+
+    Args:
+        peft_type: of the folder.
+        key: of its ``adapter_config.json``.
+
+    Returns:
+        Empty where nothing is read from it.
+    """
+    name, keys = _OF_PEFT.get(peft_type, ("", {}))
+    return "kind" * bool(name) if key == "peft_type" else keys[key][0] if key in keys else ""
+
+
 def _plain(value: object) -> object:
     return value
 

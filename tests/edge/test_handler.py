@@ -309,6 +309,15 @@ def test_a_client_enrolled_as_an_edge_by_nobody_says_so(tmp_path: Any) -> None:
     assert "[edges] edge-1" in tree.said[-1]
 
 
+def test_the_adapter_that_a_run_starts_from_is_handed_on(tmp_path: Any) -> None:
+    tree = Tree(tmp_path, PLAIN)
+    settings = federation(**PLAIN).model_dump_json(exclude_none=True)
+    asked = ProfileRequest(RUN, settings, "0" * 64, "1", b"a safetensors file")
+    tree.answer(encode_request(asked))
+    assert set(tree.members.asked) == set(BEHIND)
+    assert all(request.start == asked.start for request in tree.members.asked.values())
+
+
 def test_when_others_are_here_it_comes_back_as_a_device_does(tmp_path: Any) -> None:
     tree = Tree(tmp_path, PLAIN)
     tree.handler.recheck()

@@ -8,6 +8,7 @@ from typing import Any
 
 from peft import PeftConfig
 
+from headwater.config.start import read_as
 from headwater.errors import ModelError
 
 _OF_TRAINING = frozenset(
@@ -30,11 +31,6 @@ _TOLD_BY_TENSORS = frozenset(
 )  # fmt: skip
 """What the tensors' names and shapes say. Of a computed prefix or prompt PEFT saves the result."""
 _TAKEN_AS = {"P_TUNING": "PROMPT_TUNING"}
-_OURS = {
-    "r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora",
-    "num_virtual_tokens": "tokens", "peft_type": "kind",
-}  # fmt: skip
-"""Keys of ``[adapter]`` by PEFT's, where they have other names."""
 
 
 def require_same_config(who: str, ours: PeftConfig, theirs: Mapping[str, Any]) -> None:
@@ -56,15 +52,23 @@ def require_same_config(who: str, ours: PeftConfig, theirs: Mapping[str, Any]) -
         a, b = _plain(mine.get(key)), _plain(said.get(key))
         if a == b or (key not in mine and not b):
             continue
-        name = _OURS.get(key, key)
         known = key in mine
         raise ModelError(
             f"{who}: {key} in its adapter_config.json",
             expected=f"{a!r}, as [adapter] has it" if known else f"no {key}, which [adapter] cannot say",
             got=f"{b!r}"[:200],
-            hint=f"Leave adapter.{name} out: what the file does not say is read from there." if known
+            hint=_hint(str(_plain(theirs.get("peft_type"))), key) if known
             else "Train it on with the PEFT that made it, or merge it into its base.",
         )  # fmt: skip
+
+
+def _hint(kind: str, key: str) -> str:
+    """What to do about a setting that both have: not of every kind is it read from PEFT's file."""
+    if name := read_as(kind, key):
+        return f"Leave adapter.{name} out: what the file does not say is read from there."
+    if key == "peft_type":
+        return "Give adapter.kind and its settings as they were when it was trained."
+    return f"Set what [adapter] has for PEFT's {key} to that: of this kind it is not read from there."
 
 
 def _defaults(config: PeftConfig) -> dict[str, Any]:

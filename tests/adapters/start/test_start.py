@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -224,6 +224,22 @@ def test_a_new_head_for_other_labels(models):
 def test_what_contradicts_the_file_is_refused(models, change, error):
     with pytest.raises(ModelError, match=error):
         started(models, models / "lora-causal-lm", table=change)
+
+
+def test_a_kind_whose_settings_peft_does_not_tell_is_told_what_to_set(models, tmp_path):
+    """Of LoHa nothing is read from PEFT's file: to leave a key out would take the default."""
+    folder = peft_folder(
+        models, tmp_path / "loha", LoHaConfig(r=3, alpha=6, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
+    loha = {"kind": "loha", "rank": 3, "alpha": 6.0, "target_modules": ["q_proj"]}
+    model, batch = started(models, folder, table=loha), batch_of(started(models, folder, table=loha))
+    with torch.no_grad():
+        found = model.forward(batch).logits
+    torch.testing.assert_close(found, plain_logits(models, folder, batch), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ModelError, match=r"r in its .*got 3.*Set what \[adapter\] has for PEFT's r to that"):
+        started(models, folder, table={**loha, "rank": 2})
+    with pytest.raises(ModelError, match=r"peft_type .*got 'LOHA'.*Give adapter.kind and its settings"):
+        started(models, folder, table={"kind": "lokr", "target_modules": ["q_proj"]})
 
 
 def test_other_bases_tasks_and_places_are_refused(models, tmp_path):
