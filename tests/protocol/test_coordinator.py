@@ -103,7 +103,7 @@ def test_rules_change_between_rounds_only():
 
 
 @pytest.mark.parametrize(
-    "rules", [{"min_clients": 0}, {"min_clients": 3, "target": 2}, {"deadline_s": 0.0}, {"retry_s": -1.0}]
+    "rules", [{"min_clients": -1}, {"min_clients": 3, "target": 2}, {"deadline_s": 0.0}, {"retry_s": -1.0}]
 )
 def test_rules_that_do_not_fit_are_refused(rules):
     with pytest.raises(ConfigError, match="min_clients ≤ target"):
