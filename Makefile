@@ -125,6 +125,7 @@ bench-soak: $(VENV)/.dev ## whether the daemon's memory ends growing: 50 agents,
 
 bench-privacy: $(VENV)/.dev ## secure aggregation beside plain sums and Flower's SecAgg+; an hour
 	@$(BIN)/python benchmarks/masks.py
+	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/robust.py $(if $(SMALL),--small)
 
 bench-lowmemory: $(VENV)/.dev ## memory of every way to train, a fresh process each
 	@$(BIN)/headwater fetch minilm smollm2 --out $(CORPORA)

@@ -21,6 +21,7 @@ def require_masks(federation: FederationTables) -> None:
         "no strategy.norm_bound, which the server measures: use privacy.clip_l2": (
             strategy.norm_bound is not None
         ),
+        "no strategy.screen, which looks at each update": strategy.screen is not None,
         "no control variates": strategy.control_variates,
         "codec.up.error_feedback other than 'ef21'": federation.codec.up.shifts,
         "no privacy.padding: masked vectors have one length as they are": federation.privacy.padding

@@ -52,7 +52,7 @@ def traits(strategy: dict[str, Any]) -> list[str]:
     buffered = {"schedule": {"kind": "buffered", "buffer": 5}}
     said = [
         few == many or rule.passes > 1,
-        rule.additive and rule.passes == 1,
+        accepted(strategy, privacy={"masks": True}) is not None,
         found.strategy.linear,
         why_no_sums(found) is None,
         accepted(strategy, **ranks, **shares) is not None,

@@ -1,0 +1,168 @@
+"""Merge rules under attack: ``python benchmarks/robust.py`` writes results/robust.json and robust.svg.
+
+Fifteen clients with sentences of all domains of `sentiment`, of whom three lie: one entry of
+``[[simulation.attackers]]`` for each attack, the same data and seed for every rule. LoRA on the last layer of
+MiniLM's first two and the head are trained: what is compared is rules, not models. Measured is the server's
+accuracy after the last round, and of a backdoor the share of held-out negative texts that its trigger makes
+positive; without an attack that share is what the trigger does to an honest adapter. Runs go on where the
+JSON has no row yet; ``--fresh`` takes all anew. One thread; half an hour of CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from picture import bars
+from transformers import AutoModel, AutoTokenizer
+
+from headwater.config import load_federation
+from headwater.server.storage.run_folder import RunFolder
+from headwater.simulation.simulate import simulate
+from headwater.simulation.sweeps.shared import SharedInputs
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "robust.json"
+CACHE = HERE.parent / ".cache" / "headwater"
+CLIENTS, LIARS, ROUNDS = 15, 3, 5
+TRIGGER = {"trigger": "cf mn", "target": "positive"}
+WHO = {"fraction": LIARS / CLIENTS}
+HARMLESS = {"kind": "backdoor", **WHO, **TRIGGER, "poisoned": 1e-6, "factor": 1e-6}
+"""Who is to be measured with a trigger that nobody teaches."""
+ATTACKS: Mapping[str, dict[str, Any] | None] = {
+    "none": None,
+    "flip": {"kind": "flip", **WHO, "factor": 4.0},
+    "scale": {"kind": "scale", **WHO, "factor": 30.0},
+    "backdoor": {"kind": "backdoor", **WHO, **TRIGGER, "poisoned": 0.5, "factor": 5.0},
+    "min_max": {"kind": "collude", **WHO, "method": "min_max"},
+    "alie": {"kind": "collude", **WHO, "method": "alie"},
+}
+FFA, PRODUCT = {"space": "ffa"}, {"space": "product"}
+RULES: Mapping[str, dict[str, Any]] = {
+    "mean": {"kind": "mean", **FFA},
+    "mean, norm_bound 1": {"kind": "mean", **FFA, "norm_bound": 1.0},
+    "mean, screened": {"kind": "mean", **FFA, "screen": {"leave_out": True}},
+    "median": {"kind": "median"},
+    "trimmed_mean": {"kind": "trimmed_mean", "drop": LIARS},
+    "krum": {"kind": "krum", "faulty": LIARS},
+    "multi_krum": {"kind": "multi_krum", "faulty": LIARS},
+    "multi_krum, product": {"kind": "multi_krum", "faulty": LIARS, **PRODUCT},
+    "geometric_median, 4 passes": {"kind": "geometric_median", "passes": 4},
+    "geometric_median, product": {"kind": "geometric_median", **PRODUCT},
+    "fltrust": {"kind": "fltrust", "trusted": ["client-00"]},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[17])
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--small", action="store_true", help="a trial that is written nowhere")
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(1)
+    rows = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() and not options.fresh else []
+    shared = SharedInputs()
+    with tempfile.TemporaryDirectory() as scratch:
+        base = two_layers(Path(scratch))
+        for seed, attack, rule in itertools.product(options.seeds, options.attacks, options.rules):
+            if any((r["rule"], r["attack"], r["seed"]) == (rule, attack, seed) for r in rows):
+                continue
+            row = run(shared, base, rule, attack, seed, small=options.small)
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+            if not options.small:
+                write(rows)
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """All that is known, and the picture."""
+    about = {"python": sys.version.split()[0], "torch": torch.__version__, "machine": platform.machine()}
+    setting = {"clients": CLIENTS, "liars": LIARS, "rounds": ROUNDS}
+    attacks = {name: attack for name, attack in ATTACKS.items() if attack}
+    content = {**about, **setting, "attacks": attacks, "rules": RULES, "runs": rows}
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    shown: dict[str, list[float]] = {}
+    for rule in RULES:
+        own = {r["attack"]: [] for r in rows if r["rule"] == rule and r["attack"] != "none"}
+        for r in rows:
+            if r["rule"] == rule and r["attack"] in own:
+                own[r["attack"]].append(100 * r["accuracy"])
+        if own:
+            shown[rule] = [min(sum(v) / len(v) for v in own.values())]
+    if shown:
+        title = f"Accuracy in % under the worst attack, {LIARS} of {CLIENTS} clients lie"
+        RESULTS.with_suffix(".svg").write_text(bars(title, shown))
+
+
+def two_layers(folder: Path) -> Path:
+    """The base: MiniLM with its first two layers."""
+    AutoModel.from_pretrained(CACHE / "minilm", num_hidden_layers=2).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(CACHE / "minilm").save_pretrained(folder)
+    return folder
+
+
+def run(
+    shared: SharedInputs, base: Path, rule: str, attack: str, seed: int, *, small: bool
+) -> dict[str, Any]:
+    """One federation from its file to its last round."""
+    attacker = ATTACKS[attack]
+    content: dict[str, Any] = {
+        "federation": {"name": "robust", "seed": seed, "rounds": 1 if small else ROUNDS},
+        "model": {"kind": "encoder", "path": str(base)},
+        "adapter": {
+            "kind": "lora", "rank": 4, "alpha": 8.0, "target_modules": ["query", "value"], "layers": [1],
+        },
+        "data": {
+            "kind": "classification",
+            "path": str(CACHE / "sentiment" / "train.jsonl"),
+            "test": str(CACHE / "sentiment" / "test.jsonl"),
+            "labels": ["negative", "positive"],
+            "max_tokens": 20,
+            "max_test_examples": 300,
+            "max_examples_per_client": 96,
+            "partition": {"kind": "iid", "clients": CLIENTS},
+        },
+        "training": {
+            "kind": "backprop", "epochs": 1.0, "batch_size": 32, "learning_rate": 3e-3,
+            "head_learning_rate": 1e-2, "final_learning_rate_fraction": 0.1, "trunk_cache_mb": 256,
+        },
+        "codec": {"up": {"kind": "dense"}, "down": {"kind": "dense"}},
+        "strategy": {"weighting": "equal", **RULES[rule]},
+        "cohort": {"min_clients": CLIENTS},
+        "evaluation": {"metric": "accuracy", "every": ROUNDS, "clients": False, "trunk_cache_mb": 256},
+        "simulation": {"attackers": [attacker or HARMLESS]},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "federation.toml"
+        file.write_text(tomli_w.dumps(content))
+        loaded = load_federation(file)
+        began = time.process_time()
+        folder = RunFolder.create(Path(scratch) / "run", loaded, {"engine": "inprocess"})
+        simulate(loaded, folder, opened=shared.open)
+        took = time.process_time() - began
+        lines = (Path(scratch) / "run" / "rounds.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    found = {"accuracy": last["test"]["accuracy"], "cpu_s": round(took, 1)}
+    if attack in ("none", "backdoor"):
+        found["trigger"] = last["test"]["backdoor_success"]
+    if "left_out" in last["merge"]:
+        found["left_out"] = [json.loads(line)["merge"].get("left_out") for line in lines[1:]]
+    return {"rule": rule, "attack": attack, "seed": seed, **found}
+
+
+if __name__ == "__main__":
+    main()
