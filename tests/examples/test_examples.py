@@ -42,6 +42,7 @@ def test_all_that_the_documentation_names_are_there():
         "own-data",
         "peft-kinds-non-iid",
         "presidents",
+        "private",
         "prompt-tuning",
         "seeds-only",
         "sentiment",
