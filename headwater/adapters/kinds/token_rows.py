@@ -35,7 +35,8 @@ class TokenRows(TrainableTokensLayer):  # type: ignore[misc]  # PEFT is untyped
             return found
         base = self.get_base_layer()
         rows = self.trainable_tokens_delta["default"]
-        indices = torch.tensor(self.token_indices["default"], device=x.device)
+        ids: list[int] = self.token_indices["default"]
+        indices = torch.tensor(ids, device=x.device)
         if not isinstance(base, nn.Embedding):
             outputs: Tensor = base(x)  # nothing else reads them: they are changed where they stand
             return outputs.index_copy_(-1, indices, nn.functional.linear(x, rows.to(x.dtype)))
@@ -43,7 +44,8 @@ class TokenRows(TrainableTokensLayer):  # type: ignore[misc]  # PEFT is untyped
         place = torch.searchsorted(indices[order], x).clamp(max=len(order) - 1)
         row = order[place]
         embedded: Tensor = base(x)
-        own = nn.functional.embedding(row, rows.to(embedded.dtype))
+        padding = ids.index(base.padding_idx) if base.padding_idx in ids else None  # it has no gradient
+        own = nn.functional.embedding(row, rows.to(embedded.dtype), padding_idx=padding)
         if (scale := self._get_embed_scale()) is not None:
             own = own * scale.to(own.dtype)
         return torch.where((indices[row] == x).unsqueeze(-1), own, embedded)

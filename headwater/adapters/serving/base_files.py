@@ -18,6 +18,9 @@ from headwater.merging.offline.tensor_file import TensorFile
 BESIDE = ("*.json", "*.model", "*.txt", "*.jinja", "*.spm", "*.tiktoken", "*.bpe", "*.codes")
 """Files of a base that a merged model has too, beside its weights."""
 
+INDEX = "model.safetensors.index.json"
+"""The list of a model's shards."""
+
 
 @dataclass(frozen=True)
 class BaseFiles:

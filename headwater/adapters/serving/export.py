@@ -161,7 +161,8 @@ def _merge(
         if changes is not None:
             done.ranks = lora.ranks
             done.arrival = merge_files(files, changes, folder, wish.dtype, progress)
-            copy_beside(base.folder, folder, wish.dtype)
+            shards = files[0].path.name != "model.safetensors"
+            copy_beside(base.folder, folder, wish.dtype, shards=shards)
             if lora.head:
                 with TensorWriter(folder / HEAD_FILE) as file:
                     for name, values in lora.head.items():

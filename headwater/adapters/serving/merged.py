@@ -20,7 +20,7 @@ import numpy as np
 
 from headwater.adapters.serving.against_base import OUTPUTS
 from headwater.adapters.serving.arrival import Arrival, from_bfloat16, round_bfloat16, some_rows
-from headwater.adapters.serving.base_files import BESIDE, BaseFiles
+from headwater.adapters.serving.base_files import BESIDE, INDEX, BaseFiles
 from headwater.adapters.serving.plain import Factors, PlainLora
 from headwater.errors import ModelError
 from headwater.files import read_into
@@ -98,11 +98,20 @@ def merge_files(
     return arrival
 
 
-def copy_beside(base: Path, out: Path, dtype: str) -> None:
-    """Configuration, tokenizer and the list of shards; ``config.json`` says another type where it is one."""
+def copy_beside(base: Path, out: Path, dtype: str, *, shards: bool = False) -> None:
+    """Configuration and tokenizer; ``config.json`` says another type where it is one.
+
+    Args:
+        base: the base's folder.
+        out: the folder, which is there.
+        dtype: as of :func:`merge_files`.
+        shards: whether ``out`` has the base's shards, so that their list is true of it too. Servers read no
+            file that a list leaves out.
+    """
     for pattern in BESIDE:
         for path in sorted(base.glob(pattern)):
-            if path.is_file() and not path.name.startswith("adapter_"):
+            beside = not path.name.endswith(".index.json") or (shards and path.name == INDEX)
+            if path.is_file() and beside and not path.name.startswith("adapter_"):
                 shutil.copyfile(path, out / path.name)
     if dtype != "keep":
         config = json.loads((base / "config.json").read_text(encoding="utf-8"))

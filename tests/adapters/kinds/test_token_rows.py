@@ -94,14 +94,20 @@ def test_a_text_with_added_tokens_is_read_as_them(models):
     assert torch.equal(model.initial_state()[ROWS], own)
 
 
-def test_values_and_gradients_are_pefts(models):
-    """PEFT's own layers, which copy the embedding; a tied output sees the rows too."""
-    ours, batch = build(models), with_added(models)
+@pytest.mark.parametrize("pads", [False, True], ids=["", "the padding's row"])
+def test_values_and_gradients_are_pefts(models, pads):
+    """PEFT's own layers, which copy the embedding; a tied output sees the rows too.
+
+    A base whose end of a text is its padding (SmolLM2) learns nothing in the embedding of that row.
+    """
+    rows = [*ids(models), *([plain(models).config.pad_token_id] if pads else [])]
+    ours, batch = build(models, trainable_token_indices=tuple(rows)), with_added(models)
+    batch.tokens[0, 3] = rows[-1]
     ours.load(elsewhere(ours))
     theirs = get_peft_model(
         plain(models),
         LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
-                   trainable_token_indices=ids(models)),
+                   trainable_token_indices=rows),
     ).eval()  # fmt: skip
     named = {n.replace(".default", ""): p for n, p in theirs.named_parameters() if p.requires_grad}
     assert named.keys() == ours.spec.by_name.keys()

@@ -111,6 +111,21 @@ def test_other_kinds_are_merged_by_peft(base, tmp_path, config):
     torch.testing.assert_close(trained.logits(trained.load(tmp_path / "out")), want, rtol=0, atol=1e-4)
 
 
+def test_a_list_of_shards_stays_with_the_shards(base, tmp_path):
+    """What PEFT merges is one file: under the base's list of shards a server would read nothing of it."""
+    trained.load(base).save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    for path in base.glob("token*"):
+        (tmp_path / "parts" / path.name).write_bytes(path.read_bytes())
+    for name, more, listed in (("whole", {"modules_to_save": ["norm"]}, False), ("plain", {}, True)):
+        adapter = trained.lora(tmp_path / name, tmp_path / "parts", r=2, **more)
+        merged(adapter, tmp_path / "parts", tmp_path / f"{name} out")
+        index = tmp_path / f"{name} out/model.safetensors.index.json"
+        assert index.is_file() == listed
+        if listed:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            assert names == {path.name for path in index.parent.glob("*.safetensors")}
+
+
 def test_virtual_tokens_cannot_be_merged(base, tmp_path):
     config = PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
     adapter = trained.save(tmp_path / "a", base, config)
