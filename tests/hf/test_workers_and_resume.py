@@ -70,13 +70,11 @@ def test_a_function_has_the_same_bits_in_workers_and_after_a_resume(folder, tmp_
     alone = descend.simulate(file, tmp_path / "alone")
     assert alone.summary["failures_total"] == 0
     assert len({line["state_sha256"] for line in lines(alone)}) == 3
-    two = descend.simulate(file, tmp_path / "two", workers=2)
-    assert lines(two) == lines(alone)
     with pytest.raises(KeyboardInterrupt):
         descend.simulate(file, tmp_path / "half", observer=stopping(1))
     half = descend.resume(tmp_path / "half", workers=2)
     assert lines(half) == lines(alone)
-    assert half.summary["adapter_sha256"] == alone.summary["adapter_sha256"] == two.summary["adapter_sha256"]
+    assert half.summary["adapter_sha256"] == alone.summary["adapter_sha256"]
 
 
 def test_trainers_have_the_same_bits_in_workers(folder, tmp_path):

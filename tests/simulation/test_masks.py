@@ -58,6 +58,14 @@ def test_masked_bits_are_those_without(
     assert not summary["failures"]
 
 
+def test_workers_mask_to_the_same_bits(tmp_path: Path) -> None:
+    file = bare_federation(tmp_path / "fed", **MASKS)
+    run(file, tmp_path / "alone", "federation.rounds=1")
+    run(file, tmp_path / "two", "federation.rounds=1", workers=2)
+    assert states(tmp_path / "two") == states(tmp_path / "alone")
+    assert len(set(states(tmp_path / "two"))) == 2
+
+
 def losing(client: str, rounds: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a client's update of these rounds be lost after its keys and shares are there."""
     for kind in (OpenRound, MaskedRound):

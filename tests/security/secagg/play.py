@@ -107,10 +107,10 @@ class Play:
 
     def some_values(self, seed: int = 0) -> dict[str, list[Integers]]:
         """For each client a vector that the layout has room for so many times."""
-        draw = np.random.default_rng(seed)
+        draw, count = np.random.default_rng(seed), len(self.names)
         return {
             name: [
-                draw.integers(p.low // len(self.names), p.high // len(self.names), p.size, endpoint=True)
+                draw.integers(-(-p.low // count), p.high // count, p.size, endpoint=True)  # rounded to 0
                 for p in self.round.layout.parts
             ]
             for name in self.names
