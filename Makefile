@@ -123,7 +123,8 @@ bench-load: $(VENV)/.dev ## 50, 200 and 500 agents against one daemon
 bench-soak: $(VENV)/.dev ## whether the daemon's memory ends growing: 50 agents, 30 minutes
 	@$(BIN)/python benchmarks/soak.py
 
-bench-privacy: $(VENV)/.dev ## secure aggregation beside plain sums and Flower's SecAgg+; an hour
+bench-privacy: $(VENV)/.dev ## errors of correlated noise; secure aggregation beside plain sums and Flower's SecAgg+; an hour
+	@$(BIN)/python benchmarks/mechanisms.py
 	@$(BIN)/python benchmarks/masks.py
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/robust.py $(if $(SMALL),--small)
 
