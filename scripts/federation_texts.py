@@ -67,7 +67,7 @@ from headwater.config.partitions import (
     IidPartition,
     QuantityPartition,
 )
-from headwater.config.privacy import AdaptiveClipping, PrivacySettings
+from headwater.config.privacy import AdaptiveClipping, ExamplePrivacy, PrivacySettings
 from headwater.config.schedule import BufferedSchedule, CohortSettings, SynchronousSchedule
 from headwater.config.screen import ScreenSettings
 from headwater.config.script import ScriptTraining
@@ -160,6 +160,11 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "`control_variates`; schedule `buffered`; `[methods]`; `spry`; scalars; `ef21`; error feedback over "
         "a cohort of fixed size; `target_clients`; evaluation by clients; baselines `alone`, `centralised`; "
         "edge aggregators; `masks`; `screen`; `[contribution]`; own heads",
+    ),
+    (
+        "`[training.privacy]`",
+        "a method without it; strategy `fisher`; evaluation by clients; baselines `alone`, `centralised`; "
+        "`data.copies` above 1; `trunk_cache_mb`",
     ),
     ('`cohort.sampling = "poisson"`', "a file without noise in `[privacy]`"),
     (
@@ -280,6 +285,10 @@ TABLES: dict[str, tuple[str, tuple[type[BaseModel], ...]]] = {
             ScriptTraining,
             t.NoopTraining,
         ),
+    ),
+    "training.privacy": (
+        "DP-SGD at each client: [a budget for each row](../how-to/keep-a-privacy-budget.md#each-row).",
+        (ExamplePrivacy,),
     ),
     "methods": (
         "Ways to train beside `[training]`, the method `default`: `[methods.NAME]`.",

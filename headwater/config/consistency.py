@@ -11,6 +11,7 @@ from headwater.config.assignment import DEFAULT
 from headwater.config.attackers import BackdoorAttacker
 from headwater.config.codec import CompeftCodec
 from headwater.config.data import UNKNOWN_LABELS, ClassificationData
+from headwater.config.example_private import require_example_private
 from headwater.config.masked import require_masks
 from headwater.config.metrics import ANSWER_METRICS
 from headwater.config.model import MODELS
@@ -54,6 +55,7 @@ def require_consistent(federation: FederationTables) -> None:
     _attackers(federation)
     require_masks(federation)
     require_private(federation)
+    require_example_private(federation)
     if federation.privacy.clip_l2 is not None and federation.codec.up.may_lengthen():
         raise ValueError(
             f"codec.up '{federation.codec.up.kind}' with these settings may lift an update above "

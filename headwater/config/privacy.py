@@ -23,6 +23,34 @@ class AdaptiveClipping(Settings):
     )
 
 
+class ExamplePrivacy(Settings):
+    """``[training.privacy]``: DP-SGD (Abadi et al. 2016, arXiv 1607.00133), each client over its own rows.
+
+    C is the training's ``max_grad_norm``, which then bounds the gradient of each example by itself.
+    """
+
+    noise_multiplier: float = Field(
+        gt=0,
+        le=2**14,
+        description="z: the sum of a step's gradients gets Gaussian noise of standard deviation "
+        "z·max_grad_norm in every value",
+    )
+    delta: float = Field(
+        gt=0, lt=1, description="δ of the guarantee; well below one over a client's number of rows"
+    )
+    epsilon: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="each client's budget: it declines the round that would overspend it",
+    )
+    noise: Literal["system", "reproducible"] = Field(
+        default="system",
+        description="where noise and drawn rows come from: the operating system, or the seed, which is for "
+        "experiments and gives no privacy",
+    )
+
+
 class PrivacySettings(Settings):
     """``[privacy]``: bounds on what an update may hold, and noise with a budget."""
 

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from headwater.config.plugins import open_to
+from headwater.config.privacy import ExamplePrivacy
 from headwater.config.script import ScriptTraining
 from headwater.config.settings import by_kind
 from headwater.config.traits import Distribution, Noise, SeedRange, Sends, Source, TrainingSettings
@@ -79,7 +80,7 @@ class BackpropTraining(MinibatchTraining):
     """AdamW, or SGD, on the adapter and head of one client, starting afresh each round."""
 
     vectors: ClassVar[int] = 6
-    later: ClassVar[tuple[str, ...]] = ("micro_batch_size",)
+    later: ClassVar[tuple[str, ...]] = ("micro_batch_size", "privacy")
     kind: Literal["backprop"]
     learning_rate: float = Field(default=1e-3, gt=0)
     head_learning_rate: float | None = Field(default=None, gt=0)
@@ -97,6 +98,25 @@ class BackpropTraining(MinibatchTraining):
         default="adamw",
         description="adamw8bit needs bitsandbytes; sgd wants far larger rates",
     )
+    privacy: ExamplePrivacy | None = Field(
+        default=None,
+        description="noise for each example: `max_grad_norm` bounds each example's gradient by itself, and "
+        "`batch_size` is the expected number of a step's examples, which are drawn one by one",
+    )
+
+    @model_validator(mode="after")
+    def _private(self) -> BackpropTraining:
+        if self.privacy is None:
+            return self
+        if self.max_grad_norm is None or not 2.0**-40 <= self.max_grad_norm <= 2.0**40:
+            raise ValueError(
+                "training.privacy needs max_grad_norm, from 2^-40 to 2^40, to bound each example's gradient"
+            )
+        if self.trunk_cache_mb:
+            raise ValueError(
+                "training.privacy goes without trunk_cache_mb: its rows are drawn anew each step"
+            )
+        return self
 
     def rate_of(self, role: str) -> float:
         """The learning rate of a tensor of this role."""
@@ -117,6 +137,9 @@ class BackpropTraining(MinibatchTraining):
 
     def checkpoints(self) -> bool:  # noqa: D102 - inherited
         return self.gradient_checkpointing
+
+    def example_privacy(self) -> ExamplePrivacy | None:  # noqa: D102 - inherited
+        return self.privacy
 
 
 class ForwardGradientTraining(Directed):

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 from headwater.config.metrics import LOSS, Metric
+from headwater.config.privacy import ExamplePrivacy
 from headwater.config.settings import Settings
 
 Distribution = Literal["rademacher", "gaussian"]
@@ -121,6 +122,10 @@ class TrainingSettings(Pluggable):
     def checkpoints(self) -> bool:
         """Whether activations are computed again in the backward pass."""
         return False
+
+    def example_privacy(self) -> ExamplePrivacy | None:
+        """The noise that hides each single example in what it learns; None without."""
+        return None
 
     def seed_range(self, round: int) -> SeedRange | None:
         """The seeds of round 1, 2, …; None for a method that sends a delta."""

@@ -25,7 +25,14 @@ from types import ModuleType
 from typing import Any, Literal
 
 from headwater.errors import ConfigError, MissingDependency
-from headwater.privacy.events import Event, FixedSample, PoissonSample, Sampling, SumReleased
+from headwater.privacy.events import (
+    Event,
+    FixedSample,
+    PoissonSample,
+    Sampling,
+    StepsReleased,
+    SumReleased,
+)
 
 Relation = Literal["add-or-remove", "replace-one"]
 Bound = Literal["rdp", "pld"]
@@ -86,13 +93,26 @@ def price(events: Iterable[Event], delta: float, relation: Relation) -> Price:
         MissingDependency: without ``dp_accounting``.
     """
     known = tuple(events)
-    parts = Counter(PRICES[type(event)](event, relation) for event in known)
+    parts = Counter[_Priced]()
+    for event in known:
+        part, times = PRICES[type(event)](event, relation)
+        parts[part] += times
     if not parts:
         return Price(0.0, 0.0, delta, relation)
     ordered = tuple(sorted(parts.items(), key=repr))
     rdp, pld = (_epsilon(ordered, delta, relation, bound) for bound in BOUNDS)
     assert rdp is not None, "every kind of sampling has this bound"
     return Price(rdp, pld, delta, relation, any(event.reproducible for event in known))
+
+
+def in_words(spent: Price, budget: float | None, whose: str = "owner") -> str:
+    """What was spent, in a line: ``ε 1.234 of 4 spent, at δ 1e-05, one owner added or removed``."""
+    of = "" if budget is None else f" of {budget:g}"
+    relation = (
+        f"one {whose} added or removed" if spent.relation == "add-or-remove" else f"one {whose} replaced"
+    )
+    text = f"ε {spent.epsilon:.3f}{of} spent, at δ {spent.delta:g}, {relation}"
+    return f"{text}; reproducible noise: no privacy" if spent.reproducible else text
 
 
 @lru_cache(maxsize=64)
@@ -113,7 +133,7 @@ def noise_multiplier_for(epsilon_of_budget: float, delta: float, rounds: int, sa
 
     def epsilon(thousandths: int, which: Bound) -> float:
         event = SumReleased(1, "planned", 1.0, thousandths / 1000, sampling)
-        found = _epsilon(((PRICES[SumReleased](event, relation), rounds),), delta, relation, which)
+        found = _epsilon(((PRICES[SumReleased](event, relation)[0], rounds),), delta, relation, which)
         return math.inf if found is None else found
 
     low, high = 0, 256
@@ -137,14 +157,26 @@ def noise_multiplier_for(epsilon_of_budget: float, delta: float, rounds: int, sa
     return high / 1000
 
 
-def _of_sum(event: SumReleased, relation: Relation) -> _Priced:
+def _of_sum(event: SumReleased, relation: Relation) -> tuple[_Priced, int]:
     """Of one owner more the sum moves by C; of one in place of another by 2C."""
+    return _gaussian(event, relation), 1
+
+
+def _of_steps(event: StepsReleased, relation: Relation) -> tuple[_Priced, int]:
+    """The same of one example, at every step."""
+    return _gaussian(event, relation), event.steps
+
+
+def _gaussian(event: Event, relation: Relation) -> _Priced:
     halved = relation == "replace-one"
     return _Priced(event.noise_multiplier / (2 if halved else 1), event.sampling)
 
 
-PRICES: Mapping[type[Event], Callable[[Any, Relation], _Priced]] = {SumReleased: _of_sum}
-"""How each kind of event is priced. One that is not here cannot be."""
+PRICES: Mapping[type[Event], Callable[[Any, Relation], tuple[_Priced, int]]] = {
+    SumReleased: _of_sum,
+    StepsReleased: _of_steps,
+}
+"""How each kind of event is priced: as what, and how many times. One that is not here cannot be."""
 
 
 @lru_cache(maxsize=4096)

@@ -90,8 +90,38 @@ class SumReleased:
             _require(0 < value < math.inf, f"{value}")
 
 
-Event: TypeAlias = SumReleased
-EVENTS: Mapping[str, type[Event]] = {SumReleased.kind: SumReleased}
+@dataclass(frozen=True, slots=True)
+class StepsReleased:
+    """A client's local training left it: steps of DP-SGD, each of which told a noised sum of gradients.
+
+    Args:
+        round: its number.
+        release: an id.
+        steps: how many.
+        clip: C, no example's gradient is longer in L2 norm.
+        noise_multiplier: z, such that each sum's noise has a standard deviation of z·C in every coordinate.
+        sampling: how each step's examples were drawn.
+        reproducible: noise and examples can be drawn again from the file's seed: **no privacy**.
+    """
+
+    kind: ClassVar[str] = "steps"
+    round: int
+    release: str
+    steps: int
+    clip: float
+    noise_multiplier: float
+    sampling: Sampling
+    reproducible: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.round >= 1 and bool(self.release), f"round {self.round}, release {self.release!r}")
+        _require(self.steps >= 1, f"{self.steps} steps")
+        for value in (self.clip, self.noise_multiplier):
+            _require(0 < value < math.inf, f"{value}")
+
+
+Event: TypeAlias = SumReleased | StepsReleased
+EVENTS: Mapping[str, type[Event]] = {kind.kind: kind for kind in (SumReleased, StepsReleased)}
 SAMPLINGS: Mapping[str, type[Any]] = {s.kind: s for s in (Everyone, PoissonSample, FixedSample)}
 
 

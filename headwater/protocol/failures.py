@@ -58,6 +58,7 @@ class FailureCode(IntEnum):
     TRIES_LATER = 20
     PLUGIN_MISSING = 21
     SCRIPT_MISSING = 22
+    PRIVACY_SPENT = 23
     POLICY_HOURS = 32
     POLICY_BYTES_PER_DAY = 33
     POLICY_WORK_PER_DAY = 34
@@ -128,6 +129,7 @@ _SENTENCES: dict[FailureCode, tuple[int, str]] = {
         "package {0} of the run's [plugins] is not installed on the device, or in another version",
     ),
     FailureCode.SCRIPT_MISSING: (0, "a script of the owner's must train, and none runs on the device"),
+    FailureCode.PRIVACY_SPENT: (0, "the client's privacy budget does not hold one more round"),
     FailureCode.POLICY_HOURS: (3, "policy hours {clock[0]}-{clock[1]}: it is {clock[2]} on the device"),
     FailureCode.POLICY_BYTES_PER_DAY: (
         3,

@@ -18,8 +18,10 @@ from headwater.seeds.keys import Key
 from headwater.state import AdapterState, TensorSpec
 from headwater.tasks.batches import Batch
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
+from headwater.training.example_gradients import ExampleGradients
 from headwater.training.fisher import client_fisher
 from headwater.training.minibatches import contained, diverged, minibatches, summary
+from headwater.training.private_steps import PrivateSteps, StepPlan
 from headwater.training.trainable_part import TrainablePart
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
@@ -38,7 +40,8 @@ class BackpropTrainer(CohortTrainer):
     ``plan.tensors`` or ``plan.rank`` only what they cover is trained, and the norm that ``max_grad_norm``
     cuts is that of its gradient; delta and Fisher are zero outside. ``optimizer = "adamw8bit"`` is
     bitsandbytes' AdamW8bit; ``"sgd"`` has one rate for the whole task, and a task's ``correction``
-    (SCAFFOLD) is added to the gradient that ``max_grad_norm`` has cut.
+    (SCAFFOLD) is added to the gradient that ``max_grad_norm`` has cut. With ``privacy`` the steps are those
+    of :class:`~headwater.training.private_steps.PrivateSteps`, and no result tells of losses.
 
     Args:
         model: the adapted model; the trainer owns its values while it trains.
@@ -74,11 +77,11 @@ class BackpropTrainer(CohortTrainer):
 
     def _result(self, task: TrainTask, training: BackpropTraining, key: Key) -> TrainResult:
         part = TrainablePart.of(self._model, task.plan, who=f"client {task.client}")
-        losses = self._descend(task, training, part, key)
+        steps, losses = self._descend(task, training, part, key)
         trained = self._model.read()
         if not trained.isfinite():
-            raise diverged(task, len(losses), "adapter", "non-finite values", HINT)
-        statistics, metrics = {}, summary(losses)
+            raise diverged(task, steps, "adapter", "non-finite values", HINT)
+        statistics, metrics = {}, summary(losses) if losses else {}
         if task.plan.fisher is not None:
             began = time.perf_counter()
             fisher = client_fisher(
@@ -93,40 +96,69 @@ class BackpropTrainer(CohortTrainer):
             statistics["fisher"] = part.only(fisher)
             metrics["fisher_seconds"] = time.perf_counter() - began
         delta = trained - task.state
-        return TrainResult(task.client, delta, len(task.examples), len(losses), statistics, metrics)
+        return TrainResult(task.client, delta, len(task.examples), steps, statistics, metrics)
 
     def _descend(
         self, task: TrainTask, training: BackpropTraining, part: TrainablePart, key: Key
-    ) -> list[float]:
-        """All steps of one client; the losses, one for each step."""
+    ) -> tuple[int, list[float]]:
+        """All steps of one client: how many, and the losses, one for each step, of those that may be told."""
         model, parameters = self._model, [p for _, p in part.trained]
         optimiser = optimiser_of(part.trained, training, task.plan.learning_rate_factor)
         start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
-        losses: list[float] = []
+        steps, losses = 0, list[float]()
         with (
             _seeded(key),
             self._caching_prefix(task, training),
             model.training(checkpointing=training.gradient_checkpointing),
             part.alone(),
         ):
-            for batch in minibatches(task.examples, training, key, pad=self._pad):
-                optimiser.zero_grad(set_to_none=True)
-                losses.append(self._backward(batch, training.micro_batch_size or len(batch), parameters))
-                if not math.isfinite(losses[-1]):
-                    raise diverged(task, len(losses), "loss", str(losses[-1]), HINT)
+            steps_of = self._steps if training.privacy is None else self._private_steps
+            for loss in steps_of(task, training, part, key):
+                steps += 1
+                losses += [] if loss is None else [loss]
                 if start:
                     _pull_back(parameters, start, training.proximal_mu)
                 part.mask_gradients()
-                if training.max_grad_norm is not None:
+                if training.privacy is None and training.max_grad_norm is not None:
                     norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
                     if not bool(torch.isfinite(norm)):
-                        raise diverged(task, len(losses), "gradient", str(norm.item()), HINT)
+                        raise diverged(task, steps, "gradient", str(norm.item()), HINT)
                 if task.correction is not None:
                     _correct(part.trained, task.correction)
                 optimiser.step()
                 part.put_back()
         optimiser.zero_grad(set_to_none=True)
-        return losses
+        return steps, losses
+
+    def _steps(
+        self, task: TrainTask, training: BackpropTraining, part: TrainablePart, key: Key
+    ) -> Iterator[float]:
+        """The loss of each step, whose gradient is then in the parameters."""
+        parameters = [p for _, p in part.trained]
+        for number, batch in enumerate(minibatches(task.examples, training, key, pad=self._pad), 1):
+            for parameter in parameters:
+                parameter.grad = None
+            loss = self._backward(batch, training.micro_batch_size or len(batch), parameters)
+            if not math.isfinite(loss):
+                raise diverged(task, number, "loss", str(loss), HINT)
+            yield loss
+
+    def _private_steps(
+        self, task: TrainTask, training: BackpropTraining, part: TrainablePart, key: Key
+    ) -> Iterator[None]:
+        """The same with noise; what losses the examples have is not told."""
+        assert training.privacy is not None, "or there is no noise"
+        assert training.max_grad_norm is not None, "as settings have it"
+        gradients = ExampleGradients.of(
+            self._model,
+            part,
+            training.max_grad_norm,
+            pad=self._pad,
+            micro_batch_size=training.micro_batch_size,
+            checkpointing=training.gradient_checkpointing,
+        )
+        for _ in PrivateSteps(StepPlan.of(task.examples, training), gradients, training.privacy, key):
+            yield None
 
     def _backward(self, batch: Batch, rows: int, parameters: list[torch.nn.Parameter]) -> float:
         """The loss of a step; its gradient is left in ``parameters``, unless the loss is not finite.

@@ -47,7 +47,7 @@ class TrainResult:
         statistics: named statistics that the plan asked for, such as ``fisher``.
         examples: examples the client trains on (its weight).
         steps: optimiser steps taken.
-        metrics: at least ``loss``, the mean training loss.
+        metrics: at least ``loss``, the mean training loss, but of a training with ``privacy``.
         error: why there is no delta.
         noise: the expected squared L2 distance of the delta from its mean over the random directions it
             was made with; 0 for gradients.

@@ -10,10 +10,14 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headwater.config.agent import AgentSettings
-from headwater.errors import StorageError
+from headwater.config.privacy import ExamplePrivacy
+from headwater.errors import MissingDependency, StorageError
+
+if TYPE_CHECKING:
+    from headwater.client.agent.known_runs import KnownRun
 
 _DOING = {"profile": "looks at model and data", "train": "trains", "evaluate": "evaluates"}
 _AT = 14
@@ -66,6 +70,8 @@ def lines(settings: AgentSettings, now: datetime) -> Iterator[tuple[str, str]]:
         if found is not None:
             examples = "not profiled yet" if found.examples is None else f"{found.examples} examples"
             yield "run", f"{run_id}: {found.settings.federation.name}, {examples}"
+            if (privacy := found.settings.training.example_privacy()) is not None:
+                yield "privacy", f"{run_id}: {_spent(found, privacy, settings.file.name)}"
 
 
 def _read(settings: AgentSettings) -> dict[str, Any] | None:
@@ -82,6 +88,21 @@ def _read(settings: AgentSettings) -> dict[str, Any] | None:
             got=str(error),
             hint="The agent writes it again when it starts.",
         ) from None
+
+
+def _spent(run: KnownRun, privacy: ExamplePrivacy, client: str) -> str:
+    """What a run's trainings have told of each of the owner's rows."""
+    from headwater.client.execution.store import DirectoryStore
+    from headwater.privacy.accounting import in_words, price
+
+    events = DirectoryStore(run.folder, durable=False, ledgers=run.ledgers).load_spent(client)
+    try:
+        spent = price(events, privacy.delta, "add-or-remove") if events else None
+    except MissingDependency as error:
+        return f"{len(events)} rounds told of your rows. {error.hint}"
+    if spent is None:
+        return "nothing is spent yet"
+    return in_words(spent, privacy.epsilon, "row")
 
 
 def _connection(content: dict[str, Any]) -> str:

@@ -84,7 +84,9 @@ class InProcessWorker:
         try:
             runtime = self._devices.open(joined, model)
             runtime.data.client(self._name)  # what is wrong with the data shows here and nowhere later
-            return answer(envelope, state, self._name, DirectoryStore(joined.folder), runtime)
+            return answer(
+                envelope, state, self._name, DirectoryStore(joined.folder, ledgers=joined.ledgers), runtime
+            )
         except DataError as error:
             raise for_owner(error) from error
         finally:

@@ -25,6 +25,8 @@ from headwater.protocol.messages import ProfileRequest
 
 KEPT_RUNS = 3
 """Runs whose folders stay: the one that was last worked for, and the two before it."""
+LEDGERS = "privacy"
+"""In the agent's state: a folder for each run that trains with noise."""
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FILE, _START = "federation.json", "start.safetensors"
 
@@ -71,6 +73,11 @@ class KnownRun:
                 hint="Server and device must run the same minor version.",
             )
             raise coded(unknown, FailureCode.ANOTHER_VERSION) from None
+
+    @property
+    def ledgers(self) -> Path:
+        """Where it is written what its trainings told of the rows: it stays when the run's folder goes."""
+        return self.folder.parent.parent / LEDGERS / self.run
 
     @property
     def bits(self) -> str:

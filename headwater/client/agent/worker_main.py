@@ -117,7 +117,9 @@ def _serve(
         joined = KnownRun(head["run"], head["federation"], head["model_sha256"], Path(head["folder"]))
         runtime = devices.open(joined, None if head["model"] is None else Path(head["model"]))
         runtime.data.client(options["name"])  # what is wrong with the data shows here and nowhere later
-        reply = answer(envelope, state, options["name"], DirectoryStore(joined.folder), runtime)
+        reply = answer(
+            envelope, state, options["name"], DirectoryStore(joined.folder, ledgers=joined.ledgers), runtime
+        )
     except DataError as error:  # the worker's data are the owner's, whenever what is wrong with them shows
         return [_head(devices, for_owner(error))]
     except HeadwaterError as error:

@@ -1,8 +1,8 @@
 """execute: the one client path, for a device's cohort of one and a simulation's cohort of many.
 
-For each task: train, settle the error feedback of earlier rounds, send the update through its pipeline
-(:mod:`.update_pipeline`), keep the new residual, answer. A failure of one client is that client's answer; the
-others go on. :mod:`.faults` says what is one.
+For each task: spend of its client's privacy budget (:mod:`.example_budget`), train, settle the error feedback
+of earlier rounds, send the update through its pipeline (:mod:`.update_pipeline`), keep the new residual,
+answer. A failure of one client is that client's answer; the others go on. :mod:`.faults` says what is one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from headwater.client.agent.advice import for_owner
 from headwater.client.device.memory import give_back_memory
 from headwater.client.execution.control_variate import ControlVariate, after_training, correction
+from headwater.client.execution.example_budget import spend
 from headwater.client.execution.faults import contained
 from headwater.client.execution.held_back import answered, settled
 from headwater.client.execution.own_part import keep_own, trained_with_own, with_own
@@ -101,6 +102,8 @@ def execute(tasks: Sequence[TrainRequest], store: ClientStore, runtime: ClientRu
                 yield Answer(request.client, data)
                 continue
             member = _Member(request, _task(request, store, runtime), data)
+            if data is None:
+                spend(request, member.task, store, runtime)
             ready.setdefault(request.plan.training.kind, []).append(member)
         except Exception as error:
             yield _failure(request, error, runtime)

@@ -1,7 +1,7 @@
 """ClientStore: what a client keeps between rounds.
 
-Error feedback, its control variate, coefficients of seeds, the part of the adapter that is its own, and the
-global states that it holds.
+Error feedback, its control variate, coefficients of seeds, the part of the adapter that is its own, what its
+training has told of its rows, and the global states that it holds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from headwater.compression.feedback import FeedbackState
 from headwater.compression.feedback_file import pending_round, read_state, to_pieces
 from headwater.compression.feedback_file_before import Readable
 from headwater.errors import StorageError
-from headwater.files import clear_temporaries, file_name, write_atomically
+from headwater.files import clear_temporaries, file_name, make_folder, write_atomically
+from headwater.privacy.events import Event, from_json, to_json
+from headwater.privacy.ledger import Ledger
 from headwater.seeds.directions import Integers
 from headwater.state import StateSpec
 
@@ -33,6 +35,8 @@ T = TypeVar("T")
 
 STORE_FILE = "store.sqlite"
 """In a simulation's folder of the clients: what all of them keep."""
+LEDGER = "privacy.jsonl"
+"""Of a client: what its trainings have told of its rows."""
 _FILES = {".feedback", ".control", ".own", ".sums"}
 
 
@@ -129,6 +133,22 @@ class ClientStore(ABC):
             StorageError: it could not be written; the old one is intact.
         """
 
+    @abstractmethod
+    def load_spent(self, client: str) -> tuple[Event, ...]:
+        """The client's privacy ledger: all that its trainings with noise have told.
+
+        Raises:
+            StorageError: it is damaged or cannot be read.
+        """
+
+    @abstractmethod
+    def add_spent(self, client: str, event: Event) -> None:
+        """Add to the client's privacy ledger. Train only then.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+
 
 class MemoryStore(ClientStore):
     """Keeps states as long as the process lives."""
@@ -138,6 +158,7 @@ class MemoryStore(ClientStore):
         self._controls: dict[str, ControlVariate] = {}
         self._own: dict[str, ControlVariate] = {}
         self._sums: dict[str, Versions] = {}
+        self._spent: dict[str, tuple[Event, ...]] = {}
         self.states = StatesInMemory()
 
     def load(self, client: str, spec: StateSpec) -> FeedbackState:  # noqa: D102 - inherited
@@ -164,6 +185,12 @@ class MemoryStore(ClientStore):
     def save_own(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
         self._own[client] = kept
 
+    def load_spent(self, client: str) -> tuple[Event, ...]:  # noqa: D102 - inherited
+        return self._spent.get(client, ())
+
+    def add_spent(self, client: str, event: Event) -> None:  # noqa: D102 - inherited
+        self._spent[client] = (*self.load_spent(client), event)
+
 
 class DirectoryStore(ClientStore):
     """One file per client and kind of what it keeps, in a folder.
@@ -172,10 +199,11 @@ class DirectoryStore(ClientStore):
         folder: made when first written to.
         durable: survive a power cut, as a device must; a simulation need only survive a kill. A durable
             store is one process's own, and removes the temporary files that this process's death left.
+        ledgers: folder of the privacy ledgers, where they must stay when ``folder`` goes.
     """
 
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
-        self._folder, self._durable = folder, durable
+    def __init__(self, folder: Path, *, durable: bool = True, ledgers: Path | None = None) -> None:
+        self._folder, self._durable, self._ledgers = folder, durable, ledgers or folder
         self.states = StatesInFolder(folder, durable=durable)
         if durable:
             clear_temporaries(folder)
@@ -225,6 +253,16 @@ class DirectoryStore(ClientStore):
 
     def save_own(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
         write_atomically(self._path(client, "own"), *to_bytes(kept), durable=self._durable)
+
+    def load_spent(self, client: str) -> tuple[Event, ...]:  # noqa: D102 - inherited
+        return self._ledger(client).events
+
+    def add_spent(self, client: str, event: Event) -> None:  # noqa: D102 - inherited
+        make_folder(self._ledgers, durable=self._durable)
+        self._ledger(client).append(event)
+
+    def _ledger(self, client: str) -> Ledger:
+        return Ledger(self._ledgers / f"{file_name(client)}.{LEDGER}")
 
     def load_sums(self, client: str) -> Mapping[int, Integers]:  # noqa: D102 - inherited
         return dict(self._versions(client))
@@ -281,6 +319,15 @@ class SharedStore(ClientStore):
 
     def save_own(self, client: str, kept: ControlVariate) -> None:  # noqa: D102 - inherited
         self._records.put(client, "own", to_bytes(kept))
+
+    def load_spent(self, client: str) -> tuple[Event, ...]:  # noqa: D102 - inherited
+        lines = self._read(client, LEDGER, lambda record: record.read().splitlines())
+        where = f"{self._records.path}: the privacy ledger of client {client}"
+        return () if lines is None else tuple(from_json(line, where) for line in lines[0])
+
+    def add_spent(self, client: str, event: Event) -> None:  # noqa: D102 - inherited
+        lines = [to_json(known) for known in (*self.load_spent(client), event)]
+        self._records.put(client, LEDGER, [b"\n".join(lines)])
 
     def load_sums(self, client: str) -> Mapping[int, Integers]:  # noqa: D102 - inherited
         return dict(self._versions(client))

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from headwater.config import LoadedFederation
 from headwater.config.federation import Federation
 from headwater.errors import ConfigError, FederationStopped
+from headwater.privacy.accounting import in_words
 from headwater.protocol.messages import ClientProfile, ProfileRequest
 from headwater.receipts.bundle import goes_on_from
 from headwater.receipts.written import Head, ReceiptBook
@@ -38,7 +39,7 @@ from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.rounds.evaluation_wait import EvaluationAborted
 from headwater.server.rounds.masked_round import Masking
 from headwater.server.rounds.quorum import Quorum, trainable
-from headwater.server.rounds.releases import Releases, exhausted, in_words, recorded
+from headwater.server.rounds.releases import Releases, exhausted, recorded
 from headwater.server.rounds.synchronous import SynchronousRounds
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability

@@ -20,7 +20,7 @@ from headwater.errors import FederationStopped, SpecMismatch, StorageError
 from headwater.files import write_atomically
 from headwater.merging.aggregator import Merged
 from headwater.privacy.accounting import Price, price, relation_of
-from headwater.privacy.events import SumReleased
+from headwater.privacy.events import Event, SumReleased
 from headwater.privacy.ledger import Ledger
 from headwater.server.storage.run_folder import RunFolder
 from headwater.state import AdapterState, StateSpec
@@ -126,7 +126,7 @@ class Releases:
             ) from error
         return replace(Merged(delta, clients, len(clients), report), clip=clip)
 
-    def _price(self, settings: PrivacySettings, events: tuple[SumReleased, ...]) -> Price:
+    def _price(self, settings: PrivacySettings, events: tuple[Event, ...]) -> Price:
         assert settings.delta is not None, "noised means there is one"
         relation = relation_of(events[-1].sampling) if events else "add-or-remove"
         return price(events, settings.delta, relation)
@@ -139,14 +139,6 @@ def exhausted(settings: PrivacySettings, after: Price) -> dict[str, str]:
         "got": f"ε {after.epsilon:.3f} at δ {after.delta:g} after it",
         "hint": "The adapters so far stay. More rounds need a larger budget, hence a new promise.",
     }
-
-
-def in_words(spent: Price, budget: float | None) -> str:
-    """What was spent, in a line: ``ε 1.234 of 4 spent, at δ 1e-05, one owner added or removed``."""
-    of = "" if budget is None else f" of {budget:g}"
-    relation = "one owner added or removed" if spent.relation == "add-or-remove" else "one owner replaced"
-    text = f"ε {spent.epsilon:.3f}{of} spent, at δ {spent.delta:g}, {relation}"
-    return f"{text}; reproducible noise: no privacy" if spent.reproducible else text
 
 
 def recorded(spent: Price, budget: float | None) -> dict[str, object]:

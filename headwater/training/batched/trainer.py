@@ -39,9 +39,9 @@ class BatchedBackpropTrainer(CohortTrainer):
     Clients whose plans have the same training are joined, as many as the cohort may have and as a batch
     has room for (:mod:`.groups`), in the order of their tasks: who trains beside whom is a function of
     the tasks alone, and so are all bits. What each learns is what it learns alone, up to rounding; alone,
-    to the bit. A training with a ``micro_batch_size`` is by itself; one with checkpointing if the adapter
-    drops units, for what is computed again must drop the same; and one with a trunk cache if its plan
-    names tensors, for others of the client's lie below them.
+    to the bit. A training with a ``micro_batch_size`` or ``privacy`` is by itself; one with checkpointing if
+    the adapter drops units, for what is computed again must drop the same; and one with a trunk cache if its
+    plan names tensors, for others of the client's lie below them.
 
     Args:
         model: the adapted model; the trainer owns its values while it trains.
@@ -95,6 +95,7 @@ class BatchedBackpropTrainer(CohortTrainer):
         training = task.plan.training
         return (
             isinstance(training, BackpropTraining)
+            and training.privacy is None
             and not (training.micro_batch_size or (training.trunk_cache_mb and task.plan.tensors is not None))
             and not (training.gradient_checkpointing and drops(self._model))
             and len(task.examples) > 0
