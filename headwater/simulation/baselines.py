@@ -136,7 +136,7 @@ def train_apart(runtime: ClientRuntime, who: str) -> tuple[float, dict[str, floa
     held_out = held_out_examples(runtime, runtime.data.test())
     name = metric_name(settings)
     (_, metrics), groups = runtime.context.evaluate_groups(state, held_out)
-    return metrics[name], {group: own[name] for group, (_, own) in groups.items()}
+    return metrics[name], {g: own[name] for g, (_, own) in groups.items() if name in own}
 
 
 def _probe(runtime: ClientRuntime, train: Sequence[Example], held_out: Sequence[Example]) -> float:

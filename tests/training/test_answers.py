@@ -107,6 +107,27 @@ def test_answers_of_a_causal_model_by_group(tmp_path):
     assert {name: some.test[name] for name in NAMES} == pytest.approx(mean(own))
 
 
+def test_answers_decide_wherever_the_metric_does(tmp_path):
+    """Worth of owners and baselines too; a group of which no answer was drawn has no number."""
+    summary, _ = run(
+        instructions(tmp_path / "fed"),
+        tmp_path / "run",
+        "evaluation.answers=1",
+        "evaluation.metric=rougeL",
+        'contribution.kind="leave-one-out"',
+        "baselines.alone=true",
+    )
+    assert summary["metric"]["name"] == "rougeL"
+    record = record_of_the_adapter(tmp_path / "run", summary)
+    assert len([row for row in record.test_by.values() if "rougeL" in row]) == 1
+    (drawn,) = {group for group, row in record.test_by.items() if "rougeL" in row}
+    alone = summary["baselines"]["alone_groups"]
+    assert [set(groups) for groups in alone.values()] == [{drawn}] * 2
+    (told,) = [r.contribution for r in RunFolder(tmp_path / "run").read_rounds() if r.contribution]
+    assert told["metric"] == "rougeL"
+    assert (tmp_path / "run/report.html").is_file()
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
     file = instructions(tmp_path / "fed")
     with pytest.raises(ConfigError, match=r"'rougeL' is none of .*set evaluation.answers for it"):

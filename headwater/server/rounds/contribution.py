@@ -166,7 +166,7 @@ class Contributions:
                     return math.nan
                 state = self._strategy.update(before, merged).state
             try:
-                _, metrics = self._context.evaluate(state, self._test or ())
+                (_, metrics), _ = self._context.evaluate_groups(state, self._test or ())
             except TrainingError:
                 return math.nan
             return sign * metrics[self._metric]
