@@ -15,7 +15,7 @@ from headwater.privacy.correlated.blt import BufferedToeplitz
 from headwater.privacy.correlated.mechanism import Memory, Participation, gram_bound
 from headwater.privacy.correlated.optimise import best_bands, best_blt
 from headwater.privacy.correlated.toeplitz import Banded, best_coefficients
-from headwater.privacy.correlated.tree import Tree
+from headwater.privacy.correlated.tree import Tree, level_bound
 
 INDEPENDENT = Banded((1.0,))
 BLT = BufferedToeplitz((0.97, 0.6, 0.1), (0.05, 0.2, 0.15))
@@ -74,6 +74,17 @@ def test_no_pattern_moves_it_further_than_its_sensitivity(mechanism, separation,
     if not isinstance(mechanism, Tree) or who.times == 1 or separation == 1:
         assert found == pytest.approx(worst, rel=1e-12)
     assert found <= gram_bound(dense.T @ dense, who) + 1e-12
+
+
+@pytest.mark.parametrize("rounds", [1, 7, 13, 16, 32])
+def test_the_trees_bound_by_levels_is_no_lower_than_the_one_from_its_matrix(rounds):
+    dense = Tree(rounds).materialize(rounds)
+    for separation in {1, 2, 3, 5, 8, rounds}:
+        for most in (None, 1, 2):
+            who = Participation(rounds, separation, most)
+            assert level_bound(who) >= gram_bound(dense.T @ dense, who) - 1e-12
+    assert level_bound(Participation(rounds)) == pytest.approx(np.linalg.norm(dense.sum(axis=1)))
+    assert level_bound(Participation(rounds, most=1)) ** 2 == pytest.approx(rounds.bit_length())
 
 
 def test_a_memory_is_not_changed_by_what_comes_after():

@@ -55,11 +55,13 @@ def independent_part(mechanism, rows):
 
 
 @every_kind
-@given(st.integers(0, 2**32))
-@settings(max_examples=8, deadline=None)
-def test_the_same_releases_need_a_noise_that_is_moved_by_no_more_than_the_sensitivity(mechanism, seed):
+@given(st.integers(0, 2**32), st.sampled_from([2.0**5, 2.0**20, 2.0**40]))
+@settings(max_examples=9, deadline=None)
+def test_the_same_releases_need_a_noise_that_is_moved_by_no_more_than_the_sensitivity(
+    mechanism, seed, longest
+):
     """Two databases that differ by one owner's parts D; releases G + N = (G − D) + (N + D)."""
-    source = noise(mechanism)
+    source = noise(mechanism, longest=longest)
     rows, draw = drawn(source, seed), np.random.default_rng(seed)
     parts = np.zeros((N, D), np.int64)
     for at in range(draw.integers(6), N, 6):

@@ -12,7 +12,8 @@ Formal guarantees, of releases R_t = G_t + N_t over all rounds together:
   2 · :meth:`CorrelatedNoise.slack` from (C·D)_t in each value: two roundings of half a unit, and float64's
   errors. So each round is a discrete Gaussian that is shifted by whole units, as its accounting wants, and
   all shifts together are no longer than Δ, whatever left before. Their Rényi divergences add up to those of
-  one shift by Δ, also where each depends on what came before (Feldman and Zrnic 2021, arXiv 2008.11193).
+  one shift by Δ, also where each depends on what came before (Feldman and Zrnic 2021, arXiv 2008.11193;
+  of continuous Gaussians, so do trade-off curves: Smith and Thakurta 2022, arXiv 2210.17520).
 - Nothing of G is remembered. What is, tells G to whoever also has the releases: keep it as secret as sums.
 - A position is drawn once: who draws the same step twice and lets both leave has told more than this.
 """

@@ -7,11 +7,15 @@ rounds together is the sum of as many nodes as t has ones in binary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from headwater.privacy.correlated.mechanism import Floats, Mechanism, Memory, Participation, gram_bound
+
+_MOST_STEPS = 2**26
+"""Of the bound from C⊤C, k·n²: a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,34 @@ class Tree(Mechanism):
         return Memory(step, buffers)
 
     def sensitivity(self, participation: Participation) -> float:
-        """A bound from C⊤C; ⌊log₂ n⌋ + 1 under the root for one participation, which is exact."""
-        gram = self.materialize(participation.rounds)
-        return gram_bound(gram.T @ gram, participation)
+        """A bound: from C⊤C, or by levels where one participation makes that exact, or C is large."""
+        n, k = participation.rounds, participation.times
+        if k == 1 or k * n * n > _MOST_STEPS:
+            return level_bound(participation)
+        dense = self.materialize(n)
+        return gram_bound(dense.T @ dense, participation)
 
     def prefix_errors(self, rounds: int) -> Floats:
         """As many nodes as t has ones."""
         return np.array([t.bit_count() for t in range(1, rounds + 1)], np.float64)
+
+
+def level_bound(participation: Participation) -> float:
+    """A bound of a tree's sensitivity, level by level; never below that from C⊤C.
+
+    A node over s rounds has one owner at most m = ⌈s/b⌉ times, and the nodes of a level do not overlap: so
+    the squares of what it has of one owner sum up to m·min(k, m·nodes) at most. Exact for k = 1, where it is
+    the number of levels, and for b = 1.
+
+    Args:
+        participation: of n rounds.
+    """
+    n, k, squares = participation.rounds, participation.times, 0
+    for level in range(n.bit_length()):
+        size = 1 << level
+        most = min(k, math.ceil(size / participation.separation))
+        squares += most * min(k, most * ((n // size + 1) // 2))
+    return math.sqrt(squares)
 
 
 def _zeros(number: int) -> int:
