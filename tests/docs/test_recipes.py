@@ -54,14 +54,20 @@ def test_phones_spend_their_budget_and_no_more(empty):
     assert summary["clients"] == 200
 
 
-def test_hospitals_have_receipts_and_the_same_bits_under_masks(empty):
+def test_hospitals_have_receipts_masks_and_ledgers_of_their_own(empty):
     labels = {"good": "routine", "bad": "urgent"}
     tiny_bert(Path("base"))
     Path("clients").mkdir()
     for name in ("north", "south", "east", "west"):
-        write_jsonl(Path(f"clients/{name}.jsonl"), relabelled(name, 10, labels))
-    said = follow("hospitals", 2)
+        write_jsonl(Path(f"clients/{name}.jsonl"), relabelled(name, 100, labels))
+    write_jsonl(Path("test.jsonl"), relabelled("zoe", 8, labels))
+    said = follow("hospitals", 1)
     plain, masked = (json.loads(Path(f"{x}/summary.json").read_text()) for x in ("trial", "masked"))
-    assert plain["adapter_sha256"] == masked["adapter_sha256"]
+    assert plain["rounds"] == masked["rounds"] == 1
+    assert not plain["failures"]
+    assert not masked["failures"]
+    clients = json.loads(Path("trial/rounds.jsonl").read_text().splitlines()[1])["clients"]
+    assert [row["examples"] for row in clients.values()] == [100] * 4
+    assert not any("loss" in row for row in clients.values())  # "losses are not told"
     assert "receipts, none missing or altered" in said["verify trial/adapter"]
     assert Path("fl/server.toml").is_file()
