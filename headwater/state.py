@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,13 +102,17 @@ class StateSpec:
         """Bytes of the values as fp32: what a dense message carries."""
         return 4 * self.numel
 
-    @cached_property
-    def _fingerprint(self) -> str:
+    def described(self) -> list[dict[str, Any]]:
+        """What the fingerprint is of: each tensor's facts, for JSON."""
         tensors = [asdict(t) for t in self.tensors]
         for tensor in tensors:
             if tensor["experts"] == 1:  # as fingerprints were before there were experts
                 del tensor["experts"]
-        text = json.dumps(tensors, sort_keys=True, separators=(",", ":"))
+        return tensors
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        text = json.dumps(self.described(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def fingerprint(self) -> str:

@@ -28,6 +28,31 @@ _UNSHOWN = frozenset({"adapter_sha256", "bytes", "clients", "failures", "how", "
 """Of the card: what the README says otherwise, and who failed, which names owners."""
 
 
+_COVERED = frozenset(
+    {
+        "adapter_round",
+        "adapter_sha256",
+        "engine",
+        "federation",
+        "federation_sha256",
+        "groups",
+        "how",
+        "metric",
+    }
+    | {"name", "privacy", "rounds", "run", "seed", "start", "stopped", "version"}
+)
+"""Of the card: what noise covers, or what hangs on no owner's data."""
+
+
+def covered(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The card of an adapter with noise: without bytes, failures, names, and how many took part.
+
+    Args:
+        card: the whole one.
+    """
+    return {name: value for name, value in card.items() if name in _COVERED}
+
+
 def how_trained(settings: Federation, base: Path) -> dict[str, str]:
     """What a model card says of a federation: rule, uploads, privacy, the base's licence.
 
@@ -37,11 +62,19 @@ def how_trained(settings: Federation, base: Path) -> dict[str, str]:
     """
     clip = settings.privacy.clip_l2
     bound = "" if clip is None else f"; each owner's update has an L2 norm of at most {clip:g}"
+    noise = "no noise, so no differential privacy"
+    if settings.privacy.noised:
+        budget = "" if settings.privacy.epsilon is None else f" within ε {settings.privacy.epsilon:g}"
+        noise = (
+            f"noise on every round's sum, for all data of one owner{budget} at δ {settings.privacy.delta:g}"
+        )
+    if settings.privacy.noise == "reproducible":
+        noise = "noise that can be drawn again from the seed, so no differential privacy"
     return {
         "base's licence": _licence(base),
         "merge rule": settings.strategy.kind,
         "uploads": settings.codec.up.kind,
-        "privacy": f"rows stayed with their owners; no noise, so no differential privacy{bound}",
+        "privacy": f"rows stayed with their owners; {noise}{bound}",
     }
 
 

@@ -97,7 +97,7 @@ def export_vector(
         "kind": "vector",
         "adapter_sha256": state.sha256(),
         "spec": state.spec.fingerprint(),
-        "values": {"stays": [], "units": {}},
+        "values": {"tensors": state.spec.described()},
         "card": dict(card),
     }
 
@@ -140,13 +140,13 @@ def _notes(model: AdaptedModel, state: AdapterState, card: Mapping[str, object])
 def _values(model: AdaptedModel, state: AdapterState, saved: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """How the state's hash follows from the saved tensors; None where they are computed from its values.
 
-    ``stays``: names of tensors that are not of the state; ``units``: what others were multiplied by.
+    ``tensors``: what the spec's fingerprint, which every receipt has, is of. A head's are in its unit.
     """
-    units = {t.name: unit for t in state.spec if (unit := unit_of(t)) != 1.0}
-    for name, value in state.items():
-        if name not in saved or not torch.equal(saved[name], value * units.get(name, 1.0)):
+    for tensor in state.spec:
+        name, unit = tensor.name, unit_of(tensor)
+        if name not in saved or not torch.equal(saved[name], state[name] * unit):
             return None
-    return {"stays": sorted(saved.keys() - state.keys()), "units": units}
+    return {"tensors": state.spec.described()}
 
 
 def _write_beside(files: Mapping[str, bytes], folder: Path) -> None:

@@ -96,7 +96,7 @@ def _verified(path: Path, receipts_in: Path | None, ca_pem: bytes | None, key: s
             f"headwater verify {path}",
             expected=f"{RECEIPTS} in {folder}",
             got="none",
-            hint="Name their folder with --receipts. Runs and exports of older versions have none.",
+            hint="Name their folder with --receipts. Older versions, and exports with noise, have none.",
         )
     receipts = read_receipts(folder / RECEIPTS)
     check_chain(receipts, str(folder), ca_pem=ca_pem, key=key)

@@ -19,12 +19,15 @@ class Ledger:
     Args:
         path: of the file; made with the first event.
 
+    Attributes:
+        path: the same.
+
     Raises:
         StorageError: a line that is no event, or a file that cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         lines = read_lines(path)  # a torn last one was never synced, so nothing of it was released
         self._events = [from_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
@@ -43,5 +46,5 @@ class Ledger:
         Raises:
             StorageError: the disk is full or not writable: release nothing.
         """
-        append_line(self._path, to_json(event))
+        append_line(self.path, to_json(event))
         self._events.append(event)

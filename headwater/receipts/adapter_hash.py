@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,17 +67,27 @@ def _of_folder(path: Path) -> FoundAdapter:
     said, how = str(notes["adapter_sha256"]), notes["values"]
     if how is None:
         return FoundAdapter(path, said, 0)
-    stays, units = set(how["stays"]), how["units"]
+    tensors = how["tensors"]
+    text = json.dumps(tensors, sort_keys=True, separators=(",", ":"))
+    if hashlib.sha256(text.encode()).hexdigest() != notes["spec"]:
+        raise ValueError("tensors that its notes describe, and that are not of their fingerprint")
     with ExitStack() as stack:
         opened: dict[str, tuple[Any, str]] = {}
         for name, prefix in ((_WEIGHTS, ""), (_HEAD, "head.")):
             if (path / name).is_file():
                 file = stack.enter_context(safe_open(path / name, framework="numpy"))
                 opened |= {prefix + key: (file, key) for key in list(file.keys())}
-        names = sorted(opened.keys() - stays)
-        parts = ((opened[n][0].get_tensor(opened[n][1]), float(units.get(n, 1.0))) for n in names)
-        sha256, values = _digest(str(notes["spec"]), parts)
+        parts = (_value(tensor, *opened[tensor["name"]]) for tensor in tensors)
+        sha256, values = _digest(notes["spec"], parts)
     return _agreed(path, sha256, values, said)
+
+
+def _value(tensor: Mapping[str, Any], file: Any, key: str) -> tuple[np.ndarray[Any, Any], float]:  # noqa: ANN401
+    """A saved tensor, and what it was multiplied by."""
+    value = file.get_tensor(key)
+    if list(value.shape) != tensor["shape"]:
+        raise ValueError(f"{key} is {list(value.shape)}, not {tensor['shape']}")
+    return value, float(tensor["scaling"]) if tensor["role"] == "head" else 1.0
 
 
 def _digest(spec: str, parts: Iterator[tuple[np.ndarray[Any, Any], float]]) -> tuple[str, int]:

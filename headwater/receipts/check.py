@@ -77,6 +77,8 @@ def _check_link(name: str, receipt: Receipt, before: Receipt | None, receipts: S
         _refuse(f"{name}: count", "no updates outside rounds", str(receipt.count))
     if receipt.kind in ("rollback", "leaving"):
         to = _gone_back_to(receipt)
+        if to is None and receipts[0].kind == "start":  # else the run may be older than its receipts
+            _refuse(f"{name}: to", "the receipt that it goes back to", receipt.about.get("to", ""))
         if to is not None and not (to < receipt.number and receipts[to].result == receipt.result):
             _refuse(f"{name}: result", f"the adapter of an earlier receipt, {to}", receipt.result)
 

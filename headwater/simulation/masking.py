@@ -10,14 +10,14 @@ from headwater.security.secagg.signer import Signer
 
 
 class SimulatedMasking:
-    """What each device has for itself: its key, and of which rounds it has revealed shares.
+    """What each device has for itself: its key, and in which rounds it has signed a list of survivors.
 
     Keys are new in each process. Masks cancel to the last bit, so that no result depends on them.
     """
 
     def __init__(self) -> None:
         self._signers: dict[str, Signer] = {}
-        self._revealed: dict[str, set[tuple[str, int]]] = {}
+        self._signed: dict[str, set[tuple[str, int]]] = {}
 
     def enrolled(self, names: tuple[str, ...]) -> Mapping[str, bytes]:
         """Signing keys by name."""
@@ -25,8 +25,8 @@ class SimulatedMasking:
 
     def client(self, sum_round: SumRound, name: str, enrolled: Mapping[str, bytes]) -> MaskingClient:
         """One device's side of one sum."""
-        revealed = self._revealed.setdefault(name, set())
-        return MaskingClient(sum_round, name, self._signer(name).sign, enrolled, revealed)
+        signed = self._signed.setdefault(name, set())
+        return MaskingClient(sum_round, name, self._signer(name).sign, enrolled, signed)
 
     def _signer(self, name: str) -> Signer:
         if name not in self._signers:

@@ -292,11 +292,17 @@ class TrainingContext:
         card: Mapping[str, object],
         beside: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
-        """Write ``state`` as a folder: see :func:`headwater.adapters.export.export`."""
+        """Write ``state`` as a folder: see :func:`headwater.adapters.export.export`.
+
+        With noise in ``[privacy]`` nothing lies in it that noise does not cover: receipts count updates.
+        """
+        from headwater.adapters.card import covered
         from headwater.adapters.export import export, export_vector
 
         if self.start is not None:
             card = {**card, "start": self.start.lineage}
+        if self.loaded.settings.privacy.noised:
+            card, beside = covered(card), {}
         if self.model is None:
             export_vector(state, folder, card=card, beside=beside)
         else:

@@ -172,6 +172,16 @@ def test_a_rollback_names_an_adapter_that_was(written):
         check_chain(receipts[:5], "here")
 
 
+def test_a_rollback_to_nowhere_brings_in_no_adapter(written):
+    """A server that signs one would give any adapter a whole chain, and a lineage that nobody sees."""
+    receipts = read_receipts(written / RECEIPTS)[:4]
+    found = receipts[3]
+    back = replace(found, number=4, kind="rollback", base=found.result, result=hashed(666), count=0)
+    back = replace(back, root=root([]).hex(), about={}, previous=found.sha256()).signed(KEY.sign)
+    with pytest.raises(DecodeError, match="receipt 4: to"):
+        check_chain([*receipts, back], "here")
+
+
 @pytest.mark.parametrize("gone", [0, 2, 4])
 def test_a_missing_receipt_is_named(written, gone):
     receipts = read_receipts(written / RECEIPTS)

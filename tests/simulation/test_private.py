@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from headwater.errors import StorageError
@@ -51,6 +53,18 @@ def test_the_ledger_has_every_round_and_the_record_its_price(file, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"{spent[-1]:.3f}" in page
     assert "not covered" in page
+
+
+def test_an_export_has_nothing_that_noise_does_not_cover(file, tmp_path):
+    """Receipts and bytes would tell how many were in each round, and hashes of all but one whose is left."""
+    summary, _ = run(file, tmp_path / "run")
+    assert summary["clients"] == 8
+    assert (tmp_path / "run" / "receipts" / "receipts.jsonl").exists()
+    folder = tmp_path / "run" / "adapter"
+    assert not list(folder.glob("receipt*"))
+    card = json.loads((folder / "headwater.json").read_text())["card"]
+    assert card["privacy"] == summary["privacy"]
+    assert not card.keys() & {"clients", "bytes", "seconds", "failures", "failures_total", "lost"}
 
 
 def test_the_run_stops_before_the_round_that_would_overspend(file, tmp_path):

@@ -112,6 +112,26 @@ def test_values_that_were_altered_are_refused(done, tmp_path, capsys):
     assert "an adapter that a receipt of the run names" in capsys.readouterr().err
 
 
+def test_notes_that_read_other_values_as_the_receipts_are_refused(done, tmp_path, capsys):
+    """Twice the values in twice the unit have the same hash, and are another head."""
+    import shutil
+
+    folder = tmp_path / "adapter"
+    shutil.copytree(done / "adapter", folder)
+    notes, tensors = (
+        json.loads((folder / "headwater.json").read_text()),
+        load_file(folder / "head.safetensors"),
+    )
+    save_file({name: 2 * value for name, value in tensors.items()}, folder / "head.safetensors")
+    heads = [tensor for tensor in notes["values"]["tensors"] if tensor["role"] == "head"]
+    assert len(heads) == len(tensors)
+    for tensor in heads:
+        tensor["scaling"] *= 2
+    (folder / "headwater.json").write_text(json.dumps(notes))
+    assert main(["verify", str(folder)]) == 6
+    assert "not of their fingerprint" in capsys.readouterr().err
+
+
 def test_a_chain_that_was_altered_is_refused(done, tmp_path, capsys):
     import shutil
 

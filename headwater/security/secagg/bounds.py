@@ -35,10 +35,12 @@ class Promise:
     Args:
         dropouts: δ, the fraction of a group that may drop out.
         colluding: γ, the fraction that may be the server's own.
+        least: fewer clients are never asked for one sum: else a server would ask one, and its own.
     """
 
     dropouts: float = 0.3
     colluding: float = 0.1
+    least: int = FEWEST
 
     def dropped(self, clients: int) -> int:
         """d, at most."""

@@ -3,9 +3,9 @@
 ``advertise`` → ``share`` → ``mask`` → ``sign_list`` → ``reveal``. What a lying server must not get
 decides the refusals: a client masks and shares for one list of signed keys only, signs one list of
 survivors only, and gives of each neighbour the share of its self-mask's seed or of its mask key, never
-both, after a quorum of the group has signed the very list. Who has revealed in a round takes no part in
-it again: the sums of two groups that differ by one client would be that client's vector. Whatever is
-refused ends the sum for this client and its secrets are gone.
+both, after a quorum of the group has signed the very list. Who has signed a list of survivors takes no part
+in that round again, and none in a group smaller than stated: two sums of a round that share a client would
+differ by the others. Whatever is refused ends the sum for this client and its secrets are gone.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class MaskingClient:
         name: the client's.
         sign: signs bytes with the client's enrolled key.
         enrolled: the signing keys that this client knows the others by.
-        revealed: the runs and rounds of which it has revealed shares; it adds this one.
+        signed: the runs and rounds in which it has signed a list of survivors; it adds this one.
 
     Raises:
-        UpdateRejected: the client is not in the round, its names are not in their one order, or it has
-            revealed shares of it before.
+        UpdateRejected: the client is not in the round, its names are not in their one order or too few, or
+            it has signed a list of it before.
     """
 
     def __init__(
@@ -56,15 +56,19 @@ class MaskingClient:
         name: str,
         sign: Callable[[bytes], bytes],
         enrolled: Mapping[str, bytes],
-        revealed: set[tuple[str, int]],
+        signed: set[tuple[str, int]],
     ) -> None:
         if name not in sum_round.names or list(sum_round.names) != sorted(set(sum_round.names)):
             raise UpdateRejected(
                 f"masked sum, client {name}", expected="sorted names, its own among them", got="others"
             )
-        self._round, self._name, self._revealed = sum_round, name, revealed
-        if self._key in revealed:
-            raise self._refusal("a round whose sum was not told yet", "one that it has revealed shares of")
+        self._round, self._name, self._signed = sum_round, name, signed
+        if len(sum_round.names) < (least := sum_round.promise.least):
+            raise self._refusal(
+                f"at least {least} clients, as the federation states", str(len(sum_round.names))
+            )
+        if self._key in signed:
+            raise self._refusal("a round that it was in no sum of", "one that it has signed the survivors of")
         self._sign, self._enrolled = sign, enrolled
         self._index, self._stage = sum_round.names.index(name), 0
         self._seal, self._mask = AgreementKey.create(), AgreementKey.create()
@@ -170,6 +174,7 @@ class MaskingClient:
                 raise self._refusal("survivors that shared, itself among them", "others")
             self._group.require_enough(survivors, self._round.promise)
             self._survivors = survivors.copy()
+            self._signed.add(self._key)  # not only when it reveals: others' shares are enough for the sum
             return self._sign(self._group.list_text(self._round, self._shared, self._survivors))
 
     def reveal(self, signatures: Mapping[int, bytes]) -> Reveal:
@@ -185,7 +190,7 @@ class MaskingClient:
             quorum = self._round.promise.quorum(self.members)
             text = self._group.list_text(self._round, self._shared, self._survivors)
             for member, signature in signatures.items():
-                key = self._enrolled[self._name_of(member)]
+                key = self._enrolled.get(self._name_of(member), b"")
                 if not self._survivors[member] or not verify_ed25519(key, signature, text):
                     raise self._refusal(
                         "signatures of survivors over the list that it was shown",
@@ -195,7 +200,6 @@ class MaskingClient:
                 raise self._refusal(f"signatures of {quorum} members", str(len(signatures)))
             seeds = {n: share for n, share in self._seed_shares.items() if self._survivors[n]}
             keys = {n: share for n, share in self._key_shares.items() if not self._survivors[n]}
-            self._revealed.add(self._key)
             self._forget()
             return Reveal(seeds, keys)
 

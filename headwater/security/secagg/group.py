@@ -49,7 +49,8 @@ class SumRound:
     def digest(self) -> bytes:
         """SHA-256 of all of it, which every signature of the round is over."""
         promise = self.promise
-        facts = [self.run, self.round, self.attempt.hex(), promise.dropouts, promise.colluding, *self.names]
+        stated = promise.dropouts, promise.colluding, promise.least
+        facts = [self.run, self.round, self.attempt.hex(), *stated, *self.names]
         text = json.dumps(facts, separators=(",", ":")).encode()
         return hashlib.sha256(text + b"\n" + self.layout.describe()).digest()
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from headwater.config.codec import CodecSettings
 from headwater.config.federation import Federation
+from headwater.config.schedule import CohortSettings
 from headwater.errors import FederationStopped, HeadwaterError, StorageError
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.proto.wire import decode_failure
@@ -17,6 +18,7 @@ from headwater.protocol.coordinator import Coordinator
 from headwater.protocol.machine import Halt
 from headwater.protocol.messages import ClientProfile, TrainRequest, reported
 from headwater.receipts.receipt import Entry
+from headwater.security.secagg.bounds import Promise
 from headwater.seeds.keys import Key
 from headwater.server.clients.client_pool import ClientPool
 from headwater.server.clients.downlink import Downlink
@@ -197,6 +199,7 @@ class Rounds(ABC):
         strategy = self._strategy
         if left is not None:
             strategy = FederatedStrategy(_settings_of(self._settings, left), drawn=True)
+        self._planned_by = strategy
         everyone = self._everyone(profiles)
         population = None
         if checkpoint.server.control is not None or checkpoint.server.shift is not None:
@@ -215,7 +218,9 @@ class Rounds(ABC):
         rule = self._strategy.aggregator(plan, down.base)
         privacy = self._settings.privacy
         if privacy.masks and self._masking is not None:
-            return MaskedRound(plan, down, self._run, profiles, rule, self._root, self._masking, privacy)
+            least = self._settings.cohort.min_clients
+            promise = Promise(privacy.mask_dropouts, privacy.mask_colluding, least)
+            return MaskedRound(plan, down, self._run, profiles, rule, self._root, self._masking, promise)
         open_round = OpenRound(plan, down, self._run, profiles, rule, self._root)
         if self._settings.schedule.has_rounds:
             open_round.players = self._players(plan, rule)
@@ -257,7 +262,9 @@ class Rounds(ABC):
             number = open_round.plan.round
             methods = {c: plan.method for c, plan in open_round.plan.clients.items() if plan.method}
             codec = (left.codec if left else "") or self._settings.codec.model_dump_json(include={"up"})
-            record = OpenRoundRecord(number, open_round.profiles, bases, rounds, methods, codec)
+            drawn = self._settings.cohort.model_dump_json(include={"clients_per_round"})
+            drawn = drawn if left is None else left.cohort
+            record = OpenRoundRecord(number, open_round.profiles, bases, rounds, methods, codec, drawn)
             record.save(self._durability.open_round)
 
     def _spooled(self, number: int, clients: Mapping[str, Any]) -> list[ReceivedReply]:
@@ -352,7 +359,11 @@ def _settings_of(settings: Federation, left: OpenRoundRecord) -> Federation:
     if left.codec:
         then = CodecSettings.model_validate_json(left.codec)
         codec = codec.model_copy(update={"up": then.up})
-    return settings.model_copy(update={"federation": federation, "codec": codec})
+    cohort = settings.cohort  # with noise a sum is divided, and priced, as it was drawn
+    if left.cohort:
+        asked = CohortSettings.model_validate_json(left.cohort).clients_per_round
+        cohort = cohort.model_copy(update={"clients_per_round": asked})
+    return settings.model_copy(update={"federation": federation, "codec": codec, "cohort": cohort})
 
 
 def _with_all_of_the_sum(checkpoint: Checkpoint, population: Mapping[str, int]) -> dict[str, int]:

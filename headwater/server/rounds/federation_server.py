@@ -279,6 +279,8 @@ class FederationServer:
         """
         saved = Checkpoint.load(self._folder.checkpoint, self._context.spec, self._run)
         if saved is not None:
+            if self._releases is not None:
+                self._releases.require_whole(saved.server.round)
             self._downlink.restore(saved.down)
             self._folder.keep_rounds(saved.server.round)
             self._book.keep_through(saved.receipt)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from headwater.config.privacy import PrivacySettings
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.plan import Update
 from headwater.protocol.messages import ClientProfile
@@ -61,7 +60,7 @@ class MaskedRound(OpenRound):
         rule: the merge rule.
         root: the federation's root key.
         masking: the devices' side.
-        privacy: what the federation states of drop-outs and collusion.
+        promise: what the federation states of drop-outs, collusion and the fewest clients.
 
     Raises:
         ConfigError: too few clients for masks, or a rule or plan that needs single updates.
@@ -76,12 +75,11 @@ class MaskedRound(OpenRound):
         rule: Aggregator[Any],
         root: Key,
         masking: Masking,
-        privacy: PrivacySettings,
+        promise: Promise,
     ) -> None:
         super().__init__(plan, down, run, profiles, rule, root)
         self._gap = self._gap_acc = None
         names = tuple(sorted(plan.clients))
-        promise = Promise(privacy.mask_dropouts, privacy.mask_colluding)
         choose(len(names), promise)
         layout = rule.sum_layout(plan.merge)
         sum_round = SumRound(run, plan.round, secrets.token_bytes(16), names, layout, promise)

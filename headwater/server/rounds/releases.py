@@ -41,6 +41,19 @@ class Releases:
     def __init__(self, folder: RunFolder, spec: StateSpec) -> None:
         self._ledger, self._path, self._spec = Ledger(folder.ledger), folder.release, spec
 
+    def require_whole(self, rounds: int) -> None:
+        """Refuse a ledger that lacks a round: what was spent cannot be told, so nothing may follow.
+
+        Args:
+            rounds: that are finished.
+
+        Raises:
+            StorageError: which one.
+        """
+        lacking = set(range(1, rounds + 1)) - {e.round for e in self._ledger.events if isinstance(e, SumReleased)}
+        if lacking:
+            raise self._cut_off(f"none of round {min(lacking)}")
+
     def overspends(self, settings: PrivacySettings, following: SumReleased, base_sha256: str) -> Price | None:
         """What the run would have spent after this release, if that is above its budget; else None.
 
@@ -95,20 +108,20 @@ class Releases:
         return merged
 
     def _made(self, number: int, base_sha256: str) -> Merged | None:
-        """What is in the file, if it is this round's and in the ledger.
+        """What is in the file, if it is this round's.
 
         Raises:
-            StorageError: it is damaged.
+            StorageError: it is damaged, or it is not in the ledger, which was written before it.
         """
         if not self._path.exists():
             return None
         try:
             with safe_open(self._path, framework="pt") as file:
                 meta = json.loads(file.metadata()["headwater"])
-                if (meta["round"], meta["base"]) != (number, base_sha256) or not self._ledger.has(
-                    meta["release"]
-                ):
+                if (meta["round"], meta["base"]) != (number, base_sha256):
                     return None
+                if not self._ledger.has(meta["release"]):
+                    raise self._cut_off(f"not release {meta['release']}, which is in {self._path.name}")
                 delta = AdapterState(
                     self._spec, {name: file.get_tensor(f"delta/{name}") for name in self._spec.by_name}
                 )
@@ -125,6 +138,14 @@ class Releases:
                 hint="Restore it from a backup, or delete it: the round is then released and paid for again.",
             ) from error
         return replace(Merged(delta, clients, len(clients), report), clip=clip)
+
+    def _cut_off(self, got: str) -> StorageError:
+        return StorageError(
+            f"ledger {self._ledger.path}",
+            expected="an event for every release of the run",
+            got=got,
+            hint="It was shortened or removed. Restore it from the newest copy there is, or start a new run.",
+        )
 
     def _price(self, settings: PrivacySettings, events: tuple[Event, ...]) -> Price:
         assert settings.delta is not None, "noised means there is one"

@@ -95,7 +95,7 @@ class SynchronousRounds(Rounds):
             return merge()
         return self._releases.once(
             self._settings.privacy,
-            lambda release: self._strategy.release(checkpoint.server, release),
+            lambda release: self._planned_by.release(checkpoint.server, release),
             open_round.base_sha256,
             merge,
         )

@@ -29,6 +29,7 @@ class OpenRoundRecord:
             that is not known.
         methods: names of the clients' methods; empty if they are not known.
         codec: of updates when it was planned, as JSON; empty if that is not known.
+        cohort: likewise, of what it was drawn by.
     """
 
     round: int
@@ -37,6 +38,7 @@ class OpenRoundRecord:
     rounds: int = 0
     methods: Mapping[str, str] = field(default_factory=dict)
     codec: str = ""
+    cohort: str = ""
 
     def save(self, path: Path) -> None:
         """Write it, atomically."""
@@ -47,6 +49,7 @@ class OpenRoundRecord:
             "bases": {str(n): digest for n, digest in self.bases.items()},
             "methods": dict(self.methods),
             "codec": self.codec,
+            "cohort": self.cohort,
         }
         write_atomically(path, json.dumps(content, indent=1).encode())
 
@@ -71,6 +74,7 @@ class OpenRoundRecord:
                 int(content.get("rounds", 0)),
                 methods,
                 str(content.get("codec", "")),
+                str(content.get("cohort", "")),
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise StorageError(

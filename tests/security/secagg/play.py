@@ -42,14 +42,14 @@ class Play:
         self.round = SumRound("run", round, bytes([round]) * 16, self.names, layout, promise)
         self.enrolled = {n: enrolled_key(n).public_key().public_bytes_raw() for n in self.names}
         self.server = MaskingServer(self.round, self.enrolled)
-        self.revealed: dict[str, set[tuple[str, int]]] = {name: set() for name in self.names}
+        self.signed_once: dict[str, set[tuple[str, int]]] = {name: set() for name in self.names}
         self.clients = {name: self.client(name) for name in self.names}
         self.sent: dict[str, bytes] = {}
 
     def client(self, name: str) -> MaskingClient:
         """A client of the round, with keys of its own."""
         sign = enrolled_key(name).sign
-        return MaskingClient(self.round, name, sign, self.enrolled, self.revealed[name])
+        return MaskingClient(self.round, name, sign, self.enrolled, self.signed_once[name])
 
     def keys(self, but: Collection[str] = ()) -> None:
         """All but some advertise, and learn the group."""

@@ -13,7 +13,7 @@ from headwater.security.secagg.client import MaskingClient
 from headwater.security.secagg.group import Advert, Group
 from headwater.security.secagg.messages import Delivery, Reveal
 from headwater.security.secagg.shamir import join
-from tests.security.secagg.play import Play, enrolled_key
+from tests.security.secagg.play import Play, enrolled_key, plain_sum
 
 PROMISE = Promise(0.3, 0.1)
 
@@ -238,7 +238,7 @@ def test_a_round_is_not_told_twice() -> None:
     """The sums of two groups that differ by one client would be that client's vector."""
     play = Play(5, Promise(0.3, 0.0))
     play.whole(play.some_values())
-    with pytest.raises(UpdateRejected, match="revealed shares of"):
+    with pytest.raises(UpdateRejected, match="signed the survivors of"):
         play.client("c000")
 
 
@@ -296,3 +296,32 @@ def test_strangers_are_refused() -> None:
         Advert.from_bytes(b"")
     with pytest.raises(UpdateRejected, match="sorted names"):
         MaskingClient(play.round, "eve", enrolled_key("eve").sign, play.enrolled, set())
+
+
+# --- more than one sum ----------------------------------------------------------------------------
+
+
+def test_two_that_reveal_are_not_told_apart_by_a_second_sum_of_the_others() -> None:
+    """A server states a threshold of two and lets two clients reveal; the others' sum would give theirs."""
+    play = Play(10, PROMISE)
+    play.keys()
+    low = replace(play.group, bounds=GroupBounds(10, 9, 2, 0))
+    play.group = play.server.group = low
+    play.shares()
+    values = play.some_values()
+    play.vectors(values)
+    play.signatures()
+    for name in ("c000", "c001", "c009"):  # the last one is the server's own
+        play.server.take_reveal(name, play.clients[name].reveal(play.certificate))
+    total = play.server.finish()
+    assert np.array_equal(total.values[0], plain_sum(values, play.names)[0])
+    play.round = replace(play.round, attempt=b"another attempt.", names=play.names[2:])
+    for name in play.names[2:9]:
+        with pytest.raises(UpdateRejected, match="signed the survivors of"):
+            play.client(name)
+
+
+def test_a_group_smaller_than_the_federation_states_is_refused() -> None:
+    """A server that asks one client and its own would have them all lie within its fraction of many."""
+    with pytest.raises(UpdateRejected, match="at least 10 clients"):
+        Play(4, Promise(0.3, 0.1, least=10))
