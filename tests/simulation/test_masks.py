@@ -56,6 +56,10 @@ def test_masked_bits_are_those_without(
     assert states(tmp_path / "masked") == states(tmp_path / "plain")
     assert len(set(states(tmp_path / "masked"))) == 4
     assert not summary["failures"]
+    rows = [row for record in records(tmp_path / "masked")[1:] for row in record["clients"].values()]
+    assert all("examples" in row for row in rows)
+    # an update's energy, and the length of what its Fisher compresses to, are of one update alone
+    assert not any(row.keys() & {"noise", "bytes_fisher"} for row in rows)
 
 
 def test_workers_mask_to_the_same_bits(tmp_path: Path) -> None:

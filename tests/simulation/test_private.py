@@ -13,6 +13,7 @@ from headwater.server.events import Notice
 from headwater.server.rounds import federation_server, releases
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
+from headwater.strategies import federated
 from tests.support.runs import bare_federation, resume, run
 
 pytest.importorskip("dp_accounting", reason="the extra headwater[privacy]")
@@ -91,6 +92,21 @@ def test_noise_of_the_system_is_another_each_time_and_that_of_the_seed_is_told(f
     assert one["privacy"]["reproducible"]
     assert any(isinstance(e, Notice) and "no privacy" in e.text for e in told)
     assert "no privacy" in (tmp_path / "c" / "report.html").read_text()
+
+
+def test_nothing_is_drawn_or_leaves_before_its_event_is_on_disk(file, tmp_path, monkeypatch):
+    """A full disk: neither noise nor release, else the sum would leave unpaid, or under two noises."""
+    drawn = []
+
+    def full(self, event):
+        raise StorageError("disk", expected="room", got="none")
+
+    monkeypatch.setattr(releases.Ledger, "append", full)
+    monkeypatch.setattr(federated, "discrete_gaussian", lambda *given: drawn.append(given))
+    with pytest.raises(StorageError, match="disk"):
+        run(file, tmp_path / "run")
+    assert not drawn
+    assert not RunFolder(tmp_path / "run").release.exists()
 
 
 @pytest.mark.parametrize("noise", ["system", "reproducible"])

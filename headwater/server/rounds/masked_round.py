@@ -103,7 +103,10 @@ class MaskedRound(OpenRound):
     def fold(self, incoming: ReceivedReply, *, keep: bool = False) -> None:
         """The device's work on its update, and the server's on the masked vector."""
         super().fold(incoming)
-        self._rows[incoming.address]["bytes_up"] = self._devices[incoming.address].sent
+        row = self._rows[incoming.address]
+        for name in row.keys() & {"noise", "bytes_fisher"}:
+            del row[name]  # of one update alone: with devices elsewhere no server would see it
+        row["bytes_up"] = self._devices[incoming.address].sent
 
     def _add(self, update: Update) -> None:
         """Mask the accumulator of this update alone, and add it."""
