@@ -62,6 +62,8 @@ def test_one_client_moves_the_sum_by_no_more_than_the_noise_is_for(rows, clip):
     rule.finalize(whole)
     moved = float((summed(rows, private)[1].total - _without_first(rows, private)).double().norm())
     assert moved <= asked["sum"] / private.multiplier
+    rounding = math.sqrt(17) / 2  # the worst that rounding to units adds, whether these rows reach it or not
+    assert asked["sum"] >= private.multiplier * (clip * 2.0**private.bits + rounding)
     assert asked["sum"] / private.multiplier <= clip * 2.0**private.bits * (1 + 1e-3) + math.sqrt(17)
     assert others.total.dtype == torch.int64
 

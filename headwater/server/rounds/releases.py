@@ -50,7 +50,8 @@ class Releases:
         Raises:
             StorageError: which one.
         """
-        lacking = set(range(1, rounds + 1)) - {e.round for e in self._ledger.events if isinstance(e, SumReleased)}
+        told = {event.round for event in self._ledger.events if isinstance(event, SumReleased)}
+        lacking = set(range(1, rounds + 1)) - told
         if lacking:
             raise self._cut_off(f"none of round {min(lacking)}")
 
