@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from headwater.errors import DecodeError
 from headwater.receipts.merkle import root
-from headwater.receipts.receipt import Entry, Receipt
+from headwater.receipts.receipt import Entry, Receipt, require_signature
 from headwater.receipts.sent import Sent
 from headwater.security.receipt_keys import short, vouches
 
@@ -41,7 +41,7 @@ def check_chain(
         name = f"{who}: receipt {receipt.number}"
         if receipt.number != place:
             _refuse(name, f"receipt {place}", f"receipt {receipt.number}")
-        receipt.require_signature(name)
+        require_signature(receipt, name)
         _check_link(name, receipt, before, receipts)
         if key is not None and short(receipt.key) != key:
             _refuse(f"{name}: key", key, short(receipt.key))

@@ -118,10 +118,6 @@ class Receipt:
         """Its line, without a line feed."""
         return _canonical(asdict(self))
 
-    def signed(self, sign: Callable[[bytes], bytes]) -> Receipt:
-        """With the signature of its key."""
-        return replace(self, signature=sign(self.text()).hex())
-
     @staticmethod
     def read(line: bytes, who: str) -> Receipt:
         """The receipt of a line; its signature and its place are not checked.
@@ -141,15 +137,21 @@ class Receipt:
                 problem = "another content"
         raise DecodeError(who, expected="a receipt in its one form", got=problem)
 
-    def require_signature(self, who: str) -> None:
-        """Raise :class:`DecodeError` unless its key signed it."""
-        if not verify_receipt(bytes.fromhex(self.key), bytes.fromhex(self.signature), self.text()):
-            raise DecodeError(
-                f"{who}: signature",
-                expected="one by the receipt's key over all of it",
-                got="another",
-                hint="The receipt was altered after it was signed.",
-            )
+
+def signed(receipt: Receipt, sign: Callable[[bytes], bytes]) -> Receipt:
+    """The receipt with the signature of its key."""
+    return replace(receipt, signature=sign(receipt.text()).hex())
+
+
+def require_signature(receipt: Receipt, who: str) -> None:
+    """Raise :class:`DecodeError` unless the receipt's key signed it."""
+    if not verify_receipt(bytes.fromhex(receipt.key), bytes.fromhex(receipt.signature), receipt.text()):
+        raise DecodeError(
+            f"{who}: signature",
+            expected="one by the receipt's key over all of it",
+            got="another",
+            hint="The receipt was altered after it was signed.",
+        )
 
 
 def _canonical(content: object) -> bytes:

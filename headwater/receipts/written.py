@@ -20,7 +20,7 @@ from pathlib import Path
 from headwater.errors import DecodeError
 from headwater.files import append_line, each_line, write_atomically
 from headwater.receipts.merkle import root
-from headwater.receipts.receipt import Entry, Kind, Receipt
+from headwater.receipts.receipt import Entry, Kind, Receipt, signed
 from headwater.security.receipt_keys import ReceiptKey
 
 RECEIPTS, UPDATES = "receipts.jsonl", "updates.jsonl"
@@ -129,7 +129,8 @@ class ReceiptBook:
             key=key.public,
             authority=key.authority,
             attestation=key.attestation,
-        ).signed(key.sign)
+        )
+        receipt = signed(receipt, key.sign)
         rows = {"number": number, "updates": [asdict(entry) for entry in entries]}
         append_line(self._folder / UPDATES, json.dumps(rows, separators=(",", ":")).encode())
         append_line(self._folder / RECEIPTS, receipt.line())

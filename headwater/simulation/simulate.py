@@ -184,8 +184,9 @@ def _run_here(
             context,
             folder,
             test=test,
-            control=world.control(replace(control, interrupted=interrupted.is_set)),
-            masking=SimulatedMasking(),
+            control=world.control(
+                replace(control, interrupted=interrupted.is_set, masking=SimulatedMasking())
+            ),
         )
         pool, names = None, runtime.data.clients
         if engine == "ray":

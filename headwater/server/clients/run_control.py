@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from headwater.server.clients.masking import Masking
 from headwater.server.events import Observer
 
 POLL_S = 0.02
@@ -30,6 +31,7 @@ class RunControl:
         live_deadline: ``deadline_s`` as the organiser has it now, where that can change meanwhile.
         sleep: lets time pass when nothing came, at most until so many seconds on ``clock``.
         simulated: whether ``clock`` and ``sleep`` are a simulation's: nobody waits for them.
+        masking: the devices' side of masked sums, where they are in this process: a simulation's.
     """
 
     observer: Observer
@@ -40,6 +42,7 @@ class RunControl:
     live_deadline: Callable[[], float | None] | None = None
     sleep: Callable[[float], None] = _sleep
     simulated: bool = False
+    masking: Masking | None = None
 
     def in_real_time(self) -> RunControl:
         """The same with this machine's clock: for what takes no simulated time."""

@@ -28,7 +28,7 @@ from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Notice, RoundStarted
 from headwater.server.round_record import RoundDraft
 from headwater.server.rounds.contribution import Contributions, PlayerSums
-from headwater.server.rounds.masked_round import MaskedRound, Masking
+from headwater.server.rounds.masked_round import MaskedRound, Masks
 from headwater.server.rounds.open_round import OpenRound
 from headwater.server.rounds.releases import Releases
 from headwater.server.storage.checkpoint import Checkpoint
@@ -86,7 +86,6 @@ class Rounds(ABC):
         durability: where what was accepted outlives a crash; None in a simulation.
         downlink: how the adapter travels.
         done: rounds that are finished.
-        masking: the devices' side of masked sums; None where there is none.
     """
 
     kind: ClassVar[str]
@@ -102,9 +101,7 @@ class Rounds(ABC):
         downlink: Downlink,
         *,
         done: int,
-        masking: Masking | None = None,
     ) -> None:
-        self._masking = masking
         self._downlink = downlink
         self._run, self._pool = run, pool
         self._root, self._durability = root, durability
@@ -217,10 +214,10 @@ class Rounds(ABC):
         down = self._downlink.open(checkpoint.server, codec, checkpoint.accepted, everyone)
         rule = self._strategy.aggregator(plan, down.base)
         privacy = self._settings.privacy
-        if privacy.masks and self._masking is not None:
+        if privacy.masks and (devices := self._control.masking) is not None:
             least = self._settings.cohort.min_clients
-            promise = Promise(privacy.mask_dropouts, privacy.mask_colluding, least)
-            return MaskedRound(plan, down, self._run, profiles, rule, self._root, self._masking, promise)
+            masks = Masks(devices, Promise(privacy.mask_dropouts, privacy.mask_colluding, least))
+            return MaskedRound(plan, down, self._run, profiles, rule, self._root, masks)
         open_round = OpenRound(plan, down, self._run, profiles, rule, self._root)
         if self._settings.schedule.has_rounds:
             open_round.players = self._players(plan, rule)

@@ -37,7 +37,6 @@ from headwater.server.rounds.commits import Commits
 from headwater.server.rounds.contribution import Contributions
 from headwater.server.rounds.evaluation import EvaluationRound
 from headwater.server.rounds.evaluation_wait import EvaluationAborted
-from headwater.server.rounds.masked_round import Masking
 from headwater.server.rounds.quorum import Quorum, trainable
 from headwater.server.rounds.releases import Releases, exhausted, recorded
 from headwater.server.rounds.synchronous import SynchronousRounds
@@ -90,7 +89,6 @@ class FederationServer:
         test: the server's held-out examples, if any.
         control: observer, clock, and the requests to stop. Deadlines are the federation's.
         durability: what a daemon adds; without it too few clients end the run.
-        masking: the devices' side of masked sums, where they are in this process.
     """
 
     def __init__(
@@ -103,9 +101,7 @@ class FederationServer:
         test: Sequence[Example] | None,
         control: RunControl,
         durability: Durability | None = None,
-        masking: Masking | None = None,
     ) -> None:
-        self._masking = masking
         self._wire_run_id = durability.wire_run_id if durability else run
         self._loaded, self._run, self._context, self._folder, self._test = loaded, run, context, folder, test
         self._observer, self._should_stop = control.observer, control.should_stop
@@ -132,7 +128,7 @@ class FederationServer:
         Raises:
             ConfigError: updates that are to be masked, and devices that do not.
         """
-        if settings.privacy.masks and self._masking is None:
+        if settings.privacy.masks and self.control.masking is None:
             raise ConfigError(
                 "privacy.masks",
                 expected="a simulation, whose devices mask their updates",
@@ -267,7 +263,6 @@ class FederationServer:
             self._durability,
             self._downlink,
             done=done,
-            masking=self._masking,
         )
 
     # --- between rounds ---------------------------------------------------------------------------

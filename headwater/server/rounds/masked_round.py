@@ -12,7 +12,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.plan import Update
@@ -25,18 +25,22 @@ from headwater.security.secagg.server import MaskingServer
 from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Outgoing
 from headwater.server.clients.exchange import ReceivedReply
+from headwater.server.clients.masking import Masking
 from headwater.server.rounds.open_round import OpenRound
 from headwater.strategies.strategy import RoundPlan
 
 
-class Masking(Protocol):
-    """The devices' side."""
+@dataclass(frozen=True)
+class Masks:
+    """What masks a round.
 
-    def enrolled(self, names: tuple[str, ...]) -> Mapping[str, bytes]:
-        """Signing keys by name."""
+    Args:
+        devices: their side.
+        promise: what the federation states of drop-outs, collusion and the fewest clients.
+    """
 
-    def client(self, sum_round: SumRound, name: str, enrolled: Mapping[str, bytes]) -> MaskingClient:
-        """One device's side of one sum."""
+    devices: Masking
+    promise: Promise
 
 
 @dataclass
@@ -59,8 +63,7 @@ class MaskedRound(OpenRound):
         profiles: what the clients said of themselves.
         rule: the merge rule.
         root: the federation's root key.
-        masking: the devices' side.
-        promise: what the federation states of drop-outs, collusion and the fewest clients.
+        masks: the devices' side, and what is promised of it.
 
     Raises:
         ConfigError: too few clients for masks, or a rule or plan that needs single updates.
@@ -74,18 +77,17 @@ class MaskedRound(OpenRound):
         profiles: Mapping[str, ClientProfile],
         rule: Aggregator[Any],
         root: Key,
-        masking: Masking,
-        promise: Promise,
+        masks: Masks,
     ) -> None:
         super().__init__(plan, down, run, profiles, rule, root)
         self._gap = self._gap_acc = None
         names = tuple(sorted(plan.clients))
-        choose(len(names), promise)
+        choose(len(names), masks.promise)
         layout = rule.sum_layout(plan.merge)
-        sum_round = SumRound(run, plan.round, secrets.token_bytes(16), names, layout, promise)
-        enrolled = masking.enrolled(names)
+        sum_round = SumRound(run, plan.round, secrets.token_bytes(16), names, layout, masks.promise)
+        enrolled = masks.devices.enrolled(names)
         self._server = MaskingServer(sum_round, enrolled)
-        sides = {name: masking.client(sum_round, name, enrolled) for name in names}
+        sides = {name: masks.devices.client(sum_round, name, enrolled) for name in names}
         for name, side in sides.items():
             self._server.take_advert(name, side.advertise())
         group = self._server.close_adverts()
