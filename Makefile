@@ -126,6 +126,8 @@ bench-soak: $(VENV)/.dev ## whether the daemon's memory ends growing: 50 agents,
 bench-privacy: $(VENV)/.dev ## errors of correlated noise; secure aggregation beside plain sums and Flower's SecAgg+; an hour
 	@$(BIN)/python benchmarks/mechanisms.py
 	@$(BIN)/python benchmarks/masks.py
+	@$(BIN)/headwater fetch minilm --out $(CORPORA)
+	@$(BIN)/python benchmarks/private_examples.py
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/robust.py $(if $(SMALL),--small)
 
 bench-lowmemory: $(VENV)/.dev ## memory of every way to train, a fresh process each
