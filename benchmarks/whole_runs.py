@@ -41,6 +41,11 @@ def compeft(density: float) -> Table:
     return {"kind": "compeft", "density": density}
 
 
+def once(density: float, alpha: float) -> Table:
+    """For clients that take part once: nothing dropped can come later, so what is sent stands for it."""
+    return {**compeft(density), "alpha": alpha, "error_feedback": False}
+
+
 DENSE: Table = {"kind": "dense"}
 BYTES: dict[str, Table] = {
     "dense": both(DENSE),
@@ -52,6 +57,8 @@ BYTES: dict[str, Table] = {
     "both 0.05": both(compeft(0.05)),
     "both 0.02": both(compeft(0.02)),
     "both 0.01": both(compeft(0.01)),
+    "once 0.1": both(once(0.1, 5.0), {**compeft(0.15), "alpha": 2.6}),
+    "once 0.05": both(once(0.05, 8.0), {**compeft(0.15), "alpha": 2.6}),
 }
 
 PARETO: dict[str, Table] = {
