@@ -1,7 +1,7 @@
 """Bytes of whole runs, both ways, against dense ones at the same last metric. JSON, two pictures, tables.
 
     python benchmarks/whole_runs.py [--work DIR] [--workers 2] [--corpora sentiment glosses presidents]
-                                    [--codecs "both 0.1" "both 0.05"] [--pareto]
+                                    [--codecs "both 0.1" "both 0.05"] [--pareto] [--seeds 1 2 3]
 
 The runs are sweeps (``headwater sweep``) over this repository's examples: three corpora, three seeds, and
 codecs up and down. ``--pareto`` adds every codec on glosses dealt by Dirichlet 0.1. A run that is in DIR
@@ -16,7 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from math import log10
 from pathlib import Path
@@ -81,12 +81,14 @@ PARETO: dict[str, Table] = {
 """The same for every codec; where one is unbiased or EF21, its updates alone."""
 
 
-def sweep(corpus: str, codecs: Mapping[str, Table], work: Path, workers: int, **more: str) -> list[Table]:
+def sweep(
+    corpus: str, codecs: Mapping[str, Table], seeds: Sequence[int], work: Path, workers: int, **more: str
+) -> list[Table]:
     """The points of a grid codec x seed over an example, run where they are not there yet."""
     work.mkdir(parents=True, exist_ok=True)
     levels = [{"name": name, **codec} for name, codec in codecs.items()]
     lines = [f'federation = "{(HERE.parent / "examples" / corpus / "federation.toml").resolve()}"', "[axes]"]
-    lines += [f"codec = [{', '.join(toml(level) for level in levels)}]", f'"federation.seed" = {list(SEEDS)}']
+    lines += [f"codec = [{', '.join(toml(level) for level in levels)}]", f'"federation.seed" = {list(seeds)}']
     (work / "sweep.toml").write_text("\n".join(lines) + "\n")
     fixed = {"evaluation": "{every=100000}", "baselines": "{}", **more}
     command = [
@@ -229,19 +231,20 @@ def main() -> None:
     parser.add_argument("--corpora", nargs="*", choices=list(METRICS), default=list(METRICS))
     parser.add_argument("--codecs", nargs="*", choices=[*BYTES, *PARETO], help="besides dense; all if absent")
     parser.add_argument("--pareto", action="store_true", help="every codec on glosses, Dirichlet 0.1")
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     found: Table = {}
     chosen = {name: c for name, c in BYTES.items() if name in ["dense", *(options.codecs or BYTES)]}
     for corpus in options.corpora:
-        points = sweep(corpus, chosen, options.work / corpus, options.workers)
+        points = sweep(corpus, chosen, options.seeds, options.work / corpus, options.workers)
         found[corpus] = rows_of(points, METRICS[corpus])
         print(table(corpus, found[corpus]), "\n", flush=True)
         write("whole-runs", found, f"{corpus}: last metric against bytes of the whole run", found[corpus])
     if options.pareto:
         unlike = {"data.partition": "{kind='dirichlet', clients=6, alpha=0.1, min_examples=64}"}
         chosen = {name: c for name, c in PARETO.items() if name in ["dense", *(options.codecs or PARETO)]}
-        points = sweep("glosses", chosen, options.work / "pareto", options.workers, **unlike)
+        points = sweep("glosses", chosen, options.seeds, options.work / "pareto", options.workers, **unlike)
         found = {"glosses": rows_of(points, "accuracy")}
         print(table("glosses", found["glosses"]))
         write("pareto", found, "glosses, Dirichlet 0.1: accuracy against bytes up + down", found["glosses"])
