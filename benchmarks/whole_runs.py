@@ -57,7 +57,7 @@ BYTES: dict[str, Table] = {
     "both 0.05": both(compeft(0.05)),
     "both 0.02": both(compeft(0.02)),
     "both 0.01": both(compeft(0.01)),
-    "once 0.1": both(once(0.1, 5.0), {**compeft(0.15), "alpha": 2.6}),
+    "once 0.17": both(once(0.17, 3.0), {**compeft(0.15), "alpha": 2.6}),
     "once 0.05": both(once(0.05, 8.0), {**compeft(0.15), "alpha": 2.6}),
 }
 
