@@ -96,7 +96,7 @@ TRAINING = frozenset(
     }
 )  # fmt: skip
 """Fields of PEFT's config without a say once an adapter is trained, or that :class:`PeftFolder` refuses."""
-DROPPED_NOTES = frozenset({"adapter", "adapter_sha256", "card", "spec"})
+DROPPED_NOTES = frozenset({"adapter", "adapter_sha256", "card", "spec", "values"})
 
 
 def config_fields(who: str, config: Mapping[str, Any]) -> dict[str, Any]:

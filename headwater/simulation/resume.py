@@ -41,6 +41,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "evaluation.patience": "when it ends",
     "evaluation.trunk_cache_mb": "what memory it may take",
     "evaluation.min_client_examples": "what is told",
+    "contribution": "what is measured",
     "baselines": "what it is compared with",
     "model.path": "where the same files lie",
     "data.path": "where the same files lie",

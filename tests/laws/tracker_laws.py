@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from headwater.config import LoadedFederation
 from headwater.config.load import federation_of
@@ -208,13 +209,18 @@ def bits(run: Path, own: Path | None = None) -> dict[str, object]:
         own: where its tracker writes, which may keep the adapter too.
     """
     tensors = sorted(path for path in run.rglob("*.safetensors") if not (own and path.is_relative_to(own)))
-    found: dict[str, object] = {path.relative_to(run).as_posix(): path.read_bytes() for path in tensors}
+    found: dict[str, object] = {path.relative_to(run).as_posix(): _values(path) for path in tensors}
     assert [name.split("/")[0] for name in found] == ["adapter", "state"]
     found["rounds"] = [RoundRecord.read(line).content for line in (run / "rounds.jsonl").open("rb")]
     found["summary"] = summary = json.loads((run / "summary.json").read_text())
     for key in ("seconds", "peak_rss_bytes", "trackers", "notices"):
         summary.pop(key, None)
     return _without_seconds(found)
+
+
+def _values(path: Path) -> dict[str, bytes]:
+    """The tensors of a file; a checkpoint's notes name the run's receipts, which a key of its own signs."""
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(path).items()}
 
 
 def _without_seconds(content: Any) -> Any:

@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, str] = {
     "tensorboard": "the tracker of this name",
     "mlflow": "the tracker of this name",
     "wandb": "the tracker of this name, offline",
+    "privacy": "what noise costs: epsilon",
     "gpu": "quantised bases, optimizer adamw8bit",
     "speed": "compiled loops of merging and compression",
 }

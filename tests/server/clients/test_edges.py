@@ -246,7 +246,7 @@ NO_SUMS = {
         "training": {"kind": "backprop", "optimizer": "sgd"},
         "codec": {"up": {"kind": "dense"}},
     },
-    "twice": {"strategy": {"kind": "consensus"}, "cohort": {"min_clients": 2}},
+    "several times": {"strategy": {"kind": "consensus"}, "cohort": {"min_clients": 2}},
 }
 
 

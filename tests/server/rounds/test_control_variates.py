@@ -59,10 +59,12 @@ class World:
 
     def __init__(self, names=("ann", "bo"), store=None, **tables):
         tables = {"strategy": SCAFFOLD, "training": SGD, "codec": {"up": {"kind": "dense"}}, **tables}
-        self.strategy = FederatedStrategy(federation(**tables))
+        settings = federation(**tables)
+        self.strategy = FederatedStrategy(settings)
         self.server, self.accepted = self.strategy.init(ZERO), dict.fromkeys(names, 0)
         self.store = store or MemoryStore()
         context = SimpleNamespace(
+            loaded=SimpleNamespace(settings=settings),
             spec=SPEC,
             trainer=lambda training: BackpropTrainer(Parabolas(SPEC, TARGETS), 0),
             initial_state=lambda: ZERO,
