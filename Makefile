@@ -39,7 +39,7 @@ federation: $(CORPORA)/.sentiment ## a TLS server and four agents on this machin
 	    --set baselines.alone=false
 
 test: $(VENV)/.dev ## set up and run the tests
-	@$(BIN)/python -m pytest -n $(WORKERS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(VENV)/.dev ## the tests that run for minutes: every example on real models (MERGEKIT=python: and mergekit)
 	@$(BIN)/headwater fetch all --out $(CORPORA)
@@ -55,7 +55,8 @@ fuzz: $(VENV)/.dev ## atheris on every reader of strangers' bytes, ten minutes; 
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[fuzz]"
 	@$(BIN)/python scripts/fuzz.py
 
-check: lint types layers docs ## everything that needs no test run
+check: $(VENV)/.dev ## everything that needs no test run
+	@$(MAKE) --no-print-directory -j $(WORKERS) types docs layers lint # mypy takes as long as all others
 
 lint: $(VENV)/.dev ## ruff
 	@$(BIN)/ruff format --check headwater tests benchmarks scripts

@@ -7,6 +7,8 @@ own (200 ms for an example, seconds for drawing some) depend on what else the ma
 Models of these tests are too small for two threads: the second waits, and burns a core while it does (a row
 of the table of models took 15 to 27 CPU seconds instead of 5). Tests of what must not depend on the number of
 threads set it themselves.
+
+The log ends with the CPU seconds of what is dear: tests/support/cpu_seconds.py.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from headwater.process_memory import importing
+from tests.support.cpu_seconds import CpuSeconds
 
 LIMITS_S = {"slow": 3600, "faults": 900}
 
@@ -28,6 +31,10 @@ settings.register_profile(
     "headwater", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("headwater")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(CpuSeconds())
 
 
 @pytest.hookimpl(wrapper=True)
