@@ -42,6 +42,9 @@ def tokenise_rows(
     found: list[Example] = []
     for row in rows:
         own = task.examples(TableRow(table, row, settings), tokenizer, report)
+        if len(own) > 1:
+            origin = object()
+            own = [replace(e, row=origin) for e in own]
         found += own if by is None else [replace(e, group=table.name(by, row)) for e in own]
     return found
 

@@ -30,6 +30,8 @@ class Example:
         group: whose metrics are told apart: of a test row its value in ``evaluation.by``; empty without.
         whole: of what it is a part, where an answer needs all parts: those are drawn together. One object
             for all parts; None for what is whole.
+        row: of what it is one of several, such as the windows of a text. One object for all of a row, which
+            are one owner's secret together; None for the only one.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -38,6 +40,16 @@ class Example:
     note: Any = None
     group: str = ""
     whole: object = None
+    row: object = None
+
+
+def by_row(examples: Sequence[Example]) -> list[list[Example]]:
+    """The examples, with all that come of one row together, in the order of their first ones."""
+    found: dict[int, list[Example]] = {}
+    for example in examples:
+        origin = example if example.row is None else example.row
+        found.setdefault(id(origin), []).append(example)
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from headwater.config.training import BackpropTraining
 from headwater.errors import TrainingError
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, TensorSpec
-from headwater.tasks.batches import Batch
+from headwater.tasks.batches import Batch, by_row
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.example_gradients import ExampleGradients
 from headwater.training.fisher import client_fisher
@@ -96,7 +96,8 @@ class BackpropTrainer(CohortTrainer):
             statistics["fisher"] = part.only(fisher)
             metrics["fisher_seconds"] = time.perf_counter() - began
         delta = trained - task.state
-        return TrainResult(task.client, delta, len(task.examples), steps, statistics, metrics)
+        examples = task.examples if training.privacy is None else by_row(task.examples)
+        return TrainResult(task.client, delta, len(examples), steps, statistics, metrics)
 
     def _descend(
         self, task: TrainTask, training: BackpropTraining, part: TrainablePart, key: Key
@@ -106,14 +107,14 @@ class BackpropTrainer(CohortTrainer):
         optimiser = optimiser_of(part.trained, training, task.plan.learning_rate_factor)
         start = [p.detach().clone() for p in parameters] if training.proximal_mu else []
         steps, losses = 0, list[float]()
+        private = self._private_steps(task, training, part, key) if training.privacy else None
         with (
             _seeded(key),
             self._caching_prefix(task, training),
             model.training(checkpointing=training.gradient_checkpointing),
             part.alone(),
         ):
-            steps_of = self._steps if training.privacy is None else self._private_steps
-            for loss in steps_of(task, training, part, key):
+            for loss in private or self._steps(task, training, part, key):
                 steps += 1
                 losses += [] if loss is None else [loss]
                 if start:
@@ -145,8 +146,11 @@ class BackpropTrainer(CohortTrainer):
 
     def _private_steps(
         self, task: TrainTask, training: BackpropTraining, part: TrainablePart, key: Key
-    ) -> Iterator[None]:
-        """The same with noise; what losses the examples have is not told."""
+    ) -> Iterable[None]:
+        """The same with noise; what losses the examples have is not told.
+
+        To be called before anything is switched for training: whether the model can be stacked is tried.
+        """
         assert training.privacy is not None, "or there is no noise"
         assert training.max_grad_norm is not None, "as settings have it"
         gradients = ExampleGradients.of(
@@ -157,8 +161,7 @@ class BackpropTrainer(CohortTrainer):
             micro_batch_size=training.micro_batch_size,
             checkpointing=training.gradient_checkpointing,
         )
-        for _ in PrivateSteps(StepPlan.of(task.examples, training), gradients, training.privacy, key):
-            yield None
+        return PrivateSteps(StepPlan.of(task.examples, training), gradients, training.privacy, key)
 
     def _backward(self, batch: Batch, rows: int, parameters: list[torch.nn.Parameter]) -> float:
         """The loss of a step; its gradient is left in ``parameters``, unless the loss is not finite.

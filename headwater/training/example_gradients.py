@@ -10,7 +10,7 @@ kind of adapter. Of a model that cannot be stacked, one example follows another,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,15 +36,7 @@ _VALUES = 2**24
 """Of gradients in one pass: 64 MiB of float32."""
 
 Unit = Sequence[Example]
-"""What privacy counts as one example: all rows of the batch that come of it, such as a question's windows."""
-
-
-def units_of(examples: Sequence[Example]) -> list[list[Example]]:
-    """The examples, with all parts of one whole together, in the order of their first ones."""
-    found: dict[int, list[Example]] = {}
-    for example in examples:
-        found.setdefault(id(example if example.whole is None else example.whole), []).append(example)
-    return list(found.values())
+"""What privacy counts as one example: all that come of one row, such as a text's windows (:func:`by_row`)."""
 
 
 def rows_at_once(numel: int, micro_batch_size: int | None) -> int:
@@ -95,29 +87,48 @@ class ExampleGradients:
         """What one unit of :meth:`sums` is."""
         return self.bound / (UNITS * _SHORT)
 
-    def sums(self, units: Sequence[Unit], key: Key) -> list[Tensor]:
+    def sums(self, units: Mapping[int, Unit], key: Key) -> list[Tensor]:
         """Σ of the clipped gradients of mean losses, in units, in the order of ``part.trained``.
 
         A gradient that is not finite counts as zero: how an example goes wrong must not be told.
 
         Args:
-            units: any number of them.
+            units: any number of them, by the number that each has among all of the client's. What is dropped
+                of one hangs on that alone, for the seed is no secret: of what is dropped by its place among
+                those drawn, one example more would change the gradients of all others.
             key: of what is dropped.
 
         Returns:
             Whole numbers in float64, each [*shape]; of no unit all zero.
         """
         totals = [torch.zeros_like(p, dtype=torch.float64) for _, p in self.part.trained]
-        ordered = sorted(units, key=lambda unit: max(len(example.tokens) for example in unit))
-        for number, lot in enumerate(_lots(ordered, self.rows if self.stacks else 1)):
-            found = self._together(lot, key.child(number)) if self.stacks else self._alone(lot)
-            self._add(totals, found)
+        ordered = sorted(units.items(), key=lambda item: max(len(example.tokens) for example in item[1]))
+        for lot in _lots(ordered, self.rows if self.stacks else 1):
+            self._add(totals, self._means(lot, key))
         return totals
 
-    def _together(self, lot: Sequence[Unit], key: Key) -> list[Tensor | None]:
-        """Each unit's gradient [units, *shape], of one pass."""
-        rows = [row for unit in lot for row in unit]
-        batch = collate(rows, self.pad)
+    def _means(self, lot: Sequence[tuple[int, Unit]], key: Key) -> list[Tensor | None]:
+        """The gradient of each unit's mean loss [units, *shape], of passes of at most :attr:`rows` rows."""
+        owner = torch.tensor([at for at, (_, unit) in enumerate(lot) for _ in unit])
+        rows = [(key.child(n, part), row) for n, unit in lot for part, row in enumerate(unit)]
+        sums: list[Tensor | None] = [None] * len(self.part.trained)
+        counts, most = torch.zeros(len(lot)), self.rows if self.stacks else 1
+        for start in range(0, len(rows), most):
+            some, own = rows[start : start + most], owner[start : start + most]
+            found, counted = self._together(some) if self.stacks else self._alone(*some[0])
+            counts.index_add_(0, own, counted.cpu().float())
+            for at, gradient in enumerate(found):
+                if gradient is None:
+                    continue
+                before, place = sums[at], own.to(gradient.device)
+                whole = gradient.new_zeros(len(lot), *gradient.shape[1:]) if before is None else before
+                sums[at] = whole.index_add_(0, place, gradient)
+        shares = counts.clamp(min=1).reciprocal()
+        return [None if g is None else _scaled(g, shares) for g in sums]
+
+    def _together(self, rows: Sequence[tuple[Key, Example]]) -> tuple[list[Tensor | None], Tensor]:
+        """The gradient of each row's losses [rows, *shape], of one pass, and how many these are [rows]."""
+        batch = collate([row for _, row in rows], self.pad)
         trained = {spec.name for spec, _ in self.part.trained}
         values = {
             spec.name: p.detach().expand(len(rows), *p.shape).requires_grad_(spec.name in trained)
@@ -125,29 +136,21 @@ class ExampleGradients:
         }
         dropping = None
         if drops(self.model):
-            streams = [torch.Generator().manual_seed(key.child(i).seed()) for i in range(len(rows))]
-            dropping = Dropping(streams, [(1, batch.tokens.shape[1])] * len(rows))
-        owner = torch.tensor([at for at, unit in enumerate(lot) for _ in unit])
+            streams = [torch.Generator().manual_seed(key.seed()) for key, _ in rows]
+            dropping = Dropping(streams, [(1, len(row.tokens)) for _, row in rows])
         with stacked(self.model, values, len(rows), dropping):
             output = self.model.forward(batch)
-            owner = owner.to(output.losses.device)
-            counts = torch.zeros(len(lot), dtype=output.counts.dtype, device=owner.device)
-            counts.index_add_(0, owner, output.counts)
-            loss = (output.losses / counts.clamp(min=1)[owner]).sum()
             leaves = [values[spec.name] for spec, _ in self.part.trained]
-            found = torch.autograd.grad(loss, leaves, allow_unused=True)
-        if len(rows) == len(lot):
-            return list(found)
-        return [
-            None if g is None else g.new_zeros(len(lot), *g.shape[1:]).index_add_(0, owner, g) for g in found
-        ]
+            found = torch.autograd.grad(output.losses.sum(), leaves, allow_unused=True)
+        return list(found), output.counts
 
-    def _alone(self, lot: Sequence[Unit]) -> list[Tensor | None]:
-        """The same of one unit, in a pass of its own."""
-        (unit,) = lot
-        loss = self.model.forward(collate(unit, self.pad)).loss
-        found = torch.autograd.grad(loss, [p for _, p in self.part.trained], allow_unused=True)
-        return [None if g is None else g.unsqueeze(0) for g in found]
+    def _alone(self, key: Key, row: Example) -> tuple[list[Tensor | None], Tensor]:
+        """The same of one row, in a pass of its own."""
+        torch.manual_seed(key.seed())
+        output = self.model.forward(collate([row], self.pad))
+        leaves = [p for _, p in self.part.trained]
+        found = torch.autograd.grad(output.losses.sum(), leaves, allow_unused=True)
+        return [None if g is None else g.unsqueeze(0) for g in found], output.counts
 
     def _add(self, totals: Sequence[Tensor], found: Sequence[Tensor | None]) -> None:
         """Clip each unit's gradient, cut it to units, and add it."""
@@ -170,18 +173,22 @@ class ExampleGradients:
             values = gradient.float()
             if bool(wrong.any()):
                 values[wrong.to(values.device)] = 0.0
-            scale = factors.to(values.device).view(-1, *[1] * (values.dim() - 1))
-            total += (values * scale).trunc_().sum(0, dtype=torch.float64)
+            total += _scaled(values, factors).trunc_().sum(0, dtype=torch.float64)
 
 
-def _lots(units: Iterable[Unit], rows: int) -> Iterator[list[Unit]]:
+def _scaled(stack: Tensor, factors: Tensor) -> Tensor:
+    """Each of the stack's tensors, times its own factor."""
+    return stack * factors.to(stack.device, stack.dtype).view(-1, *[1] * (stack.dim() - 1))
+
+
+def _lots(units: Iterable[tuple[int, Unit]], rows: int) -> Iterator[list[tuple[int, Unit]]]:
     """The units in lots of at most so many rows, or of one unit."""
-    lot, filled = list[Unit](), 0
-    for unit in units:
+    lot, filled = list[tuple[int, Unit]](), 0
+    for number, unit in units:
         if lot and filled + len(unit) > rows:
             yield lot
             lot, filled = [], 0
-        lot.append(unit)
+        lot.append((number, unit))
         filled += len(unit)
     if lot:
         yield lot

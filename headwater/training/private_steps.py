@@ -29,8 +29,8 @@ from headwater.privacy.noise import (
     discrete_gaussian,
 )
 from headwater.seeds.keys import Key
-from headwater.tasks.batches import Example
-from headwater.training.example_gradients import UNITS, ExampleGradients, Unit, units_of
+from headwater.tasks.batches import Example, by_row
+from headwater.training.example_gradients import UNITS, ExampleGradients, Unit
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class StepPlan:
     @staticmethod
     def of(examples: Sequence[Example], training: BackpropTraining) -> StepPlan:
         """Of a client's examples, at least one."""
-        units = units_of(examples)
+        units = by_row(examples)
         return StepPlan(units, training.steps(len(units)), min(training.batch_size, len(units)))
 
     @property
@@ -59,15 +59,16 @@ class StepPlan:
         everyone = self.expected == len(self.units)
         return Everyone() if everyone else PoissonSample(self.expected / len(self.units))
 
-    def draws(self, randomness: Randomness) -> Iterator[list[Unit]]:
-        """The examples of each step: any number of them, or none."""
+    def draws(self, randomness: Randomness) -> Iterator[dict[int, Unit]]:
+        """The examples of each step, by their numbers: as many as come, or none."""
         count = len(self.units)
         below = np.uint64(self.expected * 2**64 // count) if self.expected < count else None
         for _ in range(self.steps):
             if below is None:
-                yield list(self.units)
+                yield dict(enumerate(self.units))
             else:
-                yield [self.units[at] for at in np.flatnonzero(randomness.words(count) < below).tolist()]
+                drawn = np.flatnonzero(randomness.words(count) < below).tolist()
+                yield {number: self.units[number] for number in drawn}
 
 
 class PrivateSteps:
@@ -87,13 +88,13 @@ class PrivateSteps:
         self._sigma = math.ceil(privacy.noise_multiplier * UNITS)
         self._randomness = randomness_of(privacy, key)
 
-    def __iter__(self) -> Iterator[int]:
-        """Step 1, 2, …: the gradients of its trained parameters are set when it is given."""
+    def __iter__(self) -> Iterator[None]:
+        """One for each step: the gradients of its trained parameters are set when it is given."""
         for number, units in enumerate(self._plan.draws(self._randomness), 1):
             sums = self._gradients.sums(units, self._key.child("dropout", number))
             for (_, parameter), total in zip(self._gradients.part.trained, sums, strict=True):
                 parameter.grad = self._noised(total).to(parameter.device, parameter.dtype)
-            yield number
+            yield None
 
     def _noised(self, total: Tensor) -> Tensor:
         """A sum in units as a step's gradient, with noise."""

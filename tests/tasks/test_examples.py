@@ -15,7 +15,7 @@ from headwater.data.row_check import tokenise_rows
 from headwater.data.row_report import RowReport
 from headwater.data.table_row import TableRow
 from headwater.errors import DataError, ModelError
-from headwater.tasks.batches import IGNORED
+from headwater.tasks.batches import IGNORED, by_row
 from headwater.tasks.inputs import encode_texts
 from tests.data.toys import Bare, Letters, Turns, table
 
@@ -95,6 +95,7 @@ def test_a_document_without_an_example_is_counted_with_the_first_line():
 def test_documents_are_not_mixed():
     rows = table([{"text": "aaaa"}, {"text": "bbbb"}])
     windows = tokenise_rows(rows, [0, 1], causal(3), Bare())
+    assert len(by_row(windows)) == 2 < len(windows)  # what privacy counts as one
     assert all(len(set(w.tokens.tolist())) == 1 for w in windows)
 
 

@@ -16,10 +16,10 @@ from headwater.privacy.noise import ReproducibleRandomness, SystemRandomness
 from headwater.protocol.messages import ClientPlan
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
-from headwater.tasks.batches import collate
+from headwater.tasks.batches import by_row, collate
 from headwater.training.backprop import BackpropTrainer
 from headwater.training.cohort import TrainTask
-from headwater.training.example_gradients import UNITS, ExampleGradients, units_of
+from headwater.training.example_gradients import UNITS, ExampleGradients
 from headwater.training.private_steps import StepPlan, randomness_of
 from headwater.training.trainable_part import TrainablePart
 from tests.laws.trainer_laws import TrainerLaws
@@ -105,13 +105,13 @@ def flat(sums):
 def test_each_example_is_clipped_by_itself_whatever_the_adapter(cell):
     """Opacus 1.6 clips a batch of PEFT prompts as one example, and fails on IA3, DoRA and embeddings."""
     kind, model, language_model = cell
-    units = units_of(examples(7, language_model=language_model))
+    units = by_row(examples(7, language_model=language_model))
     _, norms = one_by_one(model, units, 1.0)
     bound = float(np.median(norms))  # some are clipped, some are not
     expected, _ = one_by_one(model, units, bound)
     ours = gradients(model, bound=bound, micro_batch_size=3)
     assert ours.stacks == (kind in STACKED)
-    found = flat(ours.sums(units, Key.root(0))) * ours.unit
+    found = flat(ours.sums(dict(enumerate(units)), Key.root(0))) * ours.unit
     assert float((found - expected).norm()) < 2e-4 * bound
     together = sum(norms)
     assert float(expected.norm()) < 0.999 * together  # clipping the batch as one would give another sum
@@ -119,39 +119,63 @@ def test_each_example_is_clipped_by_itself_whatever_the_adapter(cell):
 
 def test_no_example_is_longer_than_the_bound_to_the_unit(bert):
     """In integers, so that no rounding counts: what σ is a multiple of."""
-    for unit in units_of(examples(5, language_model=False)):
+    for unit in by_row(examples(5, language_model=False)):
         _, (norm,) = one_by_one(bert, [unit], 1.0)
         for bound in (norm * 1e-3, norm * 0.9999999, norm, norm * 1.0000001):
-            sums = flat(gradients(bert, bound=bound).sums([unit], Key.root(0)))
+            sums = flat(gradients(bert, bound=bound).sums({0: unit}, Key.root(0)))
             assert torch.equal(sums, sums.round())
             length = sum(int(value) ** 2 for value in sums)
             assert 0.99 * UNITS**2 < length <= UNITS**2
 
 
-def test_parts_of_one_whole_are_one_example(bert):
-    rows, whole = examples(4, language_model=False), object()
-    parts = [replace(rows[0], whole=whole), rows[1], replace(rows[2], whole=whole), rows[3]]
-    units = units_of(parts)
+def test_parts_of_one_row_are_one_example(bert):
+    rows, row = examples(4, language_model=False), object()
+    parts = [replace(rows[0], row=row), rows[1], replace(rows[2], row=row), rows[3]]
+    units = by_row(parts)
     assert [len(unit) for unit in units] == [2, 1, 1]
     expected, _ = one_by_one(bert, units, 0.1)
-    ours = gradients(bert, bound=0.1)
-    found = flat(ours.sums(units, Key.root(0))) * ours.unit
-    assert float((found - expected).norm()) < 1e-5
+    for at_once in (1, 3, None):  # of a row that does not fit one pass, too
+        ours = gradients(bert, bound=0.1, micro_batch_size=at_once)
+        found = flat(ours.sums(dict(enumerate(units)), Key.root(0))) * ours.unit
+        assert float((found - expected).norm()) < 1e-5
+    of = plan(max_grad_norm=0.1)
+    (result,) = BackpropTrainer(bert, 0).train([TrainTask("a", bert.read(), parts, of)], key=Key.root(1))
+    assert result.examples == 3  # of how many parts a row is hangs on what it says
+
+
+@pytest.mark.parametrize("at_once", [0, 1, 3, 9])
+def test_what_is_dropped_of_an_example_does_not_hang_on_the_others(folder, at_once):
+    """The seed is known: if one more moved what is dropped of the others, it would move the sum by 2·B·C."""
+    settings = adapter("lora", "bert") | {"dropout": 0.5}
+    model = moved(adapted(federation(folder, *BERT, settings)))
+    units = by_row(examples(9, language_model=False))
+    longest = max(range(9), key=lambda at: len(units[at][0].tokens))
+    ours = replace(gradients(model, bound=1e-3, micro_batch_size=at_once), stacks=at_once > 0)
+    with model.training():
+        whole = dict(enumerate(units))
+        others = {number: unit for number, unit in whole.items() if number != longest}
+        one = flat(ours.sums(whole, Key.root(0))) - flat(ours.sums(others, Key.root(0)))
+        again = flat(ours.sums({longest: units[longest]}, Key.root(0)))
+        moved_by = float((one - again).norm()) / UNITS
+        assert moved_by < (1e-3 if at_once > 1 else 1e-9)  # rows of one pass share its rounding
+        other = flat(ours.sums({longest: units[longest]}, Key.root(1)))
+    assert float((other - again).norm()) / UNITS > 0.02  # or nothing is dropped
 
 
 def test_the_sum_does_not_hang_on_micro_batches(bert):
-    units = units_of(examples(9, language_model=False))
+    units = by_row(examples(9, language_model=False))
     one, other = (
-        flat(gradients(bert, bound=0.5, micro_batch_size=rows).sums(units, Key.root(0))) for rows in (2, 9)
+        flat(gradients(bert, bound=0.5, micro_batch_size=rows).sums(dict(enumerate(units)), Key.root(0)))
+        for rows in (2, 9)
     )
     assert float((one - other).abs().max()) < 1e-4 * UNITS
 
 
 def test_an_example_that_goes_wrong_counts_as_nothing(bert, monkeypatch):
-    units = units_of(examples(3, language_model=False))
+    units = by_row(examples(3, language_model=False))
     ours = gradients(bert, bound=0.5)
-    whole = ours._together(units, Key.root(0))
-    clean, broken = ours.sums(units[1:], Key.root(0)), [g.clone() for g in whole]
+    whole = ours._means(list(enumerate(units)), Key.root(0))
+    clean, broken = ours.sums(dict(enumerate(units[1:])), Key.root(0)), [g.clone() for g in whole]
     broken[0][0] = torch.nan
     broken[1][0] = torch.inf
     totals = [torch.zeros_like(t) for t in clean]
@@ -164,7 +188,7 @@ def test_an_example_that_goes_wrong_counts_as_nothing(bert, monkeypatch):
 def test_a_plan_of_fewer_ranks_clips_what_it_trains(bert):
     of = replace(plan(), rank=1)
     ours = gradients(bert, bound=1e-3, of=of)
-    sums = ours.sums(units_of(examples(2, language_model=False))[:1], Key.root(0))
+    sums = ours.sums({0: examples(1, language_model=False)}, Key.root(0))
     for (_, parameter), total in zip(ours.part.trained, sums, strict=True):
         for masked, outside, _ in ours.part.masked:
             assert masked is not parameter or not bool(total[outside].any())
@@ -186,7 +210,7 @@ def test_every_example_is_drawn_by_itself():
 def test_a_step_is_the_noised_sum_over_the_expected_number(bert):
     """Of SGD at rate 1 the change is the gradient: its mean is the oracle's, its deviation z·C/B."""
     rows, state = examples(6, language_model=False), bert.read()
-    expected, _ = one_by_one(bert, units_of(rows), 0.05)
+    expected, _ = one_by_one(bert, by_row(rows), 0.05)
 
     def change(z, **settings):
         of = plan(z=z, learning_rate=1.0, batch_size=6, max_grad_norm=0.05, **settings)
@@ -205,6 +229,22 @@ def test_a_step_is_the_noised_sum_over_the_expected_number(bert):
 
 def system(z):
     return {"noise_multiplier": z, "delta": 1e-3}
+
+
+def test_dropout_and_a_part_that_stands_still_leave_the_faster_way(folder, monkeypatch):
+    """Whether a model can be stacked is tried before dropout is on, and before anything stands still."""
+    model, passes = adapted(federation(folder, *BERT, adapter("lora", "bert") | {"dropout": 0.5})), []
+    together = ExampleGradients._together
+    monkeypatch.setattr(
+        ExampleGradients, "_together", lambda own, rows: passes.append(len(rows)) or together(own, rows)
+    )
+    of = replace(
+        plan(batch_size=4), tensors=tuple(spec.name for spec in model.spec if ".layer.1." in spec.name)
+    )
+    rows = examples(4, language_model=False)
+    (result,) = BackpropTrainer(model, 0).train([TrainTask("a", model.read(), rows, of)], key=Key.root(0))
+    assert result.error is None
+    assert passes == [4]
 
 
 def test_a_step_that_draws_nobody_is_noise(bert):

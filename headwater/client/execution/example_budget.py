@@ -17,7 +17,7 @@ from headwater.errors import TrainingError
 from headwater.privacy.accounting import Price, price
 from headwater.privacy.events import StepsReleased
 from headwater.protocol.failures import FailureCode, coded
-from headwater.protocol.messages import TrainRequest
+from headwater.protocol.messages import EvaluateRequest, TrainRequest
 from headwater.training.cohort import TrainTask
 from headwater.training.private_steps import StepPlan
 
@@ -33,7 +33,7 @@ def spend(request: TrainRequest, task: TrainTask, store: ClientStore, runtime: C
         MissingDependency: there is a budget, and no ``dp_accounting`` to hold it.
     """
     training, who = request.plan.training, f"client {request.client}"
-    _require_promised(training, runtime, who)
+    _require_promised(request, runtime, who)
     if not isinstance(training, BackpropTraining) or training.privacy is None or not task.examples:
         return
     assert training.max_grad_norm is not None, "as its settings have it"
@@ -68,13 +68,33 @@ def _spent(after: Price, privacy: ExamplePrivacy, who: str) -> TrainingError:
     return coded(error, FailureCode.PRIVACY_SPENT)
 
 
-def _require_promised(training: Training, runtime: ClientRuntime, who: str) -> None:
-    """The plan's bound and noise must be those of a method in the file; batches and steps are counted."""
+def require_unmeasured(request: EvaluateRequest, runtime: ClientRuntime) -> None:
+    """Metrics of a client's rows have no noise: no server gets any where the file promises noise.
+
+    Raises:
+        TrainingError: it does, and so it has promised that nobody asks.
+    """
+    if runtime.hides_rows:
+        error = TrainingError(
+            f"client {request.client}",
+            expected="no question for metrics of rows, as the federation file's training.privacy has it",
+            got="one",
+            hint="Server and client must use the same file.",
+        )
+        raise coded(error, FailureCode.BAD_REQUEST)
+
+
+def _require_promised(request: TrainRequest, runtime: ClientRuntime, who: str) -> None:
+    """The plan's bound and noise must be those of a method in the file; batches and steps are counted.
+
+    Beside noise nothing else may be asked of the rows: squared gradients (``plan.fisher``) have none.
+    """
     promised = {_promise(t) for t in runtime.context.loaded.settings.trainings.values()}
-    if _promise(training) not in promised:
+    asks_more = request.plan.fisher is not None and runtime.hides_rows
+    if _promise(request.plan.training) not in promised or asks_more:
         error = TrainingError(
             who,
-            expected="the noise and max_grad_norm of the federation file's training.privacy",
+            expected="the noise and max_grad_norm of the federation file's training.privacy, no statistics",
             got="a task with others",
             hint="Server and client must use the same file.",
         )

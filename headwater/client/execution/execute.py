@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from headwater.client.agent.advice import for_owner
 from headwater.client.device.memory import give_back_memory
 from headwater.client.execution.control_variate import ControlVariate, after_training, correction
-from headwater.client.execution.example_budget import spend
+from headwater.client.execution.example_budget import require_unmeasured, spend
 from headwater.client.execution.faults import contained
 from headwater.client.execution.held_back import answered, settled
 from headwater.client.execution.own_part import keep_own, trained_with_own, with_own
@@ -40,7 +40,7 @@ from headwater.protocol.messages import (
 from headwater.seeds.coefficients import SeedCoefficients, directions_of
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
-from headwater.tasks.batches import Example
+from headwater.tasks.batches import Example, by_row
 from headwater.training.cohort import CohortTrainer, TrainResult, TrainTask
 from headwater.training.evaluate import Measured
 
@@ -175,7 +175,7 @@ def _results(
 
 
 def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> TrainTask:
-    examples, plan = runtime.data.client(request.client).train[: request.plan.rows], request.plan
+    examples, plan = _examples(request, runtime), request.plan
     directions = None
     if plan.seeds is not None:
         directions = directions_of(plan.seeds, runtime.root, runtime.context.spec.numel)
@@ -193,6 +193,14 @@ def _task(request: TrainRequest, store: ClientStore, runtime: ClientRuntime) -> 
         directions,
         correction(_own_control(request, store, state), control),
     )
+
+
+def _examples(request: TrainRequest, runtime: ClientRuntime) -> Sequence[Example]:
+    """The client's train split, or the first of it, as the plan has it."""
+    train, rows = runtime.data.client(request.client).train, request.plan.rows
+    if rows is None or request.plan.training.example_privacy() is None:
+        return train[:rows]
+    return [example for unit in by_row(train)[:rows] for example in unit]
 
 
 def _own_control(request: TrainRequest, store: ClientStore, state: AdapterState) -> AdapterState | None:
@@ -322,6 +330,7 @@ def _evaluate(lot: Sequence[EvaluateRequest], store: ClientStore, runtime: Clien
         try:
             runtime.check(request)
             if examples := runtime.data.client(request.client).validation:
+                require_unmeasured(request, runtime)
                 state = runtime.state(request, store)  # of seeds, each client keeps what it is made of
                 state = shared.setdefault(request.state_sha256, state)
                 if runtime.own_part != "nothing":

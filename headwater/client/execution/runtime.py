@@ -25,6 +25,7 @@ from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import ClientProfile, EvaluateRequest, Payload, TrainRequest
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
+from headwater.tasks.batches import by_row
 from headwater.training.context import TrainingContext
 
 
@@ -116,6 +117,12 @@ class ClientRuntime:
         assignment = self.context.loaded.settings.assignment
         return assignment is not None and assignment.by_device
 
+    @property
+    def hides_rows(self) -> bool:
+        """Whether trainings add noise by which no row is told: then no number of a row's parts is, either."""
+        trainings = self.context.loaded.settings.trainings.values()
+        return any(training.example_privacy() for training in trainings)
+
     def profile(self, client: str) -> ClientProfile:
         """What the server may know about ``client`` before the first round."""
         data, settings = self.data.client(client), self.context.loaded.settings
@@ -125,7 +132,7 @@ class ClientRuntime:
 
         return ClientProfile(
             client=client,
-            train_examples=len(data.train),
+            train_examples=len(by_row(data.train) if self.hides_rows else data.train),
             validation_examples=len(data.validation),
             model_sha256=self.context.base_sha256,
             spec=self.context.spec.fingerprint(),

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from headwater.client.execution.execute import execute
+from headwater.client.execution.execute import evaluate, execute
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import DirectoryStore, MemoryStore, SharedStore
 from headwater.compression.dense import DenseCodec
 from headwater.config import load_federation
 from headwater.config.codec import DenseCodec as DenseSettings
+from headwater.data.federated import ClientData
 from headwater.errors import StorageError
 from headwater.privacy.accounting import price
-from headwater.privacy.events import PoissonSample, StepsReleased
+from headwater.privacy.events import Everyone, PoissonSample, StepsReleased
 from headwater.proto.plan_json import plan_from_json, plan_to_json
 from headwater.proto.wire import decode_reply
 from headwater.protocol.failures import FailureCode
-from headwater.protocol.messages import ClientFailure, ClientPlan, EncodedUpdate, TrainRequest
+from headwater.protocol.messages import (
+    ClientFailure,
+    ClientPlan,
+    EncodedUpdate,
+    EvaluateRequest,
+    FisherPlan,
+    TrainRequest,
+)
 from headwater.seeds.keys import Key
 from tests.support.runs import tiny_federation
 
@@ -114,6 +123,40 @@ def test_a_server_cannot_ask_for_less_privacy_than_the_file(runtime, lie):
     assert isinstance(refused, ClientFailure)
     assert refused.failure.code is FailureCode.BAD_REQUEST
     assert store.load_spent("ann") == ()
+
+
+def test_a_server_cannot_ask_for_what_has_no_noise(runtime):
+    """Squared gradients of the rows beside the noised ones, or metrics of the validation split."""
+    honest, store = runtime(), MemoryStore()
+    training = honest.context.loaded.settings.training
+    refused = answered(
+        honest, store, plan=ClientPlan(training, DenseSettings(kind="dense"), fisher=FisherPlan(4, 1.0))
+    )
+    assert isinstance(refused, ClientFailure)
+    assert refused.failure.code is FailureCode.BAD_REQUEST
+    assert store.load_spent("ann") == ()
+    rows = honest.data.client("ann").train
+    honest.data = SimpleNamespace(client=lambda name: ClientData(rows[1:], rows[:1]), has=lambda name: True)
+    whole = request(honest)
+    asked = EvaluateRequest(whole.run, 0, "ann", whole.spec, whole.state_sha256, whole.state)
+    (answer,) = evaluate([asked], store, honest)
+    refused = decode_reply(answer.data, max_bytes=10**7)
+    assert isinstance(refused, ClientFailure)
+    assert refused.failure.code is FailureCode.BAD_REQUEST
+
+
+def test_rows_are_counted_and_cut_whole(runtime):
+    """How many windows a text has hangs on the text: no number that is sent tells it."""
+    honest, store = runtime(), MemoryStore()
+    first, second, *others = honest.data.client("ann").train
+    one = object()
+    train = [replace(first, row=one), replace(second, row=one), *others]
+    honest.data = SimpleNamespace(client=lambda name: ClientData(train, ()), has=lambda name: True)
+    assert honest.profile("ann").train_examples == len(train) - 1
+    update = answered(honest, store, plan=replace(request(honest).plan, rows=2))
+    assert update.examples == 2
+    (event,) = store.load_spent("ann")
+    assert event.sampling == Everyone()  # two rows, of which each step expects two
 
 
 def test_a_smaller_batch_is_priced_as_it_is_drawn(runtime):
