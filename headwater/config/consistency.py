@@ -357,11 +357,8 @@ def _measurable(federation: FederationTables) -> None:
     held_out = data.test is not None or data.validation_fraction > 0
     if any(value for _, value in wanted) and not held_out:
         raise ValueError("[baselines] need data.test, or data.validation_fraction above 0")
-    measured = held_out and federation.evaluation.every > 0
-    by_clients = data.validation_fraction > 0 and federation.evaluation.clients
-    if federation.evaluation.patience is not None and not (
-        measured and (by_clients or data.test is not None)
-    ):
+    measured = data.test is not None and federation.evaluation.every > 0
+    if federation.evaluation.patience is not None and not (measured or federation.clients_evaluate):
         raise ValueError("evaluation.patience needs evaluations: data.test, or clients that evaluate")
 
 

@@ -134,6 +134,16 @@ class FederationTables(Settings):
         return content | ({"plugins": packages} if (packages := self.packages) else {})
 
     @property
+    def clients_evaluate(self) -> bool:
+        """Whether clients are ever sent an adapter to measure it on rows that they held out."""
+        held_out = self.data.validation_fraction > 0
+        return held_out and self.evaluation.clients and self.evaluation.every > 0
+
+    def sends(self, round: int) -> bool:
+        """Whether clients are sent the adapter after this round: to train on it, or to evaluate it."""
+        return round < self.federation.rounds or self.clients_evaluate
+
+    @property
     def own_part(self) -> OwnPart:
         """What of the adapter each client keeps to itself."""
         if self.strategy.keeps_own:

@@ -153,6 +153,8 @@ def _not_as_from_the_start(
         ]
         if pro_training(after) is not None:
             told.append(f"kseed drew the seeds of rounds 1 to {done} as in a run of {had}")
+        if done == had and not (before.sends(had) or before.codec.down.whole):
+            told.append(f"round {had} took in what codec.down had kept back, as the last of {had}")
         every = before.evaluation.every
         if every and done == had and had % every:
             told.append(f"round {had} was evaluated as the last of {had}: it may be the best one")

@@ -10,6 +10,8 @@ x; the global adapter is what they can have::
 With b + e for the model and b for its shift this is EF21-P (arXiv 2209.15218) too: the server knows both, so
 that ``error_feedback`` "ef14" and "ef21" are one thing on the way down.
 
+Nobody is sent the last adapter of a run whose clients do not evaluate: it is b + e, all of it.
+
 Source: the downstream compression of STC (arXiv 1903.02891, algorithm 2) and DoubleSqueeze (arXiv
 1905.05957), both without their worker's half, which is :mod:`headwater.compression.feedback`.
 """
@@ -26,7 +28,7 @@ from headwater.strategies.strategy import ServerState
 
 
 def broadcast(
-    before: ServerState, after: ServerState, settings: Codec, *, key: Key
+    before: ServerState, after: ServerState, settings: Codec, *, key: Key, travels: bool = True
 ) -> tuple[ServerState, Payload | None]:
     """The state after a round as every client can have it, and what makes it of the one before.
 
@@ -35,10 +37,11 @@ def broadcast(
         after: the round, as the strategy left it.
         settings: ``[codec.down]``.
         key: the federation's root key.
+        travels: whether a client will be sent this state.
 
     Returns:
-        ``after`` and None where the whole adapter travels, or coefficients of seeds do: nothing is lost then,
-        and what had been kept back is in it.
+        ``after`` and None where the whole adapter travels, coefficients of seeds do, or nothing does: nothing
+        is lost then, and what had been kept back is in it.
 
     Raises:
         TrainingError: values that are not finite.
@@ -46,7 +49,7 @@ def broadcast(
     if after.seeded_state is not None:
         return after, None
     target = after.state if after.residual is None else after.state + after.residual
-    if settings.whole:
+    if settings.whole or not travels:
         return replace(after, state=target, residual=None), None
     change = target - before.state
     payload, values = codec_for(settings).round_trip(change, key=key.child("down", after.round))

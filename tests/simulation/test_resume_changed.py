@@ -54,6 +54,12 @@ def test_a_trained_adapter_goes_on_as_if_it_had_never_stopped(tmp_path):
     assert summary["adapter_sha256"] == whole["adapter_sha256"]
     assert "| changes |" in (tmp_path / "on/adapter/README.md").read_text()
     assert "after round 1: federation.rounds = 2" in (tmp_path / "on/report.html").read_text()
+    # the last adapter, which nobody is sent, has all that was kept back on the way down
+    codec = {"up": {"kind": "dense"}, "down": {"kind": "compeft", "density": 0.1}}
+    sparse = tiny_federation(tmp_path / "s", owners={"ann": 12, "ben": 8}, codec=codec)
+    run(sparse, tmp_path / "sparse", "federation.rounds=2", "evaluation.clients=false")
+    _, told = go_on(tmp_path / "sparse", "federation.rounds=3")
+    assert told == ("round 2 took in what codec.down had kept back, as the last of 2",)
     # and its settings stay, whoever opens it
     _, loaded, _ = RunFolder.open(tmp_path / "on")
     assert loaded.settings.federation.rounds == 2

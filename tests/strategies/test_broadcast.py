@@ -51,6 +51,14 @@ def test_what_travels_and_what_is_kept_back_are_all_of_it(seeds, density):
     np.testing.assert_allclose(both, exact, atol=2e-6)
 
 
+def test_an_adapter_that_is_sent_to_nobody_has_all_that_was_kept_back():
+    before = ServerState(0, AdapterState.zeros(SPEC))
+    one, _ = broadcast(before, moved(before, 1), SPARSE, key=KEY)
+    last, payload = broadcast(one, moved(one, 2), SPARSE, key=KEY, travels=False)
+    assert payload is None and last.residual is None
+    assert last.state == moved(one, 2).state + one.residual
+
+
 def test_what_is_kept_back_fades():
     before = ServerState(0, AdapterState.zeros(SPEC))
     whole, fading = (TopkCodec(kind="topk", density=0.1, decay=decay) for decay in (1.0, 0.5))

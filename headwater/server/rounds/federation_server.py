@@ -405,8 +405,9 @@ class FederationServer:
         pool.round_closed()
         self._downlink.note_held(finished.started_from)
         before, codec = checkpoint.server, self._settings.codec.down
+        after = self._strategy.update(before, finished.merged)
         server, increment = broadcast(
-            before, self._strategy.update(before, finished.merged), codec, key=self._root
+            before, after, codec, key=self._root, travels=self._settings.sends(after.round)
         )
         if increment is not None:
             self._downlink.moved(before.state, server.state, increment)
