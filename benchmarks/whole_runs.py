@@ -5,7 +5,8 @@
 
 The runs are sweeps (``headwater sweep``) over this repository's examples: three corpora, three seeds, and
 codecs up and down. ``--pareto`` adds every codec on glosses dealt by Dirichlet 0.1. A run that is in DIR
-already counts, so a stopped benchmark goes on. Bytes are those of the bodies that travelled, as in each run's
+already counts, so a stopped benchmark goes on; a row that is not asked for stays in the JSON as it is. Bytes
+are those of the bodies that travelled, as in each run's
 record; *dense* sends fp32 values both ways. All metrics are of the last round on the held-out test.
 """
 
@@ -128,6 +129,7 @@ def rows_of(points: list[Table], metric: str) -> list[Table]:
         rows.append(
             {
                 "codec": name,
+                "seeds": [p["federation.seed"] for p in mine],
                 "metric": [p[metric] for p in mine],
                 "apart": apart,
                 "bytes_up": [p["bytes_up"] for p in mine],
@@ -234,26 +236,30 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    found: Table = {}
     chosen = {name: c for name, c in BYTES.items() if name in ["dense", *(options.codecs or BYTES)]}
     for corpus in options.corpora:
         points = sweep(corpus, chosen, options.seeds, options.work / corpus, options.workers)
-        found[corpus] = rows_of(points, METRICS[corpus])
-        print(table(corpus, found[corpus]), "\n", flush=True)
-        write("whole-runs", found, f"{corpus}: last metric against bytes of the whole run", found[corpus])
+        rows = rows_of(points, METRICS[corpus])
+        print(table(corpus, rows), "\n", flush=True)
+        write("whole-runs", corpus, rows, f"{corpus}: last metric against bytes of the whole run")
     if options.pareto:
         unlike = {"data.partition": "{kind='dirichlet', clients=6, alpha=0.1, min_examples=64}"}
         chosen = {name: c for name, c in PARETO.items() if name in ["dense", *(options.codecs or PARETO)]}
         points = sweep("glosses", chosen, options.seeds, options.work / "pareto", options.workers, **unlike)
-        found = {"glosses": rows_of(points, "accuracy")}
-        print(table("glosses", found["glosses"]))
-        write("pareto", found, "glosses, Dirichlet 0.1: accuracy against bytes up + down", found["glosses"])
+        rows = rows_of(points, "accuracy")
+        print(table("glosses", rows))
+        write("pareto", "glosses", rows, "glosses, Dirichlet 0.1: accuracy against bytes up + down")
 
 
-def write(name: str, found: Table, title: str, rows: list[Table]) -> None:
-    """JSON of all, a picture of these rows."""
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
-    (RESULTS / f"{name}.svg").write_text(pareto_picture(title, rows))
+def write(name: str, corpus: str, rows: list[Table], title: str) -> None:
+    """JSON of these rows and those of earlier runs, and a picture of this corpus."""
+    path = RESULTS / f"{name}.json"
+    known: dict[str, list[Table]] = json.loads(path.read_text()) if path.exists() else {}
+    newer = {row["codec"] for row in rows}
+    known[corpus] = [row for row in known.get(corpus, []) if row["codec"] not in newer] + rows
+    path.write_text(json.dumps(known, indent=2) + "\n")
+    picture = f"{name}.svg" if name == "pareto" else f"{name}-{corpus}.svg"
+    (RESULTS / picture).write_text(pareto_picture(title, known[corpus]))
 
 
 if __name__ == "__main__":
