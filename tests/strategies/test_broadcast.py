@@ -55,7 +55,8 @@ def test_an_adapter_that_is_sent_to_nobody_has_all_that_was_kept_back():
     before = ServerState(0, AdapterState.zeros(SPEC))
     one, _ = broadcast(before, moved(before, 1), SPARSE, key=KEY)
     last, payload = broadcast(one, moved(one, 2), SPARSE, key=KEY, travels=False)
-    assert payload is None and last.residual is None
+    assert payload is None
+    assert last.residual is None
     assert last.state == moved(one, 2).state + one.residual
 
 
