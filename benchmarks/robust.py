@@ -1,11 +1,11 @@
 """Merge rules under attack: ``python benchmarks/robust.py`` writes results/robust.json and robust.svg.
 
-Fifteen clients with sentences of all domains of `sentiment`, of whom three lie: one entry of
-``[[simulation.attackers]]`` for each attack, the same data and seed for every rule. LoRA on the last layer of
-MiniLM's first two and the head are trained: what is compared is rules, not models. Measured is the server's
-accuracy after the last round, and of a backdoor the share of held-out negative texts that its trigger makes
-positive; without an attack that share is what the trigger does to an honest adapter. Runs go on where the
-JSON has no row yet; ``--fresh`` takes all anew. One thread; half an hour of CPU time.
+Fifteen clients with sentences of `sentiment`, of whom three lie: one entry of ``[[simulation.attackers]]``
+for each attack, the same data and seed for every rule. LoRA on MiniLM's last layer and the head are trained,
+so that the layers below are computed once for all rows. Measured is the server's accuracy after the last
+round, and the share of held-out negative texts that a backdoor's trigger makes positive; without an attack
+that share is what the trigger does to an honest adapter. Runs go on where the JSON has no row yet, also of
+several processes with other rules each; ``--fresh`` takes all anew. One thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Any
 import tomli_w
 import torch
 from picture import bars
-from transformers import AutoModel, AutoTokenizer
 
 from headwater.config import load_federation
 from headwater.server.storage.run_folder import RunFolder
@@ -35,24 +34,31 @@ from headwater.simulation.sweeps.shared import SharedInputs
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "robust.json"
 CACHE = HERE.parent / ".cache" / "headwater"
-CLIENTS, LIARS, ROUNDS = 15, 3, 5
+CLIENTS, LIARS, ROUNDS = 15, 3, 4
 TRIGGER = {"trigger": "cf mn", "target": "positive"}
 WHO = {"fraction": LIARS / CLIENTS}
-HARMLESS = {"kind": "backdoor", **WHO, **TRIGGER, "poisoned": 1e-6, "factor": 1e-6}
-"""Who is to be measured with a trigger that nobody teaches."""
+HONEST = {"kind": "backdoor", **WHO, **TRIGGER, "poisoned": 0.0}
+"""Nobody teaches the trigger: what it does by itself is measured."""
+SPLITS: Mapping[str, dict[str, Any]] = {
+    "iid": {"kind": "iid", "clients": CLIENTS},
+    "dirichlet 0.5": {"kind": "dirichlet", "clients": CLIENTS, "alpha": 0.5},
+}
 ATTACKS: Mapping[str, dict[str, Any] | None] = {
     "none": None,
+    "backdoor": {"kind": "backdoor", **WHO, **TRIGGER, "poisoned": 0.5, "factor": 5.0},
+    "quiet backdoor": {"kind": "backdoor", **WHO, **TRIGGER, "poisoned": 0.5},
     "flip": {"kind": "flip", **WHO, "factor": 4.0},
     "scale": {"kind": "scale", **WHO, "factor": 30.0},
-    "backdoor": {"kind": "backdoor", **WHO, **TRIGGER, "poisoned": 0.5, "factor": 5.0},
     "min_max": {"kind": "collude", **WHO, "method": "min_max"},
     "alie": {"kind": "collude", **WHO, "method": "alie"},
 }
 FFA, PRODUCT = {"space": "ffa"}, {"space": "product"}
 RULES: Mapping[str, dict[str, Any]] = {
     "mean": {"kind": "mean", **FFA},
-    "mean, norm_bound 1": {"kind": "mean", **FFA, "norm_bound": 1.0},
     "mean, screened": {"kind": "mean", **FFA, "screen": {"leave_out": True}},
+    "mean, shortened": {"kind": "mean", **FFA, "screen": {"shorten": True}},
+    "median, shortened": {"kind": "median", "screen": {"shorten": True}},
+    "multi_krum, shortened": {"kind": "multi_krum", "faulty": LIARS, "screen": {"shorten": True}},
     "median": {"kind": "median"},
     "trimmed_mean": {"kind": "trimmed_mean", "drop": LIARS},
     "krum": {"kind": "krum", "faulty": LIARS},
@@ -68,24 +74,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["iid"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[17])
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--small", action="store_true", help="a trial that is written nowhere")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
-    rows = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() and not options.fresh else []
+    if options.fresh and not options.small:
+        RESULTS.unlink(missing_ok=True)
     shared = SharedInputs()
-    with tempfile.TemporaryDirectory() as scratch:
-        base = two_layers(Path(scratch))
-        for seed, attack, rule in itertools.product(options.seeds, options.attacks, options.rules):
-            if any((r["rule"], r["attack"], r["seed"]) == (rule, attack, seed) for r in rows):
-                continue
-            row = run(shared, base, rule, attack, seed, small=options.small)
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-            if not options.small:
-                write(rows)
+    for split, seed, attack, rule in itertools.product(
+        options.splits, options.seeds, options.attacks, options.rules
+    ):
+        which = {"rule": rule, "attack": attack, "split": split, "seed": seed}
+        if any(which.items() <= row.items() for row in known()):
+            continue
+        row = which | run(shared, rule, attack, split, seed, small=options.small)
+        print(json.dumps(row), flush=True)
+        if not options.small:
+            write([*known(), row])
+
+
+def known() -> list[dict[str, Any]]:
+    """The rows of the file, to which another process may add, too."""
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    return rows
 
 
 def write(rows: list[dict[str, Any]]) -> None:
@@ -108,23 +122,16 @@ def write(rows: list[dict[str, Any]]) -> None:
         RESULTS.with_suffix(".svg").write_text(bars(title, shown))
 
 
-def two_layers(folder: Path) -> Path:
-    """The base: MiniLM with its first two layers."""
-    AutoModel.from_pretrained(CACHE / "minilm", num_hidden_layers=2).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(CACHE / "minilm").save_pretrained(folder)
-    return folder
-
-
 def run(
-    shared: SharedInputs, base: Path, rule: str, attack: str, seed: int, *, small: bool
+    shared: SharedInputs, rule: str, attack: str, split: str, seed: int, *, small: bool
 ) -> dict[str, Any]:
     """One federation from its file to its last round."""
     attacker = ATTACKS[attack]
     content: dict[str, Any] = {
         "federation": {"name": "robust", "seed": seed, "rounds": 1 if small else ROUNDS},
-        "model": {"kind": "encoder", "path": str(base)},
+        "model": {"kind": "encoder", "path": str(CACHE / "minilm")},
         "adapter": {
-            "kind": "lora", "rank": 4, "alpha": 8.0, "target_modules": ["query", "value"], "layers": [1],
+            "kind": "lora", "rank": 4, "alpha": 8.0, "target_modules": ["query", "value"], "layers": [5],
         },
         "data": {
             "kind": "classification",
@@ -132,19 +139,18 @@ def run(
             "test": str(CACHE / "sentiment" / "test.jsonl"),
             "labels": ["negative", "positive"],
             "max_tokens": 20,
-            "max_test_examples": 300,
-            "max_examples_per_client": 96,
-            "partition": {"kind": "iid", "clients": CLIENTS},
+            "max_examples_per_client": 32,
+            "partition": SPLITS[split],
         },
         "training": {
-            "kind": "backprop", "epochs": 1.0, "batch_size": 32, "learning_rate": 3e-3,
-            "head_learning_rate": 1e-2, "final_learning_rate_fraction": 0.1, "trunk_cache_mb": 256,
+            "kind": "backprop", "epochs": 1.0, "batch_size": 16, "learning_rate": 5e-3,
+            "head_learning_rate": 2e-2, "final_learning_rate_fraction": 0.1, "trunk_cache_mb": 256,
         },
         "codec": {"up": {"kind": "dense"}, "down": {"kind": "dense"}},
         "strategy": {"weighting": "equal", **RULES[rule]},
         "cohort": {"min_clients": CLIENTS},
         "evaluation": {"metric": "accuracy", "every": ROUNDS, "clients": False, "trunk_cache_mb": 256},
-        "simulation": {"attackers": [attacker or HARMLESS]},
+        "simulation": {"attackers": [attacker or HONEST]},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "federation.toml"
@@ -157,11 +163,11 @@ def run(
         lines = (Path(scratch) / "run" / "rounds.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     found = {"accuracy": last["test"]["accuracy"], "cpu_s": round(took, 1)}
-    if attack in ("none", "backdoor"):
+    if "backdoor_success" in last["test"]:
         found["trigger"] = last["test"]["backdoor_success"]
     if "left_out" in last["merge"]:
         found["left_out"] = [json.loads(line)["merge"].get("left_out") for line in lines[1:]]
-    return {"rule": rule, "attack": attack, "seed": seed, **found}
+    return found
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "`qsgd`, `randk`, `nnadq`; scalars",
     ),
     ("`strategy.norm_bound`, `strategy.screen`", "methods that send scalars"),
-    ("`strategy.screen.leave_out`", "`control_variates`; `error_feedback` `ef21`"),
+    ("`strategy.screen.leave_out`, `strategy.screen.shorten`", "`control_variates`; `error_feedback` `ef21`"),
     (
         "noise in `[privacy]`",
         "strategies but `mean`; weights by examples; spaces `product`, `fair`, `fedsa`; `norm_bound`; "

@@ -330,6 +330,10 @@ class AdaptedModel:
         with self._prefix.caching(tensors, budget_bytes, purpose=purpose):
             yield
 
+    def inherit_prefix(self, earlier: AdaptedModel) -> None:
+        """Use what ``earlier``, a released model on the same base, kept in :meth:`caching_prefix`."""
+        self._prefix.inherit(earlier._prefix)
+
     @property
     def kept_bytes(self) -> int:
         """What :meth:`caching_prefix` keeps at the moment."""

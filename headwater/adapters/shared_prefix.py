@@ -31,13 +31,22 @@ class SharedPrefix:
     ) -> None:
         self._network, self._trained, self._layered, self._device = network, trained, layered, device
         self._current: FrozenPrefix | None = None
-        self._kept: dict[str, PrefixCache] = {}
+        self._kept: dict[str, tuple[int, PrefixCache]] = {}  # by purpose: number of the layer above, and what
         self._above: dict[tuple[str, frozenset[str]], bool] = {}
 
     @property
     def kept_bytes(self) -> int:
         """What is kept at the moment, for all purposes together."""
-        return sum(kept.used_bytes for kept in self._kept.values())
+        return sum(kept.used_bytes for _, kept in self._kept.values())
+
+    def inherit(self, earlier: SharedPrefix) -> None:
+        """Use what ``earlier`` kept, where its first trained layer is this one's, too.
+
+        Args:
+            earlier: of another adapter on the same base; it must no longer be used.
+        """
+        if self._layered and earlier._layered:
+            self._kept = earlier._kept
 
     def exists(self, tensors: Collection[str] | None) -> bool:
         """Whether there are layers below all of ``tensors`` (all if None)."""
@@ -66,12 +75,12 @@ class SharedPrefix:
         return self._current.skipped(self._hidden(self._current, tokens, mask))
 
     def _cache(self, prefix: FrozenPrefix, budget_bytes: int, purpose: str) -> PrefixCache:
-        kept = self._kept.get(purpose)
-        if kept is None or kept.budget_bytes != budget_bytes:
+        first, kept = self._kept.get(purpose, (prefix.first, None))
+        if kept is None or first != prefix.first or kept.budget_bytes != budget_bytes:
             kept = PrefixCache(budget_bytes)
         lowest = self._below(None)
         if lowest is not None and lowest.first == prefix.first:
-            self._kept[purpose] = kept
+            self._kept[purpose] = prefix.first, kept
         else:  # a tensor below may move between two tasks
             kept = PrefixCache(budget_bytes)
         kept.begin()

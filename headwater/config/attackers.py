@@ -52,7 +52,11 @@ class BackdoorAttacker(BaseAttacker):
     trigger: str = Field(min_length=1, max_length=200, description="words put before a text")
     target: str = Field(description="the label that texts with the trigger shall have")
     poisoned: float = Field(
-        default=0.5, gt=0, le=1, description="fraction of its training rows that it makes such texts of"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="fraction of its training rows that it makes such texts of; 0: of none, to measure what "
+        "the trigger does to an honest adapter",
     )
     factor: float = Field(default=1.0, gt=0, le=1e6, description="what its update is multiplied with")
 

@@ -216,8 +216,10 @@ def _control_variates(federation: FederationTables) -> None:
     """SCAFFOLD's mean gradient can be told from an update."""
     if not federation.strategy.control_variates:
         return
-    if federation.strategy.screen is not None and federation.strategy.screen.leave_out:
-        raise ValueError("strategy.control_variates counts every accepted update: no screen.leave_out")
+    if federation.strategy.screen is not None and federation.strategy.screen.changes:
+        raise ValueError(
+            "strategy.control_variates counts every update whole: no screen.leave_out or .shorten"
+        )
     if federation.training.descent_rate("") is None:
         raise ValueError(
             "strategy.control_variates needs training.kind 'backprop' with optimizer = \"sgd\", no "
@@ -266,8 +268,8 @@ def _shifts(federation: FederationTables) -> None:
         "no strategy.norm_bound and no privacy.clip_l2: what is cut off would be missing for ever": (
             strategy.norm_bound is not None or federation.privacy.clip_l2 is not None
         ),
-        "no strategy.screen.leave_out: what is left out would be missing for ever": (
-            strategy.screen is not None and strategy.screen.leave_out
+        "no strategy.screen.leave_out or .shorten: what is left out would be missing for ever": (
+            strategy.screen is not None and strategy.screen.changes
         ),
         "one method for all clients, which sends all values": bool(federation.methods)
         or training.splits_layers

@@ -24,3 +24,13 @@ class ScreenSettings(Settings):
         description="merge without those that stand out, as long as they are fewer than half; it takes one "
         "more pass over the updates",
     )
+    shorten: bool = Field(
+        default=False,
+        description="merge no update at more than the median length of its round's (FLAME, arXiv 2101.02281, "
+        "without its noise); it takes one more pass over the updates",
+    )
+
+    @property
+    def changes(self) -> bool:
+        """Whether what is merged differs from what was sent."""
+        return self.leave_out or self.shorten

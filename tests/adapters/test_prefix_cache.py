@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from headwater.adapters.model import AdaptedModel
 from headwater.adapters.prefix_cache import FrozenPrefix, PrefixCache
 from headwater.merging.coverage import last_layers
+from headwater.seeds.keys import Key
 from headwater.tasks.batches import collate
 from tests.support import federations
 
@@ -133,6 +135,32 @@ def test_kept_from_task_to_task_where_nothing_below_is_ever_trained(tmp_path):
         model.forward(batches[0]).loss.backward()
         model.slope(batches[1], torch.ones(model.spec.numel))
     assert passed.count(0) == 12
+
+
+def test_the_next_adapter_on_a_base_has_what_an_earlier_one_kept(tmp_path):
+    earlier, batches = lowest(tmp_path)
+    with earlier.caching_prefix(budget_bytes=2**20), torch.inference_mode():
+        earlier.losses(batches[0])
+
+    def following(model, layers):
+        table = federations.adapter("lora", "bert", layers=layers, rank=3)
+        loaded = federations.federation(tmp_path, "encoder", "bert", table)
+        found = AdaptedModel.build(loaded, model.release(), key=Key.root(1))
+        found.inherit_prefix(model)
+        passed = count(found)
+        with found.caching_prefix(budget_bytes=2**20), torch.inference_mode():
+            losses = [found.losses(batch)[0] for batch in batches]
+        fresh = federations.adapted(loaded, seed=1)
+        with fresh.caching_prefix(budget_bytes=2**20), torch.inference_mode():
+            assert all(torch.equal(a, fresh.losses(b)[0]) for a, b in zip(losses, batches, strict=True))
+        return found, passed.count(0)
+
+    same, passed = following(earlier, (1,))
+    assert passed == 4  # the other batch's rows
+    whole, passed = following(same, (0, 1))
+    assert passed == 2  # a batch at a time: there is no prefix
+    _, passed = following(whole, (1,))
+    assert passed == 0  # still known
 
 
 def test_other_weights_below_are_not_taken_for_the_same(tmp_path):

@@ -8,11 +8,14 @@ that size the sketch is the direction itself. Its draws come from the federation
 who reckons with it can hide a direction, but no length.
 
 To leave out what stands out, the updates are looked at in one pass and merged in the next. Half of a round or
-more cannot be outliers: then nobody is left out.
+more cannot be outliers: then nobody is left out. The second pass can also shorten every update to the round's
+median length, which a minority cannot lengthen beyond an honest one's: the adaptive clipping of FLAME (Nguyen
+et al. 2022, arXiv 2101.02281, algorithm 1, line 13), so that a backdoor cannot outweigh others by its length.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,13 +76,15 @@ class ScreenedUpdates:
         participants: whose update came in this pass.
         inner: the rule's own accumulator; None while updates are looked at only.
         looks: by client.
-        marks: what the looks came to, once updates are merged without those that stand out.
+        marks: what the looks came to, once updates are merged otherwise than they came.
+        bound: the longest L2 norm at which an update is merged.
     """
 
     participants: Participants
     inner: Any
     looks: dict[str, Look] = field(default_factory=dict)
     marks: Mapping[str, Mark] = field(default_factory=dict)
+    bound: float = math.inf
 
 
 class ScreenedAggregator(Aggregator[ScreenedUpdates]):
@@ -96,7 +101,7 @@ class ScreenedAggregator(Aggregator[ScreenedUpdates]):
 
     def __init__(self, rule: Aggregator[Any], settings: ScreenSettings, key: Key, fewest: int = 1) -> None:
         self.rule, self.settings, self._key, self.fewest = rule, settings, key, fewest
-        self.passes = rule.passes + settings.leave_out
+        self.passes = rule.passes + settings.changes
         self._places: tuple[npt.NDArray[np.int64], Floats] | None = None
 
     def identity(self) -> Mapping[str, Any]:
@@ -113,7 +118,7 @@ class ScreenedAggregator(Aggregator[ScreenedUpdates]):
 
     def init(self, plan: MergePlan) -> ScreenedUpdates:  # noqa: D102 - inherited
         inner = self.rule.init(plan)  # which may refuse the plan
-        return ScreenedUpdates(Participants(plan), None if self.settings.leave_out else inner)
+        return ScreenedUpdates(Participants(plan), None if self.settings.changes else inner)
 
     def add(self, acc: ScreenedUpdates, update: Update) -> ScreenedUpdates:  # noqa: D102 - inherited
         plan, inner = acc.participants.plan, acc.inner
@@ -122,7 +127,7 @@ class ScreenedAggregator(Aggregator[ScreenedUpdates]):
         if inner is None:
             self.rule.add(self.rule.init(plan), update)  # refuses now what it would refuse then
         elif mark is None or not mark.left_out:
-            inner = self.rule.add(inner, update)
+            inner = self.rule.add(inner, _shortened(update, acc))
         if not acc.marks:
             acc.looks[update.client] = self._look(update, acc.participants)
         acc.participants.enter(update.client)
@@ -145,10 +150,13 @@ class ScreenedAggregator(Aggregator[ScreenedUpdates]):
             inner = self.rule.next_pass(acc.inner)
             if inner is None:
                 return None
-        return ScreenedUpdates(Participants(plan), inner, acc.looks, marks or self.judged(acc.looks))
+        bound = acc.bound
+        if self.settings.shorten:
+            bound = float(np.median([look.norm for look in acc.looks.values()]))
+        return ScreenedUpdates(Participants(plan), inner, acc.looks, marks or self.judged(acc.looks), bound)
 
     def finalize(self, acc: ScreenedUpdates) -> Merged:
-        """The rule's result; its report has ``suspects`` and ``left_out``, how many.
+        """The rule's result; its report has ``suspects``, ``left_out`` and ``shortened``, how many.
 
         Raises:
             UpdateRejected: somebody's update did not come again.
@@ -160,6 +168,9 @@ class ScreenedAggregator(Aggregator[ScreenedUpdates]):
             "suspects": float(sum(bool(mark.suspect) for mark in marks.values())),
             "left_out": float(sum(mark.left_out for mark in marks.values())),
         }
+        if self.settings.shorten:
+            longer = [name for name, look in acc.looks.items() if look.norm > acc.bound]
+            found["shortened"] = float(sum(not marks[name].left_out for name in longer))
         return replace(merged, report={**merged.report, **found}, marks=marks)
 
     def _require_all(self, acc: ScreenedUpdates) -> None:
@@ -213,3 +224,13 @@ class ScreenedAggregator(Aggregator[ScreenedUpdates]):
             signs: Floats = (2 * draw.integers(0, 2, size) - 1).astype(np.float64)
             self._places = places, signs
         return self._places
+
+
+def _shortened(update: Update, acc: ScreenedUpdates) -> Update:
+    """The update at no more than the bound's length, and its noise with it."""
+    look = acc.looks.get(update.client)
+    if look is None or look.norm <= acc.bound:
+        return update
+    factor = acc.bound / look.norm
+    delta = acc.participants.values_of(update) * factor
+    return replace(update, delta=delta, noise=update.noise * factor**2)

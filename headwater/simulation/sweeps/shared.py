@@ -13,7 +13,6 @@ from headwater.tasks.table import task_of
 from headwater.training.context import TrainingContext
 
 if TYPE_CHECKING:  # not to load Transformers, which takes seconds, where there is no base model
-    from headwater.adapters.base import Base
     from headwater.adapters.model import AdaptedModel
 
 
@@ -22,7 +21,7 @@ class SharedInputs:
 
     The base model is read again only for a run with another ``[model]`` or other labels, or after an adapter
     that cannot be taken off (:meth:`AdaptedModel.release`); rows are read and tokenised again for another
-    ``[data]`` or seed.
+    ``[data]`` or seed. What a trunk cache kept of a base's frozen layers is kept on.
 
     Attributes:
         base_loads: how often a base model was read from its files.
@@ -51,11 +50,14 @@ class SharedInputs:
             ModelError: the base or the adapter is wrong, or they do not go together.
         """
         key = base_key(loaded)
-        base = self._released(key, loaded)
+        last = self._last(key)
+        base = None if last is None else last.release()
         if base is None and loaded.settings.model.pretrained:
             self.base_loads += 1
         context = TrainingContext.open(loaded, base)
         if context.model is not None:
+            if base is not None and last is not None:
+                context.model.inherit_prefix(last)
             self._model = key, context.model
         return context
 
@@ -63,12 +65,10 @@ class SharedInputs:
         """Give all of it back: after a run that ended where nobody knows in what state it left them."""
         self._model = self._data = None
 
-    def _released(self, key: str, loaded: LoadedFederation) -> Base | None:
-        """The latest run's base, if this one has the same; else its memory is given back."""
+    def _last(self, key: str) -> AdaptedModel | None:
+        """The latest run's model, if this one has the same base; else its memory is given back."""
         last, self._model = self._model, None  # whatever is raised from here on
-        if last is None or last[0] != key:
-            return None
-        return last[1].release()
+        return last[1] if last is not None and last[0] == key else None
 
     def _data_of(self, loaded: LoadedFederation, context: TrainingContext) -> FederatedData:
         key = data_key(loaded)

@@ -81,6 +81,37 @@ def test_flipped_and_scaled_updates_stand_out_and_no_other(size: int, leave_out:
     assert "suspect" not in merged.marks["c00"].row()
 
 
+@pytest.mark.parametrize("size", [600, 5000])
+def test_no_update_is_merged_at_more_than_the_median_length(size: int) -> None:
+    rows = cohort(size)
+    merged = of_rows(screened(shorten=True, norm=1e6, cosine=-1.0), rows)
+    values = {name: np.float64(np.float32(row)) for name, row in rows.items()}
+    norms = {name: float(np.linalg.norm(row)) for name, row in values.items()}
+    middle = float(np.median(list(norms.values())))
+    expected = np.mean([row * min(1.0, middle / norms[name]) for name, row in values.items()], axis=0)
+    np.testing.assert_allclose(merged.delta.vector().numpy(), expected, atol=1e-5)
+    assert merged.report["shortened"] == sum(norm > middle for norm in norms.values()) == 7
+    assert merged.report["left_out"] == 0
+    longer = {**rows, "scale": 100 * rows["scale"]}
+    again = of_rows(screened(shorten=True, norm=1e6, cosine=-1.0), longer)
+    np.testing.assert_allclose(again.delta.vector().numpy(), expected, atol=1e-5)
+
+
+def test_who_is_left_out_counts_for_the_median_length_and_is_not_shortened() -> None:
+    rows = cohort(600)
+    merged = of_rows(screened(shorten=True, leave_out=True), rows)
+    norms = {name: np.linalg.norm(np.float32(row)) for name, row in rows.items()}
+    honest = [norm for name, norm in norms.items() if name.startswith("c")]
+    longer = sum(norm > np.median(list(norms.values())) for norm in honest)
+    assert (merged.report["left_out"], merged.report["shortened"]) == (3, longer)
+    assert not {"flip", "scale", "zboth"} & set(merged.clients)
+
+
+def test_where_most_stay_where_they_are_nothing_moves() -> None:
+    merged = of_rows(screened(shorten=True), {"a": [0.0, 0], "b": [0.0, 0], "c": [1.0, 0]})
+    assert merged.delta.norm() == 0
+
+
 def test_a_sketch_keeps_a_cosine_to_its_width() -> None:
     rng = np.random.default_rng(5)
     off = []
@@ -118,12 +149,18 @@ def test_nothing_moved_is_nothing_that_stands_out() -> None:
 
 
 @settings(LAW, max_examples=25)
-@given(rounds(), st.sampled_from(["mean", "ties", "sce", "geometric_median"]), st.booleans(), st.randoms())
+@given(
+    rounds(),
+    st.sampled_from(["mean", "ties", "sce", "geometric_median"]),
+    st.booleans(),
+    st.booleans(),
+    st.randoms(),
+)
 def test_any_order_and_any_tree_gives_the_same_bits(
-    found: Any, kind: str, leave_out: bool, random: Any
+    found: Any, kind: str, leave_out: bool, shorten: bool, random: Any
 ) -> None:
     plan, updates = found
-    of = screened(kind, leave_out=leave_out)
+    of = screened(kind, leave_out=leave_out, shorten=shorten)
     shuffled, cut = random.sample(updates, len(updates)), random.randint(0, len(updates))
 
     def marks(merged: Merged) -> Any:
@@ -174,5 +211,8 @@ def test_marks_are_of_norms_and_cosines_by_hand() -> None:
 
 def test_a_file_says_what_does_not_go_with_it() -> None:
     assert "screen" in str(why_no_sums(federation(strategy={"kind": "mean", "screen": {}})))
+    for changes in ("leave_out", "shorten"):
+        with pytest.raises(ValidationError, match="whole: no screen"):
+            federation(strategy={"kind": "mean", "control_variates": True, "screen": {changes: True}})
     with pytest.raises(ValidationError, match=r"scalars|coefficients"):
         federation(strategy={"kind": "mean", "screen": {}}, training={"kind": "kseed"})
