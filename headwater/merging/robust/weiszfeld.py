@@ -4,18 +4,20 @@ Pillutla et al. 2022 (RFA, arXiv 1912.13445, algorithm 2): z ← Σ β_i·δ_i /
 β_i = w_i / max(ν, ‖z − δ_i‖). Each step is a pass in which every client adds its own term, so that memory is
 two vectors for any number of clients; :mod:`headwater.merging.kept` has the same rule from inner products.
 
-Two things differ from the paper. The first z is 0, the adapter as it was, and not the mean, which one huge
-update moves anywhere: the first step is then a mean of directions. And the paper's ν is a length; here it is
-``smoothing`` times the harmonic mean h of the lengths, which no huge update moves.
+Two things differ from the paper. The first step goes from 0, the adapter as it was, by the mean direction of
+all times the median length h: the mean itself is moved anywhere by one huge update. And the paper's ν is a
+length; here it is ``smoothing`` times h. A mean of lengths, of whatever kind, would be moved by one that is
+huge or almost 0; their median comes from sums as well, of a histogram.
 
 The sums are int64. Instead of β·δ, which nothing bounds, a client adds the direction (δ − z)/max(ν, ‖δ − z‖),
-no longer than 1, and h/max(ν, ‖δ − z‖), at most 1/smoothing: z moves by h·(Σ w·direction)/(Σ w·pull).
+no longer than 1, and h/max(ν, ‖δ − z‖), at most 1/smoothing: z moves by h·(Σ w·direction)/(Σ w·pull). In the
+first step it adds its weight to a bin of lengths instead, unless it moves nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,8 +32,9 @@ from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, Update
 from headwater.state import AdapterState, StateSpec
 
-SHORTEST = 2.0**-16
-"""Of a length in the first step: no update is taken for a shorter one."""
+_LOWEST, _HIGHEST, _PER_OCTAVE = -40, 32, 4
+BINS = (_HIGHEST - _LOWEST) * _PER_OCTAVE
+"""Of lengths, each 19 % above the one before: from 2^-40 to 2^32; what is beyond is in the first or last."""
 _SLACK = 1 + 1e-6
 
 
@@ -42,7 +45,8 @@ class Pulls:
     Args:
         participants: who is in. After the first step the plan has only those of the first.
         directions: Σ w·(δ − z)/max(ν, ‖δ − z‖), int64 [numel].
-        pulls: Σ w·h/max(ν, ‖δ − z‖), int64 [2]: in units, and what rounding to them left in finer ones.
+        pulls: Σ w·h/max(ν, ‖δ − z‖), int64 [2]: in units, and what rounding to them left in finer ones. In
+            the first step Σ w by length, int64 [:data:`BINS`].
         step: 0, 1, …
         point: z, float32 [numel]; empty in the first step, where it is 0.
         unit: h; 1 in the first step.
@@ -61,7 +65,7 @@ class WeiszfeldAggregator(Aggregator[Pulls]):
 
     Args:
         steps: each is a pass over the updates.
-        smoothing: ν, as a part of the harmonic mean of the updates' lengths.
+        smoothing: ν, as a part of the median length.
     """
 
     name = "geometric_median"
@@ -75,8 +79,8 @@ class WeiszfeldAggregator(Aggregator[Pulls]):
         Raises:
             ConfigError: weights that leave too few digits.
         """
-        self._bits(plan, 0)
-        return Pulls(Participants(plan), *_zeros(plan))
+        self._bits(plan)
+        return Pulls(Participants(plan), *_zeros(plan, BINS))
 
     def identity(self) -> Mapping[str, Any]:  # noqa: D102 - inherited
         return {"steps": self.passes, "smoothing": self.smoothing}
@@ -92,15 +96,13 @@ class WeiszfeldAggregator(Aggregator[Pulls]):
             DecodeError: says what is wrong.
         """
         plan, weight = acc.participants.plan, acc.participants.weight
-        if acc.step or acc.point.numel() or acc.unit != 1.0 or acc.pulls.shape != (2,):
+        if acc.step or acc.point.numel() or acc.unit != 1.0 or acc.pulls.shape != (BINS,):
             raise DecodeError("accumulator, geometric_median", expected="the first step", got="another")
         if acc.directions.shape != (plan.spec.numel,):
             raise DecodeError("accumulator, directions", expected=f"{plan.spec.numel} values", got="others")
-        coarse, fine, longest = self._bits(plan, 0)
-        most = math.ceil(longest * 2.0**coarse) * weight
-        require_range(acc.pulls[:1], "pulls", low=0, high=most)
-        most = (1 + round(0.5 * 2.0**fine)) * weight
-        require_range(acc.pulls[1:], "rest of pulls", low=-most, high=most)
+        require_range(acc.pulls, "lengths", low=0, high=weight)
+        if (counted := sum(acc.pulls.tolist())) > weight:
+            raise DecodeError("accumulator, lengths", expected=f"at most {weight} in all", got=str(counted))
         bits = plan.scale_bits(_SLACK)
         slack = weight * math.sqrt(plan.spec.numel) * 2.0**-bits
         require_norm(from_fixed(acc.directions, bits), "directions", most=weight * _SLACK, slack=slack)
@@ -113,12 +115,17 @@ class WeiszfeldAggregator(Aggregator[Pulls]):
         require_bounded(vector, plan.spec, bound=plan.value_bound, who=f"client {update.client}")
         way = vector.double() - acc.point if acc.step else vector.double()
         # NumPy's sum: one order, whatever the threads
-        length = max(math.sqrt(float(np.square(way.numpy()).sum())), self._shortest(acc))
-        acc.directions.add_(to_fixed(way / length, plan.scale_bits(_SLACK)), alpha=weight)
-        coarse, fine, _ = self._bits(plan, acc.step)
-        scaled = acc.unit / length * 2.0**coarse
-        whole = round(scaled)
-        acc.pulls.add_(torch.tensor([whole, round((scaled - whole) * 2.0**fine)]), alpha=weight)
+        length = math.sqrt(float(np.square(way.numpy()).sum()))
+        if acc.step:
+            length = max(length, self.smoothing * acc.unit)
+            coarse, fine = self._bits(plan)
+            scaled = acc.unit / length * 2.0**coarse
+            whole = round(scaled)
+            acc.pulls.add_(torch.tensor([whole, round((scaled - whole) * 2.0**fine)]), alpha=weight)
+        elif length:
+            acc.pulls[_bin(length)] += weight
+        if length:
+            acc.directions.add_(to_fixed(way / length, plan.scale_bits(_SLACK)), alpha=weight)
         acc.participants.enter(update.client)
         return acc
 
@@ -133,15 +140,13 @@ class WeiszfeldAggregator(Aggregator[Pulls]):
     def next_pass(self, acc: Pulls) -> Pulls | None:  # noqa: D102 - inherited
         if acc.step + 1 >= self.passes:
             return None
-        point, pulls = self._moved(acc)
-        plan, weight = acc.participants.plan, acc.participants.weight
-        unit = acc.unit
+        point, unit = self._moved(acc)
+        plan = acc.participants.plan
         if not acc.step:
             known = {name: plan.weights[name] for name in sorted(acc.participants.clients)}
             plan = replace(plan, weights=known, others_weight=0)
-            unit = weight / pulls  # the harmonic mean of lengths
-        self._bits(plan, 1)
-        return Pulls(Participants(plan), *_zeros(plan), acc.step + 1, point, unit)
+        self._bits(plan)
+        return Pulls(Participants(plan), *_zeros(plan, 2), acc.step + 1, point, unit)
 
     def finalize(self, acc: Pulls) -> Merged:
         """The point after the last step. The report has ``delta_norm``.
@@ -155,7 +160,7 @@ class WeiszfeldAggregator(Aggregator[Pulls]):
         return Merged(delta, clients, acc.participants.weight, {"delta_norm": delta.norm()})
 
     def _moved(self, acc: Pulls) -> tuple[Tensor, float]:
-        """The next z, float32 [numel], and Σ w·h/max(ν, ‖δ − z‖).
+        """The next z, float32 [numel], and h.
 
         Raises:
             EmptyRound: no update was added.
@@ -172,21 +177,35 @@ class WeiszfeldAggregator(Aggregator[Pulls]):
                 expected=f"its update in both passes of {self.name}, and in all others",
                 got="none in a later one",
             )
-        coarse, fine, _ = self._bits(plan, acc.step)
-        whole, rest = (int(value) for value in acc.pulls)
-        pulls = max(whole * 2.0**-coarse + rest * 2.0 ** -(coarse + fine), 2.0**-62)
-        step = from_fixed(acc.directions, plan.scale_bits(_SLACK)) * (acc.unit / pulls)
+        if acc.step:
+            coarse, fine = self._bits(plan)
+            whole, rest = (int(value) for value in acc.pulls)
+            unit, pulls = acc.unit, max(whole * 2.0**-coarse + rest * 2.0 ** -(coarse + fine), 2.0**-62)
+        else:
+            unit, pulls = _median(acc.pulls.tolist()), float(participants.weight)
+        step = from_fixed(acc.directions, plan.scale_bits(_SLACK)) * (unit / pulls)
         moved = (acc.point.double() + step if acc.step else step) + 0.0  # one zero of two
-        return moved.float(), pulls
+        return moved.float(), unit
 
-    def _shortest(self, acc: Pulls) -> float:
-        return self.smoothing * acc.unit if acc.step else SHORTEST
-
-    def _bits(self, plan: MergePlan, step: int) -> tuple[int, int, float]:
-        """Of pulls: the units' bits, the finer ones' beyond them, and the largest pull of weight 1."""
-        longest = 1 / (self.smoothing if step else SHORTEST)
-        return plan.scale_bits(longest * _SLACK), plan.scale_bits(0.5), longest
+    def _bits(self, plan: MergePlan) -> tuple[int, int]:
+        """Of pulls: the units' bits, and the finer ones' beyond them."""
+        return plan.scale_bits(_SLACK / self.smoothing), plan.scale_bits(0.5)
 
 
-def _zeros(plan: MergePlan) -> tuple[Tensor, Tensor]:
-    return torch.zeros(plan.spec.numel, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+def _zeros(plan: MergePlan, pulls: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(plan.spec.numel, dtype=torch.int64), torch.zeros(pulls, dtype=torch.int64)
+
+
+def _bin(length: float) -> int:
+    """Where a length above 0 is counted."""
+    return min(max(math.floor((math.log2(length) - _LOWEST) * _PER_OCTAVE), 0), BINS - 1)
+
+
+def _median(weights: Sequence[int]) -> float:
+    """The middle of the bin with the weighted median; 1 where nothing is counted."""
+    total, below = sum(weights), 0
+    for number, weight in enumerate(weights):
+        below += weight
+        if total and 2 * below >= total:
+            return 2.0 ** (_LOWEST + (number + 0.5) / _PER_OCTAVE)
+    return 1.0

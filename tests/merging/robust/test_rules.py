@@ -148,11 +148,23 @@ def test_four_passes_are_near_the_kept_one_and_huge_updates_do_not_matter() -> N
         assert np.linalg.norm(rows.mean(axis=0) - middle) > np.linalg.norm(middle)  # the mean moves
 
 
-def test_one_pass_is_a_mean_of_directions() -> None:
+@pytest.mark.parametrize("passes", [1, 2, 4, 16])
+@pytest.mark.parametrize("length", [0.0, 1e-9, 1e-4, 1e3])
+def test_no_few_updates_of_another_length_move_it_far(passes: int, length: float) -> None:
+    """Of a harmonic mean of lengths one that is almost 0 made the steps short, and 0 their place."""
+    rng = np.random.default_rng(0)
+    honest = 0.1 * (np.eye(64)[0] + rng.normal(size=(9, 64)) / 16)
+    rows = np.concatenate([honest, [length * np.eye(64)[0]]])
+    middle = honest.mean(axis=0)
+    got = of_rows(rule("geometric_median", passes=passes), rows) @ middle / (middle @ middle)
+    assert 0.75 < got < 1.25
+
+
+def test_one_pass_is_a_mean_of_directions_times_the_median_length() -> None:
     rows = np.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]])
-    units, pulls = np.array([[0.6, 0.8], [0, 1], [0, 0]]), np.array([1 / 5, 1 / 2, 2.0**16])
+    units, length = np.array([[0.6, 0.8], [0, 1], [0, 0]]), 2.0 ** (1 + 1 / 8)  # the middle of 2's bin
     got = of_rows(rule("geometric_median", passes=1), rows)
-    np.testing.assert_allclose(got, units.sum(axis=0) / pulls.sum(), rtol=1e-6)
+    np.testing.assert_allclose(got, length * units.sum(axis=0) / 3, rtol=1e-6)
     assert of_rows(rule("geometric_median", passes=9), np.zeros((3, 2))).tolist() == [0.0, 0.0]
 
 
