@@ -207,5 +207,5 @@ def _median(weights: Sequence[int]) -> float:
     for number, weight in enumerate(weights):
         below += weight
         if total and 2 * below >= total:
-            return 2.0 ** (_LOWEST + (number + 0.5) / _PER_OCTAVE)
+            return math.pow(2.0, _LOWEST + (number + 0.5) / _PER_OCTAVE)
     return 1.0
