@@ -274,8 +274,7 @@ class ControlService:
         versions.pin(row.version)
         newest = versions.rows()[-1]
         rounds = settings.federation.rounds + newest.round - row.round
-        self._book.change(entry.run, {"rounds": str(rounds)})
-        self._book.request_rollback(entry.run, row.version, leaving=client)
+        self._book.request_rollback(entry.run, row.version, leaving=client, rounds=rounds)
         told = f"without {client} from version {row.version}; {newest.round - row.round} rounds more"
         self._monitor.run_changed(entry.run, rounds=rounds, told=told)
         return row

@@ -218,20 +218,23 @@ class RunQueue:
             ConfigError: a key that cannot be changed, or a value that does not fit.
         """
         with self._lock:
-            entry = self.get(run)
-            known = require_known(changes)
-            if unknown := sorted(changes.keys() - known.keys()):
-                raise ConfigError(
-                    f"run {entry.run}: {unknown[0]}",
-                    expected=f"one of the settings that may change within a run: {', '.join(CHANGEABLE)}",
-                    got="another setting",
-                    hint="To train something else, submit another federation.",
-                )
-            full = {known[key]: value for key, value in changes.items()}
-            changed = replace(entry, changes={**entry.changes, **full})
-            self.settings(changed)
+            changed = self._changed(self.get(run), changes)
             self._put(changed)
             return changed
+
+    def _changed(self, entry: RunEntry, changes: Mapping[str, str]) -> RunEntry:
+        known = require_known(changes)
+        if unknown := sorted(changes.keys() - known.keys()):
+            raise ConfigError(
+                f"run {entry.run}: {unknown[0]}",
+                expected=f"one of the settings that may change within a run: {', '.join(CHANGEABLE)}",
+                got="another setting",
+                hint="To train something else, submit another federation.",
+            )
+        full = {known[key]: value for key, value in changes.items()}
+        changed = replace(entry, changes={**entry.changes, **full})
+        self.settings(changed)
+        return changed
 
     def settings(self, entry: RunEntry) -> Federation:
         """The run's federation with its changes.
@@ -250,10 +253,17 @@ class RunQueue:
                     del self._resolved[next(iter(self._resolved))]
             return settings
 
-    def request_rollback(self, run: str, version: int | None, *, leaving: str = "") -> RunEntry:
-        """Note the version to go on from, and the client that leaves; None once it is done."""
+    def request_rollback(
+        self, run: str, version: int | None, *, leaving: str = "", rounds: int | None = None
+    ) -> RunEntry:
+        """Note the version to go on from, the client that leaves and all rounds then, in one write.
+
+        None for the version once it is done; None for the rounds leaves them.
+        """
         with self._lock:
             entry = replace(self.get(run), rollback=version, leaving=leaving)
+            if rounds is not None:
+                entry = self._changed(entry, {"rounds": str(rounds)})
             self._put(entry)
             return entry
 

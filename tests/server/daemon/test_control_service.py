@@ -339,8 +339,12 @@ def test_who_leaves_is_revoked_and_its_rounds_are_trained_again(site, monkeypatc
             metric="loss", value=1.0, best=False, note=f"round {number}", created=0.0,
         )  # fmt: skip
     rounds = site.book.settings(site.book.get(site.run)).federation.rounds
+    put, written = site.book._put, []
+    monkeypatch.setattr(site.book, "_put", lambda entry: written.append(entry) or put(entry))
     for _ in range(2):  # asked twice, done once
         assert site.service.forget(site.run, "ben").version == 2
+    (entry,) = written  # a daemon that is killed has added rounds and notes who leaves, or neither
+    assert (entry.leaving, entry.changes["federation.rounds"]) == ("ben", str(rounds + 1))
     entry = site.book.get(site.run)
     assert (entry.rollback, entry.leaving) == (2, "ben")
     assert site.book.settings(entry).federation.rounds == rounds + 1
