@@ -116,6 +116,16 @@ def test_a_memory_of_another_mechanism_is_refused():
         noise(KINDS["tree"]).next(KINDS["blt"].init(D), seeded(0))
 
 
+@every_kind
+def test_what_rounding_moves_is_in_the_sensitivity(mechanism):
+    """Two roundings, of what left with an owner and without it, in each of n·d values."""
+    source = noise(mechanism, longest=2.0**10)
+    exact = mechanism.sensitivity(source.participation) * source.longest
+    assert source.sensitivity >= exact + 2 * source.slack(source.sigma) * np.sqrt(N * D)
+    assert source.sensitivity == pytest.approx(exact + np.sqrt(N * D), rel=1e-6)
+    assert source.sigma >= 0.8 * source.sensitivity
+
+
 def test_units_that_are_too_coarse_are_refused():
     with pytest.raises(ConfigError, match="units"):
         _ = noise(KINDS["blt"], longest=2.0).sigma

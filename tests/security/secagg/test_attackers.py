@@ -123,7 +123,49 @@ def test_a_client_is_not_left_alone_with_few() -> None:
         play.clients["c000"].mask(Delivery(shared, sealed), play.some_values()["c000"])
 
 
+def test_a_client_is_not_left_with_fewer_neighbours_than_hide_it() -> None:
+    """Enough members shared, but of its own neighbours too few: who holds that many shares has its mask."""
+    play = Play(200, PROMISE)
+    play.keys()
+    client, group = play.clients["c000"], play.group
+    client.share(group)
+    neighbours, least = group.neighbours(0), group.bounds.threshold
+    present = neighbours[: least - 1]
+    shared = np.ones(200, np.bool_)
+    shared[[n for n in neighbours if n not in present]] = False
+    group.require_enough(shared, PROMISE)
+    with pytest.raises(UpdateRejected, match=f"expected {least} neighbours"):
+        client.mask(Delivery(shared, dict.fromkeys(present, b"")), play.some_values()["c000"])
+    assert gone(client)
+
+
 # --- the list of survivors ------------------------------------------------------------------------
+
+
+def test_who_shared_nothing_is_no_survivor() -> None:
+    """Else those who hide a vector would be fewer than they seem."""
+    play = Play(10, PROMISE)
+    play.keys()
+    play.shares(but=("c009",))
+    play.vectors(play.some_values())
+    flags = play.server.survivors.copy()
+    flags[9] = True
+    with pytest.raises(UpdateRejected, match="survivors that shared"):
+        play.clients["c000"].sign_list(flags)
+    assert gone(play.clients["c000"])
+
+
+def test_who_is_no_survivor_makes_up_no_quorum_and_a_client_keeps_no_secret() -> None:
+    play = after_vectors(but=("c009",))
+    play.signatures()
+    client = play.clients["c000"]
+    text = client._group.list_text(play.round, client._shared, client._survivors)
+    with pytest.raises(UpdateRejected, match="another of c009"):
+        client.reveal({**play.certificate, 9: enrolled_key("c009").sign(text)})
+    other = play.clients["c001"]
+    other.reveal(play.certificate)
+    assert gone(client)
+    assert gone(other)
 
 
 def test_a_split_group_tells_nothing() -> None:
