@@ -2,7 +2,8 @@
 
 A test may take 120 s (pyproject.toml), those that disturb processes more. It is the only limit: Hypothesis'
 own (200 ms for an example, seconds for drawing some) depend on what else the machine does. A law is tried on
-50 examples a run, new ones each time; a test that needs more to see what it looks for says so itself.
+25 examples a run, new ones each time (``--hypothesis-profile thorough``: 500); a test that needs more to see
+what it looks for says so itself.
 
 Models of these tests are too small for two threads: the second waits, and burns a core while it does (a row
 of the table of models took 15 to 27 CPU seconds instead of 5). Tests of what must not depend on the number of
@@ -27,9 +28,10 @@ LIMITS_S = {"slow": 3600, "faults": 900}
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, here and by what a test starts
 # some tests fork; gRPC 1.85 would start its threads again in the child, and now and then fail there
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-settings.register_profile(
-    "headwater", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+for name, examples in (("headwater", 25), ("thorough", 500)):
+    settings.register_profile(
+        name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
 settings.load_profile("headwater")
 
 

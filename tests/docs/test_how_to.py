@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,25 +46,65 @@ def blocks(page: str) -> dict[str, str]:
     return dict(found)
 
 
-@dataclass(frozen=True)
+FORKS = """
+import json, os, runpy, sys, traceback
+import headwater.simulation.preload  # which computes nothing
+for line in sys.stdin:
+    output, path, (module, *arguments) = json.loads(line)
+    if not (child := os.fork()):
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        sys.path[:0], sys.argv, code = path, [module, *arguments], 1
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Runs modules, each in a process of its own that has imported already: a dozen would for a minute of CPU."""
+
+
+@dataclass
 class Stranger:
     """Somebody's environment with headwater and the pages' packages in it."""
 
     folder: Path
     python: Path
+    forks: subprocess.Popen[str] | None = None
 
-    def start(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        """``python ARGUMENTS`` there, to its end."""
-        return subprocess.run(
-            [str(self.python), *map(str, arguments)],
-            cwd=self.folder, env=CLEAN | environment, capture_output=True, text=True, check=False,
+    def __enter__(self) -> Stranger:
+        self.forks = subprocess.Popen(
+            [str(self.python), "-c", FORKS],
+            cwd=self.folder, env=CLEAN, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.forks:
+            self.forks.communicate()
+
+    def start(self, *arguments: object, path: Sequence[str] = ()) -> tuple[int, str]:
+        """``python -m ARGUMENTS`` there, to its end: its code and what it said. ``path``: of more modules."""
+        assert self.forks
+        assert self.forks.stdin
+        assert self.forks.stdout
+        output = self.folder / "output"
+        print(json.dumps([str(output), path, [*map(str, arguments)]]), file=self.forks.stdin, flush=True)
+        return int(self.forks.stdout.readline()), output.read_text()
 
     def run(self, *arguments: object) -> str:
-        """``python ARGUMENTS`` there, which must succeed; what it printed."""
-        done = self.start(*arguments)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
+        """``python -m ARGUMENTS`` there, which must succeed; what it said."""
+        code, said = self.start(*arguments)
+        assert code == 0, said[-5000:]
+        return said
 
     def federation(self, page: str) -> Path:
         """The page's table in a federation file."""
@@ -90,17 +131,20 @@ def stranger(tmp_path_factory):
                 (folder / name).write_text(text)  # where there is only what was installed
             elif name != "federation.toml":
                 (sources / page / name).write_text(text)
-    found = Stranger(folder, folder / "env" / "bin" / "python")
-    found.run(
-        "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation",
+    python = folder / "env" / "bin" / "python"
+    command = [
+        python, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation",
         "--disable-pip-version-check", *(sources / page for page in PAGES),
-    )  # fmt: skip
-    return found
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, env=CLEAN, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with Stranger(folder, python) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def listed(stranger):
-    return stranger.run("-m", "headwater", "plugins")
+    return stranger.run("headwater", "plugins")
 
 
 def module_of(page: str) -> str:
@@ -125,10 +169,10 @@ def test_a_page_shows_one_short_file_and_one_line(page):
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_the_laws_hold(stranger, page):
     """Under the limits that our own suites have; a process a page, so that none takes long."""
-    said = stranger.start(
-        "-m", "pytest", "-v", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", stranger.folder,
-        "-p", "tests.conftest", f"test_{module_of(page)}.py", PYTHONPATH=str(ROOT),
-    ).stdout  # fmt: skip
+    _, said = stranger.start(
+        "pytest", "-v", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", stranger.folder,
+        "-p", "tests.conftest", f"test_{module_of(page)}.py", path=[str(ROOT)],
+    )  # fmt: skip
     outcomes = re.findall(rf"^test_{module_of(page)}\.py::\S+ (\w+)", said, re.MULTILINE)
     assert set(outcomes) <= {"PASSED", "SKIPPED"}, said[-6000:]
     assert outcomes.count("PASSED") >= 6, said[-3000:]  # those of the shortest suite
@@ -137,7 +181,7 @@ def test_the_laws_hold(stranger, page):
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_a_federation_runs_with_it(stranger, listed, page):
     out = stranger.folder / page / "run"
-    stranger.run("-m", "headwater", "simulate", stranger.federation(page), "--out", out, "--quiet")
+    stranger.run("headwater", "simulate", stranger.federation(page), "--out", out, "--quiet")
     summary = json.loads((out / "summary.json").read_text())
     rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     resolved = tomllib.loads((out / "federation.toml").read_text())
@@ -195,7 +239,7 @@ def test_daemon_and_agents_run_it_where_their_owners_allow_it(stranger):
     page = "add-a-codec"  # which both sides use
     out = stranger.folder / page / "network"
     changes = ("--set", "federation.rounds=1", "--set", "data.clients=2", "--engine", "network")
-    stranger.run("-m", "headwater", "simulate", stranger.federation(page), *changes, "--out", out, "--quiet")
+    stranger.run("headwater", "simulate", stranger.federation(page), *changes, "--out", out, "--quiet")
     (server,) = out.rglob("server.toml")
     agents = list(out.rglob("agent.toml"))
     assert len(agents) == 2

@@ -2,12 +2,11 @@
 
 import hashlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from headwater.seeds.coefficients import SeedPlan, directions_of
 from headwater.seeds.directions import MAX_COEFFICIENTS, Directions
 from headwater.seeds.keys import Key
 from tests.seeds import philox
+from tests.support.processes import in_another
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/directions.md").read_text(encoding="utf-8")
 BOTH = ("rademacher", "gaussian")
@@ -198,30 +198,22 @@ def test_what_fits_int32_by_itself_does_not_overflow_together(distribution, each
     assert np.array_equal(family.combine(np.arange(64), np.full(64, each)), naive)
 
 
-PROCESS = """
-import hashlib, sys
-import numpy as np, torch
-from headwater.seeds import directions as module
-module._CHUNK, module._BLOCK, module._SHORT = (int(a) for a in sys.argv[1:4])
-torch.set_num_threads(int(sys.argv[4]))
-rng = np.random.default_rng(5)
-seeds, coefficients = rng.integers(0, 500, 60), rng.integers(-32767, 32768, 60)
-for distribution in ("rademacher", "gaussian"):
-    family = module.Directions(bytes(range(16)), distribution, 100_003)
-    sums = family.combine(seeds, coefficients)
-    print(hashlib.sha256(sums.tobytes() + family.values(2**64 - 1).tobytes()).hexdigest())
-"""
+def walked(threads, *sizes):
+    """Hashes of sums and values, made in chunks of these sizes."""
+    module._CHUNK, module._BLOCK, module._SHORT = sizes
+    torch.set_num_threads(threads)
+    rng, found = np.random.default_rng(5), []
+    seeds, coefficients = rng.integers(0, 500, 60), rng.integers(-32767, 32768, 60)
+    for distribution in BOTH:
+        family = Directions(bytes(range(16)), distribution, 100_003)
+        sums = family.combine(seeds, coefficients)
+        found.append(hashlib.sha256(sums.tobytes() + family.values(2**64 - 1).tobytes()).hexdigest())
+    return found
 
 
 def test_two_processes_with_other_threads_and_chunks_agree():
-    def run(threads, *sizes):
-        command = [sys.executable, "-c", PROCESS, *map(str, sizes), str(threads)]
-        environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parents[2])}
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        return done.stdout.split()
-
-    first = run(1, 2**20, 2**16, 2**15)
-    assert first == run(2, 2**12, 2**9, 2**20)
+    first = in_another(walked, 1, 2**20, 2**16, 2**15)
+    assert first == in_another(walked, 2, 2**12, 2**9, 2**20)
     assert len(set(first)) == 2
 
 

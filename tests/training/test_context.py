@@ -1,7 +1,5 @@
 import hashlib
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from headwater.training.backprop import BackpropTrainer
 from headwater.training.context import TrainingContext
 from headwater.training.noop import NoopTrainer
 from tests.support import federations
+from tests.support.processes import in_another
 
 
 @pytest.fixture(autouse=True)
@@ -39,16 +38,6 @@ def test_a_real_model(tmp_path):
     assert "| rounds | 3 |" in (tmp_path / "out/README.md").read_text()
 
 
-PRINT_STATE = """
-import sys
-import torch
-from pathlib import Path
-from tests.training.test_context import fingerprints
-torch.manual_seed(99)
-print(fingerprints(Path(sys.argv[1])))
-"""
-
-
 def fingerprints(folder):
     table = federations.adapter("lora", "bert")
     strategy = {"kind": "mean", "space": "ffa"}
@@ -57,11 +46,14 @@ def fingerprints(folder):
     return f"{context.initial_state().sha256()} {context.model.frozen.sha256()} {context.base_sha256}"
 
 
+def fingerprints_after_noise(folder):
+    torch.manual_seed(99)
+    return fingerprints(folder)
+
+
 def test_every_process_starts_alike(tmp_path):
     here = fingerprints(tmp_path)
-    command = [sys.executable, "-c", PRINT_STATE, str(tmp_path)]
-    there = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert there.stdout.splitlines()[-1] == here
+    assert in_another(fingerprints_after_noise, tmp_path) == here
 
 
 def test_a_vector(tmp_path):

@@ -1,8 +1,6 @@
 """KseedTrainer: golden vectors of FedKSeed, replay, sampling, hygiene."""
 
 import hashlib
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -27,6 +25,7 @@ from headwater.state import AdapterState
 from headwater.training import kseed
 from headwater.training.cohort import TrainTask
 from headwater.training.kseed import KseedTrainer
+from tests.support.processes import in_another
 from tests.support.quadratic import PAIR, Output, Quadratic, batches_seen, examples, flat
 from tests.training.on_quadratic import OnQuadratic
 
@@ -297,6 +296,4 @@ def test_another_process_with_other_threads_has_the_same_bits():
         torch.set_num_threads(before)
     assert here[1] == here[2]
     assert here[4] == here[5]
-    code = "from tests.training.test_kseed import walked; print(*walked(2))"
-    there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert there.stdout.split() == here
+    assert in_another(walked, 2) == here
