@@ -18,7 +18,8 @@ from headwater.config.federation import Federation
 from headwater.config.load import LoadedFederation
 from headwater.config.model import VectorModel
 from headwater.config.plugins import PluginMissing, PluginNotAllowed
-from headwater.errors import DecodeError, StorageError
+from headwater.config.privacy import ExamplePrivacy
+from headwater.errors import DecodeError, HeadwaterError, StorageError
 from headwater.files import write_atomically
 from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import ProfileRequest
@@ -113,7 +114,8 @@ class KnownRuns:
         """Remember the run of this request, and forget the oldest runs.
 
         Raises:
-            DecodeError: no federation in it, one that is not understood, or a run id that names no folder.
+            DecodeError: no federation in it, one that is not understood, or a run id that names no folder;
+                or other noise of rows than the run was joined with.
             StorageError: it could not be written.
         """
         if not request.federation or not request.model_sha256:
@@ -123,7 +125,7 @@ class KnownRuns:
         folder = self._path(request.run)
         old = self.get(request.run)
         joined = KnownRun(request.run, request.federation, request.model_sha256, folder)
-        _ = joined.settings  # refused here if it is not understood
+        _require_same_noise(old, joined)  # refused here also if it is not understood
         if old is not None and old.sha256() == joined.sha256():
             joined = old
         else:
@@ -204,3 +206,31 @@ def _keep(path: Path, content: bytes) -> None:
         if path.stat().st_size == len(content) and path.read_bytes() == content:
             return
     write_atomically(path, content)
+
+
+def _require_same_noise(before: KnownRun | None, joined: KnownRun) -> None:
+    """A server that may be lying gets no training without the noise that the run was joined with.
+
+    The ledger stays when the run's folder goes, and tells that there was some.
+
+    Raises:
+        DecodeError: a federation that is not understood, or one with another ``[training.privacy]``.
+    """
+    now, promised = _noise(joined.settings), set[ExamplePrivacy | None]()
+    if before is not None:
+        with contextlib.suppress(HeadwaterError):  # an older version's, which promised nothing
+            promised = _noise(before.settings)
+    broken = bool(promised - {None}) and now != promised
+    if broken or (None in now and joined.ledgers.is_dir()):
+        error = DecodeError(
+            f"run {joined.run}",
+            expected="the training.privacy that it was joined with",
+            got="another, or none",
+            hint="Other noise needs a new run, of which owners are told.",
+        )
+        raise coded(error, FailureCode.BAD_REQUEST)
+
+
+def _noise(settings: Federation) -> set[ExamplePrivacy | None]:
+    """Of the federation's trainings."""
+    return {training.example_privacy() for training in settings.trainings.values()}
