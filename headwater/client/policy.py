@@ -15,7 +15,7 @@ from headwater.config.agent import PolicySettings
 from headwater.config.federation import Federation
 from headwater.config.training import Training
 from headwater.protocol.failures import Failure, FailureCode
-from headwater.protocol.messages import EvaluateRequest, Request, TrainRequest
+from headwater.protocol.messages import EvaluateRequest, MaskRequest, Request, TrainRequest
 
 MB = 1_000_000
 
@@ -59,7 +59,13 @@ class Policy:
             size: bytes of the request.
             examples: the owner's training examples in this run; None before they are known.
         """
-        lasting = (self._rank(request, federation), *self._work(request, federation, examples))
+        if isinstance(request, MaskRequest):  # a step of a sum of what was trained under the other rules
+            return self.asleep(now) or self._spent(usage, size)
+        lasting = (
+            self._masks(federation),
+            self._rank(request, federation),
+            *self._work(request, federation, examples),
+        )
         broken = [refusal for refusal in lasting if refusal is not None]
         if broken:  # before what passes by itself: only the owner ends these
             return Refusal("\n".join(refusal.text for refusal in broken), broken[0].failure)
@@ -132,6 +138,18 @@ class Policy:
             text = f"policy max_work_s_per_day {work:g}: {usage.work_s:.0f} s are used today"
             return Refusal(text, Failure(FailureCode.POLICY_WORK_PER_DAY, (int(work), int(usage.work_s))))
         return None
+
+    def _masks(self, federation: Federation) -> Refusal | None:
+        """Whether updates would leave otherwise than in a masked sum of enough clients."""
+        wanted = self.settings.min_masked_clients
+        least = federation.cohort.min_clients if federation.privacy.masks else 0
+        if wanted is None or least >= wanted:
+            return None
+        failure = Failure(FailureCode.POLICY_MASKS, (wanted, least))
+        stated = f"it masks sums of at least {least}" if least else "it has none (privacy.masks)"
+        return Refusal(
+            f"policy min_masked_clients {wanted}: the run must mask updates, and {stated}", failure
+        )
 
     def _rank(self, request: Request, federation: Federation) -> Refusal | None:
         limit = self.settings.max_rank

@@ -69,6 +69,9 @@ class PrivacySettings(Settings):
         le=0.45,
         description="the fraction of a round's clients that may work with a lying server",
     )
+    mask_wait_s: float = Field(
+        default=120.0, gt=0, description="how long a step of a masked sum waits for a client that is there"
+    )
     padding: Literal["none", "padme", "power-of-two"] = Field(
         default="none", description="of every message to a length that many share"
     )
@@ -117,7 +120,7 @@ class PrivacySettings(Settings):
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """No key for what came later and nobody asked for: runs were named without."""
         content: dict[str, Any] = handler(self)
-        for name in ("noise_multiplier", "epsilon", "delta", "noise", "adaptive", "padding"):
+        for name in ("noise_multiplier", "epsilon", "delta", "noise", "adaptive", "padding", "mask_wait_s"):
             if content.get(name) == type(self).model_fields[name].default:
                 content.pop(name, None)
         return content if self.masks else {k: v for k, v in content.items() if not k.startswith("mask")}

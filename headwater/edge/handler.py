@@ -33,6 +33,7 @@ from headwater.protocol.messages import (
     EvaluateRequest,
     GroupReply,
     GroupRequest,
+    MaskRequest,
     ProfileRequest,
     TrainRequest,
 )
@@ -196,7 +197,7 @@ class EdgeHandler:
         if not requests or len(requests) not in (len(trained), len(evaluated)):
             raise DecodeError("group request", expected="tasks of one kind, one of each client", got="others")
         first = requests[0]
-        assert not isinstance(first, ProfileRequest)
+        assert not isinstance(first, ProfileRequest | MaskRequest)
         if first.state.codec != SEEDS:
             self._states.note(first.state, first.state_sha256)
         if trained:

@@ -26,12 +26,16 @@ from headwater.protocol.messages import (
     EncodedUpdate,
     EvaluateRequest,
     Evaluation,
+    MaskReply,
+    MaskRequest,
+    MaskStep,
     Payload,
     ProfileRequest,
     Reply,
     Request,
     TrainRequest,
 )
+from headwater.security.secagg.group import ATTEMPT_BYTES
 
 MAX_ENVELOPE = 64 * 1024
 """Bytes of a request's envelope, and of everything in a reply but its payloads."""
@@ -41,6 +45,7 @@ MAX_STATISTICS = 8
 MAX_READS = 64
 MAX_REASON = 2000
 MAX_COUNT = 2**32
+MAX_WEIGHT = 2**61
 _FAILURE_TAG = bytes([pb.Reply.FAILURE_FIELD_NUMBER << 3 | 2])
 
 
@@ -64,9 +69,21 @@ def encode_request(request: Request) -> tuple[bytes, bytes]:
         case TrainRequest():
             plan = plan_to_json(request.plan)
             train = pb.TrainRequest(**_task(request), accepted_round=request.accepted_round, plan=plan)
+            train.masked_weight = request.masked_weight
             message.train.CopyFrom(train)
         case EvaluateRequest():
             message.evaluate.CopyFrom(pb.EvaluateRequest(**_task(request)))
+        case MaskRequest():
+            message.mask.CopyFrom(
+                pb.MaskRequest(
+                    run=request.run,
+                    round=request.round,
+                    client=request.client,
+                    attempt=request.attempt,
+                    step=request.step,
+                )
+            )
+            return message.SerializeToString(deterministic=True), request.content
     return message.SerializeToString(deterministic=True), request.state.body
 
 
@@ -91,10 +108,25 @@ def decode_request(envelope: bytes, body: bytes) -> Request:
     if kind == "train":
         t = message.train
         plan = plan_from_json(t.plan)
-        return TrainRequest(**_checked_task(t, body), accepted_round=t.accepted_round, plan=plan)
+        return TrainRequest(
+            **_checked_task(t, body),
+            accepted_round=t.accepted_round,
+            plan=plan,
+            masked_weight=_weight(t.masked_weight),
+        )
     if kind == "evaluate":
         return EvaluateRequest(**_checked_task(message.evaluate, body))
-    raise DecodeError("request", expected="profile, train or evaluate", got="none of them")
+    if kind == "mask":
+        m = message.mask
+        return MaskRequest(
+            run=check_name(m.run, "request.run"),
+            round=m.round,
+            client=check_name(m.client, "request.client"),
+            attempt=_attempt(m.attempt),
+            step=_step(m.step),
+            content=body,
+        )
+    raise DecodeError("request", expected="profile, train, evaluate or mask", got="none of them")
 
 
 def _task(request: TrainRequest | EvaluateRequest) -> dict[str, Any]:
@@ -181,6 +213,17 @@ def encode_reply(reply: Reply) -> bytes:
                     numbers=reply.failure.numbers,
                 )
             )
+        case MaskReply():
+            message.mask.CopyFrom(
+                pb.MaskReply(
+                    client=reply.client,
+                    run=reply.run,
+                    round=reply.round,
+                    attempt=reply.attempt,
+                    step=reply.step,
+                    content=reply.content,
+                )
+            )
     return message.SerializeToString(deterministic=True)
 
 
@@ -250,7 +293,17 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
             _run(f.run, "failure.run"),
             read_failure(f.code, tuple(f.numbers[:MAX_NUMBERS])),
         )
-    raise DecodeError("reply", expected="profile, update, evaluation or failure", got="none of them")
+    if kind == "mask":
+        m = message.mask
+        return MaskReply(
+            client=check_name(m.client, "mask.client"),
+            run=check_name(m.run, "mask.run"),
+            round=m.round,
+            attempt=_attempt(m.attempt),
+            step=_step(m.step),
+            content=m.content,
+        )
+    raise DecodeError("reply", expected="profile, update, evaluation, failure or mask", got="none of them")
 
 
 def tells_failure(data: bytes) -> bool:
@@ -331,6 +384,24 @@ def _reads(names: tuple[str, ...]) -> tuple[str, ...]:
             "profile.reads", expected=f"at most {MAX_READS} codecs", got=f"{len(names)} or more"
         )
     return tuple(check_name(name, "profile.reads") for name in names)
+
+
+def _attempt(data: bytes) -> bytes:
+    if len(data) != ATTEMPT_BYTES:
+        raise DecodeError("mask.attempt", expected=f"{ATTEMPT_BYTES} bytes", got=f"{len(data)}")
+    return data
+
+
+def _step(value: int) -> MaskStep:
+    if value not in MaskStep.__members__.values():
+        raise DecodeError("mask.step", expected=f"1 to {len(MaskStep)}", got=str(value))
+    return MaskStep(value)
+
+
+def _weight(value: int) -> int:
+    if value > MAX_WEIGHT:
+        raise DecodeError("request.masked_weight", expected=f"at most {MAX_WEIGHT}", got=str(value))
+    return value
 
 
 def _count(value: int, who: str) -> int:

@@ -59,6 +59,7 @@ class FailureCode(IntEnum):
     PLUGIN_MISSING = 21
     SCRIPT_MISSING = 22
     PRIVACY_SPENT = 23
+    MASKS_REFUSED = 24
     POLICY_HOURS = 32
     POLICY_BYTES_PER_DAY = 33
     POLICY_WORK_PER_DAY = 34
@@ -72,6 +73,7 @@ class FailureCode(IntEnum):
     POLICY_MODELS = 42
     POLICY_MEMORY = 43
     POLICY_PLUGINS = 44
+    POLICY_MASKS = 45
 
 
 NOT_READY = frozenset(
@@ -93,6 +95,7 @@ NOT_READY = frozenset(
         FailureCode.POLICY_DAY_UNKNOWN,
         FailureCode.POLICY_MODELS,
         FailureCode.POLICY_PLUGINS,
+        FailureCode.POLICY_MASKS,
     }
 )
 """A client that reports one of these is not asked for an update before it has answered a profile request:
@@ -130,6 +133,7 @@ _SENTENCES: dict[FailureCode, tuple[int, str]] = {
     ),
     FailureCode.SCRIPT_MISSING: (0, "a script of the owner's must train, and none runs on the device"),
     FailureCode.PRIVACY_SPENT: (0, "the client's privacy budget does not hold one more round"),
+    FailureCode.MASKS_REFUSED: (0, "the client takes no part in this masked sum; the owner's log says why"),
     FailureCode.POLICY_HOURS: (3, "policy hours {clock[0]}-{clock[1]}: it is {clock[2]} on the device"),
     FailureCode.POLICY_BYTES_PER_DAY: (
         3,
@@ -145,6 +149,7 @@ _SENTENCES: dict[FailureCode, tuple[int, str]] = {
     FailureCode.POLICY_EVALUATE: (0, "policy allow_evaluate false: the owner allows no evaluation"),
     FailureCode.POLICY_MODELS: (0, "policy models.allow: the owner does not allow this base model"),
     FailureCode.POLICY_MEMORY: (1, "policy memory_mb {0}: the task wants more"),
+    FailureCode.POLICY_MASKS: (2, "policy min_masked_clients {0}: the run masks sums of at least {1}"),
     FailureCode.POLICY_PLUGINS: (
         1,
         "policy plugins.allow: the owner does not allow package {0} of the run's [plugins]",

@@ -1,7 +1,8 @@
 """What coordinator and clients say to each other, as frozen data.
 
-Requests travel down: :class:`ProfileRequest`, :class:`TrainRequest`, :class:`EvaluateRequest`.
-Replies travel up: :class:`ClientProfile`, :class:`EncodedUpdate`, :class:`Evaluation`.
+Requests travel down: :class:`ProfileRequest`, :class:`TrainRequest`, :class:`EvaluateRequest`,
+:class:`MaskRequest`. Replies travel up: :class:`ClientProfile`, :class:`EncodedUpdate`,
+:class:`Evaluation`, :class:`MaskReply`.
 The bytes on the wire are the business of ``headwater.proto``.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from headwater.config.codec import Codec
@@ -19,6 +21,11 @@ from headwater.seeds.coefficients import SeedPlan
 
 if TYPE_CHECKING:  # a device's agent reads messages without torch
     from headwater.seeds.coefficients import SeedPlan
+
+
+WITHHELD = "withheld.v1"
+"""Codec of an update that its device keeps until it is summed under masks: the body is a digest of the state
+that it starts from and of its units, and no value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +161,8 @@ class TrainRequest:
         accepted_round: the last round whose update from this client was accepted; 0 if none. It
             commits or rolls back the client's error feedback.
         plan: what to do.
+        masked_weight: under masks, the weight of all of the round's clients, which decides the units of the
+            integers that the client makes of its update, and keeps. 0 without masks.
     """
 
     run: str
@@ -164,6 +173,7 @@ class TrainRequest:
     state: Payload
     accepted_round: int
     plan: ClientPlan
+    masked_weight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +202,50 @@ class EvaluateRequest:
     spec: str
     state_sha256: str
     state: Payload
+
+
+class MaskStep(IntEnum):
+    """The steps of a masked sum, in order: :mod:`headwater.security.secagg`."""
+
+    KEYS = 1
+    SHARES = 2
+    VECTOR = 3
+    LIST = 4
+    REVEAL = 5
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRequest:
+    """One step of a masked sum.
+
+    Args:
+        run: id of the run.
+        round: whose trained updates are summed.
+        client: enrolled name of the addressee.
+        attempt: at this sum.
+        step: which.
+        content: what the step brings. The first one's is read by :mod:`headwater.proto.mask_wire`, the
+            others' by :mod:`headwater.security.secagg.messages`.
+    """
+
+    run: str
+    round: int
+    client: str
+    attempt: bytes
+    step: MaskStep
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MaskReply:
+    """What a client answers to a :class:`MaskRequest`; fields as there."""
+
+    client: str
+    run: str
+    round: int
+    attempt: bytes
+    step: MaskStep
+    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,5 +338,5 @@ def reported(failure: ClientFailure, who: str, *, expected: str, remote: bool = 
     return coded(error, failure.failure.code, *failure.failure.numbers)
 
 
-Request: TypeAlias = ProfileRequest | TrainRequest | EvaluateRequest
-Reply: TypeAlias = ClientProfile | EncodedUpdate | Evaluation | ClientFailure
+Request: TypeAlias = ProfileRequest | TrainRequest | EvaluateRequest | MaskRequest
+Reply: TypeAlias = ClientProfile | EncodedUpdate | Evaluation | ClientFailure | MaskReply

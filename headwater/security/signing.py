@@ -32,6 +32,7 @@ __all__ = [
 
 REPLY_DOMAIN = b"headwater reply v1\0"
 IDENTITY_DOMAIN = b"headwater identity v1\0"
+SUM_DOMAINS = b"headwater secagg keys v1\0", b"headwater secagg list v1\0"
 
 _TIMESTAMP = re.compile(r"[0-9][0-9T:.+Z-]{0,63}")
 _LOST = (
@@ -176,6 +177,16 @@ class Identity:
     def sign_reply(self, reply: bytes) -> bytes:
         """The 64 bytes of the signature over ``"headwater reply v1" NUL reply``."""
         return self.signing_key.sign(REPLY_DOMAIN + reply)
+
+    def sign_sum(self, text: bytes) -> bytes:
+        """The 64 bytes of the signing key's signature over a text of a masked sum.
+
+        Raises:
+            ConfigError: the text is no such text.
+        """
+        if not text.startswith(SUM_DOMAINS):
+            raise ConfigError("masked sum", expected="keys or a list to sign", got="another text")
+        return self.signing_key.sign(text)
 
     def sign_timestamp(self, text: str) -> bytes:
         """The node key's signature (DER) over an ISO 8601 time, for Flower's node authentication.

@@ -135,13 +135,6 @@ def _require_simulated_clients(loaded: LoadedFederation, engine: Engine) -> None
             got="--engine network, whose clients are processes in real time",
             hint="Leave the table out, or use another engine.",
         )
-    if loaded.settings.privacy.masks and engine == "network":
-        raise ConfigError(
-            "privacy.masks",
-            expected="--engine inprocess or ray, whose devices mask their updates",
-            got="--engine network, whose agents do not yet",
-            hint="Leave it out, or use another engine.",
-        )
     devices, seconds = loaded.settings.simulation.devices, loaded.settings.cohort.upload_s
     if engine != "network" and seconds is not None and (devices is None or not devices.has_uploads):
         raise ConfigError(

@@ -191,7 +191,7 @@ class FederatedStrategy(Strategy):
 
     def _weight(self, examples: int) -> int:
         """Of a client's update."""
-        return min(examples, MAX_WEIGHT) if self.federation.strategy.weighting == "examples" else 1
+        return weight_of(self.federation, examples)
 
     def _task(
         self,
@@ -360,6 +360,11 @@ class FederatedStrategy(Strategy):
         """
         links = {client: speeds for client, speeds in server.links.items() if client != leaving}
         return replace(self.init(state), round=server.round, seeded_state=None, links=links)
+
+
+def weight_of(federation: Federation, examples: int) -> int:
+    """Of the update of a client with so many."""
+    return min(examples, MAX_WEIGHT) if federation.strategy.weighting == "examples" else 1
 
 
 def _both(some: tuple[str, ...] | None, others: tuple[str, ...]) -> tuple[str, ...]:

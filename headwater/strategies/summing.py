@@ -14,6 +14,8 @@ def why_no_sums(federation: Federation) -> str | None:
         return "strategy.control_variates, whose c follows from each update"
     if federation.cohort.upload_s is not None:
         return "cohort.upload_s, a budget by each client's link, which only its edge aggregator sees"
+    if federation.privacy.masks:
+        return "privacy.masks, whose clients are added up by nobody but the server"
     if federation.strategy.screen is not None:
         return "strategy.screen, which looks at each update"
     if rule_for(federation.strategy).passes > 1:

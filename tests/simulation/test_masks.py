@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from headwater.config import load_federation
-from headwater.errors import ConfigError, EmptyRound, UpdateRejected
+from headwater.errors import EmptyRound, UpdateRejected
 from headwater.server.rounds import base
 from headwater.server.rounds.masked_round import MaskedRound
 from headwater.server.rounds.open_round import OpenRound
-from headwater.server.workspace.required_inputs import require_inputs
 from tests.strategies.test_federated import federation
 from tests.support.runs import bare_federation, resume, run, tiny_federation
 
@@ -151,9 +149,9 @@ def test_what_needs_single_updates_is_refused(match: str, tables: dict[str, Any]
         federation(**(MASKS | tables))
 
 
-def test_a_network_refuses_by_name(tmp_path: Path) -> None:
+def test_a_network_of_agents_masks_to_the_same_bits(tmp_path: Path) -> None:
     file = bare_federation(tmp_path / "fed", **MASKS)
-    with pytest.raises(ConfigError, match=r"privacy\.masks"):
-        run(file, tmp_path / "run", engine="network")
-    with pytest.raises(ConfigError, match=r"privacy\.masks"):
-        require_inputs(load_federation(file))
+    summary, _ = run(file, tmp_path / "network", engine="network")
+    run(file, tmp_path / "masked")
+    assert states(tmp_path / "network") == states(tmp_path / "masked")
+    assert not summary["failures"]

@@ -28,6 +28,7 @@ from headwater.client.agent.preflight import missing_paths, read_authority
 from headwater.client.agent.task_clock import AgentStopping
 from headwater.client.agent.task_handler import TaskHandler, WorkerProtocol
 from headwater.client.agent.worker import Worker, WorkerOptions
+from headwater.client.masking.masked_sums import MASKS, MaskedSums
 from headwater.config.agent import AgentSettings
 from headwater.config.plugins import AGENT_ALLOWS, allow_only
 from headwater.errors import ConfigError, ConnectionLost, DecodeError, HeadwaterError, Refused, StorageError
@@ -36,13 +37,14 @@ from headwater.locks import lock_file, take, take_within
 if TYPE_CHECKING:
     from headwater.flower.fleet_client import Delivery
 
+MASKS_KIND = "query.masks"
 BUSY_S, IDLE_S, METERED_S = 0.1, 2.0, 30.0
 """Between two questions for a task: right after one, after a while, and after a while on a metered link."""
 PAUSED_S = 5.0
 """Between two looks whether a day's cap still holds."""
 UNFIT = frozenset({400, 411, 413, 415, 422})
 """With these the server refuses a reply by its size or form: the same bytes will never do."""
-KINDS = {"query": "profile"}
+KINDS = {"query": "profile", MASKS_KIND: "masks"}
 """What a task is called to the owner, where Flower has another word."""
 SHUTDOWN_S = 3.0
 """How long the server may take to hear that the agent ends."""
@@ -294,7 +296,11 @@ def run_agent(settings: AgentSettings, make: Callable[[WorkerOptions], WorkerPro
             plugins=tuple(file.plugins.allow),
         )
         worker = make(options)
-        handler = TaskHandler(settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set)
+        public = identity.public.signing_key
+        masks = MaskedSums(file.name, public, identity.sign_sum, state / MASKS)
+        handler = TaskHandler(
+            settings, worker, identity.sign_reply, log.say, should_stop=stop.is_set, masks=masks
+        )
         connection = FleetClient(file.server, ca, identity, version=__version__)
         status = StatusFile(state / "status.json", file.server, settings.sha256)
         log.say(f"agent {__version__} of {file.name} for {file.server}, process {os.getpid()}")

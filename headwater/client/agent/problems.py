@@ -42,6 +42,7 @@ PASSING = frozenset(
         FailureCode.NOT_FOR_THIS_CLIENT,
         FailureCode.BAD_REQUEST,
         FailureCode.TRIES_LATER,
+        FailureCode.MASKS_REFUSED,
     }
 )
 """What ends without the owner, or is the server's business."""

@@ -18,7 +18,7 @@ from headwater.client.agent.models import LocalModels
 from headwater.client.agent.problems import OF_FILES, OF_POLICY, PASSING, Problem, Problems, first_line
 from headwater.config.agent import AgentSettings
 from headwater.protocol.failures import Failure, FailureCode
-from headwater.protocol.messages import ProfileRequest, Request, TrainRequest
+from headwater.protocol.messages import MaskRequest, ProfileRequest, Request, TrainRequest
 
 
 class NotDone(Exception):
@@ -177,9 +177,11 @@ class Setbacks:
 
 
 def kind_of(request: Request) -> str:
-    """``profile``, ``train`` or ``evaluate``."""
+    """``profile``, ``train``, ``evaluate`` or ``masks``."""
     if isinstance(request, ProfileRequest):
         return "profile"
+    if isinstance(request, MaskRequest):
+        return "masks"
     return "train" if isinstance(request, TrainRequest) else "evaluate"
 
 

@@ -20,6 +20,7 @@ from headwater.client.agent.outbox import Outbox, request_digest
 from headwater.client.agent.setbacks import NotDone, Setbacks
 from headwater.client.agent.task_clock import AgentStopping, TaskClock
 from headwater.client.agent.worker import WorkerDied
+from headwater.client.masking.masked_sums import MaskedSums
 from headwater.client.policy import Policy
 from headwater.client.usage import Usage
 from headwater.config.agent import AgentSettings
@@ -35,9 +36,13 @@ from headwater.proto.wire import (
 )
 from headwater.protocol.failures import Failure, FailureCode, coded, failure_of
 from headwater.protocol.messages import (
+    WITHHELD,
     ClientFailure,
     ClientProfile,
     EncodedUpdate,
+    MaskReply,
+    MaskRequest,
+    MaskStep,
     ProfileRequest,
     Request,
     TrainRequest,
@@ -79,6 +84,7 @@ class TaskHandler:
         should_stop: whether to drop everything.
         now: local time.
         clock: seconds that only grow.
+        masks: its part in masked sums; without, it trains for no run under masks.
 
     Attributes:
         setbacks: what could not be done, until it is mended.
@@ -94,6 +100,7 @@ class TaskHandler:
         should_stop: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime] = datetime.now,
         clock: Callable[[], float] = time.monotonic,
+        masks: MaskedSums | None = None,
     ) -> None:
         self.policy = Policy(settings.file.policy)
         self.usage = Usage(settings.state / "usage.json", say, now=now)
@@ -103,6 +110,7 @@ class TaskHandler:
         self.models = LocalModels(settings.model_folders, models.allow, settings.state / "models.json")
         self._sent = SentLog(settings.state / SENT)
         self._name, self._worker, self._sign = settings.file.name, worker, sign
+        self._masks = masks
         self._say, self._should_stop, self._now, self._clock = say, should_stop, now, clock
         self.setbacks = Setbacks(settings, self.models, say, now, clock)
         self._told, self._recheck_at_s, self._uncounted = "", 0.0, False
@@ -137,13 +145,15 @@ class TaskHandler:
             reply = self._failure(request, failure_of(error), f"a fault in the agent: {fault}")
         self.count(size)
         signed = encode_signed(reply, self._sign(reply))
-        if isinstance(request, TrainRequest):
+        if isinstance(request, TrainRequest | MaskRequest):
             self._remember(request, reply, signed)
         return signed
 
-    def _remember(self, request: TrainRequest, reply: bytes, signed: bytes) -> None:
-        """Keep the hash of an update that leaves, for the owner: see :mod:`headwater.receipts`."""
-        if isinstance(decode_reply(reply, max_bytes=len(reply)), EncodedUpdate):
+    def _remember(self, request: TrainRequest | MaskRequest, reply: bytes, signed: bytes) -> None:
+        """Keep the hash of an update that leaves, masked or not, for the owner: :mod:`headwater.receipts`."""
+        said = decode_reply(reply, max_bytes=len(reply))
+        leaves = isinstance(said, EncodedUpdate) and said.delta.codec != WITHHELD
+        if leaves or (isinstance(said, MaskReply) and said.step is MaskStep.VECTOR):
             try:
                 self._sent.note(self._name, request.run, request.round, signed, time.time())
             except HeadwaterError as error:  # the update can leave; only its owner's proof of it lacks
@@ -222,17 +232,33 @@ class TaskHandler:
         refusal = self.policy.check(request, joined.settings, usage, now, size=size, examples=joined.examples)
         if refusal is not None:
             raise NotDone(refusal.failure, refusal.text)
+        if isinstance(request, MaskRequest):
+            return self._masking(joined).answer(request, joined)
         self.setbacks.require_no_pause(request)
+        masks = self._masking(joined) if joined.settings.privacy.masks else None
         digest = request_digest(envelope, state)
         if isinstance(request, TrainRequest) and (known := self.outbox.get(digest)) is not None:
-            self._say(f"run {request.run} round {request.round}: answered again with the same bytes")
-            return known
+            kept = masks is None or masks.holds(joined, request.round)
+            if kept:  # else what it speaks of is gone: it is trained again
+                self._say(f"run {request.run} round {request.round}: answered again with the same bytes")
+                return known
         if isinstance(request, TrainRequest):
             self.setbacks.require_room(request)
         vector = isinstance(joined.settings.model, VectorModel)
         model = None if vector else self.models.find(joined.model_sha256)
         reply = self._work(request, joined, model, envelope, state)
         return self._settle(request, joined, digest, reply)
+
+    def _masking(self, joined: KnownRun) -> MaskedSums:
+        """What takes part in masked sums.
+
+        Raises:
+            DecodeError: nothing here does.
+        """
+        if self._masks is None:
+            error = DecodeError(f"run {joined.run}", expected="no masks here", got="privacy.masks")
+            raise coded(error, FailureCode.MASKS_REFUSED)
+        return self._masks
 
     def _joined(self, request: Request) -> KnownRun:
         """The run of a request that is really for this device.
@@ -292,6 +318,8 @@ class TaskHandler:
             if refusal is not None:  # the owner's number of examples decides it
                 raise NotDone(refusal.failure, refusal.text)
         elif isinstance(reply, EncodedUpdate):
+            if joined.settings.privacy.masks:
+                data = self._masking(joined).withhold(joined, reply)
             try:
                 self.outbox.put(digest, data)
             except StorageError as error:  # it can still leave; only a repeat would have to train again

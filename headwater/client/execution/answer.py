@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from itertools import chain
 
 from headwater.client.execution.execute import evaluate, execute, introduce
+from headwater.client.execution.masked_update import to_be_masked
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.client.execution.store import ClientStore
+from headwater.errors import DecodeError
 from headwater.proto.wire import decode_request
 from headwater.protocol.messages import EvaluateRequest, ProfileRequest, TrainRequest
 
@@ -26,14 +28,17 @@ def answer(envelope: bytes, state: bytes, client: str, store: ClientStore, runti
         DecodeError: the bytes are not a request.
         DataError: the client's data cannot be used, on a device.
         StorageError, InternalError: the end of a simulation: see :mod:`headwater.client.execution.faults`.
+        ConfigError: an update that cannot be summed under masks.
     """
     request = decode_request(envelope, state)
     if isinstance(request, ProfileRequest):
         return introduce(client, runtime)
     if isinstance(request, TrainRequest):
         (result,) = execute([request], store, runtime)
-    else:
-        (result,) = evaluate([request], store, runtime)
+        return to_be_masked(request, result.data, store, runtime)
+    if not isinstance(request, EvaluateRequest):
+        raise DecodeError(f"client {client}", expected="a task for a model", got="a step of a masked sum")
+    (result,) = evaluate([request], store, runtime)
     return result.data
 
 

@@ -64,7 +64,7 @@ class ClientProfile(_message.Message):
     def __init__(self, client: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., model_sha256: _Optional[str] = ..., spec: _Optional[str] = ..., run: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., reads: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
-    __slots__ = ("run", "round", "client", "spec", "state_codec", "state_sha256", "accepted_round", "plan")
+    __slots__ = ("run", "round", "client", "spec", "state_codec", "state_sha256", "accepted_round", "plan", "masked_weight")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,7 @@ class TrainRequest(_message.Message):
     STATE_SHA256_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_ROUND_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    MASKED_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     client: str
@@ -81,7 +82,8 @@ class TrainRequest(_message.Message):
     state_sha256: bytes
     accepted_round: int
     plan: str
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., client: _Optional[str] = ..., spec: _Optional[str] = ..., state_codec: _Optional[str] = ..., state_sha256: _Optional[bytes] = ..., accepted_round: _Optional[int] = ..., plan: _Optional[str] = ...) -> None: ...
+    masked_weight: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., client: _Optional[str] = ..., spec: _Optional[str] = ..., state_codec: _Optional[str] = ..., state_sha256: _Optional[bytes] = ..., accepted_round: _Optional[int] = ..., plan: _Optional[str] = ..., masked_weight: _Optional[int] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("run", "round", "client", "spec", "state_codec", "state_sha256")
@@ -180,18 +182,20 @@ class GroupReply(_message.Message):
     def __init__(self, client: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., replies: _Optional[_Iterable[bytes]] = ..., sum: _Optional[bytes] = ..., gap: _Optional[bytes] = ..., rows: _Optional[_Iterable[_Union[MemberRow, _Mapping]]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("profile", "update", "evaluation", "failure", "group")
+    __slots__ = ("profile", "update", "evaluation", "failure", "group", "mask")
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     profile: ClientProfile
     update: Update
     evaluation: Evaluation
     failure: Failure
     group: GroupReply
-    def __init__(self, profile: _Optional[_Union[ClientProfile, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., group: _Optional[_Union[GroupReply, _Mapping]] = ...) -> None: ...
+    mask: MaskReply
+    def __init__(self, profile: _Optional[_Union[ClientProfile, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., group: _Optional[_Union[GroupReply, _Mapping]] = ..., mask: _Optional[_Union[MaskReply, _Mapping]] = ...) -> None: ...
 
 class GroupRequest(_message.Message):
     __slots__ = ("client", "run", "round", "envelopes", "merge_plan")
@@ -207,17 +211,81 @@ class GroupRequest(_message.Message):
     merge_plan: str
     def __init__(self, client: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., envelopes: _Optional[_Iterable[bytes]] = ..., merge_plan: _Optional[str] = ...) -> None: ...
 
+class MaskRequest(_message.Message):
+    __slots__ = ("run", "round", "client", "attempt", "step")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    round: int
+    client: str
+    attempt: bytes
+    step: int
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., client: _Optional[str] = ..., attempt: _Optional[bytes] = ..., step: _Optional[int] = ...) -> None: ...
+
+class MaskReply(_message.Message):
+    __slots__ = ("client", "run", "round", "attempt", "step", "content")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    run: str
+    round: int
+    attempt: bytes
+    step: int
+    content: bytes
+    def __init__(self, client: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[bytes] = ..., step: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class MaskedSum(_message.Message):
+    __slots__ = ("names", "keys", "exactly", "plans", "parts", "dropouts", "colluding", "least")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    EXACTLY_FIELD_NUMBER: _ClassVar[int]
+    PLANS_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    DROPOUTS_FIELD_NUMBER: _ClassVar[int]
+    COLLUDING_FIELD_NUMBER: _ClassVar[int]
+    LEAST_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    exactly: _containers.RepeatedScalarFieldContainer[int]
+    plans: _containers.RepeatedScalarFieldContainer[bytes]
+    parts: _containers.RepeatedCompositeFieldContainer[RingPart]
+    dropouts: float
+    colluding: float
+    least: int
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., keys: _Optional[_Iterable[bytes]] = ..., exactly: _Optional[_Iterable[int]] = ..., plans: _Optional[_Iterable[bytes]] = ..., parts: _Optional[_Iterable[_Union[RingPart, _Mapping]]] = ..., dropouts: _Optional[float] = ..., colluding: _Optional[float] = ..., least: _Optional[int] = ...) -> None: ...
+
+class RingPart(_message.Message):
+    __slots__ = ("name", "size", "low", "high")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    low: int
+    high: int
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., low: _Optional[int] = ..., high: _Optional[int] = ...) -> None: ...
+
 class Request(_message.Message):
-    __slots__ = ("profile", "train", "evaluate", "group")
+    __slots__ = ("profile", "train", "evaluate", "group", "mask")
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     TRAIN_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     profile: ProfileRequest
     train: TrainRequest
     evaluate: EvaluateRequest
     group: GroupRequest
-    def __init__(self, profile: _Optional[_Union[ProfileRequest, _Mapping]] = ..., train: _Optional[_Union[TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., group: _Optional[_Union[GroupRequest, _Mapping]] = ...) -> None: ...
+    mask: MaskRequest
+    def __init__(self, profile: _Optional[_Union[ProfileRequest, _Mapping]] = ..., train: _Optional[_Union[TrainRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., group: _Optional[_Union[GroupRequest, _Mapping]] = ..., mask: _Optional[_Union[MaskRequest, _Mapping]] = ...) -> None: ...
 
 class SignedReply(_message.Message):
     __slots__ = ("reply", "signature")

@@ -3,15 +3,16 @@
 ``advertise`` → ``share`` → ``mask`` → ``sign_list`` → ``reveal``. What a lying server must not get
 decides the refusals: a client masks and shares for one list of signed keys only, signs one list of
 survivors only, and gives of each neighbour the share of its self-mask's seed or of its mask key, never
-both, after a quorum of the group has signed the very list. Who has signed a list of survivors takes no part
-in that round again, and none in a group smaller than stated: two sums of a round that share a client would
-differ by the others. Whatever is refused ends the sum for this client and its secrets are gone.
+both, after a quorum of the group has signed the very list. What it has told in a round outlives the sum
+(:mod:`~headwater.security.secagg.memory`): one vector, and one list. It takes part in no group smaller than
+stated. Whatever is refused ends the sum for this client and its secrets are gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from headwater.errors import HeadwaterError, UpdateRejected
 from headwater.security.public_keys import verify_ed25519
@@ -26,6 +27,7 @@ from headwater.security.secagg.group import (
     mask_info,
     seal_info,
 )
+from headwater.security.secagg.memory import Memory, Told, digest_of_names, digest_of_values
 from headwater.security.secagg.messages import Delivery, Reveal
 from headwater.security.secagg.ring import Integers
 from headwater.security.secagg.secret import Secret
@@ -43,11 +45,11 @@ class MaskingClient:
         name: the client's.
         sign: signs bytes with the client's enrolled key.
         enrolled: the signing keys that this client knows the others by.
-        signed: the runs and rounds in which it has signed a list of survivors; it adds this one.
+        memory: what it has told in rounds; it adds to it.
 
     Raises:
         UpdateRejected: the client is not in the round, its names are not in their one order or too few, or
-            it has signed a list of it before.
+            it has signed a list of it before and the round does not say that it has the same survivors.
     """
 
     def __init__(
@@ -56,18 +58,20 @@ class MaskingClient:
         name: str,
         sign: Callable[[bytes], bytes],
         enrolled: Mapping[str, bytes],
-        signed: set[tuple[str, int]],
+        memory: Memory,
     ) -> None:
-        if name not in sum_round.names or list(sum_round.names) != sorted(set(sum_round.names)):
-            raise UpdateRejected(
-                f"masked sum, client {name}", expected="sorted names, its own among them", got="others"
-            )
-        self._round, self._name, self._signed = sum_round, name, signed
+        for names in (sum_round.names, *([sum_round.exactly] if sum_round.exactly else [])):
+            if name not in names or list(names) != sorted(set(names)):
+                raise UpdateRejected(
+                    f"masked sum, client {name}", expected="sorted names, its own among them", got="others"
+                )
+        self._round, self._name, self._memory = sum_round, name, memory
         if len(sum_round.names) < (least := sum_round.promise.least):
             raise self._refusal(
                 f"at least {least} clients, as the federation states", str(len(sum_round.names))
             )
-        if self._key in signed:
+        told = memory.of(*self._key)
+        if told is not None and told.survivors and told.survivors != digest_of_names(sum_round.exactly):
             raise self._refusal("a round that it was in no sum of", "one that it has signed the survivors of")
         self._sign, self._enrolled = sign, enrolled
         self._index, self._stage = sum_round.names.index(name), 0
@@ -132,8 +136,10 @@ class MaskingClient:
             values: int64, as the round's layout says.
 
         Raises:
-            UpdateRejected: shares are missing, too few, or do not open.
+            UpdateRejected: shares are missing, too few, or do not open; in this round another vector, or this
+                one in a later attempt, has left before.
             ConfigError: values that no sum may have.
+            StorageError: it cannot be kept that this one leaves.
         """
         with self._step("mask"):
             shared, group = delivery.shared, self._group
@@ -151,6 +157,7 @@ class MaskingClient:
                 self._seed_shares[neighbour] = text[:SHARE_BYTES]
                 self._key_shares[neighbour] = text[SHARE_BYTES:]
             words = self._round.layout.to_words(values)
+            self._note_vector(digest_of_values(values))
             add_mask(words, self._seed.value)
             for neighbour in present:
                 other = group.adverts[neighbour].mask_key
@@ -167,14 +174,16 @@ class MaskingClient:
             survivors: whose vectors are in the sum.
 
         Raises:
-            UpdateRejected: it is not among them, they did not all share, or too few are left to hide it.
+            UpdateRejected: it is not among them, they did not all share, too few are left to hide it, or
+                they are others than the round says or than it has signed before.
+            StorageError: it cannot be kept that it signs.
         """
         with self._step("sign_list"):
             if not survivors[self._own] or bool((survivors & ~self._shared).any()):
                 raise self._refusal("survivors that shared, itself among them", "others")
             self._group.require_enough(survivors, self._round.promise)
             self._survivors = survivors.copy()
-            self._signed.add(self._key)  # not only when it reveals: others' shares are enough for the sum
+            self._note_list([self._name_of(member) for member, survived in enumerate(survivors) if survived])
             return self._sign(self._group.list_text(self._round, self._shared, self._survivors))
 
     def reveal(self, signatures: Mapping[int, bytes]) -> Reveal:
@@ -202,6 +211,27 @@ class MaskingClient:
             keys = {n: share for n, share in self._key_shares.items() if not self._survivors[n]}
             self._forget()
             return Reveal(seeds, keys)
+
+    def _note_vector(self, values: bytes) -> None:
+        """Keep which vector leaves: of one round the same under ever later keys."""
+        told, attempt = self._memory.of(*self._key), self._round.attempt
+        if told is not None and told.values != values:
+            raise self._refusal("the vector that it has sent in this round", "another of its own")
+        if told is not None and told.attempt >= attempt:
+            raise self._refusal("an attempt after the last one that it has sent its vector in", "an earlier")
+        survivors = b"" if told is None else told.survivors
+        self._memory.note(*self._key, Told(attempt, values, survivors))
+
+    def _note_list(self, names: list[str]) -> None:
+        """Keep which list it signs, not only when it reveals: others' shares are enough for the sum."""
+        told, found = self._memory.of(*self._key), digest_of_names(names)
+        if told is None or told.attempt != self._round.attempt:
+            raise self._refusal("the last attempt that it has sent its vector in", "an earlier one")
+        if self._round.exactly and names != list(self._round.exactly):
+            raise self._refusal("the survivors that the round says", "others")
+        if told.survivors and told.survivors != found:
+            raise self._refusal("the survivors that it has signed in this round", "others")
+        self._memory.note(*self._key, replace(told, survivors=found))
 
     def _seal_key(self, sender: int, receiver: int) -> bytes:
         other = receiver if sender == self._own else sender

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import secrets
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +22,7 @@ from headwater.security.secagg.secret import SECRET_BYTES, Secret
 
 Flags = npt.NDArray[np.bool_]
 
+ATTEMPT_BYTES = 16
 ADVERT_DOMAIN = b"headwater secagg keys v1\0"
 LIST_DOMAIN = b"headwater secagg list v1\0"
 COMMIT_DOMAIN = b"headwater secagg commitment v1\0"
@@ -32,10 +35,14 @@ class SumRound:
     Args:
         run: id of the run.
         round: its number.
-        attempt: 16 bytes of the server's, new whenever the round is begun anew.
+        attempt: :data:`ATTEMPT_BYTES` of the server's, greater whenever the round is begun anew
+            (:func:`later_attempt`).
         names: who is asked, by enrolled name, sorted.
         layout: of the vectors.
         promise: what the federation states of drop-outs and collusion.
+        task: SHA-256 of all that decides what the vectors are of: each client makes it of what it was asked
+            itself. A server that had others train from another state, or to nothing, would see one's alone.
+        exactly: the survivors, where a list of them has been shown before; empty if nobody has seen one.
     """
 
     run: str
@@ -44,15 +51,29 @@ class SumRound:
     names: tuple[str, ...]
     layout: RingLayout
     promise: Promise
+    task: bytes = b""
+    exactly: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of all of it, which every signature of the round is over."""
         promise = self.promise
         stated = promise.dropouts, promise.colluding, promise.least
-        facts = [self.run, self.round, self.attempt.hex(), *stated, *self.names]
+        named = [len(self.names), *self.names, *self.exactly]
+        facts = [self.run, self.round, self.attempt.hex(), self.task.hex(), *stated, *named]
         text = json.dumps(facts, separators=(",", ":")).encode()
         return hashlib.sha256(text + b"\n" + self.layout.describe()).digest()
+
+
+def task_of(common: bytes, plans: Collection[bytes]) -> bytes:
+    """:attr:`SumRound.task` of what all start from and sum in, and of what they are asked, each once."""
+    return hashlib.sha256(b"headwater secagg task v1\0" + common + b"".join(sorted(plans))).digest()
+
+
+def later_attempt(than: bytes = b"") -> bytes:
+    """An attempt after another, of whatever process: a number that grows with time, and bytes of chance."""
+    number = max(int.from_bytes(than[:8], "big") + 1, time.time_ns())
+    return number.to_bytes(8, "big") + secrets.token_bytes(ATTEMPT_BYTES - 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,15 +45,15 @@ def dump_group(group: Group) -> bytes:
     return head + b"".join(advert.to_bytes() for advert in group.adverts)
 
 
-def load_group(data: bytes) -> Group:
-    """The inverse of :func:`dump_group`.
+def load_group(data: bytes, most: int = MOST) -> Group:
+    """The inverse of :func:`dump_group`, of at most so many members.
 
     Raises:
         DecodeError: no such bytes.
     """
     numbers = [int.from_bytes(data[at : at + _NUMBER], "big") for at in range(0, 4 * _NUMBER, _NUMBER)]
     count, at = numbers[0], 4 * _NUMBER
-    if not 0 < count <= MOST or len(data) != at + count * Advert.BYTES:
+    if not 0 < count <= min(most, MOST) or len(data) != at + count * Advert.BYTES:
         raise _wrong("a group's keys", data)
     rows = [Advert.from_bytes(data[i : i + Advert.BYTES]) for i in range(at, len(data), Advert.BYTES)]
     return Group(tuple(rows), GroupBounds(*numbers))

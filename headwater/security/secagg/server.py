@@ -129,9 +129,21 @@ class MaskingServer:
         """End the wait for vectors: :attr:`survivors` is what all of them are asked to sign.
 
         Raises:
-            EmptyRound: too few are left.
+            EmptyRound: too few are left, or not exactly those that an earlier attempt has shown.
         """
         self._require_group(self.survivors, "vectors")
+        exactly = self.round.exactly
+        if exactly and exactly != self.survivor_names:
+            lacking = len(set(exactly) - set(self.survivor_names))
+            raise EmptyRound(
+                f"masked sum of round {self.round.round}, vectors",
+                expected="all survivors of the list that some have signed", got=f"{lacking} of them lack",
+            )  # fmt: skip
+
+    @property
+    def survivor_names(self) -> tuple[str, ...]:
+        """Whose vectors are in the sum, sorted."""
+        return tuple(self._names[member] for member in np.flatnonzero(self.survivors).tolist())
 
     def take_signature(self, name: str, signature: bytes) -> None:
         """A survivor's signature over the list.
@@ -184,8 +196,7 @@ class MaskingServer:
                 add_mask(self._words, seed.value, negative=True)
             else:
                 self._unmask_pairs(member)
-        names = tuple(self._names[member] for member in np.flatnonzero(self.survivors).tolist())
-        return MaskedSum(names, self.round.layout.to_values(self._words))
+        return MaskedSum(self.survivor_names, self.round.layout.to_values(self._words))
 
     def _unmask_pairs(self, dropped: int) -> None:
         """Take the masks away that the survivors share with a client that dropped out."""

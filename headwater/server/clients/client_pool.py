@@ -87,6 +87,10 @@ class ClientPool(ABC):
         """Clients that cannot take part, and why: failures by name of every round."""
         return {}
 
+    def signing_keys(self) -> Mapping[str, bytes]:
+        """The Ed25519 keys that clients are enrolled with, by name; none where they sign nothing."""
+        return {}
+
     @abstractmethod
     def poll(self, *kinds: type[Request]) -> Iterator[ReceivedReply]:
         """Replies to requests of these kinds that are there now. Introductions are dealt with on the way."""

@@ -36,12 +36,14 @@ class EnrolledClients:
         enrolled: whether a name may take part.
         names: every enrolled name.
         edges: the enrolled names that are edge aggregators, each with how many clients it may speak for.
+        keys: the signing key of every enrolled name.
     """
 
     sessions: Callable[[], Mapping[str, int]]
     enrolled: Callable[[str], bool]
     names: Callable[[], Iterable[str]] = tuple
     edges: Mapping[str, int] = field(default_factory=dict)
+    keys: Callable[[], Mapping[str, bytes]] = dict
 
 
 class DiscoveredClients(ClientPool):
@@ -118,6 +120,9 @@ class DiscoveredClients(ClientPool):
         if via in self._online():
             return False
         return via in self._seen or self._control.clock() > self._began_s + AWAY_S
+
+    def signing_keys(self) -> Mapping[str, bytes]:  # noqa: D102 - inherited
+        return self._enrolled.keys()
 
     def lost(self) -> Mapping[str, str]:  # noqa: D102 - inherited
         online = self._online()

@@ -22,6 +22,7 @@ from headwater.protocol.messages import (
     EvaluateRequest,
     GroupReply,
     GroupRequest,
+    MaskRequest,
     ProfileRequest,
     Request,
     TrainRequest,
@@ -41,9 +42,8 @@ _TYPES = {
     ProfileRequest: MessageType.QUERY,
     TrainRequest: MessageType.TRAIN,
     EvaluateRequest: MessageType.EVALUATE,
+    MaskRequest: f"{MessageType.QUERY}.masks",
 }
-
-
 _KINDS = {ProfileRequest: "profile", TrainRequest: "train", EvaluateRequest: "evaluate"}
 
 
@@ -173,7 +173,8 @@ class Exchange:
                 why = f"its edge aggregator {edge} has no node" if edge else "it has no node"
                 self._keep([ReceivedReply(address, kind, round, b"", why, 0)])
                 continue
-            self._tell(ClientAsked(round, address, _KINDS[kind], sizes[address]))
+            if kind in _KINDS:  # the steps of a masked sum are told by nobody
+                self._tell(ClientAsked(round, address, _KINDS[kind], sizes[address]))
             if edge:
                 groups.setdefault((edge, kind, request.run, state), {})[address] = envelope
                 continue

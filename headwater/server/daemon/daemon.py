@@ -206,6 +206,11 @@ class Daemon:
     def _enrol(self, record: ClientRecord) -> None:
         register(self._link, record)
 
+    def _signing_keys(self) -> dict[str, bytes]:
+        """By name, of all that may take part."""
+        records = self._registry.by_name().items()
+        return {name: r.public.signing_key for name, r in records if r.revoked_at is None}
+
     def _is_enrolled(self, name: str) -> bool:
         # asked of every client many times a second; a node is there exactly as long as its keys
         return self._link.node_of(name) is not None
@@ -287,6 +292,7 @@ class Daemon:
                 self._is_enrolled,
                 link.names,
                 self._workspace.settings.edges,
+                self._signing_keys,
             )
             job = self._job = RunJob(
                 entry,

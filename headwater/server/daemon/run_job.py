@@ -21,6 +21,7 @@ from headwater.merging.product_gap import GapSketch
 from headwater.proto.group_wire import MAX_GROUP
 from headwater.proto.wire import MAX_ENVELOPE
 from headwater.security.receipt_keys import ReceiptKey
+from headwater.security.secagg.bounds import MOST
 from headwater.seeds.keys import Key
 from headwater.server.clients.discovery import DiscoveredClients, EnrolledClients
 from headwater.server.clients.exchange import Exchange
@@ -57,6 +58,7 @@ class Network:
         enrolled: whether a name may take part.
         names: all such names.
         edges: those of them that are edge aggregators, each with how many clients it may speak for.
+        keys: the signing key of each.
     """
 
     grid: Grid
@@ -66,6 +68,7 @@ class Network:
     enrolled: Callable[[str], bool]
     names: Callable[[], Iterable[str]] = tuple
     edges: Mapping[str, int] = field(default_factory=dict)
+    keys: Callable[[], Mapping[str, bytes]] = dict
 
 
 class RunJob:
@@ -159,7 +162,9 @@ class RunJob:
                 self.entry.wire_run_id,
                 self.loaded.settings,
                 context,
-                EnrolledClients(network.sessions, network.enrolled, network.names, network.edges),
+                EnrolledClients(
+                    network.sessions, network.enrolled, network.names, network.edges, network.keys
+                ),
                 self.folder.path / "state" / "profiles.json",
                 server.control,
             )
@@ -233,7 +238,18 @@ def reply_bound(settings: Federation, context: TrainingContext) -> int:
     seeds = round_seeds(settings, 1)
     scalars = 0 if seeds is None else scalars_max_bytes(seeds)
     values = max(codec_for(settings.codec.up).max_bytes(context.spec), scalars)
+    if settings.privacy.masks:
+        values = max(values, masked_bound(settings, context))
     return bucket(values + fisher + MAX_ENVELOPE + SIGNATURE_BYTES, settings.privacy.padding)
+
+
+def masked_bound(settings: Federation, context: TrainingContext) -> int:
+    """Bytes of a client's longest answer in a masked sum: its vector, or shares for all of its neighbours."""
+    spec, seeds = context.spec, round_seeds(settings, 1)
+    plan = MergePlan(spec, {"0": 1}, settings.strategy.value_bound, seeds=seeds)
+    rule = FederatedStrategy(settings).aggregator(RoundPlan(1, {}, plan), context.initial_state())
+    vector = 8 * sum(part.size for part in rule.sum_layout(plan).parts)
+    return max(vector, 128 * MOST)
 
 
 def sum_bound(settings: Federation, context: TrainingContext) -> Callable[[int], int]:

@@ -28,9 +28,11 @@ from headwater.server.clients.run_control import RunControl
 from headwater.server.events import ClientFailed, Notice, RoundStarted
 from headwater.server.round_record import RoundDraft
 from headwater.server.rounds.contribution import Contributions, PlayerSums
+from headwater.server.rounds.masked_exchange import MaskedExchange
 from headwater.server.rounds.masked_round import MaskedRound, Masks
 from headwater.server.rounds.open_round import OpenRound
 from headwater.server.rounds.releases import Releases
+from headwater.server.rounds.withheld_round import WithheldRound
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.durability import Durability, OpenRoundRecord
 from headwater.strategies.assignment import names_of
@@ -58,6 +60,7 @@ class RoundResult:
         started_s: when it began, on the run control's stopwatch.
         received: the accepted updates as they arrived.
         players: the sums apart by player, in a round whose contributions are measured.
+        left_out: whether its updates could not be summed, so that it moves nothing.
     """
 
     merged: Merged
@@ -67,6 +70,7 @@ class RoundResult:
     started_s: float
     received: tuple[Entry, ...] = ()
     players: PlayerSums[Any] | None = None
+    left_out: bool = False
 
 
 def entries_of(open_round: OpenRound, accepted: Mapping[str, int]) -> tuple[Entry, ...]:
@@ -218,6 +222,13 @@ class Rounds(ABC):
             least = self._settings.cohort.min_clients
             masks = Masks(devices, Promise(privacy.mask_dropouts, privacy.mask_colluding, least))
             return MaskedRound(plan, down, self._run, profiles, rule, self._root, masks)
+        if privacy.masks and self._durability is not None:
+            promise = Promise(
+                privacy.mask_dropouts, privacy.mask_colluding, self._settings.cohort.min_clients
+            )
+            path = self._durability.masked_round
+            through = MaskedExchange(self._pool, self._control, path, privacy.mask_wait_s)
+            return WithheldRound(plan, down, self._run, profiles, rule, self._root, promise, through)
         open_round = OpenRound(plan, down, self._run, profiles, rule, self._root)
         if self._settings.schedule.has_rounds:
             open_round.players = self._players(plan, rule)

@@ -128,12 +128,12 @@ class FederationServer:
         Raises:
             ConfigError: updates that are to be masked, and devices that do not.
         """
-        if settings.privacy.masks and self.control.masking is None:
+        if settings.privacy.masks and self.control.masking is None and self._durability is None:
             raise ConfigError(
                 "privacy.masks",
-                expected="a simulation, whose devices mask their updates",
-                got="devices that send them as they are",
-                hint="Leave it out, or run the file with headwater simulate.",
+                expected="headwater simulate, or a server with agents, which mask their updates",
+                got="clients that send them as they are",
+                hint="Leave it out, or use one of the two.",
             )
         self._settings = settings
         durability = self._durability
@@ -405,10 +405,13 @@ class FederationServer:
         pool.round_closed()
         self._downlink.note_held(finished.started_from)
         before, codec = checkpoint.server, self._settings.codec.down
-        after = self._strategy.update(before, finished.merged)
-        server, increment = broadcast(
-            before, after, codec, key=self._root, travels=self._settings.sends(after.round)
-        )
+        if finished.left_out:
+            server, increment = replace(before, round=before.round + 1), None
+        else:
+            after = self._strategy.update(before, finished.merged)
+            server, increment = broadcast(
+                before, after, codec, key=self._root, travels=self._settings.sends(after.round)
+            )
         if increment is not None:
             self._downlink.moved(before.state, server.state, increment)
         accepted = {**checkpoint.accepted, **finished.accepted}

@@ -9,7 +9,6 @@ are here in the server's process, as in a simulation: every message is one of th
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from headwater.protocol.messages import ClientProfile
 from headwater.security.secagg import messages
 from headwater.security.secagg.bounds import Promise, choose
 from headwater.security.secagg.client import MaskingClient
-from headwater.security.secagg.group import Advert, SumRound
+from headwater.security.secagg.group import Advert, SumRound, later_attempt
 from headwater.security.secagg.server import MaskingServer
 from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Outgoing
@@ -84,7 +83,7 @@ class MaskedRound(OpenRound):
         names = tuple(sorted(plan.clients))
         choose(len(names), masks.promise)
         layout = rule.sum_layout(plan.merge)
-        sum_round = SumRound(run, plan.round, secrets.token_bytes(16), names, layout, masks.promise)
+        sum_round = SumRound(run, plan.round, later_attempt(), names, layout, masks.promise)
         enrolled = masks.devices.enrolled(names)
         self._server = MaskingServer(sum_round, enrolled)
         sides = {name: masks.devices.client(sum_round, name, enrolled) for name in names}

@@ -274,7 +274,7 @@ class OpenRound:
         return update, reply
 
     def _check(self, client: str, reply: EncodedUpdate, origin: tuple[int, str]) -> None:
-        wanted = {"fisher"} if self.plan.clients[client].fisher else set()
+        wanted = self._statistics(client)
         number, base_sha256 = origin
         for what, expected, got in (
             ("run", self._run, reply.run),
@@ -287,6 +287,14 @@ class OpenRound:
         ):
             if expected != got:
                 raise DecodeError(f"client {client}: {what}", expected=str(expected), got=str(got))
+
+    def _statistics(self, client: str) -> set[str]:
+        """Which ones its update must have."""
+        return {"fisher"} if self.plan.clients[client].fisher else set()
+
+    def settled(self, end: Close) -> Close:
+        """The round's end, with who turned out to be in the merge."""
+        return end
 
     def merge(self, again: Callable[[str], ReceivedReply] | None = None) -> Merged:
         """The rule's result. A rule of several passes is given every update again.

@@ -14,9 +14,12 @@ from headwater.protocol.coordinator import Coordinator, RoundRules
 from headwater.protocol.machine import Begin, Halt
 from headwater.protocol.messages import ClientProfile, TrainRequest
 from headwater.server.clients.exchange import ReceivedReply
+from headwater.server.events import Notice
 from headwater.server.rounds.base import RoundResult, Rounds, entries_of, spooled_as
+from headwater.server.rounds.masked_exchange import NoSum
 from headwater.server.rounds.open_round import OpenRound
 from headwater.server.rounds.round_driver import DrivenRound, RoundDriver
+from headwater.server.rounds.withheld_round import WithheldRound
 from headwater.server.storage.checkpoint import Checkpoint
 
 
@@ -76,13 +79,35 @@ class SynchronousRounds(Rounds):
         self._kept.clear()
         if isinstance(end, Halt):
             raise self._halted(end)
-        merged = self._merged(open_round, checkpoint)
+        left_out = False
+        try:
+            merged = self._merged(open_round, checkpoint)
+        except NoSum as error:
+            if error.stopped or not error.told:
+                self._without_sum(number, error)
+                return None
+            merged, left_out = self._left_out(open_round, error), True
+        end = open_round.settled(end)
         self._tell_marks(number, merged)
         draft = open_round.draft(end, merged, open_round.base + merged.delta)
         started_from = dict.fromkeys(end.accepted, open_round.base_sha256)
         started = dict.fromkeys(end.accepted, number)
         received = entries_of(open_round, started)
-        return RoundResult(merged, draft, started, started_from, started_s, received, open_round.players)
+        players = open_round.players
+        return RoundResult(merged, draft, started, started_from, started_s, received, players, left_out)
+
+    def _without_sum(self, number: int, error: NoSum) -> None:
+        """Leave a round open that can be gone on with, or that is planned anew: its units are others then."""
+        if not error.stopped and self._durability is not None:
+            for client in self._durability.spool.clients(number):
+                self._durability.spool.remove(number, client)
+
+    def _left_out(self, open_round: OpenRound, error: NoSum) -> Merged:
+        """What a round comes to whose clients have told too much of it to be asked again."""
+        assert isinstance(open_round, WithheldRound), "what such an error comes from"
+        text = f"round {open_round.plan.round} is left out: {error}; no client sends another vector of it"
+        self._control.observer(Notice(text))
+        return open_round.left_out()
 
     def _merged(self, open_round: OpenRound, checkpoint: Checkpoint) -> Merged:
         """What the round came to; with noise it leaves once, whatever crashes."""

@@ -111,6 +111,11 @@ class Durability:
     receipt_key: Callable[[], ReceiptKey] | None = None
     leaving: Callable[[], str] = str
 
+    @property
+    def masked_round(self) -> Path:
+        """File of how far the open round's masked sum has come."""
+        return self.open_round.with_name("masked_round.json")
+
     def forget_through(self, round: int) -> None:
         """Rounds up to ``round`` are in the checkpoint: their record and their replies are needed no more.
 

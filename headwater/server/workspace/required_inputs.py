@@ -29,8 +29,7 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
         ModelError: there is no such base model, or adapter to start from.
         DataError: there is no such test file.
         ConfigError: the folder that relative paths start from is gone, clients are to share a process or
-            to lie, updates are to be masked, or this server was started in another mode than
-            ``federation.bits``.
+            to lie, or this server was started in another mode than ``federation.bits``.
     """
     settings = loaded.settings
     require(settings.federation.bits)
@@ -47,13 +46,6 @@ def require_inputs(loaded: LoadedFederation, resume: str = "") -> tuple[str, ...
             expected="no clients that are told to lie, on a server",
             got=f"{len(settings.simulation.attackers)} entries",
             hint="Leave them out, or run the file with headwater simulate.",
-        )
-    if settings.privacy.masks:
-        raise ConfigError(
-            "privacy.masks",
-            expected="a simulation, whose devices mask their updates",
-            got="a server, whose agents do not yet",
-            hint="Leave it out, or run the file with headwater simulate.",
         )
     moved = f" If it lies elsewhere now: {resume} --folder PATH, where the file's relative paths start."
     hint = moved if resume else ""

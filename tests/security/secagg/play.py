@@ -12,6 +12,7 @@ from headwater.security.secagg import messages
 from headwater.security.secagg.bounds import Promise
 from headwater.security.secagg.client import MaskingClient
 from headwater.security.secagg.group import Advert, SumRound
+from headwater.security.secagg.memory import ProcessMemory
 from headwater.security.secagg.ring import Integers, RingLayout, RingPart
 from headwater.security.secagg.server import MaskedSum, MaskingServer
 
@@ -42,14 +43,14 @@ class Play:
         self.round = SumRound("run", round, bytes([round]) * 16, self.names, layout, promise)
         self.enrolled = {n: enrolled_key(n).public_key().public_bytes_raw() for n in self.names}
         self.server = MaskingServer(self.round, self.enrolled)
-        self.signed_once: dict[str, set[tuple[str, int]]] = {name: set() for name in self.names}
+        self.memories = {name: ProcessMemory() for name in self.names}
         self.clients = {name: self.client(name) for name in self.names}
         self.sent: dict[str, bytes] = {}
 
     def client(self, name: str) -> MaskingClient:
         """A client of the round, with keys of its own."""
         sign = enrolled_key(name).sign
-        return MaskingClient(self.round, name, sign, self.enrolled, self.signed_once[name])
+        return MaskingClient(self.round, name, sign, self.enrolled, self.memories[name])
 
     def keys(self, but: Collection[str] = ()) -> None:
         """All but some advertise, and learn the group."""

@@ -11,6 +11,7 @@ from headwater.errors import DecodeError, EmptyRound, HeadwaterError, UpdateReje
 from headwater.security.secagg.bounds import GroupBounds, Promise
 from headwater.security.secagg.client import MaskingClient
 from headwater.security.secagg.group import Advert, Group
+from headwater.security.secagg.memory import ProcessMemory
 from headwater.security.secagg.messages import Delivery, Reveal
 from headwater.security.secagg.shamir import join
 from tests.security.secagg.play import Play, enrolled_key, plain_sum
@@ -337,7 +338,7 @@ def test_strangers_are_refused() -> None:
     with pytest.raises(HeadwaterError):
         Advert.from_bytes(b"")
     with pytest.raises(UpdateRejected, match="sorted names"):
-        MaskingClient(play.round, "eve", enrolled_key("eve").sign, play.enrolled, set())
+        MaskingClient(play.round, "eve", enrolled_key("eve").sign, play.enrolled, ProcessMemory())
 
 
 # --- more than one sum ----------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""A device's part in masked sums. Entry: :class:`.masked_sums.MaskedSums`. No torch."""
