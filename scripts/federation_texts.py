@@ -144,8 +144,8 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "`privacy.masks`",
         "a strategy other than `mean`, `ties` and `fisher`; spaces `product`, `fair`; schedule `buffered`; "
         '`norm_bound`; `control_variates`; `error_feedback = "ef21"`; `[contribution]`; '
-        "methods that are weighed, or that send deltas and coefficients; `min_clients` below 3; a server, "
-        "`--engine network`",
+        "methods that are weighed, or that send deltas and coefficients; `min_clients` below 3; "
+        "edge aggregators",
     ),
     (
         "`privacy.clip_l2`",

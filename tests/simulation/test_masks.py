@@ -149,6 +149,7 @@ def test_what_needs_single_updates_is_refused(match: str, tables: dict[str, Any]
         federation(**(MASKS | tables))
 
 
+@pytest.mark.slow
 def test_a_network_of_agents_masks_to_the_same_bits(tmp_path: Path) -> None:
     file = bare_federation(tmp_path / "fed", **MASKS)
     summary, _ = run(file, tmp_path / "network", engine="network")
