@@ -60,11 +60,12 @@ class MaskingClient:
         enrolled: Mapping[str, bytes],
         memory: Memory,
     ) -> None:
-        for names in (sum_round.names, *([sum_round.exactly] if sum_round.exactly else [])):
-            if name not in names or list(names) != sorted(set(names)):
-                raise UpdateRejected(
-                    f"masked sum, client {name}", expected="sorted names, its own among them", got="others"
-                )
+        names, exactly = sum_round.names, sum_round.exactly
+        ordered = all(list(some) == sorted(set(some)) for some in (names, exactly))
+        if name not in names or not ordered or not set(exactly) <= set(names):
+            raise UpdateRejected(
+                f"masked sum, client {name}", expected="sorted names, its own among them", got="others"
+            )
         self._round, self._name, self._memory = sum_round, name, memory
         if len(sum_round.names) < (least := sum_round.promise.least):
             raise self._refusal(
@@ -156,6 +157,10 @@ class MaskingClient:
                     raise UpdateRejected(who, expected="two shares", got=f"{len(text)} bytes")
                 self._seed_shares[neighbour] = text[:SHARE_BYTES]
                 self._key_shares[neighbour] = text[SHARE_BYTES:]
+            if self._round.exactly and self._name not in self._round.exactly:
+                raise self._refusal(
+                    "to be asked for shares alone, as it is not in the list", "for its vector"
+                )
             words = self._round.layout.to_words(values)
             self._note_vector(digest_of_values(values))
             add_mask(words, self._seed.value)
