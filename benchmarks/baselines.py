@@ -46,7 +46,8 @@ def measure(corpus: str, seed: int, workers: int) -> dict[str, Any]:
     """All rows of one corpus and seed."""
     compared = "{majority=true, probe=true, centralised=true}"
     federated = simulate(corpus, seed, workers, f"baselines={compared}")
-    dense = simulate(corpus, seed, workers, "codec.up={kind='dense'}", "baselines={}")
+    plain = "codec={up={kind='dense'}, down={kind='dense'}}"
+    dense = simulate(corpus, seed, workers, plain, "baselines={}")
     baselines = federated["baselines"]
     return {
         "corpus": corpus,
