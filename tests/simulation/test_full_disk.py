@@ -116,7 +116,8 @@ def test_a_clients_store_that_cannot_be_written_ends_the_command_with_11(tmp_pat
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "simulate", str(file), "--out", str(tmp_path / "run")]
+    # -B: what it imports first would be left compiled by half, which every later process reads
+    command = [sys.executable, "-B", "-c", code, "simulate", str(file), "--out", str(tmp_path / "run")]
     done = subprocess.run([*command, "--workers", str(workers)], capture_output=True, text=True)
     assert done.returncode == StorageError.exit_code, done.stderr
     assert "Traceback" not in done.stderr
