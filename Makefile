@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo federation test test-slow test-faults support fuzz check lint types layers docs bench bench-baselines bench-simulation bench-scale bench-codec bench-bits \
-        bench-aggregation bench-merging bench-ranks bench-experts bench-tasks bench-cohorts bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods bench-privacy lock stubs clean
+        bench-aggregation bench-merging bench-ranks bench-experts bench-tasks bench-cohorts bench-seeds bench-network bench-load bench-soak bench-lowmemory bench-methods bench-privacy bench-attacks lock stubs clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -130,6 +130,10 @@ bench-privacy: $(VENV)/.dev ## errors of correlated noise; secure aggregation be
 	@$(BIN)/headwater fetch minilm --out $(CORPORA)
 	@$(BIN)/python benchmarks/private_examples.py
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/robust.py $(if $(SMALL),--small)
+
+bench-attacks: $(VENV)/.dev ## what attackers get of adapters, updates and LoRA's gradients, by epsilon; half an hour
+	@$(BIN)/headwater fetch minilm smollm2 sentiment presidents --out $(CORPORA)
+	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/attacks.py $(if $(SMALL),--small)
 
 bench-lowmemory: $(VENV)/.dev ## memory of every way to train, a fresh process each
 	@$(BIN)/headwater fetch minilm smollm2 --out $(CORPORA)

@@ -11,42 +11,47 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from headwater.privacy.audit.intervals import Floats
-
+Vectors = npt.NDArray[np.floating]
 _RANK = 1e-5
 """Singular values below that part of the largest are rounding."""
 
 
-def residuals(gradient: npt.ArrayLike, candidates: npt.ArrayLike) -> Floats:
-    """How far each candidate is from the span of the gradient's rows: 0 in it, 1 at a right angle [n].
+def directions(candidates: Vectors, *, centred: bool = False) -> Vectors:
+    """The candidates, each of length 1 [n, d]; zeros stay.
 
     Args:
-        gradient: of A, or of several layers with one input on top of each other [r, d].
         candidates: inputs that there may have been [n, d].
+        centred: without their mean, which embeddings share.
     """
-    rows, inputs = np.asarray(gradient, np.float64), _unit(candidates)
-    _, sizes, basis = np.linalg.svd(rows, full_matrices=False)
-    kept = basis[sizes > _RANK * max(sizes.max(initial=0.0), 1e-300)]
-    found: Floats = np.linalg.norm(inputs - inputs @ kept.T @ kept, axis=1)
+    values = candidates - candidates.mean(0) if centred else candidates
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    found: Vectors = values / np.where(norms > 0, norms, 1)
     return found
 
 
-def energies(update: npt.ArrayLike, candidates: npt.ArrayLike) -> Floats:
-    """How much of an update lies along each candidate, beyond their mean [n].
+def residuals(gradient: Vectors, unit: Vectors) -> Vectors:
+    """How far each candidate is from the span of the gradient's rows: 0 in it, 1 at a right angle [n].
+
+    float32 candidates in it are at 5e-4 or less.
+
+    Args:
+        gradient: of A, or of several layers with one input on top of each other [r, d].
+        unit: candidates of length 1 [n, d].
+    """
+    _, sizes, basis = np.linalg.svd(gradient.astype(np.float64), full_matrices=False)
+    kept = basis[sizes > _RANK * max(sizes.max(initial=0.0), 1e-300)].astype(unit.dtype)
+    found: Vectors = np.sqrt(np.maximum(0, 1 - np.square(unit @ kept.T).sum(1)))
+    return found
+
+
+def energies(update: Vectors, unit: Vectors) -> Vectors:
+    """How much of an update lies along each candidate [n].
 
     A ranking, no proof: for updates that noise, an optimizer or a codec moved out of the inputs' span.
 
     Args:
         update: of A, or of several layers with one input [r, d].
-        candidates: inputs that there may have been [n, d].
+        unit: candidates of length 1, best centred [n, d].
     """
-    given = np.asarray(candidates, np.float64)
-    found: Floats = np.linalg.norm(_unit(given - given.mean(0)) @ np.asarray(update, np.float64).T, axis=1)
-    return found
-
-
-def _unit(vectors: npt.ArrayLike) -> Floats:
-    values = np.asarray(vectors, np.float64)
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    found: Floats = values / np.where(norms > 0, norms, 1)
+    found: Vectors = np.linalg.norm(unit @ update.T.astype(unit.dtype), axis=1)
     return found

@@ -104,11 +104,10 @@ def test_half_of_the_noise_is_caught():
 class Canaries(ExampleGradients):
     """Rows whose gradient is one value, far longer than the clip; the clipping is what is audited."""
 
-    def _alone(self, lot):
-        (unit,) = lot
+    def _alone(self, key, row):
         gradient = torch.zeros(1, CANARIES)
-        gradient[0, int(unit[0].tokens[0])] = 1000.0
-        return [gradient]
+        gradient[0, int(row.tokens[0])] = 1000.0
+        return [gradient], torch.ones(1)
 
 
 def rows(multiplier, steps, sigma_factor=1.0):
