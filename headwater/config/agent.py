@@ -201,6 +201,7 @@ folders = ["models"]            # where base models are; a federation asks for o
 # max_mb_per_day = 500
 # max_work_s_per_day = 7200
 # max_steps = 1000              # of one task
+# min_masked_clients = 10       # updates leave in masked sums of so many only
 # max_rank = 16                 # of a LoRA adapter
 # max_examples = 100000
 # allow_evaluate = true

@@ -49,8 +49,8 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "`[methods]`": {"methods": {"small": {"training": {"kind": "backprop"}, "rank": 1}},
                     "assignment": {"kind": "shares", "shares": {"default": 0.5, "small": 0.5}}},
 }  # fmt: skip
-ELSEWHERE = {"a server", "edges"}
-"""Not of the file alone: tests/server/workspace, tests/strategies/test_private_sum.py."""
+ELSEWHERE = {"edges"}
+"""Not of the file alone: tests/strategies, tests/edge."""
 
 
 def table() -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from headwater.config import load_federation
 from headwater.proto.mask_wire import decode_sum
 from headwater.proto.wire import decode_reply, decode_signed, encode_request
 from headwater.protocol.failures import FailureCode
@@ -27,6 +28,7 @@ from headwater.protocol.messages import (
 from headwater.receipts.sent import SENT, read_sent
 from headwater.security.secagg.group import Advert
 from headwater.server.clients.run_control import Interrupted
+from headwater.strategies.summing import why_no_sums
 from tests.client.agent.devices import VECTOR_SHA256
 from tests.support.masked_fleet import Device, Fleet
 from tests.support.runs import bare_federation, run
@@ -235,6 +237,10 @@ def test_a_round_whose_list_was_signed_is_left_out_without_one_of_it(
     assert any("round 2 is left out" in str(event) for event in fleet.events)
     lists = [r for *_, r in [(n, r) for n, r, _ in fleet.sent] if isinstance(r, MaskRequest) and r.round == 2]
     assert {decode_sum(r.content).exactly for r in lists if r.step is MaskStep.KEYS} == {(), tuple(NAMES)}
+
+
+def test_edge_aggregators_are_refused_by_name(tmp_path: Path) -> None:
+    assert "privacy.masks" in str(why_no_sums(load_federation(federation(tmp_path)).settings))
 
 
 # --- what an owner allows ---------------------------------------------------------------------------
