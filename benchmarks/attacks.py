@@ -27,7 +27,7 @@ import tomli_w
 import torch
 from attacks_text import text_attacks
 from picture import bars
-from robust import two_layers
+from transformers import AutoModel, AutoTokenizer
 
 from headwater.config import load_federation
 from headwater.config.codec import DenseCodec
@@ -50,7 +50,8 @@ from headwater.training.context import TrainingContext
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "attacks.json"
 TABLES = HERE.parent / "results" / "attacks.md"
-DATA = HERE.parent / ".cache" / "headwater" / "sentiment"
+CACHE = HERE.parent / ".cache" / "headwater"
+DATA = CACHE / "sentiment"
 EPSILONS: tuple[float | None, ...] = (None, 8.0, 4.0, 1.0)
 OWNERS, ROWS, RUNS, ROUNDS, RATE = 120, 6, 6, 5, 0.3
 CLIP, DELTA, CANARIES = 0.5, 1e-5, 1000
@@ -86,9 +87,10 @@ def write(part: str, content: dict[str, Any]) -> None:
     known[part] = content
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
     shown = {}
-    for which, name in (("adapters", "owners"), ("adapters", "rows"), ("updates", "update")):
+    for which, name in (("adapters", "owners_by_loss"), ("adapters", "rows_by_loss"), ("updates", "update")):
         for epsilon, found in known.get(which, {}).get("found", {}).items():
-            label = f"{name}, ε {epsilon}" if epsilon != "none" else f"{name}, no noise"
+            who = name.removesuffix("_by_loss")
+            label = f"{who}, ε {epsilon}" if epsilon != "none" else f"{who}, no noise"
             shown[label] = [100 * found[name]["auc"][0]]
     if shown:
         title = "How often a member stands above a stranger, in %: 50 is chance"
@@ -104,21 +106,22 @@ def tables(known: dict[str, Any]) -> str:
             f"**Released adapters**: {OWNERS} owners of {ROWS} rows, half of them in each of {RUNS} runs,"
             f" {ROUNDS} rounds, q {RATE}, δ {DELTA:g}; {CANARIES} canaries in a run of their own.",
             "",
-            "| ε | accuracy | rows: loss, AUC | LiRA, AUC | TPR at 0.1 % | at 1 % FPR | owners: loss, AUC "
-            "| LiRA, AUC | TPR at 1 % FPR | canaries: ε at least | if Gaussian | estimate |",
-            "|---" * 12 + "|",
+            "| ε | accuracy | rows by loss: AUC | TPR at 1 % FPR | owners by loss: AUC | TPR at 1 % FPR "
+            "| LiRA, rows: AUC | LiRA, owners: AUC | canaries: ε at least | if Gaussian | estimate |",
+            "|---" * 11 + "|",
         ]
         for epsilon, one in found.items():
-            audit, rows, owners = one["canaries"], one["rows"], one["owners"]
-            cells = [
-                epsilon, f"{np.mean(one['accuracy']):.3f}",
-                span(one["rows_by_loss"]["auc"]), span(rows["auc"]),
-                *(span(list(rows["tpr"].values())[i]) for i in (0, 1)),
-                span(one["owners_by_loss"]["auc"]), span(owners["auc"]),
-                span(list(owners["tpr"].values())[1]),
-                *(f"{audit[name]:.2f}" for name in ("epsilon", "gaussian", "estimate")),
-            ]  # fmt: skip
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(
+                f"| {epsilon} | {np.mean(one['accuracy']):.3f} | "
+                + " | ".join(
+                    span(one[side][what] if what == "auc" else list(one[side]["tpr"].values())[1])
+                    for side in ("rows_by_loss", "owners_by_loss")
+                    for what in ("auc", "tpr")
+                )
+                + f" | {lira(one, 'rows')} | {lira(one, 'owners')} | "
+                + " | ".join(f"{one['canaries'][name]:.2f}" for name in ("epsilon", "gaussian", "estimate"))
+                + " |"
+            )
     if found := known.get("updates", {}).get("found"):
         lines += [
             "",
@@ -147,6 +150,10 @@ def tables(known: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def lira(one: dict[str, Any], side: str) -> str:
+    return span(one[side]["auc"]) if side in one else "not measured"
+
+
 def span(interval: Sequence[float]) -> str:
     value, low, high = interval
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
@@ -164,7 +171,7 @@ class Setting:
     def open(folder: Path) -> Setting:
         file = folder / "federation.toml"
         file.write_text(
-            tomli_w.dumps({**FILE, "model": {"kind": "encoder", "path": str(two_layers(folder))}})
+            tomli_w.dumps({**FILE, "model": {"kind": "encoder", "path": str(first_layers(folder))}})
         )
         context = TrainingContext.open(load_federation(file))
         return Setting(context, read(context, "train", OWNERS * ROWS), read(context, "test", 200))
@@ -186,6 +193,13 @@ class Setting:
     def task(self, name: str, state: AdapterState, rows: list[Example], **changes: object) -> TrainTask:
         training = self.context.loaded.settings.training.model_copy(update=changes)
         return TrainTask(name, state, rows, ClientPlan(training, DenseCodec(kind="dense")))
+
+
+def first_layers(folder: Path) -> Path:
+    """The base: MiniLM with its first two layers."""
+    AutoModel.from_pretrained(CACHE / "minilm", num_hidden_layers=2).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(CACHE / "minilm").save_pretrained(folder)
+    return folder
 
 
 def read(context: TrainingContext, which: str, count: int) -> list[Example]:

@@ -48,19 +48,23 @@ def likelihood_ratios(
     found = np.empty_like(values)
     for target in range(len(values)):
         others = np.arange(len(values)) != target
-        out_mean, out_variance = _gaussian(values[others], ~inside[others])
+        out_mean, out_spread, out_variance = _gaussian(values[others], ~inside[others])
         away = np.square(values[target] - out_mean) / out_variance
         if offline:
             found[target] = np.sign(values[target] - out_mean) * np.sqrt(away)
             continue
-        in_mean, in_variance = _gaussian(values[others], inside[others])
+        in_mean, in_spread, in_variance = _gaussian(values[others], inside[others])
         near = np.square(values[target] - in_mean) / in_variance
-        found[target] = (away - near + np.log(out_variance) - np.log(in_variance)) / 2
+        found[target] = (away - near + np.log(out_spread) - np.log(in_spread)) / 2
     return found
 
 
-def _gaussian(values: Floats, which: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Mean and variance of each candidate's scores, of the runs marked."""
+def _gaussian(values: Floats, which: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
+    """Mean and variance of each candidate's scores, of the runs marked, and the variance of one more run's.
+
+    The last is more by the mean's own, variance/count: without it a run that saw a candidate looks unlike the
+    *fewer* shadows that did, and guesses at nothing come out below chance.
+    """
     count = which.sum(0)
     if (count < 1).any() or count.sum() <= len(count):
         raise ConfigError(
@@ -73,5 +77,5 @@ def _gaussian(values: Floats, which: npt.NDArray[np.bool_]) -> tuple[Floats, Flo
     squares = np.where(which, np.square(values - mean), 0)
     own = squares.sum(0) / np.maximum(count - 1, 1)
     shared = squares.sum() / (count.sum() - len(count))
-    variance = np.where(count >= ENOUGH, own, shared)
-    return mean, np.maximum(variance, _LEAST_VARIANCE)
+    variance = np.maximum(np.where(count >= ENOUGH, own, shared), _LEAST_VARIANCE)
+    return mean, variance, variance * (1 + 1 / count)
