@@ -1,4 +1,4 @@
-"""The daemon is killed with SIGKILL in each phase of a masked sum: the round is summed anew, to the same bits."""
+"""The daemon is killed with SIGKILL in each phase of a masked sum: it is summed anew, to the same bits."""
 
 from __future__ import annotations
 
