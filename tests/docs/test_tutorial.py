@@ -118,11 +118,13 @@ def test_the_first_screen_of_a_page_says_what_its_reader_has_in_the_end(page):
 
 
 def test_the_docs_stay_short():
-    """Of what people wrote: the pages that scripts write are as long as what they tell of.
+    """Of what people wrote to be read: pages that scripts write are as long as what they tell of, and of
+    decisions and of what lost there is a record each.
 
     A word has a letter or a digit: the marks of tables, lists and code are none.
     """
-    texts = [page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")]
+    pages = [p for p in DOCS.rglob("*.md") if p.parent.name != "decisions" and p.name != "log.md"]
+    texts = [page.read_text(encoding="utf-8") for page in pages]
     by_people = [text for text in texts if not re.search(r"[Ww]ritten by `?scripts/", text[:600])]
     assert len(texts) - len(by_people) >= 2
-    assert sum(len(re.findall(r"\S*\w\S*", text)) for text in by_people) <= 40_000
+    assert sum(len(re.findall(r"\S*\w\S*", text)) for text in by_people) <= 36_000

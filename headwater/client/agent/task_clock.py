@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 
 from headwater.client.agent.setbacks import NotDone
 from headwater.client.policy import Refusal
 
 WORK_STEP_S = 10.0
 """How much work may be forgotten if the agent is killed in the middle of it."""
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """A device's clocks.
+
+    Args:
+        now: local time.
+        elapsed: seconds that only grow.
+    """
+
+    now: Callable[[], datetime] = datetime.now
+    elapsed: Callable[[], float] = time.monotonic
+
+
+DEVICE = Clocks()
 
 
 class AgentStopping(Exception):

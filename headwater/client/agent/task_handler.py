@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +17,7 @@ from headwater.client.agent.known_runs import KnownRun, KnownRuns
 from headwater.client.agent.models import LocalModels
 from headwater.client.agent.outbox import Outbox, request_digest
 from headwater.client.agent.setbacks import NotDone, Setbacks
-from headwater.client.agent.task_clock import AgentStopping, TaskClock
+from headwater.client.agent.task_clock import DEVICE, AgentStopping, Clocks, TaskClock
 from headwater.client.agent.worker import WorkerDied
 from headwater.client.masking.masked_sums import MaskedSums
 from headwater.client.policy import Policy
@@ -82,8 +81,7 @@ class TaskHandler:
         sign: the device's signature over a reply.
         say: takes a line for the owner's log.
         should_stop: whether to drop everything.
-        now: local time.
-        clock: seconds that only grow.
+        clocks: the device's.
         masks: its part in masked sums; without, it trains for no run under masks.
 
     Attributes:
@@ -98,12 +96,11 @@ class TaskHandler:
         say: Callable[[str], None],
         *,
         should_stop: Callable[[], bool] = lambda: False,
-        now: Callable[[], datetime] = datetime.now,
-        clock: Callable[[], float] = time.monotonic,
+        clocks: Clocks = DEVICE,
         masks: MaskedSums | None = None,
     ) -> None:
         self.policy = Policy(settings.file.policy)
-        self.usage = Usage(settings.state / "usage.json", say, now=now)
+        self.usage = Usage(settings.state / "usage.json", say, now=clocks.now)
         self.runs = KnownRuns(settings.state / "runs")
         self.outbox = Outbox(settings.state / "outbox")
         models = settings.file.models
@@ -111,8 +108,8 @@ class TaskHandler:
         self._sent = SentLog(settings.state / SENT)
         self._name, self._worker, self._sign = settings.file.name, worker, sign
         self._masks = masks
-        self._say, self._should_stop, self._now, self._clock = say, should_stop, now, clock
-        self.setbacks = Setbacks(settings, self.models, say, now, clock)
+        self._say, self._should_stop, self._now, self._clock = say, should_stop, clocks.now, clocks.elapsed
+        self.setbacks = Setbacks(settings, self.models, say, clocks.now, clocks.elapsed)
         self._told, self._recheck_at_s, self._uncounted = "", 0.0, False
 
     def answer(self, parts: Mapping[str, bytes]) -> bytes:

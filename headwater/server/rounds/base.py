@@ -218,17 +218,16 @@ class Rounds(ABC):
         down = self._downlink.open(checkpoint.server, codec, checkpoint.accepted, everyone)
         rule = self._strategy.aggregator(plan, down.base)
         privacy = self._settings.privacy
-        if privacy.masks and (devices := self._control.masking) is not None:
+        if privacy.masks:
             least = self._settings.cohort.min_clients
-            masks = Masks(devices, Promise(privacy.mask_dropouts, privacy.mask_colluding, least))
-            return MaskedRound(plan, down, self._run, profiles, rule, self._root, masks)
-        if privacy.masks and self._durability is not None:
-            promise = Promise(
-                privacy.mask_dropouts, privacy.mask_colluding, self._settings.cohort.min_clients
-            )
-            path = self._durability.masked_round
-            through = MaskedExchange(self._pool, self._control, path, privacy.mask_wait_s)
-            return WithheldRound(plan, down, self._run, profiles, rule, self._root, promise, through)
+            promise = Promise(privacy.mask_dropouts, privacy.mask_colluding, least)
+            if (devices := self._control.masking) is not None:
+                masks = Masks(devices, promise)
+                return MaskedRound(plan, down, self._run, profiles, rule, self._root, masks)
+            if self._durability is not None:
+                path = self._durability.masked_round
+                through = MaskedExchange(self._pool, self._control, path, promise, privacy.mask_wait_s)
+                return WithheldRound(plan, down, self._run, profiles, rule, self._root, through)
         open_round = OpenRound(plan, down, self._run, profiles, rule, self._root)
         if self._settings.schedule.has_rounds:
             open_round.players = self._players(plan, rule)

@@ -17,6 +17,7 @@ from headwater.proto.mask_wire import encode_sum
 from headwater.proto.wire import decode_reply
 from headwater.protocol.messages import ClientFailure, MaskReply, MaskRequest, MaskStep, reported
 from headwater.security.secagg import messages
+from headwater.security.secagg.bounds import Promise
 from headwater.security.secagg.group import Advert, SumRound, later_attempt
 from headwater.security.secagg.server import MaskedSum, MaskingServer
 from headwater.server.clients.client_pool import ClientPool
@@ -67,10 +68,14 @@ class MaskedExchange:
         pool: the clients.
         control: time, stop and observer.
         path: file of the round's :class:`MaskedRecord`.
+        promise: what the federation states of drop-outs, collusion and the fewest clients.
         patience_s: how long a step waits for a client that is there.
     """
 
-    def __init__(self, pool: ClientPool, control: RunControl, path: Path, patience_s: float) -> None:
+    def __init__(
+        self, pool: ClientPool, control: RunControl, path: Path, promise: Promise, patience_s: float
+    ) -> None:
+        self.promise = promise
         self._pool, self._control, self._path, self._patience_s = pool, control, path, patience_s
         self.traffic = Traffic()
 

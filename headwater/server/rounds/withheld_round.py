@@ -23,7 +23,6 @@ from headwater.protocol.messages import (
     TrainRequest,
     reported,
 )
-from headwater.security.secagg.bounds import Promise
 from headwater.security.secagg.group import SumRound, task_of
 from headwater.seeds.keys import Key
 from headwater.server.clients.downlink import Outgoing
@@ -45,8 +44,7 @@ class WithheldRound(OpenRound):
         profiles: what the clients said of themselves.
         rule: the merge rule.
         root: the federation's root key.
-        promise: what the federation states of drop-outs, collusion and the fewest clients.
-        through: how they are asked.
+        through: how they are asked, and what is promised of it.
 
     Raises:
         ConfigError: a rule or plan that needs single updates.
@@ -60,14 +58,13 @@ class WithheldRound(OpenRound):
         profiles: Mapping[str, ClientProfile],
         rule: Aggregator[Any],
         root: Key,
-        promise: Promise,
         through: MaskedExchange,
     ) -> None:
         super().__init__(plan, down, run, profiles, rule, root)
         self._gap = self._gap_acc = None
         self._layout = rule.sum_layout(plan.merge)
         self._common = common_digest(self.base_sha256, plan.merge)
-        self._promise, self._through = promise, through
+        self._through = through
         self._dropped: dict[str, str] = {}
 
     def request(self, client: str, accepted_round: int) -> TrainRequest:
@@ -115,7 +112,7 @@ class WithheldRound(OpenRound):
         names = tuple(sorted(self.rows))
         plans = {plan_digest(self.plan.clients[name]) for name in names}
         task = task_of(self._common, plans)
-        draft = SumRound(self._run, self.plan.round, b"", names, self._layout, self._promise, task)
+        draft = SumRound(self._run, self.plan.round, b"", names, self._layout, self._through.promise, task)
         try:
             found = self._through.sum(draft, plans)
         finally:

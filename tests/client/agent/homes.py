@@ -9,6 +9,7 @@ import pytest
 
 from headwater.cli.client import status as client_status
 from headwater.client.agent.owner_log import StatusFile
+from headwater.client.agent.task_clock import Clocks
 from headwater.client.agent.task_handler import RECHECK_S, TaskHandler
 from headwater.data.files.problems import BadRows
 from headwater.errors import DataError
@@ -46,7 +47,7 @@ class Home:
     def start(self, policy=None) -> None:
         self.settings = agent_file(self.folder, policy)
         self.handler = TaskHandler(
-            self.settings, self.worker, sign, self.log.append, now=self.clock.now, clock=self.clock
+            self.settings, self.worker, sign, self.log.append, clocks=Clocks(self.clock.now, self.clock)
         )
 
     def ask(self, request):

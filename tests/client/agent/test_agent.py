@@ -14,6 +14,7 @@ import pytest
 from headwater.client.agent.agent import Agent
 from headwater.client.agent.data_stamp import RowsRead
 from headwater.client.agent.owner_log import StatusFile
+from headwater.client.agent.task_clock import Clocks
 from headwater.client.agent.task_handler import AgentStopping
 from headwater.errors import DataError, DecodeError
 from headwater.proto.wire import decode_signed
@@ -265,7 +266,7 @@ def test_the_rows_in_memory_stand_in_the_status_while_they_are_there(make, tmp_p
 def test_what_the_owner_mends_is_noticed_while_the_server_is_away(make, tmp_path):
     (tmp_path / "ann.jsonl").write_text("{}\n")
     clock = [0.0]
-    found = make(joined=False, clock=lambda: clock[0])
+    found = make(joined=False, clocks=Clocks(elapsed=lambda: clock[0]))
     found.worker.error = DataError("ann.jsonl:3", got="'goood'")
     assert isinstance(found.ask(profile_request(FEDERATION)), ClientFailure)
     connection = FakeConnection(script={"activate": deque([LOST] * 10**4)})

@@ -9,6 +9,7 @@ from datetime import datetime
 import pytest
 
 from headwater.client.agent.outbox import KEPT_REPLIES, Outbox, request_digest
+from headwater.client.agent.task_clock import Clocks
 from headwater.client.agent.task_handler import TaskHandler
 from headwater.errors import StorageError, TrainingError
 from headwater.proto.wire import decode_signed
@@ -169,7 +170,7 @@ def test_a_damaged_usage_file_ends_no_agent(make):
 
 def test_out_of_hours_the_worker_is_let_go(make):
     clock = [datetime(2026, 3, 1, 23, 0)]
-    found = make({"hours": "22:00-06:00"}, now=lambda: clock[0])
+    found = make({"hours": "22:00-06:00"}, clocks=Clocks(now=lambda: clock[0]))
     found.handler.rest()
     assert found.worker.closed == 0
     clock[0] = datetime(2026, 3, 2, 6, 0)
