@@ -12,7 +12,16 @@ from headwater.proto.v1 import control_pb2, messages_pb2
 
 FOLDER = Path(wire.__file__).parent / "v1"
 MODULES = {"messages": messages_pb2, "control": control_pb2}
-TYPES = {1: "double", 3: "int64", 4: "uint64", 8: "bool", 9: "string", 12: "bytes", 13: "uint32"}
+TYPES = {
+    1: "double",
+    3: "int64",
+    4: "uint64",
+    8: "bool",
+    9: "string",
+    12: "bytes",
+    13: "uint32",
+    18: "sint64",
+}
 
 
 def test_every_file_is_known():
