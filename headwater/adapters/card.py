@@ -28,31 +28,6 @@ _UNSHOWN = frozenset({"adapter_sha256", "bytes", "clients", "failures", "how", "
 """Of the card: what the README says otherwise, and who failed, which names owners."""
 
 
-_COVERED = frozenset(
-    {
-        "adapter_round",
-        "adapter_sha256",
-        "engine",
-        "federation",
-        "federation_sha256",
-        "groups",
-        "how",
-        "metric",
-    }
-    | {"name", "privacy", "rounds", "run", "seed", "start", "stopped", "version"}
-)
-"""Of the card: what noise covers, or what hangs on no owner's data."""
-
-
-def covered(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The card of an adapter with noise: without bytes, failures, names, and how many took part.
-
-    Args:
-        card: the whole one.
-    """
-    return {name: value for name, value in card.items() if name in _COVERED}
-
-
 def how_trained(settings: Federation, base: Path) -> dict[str, str]:
     """What a model card says of a federation: rule, uploads, privacy, the base's licence.
 

@@ -24,6 +24,7 @@ from headwater.config.training import Training
 from headwater.data.opened import reads_pairs
 from headwater.data.split import sample
 from headwater.errors import ConfigError, HeadwaterError
+from headwater.privacy.covered_card import covered
 from headwater.process_memory import importing
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
@@ -296,7 +297,6 @@ class TrainingContext:
 
         With noise in ``[privacy]`` nothing lies in it that noise does not cover: receipts count updates.
         """
-        from headwater.adapters.card import covered
         from headwater.adapters.export import export, export_vector
 
         if self.start is not None:
