@@ -5,8 +5,10 @@ before and the k/2 behind (Bell 2020, section 3.2, "Harary graph"). t shares giv
 clients that collude with the server and d = ⌊δn⌋ that drop out, all but a small share of orders must have:
 
 * *nobody's secret is theirs*: no client has t colluding neighbours (2^-40, union over n clients);
-* *the honest survivors hang together*, however the server chooses whom it drops: of any k/2 in a row more are
-  required to survive than collude, so that an honest one is among them (2^-40);
+* *the honest survivors hang together*, however the server chooses whom it drops. To part them the ring must
+  be cut at two places: k/2 in a row without an honest survivor, twice. Of any k/2 in a row w are required to
+  survive, so at both all of w or more collude (2^-40, union over the pairs of places): see
+  :func:`least_window`;
 * *the sum is found*, when d random clients drop out: every client keeps t neighbours, and every k/2 in a row
   so many survivors (2^-20).
 
@@ -95,7 +97,7 @@ class GroupBounds:
             private = t > c
         else:
             private = formed and t >= most_common(n - 1, c, k, n, PRIVACY_BITS + 1) + 1
-            private = private and self.window >= most_common(n, c, k // 2, n, PRIVACY_BITS + 1) + 1
+            private = private and self.window >= least_window(n, c, k // 2)
         if not private:
             raise UpdateRejected(
                 "masked sum, group", expected=f"bounds that hold against {c} of {n} colluding clients",
@@ -143,9 +145,19 @@ def _with(n: int, k: int, c: int, d: int) -> GroupBounds | None:
     if threshold < most_common(n - 1, c, k, n, PRIVACY_BITS + 1) + 1:
         return None
     window = k // 2 - most_common(n, d, k // 2, n, LOSS_BITS + 1)
-    if window < most_common(n, c, k // 2, n, PRIVACY_BITS + 1) + 1:
+    if window < least_window(n, c, k // 2):
         return None
     return GroupBounds(n, k, threshold, window)
+
+
+def least_window(clients: int, corrupt: int, half: int) -> int:
+    """The smallest w such that no two disjoint rows of ``half`` members have w colluding ones each.
+
+    Never is enough: 2w > c. Else with p = P[X ≥ w] for one row: counts of marked ones in disjoint rows of a
+    random order are negatively associated (Joag-Dev and Proschan 1983, 3.1), so both have w with at most p²,
+    and of n rows there are fewer than n²/2 pairs: n²p²/2 ≤ 2^-(b + 1) where n·p ≤ 2^-(b/2).
+    """
+    return min(most_common(clients, corrupt, half, clients, PRIVACY_BITS // 2), corrupt // 2) + 1
 
 
 @lru_cache(maxsize=1024)

@@ -32,7 +32,7 @@ from headwater.security.secagg.messages import Delivery, Reveal
 from headwater.security.secagg.ring import Integers
 from headwater.security.secagg.secret import Secret
 from headwater.security.secagg.shamir import SHARE_BYTES, split
-from headwater.security.secagg.stream import add_mask
+from headwater.security.secagg.stream import add_masks
 
 _STAGES = "advertise", "share", "mask", "sign_list", "reveal", "nothing more"
 
@@ -163,12 +163,13 @@ class MaskingClient:
                 )
             words = self._round.layout.to_words(values)
             self._note_vector(digest_of_values(values))
-            add_mask(words, self._seed.value)
+            masks = [(self._seed.value, False)]
             for neighbour in present:
                 other = group.adverts[neighbour].mask_key
                 info = mask_info(group, self._mask.public, other)
                 seed = self._mask.agree(other, info, f"masked sum, keys of {self._name_of(neighbour)}")
-                add_mask(words, seed, negative=self._own > neighbour)
+                masks.append((seed, self._own > neighbour))
+            add_masks(words, masks)
             self._shared = shared.copy()
             return self._round.layout.pack(words)
 

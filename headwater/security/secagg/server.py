@@ -8,7 +8,7 @@ other keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from headwater.security.secagg.messages import SEALED_BYTES, Delivery, Reveal
 from headwater.security.secagg.ring import Integers
 from headwater.security.secagg.secret import Secret
 from headwater.security.secagg.shamir import join
-from headwater.security.secagg.stream import add_mask
+from headwater.security.secagg.stream import add_masks
 
 
 @dataclass(frozen=True)
@@ -188,18 +188,20 @@ class MaskingServer:
         Raises:
             EmptyRound: too few shares of a secret came, or they do not fit together.
         """
+        masks = list[tuple[bytes, bool]]()
         for member in np.flatnonzero(self.shared).tolist():
             if self.survivors[member]:
                 seed = self._rebuilt(member, of_seed=True)
                 if commitment(seed) != self.group.adverts[member].commitment:
                     raise self._misfit(member)
-                add_mask(self._words, seed.value, negative=True)
+                masks.append((seed.value, True))
             else:
-                self._unmask_pairs(member)
+                masks += self._pairs_of(member)
+        add_masks(self._words, masks)
         return MaskedSum(self.survivor_names, self.round.layout.to_values(self._words))
 
-    def _unmask_pairs(self, dropped: int) -> None:
-        """Take the masks away that the survivors share with a client that dropped out."""
+    def _pairs_of(self, dropped: int) -> Iterator[tuple[bytes, bool]]:
+        """What takes the masks away that the survivors share with a client that dropped out."""
         key = AgreementKey(self._rebuilt(dropped, of_seed=False))
         if key.public != self.group.adverts[dropped].mask_key:
             raise self._misfit(dropped)
@@ -208,7 +210,7 @@ class MaskingServer:
                 other = self.group.adverts[survivor].mask_key
                 info = mask_info(self.group, key.public, other)
                 seed = key.agree(other, info, f"masked sum, keys of {self._names[survivor]}")
-                add_mask(self._words, seed, negative=survivor < dropped)
+                yield seed, survivor < dropped
 
     def _rebuilt(self, member: int, *, of_seed: bool) -> Secret:
         threshold, shares = self.group.bounds.threshold, dict[int, bytes]()

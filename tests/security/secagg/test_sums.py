@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -99,12 +101,13 @@ def test_golden_vector_f7(monkeypatch: pytest.MonkeyPatch) -> None:
             info = mask_info(play.group, clients[u]._mask.public, public)
             table[clients[u]._mask.agree(public, info, "")] = mask
 
-        def add(words: list[Words], seed: bytes, *, negative: bool = False) -> None:
-            mask = np.array(table[seed], words[0].dtype)  # noqa: B023 - used in this turn only
-            np.copyto(words[0], words[0] - mask if negative else words[0] + mask)
+        def add(words: list[Words], masks: Iterable[tuple[bytes, bool]]) -> None:
+            for seed, negative in masks:
+                mask = np.array(table[seed], words[0].dtype)  # noqa: B023 - used in this turn only
+                np.copyto(words[0], words[0] - mask if negative else words[0] + mask)
 
-        monkeypatch.setattr(client_module, "add_mask", add)
-        monkeypatch.setattr(server_module, "add_mask", add)
+        monkeypatch.setattr(client_module, "add_masks", add)
+        monkeypatch.setattr(server_module, "add_masks", add)
         play.shares()
         values = {n: [np.array(x, np.int64)] for n, x in zip(play.names, vectors, strict=True)}
         play.vectors(values, drops)
