@@ -179,6 +179,13 @@ class PeanutAdapter(LayerAdapter):
     rank: int = Field(default=32, ge=1, le=1024)
 
 
+class GloraAdapter(LayerAdapter):
+    """GLoRA (arXiv 2306.07967): ΔW = W ⊙ A + B; biases change too."""
+
+    kind: Literal["glora"]
+    rank: int = Field(default=8, ge=1, le=1024)
+
+
 class PrincipalAdapter(LayerAdapter):
     """LoRA that starts from directions of the base's weight."""
 
@@ -216,6 +223,7 @@ LayerAdapters = (
     | LokrAdapter
     | HiraAdapter
     | GraloraAdapter
+    | GloraAdapter
     | DeloraAdapter
     | MissAdapter
     | VbloraAdapter

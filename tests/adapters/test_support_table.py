@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import BaseModel
 
 from headwater.adapters.kinds import table as kinds
 from headwater.tasks import table as tasks
+from tests.support.peft_types import NOT_TAKEN, PARTLY, TAKEN
 from tests.support.support_cells import Workshop
 from tests.support.support_page import found_in, page, reason
 from tests.support.support_plan import ARCHITECTURES, KINDS, TASKS, Cell, cell, natural, planned
@@ -44,6 +48,17 @@ def test_every_kind_and_task_is_in_the_plan_and_most_work() -> None:
     assert len({one.adapter for one in works}) >= 20
     assert len({one.data for one in works}) >= 8
     assert len({one.architecture for one in works}) >= 29
+
+
+def test_every_kind_of_peft_is_taken_or_refused_with_a_reason() -> None:
+    """PEFT's own list; what the kinds make is read from their files, by the names of PEFT's classes."""
+    assert sorted([*TAKEN, *PARTLY, *NOT_TAKEN]) == sorted(member.name for member in PeftType)
+    assert sorted(kind for kinds in TAKEN.values() for kind in kinds) == sorted(KINDS)
+    folder = ROOT / "headwater" / "adapters" / "kinds"
+    source = "\n".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    words = set(re.findall(r"\w+Config\b", source))
+    made = {name for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if config.__name__ in words}
+    assert {getattr(name, "name", name) for name in made} == set(TAKEN)
 
 
 def test_nothing_breaks_in_silence() -> None:

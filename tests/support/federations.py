@@ -46,6 +46,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lokr": {"rank": 2, "alpha": 4.0},
     "hira": {"rank": 2},
     "gralora": {"rank": 4, "alpha": 8.0},
+    "glora": {"rank": 2},
     "delora": {"rank": 2, "strength": 2.0},
     "miss": {"rank": 4},
     "vblora": {"rank": 2, "vectors": 8, "length": 4},

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from tests.support.peft_types import NOT_TAKEN, PARTLY, TAKEN
 from tests.support.support_plan import (
     ARCHITECTURES,
     KINDS,
@@ -19,6 +20,7 @@ from tests.support.support_plan import (
 )
 
 YES, NOT_RUN = "✓", "·"
+BAR = r"\|"
 HEAD = """\
 # What works with what
 
@@ -88,7 +90,17 @@ def page(found: Mapping[Cell, str]) -> str:
         no=len(done) - done.count(""),
         left=f", {left} not tried ({NOT_RUN})" if left else "",
     )
-    return head + "\n".join(parts) + f"\n## Reasons\n\nWhat was expected, and what was found:\n\n{lines}\n"
+    reasons_given = f"\n## Reasons\n\nWhat was expected, and what was found:\n\n{lines}\n"
+    return head + "\n".join(parts) + reasons_given + _of_peft()
+
+
+def _of_peft() -> str:
+    """Every member of PEFT's enumeration, and what becomes of it."""
+    shown = {name: ", ".join(f"`{kind}`" for kind in kinds) for name, kinds in TAKEN.items()}
+    refused = {name: f"not taken: {why}" for name, why in NOT_TAKEN.items()}
+    rows = sorted({**shown, **PARTLY, **refused}.items())
+    lines = "\n".join(f"| `{name}` | {said.replace('|', BAR)} |" for name, said in rows)
+    return f"\n## PEFT's kinds {{ #peft }}\n\n| `PeftType` | kind |\n|---|---|\n{lines}\n"
 
 
 def _table(rows: Iterable[str], columns: Iterable[str], mark: Callable[[str, str], str]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 KINDS = (
-    "lora", "pissa", "olora", "lora-sb", "vera", "randlora", "loha", "lokr", "hira", "gralora", "delora",
-    "miss", "peanut", "vblora", "uni-lora", "oft", "hra", "road", "fourierft", "waveft", "c3a", "shira",
-    "ia3", "bitfit", "beft", "ln-tuning", "prompt", "p-tuning", "prefix", "adaption-prompt",
+    "lora", "pissa", "olora", "lora-sb", "vera", "randlora", "loha", "lokr", "hira", "gralora", "glora",
+    "delora", "miss", "peanut", "vblora", "uni-lora", "oft", "hra", "road", "fourierft", "waveft", "c3a",
+    "shira", "ia3", "bitfit", "beft", "ln-tuning", "prompt", "p-tuning", "prefix", "adaption-prompt",
 )  # fmt: skip
 TASKS = (
     "classification", "regression", "multi-label", "token-classification", "extractive-qa", "masked-lm",

@@ -10,6 +10,7 @@ import torch
 from numpy.random import Generator
 from peft import PeftModel
 from peft.tuners.delora import DeloraLayer
+from peft.tuners.glora.layer import GloraEmptyPath
 from peft.tuners.randlora import RandLoraLayer
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from headwater.adapters.kinds.layers import LayerKind
 from headwater.adapters.kinds.starts import kaiming, uniform, zeros
 from headwater.config.layer_adapters import (
     DeloraAdapter,
+    GloraAdapter,
     GraloraAdapter,
     HiraAdapter,
     LohaAdapter,
@@ -146,6 +148,34 @@ class DeloraKind(LayerKind[DeloraAdapter]):
         weight: Tensor = peft.get_submodule(spec.name.removesuffix(_NORM)).get_base_layer().weight
         # in float64, so that the order of a machine's sums does not reach the rounded result
         return weight.double().square().sum(0).sqrt().float().cpu()
+
+
+class GloraKind(LayerKind[GloraAdapter]):
+    """ΔW = W ⊙ A + B and Δb = W·c + d·b + e: A, B and c are products of two factors, d and e scalars.
+
+    The first factors (PEFT's Xd), d and e start as 0, so it starts as the base. Layers without biases have A
+    and B only; PEFT's file has zeros there for the rest.
+    """
+
+    settings = GloraAdapter
+    makes = "GloraConfig"
+    tensors = (
+        *((f".glora_{path}.Xd", "glora_xd", zeros) for path in "ABC"),
+        *((f".glora_{path}.Xu", "glora_xu", kaiming) for path in "ABC"),
+        *((f".glora_{path}.X", "glora_scalar", zeros) for path in "DE"),
+        (".zeros", "glora_nothing", zeros),
+    )
+
+    def options(self) -> dict[str, Any]:  # noqa: D102 - inherited
+        return {"r": self.adapter.rank}
+
+    def buffers(self, peft: PeftModel) -> dict[str, tuple[TensorSpec, Tensor]]:  # noqa: D102 - inherited
+        found = {}
+        for path, module in peft.named_modules():
+            if isinstance(module, GloraEmptyPath):
+                name = path.removesuffix(".default") + ".zeros"
+                found[name] = TensorSpec(name, tuple(module.zeros.shape), "glora_nothing"), module.zeros
+        return found
 
 
 class RandLoraKind(LayerKind[RandLoraAdapter]):

@@ -18,6 +18,7 @@ from headwater.adapters.kinds.prefix import PrefixKind
 from headwater.adapters.kinds.principal import OloraKind, PissaKind
 from headwater.adapters.kinds.products import (
     DeloraKind,
+    GloraKind,
     GraloraKind,
     HiraKind,
     LohaKind,
@@ -52,6 +53,7 @@ _ALL: tuple[type[AdapterKind[Any]], ...] = (
     LokrKind,
     HiraKind,
     GraloraKind,
+    GloraKind,
     DeloraKind,
     MissKind,
     RandLoraKind,

@@ -13,6 +13,7 @@ from headwater.adapters.kinds.places import C3aKind, FourierFtKind, ShiraKind, W
 from headwater.adapters.kinds.principal import OloraKind, PissaKind
 from headwater.adapters.kinds.products import (
     DeloraKind,
+    GloraKind,
     GraloraKind,
     HiraKind,
     LohaKind,
@@ -85,6 +86,12 @@ class TestHira(LayerKindLaws):
 
 class TestGralora(LayerKindLaws):
     name, kind, roles = "gralora", GraloraKind, {"gralora_a", "gralora_b"}
+
+
+class TestGlora(LayerKindLaws):
+    name, kind, bases = "glora", GloraKind, NO_TRANSPOSED
+    roles, with_biases = {"glora_xd", "glora_xu"}, {"glora_scalar"}
+    still = (".glora_D.",)
 
 
 class TestDelora(LayerKindLaws):
