@@ -166,6 +166,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "a method without it; strategy `fisher`; evaluation by clients; baselines `alone`, `centralised`; "
         "`data.copies` above 1; `trunk_cache_mb`",
     ),
+    ("`privacy.mechanism`", '`cohort.sampling = "poisson"`; `[privacy.adaptive]`'),
     ('`cohort.sampling = "poisson"`', "a file without noise in `[privacy]`"),
     (
         "`strategy.control_variates`",

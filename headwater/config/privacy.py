@@ -51,6 +51,20 @@ class ExamplePrivacy(Settings):
     )
 
 
+_LATER = (
+    "noise_multiplier",
+    "epsilon",
+    "delta",
+    "noise",
+    "adaptive",
+    "padding",
+    "mask_wait_s",
+    "mechanism",
+    "min_separation",
+    "max_participations",
+)
+
+
 class PrivacySettings(Settings):
     """``[privacy]``: bounds on what an update may hold, and noise with a budget."""
 
@@ -96,6 +110,23 @@ class PrivacySettings(Settings):
         description="where noise and drawn cohorts come from: the operating system, or the seed, which is "
         "for experiments and gives no privacy",
     )
+    mechanism: Literal["independent", "tree", "banded", "blt"] = Field(
+        default="independent",
+        description="noise of each round by itself, or correlated over the rounds (DP-FTRL, arXiv "
+        "2103.00039): of a binary tree, a banded matrix (2306.08153) or a BLT (2404.16706). "
+        "`noise_multiplier` is then of all rounds together",
+    )
+    min_separation: int = Field(
+        default=1,
+        ge=1,
+        description="with correlated noise: whom a round asked, none of the next `min_separation` − 1 asks",
+    )
+    max_participations: int | None = Field(
+        default=None,
+        ge=1,
+        description="with correlated noise: in how many rounds one owner is asked at most; as many as fit if "
+        "absent",
+    )
     adaptive: AdaptiveClipping | None = Field(
         default=None, description="the bound follows the updates' norms, from `clip_l2` on"
     )
@@ -104,6 +135,11 @@ class PrivacySettings(Settings):
     def noised(self) -> bool:
         """Whether a round's sum is released under differential privacy."""
         return self.noise_multiplier is not None or self.epsilon is not None
+
+    @property
+    def correlated(self) -> bool:
+        """Whether the noise of a round takes back some of earlier rounds'."""
+        return self.mechanism != "independent"
 
     @model_validator(mode="after")
     def _whole(self) -> PrivacySettings:
@@ -114,13 +150,19 @@ class PrivacySettings(Settings):
             self.delta is not None or self.adaptive is not None or self.noise != "system"
         ):
             raise ValueError("privacy.delta, noise and adaptive go with noise_multiplier or epsilon")
+        if not self.noised and self.correlated:
+            raise ValueError("privacy.mechanism goes with noise_multiplier or epsilon")
+        if not self.correlated and (self.min_separation > 1 or self.max_participations is not None):
+            raise ValueError(
+                "privacy.min_separation and max_participations go with correlated noise: set mechanism"
+            )
         return self
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """No key for what came later and nobody asked for: runs were named without."""
         content: dict[str, Any] = handler(self)
-        for name in ("noise_multiplier", "epsilon", "delta", "noise", "adaptive", "padding", "mask_wait_s"):
+        for name in _LATER:
             if content.get(name) == type(self).model_fields[name].default:
                 content.pop(name, None)
         return content if self.masks else {k: v for k, v in content.items() if not k.startswith("mask")}

@@ -2,9 +2,9 @@
 
 The claim: whoever sees the adapters of all rounds learns no more of one owner than ε and δ allow. It stands
 on three things: each owner's part of a sum is bounded by what the server itself clips, every sum gets noise
-for that bound, and who is in a sum is drawn as it is priced. What breaks one of them is refused. What holds
-by argument and is allowed (error feedback over Poisson cohorts, codecs whose lengths tell of the data)
-stands in ``docs/decisions/0020-differential-privacy.md``.
+for that bound, and who is in a sum is drawn as it is priced, or, with correlated noise, asked no more often.
+What breaks one of them is refused. What holds by argument and is allowed (error feedback over Poisson
+cohorts, codecs whose lengths tell of the data) stands in ``docs/decisions/0020-differential-privacy.md``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ REFUSED: tuple[tuple[str, Unsound, str], ...] = (
     ),
     (
         'error feedback only with cohort.sampling = "poisson", or with all owners in every round',
-        lambda f: bool(f.codec.up.error_feedback) and f.cohort.fixed_sample,
+        lambda f: bool(f.codec.up.error_feedback) and f.cohort.fixed_sample and not f.privacy.correlated,
         "what a client holds back tells in which rounds it was, and of a cohort of fixed size that tells "
         "who else was not: its chance is what is priced",
     ),
@@ -109,6 +109,16 @@ REFUSED: tuple[tuple[str, Unsound, str], ...] = (
         "the best round would be chosen by owners' rows without noise",
     ),
     (
+        'cohort.sampling = "fixed" with privacy.mechanism',
+        lambda f: f.privacy.correlated and f.cohort.sampling == "poisson",
+        "owners who are asked at most every so many rounds are not drawn by themselves: chance is not priced",
+    ),
+    (
+        "no privacy.adaptive with privacy.mechanism",
+        lambda f: f.privacy.correlated and f.privacy.adaptive is not None,
+        "the noise of all rounds is for one bound of an update",
+    ),
+    (
         "no baselines.alone or centralised",
         lambda f: f.baselines.alone or f.baselines.centralised,
         "they train on owners' rows without noise",
@@ -139,8 +149,33 @@ def require_private(federation: FederationTables) -> None:
         raise ValueError('cohort.sampling = "poisson" needs cohort.clients_per_round, the expected number')
     if sampled is not None and sampled > population:
         raise ValueError(f"cohort.clients_per_round {sampled} is above cohort.population {population}")
-    if cohort.fixed_sample and cohort.min_clients < population:
+    if federation.privacy.correlated:
+        _require_turns(federation)
+    elif cohort.fixed_sample and cohort.min_clients < population:
         raise ValueError(
             f"a cohort of fixed size is priced as {sampled} of {population}, so no round begins with fewer "
             f'owners: set cohort.min_clients = {population}, or cohort.sampling = "poisson"'
+        )
+
+
+def _require_turns(federation: FederationTables) -> None:
+    """Enough owners for the cohorts of all rounds, though each is asked no more often than is priced.
+
+    Raises:
+        ValueError: too few.
+    """
+    cohort, privacy = federation.cohort, federation.privacy
+    population, apart = cohort.population or 0, privacy.min_separation
+    asked, most = cohort.clients_per_round or population, privacy.max_participations
+    needed = (apart - 1) * asked + max(asked, cohort.min_clients)
+    if needed > population:
+        raise ValueError(
+            f"privacy.min_separation {apart} with {asked} owners a round needs cohort.population {needed}, "
+            f"got {population}: the owners of the {apart} latest rounds must all be others"
+        )
+    rounds = federation.federation.rounds
+    if most is not None and most * population < rounds * asked:
+        raise ValueError(
+            f"{rounds} rounds of {asked} owners, each in {most} at most (privacy.max_participations), "
+            f"need cohort.population {-(-rounds * asked // most)}, got {population}"
         )

@@ -49,6 +49,7 @@ class Merged:
         shift: with EF21, the sum of all that was ever sent.
         marks: by client, how its update stands beside the others, where the strategy looks.
         clip: the bound that the next round clips to, with adaptive clipping.
+        asked: of a private sum, whom the round asked, sorted: who is in no sum counts as asked, too.
     """
 
     delta: AdapterState
@@ -62,6 +63,7 @@ class Merged:
     shift: AdapterState | None = None
     marks: Mapping[str, ClientMark] = field(default_factory=dict)
     clip: float | None = None
+    asked: tuple[str, ...] = ()
 
 
 class Aggregator(ABC, Generic[Acc]):

@@ -6,8 +6,9 @@ For the discrete one (:mod:`.noise`) RDP holds exactly at whole orders, and ever
 of the continuous one to a unit, which at the σ of a round's sums, above 2^20 units, changes a probability by
 less than 2^-33 of itself within 16 σ. :attr:`Price.epsilon` is the smaller bound.
 
-**The relation.** ε is stated for one owner's whole data: added or removed, or replaced by anybody else's. A
-cohort of fixed size has a bound for the latter only, and replacing moves a sum twice as far as adding.
+**The relation.** ε is stated for one owner's whole data: added or removed, or replaced by anybody else's; of
+a sequence, for all its updates set to nothing while the same owners are asked (*zero-out*; 2408.08868). A
+cohort of fixed size has a bound for replacing only, which moves a sum twice as far as adding.
 ``dp_accounting`` takes a ``GaussianDpEvent`` under ``REPLACE_ONE`` as noise over the *sensitivity* in its RDP
 and as noise over the *norm* in its PLD, so this module halves the multiplier itself and asks neither to.
 """
@@ -27,17 +28,25 @@ from typing import Any, Literal
 from headwater.errors import ConfigError, MissingDependency
 from headwater.privacy.events import (
     Event,
+    Everyone,
     FixedSample,
     PoissonSample,
+    PositionReleased,
     Sampling,
+    SequenceReleased,
     StepsReleased,
     SumReleased,
 )
 
-Relation = Literal["add-or-remove", "replace-one"]
+Relation = Literal["add-or-remove", "replace-one", "zero-out"]
 Bound = Literal["rdp", "pld"]
 BOUNDS: tuple[Bound, Bound] = ("rdp", "pld")
 _MOST_MULTIPLIER = 2**14
+IN_WORDS: Mapping[Relation, str] = {
+    "add-or-remove": "{} added or removed",
+    "replace-one": "{} replaced",
+    "zero-out": "all updates of {} set to nothing",
+}
 _INTERVAL = 1e-3
 """Between the losses that a PLD tells apart, rounded up: ten times the library's, eight times as fast, and ε
 is higher by less than 1e-3."""
@@ -80,6 +89,13 @@ def relation_of(sampling: Sampling) -> Relation:
     return "replace-one" if isinstance(sampling, FixedSample) else "add-or-remove"
 
 
+def relation_for(event: Event) -> Relation:
+    """The relation for which an event is priced."""
+    if isinstance(event, SequenceReleased | PositionReleased):
+        return "zero-out"
+    return relation_of(event.sampling)
+
+
 def price(events: Iterable[Event], delta: float, relation: Relation) -> Price:
     """What the events cost together; the order does not matter, and each may depend on those before.
 
@@ -95,8 +111,9 @@ def price(events: Iterable[Event], delta: float, relation: Relation) -> Price:
     known = tuple(events)
     parts = Counter[_Priced]()
     for event in known:
-        part, times = PRICES[type(event)](event, relation)
-        parts[part] += times
+        if (priced := PRICES[type(event)](event, relation)) is not None:
+            part, times = priced
+            parts[part] += times
     if not parts:
         return Price(0.0, 0.0, delta, relation)
     ordered = tuple(sorted(parts.items(), key=repr))
@@ -108,9 +125,7 @@ def price(events: Iterable[Event], delta: float, relation: Relation) -> Price:
 def in_words(spent: Price, budget: float | None, whose: str = "owner") -> str:
     """What was spent, in a line: ``ε 1.234 of 4 spent, at δ 1e-05, one owner added or removed``."""
     of = "" if budget is None else f" of {budget:g}"
-    relation = (
-        f"one {whose} added or removed" if spent.relation == "add-or-remove" else f"one {whose} replaced"
-    )
+    relation = IN_WORDS[spent.relation].format(f"one {whose}")
     text = f"ε {spent.epsilon:.3f}{of} spent, at δ {spent.delta:g}, {relation}"
     return f"{text}; reproducible noise: no privacy" if spent.reproducible else text
 
@@ -133,7 +148,7 @@ def noise_multiplier_for(epsilon_of_budget: float, delta: float, rounds: int, sa
 
     def epsilon(thousandths: int, which: Bound) -> float:
         event = SumReleased(1, "planned", 1.0, thousandths / 1000, sampling)
-        found = _epsilon(((PRICES[SumReleased](event, relation)[0], rounds),), delta, relation, which)
+        found = _epsilon(((_gaussian(event, relation), rounds),), delta, relation, which)
         return math.inf if found is None else found
 
     low, high = 0, 256
@@ -167,16 +182,28 @@ def _of_steps(event: StepsReleased, relation: Relation) -> tuple[_Priced, int]:
     return _gaussian(event, relation), event.steps
 
 
-def _gaussian(event: Event, relation: Relation) -> _Priced:
+def _of_sequence(event: SequenceReleased, relation: Relation) -> tuple[_Priced, int]:
+    """All sums together move by Δ·C at most, whatever left before (:mod:`.correlated.noise`)."""
+    _require_relation("a sequence", relation, "zero-out")
+    return _Priced(event.noise_multiplier, Everyone()), 1
+
+
+def _of_position(event: PositionReleased, relation: Relation) -> None:
+    """Its sequence has paid."""
+
+
+def _gaussian(event: SumReleased | StepsReleased, relation: Relation) -> _Priced:
     halved = relation == "replace-one"
     return _Priced(event.noise_multiplier / (2 if halved else 1), event.sampling)
 
 
-PRICES: Mapping[type[Event], Callable[[Any, Relation], tuple[_Priced, int]]] = {
+PRICES: Mapping[type[Event], Callable[[Any, Relation], tuple[_Priced, int] | None]] = {
     SumReleased: _of_sum,
     StepsReleased: _of_steps,
+    SequenceReleased: _of_sequence,
+    PositionReleased: _of_position,
 }
-"""How each kind of event is priced: as what, and how many times. One that is not here cannot be."""
+"""How each kind of event is priced: as what, and how many times; None is free. One not here cannot be."""
 
 
 @lru_cache(maxsize=4096)
@@ -200,10 +227,10 @@ def _epsilon(
     for part, count in parts:
         event = dp.GaussianDpEvent(part.ratio)
         if isinstance(part.sampling, PoissonSample):
-            _require_relation(part.sampling, relation, "add-or-remove")
+            _require_relation(f"{part.sampling.kind} sampling", relation, "add-or-remove")
             event = dp.PoissonSampledDpEvent(part.sampling.rate, event)
         elif isinstance(part.sampling, FixedSample):
-            _require_relation(part.sampling, relation, "replace-one")
+            _require_relation(f"{part.sampling.kind} sampling", relation, "replace-one")
             event = dp.SampledWithoutReplacementDpEvent(part.sampling.population, part.sampling.size, event)
         with _silenced():
             accountant.compose(dp.SelfComposedDpEvent(event, count))
@@ -222,10 +249,10 @@ def _silenced() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _require_relation(sampling: Sampling, relation: Relation, needed: Relation) -> None:
+def _require_relation(what: str, relation: Relation, needed: Relation) -> None:
     if relation != needed:
         raise ConfigError(
-            f"accounting of {sampling.kind} sampling",
+            f"accounting of {what}",
             expected=f"relation '{needed}', for which there is a bound",
             got=f"'{relation}'",
         )

@@ -4,20 +4,22 @@ An event says which noise was added to a sum of which sensitivity, and how those
 drawn. :mod:`.accounting` prices it; :mod:`.ledger` keeps it. So a ledger can be priced anew when bounds get
 better, and an accountant be exchanged without a change of the federation (as in ``dp_accounting``).
 
-A sequence whose noise is correlated (matrix mechanisms) is one event for all of it, written at its first
-release. Another kind is one class here, a line in :data:`EVENTS` and one in
-:data:`headwater.privacy.accounting.PRICES`.
+A sequence whose noise is correlated (matrix mechanisms) is one event for all of it, written before its first
+release; then a line for each position that was drawn, at no price. Another kind is one class here, a line in
+:data:`EVENTS` and one in :data:`headwater.privacy.accounting.PRICES`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
-from headwater.errors import StorageError
+from headwater.errors import ConfigError, StorageError
+from headwater.privacy.correlated.kinds import described, mechanism_of
+from headwater.privacy.correlated.mechanism import Mechanism, Participation
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +122,77 @@ class StepsReleased:
             _require(0 < value < math.inf, f"{value}")
 
 
-Event: TypeAlias = SumReleased | StepsReleased
-EVENTS: Mapping[str, type[Event]] = {kind.kind: kind for kind in (SumReleased, StepsReleased)}
+@dataclass(frozen=True, slots=True)
+class SequenceReleased:
+    """Sums of clipped updates leave with noise that is correlated over rounds: all of them, as one event.
+
+    Args:
+        round: of its first sum.
+        release: an id of the sequence.
+        clip: C, no owner's part of one sum is longer in L2 norm.
+        noise_multiplier: z, of the whole: what is drawn in each round has a standard deviation of z·Δ·C, with
+            Δ the mechanism's sensitivity.
+        mechanism: the matrix.
+        participation: over how many rounds, and in which of them one owner can be.
+        reproducible: the noise can be drawn again from the file's seed: **no privacy**.
+    """
+
+    kind: ClassVar[str] = "sequence"
+    round: int
+    release: str
+    clip: float
+    noise_multiplier: float
+    mechanism: Mechanism
+    participation: Participation
+    reproducible: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.round >= 1 and bool(self.release), f"round {self.round}, release {self.release!r}")
+        for value in (self.clip, self.noise_multiplier):
+            _require(0 < value < math.inf, f"{value}")
+
+    def same(self, other: SequenceReleased) -> bool:
+        """Whether the other has the same noise, wherever it began."""
+        return replace(self, round=other.round, release=other.release) == other
+
+
+@dataclass(frozen=True, slots=True)
+class PositionReleased:
+    """A sequence's sum was made, with the noise of one position, which is not drawn again. It costs nothing.
+
+    Args:
+        round: its number.
+        release: an id.
+        sequence: the id of the sequence that pays for it.
+        step: how many of the sequence were made, this one with them.
+    """
+
+    kind: ClassVar[str] = "position"
+    reproducible: ClassVar[bool] = False
+    round: int
+    release: str
+    sequence: str
+    step: int
+
+    def __post_init__(self) -> None:
+        _require(self.round >= 1 and self.step >= 1, f"round {self.round}, step {self.step}")
+        _require(bool(self.release) and bool(self.sequence), f"{self.release!r} of {self.sequence!r}")
+
+
+Event: TypeAlias = SumReleased | StepsReleased | SequenceReleased | PositionReleased
+EVENTS: Mapping[str, type[Event]] = {
+    kind.kind: kind for kind in (SumReleased, StepsReleased, SequenceReleased, PositionReleased)
+}
 SAMPLINGS: Mapping[str, type[Any]] = {s.kind: s for s in (Everyone, PoissonSample, FixedSample)}
 
 
 def to_json(event: Event) -> bytes:
     """One line, without a line feed."""
     content = {"event": event.kind, **asdict(event)}
-    content["sampling"] = {"kind": event.sampling.kind, **content["sampling"]}
+    if isinstance(event, SequenceReleased):
+        content["mechanism"] = described(event.mechanism)
+    elif not isinstance(event, PositionReleased):
+        content["sampling"] = {"kind": event.sampling.kind, **content["sampling"]}
     return json.dumps(content).encode()
 
 
@@ -144,10 +208,9 @@ def from_json(line: bytes, where: str) -> Event:
     """
     try:
         content = json.loads(line)
-        sampling = dict(content.pop("sampling"))
-        drawn = SAMPLINGS[sampling.pop("kind")](**sampling)
-        return EVENTS[content.pop("event")](**content, sampling=drawn)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        kind = EVENTS[content.pop("event")]
+        return kind(**{n: _READ[n](v) if n in _READ else v for n, v in content.items()})
+    except (ValueError, LookupError, TypeError, AttributeError, ConfigError) as error:
         raise StorageError(
             where,
             expected="an event of this version of headwater",
@@ -155,6 +218,19 @@ def from_json(line: bytes, where: str) -> Event:
             hint="What was spent cannot be told without it: restore the ledger from a backup, or use the "
             "version that wrote it.",
         ) from error
+
+
+def _sampling(content: Mapping[str, Any]) -> Sampling:
+    drawn: Sampling = SAMPLINGS[content["kind"]](**{n: v for n, v in content.items() if n != "kind"})
+    return drawn
+
+
+_READ: Mapping[str, Callable[[Any], Any]] = {
+    "sampling": _sampling,
+    "mechanism": mechanism_of,
+    "participation": lambda content: Participation(**content),
+}
+"""What of a line is more than a number or a word."""
 
 
 def _require(holds: bool, got: str) -> None:

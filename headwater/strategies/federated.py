@@ -8,9 +8,11 @@ travel (A is left out in ``ffa``) is decided where the model is built: nothing h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,14 +21,15 @@ from headwater.compression.table import readable
 from headwater.config.codec import DENSITY_OVER
 from headwater.config.federation import Federation
 from headwater.config.strategy import FisherStrategy
-from headwater.errors import FederationStopped
+from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.control_variates import ControlPlan
 from headwater.merging.coverage import last_layers
 from headwater.merging.pairs import shared_tensors
 from headwater.merging.plan import MASKED_BITS, SUM_BITS, MergePlan
-from headwater.privacy.events import SumReleased
+from headwater.privacy.events import SequenceReleased, SumReleased
 from headwater.privacy.noise import (
+    Integers,
     Randomness,
     ReproducibleRandomness,
     SystemRandomness,
@@ -46,8 +49,15 @@ from headwater.strategies.layers import one_factor, trained_tensors
 from headwater.strategies.learning_rate import learning_rate_factor
 from headwater.strategies.links import link_bytes
 from headwater.strategies.merge_transforms import merge_transforms, pro_training
-from headwater.strategies.private_round import private_cohort, private_event, private_start, private_sum
+from headwater.strategies.private_round import (
+    private_cohort,
+    private_event,
+    private_start,
+    private_sum,
+    require_fine_units,
+)
 from headwater.strategies.private_sum import NoisedSum
+from headwater.strategies.private_turns import in_turn, not_in_turn, state_for_next
 from headwater.strategies.rules import rule_for, rule_in_round
 from headwater.strategies.seeding import round_seeds, seeds_only
 from headwater.strategies.server_optimizers import Moments, optimizer_for
@@ -55,6 +65,10 @@ from headwater.strategies.strategy import RoundPlan, ServerState, Strategy
 
 MAX_WEIGHT = 2**24
 """Examples beyond this count no more: a client's claim must not use up the accumulators' bits."""
+
+
+Correlated: TypeAlias = Callable[[Randomness, float, int], tuple[Integers, int]]
+"""Noise of (source, longest part of one owner in units, how many): int64, and σ of what was drawn for it."""
 
 
 class FederatedStrategy(Strategy):
@@ -95,6 +109,8 @@ class FederatedStrategy(Strategy):
         seed_slopes = None
         if seeds is not None and pro_training(self.federation) is not None:
             seed_slopes = SeedSlopes(np.zeros(seeds.count), np.zeros(seeds.count, np.int64))
+        privacy = private_start(self.federation)
+        require_fine_units(self.federation, privacy, state.spec.numel)
         return ServerState(
             0,
             state,
@@ -104,7 +120,7 @@ class FederatedStrategy(Strategy):
             second_moment=moments.second,
             control=AdapterState.zeros(state.spec) if self.federation.strategy.control_variates else None,
             shift=AdapterState.zeros(state.spec) if self.federation.codec.up.shifts else None,
-            privacy=private_start(self.federation),
+            privacy=privacy,
         )
 
     def plan(
@@ -127,15 +143,10 @@ class FederatedStrategy(Strategy):
                 hint="Check the clients' data and their validation_fraction.",
             )
         method_names = completed_names(federation, names, method_names)  # quotas are of all clients
-        if server.privacy is not None and not self._drawn:
-            names = private_cohort(federation, names, self._randomness("cohort", number))
-        elif federation.schedule.has_rounds and not self._drawn:  # a buffered version takes whoever is first
-            names = _sample(
-                names,
-                federation.cohort.clients_per_round,
-                key.child("cohort", number),
-                federation.strategy.always,
-            )
+        if waiting := not_in_turn(federation, server, names):  # also of a round that was drawn before
+            names = [name for name in names if name not in waiting]
+        if not self._drawn:
+            names = self._cohort(server, names, key)
         methods = assign(federation, {name: profiles[name] for name in names}, method_names)
         spec, layers_key = server.state.spec, key.child("layers", number)
         self._require_room(spec, len(names))
@@ -163,6 +174,19 @@ class FederatedStrategy(Strategy):
             counts = population or {name: profile.train_examples for name, profile in profiles.items()}
             shift = ShiftPlan(server.shift, sum(count > 0 for count in counts.values()))
         return RoundPlan(number, tasks, self._merge(server, tasks, profiles), control, shift)
+
+    def _cohort(self, server: ServerState, names: list[str], key: Key) -> list[str]:
+        """Who is in the round, of the sorted names of those who may be asked."""
+        federation, number = self.federation, server.round + 1
+        if (state := server.privacy) is not None:
+            randomness = self._randomness("cohort", number)
+            if state.sequence is not None:
+                return in_turn(federation, state, names, randomness)
+            return private_cohort(federation, names, randomness)
+        if not federation.schedule.has_rounds:  # a buffered version takes whoever is first
+            return names
+        per_round, always = federation.cohort.clients_per_round, federation.strategy.always
+        return _sample(names, per_round, key.child("cohort", number), always)
 
     def _control(
         self,
@@ -292,15 +316,21 @@ class FederatedStrategy(Strategy):
             use=seeds is not None and server.seed_slopes is not None,
             norm_bound=strategy.norm_bound,
             sum_bits=MASKED_BITS if self.federation.privacy.masks else SUM_BITS,
-            private=private_sum(self.federation, server.privacy),
+            private=private_sum(self.federation, state_for_next(self.federation, server)),
         )
 
-    def aggregator(self, plan: RoundPlan, base: AdapterState) -> Aggregator[Any]:
-        """The rule of ``[strategy]``; with noise the clipped sum, which draws it when the round is merged."""
+    def aggregator(
+        self, plan: RoundPlan, base: AdapterState, correlated: Correlated | None = None
+    ) -> Aggregator[Any]:
+        """The rule of ``[strategy]``; with noise the clipped sum, which draws it when the round is merged.
+
+        Args:
+            plan: of the round.
+            base: what its clients start from.
+            correlated: draws noise that remembers earlier rounds', where the file has such.
+        """
         if plan.merge.private is not None:
-            return NoisedSum(
-                lambda what, sigma, size: discrete_gaussian(sigma, size, self._randomness(what, plan.round))
-            )
+            return NoisedSum(partial(self._noise, plan.round, correlated))
         return rule_in_round(self.federation.strategy, base, self._root.child("merge", plan.round))
 
     def update(self, server: ServerState, merged: Merged) -> ServerState:
@@ -331,9 +361,38 @@ class FederatedStrategy(Strategy):
             second_moment=moments.second,
         )
 
-    def release(self, server: ServerState, release: str) -> SumReleased:
+    def not_in_turn(self, server: ServerState, names: Iterable[str]) -> dict[str, str]:
+        """Those whom the round after ``server`` may not ask, whoever is there, each with the reason."""
+        return not_in_turn(self.federation, server, names)
+
+    def release(self, server: ServerState, release: str) -> SumReleased | SequenceReleased:
         """The event of the round after ``server``, under this id."""
         return private_event(self.federation, server, release)
+
+    def _noise(
+        self,
+        number: int,
+        correlated: Correlated | None,
+        what: str,
+        multiplier: float,
+        longest: float,
+        size: int,
+    ) -> tuple[Integers, int]:
+        """Of a round's sum, or of how many updates were short.
+
+        Raises:
+            HeadwaterError: correlated noise without its memory.
+        """
+        randomness = self._randomness(what, number)
+        if self.federation.privacy.correlated:
+            if correlated is None:
+                raise HeadwaterError(
+                    f"round {number}", expected="the memory of its noise", got="none",
+                    hint="This is a fault of the server: please report it with the federation file.",
+                )  # fmt: skip
+            return correlated(randomness, longest, size)
+        sigma = math.ceil(multiplier * longest)
+        return discrete_gaussian(sigma, size, randomness), sigma
 
     def _randomness(self, what: str, number: int) -> Randomness:
         """Of a round's noise or cohort."""
@@ -359,7 +418,10 @@ class FederatedStrategy(Strategy):
         What the optimiser, the weighing of methods and the way down had learned holds something of it.
         """
         links = {client: speeds for client, speeds in server.links.items() if client != leaving}
-        return replace(self.init(state), round=server.round, seeded_state=None, links=links)
+        anew = replace(self.init(state), round=server.round, seeded_state=None, links=links)
+        if self.federation.privacy.correlated:  # the noise, and the turns that it is for, go on
+            anew = replace(anew, privacy=server.privacy)
+        return anew
 
 
 def weight_of(federation: Federation, examples: int) -> int:

@@ -18,6 +18,7 @@ from headwater.config.training import KseedTraining
 from headwater.errors import HeadwaterError
 from headwater.merging.aggregator import Merged
 from headwater.strategies.learning_rate import learning_rate_factor
+from headwater.strategies.private_turns import after_round
 from headwater.strategies.strategy import ServerState
 
 
@@ -69,6 +70,21 @@ class RememberClip(MergeTransform):
         if server.privacy is None or merged.clip is None:
             return server, merged
         return replace(server, privacy=replace(server.privacy, clip=merged.clip)), merged
+
+
+@dataclass(frozen=True)
+class RememberAsked(MergeTransform):
+    """Keep whom the round asked, where noise is for owners who are asked so many rounds apart.
+
+    Args:
+        federation: the file; a sequence of noise that has ended is followed by another.
+    """
+
+    federation: Federation
+
+    def apply(self, server: ServerState, merged: Merged) -> tuple[ServerState, Merged]:  # noqa: D102 - inherited
+        state = after_round(self.federation, server, merged.asked)
+        return replace(server, privacy=state), merged
 
 
 @dataclass(frozen=True)
@@ -129,6 +145,8 @@ def merge_transforms(federation: Federation) -> tuple[MergeTransform, ...]:
         steps.append(RememberShift())
     if federation.privacy.adaptive is not None:
         steps.append(RememberClip())
+    if federation.privacy.correlated:
+        steps.append(RememberAsked(federation))
     if (pro := pro_training(federation)) is not None:
         steps.append(RememberSlopes(pro, federation.federation.rounds))
     steps.append(ScaleCoefficients(strategy.server_learning_rate))

@@ -1,7 +1,7 @@
 """What a round with noise is: its cohort, its sum and its event, from the settings.
 
 ``cohort.population`` is a number that is no secret. Who is drawn is one: cohorts come from the same source as
-the noise.
+the noise. With correlated noise nothing hangs on that; :mod:`.private_turns` says who may be asked.
 """
 
 from __future__ import annotations
@@ -15,8 +15,17 @@ from headwater.errors import FederationStopped, HeadwaterError
 from headwater.merging.plan import PrivateSum
 from headwater.privacy.accounting import library, noise_multiplier_for
 from headwater.privacy.adaptive import sum_multiplier
-from headwater.privacy.events import Everyone, FixedSample, PoissonSample, Sampling, SumReleased
+from headwater.privacy.correlated.noise import CorrelatedNoise
+from headwater.privacy.events import (
+    Everyone,
+    FixedSample,
+    PoissonSample,
+    Sampling,
+    SequenceReleased,
+    SumReleased,
+)
 from headwater.privacy.noise import Randomness
+from headwater.strategies.private_turns import sequence_from, state_for_next
 from headwater.strategies.strategy import PrivacyState, ServerState
 
 
@@ -34,11 +43,26 @@ def private_start(federation: Federation) -> PrivacyState | None:
     multiplier = privacy.noise_multiplier
     if multiplier is None and privacy.epsilon is not None:
         rounds, sampling = federation.federation.rounds, sampling_of(federation)
+        if privacy.correlated:  # the whole sequence is one Gaussian
+            rounds, sampling = 1, Everyone()
         multiplier = noise_multiplier_for(privacy.epsilon, privacy.delta, rounds, sampling)
     assert multiplier is not None, "noised means one of the two"
     if (count := _count_sigma(federation)) is not None:
         sum_multiplier(multiplier, count)  # which may refuse it
-    return PrivacyState(privacy.clip_l2, multiplier)
+    return PrivacyState(privacy.clip_l2, multiplier, sequence_from(federation, 1))
+
+
+def require_fine_units(federation: Federation, state: PrivacyState | None, values: int) -> None:
+    """Before anybody works: that rounding correlated noise to units costs little, over sums of ``values``.
+
+    Raises:
+        ConfigError: too many rounds, values or σ for float64.
+    """
+    private = private_sum(federation, state)
+    if state is None or state.sequence is None or private is None:
+        return
+    of, longest = state.sequence, private.longest(values)
+    _ = CorrelatedNoise(of.mechanism, of.participation, values, state.multiplier, longest).sensitivity
 
 
 def sampling_of(federation: Federation) -> Sampling:
@@ -79,12 +103,14 @@ def private_sum(federation: Federation, state: PrivacyState | None) -> PrivateSu
     """How the sum of a round is released; None without noise."""
     if state is None:
         return None
-    adaptive = federation.privacy.adaptive
+    adaptive, multiplier = federation.privacy.adaptive, state.multiplier
+    if (sequence := state.sequence) is not None:  # what is drawn in one round, which the units must hold
+        multiplier *= sequence.mechanism.sensitivity(sequence.participation)
     if adaptive is None:
-        return PrivateSum(state.clip, state.multiplier, _expected(federation))
+        return PrivateSum(state.clip, multiplier, _expected(federation))
     return PrivateSum(
         state.clip,
-        state.multiplier,
+        multiplier,
         _expected(federation),
         _count_sigma(federation),
         adaptive.quantile,
@@ -92,18 +118,31 @@ def private_sum(federation: Federation, state: PrivacyState | None) -> PrivateSu
     )
 
 
-def private_event(federation: Federation, server: ServerState, release: str) -> SumReleased:
-    """What the release of the round after ``server`` tells.
+def private_event(
+    federation: Federation, server: ServerState, release: str
+) -> SumReleased | SequenceReleased:
+    """What the release of the round after ``server`` tells; with correlated noise, all of its sequence.
 
     Raises:
         HeadwaterError: a state without noise.
     """
-    if (state := server.privacy) is None:
+    if (state := state_for_next(federation, server)) is None:
         raise HeadwaterError(
             f"round {server.round + 1}",
             expected="a run that began with noise in [privacy]",
             got="one without",
             hint="Start a new run: what was released before cannot be priced.",
+        )
+    reproducible = federation.privacy.noise == "reproducible"
+    if (sequence := state.sequence) is not None:
+        return SequenceReleased(
+            server.round + 1,
+            release,
+            state.clip,
+            state.multiplier,
+            sequence.mechanism,
+            sequence.participation,
+            reproducible,
         )
     return SumReleased(
         server.round + 1,
@@ -111,7 +150,7 @@ def private_event(federation: Federation, server: ServerState, release: str) -> 
         state.clip,
         state.multiplier,
         sampling_of(federation),
-        federation.privacy.noise == "reproducible",
+        reproducible,
     )
 
 

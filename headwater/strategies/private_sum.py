@@ -9,6 +9,7 @@ Formal guarantees, of what :meth:`NoisedSum.finalize` returns but for ``clients`
   shortened to C, and rounding to units moves each of its d values by at most half of one.
 - The noise is the discrete Gaussian of standard deviation z times that, rounded up to a whole unit, drawn
   independently for each value: its sum with the units is what is released, and the rest is computed from it.
+  With correlated noise all rounds together have the guarantee of :mod:`headwater.privacy.correlated.noise`.
 - Units and divisor hang on the plan alone, never on who answered. A round without any update is a release
 too.
 - With adaptive clipping, so is the count of short updates, with noise σ_b; both together cost z
@@ -19,7 +20,6 @@ Not private: who took part, metrics and sizes, which are no part of the release.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -39,9 +39,9 @@ from headwater.state import AdapterState
 
 COUNT_BITS = 20
 """Of the count's unit, 2^-20 of an update: its noise is no whole number."""
-Draw = Callable[[str, int, int], Integers]
-"""Noise of (``"sum"`` or ``"count"``, σ in units, how many): int64. What has correlated noise keeps its
-own memory behind it, and writes its own event."""
+Draw = Callable[[str, float, float, int], tuple[Integers, int]]
+"""Noise of (``"sum"`` or ``"count"``, z, the longest part of one owner in units, how many): int64, and the σ
+in units of what was drawn. Correlated noise has a memory behind it, and a z of its own."""
 
 
 @dataclass
@@ -128,17 +128,16 @@ class NoisedSum(Aggregator[NoisedSums]):
         """Draw the noise and release the sum over m. Call it once: a second call is a second release.
 
         The report has ``delta_norm`` (L2), ``resolution`` (the unit over m), ``clip`` (C), ``noise_std``
-        (of a value of the delta), and with adaptive clipping ``short``, the noised share of updates within
-        C.
+        (of a value of the delta, as drawn in this round), and with adaptive clipping ``short``, the noised
+        share of updates within C.
         """
         plan = acc.participants.plan
         private, numel = _private(plan), plan.spec.numel
         multiplier, count_sigma = private.multiplier, private.count_sigma
         if count_sigma is not None:
             multiplier = sum_multiplier(multiplier, count_sigma)
-        longest = private.clip * 2.0**private.bits + math.sqrt(numel) / 2
-        sigma = math.ceil(multiplier * longest)
-        noised = acc.total + torch.from_numpy(self._draw("sum", sigma, numel))
+        noise, sigma = self._draw("sum", multiplier, private.longest(numel), numel)
+        noised = acc.total + torch.from_numpy(noise)
         delta = AdapterState.from_vector(
             plan.spec, (from_fixed(noised, private.bits) / private.expected).float()
         )
@@ -149,11 +148,17 @@ class NoisedSum(Aggregator[NoisedSums]):
             "clip": private.clip,
             "noise_std": sigma * unit,
         }
-        merged = Merged(delta, tuple(sorted(acc.participants.clients)), acc.participants.weight, report)
+        merged = Merged(
+            delta,
+            tuple(sorted(acc.participants.clients)),
+            acc.participants.weight,
+            report,
+            asked=tuple(sorted(plan.weights)),
+        )
         if count_sigma is None:
             return merged
         units = (acc.short << COUNT_BITS) - (len(acc.participants.clients) << (COUNT_BITS - 1))
-        units += int(self._draw("count", math.ceil(count_sigma * 2**COUNT_BITS), 1)[0])
+        units += int(self._draw("count", count_sigma, 2.0**COUNT_BITS, 1)[0][0])
         share = units * 2.0**-COUNT_BITS / private.expected + 0.5
         clip = next_clip(private.clip, share, private.quantile, private.rate)
         return replace(merged, report={**report, "short": share}, clip=clip)

@@ -10,6 +10,7 @@ from typing import Any
 from headwater.merging.aggregator import Aggregator, Merged
 from headwater.merging.control_variates import ControlPlan
 from headwater.merging.plan import MergePlan, NoisePlan
+from headwater.privacy.correlated.mechanism import Mechanism, Participation
 from headwater.protocol.messages import ClientPlan, ClientProfile
 from headwater.seeds.keys import Key
 from headwater.seeds.seeded_state import SeededState
@@ -19,16 +20,39 @@ from headwater.strategies.error_shift import ShiftPlan
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseSequence:
+    """Correlated noise over rounds that follow each other.
+
+    Args:
+        first: the round that it begins with.
+        mechanism: the matrix.
+        participation: over how many rounds, and in which of them one owner can be.
+    """
+
+    first: int
+    mechanism: Mechanism
+    participation: Participation
+
+    def has(self, round: int) -> bool:
+        """Whether it reaches as far as this round."""
+        return round < self.first + self.participation.rounds
+
+
+@dataclass(frozen=True, slots=True)
 class PrivacyState:
     """What a federation with noise must know from round to round.
 
     Args:
         clip: C of the next round.
-        multiplier: z, fixed when the run began.
+        multiplier: z, fixed when the run began; of all rounds together where their noise is correlated.
+        sequence: the correlated noise of the next round; None where each round has its own.
+        asked: with correlated noise, by owner, the last round that asked it, and how many have.
     """
 
     clip: float
     multiplier: float
+    sequence: NoiseSequence | None = None
+    asked: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

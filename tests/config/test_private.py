@@ -17,6 +17,7 @@ FILE = {
     "strategy": {"kind": "mean", "weighting": "equal"},
     "codec": {"up": {"kind": "dense"}},
 }
+CORRELATED = {**NOISE, "mechanism": "blt", "min_separation": 3}
 COMPEFT = {"up": {"kind": "compeft", "density": 0.2, "error_feedback": True}}
 LORA = ["model.kind=encoder", "model.path=x"]
 
@@ -32,6 +33,11 @@ TRIPPED = [
     (
         {"codec": COMPEFT, "cohort": {"clients_per_round": 3, "population": 30, "min_clients": 30}},
         "error feedback",
+    ),
+    ({"privacy": CORRELATED}, "chance is not priced"),
+    (
+        {"privacy": {**CORRELATED, "adaptive": {}}, "cohort": {"clients_per_round": 3, "population": 30}},
+        "one bound of an update",
     ),
 ]
 
@@ -117,6 +123,8 @@ def test_every_line_is_tripped_by_one_of_these_tests():
         {"codec": COMPEFT, "cohort": {"population": 30}},  # over all owners in every round
         {"codec": COMPEFT, "cohort": {"population": 30, "clients_per_round": 30}},
         {"cohort": {"clients_per_round": 3, "population": 30, "min_clients": 30}},
+        {"privacy": CORRELATED, "cohort": {"clients_per_round": 3, "population": 9}, "codec": COMPEFT},
+        {"privacy": {**NOISE, "mechanism": "tree"}, "cohort": {"population": 30}},  # all in every round
         {"privacy": {"clip_l2": 0.5, "epsilon": 4.0, "delta": 1e-5, "adaptive": {"quantile": 0.4}}},
         {
             "strategy": {
@@ -142,6 +150,27 @@ def test_what_holds_is_allowed(tmp_path, tables):
         ({"privacy": {"noise_multiplier": 1.0, "delta": 1e-5}}, "clip_l2"),
         ({"privacy": {"clip_l2": 0.5, "epsilon": 1.0}}, "delta"),
         ({"privacy": {"clip_l2": 0.5, "noise": "reproducible"}}, "noise_multiplier"),
+        ({"privacy": {"clip_l2": 0.5, "mechanism": "tree"}}, "mechanism goes with noise_multiplier"),
+        ({"privacy": {**NOISE, "min_separation": 2}}, "set mechanism"),
+        ({"privacy": {**NOISE, "max_participations": 2}}, "set mechanism"),
+        (
+            {"privacy": CORRELATED, "cohort": {"clients_per_round": 3, "population": 8}},
+            "needs cohort.population 9",
+        ),
+        (
+            {
+                "privacy": CORRELATED,
+                "cohort": {"clients_per_round": 3, "population": 9, "min_clients": 4},
+            },
+            "needs cohort.population 10",
+        ),
+        (
+            {
+                "privacy": {**NOISE, "mechanism": "tree", "max_participations": 1},
+                "cohort": {"clients_per_round": 3, "population": 8},  # of three rounds
+            },
+            "need cohort.population 9",
+        ),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, tables, words):

@@ -60,6 +60,13 @@ def test_the_language_model_of_low_memory_is_right_too():
     assert load_federation(path).settings.federation.name == "low-memory-smollm2"
 
 
+def test_private_without_chance_is_right_too():
+    path = ROOT / "examples" / "private" / "without-chance.toml"
+    settings = load_federation(path).settings
+    assert settings.federation.name == "private-without-chance"
+    assert settings.privacy.correlated
+
+
 def test_own_data_on_a_tiny_model(tmp_path, capsys):
     """The real folder of clients in two formats; only the base model is a small random one."""
     tiny_bert(tmp_path / "bert")

@@ -7,8 +7,18 @@ import math
 import pytest
 
 from headwater.errors import ConfigError
-from headwater.privacy.accounting import noise_multiplier_for, price, relation_of
-from headwater.privacy.events import Everyone, FixedSample, PoissonSample, SumReleased
+from headwater.privacy.accounting import in_words, noise_multiplier_for, price, relation_for, relation_of
+from headwater.privacy.correlated.mechanism import Participation
+from headwater.privacy.correlated.toeplitz import Banded
+from headwater.privacy.correlated.tree import Tree
+from headwater.privacy.events import (
+    Everyone,
+    FixedSample,
+    PoissonSample,
+    PositionReleased,
+    SequenceReleased,
+    SumReleased,
+)
 
 pytest.importorskip("dp_accounting", reason="the extra headwater[privacy]")
 DELTA = 1e-5
@@ -97,3 +107,40 @@ def test_a_budget_that_no_noise_keeps_is_refused():
 def test_noise_that_can_be_drawn_again_is_said_to_be_no_privacy():
     events = [SumReleased(1, "a", 1.0, 1.0, Everyone(), reproducible=True), *rounds(1, 1.0, Everyone())]
     assert price(events, DELTA, "add-or-remove").reproducible
+
+
+TREE, EVERY_EIGHTH = Tree(64), Participation(64, 8)
+
+
+def sequence(name, multiplier, mechanism=TREE, who=EVERY_EIGHTH):
+    """Of 64 rounds, each of which is in the ledger."""
+    positions = [PositionReleased(n + 1, f"{name}{n}", name, n + 1) for n in range(who.rounds)]
+    return [SequenceReleased(1, name, 0.5, multiplier, mechanism, who), *positions]
+
+
+def test_a_sequence_costs_what_one_gaussian_does_whatever_its_mechanism_and_however_many_its_rounds():
+    one = price(rounds(1, 2.0, Everyone()), DELTA, "add-or-remove")
+    for events in (
+        sequence("a", 2.0),
+        sequence("a", 2.0, Banded((1.0, 0.5)), Participation(9, 2)),
+        [*sequence("a", 2.0 * math.sqrt(2)), *sequence("b", 2.0 * math.sqrt(2))],  # another pays as well
+    ):
+        assert {relation_for(event) for event in events} == {"zero-out"}
+        found = price(events, DELTA, "zero-out")
+        assert (found.rdp, found.pld) == pytest.approx((one.rdp, one.pld), rel=1e-6)
+    assert price(sequence("a", 2.0)[1:], DELTA, "zero-out").epsilon == 0
+    assert "all updates of one owner set to nothing" in in_words(found, 4.0)
+
+
+@pytest.mark.parametrize("relation", ["add-or-remove", "replace-one"])
+def test_a_sequence_has_no_price_for_owners_who_are_not_asked(relation):
+    """An owner's absence gives its place to another, so that others' sums move, too."""
+    with pytest.raises(ConfigError, match="zero-out"):
+        price(sequence("a", 2.0), DELTA, relation)
+
+
+def test_the_noise_of_a_sequence_that_keeps_epsilon_4():
+    """δ(4) = 1e-5 of one Gaussian (Balle and Wang 2018, equation 6) has σ = 1.0811."""
+    found = noise_multiplier_for(4.0, DELTA, 1, Everyone())
+    assert found == pytest.approx(1.0811, abs=2e-3)
+    assert price(sequence("a", found), DELTA, "zero-out").epsilon <= 4.0

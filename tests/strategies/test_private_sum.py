@@ -23,8 +23,18 @@ SPEC = StateSpec([TensorSpec("a", (3, 4), "other"), TensorSpec("b", (5,), "other
 PRIVATE = PrivateSum(clip=0.5, multiplier=2.0, expected=4.0)
 
 
-def silent(what, sigma, size):
-    return np.zeros(size, np.int64)
+def silent(what, multiplier, longest, size):
+    return np.zeros(size, np.int64), math.ceil(multiplier * longest)
+
+
+def discrete(key):
+    """Noise from this key, as a strategy draws it."""
+
+    def draw(what, multiplier, longest, size):
+        sigma = math.ceil(multiplier * longest)
+        return discrete_gaussian(sigma, size, ReproducibleRandomness(key(what))), sigma
+
+    return draw
 
 
 def plan(count=8, private=PRIVATE):
@@ -53,9 +63,9 @@ def test_one_client_moves_the_sum_by_no_more_than_the_noise_is_for(rows, clip):
     """The sensitivity that the noise counts with, in units, over what single clients can send."""
     private, asked = replace(PRIVATE, clip=clip), {}
 
-    def draw(what, sigma, size):
-        asked[what] = sigma
-        return silent(what, sigma, size)
+    def draw(what, multiplier, longest, size):
+        noise, asked[what] = silent(what, multiplier, longest, size)
+        return noise, asked[what]
 
     rule, whole = summed(rows, private, draw)
     _, others = summed(rows[1:], private)
@@ -109,7 +119,7 @@ def test_units_and_divisor_are_those_of_the_plan_whoever_answers():
 
 def test_a_round_of_nobody_is_noise_alone():
     key = Key.root(1)
-    rule = NoisedSum(lambda what, s, n: discrete_gaussian(s, n, ReproducibleRandomness(key.child(what))))
+    rule = NoisedSum(discrete(key.child))
     merged = rule.finalize(rule.init(MergePlan(SPEC, {}, 1.0, private=PRIVATE)))
     assert merged.clients == ()
     assert merged.delta.norm() > 0
@@ -123,7 +133,7 @@ def test_noise_has_no_bias_and_its_variance():
     for n in range(many):
         rule, acc = summed(
             rows,
-            draw=lambda what, s, size, n=n: discrete_gaussian(s, size, ReproducibleRandomness(key.child(n))),
+            draw=discrete(lambda _, n=n: key.child(n)),
         )
         found.append(rule.finalize(acc).delta.vector().numpy())
     values, std = np.array(found), 2.0 * 0.5 / 4.0

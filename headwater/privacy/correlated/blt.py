@@ -7,6 +7,7 @@ for each θ (2408.08868, algorithms 2 and 3). Two to four are within a few perce
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class BufferedToeplitz(Toeplitz):
         ConfigError: other parameters.
     """
 
+    kind: ClassVar[str] = "blt"
     decays: tuple[float, ...]
     scales: tuple[float, ...]
 

@@ -5,7 +5,8 @@ The sums of all rounds are the rows of G. The matrix mechanism (Li et al. 2015; 
 the matrix of ones on and below the diagonal. It costs what one Gaussian does whose noise is Z's and whose
 sensitivity is C's: :meth:`Mechanism.sensitivity` times the longest part of one owner in one round.
 
-Another kind is one subclass: how it remembers, its coefficients and its sensitivity.
+Another kind is one subclass, how it remembers, its coefficients and its sensitivity, and a line in
+:data:`headwater.privacy.correlated.kinds.KINDS`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +67,13 @@ class Memory:
 
 
 class Mechanism(ABC):
-    """C and C⁻¹, a row at a time. Both remember the same: the vectors that C is multiplied by."""
+    """C and C⁻¹, a row at a time. Both remember the same: the vectors that C is multiplied by.
+
+    Attributes:
+        kind: its name in a file.
+    """
+
+    kind: ClassVar[str]
 
     def init(self, values: int) -> Memory:
         """Before the first row.

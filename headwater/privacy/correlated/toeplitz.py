@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -52,6 +53,7 @@ class Banded(Toeplitz):
         ConfigError: coefficients that do not begin with 1, rise, or are below 0.
     """
 
+    kind: ClassVar[str] = "banded"
     bands: tuple[float, ...]
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class Tree(Mechanism):
         rounds: n.
     """
 
+    kind: ClassVar[str] = "tree"
     rounds: int
 
     @property

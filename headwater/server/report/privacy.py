@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from headwater.server.report.data import Run
@@ -12,6 +13,11 @@ COVERED = (
     "Losses, evaluations, sizes, who took part and all else in the run folder are not covered, nor does it "
     "hide anything from the server."
 )
+FOR: Mapping[str, str] = {
+    "add-or-remove": "all data of one owner added or removed",
+    "replace-one": "all data of one owner replaced by another's",
+    "zero-out": "all updates of one owner set to nothing; paid once for all rounds of correlated noise",
+}
 REPRODUCIBLE = "The noise can be drawn again from the seed: this run has no privacy."
 
 
@@ -43,8 +49,8 @@ def privacy(run: Run) -> Privacy | None:
     last = noised[-1].privacy
     epsilon, delta, budget = (finite(last.get(name)) for name in ("epsilon", "delta", "budget"))
     of = "" if budget is None else f" of a budget of {number(budget)}"
-    added = "added or removed" if last.get("relation") == "add-or-remove" else "replaced by another"
-    sentence = f"ε = {_exact(epsilon)}{of} at δ = {plain(delta)}, for all data of one owner {added}."
+    relation = FOR.get(str(last.get("relation")), f"the relation {plain(last.get('relation'))}")
+    sentence = f"ε = {_exact(epsilon)}{of} at δ = {plain(delta)}, for {relation}."
     rows = [
         Spent(
             record.round,

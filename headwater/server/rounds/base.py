@@ -173,10 +173,20 @@ class Rounds(ABC):
             text = f"the open round has new times: deadline {shown}, a failed client is asked again after "
             self._control.observer(Notice(f"{text}{cohort.retry_s:g} s"))
 
-    def _too_few(self, known: Mapping[str, ClientProfile]) -> bool:
-        """Whether clients have left since they were counted, so that the round could never end."""
-        there = sum(profile.train_examples > 0 for profile in known.values())
-        return self._durability is not None and there < self._least
+    def _too_few(
+        self, checkpoint: Checkpoint, known: Mapping[str, ClientProfile], left: OpenRoundRecord | None
+    ) -> bool:
+        """Whether clients have left since they were counted, so that the round could never end.
+
+        Or, with noise of a sequence, so that it would spend one of its rounds on fewer.
+        """
+        if self._durability is None:
+            return False
+        able, least = [name for name, profile in known.items() if profile.train_examples > 0], self._least
+        if self._settings.privacy.correlated and left is None:
+            least = self._settings.cohort.min_clients
+        waiting = self._strategy.not_in_turn(checkpoint.server, able)
+        return len(able) - len(waiting) < least
 
     @property
     def _least(self) -> int:
@@ -216,7 +226,8 @@ class Rounds(ABC):
         )
         codec = self._settings.codec.down
         down = self._downlink.open(checkpoint.server, codec, checkpoint.accepted, everyone)
-        rule = self._strategy.aggregator(plan, down.base)
+        correlated = None if self._releases is None else self._releases.draw
+        rule = self._strategy.aggregator(plan, down.base, correlated)
         privacy = self._settings.privacy
         if privacy.masks:
             least = self._settings.cohort.min_clients

@@ -56,7 +56,7 @@ class BufferedRounds(Rounds):
         number, started_s = checkpoint.server.round + 1, self._control.stopwatch()
         left = self._left_open(number)
         known = dict(self._pool.profiles()) if left is None else dict(left.profiles)
-        if self._too_few(known):
+        if self._too_few(checkpoint, known, left):
             return None
         open_round = self._open(checkpoint, known, left)
         self._bases |= {} if left is None else left.bases

@@ -46,8 +46,9 @@ from headwater.server.storage.run_folder import RunFolder
 from headwater.strategies.broadcast import broadcast
 from headwater.strategies.federated import FederatedStrategy
 from headwater.strategies.links import noted
+from headwater.strategies.strategy import ServerState
 from headwater.tasks.batches import Example
-from headwater.text import human_bytes
+from headwater.text import human_bytes, name_some
 from headwater.training.context import TrainingContext
 
 
@@ -140,7 +141,7 @@ class FederationServer:
         live = None if durability is None else lambda: durability.settings().cohort.deadline_s
         self.control = replace(self.control, deadline_s=settings.cohort.deadline_s, live_deadline=live)
         self._strategy = FederatedStrategy(settings)
-        self._quorum = Quorum(settings, durability)
+        self._quorum = Quorum(settings, self._strategy, durability)
         self._contributions = Contributions(settings, self._strategy, self._context, self._test, self._root)
         loaded = replace(self._loaded, settings=settings)
         self._commits = Commits(loaded, self._run, self._folder, durability, self._observer, self._book)
@@ -209,7 +210,7 @@ class FederationServer:
             self._quorum.drop_small_round(self._observer)
             reason = self._end_reason(checkpoint)
             if reason is None:
-                gathered = self._gather(pool, checkpoint.server.round)
+                gathered = self._gather(pool, checkpoint.server)
                 reason = self._end_reason(checkpoint) if gathered else "stopped"
             if reason is not None:
                 finished = reason in ("rounds", "patience", "privacy")
@@ -331,27 +332,34 @@ class FederationServer:
             )
         )
 
-    def _gather(self, pool: ClientPool, done: int = -1) -> bool:
+    def _gather(self, pool: ClientPool, server: ServerState | None = None) -> bool:
         """Wait until a round can begin; False if a stop is asked for first.
 
         An open round that a crash left behind goes on at once: who was asked is known.
 
         Args:
             pool: the clients.
-            done: rounds that are finished; -1 before round 0.
+            server: after the rounds that are finished; None before round 0.
+
+        Raises:
+            FederationStopped: in a simulation, which nobody joins.
         """
         told: Waiting | None = None
-        while not self._quorum.reached(have := trainable(pool.ready())):
+        while not self._quorum.reached(have := self._quorum.have(pool.ready(), server)):
             if self._should_stop():
                 return False
-            if done >= self._settings.federation.rounds:
+            if server is not None and server.round >= self._settings.federation.rounds:
                 return True  # the organiser has taken rounds away: none follows
-            if self._durability is None and not self.control.simulated:
+            waiting = Waiting(have, self._quorum.need, self._quorum.missing(pool, server))
+            lasting = self._durability is not None
+            if not lasting and (not self.control.simulated or self._quorum.stuck(pool, server)):
+                others = f"; not {name_some(waiting.missing)}" if waiting.missing else ""
                 raise FederationStopped(
-                    "federation", expected=f"at least {self._quorum.need} clients with data", got=f"{have}"
+                    "federation" if server is None else f"round {server.round + 1}",
+                    expected=f"at least {waiting.need} clients with data",
+                    got=f"{have}{others}",
                 )
             self._reload_settings()
-            waiting = Waiting(have, self._quorum.need, self._quorum.missing(pool))
             if told != waiting:
                 told = waiting
                 self._observer(waiting)
@@ -370,6 +378,8 @@ class FederationServer:
         version = self._durability.rollback()
         if version is None:
             return checkpoint
+        if self._releases is not None and self._releases.made(checkpoint.server):
+            return checkpoint  # its sum is out: the round ends first, and is not noised again
         versions = self._durability.versions
         state = versions.state(version, self._context.spec)
         seeded, base = checkpoint.server.seeded_state is not None, checkpoint.server.state.sha256()

@@ -9,6 +9,8 @@ from headwater.protocol.messages import ClientProfile
 from headwater.server.clients.client_pool import ClientPool
 from headwater.server.events import Notice, Observer
 from headwater.server.storage.durability import Durability, OpenRoundRecord
+from headwater.strategies.federated import FederatedStrategy
+from headwater.strategies.strategy import ServerState
 
 
 class Quorum:
@@ -16,11 +18,14 @@ class Quorum:
 
     Args:
         settings: of the federation.
+        strategy: theirs, which says whom a round may not ask, whoever is there.
         durability: what a daemon adds: a round that an earlier process left open needs nobody new.
     """
 
-    def __init__(self, settings: Federation, durability: Durability | None) -> None:
-        self._settings, self._durability = settings, durability
+    def __init__(
+        self, settings: Federation, strategy: FederatedStrategy, durability: Durability | None
+    ) -> None:
+        self._settings, self._strategy, self._durability = settings, strategy, durability
 
     @property
     def need(self) -> int:
@@ -36,10 +41,22 @@ class Quorum:
         """
         return have >= self.need or self._has_open_round()
 
-    def missing(self, pool: ClientPool) -> tuple[str, ...]:
+    def have(self, profiles: Mapping[str, ClientProfile], server: ServerState | None) -> int:
+        """How many of these clients the round after ``server`` can ask; before round 0 there is none."""
+        able = [name for name, profile in profiles.items() if profile.train_examples > 0]
+        return len(able) - (len(self._strategy.not_in_turn(server, able)) if server else 0)
+
+    def stuck(self, pool: ClientPool, server: ServerState | None) -> bool:
+        """Whether too few may be asked even if all came: in a simulation, which nobody joins, for ever."""
+        waiting = self._strategy.not_in_turn(server, pool.profiles()) if server else {}
+        return bool(waiting) and len(pool.profiles()) - len(waiting) < self.need
+
+    def missing(self, pool: ClientPool, server: ServerState | None) -> tuple[str, ...]:
         """Who is not counted among those that can train, each with the reason, sorted by name."""
-        only = {n: "has no rows to train on" for n, p in pool.ready().items() if p.train_examples < 1}
-        return tuple(f"{name} ({why})" for name, why in sorted({**pool.missing(), **only}.items()))
+        ready = pool.ready()
+        waiting = self._strategy.not_in_turn(server, ready) if server else {}
+        only = {n: "has no rows to train on" for n, p in ready.items() if p.train_examples < 1}
+        return tuple(f"{name} ({why})" for name, why in sorted({**pool.missing(), **waiting, **only}.items()))
 
     def drop_small_round(self, observer: Observer) -> None:
         """Forget an open round that has fewer clients than the organiser wants by now: it could never end.

@@ -47,7 +47,7 @@ class SynchronousRounds(Rounds):
         number, started_s = checkpoint.server.round + 1, self._control.stopwatch()
         left = self._left_open(number)
         known = self._planned_anew(number) if left is None else left.profiles
-        if self._too_few(known):
+        if self._too_few(checkpoint, known, left):
             return None
         open_round = self._open(checkpoint, known, left)
         clients = open_round.plan.clients

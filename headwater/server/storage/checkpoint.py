@@ -22,8 +22,9 @@ from headwater.seeds.seeded_state import SeededState
 from headwater.seeds.slopes import SeedSlopes
 from headwater.server.metrics import Tracker
 from headwater.server.storage.down_record import DownRecord
+from headwater.server.storage.privacy_json import privacy_from_json, privacy_to_json
 from headwater.state import AdapterState, StateSpec
-from headwater.strategies.strategy import PrivacyState, ServerState
+from headwater.strategies.strategy import ServerState
 from headwater.tensor_bytes import save
 
 
@@ -96,7 +97,7 @@ class Checkpoint:
         if self.receipt.sha256:
             meta["receipt"] = [self.receipt.number, self.receipt.sha256]
         if (privacy := self.server.privacy) is not None:
-            meta["privacy"] = {"clip": privacy.clip.hex(), "multiplier": privacy.multiplier.hex()}
+            meta["privacy"] = privacy_to_json(privacy)
         if self.server.links:
             meta["links"] = self.server.links
         write_atomically(path, save(arrays, metadata={"headwater": json.dumps(meta)}))
@@ -197,23 +198,9 @@ def _server(
         control=groups.get("control"),
         residual=groups.get("residual"),
         shift=groups.get("shift"),
-        privacy=_privacy(meta.get("privacy")),
+        privacy=privacy_from_json(meta.get("privacy")),
         links=_links(meta.get("links", {})),
     )
-
-
-def _privacy(content: Mapping[str, str] | None) -> PrivacyState | None:
-    """What was written.
-
-    Raises:
-        ValueError: no bound, or no noise.
-    """
-    if content is None:
-        return None
-    state = PrivacyState(float.fromhex(content["clip"]), float.fromhex(content["multiplier"]))
-    if not (0 < state.clip < math.inf and 0 < state.multiplier < math.inf):
-        raise ValueError("privacy has no bound or no noise")
-    return state
 
 
 def _links(content: object) -> dict[str, tuple[int, ...]]:
