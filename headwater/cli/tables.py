@@ -46,6 +46,7 @@ def status_view(status: Status, now: float) -> Group:
     for r in status.runs:
         parts += [_told("run", f"{r.run} {r.state}", r.reason, STYLES.get(r.state, ""))] if r.reason else []
         parts += [_told("run", r.run, r.note, "bold")] if r.note else []
+        parts += [_told("run", r.run, r.privacy, "")] if r.privacy else []
         parts += [_told("run", r.run, f"warning: {warning}", "yellow") for warning in r.warnings]
     parts += [Text(), clients_table(status.clients) if status.clients else Text("no client is enrolled")]
     parts += [_told("client", c.client, c.last_error, "red") for c in status.clients if c.last_error]

@@ -47,6 +47,8 @@ class RunRow:
     """What was asked and is still to come: ``pauses after round 10``; in an answer, what the call did."""
     warnings: tuple[str, ...] = ()
     """Settings that cannot be met as things are, one sentence each."""
+    privacy: str = ""
+    """What noise has cost so far: ``ε 1.234 of 4 at δ 1e-05, 12 more rounds``; empty without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from headwater.text import finite, human_bytes, json_safe
+from headwater.text import finite, human_bytes, json_safe, number, plain
 
 _NOT_ASKED = "not asked"
 
@@ -260,6 +260,17 @@ class RoundRecord:
     def privacy(self) -> Mapping[str, Any]:
         """What the run had spent after it: ``epsilon``, ``delta``, ``budget`` …; empty without noise."""
         return _table(self.content.get("privacy"))
+
+    def spent(self) -> str:
+        """The same in a line: ``ε 1.234 of 4 at δ 1e-05, 12 more rounds``; empty without noise."""
+        privacy = self.privacy
+        if (epsilon := finite(privacy.get("epsilon"))) is None:
+            return ""
+        budget, left = finite(privacy.get("budget")), finite(privacy.get("rounds_left"))
+        of = "" if budget is None else f" of {number(budget)}"
+        more = "" if left is None else f", {left:,.0f} more round{'' if left == 1 else 's'}"
+        none = "; reproducible noise: no privacy" if privacy.get("reproducible") else ""
+        return f"ε {epsilon:.3f}{of} at δ {plain(privacy.get('delta'))}{more}{none}"
 
     def deciding(self, metric: str) -> float:
         """The deciding value: on the server's file if there is one, else over the clients; else NaN."""

@@ -75,6 +75,8 @@ def test_one_sequence_is_paid_and_owners_have_turns(file, tmp_path, kind):
     spent = price([event], DELTA, "zero-out").epsilon
     assert 3.9 < spent <= 4.0
     assert [r.privacy["epsilon"] for r in RunFolder(out).read_rounds()[1:]] == [spent] * ROUNDS
+    left = [record.privacy.get("rounds_left") for record in RunFolder(out).read_rounds()[1:]]
+    assert left == [3, 2, 1, None]
     assert summary["privacy"]["relation"] == "zero-out"
     require_turns(out)
     page = (out / "report.html").read_text()

@@ -51,6 +51,7 @@ def test_the_ledger_has_every_round_and_the_record_its_price(file, tmp_path):
     assert [record.privacy["epsilon"] for record in records(tmp_path / "run")[1:]] == spent
     assert summary["privacy"]["epsilon"] == spent[-1]
     assert summary["stopped"] == "rounds"
+    assert records(tmp_path / "run")[-1].spent() == f"ε {spent[-1]:.3f} at δ 0.001"
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"{spent[-1]:.3f}" in page
     assert "not covered" in page
@@ -76,6 +77,10 @@ def test_the_run_stops_before_the_round_that_would_overspend(file, tmp_path):
     summary, events = run(file, out, f"privacy.epsilon={(two + three) / 2}")
     assert summary["stopped"] == "privacy"
     assert summary["rounds"] == 2
+    done = records(out)[1:]
+    assert [record.privacy["rounds_left"] for record in done] == [1, 0]
+    assert done[0].spent().endswith(" at δ 0.001, 1 more round")
+    assert done[1].spent().endswith(", 0 more rounds")
     assert len(events_of(out)) == 2
     assert any(isinstance(e, Notice) and "privacy budget" in e.text for e in events)
     resume(out)  # nor does another try

@@ -18,7 +18,7 @@ from tests.support.control_certificates import certificates
 RUN = RunRow(
     run="r1", name="sentiment", state="running", reason="", round=3, rounds=20, accepted=2, asked=4,
     metric="accuracy", value=0.8125, best_round=2, best_value=0.825, bytes_up=1_234_567, bytes_down=2_500,
-    submitted=1_700_000_000.25, seconds_per_round=12.5,
+    submitted=1_700_000_000.25, seconds_per_round=12.5, privacy="ε 1.234 of 4 at δ 1e-05, 12 more rounds",
 )  # fmt: skip
 PAUSED = replace(RUN, run="r0", name="glosses", state="paused", value=math.nan, seconds_per_round=math.nan)
 ANN = ClientRow(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -54,12 +55,17 @@ class Tree(Mechanism):
         n, k = participation.rounds, participation.times
         if k == 1 or k * n * n > _MOST_STEPS:
             return level_bound(participation)
-        dense = self.materialize(n)
-        return gram_bound(dense.T @ dense, participation)
+        return _matrix_bound(self, participation)
 
     def prefix_errors(self, rounds: int) -> Floats:
         """As many nodes as t has ones."""
         return np.array([t.bit_count() for t in range(1, rounds + 1)], np.float64)
+
+
+@lru_cache(maxsize=16)
+def _matrix_bound(tree: Tree, participation: Participation) -> float:
+    dense = tree.materialize(participation.rounds)
+    return gram_bound(dense.T @ dense, participation)
 
 
 def level_bound(participation: Participation) -> float:

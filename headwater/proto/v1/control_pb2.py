@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n headwater/proto/v1/control.proto\x12\x0cheadwater.v1\"\x12\n\x10GetStatusRequest\"\xb3\x02\n\x06Status\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07started\x18\x02 \x01(\x01\x12\x11\n\trss_bytes\x18\x03 \x01(\x03\x12\x18\n\x10\x63\x65rtificate_days\x18\x04 \x01(\x03\x12\"\n\x04runs\x18\x05 \x03(\x0b\x32\x14.headwater.v1.RunRow\x12(\n\x07\x63lients\x18\x06 \x03(\x0b\x32\x17.headwater.v1.ClientRow\x12\x32\n\x07refused\x18\x07 \x03(\x0b\x32!.headwater.v1.Status.RefusedEntry\x12(\n\x06\x65rrors\x18\x08 \x03(\x0b\x32\x18.headwater.v1.WatchEvent\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xcb\x02\n\x06RunRow\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\x03\x12\x0e\n\x06rounds\x18\x06 \x01(\x03\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x07 \x01(\x03\x12\r\n\x05\x61sked\x18\x08 \x01(\x03\x12\x0e\n\x06metric\x18\t \x01(\t\x12\r\n\x05value\x18\n \x01(\x01\x12\x12\n\nbest_round\x18\x0b \x01(\x03\x12\x12\n\nbest_value\x18\x0c \x01(\x01\x12\x10\n\x08\x62ytes_up\x18\r \x01(\x03\x12\x12\n\nbytes_down\x18\x0e \x01(\x03\x12\x11\n\tsubmitted\x18\x0f \x01(\x01\x12\x19\n\x11seconds_per_round\x18\x10 \x01(\x01\x12\x0c\n\x04open\x18\x11 \x01(\x03\x12\x0c\n\x04note\x18\x12 \x01(\t\x12\x10\n\x08warnings\x18\x13 \x03(\t\"\x83\x02\n\tClientRow\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x17\n\nseen_s_ago\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x64oing\x18\x05 \x01(\t\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pted_rounds\x18\x07 \x01(\x03\x12\x15\n\rfailed_rounds\x18\x08 \x01(\x03\x12\x10\n\x08\x62ytes_up\x18\t \x01(\x03\x12\x12\n\nbytes_down\x18\n \x01(\x03\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x12\n\nlast_error\x18\x0c \x01(\tB\r\n\x0b_seen_s_ago\"\xda\x01\n\nAdapterRow\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05round\x18\x03 \x01(\x03\x12\x0e\n\x06parent\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x15\n\rconfig_sha256\x18\x06 \x01(\t\x12\x0e\n\x06\x63ohort\x18\x07 \x03(\t\x12\x0e\n\x06metric\x18\x08 \x01(\t\x12\r\n\x05value\x18\t \x01(\x01\x12\x0c\n\x04\x62\x65st\x18\n \x01(\x08\x12\x0c\n\x04kept\x18\x0b \x01(\x08\x12\x0f\n\x07\x63reated\x18\x0c \x01(\x01\x12\x0c\n\x04note\x18\r \x01(\t\"D\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x42\x06\n\x04kind\"\xc4\x01\n\nWatchEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x30\n\x04\x64\x61ta\x18\x06 \x03(\x0b\x32\".headwater.v1.WatchEvent.DataEntry\x1a@\n\tDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.headwater.v1.Value:\x02\x38\x01\"-\n\x0cWatchRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\x0e\n\x06\x64\x61\x65mon\x18\x02 \x01(\t\"-\n\rSubmitRequest\x12\x0c\n\x04toml\x18\x01 \x01(\t\x12\x0e\n\x06\x66older\x18\x02 \x01(\t\"\x19\n\nRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\",\n\rResumeRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06\x66older\x18\x02 \x01(\t\"\x87\x01\n\rChangeRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x39\n\x07\x63hanges\x18\x02 \x03(\x0b\x32(.headwater.v1.ChangeRequest.ChangesEntry\x1a.\n\x0c\x43hangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\" \n\rAcceptRequest\x12\x0f\n\x07request\x18\x01 \x01(\t\"\x1f\n\rRevokeRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\"\"\n\x13ListAdaptersRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"-\n\rExportRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x15\n\x05Piece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"/\n\x0fRollbackRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\",\n\rForgetRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\",\n\x0cUnpinRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x32\x87\x07\n\x07\x43ontrol\x12\x41\n\tGetStatus\x12\x1e.headwater.v1.GetStatusRequest\x1a\x14.headwater.v1.Status\x12?\n\x05Watch\x12\x1a.headwater.v1.WatchRequest\x1a\x18.headwater.v1.WatchEvent0\x01\x12;\n\x06Submit\x12\x1b.headwater.v1.SubmitRequest\x1a\x14.headwater.v1.RunRow\x12\x37\n\x05Pause\x12\x18.headwater.v1.RunRequest\x1a\x14.headwater.v1.RunRow\x12;\n\x06Resume\x12\x1b.headwater.v1.ResumeRequest\x1a\x14.headwater.v1.RunRow\x12\x36\n\x04Stop\x12\x18.headwater.v1.RunRequest\x1a\x14.headwater.v1.RunRow\x12;\n\x06\x43hange\x12\x1b.headwater.v1.ChangeRequest\x1a\x14.headwater.v1.RunRow\x12>\n\x06\x41\x63\x63\x65pt\x12\x1b.headwater.v1.AcceptRequest\x1a\x17.headwater.v1.ClientRow\x12>\n\x06Revoke\x12\x1b.headwater.v1.RevokeRequest\x1a\x17.headwater.v1.ClientRow\x12M\n\x0cListAdapters\x12!.headwater.v1.ListAdaptersRequest\x1a\x18.headwater.v1.AdapterRow0\x01\x12<\n\x06\x45xport\x12\x1b.headwater.v1.ExportRequest\x1a\x13.headwater.v1.Piece0\x01\x12\x43\n\x08Rollback\x12\x1d.headwater.v1.RollbackRequest\x1a\x18.headwater.v1.AdapterRow\x12=\n\x05Unpin\x12\x1a.headwater.v1.UnpinRequest\x1a\x18.headwater.v1.AdapterRow\x12?\n\x06\x46orget\x12\x1b.headwater.v1.ForgetRequest\x1a\x18.headwater.v1.AdapterRowb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n headwater/proto/v1/control.proto\x12\x0cheadwater.v1\"\x12\n\x10GetStatusRequest\"\xb3\x02\n\x06Status\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07started\x18\x02 \x01(\x01\x12\x11\n\trss_bytes\x18\x03 \x01(\x03\x12\x18\n\x10\x63\x65rtificate_days\x18\x04 \x01(\x03\x12\"\n\x04runs\x18\x05 \x03(\x0b\x32\x14.headwater.v1.RunRow\x12(\n\x07\x63lients\x18\x06 \x03(\x0b\x32\x17.headwater.v1.ClientRow\x12\x32\n\x07refused\x18\x07 \x03(\x0b\x32!.headwater.v1.Status.RefusedEntry\x12(\n\x06\x65rrors\x18\x08 \x03(\x0b\x32\x18.headwater.v1.WatchEvent\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xdc\x02\n\x06RunRow\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\x03\x12\x0e\n\x06rounds\x18\x06 \x01(\x03\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x07 \x01(\x03\x12\r\n\x05\x61sked\x18\x08 \x01(\x03\x12\x0e\n\x06metric\x18\t \x01(\t\x12\r\n\x05value\x18\n \x01(\x01\x12\x12\n\nbest_round\x18\x0b \x01(\x03\x12\x12\n\nbest_value\x18\x0c \x01(\x01\x12\x10\n\x08\x62ytes_up\x18\r \x01(\x03\x12\x12\n\nbytes_down\x18\x0e \x01(\x03\x12\x11\n\tsubmitted\x18\x0f \x01(\x01\x12\x19\n\x11seconds_per_round\x18\x10 \x01(\x01\x12\x0c\n\x04open\x18\x11 \x01(\x03\x12\x0c\n\x04note\x18\x12 \x01(\t\x12\x10\n\x08warnings\x18\x13 \x03(\t\x12\x0f\n\x07privacy\x18\x14 \x01(\t\"\x83\x02\n\tClientRow\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x17\n\nseen_s_ago\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x64oing\x18\x05 \x01(\t\x12\x10\n\x08\x65xamples\x18\x06 \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pted_rounds\x18\x07 \x01(\x03\x12\x15\n\rfailed_rounds\x18\x08 \x01(\x03\x12\x10\n\x08\x62ytes_up\x18\t \x01(\x03\x12\x12\n\nbytes_down\x18\n \x01(\x03\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x12\n\nlast_error\x18\x0c \x01(\tB\r\n\x0b_seen_s_ago\"\xda\x01\n\nAdapterRow\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05round\x18\x03 \x01(\x03\x12\x0e\n\x06parent\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x15\n\rconfig_sha256\x18\x06 \x01(\t\x12\x0e\n\x06\x63ohort\x18\x07 \x03(\t\x12\x0e\n\x06metric\x18\x08 \x01(\t\x12\r\n\x05value\x18\t \x01(\x01\x12\x0c\n\x04\x62\x65st\x18\n \x01(\x08\x12\x0c\n\x04kept\x18\x0b \x01(\x08\x12\x0f\n\x07\x63reated\x18\x0c \x01(\x01\x12\x0c\n\x04note\x18\r \x01(\t\"D\n\x05Value\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x42\x06\n\x04kind\"\xc4\x01\n\nWatchEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\x30\n\x04\x64\x61ta\x18\x06 \x03(\x0b\x32\".headwater.v1.WatchEvent.DataEntry\x1a@\n\tDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.headwater.v1.Value:\x02\x38\x01\"-\n\x0cWatchRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\x0e\n\x06\x64\x61\x65mon\x18\x02 \x01(\t\"-\n\rSubmitRequest\x12\x0c\n\x04toml\x18\x01 \x01(\t\x12\x0e\n\x06\x66older\x18\x02 \x01(\t\"\x19\n\nRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\",\n\rResumeRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06\x66older\x18\x02 \x01(\t\"\x87\x01\n\rChangeRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x39\n\x07\x63hanges\x18\x02 \x03(\x0b\x32(.headwater.v1.ChangeRequest.ChangesEntry\x1a.\n\x0c\x43hangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\" \n\rAcceptRequest\x12\x0f\n\x07request\x18\x01 \x01(\t\"\x1f\n\rRevokeRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\"\"\n\x13ListAdaptersRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"-\n\rExportRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x15\n\x05Piece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"/\n\x0fRollbackRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\",\n\rForgetRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06\x63lient\x18\x02 \x01(\t\",\n\x0cUnpinRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x32\x87\x07\n\x07\x43ontrol\x12\x41\n\tGetStatus\x12\x1e.headwater.v1.GetStatusRequest\x1a\x14.headwater.v1.Status\x12?\n\x05Watch\x12\x1a.headwater.v1.WatchRequest\x1a\x18.headwater.v1.WatchEvent0\x01\x12;\n\x06Submit\x12\x1b.headwater.v1.SubmitRequest\x1a\x14.headwater.v1.RunRow\x12\x37\n\x05Pause\x12\x18.headwater.v1.RunRequest\x1a\x14.headwater.v1.RunRow\x12;\n\x06Resume\x12\x1b.headwater.v1.ResumeRequest\x1a\x14.headwater.v1.RunRow\x12\x36\n\x04Stop\x12\x18.headwater.v1.RunRequest\x1a\x14.headwater.v1.RunRow\x12;\n\x06\x43hange\x12\x1b.headwater.v1.ChangeRequest\x1a\x14.headwater.v1.RunRow\x12>\n\x06\x41\x63\x63\x65pt\x12\x1b.headwater.v1.AcceptRequest\x1a\x17.headwater.v1.ClientRow\x12>\n\x06Revoke\x12\x1b.headwater.v1.RevokeRequest\x1a\x17.headwater.v1.ClientRow\x12M\n\x0cListAdapters\x12!.headwater.v1.ListAdaptersRequest\x1a\x18.headwater.v1.AdapterRow0\x01\x12<\n\x06\x45xport\x12\x1b.headwater.v1.ExportRequest\x1a\x13.headwater.v1.Piece0\x01\x12\x43\n\x08Rollback\x12\x1d.headwater.v1.RollbackRequest\x1a\x18.headwater.v1.AdapterRow\x12=\n\x05Unpin\x12\x1a.headwater.v1.UnpinRequest\x1a\x18.headwater.v1.AdapterRow\x12?\n\x06\x46orget\x12\x1b.headwater.v1.ForgetRequest\x1a\x18.headwater.v1.AdapterRowb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,45 +44,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUS_REFUSEDENTRY']._serialized_start=332
   _globals['_STATUS_REFUSEDENTRY']._serialized_end=378
   _globals['_RUNROW']._serialized_start=381
-  _globals['_RUNROW']._serialized_end=712
-  _globals['_CLIENTROW']._serialized_start=715
-  _globals['_CLIENTROW']._serialized_end=974
-  _globals['_ADAPTERROW']._serialized_start=977
-  _globals['_ADAPTERROW']._serialized_end=1195
-  _globals['_VALUE']._serialized_start=1197
-  _globals['_VALUE']._serialized_end=1265
-  _globals['_WATCHEVENT']._serialized_start=1268
-  _globals['_WATCHEVENT']._serialized_end=1464
-  _globals['_WATCHEVENT_DATAENTRY']._serialized_start=1400
-  _globals['_WATCHEVENT_DATAENTRY']._serialized_end=1464
-  _globals['_WATCHREQUEST']._serialized_start=1466
-  _globals['_WATCHREQUEST']._serialized_end=1511
-  _globals['_SUBMITREQUEST']._serialized_start=1513
-  _globals['_SUBMITREQUEST']._serialized_end=1558
-  _globals['_RUNREQUEST']._serialized_start=1560
-  _globals['_RUNREQUEST']._serialized_end=1585
-  _globals['_RESUMEREQUEST']._serialized_start=1587
-  _globals['_RESUMEREQUEST']._serialized_end=1631
-  _globals['_CHANGEREQUEST']._serialized_start=1634
-  _globals['_CHANGEREQUEST']._serialized_end=1769
-  _globals['_CHANGEREQUEST_CHANGESENTRY']._serialized_start=1723
-  _globals['_CHANGEREQUEST_CHANGESENTRY']._serialized_end=1769
-  _globals['_ACCEPTREQUEST']._serialized_start=1771
-  _globals['_ACCEPTREQUEST']._serialized_end=1803
-  _globals['_REVOKEREQUEST']._serialized_start=1805
-  _globals['_REVOKEREQUEST']._serialized_end=1836
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1838
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1872
-  _globals['_EXPORTREQUEST']._serialized_start=1874
-  _globals['_EXPORTREQUEST']._serialized_end=1919
-  _globals['_PIECE']._serialized_start=1921
-  _globals['_PIECE']._serialized_end=1942
-  _globals['_ROLLBACKREQUEST']._serialized_start=1944
-  _globals['_ROLLBACKREQUEST']._serialized_end=1991
-  _globals['_FORGETREQUEST']._serialized_start=1993
-  _globals['_FORGETREQUEST']._serialized_end=2037
-  _globals['_UNPINREQUEST']._serialized_start=2039
-  _globals['_UNPINREQUEST']._serialized_end=2083
-  _globals['_CONTROL']._serialized_start=2086
-  _globals['_CONTROL']._serialized_end=2989
+  _globals['_RUNROW']._serialized_end=729
+  _globals['_CLIENTROW']._serialized_start=732
+  _globals['_CLIENTROW']._serialized_end=991
+  _globals['_ADAPTERROW']._serialized_start=994
+  _globals['_ADAPTERROW']._serialized_end=1212
+  _globals['_VALUE']._serialized_start=1214
+  _globals['_VALUE']._serialized_end=1282
+  _globals['_WATCHEVENT']._serialized_start=1285
+  _globals['_WATCHEVENT']._serialized_end=1481
+  _globals['_WATCHEVENT_DATAENTRY']._serialized_start=1417
+  _globals['_WATCHEVENT_DATAENTRY']._serialized_end=1481
+  _globals['_WATCHREQUEST']._serialized_start=1483
+  _globals['_WATCHREQUEST']._serialized_end=1528
+  _globals['_SUBMITREQUEST']._serialized_start=1530
+  _globals['_SUBMITREQUEST']._serialized_end=1575
+  _globals['_RUNREQUEST']._serialized_start=1577
+  _globals['_RUNREQUEST']._serialized_end=1602
+  _globals['_RESUMEREQUEST']._serialized_start=1604
+  _globals['_RESUMEREQUEST']._serialized_end=1648
+  _globals['_CHANGEREQUEST']._serialized_start=1651
+  _globals['_CHANGEREQUEST']._serialized_end=1786
+  _globals['_CHANGEREQUEST_CHANGESENTRY']._serialized_start=1740
+  _globals['_CHANGEREQUEST_CHANGESENTRY']._serialized_end=1786
+  _globals['_ACCEPTREQUEST']._serialized_start=1788
+  _globals['_ACCEPTREQUEST']._serialized_end=1820
+  _globals['_REVOKEREQUEST']._serialized_start=1822
+  _globals['_REVOKEREQUEST']._serialized_end=1853
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1855
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1889
+  _globals['_EXPORTREQUEST']._serialized_start=1891
+  _globals['_EXPORTREQUEST']._serialized_end=1936
+  _globals['_PIECE']._serialized_start=1938
+  _globals['_PIECE']._serialized_end=1959
+  _globals['_ROLLBACKREQUEST']._serialized_start=1961
+  _globals['_ROLLBACKREQUEST']._serialized_end=2008
+  _globals['_FORGETREQUEST']._serialized_start=2010
+  _globals['_FORGETREQUEST']._serialized_end=2054
+  _globals['_UNPINREQUEST']._serialized_start=2056
+  _globals['_UNPINREQUEST']._serialized_end=2100
+  _globals['_CONTROL']._serialized_start=2103
+  _globals['_CONTROL']._serialized_end=3006
 # @@protoc_insertion_point(module_scope)

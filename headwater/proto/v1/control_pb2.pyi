@@ -37,7 +37,7 @@ class Status(_message.Message):
     def __init__(self, version: _Optional[str] = ..., started: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., certificate_days: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[RunRow, _Mapping]]] = ..., clients: _Optional[_Iterable[_Union[ClientRow, _Mapping]]] = ..., refused: _Optional[_Mapping[str, int]] = ..., errors: _Optional[_Iterable[_Union[WatchEvent, _Mapping]]] = ...) -> None: ...
 
 class RunRow(_message.Message):
-    __slots__ = ("run", "name", "state", "reason", "round", "rounds", "accepted", "asked", "metric", "value", "best_round", "best_value", "bytes_up", "bytes_down", "submitted", "seconds_per_round", "open", "note", "warnings")
+    __slots__ = ("run", "name", "state", "reason", "round", "rounds", "accepted", "asked", "metric", "value", "best_round", "best_value", "bytes_up", "bytes_down", "submitted", "seconds_per_round", "open", "note", "warnings", "privacy")
     RUN_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class RunRow(_message.Message):
     OPEN_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    PRIVACY_FIELD_NUMBER: _ClassVar[int]
     run: str
     name: str
     state: str
@@ -76,7 +77,8 @@ class RunRow(_message.Message):
     open: int
     note: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, run: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., asked: _Optional[int] = ..., metric: _Optional[str] = ..., value: _Optional[float] = ..., best_round: _Optional[int] = ..., best_value: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., submitted: _Optional[float] = ..., seconds_per_round: _Optional[float] = ..., open: _Optional[int] = ..., note: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    privacy: str
+    def __init__(self, run: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., accepted: _Optional[int] = ..., asked: _Optional[int] = ..., metric: _Optional[str] = ..., value: _Optional[float] = ..., best_round: _Optional[int] = ..., best_value: _Optional[float] = ..., bytes_up: _Optional[int] = ..., bytes_down: _Optional[int] = ..., submitted: _Optional[float] = ..., seconds_per_round: _Optional[float] = ..., open: _Optional[int] = ..., note: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ..., privacy: _Optional[str] = ...) -> None: ...
 
 class ClientRow(_message.Message):
     __slots__ = ("client", "state", "fingerprint", "seen_s_ago", "doing", "examples", "accepted_rounds", "failed_rounds", "bytes_up", "bytes_down", "version", "last_error")

@@ -116,6 +116,7 @@ class RunCounters:
     best: Tracker = field(default_factory=lambda: Tracker(""))
     bytes_up: int = 0
     bytes_down: int = 0
+    privacy: str = ""
     counted: int = 0
     """The last round whose clients' rows were counted: a run may be restored more than once."""
     _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_ROUNDS))
@@ -131,6 +132,7 @@ class RunCounters:
             self.metric, self.best = metric, Tracker(metric)
         self.round = record.round
         self.accepted = self.asked = self.open = 0
+        self.privacy = record.spent() or self.privacy
         if math.isfinite(value):
             self.value = value
         self.best = self.best.after(self.round, value)
@@ -173,4 +175,5 @@ class RunCounters:
             submitted=self.submitted,
             open=self.open,
             seconds_per_round=statistics.median(self._seconds) if self._seconds else math.nan,
+            privacy=self.privacy,
         )

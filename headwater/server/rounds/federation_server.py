@@ -432,8 +432,11 @@ class FederationServer:
         if server.residual is not None:
             draft.kept_back(server.residual.norm())
         if self._releases is not None:
-            spent, budget = self._releases.spent(self._settings.privacy), self._settings.privacy.epsilon
-            draft.spent(recorded(spent, budget))
+            privacy, planned = self._settings.privacy, self._settings.federation.rounds - server.round
+            spent, budget, left = self._releases.spent(privacy), privacy.epsilon, None
+            if planned > 0:
+                left = self._releases.rounds_left(privacy, self._strategy.release(server, "next"), planned)
+            draft.spent(recorded(spent, budget, left))
             self._observer(Notice(f"round {server.round}: {in_words(spent, budget)}"))
         known = pool.profiles()
         took_part = finished.accepted.keys()  # the same clients evaluate after a crash as before it

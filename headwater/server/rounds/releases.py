@@ -53,6 +53,7 @@ class Releases:
         self._ledger, self._path, self._spec = Ledger(folder.ledger), folder.release, spec
         self._positions = NoisePositions(self._ledger)
         self.draw = self._positions.draw
+        self._total = -1
 
     def require_whole(self, rounds: int) -> None:
         """Refuse a ledger that lacks a round: what was spent cannot be told, so nothing may follow.
@@ -93,6 +94,39 @@ class Releases:
     def spent(self, settings: PrivacySettings) -> Price:
         """What the run has spent."""
         return self._price(settings, self._ledger.events)
+
+    def rounds_left(self, settings: PrivacySettings, following: Following, most: int) -> int | None:
+        """How many more rounds the budget holds, of ``most`` that are planned; None without a budget."""
+        if settings.epsilon is None:
+            return None
+        if isinstance(following, SequenceReleased):
+            place = self._positions.place(following, self._last())
+            if place is None:
+                place = None if self._fitting(settings, following, 1) == 0 else Place(following, 0)
+            return 0 if place is None else min(most, place.sequence.participation.rounds - place.step)
+        return self._fitting(settings, following, most)
+
+    def _fitting(self, settings: PrivacySettings, following: Following, most: int) -> int:
+        """How many more such events the budget holds, at most ``most``: by bisection of totals.
+
+        They are tried where they were before, one event less each round: prices are remembered.
+        """
+        assert settings.epsilon is not None, "who asks has a budget"
+        budget, events = settings.epsilon, self._ledger.events
+
+        def fits(more: int) -> bool:
+            return self._price(settings, (*events, *[following] * more)).epsilon <= budget
+
+        if most <= 0 or fits(most):
+            return max(most, 0)
+        fitting, above = 0, most
+        if 0 <= (guess := self._total - len(events)) < most and fits(guess) and not fits(guess + 1):
+            fitting, above = guess, guess + 1
+        while above - fitting > 1:
+            middle = (fitting + above) // 2
+            fitting, above = (middle, above) if fits(middle) else (fitting, middle)
+        self._total = len(events) + fitting
+        return fitting
 
     def once(
         self,
@@ -232,8 +266,8 @@ def exhausted(settings: PrivacySettings, after: Price) -> dict[str, str]:
     }
 
 
-def recorded(spent: Price, budget: float | None) -> dict[str, object]:
-    """The same for ``rounds.jsonl`` and ``summary.json``."""
+def recorded(spent: Price, budget: float | None, left: int | None) -> dict[str, object]:
+    """The same for ``rounds.jsonl`` and ``summary.json``, with how many more rounds the budget holds."""
     return {
         "epsilon": spent.epsilon,
         "epsilon_rdp": spent.rdp,
@@ -242,4 +276,5 @@ def recorded(spent: Price, budget: float | None) -> dict[str, object]:
         "relation": spent.relation,
         "budget": budget,
         "reproducible": spent.reproducible,
+        **({} if left is None else {"rounds_left": left}),
     }

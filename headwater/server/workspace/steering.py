@@ -99,6 +99,13 @@ def tell_unmet(settings: Federation, row: RunRow, enrolled: int) -> tuple[str, .
     elif schedule.buffer is not None and schedule.buffer > enrolled:
         told.append(f"buffer is {schedule.buffer}, but {devices}: no version can be made of so many updates")
     most = min(cohort.clients_per_round or enrolled, enrolled)
+    if settings.privacy.correlated:
+        needed = (settings.privacy.min_separation - 1) * most + cohort.min_clients
+        if needed > enrolled >= cohort.min_clients:
+            told.append(
+                f"privacy.min_separation is {settings.privacy.min_separation} and a round asks {most}, but "
+                f"{devices}: rounds may wait for ever until {needed - enrolled} more take part"
+            )
     if cohort.target_clients is not None and cohort.target_clients > most >= cohort.min_clients:
         told.append(
             f"target_clients is {cohort.target_clients}, but a round asks {most}: "

@@ -21,6 +21,7 @@ def test_status(folder):
     for shown in (
         "headwater 0.1.0", "123 MB", "1 of 2 online", "390 days", "sentiment", "3/20", "2/4", "0.812",
         "1.23 MB", "train 4", "never", "client bo: no answer in 60 s", "12 × unknown key", "disk is full",
+        "run r1: ε 1.234 of 4 at δ 1e-05, 12 more rounds",
     ):  # fmt: skip
         assert shown in done.out
 

@@ -97,7 +97,9 @@ def test_its_covariance_over_the_rounds_is_that_of_the_inverse(tmp_path, mechani
     process = Process(tmp_path, mechanism, values=values)
     rows = np.stack([process.release(number) for number in range(1, ROUNDS + 1)])
     inverse = np.linalg.inv(mechanism.materialize(ROUNDS))
-    found, exact = rows @ rows.T / values / process.sigma**2, inverse @ inverse.T
+    sigma = Z * mechanism.sensitivity(WHO) * process.plan.private.longest(values)  # as the event is priced
+    assert sigma <= process.sigma < 1.001 * sigma
+    found, exact = rows @ rows.T / values / sigma**2, inverse @ inverse.T
     scale = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
     assert np.abs(found - exact).max() < 6 * scale.max() * math.sqrt(2 / values)
     assert np.abs(found - np.eye(ROUNDS)).max() > 0.2 or mechanism == KINDS["identity"]

@@ -92,3 +92,18 @@ def test_a_release_that_is_not_in_the_ledger_is_not_used(tmp_path, monkeypatch):
     site.folder.ledger.unlink()
     with pytest.raises(StorageError, match=r"which is in release\.safetensors"):
         site.go()
+
+
+def test_it_dies_between_release_and_checkpoint_and_pays_once(tmp_path, monkeypatch):
+    """The next process takes what was released; a round that is priced twice, or not, would show."""
+    site = Site(tmp_path, min_clients=OWNERS)
+    with monkeypatch.context() as patch:
+        patch.setattr("headwater.server.rounds.federation_server.FederationServer._close", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            site.go()
+    released = site.folder.release.read_bytes()
+    with pytest.raises(Interrupted):
+        site.go(crash_at=2, kinds=RoundEnded)  # rounds 0 and 1 are written
+    assert site.folder.release.read_bytes() == released
+    site.go()
+    assert [event.round for event in Ledger(site.folder.ledger).events] == [1, 2]

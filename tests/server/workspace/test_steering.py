@@ -105,6 +105,16 @@ def test_a_round_that_has_too_few_clients_keeps_nobody_from_stopping():
             ["min_clients is 5", "2 devices are enrolled", "until 3 more"],
         ),
         (["cohort.min_clients=2"], 1, ["1 device is enrolled", "until 1 more"]),
+        (
+            [
+                "strategy.weighting=equal",
+                "cohort.population=30",
+                "cohort.clients_per_round=10",
+                'privacy={clip_l2=0.5,noise_multiplier=1,delta=1e-5,mechanism="tree",min_separation=3}',
+            ],
+            21,
+            ["min_separation is 3", "a round asks 10", "wait for ever until 1 more"],
+        ),
         (["federation.rounds=4"], 2, ["rounds is 4", "round 10 is open", "ends with round 10"]),
         (["cohort.target_clients=3"], 2, ["target_clients is 3", "a round asks 2", "deadline"]),
         (['schedule={kind="buffered",buffer=5}'], 3, ["buffer is 5", "3 devices are enrolled"]),

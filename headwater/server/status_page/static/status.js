@@ -76,7 +76,7 @@ function showRun(run) {
   set($("run-name"), title);
   document.title = run ? `${run.round}/${run.rounds} ${title} – Headwater` : "Headwater";
   for (const id of ["run-state", "run-body", "charts", "adapters-box"]) $(id).hidden = !run;
-  if (!run) for (const id of ["run-reason", "run-note", "run-warnings"]) $(id).hidden = true;
+  if (!run) for (const id of ["run-reason", "run-note", "run-privacy", "run-warnings"]) $(id).hidden = true;
   if (state.status.simulation) $("adapters-box").hidden = true; // they are in its run folder
   $("run-none").hidden = Boolean(run);
   if (!run) return;
@@ -87,6 +87,8 @@ function showRun(run) {
   $("run-reason").classList.toggle("bad", run.state === "failed");
   set($("run-note"), run.note);
   $("run-note").hidden = !run.note;
+  set($("run-privacy"), run.privacy);
+  $("run-privacy").hidden = !run.privacy;
   keyed($("run-warnings"), run.warnings, (text) => text, () => make("li"), (item, text) => set(item, text));
   $("run-warnings").hidden = !run.warnings.length;
   $("progress").max = run.rounds || 1;
