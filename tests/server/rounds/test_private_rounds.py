@@ -103,7 +103,7 @@ def test_it_dies_between_release_and_checkpoint_and_pays_once(tmp_path, monkeypa
             site.go()
     released = site.folder.release.read_bytes()
     with pytest.raises(Interrupted):
-        site.go(crash_at=2, kinds=RoundEnded)  # rounds 0 and 1 are written
+        site.go(crash_at=1, kinds=RoundEnded)  # of round 1
     assert site.folder.release.read_bytes() == released
     site.go()
     assert [event.round for event in Ledger(site.folder.ledger).events] == [1, 2]
