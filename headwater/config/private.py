@@ -167,7 +167,8 @@ def _require_turns(federation: FederationTables) -> None:
     cohort, privacy = federation.cohort, federation.privacy
     population, apart = cohort.population or 0, privacy.min_separation
     asked, most = cohort.clients_per_round or population, privacy.max_participations
-    needed = (apart - 1) * asked + max(asked, cohort.min_clients)
+    least = cohort.min_clients if cohort.min_clients <= population else 0  # more than all hold a run back
+    needed = (apart - 1) * asked + max(asked, least)
     if needed > population:
         raise ValueError(
             f"privacy.min_separation {apart} with {asked} owners a round needs cohort.population {needed}, "

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from headwater.config import LoadedFederation
+from headwater.config.federation import Federation
 from headwater.errors import (
     ConfigError,
     ConnectionLost,
@@ -49,6 +50,19 @@ RESTARTS = 2
 ENDED = ("finished", "stopped", "failed", "paused")
 
 
+def held(settings: Federation) -> dict[str, str]:
+    """What holds a run back while it is above the number of clients: settings by short name, as they are.
+
+    ``min_clients``, and what may not be below it.
+    """
+    cohort, schedule = settings.cohort, settings.schedule
+    found = {"min_clients": cohort.min_clients, "target_clients": cohort.target_clients}
+    if not settings.privacy.noised:  # with noise a round may ask fewer, and never more than there are
+        found["clients_per_round"] = cohort.clients_per_round
+    found["buffer"] = schedule.buffer
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
 class Follower:
     """One run from its submission to its end.
 
@@ -74,6 +88,7 @@ class Follower:
         self._network, self._run, self._loaded = network, run, loaded
         self._observer, self._should_stop = observer, should_stop
         self._least = loaded.settings.cohort.min_clients
+        self._held = held(loaded.settings)
         self._folder = RunFolder(network.run_folder(run))
         self._events: queue.Queue[WatchEvent] = queue.Queue()
         self._ended = threading.Event()
@@ -94,7 +109,7 @@ class Follower:
 
     def hold(self) -> None:
         """Let no round begin before :meth:`follow` has seen every client."""
-        self._change({"min_clients": str(len(self._network.agents) + 1)})
+        self._change(dict.fromkeys(self._held, str(len(self._network.agents) + 1)))
 
     def follow(self) -> None:
         """Until the run has ended, is paused as asked, cannot go on, or the daemon got the same signal.
@@ -226,7 +241,7 @@ class Follower:
                 hint="Mend what is wrong with them, then --resume.",
             )
         self._assembled = True
-        self._change({"min_clients": str(self._least)})
+        self._change(self._held)
 
     def _look_at_agents(self, status: Status) -> None:
         """Start an agent again that ended; one that does not stay, or is silent, is lost."""

@@ -18,12 +18,13 @@ from headwater.errors import FederationStopped, StorageError
 from headwater.protocol.control import WatchEvent
 from headwater.server.events import ClientFailed, Waiting
 from headwater.server.workspace.run_queue import RunQueue
+from headwater.server.workspace.steering import CHANGEABLE
 from headwater.server.workspace.workspace import Workspace
 from headwater.simulation.local_ports import free_ports, move_to_free_ports
 from headwater.simulation.network_engine import _run
-from headwater.simulation.network_follow import RESTARTS, Follower
+from headwater.simulation.network_follow import RESTARTS, Follower, held
 from tests.support.command import headwater
-from tests.support.runs import run, tiny_federation
+from tests.support.runs import bare_federation, run, tiny_federation
 from tests.support.tensorboard import steps
 
 
@@ -145,6 +146,34 @@ def test_no_round_begins_before_everybody_has_said_what_it_has(follower):
     assert len(follower._network.asked) == 1
     follower._step(status(row("waiting"), ann="1", ben="1"))
     assert follower._network.asked[-1] == ("change", {"min_clients": "1"})
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"cohort": {"clients_per_round": 1}},
+        {"cohort": {"clients_per_round": 2, "target_clients": 1}},
+        {"schedule": {"kind": "buffered", "buffer": 1}},
+        {
+            "strategy": {"kind": "mean", "weighting": "equal"},
+            "cohort": {"clients_per_round": 1, "population": 2},
+            "codec": {"up": {"kind": "dense"}},
+            "privacy": {
+                "clip_l2": 0.5,
+                "noise_multiplier": 1.0,
+                "delta": 1e-3,
+                "mechanism": "tree",
+                "min_separation": 2,
+            },
+        },
+    ],
+    ids=["cohort", "target", "buffer", "turns"],
+)
+def test_what_holds_a_run_back_is_a_file_that_fits_together(tmp_path, tables):
+    file = bare_federation(tmp_path, **tables)
+    found = held(load_federation(file).settings)
+    load_federation(file, [f"{CHANGEABLE[name]}=3" for name in found])
+    assert load_federation(file, [f"{CHANGEABLE[name]}={value}" for name, value in found.items()])
 
 
 def test_one_who_is_refused_is_lost_by_name_and_the_others_begin(follower):
