@@ -179,7 +179,10 @@ def _of_owner(folder: Path, checked: Verified) -> list[str]:
     lines = [f"{name}: its updates of these rounds are in it: {rounds}"]
     if outside:
         missing = _ranges(one.round for one in outside)
-        why = "refused, late, given up by a rollback, summed by an edge aggregator, or after this adapter"
+        why = (
+            "refused, late, given up by a rollback, an attempt at a masked sum that was begun anew, "
+            "summed by an edge aggregator, or after this adapter"
+        )
         lines.append(f"{name}: sent, and not in it: {missing} ({why})")
     lacking = [one.number for one in checked.line if one.count and one.number not in leaves]
     if lacking:

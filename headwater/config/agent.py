@@ -72,7 +72,9 @@ class PolicySettings(Settings):
     max_examples: int | None = Field(default=None, ge=1, description="training examples of one task")
     allow_evaluate: bool = True
     min_masked_clients: int | None = Field(
-        default=None, ge=3, description="an update leaves in a masked sum of at least so many clients only"
+        default=None,
+        ge=3,
+        description="an update leaves in masked sums that at least so many are asked for only",
     )
     training: list[str] = Field(
         default=list(TRAINING_KINDS), description="kinds of training that headwater brings"

@@ -60,6 +60,7 @@ class FailureCode(IntEnum):
     SCRIPT_MISSING = 22
     PRIVACY_SPENT = 23
     MASKS_REFUSED = 24
+    MASKS_TOO_FEW = 25
     POLICY_HOURS = 32
     POLICY_BYTES_PER_DAY = 33
     POLICY_WORK_PER_DAY = 34
@@ -134,6 +135,10 @@ _SENTENCES: dict[FailureCode, tuple[int, str]] = {
     FailureCode.SCRIPT_MISSING: (0, "a script of the owner's must train, and none runs on the device"),
     FailureCode.PRIVACY_SPENT: (0, "the client's privacy budget does not hold one more round"),
     FailureCode.MASKS_REFUSED: (0, "the client takes no part in this masked sum; the owner's log says why"),
+    FailureCode.MASKS_TOO_FEW: (
+        2,
+        "the run promised masked sums of at least {0} clients (cohort.min_clients), and this one is of {1}",
+    ),
     FailureCode.POLICY_HOURS: (3, "policy hours {clock[0]}-{clock[1]}: it is {clock[2]} on the device"),
     FailureCode.POLICY_BYTES_PER_DAY: (
         3,

@@ -18,6 +18,7 @@ from headwater.flower import as_array, assume_task_identity, pack, unpack
 from headwater.flower.one_run import OneRunGrid
 from headwater.proto.wire import decode_request, decode_signed
 from headwater.protocol.messages import MaskRequest, Request
+from headwater.security.receipt_keys import ReceiptKey
 from headwater.security.signing import Identity, verify_reply
 from headwater.server.clients.discovery import DiscoveredClients, EnrolledClients
 from headwater.server.clients.exchange import Exchange
@@ -83,6 +84,7 @@ class Fleet(OneRunGrid):
     Attributes:
         before: called with a device and a request before it answers; may raise, or set it offline.
         sent: every signed reply that reached the server, with its request.
+        receipt_key: of the server; one of the run's own if None.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Fleet(OneRunGrid):
         self.folder = RunFolder.create(folder / "server", self.loaded, {"engine": "test"})
         self.before: Callable[[Device, Request], None] = lambda device, request: None
         self.sent: list[tuple[str, Request, bytes]] = []
+        self.receipt_key: Callable[[], ReceiptKey] | None = None
         self.events: list[Any] = []
         self._queued: dict[str, Message] = {}
         self._count = 0
@@ -116,6 +119,7 @@ class Fleet(OneRunGrid):
             rollback=lambda: None,
             rolled_back=lambda: None,
             wire_run_id="run",
+            receipt_key=self.receipt_key,
         )
         server = FederationServer(
             self.loaded, "run", context, self.folder, test=None, control=control, durability=durability

@@ -43,6 +43,7 @@ PASSING = frozenset(
         FailureCode.BAD_REQUEST,
         FailureCode.TRIES_LATER,
         FailureCode.MASKS_REFUSED,
+        FailureCode.MASKS_TOO_FEW,
     }
 )
 """What ends without the owner, or is the server's business."""

@@ -18,7 +18,7 @@ from headwater.errors import DecodeError, HeadwaterError, StorageError, UpdateRe
 from headwater.files import write_atomically
 from headwater.proto.mask_wire import StatedSum, decode_sum
 from headwater.proto.wire import encode_reply
-from headwater.protocol.failures import FailureCode, coded
+from headwater.protocol.failures import FailureCode, coded, reported_code
 from headwater.protocol.messages import (
     WITHHELD,
     EncodedUpdate,
@@ -97,6 +97,8 @@ class MaskedSums:
             content = self._answer(request, joined)
         except (UpdateRejected, DecodeError) as error:
             self._sessions.pop(request.run, None)
+            if reported_code(error) is FailureCode.MASKS_TOO_FEW:
+                raise
             raise coded(error, FailureCode.MASKS_REFUSED) from error
         return encode_reply(
             MaskReply(self._name, request.run, request.round, request.attempt, request.step, content)
@@ -152,12 +154,17 @@ class MaskedSums:
         if not privacy.masks:
             raise UpdateRejected("masked sum", expected="a run under masks", got="one without")
         told = privacy.mask_dropouts, privacy.mask_colluding
-        if (promise.dropouts, promise.colluding) != told or promise.least < settings.cohort.min_clients:
+        if (promise.dropouts, promise.colluding) != told:
             raise UpdateRejected(
-                "masked sum", expected=f"mask_dropouts and mask_colluding {told}, "
-                f"cohort.min_clients {settings.cohort.min_clients}, as the file says",
-                got=f"{(promise.dropouts, promise.colluding)}, {promise.least}",
+                "masked sum", expected=f"mask_dropouts and mask_colluding {told}, as the file says",
+                got=str((promise.dropouts, promise.colluding)),
             )  # fmt: skip
+        if promise.least < (least := settings.cohort.min_clients):
+            error = UpdateRejected(
+                "masked sum", expected=f"at least {least} clients, cohort.min_clients of the file",
+                got=str(promise.least),
+            )  # fmt: skip
+            raise coded(error, FailureCode.MASKS_TOO_FEW, least, max(0, promise.least))
         if stated.enrolled.get(self._name) != self._public:
             raise UpdateRejected("masked sum", expected="this device's name and key", got="others")
 

@@ -230,14 +230,15 @@ class Rounds(ABC):
         rule = self._strategy.aggregator(plan, down.base, correlated)
         privacy = self._settings.privacy
         if privacy.masks:
-            least = self._settings.cohort.min_clients
-            promise = Promise(privacy.mask_dropouts, privacy.mask_colluding, least)
+            cohort = self._settings.cohort
+            promise = Promise(privacy.mask_dropouts, privacy.mask_colluding, cohort.min_clients)
             if (devices := self._control.masking) is not None:
                 masks = Masks(devices, promise)
                 return MaskedRound(plan, down, self._run, profiles, rule, self._root, masks)
             if self._durability is not None:
                 path = self._durability.masked_round
-                through = MaskedExchange(self._pool, self._control, path, promise, privacy.mask_wait_s)
+                times = {"patience_s": privacy.mask_wait_s, "retry_s": cohort.retry_s}
+                through = MaskedExchange(self._pool, self._control, path, promise, **times)
                 return WithheldRound(plan, down, self._run, profiles, rule, self._root, through)
         open_round = OpenRound(plan, down, self._run, profiles, rule, self._root)
         if self._settings.schedule.has_rounds:

@@ -70,14 +70,24 @@ class MaskedExchange:
         path: file of the round's :class:`MaskedRecord`.
         promise: what the federation states of drop-outs, collusion and the fewest clients.
         patience_s: how long a step waits for a client that is there.
+        retry_s: how long after an attempt that clients have refused they are asked for another.
     """
 
     def __init__(
-        self, pool: ClientPool, control: RunControl, path: Path, promise: Promise, patience_s: float
+        self,
+        pool: ClientPool,
+        control: RunControl,
+        path: Path,
+        promise: Promise,
+        *,
+        patience_s: float,
+        retry_s: float,
     ) -> None:
         self.promise = promise
-        self._pool, self._control, self._path, self._patience_s = pool, control, path, patience_s
+        self._pool, self._control, self._path = pool, control, path
+        self._patience_s, self._retry_s = patience_s, retry_s
         self.traffic = Traffic()
+        self._refusals = dict[str, str]()  # of this attempt, by client
 
     def sum(self, draft: SumRound, plans: Collection[bytes]) -> MaskedSum:
         """Sum the vectors of the round's clients.
@@ -97,32 +107,44 @@ class MaskedExchange:
             attempt = later_attempt(bytes.fromhex(record.attempt))
             record = replace(record, attempt=attempt.hex())
             record.save(self._path)
+            self._refusals.clear()
             try:
                 return self._attempt(replace(draft, attempt=attempt, exactly=record.survivors), plans)
             except HeadwaterError as error:
                 if not isinstance(error, EmptyRound | UpdateRejected | DecodeError):
                     raise
-                why = str(error)
+                why = f"{error}{self._told_refusals()}"
                 self._control.observer(Notice(f"round {draft.round}: no sum under masks yet: {why}"))
             finally:
                 self._pool.exchange.forget(MaskRequest, draft.round)
             record = MaskedRecord.load(self._path, draft.round)
             if self._control.should_stop():
                 raise NoSum(why, told=record.vectors, stopped=True)
+            if self._refusals:  # at once: without a rest they would be asked, and train, over and over
+                self._wait(self._retry_s, lambda: False)
         raise NoSum(why, told=record.vectors)
 
     def _wait_for(self, draft: SumRound, record: MaskedRecord) -> None:
         """Give clients that are away time to come back, where without them there is no sum."""
         asked = len(draft.names)
         need = len(record.survivors) or asked - draft.promise.dropped(asked)
-        ends_s = self._control.clock() + self._patience_s
-        while self._control.clock() < ends_s and not self._control.should_stop():
-            there = [n for n in record.survivors or draft.names if not self._pool.is_away(n)]
-            if len(there) >= need:
-                return
+        wanted = record.survivors or draft.names
+        self._wait(self._patience_s, lambda: sum(not self._pool.is_away(n) for n in wanted) >= need)
+
+    def _wait(self, seconds: float, over: Callable[[], bool]) -> None:
+        """Let time pass until it is over, or a stop is asked for."""
+        ends_s = self._control.clock() + seconds
+        while self._control.clock() < ends_s and not self._control.should_stop() and not over():
             for _ in self._pool.poll(MaskRequest):
                 pass
             self._control.pause()
+
+    def _told_refusals(self) -> str:
+        """What one of those said who took no part in the attempt: most often all mean the same."""
+        if not self._refusals:
+            return ""
+        name = min(self._refusals)
+        return f" {len(self._refusals)} refused, among them {name}: {self._refusals[name]}"
 
     def _attempt(self, sum_round: SumRound, plans: Collection[bytes]) -> MaskedSum:
         """One attempt, with keys of its own.
@@ -206,7 +228,7 @@ class MaskedExchange:
                 try:
                     take(name, _content(incoming, requests[name], limit))
                 except HeadwaterError as error:
-                    traffic.failed[name] = str(error)
+                    traffic.failed[name] = self._refusals[name] = str(error)
                 else:
                     well.add(name)
                     if requests[name].step is MaskStep.VECTOR:

@@ -20,7 +20,7 @@ from headwater.files import write_atomically
 from headwater.protocol.control import RunState
 from headwater.server.storage.run_folder import RunFolder
 from headwater.server.workspace.required_inputs import require_inputs
-from headwater.server.workspace.steering import CHANGEABLE, PLACES, require_known
+from headwater.server.workspace.steering import CHANGEABLE, PLACES, require_known, require_promised
 
 StopRequest: TypeAlias = Literal["", "pause", "stop"]
 ENDED: tuple[RunState, ...] = ("finished", "stopped")
@@ -233,7 +233,8 @@ class RunQueue:
             )
         full = {known[key]: value for key, value in changes.items()}
         changed = replace(entry, changes={**entry.changes, **full})
-        self.settings(changed)
+        file = self.settings(replace(entry, changes={}))
+        require_promised(f"run {entry.run}", file, self.settings(changed))
         return changed
 
     def settings(self, entry: RunEntry) -> Federation:

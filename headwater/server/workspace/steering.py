@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from headwater.config.federation import Federation
+from headwater.errors import ConfigError
 from headwater.protocol.control import RunRow
 
 CHANGEABLE = {
@@ -122,6 +123,26 @@ def require_known(keys: Collection[str]) -> Mapping[str, str]:
     """The full name of each key that may be changed; others are left out."""
     full = {key: CHANGEABLE.get(key, key) for key in keys}
     return {key: name for key, name in full.items() if name in _SHORT}
+
+
+def require_promised(who: str, file: Federation, settings: Federation) -> None:
+    """Refuse a change that weakens what the run's file promised the devices that are in it.
+
+    Args:
+        who: which run.
+        file: its settings without changes.
+        settings: with all of them.
+
+    Raises:
+        ConfigError: fewer clients in a masked sum. Devices would refuse each sum, and no round move anything.
+    """
+    least, wanted = file.cohort.min_clients, settings.cohort.min_clients
+    if file.privacy.masks and wanted < least:
+        raise ConfigError(
+            f"{who}: cohort.min_clients",
+            expected=f"at least {least}, as the run's file has it: devices mask in no sum of fewer",
+            got=str(wanted), hint="Submit another federation: owners then see the new number, and decide.",
+        )  # fmt: skip
 
 
 def _value(settings: Federation, key: str) -> object:

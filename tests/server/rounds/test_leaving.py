@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from headwater.cli.main import main
 from headwater.config import load_federation
 from headwater.errors import ConfigError
 from headwater.merging.aggregator import Merged
@@ -50,6 +51,31 @@ def test_the_run_goes_back_to_what_nothing_of_it_is_in(tmp_path):
     site.rollback = row.version  # a crash before the request was struck off
     site.go()
     assert read_receipts(site.folder.receipts / "receipts.jsonl") == receipts
+
+
+def test_a_rollback_after_somebody_left_finds_nothing_of_it_and_is_verified(tmp_path, capsys):
+    site = Site(tmp_path)
+    site.go()
+    site.rollback, site.leaving = site.versions.newest_without(WHO).version, WHO
+    site.go()
+    with pytest.raises(ConfigError, match="version 3"):
+        site.versions.state(3, TrainingContext.open(site.loaded).spec)
+    without = site.versions.rows()[-1]
+    more = site.loaded.settings.federation.model_copy(update={"rounds": ROUNDS + 1})
+    site.rollback, site.leaving = None, ""
+    site.changes = site.loaded.settings.model_copy(update={"federation": more})
+    site.go()
+    assert site.versions.rows()[-1].sha256 != without.sha256
+    site.rollback = without.version
+    site.go()
+    last = site.versions.rows()[-1]
+    assert (last.note, last.sha256) == (f"rollback to version {without.version}", without.sha256)
+    receipts = read_receipts(site.folder.receipts / "receipts.jsonl")
+    check_chain(receipts, "here")
+    assert [r.kind for r in receipts] == ["start", *["round"] * ROUNDS, "leaving", "round", "rollback"]
+    (file,) = (tmp_path / "run" / "versions").glob(f"*{last.version}.safetensors")
+    assert main(["verify", str(file)]) == 0
+    assert "lineage: 0 rounds with 0 updates" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("strategy", [{"kind": "mean", "server_momentum": 0.9}, {"kind": "mean"}])

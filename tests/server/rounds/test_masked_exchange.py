@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from headwater.protocol.messages import (
     TrainRequest,
 )
 from headwater.receipts.sent import SENT, read_sent
+from headwater.security.secagg.bounds import Promise
 from headwater.security.secagg.group import Advert
 from headwater.server.clients.run_control import Interrupted
 from headwater.strategies.summing import why_no_sums
@@ -244,6 +246,48 @@ def test_edge_aggregators_are_refused_by_name(tmp_path: Path) -> None:
 
 
 # --- what an owner allows ---------------------------------------------------------------------------
+
+
+def test_an_owner_that_wants_more_clients_stays_out_and_the_organiser_reads_why(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, federation(tmp_path), NAMES)
+    strict = Device(NAMES[0], tmp_path / "strict", {"min_masked_clients": 4})
+    fleet.devices[NAMES[0]] = strict
+    assert fleet.serve().finished
+    why = "policy min_masked_clients 4: the run masks sums of at least 3"
+    for record in records(fleet.folder.path)[1:]:
+        assert why in record["clients"][NAMES[0]]["failed"]
+        assert sum("failed" in row for row in record["clients"].values()) == 1
+    assert (strict.worker.trained, fleet.steps(NAMES[0])) == (0, [])
+    assert "the run must mask updates" in strict.log[-1]
+
+
+def test_a_sum_of_fewer_than_the_file_says_is_refused_and_the_organiser_reads_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that lowers the number within a run, as ``set`` does not let it, gets no key of anybody."""
+    cohort = TABLES["cohort"] | {"min_clients": 4, "retry_s": 0.5}
+    fleet = Fleet(tmp_path, federation(tmp_path, cohort=cohort), NAMES)
+    monkeypatch.setattr(
+        "headwater.server.rounds.base.Promise", lambda out, colluding, least: Promise(out, colluding, 3)
+    )
+    monkeypatch.setattr("headwater.server.rounds.masked_exchange.ATTEMPTS", 2)
+    asked_s: list[float] = []
+
+    def look(device: Device, request: Request) -> None:
+        if isinstance(request, MaskRequest) and device.name == NAMES[0]:
+            asked_s.append(time.monotonic())
+            if len(asked_s) == 3:
+                raise Interrupted
+
+    fleet.before = look
+    with pytest.raises(Interrupted):
+        fleet.serve()
+    assert not replies(fleet, MaskReply)
+    assert len(records(fleet.folder.path)) == 1
+    notice = next(str(event) for event in fleet.events if "no sum under masks yet" in str(event))
+    assert f"5 refused, among them {NAMES[0]}" in notice
+    assert "at least 4 clients (cohort.min_clients), and this one is of 3" in notice
+    assert asked_s[2] - asked_s[0] >= 1  # and nobody is asked, nor trains, over and over
 
 
 @pytest.mark.parametrize(
