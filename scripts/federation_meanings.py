@@ -314,7 +314,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     DenseCodec: {"dtype": "4 bytes a value, or 2"},
     BaseStrategy: {
         "space": "[of LoRA](aggregation.md#spaces)",
-        "weighting": "a client weighs its training examples (at most 2²⁴), or 1",
+        "weighting": "a client weighs its training examples, their targets (rows, or tokens with a loss), "
+        "or 1; at most 2²⁴",
         "server_learning_rate": "η in x ← x + η·m",
         "server_optimizer": "[FedAvgM, FedAdam, FedYogi, FedAdagrad](aggregation.md#the-servers-step)",
         "server_momentum": "β of `momentum`, in m ← β·m + Δ",

@@ -153,6 +153,11 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "`qsgd`, `randk`, `nnadq`; scalars",
     ),
     ("`strategy.norm_bound`, `strategy.screen`", "methods that send scalars"),
+    (
+        '`strategy.weighting = "targets"`',
+        "data kind `none`; training kind `script`; `[training.privacy]`; `control_variates`; "
+        "`simulation.devices.start_rows`",
+    ),
     ("`strategy.screen.leave_out`, `strategy.screen.shorten`", "`control_variates`; `error_feedback` `ef21`"),
     (
         "noise in `[privacy]`",

@@ -49,6 +49,7 @@ def require_consistent(federation: FederationTables) -> None:
     _cohort(federation)
     _methods(federation)
     _links(federation)
+    _by_targets(federation)
     _control_variates(federation)
     _shifts(federation)
     _contribution(federation)
@@ -210,6 +211,28 @@ def _methods(federation: FederationTables) -> None:
             raise ValueError(
                 f"methods that send scalars must have the same {other[0]}: one set of seeds serves a round"
             )
+
+
+def _by_targets(federation: FederationTables) -> None:
+    """Clients can say how many targets they train on, once for all rounds."""
+    if federation.strategy.weighting != "targets":
+        return
+    devices, trainings = federation.simulation.devices, federation.trainings.values()
+    reasons = {
+        "clients whose rows stay as they are: no simulation.devices.start_rows": (
+            devices is not None and devices.start_rows is not None
+        ),
+        "no control variates, which are weighed by examples": federation.strategy.control_variates,
+        "no [training.privacy]: how many tokens a row has would be told": any(
+            training.example_privacy() for training in trainings
+        ),
+        "rows that Headwater reads: no data.kind 'none', no training.kind 'script'": (
+            not federation.data.has_rows or any(training.by_script for training in trainings)
+        ),
+    }
+    for needed, broken in reasons.items():
+        if broken:
+            raise ValueError(f'strategy.weighting = "targets" needs {needed}')
 
 
 def _control_variates(federation: FederationTables) -> None:

@@ -28,7 +28,7 @@ class BaseStrategy(StrategyTraits):
     """What every strategy has."""
 
     space: Space
-    weighting: Literal["examples", "equal"] = "examples"
+    weighting: Literal["examples", "targets", "equal"] = "examples"
     server_learning_rate: float = Field(default=1.0, gt=0)
     server_optimizer: Literal["momentum", "adam", "yogi", "adagrad"] = "momentum"
     server_momentum: float = Field(default=0.0, ge=0, lt=1)

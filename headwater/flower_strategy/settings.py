@@ -47,6 +47,10 @@ def read_tables(rule: Table, codec: Table) -> tuple[Strategy, Codec | None]:
         (strategy.needs_fisher, "a rule that needs no Fisher information of the clients"),
         (strategy.control_variates, "no control_variates, which clients would train with"),
         (strategy.norm_bound is not None, "no norm_bound: a mod of Flower's clips"),
+        (
+            strategy.weighting == "targets",
+            "weighting by examples or equal: clients send no number of targets",
+        ),
         ("space" in tables["strategy"], "no space: arrays are merged as they are"),
         (found.codec.shifts, "error_feedback true, false or 'ef14'"),
     ):

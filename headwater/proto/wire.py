@@ -172,6 +172,7 @@ def encode_reply(reply: Reply) -> bytes:
                     version=reply.version,
                     device=device_to_json(reply.device),
                     reads=reply.reads,
+                    train_targets=reply.train_targets,
                 )
             )
         case EncodedUpdate():
@@ -252,6 +253,7 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
             version=check_name(p.version, "profile.version") if p.version else "",
             device=device_from_json(p.device),
             reads=_reads(tuple(p.reads[: MAX_READS + 1])),
+            train_targets=_count(p.train_targets, "profile.train_targets"),
         )
     if kind == "update":
         u = message.update

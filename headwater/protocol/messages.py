@@ -132,7 +132,8 @@ class ClientProfile:
 
     ``edge`` is the server's note behind which edge aggregator the client is; it does not travel. ``reads``
     are the ids of the codecs in which a state may come to it; an older client, which names none, is sent
-    dense states.
+    dense states. ``train_targets`` is how many targets its training examples have, by which it weighs with
+    ``strategy.weighting = "targets"``; 0 in other federations, where nobody needs it.
     """
 
     client: str
@@ -145,6 +146,7 @@ class ClientProfile:
     device: DeviceProfile | None = None
     edge: str = ""
     reads: tuple[str, ...] = ()
+    train_targets: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,6 +213,11 @@ class FederatedStrategy(Strategy):
         seconds = self.federation.cohort.upload_s
         return None if seconds is None else link_bytes(server.links.get(client, ()), seconds)
 
+    def _counted(self, profile: ClientProfile) -> int:
+        """What a client weighs by, where not all weigh alike."""
+        by_targets = self.federation.strategy.weighting == "targets"
+        return profile.train_targets if by_targets else profile.train_examples
+
     def _weight(self, examples: int) -> int:
         """Of a client's update."""
         return weight_of(self.federation, examples)
@@ -299,7 +304,8 @@ class FederatedStrategy(Strategy):
     ) -> MergePlan:
         """How the updates of these clients are added."""
         strategy = self.federation.strategy
-        weights = {n: self._weight(profiles[n].train_examples) for n in tasks}
+        counts = {n: self._counted(profiles[n]) for n in tasks}
+        weights = {n: self._weight(count) for n, count in counts.items()}
         spec = server.state.spec
         seeds = next((plan.seeds for plan in tasks.values() if plan.seeds is not None), None)
         return MergePlan(
@@ -426,7 +432,7 @@ class FederatedStrategy(Strategy):
 
 def weight_of(federation: Federation, examples: int) -> int:
     """Of the update of a client with so many."""
-    return min(examples, MAX_WEIGHT) if federation.strategy.weighting == "examples" else 1
+    return 1 if federation.strategy.weighting == "equal" else min(examples, MAX_WEIGHT)
 
 
 def _both(some: tuple[str, ...] | None, others: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from headwater.config.data import BaseData
-from headwater.tasks.batches import IGNORED
+from headwater.tasks.batches import IGNORED, Example
 from headwater.tasks.classification import invert
 from headwater.tasks.task import Task
 
@@ -25,6 +25,10 @@ class EachToken(Task[S]):
         kept = targets != IGNORED
         each = F.cross_entropy(logits[kept], targets[kept], self.weights(logits), reduction="none")
         return logits.new_zeros(len(logits)).index_add(0, kept.nonzero()[:, 0], each), kept.sum(1)
+
+    def target_count(self, example: Example) -> int:
+        """Its tokens with a target."""
+        return int((example.targets != IGNORED).sum())
 
     def weights(self, like: Tensor) -> Tensor | None:
         """Each output's weight [outputs], beside logits ``like``; None if all count alike."""

@@ -46,6 +46,10 @@ class NextToken(Task[L]):
         rows = kept.nonzero()[:, 0]
         return logits.new_zeros(len(logits)).index_add(0, rows, each), kept.sum(1)
 
+    def target_count(self, example: Example) -> int:
+        """Its target tokens: the first one has nothing before it."""
+        return int((example.targets[1:] != IGNORED).sum())
+
     def any_targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Every token."""
         import torch

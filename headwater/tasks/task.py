@@ -98,6 +98,10 @@ class Task(ABC, Generic[S]):
             batches are weighed.
         """
 
+    def target_count(self, example: Example) -> int:
+        """How many targets a training example has: its count in :meth:`losses`."""
+        return 1
+
     @abstractmethod
     def any_targets(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Targets that any model can be tried with, for int64 [b, t] ``tokens`` of which ``mask`` counts."""

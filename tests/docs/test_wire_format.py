@@ -268,6 +268,8 @@ def test_every_field_of_the_replies():
     profile = ClientProfile("ann", 5, 6, "d" * 64, "e" * 64)
     written = stranger.write((1, "ann"), (2, 5), (3, 6), (4, "d" * 64), (5, "e" * 64))
     assert wire.encode_reply(profile) == stranger.message(1, written)
+    by_targets = ClientProfile("ann", 5, 6, "d" * 64, "e" * 64, train_targets=70_000)
+    assert wire.encode_reply(by_targets) == stranger.message(1, written + stranger.write((10, 70_000)))
     failure = stranger.message(4, stranger.write((1, "ann"), (2, 7), (3, "why")))
     assert wire.decode_reply(failure, max_bytes=0).reason == "why"
     full = ClientFailure.coded("ann", 7, Failure(FailureCode.DISK_FULL, (8_000_000, 512)), "r")

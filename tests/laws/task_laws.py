@@ -156,6 +156,7 @@ class TaskLaws:
         logits = self.logits(examples, seed)
         losses, counts = self.task.losses(padded(logits), collate(examples, pad).targets)
         assert losses.shape == counts.shape == (len(examples),)
+        assert counts.tolist() == [self.task.target_count(example) for example in examples]
         assert bool((losses >= 0).all())
         for i, example in enumerate(examples):
             neighbours = [examples[(i + k) % len(examples)] for k in range(1, more + 1)]

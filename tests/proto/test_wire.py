@@ -75,7 +75,9 @@ REQUESTS = st.one_of(
     st.builds(EvaluateRequest, NAMES, ROUNDS, NAMES, HEX, HEX, PAYLOADS),
 )
 REPLIES = st.one_of(
-    st.builds(ClientProfile, NAMES, COUNTS, COUNTS, HEX, HEX, device=st.none() | DEVICES),
+    st.builds(
+        ClientProfile, NAMES, COUNTS, COUNTS, HEX, HEX, device=st.none() | DEVICES, train_targets=COUNTS
+    ),
     st.builds(
         EncodedUpdate,
         NAMES,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,12 @@ def test_all_clients_of_a_round_share_their_random_places_where_the_file_says_so
 def test_equal_weighting() -> None:
     strategy = FederatedStrategy(federation(strategy={"kind": "mean", "weighting": "equal"}))
     assert strategy.plan(after(strategy), profiles(b=20, a=10), key=KEY).merge.weights == {"a": 1, "b": 1}
+
+
+def test_weighting_by_targets() -> None:
+    strategy = FederatedStrategy(federation(strategy={"kind": "mean", "weighting": "targets"}))
+    there = {n: replace(p, train_targets=7 * p.train_examples) for n, p in profiles(b=20, a=10).items()}
+    assert strategy.plan(after(strategy), there, key=KEY).merge.weights == {"a": 70, "b": 140}
 
 
 def test_the_cohort_is_a_function_of_key_round_and_names() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from headwater import __version__
@@ -25,7 +25,8 @@ from headwater.protocol.failures import FailureCode, coded
 from headwater.protocol.messages import ClientProfile, EvaluateRequest, Payload, TrainRequest
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
-from headwater.tasks.batches import by_row
+from headwater.tasks.batches import Example, by_row
+from headwater.tasks.table import task_of
 from headwater.training.context import TrainingContext
 
 
@@ -142,7 +143,12 @@ class ClientRuntime:
                 self.context, simulated_memory_mb=self.simulated_memory_mb.get(client), allowed=allowed
             ),
             reads=self.reads,
+            train_targets=self._targets(data.train) if settings.strategy.weighting == "targets" else 0,
         )
+
+    def _targets(self, examples: Sequence[Example]) -> int:
+        task = task_of(self.context.loaded.settings.data)
+        return sum(task.target_count(example) for example in examples)
 
     @property
     def reads(self) -> tuple[str, ...]:

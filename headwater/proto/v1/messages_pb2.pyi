@@ -42,7 +42,7 @@ class ProfileRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ..., federation: _Optional[str] = ..., model_sha256: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ClientProfile(_message.Message):
-    __slots__ = ("client", "train_examples", "validation_examples", "model_sha256", "spec", "run", "version", "device", "reads")
+    __slots__ = ("client", "train_examples", "validation_examples", "model_sha256", "spec", "run", "version", "device", "reads", "train_targets")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     TRAIN_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class ClientProfile(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     READS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_TARGETS_FIELD_NUMBER: _ClassVar[int]
     client: str
     train_examples: int
     validation_examples: int
@@ -61,7 +62,8 @@ class ClientProfile(_message.Message):
     version: str
     device: str
     reads: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, client: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., model_sha256: _Optional[str] = ..., spec: _Optional[str] = ..., run: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., reads: _Optional[_Iterable[str]] = ...) -> None: ...
+    train_targets: int
+    def __init__(self, client: _Optional[str] = ..., train_examples: _Optional[int] = ..., validation_examples: _Optional[int] = ..., model_sha256: _Optional[str] = ..., spec: _Optional[str] = ..., run: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., reads: _Optional[_Iterable[str]] = ..., train_targets: _Optional[int] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
     __slots__ = ("run", "round", "client", "spec", "state_codec", "state_sha256", "accepted_round", "plan", "masked_weight")

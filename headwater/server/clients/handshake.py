@@ -287,6 +287,14 @@ def fitting(
     ):
         if theirs != ours:
             raise DecodeError(f"client {reply.client}", expected=f"{what} {ours[:12]}", got=theirs[:12])
+    by_targets = context.loaded.settings.strategy.weighting == "targets"
+    if by_targets and reply.train_examples and not reply.train_targets:
+        raise DecodeError(
+            f"client {reply.client}",
+            expected='how many targets it trains on, by which it weighs (strategy.weighting = "targets")',
+            got=f"0, of {reply.train_examples} examples",
+            hint="Its software may be older than this setting: its owner updates headwater.",
+        )
     _require_fit(reply, context.loaded.settings)
     return reply
 

@@ -391,6 +391,8 @@ def _why_gone(planned: ClientProfile, now: ClientProfile | None) -> str:
     """Why a client can give no update to a round planned with an earlier profile; empty if it can."""
     if now is None:
         return "no longer enrolled"
+    if now.train_targets != planned.train_targets:
+        return f"it has other data now: {now.train_targets} targets, not {planned.train_targets}"
     if now.train_examples != planned.train_examples:  # its weight is fixed: whatever it sends is refused
         return f"it has other data now: {now.train_examples} examples, not {planned.train_examples}"
     return ""

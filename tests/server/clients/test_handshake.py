@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from headwater.client.execution.runtime import ClientRuntime
 from headwater.config import load_federation
-from headwater.errors import FederationStopped
+from headwater.errors import DecodeError, FederationStopped
+from headwater.server.clients.handshake import fitting
 from headwater.server.events import RunStarted, Waiting
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
@@ -37,3 +41,15 @@ def test_a_stop_before_the_clients_have_answered_blames_none_of_them(loaded, tmp
     assert "can take part" not in str(found.value)
     simulate(loaded, folder)
     assert (folder.path / "adapter").is_dir()
+
+
+def test_who_weighs_by_targets_must_say_how_many(tmp_path):
+    changes = {"federation": {"rounds": 1}, "strategy": {"kind": "mean", "weighting": "targets"}}
+    runtime = ClientRuntime.open(load_federation(tiny_federation(tmp_path / "fed", **changes)))
+    profile = runtime.profile("ann")
+    assert profile.train_targets == profile.train_examples  # one label a row
+    assert fitting(profile, "ann", runtime.context, runtime.run) == profile
+    older = replace(profile, train_targets=0)
+    with pytest.raises(DecodeError, match="its owner updates headwater"):
+        fitting(older, "ann", runtime.context, runtime.run)
+    assert fitting(replace(older, train_examples=0), "ann", runtime.context, runtime.run)
