@@ -233,8 +233,9 @@ class RunQueue:
             )
         full = {known[key]: value for key, value in changes.items()}
         changed = replace(entry, changes={**entry.changes, **full})
-        file = self.settings(replace(entry, changes={}))
-        require_promised(f"run {entry.run}", file, self.settings(changed))
+        settings = self.settings(changed)
+        if "cohort.min_clients" in full:
+            require_promised(f"run {entry.run}", self.settings(replace(entry, changes={})), settings)
         return changed
 
     def settings(self, entry: RunEntry) -> Federation:

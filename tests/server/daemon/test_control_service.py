@@ -354,3 +354,9 @@ def test_who_leaves_is_revoked_and_its_rounds_are_trained_again(site, monkeypatc
         site.service.rollback(site.run, 3)
     site.open()  # a daemon that starts again knows it still
     assert site.book.get(site.run).leaving == "ben"
+    versions.drop_values(versions.holding("ben"))  # as the run does when it goes on
+    site.book.request_rollback(site.run, None)
+    with pytest.raises(ConfigError, match="whose values were deleted"):
+        site.service.rollback(site.run, 3)
+    assert site.service.rollback(site.run, 2).cohort == ("ann",)
+    assert (site.book.get(site.run).rollback, site.book.get(site.run).leaving) == (2, "")
