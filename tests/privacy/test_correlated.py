@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from headwater.errors import ConfigError
 from headwater.privacy.correlated.blt import BufferedToeplitz
+from headwater.privacy.correlated.kinds import best
 from headwater.privacy.correlated.mechanism import Memory, Participation, gram_bound
 from headwater.privacy.correlated.optimise import best_bands, best_blt
 from headwater.privacy.correlated.toeplitz import Banded, best_coefficients
@@ -202,3 +203,12 @@ def test_what_has_no_stated_sensitivity_is_refused(wrong):
 def test_the_tree_keeps_a_vector_for_each_level():
     assert [Tree(n).buffers for n in (1, 2, 3, 4, 1023, 1024)] == [1, 2, 2, 3, 10, 11]
     assert isinstance(Tree(7).init(3), Memory)
+
+
+def test_the_best_blt_keeps_no_vector_that_earns_nothing():
+    """Three buffers over four rounds, each owner twice: the search leaves a scale of 1e-23."""
+    who = Participation(4, 2)
+    found, three = best("blt", who), best_blt(who, 3)
+    assert found.buffers == 1
+    assert found.max_error(who) <= 1.005 * three.max_error(who)
+    assert min(found.scales) > 1e-3 > 1e-9 > min(three.scales)

@@ -330,6 +330,15 @@ def test_an_evaluation_that_failed_stays_told_until_the_next_update(toy):
     assert last_errors(toy) == {}
 
 
+def test_a_run_with_noise_says_what_it_has_cost(toy):
+    toy.begin()
+    assert toy.status().runs[0].privacy == ""
+    spent = {"epsilon": 1.2341, "delta": 1e-5, "budget": 4.0, "relation": "zero-out", "rounds_left": 12}
+    record = {"round": 1, "clients": {}, "bytes": {}, "privacy": spent}
+    toy.monitor.observer(RUN)(RoundEnded(1, RoundRecord(record), "accuracy", math.nan))
+    assert toy.status().runs[0].privacy == "ε 1.234 of 4 at δ 1e-05, 12 more rounds"
+
+
 def test_a_client_that_is_not_heard_of_or_revoked_is_not_shown_at_work(toy):
     toy.begin()
     toy.start_round(1)
