@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from headwater.text import finite, human_bytes, json_safe, number, plain
+from headwater.text import finite, human_bytes, json_safe, plain
 
 _NOT_ASKED = "not asked"
 
@@ -267,7 +267,7 @@ class RoundRecord:
         if (epsilon := finite(privacy.get("epsilon"))) is None:
             return ""
         budget, left = finite(privacy.get("budget")), finite(privacy.get("rounds_left"))
-        of = "" if budget is None else f" of {number(budget)}"
+        of = "" if budget is None else f" of {budget:g}"
         more = "" if left is None else f", {left:,.0f} more round{'' if left == 1 else 's'}"
         none = "; reproducible noise: no privacy" if privacy.get("reproducible") else ""
         return f"ε {epsilon:.3f}{of} at δ {plain(privacy.get('delta'))}{more}{none}"

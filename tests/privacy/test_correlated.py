@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headwater.errors import ConfigError
 from headwater.privacy.correlated.blt import BufferedToeplitz
-from headwater.privacy.correlated.kinds import best
+from headwater.privacy.correlated.kinds import best as best_of_kind
 from headwater.privacy.correlated.mechanism import Memory, Participation, gram_bound
 from headwater.privacy.correlated.optimise import best_bands, best_blt
 from headwater.privacy.correlated.toeplitz import Banded, best_coefficients
@@ -208,7 +208,7 @@ def test_the_tree_keeps_a_vector_for_each_level():
 def test_the_best_blt_keeps_no_vector_that_earns_nothing():
     """Three buffers over four rounds, each owner twice: the search leaves a scale of 1e-23."""
     who = Participation(4, 2)
-    found, three = best("blt", who), best_blt(who, 3)
+    found, three = best_of_kind("blt", who), best_blt(who, 3)
     assert found.buffers == 1
     assert found.max_error(who) <= 1.005 * three.max_error(who)
     assert min(found.scales) > 1e-3 > 1e-9 > min(three.scales)
