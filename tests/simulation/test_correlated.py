@@ -8,6 +8,7 @@ from headwater.errors import FederationStopped
 from headwater.privacy.accounting import price
 from headwater.privacy.events import PositionReleased, SequenceReleased
 from headwater.privacy.ledger import Ledger
+from headwater.server.events import Waiting
 from headwater.server.rounds import federation_server, releases
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
@@ -176,6 +177,26 @@ def test_a_simulation_with_too_few_owners_ends_and_says_who_may_be_asked_when(fi
         run(file, tmp_path / "run", "data.clients=4")
     assert "got 0; not client-0000 (was asked in round" in str(error.value)
     assert positions(tmp_path / "run") == [(1, 1), (1, 2)]  # no round of nobody was spent
+
+
+CHURN = (
+    'simulation.devices={tokens_per_s=1.0,availability={kind="churn",online_s=30.0,offline_s=30.0}}',
+    "cohort.deadline_s=60.0",
+)
+
+
+def test_on_devices_that_come_and_go_a_round_waits_for_whom_it_may_ask(file, tmp_path):
+    _, events = run(file, tmp_path / "run", *CHURN, "data.clients=6")
+    require_turns(tmp_path / "run")
+    assert any(
+        "may be again from round" in name for e in events if isinstance(e, Waiting) for name in e.missing
+    )
+
+
+def test_on_devices_of_which_too_few_may_ever_be_asked_it_ends(file, tmp_path):
+    """They come and go for ever, so that time alone would never end it."""
+    with pytest.raises(FederationStopped, match=r"round 3: .*may be again from round 4 on"):
+        run(file, tmp_path / "run", *CHURN, "data.clients=4")
 
 
 def test_a_checkpoint_keeps_sequence_and_turns(file, tmp_path):
