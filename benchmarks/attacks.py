@@ -38,11 +38,11 @@ from headwater.privacy.audit.canaries import audit_canaries
 from headwater.privacy.audit.lira import likelihood_ratios, log_odds
 from headwater.privacy.audit.membership import Membership
 from headwater.privacy.events import PoissonSample
-from headwater.privacy.noise import ReproducibleRandomness, discrete_gaussian
+from headwater.privacy.noise import ReproducibleRandomness
 from headwater.protocol.messages import ClientPlan
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState
-from headwater.strategies.private_sum import NoisedSum
+from headwater.strategies.private_sum import NoisedSum, independent
 from headwater.tasks.batches import Example, collate
 from headwater.training.cohort import TrainTask
 from headwater.training.context import TrainingContext
@@ -211,6 +211,11 @@ def read(context: TrainingContext, which: str, count: int) -> list[Example]:
     return [Example(np.array(t, np.int32), np.array([y])) for t, y in zip(tokens, labels, strict=True)]
 
 
+def silent(what: str, multiplier: float, longest: float, size: int) -> tuple[np.ndarray, int]:
+    """No noise."""
+    return np.zeros(size, np.int64), 1
+
+
 def federated(
     setting: Setting,
     inside: np.ndarray,
@@ -228,11 +233,7 @@ def federated(
     for number in range(ROUNDS):
         now = key.child("round", number)
         randomness = ReproducibleRandomness(now.child("noise"))
-        rule = NoisedSum(
-            lambda what, sigma, size, source=randomness: (
-                np.zeros(size, np.int64) if multiplier is None else discrete_gaussian(sigma, size, source)
-            )
-        )
+        rule = NoisedSum(silent if multiplier is None else independent(randomness))
         drawn = now.child("cohort").numpy().random(OWNERS + count) < RATE
         names = {f"o{i}": 1 for i in range(OWNERS)} | {f"c{i}": 1 for i in range(count)}
         acc = rule.init(MergePlan(spec, names, 1e6, private=private))

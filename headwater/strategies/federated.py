@@ -8,7 +8,6 @@ travel (A is left out in ``ffa``) is decided where the model is built: nothing h
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,7 +32,6 @@ from headwater.privacy.noise import (
     Randomness,
     ReproducibleRandomness,
     SystemRandomness,
-    discrete_gaussian,
 )
 from headwater.protocol.messages import ClientPlan, ClientProfile, FisherPlan
 from headwater.seeds.coefficients import FINE_BITS, SeedPlan, directions_of
@@ -56,7 +54,7 @@ from headwater.strategies.private_round import (
     private_sum,
     require_fine_units,
 )
-from headwater.strategies.private_sum import NoisedSum
+from headwater.strategies.private_sum import NoisedSum, independent
 from headwater.strategies.private_turns import in_turn, not_in_turn, state_for_next
 from headwater.strategies.rules import rule_for, rule_in_round
 from headwater.strategies.seeding import round_seeds, seeds_only
@@ -397,8 +395,7 @@ class FederatedStrategy(Strategy):
                     hint="This is a fault of the server: please report it with the federation file.",
                 )  # fmt: skip
             return correlated(randomness, longest, size)
-        sigma = math.ceil(multiplier * longest)
-        return discrete_gaussian(sigma, size, randomness), sigma
+        return independent(randomness)(what, multiplier, longest, size)
 
     def _randomness(self, what: str, number: int) -> Randomness:
         """Of a round's noise or cohort."""

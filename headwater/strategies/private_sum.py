@@ -20,6 +20,7 @@ Not private: who took part, metrics and sizes, which are no part of the release.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -34,7 +35,7 @@ from headwater.merging.participants import Participants
 from headwater.merging.plan import MergePlan, PrivateSum, Update
 from headwater.privacy.adaptive import next_clip, sum_multiplier
 from headwater.privacy.clip import clip_l2
-from headwater.privacy.noise import Integers
+from headwater.privacy.noise import Integers, Randomness, discrete_gaussian
 from headwater.state import AdapterState
 
 COUNT_BITS = 20
@@ -42,6 +43,16 @@ COUNT_BITS = 20
 Draw = Callable[[str, float, float, int], tuple[Integers, int]]
 """Noise of (``"sum"`` or ``"count"``, z, the longest part of one owner in units, how many): int64, and the σ
 in units of what was drawn. Correlated noise has a memory behind it, and a z of its own."""
+
+
+def independent(source: Randomness) -> Draw:
+    """Noise of each sum by itself, from this source of bits."""
+
+    def draw(what: str, multiplier: float, longest: float, size: int) -> tuple[Integers, int]:
+        sigma = math.ceil(multiplier * longest)
+        return discrete_gaussian(sigma, size, source), sigma
+
+    return draw
 
 
 @dataclass

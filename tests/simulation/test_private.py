@@ -13,7 +13,7 @@ from headwater.server.events import Notice
 from headwater.server.rounds import federation_server, releases
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
-from headwater.strategies import federated
+from headwater.strategies import private_sum
 from tests.support.runs import bare_federation, resume, run
 
 pytest.importorskip("dp_accounting", reason="the extra headwater[privacy]")
@@ -107,7 +107,7 @@ def test_nothing_is_drawn_or_leaves_before_its_event_is_on_disk(file, tmp_path, 
         raise StorageError("disk", expected="room", got="none")
 
     monkeypatch.setattr(releases.Ledger, "append", full)
-    monkeypatch.setattr(federated, "discrete_gaussian", lambda *given: drawn.append(given))
+    monkeypatch.setattr(private_sum, "discrete_gaussian", lambda *given: drawn.append(given))
     with pytest.raises(StorageError, match="disk"):
         run(file, tmp_path / "run")
     assert not drawn

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from headwater.errors import ConfigError, DecodeError, UpdateRejected
 from headwater.merging.plan import MergePlan, PrivateSum, Update
 from headwater.privacy.adaptive import next_clip, sum_multiplier
-from headwater.privacy.noise import ReproducibleRandomness, discrete_gaussian
+from headwater.privacy.noise import ReproducibleRandomness
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
-from headwater.strategies.private_sum import NoisedSum
+from headwater.strategies.private_sum import NoisedSum, independent
 
 SPEC = StateSpec([TensorSpec("a", (3, 4), "other"), TensorSpec("b", (5,), "other")])
 PRIVATE = PrivateSum(clip=0.5, multiplier=2.0, expected=4.0)
@@ -31,8 +31,7 @@ def discrete(key):
     """Noise from this key, as a strategy draws it."""
 
     def draw(what, multiplier, longest, size):
-        sigma = math.ceil(multiplier * longest)
-        return discrete_gaussian(sigma, size, ReproducibleRandomness(key(what))), sigma
+        return independent(ReproducibleRandomness(key(what)))(what, multiplier, longest, size)
 
     return draw
 

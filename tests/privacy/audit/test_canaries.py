@@ -19,11 +19,11 @@ from headwater.merging.plan import MergePlan, PrivateSum, Update
 from headwater.privacy.accounting import price
 from headwater.privacy.audit.canaries import audit_canaries
 from headwater.privacy.events import Everyone, PoissonSample, StepsReleased, SumReleased
-from headwater.privacy.noise import ReproducibleRandomness, discrete_gaussian
+from headwater.privacy.noise import ReproducibleRandomness
 from headwater.seeds.keys import Key
 from headwater.state import AdapterState, StateSpec, TensorSpec
 from headwater.strategies import private_sum
-from headwater.strategies.private_sum import NoisedSum
+from headwater.strategies.private_sum import NoisedSum, independent
 from headwater.tasks.batches import Example
 from headwater.training.example_gradients import ExampleGradients
 from headwater.training.private_steps import PrivateSteps, StepPlan
@@ -36,12 +36,11 @@ COINS = np.random.default_rng(7).random(CANARIES) < 0.5
 
 
 def noise(seed):
-    randomness = ReproducibleRandomness(Key.root(seed))
-    return lambda what, sigma, size: discrete_gaussian(sigma, size, randomness)
+    return independent(ReproducibleRandomness(Key.root(seed)))
 
 
-def silent(what, sigma, size):
-    return np.zeros(size, np.int64)
+def silent(what, multiplier, longest, size):
+    return np.zeros(size, np.int64), 1
 
 
 def owners(rounds, multiplier, draw, loud=CLIP, rate=1.0):
@@ -96,7 +95,7 @@ def test_twice_the_sensitivity_is_caught(monkeypatch):
 
 def test_half_of_the_noise_is_caught():
     draw = noise(4)
-    found = owners(1, 1.0, lambda what, sigma, size: draw(what, sigma // 2, size))
+    found = owners(1, 1.0, lambda what, z, longest, size: draw(what, z / 2, longest, size))
     assert found.gaussian > priced(1, 1.0)
 
 
