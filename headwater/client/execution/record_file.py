@@ -28,7 +28,8 @@ _APPLICATION = 0x48574B50
 """SQLite's ``application_id`` in the file: HWKP."""
 _WAIT_S = 300.0
 """So long another process may hold the file; a write takes milliseconds."""
-_PAGE_BYTES = 16384
+_PAGE_BYTES = 65536
+"""A record of 300 KB is written in half the time that pages of 16 KiB take."""
 _PRAGMAS = (
     f"page_size = {_PAGE_BYTES}",
     "synchronous = OFF",
