@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from contextlib import suppress
+from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from headwater.config.privacy import PrivacySettings
@@ -21,6 +26,7 @@ from headwater.privacy.events import PositionReleased, SequenceReleased
 from headwater.privacy.ledger import Ledger
 from headwater.privacy.noise import ReproducibleRandomness, discrete_gaussian
 from headwater.seeds.keys import Key
+from headwater.server.rounds import releases
 from headwater.server.rounds.releases import Releases
 from headwater.server.storage.run_folder import RunFolder
 from headwater.state import StateSpec, TensorSpec
@@ -211,3 +217,94 @@ def test_the_report_says_what_the_sum_of_all_rounds_has(tmp_path):
     unit = 2.0**-process.plan.private.bits / OWNERS
     assert total.std() * unit == pytest.approx(report["prefix_noise_std"], rel=0.05)
     assert report["prefix_noise_std"] == pytest.approx(report["noise_std"])  # the node over 4 rounds
+
+
+class History:
+    """A run to which anything may happen: what has left of each position, and all that was drawn."""
+
+    def __init__(self, home, mechanism):
+        self.home, self.mechanism = home, mechanism
+        self.checkpoints, self.drawn = [(0, "start")], []
+        self.left: dict[tuple[str, int], np.ndarray] = {}
+
+    def process(self):
+        return Process(self.home, self.mechanism)
+
+    def release(self, process=None):
+        """The next round's sum leaves; the checkpoint is another matter."""
+        done, base = self.checkpoints[-1]
+        key = Key.root(len(self.drawn))
+        self.drawn.append(key.child("sum", done + 1))
+        row = (process or self.process()).release(done + 1, base=base, key=key)
+        place = read(self.home)["sequence"]
+        assert np.array_equal(self.left.setdefault((place["id"], place["step"]), row), row)
+        return row
+
+    def ends(self):
+        """A round as it should be."""
+        row, (done, _) = self.release(), self.checkpoints[-1]
+        self.checkpoints.append((done + 1, hashlib.sha256(row.tobytes()).hexdigest()))
+
+    def dies_before_the_file(self):
+        with mock.patch.object(releases, "write_atomically", side_effect=Died), suppress(Died):
+            self.release()
+
+    def dies_before_the_position(self):
+        process = self.process()
+        with mock.patch.object(process.releases._positions, "close", side_effect=Died), suppress(Died):
+            self.release(process)
+
+    def dies_before_the_checkpoint(self):
+        self.release()
+
+    def gets_an_older_checkpoint(self):
+        self.checkpoints = self.checkpoints[:-2] or self.checkpoints[:1]
+
+    def loses_the_release(self):
+        RunFolder(self.home).release.unlink(missing_ok=True)
+
+    def rolls_back(self):
+        """As the server does it: after a round whose sum is out."""
+        done, base = self.checkpoints[-1]
+        if RunFolder(self.home).release.exists() and read(self.home)["base"] == base:
+            self.ends()
+        done, base = self.checkpoints[-1]
+        self.checkpoints[-1] = done, f"{base} again"
+
+    def require_sound(self):
+        """Each sequence is paid; its positions have left in order, each once, as the matrix wants it."""
+        ids, sigma = [event.release for event in paid(self.process().ledger)], self.process().sigma
+        assert {sequence for sequence, _ in self.left} <= set(ids)
+        fresh = [discrete_gaussian(sigma, 3, ReproducibleRandomness(key)) for key in self.drawn]
+        for sequence in ids:
+            memory, steps = self.mechanism.init(3), sorted(s for i, s in self.left if i == sequence)
+            assert steps == list(range(1, len(steps) + 1))
+            for step in steps:
+                row = self.left[sequence, step]
+                z = row + np.rint(self.mechanism.earlier(memory))
+                assert any(np.abs(z - one).max() <= 2.0**-22 * np.abs(row).max() for one in fresh)
+                memory = self.mechanism.enter(memory, row)
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+HAPPENS = (
+    History.ends,
+    History.dies_before_the_file,
+    History.dies_before_the_position,
+    History.dies_before_the_checkpoint,
+    History.gets_an_older_checkpoint,
+    History.loses_the_release,
+    History.rolls_back,
+)
+
+
+@given(st.lists(st.sampled_from(HAPPENS), max_size=12), st.sampled_from(["tree", "banded", "blt"]))
+@settings(max_examples=30, deadline=None)
+def test_whatever_happens_to_a_run_no_position_leaves_twice(tmp_path_factory, happens, kind):
+    history = History(tmp_path_factory.mktemp("run"), KINDS[kind])
+    for event in happens:
+        event(history)
+    history.require_sound()
