@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -224,7 +224,7 @@ class History:
 
     def __init__(self, home, mechanism):
         self.home, self.mechanism = home, mechanism
-        self.checkpoints, self.drawn = [(0, "start")], []
+        self.checkpoints, self.drawn = [(0, "start", b"")], []
         self.left: dict[tuple[str, int], np.ndarray] = {}
 
     def process(self):
@@ -232,7 +232,7 @@ class History:
 
     def release(self, process=None):
         """The next round's sum leaves; the checkpoint is another matter."""
-        done, base = self.checkpoints[-1]
+        done, base, _ = self.checkpoints[-1]
         key = Key.root(len(self.drawn))
         self.drawn.append(key.child("sum", done + 1))
         row = (process or self.process()).release(done + 1, base=base, key=key)
@@ -242,8 +242,9 @@ class History:
 
     def ends(self):
         """A round as it should be."""
-        row, (done, _) = self.release(), self.checkpoints[-1]
-        self.checkpoints.append((done + 1, hashlib.sha256(row.tobytes()).hexdigest()))
+        row, done = self.release(), self.checkpoints[-1][0]
+        base, file = hashlib.sha256(row.tobytes()).hexdigest(), RunFolder(self.home).release.read_bytes()
+        self.checkpoints.append((done + 1, base, file))
 
     def dies_before_the_file(self):
         with mock.patch.object(releases, "write_atomically", side_effect=Died), suppress(Died):
@@ -260,16 +261,22 @@ class History:
     def gets_an_older_checkpoint(self):
         self.checkpoints = self.checkpoints[:-2] or self.checkpoints[:1]
 
+    def gets_an_older_state(self):
+        """Checkpoint and release; the ledger is as it was."""
+        self.gets_an_older_checkpoint()
+        self.loses_the_release()
+        if file := self.checkpoints[-1][2]:
+            RunFolder(self.home).release.write_bytes(file)
+
     def loses_the_release(self):
         RunFolder(self.home).release.unlink(missing_ok=True)
 
     def rolls_back(self):
         """As the server does it: after a round whose sum is out."""
-        done, base = self.checkpoints[-1]
-        if RunFolder(self.home).release.exists() and read(self.home)["base"] == base:
+        if RunFolder(self.home).release.exists() and read(self.home)["base"] == self.checkpoints[-1][1]:
             self.ends()
-        done, base = self.checkpoints[-1]
-        self.checkpoints[-1] = done, f"{base} again"
+        done, base, file = self.checkpoints[-1]
+        self.checkpoints[-1] = done, f"{base} again", file
 
     def require_sound(self):
         """Each sequence is paid; its positions have left in order, each once, as the matrix wants it."""
@@ -291,18 +298,21 @@ class Died(BaseException):
 
 
 HAPPENS = (
-    History.ends,
+    *[History.ends] * 4,
     History.dies_before_the_file,
     History.dies_before_the_position,
     History.dies_before_the_checkpoint,
     History.gets_an_older_checkpoint,
+    History.gets_an_older_state,
     History.loses_the_release,
     History.rolls_back,
 )
 
 
+@example([*[History.ends] * 4, History.gets_an_older_state, History.ends], "banded")
+@example([*[History.ends] * 4, History.gets_an_older_checkpoint, *[History.ends] * 3], "tree")
 @given(st.lists(st.sampled_from(HAPPENS), max_size=12), st.sampled_from(["tree", "banded", "blt"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_whatever_happens_to_a_run_no_position_leaves_twice(tmp_path_factory, happens, kind):
     history = History(tmp_path_factory.mktemp("run"), KINDS[kind])
     for event in happens:
