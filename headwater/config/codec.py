@@ -332,6 +332,20 @@ class ByModuleCodec(Contractive):
         """Every codec that it may use."""
         return [*(module.codec for module in self.modules), self.otherwise]
 
+    @property
+    def keeps(self) -> float | None:
+        """The largest of its parts'."""
+        return max((part.keeps for part in self.parts if part.keeps is not None), default=None)
+
+    def keeping(self, density: float) -> Self:
+        """All parts that have a density in proportion, so that this is the largest."""
+
+        def lowered(part: Part) -> Part:
+            return part if part.keeps is None else part.keeping(part.keeps * density / (self.keeps or 1.0))
+
+        modules = tuple(m.model_copy(update={"codec": lowered(m.codec)}) for m in self.modules)
+        return self.model_copy(update={"modules": modules, "otherwise": lowered(self.otherwise)})
+
     def notices(self, names: Sequence[str]) -> tuple[str, ...]:
         """Patterns that are no tensor's first fit."""
         patterns = [module.pattern for module in self.modules]

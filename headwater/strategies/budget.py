@@ -48,7 +48,8 @@ def codec_within(
         if least <= room:
             return codec.model_copy(update={"budget_bytes": room})
     else:
-        least, hint = _most(codec, spec), 'Of codecs with a `density`, such as "compeft", a budget lowers it.'
+        least = _most(codec, spec)
+        hint = 'Of codecs with a `density`, such as "compeft", a budget lowers it; not where places are shared.'
         if least <= room:
             return codec
         if codec.keeps is not None:

@@ -24,6 +24,7 @@ SPEC = StateSpec.of(
         TensorSpec("d", (40, 30), "head"),
     ]
 )
+BY_MODULE: dict[str, object] = {"kind": "by-module", "otherwise": {"kind": "compeft", "density": 0.5}}
 THEN = ["int8", "int4", "sign", "qsgd", "nnadq", "dense", "lossless"]
 CHAIN: dict[str, object] = {"kind": "chain", "error_feedback": False}
 SPARSE: list[dict[str, object]] = [
@@ -35,6 +36,8 @@ SPARSE: list[dict[str, object]] = [
     {"kind": "sparseloco", "density": 0.5, "chunk": 4096},
     {"kind": "randk", "density": 0.5},
     *(CHAIN | {"first": {"kind": "topk", "density": 0.5}, "then": {"kind": kind}} for kind in THEN),
+    BY_MODULE | {"modules": [{"pattern": "[ab]", "codec": {"kind": "topk", "density": 0.2}}]},
+    BY_MODULE | {"modules": [{"pattern": "c", "codec": {"kind": "int8"}}]},
     CHAIN | {"first": {"kind": "randk", "density": 0.5}, "then": {"kind": "qsgd"}},
 ]
 

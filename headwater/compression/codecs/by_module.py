@@ -84,6 +84,17 @@ class ByModuleCodec(Codec):
         reader.end()
         return AdapterState(spec, tensors)
 
+    def most_encoded(self, spec: StateSpec) -> int:
+        """As its parts, each of the tensors that are its own."""
+        own = dict[int, list[str]]()
+        for t in spec:
+            own.setdefault(self._part_of(t.name), []).append(t.name)
+        found = 1 + len(varint(len(own))) + len(spec) * len(varint(len(own)))
+        for part, names in own.items():
+            most = self._parts[part][1].most_encoded(spec.only(names))
+            found += len(name_bytes(self._parts[part][1].id)) + len(varint(most)) + most
+        return found
+
     def max_bytes(self, spec: StateSpec) -> int:
         """Each tensor a part of its own, by the codec that may take the most."""
         if (found := self._most.get(spec.fingerprint())) is None:
