@@ -65,7 +65,7 @@ class Federation:
         return float(np.sum((merged.delta.vector().double().numpy() - self.truth) ** 2))
 
 
-@pytest.mark.parametrize("between", [0.25, 2.0, 10.0])
+@pytest.mark.parametrize("between", [pytest.param(0.25, marks=pytest.mark.slow), 2.0, 10.0])
 def test_the_weights_are_almost_the_best_and_beat_equal_ones(between):
     """The procedure as it runs: each round is weighed by what the rounds before told; 60 federations of 12
     rounds, of which the first 4 teach. The error is a mean of 480; ours and the optimum's are of the same
@@ -101,7 +101,7 @@ MIXES = {
 }
 
 
-@pytest.mark.parametrize("says", [True, False])
+@pytest.mark.parametrize("says", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("mix", MIXES)
 def test_methods_that_make_little_progress_do_not_dilute(mix, says):
     """Clients of methods that get to c·(Δ + b) with noise v, also where they claim to have none.
