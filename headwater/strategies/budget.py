@@ -49,7 +49,7 @@ def codec_within(
             return codec.model_copy(update={"budget_bytes": room})
     else:
         least = _most(codec, spec)
-        hint = 'Of codecs with a `density`, such as "compeft", a budget lowers it; not where places are shared.'
+        hint = 'Of codecs with a `density`, such as "compeft", a budget lowers it; not with `shared`.'
         if least <= room:
             return codec
         if codec.keeps is not None:

@@ -1,4 +1,4 @@
-"""Measure an adapter on examples: :func:`evaluate`."""
+"""Measure adapters on examples: :func:`evaluate_each`, :func:`evaluate_groups`."""
 
 from __future__ import annotations
 
@@ -27,36 +27,6 @@ Measured = tuple[int, dict[str, float]]
 """The number of targets (rows, or tokens of a causal model), and the task's metrics of them."""
 
 
-def evaluate(
-    model: AdaptedModel,
-    state: AdapterState,
-    examples: Sequence[Example],
-    *,
-    batch_size: int,
-    pad: int,
-    prefix_cache_bytes: int = 0,
-) -> Measured:
-    """Measure ``state`` on ``examples``. Deterministic; the model keeps ``state``.
-
-    Args:
-        model: the adapted model.
-        state: to measure.
-        examples: on which.
-        batch_size: rows at a time.
-        pad: token id that fills a batch.
-        prefix_cache_bytes: memory for what reaches the first trained layer, for later evaluations.
-
-    Raises:
-        DataError: no example, or no target token.
-        TrainingError: the loss is not finite.
-        SpecMismatch: a state of another spec.
-    """
-    (found,) = evaluate_each(
-        model, [state], [examples], batch_size=batch_size, pad=pad, prefix_cache_bytes=prefix_cache_bytes
-    )
-    return _raised(found)
-
-
 def evaluate_each(
     model: AdaptedModel,
     states: Sequence[AdapterState],
@@ -66,9 +36,9 @@ def evaluate_each(
     pad: int,
     prefix_cache_bytes: int = 0,
 ) -> list[Measured | HeadwaterError]:
-    """:func:`evaluate` for the examples of several owners, whose rows share batches: one for each, in order.
+    """Measure states on the examples of several owners, whose rows share batches: one for each, in order.
 
-    What :func:`evaluate` would raise for an owner's examples, but of another spec, stands in its place.
+    What :func:`evaluate_groups` would raise for an owner, but of another spec, stands in its place.
 
     Args:
         model: the adapted model; one of which stacks can be made, if states differ.
@@ -110,9 +80,9 @@ def evaluate_groups(
     pad: int,
     prefix_cache_bytes: int = 0,
 ) -> tuple[Measured, dict[str, Measured]]:
-    """:func:`evaluate`, and in the same passes what it gives of each group's examples, in order of name.
+    """Measure a state on examples, and in the same passes on each group's, in order of name.
 
-    A group without a target token is left out.
+    Deterministic; the model keeps the state. A group without a target token is left out.
 
     Args:
         model: the adapted model.
@@ -155,7 +125,7 @@ def measure(
     batch_size: int,
     pad: int,
 ) -> Measured:
-    """Count and metrics of a model on ``examples``, as :func:`evaluate`: predict measures by it too.
+    """Count and metrics of a model on ``examples``, as :func:`evaluate_groups`: predict measures by it too.
 
     Args:
         forward: gives logits and losses of a batch.
