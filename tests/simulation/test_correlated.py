@@ -35,7 +35,7 @@ def file(tmp_path_factory):
             "clip_l2": 0.5,
             "epsilon": 4.0,
             "delta": DELTA,
-            "mechanism": "blt",
+            "mechanism": "banded",
             "min_separation": APART,
         },
     )
