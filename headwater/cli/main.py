@@ -24,6 +24,10 @@ VERBS = {
         "run a federation on this machine, from its file to its run folder", "headwater.cli.simulate"
     ),
     "sweep": Verb("run a grid of federations over one base model, and compare them", "headwater.cli.sweep"),
+    "audit": Verb(
+        "attack a federation's training, and compare what is got with the ε it promises",
+        "headwater.cli.audit",
+    ),
     "server": Verb("a federation's server: set it up, run, watch and steer it", "headwater.cli.server.verbs"),
     "client": Verb("a data owner's agent: enrol this device, run it", "headwater.cli.client.verbs"),
     "aggregate": Verb(

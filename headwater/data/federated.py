@@ -8,7 +8,8 @@ as they fit.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +77,7 @@ class FederatedData:
         self._test_key = key.child("test")
         self._cache: OrderedDict[str, ClientData] = OrderedDict()
         self._cached_tokens = 0
+        self._held_as: dict[str, str] = {}
         self._test_examples: Sequence[Example] | None = None
         if check and tokenizer is not None:
             self._check(tokenizer)
@@ -158,6 +160,22 @@ class FederatedData:
         by = loaded.settings.evaluation.by
         return FederatedData(settings, tokenizer, opened, key, by=by, check=True)
 
+    def dealt(self, owners: Mapping[str, str]) -> FederatedData:
+        """The same rows, held by others.
+
+        Args:
+            owners: by client, whose rows it holds; several may hold one owner's.
+
+        Raises:
+            DataError: no such owner.
+        """
+        found = copy(self)
+        found.clients = tuple(sorted(owners))
+        found._splits = MappingProxyType({name: self._of(owner) for name, owner in owners.items()})
+        found._held_as = {name: self._held_as.get(owner, owner) for name, owner in owners.items()}
+        found._cache = OrderedDict(self._cache)  # tokenised once for all who hold them
+        return found
+
     def has(self, name: str) -> bool:
         """Whether it is one of :attr:`clients`, without a look at the others."""
         return name in self._splits
@@ -187,7 +205,8 @@ class FederatedData:
         """
         if self._table is None:  # no rows, only their number
             return ClientData(*(self._examples(None, rows) for rows in self._of(name)))
-        found = self._cache.pop(name, None)
+        key = self._held_as.get(name, name)
+        found = self._cache.pop(key, None)
         if found is not None:
             self._cached_tokens -= found.tokens
         else:
@@ -195,7 +214,7 @@ class FederatedData:
             found = ClientData(self._examples(self._table, train), self._examples(self._table, validation))
             if not found.train:
                 raise _nothing_to_predict(name)
-        self._cache[name] = found
+        self._cache[key] = found
         self._cached_tokens += found.tokens
         while len(self._cache) > 1 and self._cached_tokens > CACHED_TOKENS:
             self._cached_tokens -= self._cache.popitem(last=False)[1].tokens

@@ -69,8 +69,8 @@ def test_named_files_exist(page):
 
 def test_every_option_of_the_command_line_is_described():
     page = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
-    verbs = "simulate sweep config data predict merge compress check export report runs doctor completion"
-    for verb in [*verbs.split(), "plugins", "fetch"]:
+    verbs = "simulate sweep audit config data predict merge compress check export report runs doctor"
+    for verb in [*verbs.split(), "completion", "plugins", "fetch"]:
         helped = headwater(verb, "--help").out
         section = page.split(f"## `headwater {verb}`")[1].split("\n## ")[0]
         of_rules = set(re.findall(r"^    (--[a-z-]+)", headwater("merge", "--rules").out, re.MULTILINE))
