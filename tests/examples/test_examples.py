@@ -160,6 +160,10 @@ def test_instructions_on_a_tiny_model(tmp_path):
     assert set(summary["baselines"]["centralised_groups"]) == set(kinds)
 
 
+CENTRALISED = 23.03
+"""Perplexity on the instructions' test rows, seed 17, all rows in one place, the best of five trainings."""
+
+
 @pytest.mark.slow
 @needs
 def test_instructions_lower_the_perplexity_of_every_kind(tmp_path):
@@ -167,8 +171,8 @@ def test_instructions_lower_the_perplexity_of_every_kind(tmp_path):
     groups, baselines = summary["groups"], summary["baselines"]
     assert summary["metric"]["final"] < summary["metric"]["start"] / 3
     assert all(row["final"] < row["start"] for row in groups.values())
-    alone = baselines["alone"].values()
-    assert summary["metric"]["final"] < sum(alone) / len(alone)
+    assert summary["metric"]["final"] < min(baselines["alone"].values())
+    assert summary["metric"]["final"] < 1.01 * CENTRALISED
 
 
 @pytest.mark.slow
