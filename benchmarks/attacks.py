@@ -6,8 +6,10 @@ attacked with the others as shadows. A further run has canaries among its owners
 *updates*: a server guesses an owner's rows by how much its update lowers their loss, with and without DP-SGD.
 *text*: ``attacks_text.py``.
 
-Trainer, clip, sum and noise are the product's; noise is drawn from the seed. LoRA's B and a head on MiniLM's
-first two layers are trained: what is compared is noise, not models. One thread.
+*prompts*: *adapters* with a soft prompt.
+
+Trainer, clip, sum and noise are the product's; noise is drawn from the seed. LoRA's B, or eight tokens, and a
+head on MiniLM's first two layers are trained: what is compared is noise, not models. One thread.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ EPSILONS: tuple[float | None, ...] = (None, 8.0, 4.0, 1.0)
 OWNERS, ROWS, RUNS, ROUNDS, RATE = 120, 6, 6, 5, 0.3
 CLIP, DELTA, CANARIES = 0.5, 1e-5, 1000
 CLIENTS, CANDIDATES, ROW_DELTA = 12, 60, 1e-4
-PARTS = ("adapters", "updates", "text")
+PARTS = ("adapters", "prompts", "updates", "text")
+PROMPT_EPSILONS = (None, 4.0)
 
 
 def main() -> None:
@@ -72,9 +75,10 @@ def main() -> None:
             found: Any = text_attacks(small=given.small)
         else:
             with tempfile.TemporaryDirectory() as scratch:
-                setting = Setting.open(Path(scratch))
-                measure = adapters if part == "adapters" else updates
-                found = {str(e or "none"): measure(setting, e, given.small) for e in EPSILONS}
+                setting = Setting.open(Path(scratch), PROMPT if part == "prompts" else {})
+                measure = updates if part == "updates" else adapters
+                epsilons = PROMPT_EPSILONS if part == "prompts" else EPSILONS
+                found = {str(e or "none"): measure(setting, e, given.small) for e in epsilons}
         took = round(time.process_time() - began, 1)
         print(part, took, json.dumps(found), flush=True)
         if not given.small:
@@ -101,9 +105,12 @@ def write(part: str, content: dict[str, Any]) -> None:
 def tables(known: dict[str, Any]) -> str:
     """All that was measured, for people."""
     lines = ["# Attacks", "", "Written by `make bench-attacks`. In brackets: intervals of 95 %.", ""]
-    if found := known.get("adapters", {}).get("found"):
+    for part in ("adapters", "prompts"):
+        if not (found := known.get(part, {}).get("found")):
+            continue
         lines += [
-            f"**Released adapters**: {OWNERS} owners of {ROWS} rows, half of them in each of {RUNS} runs,"
+            *([""] if part == "prompts" else []),
+            f"**Released {part}**: {OWNERS} owners of {ROWS} rows, half of them in each of {RUNS} runs,"
             f" {ROUNDS} rounds, q {RATE}, δ {DELTA:g}; {CANARIES} canaries in a run of their own.",
             "",
             "| ε | accuracy | rows by loss: AUC | TPR at 1 % FPR | owners by loss: AUC | TPR at 1 % FPR "
@@ -168,11 +175,9 @@ class Setting:
     test: list[Example]
 
     @staticmethod
-    def open(folder: Path) -> Setting:
-        file = folder / "federation.toml"
-        file.write_text(
-            tomli_w.dumps({**FILE, "model": {"kind": "encoder", "path": str(first_layers(folder))}})
-        )
+    def open(folder: Path, changes: dict[str, Any]) -> Setting:
+        file, base = folder / "federation.toml", {"kind": "encoder", "path": str(first_layers(folder))}
+        file.write_text(tomli_w.dumps({**FILE, **changes, "model": base}))
         context = TrainingContext.open(load_federation(file))
         return Setting(context, read(context, "train", OWNERS * ROWS), read(context, "test", 200))
 
@@ -320,6 +325,11 @@ FILE: dict[str, Any] = {
     },
     "strategy": {"kind": "mean", "weighting": "equal", "space": "ffa"},
 }  # fmt: skip
+PROMPT: dict[str, Any] = {
+    "adapter": {"kind": "prompt", "tokens": 8},
+    "training": {**FILE["training"], "learning_rate": 3e-2},
+    "strategy": {"kind": "mean", "weighting": "equal"},
+}
 
 if __name__ == "__main__":
     main()

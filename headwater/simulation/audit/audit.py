@@ -13,7 +13,6 @@ from typing import Any
 
 from headwater.client.execution.runtime import ClientRuntime
 from headwater.config import LoadedFederation
-from headwater.config.federation import Federation
 from headwater.data.federated import FederatedData
 from headwater.errors import ConfigError, TrainingError
 from headwater.privacy.accounting import Relation
@@ -23,7 +22,7 @@ from headwater.seeds.keys import Key
 from headwater.server.events import Observer
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
-from headwater.simulation.audit.stand_ins import StandIns
+from headwater.simulation.audit.stand_ins import StandIns, stays
 from headwater.simulation.audit.updates import UpdateAudit, audit_updates, losses
 from headwater.simulation.simulate import simulate
 from headwater.training.context import TrainingContext
@@ -44,7 +43,7 @@ class Audit:
         budget: ε of the file; None without.
         delta: δ of bounds and promise.
         relation: whose difference the promise is for.
-        reproducible: the noise can be drawn again: the promise does not hold.
+        reproducible: some noise can be drawn again: the promise does not hold.
         canaries: ε of an owner from below, by canaries; None without any.
         owners: the same, by the owners themselves.
         membership: of owners in the last adapter.
@@ -115,6 +114,7 @@ def audit_federation(
     start, last = context.initial_state(), checkpoint.server.state
     spent: Mapping[str, Any] = summary.get("privacy", {})
     delta = settings.privacy.delta or DELTA
+    noises = [settings.privacy, *(t.example_privacy() for t in settings.trainings.values())]
     lots = [data.client(name).train for name in who.owners]
     lowered = losses(context, start, lots) - losses(context, last, lots)
     moved = (last.vector().double() - start.vector().double()).numpy()[who.places]
@@ -127,7 +127,7 @@ def audit_federation(
         settings.privacy.epsilon,
         delta,
         spent.get("relation"),
-        settings.privacy.noise == "reproducible",
+        any(one is not None and one.noise == "reproducible" for one in noises),
         found,
         audit_canaries(lowered, who.inside, delta),
         Membership.of(lowered[who.inside], lowered[~who.inside]),
@@ -155,7 +155,8 @@ def audited(loaded: LoadedFederation) -> LoadedFederation:
                 got=f"training.kind {training.kind!r}",
                 hint="headwater.privacy.audit has the parts, for a script of yours.",
             )
-    cohort = settings.cohort.model_copy(update={"upload_s": None, **_fewest(settings)})
+    fewest = {} if stays(settings) else {"min_clients": 1}  # half of the owners are away
+    cohort = settings.cohort.model_copy(update={"upload_s": None, **fewest})
     changed = {
         "baselines": type(settings.baselines)(),
         "contribution": None,
@@ -163,8 +164,3 @@ def audited(loaded: LoadedFederation) -> LoadedFederation:
         "cohort": cohort,
     }
     return replace(loaded, settings=settings.model_copy(update=changed), trackers=(), run="")
-
-
-def _fewest(settings: Federation) -> dict[str, int]:
-    """Without noise half of the owners are away, and so a round may begin with fewer."""
-    return {} if settings.privacy.noised else {"min_clients": 1}

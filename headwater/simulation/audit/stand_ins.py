@@ -1,9 +1,9 @@
 """StandIns: who trains in an audited run, who only seems to, and the canaries among them.
 
-A fair coin for every owner and every canary says who is *in*. With noise in ``[privacy]`` all of them are
-clients, and who is out sends an update of zeros: the sum is the one without it, and neither cohorts nor the
-number that sums are divided by hang on the coins. Without noise, owners who are out are no clients, and there
-are no canaries: nothing bounds how loud one may be.
+A fair coin for every owner and every canary says who is *in*. Who is out is no client, as ε for an owner
+added or removed has it; where ε is for one replaced, or whose updates are set to nothing, it is a client that
+sends zeros (:func:`stays`). Without noise in ``[privacy]`` there are no canaries: nothing bounds how loud
+they may be.
 """
 
 from __future__ import annotations
@@ -75,12 +75,13 @@ class StandIns:
         canaries_inside = _coins(key.child("canaries"), count) if count else np.zeros(0, bool)
         places = key.child("places").numpy().permutation(spec.numel)[:count]
         out = {name for name, mark in zip(owners, inside.tolist(), strict=True) if not mark}
-        noised = settings.privacy.noised
-        rows_of = {name: name for name in names if noised or name not in out}
-        rows_of |= {name: names[number % len(names)] for number, name in enumerate(made)}
         sent: dict[str, int | None] = dict.fromkeys(out)
         marks = zip(made, places.tolist(), canaries_inside.tolist(), strict=True)
         sent |= {name: place if mark else None for name, place, mark in marks}
+        rows_of = {name: name for name in names}
+        rows_of |= {name: names[number % len(names)] for number, name in enumerate(made)}
+        if not stays(settings):
+            rows_of = {name: owner for name, owner in rows_of.items() if sent.get(name, 0) is not None}
         clip = settings.privacy.clip_l2 or 0.0
         return StandIns(owners, inside, made, canaries_inside, places, clip, rows_of, sent)
 
@@ -102,6 +103,11 @@ class StandIns:
         if place is not None:
             values[place] = self.clip
         return AdapterState.from_vector(spec, values)
+
+
+def stays(settings: Federation) -> bool:
+    """Whether an owner who is out is still asked."""
+    return settings.privacy.noised and (settings.cohort.fixed_sample or settings.privacy.correlated)
 
 
 @dataclass(frozen=True)

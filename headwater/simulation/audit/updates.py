@@ -1,7 +1,8 @@
 """Membership in one update: :func:`audit_updates`. What the server, or whoever reads an update, can tell.
 
 Of some owners' rows a fair coin chooses which are trained on, as in the first round. The attacker knows the
-candidates and the update as it was before its codec, and guesses by how much it lowers each one's loss.
+candidates and the update as it was before its codec, and guesses by how much it lowers each one's loss. How
+many rows there are, which ε of a row does not cover, hangs on the coins; no guess looks at it.
 """
 
 from __future__ import annotations

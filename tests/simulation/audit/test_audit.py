@@ -117,12 +117,14 @@ def test_rows_of_private_updates_stay_below_their_own_promise(tmp_path):
 SPEC = StateSpec((TensorSpec("a", (10,), "other"),))
 
 
-def test_who_is_out_sends_zeros_and_a_canary_its_own_value(tmp_path):
-    settings = load_federation(written(tmp_path)).settings
+@pytest.mark.parametrize("case", ["poisson", "tree"])
+def test_who_is_out_is_away_or_sends_zeros_and_a_canary_its_own_value(case, tmp_path):
+    settings = load_federation(written(tmp_path, **NOISED[case])).settings
     names = [f"o{number}" for number in range(8)]
     who = StandIns.of(settings, names, SPEC, 10)
     assert sorted(who.places.tolist()) == list(range(10))
-    assert set(who.rows_of) == {*names, *who.canaries}
+    inside = [*np.array(names)[who.inside], *np.array(who.canaries)[who.canaries_inside]]
+    assert set(who.rows_of) == {*(inside if case == "poisson" else [*names, *who.canaries])}
     for name, mark in zip(who.owners, who.inside, strict=True):
         assert who.trains(name) == mark
         if not mark:
