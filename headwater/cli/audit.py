@@ -76,23 +76,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _view(found: Audit) -> RenderableType:
-    rows = _bounds(found)
     bounds = FittingTable()
-    for title, weight in (
-        ("ε of", 0),
-        ("at least", 0),
-        ("promised", 0),
-        ("guesses right", 3),
-        ("estimate", 1),
-    ):
-        bounds.column(title, weight, right=weight > 0 or title != "ε of")
-    for what, bound, promised in rows:
+    bounds.column("ε of", 0)
+    for title, weight in (("at least", 0), ("promised", 0), ("guesses right", 3), ("estimate", 1)):
+        bounds.column(title, weight, right=True)
+    for what, bound, promised in _bounds(found):
         right = f"{bound.right:,} of {bound.guesses:,}"
         shown = "nothing" if promised is None else f"{promised:.2f}"
         bounds.row([what, f"{bound.epsilon:.2f}", shown, right, f"{bound.estimate:.2f}"])
     guessed = FittingTable()
-    for title, weight in (("who was in", 0), ("AUC", 0), ("95 %", 1), ("TPR at 1 % FPR", 2), ("in, out", 3)):
-        guessed.column(title, weight, right=weight > 0 or title == "AUC")
+    guessed.column("who was in", 0)
+    for title, weight in (("AUC", 0), ("95 %", 1), ("TPR at 1 % FPR", 2), ("in, out", 3)):
+        guessed.column(title, weight, right=True)
     for what, one in _members(found):
         auc, hits = one.auc, one.tpr[0.01]
         cells = [what, f"{auc.value:.3f}", f"{auc.low:.3f} to {auc.high:.3f}", f"{hits.value:.3f}"]
