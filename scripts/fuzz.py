@@ -72,7 +72,9 @@ def turn(family: Family, seconds: int, keep: bool) -> dict[str, Any]:
         sys.stdout.flush()
         if not (child := os.fork()):
             os.chdir(scratch)
-            os.dup2(os.open("said.txt", os.O_WRONLY | os.O_CREAT), 2)
+            said = os.open("said.txt", os.O_WRONLY | os.O_CREAT)
+            for stream in (1, 2):  # atheris tells of an exception on the one, libFuzzer on the other
+                os.dup2(said, stream)
             try:
                 fuzz(family, Path(scratch), seconds)
             finally:

@@ -98,7 +98,7 @@ def read_state(file: Readable, spec: StateSpec) -> FeedbackState:
         size = int.from_bytes(content[_START - 4 : _START], "little")
         head = _Head.of(content[_START : _START + size], spec)
         return _state(content, _START + size, head, spec)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, IndexError, AttributeError) as error:
         # the checksum held, so another program or version wrote this
         raise torn("a feedback state of this version", repr(error)[:80]) from None
 

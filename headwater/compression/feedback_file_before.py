@@ -58,7 +58,7 @@ def earlier_state(data: bytes, spec: StateSpec) -> FeedbackState:
             return FeedbackState(residual)
         kept, sent = (_state(arrays, part, spec) for part in ("residual_if_accepted", "sent"))
         return FeedbackState(None, Pending(entry["round"], arrays["envelope"].tobytes(), kept, sent))
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (SafetensorError, ValueError, OverflowError, KeyError, TypeError, IndexError) as error:
         # the checksum held, so another program or version wrote this
         raise torn("a feedback state of this version", repr(error)[:80]) from None
 

@@ -70,7 +70,15 @@ def merge_plan_from_json(text: str) -> MergePlan:
             others_ranks=frozenset(int(rank) for rank in content["others_ranks"]),
         )
         plan.scale_bits()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, HeadwaterError) as error:
+    except (
+        ValueError,
+        OverflowError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        HeadwaterError,
+    ) as error:
         got = f"{type(error).__name__}: {error}"[:200]
         raise DecodeError("merge plan", expected="the plan of a round", got=got) from None
     return plan

@@ -89,7 +89,7 @@ def read_leaves(path: Path) -> dict[int, tuple[bytes, ...]]:
             if not all(_LEAF.fullmatch(leaf) for leaf in row["leaves"]):
                 raise ValueError("no hash")
             found[int(row["number"])] = tuple(bytes.fromhex(leaf) for leaf in row["leaves"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, OverflowError, TypeError, KeyError, RecursionError) as error:
             raise DecodeError(
                 f"{path} line {number}", expected="hashes of updates", got=str(error)[:80]
             ) from error

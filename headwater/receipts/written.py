@@ -179,7 +179,7 @@ def read_updates(path: Path) -> dict[int, tuple[Entry, ...]]:
             row = json.loads(line)
             entries = tuple(Entry(**entry) for entry in row["updates"])
             found[int(row["number"])] = entries
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, OverflowError, TypeError, KeyError, RecursionError) as error:
             raise DecodeError(
                 f"{path} line {number}", expected="updates by client", got=str(error)[:80]
             ) from error
@@ -190,5 +190,5 @@ def _number(line: bytes) -> int:
     """The line's receipt; -1 of one that cannot be read, which stays for whoever checks the chain."""
     try:
         return int(json.loads(line)["number"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, OverflowError, TypeError, KeyError, RecursionError):
         return -1

@@ -92,7 +92,7 @@ class CohortRecord:
                 [Halved(int(r["round"]), str(r["first"]), int(r["clients"])) for r in found["halved"]],
                 keep,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, OverflowError, KeyError, TypeError) as error:
             if isinstance(error, FileNotFoundError) and not measured:
                 return None
             raise StorageError(

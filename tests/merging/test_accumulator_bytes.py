@@ -124,7 +124,10 @@ def test_a_plan_travels() -> None:
     assert merge_plan_from_json(merge_plan_to_json(part)) == part
     assert (part.total_weight, part.scale_bits(), part.weighs) == (7, plan.scale_bits(), True)
     assert "a" not in part.weights
-    for wrong in ("{}", "[", merge_plan_to_json(plan).replace('"a":2', '"a":0')):
+    for weight in ("0", "1e999", "Infinity"):
+        with pytest.raises(DecodeError, match="merge plan"):
+            merge_plan_from_json(merge_plan_to_json(plan).replace('"a":2', f'"a":{weight}'))
+    for wrong in ("{}", "["):
         with pytest.raises(DecodeError, match="merge plan"):
             merge_plan_from_json(wrong)
     with pytest.raises(ConfigError, match="part of its clients"):

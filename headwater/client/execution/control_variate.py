@@ -117,7 +117,7 @@ def from_bytes(data: bytes, spec: StateSpec, what: str = "control variate") -> C
             for part in entry["parts"]
         }
         return ControlVariate(states.get("value"), int(entry["round"]), states.get("if_accepted"))
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (SafetensorError, ValueError, OverflowError, KeyError, TypeError, IndexError) as error:
         # the checksum held, so another program or version wrote this
         raise _torn(what, f"a {what} of this version", repr(error)[:80]) from None
 

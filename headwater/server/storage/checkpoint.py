@@ -145,7 +145,15 @@ class Checkpoint:
                         if _digest(spec, *words) != meta["sha256"]["steepness"]:
                             raise ValueError("steepness does not match its hash")
                         server = replace(server, seed_slopes=seed_slopes)
-        except (SafetensorError, SpecMismatch, LookupError, TypeError, ValueError, OSError) as error:
+        except (
+            SafetensorError,
+            SpecMismatch,
+            LookupError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            OSError,
+        ) as error:
             raise StorageError(
                 f"checkpoint {path}",
                 expected="the checkpoint as it was written",

@@ -52,7 +52,7 @@ class MaskedRecord:
             bytes.fromhex(found.attempt)
         except FileNotFoundError:
             return MaskedRecord(round)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, OverflowError, TypeError, KeyError) as error:
             raise StorageError(
                 f"{path}", expected="how far a masked sum has come", got=str(error)[:100],
                 hint="Delete the file: the sum is tried anew, or the round is left out.",

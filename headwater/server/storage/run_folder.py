@@ -248,7 +248,7 @@ class RunFolder:
                 length = int.from_bytes(file.read(8), "little")
                 head = json.loads(file.read(min(length, _MOST_HEAD)))
             return int(json.loads(head["__metadata__"]["headwater"])["round"])
-        except (OSError, ValueError, KeyError, TypeError):  # damaged: who loads it says so
+        except (OSError, ValueError, OverflowError, KeyError, TypeError):  # damaged: who loads it says so
             return None
 
     def append_round(self, record: RoundRecord) -> None:

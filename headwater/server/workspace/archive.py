@@ -146,7 +146,7 @@ def parse_list(data: bytes) -> tuple[dict[str, Any], dict[str, tuple[int, str]]]
         if content["format"] != 1:
             raise ValueError(f"format {content['format']!r}, which a later version of headwater wrote")
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in content["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise _bad(f"a list of files that is none ({error})") from None
     return content, files
 

@@ -144,7 +144,7 @@ def check_checkpoint(member: Pinned) -> None:
                     start += len(data)
             if digest.hexdigest() != expected:
                 raise ValueError(f"{group} does not match its hash")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
             f"checkpoint {member.name}",
             expected="the checkpoint as it was written",
