@@ -28,7 +28,7 @@ def masked_part(
     spec: StateSpec,
     client: str,
     plan: ClientPlan,
-    examples: int,
+    counted: int,
     whole: int,
     root: Key,
 ) -> MergePlan:
@@ -39,7 +39,7 @@ def masked_part(
         spec: of the adapter.
         client: its name.
         plan: what it is asked.
-        examples: that it has.
+        counted: what it weighs by: its training examples, or their targets.
         whole: the weight of all of the round's clients.
         root: the federation's key.
 
@@ -47,7 +47,7 @@ def masked_part(
         DecodeError: they weigh less than this one alone.
         ConfigError: so much that no fractions are left.
     """
-    weight, seeds = weight_of(federation, examples), plan.seeds
+    weight, seeds = weight_of(federation, counted), plan.seeds
     if whole < weight:
         raise DecodeError(f"client {client}: weight of all", expected=f"at least {weight}", got=str(whole))
     merge = MergePlan(

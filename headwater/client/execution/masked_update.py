@@ -46,8 +46,8 @@ def to_be_masked(request: TrainRequest, data: bytes, store: ClientStore, runtime
     if not isinstance(reply, EncodedUpdate):
         return data
     plan, spec = request.plan, runtime.context.spec
-    examples = len(runtime.data.client(request.client).train)
-    merge = masked_part(settings, spec, request.client, plan, examples, request.masked_weight, runtime.root)
+    counted = runtime.counted(request.client)
+    merge = masked_part(settings, spec, request.client, plan, counted, request.masked_weight, runtime.root)
     base = runtime.state(request, store)
     rule = FederatedStrategy(settings).aggregator(RoundPlan(request.round, {}, merge), base)
     accumulated = rule.add(rule.init(merge), _decoded(request, reply, runtime))

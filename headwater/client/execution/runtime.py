@@ -133,7 +133,7 @@ class ClientRuntime:
 
         return ClientProfile(
             client=client,
-            train_examples=len(by_row(data.train) if self.hides_rows else data.train),
+            train_examples=self._rows(data.train),
             validation_examples=len(data.validation),
             model_sha256=self.context.base_sha256,
             spec=self.context.spec.fingerprint(),
@@ -143,8 +143,20 @@ class ClientRuntime:
                 self.context, simulated_memory_mb=self.simulated_memory_mb.get(client), allowed=allowed
             ),
             reads=self.reads,
-            train_targets=self._targets(data.train) if settings.strategy.weighting == "targets" else 0,
+            train_targets=self._targets(data.train) if self._by_targets else 0,
         )
+
+    def counted(self, client: str) -> int:
+        """What :meth:`profile` says that ``client`` weighs by, where not all weigh alike."""
+        train = self.data.client(client).train
+        return self._targets(train) if self._by_targets else self._rows(train)
+
+    @property
+    def _by_targets(self) -> bool:
+        return self.context.loaded.settings.strategy.weighting == "targets"
+
+    def _rows(self, examples: Sequence[Example]) -> int:
+        return len(by_row(examples) if self.hides_rows else examples)
 
     def _targets(self, examples: Sequence[Example]) -> int:
         task = task_of(self.context.loaded.settings.data)
