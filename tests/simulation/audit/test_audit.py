@@ -178,3 +178,9 @@ def test_rows_are_dealt_to_other_names(tmp_path):
     assert data.has(owner)
     with pytest.raises(DataError):
         data.dealt({"x": "nobody"})
+
+
+def test_a_budget_of_no_round_is_said(tmp_path):
+    pytest.importorskip("dp_accounting", reason="the extra headwater[privacy]")
+    with pytest.raises(ConfigError, match="a budget that holds a round"):
+        audit(written(tmp_path), tmp_path / "run", "privacy.epsilon=0.01")
