@@ -101,3 +101,8 @@ def test_places_that_all_clients_share_are_nobodys_to_lower() -> None:
     shared = codec_of({"kind": "randk", "density": 0.5, "shared": True})
     with pytest.raises(ConfigError, match="at least"):
         codec_within(shared, SPEC, 2500, "m", seeds=None)
+
+
+def test_parts_of_a_codec_by_module_are_lowered_in_proportion() -> None:
+    by_module = next(codec for codec in CODECS if codec.kind == "by-module")
+    assert [part.keeps for part in by_module.keeping(0.25).parts] == [0.1, 0.25]

@@ -153,6 +153,9 @@ def test_rounds_that_are_added_are_of_another_sequence(tmp_path):
     strategy = FederatedStrategy(strategy.federation.model_copy(update={"federation": more}))
     event = strategy.release(server, "r")
     assert (event.round, event.participation.rounds) == (5, 3)
+    private = strategy.plan(server, profiles("a"), key=ROOT).merge.private
+    drawn = event.noise_multiplier * event.mechanism.sensitivity(event.participation)
+    assert private.multiplier == pytest.approx(drawn)  # units leave room for what is drawn in one round
     assert after(strategy, server, []).privacy.sequence.first == 5
 
 

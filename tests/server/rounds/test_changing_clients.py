@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from headwater.errors import DecodeError
 from headwater.protocol.coordinator import Coordinator, RoundRules
 from headwater.protocol.machine import Begin, Close
@@ -70,6 +72,13 @@ def test_a_round_does_not_wait_for_a_client_that_has_other_data_now():
     assert end.accepted == ("a",)
     assert "it has other data now: 7 examples, not 5" in dict(end.failed)["b"]
     assert asked == ["a", "b"]
+
+
+def test_as_many_rows_with_other_targets_are_other_data_too():
+    pool = Fleet("a", a=5, b=5)
+    pool.known["b"] = replace(pool.known["b"], train_targets=9)
+    end, _ = drive(pool, "ab", need=1)
+    assert "it has other data now: 9 targets, not 0" in dict(end.failed)["b"]
 
 
 def test_a_round_that_other_data_made_impossible_is_planned_anew():

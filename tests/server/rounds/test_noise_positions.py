@@ -314,6 +314,17 @@ HAPPENS = (
 )
 
 
+@example([History.ends] * (ROUNDS + 1), "blt")  # more than the sequence has
+@example(  # what is put back is as long as what is paid, and of another sequence
+    [
+        *[History.ends] * 2,
+        History.loses_the_release,
+        History.ends,
+        History.gets_an_older_state,
+        History.ends,
+    ],
+    "banded",
+)
 @example([*[History.ends] * 4, History.gets_an_older_state, History.ends], "banded")
 @example([*[History.ends] * 4, History.gets_an_older_checkpoint, *[History.ends] * 3], "tree")
 @given(st.lists(st.sampled_from(HAPPENS), max_size=12), st.sampled_from(["tree", "banded", "blt"]))

@@ -19,6 +19,12 @@ from headwater.server.workspace.steering import (
 from tests.support.federation_text import vector_text
 
 FEDERATION = vector_text("steered", rounds=20, cohort="min_clients = 2\ndeadline_s = 120")
+TURNS = [
+    "strategy.weighting=equal",
+    "cohort.population=30",
+    "cohort.clients_per_round=10",
+    'privacy={clip_l2=0.5,noise_multiplier=1,delta=1e-5,mechanism="tree",min_separation=3}',
+]
 
 
 @pytest.fixture
@@ -106,12 +112,7 @@ def test_a_round_that_has_too_few_clients_keeps_nobody_from_stopping():
         ),
         (["cohort.min_clients=2"], 1, ["1 device is enrolled", "until 1 more"]),
         (
-            [
-                "strategy.weighting=equal",
-                "cohort.population=30",
-                "cohort.clients_per_round=10",
-                'privacy={clip_l2=0.5,noise_multiplier=1,delta=1e-5,mechanism="tree",min_separation=3}',
-            ],
+            TURNS,
             21,
             ["min_separation is 3", "a round asks 10", "wait for ever until 1 more"],
         ),
@@ -130,6 +131,7 @@ def test_what_can_be_met_is_no_warning(federation):
     assert tell_unmet(federation(), row(), 2) == ()
     assert tell_unmet(federation("federation.rounds=10"), row(), 2) == ()  # the open round is the last
     assert tell_unmet(federation("cohort.target_clients=2"), row(), 3) == ()
+    assert tell_unmet(federation(*TURNS), row(), 22) == ()  # of whom 20 wait for their turn
 
 
 def test_of_a_codec_what_it_keeps_may_change(tmp_path):
