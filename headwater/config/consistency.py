@@ -332,7 +332,8 @@ def _cohort(federation: FederationTables) -> None:
                 "with which a version closes"
             )
         return  # clients_per_round is how many work at once, and may be fewer than either
-    if per_round is not None and per_round < least and not federation.privacy.noised:
+    any_number = federation.privacy.noised and not federation.privacy.shares
+    if per_round is not None and per_round < least and not any_number:
         raise ValueError(f"cohort.clients_per_round {per_round} is below cohort.min_clients {least}")
     if target is not None and target < least:
         raise ValueError(f"cohort.target_clients {target} is below cohort.min_clients {least}")

@@ -56,6 +56,7 @@ _LATER = (
     "epsilon",
     "delta",
     "noise",
+    "noise_by",
     "adaptive",
     "padding",
     "mask_wait_s",
@@ -110,6 +111,11 @@ class PrivacySettings(Settings):
         description="where noise and drawn cohorts come from: the operating system, or the seed, which is "
         "for experiments and gives no privacy",
     )
+    noise_by: Literal["server", "clients"] = Field(
+        default="server",
+        description="who draws noise: the server, which sees each update, or, under masks, clients, each "
+        "a share of which those of a sum's fewest honest ones are enough (arXiv 2102.06387)",
+    )
     mechanism: Literal["independent", "tree", "banded", "blt"] = Field(
         default="independent",
         description="noise of each round by itself, or correlated over the rounds (DP-FTRL, arXiv "
@@ -137,6 +143,11 @@ class PrivacySettings(Settings):
         return self.noise_multiplier is not None or self.epsilon is not None
 
     @property
+    def shares(self) -> bool:
+        """Whether clients draw the noise."""
+        return self.noise_by == "clients"
+
+    @property
     def correlated(self) -> bool:
         """Whether the noise of a round takes back some of earlier rounds'."""
         return self.mechanism != "independent"
@@ -152,6 +163,11 @@ class PrivacySettings(Settings):
             raise ValueError("privacy.delta, noise and adaptive go with noise_multiplier or epsilon")
         if not self.noised and self.correlated:
             raise ValueError("privacy.mechanism goes with noise_multiplier or epsilon")
+        if self.shares and not (self.noised and self.masks):
+            raise ValueError(
+                'privacy.noise_by = "clients" goes with noise_multiplier and masks: the noise of one '
+                "client does not hide its update"
+            )
         if not self.correlated and (self.min_separation > 1 or self.max_participations is not None):
             raise ValueError(
                 "privacy.min_separation and max_participations go with correlated noise: set mechanism"

@@ -1,6 +1,7 @@
 """What goes with noise in ``[privacy]``: :func:`require_private`, a table of what is refused, and why.
 
-The claim: whoever sees the adapters of all rounds learns no more of one owner than ε and δ allow. It stands
+The claim: whoever sees the adapters of all rounds learns no more of one owner than ε and δ allow; with
+``noise_by = "clients"``, whoever sees the sums, the server too. It stands
 on three things: each owner's part of a sum is bounded by what the server itself clips, every sum gets noise
 for that bound, and who is in a sum is drawn as it is priced, or, with correlated noise, asked no more often.
 What breaks one of them is refused. What holds by argument and is allowed (error feedback over Poisson
@@ -74,9 +75,24 @@ REFUSED: tuple[tuple[str, Unsound, str], ...] = (
         "who else was not: its chance is what is priced",
     ),
     (
-        "no privacy.masks",
-        lambda f: f.privacy.masks,
+        'no privacy.masks, or privacy.noise_by = "clients"',
+        lambda f: f.privacy.masks and not f.privacy.shares,
         "the server cannot shorten what it does not see",
+    ),
+    (
+        'privacy.noise_multiplier with noise_by = "clients"',
+        lambda f: f.privacy.shares and f.privacy.noise_multiplier is None,
+        "each device draws its share by itself, from what the file says",
+    ),
+    (
+        'neither cohort.clients_per_round nor sampling = "poisson" with noise_by = "clients"',
+        lambda f: f.privacy.shares and (f.cohort.sampling == "poisson" or f.cohort.fixed_sample),
+        "the noise hides owners from the server, which knows whom it asks: chance is not priced",
+    ),
+    (
+        'neither privacy.mechanism nor adaptive with noise_by = "clients"',
+        lambda f: f.privacy.shares and (f.privacy.correlated or f.privacy.adaptive is not None),
+        "no device remembers others' noise, and the count of short updates has no noise of theirs",
     ),
     (
         "no strategy.screen",

@@ -40,6 +40,25 @@ class NoisePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseShare:
+    """Which part of a sum's noise each client draws.
+
+    Args:
+        honest: H, so many honest clients are in every sum: each draws 1/√H of the noise's σ.
+        clients: that the units leave room for.
+
+    Attributes:
+        LEAST: the least σ, in units. Sums of discrete Gaussians are one but for a part of e^(-π²σ²).
+        MOST: no draw is this many σ from 0 (:func:`headwater.privacy.noise.discrete_gaussian`).
+    """
+
+    LEAST: ClassVar[int] = 16
+    MOST: ClassVar[int] = 28
+    honest: int
+    clients: int
+
+
+@dataclass(frozen=True, slots=True)
 class PrivateSum:
     """How a round's sum is released under differential privacy (``headwater.strategies.private_sum``).
 
@@ -50,6 +69,7 @@ class PrivateSum:
         count_sigma: σ_b, the noise of how many updates were within C; None without adaptive clipping.
         quantile: γ, and ``rate`` η, of adaptive clipping.
         rate: see ``quantile``.
+        shares: of the noise, that clients draw; None where the server draws it.
     """
 
     MOST_CLIENTS: ClassVar[int] = 2**20
@@ -59,16 +79,22 @@ class PrivateSum:
     count_sigma: float | None = None
     quantile: float = 0.5
     rate: float = 0.2
+    shares: NoiseShare | None = None
 
     @property
     def bits(self) -> int:
         """Of a unit of the sum, 2^-bits: as fine as leaves room for 2^20 clients, and 32 σ of noise.
+
+        Under masks, as leaves room in :data:`MASKED_BITS` for all clients and all that they may draw.
 
         Raises:
             ConfigError: the noise leaves fewer than 8.
         """
         most = math.ceil(math.log2(self.clip * max(1.0, 2 * self.multiplier)))
         bits = min(52, 61 - 20 - math.ceil(math.log2(self.clip)), 49 - most)
+        if (shares := self.shares) is not None:
+            one = self.clip * (1 + NoiseShare.MOST * self.multiplier / math.sqrt(shares.honest))
+            bits = min(52, MASKED_BITS - 2 - math.ceil(math.log2(shares.clients * one)))
         if bits < 8:
             raise ConfigError(
                 "private sum",
@@ -81,6 +107,23 @@ class PrivateSum:
     def longest(self, values: int) -> float:
         """Of one client's part of a sum of so many values, in units, L2: each is rounded by half of one."""
         return self.clip * 2.0**self.bits + math.sqrt(values) / 2
+
+    def share(self, values: int) -> int:
+        """σ of one client's share of the noise, in whole units: as many honest ones as there are have z.
+
+        Raises:
+            ConfigError: the noise is set by the server, or so small that shares do not add up to a Gaussian.
+        """
+        honest = 0 if self.shares is None else self.shares.honest
+        sigma = math.ceil(self.multiplier * self.longest(values) / math.sqrt(honest)) if honest else 0
+        if sigma < NoiseShare.LEAST:
+            raise ConfigError(
+                "private sum",
+                expected=f"noise in shares of at least {NoiseShare.LEAST} units",
+                got=str(sigma),
+                hint="Raise privacy.noise_multiplier.",
+            )
+        return sigma
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,11 @@ a sequence, for all its updates set to nothing while the same owners are asked (
 cohort of fixed size has a bound for replacing only, which moves a sum twice as far as adding.
 ``dp_accounting`` takes a ``GaussianDpEvent`` under ``REPLACE_ONE`` as noise over the *sensitivity* in its RDP
 and as noise over the *norm* in its PLD, so this module halves the multiplier itself and asks neither to.
+
+**Shares.** A sum of discrete Gaussians is none, but each probability is within e^(gap/2) of one's
+(:attr:`~headwater.privacy.events.SharesReleased.gap`). With G the sum of all gaps, P ≤ e^(G/2)·P' and
+Q' ≤ e^(G/2)·Q, whatever was chosen after whatever left: (ε', δ') of Gaussians is
+(ε' + G, e^(G/2)·δ') of shares.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from headwater.privacy.events import (
     PositionReleased,
     Sampling,
     SequenceReleased,
+    SharesReleased,
     StepsReleased,
     SumReleased,
 )
@@ -91,7 +97,7 @@ def relation_of(sampling: Sampling) -> Relation:
 
 def relation_for(event: Event) -> Relation:
     """The relation for which an event is priced."""
-    if isinstance(event, SequenceReleased | PositionReleased):
+    if isinstance(event, SequenceReleased | PositionReleased | SharesReleased):
         return "zero-out"
     return relation_of(event.sampling)
 
@@ -117,8 +123,11 @@ def price(events: Iterable[Event], delta: float, relation: Relation) -> Price:
     if not parts:
         return Price(0.0, 0.0, delta, relation)
     ordered = tuple(sorted(parts.items(), key=repr))
-    rdp, pld = (_epsilon(ordered, delta, relation, bound) for bound in BOUNDS)
+    gap = math.fsum(event.gap for event in known if isinstance(event, SharesReleased))
+    of = delta * math.exp(-gap)
+    rdp, pld = (_epsilon(ordered, of, relation, bound) for bound in BOUNDS)
     assert rdp is not None, "every kind of sampling has this bound"
+    rdp, pld = rdp + gap, None if pld is None else pld + gap
     return Price(rdp, pld, delta, relation, any(event.reproducible for event in known))
 
 
@@ -177,6 +186,12 @@ def _of_sum(event: SumReleased, relation: Relation) -> tuple[_Priced, int]:
     return _gaussian(event, relation), 1
 
 
+def _of_shares(event: SharesReleased, relation: Relation) -> tuple[_Priced, int]:
+    """Without a gap: one Gaussian, over an update that is set to nothing. The server knows who was asked."""
+    _require_relation("a sum with noise in shares", relation, "zero-out")
+    return _Priced(event.noise_multiplier, Everyone()), 1
+
+
 def _of_steps(event: StepsReleased, relation: Relation) -> tuple[_Priced, int]:
     """The same of one example, at every step."""
     return _gaussian(event, relation), event.steps
@@ -199,6 +214,7 @@ def _gaussian(event: SumReleased | StepsReleased, relation: Relation) -> _Priced
 
 PRICES: Mapping[type[Event], Callable[[Any, Relation], tuple[_Priced, int] | None]] = {
     SumReleased: _of_sum,
+    SharesReleased: _of_shares,
     StepsReleased: _of_steps,
     SequenceReleased: _of_sequence,
     PositionReleased: _of_position,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, TypeAlias
@@ -90,6 +91,56 @@ class SumReleased:
         _require(self.round >= 1 and bool(self.release), f"round {self.round}, release {self.release!r}")
         for value in (self.clip, self.noise_multiplier):
             _require(0 < value < math.inf, f"{value}")
+
+
+@dataclass(frozen=True, slots=True)
+class SharesReleased:
+    """A sum of clipped updates left the clients under masks, each with a share of the noise of its own.
+
+    Args:
+        round: its number.
+        release: an id. All attempts at the sum of a round are one release: a client sends its vector in one.
+        clip: C, no honest owner's part of the sum is longer in L2 norm.
+        noise_multiplier: z, such that the honest clients' shares together have a standard deviation of z·C.
+        honest: H, how many honest clients are in the sum at least.
+        sigma: of one share, in whole units of the sum.
+        values: how many there are.
+        reproducible: the noise can be drawn again from the file's seed: **no privacy**.
+    """
+
+    kind: ClassVar[str] = "shares"
+    round: int
+    release: str
+    clip: float
+    noise_multiplier: float
+    honest: int
+    sigma: int
+    values: int
+    reproducible: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.round >= 1 and bool(self.release), f"round {self.round}, release {self.release!r}")
+        for value in (self.clip, self.noise_multiplier):
+            _require(0 < value < math.inf, f"{value}")
+        for count in (self.honest, self.sigma, self.values):
+            _require(isinstance(count, int) and count >= 1, f"{count}")
+
+    @property
+    def gap(self) -> float:
+        """How far a sum of H shares is from one discrete Gaussian, as an ε over all values: d·τ, never 0.
+
+        No probability of one value differs by more than a factor of e^(τ/2), with
+        τ = 10·Σ e^(-2π²σ²k/(k + 1)) over k = 1 … H - 1 (Kairouz, Liu, Steinke 2021, arXiv 2102.06387, theorem
+        1; for σ ≥ ½). Here each term is the first, the largest, and rounded up to the least float there is.
+        """
+        if self.honest == 1:
+            return 0.0
+        largest = max(math.exp(-((math.pi * self.sigma) ** 2)), sys.float_info.min)
+        return self.values * 10 * (self.honest - 1) * largest
+
+    def same(self, other: Event) -> bool:
+        """Whether the other is of the same sum."""
+        return isinstance(other, SharesReleased) and replace(other, release=self.release) == self
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +230,10 @@ class PositionReleased:
         _require(bool(self.release) and bool(self.sequence), f"{self.release!r} of {self.sequence!r}")
 
 
-Event: TypeAlias = SumReleased | StepsReleased | SequenceReleased | PositionReleased
+Event: TypeAlias = SumReleased | SharesReleased | StepsReleased | SequenceReleased | PositionReleased
 EVENTS: Mapping[str, type[Event]] = {
-    kind.kind: kind for kind in (SumReleased, StepsReleased, SequenceReleased, PositionReleased)
+    kind.kind: kind
+    for kind in (SumReleased, SharesReleased, StepsReleased, SequenceReleased, PositionReleased)
 }
 SAMPLINGS: Mapping[str, type[Any]] = {s.kind: s for s in (Everyone, PoissonSample, FixedSample)}
 
@@ -191,7 +243,7 @@ def to_json(event: Event) -> bytes:
     content = {"event": event.kind, **asdict(event)}
     if isinstance(event, SequenceReleased):
         content["mechanism"] = described(event.mechanism)
-    elif not isinstance(event, PositionReleased):
+    elif not isinstance(event, PositionReleased | SharesReleased):
         content["sampling"] = {"kind": event.sampling.kind, **content["sampling"]}
     return json.dumps(content).encode()
 

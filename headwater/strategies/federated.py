@@ -26,7 +26,7 @@ from headwater.merging.control_variates import ControlPlan
 from headwater.merging.coverage import last_layers
 from headwater.merging.pairs import shared_tensors
 from headwater.merging.plan import MASKED_BITS, SUM_BITS, MergePlan
-from headwater.privacy.events import SequenceReleased, SumReleased
+from headwater.privacy.events import SequenceReleased, SharesReleased, SumReleased
 from headwater.privacy.noise import (
     Integers,
     Randomness,
@@ -59,6 +59,7 @@ from headwater.strategies.private_turns import in_turn, not_in_turn, state_for_n
 from headwater.strategies.rules import rule_for, rule_in_round
 from headwater.strategies.seeding import round_seeds, seeds_only
 from headwater.strategies.server_optimizers import Moments, optimizer_for
+from headwater.strategies.shared_noise import SharedNoise
 from headwater.strategies.strategy import RoundPlan, ServerState, Strategy
 
 MAX_WEIGHT = 2**24
@@ -333,6 +334,8 @@ class FederatedStrategy(Strategy):
             base: what its clients start from.
             correlated: draws noise that remembers earlier rounds', where the file has such.
         """
+        if plan.merge.private is not None and plan.merge.private.shares is not None:
+            return SharedNoise(lambda client: self._randomness(f"share of {client}", plan.round))
         if plan.merge.private is not None:
             return NoisedSum(partial(self._noise, plan.round, correlated))
         return rule_in_round(self.federation.strategy, base, self._root.child("merge", plan.round))
@@ -369,7 +372,7 @@ class FederatedStrategy(Strategy):
         """Those whom the round after ``server`` may not ask, whoever is there, each with the reason."""
         return not_in_turn(self.federation, server, names)
 
-    def release(self, server: ServerState, release: str) -> SumReleased | SequenceReleased:
+    def release(self, server: ServerState, release: str) -> SumReleased | SharesReleased | SequenceReleased:
         """The event of the round after ``server``, under this id."""
         return private_event(self.federation, server, release)
 

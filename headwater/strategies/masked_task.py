@@ -21,6 +21,7 @@ from headwater.seeds.coefficients import directions_of
 from headwater.seeds.keys import Key
 from headwater.state import StateSpec
 from headwater.strategies.federated import weight_of
+from headwater.strategies.private_round import shared_sum
 
 
 def masked_part(
@@ -59,6 +60,7 @@ def masked_part(
         tensors={} if plan.tensors is None else {client: plan.tensors},
         ranks={} if plan.rank is None else {client: plan.rank},
         sum_bits=MASKED_BITS,
+        private=shared_sum(federation),
         others_weight=whole - weight,
     )
     merge.scale_bits()
@@ -84,4 +86,6 @@ def common_digest(state_sha256: str, merge: MergePlan) -> bytes:
     for own in ("weights", "tensors", "ranks", "groups", "others_weight", "others_methods", "others_ranks"):
         del content[own]
     facts = [state_sha256, content, merge.total_weight]
+    if (private := merge.private) is not None:
+        facts.append([private.clip.hex(), private.multiplier.hex(), private.bits])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()

@@ -12,7 +12,7 @@ import numpy as np
 
 from headwater.config.federation import Federation
 from headwater.errors import FederationStopped, HeadwaterError
-from headwater.merging.plan import PrivateSum
+from headwater.merging.plan import NoiseShare, PrivateSum
 from headwater.privacy.accounting import library, noise_multiplier_for
 from headwater.privacy.adaptive import sum_multiplier
 from headwater.privacy.correlated.noise import CorrelatedNoise
@@ -22,9 +22,11 @@ from headwater.privacy.events import (
     PoissonSample,
     Sampling,
     SequenceReleased,
+    SharesReleased,
     SumReleased,
 )
 from headwater.privacy.noise import Randomness
+from headwater.security.secagg.bounds import Promise, fewest_honest
 from headwater.strategies.private_turns import sequence_from, state_for_next
 from headwater.strategies.strategy import PrivacyState, ServerState
 
@@ -47,6 +49,7 @@ def private_start(federation: Federation) -> PrivacyState | None:
             rounds, sampling = 1, Everyone()
         multiplier = noise_multiplier_for(privacy.epsilon, privacy.delta, rounds, sampling)
     assert multiplier is not None, "noised means one of the two"
+    _ = shared_sum(federation)  # which may refuse what it states of clients
     if (count := _count_sigma(federation)) is not None:
         sum_multiplier(multiplier, count)  # which may refuse it
     return PrivacyState(privacy.clip_l2, multiplier, sequence_from(federation, 1))
@@ -103,6 +106,8 @@ def private_sum(federation: Federation, state: PrivacyState | None) -> PrivateSu
     """How the sum of a round is released; None without noise."""
     if state is None:
         return None
+    if federation.privacy.shares:
+        return shared_sum(federation)
     adaptive, multiplier = federation.privacy.adaptive, state.multiplier
     if (sequence := state.sequence) is not None:  # what is drawn in one round, which the units must hold
         multiplier *= sequence.mechanism.sensitivity(sequence.participation)
@@ -118,9 +123,28 @@ def private_sum(federation: Federation, state: PrivacyState | None) -> PrivateSu
     )
 
 
+def shared_sum(federation: Federation) -> PrivateSum | None:
+    """What server and devices know alike of a sum with noise in shares: from the file alone; None of another.
+
+    Raises:
+        ConfigError: no honest client need be in a sum.
+    """
+    privacy, cohort = federation.privacy, federation.cohort
+    if not privacy.shares or privacy.clip_l2 is None or privacy.noise_multiplier is None:
+        return None
+    honest = fewest_honest(Promise(privacy.mask_dropouts, privacy.mask_colluding, cohort.min_clients))
+    clients = max(cohort.population or 0, cohort.min_clients)
+    return PrivateSum(
+        privacy.clip_l2,
+        privacy.noise_multiplier,
+        _expected(federation),
+        shares=NoiseShare(honest, clients),
+    )
+
+
 def private_event(
     federation: Federation, server: ServerState, release: str
-) -> SumReleased | SequenceReleased:
+) -> SumReleased | SharesReleased | SequenceReleased:
     """What the release of the round after ``server`` tells; with correlated noise, all of its sequence.
 
     Raises:
@@ -134,6 +158,18 @@ def private_event(
             hint="Start a new run: what was released before cannot be priced.",
         )
     reproducible = federation.privacy.noise == "reproducible"
+    if (private := shared_sum(federation)) is not None and private.shares is not None:
+        values = server.state.spec.numel
+        return SharesReleased(
+            server.round + 1,
+            release,
+            private.clip,
+            private.multiplier,
+            private.shares.honest,
+            private.share(values),
+            values,
+            reproducible,
+        )
     if (sequence := state.sequence) is not None:
         return SequenceReleased(
             server.round + 1,

@@ -86,7 +86,7 @@ class NoisedSum(Aggregator[NoisedSums]):
         Raises:
             ConfigError: a plan without a private sum, or with weights that differ or are too many.
         """
-        _private(plan)
+        private_of(plan)
         if (
             any(weight != 1 for weight in plan.weights.values())
             or len(plan.weights) > PrivateSum.MOST_CLIENTS
@@ -114,7 +114,7 @@ class NoisedSum(Aggregator[NoisedSums]):
     def add(self, acc: NoisedSums, update: Update) -> NoisedSums:
         """Add clip(δ, C)."""
         plan, who = acc.participants.plan, f"client {update.client}"
-        private = _private(plan)
+        private = private_of(plan)
         acc.participants.weight_of(update)
         values = acc.participants.values_of(update)
         vector = values.flat()
@@ -143,39 +143,43 @@ class NoisedSum(Aggregator[NoisedSums]):
         share of updates within C.
         """
         plan = acc.participants.plan
-        private, numel = _private(plan), plan.spec.numel
+        private, numel = private_of(plan), plan.spec.numel
         multiplier, count_sigma = private.multiplier, private.count_sigma
         if count_sigma is not None:
             multiplier = sum_multiplier(multiplier, count_sigma)
         noise, sigma = self._draw("sum", multiplier, private.longest(numel), numel)
-        noised = acc.total + torch.from_numpy(noise)
-        delta = AdapterState.from_vector(
-            plan.spec, (from_fixed(noised, private.bits) / private.expected).float()
-        )
-        unit = 2.0**-private.bits / private.expected
-        report = {
-            "delta_norm": delta.norm(),
-            "resolution": unit,
-            "clip": private.clip,
-            "noise_std": sigma * unit,
-        }
-        merged = Merged(
-            delta,
-            tuple(sorted(acc.participants.clients)),
-            acc.participants.weight,
-            report,
-            asked=tuple(sorted(plan.weights)),
-        )
+        merged = released(acc, acc.total + torch.from_numpy(noise), sigma)
         if count_sigma is None:
             return merged
         units = (acc.short << COUNT_BITS) - (len(acc.participants.clients) << (COUNT_BITS - 1))
         units += int(self._draw("count", count_sigma, 2.0**COUNT_BITS, 1)[0][0])
         share = units * 2.0**-COUNT_BITS / private.expected + 0.5
         clip = next_clip(private.clip, share, private.quantile, private.rate)
-        return replace(merged, report={**report, "short": share}, clip=clip)
+        return replace(merged, report={**merged.report, "short": share}, clip=clip)
 
 
-def _private(plan: MergePlan) -> PrivateSum:
+def released(acc: NoisedSums, noised: Tensor, sigma: float) -> Merged:
+    """A sum with its noise of standard deviation ``sigma`` units, over m."""
+    plan = acc.participants.plan
+    private = private_of(plan)
+    delta = AdapterState.from_vector(plan.spec, (from_fixed(noised, private.bits) / private.expected).float())
+    unit = 2.0**-private.bits / private.expected
+    report = {
+        "delta_norm": delta.norm(),
+        "resolution": unit,
+        "clip": private.clip,
+        "noise_std": sigma * unit,
+    }
+    clients = tuple(sorted(acc.participants.clients))
+    return Merged(delta, clients, acc.participants.weight, report, asked=tuple(sorted(plan.weights)))
+
+
+def private_of(plan: MergePlan) -> PrivateSum:
+    """How the plan's sum is released.
+
+    Raises:
+        ConfigError: it has no noise.
+    """
     if plan.private is None:
         raise ConfigError("merge plan", expected="how its sum is released", got="no private sum")
     return plan.private

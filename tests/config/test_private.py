@@ -19,6 +19,8 @@ FILE = {
 }
 CORRELATED = {**NOISE, "mechanism": "blt", "min_separation": 3}
 COMPEFT = {"up": {"kind": "compeft", "density": 0.2, "error_feedback": True}}
+SHARES = {**NOISE, "masks": True, "noise_by": "clients"}
+ALL = {"population": 30, "min_clients": 20}
 LORA = ["model.kind=encoder", "model.path=x"]
 
 # what is changed, and words of the line that refuses it
@@ -39,6 +41,18 @@ TRIPPED = [
         {"privacy": {**CORRELATED, "adaptive": {}}, "cohort": {"clients_per_round": 3, "population": 30}},
         "one bound of an update",
     ),
+    ({"privacy": SHARES, "cohort": {**COHORT, "min_clients": 3}}, "knows whom it asks"),
+    ({"privacy": SHARES, "cohort": {**ALL, "clients_per_round": 20}}, "knows whom it asks"),
+    ({"privacy": {**SHARES, "adaptive": {}}, "cohort": ALL}, "no device remembers"),
+    ({"privacy": {**SHARES, "mechanism": "tree"}, "cohort": ALL}, "no device remembers"),
+    (
+        {
+            "privacy": {"epsilon": 4.0, **{k: v for k, v in SHARES.items() if k[:7] != "noise_m"}},
+            "cohort": ALL,
+        },
+        "each device draws",
+    ),
+    ({"privacy": {**NOISE, "masks": True}, "cohort": ALL}, "cannot shorten"),
 ]
 
 
@@ -126,6 +140,7 @@ def test_every_line_is_tripped_by_one_of_these_tests():
         {"privacy": CORRELATED, "cohort": {"clients_per_round": 3, "population": 9}, "codec": COMPEFT},
         {"privacy": {**NOISE, "mechanism": "tree"}, "cohort": {"population": 30}},  # all in every round
         {"privacy": {"clip_l2": 0.5, "epsilon": 4.0, "delta": 1e-5, "adaptive": {"quantile": 0.4}}},
+        {"privacy": {**SHARES, "epsilon": 4.0}, "cohort": ALL, "codec": COMPEFT},
         {
             "strategy": {
                 "kind": "mean",
@@ -150,6 +165,8 @@ def test_what_holds_is_allowed(tmp_path, tables):
         ({"privacy": {"noise_multiplier": 1.0, "delta": 1e-5}}, "clip_l2"),
         ({"privacy": {"clip_l2": 0.5, "epsilon": 1.0}}, "delta"),
         ({"privacy": {"clip_l2": 0.5, "noise": "reproducible"}}, "noise_multiplier"),
+        ({"privacy": {**NOISE, "noise_by": "clients"}}, "does not hide its update"),
+        ({"privacy": {"clip_l2": 0.5, "masks": True, "noise_by": "clients"}}, "does not hide its update"),
         ({"privacy": {"clip_l2": 0.5, "mechanism": "tree"}}, "mechanism goes with noise_multiplier"),
         ({"privacy": {**NOISE, "min_separation": 2}}, "set mechanism"),
         ({"privacy": {**NOISE, "max_participations": 2}}, "set mechanism"),

@@ -115,7 +115,7 @@ class KnownRuns:
 
         Raises:
             DecodeError: no federation in it, one that is not understood, or a run id that names no folder;
-                or other noise of rows than the run was joined with.
+                or other noise of rows, or less in shares, than the run was joined with.
             StorageError: it could not be written.
         """
         if not request.federation or not request.model_sha256:
@@ -208,18 +208,33 @@ def _keep(path: Path, content: bytes) -> None:
     write_atomically(path, content)
 
 
+_FREE = {"epsilon", "mask_wait_s"}
+"""Of ``[privacy]``: what decides over no noise."""
+
+
 def _require_same_noise(before: KnownRun | None, joined: KnownRun) -> None:
     """A server that may be lying gets no training without the noise that the run was joined with.
 
     The ledger stays when the run's folder goes, and tells that there was some.
 
     Raises:
-        DecodeError: a federation that is not understood, or one with another ``[training.privacy]``.
+        DecodeError: a federation that is not understood, or one with another ``[training.privacy]``, or with
+            other noise in shares.
     """
     now, promised = _noise(joined.settings), set[ExamplePrivacy | None]()
+    weaker = False
     if before is not None:
         with contextlib.suppress(HeadwaterError):  # an older version's, which promised nothing
             promised = _noise(before.settings)
+            weaker = _weaker_shares(before.settings, joined.settings)
+    if weaker:
+        error = DecodeError(
+            f"run {joined.run}",
+            expected="the noise in shares that it was joined with",
+            got="another, none, or for sums of fewer clients",
+            hint="Other noise needs a new run, of which owners are told.",
+        )
+        raise coded(error, FailureCode.BAD_REQUEST)
     broken = bool(promised - {None}) and now != promised
     if broken or (None in now and joined.ledgers.is_dir()):
         error = DecodeError(
@@ -229,6 +244,14 @@ def _require_same_noise(before: KnownRun | None, joined: KnownRun) -> None:
             hint="Other noise needs a new run, of which owners are told.",
         )
         raise coded(error, FailureCode.BAD_REQUEST)
+
+
+def _weaker_shares(before: Federation, now: Federation) -> bool:
+    """Whether a share of noise that was drawn by the one would be too little in a sum by the other."""
+    return before.privacy.shares and (
+        before.privacy.model_dump(exclude=_FREE) != now.privacy.model_dump(exclude=_FREE)
+        or now.cohort.min_clients < before.cohort.min_clients
+    )
 
 
 def _noise(settings: Federation) -> set[ExamplePrivacy | None]:

@@ -74,6 +74,8 @@ class MaskedSums:
         vector = HeldVector.from_bytes(reply.delta.body)
         write_atomically(joined.folder / _HELD, reply.round.to_bytes(8, "big"), reply.delta.body)
         metrics = {name: value for name, value in reply.metrics.items() if name != "noise"}
+        if joined.settings.privacy.shares:  # a loss is of the owner's rows, and has no noise
+            metrics = {}
         return encode_reply(
             replace(reply, delta=Payload(WITHHELD, vector.common), statistics={}, metrics=metrics)
         )
@@ -136,7 +138,8 @@ class MaskedSums:
             request.run, request.round, request.attempt, stated.names, stated.layout, stated.promise,
             task_of(vector.common, stated.plans), stated.exactly,
         )  # fmt: skip
-        side = MaskingClient(sum_round, self._name, self._sign, stated.enrolled, self._memory)
+        once = settings.privacy.shares
+        side = MaskingClient(sum_round, self._name, self._sign, stated.enrolled, self._memory, once=once)
         self._sessions.pop(request.run, None)
         for oldest in list(self._sessions)[: 1 - KEPT_RUNS]:
             del self._sessions[oldest]

@@ -61,6 +61,29 @@ class Promise:
         return max(self.quorum(clients), self.corrupt(clients) + 2, clients - self.dropped(clients))
 
 
+@lru_cache(maxsize=16)
+def fewest_honest(promise: Promise) -> int:
+    """So many honest clients are in every sum whose list honest clients sign, however many were asked for it.
+
+    A lying server may drop honest ones alone: of n that are asked ⌊γn⌋ are its own, ⌊δn⌋ may lack before
+    there is a group, and of the group as many as is stated. The least over all n.
+
+    Raises:
+        ConfigError: none need be.
+    """
+    found = min(
+        promise.fewest(n - promise.dropped(n)) - promise.corrupt(n)
+        for n in range(max(promise.least, FEWEST), max(promise.least, MOST) + 1)
+    )
+    if found < 1:
+        raise ConfigError(
+            "privacy.masks", expected="an honest client in every sum, whoever drops out",
+            got=f"fractions of {promise.dropouts:g} that drop out and {promise.colluding:g} that collude",
+            hint="State smaller fractions of drop-outs or of colluding clients.",
+        )  # fmt: skip
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class GroupBounds:
     """The numbers of one group.

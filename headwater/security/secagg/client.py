@@ -46,6 +46,8 @@ class MaskingClient:
         sign: signs bytes with the client's enrolled key.
         enrolled: the signing keys that this client knows the others by.
         memory: what it has told in rounds; it adds to it.
+        once: its vector of a round leaves in one attempt only, whatever becomes of that. It has noise for
+            one sum: of two with the same noise, each would tell of the other's.
 
     Raises:
         UpdateRejected: the client is not in the round, its names are not in their one order or too few, or
@@ -59,6 +61,8 @@ class MaskingClient:
         sign: Callable[[bytes], bytes],
         enrolled: Mapping[str, bytes],
         memory: Memory,
+        *,
+        once: bool = False,
     ) -> None:
         names, exactly = sum_round.names, sum_round.exactly
         ordered = all(list(some) == sorted(set(some)) for some in (names, exactly))
@@ -71,7 +75,8 @@ class MaskingClient:
             raise self._refusal(
                 f"at least {least} clients, as the federation states", str(len(sum_round.names))
             )
-        told = memory.of(*self._key)
+        told, self._once = memory.of(*self._key), once
+        self._require_first(told)
         if told is not None and told.survivors and told.survivors != digest_of_names(sum_round.exactly):
             raise self._refusal("a round that it was in no sum of", "one that it has signed the survivors of")
         self._sign, self._enrolled = sign, enrolled
@@ -221,12 +226,18 @@ class MaskingClient:
     def _note_vector(self, values: bytes) -> None:
         """Keep which vector leaves: of one round the same under ever later keys."""
         told, attempt = self._memory.of(*self._key), self._round.attempt
+        self._require_first(told)
         if told is not None and told.values != values:
             raise self._refusal("the vector that it has sent in this round", "another of its own")
         if told is not None and told.attempt >= attempt:
             raise self._refusal("an attempt after the last one that it has sent its vector in", "an earlier")
         survivors = b"" if told is None else told.survivors
         self._memory.note(*self._key, Told(attempt, values, survivors))
+
+    def _require_first(self, told: Told | None) -> None:
+        """Where its vector leaves once, that it has not left."""
+        if self._once and told is not None:
+            raise self._refusal("a round that it has not sent its noised vector in", "one that it has")
 
     def _note_list(self, names: list[str]) -> None:
         """Keep which list it signs, not only when it reveals: others' shares are enough for the sum."""

@@ -190,8 +190,12 @@ class Rounds(ABC):
 
     @property
     def _least(self) -> int:
-        """With fewer updates no round ends. One with noise ends with any: how many there are would tell."""
-        return 0 if self._releases is not None else self._settings.cohort.min_clients
+        """With fewer updates no round ends.
+
+        One with the server's noise ends with any: how many there are would tell. Shares need so many.
+        """
+        of_server = self._releases is not None and not self._settings.privacy.shares
+        return 0 if of_server else self._settings.cohort.min_clients
 
     def _halted(self, end: Halt) -> FederationStopped:
         """The error of a simulation's round with too few updates."""
@@ -238,7 +242,8 @@ class Rounds(ABC):
             if self._durability is not None:
                 path = self._durability.masked_round
                 times = {"patience_s": privacy.mask_wait_s, "retry_s": cohort.retry_s}
-                through = MaskedExchange(self._pool, self._control, path, promise, **times)
+                once = privacy.shares
+                through = MaskedExchange(self._pool, self._control, path, promise, once=once, **times)
                 return WithheldRound(plan, down, self._run, profiles, rule, self._root, through)
         open_round = OpenRound(plan, down, self._run, profiles, rule, self._root)
         if self._settings.schedule.has_rounds:

@@ -71,6 +71,7 @@ class MaskedExchange:
         promise: what the federation states of drop-outs, collusion and the fewest clients.
         patience_s: how long a step waits for a client that is there.
         retry_s: how long after an attempt that clients have refused they are asked for another.
+        once: whether clients send their vectors in one attempt only.
     """
 
     def __init__(
@@ -82,10 +83,11 @@ class MaskedExchange:
         *,
         patience_s: float,
         retry_s: float,
+        once: bool = False,
     ) -> None:
         self.promise = promise
         self._pool, self._control, self._path = pool, control, path
-        self._patience_s, self._retry_s = patience_s, retry_s
+        self._patience_s, self._retry_s, self._once = patience_s, retry_s, once
         self.traffic = Traffic()
         self._refusals = dict[str, str]()  # of this attempt, by client
 
@@ -103,6 +105,8 @@ class MaskedExchange:
         """
         record, why = MaskedRecord.load(self._path, draft.round), ""
         for _ in range(ATTEMPTS):
+            if self._once and record.vectors:
+                raise NoSum(why or "it ended after noised vectors had been asked for", told=True)
             self._wait_for(draft, record)
             attempt = later_attempt(bytes.fromhex(record.attempt))
             record = replace(record, attempt=attempt.hex())

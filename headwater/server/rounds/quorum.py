@@ -65,7 +65,7 @@ class Quorum:
         """
         if self._durability is None:
             return
-        if self._settings.privacy.noised:
+        if self._settings.privacy.noised and not self._settings.privacy.shares:
             return  # it ends with any number
         left = OpenRoundRecord.load(self._durability.open_round)
         if left is not None and (have := trainable(left.profiles)) < self.need:

@@ -22,7 +22,13 @@ from headwater.errors import FederationStopped, SpecMismatch, StorageError
 from headwater.files import write_atomically
 from headwater.merging.aggregator import Merged
 from headwater.privacy.accounting import Price, price, relation_for
-from headwater.privacy.events import Event, PositionReleased, SequenceReleased, SumReleased
+from headwater.privacy.events import (
+    Event,
+    PositionReleased,
+    SequenceReleased,
+    SharesReleased,
+    SumReleased,
+)
 from headwater.privacy.ledger import Ledger
 from headwater.server.rounds.noise_positions import NoisePositions, Place
 from headwater.server.storage.run_folder import RunFolder
@@ -30,7 +36,7 @@ from headwater.state import AdapterState, StateSpec
 from headwater.strategies.strategy import ServerState
 from headwater.tensor_bytes import save
 
-Following: TypeAlias = SumReleased | SequenceReleased
+Following: TypeAlias = SumReleased | SharesReleased | SequenceReleased
 """What the next round's release tells: by itself, or as one of a sequence, which is told as a whole."""
 _MEMORY = "noise/memory"
 
@@ -64,7 +70,7 @@ class Releases:
         Raises:
             StorageError: which one.
         """
-        kinds = SumReleased | PositionReleased
+        kinds = SumReleased | SharesReleased | PositionReleased
         told = {event.round for event in self._ledger.events if isinstance(event, kinds)}
         lacking = set(range(1, rounds + 1)) - told
         if lacking:
@@ -79,6 +85,8 @@ class Releases:
         if settings.epsilon is None or self._made(following.round, base_sha256) is not None:
             return None
         if isinstance(following, SequenceReleased) and self._positions.place(following, self._last()):
+            return None
+        if self._paid(following) is not None:
             return None
         after = self._price(settings, (*self._ledger.events, following))
         return after if after.epsilon > settings.epsilon else None
@@ -156,6 +164,8 @@ class Releases:
             raise FederationStopped(f"round {told.round}", **exhausted(settings, after))
         if isinstance(told, SequenceReleased):
             self._open(told)
+        elif (paid := self._paid(told)) is not None:
+            told = paid
         else:
             self._ledger.append(told)
         merged = make()
@@ -180,6 +190,13 @@ class Releases:
         if sequence:
             self._positions.close(told.round, told.release, sequence)
         return merged
+
+    def _paid(self, following: Following) -> SharesReleased | None:
+        """The event of an earlier attempt at a sum of shares: no device sends its vector of a round again."""
+        if not isinstance(following, SharesReleased):
+            return None
+        events = (e for e in self._ledger.events if isinstance(e, SharesReleased))
+        return next((event for event in events if event.same(following)), None)
 
     def _open(self, told: SequenceReleased) -> None:
         """Go on in the sequence that is paid, with the memory of the round before; or pay for another."""

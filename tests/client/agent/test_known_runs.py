@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from headwater.client.agent.known_runs import KnownRuns
@@ -36,6 +38,22 @@ def test_a_run_keeps_the_noise_that_it_was_joined_with(path, tmp_path, noise):
     assert failure_of(found.value).code is FailureCode.BAD_REQUEST
     assert runs.join(asked(path)).run == "r1"
     assert runs.join(asked(path, noise, run="r2")).run == "r2"  # of which the owner is told
+
+
+def test_a_run_keeps_the_noise_in_shares_that_it_was_joined_with(path, tmp_path):
+    def told(noise=1.0, least=20, **other):
+        table = {"clip_l2": 0.5, "delta": 1e-3, "masks": True, "noise_by": "clients", **other}
+        privacy = ", ".join(f"{k} = {json.dumps(v)}" for k, v in {**table, "noise_multiplier": noise}.items())
+        cohort = f"population = 30, min_clients = {least}"
+        more = ["strategy.weighting=equal", "evaluation.clients=false", 'codec.up={kind="dense"}']
+        return asked(path, None, f"privacy={{{privacy}}}", f"cohort={{{cohort}}}", *more)
+
+    runs = KnownRuns(tmp_path / "runs")
+    runs.join(told())
+    runs.join(told(least=22, epsilon=3.0))
+    for weaker in (told(0.5, 22), told(least=21), told(least=22, mask_dropouts=0.0), asked(path, None)):
+        with pytest.raises(DecodeError, match="noise in shares that it was joined with"):
+            runs.join(weaker)
 
 
 def test_its_ledger_says_so_when_the_run_is_forgotten(path, tmp_path):
