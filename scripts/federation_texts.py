@@ -164,7 +164,12 @@ UNFIT: tuple[tuple[str, str], ...] = (
         "strategies but `mean`; weights by examples; spaces `product`, `fair`, `fedsa`; `norm_bound`; "
         "`control_variates`; schedule `buffered`; `[methods]`; `spry`; scalars; `ef21`; error feedback over "
         "a cohort of fixed size; `target_clients`; evaluation by clients; baselines `alone`, `centralised`; "
-        "edge aggregators; `masks`; `screen`; `[contribution]`; own heads",
+        "edge aggregators; `masks` but for `noise_by`; `screen`; `[contribution]`; own heads",
+    ),
+    (
+        '`privacy.noise_by = "clients"`',
+        "no `masks`; no `noise_multiplier`; `clients_per_round`, Poisson cohorts; `mechanism`; "
+        "`[privacy.adaptive]`",
     ),
     (
         "`[training.privacy]`",

@@ -32,7 +32,7 @@ SOUND: dict[str, Any] = {
     },
 }
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "noise": MODES["noise"],
+    "the server's noise": MODES["noise"],
     "rules": {"strategy": {"kind": "median"}},
     "`norm_bound`": {"strategy": {"norm_bound": 1.0}},
     "products": {"strategy": {"space": "product"}},

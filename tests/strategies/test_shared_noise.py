@@ -103,8 +103,9 @@ def event(round=1, **other):
     return SharesReleased(round, f"r{round}", **(facts | other))
 
 
-def test_the_price_is_that_of_gaussians_and_of_the_gap():
+def test_the_price_is_that_of_gaussians_and_of_the_gap(monkeypatch):
     pytest.importorskip("dp_accounting", reason="the extra headwater[privacy]")
+    monkeypatch.setattr("headwater.privacy.accounting._INTERVAL", 0.05)
     shares = price([event(i) for i in range(1, 11)], 1e-5, "zero-out")
     gaussian = price([SumReleased(i, "r", 0.5, 2.0, Everyone()) for i in range(1, 11)], 1e-5, "add-or-remove")
     assert (shares.rdp, shares.pld) == (

@@ -11,12 +11,12 @@ from headwater.text import finite, number, plain
 COVERED = (
     "It bounds what the adapters of all rounds together tell of one owner to whoever sees nothing else. "
     "Losses, evaluations, sizes, who took part and all else in the run folder are not covered, nor does it "
-    "hide anything from the server."
+    "hide anything from a server that draws the noise itself."
 )
 FOR: Mapping[str, str] = {
     "add-or-remove": "all data of one owner added or removed",
     "replace-one": "all data of one owner replaced by another's",
-    "zero-out": "all updates of one owner set to nothing; paid once for all rounds of correlated noise",
+    "zero-out": "all updates of one owner set to nothing; correlated noise is paid once for all rounds",
 }
 REPRODUCIBLE = "The noise can be drawn again from the seed: this run has no privacy."
 
