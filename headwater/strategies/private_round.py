@@ -92,7 +92,7 @@ def private_cohort(federation: Federation, names: Sequence[str], randomness: Ran
     if isinstance(sampling, PoissonSample):
         most = int(sampling.rate * 2**64)
         return [name for name, word in zip(names, words.tolist(), strict=True) if word < most]
-    if len(names) < sampling.population:
+    if len(names) < sampling.population and not federation.privacy.shares:  # whose price has no chance
         raise FederationStopped(
             "cohort of fixed size",
             expected=f"the {sampling.population} owners of cohort.population, of whom it is priced",
