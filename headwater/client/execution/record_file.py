@@ -28,10 +28,10 @@ _APPLICATION = 0x48574B50
 """SQLite's ``application_id`` in the file: HWKP."""
 _WAIT_S = 300.0
 """So long another process may hold the file; a write takes milliseconds."""
-_PAGE_BYTES = 65536
-"""A record of 300 KB is written in half the time that pages of 16 KiB take."""
+_PAGE_BYTES, _LONG_PAGE_BYTES = 16384, 65536
+_LONG_RECORD = 4 * _LONG_PAGE_BYTES
+"""From here on a file is made of long pages: 300 KB are written in half the time, in a tenth more room."""
 _PRAGMAS = (
-    f"page_size = {_PAGE_BYTES}",
     "synchronous = OFF",
     "cache_size = -2048",
     "journal_mode = PERSIST",  # to make and remove its file takes as long as to write a record
@@ -77,7 +77,7 @@ class RecordFile:
         size = sum(len(piece) for piece in pieces)
         try:
             make_folder(self.path.parent, durable=False)
-            with _transaction(self._opened(), "IMMEDIATE") as connection:
+            with _transaction(self._opened(size), "IMMEDIATE") as connection:
                 count = 0
                 for data in _parts(pieces):
                     connection.execute(_PUT, (client, kind, count, data))
@@ -132,8 +132,11 @@ class RecordFile:
             self._connection.close()
             self._connection = None
 
-    def _opened(self) -> sqlite3.Connection:
+    def _opened(self, size: int = 0) -> sqlite3.Connection:
         """The connection to the file, which has its table.
+
+        Args:
+            size: of the record that comes next, whose pages a new file has.
 
         Raises:
             sqlite3.Error: the disk says no, or it is no such file.
@@ -143,7 +146,8 @@ class RecordFile:
             # one thread at a time: Ray has a new one for each call
             found = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
             try:
-                for pragma in _PRAGMAS:
+                page = _LONG_PAGE_BYTES if size >= _LONG_RECORD else _PAGE_BYTES
+                for pragma in (f"page_size = {page}", *_PRAGMAS):
                     found.execute(f"PRAGMA {pragma}")
                 if _version(found) == (0, 0):
                     _make_table(found)
@@ -261,7 +265,7 @@ def _refusal(path: Path, size: int) -> str | None:
     probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with probe.open("wb") as file:
-            file.seek((path.stat().st_size if path.exists() else 0) + size + 16 * _PAGE_BYTES)
+            file.seek((path.stat().st_size if path.exists() else 0) + size + 16 * _LONG_PAGE_BYTES)
             file.write(b"\0")
     except OSError as error:
         return error.strerror
