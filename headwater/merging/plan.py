@@ -93,7 +93,7 @@ class PrivateSum:
         most = math.ceil(math.log2(self.clip * max(1.0, 2 * self.multiplier)))
         bits = min(52, 61 - 20 - math.ceil(math.log2(self.clip)), 49 - most)
         if (shares := self.shares) is not None:
-            one = self.clip * (1 + NoiseShare.MOST * self.multiplier / math.sqrt(shares.honest))
+            one = self.clip * (1 + NoiseShare.MOST * self.multiplier)  # H may rise while devices hold vectors
             bits = min(52, MASKED_BITS - 2 - math.ceil(math.log2(shares.clients * one)))
         if bits < 8:
             raise ConfigError(

@@ -80,6 +80,12 @@ def test_the_ring_holds_the_longest_updates_and_the_farthest_draws(clients, mult
     assert part.bits <= 48  # as under masks alone, to a bit
 
 
+def test_units_do_not_hang_on_how_many_are_honest():
+    """The organiser may raise it while devices hold vectors: their noise is then more than enough."""
+    more = replace(PRIVATE, shares=NoiseShare(honest=9, clients=10))
+    assert (more.bits, more.share(SIZE) < PRIVATE.share(SIZE)) == (PRIVATE.bits, True)
+
+
 def test_without_noise_nothing_is_released_and_what_no_vectors_add_up_to_is_refused():
     of = rule()
     acc = of.init(plan())
