@@ -132,7 +132,7 @@ class AdapterState(Mapping[str, Tensor]):
     The tensors are owned by the state: callers must not write into them.
     """
 
-    __slots__ = ("_tensors", "spec")
+    __slots__ = ("_flat", "_tensors", "spec")
 
     def __init__(self, spec: StateSpec, tensors: Mapping[str, Tensor]) -> None:
         """Check ``tensors`` against ``spec`` and take them over.
@@ -154,9 +154,12 @@ class AdapterState(Mapping[str, Tensor]):
                 )
         self.spec = spec
         self._tensors: Mapping[str, Tensor] | None = {t.name: tensors[t.name].detach() for t in spec}
+        self._flat: Tensor | None = None
 
     def _held(self) -> Mapping[str, Tensor]:
-        assert self._tensors is not None, "only a SparseState has none at first"
+        if self._tensors is None:
+            parts = self.flat().split_with_sizes(self.spec.sizes)
+            self._tensors = {t.name: p.reshape(t.shape) for t, p in zip(self.spec, parts, strict=True)}
         return self._tensors
 
     def __getitem__(self, name: str) -> Tensor:
@@ -175,6 +178,10 @@ class AdapterState(Mapping[str, Tensor]):
 
     __hash__ = None  # type: ignore[assignment]  # as for every mapping; sha256() names a state
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """The values once: pickled by themselves, tensors that share memory would each bring all of it."""
+        return _unpickled, (self.spec, self.flat().numpy().tobytes())
+
     def __repr__(self) -> str:
         return f"AdapterState({len(self)} tensors, {self.spec.numel} values, {self.sha256()[:12]})"
 
@@ -192,17 +199,22 @@ class AdapterState(Mapping[str, Tensor]):
                 expected=f"float32 ({spec.numel},)",
                 got=f"{vector.dtype} {tuple(vector.shape)}",
             )
-        parts = vector.split_with_sizes(spec.sizes)
-        return AdapterState(spec, {t.name: p.reshape(t.shape) for t, p in zip(spec, parts, strict=True)})
+        state = AdapterState.__new__(AdapterState)  # whoever does not ask for a tensor has none made
+        state.spec, state._tensors, state._flat = spec, None, vector.detach().contiguous()
+        return state
 
     def vector(self) -> Tensor:
         """All values, concatenated in name order, row-major: float32 [numel]. A copy."""
+        if self._flat is not None:
+            return self._flat.clone()
         if not len(self):
             return torch.zeros(0)
         return torch.cat([value.reshape(-1) for value in self._held().values()])
 
     def flat(self) -> Tensor:
         """The same to read only: no copy where the tensors lie one behind the other, as after from_vector."""
+        if self._flat is not None:
+            return self._flat
         tensors = list(self._held().values())
         if not tensors:
             return torch.zeros(0)
@@ -278,15 +290,26 @@ class SparseState(AdapterState):
     ) -> None:
         """Take places and values over, which the caller vouches for."""
         self.spec, self.places, self.entries = spec, places, entries
-        self._tensors = None
+        self._tensors = self._flat = None
 
-    def _held(self) -> Mapping[str, Tensor]:
-        if self._tensors is None:
-            flat = np.zeros(self.spec.numel, np.float32)
-            flat[self.places] = self.entries
-            parts = torch.from_numpy(flat).split_with_sizes(self.spec.sizes)
-            self._tensors = {t.name: p.reshape(t.shape) for t, p in zip(self.spec, parts, strict=True)}
-        return self._tensors
+    def __reduce__(self) -> tuple[object, ...]:
+        return SparseState, (self.spec, self.places, self.entries)
+
+    def vector(self) -> Tensor:
+        """As :meth:`AdapterState.vector`."""
+        return self.flat().clone()
+
+    def flat(self) -> Tensor:
+        """As :meth:`AdapterState.flat`; made once."""
+        if self._flat is None:
+            values = np.zeros(self.spec.numel, np.float32)
+            values[self.places] = self.entries
+            self._flat = torch.from_numpy(values)
+        return self._flat
+
+
+def _unpickled(spec: StateSpec, values: bytes) -> AdapterState:
+    return AdapterState.from_vector(spec, torch.from_numpy(np.frombuffer(bytearray(values), np.float32)))
 
 
 def sparse_where_few(state: AdapterState) -> AdapterState:

@@ -92,6 +92,21 @@ def test_states_and_specs_pickle():
     assert SPEC.by_name["b"].pair == "a"  # fills the cache
     assert pickle.loads(pickle.dumps(SPEC)) == SPEC
     assert pickle.loads(pickle.dumps(state())) == state()
+    assert pickle.loads(pickle.dumps(AdapterState.zeros(StateSpec(())))) == AdapterState.zeros(StateSpec(()))
+
+
+def test_a_state_pickles_its_values_once():
+    """By themselves, 64 parts of one vector would bring it 64 times."""
+    spec = StateSpec.of([TensorSpec(f"t{i}", (100,), "head") for i in range(64)])
+    whole = AdapterState.from_vector(spec, torch.arange(6400, dtype=torch.float32))
+    before = len(pickle.dumps(whole))
+    assert whole["t0"][5] == 5.0  # its tensors are made
+    assert len(pickle.dumps(whole)) == before < 6400 * 4 + 8000
+    few = SparseState(spec, np.array([5, 700]), np.array([1.0, -0.0], np.float32))
+    again = pickle.loads(pickle.dumps(few))
+    assert isinstance(again, SparseState)
+    assert len(pickle.dumps(few)) < 8000
+    assert torch.equal(again.vector().view(torch.int32), few.vector().view(torch.int32))
 
 
 def test_finite():
