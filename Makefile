@@ -127,9 +127,10 @@ bench-soak: $(VENV)/.dev ## whether the daemon's memory ends growing: 50 agents,
 bench-privacy: $(VENV)/.dev ## errors of correlated noise; secure aggregation beside plain sums and Flower's SecAgg+; an hour
 	@$(BIN)/python benchmarks/mechanisms.py
 	@$(BIN)/python benchmarks/masks.py
-	@$(BIN)/headwater fetch minilm --out $(CORPORA)
+	@$(BIN)/headwater fetch minilm sentiment --out $(CORPORA)
 	@$(BIN)/python benchmarks/private_examples.py
 	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/robust.py $(if $(SMALL),--small)
+	@$(BIN)/python benchmarks/private_rounds.py
 
 bench-attacks: $(VENV)/.dev ## what attackers get of adapters, updates and LoRA's gradients, by epsilon; half an hour
 	@$(BIN)/headwater fetch minilm smollm2 sentiment presidents --out $(CORPORA)

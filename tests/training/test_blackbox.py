@@ -166,6 +166,7 @@ class TestBlackbox(TrainerLaws):
         assert 0.8 * varies < claimed < most * varies
         assert all(r.noise <= (1 + 1e-9) * r.delta.energy(self.directions()) for r in results)
 
+    @pytest.mark.slow
     def test_its_noise_is_that_of_all_generations(self):
         """64 coordinates contract slowly: the last generation alone has a seventh of it."""
         training = BlackboxTraining(kind="blackbox", generations=10)

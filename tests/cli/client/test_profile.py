@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import tomli_w
 
 from headwater.client.device import costs as device
@@ -40,6 +41,7 @@ def written(folder, **changes) -> LoadedFederation:
     return loaded
 
 
+@pytest.mark.slow
 def test_the_measured_peaks_are_what_was_predicted(tmp_path):
     """In a process of its own: this one holds what all tests before have left. Each method has one, too."""
     written(tmp_path, methods={"seeds": {"training": SEEDS}})
