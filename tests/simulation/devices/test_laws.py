@@ -92,7 +92,7 @@ def test_a_deadline_cuts_exactly_those_after_it(devices, share):
     deadline = round(share * sorted(durations.values())[2], 6)
     (_, record) = run_devices(devices, rounds=1, cohort={"deadline_s": deadline})
     periods = 1
-    while not (wanted := {c for c, s in durations.items() if s <= periods * deadline}):
+    while not (wanted := {c for c, s in durations.items() if s <= round(periods * deadline, 6)}):
         periods += 1  # too few: the round goes on for as long again
     assert accepted(record) == wanted
     cut = wanted != set(durations)
