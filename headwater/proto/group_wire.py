@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from headwater.errors import DecodeError
+from headwater.proto.fields import check_metrics, check_name, parse
 from headwater.proto.v1 import messages_pb2 as pb
-from headwater.proto.wire import MAX_ENVELOPE, check_metrics, check_name, parse
+from headwater.proto.wire import MAX_ENVELOPE
 from headwater.protocol.messages import GroupReply, GroupRequest
 
 MAX_GROUP = 64 * MAX_ENVELOPE

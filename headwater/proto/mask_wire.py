@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from headwater.errors import ConfigError, DecodeError
+from headwater.proto.fields import MAX_NAME, check_name, parse
 from headwater.proto.v1 import messages_pb2 as pb
-from headwater.proto.wire import MAX_NAME, check_name, parse
 from headwater.security.public_keys import check_signing_key
 from headwater.security.secagg.bounds import FEWEST, MOST, Promise
 from headwater.security.secagg.group import SumRound

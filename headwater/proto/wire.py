@@ -8,15 +8,25 @@ wrong is a ``DecodeError``.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
-from google.protobuf.message import DecodeError as ProtobufDecodeError
-from google.protobuf.message import Message
-
 from headwater.errors import DecodeError
+from headwater.proto.fields import (
+    MAX_READS,
+    check_attempt,
+    check_count,
+    check_digest,
+    check_hex,
+    check_metrics,
+    check_name,
+    check_reads,
+    check_run,
+    check_step,
+    check_weight,
+    metrics_to_pb,
+    parse,
+    printable,
+)
 from headwater.proto.plan_json import device_from_json, device_to_json, plan_from_json, plan_to_json
 from headwater.proto.v1 import messages_pb2 as pb
 from headwater.protocol.failures import MAX_NUMBERS, read_failure
@@ -28,24 +38,17 @@ from headwater.protocol.messages import (
     Evaluation,
     MaskReply,
     MaskRequest,
-    MaskStep,
     Payload,
     ProfileRequest,
     Reply,
     Request,
     TrainRequest,
 )
-from headwater.security.secagg.group import ATTEMPT_BYTES
 
 MAX_ENVELOPE = 64 * 1024
 """Bytes of a request's envelope, and of everything in a reply but its payloads."""
-MAX_NAME = 64
-MAX_METRICS = 64
 MAX_STATISTICS = 8
-MAX_READS = 64
 MAX_REASON = 2000
-MAX_COUNT = 2**32
-MAX_WEIGHT = 2**61
 _FAILURE_TAG = bytes([pb.Reply.FAILURE_FIELD_NUMBER << 3 | 2])
 
 
@@ -101,7 +104,7 @@ def decode_request(envelope: bytes, body: bytes) -> Request:
         return ProfileRequest(
             run=check_name(p.run, "request.run"),
             federation=p.federation,
-            model_sha256=_hex(p.model_sha256, "request.model_sha256") if p.model_sha256 else "",
+            model_sha256=check_hex(p.model_sha256, "request.model_sha256") if p.model_sha256 else "",
             version=check_name(p.version, "request.version") if p.version else "",
             start=body,
         )
@@ -112,7 +115,7 @@ def decode_request(envelope: bytes, body: bytes) -> Request:
             **_checked_task(t, body),
             accepted_round=t.accepted_round,
             plan=plan,
-            masked_weight=_weight(t.masked_weight),
+            masked_weight=check_weight(t.masked_weight),
         )
     if kind == "evaluate":
         return EvaluateRequest(**_checked_task(message.evaluate, body))
@@ -122,8 +125,8 @@ def decode_request(envelope: bytes, body: bytes) -> Request:
             run=check_name(m.run, "request.run"),
             round=m.round,
             client=check_name(m.client, "request.client"),
-            attempt=_attempt(m.attempt),
-            step=_step(m.step),
+            attempt=check_attempt(m.attempt),
+            step=check_step(m.step),
             content=body,
         )
     raise DecodeError("request", expected="profile, train, evaluate or mask", got="none of them")
@@ -147,8 +150,8 @@ def _checked_task(message: pb.TrainRequest | pb.EvaluateRequest, body: bytes) ->
         "run": check_name(message.run, "request.run"),
         "round": message.round,
         "client": check_name(message.client, "request.client"),
-        "spec": _hex(message.spec, "request.spec"),
-        "state_sha256": _digest(message.state_sha256, "request.state_sha256"),
+        "spec": check_hex(message.spec, "request.spec"),
+        "state_sha256": check_digest(message.state_sha256, "request.state_sha256"),
         "state": Payload(check_name(message.state_codec, "request.state_codec"), body),
     }
 
@@ -190,7 +193,7 @@ def encode_reply(reply: Reply) -> bytes:
                     ],
                     examples=reply.examples,
                     steps=reply.steps,
-                    metrics=_metrics_to_pb(reply.metrics),
+                    metrics=metrics_to_pb(reply.metrics),
                 )
             )
         case Evaluation():
@@ -199,7 +202,7 @@ def encode_reply(reply: Reply) -> bytes:
                     client=reply.client,
                     round=reply.round,
                     examples=reply.examples,
-                    metrics=_metrics_to_pb(reply.metrics),
+                    metrics=metrics_to_pb(reply.metrics),
                     run=reply.run,
                 )
             )
@@ -245,15 +248,15 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
         p = message.profile
         return ClientProfile(
             client=check_name(p.client, "profile.client"),
-            train_examples=_count(p.train_examples, "profile.train_examples"),
-            validation_examples=_count(p.validation_examples, "profile.validation_examples"),
-            model_sha256=_hex(p.model_sha256, "profile.model_sha256"),
-            spec=_hex(p.spec, "profile.spec"),
-            run=_run(p.run, "profile.run"),
+            train_examples=check_count(p.train_examples, "profile.train_examples"),
+            validation_examples=check_count(p.validation_examples, "profile.validation_examples"),
+            model_sha256=check_hex(p.model_sha256, "profile.model_sha256"),
+            spec=check_hex(p.spec, "profile.spec"),
+            run=check_run(p.run, "profile.run"),
             version=check_name(p.version, "profile.version") if p.version else "",
             device=device_from_json(p.device),
-            reads=_reads(tuple(p.reads[: MAX_READS + 1])),
-            train_targets=_count(p.train_targets, "profile.train_targets"),
+            reads=check_reads(tuple(p.reads[: MAX_READS + 1])),
+            train_targets=check_count(p.train_targets, "profile.train_targets"),
         )
     if kind == "update":
         u = message.update
@@ -266,15 +269,15 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
             run=check_name(u.run, "update.run"),
             round=u.round,
             client=check_name(u.client, "update.client"),
-            spec=_hex(u.spec, "update.spec"),
-            base_sha256=_digest(u.base_sha256, "update.base_sha256"),
+            spec=check_hex(u.spec, "update.spec"),
+            base_sha256=check_digest(u.base_sha256, "update.base_sha256"),
             delta=Payload(check_name(u.delta.codec, "update.delta.codec"), u.delta.body),
             statistics={
                 name: Payload(check_name(p.codec, "update.statistics.codec"), p.body)
                 for name, p in statistics.items()
             },
-            examples=_count(u.examples, "update.examples"),
-            steps=_count(u.steps, "update.steps"),
+            examples=check_count(u.examples, "update.examples"),
+            steps=check_count(u.steps, "update.steps"),
             metrics=check_metrics(u.metrics),
         )
     if kind == "evaluation":
@@ -282,17 +285,17 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
         return Evaluation(
             client=check_name(e.client, "evaluation.client"),
             round=e.round,
-            examples=_count(e.examples, "evaluation.examples"),
+            examples=check_count(e.examples, "evaluation.examples"),
             metrics=check_metrics(e.metrics),
-            run=_run(e.run, "evaluation.run"),
+            run=check_run(e.run, "evaluation.run"),
         )
     if kind == "failure":
         f = message.failure
         return ClientFailure(
             check_name(f.client, "failure.client"),
             f.round,
-            _printable(f.reason[:MAX_REASON]),
-            _run(f.run, "failure.run"),
+            printable(f.reason[:MAX_REASON]),
+            check_run(f.run, "failure.run"),
             read_failure(f.code, tuple(f.numbers[:MAX_NUMBERS])),
         )
     if kind == "mask":
@@ -301,8 +304,8 @@ def decode_reply(data: bytes, *, max_bytes: int) -> Reply:
             client=check_name(m.client, "mask.client"),
             run=check_name(m.run, "mask.run"),
             round=m.round,
-            attempt=_attempt(m.attempt),
-            step=_step(m.step),
+            attempt=check_attempt(m.attempt),
+            step=check_step(m.step),
             content=m.content,
         )
     raise DecodeError("reply", expected="profile, update, evaluation, failure or mask", got="none of them")
@@ -337,92 +340,3 @@ def decode_signed(data: bytes, *, max_bytes: int) -> tuple[bytes, bytes]:
     if len(message.signature) != 64:
         raise DecodeError("signed reply", expected="a signature of 64 bytes", got=f"{len(message.signature)}")
     return message.reply, message.signature
-
-
-# --- fields ---------------------------------------------------------------------------------------
-
-
-def parse(message: Message, data: bytes, limit: int, who: str) -> None:
-    """Read ``data`` into ``message``; ``DecodeError`` if it is longer than ``limit`` or no such protobuf."""
-    if len(data) > limit:
-        raise DecodeError(who, expected=f"at most {limit} bytes", got=f"{len(data)}")
-    try:
-        message.ParseFromString(data)
-    except ProtobufDecodeError as error:
-        raise DecodeError(who, expected="a protobuf of headwater.v1", got=str(error)) from None
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "�" for c in text)
-
-
-def check_name(text: str, who: str) -> str:
-    """``text``, if it may name something; else ``DecodeError``."""
-    if not 0 < len(text) <= MAX_NAME or not text.isprintable():
-        raise DecodeError(who, expected=f"1 to {MAX_NAME} printable characters", got=f"{text[:80]!r}")
-    return text
-
-
-def _run(text: str, who: str) -> str:
-    return check_name(text, who) if text else ""
-
-
-def _hex(text: str, who: str) -> str:
-    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
-        raise DecodeError(who, expected="64 lower-case hex digits", got=f"{text[:80]!r}")
-    return text
-
-
-def _digest(data: bytes, who: str) -> str:
-    if len(data) != 32:
-        raise DecodeError(who, expected="32 bytes", got=f"{len(data)}")
-    return data.hex()
-
-
-@lru_cache(maxsize=16)  # of many clients that read the same, one tuple
-def _reads(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(names) > MAX_READS:
-        raise DecodeError(
-            "profile.reads", expected=f"at most {MAX_READS} codecs", got=f"{len(names)} or more"
-        )
-    return tuple(check_name(name, "profile.reads") for name in names)
-
-
-def _attempt(data: bytes) -> bytes:
-    if len(data) != ATTEMPT_BYTES:
-        raise DecodeError("mask.attempt", expected=f"{ATTEMPT_BYTES} bytes", got=f"{len(data)}")
-    return data
-
-
-def _step(value: int) -> MaskStep:
-    if value not in MaskStep.__members__.values():
-        raise DecodeError("mask.step", expected=f"1 to {len(MaskStep)}", got=str(value))
-    return MaskStep(value)
-
-
-def _weight(value: int) -> int:
-    if value > MAX_WEIGHT:
-        raise DecodeError("request.masked_weight", expected=f"at most {MAX_WEIGHT}", got=str(value))
-    return value
-
-
-def _count(value: int, who: str) -> int:
-    if value > MAX_COUNT:
-        raise DecodeError(who, expected=f"at most {MAX_COUNT}", got=str(value))
-    return value
-
-
-def _metrics_to_pb(metrics: Mapping[str, float]) -> list[pb.Metric]:
-    return [pb.Metric(name=name, value=value) for name, value in sorted(metrics.items())]
-
-
-def check_metrics(metrics: Iterable[pb.Metric]) -> dict[str, float]:
-    """Finite numbers by name, not too many; else ``DecodeError``."""
-    items = list(metrics)
-    result = {check_name(m.name, "metric name"): m.value for m in items}
-    if len(items) > MAX_METRICS or len(result) != len(items):
-        raise DecodeError("metrics", expected=f"at most {MAX_METRICS} of distinct names", got=f"{len(items)}")
-    for name, value in result.items():
-        if not math.isfinite(value):
-            raise DecodeError(f"metric {name}", expected="a finite number", got=str(value))
-    return result

@@ -21,7 +21,7 @@ from headwater.config.codec import CompeftCodec
 from headwater.config.training import NoopTraining
 from headwater.errors import DecodeError
 from headwater.flower import RECORD, assume_task_identity, pack
-from headwater.proto import wire
+from headwater.proto import fields, wire
 from headwater.proto.plan_json import plan_from_json, plan_to_json
 from headwater.proto.v1 import messages_pb2 as pb
 from headwater.protocol.failures import Failure, FailureCode, count_of, failure_of
@@ -325,9 +325,9 @@ def test_the_tables_are_the_schema():
 
 def test_limits_on_the_page():
     assert f"{wire.MAX_ENVELOPE:,} bytes" in PAGE
-    assert f"1 to {wire.MAX_NAME} printable" in PAGE
-    assert f"- metrics: {wire.MAX_METRICS}," in PAGE
+    assert f"1 to {fields.MAX_NAME} printable" in PAGE
+    assert f"- metrics: {fields.MAX_METRICS}," in PAGE
     assert f"- statistics: {wire.MAX_STATISTICS}," in PAGE
     assert f"cut to {wire.MAX_REASON:,} characters" in PAGE
-    assert wire.MAX_COUNT == 2**32
+    assert fields.MAX_COUNT == 2**32
     assert f"named `{RECORD}`" in PAGE

@@ -14,7 +14,7 @@ from headwater.config.codec import CompeftCodec, DenseCodec
 from headwater.config.consistency import MAX_METHOD_NAME, MAX_METHODS
 from headwater.config.training import BackpropTraining, KseedTraining, NoopTraining
 from headwater.errors import DecodeError
-from headwater.proto import plan_json, wire
+from headwater.proto import fields, plan_json, wire
 from headwater.proto.v1 import messages_pb2 as pb
 from headwater.protocol.failures import UNSPECIFIED, Failure, FailureCode
 from headwater.protocol.messages import (
@@ -33,7 +33,7 @@ from headwater.protocol.messages import (
 )
 from headwater.seeds.coefficients import SeedPlan
 
-NAMES = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=wire.MAX_NAME).filter(
+NAMES = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=fields.MAX_NAME).filter(
     str.isprintable
 )
 HEX = st.binary(min_size=32, max_size=32).map(bytes.hex)
