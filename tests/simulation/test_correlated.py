@@ -9,13 +9,13 @@ from headwater.privacy.accounting import price
 from headwater.privacy.events import PositionReleased, SequenceReleased
 from headwater.privacy.ledger import Ledger
 from headwater.server.events import Waiting
-from headwater.server.rounds import federation_server, releases
+from headwater.server.rounds import releases
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.resume import change_run
 from headwater.simulation.simulate import simulate
 from headwater.training.context import TrainingContext
-from tests.support.runs import bare_federation, resume, run
+from tests.support.runs import bare_federation, checkpoints_of, resume, run
 
 pytest.importorskip("dp_accounting", reason="the extra headwater[privacy]")
 DELTA, ROUNDS, OWNERS, APART = 1e-3, 4, 8, 3
@@ -124,14 +124,8 @@ def test_stopped_anywhere_it_comes_to_the_same_bits(file, tmp_path, monkeypatch)
 
 
 def test_an_older_checkpoint_begins_another_sequence_and_the_budget_ends_the_run(file, tmp_path, monkeypatch):
-    out, saved = tmp_path / "run", []
-    commit = federation_server.Commits.commit
-
-    def kept(self, checkpoint, *args, **options):
-        commit(self, checkpoint, *args, **options)
-        saved.append(RunFolder(out).checkpoint.read_bytes())
-
-    monkeypatch.setattr(federation_server.Commits, "commit", kept)
+    out = tmp_path / "run"
+    saved = checkpoints_of(out, monkeypatch)
     run(file, out)
     RunFolder(out).checkpoint.write_bytes(saved[2])
     before = events_of(out)
@@ -141,14 +135,8 @@ def test_an_older_checkpoint_begins_another_sequence_and_the_budget_ends_the_run
 
 
 def test_without_a_budget_it_is_paid_and_turns_still_hold(file, tmp_path, monkeypatch):
-    out, saved = tmp_path / "run", []
-    commit = federation_server.Commits.commit
-
-    def kept(self, checkpoint, *args, **options):
-        commit(self, checkpoint, *args, **options)
-        saved.append(RunFolder(out).checkpoint.read_bytes())
-
-    monkeypatch.setattr(federation_server.Commits, "commit", kept)
+    out = tmp_path / "run"
+    saved = checkpoints_of(out, monkeypatch)
     file.with_name("free.toml").write_text(
         file.read_text().replace("epsilon = 4.0", "noise_multiplier = 1.0")
     )

@@ -10,11 +10,11 @@ from headwater.errors import StorageError
 from headwater.privacy.accounting import price
 from headwater.privacy.ledger import Ledger
 from headwater.server.events import Notice
-from headwater.server.rounds import federation_server, releases
+from headwater.server.rounds import releases
 from headwater.server.storage.checkpoint import Checkpoint
 from headwater.server.storage.run_folder import RunFolder
 from headwater.strategies import private_sum
-from tests.support.runs import bare_federation, resume, run
+from tests.support.runs import bare_federation, checkpoints_of, resume, run
 
 pytest.importorskip("dp_accounting", reason="the extra headwater[privacy]")
 DELTA = 1e-3
@@ -176,14 +176,8 @@ def test_a_ledger_that_cannot_be_written_releases_nothing(file, tmp_path, monkey
 
 def test_a_run_goes_back_and_its_ledger_does_not(file, tmp_path, monkeypatch):
     """The last two rounds are lost with their checkpoint; what they told is not."""
-    out, saved = tmp_path / "run", []
-    commit = federation_server.Commits.commit
-
-    def kept(self, checkpoint, *args, **options):
-        commit(self, checkpoint, *args, **options)
-        saved.append(RunFolder(out).checkpoint.read_bytes())
-
-    monkeypatch.setattr(federation_server.Commits, "commit", kept)
+    out = tmp_path / "run"
+    saved = checkpoints_of(out, monkeypatch)
     run(file, out)
     RunFolder(out).checkpoint.write_bytes(saved[2])
     resume(out)

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tomli_w
 
 from headwater.config import load_federation
 from headwater.server.events import Event
+from headwater.server.rounds.commits import Commits
 from headwater.server.storage.run_folder import RunFolder
 from headwater.simulation.simulate import simulate
 from tests.support.tiny_models import tiny_bert
@@ -96,3 +98,15 @@ def resume(out: Path, **options: Any) -> tuple[dict[str, Any], list[Event]]:
     events: list[Event] = []
     folder, loaded, _ = RunFolder.open(out)
     return simulate(loaded, folder, observer=events.append, **options), events
+
+
+def checkpoints_of(out: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the checkpoint of the run in ``out`` will have been after each commit."""
+    saved, commit = list[bytes](), Commits.commit
+
+    def kept(self: Commits, *args: Any, **options: Any) -> None:
+        commit(self, *args, **options)
+        saved.append(RunFolder(out).checkpoint.read_bytes())
+
+    monkeypatch.setattr(Commits, "commit", kept)
+    return saved

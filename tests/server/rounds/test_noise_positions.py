@@ -197,7 +197,7 @@ def test_a_memory_that_is_not_what_was_written_stops_the_run(tmp_path):
     process = Process(tmp_path, KINDS["tree"])
     process.release(1)
     with safe_open(process.folder.release, framework="np") as file:
-        arrays, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        arrays, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - an open file is no mapping
     arrays["noise/memory"][0, 0] ^= 1
     process.folder.release.write_bytes(save(arrays, metadata=about))
     with pytest.raises(StorageError, match="memory of correlated noise"):
